@@ -1,0 +1,49 @@
+"""Files that are whole or not there: checkpoints and everything else a run writes."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def atomic(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a file beside `path`, then put it in its place: a crash leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    draft = Path(name)
+    try:
+        write(draft)
+        with draft.open("rb") as f:
+            os.fsync(f.fileno())
+        draft.chmod(0o644)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    return atomic(path, lambda draft: draft.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+def save(path: Path, state: dict[str, Any]) -> Path:
+    return atomic(path, lambda draft: torch.save(state, draft))
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Never runs code from the file."""
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    return state
+
+
+def all_finite(state: Any) -> bool:
+    if isinstance(state, torch.Tensor):
+        return not state.is_floating_point() or bool(torch.isfinite(state).all())
+    if isinstance(state, dict):
+        return all(all_finite(v) for v in state.values())
+    return not isinstance(state, list | tuple) or all(all_finite(v) for v in state)

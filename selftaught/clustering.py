@@ -1,0 +1,34 @@
+"""Spherical k-means, over all processes, on whichever device the points are."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selftaught.distributed import gather, rank, total, world_size
+
+
+@torch.no_grad()
+def kmeans(
+    points: Tensor, clusters: int, iterations: int = 10, rng: torch.Generator | None = None, chunk: int = 65536
+) -> tuple[Tensor, Tensor]:
+    """points [N, D] of unit norm, the same on every rank -> centroids [K, D] of unit norm, assignment [N].
+
+    Starts from random points (`rng` must be the same on every rank); a cluster that empties keeps its centroid, as
+    in DeepCluster-v2. Each process assigns its share of the points.
+    """
+    if clusters > len(points):
+        raise ValueError(f"{clusters} clusters for {len(points)} points")
+    centroids = points[torch.randperm(len(points), generator=rng)[:clusters].to(points.device)]
+    share = -(-len(points) // world_size())
+    mine = points[rank() * share : (rank() + 1) * share]
+    for _ in range(iterations):
+        sums, counts = torch.zeros_like(centroids), centroids.new_zeros(clusters)
+        for part in mine.split(chunk):
+            nearest = (part @ centroids.T).argmax(1)
+            sums.index_add_(0, nearest, part)
+            counts += torch.bincount(nearest, minlength=clusters)
+        total(sums), total(counts)
+        centroids = F.normalize(torch.where(counts[:, None] > 0, sums, centroids), dim=1)
+    nearest = torch.cat([(part @ centroids.T).argmax(1) for part in mine.split(chunk)] or [counts.new_zeros(0).long()])
+    nearest = F.pad(nearest, (0, share - len(nearest)))  # the last ranks' shares may be short
+    return centroids, gather(nearest)[: len(points)]

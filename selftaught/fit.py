@@ -1,0 +1,138 @@
+"""The one training loop: a generator, so that logging, watching and saving stay outside it."""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.distributed import rank, unsynchronised
+from selftaught.errors import UserError
+from selftaught.method import Batch, Method, Tensors, map_tensors, zip_tensors
+from selftaught.step import Outcome
+
+MOST_SKIPS = 10  # steps in a row whose gradients are not finite, before training stops
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step did."""
+
+    step: int  # counted from 0
+    epoch: int
+    loss: Tensor  # on the device: reading it synchronises
+    losses: dict[str, Tensor]
+    lr: float
+    skipped: bool  # the gradients were not finite: nothing was learnt from this step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How long and how: what `fit` needs beside the network and the data."""
+
+    steps: int
+    steps_per_epoch: int
+    schedule: Callable[[float], float]
+    accumulate: int = 1  # batches a step
+    clip: float = 0.0  # norm at which gradients are clipped; 0 = not at all
+    bf16: bool = False
+    seed: int = 0
+
+
+def fit(
+    step: nn.Module,
+    method: Method,
+    epochs: Callable[[int, int], Iterable[Batch]],
+    optimizer: torch.optim.Optimizer,
+    loop: Loop,
+    start: int = 0,
+) -> Iterator[Report]:
+    """Train from step `start` on. `step` is a `Step` of `method`, bare or wrapped by DDP.
+
+    `epochs(number, first)` yields the batches of an epoch from its step `first` on. All randomness of a step is keyed
+    by (seed, step, rank), so that a resumed run goes on exactly as the uninterrupted one.
+    """
+    number, skips = start, 0
+    autocast = torch.autocast(next(method.parameters()).device.type, torch.bfloat16, enabled=loop.bf16)
+    while number < loop.steps:
+        epoch, first = divmod(number, loop.steps_per_epoch)
+        method.progress = number / loop.steps
+        if first == 0:
+            torch.manual_seed(key(loop.seed, "epoch", epoch))
+            with autocast:
+                method.before_epoch(epochs(epoch, 0))
+        batches = iter(epochs(epoch, first))
+        for number in range(number, min((epoch + 1) * loop.steps_per_epoch, loop.steps)):  # noqa: B020, PLR1704
+            method.progress = number / loop.steps
+            lr_factor = loop.schedule(method.progress)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * lr_factor
+            torch.manual_seed(key(loop.seed, "step", number, rank()))
+            rng = torch.Generator().manual_seed(key(loop.seed, "hard", number))  # the same on every rank
+            optimizer.zero_grad(set_to_none=True)
+            done = backward(step, list(islice(batches, loop.accumulate)), rng, autocast)
+            method.after_backward()
+            norm = nn.utils.clip_grad_norm_(method.parameters(), loop.clip or math.inf)  # the same on every rank
+            skips = 0 if torch.isfinite(norm) else skips + 1
+            if not skips:
+                optimizer.step()
+                method.after_step(*whole(done))
+            outcomes = [outcome for _, outcome in done]
+            losses = {k: mean([o.parts[k] for o in outcomes]) for k in outcomes[0].parts}
+            loss = mean([o.loss.detach() for o in outcomes])
+            yield Report(number, epoch, loss, losses, optimizer.param_groups[0]["lr"], bool(skips))
+            if skips >= MOST_SKIPS:
+                raise UserError(
+                    f"the loss has not been finite for {skips} steps (at step {number}): the learning rate is too high "
+                    f"(peak {optimizer.param_groups[0]['peak']:g}); try --optimizer.lr {optimizer.param_groups[0]['peak'] / 10:g}"
+                )
+        number += 1
+
+
+Done = list[tuple[Batch, Outcome]]
+
+
+def backward(
+    step: nn.Module, batches: list[Batch], rng: torch.Generator, autocast: contextlib.AbstractContextManager[None]
+) -> Done:
+    """Accumulate the mean gradient of several batches; they are sent to the other processes once."""
+    done: Done = []
+    for i, batch in enumerate(batches):
+        with unsynchronised(step, i < len(batches) - 1):
+            with autocast:
+                outcome = step(batch, rng)
+            (outcome.loss / len(batches)).backward()
+        done.append((batch, outcome))
+    return done
+
+
+def whole(done: Done) -> tuple[Batch, Tensors, Tensors]:
+    """The batches that made one step, as one."""
+    if len(done) == 1:
+        return done[0][0], done[0][1].predictions, done[0][1].targets
+
+    def cat(*parts: Tensor) -> Tensor:
+        return torch.cat(parts)
+
+    batches, outcomes = zip(*done, strict=True)
+    views = zip_tensors(cat, *(b.views for b in batches))
+    batch = Batch(views, torch.cat([b.index for b in batches]), torch.cat([b.label for b in batches]))
+    return (
+        batch,
+        zip_tensors(cat, *(o.predictions for o in outcomes)),
+        map_tensors(lambda t: t.detach(), zip_tensors(cat, *(o.targets for o in outcomes))),
+    )
+
+
+def mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()
+
+
+def key(*parts: object) -> int:
+    """A seed from what makes a random event unique."""
+    return cast(int, int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1)

@@ -1,0 +1,67 @@
+"""Views moved, within a small ball, to where their pseudo-labels are hardest to predict."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selftaught.method import Method, Tensors, detach, leaves, map_tensors, zip_tensors
+from selftaught.networks import frozen_statistics
+from selftaught.step import HardExample, objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial(HardExample):
+    """Signed gradient ascent on the method's own loss, in the sup norm (Madry et al., 2018; one step is FGSM)."""
+
+    eps: float = 1.0  # radius, in grey levels of 255
+    steps: int = 1
+    stride: float = 1.0  # grey levels a step; at least eps / steps
+    random_start: float = 0.0  # probability that a batch starts at a random point of the ball
+
+    @property
+    def reuses_gradient(self) -> bool:
+        return self.random_start < 1  # the first step of an attack that starts at the view itself
+
+    def loss(
+        self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None
+    ) -> Tensor:
+        attacked = self.attack(method, inputs, targets, rng, slope)
+        return objective(method, method.predict(attacked), targets)
+
+    def attack(
+        self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None = None
+    ) -> Tensors:
+        """inputs in [0, 1] -> inputs in [0, 1], each value at most eps / 255 away. Parameters take no gradient."""
+        radius = self.eps / 255
+        stride = max(self.stride, self.eps / max(self.steps, 1)) / 255
+
+        def inside(moved: Tensor, x: Tensor) -> Tensor:
+            return moved.clamp(x - radius, x + radius).clamp(0, 1)
+
+        points = inputs
+        if self.random_start and torch.rand((), generator=rng).item() < self.random_start:
+            points = map_tensors(lambda x: inside(x + radius * (2 * torch.rand_like(x) - 1), x), inputs)
+            slope = None
+        for _ in range(self.steps):
+            if slope is None:
+                slope = self._slope(method, points, targets)
+            moved = zip_tensors(lambda x, g: x + stride * g.sign(), points, slope)
+            points, slope = zip_tensors(inside, moved, inputs), None
+        return detach(points)
+
+    @staticmethod
+    @torch.enable_grad()
+    def _slope(method: Method, points: Tensors, targets: Tensors) -> Tensors:
+        points = map_tensors(lambda x: x.detach().requires_grad_(), points)
+        learning = [p for p in method.parameters() if p.requires_grad]
+        for p in learning:  # a third of a backward pass goes into gradients that nobody wants here
+            p.requires_grad_(False)
+        try:
+            with frozen_statistics(method):
+                loss = objective(method, method.predict(points), targets)
+            found = iter(torch.autograd.grad(loss, leaves(points)))
+        finally:
+            for p in learning:
+                p.requires_grad_(True)
+        return map_tensors(lambda _: next(found), points)

@@ -1,0 +1,78 @@
+"""Views made of two images; their pseudo-labels are mixed in the same proportion."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selftaught.method import Method, Tensors, leaves, map_tensors
+from selftaught.step import HardExample, objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed(HardExample):
+    """share * loss(mixed, own targets) + (1 - share) * loss(mixed, the partner's targets)."""
+
+    alpha: float = 1.0  # of the Beta distribution that shares are drawn from
+
+    def loss(
+        self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None
+    ) -> Tensor:
+        mixed, share = self.mix(inputs, rng)
+        predictions = method.predict(mixed)
+        own = objective(method, predictions, targets)
+        partners = objective(method, predictions, map_tensors(partner, targets))
+        return share * own + (1 - share) * partners
+
+    def mix(self, inputs: Tensors, rng: torch.Generator) -> tuple[Tensors, float]:
+        """inputs -> every image mixed with its partner, and the exact share of the image itself."""
+        mask = self.mask(rng, tuple(leaves(inputs)[0].shape[-2:]))
+        return map_tensors(lambda x: torch.lerp(partner(x), x, spread(mask, x)), inputs), mask.mean().item()
+
+    def share(self, rng: torch.Generator) -> float:
+        concentration = torch.full((2,), self.alpha, dtype=torch.float64)
+        return torch._sample_dirichlet(concentration, generator=rng)[0].item()
+
+    @abstractmethod
+    def mask(self, rng: torch.Generator, size: tuple[int, ...]) -> Tensor:
+        """[H, W] (or [1, 1]) in [0, 1], one for the whole batch: how much of the image itself to keep."""
+
+
+class MixUp(Mixed):
+    """A weighted average of two images (Zhang et al., 2018)."""
+
+    def mask(self, rng: torch.Generator, size: tuple[int, ...]) -> Tensor:
+        return torch.full((1, 1), self.share(rng), dtype=torch.float64)
+
+
+class CutMix(Mixed):
+    """A rectangle of one image pasted into another (Yun et al., 2019)."""
+
+    def mask(self, rng: torch.Generator, size: tuple[int, ...]) -> Tensor:
+        side = (1 - self.share(rng)) ** 0.5
+        inside = []
+        for length in size:  # a box cut by the border shrinks: the share is counted on what is left of it
+            centre = torch.rand((), generator=rng, dtype=torch.float64)
+            place = (torch.arange(length, dtype=torch.float64) + 0.5) / length
+            inside.append((place - centre).abs() < side / 2)
+        return 1 - torch.outer(*inside).double()
+
+
+def partner(x: Tensor) -> Tensor:
+    """[B, ...] -> the image that each image is mixed with: its neighbour in the (already shuffled) batch.
+
+    Pairs of neighbours stay together however the batch is split over processes, so k processes mix as one does.
+    """
+    order = torch.arange(len(x), device=x.device) ^ 1
+    if len(x) % 2:
+        order[-1] = max(len(x) - 2, 0)  # the last one, alone, takes from the pair before it
+    return x[order]
+
+
+def spread(mask: Tensor, image: Tensor) -> Tensor:
+    """Enlarge the mask to the image's size, where views differ in size, without blurring it."""
+    if mask.numel() == 1 or mask.shape == image.shape[-2:]:
+        return mask.to(image)
+    return F.interpolate(mask[None, None], size=image.shape[-2:], mode="nearest-exact").to(image)[0, 0]

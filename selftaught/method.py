@@ -1,0 +1,110 @@
+"""What a self-supervised method is: pseudo-labels, and a network that predicts them. Read this file first."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+Tensors = Any  # a tensor, or a (nested) tuple of tensors, each with the batch first
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of B images. A view is an image in pixel space: float [B, 3, H, W] in [0, 1]; the backbone normalises."""
+
+    views: tuple[Tensor, ...]  # the large views first; resolutions may differ
+    index: Tensor  # [B] position of each image in the training set
+    label: Tensor  # [B] class, or -1 when unlabelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a method's defaults depend on."""
+
+    images: int  # in the training set
+    batch: int  # images a step, over all processes
+    steps: int  # in the whole stage
+    features: int  # width of the backbone's output
+
+
+class Method(nn.Module, ABC):
+    """Predict pseudo-labels (`targets`) from images (`inputs`).
+
+    The four verbs are called in the order they are written here. Hard examples reuse the last three with other
+    inputs, which is why a method never hears of them.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Hyperparameters, as published; each method extends it with its own."""
+
+        def suited(self, setting: Setting) -> Self:
+            """The same, with what must follow the data and the backbone scaled to them."""
+            return self
+
+    paper: ClassVar[str] = ""  # authors, year, address
+    views: ClassVar[int] = 2  # large views that it needs
+    multi_crop: ClassVar[bool] = False  # inputs are views, and small ones may follow the large ones
+    couples_samples: ClassVar[bool] = False  # the loss compares the samples of a batch with each other
+    needs_labels: ClassVar[bool] = False
+    lr: ClassVar[float] = 0.06  # that SGD with momentum .9 bears on small data, for 256 images a step
+
+    backbone: nn.Module
+    progress: float = 0.0  # share of training done, written by the loop
+
+    @abstractmethod
+    def __init__(self, config: Any, backbone: nn.Module, images: int) -> None:
+        """`backbone` maps pixels to features [B, backbone.features]; `images` is the training set's size."""
+        super().__init__()
+
+    def inputs(self, batch: Batch) -> Tensors:
+        """What the network sees."""
+        return batch.views
+
+    @abstractmethod
+    def predict(self, inputs: Tensors) -> Tensors:
+        """What the network says of it."""
+
+    @abstractmethod
+    def targets(self, batch: Batch, predictions: Tensors) -> Tensors:
+        """What it should have said: the pseudo-labels."""
+
+    @abstractmethod
+    def loss(self, predictions: Tensors, targets: Tensors) -> Tensor:
+        """How far off it was: a scalar, the mean over the samples."""
+
+    def chance(self) -> float | None:
+        """The loss of a network that says the same of every image, where that is known: a loss stuck there is collapse."""
+        return None
+
+    def before_epoch(self, batches: Iterable[Batch]) -> None:
+        """Relabel the data set, for methods that cluster it. `batches` is one pass over this process's share."""
+
+    def after_backward(self) -> None:
+        """Edit gradients before the optimizer reads them."""
+
+    def after_step(self, batch: Batch, predictions: Tensors, targets: Tensors) -> None:
+        """Update what learns without gradients: teachers, queues, memories. Predictions and targets are detached."""
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], tree: Tensors) -> Tensors:
+    return tuple(map_tensors(fn, t) for t in tree) if isinstance(tree, tuple) else fn(tree)
+
+
+def zip_tensors(fn: Callable[..., Tensor], *trees: Tensors) -> Tensors:
+    """Apply `fn` to the leaves of several trees of one shape, leaf by leaf."""
+    if isinstance(trees[0], tuple):
+        return tuple(zip_tensors(fn, *branches) for branches in zip(*trees, strict=True))
+    return fn(*trees)
+
+
+def leaves(tree: Tensors) -> list[Tensor]:
+    return [leaf for t in tree for leaf in leaves(t)] if isinstance(tree, tuple) else [tree]
+
+
+def detach(tree: Tensors) -> Tensors:
+    return map_tensors(lambda t: t.detach(), tree)

@@ -1,0 +1,92 @@
+"""DeepCluster v2 (Caron et al., 2020, https://arxiv.org/abs/2006.09882, appendix)."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selftaught.clustering import kmeans
+from selftaught.distributed import gather
+from selftaught.errors import UserError
+from selftaught.method import Batch, Method, Setting
+from selftaught.networks import Normalize, mlp, on_views
+
+UNSEEN = -1  # an image that no epoch has shown yet: it has no cluster
+
+
+class DeepClusterV2(Method):
+    """Predict the cluster that last epoch's embedding of the image fell into, in each of several clusterings."""
+
+    paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
+    multi_crop = True
+    memory: Tensor
+    assigned: Tensor
+    prototypes: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        hidden: int = 2048
+        dim: int = 128
+        clusters: int = 3000
+        clusterings: int = 3
+        temperature: float = 0.1
+        iterations: int = 10  # of k-means, each epoch
+
+        def suited(self, setting: Setting) -> Self:
+            """Some ten clusters a class serve best; classes being unknown, a cluster gets some fifty images."""
+            clusters = min(self.clusters, max(setting.images // 50, 8))
+            return replace(self, hidden=setting.features, clusters=clusters)
+
+    def __init__(self, config: Config, backbone: nn.Module, images: int) -> None:
+        super().__init__(config, backbone, images)
+        if config.clusters > images:
+            raise UserError(f"{config.clusters} clusters need more than {images} images: lower --method.clusters")
+        self.config = config
+        self.backbone = backbone
+        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
+        c = config
+        # Buffers, so that they are saved: last embeddings of each image's two large views (0 = unseen), and clusters.
+        self.register_buffer("memory", torch.zeros(self.views, images, c.dim))
+        self.register_buffer("assigned", torch.full((images, c.clusterings), UNSEEN))
+        self.register_buffer("prototypes", torch.zeros(c.clusterings, c.clusters, c.dim))
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return on_views(self.network, inputs)  # embeddings [B, D] of each view
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> Tensor:
+        return self.assigned[batch.index]  # [B, clusterings], the same for all views
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        logits = torch.einsum("vbd,hkd->vbhk", torch.stack(predictions), self.prototypes) / self.config.temperature
+        labels = targets.expand(len(predictions), -1, -1)
+        sums = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), ignore_index=UNSEEN, reduction="sum")
+        return sums / labels.numel()  # not by the number seen, which differs between processes
+
+    def chance(self) -> float:
+        return math.log(self.config.clusters)
+
+    @torch.no_grad()
+    def before_epoch(self, batches: Iterable[Batch]) -> None:
+        if not self.memory.any():
+            for batch in batches:
+                self._remember(batch, self.predict(self.inputs(batch)[: self.views]))
+        seen = self.memory[0].any(dim=1).nonzero()[:, 0]
+        if len(seen) < self.config.clusters:
+            raise UserError(f"{self.config.clusters} clusters need more than {len(seen)} images: lower --method.clusters")
+        for h in range(self.config.clusterings):
+            points = self.memory[h % self.views, seen]
+            rng = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # one draw, the same on every rank
+            self.prototypes[h], self.assigned[seen, h] = kmeans(points, self.config.clusters, self.config.iterations, rng)
+
+    def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: Tensor) -> None:
+        self._remember(batch, predictions)
+
+    @torch.no_grad()
+    def _remember(self, batch: Batch, embeddings: tuple[Tensor, ...]) -> None:
+        index = gather(batch.index)
+        for view in range(self.views):
+            self.memory[view, index] = gather(embeddings[view].detach().float()).to(self.memory.dtype)

@@ -1,0 +1,53 @@
+"""SimCLR (Chen et al., 2020, https://arxiv.org/abs/2002.05709)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.losses import nt_xent
+from selftaught.method import Batch, Method, Setting
+from selftaught.networks import Normalize, mlp, on_views
+
+
+class SimCLR(Method):
+    """Recognise an image in another view of it, among all images of the batch."""
+
+    paper = "Chen et al., 2020, https://arxiv.org/abs/2002.05709"
+    couples_samples = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        hidden: int = 2048
+        dim: int = 128
+        temperature: float = 0.1
+
+        def suited(self, setting: Setting) -> Self:
+            return replace(self, hidden=setting.features)
+
+    def __init__(self, config: Config, backbone: nn.Module, images: int) -> None:
+        super().__init__(config, backbone, images)
+        self.temperature = config.temperature
+        self.backbone = backbone
+        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
+        self.others = 0
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2]
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return on_views(self.network, inputs)
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first, second = predictions
+        return second, first  # with their gradient: both views move
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        self.others = 2 * len(predictions[0]) - 1
+        pairs = zip(predictions, targets, strict=True)
+        return torch.stack([nt_xent(q, k, self.temperature) for q, k in pairs]).mean()
+
+    def chance(self) -> float | None:
+        return math.log(self.others) if self.others else None

@@ -1,0 +1,96 @@
+"""SwAV (Caron et al., 2020, https://arxiv.org/abs/2006.09882)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selftaught.distributed import gather, own
+from selftaught.losses import sinkhorn, soft_cross_entropy
+from selftaught.method import Batch, Method, Setting
+from selftaught.networks import Normalize, mlp, on_views
+
+
+class SwAV(Method):
+    """Predict the cluster of one view from every other view, clusters being balanced."""
+
+    paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
+    multi_crop = True
+    queue: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        hidden: int = 2048
+        dim: int = 128
+        prototypes: int = 3000
+        temperature: float = 0.1
+        epsilon: float = 0.05
+        iterations: int = 3  # of Sinkhorn-Knopp
+        freeze_prototypes: float = 0.01  # share of training before they move
+        queue: int = 0  # past embeddings of each view that help to balance, for batches smaller than the prototypes
+        queue_start: float = 0.15  # share of training before the queue is used
+
+        def suited(self, setting: Setting) -> Self:
+            """Some ten prototypes a class serve best; what a batch cannot balance over them, the queue helps to."""
+            prototypes = min(self.prototypes, max(setting.images // 50, 8))
+            queue = 0 if setting.batch >= 2 * prototypes else min(setting.images // 4, 3840)
+            queue -= queue % setting.batch
+            return replace(self, hidden=setting.features, prototypes=prototypes, queue=queue)
+
+    def __init__(self, config: Config, backbone: nn.Module, images: int) -> None:
+        super().__init__(config, backbone, images)
+        self.config = config
+        self.backbone = backbone
+        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
+        self.prototypes = nn.Linear(config.dim, config.prototypes, bias=False)
+        self.register_buffer("queue", torch.zeros(self.views, config.queue, config.dim))
+        self._normalize_prototypes()
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return on_views(self.network, inputs)  # embeddings [B, D] of each view
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):  # Sinkhorn's sharp exponent needs the digits
+            return embeddings @ self.prototypes.weight.to(embeddings).T
+
+    @torch.no_grad()
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Codes of the two large crops, balanced over the global batch and the queue."""
+        codes = []
+        for past, embeddings in zip(self.queue, predictions, strict=False):
+            everyone = gather(embeddings.detach())
+            use_queue = self.progress >= self.config.queue_start and len(past) and bool(past[-1].any())
+            pool = torch.cat([everyone, past]) if use_queue else everyone
+            balanced = sinkhorn(self.scores(pool), self.config.epsilon, self.config.iterations)
+            codes.append(own(balanced[: len(everyone)]))
+        return tuple(codes)
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        swapped = [
+            soft_cross_entropy(self.scores(embedding) / self.config.temperature, code)
+            for c, code in enumerate(targets)
+            for v, embedding in enumerate(predictions)
+            if v != c
+        ]
+        return torch.stack(swapped).mean()
+
+    def chance(self) -> float:
+        return math.log(self.config.prototypes)
+
+    def after_backward(self) -> None:
+        if self.progress < self.config.freeze_prototypes:
+            self.prototypes.weight.grad = None
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
+        self._normalize_prototypes()
+        if self.config.queue:
+            newest = torch.stack([gather(e.to(self.queue.dtype)) for e in predictions[: self.views]])
+            self.queue.copy_(torch.cat([newest, self.queue], dim=1)[:, : self.config.queue])
+
+    @torch.no_grad()
+    def _normalize_prototypes(self) -> None:
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))

@@ -1,0 +1,87 @@
+"""Heads, teachers and small shared parts of networks."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def mlp(*widths: int, batch_norm: bool = True) -> nn.Sequential:
+    """Linear -> BN -> ReLU between widths, ending in a plain linear layer."""
+    layers: list[nn.Module] = []
+    for i, o in zip(widths[:-2], widths[1:-1], strict=True):
+        norm = [nn.BatchNorm1d(o)] if batch_norm else []
+        layers += [nn.Linear(i, o, bias=not batch_norm), *norm, nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+class Normalize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x.float() if x.dtype == torch.bfloat16 else x, dim=1)  # similarities need the digits
+
+
+def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One forward pass for the consecutive views that share a resolution."""
+    outputs: list[Tensor] = []
+    start = 0
+    for end in range(1, len(views) + 1):
+        if end == len(views) or views[end].shape != views[start].shape:
+            outputs += network(torch.cat(views[start:end])).chunk(end - start)
+            start = end
+    return tuple(outputs)
+
+
+class Teacher(nn.Module):
+    """A copy of `student` that follows it by exponential moving average."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.network(x))
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module, momentum: float) -> None:
+        torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1 - momentum)
+
+
+def batch_norms(network: nn.Module) -> Iterator[tuple[nn.Module, str, _BatchNorm]]:
+    """Every batch norm outside a teacher, with the module that holds it and its name there."""
+    for name, child in network.named_children():
+        if isinstance(child, _BatchNorm):
+            yield network, name, child
+        elif not isinstance(child, Teacher):
+            yield from batch_norms(child)
+
+
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch norm uses the batch's statistics, but its running ones remember nothing of it."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+@contextmanager
+def swapped(network: nn.Module, others: nn.ModuleList) -> Iterator[None]:
+    """Let `others` stand in for the network's batch norms, one for each in the order of `batch_norms`."""
+    places = list(batch_norms(network))
+    for (holder, name, _), other in zip(places, others, strict=True):
+        setattr(holder, name, other)
+    try:
+        yield
+    finally:
+        for holder, name, norm in places:
+            setattr(holder, name, norm)

@@ -1,0 +1,84 @@
+"""Optimizers and the learning rate's course, as values."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.optim import Lars
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(ABC):
+    lr: float  # at its peak, for the whole batch
+    weight_decay: float
+
+    @abstractmethod
+    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    lr: float = 0.06
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+
+    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups(parameters, self), lr=0.0, momentum=self.momentum, fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups(parameters, self), lr=0.0, betas=self.betas, fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LARS(Optimizer):
+    """Layer-wise rates for large batches (You et al., 2017); norms and biases take the plain rate."""
+
+    lr: float = 0.3
+    weight_decay: float = 1e-6
+    momentum: float = 0.9
+    trust: float = 0.001
+
+    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = Lars(
+            groups(parameters, self), lr=0.0, momentum=self.momentum, trust_coeff=self.trust
+        )
+        return optimizer
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW, "lars": LARS}
+
+
+def groups(parameters: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Weights, which decay, and norms and biases, which do not."""
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for _, p in parameters:
+        if p.requires_grad:
+            (weights if p.ndim > 1 else others).append(p)
+    pairs = [(weights, optimizer.weight_decay), (others, 0.0)]
+    return [{"params": ps, "peak": optimizer.lr, "weight_decay": decay} for ps, decay in pairs if ps]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Linear warm-up, then half a cosine; shares of the peak as a function of progress in [0, 1]."""
+
+    warmup: float = 0.05  # share of training
+    final: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.warmup:
+            return progress / self.warmup
+        rest = (progress - self.warmup) / max(1 - self.warmup, 1e-9)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(rest, 1.0))) / 2

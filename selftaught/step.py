@@ -1,0 +1,155 @@
+"""One step's losses, clean and hard, as a single module: what DDP wraps."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.distributed import gather
+from selftaught.method import Batch, Method, Tensors, detach, leaves, map_tensors
+from selftaught.networks import batch_norms, frozen_statistics, swapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardExample(ABC):
+    """One more loss, made from a method's own verbs: views whose pseudo-labels are hard to predict.
+
+    (HEXA: Li et al., 2020, https://arxiv.org/abs/2012.13493; the paper's settings are not public: these are ours.)
+    """
+
+    weight: float = 1.0  # beside the clean loss's 1
+    start: float = 0.0  # share of training before the first hard example
+    crops: Literal["large", "all"] = "large"  # of multi-crop views: all of them, or the large ones alone
+    norm: Literal["shared", "auxiliary"] = "shared"  # whose batch norm hard examples pass through
+
+    @property
+    def reuses_gradient(self) -> bool:
+        """Whether `loss` wants the clean loss's gradient at the inputs, which is then nearly free."""
+        return False
+
+    @abstractmethod
+    def loss(
+        self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None
+    ) -> Tensor:
+        """inputs, and targets computed from clean views and held fixed -> scalar.
+
+        `rng` is in the same state on every rank; `slope` is the clean loss's gradient at `inputs`, or None.
+        """
+
+
+@dataclass(frozen=True)
+class Outcome:
+    loss: Tensor  # what to minimise
+    parts: dict[str, Tensor]  # "clean", "adversarial", ...: each unweighted, detached
+    predictions: Tensors  # of the clean views, detached
+    targets: Tensors  # detached
+
+
+def objective(method: Method, predictions: Tensors, targets: Tensors) -> Tensor:
+    """The method's loss, at full precision, over the global batch where it compares samples."""
+    predictions, targets = map_tensors(full_precision, predictions), map_tensors(full_precision, targets)
+    if method.couples_samples:
+        predictions, targets = map_tensors(gather, predictions), map_tensors(gather, targets)
+    with torch.autocast(leaves(predictions)[0].device.type, enabled=False):
+        return method.loss(predictions, targets)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+class Step(nn.Module):
+    """`combine="mean"` divides by the sum of the weights: hard examples then turn a step and do not lengthen it."""
+
+    def __init__(
+        self, method: Method, hard: tuple[HardExample, ...] = (), combine: Literal["mean", "sum"] = "mean"
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.hard = hard
+        self.combine = combine
+        self.norms = nn.ModuleDict(  # a second set of batch norms for each kind of hard example that asks for one
+            {
+                part_name(h): nn.ModuleList(copy.deepcopy(norm) for _, _, norm in batch_norms(method))
+                for h in hard
+                if h.norm == "auxiliary"
+            }
+        )
+
+    def forward(self, batch: Batch, rng: torch.Generator) -> Outcome:
+        """`rng` is in the same state on every rank."""
+        method = self.method
+        hard = [h for h in self.hard if h.weight and method.progress >= h.start]
+        inputs = method.inputs(batch)
+        reuse = torch.is_grad_enabled() and any(h.reuses_gradient for h in hard)
+        if reuse:
+            inputs = map_tensors(lambda x: x.detach().requires_grad_(), inputs)
+        predictions = method.predict(inputs)
+        targets = method.targets(batch, predictions)
+        clean = objective(method, predictions, targets)
+        slope = None
+        if reuse:
+            clean, slope = differentiated(clean, inputs, method)
+        predictions, targets, inputs = detach(predictions), detach(targets), detach(inputs)
+        losses, weights = {"clean": clean}, [1.0]
+        for h in hard:
+            with self._norms_of(h):
+                few, slope_few = first_crops(method, h, inputs), first_crops(method, h, slope)
+                losses[part_name(h)] = h.loss(method, few, targets, rng, slope_few)
+            weights.append(h.weight)
+        loss = sum(w * part for w, part in zip(weights, losses.values(), strict=True))
+        loss = loss / sum(weights) if self.combine == "mean" else loss
+        return Outcome(loss, {name: part.detach() for name, part in losses.items()}, predictions, targets)
+
+    @contextmanager
+    def _norms_of(self, hard: HardExample) -> Iterator[None]:
+        """The batch norms of a hard pass; the running statistics stay those of clean images alone."""
+        if hard.norm == "auxiliary":
+            with swapped(self.method, self.norms[part_name(hard)]):  # type: ignore[arg-type]
+                yield
+        else:
+            with frozen_statistics(self.method):
+                yield
+
+
+def part_name(hard: HardExample) -> str:
+    return type(hard).__name__.lower()
+
+
+def first_crops(method: Method, hard: HardExample, inputs: Tensors | None) -> Tensors | None:
+    return inputs[: method.views] if inputs is not None and method.multi_crop and hard.crops == "large" else inputs
+
+
+def differentiated(loss: Tensor, inputs: Tensors, method: Method) -> tuple[Tensor, Tensors]:
+    """The loss's gradient at the inputs, from the very backward pass that its parameters need anyway.
+
+    Returns the loss, whose own backward pass will hand out the parameters' gradients already found, and the
+    gradient at the inputs. The graph behind is freed: peak memory is one pass, whatever hard examples follow.
+    """
+    points = leaves(inputs)
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, [*points, *parameters], allow_unused=True)
+    slopes = iter(torch.zeros_like(x) if g is None else g for x, g in zip(points, found, strict=False))
+    known = [(p, g) for p, g in zip(parameters, found[len(points) :], strict=True) if g is not None]
+    gradients, parameters = [g for _, g in known], [p for p, _ in known]
+    return _Known.apply(loss.detach(), gradients, *parameters), map_tensors(lambda _: next(slopes), inputs)
+
+
+class _Known(torch.autograd.Function):
+    """A loss whose gradients are known. (Backward inside forward, and yet one graph: DDP sees each gradient once.)"""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *torch._foreach_mul(ctx.gradients, grads[0])

@@ -1,0 +1,1 @@
+"""Properties that every method and every hard example must have."""

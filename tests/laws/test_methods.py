@@ -1,0 +1,220 @@
+"""What every method does, alone and with every hard example."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from selftaught.fit import Loop, fit
+from selftaught.hard import CutMix, MixUp
+from selftaught.method import Batch, detach, leaves
+from selftaught.methods import METHODS
+from selftaught.networks import frozen_statistics
+from selftaught.step import HardExample, Step, objective
+from tests.laws.toys import HARD, IMAGES, batch, build, rng
+
+methods = pytest.mark.parametrize("name", METHODS)
+hards = pytest.mark.parametrize("hard", HARD.values(), ids=HARD.keys())
+
+
+@methods
+def test_learns_one_batch_with_every_hard_example(name: str) -> None:
+    step = Step(build(name), (HARD["adversarial"], HARD["cutmix"], HARD["mixup"]))
+    optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 0.05}], lr=0, momentum=0.5)
+    loop = Loop(steps=40, steps_per_epoch=40, schedule=lambda p: 1.0)
+    losses = []
+    for report in fit(step, step.method, lambda epoch, first: [batch(16)] * 40, optimizer, loop):
+        assert set(report.losses) == {"clean", "adversarial", "cutmix", "mixup"}
+        assert not report.skipped
+        losses.append(report.losses["clean"].item())
+    assert min(losses[-5:]) < losses[0] or name == "moco-v2"  # its queue starts random and grows harder
+    assert all(torch.isfinite(p).all() for p in step.parameters())
+
+
+@methods
+@hards
+def test_is_deterministic(name: str, hard: HardExample) -> None:
+    def run() -> torch.Tensor:
+        step = Step(build(name), (hard,))
+        torch.manual_seed(3)
+        return step(batch(), rng()).loss
+
+    assert torch.equal(run(), run())
+
+
+@methods
+@hards
+def test_hard_examples_leave_no_trace_in_the_statistics(name: str, hard: HardExample) -> None:
+    """The running statistics are those of clean images; an attack leaves no gradient behind."""
+    plain, other = Step(build(name)), Step(build(name), (hard,))
+    plain(batch(), rng()), other(batch(), rng())
+    for (key, mine), theirs in zip(plain.method.state_dict().items(), other.method.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), key
+    assert all(p.grad is None for p in other.parameters())
+    assert all(p.requires_grad for k, p in other.named_parameters() if "teacher" not in k)
+
+
+@methods
+@pytest.mark.parametrize("hard", [v for k, v in HARD.items() if k.startswith("adv")], ids=[k for k in HARD if k.startswith("adv")])
+def test_an_attack_raises_the_loss_inside_its_ball(name: str, hard: HardExample) -> None:
+    method = build(name)
+    inputs = method.inputs(batch())
+    predictions = method.predict(inputs)
+    targets = detach(method.targets(batch(), predictions))
+    attacked = hard.attack(method, inputs, targets, rng())  # type: ignore[attr-defined]
+    for x, moved in zip(leaves(inputs), leaves(attacked), strict=True):
+        assert (x - moved).abs().max() <= hard.eps / 255 + 1e-6  # type: ignore[attr-defined]
+        assert moved.min() >= 0 and moved.max() <= 1
+    with frozen_statistics(method):
+        assert objective(method, method.predict(attacked), targets) > objective(method, predictions, targets)
+
+
+@methods
+def test_the_reused_gradient_is_the_attacks_own(name: str) -> None:
+    """One step from the clean pass's gradient equals one step with a pass of its own (targets held fixed)."""
+    hard = HARD["adversarial"]
+    step = Step(build(name, norm=False, dtype=torch.float64), (hard,))
+    step.method.targets = Frozen(step.method, batch(dtype=torch.float64))  # type: ignore[method-assign]
+    reused = step(batch(dtype=torch.float64), rng()).parts["adversarial"]
+    method = step.method
+    inputs = method.inputs(batch(dtype=torch.float64))
+    targets = method.targets(batch(), None)
+    attacked = hard.attack(method, inputs, targets, rng())  # type: ignore[attr-defined]
+    torch.testing.assert_close(reused, objective(method, method.predict(attacked), targets))
+
+
+class Frozen:
+    """Targets without their gradient: SimCLR's own carry one, which an attack holds fixed."""
+
+    def __init__(self, method: object, of: Batch) -> None:
+        self.value = detach(method.targets(of, method.predict(method.inputs(of))))  # type: ignore[attr-defined]
+
+    def __call__(self, *_: object) -> object:
+        return self.value
+
+
+@methods
+@pytest.mark.parametrize("combine", ["mean", "sum"])
+def test_known_gradients_are_the_true_ones(name: str, combine: str) -> None:
+    """Handing out the clean pass's gradients later changes no gradient: with eps 0 it is as if the loss were counted twice."""
+    still = dataclasses.replace(HARD["adversarial"], eps=0, stride=0, weight=0.5)  # type: ignore[call-arg]
+    data = batch(dtype=torch.float64)
+    mine = Step(build(name, norm=False, dtype=torch.float64), (still,), combine)  # type: ignore[arg-type]
+    mine.method.targets = Frozen(mine.method, data)  # type: ignore[method-assign]
+    mine(data, rng()).loss.backward()
+    plain = Step(build(name, norm=False, dtype=torch.float64))
+    plain.method.targets = Frozen(plain.method, data)  # type: ignore[method-assign]
+    (plain(data, rng()).loss * (1.0 if combine == "mean" else 1.5)).backward()
+    for (key, p), q in zip(mine.named_parameters(), plain.parameters(), strict=True):
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@methods
+@pytest.mark.parametrize("kind", [CutMix, MixUp])
+def test_mixing_with_a_share_of_one_changes_nothing(name: str, kind: type) -> None:
+    class Whole(kind):  # type: ignore[misc, valid-type]
+        def mask(self, rng: torch.Generator, size: tuple[int, ...]) -> torch.Tensor:
+            return torch.ones(1, 1)
+
+    method = build(name, norm=False)
+    inputs = method.inputs(batch())
+    predictions = method.predict(inputs)
+    targets = method.targets(batch(), predictions)
+    torch.testing.assert_close(Whole().loss(method, inputs, targets, rng(), None), objective(method, predictions, targets))
+
+
+@methods
+@hards
+def test_accumulating_is_the_large_batch(name: str, hard: HardExample) -> None:
+    """Two half batches give the gradient of the whole, where the loss does not compare samples."""
+    if METHODS[name].couples_samples or name == "swav":
+        pytest.skip("its targets or losses compare the samples of one batch")
+    if "random" in str(hard):
+        pytest.skip("noise is drawn for each batch")
+    if getattr(hard, "random_start", 0):
+        pytest.skip("noise is drawn for each batch")
+
+    def gradients(parts: int) -> dict[str, torch.Tensor]:
+        step = Step(build(name, norm=False, dtype=torch.float64), (hard,))
+        data = batch(8, dtype=torch.float64)
+        for piece in range(parts):
+            s = slice(piece * 8 // parts, (piece + 1) * 8 // parts)
+            part = Batch(tuple(v[s] for v in data.views), data.index[s], data.label[s])
+            (step(part, rng()).loss / parts).backward()
+        return {k: p.grad for k, p in step.named_parameters() if p.grad is not None}
+
+    once, twice = gradients(1), gradients(2)
+    for key, gradient in once.items():
+        torch.testing.assert_close(twice[key], gradient, rtol=1e-7, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@methods
+def test_state_is_all_in_the_state_dict(name: str) -> None:
+    """A method rebuilt from its saved state goes on exactly: nothing that learns lives elsewhere."""
+
+    def go(step: Step, first: int, last: int) -> list[torch.Tensor]:
+        optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 0.05}], lr=0)  # without momentum: no state
+        loop = Loop(steps=8, steps_per_epoch=4, schedule=lambda p: 1.0)
+        epochs = lambda e, f: [batch(16, seed=10 * e + i, first=16 * i) for i in range(f, 4)]  # noqa: E731
+        losses = []
+        for report in fit(step, step.method, epochs, optimizer, loop, first):
+            losses.append(report.loss)
+            if report.step + 1 == last:
+                break
+        return losses
+
+    hard = (HARD["adversarial"], HARD["cutmix-all-auxiliary"])
+    one = Step(build(name), hard)
+    whole = go(one, 0, 8)
+    for cut in (2, 4):  # in the middle of an epoch, and at its end
+        two = Step(build(name), hard)
+        go(two, 0, cut)
+        three = Step(build(name, seed=99), hard)
+        three.load_state_dict(copy.deepcopy(two.state_dict()))
+        rest = go(three, cut, 8)
+        assert [x.item() for x in rest] == [x.item() for x in whole[cut:]]
+        for (key, a), b in zip(one.state_dict().items(), three.state_dict().values(), strict=True):
+            assert torch.equal(a, b), key
+
+
+@methods
+def test_every_parameter_learns(name: str) -> None:
+    step = Step(build(name))
+    step.method.progress = 0.5
+    step(batch(16), rng()).loss.backward()
+    step.method.after_backward()
+    silent = [k for k, p in step.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not silent
+
+
+@methods
+def test_half_precision_changes_a_gradient_little(name: str) -> None:
+    """bf16 with a reused gradient: the direction is that of full precision."""
+
+    def gradient(bf16: bool) -> torch.Tensor:
+        step = Step(build(name), (HARD["adversarial"], HARD["cutmix"]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outcome = step(batch(16), rng())
+        assert outcome.loss.dtype == torch.float32
+        outcome.loss.backward()
+        return torch.cat([p.grad.flatten() for p in step.parameters() if p.grad is not None])
+
+    assert nn.functional.cosine_similarity(gradient(True), gradient(False), dim=0) > 0.9
+
+
+@methods
+def test_defaults_fit_small_and_large_data(name: str) -> None:
+    from selftaught.method import Setting
+
+    for images, size in ((IMAGES, 16), (5_000, 128), (5_000_000, 1024)):
+        method = METHODS[name]
+        suited = method.Config().suited(Setting(images=images, batch=size, steps=images // size * 50, features=6))
+        if name == "supervised":
+            continue
+        if images < 10_000:
+            method(dataclasses.replace(suited, hidden=16) if hasattr(suited, "hidden") else suited, build(name).backbone, images)
+        json.dumps(dataclasses.asdict(suited))

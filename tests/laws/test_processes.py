@@ -1,0 +1,74 @@
+"""k processes give the gradient of one, and leave the same memories, for every method and every hard example."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from selftaught.distributed import collect, deal, wrap
+from selftaught.methods import METHODS
+from selftaught.step import Step
+from tests.laws.toys import HARD, batch, build, mine, rng
+
+WORLD = 2
+CASES = [(name, ()) for name in METHODS] + [
+    (name, (hard,)) for name in METHODS for hard in HARD if hard != "adversarial-random"  # its noise is each batch's own
+]
+
+
+def outcome(name: str, hard: tuple[str, ...]) -> dict[str, Any]:
+    """Gradients of one global batch, and what the method remembers after it."""
+    step = Step(build(name, norm=False, dtype=torch.float64), tuple(HARD[h] for h in hard))
+    wrapped = wrap(step, torch.device("cpu"))
+    data = mine(batch(8, dtype=torch.float64))
+    result = wrapped(data, rng())
+    result.loss.backward()
+    step.method.after_step(data, result.predictions, result.targets)
+    gradients = {k: p.grad for k, p in step.named_parameters() if p.grad is not None}
+    return {"gradients": gradients, "buffers": dict(step.method.named_buffers())}
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    cards = mine(batch(8)).views[0]
+    assert torch.equal(collect(deal(cards)), cards)
+    assert not torch.equal(deal(cards), cards)
+    results = {str(case): outcome(*case) for case in CASES}
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # spawned gloo workers can hang at interpreter exit
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder: Path = tmp_path_factory.mktemp("processes")
+    context = mp.spawn(worker, (str(folder),), nprocs=WORLD, join=False)
+    for process in context.processes:
+        process.join(timeout=120)
+        if process.is_alive():
+            for other in context.processes:
+                other.kill()
+            pytest.fail("the processes hang")
+    missing = [r for r in range(WORLD) if not (folder / f"{r}.pt").exists()]
+    if missing:
+        context.join(timeout=1)  # raises what the worker raised
+        pytest.fail(f"process {missing} left no result")
+    return [torch.load(folder / f"{r}.pt") for r in range(WORLD)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join([case[0], *case[1]]))
+def test_many_processes_are_one(case: tuple[str, tuple[str, ...]], results: list[dict[str, Any]]) -> None:
+    alone = outcome(*case)
+    for rank in range(WORLD):
+        for what in ("gradients", "buffers"):
+            together = results[rank][str(case)][what]
+            assert together.keys() == alone[what].keys()
+            for key, value in alone[what].items():
+                torch.testing.assert_close(
+                    together[key], value, rtol=1e-7, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}"
+                )

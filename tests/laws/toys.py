@@ -1,0 +1,74 @@
+"""A small network, a small batch and small configurations, for laws that run over every method."""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.distributed import own
+from selftaught.hard import Adversarial, CutMix, MixUp
+from selftaught.method import Batch, Method
+from selftaught.methods import METHODS
+from selftaught.networks import batch_norms
+from selftaught.step import HardExample
+
+IMAGES = 64
+SMALL = {"hidden": 16, "dim": 8, "queue": 16, "clusters": 5, "prototypes": 6, "classes": 5}
+HARD: dict[str, HardExample] = {
+    "adversarial": Adversarial(eps=8),
+    "adversarial-3": Adversarial(eps=8, steps=3, stride=4),
+    "adversarial-random": Adversarial(eps=8, random_start=1.0),
+    "cutmix": CutMix(),
+    "mixup": MixUp(),
+    "cutmix-all-auxiliary": CutMix(crops="all", norm="auxiliary"),
+}
+
+
+class Toy(nn.Module):
+    """A smooth backbone (no kinks, for numerical gradients), with batch norm or without."""
+
+    features = 6
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, 2)
+        self.norm = nn.BatchNorm2d(6) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.norm(self.conv(x))).mean(dim=(2, 3))
+
+
+def config(name: str) -> Method.Config:
+    default = METHODS[name].Config()
+    fields = {f.name for f in dataclasses.fields(default)}
+    return dataclasses.replace(default, **{k: v for k, v in SMALL.items() if k in fields})
+
+
+def build(name: str, *, seed: int = 0, norm: bool = True, dtype: torch.dtype = torch.float32) -> Method:
+    """A method that has begun its first epoch. Without `norm` no batch norm is left anywhere."""
+    torch.manual_seed(seed)
+    method = METHODS[name](config(name), Toy(norm), IMAGES)
+    if not norm:
+        for module in list(method.modules()):
+            for holder, child, _ in list(batch_norms(module)):
+                setattr(holder, child, nn.Identity())
+    method = method.to(dtype)
+    method.progress = 0.5
+    torch.manual_seed(seed + 1)
+    method.before_epoch([mine(batch(n=16, seed=s, first=16 * s, dtype=dtype)) for s in range(4)])
+    return method
+
+
+def mine(whole: Batch) -> Batch:
+    """This process's share of a global batch."""
+    return Batch(tuple(own(v) for v in whole.views), own(whole.index), own(whole.label))
+
+
+def batch(n: int = 8, seed: int = 1, first: int = 0, dtype: torch.dtype = torch.float32, size: int = 16) -> Batch:
+    rng = torch.Generator().manual_seed(seed)
+    views = tuple(torch.rand(n, 3, size, size, generator=rng, dtype=torch.float64).to(dtype) for _ in range(2))
+    return Batch(views, torch.arange(first, first + n), torch.randint(5, (n,), generator=rng))
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
