@@ -9,7 +9,11 @@ from selftaught.distributed import gather, rank, total, world_size
 
 @torch.no_grad()
 def kmeans(
-    points: Tensor, clusters: int, iterations: int = 10, rng: torch.Generator | None = None, chunk: int = 65536
+    points: Tensor,
+    clusters: int,
+    iterations: int = 10,
+    rng: torch.Generator | None = None,
+    chunk: int = 65536,
 ) -> tuple[Tensor, Tensor]:
     """points [N, D] of unit norm, the same on every rank -> centroids [K, D] of unit norm, assignment [N].
 

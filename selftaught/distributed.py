@@ -21,7 +21,7 @@ def world_size() -> int:
 
 def local_rank() -> int:
     """Which of the processes on this machine this is: which GPU it uses."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +66,9 @@ def fit(
             with autocast:
                 method.before_epoch(epochs(epoch, 0))
         batches = iter(epochs(epoch, first))
-        for number in range(number, min((epoch + 1) * loop.steps_per_epoch, loop.steps)):  # noqa: B020, PLR1704
+        for number in range(number, min((epoch + 1) * loop.steps_per_epoch, loop.steps)):  # noqa: B020
             method.progress = number / loop.steps
-            lr_factor = loop.schedule(method.progress)
+            lr_factor = loop.schedule((number + 0.5) / loop.steps)  # in the middle of the step: never quite 0
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * lr_factor
             torch.manual_seed(key(loop.seed, "step", number, rank()))
@@ -87,9 +86,10 @@ def fit(
             loss = mean([o.loss.detach() for o in outcomes])
             yield Report(number, epoch, loss, losses, optimizer.param_groups[0]["lr"], bool(skips))
             if skips >= MOST_SKIPS:
+                peak = optimizer.param_groups[0]["peak"]
                 raise UserError(
                     f"the loss has not been finite for {skips} steps (at step {number}): the learning rate is too high "
-                    f"(peak {optimizer.param_groups[0]['peak']:g}); try --optimizer.lr {optimizer.param_groups[0]['peak'] / 10:g}"
+                    f"(peak {peak:g}); try --optimizer.lr {peak / 10:g}"
                 )
         number += 1
 
@@ -98,7 +98,10 @@ Done = list[tuple[Batch, Outcome]]
 
 
 def backward(
-    step: nn.Module, batches: list[Batch], rng: torch.Generator, autocast: contextlib.AbstractContextManager[None]
+    step: nn.Module,
+    batches: list[Batch],
+    rng: torch.Generator,
+    autocast: contextlib.AbstractContextManager[None],
 ) -> Done:
     """Accumulate the mean gradient of several batches; they are sent to the other processes once."""
     done: Done = []
@@ -135,4 +138,4 @@ def mean(values: list[Tensor]) -> Tensor:
 
 def key(*parts: object) -> int:
     """A seed from what makes a random event unique."""
-    return cast(int, int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1)
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

@@ -21,6 +21,12 @@ class Batch:
     label: Tensor  # [B] class, or -1 when unlabelled
 
 
+class Encoder(nn.Module):
+    """A backbone, as methods know it: pixels [B, 3, H, W] in [0, 1] -> features [B, `features`]."""
+
+    features: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What a method's defaults depend on."""
@@ -53,12 +59,12 @@ class Method(nn.Module, ABC):
     needs_labels: ClassVar[bool] = False
     lr: ClassVar[float] = 0.06  # that SGD with momentum .9 bears on small data, for 256 images a step
 
-    backbone: nn.Module
+    backbone: Encoder
     progress: float = 0.0  # share of training done, written by the loop
 
     @abstractmethod
-    def __init__(self, config: Any, backbone: nn.Module, images: int) -> None:
-        """`backbone` maps pixels to features [B, backbone.features]; `images` is the training set's size."""
+    def __init__(self, config: Any, backbone: Encoder, images: int) -> None:
+        """`images` is the training set's size."""
         super().__init__()
 
     def inputs(self, batch: Batch) -> Tensors:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def mlp(*widths: int, batch_norm: bool = True) -> nn.Sequential:
     """Linear -> BN -> ReLU between widths, ending in a plain linear layer."""
     layers: list[nn.Module] = []
-    for i, o in zip(widths[:-2], widths[1:-1], strict=True):
+    for i, o in pairwise(widths[:-1]):
         norm = [nn.BatchNorm1d(o)] if batch_norm else []
         layers += [nn.Linear(i, o, bias=not batch_norm), *norm, nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))

@@ -35,9 +35,7 @@ class HardExample(ABC):
         return False
 
     @abstractmethod
-    def loss(
-        self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None
-    ) -> Tensor:
+    def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
         """inputs, and targets computed from clean views and held fixed -> scalar.
 
         `rng` is in the same state on every rank; `slope` is the clean loss's gradient at `inputs`, or None.
@@ -68,9 +66,7 @@ def full_precision(x: Tensor) -> Tensor:
 class Step(nn.Module):
     """`combine="mean"` divides by the sum of the weights: hard examples then turn a step and do not lengthen it."""
 
-    def __init__(
-        self, method: Method, hard: tuple[HardExample, ...] = (), combine: Literal["mean", "sum"] = "mean"
-    ) -> None:
+    def __init__(self, method: Method, hard: tuple[HardExample, ...] = (), combine: Literal["mean", "sum"] = "mean") -> None:
         super().__init__()
         self.method = method
         self.hard = hard
@@ -104,8 +100,9 @@ class Step(nn.Module):
                 few, slope_few = first_crops(method, h, inputs), first_crops(method, h, slope)
                 losses[part_name(h)] = h.loss(method, few, targets, rng, slope_few)
             weights.append(h.weight)
-        loss = sum(w * part for w, part in zip(weights, losses.values(), strict=True))
-        loss = loss / sum(weights) if self.combine == "mean" else loss
+        loss = torch.stack([w * part for w, part in zip(weights, losses.values(), strict=True)]).sum()
+        if self.combine == "mean":
+            loss = loss / sum(weights)
         return Outcome(loss, {name: part.detach() for name, part in losses.items()}, predictions, targets)
 
     @contextmanager

@@ -23,14 +23,17 @@ class Adversarial(HardExample):
     def reuses_gradient(self) -> bool:
         return self.random_start < 1  # the first step of an attack that starts at the view itself
 
-    def loss(
-        self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None
-    ) -> Tensor:
+    def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
         attacked = self.attack(method, inputs, targets, rng, slope)
         return objective(method, method.predict(attacked), targets)
 
     def attack(
-        self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None = None
+        self,
+        method: Method,
+        inputs: Tensors,
+        targets: Tensors,
+        rng: torch.Generator,
+        slope: Tensors | None = None,
     ) -> Tensors:
         """inputs in [0, 1] -> inputs in [0, 1], each value at most eps / 255 away. Parameters take no gradient."""
         radius = self.eps / 255

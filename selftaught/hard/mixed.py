@@ -17,9 +17,7 @@ class Mixed(HardExample):
 
     alpha: float = 1.0  # of the Beta distribution that shares are drawn from
 
-    def loss(
-        self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None
-    ) -> Tensor:
+    def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
         mixed, share = self.mix(inputs, rng)
         predictions = method.predict(mixed)
         own = objective(method, predictions, targets)

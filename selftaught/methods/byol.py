@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import cosine_distance
-from selftaught.method import Batch, Method, Setting, Tensors
+from selftaught.method import Batch, Encoder, Method, Setting, Tensors
 from selftaught.networks import Teacher, mlp, on_views
 
 
@@ -28,7 +28,7 @@ class BYOL(Method):
             momentum = min(max(1 - 50 / max(setting.steps, 1), 0.98), self.momentum)
             return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
 
-    def __init__(self, config: Config, backbone: nn.Module, images: int) -> None:
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         self.momentum = config.momentum
         self.backbone = backbone

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from selftaught.clustering import kmeans
 from selftaught.distributed import gather
 from selftaught.errors import UserError
-from selftaught.method import Batch, Method, Setting
+from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.networks import Normalize, mlp, on_views
 
 UNSEEN = -1  # an image that no epoch has shown yet: it has no cluster
@@ -41,7 +41,7 @@ class DeepClusterV2(Method):
             clusters = min(self.clusters, max(setting.images // 50, 8))
             return replace(self, hidden=setting.features, clusters=clusters)
 
-    def __init__(self, config: Config, backbone: nn.Module, images: int) -> None:
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         if config.clusters > images:
             raise UserError(f"{config.clusters} clusters need more than {images} images: lower --method.clusters")

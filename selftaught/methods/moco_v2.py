@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from selftaught.distributed import collect, deal, gather
 from selftaught.errors import UserError
 from selftaught.losses import info_nce
-from selftaught.method import Batch, Method, Setting
+from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.networks import Normalize, Teacher, mlp
 
 
@@ -37,7 +37,7 @@ class MoCoV2(Method):
             momentum = min(max(1 - 100 / max(setting.steps, 1), 0.99), self.momentum)
             return replace(self, hidden=setting.features, queue=queue, momentum=momentum)
 
-    def __init__(self, config: Config, backbone: nn.Module, images: int) -> None:
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         if config.queue > images:
             raise UserError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import nt_xent
-from selftaught.method import Batch, Method, Setting
+from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.networks import Normalize, mlp, on_views
 
 
@@ -27,7 +27,7 @@ class SimCLR(Method):
         def suited(self, setting: Setting) -> Self:
             return replace(self, hidden=setting.features)
 
-    def __init__(self, config: Config, backbone: nn.Module, images: int) -> None:
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         self.temperature = config.temperature
         self.backbone = backbone

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
-from selftaught.method import Batch, Method
+from selftaught.method import Batch, Encoder, Method
 
 
 class Supervised(Method):
@@ -21,10 +21,12 @@ class Supervised(Method):
         classes: int = 0  # from the data
         smoothing: float = 0.0  # of the labels
 
-    def __init__(self, config: Config, backbone: nn.Module, images: int) -> None:
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         if config.classes < 2:
-            raise UserError("supervised training needs labelled images of two classes or more: class folders, or a labels.csv")
+            raise UserError(
+                "supervised training needs labelled images of two classes or more: class folders, or a labels.csv"
+            )
         self.smoothing = config.smoothing
         self.backbone = backbone
         self.network = nn.Sequential(backbone, nn.Linear(backbone.features, config.classes))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from selftaught.distributed import gather, own
 from selftaught.losses import sinkhorn, soft_cross_entropy
-from selftaught.method import Batch, Method, Setting
+from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.networks import Normalize, mlp, on_views
 
 
@@ -40,7 +40,7 @@ class SwAV(Method):
             queue -= queue % setting.batch
             return replace(self, hidden=setting.features, prototypes=prototypes, queue=queue)
 
-    def __init__(self, config: Config, backbone: nn.Module, images: int) -> None:
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         self.config = config
         self.backbone = backbone

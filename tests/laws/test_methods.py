@@ -58,7 +58,9 @@ def test_hard_examples_leave_no_trace_in_the_statistics(name: str, hard: HardExa
 
 
 @methods
-@pytest.mark.parametrize("hard", [v for k, v in HARD.items() if k.startswith("adv")], ids=[k for k in HARD if k.startswith("adv")])
+@pytest.mark.parametrize(
+    "hard", [v for k, v in HARD.items() if k.startswith("adv")], ids=[k for k in HARD if k.startswith("adv")]
+)
 def test_an_attack_raises_the_loss_inside_its_ball(name: str, hard: HardExample) -> None:
     method = build(name)
     inputs = method.inputs(batch())
@@ -67,7 +69,8 @@ def test_an_attack_raises_the_loss_inside_its_ball(name: str, hard: HardExample)
     attacked = hard.attack(method, inputs, targets, rng())  # type: ignore[attr-defined]
     for x, moved in zip(leaves(inputs), leaves(attacked), strict=True):
         assert (x - moved).abs().max() <= hard.eps / 255 + 1e-6  # type: ignore[attr-defined]
-        assert moved.min() >= 0 and moved.max() <= 1
+        assert moved.min() >= 0
+        assert moved.max() <= 1
     with frozen_statistics(method):
         assert objective(method, method.predict(attacked), targets) > objective(method, predictions, targets)
 
@@ -99,7 +102,7 @@ class Frozen:
 @methods
 @pytest.mark.parametrize("combine", ["mean", "sum"])
 def test_known_gradients_are_the_true_ones(name: str, combine: str) -> None:
-    """Handing out the clean pass's gradients later changes no gradient: with eps 0 it is as if the loss were counted twice."""
+    """Handing out the clean pass's gradients later changes none: with eps 0 the loss is as if counted twice."""
     still = dataclasses.replace(HARD["adversarial"], eps=0, stride=0, weight=0.5)  # type: ignore[call-arg]
     data = batch(dtype=torch.float64)
     mine = Step(build(name, norm=False, dtype=torch.float64), (still,), combine)  # type: ignore[arg-type]
@@ -216,5 +219,9 @@ def test_defaults_fit_small_and_large_data(name: str) -> None:
         if name == "supervised":
             continue
         if images < 10_000:
-            method(dataclasses.replace(suited, hidden=16) if hasattr(suited, "hidden") else suited, build(name).backbone, images)
+            method(
+                dataclasses.replace(suited, hidden=16) if hasattr(suited, "hidden") else suited,
+                build(name).backbone,
+                images,
+            )
         json.dumps(dataclasses.asdict(suited))

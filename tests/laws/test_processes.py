@@ -16,7 +16,10 @@ from tests.laws.toys import HARD, batch, build, mine, rng
 
 WORLD = 2
 CASES = [(name, ()) for name in METHODS] + [
-    (name, (hard,)) for name in METHODS for hard in HARD if hard != "adversarial-random"  # its noise is each batch's own
+    (name, (hard,))
+    for name in METHODS
+    for hard in HARD
+    if hard != "adversarial-random"  # its noise is each batch's own
 ]
 
 
@@ -69,6 +72,4 @@ def test_many_processes_are_one(case: tuple[str, tuple[str, ...]], results: list
             together = results[rank][str(case)][what]
             assert together.keys() == alone[what].keys()
             for key, value in alone[what].items():
-                torch.testing.assert_close(
-                    together[key], value, rtol=1e-7, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}"
-                )
+                torch.testing.assert_close(together[key], value, rtol=1e-7, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}")

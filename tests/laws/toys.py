@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from selftaught.distributed import own
 from selftaught.hard import Adversarial, CutMix, MixUp
-from selftaught.method import Batch, Method
+from selftaught.method import Batch, Encoder, Method
 from selftaught.methods import METHODS
 from selftaught.networks import batch_norms
 from selftaught.step import HardExample
@@ -24,7 +24,7 @@ HARD: dict[str, HardExample] = {
 }
 
 
-class Toy(nn.Module):
+class Toy(Encoder):
     """A smooth backbone (no kinks, for numerical gradients), with batch norm or without."""
 
     features = 6

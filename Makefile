@@ -1,0 +1,57 @@
+# `make demo` shows what selftaught does; `make test` runs every check. Each sets up .venv by itself.
+
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+# The first Python that is new enough; or say which: make test PYTHON=/path/to/python3.12
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+# A torch that is already in .venv, a build for the CPU say, is kept: pip must not replace it by a newer one.
+KEEP_TORCH := import importlib.metadata as m; \
+	print(*(f"{d.name}=={d.version}" for d in m.distributions() if d.name in ("torch", "torchvision")), sep="\n")
+
+.PHONY: help demo test lint format clean distclean
+
+help:
+	@echo "make demo       train on the photographs that come along, and write demo/report.html (some minutes)"
+	@echo "make test       ruff, mypy and the test suite: all that a change must pass"
+	@echo "make lint       ruff and mypy alone"
+	@echo "make format     let ruff put the code into shape"
+	@echo "make clean      remove caches and what was built; make distclean removes .venv too"
+
+demo: $(VENV)/installed
+	$(BIN)/python -m selftaught demo --out demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Made anew when pyproject.toml changes, and not otherwise.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@$(BIN)/python -c '$(NEW_ENOUGH)' || { echo "$(VENV) has a Python older than 3.11: run make distclean first." >&2; exit 1; }
+	@echo "Installing into $(VENV): the first time takes some minutes, most of them for PyTorch."
+	@$(BIN)/python -c '$(KEEP_TORCH)' > $(VENV)/keep.txt
+	$(BIN)/python -m pip install --constraint $(VENV)/keep.txt --editable '.[demo,dev]'
+	@touch $@
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(NEW_ENOUGH)' || { echo "selftaught needs Python 3.11 or newer:" \
+		"install it, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment:" \
+		"install its venv module (on Debian and Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
+
+clean:
+	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,51 @@
+"""Self-supervised vision: teach a backbone from images without labels, and see whether that was worth it.
+
+import selftaught
+run = selftaught.pretrain("photos/", out="runs/a")
+print(selftaught.evaluate(run, "labelled/").verdict)
+backbone = selftaught.load(run)  # pixels [B, 3, H, W] in [0, 1] -> features [B, D]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `import selftaught` stays quick
+    from selftaught.backbones import Backbone
+    from selftaught.judge import Judgement
+
+__all__ = ["evaluate", "load", "pretrain"]
+
+
+def pretrain(*data: str | Path, out: str | Path, **flags: Any) -> Path:
+    """Train on folders or files of images; return the run's folder.
+
+    `flags` are those of the command line, a dot written as two underscores: method="moco-v2",
+    hard=("adversarial", "cutmix"), method__temperature=0.1, steps=1000. Raises UserError for bad input.
+    """
+    from selftaught.cli import train
+
+    words = ["--out", str(out), "--data", *map(str, data)] if data else ["--out", str(out)]
+    for name, value in flags.items():
+        flag = "--" + name.replace("__", ".").replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
+    train(words)
+    return Path(out)
+
+
+def evaluate(run: str | Path, *data: str | Path, **options: Any) -> Judgement:
+    """Score a run's features on labelled images beside random ones; `options` are those of `selftaught.judge.judge`."""
+    from selftaught.judge import judge
+
+    return judge(run, data, **options)
+
+
+def load(path: str | Path) -> Backbone:
+    """The backbone of a run's folder or of an exported file: pixels [B, 3, H, W] in [0, 1] -> features [B, D]."""
+    from selftaught.run import open_backbone
+
+    return open_backbone(Path(path))

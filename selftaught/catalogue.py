@@ -1,0 +1,24 @@
+"""What there is to train with, told from the classes themselves."""
+
+import dataclasses
+from typing import Any
+
+from selftaught.hard import HARD
+from selftaught.methods import METHODS
+from selftaught.optim import OPTIMIZERS
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """A row {kind, name, about, paper, fields: [{name, type, default}]} for each."""
+    methods = [row("method", name, m, m.Config, m.paper) for name, m in METHODS.items()]
+    hard = [row("hard example", name, h, h, "Li et al., 2020, https://arxiv.org/abs/2012.13493") for name, h in HARD.items()]
+    return [*methods, *hard, *(row("optimizer", name, o, o, "") for name, o in OPTIMIZERS.items())]
+
+
+def row(kind: str, name: str, told: type, config: type, paper: str) -> dict[str, Any]:
+    about = (told.__doc__ or "").strip().splitlines()[0]
+    fields = [
+        {"name": f.name, "type": getattr(f.type, "__name__", str(f.type)), "default": f.default}
+        for f in dataclasses.fields(config)
+    ]
+    return {"kind": kind, "name": name, "about": about, "paper": paper, "fields": fields}

@@ -1,0 +1,184 @@
+"""Batches: the same images in the same order for a seed, on any number of processes and from any step on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from selftaught.data.images import Images, quiet
+from selftaught.errors import UserError
+
+# What a worker sends: pixels, which images they really are, and what it found lost; or why nothing can be
+# read any more.
+_Loaded = tuple[Tensor, Tensor, list[tuple[int, str]]] | str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Raw:
+    """A batch as it comes from the disk.
+
+    Where an image was lost since the index was built, another stands in for it: pixels, aspect and label are
+    that one's, and `index` stays the lost one's, so that every index comes exactly once an epoch.
+    """
+
+    pixels: Tensor  # uint8 [B, 3, C, C], whole images squashed to squares
+    aspect: Tensor  # [B] float: true width / height
+    index: Tensor  # [B] long, place within the `positions` of the batches, 0..n-1
+    label: Tensor  # [B] long, -1 without labels; or [B, classes] uint8
+
+
+class Batches:
+    """Batches of the images at `positions`; `labels` are those of ALL images, as an Index has them.
+
+    `batch` is for one process; `rank` of `world` processes takes its slice of a global batch of batch *
+    world. The order of epoch e is a function of (seed, e) alone. Held images come by one `index_select`;
+    others from `workers` processes (0: from threads of this one), which draw no random numbers. `pin` puts
+    batches into pinned memory for a GPU.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        positions: Tensor,
+        labels: Tensor | None,
+        *,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        pin: bool = False,
+    ) -> None:
+        if batch < 1 or not 0 <= rank < world or workers < 0:
+            raise ValueError(f"batch {batch}, rank {rank} of {world}, workers {workers}")
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"{len(labels)} labels for {len(images)} images: one for each image is needed")
+        self.images = images
+        self.positions = positions.long().cpu()
+        self.labels = labels
+        self.batch = batch
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.workers = workers
+        self.pin = pin
+        self._schedule = _Schedule()
+        self._loader: DataLoader[_Loaded] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch; UserError when there is none."""
+        n, needed = len(self.positions), self.batch * self.world
+        if n < needed:
+            processes = f" ({self.batch} in each of {self.world} processes)" if self.world > 1 else ""
+            most = f"; use a batch of at most {n // self.world}" if n >= self.world else ""
+            raise UserError(f"{n} images are fewer than a batch of {needed}{processes}{most}")
+        return n // needed
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Raw]:
+        """The batches of epoch `number` from step `start` on; those that fill no whole batch are left out.
+
+        With workers only one epoch can be under way: once another begins, the first raises RuntimeError.
+        """
+        steps = self.steps_per_epoch
+        if number < 0 or not 0 <= start <= steps:
+            raise ValueError(f"epoch {number}, step {start}: an epoch has {steps} steps")
+        order = torch.randperm(len(self.positions), generator=_generator(self.seed, number))
+        whole = self.batch * self.world
+        mine = order[: steps * whole].view(steps, self.world, self.batch)[start:, self.rank]
+        return self._batches(list(mine.unbind(0)), lasting=True)
+
+    def once(self) -> Iterator[Raw]:
+        """Every image of `positions` once and in order, whatever the rank; the last batch may be short."""
+        return self._batches(list(torch.arange(len(self.positions)).split(self.batch)), lasting=False)
+
+    def _batches(self, steps: list[Tensor], lasting: bool) -> Iterator[Raw]:
+        if not self.workers or self.images.hold:
+            for slots in steps:
+                pixels, shown = self.images.take(self.positions, slots)
+                yield self._raw(pixels, shown, slots, self.pin)
+            return
+        if lasting:
+            schedule = self._schedule
+            self._loader = loader = self._loader or self._new_loader(schedule, lasting)
+        else:
+            schedule = _Schedule()
+            loader = self._new_loader(schedule, lasting)
+        schedule.steps = steps  # read by this process when it asks the loader for an iterator
+        arriving = iter(loader)
+        for slots in steps:
+            if schedule.steps is not steps:  # before a batch is taken away from the other epoch
+                raise RuntimeError("another epoch of the same batches has begun")
+            loaded = next(arriving)
+            if isinstance(loaded, str):
+                raise UserError(loaded)
+            pixels, shown, lost = loaded
+            for i, reason in lost:
+                self.images.mark_lost(i, reason)
+            yield self._raw(pixels, shown, slots, False)  # pinned by the loader's thread
+
+    def _raw(self, pixels: Tensor, shown: Tensor, slots: Tensor, pin: bool) -> Raw:
+        label = torch.full((len(slots),), -1) if self.labels is None else self.labels[shown]
+        return Raw(
+            pixels=pixels.pin_memory() if pin else pixels,
+            aspect=self.images.aspect[shown],
+            index=slots,
+            label=label,
+        )
+
+    def _new_loader(self, schedule: _Schedule, lasting: bool) -> DataLoader[_Loaded]:
+        return DataLoader(
+            _Reader(self.images, self.positions),
+            batch_sampler=schedule,
+            num_workers=self.workers,
+            collate_fn=_as_is,
+            pin_memory=self.pin,
+            persistent_workers=lasting,
+            generator=torch.Generator().manual_seed(0),  # its own: the program's random state stays as it is
+        )
+
+
+class _Schedule:
+    """The steps to come, as a DataLoader's batch sampler: set anew every epoch, while the workers live on."""
+
+    def __init__(self) -> None:
+        self.steps: Sequence[Tensor] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (slots.tolist() for slots in self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+class _Reader(Dataset[_Loaded]):
+    """What a worker process does: reads a whole batch of slots at a time."""
+
+    def __init__(self, images: Images, positions: Tensor) -> None:
+        self.images = images
+        self.positions = positions
+
+    def __getitems__(self, slots: list[int]) -> _Loaded:
+        known = set(self.images.reasons)
+        try:
+            with quiet():
+                pixels, shown = self.images.take(self.positions, torch.tensor(slots), threads=1)
+        except UserError as error:  # as a value: raised here, it would arrive with a traceback
+            return str(error)
+        return pixels, shown, [item for item in self.images.reasons.items() if item[0] not in known]
+
+
+def _as_is(loaded: Any) -> Any:
+    return loaded  # `__getitems__` has made the batch already
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    # A hash, because seed + number would give neighbouring seeds the same epochs.
+    mixed = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(mixed[:8], "big") >> 1)

@@ -1,0 +1,45 @@
+"""The demo: a plain method and its HEXA version, on photographs that come along, compared with random weights."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from selftaught.data import patches
+from selftaught.errors import UserError
+
+COMMON = ("--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
+
+
+def demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int]) -> Path:
+    """Write the images, train twice, evaluate, and write the report; `run` carries out a command line."""
+    images = out / "images"
+    if not images.exists():
+        patches.write(images, seed=seed)
+    plain, hexa = out / "moco-v2", out / "hexa-moco"
+    for folder, hard in ((plain, ()), (hexa, ("--hard", "adversarial", "cutmix"))):
+        words = [
+            "pretrain",
+            "--data",
+            str(images),
+            "--out",
+            str(folder),
+            "--steps",
+            str(steps),
+            *COMMON,
+            str(seed),
+            *hard,
+        ]
+        begun = (folder / "run.json").exists()
+        carry_out(run, ["pretrain", "--out", str(folder), "--resume"] if begun else words)
+    carry_out(run, ["evaluate", str(plain), "--labels", "5", "all"])
+    carry_out(run, ["evaluate", str(hexa), "--labels", "5", "all", "--against", "random", str(plain)])
+    carry_out(run, ["report", str(plain), str(hexa), "--out", str(out / "report.html")])
+    return out / "report.html"
+
+
+def carry_out(run: Callable[[Sequence[str]], int], words: Sequence[str]) -> None:
+    began = time.perf_counter()
+    print("$ selftaught", " ".join(words), flush=True)
+    if run(words):
+        raise UserError(f"the demo's command failed: selftaught {' '.join(words)}")
+    print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)

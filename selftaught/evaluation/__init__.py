@@ -1,0 +1,32 @@
+"""Is it worth it: frozen features, scored by fixed protocols, beside random initialisation, with honest
+intervals.
+"""
+
+from selftaught.evaluation.compare import evaluate
+from selftaught.evaluation.draws import Budget, draw
+from selftaught.evaluation.features import cached, extract
+from selftaught.evaluation.knn import KNN, nearest
+from selftaught.evaluation.linear import Linear
+from selftaught.evaluation.protocol import Features, Protocol, Scores
+from selftaught.evaluation.results import Difference, Results, Row, verdict
+
+PROTOCOLS: dict[str, type[KNN] | type[Linear]] = {"knn": KNN, "linear": Linear}
+
+__all__ = [
+    "KNN",
+    "PROTOCOLS",
+    "Budget",
+    "Difference",
+    "Features",
+    "Linear",
+    "Protocol",
+    "Results",
+    "Row",
+    "Scores",
+    "cached",
+    "draw",
+    "evaluate",
+    "extract",
+    "nearest",
+    "verdict",
+]

@@ -1,0 +1,104 @@
+"""Images through a frozen backbone, once: features in the order asked for, kept on disk for the next
+evaluation.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+
+class Images(Protocol):
+    """What is needed of images: `images[i]` uint8 [3, C, C], `len(images)` and `images.aspect` [N] (width /
+    height).
+    """
+
+    @property
+    def aspect(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+
+@torch.no_grad()
+def extract(
+    backbone: nn.Module,
+    images: Images,
+    positions: Tensor,
+    *,
+    size: int,
+    batch: int = 256,
+    device: torch.device | str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    workers: int = 0,
+    share: float = 1.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """The features [n, D] float32 (on the CPU) of `images` at `positions` [n], in that order.
+
+    The centre square of `share` of the short side, `size` pixels wide, goes through the backbone in
+    evaluation mode (batch norm by its running statistics) without gradients; every module's mode is what it
+    was afterwards. Images that are not held in memory are decoded by `workers` processes. The backbone must
+    be on `device` already.
+    """
+    from selftaught.data.views import centre
+
+    device = torch.device(device)
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    parts: list[Tensor] = []
+    done = 0
+    try:
+        for pixels, where in _canvases(images, positions, batch, workers):
+            views = centre(pixels.to(device), images.aspect[where].to(device), size, share)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                parts.append(backbone(views).float().cpu())
+            done += len(where)
+            if on_progress is not None:
+                on_progress(done, len(positions))
+    finally:
+        for module, training in modes.items():  # not backbone.train(): parts of it may have been frozen
+            module.training = training
+    return torch.cat(parts) if parts else torch.empty(0, int(getattr(backbone, "features", 0)))
+
+
+def _canvases(images: Images, positions: Tensor, batch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    positions = positions.cpu()
+    if workers > 0 and not getattr(images, "hold", False):
+        # the loader only ever indexes and stacks, so anything with images[i] will do
+        subset: Subset[Tensor] = Subset(images, positions.tolist())  # type: ignore[arg-type]
+        yield from zip(DataLoader(subset, batch, num_workers=workers), positions.split(batch), strict=True)
+        return
+    for where in positions.split(batch):
+        yield torch.stack([images[i] for i in where.tolist()]), where
+
+
+def cached(folder: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
+    """`make()`, or what it gave the last time for this key, from a file in `folder` (made, if it is not
+    there).
+
+    The key must say all that the features depend on: weights, data fingerprint, positions, size, precision. A
+    file that cannot be read is made again. Written atomically.
+    """
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                found: Tensor = file.get_tensor("features")
+                return found
+    except (OSError, SafetensorError):
+        pass
+    vectors = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    save_file({"features": vectors.contiguous()}, part, metadata={"key": key})
+    part.replace(path)
+    return vectors

@@ -1,0 +1,235 @@
+"""A linear probe by L-BFGS: multinomial logistic regression; one regression a class for several an image."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selftaught.errors import UserError
+from selftaught.evaluation.lbfgs import minimise
+from selftaught.evaluation.protocol import Features, Protocol, Scores, class_count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Protocol):
+    """Minimises sum of cross-entropies + penalty / 2 * |weights|^2 (sklearn's 1 / C; the bias is free).
+
+    Features are standardised by the mean and standard deviation of the training images. The penalty is the
+    one of `penalties` with the smallest cross-entropy on images that were kept out of the fit, all of them
+    training images: by stratified cross-validation in `folds` parts up to `cross_validate` images, on one of
+    the parts beyond that (of `choose_on` images drawn at random, if there are more). The probe is then fitted
+    to all training images. With one image a class nothing can be kept out: `fallback` is used.
+    """
+
+    penalties: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0)
+    fallback: float = 1000.0
+    folds: int = 5
+    cross_validate: int = 2000
+    choose_on: int = 20000
+    iterations: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.penalties or min(*self.penalties, self.fallback) <= 0:
+            raise UserError("the linear probe needs penalties above zero")
+        if self.folds < 2:
+            raise UserError("the linear probe needs at least two folds to choose its penalty")
+
+    @property
+    def name(self) -> str:
+        return "linear"
+
+    def describe(self) -> str:
+        grid = ", ".join(f"{p:g}" for p in self.penalties)
+        return f"logistic regression, standardised features, penalty of {grid} chosen on training images"
+
+    @torch.no_grad()
+    def score(self, train: Features, test: Tensor) -> Scores:
+        problem = _Problem(train, self.iterations)
+        few = len(train.labels) <= self.choose_on
+        penalty = self.choose(problem if few else _Problem(self.some(train), self.iterations))
+        weights = problem.fit(penalty, torch.tensor([-1]))
+        return Scores(problem.predict(test, weights[0]), {"penalty": penalty})
+
+    def some(self, train: Features) -> Features:
+        """`choose_on` training images, drawn by the seed."""
+        order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(self.seed))
+        return train.take(order[: self.choose_on].sort().values.to(train.labels.device))
+
+    def choose(self, problem: "_Problem") -> float:
+        """The penalty with the smallest cross-entropy on kept-out training images."""
+        if len(self.penalties) == 1:
+            return self.penalties[0]
+        fold = stratified_folds(problem.labels, self.folds, self.seed)
+        kept_out = torch.arange(self.folds if len(fold) <= self.cross_validate else 1)
+        best, best_loss, worse, start = self.fallback, float("inf"), 0, None
+        # from strong to weak, each from the last one's answer; weak penalties are slow and seldom
+        # right: two in a row that are worse than the best end it
+        for penalty in sorted(self.penalties, reverse=True):
+            start = problem.fit(penalty, kept_out, fold=fold, start=start, tolerance=1e-4)
+            loss = problem.kept_out_loss(start, kept_out, fold)
+            if loss < best_loss:
+                best, best_loss, worse = penalty, loss, 0
+            else:
+                worse += 1
+                if worse == 2:
+                    break
+        return best
+
+
+def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """A fold 0..folds-1 for every image [N]: each class is dealt out evenly, in an order drawn by `seed`.
+
+    Several classes an image ([N, C]): the rarest class of an image is the one that is dealt.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if labels.ndim == 2:
+        positives = labels.sum(0)
+        rarity = torch.where(labels > 0, positives, len(labels) + 1)
+        labels = torch.where((labels > 0).any(1), rarity.argmin(1), labels.shape[1])
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels.cpu()[order].argsort(stable=True)]  # class by class, drawn within each
+    fold = torch.empty(len(labels), dtype=torch.long)
+    fold[order] = torch.arange(len(labels)) % folds  # not anew in each class: folds stay equally long
+    return fold.to(labels.device)
+
+
+class _Problem:
+    """The standardised training images of one probe, fitted without each of several folds at once."""
+
+    def __init__(self, train: Features, iterations: int) -> None:
+        vectors, self.labels, self.iterations = train.vectors, train.labels, iterations
+        self.multi_label, self.classes = train.multi_label, class_count(train.labels)
+        # with few labels double precision costs nothing
+        self.dtype = torch.float64 if vectors.numel() <= 2**20 else torch.float32
+        count = len(vectors)
+        blocks = vectors.split(8192)
+        mean = torch.stack([block.sum(0, dtype=torch.float64) for block in blocks]).sum(0) / count
+        square = torch.stack([(block - mean).square().sum(0) for block in blocks]).sum(0)
+        deviation = (square / count).sqrt()
+        # a unit that (nearly) never fires in the training images would be blown up: its noise is no evidence
+        floor = 0.01 * deviation.square().mean().sqrt()
+        self.mean = mean.to(self.dtype)
+        self.scale = 1 / deviation.clamp_min(floor.clamp_min(1e-12)).to(self.dtype)
+        self.vectors, self.standardised = vectors, None
+        if vectors.numel() <= 2**26:
+            self.standardised = (vectors.to(self.dtype) - self.mean) * self.scale
+        self.basis, self.spectrum = self._principal_axes()
+
+    def _principal_axes(self) -> tuple[Tensor, Tensor]:
+        """Axes [D, R] and variances [R], R = min(N, D), of (a sample of) the standardised features.
+
+        In these axes, scaled by the curvature of the loss, L-BFGS needs a tenth of the iterations: features
+        of networks have variances that span many decades. The optimum is the same; fewer images than
+        dimensions span it.
+        """
+        step = max(1, len(self.vectors) // max(20000, self.vectors.shape[1]))
+        rows = torch.arange(0, len(self.vectors), step, device=self.vectors.device)
+        x = (self.vectors[rows].to(self.dtype) - self.mean) * self.scale
+        if len(x) >= x.shape[1]:
+            variances, axes = torch.linalg.eigh(x.T @ x / len(x))
+            return axes, variances.clamp_min(0)
+        axes, variances, _ = torch.linalg.svd(x.T, full_matrices=False)
+        return axes, variances.square() / len(x)
+
+    def blocks(self, width: int) -> Iterator[tuple[slice, Tensor]]:
+        """Standardised features [rows, D], in blocks whose [rows, width] products stay small."""
+        size = max(256, min(65536, 2**24 // max(1, width)))
+        for first in range(0, len(self.vectors), size):
+            rows = slice(first, min(first + size, len(self.vectors)))
+            if self.standardised is not None:
+                yield rows, self.standardised[rows]
+            else:  # too long for a second copy
+                yield rows, (self.vectors[rows].to(self.dtype) - self.mean) * self.scale
+
+    def fit(
+        self,
+        penalty: float,
+        kept_out: Tensor,
+        *,
+        fold: Tensor | None = None,
+        start: Tensor | None = None,
+        tolerance: float = 1e-5,
+    ) -> Tensor:
+        """Weights and biases [P, C, D + 1]: problem p does without the images of fold kept_out[p]."""
+        device, classes, count = self.vectors.device, self.classes, len(self.vectors)
+        kept_out = kept_out.to(device)
+        sizes = torch.full((len(kept_out),), float(count), dtype=torch.float64, device=device)
+        if fold is not None:
+            sizes = sizes - (fold == kept_out[:, None]).sum(1)
+        # p (1 - p) is the curvature of a logit's cross-entropy; of an undecided probe it is this
+        curvature = 0.25 if self.multi_label else (1 - 1 / max(2, classes)) / max(2, classes)
+        stretch = (curvature * self.spectrum + penalty / count).rsqrt()
+        bias_stretch = curvature**-0.5
+
+        def objective(flat: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+            parameters = flat.reshape(len(which), classes, -1)
+            weight = (parameters[..., :-1] * stretch) @ self.basis.T
+            bias = parameters[..., -1] * bias_stretch
+            flat_weight = weight.reshape(-1, weight.shape[2])
+            weight_slope, bias_slope = torch.zeros_like(flat_weight), torch.zeros_like(bias)
+            value = torch.zeros(len(which), dtype=torch.float64, device=device)
+            for rows, x in self.blocks(len(flat_weight)):
+                logits = (x @ flat_weight.T).reshape(len(x), len(which), classes) + bias
+                loss, residual = self._loss(logits, self.labels[rows])
+                if fold is not None:
+                    inside = fold[rows, None] != kept_out[which]  # [rows, p]
+                    loss, residual = loss * inside, residual.mul_(inside[..., None])
+                value += loss.sum(0, dtype=torch.float64)
+                weight_slope += residual.reshape(len(x), -1).T @ x
+                bias_slope += residual.sum(0)
+            value += 0.5 * penalty * weight.square().sum((1, 2), dtype=torch.float64)
+            weight_slope = weight_slope.reshape_as(weight) + penalty * weight
+            slope = torch.cat([weight_slope @ self.basis * stretch, bias_slope[..., None] * bias_stretch], dim=2)
+            # by image, so that one tolerance fits all; the minimiser is the same
+            size = sizes[which]
+            return value / size, (slope / size[:, None, None].to(self.dtype)).reshape_as(flat)
+
+        if start is None:
+            flat = torch.zeros(len(kept_out), classes, len(self.spectrum) + 1, dtype=self.dtype, device=device)
+        else:
+            flat = torch.cat([start[..., :-1] @ self.basis / stretch, start[..., -1:] / bias_stretch], dim=2)
+        flat = minimise(objective, flat.flatten(1), iterations=self.iterations, tolerance=tolerance)
+        found = flat.reshape(len(kept_out), classes, -1)
+        return torch.cat([(found[..., :-1] * stretch) @ self.basis.T, found[..., -1:] * bias_stretch], dim=2)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """logits [B, P, C] -> cross-entropy [B, P] and its gradient [B, P, C]."""
+        if self.multi_label:
+            target = labels[:, None].to(logits.dtype).expand_as(logits)
+            loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(2)
+            return loss, logits.sigmoid() - target
+        logs = logits.log_softmax(2)
+        index = labels[:, None, None].expand(-1, logits.shape[1], 1)
+        loss = -logs.gather(2, index).squeeze(2)
+        residual = logs.exp_()
+        return loss, residual.scatter_add_(2, index, -torch.ones_like(index, dtype=logits.dtype))
+
+    def kept_out_loss(self, weights: Tensor, kept_out: Tensor, fold: Tensor) -> float:
+        """Mean cross-entropy on the images that each problem [P, C, D + 1] was not fitted to.
+
+        Images whose class has no other image outside their fold say nothing about the penalty; inf if no
+        image is left.
+        """
+        known = torch.ones(len(self.labels), dtype=torch.bool, device=self.labels.device)
+        if not self.multi_label:
+            total = torch.bincount(self.labels, minlength=self.classes)
+            here = torch.zeros(int(fold.max()) + 1, self.classes, dtype=torch.long, device=fold.device)
+            here.index_put_((fold, self.labels), torch.ones_like(self.labels), accumulate=True)
+            known = total[self.labels] > here[fold, self.labels]
+        loss, count = 0.0, 0
+        for rows, x in self.blocks(self.classes):
+            for problem, out in zip(weights, kept_out.tolist(), strict=True):
+                outside = (fold[rows] == out) & known[rows]
+                logits = x[outside] @ problem[:, :-1].T + problem[:, -1]
+                loss += float(self._loss(logits[:, None], self.labels[rows][outside])[0].sum(dtype=torch.float64))
+                count += int(outside.sum())
+        return loss / count if count else float("inf")
+
+    def predict(self, test: Tensor, weights: Tensor) -> Tensor:
+        """Logits [M, C] float32 of test vectors [M, D]; to the protocol they are scores."""
+        weight, bias = weights[:, :-1], weights[:, -1]
+        parts = [((b.to(self.dtype) - self.mean) * self.scale) @ weight.T + bias for b in test.split(65536)]
+        return torch.cat(parts).float()

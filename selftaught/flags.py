@@ -1,0 +1,200 @@
+"""The flags of `selftaught pretrain`, made from the dataclasses, and the stage that they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import arg
+
+from selftaught import recipe
+from selftaught.data.index import Index
+from selftaught.data.views import Views
+from selftaught.errors import UserError
+from selftaught.hard import HARD
+from selftaught.method import Setting
+from selftaught.methods import METHODS
+from selftaught.optim import OPTIMIZERS, Cosine
+from selftaught.stage import Data, Stage
+
+ABOUT = "Teach a backbone from images without labels, or adapt one that you have."
+
+METHOD_NAME: Any = Literal[tuple(METHODS)]
+HARD_NAME: Any = Literal[tuple(HARD)]
+OPTIMIZER_NAME: Any = Literal[tuple(OPTIMIZERS)]
+
+# What may be asked for in one word. None = chosen from the data and the hardware.
+PLAIN: tuple[tuple[str, Any, str], ...] = (
+    ("out", str, "the run's folder"),
+    ("data", tuple[str, ...], "folders or files of images"),
+    ("labels", str | None, "auto (class folders or labels.csv), folders, none, or a CSV file; they only serve to watch"),
+    ("holdout", float | None, "share of images kept out of training, where the folders make no split"),
+    ("method", METHOD_NAME | None, "what to predict"),
+    ("hard", tuple[HARD_NAME, ...] | None, "hard examples to train on besides"),
+    ("backbone", str | None, "timm's name"),
+    ("stem", Literal["imagenet", "cifar"] | None, "a resnet's first layers; cifar keeps the detail of small images"),
+    ("init", str | None, "weights to start from: a file, or a name with pretrained weights in timm"),
+    ("trainable", Literal["all", "norm"] | None, "what may move; norm: norm layers and the new head (HPT-BN)"),
+    ("size", int | None, "pixels of a large view"),
+    ("batch", int | None, "images a step, over all processes"),
+    ("accumulate", int | None, "parts that a batch is worked through in"),
+    ("epochs", float | None, "passes over the training images"),
+    ("steps", int | None, "instead of epochs"),
+    ("views", Literal["fast", "reference"] | None, "reference: torchvision's own operations, an image at a time"),
+    ("optimizer", OPTIMIZER_NAME | None, "its settings are --optimizer.lr and so on"),
+    ("combine", Literal["mean", "sum"] | None, "how clean and hard losses are added"),
+    ("clip", float | None, "norm at which gradients are clipped; 0 = never"),
+    ("precision", Literal["auto", "fp32", "bf16"] | None, "auto: bf16 where a probe shows that it is faster"),
+    ("seed", int | None, "same seed, same run"),
+    ("config", str | None, "a run.json, or its `config`, to start from"),
+    ("resume", bool, "go on with the run in --out"),
+    ("device", Literal["auto", "cpu", "cuda"], "where to train"),
+    ("workers", int, "processes that decode images, where these are not held in memory"),
+    ("on_collapse", Literal["stop", "warn"], "when the features fall into one point"),
+    ("save_every", float, "seconds between checkpoints"),
+)  # fmt: skip
+DEFAULTS: dict[str, Any] = {
+    "data": (), "resume": False, "device": "auto", "workers": 2, "on_collapse": "stop", "save_every": 120.0,
+}  # fmt: skip
+GROUPS = ("method", "hard", "views", "optimizer", "schedule")  # whose fields are flags: --method.temperature
+
+
+HARD_FIELDS = dataclasses.make_dataclass(
+    "Hard", [(name, kind, dataclasses.field(default=kind())) for name, kind in HARD.items()], frozen=True
+)
+
+
+def pretrain_flags(method: str, optimizer: str) -> type:
+    """The dataclass of all flags, for one method and one optimizer."""
+    plain = []
+    for name, kind, text in PLAIN:
+        default = dataclasses.field(default=DEFAULTS.get(name)) if name != "out" else dataclasses.field()
+        plain.append((name, Annotated[kind, arg(name=name.replace("_", "-"), help=text)], default))
+    kinds: dict[str, type] = {
+        "method": METHODS[method].Config, "hard": HARD_FIELDS, "views": Views, "optimizer": OPTIMIZERS[optimizer],
+        "schedule": Cosine,
+    }  # fmt: skip
+    nested = []
+    for name in GROUPS:
+        kind = kinds[name]
+        about = arg(name=name, help=f"of {method}, scaled to the data unless given" if name == "method" else "")
+        nested.append((f"{name}_fields", Annotated[kind, about], dataclasses.field(default=kind())))
+    flags = dataclasses.make_dataclass("Pretrain", [*plain, *nested], kw_only=True)
+    flags.__doc__ = ABOUT
+    return flags
+
+
+def chosen(args: Sequence[str], flag: str) -> str | None:
+    """The word after `--flag`, before anything else is known."""
+    for i, word in enumerate(args):
+        if word == f"--{flag}" and i + 1 < len(args):
+            return args[i + 1]
+        if word.startswith(f"--{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def parse(args: Sequence[str], base: Stage | None, defaults: dict[str, Any] | None = None) -> Any:
+    """Read the flags; what is not given is None, and in the groups it is `defaults`."""
+    method = chosen(args, "method") or (recipe.method_name(base) if base else recipe.METHOD)
+    optimizer = chosen(args, "optimizer") or (recipe.optimizer_name(base) if base else "sgd")
+    recipe.find(method, METHODS, "method")
+    recipe.find(optimizer, OPTIMIZERS, "optimizer")
+    flags = pretrain_flags(method, optimizer)
+    default = flags(out=chosen(args, "out") or tyro.MISSING, **(defaults or {}))
+    return tyro.cli(flags, prog="selftaught pretrain", args=list(args), default=default)
+
+
+def of_base(base: Stage, method: str, optimizer: str) -> dict[str, Any]:
+    """The groups' defaults, from a stage to start from; a group of another kind starts from its own."""
+    groups: dict[str, Any] = {"views_fields": base.views, "schedule_fields": base.schedule}
+    if recipe.method_name(base) == method:
+        groups["method_fields"] = base.method
+    if recipe.optimizer_name(base) == optimizer:
+        groups["optimizer_fields"] = base.optimizer
+    groups["hard_fields"] = HARD_FIELDS(**{recipe.hard_name(h): h for h in base.hard})
+    return groups
+
+
+def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: Callable[[Data, int], Index]) -> Stage:
+    """The stage that the flags ask for, on top of `base` where there is one, else of what suits the data."""
+    first = parse(args, base)
+    method_name, optimizer_name = name_of(args, base, "method"), name_of(args, base, "optimizer")
+    method = METHODS[method_name]
+    given = {k: getattr(first, k) for k in (name for name, *_ in PLAIN)}
+    data = Data(
+        roots=given["data"] or (base.data.roots if base else ()),
+        labels=given["labels"] or (base.data.labels if base else "auto"),
+        holdout=base.data.holdout
+        if base and given["holdout"] is None
+        else 0.2
+        if given["holdout"] is None
+        else given["holdout"],
+    )
+    if not data.roots:
+        raise UserError("no images: give folders or files with --data")
+    seed = given["seed"] if given["seed"] is not None else base.seed if base else 0
+    index = index_of(data, seed)
+
+    def pick(name: str, default: Callable[[], Any]) -> Any:
+        """As given, else as in the base, else by default."""
+        value = given[name]
+        return value if value is not None else getattr(base, name) if base else default()
+
+    size = pick("size", lambda: recipe.size_for(index, device))
+    backbone = pick("backbone", lambda: recipe.backbone_for(index, size, device))
+    stem = pick("stem", lambda: recipe.stem_for(backbone, size) if not given["init"] else "imagenet")
+    batch = pick("batch", lambda: recipe.batch_for(index, device))
+    steps = steps_of(given, base, index, batch, device)
+    defaults = of_base(base, method_name, optimizer_name) if base else {}
+    if base is None or recipe.method_name(base) != method_name:
+        setting = Setting(images=len(index.train), batch=batch, steps=steps, features=recipe.features_of(backbone))
+        defaults["method_fields"] = recipe.config_for(method, setting, len(index.classes))
+    defaults.setdefault("views_fields", recipe.views_for(method, size, Views()))
+    defaults.setdefault("optimizer_fields", recipe.optimizer_for(method, optimizer_name, batch))
+    asked = parse(args, base, defaults)
+    precision = pick("precision", lambda: "auto")
+    if precision == "auto":
+        precision = "bf16" if recipe.faster_in_bf16(backbone, stem, size, device) else "fp32"
+    names = given["hard"] if given["hard"] is not None else [recipe.hard_name(h) for h in base.hard] if base else ()
+    views: Views = asked.views_fields
+    if given["views"]:
+        views = dataclasses.replace(views, pipeline=given["views"])
+    return Stage(
+        data=data, size=size, backbone=backbone, stem=stem, init=pick("init", lambda: None),
+        trainable=pick("trainable", lambda: "all"), method=asked.method_fields,
+        hard=tuple(getattr(asked.hard_fields, name) for name in names), combine=pick("combine", lambda: "mean"),
+        views=dataclasses.replace(views, large=method.views), optimizer=asked.optimizer_fields,
+        schedule=asked.schedule_fields, clip=pick("clip", lambda: 0.0), batch=batch,
+        accumulate=pick("accumulate", lambda: 1), steps=steps, precision=precision, seed=seed,
+    )  # fmt: skip
+
+
+def name_of(args: Sequence[str], base: Stage | None, what: Literal["method", "optimizer"]) -> str:
+    named = {"method": (recipe.method_name, recipe.METHOD), "optimizer": (recipe.optimizer_name, "sgd")}
+    of, default = named[what]
+    return chosen(args, what) or (of(base) if base else default)
+
+
+def steps_of(given: dict[str, Any], base: Stage | None, index: Index, batch: int, device: str) -> int:
+    if given["steps"] is not None and given["epochs"] is not None:
+        raise UserError("give --steps or --epochs, not both")
+    if given["steps"] is not None:
+        steps = int(given["steps"])
+    elif given["epochs"] is None and base:
+        steps = base.steps
+    else:
+        epochs = given["epochs"] if given["epochs"] is not None else recipe.epochs_for(index, device)
+        steps = round(epochs * (len(index.train) // batch))
+        if len(index.train) < batch:
+            raise UserError(f"{len(index.train)} training images are fewer than a batch of {batch}: lower --batch")
+    if steps < 1:
+        raise UserError("there is nothing to train: give --steps or --epochs above 0")
+    return steps
+
+
+def differences(one: Stage, other: Stage) -> list[str]:
+    """The fields in which two stages differ, by name."""
+    return [f.name for f in dataclasses.fields(Stage) if getattr(one, f.name) != getattr(other, f.name)]

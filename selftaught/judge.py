@@ -1,0 +1,154 @@
+"""Was it worth it? A run's features beside random ones, the starting weights and others, on labelled images."""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selftaught import checkpoint, run
+from selftaught.backbones import Backbone
+from selftaught.data.images import Images, default_canvas
+from selftaught.data.index import Index
+from selftaught.errors import UserError
+from selftaught.evaluation import KNN, Features, Linear, Protocol, Results, evaluate, verdict
+from selftaught.evaluation.features import cached, extract
+from selftaught.progress import Progress
+from selftaught.stage import Data
+
+PROTOCOLS: tuple[Protocol, ...] = (KNN(), Linear())
+LABELS = ("5", "20", "all")
+AGAINST = ("random", "init")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    results: Results
+    verdict: str  # in plain words
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """{backbone, protocol, labels, metric, mean, low, high, draws} for each result."""
+        return [asdict(row) for row in self.results.rows]
+
+
+def judge(
+    learnt: str | Path,
+    data: Sequence[str | Path] = (),
+    *,
+    labels_from: str = "auto",
+    protocols: Sequence[Protocol] = PROTOCOLS,
+    labels: Sequence[str] = LABELS,
+    against: Sequence[str] = AGAINST,
+    size: int | None = None,
+    draws: int = 5,
+    seed: int = 0,
+    device: str = "cpu",
+    workers: int = 2,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Judgement:
+    """Score the run's folder or backbone's file `learnt` on labelled images, by default those it was trained on.
+
+    Labels are drawn from the training side of the split alone, scores come from the other side, which `learnt` never
+    saw if it was trained on the same folders. A run's results are kept in its evaluation.json. Raises UserError when
+    there is nothing to read, or no labels.
+    """
+    progress = progress or Progress(show=False)
+    learnt = Path(learnt)
+    own = run.read(learnt) if learnt.is_dir() else None
+    index = labelled(own, [str(root) for root in data], labels_from, seed, progress)
+    width = size or (own.stage.size if own else None) or 224
+    images = Images(index.paths, index.sizes, default_canvas(index.sizes, width), on_progress=progress.of("loading"))
+    precision = own.stage.precision if own else "fp32"
+    found: dict[str, tuple[Features, Features]] = {}
+    for name, backbone in backbones_of(learnt, own, against, progress).items():
+        backbone.to(device).to(memory_format=torch.channels_last)
+
+        def make(positions: Tensor, backbone: Backbone = backbone, name: str = name) -> Tensor:
+            assert progress is not None
+            return extract(
+                backbone, images, positions, size=width, device=device, precision=precision, workers=workers,
+                on_progress=progress.of(f"features of {name}"),
+            )  # fmt: skip
+
+        def features(positions: Tensor, backbone: Backbone = backbone, make: Any = make) -> Features:
+            assert index.labels is not None
+            if own is None:
+                vectors = make(positions)
+            else:
+                key = "/".join([digest(backbone), index.fingerprint, digest(positions), str(width), precision, device])
+                vectors = cached(own.folder / "features", key, lambda: make(positions))
+            return Features(vectors, index.labels[positions])
+
+        found[name] = (features(index.train), features(index.held_out))
+    results = evaluate(found, protocols, labels=labels, draws=draws, seed=seed, on_progress=progress.of("evaluating"))
+    judgement = Judgement(results=results, verdict=verdict(results))
+    if own:
+        keep(own.folder, judgement, index, [str(r) for r in data] or list(own.stage.data.roots), command)
+    return judgement
+
+
+def labelled(own: run.Run | None, roots: list[str], labels_from: str, seed: int, progress: Progress) -> Index:
+    """The labelled images, split as they were for training: what was held out then is held out now."""
+    if own:
+        data = replace(own.stage.data, roots=tuple(roots)) if roots else own.stage.data
+        data = replace(data, labels=labels_from) if labels_from != "auto" or roots else data
+        seed = own.stage.seed
+    elif roots:
+        data = Data(roots=tuple(roots), labels=labels_from)
+    else:
+        raise UserError("no images: give labelled folders with --data")
+    index = data.index(seed, progress.of("reading images"))
+    progress.say(index.describe())
+    if index.labels is None:
+        raise UserError(
+            "these images have no labels: put them into class folders, or write a labels.csv, to be able to evaluate"
+        )
+    return index
+
+
+def backbones_of(learnt: Path, own: run.Run | None, against: Sequence[str], progress: Progress) -> dict[str, Backbone]:
+    """What is judged, first, and what it is compared with."""
+    found = {str(learnt): run.open_backbone(learnt)}
+    for name in against:
+        if name == "random":
+            found[name] = own.random() if own else run.random_like(found[str(learnt)], seed=0)
+        elif name == "init":
+            start = own.start() if own else None
+            if start is None:
+                progress.say("there were no starting weights: 'init' is left out (it began from random ones)")
+            else:
+                found[name] = start
+        else:
+            found[str(Path(name))] = run.open_backbone(Path(name))
+    return found
+
+
+def keep(folder: Path, judgement: Judgement, index: Index, roots: list[str], command: str) -> None:
+    """Add a judgement to a run's evaluation.json."""
+    file = folder / "evaluation.json"
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    now = {
+        "data": roots,
+        "fingerprint": index.fingerprint,
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **json.loads(judgement.results.to_json()),
+        "verdict": judgement.verdict,
+    }
+    checkpoint.write_json(file, [*earlier, now])
+
+
+def digest(of: nn.Module | Tensor) -> str:
+    """A fingerprint of weights, or of a tensor."""
+    tensors = of.state_dict().values() if isinstance(of, nn.Module) else [of]
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:16]

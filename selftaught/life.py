@@ -1,0 +1,202 @@
+"""A run as it is lived: its folder, journal, watch and checkpoints."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from selftaught import backbones, checkpoint, run, watch
+from selftaught.data.index import Index
+from selftaught.distributed import barrier, rank, shared
+from selftaught.errors import UserError
+from selftaught.evaluation.features import extract
+from selftaught.fit import Report
+from selftaught.journal import Journal
+from selftaught.trainee import Trainee
+
+WATCHED = 256  # held-back images whose features are followed
+BANK = 1000  # training images that vote on them, when there are labels
+MEASURES = 20  # how often in a whole run, and
+RARELY = 50  # steps between them at least: a measurement costs as much as some four steps
+EARLY = (10, 25)  # besides: a collapse shows soon
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conduct:
+    """How a run is carried out, which does not change its outcome."""
+
+    device: str = "cpu"
+    workers: int = 2
+    on_collapse: Literal["stop", "warn"] = "stop"
+    save_every: float = 120.0  # seconds between checkpoints
+    resume: bool = False
+    show: Callable[[dict[str, Any]], None] = lambda entry: None  # each journal entry, as it is made
+    say: Callable[[str], None] = lambda text: None  # what a person should know
+    note: dict[str, Any] = field(default_factory=dict)  # more for run.json: the command, the versions
+
+
+class Collapsed(UserError):
+    """The features fell into one point; the run is stopped and says why."""
+
+
+class Life:
+    """A run's folder as it is lived: journal, watch, checkpoints."""
+
+    def __init__(self, trainee: Trainee, optimizer: torch.optim.Optimizer, out: Path, conduct: Conduct) -> None:
+        self.trainee, self.optimizer, self.out, self.conduct = trainee, optimizer, out, conduct
+        self.first = rank() == 0
+        self.step = 0  # the next one
+        self.skipped = 0
+        self.seconds = 0.0
+        self.best = -1.0
+        self.guard = watch.Guard()
+        self.watch_every = max(trainee.stage.steps // MEASURES, RARELY)
+        self.log_every = max(trainee.stage.steps // 500, 1)
+        self.journal: Journal | None = None
+        self.bank, self.queries = sample(trainee.index)
+        self.clock = self.saved = time.perf_counter()
+        self.images = 0
+
+    def begin(self) -> int:
+        last = self.out / "checkpoints" / "last.pt"
+        if self.conduct.resume and last.exists():
+            state = checkpoint.load(last, self.trainee.device)
+            self.trainee.step.load_state_dict(state["step"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.guard.load_state_dict(state["guard"])
+            self.step, self.skipped, self.seconds = state["next"], state["skipped"], state["seconds"]
+            self.best = state["best"]
+        if self.first:
+            self.write_run("running")
+            self.journal = Journal(self.out / "journal.jsonl", after=self.step)
+        if self.step == 0:
+            self.look(None)
+        self.clock = self.saved = time.perf_counter()
+        return self.step
+
+    def after(self, report: Report) -> None:
+        self.step = report.step + 1
+        self.skipped += report.skipped
+        self.images += self.trainee.stage.batch
+        last = self.step == self.trainee.stage.steps
+        if report.skipped:
+            self.conduct.say(f"step {report.step}: the gradients were not finite; the step was skipped")
+        if self.step % self.watch_every == 0 or self.step in EARLY or last:
+            self.look(report)
+        elif self.step % self.log_every == 0:
+            self.log(report, None)
+        if time.perf_counter() - self.saved > self.conduct.save_every:
+            self.save()
+
+    def look(self, report: Report | None) -> None:
+        """Measure the features, and ask the guard. The clock of images a second stands still meanwhile."""
+        began = time.perf_counter()
+        features = self.measure() if self.first else {}
+        spent = time.perf_counter() - began
+        self.seconds += spent
+        self.clock += spent
+        warning = None
+        if self.first:
+            loss = float(report.loss) if report else None
+            warning = self.guard.observe(self.step, features, loss=loss, chance=self.trainee.method.chance())
+            if warning:
+                self.conduct.say(warning)
+        self.log(report, features)
+        quality = features.get("knn", features.get("rank", 0.0))
+        if self.first and report and quality > self.best:
+            self.best = quality
+            self.save("best.pt")
+        if shared(self.guard.collapsed) and self.conduct.on_collapse == "stop":
+            raise Collapsed(shared(warning) or "the features collapsed")
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Of two centre crops of every watched image: the whole one, and a closer one."""
+        t = self.trainee
+        backbone, bf16 = t.backbone, t.stage.precision == "bf16"
+
+        def features(positions: Tensor, share: float) -> Tensor:
+            return extract(
+                backbone, t.images, positions, size=t.stage.size, batch=256, device=t.device,
+                precision="bf16" if bf16 else "fp32", share=share,
+            )  # fmt: skip
+
+        labels = t.index.labels
+        bank = {}
+        if labels is not None:
+            bank = {
+                "bank": features(self.bank, 1.0),
+                "bank_labels": labels[self.bank],
+                "labels": labels[self.queries],
+            }
+        return watch.measure(features(self.queries, 1.0), features(self.queries, 0.7), **bank)
+
+    def log(self, report: Report | None, features: dict[str, float] | None) -> None:
+        if self.journal is None:
+            return
+        now = time.perf_counter()
+        passed = now - self.clock
+        self.seconds += passed
+        waited, self.trainee.waited = self.trainee.waited, 0.0
+        entry: dict[str, Any] = {
+            "step": self.step if report else 0,
+            "epoch": report.epoch if report else 0,
+            "loss": float(report.loss) if report else None,
+            "losses": {k: float(v) for k, v in report.losses.items()} if report else {},
+            "lr": report.lr if report else 0.0,
+            "images_per_s": self.images / passed if report else None,
+            "wait": waited / passed if report else None,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "features": features,
+        }
+        self.clock, self.images = now, 0
+        self.journal.write(entry)
+        self.conduct.show(entry)
+
+    def save(self, name: str = "last.pt") -> None:
+        self.saved = time.perf_counter()
+        if not self.first:
+            return
+        state = {
+            "step": self.trainee.step.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+            "next": self.step,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        if not checkpoint.all_finite(state["step"]):
+            self.conduct.say(f"step {self.step}: the weights are not finite; the last good checkpoint is kept")
+            return
+        checkpoint.save(self.out / "checkpoints" / name, state)
+
+    def end(self, outcome: str) -> Path:
+        file = self.out / "backbone.safetensors"
+        if self.first:
+            if checkpoint.all_finite(self.trainee.backbone.state_dict()):
+                backbones.save(self.trainee.backbone, file, {"size": str(self.trainee.stage.size)})
+            self.write_run(outcome)
+            assert self.journal is not None
+            self.journal.close()
+        barrier()
+        return file
+
+    def write_run(self, outcome: str) -> None:
+        t = self.trainee
+        run.write(self.out, t.stage, t.index, outcome, self.conduct.note)
+
+
+def sample(index: Index) -> tuple[Tensor, Tensor]:
+    """Positions of the images that vote, and of the held-back ones that are watched: fixed for a data set."""
+    rng = torch.Generator().manual_seed(0)
+
+    def some(positions: Tensor, most: int) -> Tensor:
+        return positions[torch.randperm(len(positions), generator=rng)[:most]]
+
+    return some(index.train, BANK), some(index.held_out, WATCHED)

@@ -1,0 +1,96 @@
+"""Carry out a stage in a folder of its own: begin, train, watch, save, stop, resume."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from selftaught import pictures
+from selftaught.data.index import Index
+from selftaught.distributed import anywhere, barrier, local_rank, rank, world_size, wrap
+from selftaught.errors import UserError
+from selftaught.fit import Loop, fit
+from selftaught.life import Collapsed, Conduct, Life
+from selftaught.stage import Data, Stage
+from selftaught.trainee import assemble
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; it is saved."""
+
+
+def pretrain(stage: Stage, out: Path, conduct: Conduct = Conduct()) -> Path:
+    """Carry out `stage` in the folder `out`, or go on where it broke off; return the backbone's file.
+
+    Raises UserError for what the user can mend, Collapsed when the features fell into one point, Stopped after
+    SIGTERM or Ctrl-C. What was learnt is saved in all three cases.
+    """
+    device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
+    index = shared_index(stage.data, stage.seed)
+    trainee = assemble(stage, index, device, conduct.workers, conduct.say)
+    steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate
+    if not steps_per_epoch:
+        raise UserError(f"{len(index.train)} training images are fewer than a batch of {stage.batch}: lower --batch")
+    step, method = trainee.step, trainee.method
+    optimizer = stage.optimizer.build(step.named_parameters())
+    life = Life(trainee, optimizer, out, conduct)
+    start = life.begin()
+    loop = Loop(
+        steps=stage.steps, steps_per_epoch=steps_per_epoch, schedule=stage.schedule, accumulate=stage.accumulate,
+        clip=stage.clip, bf16=stage.precision == "bf16", seed=stage.seed,
+    )  # fmt: skip
+    step.train()
+    reports = fit(wrap(step, device), method, trainee.epochs, optimizer, loop, start)
+    try:
+        with signals() as received:
+            for report in reports:
+                life.after(report)
+                if (report.step % 8 == 0 or world_size() == 1) and anywhere(bool(received)):
+                    life.save()
+                    life.end("stopped")
+                    raise Stopped(f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume")
+    except Collapsed:
+        life.end("collapsed")
+        raise
+    except UserError:
+        life.end("diverged")
+        raise
+    life.save()
+    if rank() == 0:
+        pictures.draw(trainee, out / "album")
+    return life.end("done")
+
+
+def shared_index(data: Data, seed: int, on_progress: Callable[[int, int], None] | None = None) -> Index:
+    """The index, made by rank 0 and read from its cache by the others."""
+    if rank() == 0:
+        index = data.index(seed, on_progress)
+        barrier()
+        return index
+    barrier()
+    return data.index(seed)
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and Ctrl-C instead of dying of them; a second Ctrl-C does as ever."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread can be asked
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,164 @@
+"""What a run is made of: good defaults from the data and the hardware, and a stage written down and read back."""
+
+import dataclasses
+import difflib
+import time
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Literal
+
+import cattrs
+import torch
+
+from selftaught import backbones
+from selftaught.data.index import Index
+from selftaught.data.views import Views
+from selftaught.errors import UserError
+from selftaught.hard import HARD
+from selftaught.method import Method, Setting
+from selftaught.methods import METHODS
+from selftaught.optim import LARS, OPTIMIZERS, SGD, AdamW, Optimizer
+from selftaught.stage import Stage, method_of
+from selftaught.step import HardExample
+
+METHOD = "moco-v2"  # where none is asked for
+
+
+def find(name: str, among: Iterable[str], what: str) -> str:
+    """`name`, if it is one of them; else a UserError with the nearest."""
+    names = sorted(among)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+    raise UserError(f"there is no {what} '{name}'; did you mean {' or '.join(near)}?")
+
+
+def method_name(stage: Stage) -> str:
+    return next(name for name, method in METHODS.items() if method is method_of(stage.method))
+
+
+def optimizer_name(stage: Stage) -> str:
+    return next(name for name, kind in OPTIMIZERS.items() if kind is type(stage.optimizer))
+
+
+def hard_name(hard: HardExample) -> str:
+    return next(name for name, kind in HARD.items() if kind is type(hard))
+
+
+# ---------------------------------------------------------------------------------------------- defaults
+
+
+def size_for(index: Index, device: str) -> int:
+    """Pixels of a view: what the images hold, and what the device bears."""
+    side = int(index.sizes.min(dim=1).values.float().median())
+    most = 224 if device == "cuda" else 64
+    return next((s for s in (224, 128, 96, 64) if s <= min(side, most)), 32)
+
+
+def backbone_for(index: Index, size: int, device: str) -> str:
+    return "resnet50" if device == "cuda" and size >= 128 and len(index.train) >= 50_000 else "resnet18"
+
+
+def stem_for(backbone: str, size: int) -> Literal["imagenet", "cifar"]:
+    """The usual stem divides a picture's sides by four, which leaves nothing of a small one."""
+    return "cifar" if size <= 40 and backbone.startswith("resnet") else "imagenet"
+
+
+def batch_for(index: Index, device: str) -> int:
+    most = 256 if device == "cuda" else 128
+    return max(2, min(most, 2 ** (len(index.train).bit_length() - 3)))  # at least some four steps an epoch
+
+
+def epochs_for(index: Index, device: str) -> int:
+    """Small sets are gone through more often; about a million images shown on a GPU at least, a third of it on a CPU."""
+    shown = 4_000_000 if device == "cuda" else 300_000
+    return int(min(max(shown / len(index.train), 10), 400))
+
+
+def views_for(method: type[Method], size: int, views: Views) -> Views:
+    """Blur in proportion to MoCo-v2's 224 pixels; none where an image is too small to bear it."""
+    sigma = (0.1, max(2.0 * size / 224, 0.2))
+    return dataclasses.replace(views, large=method.views, blur=views.blur if size > 40 else 0.0, blur_sigma=sigma)
+
+
+def optimizer_for(method: type[Method], name: str, batch: int) -> Optimizer:
+    """The peak rate grows with the batch (Goyal et al., 2017); a method knows what SGD bears."""
+    if name == "sgd":
+        return SGD(lr=round(method.lr * batch / 256, 6))
+    reference: Optimizer = {"adamw": AdamW, "lars": LARS}[name]()
+    return dataclasses.replace(reference, lr=round(reference.lr * batch / 256, 6))
+
+
+def config_for(method: type[Method], setting: Setting, classes: int) -> Method.Config:
+    config = method.Config().suited(setting)
+    return dataclasses.replace(config, classes=classes) if method.needs_labels else config  # type: ignore[call-arg]
+
+
+@lru_cache
+def features_of(backbone: str) -> int:
+    with torch.device("meta"):
+        return backbones.create(backbone).features
+
+
+def faster_in_bf16(backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str) -> bool:
+    """Whether bf16 is at least a tenth faster here than fp32, tried on a few steps of this very network."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    network = backbones.create(backbone, stem=stem, image_size=size).to(memory_format=torch.channels_last)
+    images = torch.rand(16, 3, size, size).to(memory_format=torch.channels_last)
+
+    def seconds(bf16: bool) -> float:
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                out = network(images)
+            out.float().square().mean().backward()
+            times.append(time.perf_counter() - began)
+        return min(times[1:])  # the first one warms up; the others' noise only adds
+
+    fp32 = seconds(False)
+    return seconds(True) < 0.9 * fp32
+
+
+# ------------------------------------------------------------------------------------ written down, read back
+
+_NAMED: dict[type, dict[str, type]] = {
+    Method.Config: {name: method.Config for name, method in METHODS.items()},
+    HardExample: dict(HARD),
+    Optimizer: dict(OPTIMIZERS),
+}
+
+
+def _converter() -> cattrs.Converter:
+    """Plain JSON types for every dataclass; one of several kinds says its name. Unknown fields are refused."""
+    plain = cattrs.Converter(forbid_extra_keys=True)
+    converter = plain.copy()
+    for base, kinds in _NAMED.items():
+
+        def unstructure(value: Any, kinds: dict[str, type] = kinds) -> dict[str, Any]:
+            name = next(name for name, kind in kinds.items() if kind is type(value))
+            return {"name": name, **plain.unstructure(value)}
+
+        def structure(value: dict[str, Any], _: type, kinds: dict[str, type] = kinds, base: type = base) -> Any:
+            what = {Method.Config: "method", HardExample: "hard example", Optimizer: "optimizer"}[base]
+            kind = kinds[find(value["name"], kinds, what)]
+            return plain.structure({k: v for k, v in value.items() if k != "name"}, kind)
+
+        converter.register_unstructure_hook(base, unstructure)
+        converter.register_structure_hook(base, structure)
+    return converter
+
+
+def to_json(stage: Stage) -> dict[str, Any]:
+    written: dict[str, Any] = _converter().unstructure(stage)
+    return written
+
+
+def from_json(written: dict[str, Any]) -> Stage:
+    """Raises UserError that names what does not fit."""
+    try:
+        return _converter().structure(written, Stage)
+    except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
+        reasons = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [repr(error)]
+        raise UserError(f"this configuration does not fit: {'; '.join(reasons)}") from error

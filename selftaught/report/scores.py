@@ -1,0 +1,298 @@
+"""Evaluation rows arranged for people: what stands beside what, in which words, and what is distinguishable."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from selftaught.report.read import Run, number
+
+Effect = Literal["better", "worse", "unclear"]
+
+METRICS = {"balanced_accuracy": "Balanced accuracy", "auroc": "AUROC"}
+PROTOCOLS = {"knn": "kNN", "linear": "Linear probe", "finetune": "Fine-tuning"}
+BASELINES = {"random": "random initialisation", "init": "starting weights"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a number was measured under; two numbers are comparable only where it is equal."""
+
+    metric: str
+    protocol: str
+    labels: str
+
+    @property
+    def words(self) -> str:
+        return f"{PROTOCOLS.get(self.protocol, self.protocol)}, {labels_words(self.labels)}"
+
+    @property
+    def metric_words(self) -> str:
+        return METRICS.get(self.metric, self.metric.replace("_", " "))
+
+    @property
+    def order(self) -> tuple[int, int, int, float, str]:
+        """Balanced accuracy before AUROC, few labels before many."""
+        metric = list(METRICS).index(self.metric) if self.metric in METRICS else len(METRICS)
+        protocol = list(PROTOCOLS).index(self.protocol) if self.protocol in PROTOCOLS else len(PROTOCOLS)
+        kind, _, amount = self.labels.rpartition(":")
+        count = float(amount) if amount.isdigit() else float("inf")
+        return metric, protocol, (2 if amount == "all" else 1 if kind else 0), count, self.labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A share (0..1) with its 95 % interval; for a difference of two of them, -1..1."""
+
+    mean: float
+    low: float
+    high: float
+    draws: int | None = None
+
+    @property
+    def effect(self) -> Effect:
+        """Of a difference: distinguishable from none only where the whole interval lies on one side of 0."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "unclear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One backbone in one setting."""
+
+    name: str
+    letter: str  # of the run it was trained in; "" for what it is compared with
+    score: Score
+    gains: Mapping[str, Score]  # name of a baseline -> trained minus baseline, on the same draws and images
+    best: bool  # distinguishably above every other line of its setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    setting: Setting
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All that was measured on one labelled data set."""
+
+    data: str
+    groups: tuple[Group, ...]
+    baselines: tuple[str, ...]  # those that some gain is against
+    low: float  # the range that the intervals are drawn in
+    high: float
+    left_out: int  # rows that make no sense
+
+
+def labels_words(labels: str) -> str:
+    if labels == "all":
+        return "all labels"
+    kind, _, amount = labels.rpartition(":")
+    if kind == "total":
+        return f"{amount} labels in all"
+    return f"{labels} label{'' if labels == '1' else 's'} a class"
+
+
+def backbone_words(name: str) -> str:
+    return BASELINES.get(name, name)
+
+
+def effect_words(effect: Effect) -> str:
+    return {"better": "▲ better", "worse": "▼ worse", "unclear": "≈ not distinguishable"}[effect]
+
+
+def points(value: float) -> str:
+    """A difference of shares as points with a true minus sign: +12.1, −0.4."""
+    text = f"{100 * value:+.1f}"
+    return text.replace("-", "\u2212")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}".replace("-", "\u2212")
+
+
+def interval(score: Score, *, signed: bool = False) -> str:
+    show = points if signed else percent
+    return f"{show(score.low)} to {show(score.high)}"
+
+
+def read_score(row: Mapping[str, Any]) -> tuple[Setting, Score] | None:
+    """A row or a difference; None where it lacks a part."""
+    mean, low, high = (number(row.get(key)) for key in ("mean", "low", "high"))
+    words = [row.get(key) for key in ("metric", "protocol", "labels")]
+    if mean is None or low is None or high is None or None in words:
+        return None
+    draws = number(row.get("draws"))
+    metric, protocol, labels = map(str, words)
+    score = Score(mean=mean, low=low, high=high, draws=None if draws is None else int(draws))
+    return Setting(metric=metric, protocol=protocol, labels=labels), score
+
+
+def rows_of(evaluation: Mapping[str, Any], key: str = "rows") -> list[Mapping[str, Any]]:
+    found = evaluation.get(key)
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
+
+def trained_name(evaluation: Mapping[str, Any]) -> str | None:
+    """The backbone that an evaluation is about: the one that differences are counted from, or else the first."""
+    for row in (*rows_of(evaluation, "differences"), *rows_of(evaluation)):
+        if row.get("backbone") is not None:
+            return str(row["backbone"])
+    return None
+
+
+def data_key(evaluation: Mapping[str, Any]) -> str:
+    return str(evaluation.get("fingerprint") or data_words(evaluation))
+
+
+def data_words(evaluation: Mapping[str, Any]) -> str:
+    data = evaluation.get("data")
+    if isinstance(data, list):
+        return ", ".join(map(str, data))
+    return str(data) if data else "unnamed data"
+
+
+def tables(runs: Sequence[Run], letters: Sequence[str]) -> tuple[Table, ...]:
+    """One table a labelled data set, with the trained backbones of all runs and what they are compared with.
+
+    Where a run was evaluated twice in the same setting on the same data, the later result is shown."""
+    keys = dict.fromkeys(data_key(e) for run in runs for e in run.evaluations if rows_of(e))
+    return tuple(_table(key, runs, letters) for key in keys)
+
+
+def latest(evaluations: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """The last evaluation on each data set, in the order of the data sets' first."""
+    return tuple({data_key(e): e for e in evaluations}.values())
+
+
+def overall(evaluation: Mapping[str, Any]) -> Effect | None:
+    """Worse anywhere is worse; better somewhere and worse nowhere is better."""
+    found = [read_score(row) for row in rows_of(evaluation, "differences")]
+    effects = {pair[1].effect for pair in found if pair}
+    return "worse" if "worse" in effects else "better" if "better" in effects else "unclear" if effects else None
+
+
+def between(runs: Sequence[Run], letters: Sequence[str], found: Sequence[Table]) -> tuple[str, ...]:
+    """What the tables say about the runs against each other, a sentence for each two of them.
+
+    Runs are evaluated apart, with no paired difference; so only intervals that do not even overlap count, which is
+    stricter than a test of the difference."""
+    sentences = []
+    for i, first in enumerate(letters):
+        for second in letters[i + 1 :]:
+            above: dict[str, list[str]] = {first: [], second: []}
+            shared = 0
+            for table in found:
+                for group in table.groups:
+                    own = {line.letter: line.score for line in group.lines if line.letter}
+                    if first not in own or second not in own:
+                        continue
+                    shared += 1
+                    if own[first].low > own[second].high:
+                        above[first].append(_place(group.setting, found, table))
+                    elif own[second].low > own[first].high:
+                        above[second].append(_place(group.setting, found, table))
+            sentences.append(_sentence(first, second, runs, letters, above, shared))
+    return tuple(sentences)
+
+
+def _place(setting: Setting, found: Sequence[Table], table: Table) -> str:
+    """A setting in words, with no more of them than tell it from the others."""
+    metrics = {group.setting.metric for one in found for group in one.groups}
+    words = f"{setting.words} ({setting.metric_words})" if len(metrics) > 1 else setting.words
+    return f"{words}, on {table.data}" if len(found) > 1 else words
+
+
+def _sentence(
+    first: str, second: str, runs: Sequence[Run], letters: Sequence[str], above: dict[str, list[str]], shared: int
+) -> str:
+    names = {letter: f"{letter} ({run.name})" for letter, run in zip(letters, runs, strict=True)}
+    if not shared:
+        return f"{names[first]} and {names[second]} were not evaluated in the same setting on the same data."
+    for a, b in ((first, second), (second, first)):
+        if len(above[a]) == shared:
+            settings = "the one setting" if shared == 1 else f"all {shared} settings"
+            return f"{names[a]} is above {names[b]} in {settings} that they share."
+    parts = [
+        f"{names[a]} is above {names[b]} in {len(above[a])} of {shared} settings: {'; '.join(above[a])}"
+        for a, b in ((first, second), (second, first))
+        if above[a]
+    ]
+    if not parts:
+        settings = "the one setting they share" if shared == 1 else f"any of the {shared} settings they share"
+        return f"{names[first]} and {names[second]} are not distinguishable in {settings}: their intervals overlap."
+    rest = shared - len(above[first]) - len(above[second])
+    return ". ".join(parts) + (f". In the other {rest} their intervals overlap." if rest else ".")
+
+
+def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
+    scores: dict[Setting, dict[tuple[str, str], Score]] = {}  # (letter of the run, name) -> score
+    gains: dict[Setting, dict[str, dict[str, Score]]] = {}  # letter -> baseline -> difference
+    trained: set[tuple[str, str]] = set()
+    left_out, data = 0, ""
+    for run, letter in zip(runs, letters, strict=True):
+        for evaluation in run.evaluations:
+            if data_key(evaluation) != key:
+                continue
+            data = data_words(evaluation)
+            trained.add((letter, str(trained_name(evaluation))))
+            for row in rows_of(evaluation):
+                if (pair := read_score(row)) is None:
+                    left_out += 1
+                else:
+                    scores.setdefault(pair[0], {})[letter, str(row.get("backbone"))] = pair[1]
+            for row in rows_of(evaluation, "differences"):
+                if (pair := read_score(row)) is None:
+                    left_out += 1
+                else:
+                    against = backbone_words(str(row.get("against")))
+                    gains.setdefault(pair[0], {}).setdefault(letter, {})[against] = pair[1]
+    names = dict(zip(letters, (run.name for run in runs), strict=True))
+    groups = tuple(
+        Group(setting=setting, lines=_lines(scores[setting], gains.get(setting, {}), trained, names))
+        for setting in sorted(scores, key=lambda setting: setting.order)
+    )
+    ends = [end for group in groups for line in group.lines for end in (line.score.low, line.score.high)]
+    low, high = _range(ends)
+    baselines = dict.fromkeys(
+        against for setting in sorted(gains, key=lambda s: s.order) for own in gains[setting].values() for against in own
+    )
+    return Table(data=data, groups=groups, baselines=tuple(baselines), low=low, high=high, left_out=left_out)
+
+
+def _lines(
+    scores: Mapping[tuple[str, str], Score],
+    gains: Mapping[str, Mapping[str, Score]],
+    trained: set[tuple[str, str]],
+    names: Mapping[str, str],
+) -> tuple[Line, ...]:
+    """Trained backbones first, by run. The same baseline with the same numbers in several runs is one line."""
+    found: list[tuple[str, str, Score]] = []  # name, letter, score
+    for (letter, backbone), score in scores.items():
+        if (letter, backbone) in trained:
+            found.append((names[letter], letter, score))
+    for (letter, backbone), score in scores.items():
+        if (letter, backbone) in trained:
+            continue
+        name = backbone_words(backbone)
+        same_name = {other for (_, b), other in scores.items() if b == backbone}
+        name = name if len(same_name) == 1 else f"{name} ({letter})"
+        if (name, "", score) not in found:
+            found.append((name, "", score))
+    lines = []
+    for name, letter, score in found:
+        own = dict(gains.get(letter, {})) if letter else {}
+        others = [(n, s) for n, le, s in found if (n, le) != (name, letter)]
+        paired = all(s.low > 0 for s in own.values())  # the paired difference decides where there is one
+        apart = all(score.low > s.high for n, s in others if n.removesuffix(f" ({letter})") not in own)
+        lines.append(Line(name=name, letter=letter, score=score, gains=own, best=bool(others) and paired and apart))
+    return tuple(lines)
+
+
+def _range(ends: Sequence[float]) -> tuple[float, float]:
+    """The axis of the intervals: tenths around all of them."""
+    if not ends:
+        return 0.0, 1.0
+    low = int(min(ends) * 10 + 1e-9) / 10
+    high = -int(-max(ends) * 10 + 1e-9) / 10
+    high = high if high >= max(ends) else high + 0.1
+    return low, max(high, low + 0.1)

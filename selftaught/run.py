@@ -1,0 +1,100 @@
+"""A run's folder, written and read back."""
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selftaught import backbones, checkpoint
+from selftaught.backbones import Backbone
+from selftaught.data.index import Index
+from selftaught.errors import UserError
+from selftaught.fit import key
+from selftaught.recipe import from_json, to_json
+from selftaught.stage import Stage
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says. `facts` is run.json as it stands."""
+
+    folder: Path
+    stage: Stage
+    facts: dict[str, Any]
+
+    def backbone(self) -> Backbone:
+        """What was learnt."""
+        return backbones.load(self.folder / "backbone.safetensors")
+
+    def random(self) -> Backbone:
+        """The very network that it began from, had it not had weights: the same seed, the same statistics."""
+        return random_like(self.backbone(), self.stage.seed)
+
+    def start(self) -> Backbone | None:
+        """The weights that it started from, if there were any."""
+        if self.stage.init is None:
+            return None
+        backbone = self.random()
+        backbones.load_weights(backbone, self.stage.init)
+        return backbone
+
+
+def random_like(learnt: Backbone, seed: int) -> Backbone:
+    """The same network with the random weights that a stage of this seed begins from."""
+    torch.manual_seed(key(seed, "weights"))
+    return backbones.create(
+        learnt.name,
+        stem=learnt.stem,
+        mean=learnt.mean.tolist(),
+        std=learnt.std.tolist(),
+        image_size=learnt.image_size,
+    )
+
+
+def open_backbone(path: Path) -> Backbone:
+    """From a run's folder, or from a file that `export` or `pretrain` wrote."""
+    return read(path).backbone() if path.is_dir() else backbones.load(path)
+
+
+def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str, Any]) -> None:
+    labels = index.labels is not None
+    facts = {
+        "selftaught": version("selftaught"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "config": to_json(stage),
+        "data": {
+            "fingerprint": index.fingerprint,
+            "roots": list(stage.data.roots),
+            "images": len(index.paths),
+            "train": len(index.train),
+            "held_out": len(index.held_out),
+            "split": index.split,
+            "labels": labels,
+            "classes": list(index.classes) if labels else [],
+            "unreadable": [list(pair) for pair in index.unreadable],
+        },
+        "seed": stage.seed,
+        "lineage": [{"init": stage.init, "data": list(stage.data.roots), "steps": stage.steps}],
+        "outcome": outcome,
+        "finished": outcome == "done",
+        **note,
+    }
+    checkpoint.write_json(folder / "run.json", facts)
+
+
+def read(folder: Path) -> Run:
+    """Raises UserError when the folder holds no run."""
+    file = folder / "run.json"
+    if not file.is_file():
+        raise UserError(f"{folder} is not a run: it has no run.json; give a folder that `selftaught pretrain --out` wrote")
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        return Run(folder, from_json(facts["config"]), facts)
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{file} cannot be read ({error}); restore it, or begin the run anew") from error

@@ -1,0 +1,53 @@
+"""A stage of training, as a frozen value: print it, hash it, replace a part of it, compare two."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from selftaught.data import index as data_index
+from selftaught.data.index import Index
+from selftaught.data.views import Views
+from selftaught.method import Method
+from selftaught.methods import METHODS
+from selftaught.optim import SGD, Cosine, Optimizer
+from selftaught.step import HardExample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    roots: tuple[str, ...]  # folders, or image files
+    labels: str = "auto"  # auto, folders, none, or a CSV file
+    holdout: float = 0.2  # share of images kept out of training, where the folders make no split themselves
+
+    def index(self, seed: int, on_progress: Callable[[int, int], None] | None = None) -> Index:
+        roots = [Path(r) for r in self.roots]
+        return data_index.build(roots, labels=self.labels, holdout=self.holdout, seed=seed, on_progress=on_progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training: everything that decides its outcome, and nothing else."""
+
+    data: Data
+    size: int  # pixels of a large view
+    backbone: str = "resnet18"  # timm's name
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    init: str | None = None  # weights to start from: a file, or the name of pretrained ones in timm
+    trainable: Literal["all", "norm"] = "all"  # norm: only norm layers and the new head (HPT-BN)
+    method: Method.Config = field(default_factory=METHODS["moco-v2"].Config)
+    hard: tuple[HardExample, ...] = ()
+    combine: Literal["mean", "sum"] = "mean"  # of the clean and the hard losses
+    views: Views = Views()
+    optimizer: Optimizer = SGD()
+    schedule: Cosine = Cosine()
+    clip: float = 0.0  # norm at which gradients are clipped; 0 = never
+    batch: int = 256  # images a step, over all processes
+    accumulate: int = 1  # parts that a batch is worked through in
+    steps: int = 10_000
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+
+
+def method_of(config: Method.Config) -> type[Method]:
+    return next(m for m in METHODS.values() if m.Config is type(config))

@@ -1,0 +1,93 @@
+"""What a stage trains on and with, built the same way whether it begins, resumes or is looked at."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from selftaught import backbones
+from selftaught.backbones import Backbone
+from selftaught.data.batches import Batches, Raw
+from selftaught.data.images import Images, default_canvas, statistics
+from selftaught.data.index import Index
+from selftaught.data.views import Augment
+from selftaught.distributed import rank, world_size
+from selftaught.errors import UserError
+from selftaught.fit import key
+from selftaught.method import Batch, Method
+from selftaught.stage import Stage, method_of
+from selftaught.step import Step
+
+
+@dataclass
+class Trainee:
+    stage: Stage
+    index: Index
+    images: Images
+    batches: Batches
+    augment: Augment
+    step: Step
+    device: torch.device
+
+    @property
+    def method(self) -> Method:
+        return self.step.method
+
+    @property
+    def backbone(self) -> Backbone:
+        backbone = self.step.method.backbone
+        assert isinstance(backbone, Backbone)
+        return backbone
+
+    def epochs(self, number: int, first: int) -> Iterator[Batch]:
+        """An epoch's batches from its step `first` on; the seconds spent waiting for data are in `waited`."""
+        skip = first * self.stage.accumulate
+        raws = iter(self.batches.epoch(number, skip))
+        place = skip
+        while True:
+            began = time.perf_counter()
+            raw = next(raws, None)
+            self.waited += time.perf_counter() - began
+            if raw is None:
+                return
+            yield self.batch(raw, key(self.stage.seed, "views", number, place, rank()))
+            place += 1
+
+    waited: float = 0.0
+
+    def batch(self, raw: Raw, seed: int) -> Batch:
+        pixels = raw.pixels.to(self.device, non_blocking=True)
+        views = self.augment(pixels, raw.aspect, torch.Generator().manual_seed(seed))
+        return Batch(views, raw.index.to(self.device), raw.label.to(self.device))
+
+
+def assemble(
+    stage: Stage, index: Index, device: torch.device, workers: int, say: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Trainee:  # fmt: skip
+    """Everything that `stage` needs, at its start: untrained, or with its starting weights."""
+    images = Images(index.paths, index.sizes, default_canvas(index.sizes, stage.size), on_progress=on_progress)
+    method = method_of(stage.method)
+    if method.needs_labels and index.labels is None:
+        raise UserError(f"{method.__name__} needs labels: put images into class folders, or write a labels.csv")
+    per_process = stage.batch // (world_size() * stage.accumulate)
+    if per_process * world_size() * stage.accumulate != stage.batch:
+        raise UserError(
+            f"a batch of {stage.batch} does not divide into {world_size()} processes x {stage.accumulate} parts: "
+            "change --batch"
+        )
+    batches = Batches(
+        images, index.train, index.labels, batch=per_process, seed=stage.seed, rank=rank(), world=world_size(),
+        workers=workers, pin=device.type == "cuda",
+    )  # fmt: skip
+    torch.manual_seed(key(stage.seed, "weights"))
+    mean, std = statistics(images, index.train)
+    backbone = backbones.create(stage.backbone, stem=stage.stem, mean=mean, std=std, image_size=stage.size)
+    if stage.init:
+        say(backbones.load_weights(backbone, stage.init))
+    torch.manual_seed(key(stage.seed, "head"))
+    step = Step(method(stage.method, backbone, len(index.train)), stage.hard, stage.combine)
+    backbones.set_trainable(backbone, stage.trainable)
+    step.to(device).to(memory_format=torch.channels_last)
+    return Trainee(stage, index, images, batches, Augment(stage.views, stage.size), step, device)

@@ -1,0 +1,189 @@
+"""Batches: one order for all processes, exact resumption in mid-epoch, and nothing random in the workers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from selftaught.data.batches import Batches, Raw
+from selftaught.data.images import Images
+from selftaught.errors import UserError
+
+N = 23
+
+
+def the_images(folder: Path, hold: bool) -> Images:
+    """Image i is all of the grey level i, and i + 1 pixels wide."""
+    paths = [folder / f"{i:02}.png" for i in range(N)]
+    for i, path in enumerate(paths):
+        Image.new("L", (i + 1, 4), i).save(path)
+    return Images(paths, torch.tensor([[4, i + 1] for i in range(N)]), 4, hold)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["held", "read"])
+def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Images:
+    return the_images(tmp_path_factory.mktemp("images"), request.param)
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    return the_images(tmp_path_factory.mktemp("held"), True)
+
+
+POSITIONS = torch.arange(1, N, 2)  # eleven of them
+LABELS = torch.arange(N) * 10
+
+
+def same(one: Raw, other: Raw) -> bool:
+    return all(torch.equal(getattr(one, f), getattr(other, f)) for f in ("pixels", "aspect", "index", "label"))
+
+
+def check(raw: Raw) -> None:
+    """Every field speaks of the image that is shown."""
+    shown = raw.pixels[:, 0, 0, 0].long()
+    assert torch.equal(raw.pixels, shown.byte().view(-1, 1, 1, 1).expand(-1, 3, 4, 4))
+    assert torch.equal(POSITIONS[raw.index], shown)
+    assert torch.equal(raw.label, LABELS[shown])
+    assert torch.equal(raw.aspect, (shown + 1) / 4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_shows_whole_batches_and_each_image_once(images: Images, workers: int) -> None:
+    batches = Batches(images, POSITIONS, LABELS, batch=3, seed=1, workers=workers)
+    assert batches.steps_per_epoch == 3
+    before = torch.get_rng_state()
+    epochs = [list(batches.epoch(e)) for e in range(3)]
+    for epoch in epochs:
+        assert [len(raw.index) for raw in epoch] == [3, 3, 3]
+        for raw in epoch:
+            check(raw)
+        assert len({int(i) for raw in epoch for i in raw.index}) == 9
+    orders = [torch.cat([raw.index for raw in epoch]).tolist() for epoch in epochs]
+    assert orders[0] != orders[1] != orders[2]
+    whole = list(batches.once())
+    assert torch.cat([raw.index for raw in whole]).tolist() == list(range(11))
+    assert [len(raw.index) for raw in whole] == [3, 3, 3, 2]
+    for raw in whole:
+        check(raw)
+    assert torch.equal(torch.get_rng_state(), before)  # no chance but the batches' own
+    again = list(batches.epoch(1))
+    assert all(same(a, b) for a, b in zip(again, epochs[1], strict=True))
+
+
+def test_workers_give_what_none_give(images: Images) -> None:
+    def epoch(workers: int) -> list[Raw]:
+        return list(Batches(images, POSITIONS, LABELS, batch=4, seed=3, workers=workers).epoch(5, 1))
+
+    assert all(same(a, b) for a, b in zip(epoch(0), epoch(2), strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.sampled_from([(b, w) for b in range(1, 5) for w in range(1, 4) if b * w <= len(POSITIONS)]),
+    seed=st.integers(0, 9),
+    number=st.integers(0, 3),
+    data=st.data(),
+)
+def test_any_start_and_any_number_of_processes(
+    held: Images, shape: tuple[int, int], seed: int, number: int, data: st.DataObject
+) -> None:
+    batch, world = shape
+    one = Batches(held, POSITIONS, LABELS, batch=batch * world, seed=seed)
+    ranks = [Batches(held, POSITIONS, LABELS, batch=batch, seed=seed, rank=r, world=world) for r in range(world)]
+    assert {b.steps_per_epoch for b in [one, *ranks]} == {len(POSITIONS) // (batch * world)}
+    whole = list(one.epoch(number))
+    start = data.draw(st.integers(0, one.steps_per_epoch))
+    resumed = list(one.epoch(number, start))
+    assert len(resumed) == len(whole) - start
+    assert all(same(a, b) for a, b in zip(resumed, whole[start:], strict=True))
+    for raws, raw in zip(zip(*(b.epoch(number) for b in ranks), strict=True), whole, strict=True):
+        assert torch.cat([r.index for r in raws]).tolist() == raw.index.tolist()
+        assert torch.equal(torch.cat([r.pixels for r in raws]), raw.pixels)
+
+
+def test_orders_differ_between_seeds_and_epochs(held: Images) -> None:
+    def order(seed: int, number: int) -> tuple[int, ...]:
+        raws = Batches(held, torch.arange(N), None, batch=N, seed=seed).epoch(number)
+        return tuple(next(iter(raws)).index.tolist())
+
+    orders = {order(seed, number) for seed in range(5) for number in range(5)}
+    assert len(orders) == 25  # also seed 1 of epoch 2 and seed 2 of epoch 1
+
+
+def test_without_labels_and_with_several(held: Images) -> None:
+    raw = next(iter(Batches(held, POSITIONS, None, batch=2, seed=0).once()))
+    assert raw.label.tolist() == [-1, -1]
+    assert raw.label.dtype == torch.int64
+    several = torch.eye(N, dtype=torch.uint8)
+    raw = next(iter(Batches(held, POSITIONS, several, batch=2, seed=0).once()))
+    assert torch.equal(raw.label, several[[1, 3]])
+
+
+def test_a_broken_off_epoch_leaves_the_next_one_whole(images: Images) -> None:
+    batches = Batches(images, POSITIONS, LABELS, batch=2, seed=1, workers=1)
+    expected = list(batches.epoch(1))
+    first = batches.epoch(0)
+    next(first)
+    second = batches.epoch(1)
+    got = [next(second)]
+    if not images.hold:
+        with pytest.raises(RuntimeError, match="another epoch"):
+            next(first)
+    got += second
+    assert all(same(a, b) for a, b in zip(got, expected, strict=True))
+    assert not list(batches.epoch(2, batches.steps_per_epoch))
+    assert len(list(batches.epoch(3))) == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_lost_image_is_stood_in_for(tmp_path: Path, workers: int, hold: bool) -> None:
+    images = the_images(tmp_path, False)
+    for i in (5, 21, 8):  # 21 is the last position, and 8 is none
+        images.paths[i].unlink()
+    if hold:
+        images = Images(images.paths, torch.tensor([[4, i + 1] for i in range(N)]), 4, True)
+    batches = Batches(images, POSITIONS, LABELS, batch=4, seed=1, workers=workers)
+    raws = list(batches.once())
+    index, label = (torch.cat([getattr(raw, field) for raw in raws]) for field in ("index", "label"))
+    assert index.tolist() == list(range(11))
+    shown = torch.cat([raw.pixels[:, 0, 0, 0] for raw in raws]).long()
+    expected = [1, 3, 7, 7, 9, 11, 13, 15, 17, 19, 1]  # the next of the positions, going round
+    assert shown.tolist() == expected
+    assert torch.equal(label, LABELS[shown])
+    assert torch.cat([raw.aspect for raw in raws]).tolist() == [(i + 1) / 4 for i in expected]
+    names = {Path(path).name for path, reason in images.lost if reason == "no such file"}
+    assert names == {"05.png", "21.png"} | ({"08.png"} if hold else set())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_all_lost_is_one_clear_line(tmp_path: Path, workers: int) -> None:
+    images = the_images(tmp_path, False)
+    for path in images.paths:
+        path.unlink()
+    with pytest.raises(UserError, match="no image can be read any more") as caught:
+        list(Batches(images, POSITIONS, LABELS, batch=4, seed=1, workers=workers).epoch(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_fewer_images_than_a_batch(held: Images) -> None:
+    with pytest.raises(UserError, match="11 images are fewer than a batch of 12; use a batch of at most 11"):
+        Batches(held, POSITIONS, None, batch=12, seed=0).epoch(0)
+    few = Batches(held, POSITIONS, None, batch=6, seed=0, world=2)
+    with pytest.raises(UserError, match=r"6 in each of 2 processes.*at most 5"):
+        _ = few.steps_per_epoch
+    assert len(list(few.once())) == 2  # to look at each once, they are enough
+
+
+def test_nonsense_is_refused(held: Images) -> None:
+    with pytest.raises(ValueError, match="labels for 23 images"):
+        Batches(held, POSITIONS, LABELS[POSITIONS], batch=2, seed=0)
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        Batches(held, POSITIONS, None, batch=2, seed=0, rank=2, world=2)
+    batches = Batches(held, POSITIONS, None, batch=2, seed=0)
+    for number, start in ((-1, 0), (0, -1), (0, 6)):
+        with pytest.raises(ValueError, match="5 steps"):
+            batches.epoch(number, start)

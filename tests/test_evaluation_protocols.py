@@ -1,0 +1,232 @@
+"""kNN against plain loops and scikit-learn, the linear probe against its objective, and no look at the test images."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from selftaught.errors import UserError
+from selftaught.evaluation import KNN, Features, Linear, nearest
+from selftaught.evaluation.lbfgs import minimise
+from selftaught.evaluation.linear import _Problem, stratified_folds
+
+
+def blobs(count: int, classes: int = 4, dimensions: int = 12, spread: float = 1.5, seed: int = 0) -> Features:
+    """Overlapping classes with very unequal variances, as features have."""
+    rng = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, dimensions, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(count) % classes
+    noise = torch.randn(count, dimensions, generator=rng) * torch.logspace(0, -1.5, dimensions)
+    return Features(centres[labels] * torch.logspace(0, -1.5, dimensions) + spread * noise, labels)
+
+
+def several(count: int, classes: int = 5, dimensions: int = 16, seed: int = 0) -> Features:
+    rng = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(count, dimensions, generator=rng)
+    weights = torch.randn(dimensions, classes, generator=torch.Generator().manual_seed(7))
+    noise = torch.randn(count, classes, generator=rng)
+    return Features(vectors, (vectors @ weights + noise > 1).to(torch.uint8))
+
+
+def knn_in_loops(train: Features, test: Tensor, neighbours: int, temperature: float) -> list[list[float]]:
+    classes = int(train.labels.max()) + 1
+    rows = []
+    for query in test.tolist():
+        norm = math.sqrt(sum(x * x for x in query))
+        similar = []
+        for vector, label in zip(train.vectors.tolist(), train.labels.tolist(), strict=True):
+            length = math.sqrt(sum(x * x for x in vector))
+            similar.append((sum(a * b for a, b in zip(query, vector, strict=True)) / norm / length, label))
+        votes = [0.0] * classes
+        for cosine, label in sorted(similar, reverse=True)[:neighbours]:
+            votes[label] += math.exp(cosine / temperature)
+        rows.append([vote / sum(votes) for vote in votes])
+    return rows
+
+
+@pytest.mark.parametrize(("neighbours", "temperature"), [(1, 0.07), (7, 0.07), (20, 0.5), (1000, 0.1)])
+def test_knn_is_the_formula(neighbours: int, temperature: float) -> None:
+    train, test = blobs(60), blobs(15, seed=1)
+    values = KNN(neighbours=neighbours, temperature=temperature).score(train, test.vectors).values
+    expected = torch.tensor(knn_in_loops(train, test.vectors, neighbours, temperature))
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_knn_agrees_with_sklearn() -> None:
+    train, test = blobs(300), blobs(100, seed=1)
+    peer = KNeighborsClassifier(15, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1))
+    peer.fit(train.vectors.numpy(), train.labels.numpy())
+    expected = torch.from_numpy(peer.predict_proba(test.vectors.numpy()))
+    values = KNN(neighbours=15, temperature=0.1).score(train, test.vectors).values
+    torch.testing.assert_close(values, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 25), st.integers(1, 40), st.integers(1, 70))
+def test_blocks_change_nothing(bank: int, neighbours: int, query_block: int, bank_block: int) -> None:
+    vectors = torch.randn(bank, 8, generator=torch.Generator().manual_seed(bank))
+    queries = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
+    whole = nearest(queries, vectors, neighbours)
+    parts = nearest(queries, vectors, neighbours, query_block=query_block, bank_block=bank_block)
+    torch.testing.assert_close(parts[0], whole[0])
+    assert torch.equal(parts[1], whole[1])
+
+
+def test_knn_of_several_classes_is_the_share_of_neighbours_that_have_each() -> None:
+    train, test = several(80), several(9, seed=1)
+    values = KNN(neighbours=5, temperature=0.2).score(train, test.vectors).values
+    cosine, at = nearest(test.vectors, train.vectors, 5)
+    weight = (cosine / 0.2).exp()
+    for row in range(9):
+        share = (weight[row, :, None] * train.labels[at[row]]).sum(0) / weight[row].sum()
+        torch.testing.assert_close(values[row], share)
+
+
+def test_knn_survives_a_temperature_that_would_overflow() -> None:
+    values = KNN(temperature=0.001).score(blobs(60), blobs(15, seed=1).vectors).values
+    torch.testing.assert_close(values.sum(1), torch.ones(15))
+
+
+def test_lbfgs_solves_each_problem_of_a_batch() -> None:
+    rng = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 20, 20, generator=rng, dtype=torch.float64)
+    matrix = root @ root.mT + torch.logspace(-1, 2, 6, dtype=torch.float64)[:, None, None] * torch.eye(20)
+    target = torch.randn(6, 20, generator=rng, dtype=torch.float64)
+
+    def objective(x: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        slope = (matrix[which] @ x[..., None]).squeeze(2)
+        return 0.5 * (x * slope).sum(1) - (x * target[which]).sum(1), slope - target[which]
+
+    found = minimise(objective, torch.zeros(6, 20, dtype=torch.float64), tolerance=1e-9)
+    torch.testing.assert_close(found, torch.linalg.solve(matrix, target), rtol=1e-6, atol=1e-8)
+
+
+def standardise(train: Features, vectors: Tensor) -> Tensor:
+    x = train.vectors.double()
+    return (vectors.double() - x.mean(0)) / x.std(0, correction=0)
+
+
+@pytest.mark.parametrize("count", [24, 400], ids=["fewer images than dimensions", "more"])
+@pytest.mark.parametrize("penalty", [0.1, 3.0, 300.0])
+def test_probe_minimises_sklearns_objective(count: int, penalty: float) -> None:
+    train, test = blobs(count, dimensions=30), blobs(50, dimensions=30, seed=1)
+    x, y = standardise(train, train.vectors), train.labels
+    peer = LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=10000).fit(x.numpy(), y.numpy())
+    values = Linear(penalties=(penalty,)).score(train, test.vectors).values
+    expected = torch.from_numpy(peer.decision_function(standardise(train, test.vectors).numpy()))
+    centred = values.double() - values.double().mean(1, keepdim=True)  # sklearn's logits are centred, ours free
+    torch.testing.assert_close(centred, expected - expected.mean(1, keepdim=True), rtol=2e-3, atol=2e-3)
+
+
+def test_probe_of_several_classes_is_one_regression_a_class() -> None:
+    train, test = several(300), several(40, seed=1)
+    values = Linear(penalties=(2.0,)).score(train, test.vectors).values
+    for c in range(5):
+        x, y = standardise(train, train.vectors).numpy(), train.labels[:, c].numpy()
+        peer = LogisticRegression(C=0.5, tol=1e-10, max_iter=10000).fit(x, y)
+        expected = torch.from_numpy(peer.decision_function(standardise(train, test.vectors).numpy()))
+        torch.testing.assert_close(values[:, c].double(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_long_banks_are_standardised_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = blobs(3000, dimensions=30), blobs(50, dimensions=30, seed=1)
+    held = _Problem(train, 300)
+    lazy = _Problem(train, 300)
+    lazy.standardised = None
+    for problem in (held, lazy):
+        problem.values = problem.predict(test.vectors, problem.fit(1.0, torch.tensor([-1]))[0])  # type: ignore[attr-defined]
+    torch.testing.assert_close(held.values, lazy.values)  # type: ignore[attr-defined]
+    assert sum(len(x) for _, x in lazy.blocks(10**9)) == 3000
+
+
+def test_single_precision_is_enough() -> None:
+    train, test = blobs(400, dimensions=30), blobs(50, dimensions=30, seed=1)
+    double = Linear(penalties=(1.0,)).score(train, test.vectors).values
+    problem = _Problem(train, 300)
+    problem.dtype = torch.float32
+    for name in ("mean", "scale", "basis", "spectrum", "standardised"):
+        setattr(problem, name, getattr(problem, name).float())
+    single = problem.predict(test.vectors, problem.fit(1.0, torch.tensor([-1]))[0])
+    torch.testing.assert_close(single, double, rtol=1e-2, atol=1e-2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(2, 6), st.integers(0, 9))
+def test_folds_are_stratified(classes: list[int], folds: int, seed: int) -> None:
+    labels = torch.tensor(classes)
+    fold = stratified_folds(labels, folds, seed)
+    sizes = torch.bincount(fold, minlength=folds)
+    assert sizes.max() - sizes.min() <= 1
+    for c in labels.unique():
+        inside = torch.bincount(fold[labels == c], minlength=folds)
+        assert inside.max() - inside.min() <= 1
+    assert torch.equal(fold, stratified_folds(labels, folds, seed))
+
+
+def test_choice_is_the_smallest_kept_out_loss() -> None:
+    train = blobs(60, dimensions=30, spread=3.0)
+    linear = Linear(penalties=(1.0, 100.0, 10.0))
+    fold = stratified_folds(train.labels, 5, 0)
+    losses = {}
+    for penalty in linear.penalties:
+        total = 0.0
+        x = standardise(train, train.vectors)  # as the probe does: by all training images
+        for k in range(5):
+            peer = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=10000)
+            peer.fit(x[fold != k].numpy(), train.labels[fold != k].numpy())
+            logs = torch.from_numpy(peer.predict_log_proba(x[fold == k].numpy()))
+            total -= float(logs.gather(1, train.labels[fold == k, None]).sum())
+        losses[penalty] = total
+    chosen = linear.score(train, train.vectors).chosen["penalty"]
+    assert chosen == min(losses, key=losses.__getitem__)
+
+
+@pytest.mark.parametrize("count", [40, 2500], ids=["cross-validation", "one part kept out"])
+def test_test_images_choose_nothing(count: int) -> None:
+    """The scores of a test image do not depend on which other test images there are; their labels are never given."""
+    train, test = blobs(count), blobs(30, seed=1)
+    for protocol in (KNN(), Linear()):
+        together = protocol.score(train, test.vectors)
+        alone = protocol.score(train, test.vectors[:1])
+        shifted = protocol.score(train, torch.cat([test.vectors[:1], 1000 + 100 * test.vectors[1:]]))
+        assert together.chosen == alone.chosen == shifted.chosen
+        torch.testing.assert_close(together.values[:1], alone.values)
+        torch.testing.assert_close(together.values[:1], shifted.values[:1])
+
+
+def test_one_image_a_class_uses_the_fallback() -> None:
+    assert Linear(fallback=42.0).score(blobs(4), blobs(9).vectors).chosen == {"penalty": 42.0}
+
+
+def test_a_penalty_chosen_on_some_images_is_fitted_to_all() -> None:
+    train, test = blobs(600), blobs(50, seed=1)
+    linear = Linear(choose_on=200, cross_validate=100)
+    scores = linear.score(train, test.vectors)
+    again = Linear(penalties=(scores.chosen["penalty"],)).score(train, test.vectors)
+    torch.testing.assert_close(scores.values, again.values, rtol=1e-3, atol=1e-3)
+
+
+def test_constant_features_are_scored_and_not_refused() -> None:
+    train = Features(torch.ones(20, 6), torch.arange(20) % 2)
+    for protocol in (KNN(), Linear()):
+        assert torch.isfinite(protocol.score(train, torch.ones(5, 6)).values).all()
+
+
+@pytest.mark.parametrize(
+    ("vectors", "labels", "words"),
+    [
+        (torch.zeros(3, 2), torch.zeros(4, dtype=torch.long), "differ"),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), "no image"),
+        (torch.zeros(3, 2), torch.tensor([0, -1, 1]), "1 images have no label"),
+        (torch.full((3, 2), torch.nan), torch.tensor([0, 1, 1]), "not finite"),
+    ],
+)
+def test_features_that_cannot_be_evaluated_are_refused(vectors: Tensor, labels: Tensor, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Features(vectors, labels)

@@ -1,0 +1,442 @@
+"""Decoding: every odd format gives the picture a person sees, and every damaged file a reason."""
+
+import io
+import os
+import pickle
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile, ImageOps
+
+from selftaught.data import images as images_module
+from selftaught.data.images import (
+    Images,
+    Paths,
+    Unreadable,
+    decode,
+    default_canvas,
+    in_parallel,
+    measure,
+    squash,
+    statistics,
+)
+from selftaught.errors import UserError
+
+
+def picture(width: int = 48, height: int = 32, seed: int = 0) -> Image.Image:
+    """A smooth picture without symmetry, so that lossy formats stay close and every turn of it differs."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def written(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png16(rgb: np.ndarray) -> bytes:
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rgb)
+    head = struct.pack(">IIBBBBB", rgb.shape[1], rgb.shape[0], 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def tiff16(rgb: np.ndarray) -> bytes:
+    """A TIFF of three 16-bit channels, uncompressed, which Pillow reads but does not write."""
+    height, width, _ = rgb.shape
+    depths = 8 + 2 + 10 * 12 + 4  # where the three depths stand, after header and directory
+    tags = [(256, width), (257, height), (258, depths), (259, 1), (262, 2), (273, depths + 6), (277, 3)]
+    tags += [(278, height), (279, rgb.size * 2), (284, 1)]
+    out = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    for tag, value in tags:
+        out += struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value)
+    return out + struct.pack("<IHHH", 0, 16, 16, 16) + rgb.astype("<u2").tobytes()
+
+
+def far(a: Image.Image, b: Image.Image) -> float:
+    """Mean difference of two pictures in grey levels; their sizes must agree."""
+    assert a.size == b.size
+    return float(np.abs(np.asarray(a).astype(float) - np.asarray(b.convert("RGB")).astype(float)).mean())
+
+
+FORMATS = {
+    "jpg": ("JPEG", {"quality": 95}),
+    "progressive.jpg": ("JPEG", {"quality": 95, "progressive": True}),
+    "png": ("PNG", {}),
+    "webp": ("WEBP", {"quality": 95}),
+    "lossless.webp": ("WEBP", {"lossless": True}),
+    "bmp": ("BMP", {}),
+    "tif": ("TIFF", {}),
+    "lzw.tif": ("TIFF", {"compression": "tiff_lzw"}),
+    "gif": ("GIF", {}),
+    "mpo": ("MPO", {"quality": 95}),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_gives_the_picture_back(tmp_path: Path, name: str) -> None:
+    kind, options = FORMATS[name]
+    path = written(tmp_path, name, encoded(picture(), kind, **options))
+    assert decode(path).mode == "RGB"
+    assert far(decode(path), picture()) < (8 if name == "gif" else 3)  # its 256 colours
+    assert measure(path) == (32, 48)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_truncated_file_is_refused_and_never_grey(tmp_path: Path, name: str, share: float) -> None:
+    kind, options = FORMATS[name]
+    data = encoded(picture(160, 120), kind, **options)
+    path = written(tmp_path, name, data[: int(len(data) * share)])
+    for read in (decode, measure, lambda path: squash(path, 16)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(Unreadable):
+                read(path)
+
+
+@pytest.mark.parametrize("name", ["jpg", "progressive.jpg", "png", "webp", "lossless.webp", "lzw.tif", "gif"])
+def test_a_download_that_reserved_its_space_and_broke_off_is_refused(tmp_path: Path, name: str) -> None:
+    kind, options = FORMATS[name]
+    data = encoded(picture(320, 240), kind, **options)
+    half = len(data) // 2
+    with pytest.raises(Unreadable):
+        measure(written(tmp_path, name, data[:half] + bytes(len(data) - half)))
+
+
+def test_a_thumbnail_s_end_marker_does_not_vouch_for_the_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x927C] = encoded(picture(8, 8), "JPEG")  # any JPEG within the EXIF block
+    data = encoded(picture(160, 120), "JPEG", exif=exif)
+    assert data.count(b"\xff\xd9") == 2
+    assert measure(written(tmp_path, "whole.jpg", data)) == (120, 160)
+    half = len(data) * 3 // 4
+    with pytest.raises(Unreadable, match="truncated"):
+        measure(written(tmp_path, "cut.jpg", data[:half] + bytes(len(data) - half)))
+
+
+@pytest.mark.parametrize("name", ["jpg", "png"])
+def test_strict_even_where_another_library_made_pillow_lenient(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    kind, options = FORMATS[name]
+    data = encoded(picture(160, 120), kind, **options)
+    path = written(tmp_path, name, data[: len(data) // 2])
+    with pytest.raises(Unreadable):
+        decode(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True  # and left as the other library wants it
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("empty.jpg", b"", "empty"),
+        ("text.jpg", b"not an image at all", "not an image"),
+        ("eps.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        ("archive.png", b"PK\3\4" + bytes(60), "not an image"),
+    ],
+)
+def test_what_is_no_image_has_a_reason(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
+    path = written(tmp_path, name, data)
+    with pytest.raises(Unreadable, match=reason) as caught:
+        decode(path)
+    assert str(path) not in str(caught.value)
+    assert not caught.value.passing
+
+
+def test_what_cannot_be_opened_may_be_gone_next_time(tmp_path: Path) -> None:
+    os.mkdir(tmp_path / "folder.jpg")
+    os.symlink(tmp_path / "nowhere", tmp_path / "broken.jpg")
+    for name in ("folder.jpg", "broken.jpg", "missing.jpg"):
+        with pytest.raises(Unreadable) as caught:
+            decode(tmp_path / name)
+        assert caught.value.passing
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a matter of Unix")
+def test_a_named_pipe_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(Unreadable):
+        decode(tmp_path / "pipe.jpg")
+
+
+def test_a_decompression_bomb_is_named_as_one(tmp_path: Path) -> None:
+    head = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    with pytest.raises(Unreadable, match="decompression bomb"):
+        measure(written(tmp_path, "bomb.png", b"\x89PNG\r\n\x1a\n" + body))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_whole_range(tmp_path: Path, kind: str) -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    path = tmp_path / f"grey.{kind.lower()}"
+    Image.fromarray(values).save(path)
+    assert Image.open(path).mode == "I;16"
+    grey = np.asarray(decode(path))[..., 0]
+    assert np.abs(grey - values / 257).max() <= 0.5  # 65535 is 255, rounded and not cut off
+    assert measure(path) == (256, 256)
+
+
+@pytest.mark.parametrize("top", [255, 65535, 2**31 - 1])
+def test_32_bit_integers_by_the_range_that_they_use(tmp_path: Path, top: int) -> None:
+    Image.fromarray(np.array([[0, top // 2, top]], dtype=np.int32)).save(tmp_path / "i.tif")
+    assert Image.open(tmp_path / "i.tif").mode == "I"
+    assert np.asarray(decode(tmp_path / "i.tif"))[0, :, 0] == pytest.approx([0, 127.5, 255], abs=1)
+
+
+def test_floats(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 0.5, 1, -3, np.nan]], dtype=np.float32)).save(tmp_path / "f.tif")
+    assert np.asarray(decode(tmp_path / "f.tif"))[0, :, 1].tolist() == [0, 128, 255, 0, 0]
+
+
+@pytest.mark.parametrize("make", [png16, tiff16])
+def test_16_bit_colour(tmp_path: Path, make) -> None:  # type: ignore[no-untyped-def]
+    path = written(tmp_path, "rgb16", make(np.tile([65535, 32768, 257], (3, 4, 1))))
+    assert decode(path).getpixel((0, 0)) == (255, 128, 1)
+    assert measure(path) == (3, 4)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    path = written(tmp_path, "cmyk.jpg", encoded(picture().convert("CMYK"), "JPEG", quality=95))
+    assert far(decode(path), picture()) < 4
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    clear, half = Image.new("RGBA", (4, 3), (9, 9, 9, 0)), Image.new("RGBA", (4, 3), (0, 0, 0, 128))
+    palette = Image.new("RGB", (4, 3), (200, 10, 10)).quantize()
+    clear_colour = palette.getpixel((0, 0))
+    cases = {
+        "rgba.png": (encoded(clear, "PNG"), 255),
+        "half.webp": (encoded(half, "WEBP", lossless=True), 127),
+        "la.png": (encoded(Image.new("LA", (4, 3), (9, 0)), "PNG"), 255),
+        "palette.png": (encoded(palette, "PNG", transparency=clear_colour), 255),
+        "bytes.png": (encoded(palette, "PNG", transparency=bytes(256)), 255),
+        "key.png": (encoded(Image.new("RGB", (4, 3), (9, 9, 9)), "PNG", transparency=(9, 9, 9)), 255),
+        "gif.gif": (encoded(palette, "GIF", transparency=clear_colour), 255),
+    }
+    for name, (data, value) in cases.items():
+        path = written(tmp_path, name, data)
+        assert decode(path).getpixel((1, 1)) == pytest.approx((value,) * 3, abs=1), name
+        assert measure(path) == (3, 4)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_the_first_frame_of_several(tmp_path: Path, kind: str) -> None:
+    others = [picture(seed=seed) for seed in (1, 2)]
+    path = written(tmp_path, "several", encoded(picture(), kind, save_all=True, append_images=others))
+    assert far(decode(path), picture()) < 8
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    path = written(tmp_path, "one.png", encoded(Image.new("1", (1, 1), 1), "PNG"))
+    assert measure(path) == (1, 1)
+    assert squash(path, 8).tolist() == np.full((3, 8, 8), 255).tolist()
+    assert squash(written(tmp_path, "line.png", encoded(picture(1, 500), "PNG")), 8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
+    path = written(tmp_path, "turned", encoded(picture(), kind, exif=exif, **options))
+    upright = ImageOps.exif_transpose(Image.open(path))
+    assert far(decode(path), upright) == 0
+    assert measure(path) == upright.size[::-1] == ((48, 32) if orientation > 4 else (32, 48))
+
+
+def test_a_nonsense_orientation_or_broken_exif_is_shown_as_stored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    assert measure(written(tmp_path, "a.jpg", encoded(picture(), "JPEG", exif=exif))) == (32, 48)
+    broken = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert measure(written(tmp_path, "b.jpg", broken)) == (32, 48)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(FORMATS)), st.data())
+def test_damage_anywhere_gives_a_picture_or_a_reason(tmp_path_factory, name: str, data: st.DataObject) -> None:  # type: ignore[no-untyped-def]
+    kind, options = FORMATS[name]
+    good = bytearray(encoded(picture(), kind, **options))
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    path = written(tmp_path_factory.getbasetemp(), "fuzz", bytes(good))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            size = measure(path)
+        except Unreadable:
+            with pytest.raises(Unreadable, match=r"."):
+                decode(path)
+        else:
+            assert decode(path).size == size[::-1]
+
+
+def test_a_scaled_decode_stays_close_to_the_full_one(tmp_path: Path) -> None:
+    path = written(tmp_path, "large.jpg", encoded(picture(800, 600), "JPEG", quality=95))
+    full = picture(800, 600).resize((64, 64), Image.Resampling.BICUBIC)
+    squashed = Image.fromarray(squash(path, 64).transpose(1, 2, 0))
+    assert far(squashed, full) < 2
+
+
+def test_an_image_of_the_canvas_s_size_is_not_resampled(tmp_path: Path) -> None:
+    path = written(tmp_path, "exact.png", encoded(picture(32, 32), "PNG"))
+    assert np.array_equal(squash(path, 32), np.asarray(picture(32, 32)).transpose(2, 0, 1))
+
+
+def a_set(folder: Path, n: int, canvas: int = 8, hold: bool | None = None) -> Images:
+    paths = [written(folder, f"{i}.png", encoded(picture(6 + i, 9, seed=i), "PNG")) for i in range(n)]
+    return Images(paths, torch.tensor([[9, 6 + i] for i in range(n)]), canvas, hold)
+
+
+def test_held_and_read_images_are_the_same(tmp_path: Path) -> None:
+    held, read = a_set(tmp_path, 5, hold=True), a_set(tmp_path, 5, hold=False)
+    assert held.hold
+    assert not read.hold
+    assert len(held) == 5
+    assert held[-1].dtype == torch.uint8
+    assert held[-1].shape == (3, 8, 8)
+    assert all(torch.equal(held[i], read[i]) for i in range(-5, 5))
+    assert held.aspect.tolist() == pytest.approx([(6 + i) / 9 for i in range(5)])
+    positions, slots = torch.tensor([4, 2, 0]), torch.tensor([2, 2, 0])
+    for images in (held, read):
+        pixels, shown = images.take(positions, slots)
+        assert shown.tolist() == [0, 0, 4]
+        assert torch.equal(pixels, torch.stack([held[0], held[0], held[4]]))
+        with pytest.raises(IndexError):
+            images[5]
+
+
+def test_they_are_held_when_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 5 * 3 * 8 * 8
+    for free, processes, hold in ((4 * needed, 1, True), (4 * needed - 4, 1, False), (4 * needed, 2, False)):
+        monkeypatch.setattr(images_module, "free_memory", lambda free=free: free)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert a_set(tmp_path, 5).hold is hold
+    monkeypatch.undo()
+    assert 2**20 < images_module.free_memory() < 2**50
+
+
+def test_what_was_lost_is_replaced_by_the_next_and_noted(tmp_path: Path) -> None:
+    whole = a_set(tmp_path, 5, hold=True)
+    for hold in (True, False):
+        images = a_set(tmp_path, 5, hold=False)
+        (tmp_path / "1.png").unlink()
+        (tmp_path / "2.png").write_bytes(b"")
+        images = Images(images.paths, torch.tensor([[9, 6 + i] for i in range(5)]), 8, hold)
+        assert torch.equal(images[1], whole[3])
+        pixels, shown = images.take(torch.tensor([0, 1, 4]))
+        assert shown.tolist() == [0, 4, 4]  # 3 is not among the positions asked for
+        assert torch.equal(pixels[1], whole[4])
+        assert images.take(torch.tensor([0, 4, 2]))[1].tolist() == [0, 4, 0]  # round the end
+        lost = [(str(tmp_path / "1.png"), "no such file"), (str(tmp_path / "2.png"), "empty file")]
+        assert images.lost == lost
+
+
+def test_all_lost_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = a_set(tmp_path, 3, hold=False)
+    for path in images.paths:
+        path.unlink()
+    with pytest.raises(UserError, match="no image can be read any more"):
+        images[1]
+    with pytest.raises(UserError, match="none of the 3 images"):
+        Images(images.paths, torch.ones(3, 2), 8, True)
+    monkeypatch.setattr(images_module, "_GIVE_UP", 2)
+    images = Images(images.paths, torch.ones(3, 2), 8, False)
+    with pytest.raises(UserError, match="2 lost"):
+        images.take(torch.arange(3), threads=1)
+
+
+def test_progress_of_filling(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    images = a_set(tmp_path, 4, hold=False)
+    Images(images.paths, torch.ones(4, 2), 8, True, on_progress=lambda done, n: seen.append((done, n)))
+    assert seen[-1] == (4, 4)
+    assert sorted(seen) == seen
+
+
+def test_in_parallel_does_each_once_and_stops_at_the_first_failure() -> None:
+    counts = [0] * 500
+    main = threading.get_ident()
+    callers: set[int] = set()
+
+    def count(i: int) -> None:
+        counts[i] += 1
+
+    in_parallel(500, count, threads=4, on_progress=lambda done, n: callers.add(threading.get_ident()))
+    assert counts == [1] * 500
+    assert callers == {main}
+    in_parallel(0, count)
+
+    def fail(i: int) -> None:
+        if i == 3:
+            raise ValueError("three")
+        count(i)
+
+    for threads in (1, 3):
+        with pytest.raises(ValueError, match="three"):
+            in_parallel(500, fail, threads=threads)
+    assert sum(counts) < 1000
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)))
+def test_paths_are_a_sequence_of_paths(names: list[str]) -> None:
+    paths = Paths(names)
+    assert list(paths) == [Path(name) for name in names]
+    assert paths == tuple(Path(name) for name in names) == pickle.loads(pickle.dumps(paths))
+    assert paths[1:3] == tuple(Path(name) for name in names[1:3])
+    assert [paths[-i - 1] for i in range(len(names))] == [Path(name) for name in reversed(names)]
+    assert paths != (*paths, Path("more"))
+
+
+def test_paths_that_are_no_utf8() -> None:
+    assert Paths([os.fsdecode(b"caf\xe9/\xff.jpg")])[0] == Path(os.fsdecode(b"caf\xe9/\xff.jpg"))
+
+
+def test_default_canvas() -> None:
+    def side(height: int, width: int, size: int) -> int:
+        return default_canvas(torch.tensor([[height, width]] * 3), size)
+
+    assert side(600, 400, 64) == 128  # twice the view
+    assert side(101, 400, 64) == 102  # no more than the images have, rounded up to even
+    assert side(32, 32, 64) == 64  # never less than the view
+    assert default_canvas(torch.tensor([[10, 10], [100, 200], [500, 90]]), 64) == 90
+
+
+def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
+    images = a_set(tmp_path, 70, hold=False)
+    positions = torch.arange(0, 70, 1)
+    pixels = torch.stack([images[i] for i in range(70)]).double() / 255
+    mean, std = statistics(images, positions)
+    assert mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-12)
+    assert std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-9)
+    few, _ = statistics(images, positions, limit=2)
+    assert few == pytest.approx(pixels[[0, 69]].mean((0, 2, 3)).tolist(), abs=1e-12)
+    black = Image.new("RGB", (9, 9))
+    flat = Images([written(tmp_path, "b.png", encoded(black, "PNG"))], torch.tensor([[9, 9]]), 8)
+    assert statistics(flat, torch.tensor([0])) == ((0, 0, 0), (1 / 255,) * 3)

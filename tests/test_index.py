@@ -1,0 +1,594 @@
+"""The index: what is found, labelled and held out, on folders as untidy as people's are."""
+
+import os
+import random
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from selftaught.data import index as index_module
+from selftaught.data.index import Index, build
+from selftaught.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "photos of mine"
+
+
+def put(root: Path, *names: str, size: tuple[int, int] = (6, 4)) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (len(name), 50, 100)).save(path, "PNG")
+
+
+def names(index: Index, root: Path, which: Iterable[int] | None = None) -> list[str]:
+    return [index.paths[i].relative_to(root).as_posix() for i in (range(len(index)) if which is None else which)]
+
+
+def labelled(index: Index, root: Path) -> dict[str, str]:
+    assert index.labels is not None
+    found = names(index, root)
+    return {name: index.classes[c] for name, c in zip(found, index.labels.tolist(), strict=True)}
+
+
+def numbered(folder: str, n: int) -> list[str]:
+    return [f"{folder}/{i:03}.png" for i in range(n)]
+
+
+# What is found
+
+
+def test_all_suffixes_in_any_case_nested_in_any_way(root: Path) -> None:
+    good = [
+        "a.JPG",
+        "b/c.jpeg",
+        "b/d/e f/ü 猫🐱.Png",
+        "g.webp",
+        "h.bmp",
+        "i.TIF",
+        "j.tiff",
+        "k.gif",
+        "-l.png",
+    ]
+    put(root, *good, size=(7, 5))
+    put(root, ".hidden.png", "b/.thumbs/m.png", "__MACOSX/n.png")
+    (root / "notes.txt").write_text("no image")
+    index = build([root])
+    assert names(index, root) == sorted(good)
+    assert index.sizes.tolist() == [[5, 7]] * len(good)
+    assert index.sizes.dtype == torch.int64
+    assert index.labels is None
+    assert index.classes == ()
+    assert index.split == "drawn"
+    assert any("hidden" in note for note in index.notes)
+    assert "no labels" in index.describe()
+
+
+def test_roots_may_be_files_strings_and_overlap(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(root, "a.png", "in/b.png", "in/c.png")
+    put(tmp_path, "alone.png")
+    monkeypatch.chdir(tmp_path)
+    index = build(["alone.png", str(root / "in"), root, root / "a.png", root / "in" / ".." / "in"])
+    assert sorted(path.name for path in index.paths) == ["a.png", "alone.png", "b.png", "c.png"]
+    assert all(path.is_absolute() for path in index.paths)
+    assert [path.name for path in build([root / "in" / "c.png"]).paths] == ["c.png"]
+
+
+def test_links_are_followed_and_every_image_counts_once(root: Path, tmp_path: Path) -> None:
+    put(root, "real/a.png", "real/b.png")
+    put(tmp_path / "elsewhere", "c.png", "deep/d.png")
+    (root / "above").symlink_to(tmp_path)  # would bring in everything
+    (root / "again").symlink_to(root / "real")  # sorts before the real folder, and must not take its images
+    (root / "loop").symlink_to(root)
+    (root / "real" / "inner loop").symlink_to("..")
+    (root / "far").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(root)
+    (root / "a0.png").symlink_to(root / "real" / "a.png")
+    (root / "self.png").symlink_to("self.png")
+    put(tmp_path, "blob")  # as model hubs store them: the name with the suffix is a link
+    for name in ("named.png", "named again.png"):
+        (root / name).symlink_to(tmp_path / "blob")
+    for i in range(15):
+        put(root, f"real/more{i}.png")
+    index = build([root])
+    found = [name for name in names(index, root) if "more" not in name]
+    assert found == ["far/c.png", "far/deep/d.png", "named again.png", "real/a.png", "real/b.png"]
+    assert [Path(path).name for path, _ in index.unreadable] == ["self.png"]
+    assert any("counted already" in note for note in index.notes)
+    both = build([root, tmp_path / "elsewhere"])
+    assert len(both) == len(index)
+
+
+def test_what_cannot_be_read_is_listed_by_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(root, *numbered("good", 60))
+    put(root, "locked/x.png", "bad/mine.png", "bad/whole.png")
+    (root / "bad/cut.png").write_bytes((root / "bad/whole.png").read_bytes()[:50])
+    (root / "bad/empty.jpg").write_bytes(b"")
+    (root / "bad/text.jpg").write_text("hello")
+    (root / "bad/gone.png").symlink_to(root / "nowhere.png")
+    (root / "bad/gone folder").symlink_to(root / "nowhere")
+    (root / "bad/line\nbreak.png").write_bytes(b"x")
+    scandir, stat = os.scandir, os.stat
+
+    def locked_scandir(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    def locked_stat(path: str, **options: bool) -> os.stat_result:
+        if str(path).endswith("mine.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "scandir", locked_scandir)
+    monkeypatch.setattr(index_module.os, "stat", locked_stat)
+    index = build([root])
+    assert len(index) == 61
+    reasons = {path.removeprefix(str(root) + "/"): reason for path, reason in index.unreadable}
+    assert reasons == {
+        "locked": "folder: permission denied",
+        "bad/mine.png": "permission denied",
+        "bad/cut.png": "truncated: the PNG has no end chunk",
+        "bad/empty.jpg": "empty file",
+        "bad/text.jpg": "not an image, or its header is damaged",
+        "bad/gone.png": "broken link",
+        "bad/gone folder": "broken link",
+        "bad/line\\nbreak.png": "not an image, or its header is damaged",
+    }
+    assert "8 not readable" in index.describe()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is locked to root")
+def test_a_folder_without_permission(root: Path) -> None:
+    put(root, *numbered("good", 3), "locked/x.png")
+    (root / "locked").chmod(0)
+    try:
+        assert [Path(path).name for path, _ in build([root]).unreadable] == ["locked"]
+    finally:
+        (root / "locked").chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems insist on UTF-8 names")
+def test_names_that_are_no_utf8(root: Path, tmp_path: Path) -> None:
+    put(root, *numbered("caf", 10))
+    for name in (b"caf\xe9.png", b"\xff.png"):
+        shutil.copy(root / "caf/000.png", os.fsencode(root) + b"/" + name)
+    (root / "broken.png").write_bytes(b"x")
+    os.rename(root / "broken.png", os.fsencode(root) + b"/broken\xfe.png")
+    index = build([root])
+    assert len(index) == 12
+    assert all(path.exists() for path in index.paths)
+    assert index.unreadable[0][0].endswith("broken\\xfe.png")
+    index.describe().encode("utf-8")  # any terminal takes it
+    assert build([root]).fingerprint == index.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"), [(2, r"2 of 11 image files in .* cannot be read, more than 10%: .*empty"), (1, None)]
+)
+def test_more_than_a_tenth_unreadable_stops(root: Path, bad: int, message: str | None) -> None:
+    put(root, *numbered("x", 9))
+    for i in range(bad):
+        (root / f"x/bad{i}.jpg").write_bytes(b"")
+    if message is None:
+        assert len(build([root])) == 9
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        build([root])
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_there_stops_with_what_is_looked_for(root: Path, tmp_path: Path) -> None:
+    root.mkdir()
+    (root / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no images in .*: looked for jpg .* gif"):
+        build([root])
+    with pytest.raises(UserError, match="no such file or folder"):
+        build([root / "nowhere"])
+    with pytest.raises(UserError, match="is no image file"):
+        build([root / "a.txt"])
+    with pytest.raises(UserError, match="no data"):
+        build([])
+    with pytest.raises(UserError, match="held-out share"):
+        build([root], holdout=1)
+
+
+# The cache
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are really decoded, as they are."""
+    seen: list[str] = []
+    measure: Callable[[str], tuple[int, int]] = index_module.measure
+
+    def noting(path: str) -> tuple[int, int]:
+        seen.append(os.path.basename(path))
+        return measure(path)
+
+    monkeypatch.setattr(index_module, "measure", noting)
+    return seen
+
+
+def same(one: Index, other: Index) -> bool:
+    return (
+        (one.paths, one.split, one.classes, one.unreadable, one.fingerprint, one.notes)
+        == (other.paths, other.split, other.classes, other.unreadable, other.fingerprint, other.notes)
+        and torch.equal(one.sizes, other.sizes)
+        and torch.equal(one.test, other.test)
+    )
+
+
+def test_a_second_index_decodes_only_what_changed(root: Path, decoded: list[str]) -> None:
+    put(root, *numbered("a", 12))
+    (root / "bad.png").write_bytes(b"bad")
+    first = build([root])
+    assert len(decoded) == 13
+    decoded.clear()
+    assert same(build([root]), first)
+    assert decoded == []
+    put(root, "a/new.png")
+    (root / "a/000.png").unlink()
+    put(root, "a/001.png", size=(9, 9))
+    os.utime(root / "a/002.png", ns=(1, 1))
+    put(root, "bad.png")
+    changed = build([root])
+    assert sorted(decoded) == ["001.png", "002.png", "bad.png", "new.png"]
+    assert len(changed) == 13
+    assert changed.unreadable == ()
+    assert changed.sizes[names(changed, root).index("a/001.png")].tolist() == [9, 9]
+    assert changed.fingerprint != first.fingerprint
+    decoded.clear()
+    build([root / "a/003.png", root / "a/004.png"])  # kept apart, with their folder
+    build([root / "a/004.png"])
+    build([root / "a/003.png"])
+    build([root])
+    assert sorted(decoded) == ["003.png", "004.png"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_cache_is_built_anew(root: Path, own_cache: Path, decoded: list[str], damage: bytes | None) -> None:
+    put(root, *numbered("a", 5))
+    first = build([root])
+    (file,) = (own_cache / "selftaught" / "index").iterdir()
+    good = file.read_bytes()
+    at = good.index(b"000.png")
+    file.write_bytes(good[:at] + b"999" + good[at + 3 :] if damage is None else damage)
+    decoded.clear()
+    assert same(build([root]), first)
+    assert len(decoded) == 5
+    assert same(build([root]), first)
+    assert len(decoded) == 5
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 255))
+def test_no_damage_to_the_cache_changes_an_index(tmp_path_factory, place: int, value: int) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.getbasetemp() / "damage"
+    if not folder.exists():
+        put(folder / "images", *numbered("a", 3))
+    expected = build([folder / "images"], cache=folder / "good")
+    (file,) = (folder / "good" / "index").iterdir()
+    data = bytearray(file.read_bytes())
+    data[place % len(data)] = value
+    (folder / "bad" / "index").mkdir(parents=True, exist_ok=True)
+    (folder / "bad" / "index" / file.name).write_bytes(data)
+    assert same(build([folder / "images"], cache=folder / "bad"), expected)
+
+
+def test_what_may_pass_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(root, *numbered("a", 20))
+    with monkeypatch.context() as patch:
+        reads = index_module.measure
+
+        def failing(path: str) -> tuple[int, int]:
+            return reads(path if "003" not in path else "/nowhere")
+
+        patch.setattr(index_module, "measure", failing)
+        assert len(build([root]).unreadable) == 1
+    assert build([root]).unreadable == ()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(root: Path, tmp_path: Path) -> None:
+    put(root, *numbered("a", 3))
+    (tmp_path / "file").write_text("no folder")
+    assert len(build([root], cache=tmp_path / "file")) == 3
+
+
+def test_writers_at_once_and_an_interrupted_one(root: Path, own_cache: Path, decoded: list[str]) -> None:
+    put(root, *numbered("a", 30))
+    results: list[Index] = []
+    threads = [threading.Thread(target=lambda: results.append(build([root]))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert all(same(result, results[0]) for result in results)
+    assert [file.suffix for file in (own_cache / "selftaught" / "index").iterdir()] == [".npz"]
+
+    put(root, *numbered("b", 30))
+    decoded.clear()
+
+    def interrupt(done: int, n: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build([root], on_progress=interrupt)
+    so_far = len(decoded)
+    build([root])
+    assert len(decoded) == 30  # nothing twice
+    assert so_far > 0
+
+
+def test_progress(root: Path) -> None:
+    put(root, *numbered("a", 8))
+    seen: list[tuple[int, int]] = []
+    build([root], on_progress=lambda done, n: seen.append((done, n)))
+    assert seen[-1] == (8, 8)
+
+
+# Labels
+
+
+def test_class_folders(root: Path) -> None:
+    put(root, "cat/a.png", "cat/deep/b.png", "dog/c.png", "dog/d.png")
+    expected = {"cat/a.png": "cat", "cat/deep/b.png": "cat", "dog/c.png": "dog", "dog/d.png": "dog"}
+    for labels in ("auto", "folders"):
+        index = build([root], labels=labels)
+        assert labelled(index, root) == expected
+        assert index.labels is not None
+        assert index.labels.dtype == torch.int64
+    assert build([root], labels="none").labels is None
+    put(root, "10/e.png", "9/f.png")
+    assert build([root]).classes == ("10", "9", "cat", "dog")
+    shutil.rmtree(root / "cat")
+    shutil.rmtree(root / "dog")
+    put(root, "10/g.png", "9/h.png")
+    assert build([root]).classes == ("9", "10")  # numbers by their size
+
+
+@pytest.mark.parametrize(
+    ("files", "objection"),
+    [
+        (["a.png", "b.png"], "no class folder"),
+        (["cat/a.png", "cat/b.png"], "one folder"),
+        (
+            ["cat/a.png", "dog/b.png", "cat/d.png", "c.png"],
+            "1 image of 4 in no class folder",
+        ),
+        (["images/a.png", "images/b.png", "masks/a.png", "masks/b.png"], "parts of a data set"),
+        (["x/train/a.png", "x/test/b.png", "y/train/a.png", "y/test/b.png"], "parts of a data set"),
+        ([f"day {i}/a.png" for i in range(60)], "too many"),
+    ],
+)
+def test_folders_that_are_no_classes(root: Path, files: list[str], objection: str) -> None:
+    put(root, *files)
+    index = build([root])
+    assert index.labels is None
+    assert index.classes == ()
+    if len({file.split("/")[0] for file in files if "/" in file}) > 1:
+        assert any(objection in note for note in index.notes)  # auto says why it took none
+    if "no class" in objection or "one folder" in objection:
+        with pytest.raises(UserError, match=objection):
+            build([root], labels="folders")
+
+
+def table(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+def test_a_csv_of_classes(root: Path, tmp_path: Path) -> None:
+    put(root, "x/a.png", "x/b b.png", "c.png", "é.png")
+    rows = 'file,class\nx/a.png,tree\n"x/b b.png",stone\n./c.png,tree\ne\u0301.png,stone\n'
+    expected = {"x/a.png": "tree", "x/b b.png": "stone", "c.png": "tree", "é.png": "stone"}
+    inside = table(root / "labels.csv", rows)
+    assert labelled(build([root]), root) == expected  # found by its name
+    assert labelled(build([root], labels=str(inside)), root) == expected
+    with pytest.raises(UserError, match="no class folder"):
+        build([root], labels="folders")
+    inside.unlink()
+    outside = table(tmp_path / "t.csv", rows)  # paths from the root
+    assert labelled(build([root], labels=outside), root) == expected
+    table(outside, rows.replace(",", ";"), "utf-16")
+    assert labelled(build([root], labels=outside), root) == expected
+    windows = rows.replace("x/", f"{root.name}\\x\\").replace("./c", f"{root.name}/c").replace(".png", "")
+    table(outside, windows.replace("e\u0301", f"{root.name}/é"), "utf-8-sig")  # paths from the CSV, no suffixes
+    assert labelled(build([root], labels=outside), root) == expected
+    assert build([root], labels=outside).notes == ()
+
+
+def test_a_csv_of_several_classes_an_image(root: Path) -> None:
+    put(root, "a.png", "b.png", "c.png")
+    table(root / "labels.csv", "file,class\na.png,x|y\nb.png,\nc.png,y | z\n")
+    by_bars = build([root])
+    assert by_bars.classes == ("x", "y", "z")
+    assert by_bars.labels is not None
+    assert by_bars.labels.dtype == torch.uint8
+    assert by_bars.labels.tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 1]]
+    table(root / "labels.csv", "file,z,y,x\na.png,0,1,1\nb.png,0,0,0\nc.png,1,1,0\n")
+    by_columns = build([root])
+    assert by_columns.classes == ("z", "y", "x")  # as the header has them
+    assert by_columns.labels is not None
+    assert by_columns.labels.flip(1).tolist() == by_bars.labels.tolist()
+    assert "several an image" in by_columns.describe()
+
+
+def test_columns_and_rows_that_are_not_used_are_said(root: Path) -> None:
+    put(root, "a.png", "b.png")
+    table(root / "labels.csv", "file,class,camera\na.png,x,1\nb.png,y,2\nmissing.png,y,2\n")
+    notes = build([root]).notes
+    assert any("columns not used: camera" in note for note in notes)
+    assert any("1 row of" in note for note in notes)
+    table(root / "labels.csv", "file,class\na.png,x\nb.png,x\n")
+    index = build([root])
+    assert index.labels is None
+    assert any("one class only" in note for note in index.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,class\na.png,x\n", "1 of 2 images have no row in .*labels.csv, for example .*b.png"),
+        ("file,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
+        ("file,class\na.png,x\nb.png,y\na.png,y\n", "line 4: a.png has another class"),
+        ("file,class\na.png,x\nb.png\n", "line 3: 1 columns, but the header has 2"),
+        ("a.png,x\nb.png,y\n", "has no header"),
+        ("file\na.png\nb.png\n", "two columns"),
+        ("file,class\n", "at least one row"),
+        ("", "at least one row"),
+    ],
+)
+def test_a_csv_that_does_not_fit_stops_with_its_line(root: Path, text: str, message: str) -> None:
+    put(root, "a.png", "b.png")
+    table(root / "labels.csv", text)
+    with pytest.raises(UserError, match=message) as caught:
+        build([root])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="labels 'nonsense': no such file"):
+        build([root], labels="nonsense")
+
+
+# The split
+
+
+@pytest.mark.parametrize("held_out", ["test", "val", "Valid", "validation"])
+def test_a_given_split_is_kept(root: Path, held_out: str) -> None:
+    put(root, *numbered("train/cat", 4), *numbered("train/dog", 3))
+    put(root, *numbered(f"{held_out}/cat", 2), *numbered(f"{held_out}/fox", 1))
+    index = build([root])
+    assert index.split == "given"
+    assert index.classes == ("cat", "dog", "fox")  # a class may be in one part only
+    assert all(name.startswith(held_out) for name in names(index, root, index.held_out.tolist()))
+    assert all(name.startswith("train") for name in names(index, root, index.train.tolist()))
+    assert len(index.train) == 7
+    assert len(index.held_out) == 3
+    assert "as their folders say" in index.describe()
+    put(root, *numbered("unlabelled", 2))
+    more = build([root])
+    assert len(more.train) == 9
+    assert more.labels is None
+    assert any("2 images outside of the train and test folders" in note for note in more.notes)
+
+
+def test_a_lone_train_folder_is_looked_through(root: Path) -> None:
+    put(root, *numbered("train/cat", 5), *numbered("train/dog", 5))
+    index = build([root])
+    assert (index.split, index.classes) == ("drawn", ("cat", "dog"))
+    assert len(index.held_out) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    holdout=st.floats(0, 0.9),
+    seed=st.integers(0, 99),
+)
+def test_a_drawn_split_is_stratified(counts: list[int], holdout: float, seed: int) -> None:
+    files = index_module._Files()
+    rows = np.repeat(np.arange(len(counts)), counts)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    for i in order:
+        files.add(f"/r/{i}.png", f"{i}.png", 0, 1, 1)
+    test = index_module._draw_split(files, rows[order], holdout, seed)
+    for c, n in enumerate(counts):
+        held_out = int(test[rows[order] == c].sum())
+        assert held_out <= max(n - 1, 0)
+        assert held_out >= (n >= 2 and holdout > 0)
+        assert abs(held_out - holdout * n) <= 1
+    chosen = {int(i) for i in order[test]}
+    files = index_module._Files()
+    for i in range(len(rows)):
+        files.add(f"/s/{i}.png", f"{i}.png", 0, 1, 1)
+    again = index_module._draw_split(files, rows, holdout, seed)
+    assert set(np.flatnonzero(again)) == chosen  # whatever the order and wherever it lies
+
+
+def test_the_drawn_split_depends_on_the_seed_and_hardly_on_additions(root: Path) -> None:
+    put(root, *numbered("cat", 50), *numbered("dog", 50))
+    index = build([root])
+    assert len(index.held_out) == 20
+    held_out = set(names(index, root, index.held_out.tolist()))
+    other = build([root], seed=1)
+    assert set(names(other, root, other.held_out.tolist())) != held_out
+    assert len(build([root], holdout=0).held_out) == 0
+    put(root, *[f"cat/new{i}.png" for i in range(10)])
+    later = build([root])
+    moved = held_out ^ set(names(later, root, later.held_out.tolist()))
+    assert len([name for name in moved if "new" not in name]) <= 4
+    unlabelled = build([root], labels="none", holdout=0.5)
+    assert len(unlabelled.held_out) == 55
+
+
+def test_a_draw_with_several_classes_an_image_shares_out_the_rare_ones() -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.random((400, 6)) < [0.5, 0.3, 0.1, 0.05, 0.02, 0.01]).astype(np.uint8)
+    files = index_module._Files()
+    for i in range(400):
+        files.add(f"/r/{i}.png", f"{i}.png", 0, 1, 1)
+    test = index_module._draw_split(files, rows, 0.2, 0)
+    for c in range(6):
+        n, held_out = int(rows[:, c].sum()), int(rows[test, c].sum())
+        assert 1 <= held_out < n
+        assert abs(held_out - 0.2 * n) < 2 + 0.05 * n
+    assert 70 <= test.sum() <= 90
+
+
+# What names the data
+
+
+def test_the_fingerprint_is_that_of_the_data_and_not_of_its_place(root: Path, tmp_path: Path) -> None:
+    put(root, *numbered("cat", 3), *numbered("dog", 3))
+    first = build([root])
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    for path in copy.rglob("*.png"):
+        os.utime(path, ns=(5, 5))
+    twin = build([copy])
+    assert twin.fingerprint == first.fingerprint
+    assert torch.equal(twin.test, first.test)
+    assert names(twin, copy) == names(first, root)
+    assert build([root], labels="none").fingerprint != first.fingerprint
+    shutil.move(copy / "cat/000.png", copy / "dog/999.png")
+    assert build([copy]).fingerprint != first.fingerprint
+
+
+def test_the_order_does_not_depend_on_that_of_the_roots_or_the_disk(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(root, *numbered("a", 5), *numbered("c", 5))
+    put(tmp_path / "other", *numbered("b", 5), *numbered("d", 5))
+    first = build([root, tmp_path / "other"])
+    scandir = os.scandir
+
+    class Shuffled:
+        def __init__(self, path: str) -> None:
+            self.entries = list(scandir(path))
+            random.shuffle(self.entries)
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            return self.entries
+
+        def __exit__(self, *raised: object) -> None:
+            pass
+
+    monkeypatch.setattr(os, "scandir", Shuffled)
+    assert same(build([tmp_path / "other", root]), first)

@@ -1,0 +1,408 @@
+"""Views: each operation against torchvision's, the law of the crops, and what every view must be."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
+
+from selftaught.data import views as module
+from selftaught.data.views import Augment, Views, centre
+from selftaught.errors import UserError
+
+PLAIN: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "gray": 0.0, "blur": 0.0}
+
+
+def pictures(count: int, canvas: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Tensor:
+    """uint8 [count, 3, canvas, canvas]: smooth colours with fine noise, as photographs have both."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 5, 5, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (canvas, canvas), mode="bilinear", align_corners=True)
+    fine = torch.rand(count, 3, canvas, canvas, generator=generator)
+    return ((low + (high - low) * (0.7 * smooth + 0.3 * fine)) * 255).round().byte()
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def square(count: int) -> Tensor:
+    return torch.ones(count)
+
+
+def draw(box: Tensor, **changes: Tensor) -> module._Draw:
+    """Boxes [B, 4] as shares of the image, and nothing else unless asked for."""
+    never = torch.zeros(len(box), dtype=torch.bool)
+    plain = torch.stack([torch.eye(3), torch.zeros(3, 3)])[:, None].expand(2, len(box), 3, 3)
+    nothing = module._Draw(box=box, flip=never, colour=plain, sigma=never.float(), solarize=never)
+    return dataclasses.replace(nothing, **changes)
+
+
+# (canvas, size): with and without strips, shrinking and growing, sizes that strips do not divide
+SHAPES = [(32, 32), (48, 96), (128, 64), (200, 100), (256, 150), (448, 224)]
+
+
+@pytest.mark.parametrize(("canvas", "size"), SHAPES)
+def test_crop_flip_resize_and_blur_are_torchvisions(canvas: int, size: int) -> None:
+    pixels = pictures(4, canvas)
+    boxes = torch.tensor(
+        [
+            [0, 0, canvas, canvas],
+            [3, 5, canvas // 2, canvas // 3],
+            [canvas - 20, canvas - 19, 20, 19],
+            [0, 7, canvas, 9],
+        ]
+    )
+    flip = torch.tensor([False, True, True, False])
+    sigma = torch.tensor([0.0, 1.3, 0.0, 2.0])
+    (made,) = module._render(pixels, [draw(boxes / canvas, flip=flip, sigma=sigma)], [size], radius=6)
+    for image, box, flipped, blur, view in zip(pixels, boxes.tolist(), flip, sigma.tolist(), made, strict=True):
+        expected = tv.resized_crop(image.float() / 255, *box, size=[size, size], antialias=True)
+        expected = tv.horizontal_flip(expected) if flipped else expected
+        expected = tv.gaussian_blur(expected, [13, 13], [blur, blur]) if blur else expected
+        torch.testing.assert_close(view, expected, atol=5e-5, rtol=0)
+
+
+def test_boxes_between_pixels_never_see_outside() -> None:
+    canvas = 64
+    pixels = torch.zeros(1, 3, canvas, canvas, dtype=torch.uint8)
+    pixels[:, :, 10:31, 20:41] = 255  # all the pixels that the box touches
+    box = torch.tensor([[10.4, 20.7, 20.2, 19.6]]) / canvas
+    for size in (8, 64):
+        (view,) = module._render(pixels, [draw(box)], [size], 0)
+        torch.testing.assert_close(view, torch.ones_like(view))
+
+
+def colours(count: int, **settings: float) -> tuple[Tensor, Tensor]:
+    """Uniform strengths [count, 4] and the colour matrices for them when only `settings` jitter."""
+    off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    jitter: dict[str, Any] = {**off, **settings}
+    strength = torch.rand(count, 4, generator=seeded(1))
+    always, never = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+    order = torch.rand(count, 4, generator=seeded(2))
+    return strength, module._colour(Views(**jitter), order, strength, always, never)
+
+
+def coloured(images: Tensor, colour: Tensor) -> Tensor:
+    """images float [B, 3, H, W] under matrices [2, B, 3, 3], not clamped."""
+    flat = images.flatten(2)
+    return (colour[0] @ flat + colour[1] @ flat.mean(2, keepdim=True)).view_as(images)
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_each_jitter_is_torchvisions(name: str) -> None:
+    images = pictures(16, 24, 0.3, 0.6).float() / 255  # such that nothing clamps
+    strength, colour = colours(16, **{name: 0.4})
+    column = ["brightness", "contrast", "saturation"].index(name)
+    for image, factor, made in zip(images, 0.6 + 0.8 * strength[:, column], coloured(images, colour), strict=True):
+        expected = getattr(tv, f"adjust_{name}")(image, float(factor))
+        torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+
+
+def test_jitters_in_every_order_are_torchvisions() -> None:
+    orders = torch.rand(64, 4, generator=seeded(3))
+    images = pictures(64, 16, 0.35, 0.55).float() / 255
+    strength = torch.rand(64, 4, generator=seeded(4))
+    settings = Views(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.0)
+    always = torch.ones(64, dtype=torch.bool)
+    gray = torch.arange(64) % 4 == 0
+    made = coloured(images, module._colour(settings, orders, strength, always, gray))
+    seen = set()
+    for index, image in enumerate(images):
+        order = orders[index].argsort().tolist()
+        seen.add(tuple(order))
+        for step in order:
+            if step < 3:
+                change = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)[step]
+                image = change(image, 0.7 + 0.6 * float(strength[index, step]))
+        image = tv.rgb_to_grayscale(image, 3) if gray[index] else image
+        torch.testing.assert_close(made[index], image, atol=1e-5, rtol=0)
+    assert len(seen) > 18  # of 24
+
+
+def test_hue_is_near_hsv() -> None:
+    images = pictures(32, 24, 0.1, 0.9).float() / 255
+    strength, colour = colours(32, hue=0.1)
+    made = coloured(images, colour).clamp(0, 1)
+    shift = 0.2 * strength[:, 3] - 0.1
+    expected = torch.stack([tv.adjust_hue(i, float(h)) for i, h in zip(images, shift, strict=True)])
+    other_way = torch.stack([tv.adjust_hue(i, -float(h)) for i, h in zip(images, shift, strict=True)])
+    assert (made - expected).abs().mean() < 0.025  # YIQ keeps the luma, HSV the value
+    assert (made - expected).abs().mean() < 0.5 * (made - other_way).abs().mean()
+    grey = images.mean(1, keepdim=True).expand_as(images)
+    torch.testing.assert_close(coloured(grey, colour), grey, atol=2e-4, rtol=0)
+
+
+def test_gray_is_torchvisions() -> None:
+    pixels = pictures(3, 32)
+    (view,) = Augment(Views(**{**PLAIN, "gray": 1.0, "large": 1, "scale": (1, 1), "ratio": (1, 1)}), 32)(
+        pixels, square(3), seeded()
+    )
+    torch.testing.assert_close(view, tv.rgb_to_grayscale(pixels.float() / 255, 3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("canvas", [64, 256])
+def test_a_whole_view_is_torchvisions_one_by_one(canvas: int) -> None:
+    """Crop, jitter, grey, blur, solarize and flip, with the same numbers, where nothing clamps."""
+    count, size = 24, 48
+    aspect = torch.linspace(0.6, 1.8, count)
+    pixels = pictures(count, canvas, 0.35, 0.6)
+    settings = Views(brightness=0.2, contrast=0.4, saturation=0.4, hue=0.0, large=1)
+    (view,) = Augment(settings, size)(pixels, aspect, seeded(5))
+    drawn = module._draw(settings, aspect, settings.scale, seeded(5))
+    # The boxes are real-valued, which torchvision cannot do: crops are held to it above.
+    (crop,) = module._render(pixels, [draw(drawn.box, flip=drawn.flip)], [size], 6)
+    expected = coloured(crop, drawn.colour)
+    for index, sigma in enumerate(drawn.sigma.tolist()):
+        if sigma:
+            expected[index] = tv.gaussian_blur(expected[index], [13, 13], [sigma, sigma])
+    assert 0.2 < (drawn.sigma > 0).float().mean() < 0.8
+    # Contrast's mean is taken after the blur, whose reflected border weighs a little differently.
+    torch.testing.assert_close(view, expected.clamp(0, 1), atol=2e-3, rtol=0)
+
+
+def test_solarize_is_torchvisions() -> None:
+    pixels = pictures(3, 32)
+    settings = Views(**{**PLAIN, "solarize": 1.0, "large": 1, "scale": (1, 1), "ratio": (1, 1)})
+    (view,) = Augment(settings, 32)(pixels, square(3), seeded())
+    torch.testing.assert_close(view, tv.solarize(pixels.float() / 255, 0.5), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("aspect", [1.0, 4 / 3, 0.4, 5.0])
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.05, 0.2)])
+def test_crops_follow_the_law_of_random_resized_crop(aspect: float, scale: tuple[float, float]) -> None:
+    height = 2000
+    width = round(height * aspect)
+    crop = v2.RandomResizedCrop(8, scale=scale)
+    image = torch.empty(1, 1, 1).expand(1, height, width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        drawn = [crop.make_params([image]) for _ in range(1500)]
+    theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in drawn], dtype=torch.float)
+    settings = Views()
+    boxes = module._draw(settings, torch.full((6000,), width / height), scale, seeded()).box
+    ours = boxes * torch.tensor([height, width, height, width])
+
+    def measures(box: Tensor) -> dict[str, Tensor]:
+        top, left, tall, wide = box.unbind(1)
+        return {
+            "area": tall * wide / (height * width),
+            "ratio": (wide / tall).log(),
+            "down": (top + tall / 2) / height,
+            "across": (left + wide / 2) / width,
+        }
+
+    assert (ours >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= height * (1 + 1e-6)).all()
+    assert (ours[:, 1] + ours[:, 3] <= width * (1 + 1e-6)).all()
+    for name, mine in measures(ours).items():
+        other = measures(theirs)[name]
+        at = torch.cat([mine, other]).sort().values + 1e-3  # rounding to pixels makes ties of theirs
+        below = [torch.searchsorted(values.sort().values, at) / len(values) for values in (mine, other)]
+        assert (below[0] - below[1]).abs().max() < 1.95 * math.sqrt(1 / 6000 + 1 / 1500), name  # KS, p = .001
+
+
+@pytest.mark.parametrize("pipeline", ["fast", "reference"])
+def test_what_every_view_is(pipeline: Any) -> None:
+    pixels, aspect = pictures(6, 64), torch.tensor([1.0, 0.5, 2.0, 1.3, 0.75, 3.0])
+    settings = Views(pipeline=pipeline, small=3, small_size=16, solarize=0.2)
+    made = Augment(settings, 32)(pixels, aspect, seeded())
+    assert [tuple(view.shape) for view in made] == [(6, 3, 32, 32)] * 2 + [(6, 3, 16, 16)] * 3
+    for view in made:
+        assert view.dtype == torch.float32
+        assert view.is_contiguous(memory_format=torch.channels_last)
+        assert view.min() >= 0
+        assert view.max() <= 1
+        assert not view.requires_grad
+    assert not torch.equal(made[0], made[1])
+    again = Augment(settings, 32)(pixels, aspect, seeded())
+    assert all(torch.equal(one, two) for one, two in zip(made, again, strict=True))
+    other = Augment(settings, 32)(pixels, aspect, seeded(1))
+    assert not torch.equal(made[0], other[0])
+
+
+@pytest.mark.parametrize("pipeline", ["fast", "reference"])
+def test_chance_comes_from_the_generator_alone(pipeline: Any) -> None:
+    pixels, augment = pictures(4, 32), Augment(Views(pipeline=pipeline), 32)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = augment(pixels, square(4), seeded())
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    second = augment(pixels, square(4), seeded())
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+def test_the_order_of_chance_is_fixed() -> None:
+    """How much is drawn depends on neither the pixels nor the probabilities, and a view not on later ones."""
+    generators = [seeded() for _ in range(3)]
+    settings = [Views(), Views(**PLAIN), Views(small=2)]
+    boxes = []
+    for generator, views in zip(generators, settings, strict=True):
+        boxes.append(module._draw(views, square(5), views.scale, generator).box)
+        module._draw(views, square(5), views.scale, generator)
+    assert torch.equal(boxes[0], boxes[1])
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+    few = Augment(Views(), 16)(pictures(3, 32), square(3), seeded())
+    more = Augment(Views(small=2), 16)(pictures(3, 32), square(3), seeded())
+    assert all(torch.equal(one, two) for one, two in zip(few, more[:2], strict=True))
+
+
+def test_handling_images_singly_or_together_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two ways of computing, which a device chooses between, give one result."""
+    pixels, aspect, augment = pictures(7, 100), torch.linspace(0.5, 2, 7), Augment(Views(small=1), 72)
+    made = []
+    for strips_from, cache in ((10**6, 1), (10**6, 10**9), (1, 1)):
+        monkeypatch.setattr(module, "STRIPS_FROM", strips_from)
+        monkeypatch.setattr(module, "CACHE", cache)
+        made.append(augment(pixels, aspect, seeded()))
+    for other in made[1:]:
+        for one, two in zip(made[0], other, strict=True):
+            torch.testing.assert_close(one, two, atol=5e-6, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_views_are_those_of_any_device() -> None:
+    pixels, aspect, augment = pictures(9, 200), torch.linspace(0.5, 2, 9), Augment(Views(small=1), 96)
+    here, there = augment(pixels, aspect, seeded()), augment(pixels.cuda(), aspect, seeded())
+    for one, two in zip(here, there, strict=True):
+        assert two.device.type == "cuda"
+        torch.testing.assert_close(one, two.cpu(), atol=2e-3, rtol=0)
+
+
+def test_autocast_does_not_touch_views() -> None:
+    pixels, augment = pictures(4, 64), Augment(Views(), 32)
+    plain = augment(pixels, square(4), seeded())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = augment(pixels, square(4), seeded())
+    assert all(torch.equal(one, two) for one, two in zip(plain, under, strict=True))
+
+
+@pytest.mark.parametrize("pipeline", ["fast", "reference"])
+def test_nothing_asked_for_is_the_plain_resize(pipeline: Any) -> None:
+    pixels = pictures(3, 64)
+    settings = Views(**{**PLAIN, "pipeline": pipeline, "scale": (1, 1), "ratio": (1, 1), "large": 1})
+    for size in (24, 64):
+        (view,) = Augment(settings, size)(pixels, square(3), seeded())
+        expected = tv.resize(pixels.float() / 255, [size, size], antialias=True)
+        torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+        (flipped,) = Augment(dataclasses.replace(settings, flip=1.0), size)(pixels, square(3), seeded())
+        torch.testing.assert_close(flipped, expected.flip(3), atol=1e-5, rtol=0)
+
+
+def test_how_often_things_happen() -> None:
+    settings = Views(solarize=0.3)
+    drawn = module._draw(settings, square(20000), settings.scale, seeded())
+    plain = (drawn.colour[0] == torch.eye(3)).all((1, 2))
+    grey = (drawn.colour[0] - drawn.colour[0][:, :1]).abs().amax((1, 2)) < 1e-6
+    for happened, share in (
+        (drawn.flip, 0.5),
+        (drawn.sigma > 0, 0.5),
+        (drawn.solarize, 0.3),
+        (grey, 0.2),
+        (plain, 0.2 * 0.8),
+    ):
+        assert abs(happened.float().mean() - share) < 0.015
+    blurred = drawn.sigma[drawn.sigma > 0]
+    assert blurred.min() >= 0.1
+    assert blurred.max() <= 2
+    assert abs(blurred.mean() - 1.05) < 0.03
+
+
+def disc(height: int, width: int) -> Tensor:
+    """uint8 [3, height, width]: a white disc in the middle, a third as wide as the short side."""
+    down = torch.arange(height)[:, None] + 0.5 - height / 2
+    across = torch.arange(width) + 0.5 - width / 2
+    inside = (down.square() + across.square()).sqrt() < min(height, width) / 6
+    return inside.byte().mul(255).expand(3, height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 200), (240, 100), (128, 128)])
+@pytest.mark.parametrize("pipeline", ["fast", "reference"])
+def test_a_circle_stays_a_circle(height: int, width: int, pipeline: Any) -> None:
+    canvas, aspect = 128, torch.tensor([width / height])
+    squashed = tv.resize(disc(height, width), [canvas, canvas], antialias=True)[None]
+
+    def extent(view: Tensor) -> tuple[float, float]:
+        """The second moments of the disc, down and across."""
+        image = view[0, 0]
+        place = torch.arange(len(image)) + 0.5
+        spread = []
+        for share in (image.sum(1) / image.sum(), image.sum(0) / image.sum()):
+            spread.append(float((share * place.square()).sum() - (share * place).sum().square()))
+        return spread[0], spread[1]
+
+    down, across = extent(centre(squashed, aspect, 64))
+    assert abs(down / across - 1) < 0.02
+    assert abs(2 * math.sqrt(down) - 64 / 6) < 0.2  # a disc of radius r has moments r^2 / 4
+
+    # Square crops: the disc keeps its shape wherever it is seen whole.
+    views = Views(**{**PLAIN, "pipeline": pipeline, "ratio": (1, 1), "scale": (0.3, 0.4), "large": 1})
+    made = [Augment(views, 32)(squashed, aspect, seeded(seed))[0] for seed in range(150)]
+    whole = [v for v in made if max(v[:, :, 0].max(), v[:, :, -1].max(), v[..., 0].max(), v[..., -1].max()) < 0.02]
+    whole = [view for view in whole if view.max() > 0.5]
+    assert len(whole) > 5
+    ratios = torch.tensor([down / across for down, across in map(extent, whole)])
+    assert (ratios - 1).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 192), (192, 128), (128, 128)])
+def test_centre_is_torchvisions_resize_and_centre_crop(height: int, width: int) -> None:
+    canvas, size = 256, 64  # a canvas larger than the picture, so that squashing it lost nothing
+    picture = tv.resize(pictures(1, 16), [height, width], antialias=True)
+    squashed = tv.resize(picture, [canvas, canvas], antialias=True)
+    original = picture.float() / 255
+    for share in (1.0, 0.8):  # such that torchvision need not round the sides that it resizes to
+        made = centre(squashed, torch.tensor([width / height]), size, share)
+        short = round(size / share)
+        scaled = [short * height // min(height, width), short * width // min(height, width)]
+        expected = tv.center_crop(tv.resize(original, scaled, antialias=True), [size, size])
+        assert made.shape == expected.shape
+        assert made.is_contiguous(memory_format=torch.channels_last)
+        assert (made - expected).abs().mean() < 0.002
+        assert (made - expected)[..., 2:-2, 2:-2].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("canvas", [16, 200])
+def test_tiny_sizes_and_thin_crops(canvas: int) -> None:
+    pixels = pictures(3, canvas)
+    settings = Views(scale=(1e-4, 1e-3), small=1, small_size=1, ratio=(0.1, 10), solarize=1.0)
+    for size in (1, 2, 5, 33):
+        for view in Augment(settings, size)(pixels, torch.tensor([0.05, 1.0, 20.0]), seeded()):
+            assert torch.isfinite(view).all()
+    assert Augment(Views(small=1), 50).small_size == 24
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"pipeline": "slow"},
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.5, 0.2)},
+        {"small_scale": (0.1, 1.5)},
+        {"ratio": (2.0, 1.0)},
+        {"flip": 1.5},
+        {"jitter": -0.1},
+        {"contrast": -1.0},
+        {"hue": 0.7},
+        {"blur_sigma": (0.0, 1.0)},
+        {"large": 0},
+        {"small": -1},
+        {"small_size": -2},
+        {"gray": math.nan},
+    ],
+)
+def test_nonsense_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"views: {next(iter(wrong))} is "):
+        Views(**wrong)
+
+
+def test_other_nonsense_is_refused() -> None:
+    with pytest.raises(UserError, match="size must be"):
+        Augment(Views(), 0)
+    with pytest.raises(UserError, match="share must be"):
+        centre(pictures(1, 8), square(1), 8, share=0.0)
