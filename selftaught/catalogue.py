@@ -9,7 +9,7 @@ from selftaught.optim import OPTIMIZERS
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """A row {kind, name, about, paper, fields: [{name, type, default}]} for each."""
+    """A row {kind, name, summary, paper, fields: [{name, type, default}]} for each."""
     methods = [row("method", name, m, m.Config, m.paper) for name, m in METHODS.items()]
     hard = [row("hard example", name, h, h, "Li et al., 2020, https://arxiv.org/abs/2012.13493") for name, h in HARD.items()]
     return [*methods, *hard, *(row("optimizer", name, o, o, "") for name, o in OPTIMIZERS.items())]
@@ -21,4 +21,4 @@ def row(kind: str, name: str, told: type, config: type, paper: str) -> dict[str,
         {"name": f.name, "type": getattr(f.type, "__name__", str(f.type)), "default": f.default}
         for f in dataclasses.fields(config)
     ]
-    return {"kind": kind, "name": name, "about": about, "paper": paper, "fields": fields}
+    return {"kind": kind, "name": name, "summary": about, "paper": paper, "fields": fields}

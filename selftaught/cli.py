@@ -1,4 +1,4 @@
-"""The commands. Every word that a user can type is here or in flags.py."""
+"""The commands. Every word that a user can type is here or in flags.py; hence over 200 lines."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def device_named(name: str) -> str:
 
 
 def pretrain(words: list[str]) -> int:
-    from selftaught.pretrain import Stopped
+    from selftaught.train import Stopped
 
     try:
         train(words or ["--help"])
@@ -92,10 +92,10 @@ def train(words: list[str]) -> None:
     from selftaught import flags, recipe, run
     from selftaught.distributed import processes, rank, shared
     from selftaught.life import Conduct
-    from selftaught.pretrain import pretrain as carry_out
-    from selftaught.pretrain import shared_index
     from selftaught.progress import Progress
     from selftaught.stage import Data
+    from selftaught.train import shared_index
+    from selftaught.train import train as carry_out
 
     out = flags.chosen(words, "out")
     resume = "--resume" in words
@@ -182,7 +182,7 @@ def evaluate(words: list[str]) -> int:
     asked = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
     from selftaught.judge import judge
     from selftaught.progress import Progress
-    from selftaught.report.table import print_rows
+    from selftaught.report import table
 
     protocols = [getattr(asked, name) for name in asked.protocol]
     with Progress() as progress:
@@ -194,7 +194,8 @@ def evaluate(words: list[str]) -> int:
         )  # fmt: skip
     if asked.json:
         print(json.dumps(judgement.rows))
-    print_rows(judgement.rows, err)
+    differences = [dataclasses.asdict(d) for d in judgement.results.differences]
+    table.show(table.evaluation(judgement.rows, differences), stderr=True)
     for text in (*judgement.results.notes, judgement.verdict):
         err.print(plain(text), highlight=False, soft_wrap=True)
     return 0
@@ -247,12 +248,12 @@ class Methods:
 def methods(words: list[str]) -> int:
     asked = tyro.cli(Methods, prog="selftaught methods", args=words)
     from selftaught.catalogue import catalogue
-    from selftaught.report.table import print_methods
+    from selftaught.report import table
 
     if asked.json:
         print(json.dumps(catalogue(), indent=2))
     else:
-        print_methods(catalogue(), Console())
+        table.show(table.methods(catalogue()))
     return 0
 
 

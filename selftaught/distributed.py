@@ -1,6 +1,7 @@
 """Many processes: the only file that names torch.distributed. Everything here is a no-op in a single process."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,11 +49,13 @@ def wrap(step: nn.Module, device: torch.device, sync_norm: bool = True) -> nn.Mo
     """`step`, so that a backward pass averages its gradients over the processes."""
     if world_size() == 1:
         return step
-    if device.type == "cuda":
-        if sync_norm:
-            step = nn.SyncBatchNorm.convert_sync_batchnorm(step)
-        return DistributedDataParallel(step, device_ids=[device.index], broadcast_buffers=False)
-    return DistributedDataParallel(step, broadcast_buffers=False)  # the methods keep their memories equal themselves
+    on_gpu = device.type == "cuda"
+    if on_gpu and sync_norm:
+        step = nn.SyncBatchNorm.convert_sync_batchnorm(step)
+    with warnings.catch_warnings():  # newer releases have another word for the same
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        # The methods keep their memories equal themselves; the norms' running statistics serve rank 0 alone.
+        return DistributedDataParallel(step, device_ids=[device.index] if on_gpu else None, broadcast_buffers=False)
 
 
 @contextmanager

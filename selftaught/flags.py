@@ -147,6 +147,8 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     backbone = pick("backbone", lambda: recipe.backbone_for(index, size, device))
     stem = pick("stem", lambda: recipe.stem_for(backbone, size) if not given["init"] else "imagenet")
     batch = pick("batch", lambda: recipe.batch_for(index, device))
+    if len(index.train) < batch:
+        raise UserError(f"{len(index.train)} training images are fewer than a batch of {batch}: lower --batch")
     steps = steps_of(given, base, index, batch, device)
     defaults = of_base(base, method_name, optimizer_name) if base else {}
     if base is None or recipe.method_name(base) != method_name:
@@ -188,8 +190,6 @@ def steps_of(given: dict[str, Any], base: Stage | None, index: Index, batch: int
     else:
         epochs = given["epochs"] if given["epochs"] is not None else recipe.epochs_for(index, device)
         steps = round(epochs * (len(index.train) // batch))
-        if len(index.train) < batch:
-            raise UserError(f"{len(index.train)} training images are fewer than a batch of {batch}: lower --batch")
     if steps < 1:
         raise UserError("there is nothing to train: give --steps or --epochs above 0")
     return steps

@@ -1,5 +1,6 @@
 """A run as it is lived: its folder, journal, watch and checkpoints."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ WATCHED = 256  # held-back images whose features are followed
 BANK = 1000  # training images that vote on them, when there are labels
 MEASURES = 20  # how often in a whole run, and
 RARELY = 50  # steps between them at least: a measurement costs as much as some four steps
-EARLY = (10, 25)  # besides: a collapse shows soon
+EARLY = (10, 25, 50, 100, 200, 400)  # besides: a collapse shows soon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +146,14 @@ class Life:
         entry: dict[str, Any] = {
             "step": self.step if report else 0,
             "epoch": report.epoch if report else 0,
-            "loss": float(report.loss) if report else None,
-            "losses": {k: float(v) for k, v in report.losses.items()} if report else {},
+            "loss": finite(report.loss) if report else None,
+            "losses": {k: finite(v) for k, v in report.losses.items()} if report else {},
             "lr": report.lr if report else 0.0,
             "images_per_s": self.images / passed if report else None,
             "wait": waited / passed if report else None,
             "skipped": self.skipped,
             "seconds": self.seconds,
-            "features": features,
+            "features": None if features is None else {k: finite(v) for k, v in features.items()},
         }
         self.clock, self.images = now, 0
         self.journal.write(entry)
@@ -190,6 +191,11 @@ class Life:
     def write_run(self, outcome: str) -> None:
         t = self.trainee
         run.write(self.out, t.stage, t.index, outcome, self.conduct.note)
+
+
+def finite(value: Tensor | float) -> float | None:
+    """As JSON can say it."""
+    return float(value) if math.isfinite(value) else None
 
 
 def sample(index: Index) -> tuple[Tensor, Tensor]:

@@ -20,17 +20,18 @@ MOST = 1000  # images on the map
 SHOWN = 4  # images of each kind of hard example
 
 
-def draw(trainee: Trainee, folder: Path) -> None:
-    """Write the album of a trained run into `folder`."""
+def draw(trainee: Trainee, folder: Path | None) -> None:
+    """Write the album of a trained run into `folder`; None on ranks that only take part in the losses."""
     raw = next(iter(trainee.batches.epoch(0)))
     batch = trainee.batch(raw, key(trainee.stage.seed, "album"))
+    # A plain run shows what HEXA would have trained it on.
+    hard = trainee.stage.hard or (Adversarial(), CutMix())
+    entries = [entry for h in hard for entry in hard_entries(trainee, h, batch)]
+    if folder is None:
+        return
     square = centre(raw.pixels, raw.aspect, min(raw.pixels.shape[-1], 2 * trainee.stage.size))
     album.write_views(folder, (square * 255).byte(), [v.cpu() for v in batch.views])
-    hard = trainee.stage.hard or (
-        Adversarial(),
-        CutMix(),
-    )  # a plain run shows what HEXA would have trained it on
-    album.write_hard(folder, [entry for h in hard for entry in hard_entries(trainee, h, batch)])
+    album.write_hard(folder, entries)
     index = trainee.index
     chosen = index.held_out if len(index.held_out) >= 50 else index.train
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:MOST].sort().values]

@@ -34,7 +34,8 @@ class Progress:
         """A callable that shows how much of something is done."""
 
         def show(done: int, total: int) -> None:
-            self.line(f"{what}: {done:,} of {total:,}", final=False)
+            if total:
+                self.line(f"{what}: {done:,} of {total:,}", final=False)
 
         return show
 
@@ -60,9 +61,9 @@ class Progress:
             parts.append(f"waiting {100 * entry['wait']:.0f} %")
         if step > start:
             parts.append(f"{clock((now - began) / (step - start) * (self.steps - step))} left")
-        if self.features:
+        if self.features.get("std") is not None:
             parts.append(f"spread {self.features['std']:.2f}")
-        if "knn" in self.features:
+        if self.features.get("knn") is not None:
             parts.append(f"kNN {100 * self.features['knn']:.1f} %")
         self.line("  ".join(parts), final=entry["features"] is not None)
 

@@ -2,24 +2,32 @@
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Sequence
+from html.parser import HTMLParser
+from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+import skimage
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
-from selftaught.report import album
+from selftaught.errors import UserError
+from selftaught.report import album, charts, page, scores, table
+from selftaught.report.read import Run, load_all
 
 PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "rocket.jpg")
 
 
 def patches(n: int, size: int = 64) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """n patches of photographs that scikit-image ships: uint8 [n, 3, size, size], labels [n], classes."""
-    import numpy as np
-    import skimage
-
     folder = Path(skimage.__file__).parent / "data"
     generator = torch.Generator().manual_seed(0)
     pictures = []
@@ -133,20 +141,13 @@ def evaluation(
                     {"backbone": name, **setting, "mean": mean, "low": mean - 0.02, "high": mean + 0.021, "draws": 5}
                 )
             differences.append(
-                {
-                    "backbone": trained,
-                    "against": "random",
-                    **setting,
-                    "mean": lift,
-                    "low": lift - 0.02,
-                    "high": lift + 0.02,
-                }
+                {"backbone": trained, "against": "random", **setting, "mean": lift, "low": lift - 0.02, "high": lift + 0.02}
             )
             differences.append({"backbone": trained, "against": "init", **setting, "mean": 0.01, "low": -0.01, "high": 0.03})
     return {
         "data": data,
         "fingerprint": "e" * 64,
-        "command": "selftaught evaluate runs/hexa --data labelled/ --protocol knn linear --labels 5 20 all --against random init",
+        "command": "selftaught evaluate runs/hexa --data labelled/ --labels 5 20 all --against random init",
         "date": "2031-05-04T10:00:00",
         "rows": rows,
         "differences": differences,
@@ -173,7 +174,8 @@ def fake_run(
         "config": {
             "method": {"name": "moco-v2", "temperature": 0.2, "queue": 4096, "symmetric": True},
             "hard": [{"name": "adversarial", "eps": 2, "steps": 1}, {"name": "cutmix", "beta": 1.0}] if hard else [],
-            "backbone": {"name": "resnet18", "stem": "cifar"},
+            "backbone": "resnet18",
+            "stem": "cifar",
             "size": 64,
             "batch": 128,
             "epochs": 27,
@@ -191,7 +193,7 @@ def fake_run(
             "unreadable": [["photos/half.jpg", "truncated"], ["photos/notes.jpg", "not an image"]],
             "roots": ["photos"],
         },
-        "command": "selftaught pretrain --data photos/ --method moco-v2 --hard adversarial cutmix --backbone resnet18 --size 64 --out runs/hexa",
+        "command": "selftaught pretrain --data photos/ --hard adversarial cutmix --out runs/hexa",
         "seed": 0,
         "lineage": [{"init": None, "data": "photos", "steps": 2000}],
         "device": "cpu",
@@ -206,3 +208,458 @@ def fake_run(
     if pictures:
         fake_album(folder / "album", labelled=labelled, hard=hard)
     return folder
+
+
+class Page(HTMLParser):
+    """What a page holds: tags with their attributes, the visible text, and whether every tag is closed."""
+
+    VOID = frozenset(["meta", "img", "br", "link", "input", "hr"])
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        closed = self.open.pop() if self.open else None
+        assert closed == tag, f"</{tag}> closes <{closed}>"
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def written(*runs: Path) -> Page:
+    return Page(page.write(runs, runs[0].parent / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_run(tmp_path_factory.mktemp("runs") / "hexa", evaluations=[evaluation()], pictures=True)
+
+
+def test_a_whole_run_is_told_verdict_first(full: Path) -> None:
+    found = written(full)
+    assert 0 < found.text.index("+12.0 points over random initialisation") < found.text.index("Before and after")
+    for part in ("scores", "training", "speed", "views", "hard", "neighbours", "map", "data", "configuration", "reproduce"):
+        assert any(section.get("id") == part for section in found.all("section")), part
+    for words in (
+        "▲ better",
+        "≈ not distinguishable",
+        "58.0 to 62.1",
+        "9 469 images",
+        "photos/half.jpg",
+        "optimizer.lr",
+        "selftaught pretrain --data photos/",
+        "selftaught evaluate runs/hexa",
+        "Loss 4.31 → 6.02 , harder (+40 %)",
+        "Perturbation ×64; at most 2/255 a pixel",
+        "2.9.0",
+    ):
+        assert words in found.text, words
+    assert "Problem" not in found.text
+    assert "Not finished" not in found.text
+
+
+def test_the_page_asks_nothing_of_the_network(full: Path) -> None:
+    found = written(full)
+    html = (full.parent / "report.html").read_text(encoding="utf-8")
+    assert "http:" not in html
+    assert "https:" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    for _, attributes in found.tags:
+        for key in ("src", "href", "srcset", "action", "data", "poster"):
+            if (target := attributes.get(key)) is not None:
+                assert target.startswith(("data:image/", "#")), target
+    policy = next(meta for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in str(policy["content"])
+    assert len(html) < 3_000_000
+
+
+def test_pictures_and_tables_can_be_heard(full: Path) -> None:
+    found = written(full)
+    assert all(image.get("alt") for image in found.all("img"))
+    assert len(found.all("img")) > 40
+    assert all(head.get("scope") for head in found.all("th"))
+    assert all(chart.get("aria-label") for chart in found.all("svg") if chart.get("role") == "img")
+    headings = [int(tag[1]) for tag, _ in found.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(headings))
+    ids = [str(attributes["id"]) for _, attributes in found.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    links = {str(a["href"])[1:] for tag in ("a", "use") for a in found.all(tag) if a.get("href")}
+    assert links <= set(ids)
+
+
+@pytest.mark.parametrize("missing", ["evaluation.json", "journal.jsonl", "album/views.png", "album/hard.json", "album"])
+def test_what_is_missing_is_said(full: Path, tmp_path: Path, missing: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(full, run)
+    shutil.rmtree(run / missing) if (run / missing).is_dir() else (run / missing).unlink()
+    sentence = {
+        "evaluation.json": "nobody knows whether the training was worth it",
+        "journal.jsonl": "No step has been logged yet",
+        "album/views.png": "No example views were saved",
+        "album/hard.json": "The run trains on hard examples, but none were saved",
+        "album": "No map was saved",
+    }
+    assert sentence[missing] in written(run).text
+
+
+def test_an_almost_empty_run_is_a_page(tmp_path: Path) -> None:
+    run = tmp_path / "bare"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    text = written(run).text
+    assert "Not finished" in text
+    assert "before the first step was logged" in text
+    assert "does not say how it was configured" in text
+    assert "does not say which command made it" in text
+
+
+def test_a_torn_journal_and_a_resumed_one(tmp_path: Path) -> None:
+    records = journal(100)
+    again = [record | {"seconds": record["seconds"] - 32.0} for record in records[8:]]  # the clock began anew
+    run = fake_run(tmp_path / "torn", records=[*records[:9], *again], outcome="running", finished=False)
+    with (run / "journal.jsonl").open("a") as file:
+        file.write('{"step": 110, "loss": 3.')
+    (loaded,) = load_all([run])
+    assert (loaded.torn, loaded.repeated) == (1, 1)
+    steps = [record["step"] for record in loaded.journal]
+    assert steps == sorted(set(steps)) == [record["step"] for record in records]
+    seconds = [record["seconds"] for record in loaded.journal]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] == pytest.approx(36.0, abs=8.1)
+    text = written(run).text
+    assert "1 line of journal.jsonl could not be read" in text
+    assert "Not finished: the last record is at step 100" in text
+
+
+def test_banners_say_what_went_wrong(tmp_path: Path) -> None:
+    records = journal(100)
+    records[3] |= {"loss": math.nan, "losses": {"clean": math.inf}}
+    run = fake_run(tmp_path / "a", records=records, outcome="collapsed", finished=False, warnings=["lr is 100x the usual"])
+    text = written(run).text
+    assert "Collapsed: training was stopped at step 100." in text
+    assert "Do not use this backbone" in text
+    assert "no finite number in 1 logged step" in text
+    assert "lr is 100x the usual" in text
+    assert text.index("Collapsed") < text.index("Not evaluated yet")
+    stopped = fake_run(tmp_path / "b", records=journal(50), outcome="stopped", finished=False)
+    assert "Stopped early at step 50." in written(stopped).text
+    assert "--resume" in written(stopped).text
+
+
+def test_the_look_before_the_first_step_is_no_alarm(tmp_path: Path) -> None:
+    first: dict[str, Any] = {
+        "step": 0,
+        "epoch": 0,
+        "loss": None,
+        "losses": {},
+        "images_per_s": None,
+        "wait": None,
+        "skipped": 0,
+    }
+    run = fake_run(tmp_path / "plain", records=[first, *journal(50)[1:]], hard=False)
+    fake_album(run / "album", hard=True)
+    text = written(run).text
+    assert "Problem" not in text
+    assert "skipped" not in text
+    assert "This run did not train on them; they show what it would have been trained on." in text
+    skipping = fake_run(tmp_path / "skipping", records=[first | {"skipped": 3}])
+    assert "3 steps skipped: the gradients were not finite." in written(skipping).text
+
+
+def test_without_labels_no_accuracy_is_shown(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "plain", labelled=False, pictures=True)
+    text = written(run).text
+    assert "ccuracy" not in text.replace("this page shows no accuracy of training", "")
+    assert "kNN" not in text
+    assert "same class" not in text
+    assert "astronaut" not in text
+    assert "Map of the embedding" in text
+
+
+def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
+    evil = '<script>alert("1")</script>\'"&<img src=x onerror=y>'
+    run = fake_run(
+        tmp_path / "evil & <b>co",
+        records=[{"step": 1, "loss": 1.0, "losses": {evil: 1.0, "clean": 2.0}, "features": None}],
+        evaluations=[evaluation(data=evil, trained=evil) | {"verdict": evil, "command": evil}],
+        pictures=True,
+        config={"method": evil, "hard": [{"name": evil}], evil: evil},
+        versions={evil: evil},
+        command=evil,
+        device=evil,
+        outcome=evil,
+        warnings=[evil],
+        lineage=[{"init": evil, "data": evil, "steps": 3}],
+        data={"classes": [evil], "labels": True, "unreadable": [[evil, evil]], "roots": [evil], "images": 3},
+    )
+    for name in ("map", "neighbours"):
+        file = run / "album" / f"{name}.json"
+        file.write_text(file.read_text().replace("astronaut", evil.replace('"', '\\"')))
+    hard = run / "album" / "hard.json"
+    hard.write_text(hard.read_text().replace('"cutmix"', json.dumps(evil)))
+    found = written(run)
+    assert len(found.all("script")) == 1
+    assert not any(image.get("src") == "x" for image in found.all("img"))
+    assert not any("onerror" in attributes for _, attributes in found.tags)
+    assert not found.all("b") or "<b>co" in found.text
+    assert found.text.count("alert(") > 10  # it is all there, as text
+
+
+def test_pictures_come_from_the_album_only(full: Path) -> None:
+    (full / "secret.png").write_bytes((full / "album" / "views.png").read_bytes())
+    (full / "album" / "torn.png").write_bytes((full / "album" / "views.png").read_bytes()[:2000])
+    assert page.embed(full, "views.png") is not None
+    for name in ("../secret.png", str(full / "secret.png"), "map.json", "torn.png", "none.png", None, 3, ".."):
+        assert page.embed(full, name) is None, name
+
+
+def test_several_runs_stand_side_by_side(full: Path, tmp_path: Path) -> None:
+    other = fake_run(
+        tmp_path / "other" / "hexa",
+        hard=False,
+        records=journal(500, hard=False, level=0.5),
+        evaluations=[evaluation(lift=0.02, shift=0.001)],
+        data={"fingerprint": "x", "labels": True, "images": 5},
+    )
+    elsewhere = evaluation(data="elsewhere/") | {"fingerprint": "z"}
+    third = fake_run(tmp_path / "third", labelled=False, records=[], evaluations=[elsewhere])
+    found = written(full, other, third)
+    assert "A (" in found.text
+    assert "/hexa against" in found.text
+    assert "is above B" in found.text
+    assert "were not evaluated in the same setting" in found.text
+    assert "What differs between the runs" in found.text
+    assert "hard.0.name" in found.text
+    assert "trained on different images" in found.text
+    labels = [str(chart["aria-label"]) for chart in found.all("svg") if chart.get("role") == "img"]
+    loss = next(label for label in labels if label.startswith("Loss:"))
+    assert "A (" in loss
+    assert "B (" in loss
+    assert "C (" not in loss
+    assert len({str(a["id"]) for a in found.all("image") if a.get("id")}) == 1  # one run has an album
+
+
+def test_one_run_named_twice_is_one(full: Path) -> None:
+    assert len(load_all([full, full / "."])) == 1
+
+
+def test_no_run_is_a_clear_line(full: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    for folders, said in (
+        ([], "no run was given"),
+        ([tmp_path / "nowhere"], "there is no folder"),
+        ([tmp_path / "empty"], "no run.json in it. Give the folder that `selftaught pretrain --out FOLDER` wrote"),
+        ([full.parent], f"It holds runs, though: name them, e.g. {full}"),
+        ([tmp_path / "broken"], "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            page.write(folders, out)
+    assert not out.exists()
+    with pytest.raises(UserError, match="cannot be written"):
+        page.write([full], tmp_path / "empty")
+
+
+def test_best_is_said_only_where_it_is_distinguishable() -> None:
+    def run(rows: list[tuple[str, float]], gains: list[tuple[str, float]]) -> Run:
+        setting = {"protocol": "knn", "labels": "all", "metric": "auroc"}
+        said = {
+            "data": "d",
+            "rows": [{"backbone": b, **setting, "mean": m, "low": m - 0.02, "high": m + 0.02} for b, m in rows],
+            "differences": [
+                {"backbone": "trained", "against": b, **setting, "mean": m, "low": m - 0.01, "high": m + 0.01}
+                for b, m in gains
+            ],
+        }
+        empty: dict[str, Any] = {"journal": (), "torn": 0, "repeated": 0, "unreadable": (), "album": {}, "about": {}}
+        return Run(folder=Path("x"), name="x", evaluations=(said,), **empty)
+
+    def best(*runs: Run) -> list[str]:
+        (found,) = scores.tables(runs, ["A", "B"][: len(runs)])
+        return [line.letter or line.name for line in found.groups[0].lines if line.best]
+
+    # Paired differences decide where the intervals of the scores overlap.
+    assert best(run([("trained", 0.8), ("random", 0.77)], [("random", 0.03)])) == ["A"]
+    assert best(run([("trained", 0.8), ("random", 0.795)], [("random", 0.005)])) == []
+    assert best(run([("trained", 0.7), ("init", 0.8)], [("init", -0.1)])) == ["starting weights"]
+    two = (
+        run([("trained", 0.9), ("random", 0.5)], [("random", 0.4)]),
+        run([("trained", 0.89), ("random", 0.5)], [("random", 0.39)]),
+    )
+    assert best(*two) == []
+    assert scores.overall(two[0].evaluations[0]) == "better"
+    assert "not distinguishable in the one setting" in scores.between(two, ["A", "B"], scores.tables(two, ["A", "B"]))[0]
+
+
+def test_settings_read_from_few_labels_to_many() -> None:
+    labels = ["all", "total:1000", "20", "5"]
+    settings = [scores.Setting(metric="auroc", protocol="knn", labels=label) for label in labels]
+    assert [s.labels for s in sorted(settings, key=lambda s: s.order)] == ["5", "20", "total:1000", "all"]
+    assert [scores.labels_words(label) for label in ("1", "5", "total:1000", "all")] == [
+        "1 label a class",
+        "5 labels a class",
+        "1000 labels in all",
+        "all labels",
+    ]
+    assert scores.points(-0.0312) == "\u22123.1"
+
+
+def test_curves_break_at_gaps_and_labels_keep_apart() -> None:
+    x = list(range(10))
+    series = [
+        charts.Series(label="a", name="a", colour=0, x=x, y=[1.0, 2.0, None, 3.0, 4.0, None, 5.0, None, 6.0, 6.0]),
+        charts.Series(label="b", name="b", colour=1, x=x, y=[6.0] * 10),
+        charts.Series(label="c", name="c", colour=2, x=x[:5], y=[3.0] * 5),
+    ]
+    drawn = charts.chart("t", series)
+    assert drawn is not None
+    assert len(drawn.curves[0].paths) == 3
+    assert len(drawn.curves[0].dots) == 1
+    assert abs(drawn.curves[0].label_at[1] - drawn.curves[1].label_at[1]) >= 13
+    assert drawn.curves[2].label_at[0] < drawn.curves[0].label_at[0]  # a shorter run's label stands where it ends
+    assert charts.chart("t", [charts.Series(label="", name="", colour=0, x=[], y=[])]) is None
+    alone = charts.chart("t", [charts.Series(label="", name="", colour=0, x=[3.0], y=[2.0])])
+    assert alone is not None
+    assert len(alone.curves[0].dots) == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.42, 0.73), (-2.8, -1.2), (0, 60_000), (3.0, 3.0), (0, 0), (1e-5, 3e-5)]
+)
+def test_ticks_are_round_and_reach_both_ends(low: float, high: float) -> None:
+    marks = charts.ticks(low, high, 4)
+    assert marks[0] <= low
+    assert marks[-1] >= high
+    assert 2 <= len(marks) <= 8
+    texts = [charts.tick_text(mark, marks) for mark in marks]
+    assert len(set(texts)) == len(texts), texts
+
+
+def test_the_perturbation_is_magnified_by_a_power_of_two() -> None:
+    clean = torch.full((3, 8, 8), 0.5)
+    hard = clean + 2 / 255 * torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)).sign()
+    picture, factor, radius = album.magnify(clean, hard)
+    assert factor == 64
+    assert radius == pytest.approx(2 / 255)
+    assert torch.equal(picture > 0.5, hard > clean)
+    assert album.magnify(clean, clean)[1:] == (1, 0.0)
+
+
+def test_neighbours_are_those_of_largest_cosine(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(20, 5, generator=generator)
+    vectors[3] = torch.nan  # is left out
+    thumbnails = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 3, 16, 16) * 10
+    labels = torch.arange(20) % 2
+    said = json.loads(album.write_neighbours(tmp_path, thumbnails, vectors, labels, 4, 3, classes=("x", "y")).read_text())
+
+    def which(name: str) -> int:
+        with Image.open(tmp_path / name) as picture:
+            return int(picture.getpixel((8, 8))[0]) // 10  # type: ignore[index]
+
+    assert said["of"] == 20
+    assert len(said["groups"]) == 4
+    unit = vectors / vectors.norm(dim=1, keepdim=True)
+    for group in said["groups"]:
+        query = which(group["query"])
+        cosines = {j: float(unit[query] @ unit[j]) for j in range(20) if j not in (query, 3)}
+        expected = sorted(cosines, key=lambda j: -cosines[j])[:3]
+        assert [which(name) for name in group["neighbours"]] == expected
+        assert group["labels"] == [("x", "y")[j % 2] for j in expected]
+    assert {group["label"] for group in said["groups"]} == {"x", "y"}
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 40])
+def test_a_map_of_any_size_lies_in_its_square(tmp_path: Path, n: int) -> None:
+    vectors = torch.randn(n, 4, generator=torch.Generator().manual_seed(n))
+    thumbnails = torch.zeros(n, 3, 8, 8, dtype=torch.uint8)
+    said = json.loads(album.write_map(tmp_path, vectors, thumbnails, None).read_text())
+    assert len(said["points"]) == n
+    assert all(0 <= value <= 1 for point in said["points"] for value in point)
+    assert said["labels"] is None
+    again = json.loads(album.write_map(tmp_path, vectors, thumbnails, None).read_text())
+    assert again == said
+    album.write_neighbours(tmp_path, thumbnails, vectors, None)
+
+
+def test_a_collapsed_embedding_and_several_classes_at_once(tmp_path: Path) -> None:
+    vectors = torch.ones(30, 4)
+    labels = torch.zeros(30, 3, dtype=torch.uint8)
+    labels[0, 2] = labels[1, 0] = labels[1, 1] = 1
+    thumbnails = torch.zeros(30, 3, 8, 8, dtype=torch.uint8)
+    said = json.loads(album.write_map(tmp_path, vectors, thumbnails, labels, ("p", "q", "r"), limit=25).read_text())
+    assert said["method"] == "all features are equal"
+    assert len(said["points"]) == 25
+    assert said["of"] == 30
+    assert album.single_labels(labels)[:3].tolist() == [2, -1, -1]
+    assert [album.label_text(labels[i], ("p", "q", "r")) for i in range(3)] == ["r", "p | q", "none"]
+
+
+def test_views_stand_beside_their_image(tmp_path: Path) -> None:
+    originals = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
+    views = [torch.ones(2, 3, 64, 64), torch.full((2, 3, 32, 32), 0.5)]
+    said = json.loads(album.write_views(tmp_path, originals, views).read_text())
+    assert said == {"columns": ["original", "view 1", "small view 1"], "rows": 2, "tile": 64}
+    with Image.open(tmp_path / "views.png") as picture:
+        assert picture.size == (3 * 68 - 4, 2 * 68 - 4)
+        assert picture.getpixel((32, 32)) == (0, 0, 0, 255)
+        assert picture.getpixel((100, 100)) == (255, 255, 255, 255)
+        assert picture.getpixel((136 + 32, 32)) == (128, 128, 128, 255)
+        assert picture.getchannel("A").getpixel((138, 2)) == 0
+
+
+def test_tables_for_the_terminal() -> None:
+    console = Console(width=80, record=True, file=StringIO())
+    said = evaluation()
+    console.print(table.evaluation(said["rows"], said["differences"]))
+    console.print(table.evaluation([]))
+    console.print(
+        table.methods(
+            [
+                {
+                    "name": "moco[v2]",
+                    "kind": "method",
+                    "summary": "Momentum [bold]contrast",
+                    "fields": [{"name": "t", "type": "float", "default": 0.2}],
+                }
+            ]
+        )
+    )
+    text = console.export_text()
+    for words in (
+        "Balanced accuracy",
+        "60.0 (58.0 to 62.1)",
+        "▲ +12.0 (+10.0 to +14.0)",
+        "≈ +1.0",
+        "moco[v2]",
+        "[bold]contrast",
+        "t = 0.2",
+    ):
+        assert words in text, words

@@ -112,16 +112,20 @@ class Batches:
             loader = self._new_loader(schedule, lasting)
         schedule.steps = steps  # read by this process when it asks the loader for an iterator
         arriving = iter(loader)
-        for slots in steps:
-            if schedule.steps is not steps:  # before a batch is taken away from the other epoch
-                raise RuntimeError("another epoch of the same batches has begun")
-            loaded = next(arriving)
-            if isinstance(loaded, str):
-                raise UserError(loaded)
-            pixels, shown, lost = loaded
-            for i, reason in lost:
-                self.images.mark_lost(i, reason)
-            yield self._raw(pixels, shown, slots, False)  # pinned by the loader's thread
+        try:
+            for slots in steps:
+                if schedule.steps is not steps:  # before a batch is taken away from the other epoch
+                    raise RuntimeError("another epoch of the same batches has begun")
+                loaded = next(arriving)
+                if isinstance(loaded, str):
+                    self._loader = None
+                    raise UserError(loaded)
+                pixels, shown, lost = loaded
+                for i, reason in lost:
+                    self.images.mark_lost(i, reason)
+                yield self._raw(pixels, shown, slots, False)  # pinned by the loader's thread
+        finally:
+            del arriving, loader  # kept alive by a traceback, workers would need 5 s to end once it is gone
 
     def _raw(self, pixels: Tensor, shown: Tensor, slots: Tensor, pin: bool) -> Raw:
         label = torch.full((len(slots),), -1) if self.labels is None else self.labels[shown]

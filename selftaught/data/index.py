@@ -301,10 +301,11 @@ def _check(
     cache: Path | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Sizes [n, 2] (zeros where unreadable) and the reasons, by decoding whatever the cache does not know
-    yet.
+    """Sizes [n, 2] (zeros where unreadable) and the reasons, by decoding what the cache does not know yet.
 
-    THREADS
+    By threads, which need no guarded `__main__` and no start of 0.8 to 1.5 s as two processes do. In CPU time a JPEG
+    of 128 px takes 154 us (one of 500x375: 910), of which at most 39 (67) hold the interpreter's lock, so that it would
+    let four (thirteen) cores work; the second thread adds about a tenth.
     """
     files = found.files
     sizes = np.zeros((len(files), 2), dtype=np.int64)

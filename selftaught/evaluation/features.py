@@ -72,6 +72,8 @@ def extract(
 
 def _canvases(images: Images, positions: Tensor, batch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     positions = positions.cpu()
+    if len(positions) == 0:  # split would give one empty batch
+        return
     if workers > 0 and not getattr(images, "hold", False):
         # the loader only ever indexes and stacks, so anything with images[i] will do
         subset: Subset[Tensor] = Subset(images, positions.tolist())  # type: ignore[arg-type]

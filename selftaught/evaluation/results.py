@@ -100,7 +100,7 @@ class _Comparison:
     def better(self) -> str:
         found = [d for d in self.differences if d.better]
         if len(found) == 1:
-            return f"{_points(found[0].mean)} over {self.name} {self._condition(found[0])} {_interval(found[0])}"
+            return f"{_points(found[0])} over {self.name} {self._condition(found[0])} {_interval(found[0])}"
         return f"better than {self.name}: {self._numbers(found)}" if found else ""
 
     def same(self) -> str:
@@ -111,7 +111,7 @@ class _Comparison:
         return f"not distinguishable from {self.name}{where}"
 
     def _numbers(self, found: Sequence[Difference]) -> str:
-        return "; ".join(f"{_points(d.mean)} {self._condition(d)} {_interval(d)}" for d in found)
+        return "; ".join(f"{_points(d)} {self._condition(d)} {_interval(d)}" for d in found)
 
     def _condition(self, difference: Difference) -> str:
         several = len({d.protocol for d in self.differences}) > 1
@@ -119,8 +119,9 @@ class _Comparison:
         return _labels(difference.labels) + (f" by {protocol}" if several else "")
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f} points"
+def _points(difference: Difference) -> str:
+    of = "" if difference.metric == "balanced_accuracy" else f" of {difference.metric.upper()}"
+    return f"{100 * difference.mean:+.1f} points{of}"
 
 
 def _interval(difference: Difference) -> str:

@@ -50,6 +50,9 @@ class BYOL(Method):
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([cosine_distance(p, t) for p, t in pairs]).sum()
 
+    def chance(self) -> float:
+        return 0.0  # a constant that both networks agree on
+
     def after_step(self, batch: Batch, predictions: Tensors, targets: Tensors) -> None:
         cosine = (1 + math.cos(math.pi * self.progress)) / 2
         self.teacher.follow(self.network, 1 - (1 - self.momentum) * cosine)

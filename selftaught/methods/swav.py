@@ -82,7 +82,8 @@ class SwAV(Method):
 
     def after_backward(self) -> None:
         if self.progress < self.config.freeze_prototypes:
-            self.prototypes.weight.grad = None
+            assert self.prototypes.weight.grad is not None
+            self.prototypes.weight.grad.zero_()  # what decay does to the length, the normalisation undoes
 
     @torch.no_grad()
     def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:

@@ -49,26 +49,22 @@ class Chart:
     x: tuple[Mark, ...]
     y: tuple[Mark, ...]
     right: float
-    reference: Mark | None
 
 
 def chart(
-    title: str,
-    series: Sequence[Series],
-    *,
-    note: str = "",
-    bounds: tuple[float | None, float | None] = (None, None),
-    reference: tuple[float, str] | None = None,
+    title: str, series: Sequence[Series], *, note: str = "", bounds: tuple[float | None, float | None] = (None, None)
 ) -> Chart | None:
     """A line chart over steps, or None where there is no value to draw.
 
-    bounds: values that the vertical axis reaches at least; reference: a value that a dotted line marks, and its name."""
+    bounds: values that the vertical axis reaches at least."""
     series = [s for s in series if any(value is not None for value in s.y)]
     if not series:
         return None
     values = [value for s in series for value in s.y if value is not None]
-    values += [bound for bound in bounds if bound is not None] + ([reference[0]] if reference else [])
+    values += [bound for bound in bounds if bound is not None]
     steps = [x for s in series for x, y in zip(s.x, s.y, strict=True) if y is not None]
+    if min(values) == max(values) == bounds[0]:
+        values.append(bounds[0] + 1)  # all at the end of the scale: do not show what lies beyond it
     y_marks = ticks(min(values), max(values), 4)
     low, high = min(min(values), y_marks[0]), max(max(values), y_marks[-1])
     first, last = min(steps), max(steps)
@@ -91,7 +87,6 @@ def chart(
         x=tuple(Mark(at=round(across(t), 1), text=steps_text(t)) for t in x_marks),
         y=tuple(Mark(at=round(down(t), 1), text=tick_text(t, y_marks)) for t in y_marks if low <= t <= high),
         right=round(right, 1),
-        reference=Mark(at=round(down(reference[0]), 1), text=reference[1]) if reference else None,
     )
 
 
@@ -103,7 +98,8 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> tuple[
     power = 10.0 ** math.floor(math.log10(rough))
     gap = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     gap = max(1.0, gap) if whole else gap
-    return tuple(gap * k for k in range(math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9) + 1))
+    digits = 3 - math.floor(math.log10(gap))  # so that 0.3 is not 0.30000000000000004
+    return tuple(round(gap * k, digits) for k in range(math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9) + 1))
 
 
 def tick_text(value: float, marks: Sequence[float]) -> str:

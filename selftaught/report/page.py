@@ -23,21 +23,16 @@ from selftaught.report.charts import Chart, Series, chart
 from selftaught.report.read import Run, load_all, number
 
 FEATURES = (
-    (
-        "std",
-        "Spread",
-        "1: features lie all around the sphere. 0: all images look the same to the backbone.",
-        (0.0, 1.0),
-    ),
-    (
-        "rank",
-        "Effective rank",
-        "Dimensions that are really used (RankMe). Falling towards 1 means collapse.",
-        (0.0, None),
-    ),
+    ("std", "Spread", "1: features lie all around the sphere. 0: all images look the same to the backbone.", (0.0, 1.0)),
+    ("rank", "Effective rank", "Dimensions that are really used (RankMe). Falling towards 1 means collapse.", (0.0, None)),
     ("alignment", "Alignment", "Distance between two views of one image: lower is better.", (0.0, None)),
     ("uniformity", "Uniformity", "How evenly features cover the sphere: lower is better.", (None, None)),
-    ("knn", "kNN accuracy", "Balanced accuracy on held-back images, watched during training.", (None, None)),
+    (
+        "knn",
+        "kNN accuracy",
+        "Balanced accuracy on held-back images (AUROC where images have several classes).",
+        (None, None),
+    ),
 )
 SHAPES = 4  # marks of the map: with 8 colours 32 classes look different
 
@@ -150,16 +145,15 @@ def _warnings(run: Run) -> list[tuple[str, str]]:
         found.append(("warn", f"Stopped early{at}. {told + ' ' if told else ''}Go on with: {_resume(run)}"))
     elif outcome != "done" or run.about.get("finished") is False:
         found.append(
-            (
-                "warn",
-                f"Not finished: the last record is{at}. It still runs, or was killed; then go on with: {_resume(run)}",
-            )
+            ("warn", f"Not finished: the last record is{at}. It still runs, or was killed; then go on with: {_resume(run)}")
         )
     for warning in _listed(run.about.get("warnings")):
         found.append(("warn", _words_of(warning)))
-    lost = sum(1 for record in run.journal if "loss" in record and number(record["loss"]) is None)
+    lost = sum(1 for record in run.journal if record.get("loss") is not None and number(record["loss"]) is None)
     if lost:
         found.append(("bad", f"The loss was no finite number in {_count(lost, 'logged step')}; the curves leave them out."))
+    if skipped := number(run.journal[-1].get("skipped")) if run.journal else None:
+        found.append(("warn", f"{_count(int(skipped), 'step')} skipped: the gradients were not finite."))
     if run.torn:
         found.append(
             (
@@ -177,6 +171,7 @@ def _verdicts(run: Run) -> list[dict[str, Any]]:
     return [
         {
             "text": str(evaluation.get("verdict") or "Evaluated; the table says how well."),
+            "notes": [_sentence(note) for note in _listed(evaluation.get("notes"))],
             "data": scores.data_words(evaluation),
             "effect": scores.overall(evaluation),
         }
@@ -204,14 +199,14 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     last = run.journal[-1] if run.journal else {}
     rates = [rate for record in run.journal if (rate := number(record.get("images_per_s"))) is not None]
     waits = [wait for record in run.journal if (wait := number(record.get("wait"))) is not None]
-    epoch, loss = number(last.get("epoch")), number(last.get("loss"))
+    loss = number(last.get("loss"))
     facts = [
         ("Method", _name(config.get("method"))),
         ("Hard examples", " + ".join(map(_name, _listed(config.get("hard")))) or ("none" if "hard" in config else "")),
         ("Backbone", _name(config.get("backbone"))),
+        ("Size", f"{_integer(config['size'])} px" if number(config.get("size")) else ""),
         ("Images", _integer(data.get("images"))),
         ("Steps", _integer(last.get("step"))),
-        ("Epochs", f"{epoch:.4g}" if epoch is not None else ""),
         ("Time", duration(number(last.get("seconds")))),
         ("Images per second", f"{_integer(statistics.median(rates))} (median)" if rates else ""),
         ("Waiting for data", f"{100 * statistics.fmean(waits):.0f} % of the time" if waits else ""),
@@ -238,7 +233,9 @@ def _losses(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
         series += [_series(runs[0], p, f"{p} loss", i + 1, _logged("losses", p)) for i, p in enumerate(parts)]
         return _present(chart("Loss", series, note="What training makes smaller" + (", and its parts." if parts else ".")))
     return _present(
-        _overlaid("Loss", runs, letters, _logged("loss"), note="What training makes smaller. It compares only within a method."),
+        _overlaid(
+            "Loss", runs, letters, _logged("loss"), note="What training makes smaller. It compares only within a method."
+        ),
         *(
             _overlaid(f"Loss, {part}", runs, letters, _logged("losses", part), note=f"Its part from {part} views.")
             for part in parts
@@ -318,7 +315,7 @@ def _views(run: Run) -> dict[str, Any] | None:
 
 
 def _hard(run: Run) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for entry in _listed(run.album.get("hard")):
         if not isinstance(entry, dict):
             continue
@@ -339,7 +336,7 @@ def _hard(run: Run) -> list[dict[str, Any]]:
         if before is not None and after is not None:
             share = f" ({100 * (after - before) / abs(before):+.0f} %)" if before else ""
             word = "harder" if after > before else "easier" if after < before else "as hard as before"
-            change = {"before": f"{before:.3g}", "after": f"{after:.3g}", "word": word + share.replace("-", "\u2212")}
+            change = {"before": f"{before:.2f}", "after": f"{after:.2f}", "word": word + share.replace("-", "\u2212")}
         if pictures:
             found.append({"kind": kind, "pictures": pictures, "change": change, "note": _sentence(entry.get("note"))})
     return found
@@ -349,7 +346,7 @@ def _neighbours(run: Run) -> dict[str, Any] | None:
     said = run.album.get("neighbours")
     if not isinstance(said, dict):
         return None
-    groups = []
+    groups, pairs = [], []
     for i, group in enumerate(g for g in _listed(said.get("groups")) if isinstance(g, dict)):
         query = embed(run.folder, group.get("query"))
         labels, similarity = _listed(group.get("labels")), _listed(group.get("similarity"))
@@ -364,7 +361,7 @@ def _neighbours(run: Run) -> dict[str, Any] | None:
         label = str(group["label"]) if run.labelled and group.get("label") is not None else None
         if query and near:
             groups.append({"src": query, "label": label, "near": near, "number": i + 1})
-    pairs = [near["same"] for group in groups for near in group["near"] if near["same"] is not None]
+            pairs += [one["same"] for one in near if one["same"] is not None]
     return {"groups": groups, "of": _integer(said.get("of")), "same": sum(pairs), "pairs": len(pairs)} if groups else None
 
 
@@ -377,18 +374,13 @@ def _map(run: Run) -> dict[str, Any] | None:
     places = [(x, y) for p in found if (x := number(p[0])) is not None and (y := number(p[1])) is not None]
     if not places or len(places) != len(_listed(said.get("points"))):
         return None
-    width, height, margin, side = 640, 480, 24, 40
+    width, height, margin, side = 640, 480, 24, 36
     labels = _listed(said.get("labels")) if run.labelled else []
     labels = [int(k) if number(k) is not None else -1 for k in labels] if len(labels) == len(places) else []
     classes = [str(name) for name in _listed(said.get("classes"))]
-    points = [
-        {
-            "x": round(margin + x * (width - 2 * margin), 1),
-            "y": round(margin + y * (height - 2 * margin), 1),
-            "k": labels[i] if labels else -1,
-        }
-        for i, (x, y) in enumerate(places)
-    ]
+    inner_width, inner_height = width - 2 * margin, height - 2 * margin
+    places = [(round(margin + x * inner_width, 1), round(margin + y * inner_height, 1)) for x, y in places]
+    points = [{"x": x, "y": y, "k": labels[i] if labels else -1} for i, (x, y) in enumerate(places)]
     tile, columns = number(said.get("tile")), number(said.get("columns"))
     sprite = embed(run.folder, said.get("sprite")) if tile and columns else None
     counts = {k: labels.count(k) for k in sorted(set(labels))}
@@ -401,7 +393,7 @@ def _map(run: Run) -> dict[str, Any] | None:
         "tile": int(tile or 0),
         "columns": int(columns or 0),
         "rows": -(-len(points) // int(columns)) if columns else 0,
-        "sample": _sample([(float(p["x"]), float(p["y"])) for p in points], side + 6) if sprite else [],
+        "sample": _sample(places, side + 6) if sprite else [],
         "legend": [
             {"k": k, "name": _class_name(k, classes), "count": count} for k, count in counts.items() if len(counts) <= 64
         ],

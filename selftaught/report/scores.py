@@ -1,4 +1,6 @@
-"""Evaluation rows arranged for people: what stands beside what, in which words, and what is distinguishable."""
+"""Evaluation rows arranged for people: what stands beside what, in which words, and what is distinguishable.
+
+Over 200 lines: the page and the terminal say the same of the same numbers, so one file decides it for both."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,13 +174,14 @@ def overall(evaluation: Mapping[str, Any]) -> Effect | None:
 
 
 def between(runs: Sequence[Run], letters: Sequence[str], found: Sequence[Table]) -> tuple[str, ...]:
-    """What the tables say about the runs against each other, a sentence for each two of them.
+    """What the tables say about the runs against each other, a sentence for each two evaluated ones.
 
     Runs are evaluated apart, with no paired difference; so only intervals that do not even overlap count, which is
     stricter than a test of the difference."""
     sentences = []
-    for i, first in enumerate(letters):
-        for second in letters[i + 1 :]:
+    evaluated = [letter for run, letter in zip(runs, letters, strict=True) if any(map(rows_of, run.evaluations))]
+    for i, first in enumerate(evaluated):
+        for second in evaluated[i + 1 :]:
             above: dict[str, list[str]] = {first: [], second: []}
             shared = 0
             for table in found:

@@ -24,7 +24,7 @@ class Stopped(Exception):
     """A signal asked the run to end; it is saved."""
 
 
-def pretrain(stage: Stage, out: Path, conduct: Conduct = Conduct()) -> Path:
+def train(stage: Stage, out: Path, conduct: Conduct = Conduct()) -> Path:
     """Carry out `stage` in the folder `out`, or go on where it broke off; return the backbone's file.
 
     Raises UserError for what the user can mend, Collapsed when the features fell into one point, Stopped after
@@ -61,17 +61,17 @@ def pretrain(stage: Stage, out: Path, conduct: Conduct = Conduct()) -> Path:
         life.end("diverged")
         raise
     life.save()
-    if rank() == 0:
-        pictures.draw(trainee, out / "album")
+    pictures.draw(trainee, out / "album" if rank() == 0 else None)
     return life.end("done")
 
 
 def shared_index(data: Data, seed: int, on_progress: Callable[[int, int], None] | None = None) -> Index:
     """The index, made by rank 0 and read from its cache by the others."""
     if rank() == 0:
-        index = data.index(seed, on_progress)
-        barrier()
-        return index
+        try:
+            return data.index(seed, on_progress)
+        finally:
+            barrier()  # in any case: what rank 0 refuses, the others will refuse for themselves
     barrier()
     return data.index(seed)
 

@@ -1,0 +1,120 @@
+"""Does HEXA help? Plain methods and their HEXA versions, at equal steps and at equal time, beside random weights.
+
+    python -m benchmarks.hexa --data imagenette128/ --out runs/hexa [--only moco-v2 hexa-moco] [--steps 300] [--seeds 0]
+
+Runs whatever is not done yet (a run that was cut off goes on), evaluates all that is done by kNN and linear probe on
+the data's own test split, prints a table and writes results/hexa.json. Several may work on one folder, each on its
+own `--only`. "long" is the plain method for as many steps as take the time of its HEXA version.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import write
+from selftaught import journal, run
+from selftaught.cli import main
+
+BOTH = ["--hard", "adversarial", "cutmix"]
+CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
+    "moco-v2": ("moco-v2", []),
+    "hexa-moco": ("moco-v2", BOTH),
+    "deepcluster-v2": ("deepcluster-v2", []),
+    "hexa-dcluster": ("deepcluster-v2", BOTH),
+    # what the parts and the settings do
+    "moco-v2 + adversarial": ("moco-v2", ["--hard", "adversarial"]),
+    "moco-v2 + cutmix": ("moco-v2", ["--hard", "cutmix"]),
+    "moco-v2 + mixup": ("moco-v2", ["--hard", "mixup"]),
+    "moco-v2 + adversarial, eps 4": ("moco-v2", ["--hard", "adversarial", "--hard.adversarial.eps", "4"]),
+    "hexa-moco, auxiliary norm": ("moco-v2", [*BOTH, "--hard.adversarial.norm", "auxiliary", "--hard.cutmix.norm", "auxiliary"]),
+    "hexa-moco, lr x2": ("moco-v2", [*BOTH, "--optimizer.lr", "0.06"]),
+    "hexa-moco, half weights": ("moco-v2", [*BOTH, "--hard.adversarial.weight", "0.5", "--hard.cutmix.weight", "0.5"]),
+    "hexa-moco, after a third": ("moco-v2", [*BOTH, "--hard.adversarial.start", "0.33", "--hard.cutmix.start", "0.33"]),
+    "deepcluster-v2 + cutmix": ("deepcluster-v2", ["--hard", "cutmix"]),
+    "deepcluster-v2 + adversarial": ("deepcluster-v2", ["--hard", "adversarial"]),
+}  # fmt: skip
+LONG = {"moco-v2, long": ("moco-v2", "hexa-moco"), "deepcluster-v2, long": ("deepcluster-v2", "hexa-dcluster")}
+COMMON = ["--backbone", "resnet18", "--size", "64", "--batch", "128", "--precision", "bf16", "--workers", "0"]
+
+
+def seconds(folder: Path) -> float:
+    """Of training alone: each logged step's share of a second, without measuring and saving."""
+    entries = [e for e in journal.read(folder / "journal.jsonl") if e["images_per_s"]]
+    steps = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *entries], entries, strict=False)]
+    return sum(n * 128 / e["images_per_s"] for n, e in zip(steps, entries, strict=True))
+
+
+def train(name: str, data: str, out: Path, steps: int, seed: int) -> None:
+    folder = out / f"{name.replace(', ', '-').replace(' + ', '+').replace(' ', '-')}-{seed}"
+    if name in LONG:
+        plain, hexa = (out / f"{n}-{seed}" for n in LONG[name])
+        if not all((f / "backbone.safetensors").exists() for f in (plain, hexa)):
+            return
+        steps = round(steps * seconds(hexa) / seconds(plain))
+        method, more = LONG[name][0], []
+    else:
+        method, more = CONFIGURATIONS[name]
+    if (folder / "backbone.safetensors").exists():
+        return
+    if (folder / "run.json").exists():
+        main(["pretrain", "--out", str(folder), "--resume", "--workers", "0"])
+        return
+    words = ["pretrain", "--data", data, "--out", str(folder), "--method", method, "--steps", str(steps)]
+    main([*words, "--seed", str(seed), *COMMON, *more])
+
+
+def evaluate(folder: Path) -> list[dict[str, Any]]:
+    kept = folder / "rows.json"
+    if not kept.exists():
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            main(["evaluate", str(folder), "--labels", "20", "all", "--json"])
+        kept.write_text(printed.getvalue())
+    rows: list[dict[str, Any]] = json.loads(kept.read_text())
+    return rows
+
+
+def collect(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for folder in sorted(out.iterdir()):
+        if not (folder / "backbone.safetensors").exists():
+            continue
+        facts = run.read(folder)
+        rows = evaluate(folder)
+        for row in rows:
+            name = "random" if row["backbone"] == "random" else folder.name
+            entry = found.setdefault(name, {})
+            entry[f"{row['protocol']} {row['labels']}"] = [row["mean"], row["low"], row["high"]]
+            if name != "random":
+                steps = facts.stage.steps
+                entry |= {"steps": steps, "seconds": seconds(folder), "outcome": facts.facts["outcome"]}
+                entry["command"] = facts.facts["command"]
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    columns = ("knn 20", "knn all", "linear 20", "linear all")
+    lines = [f"{'':36} {'steps':>6} {'seconds':>8} " + " ".join(f"{c:>10}" for c in columns)]
+    for name, entry in found.items():
+        scores = " ".join(f"{100 * entry[c][0]:10.1f}" for c in columns)
+        lines.append(f"{name:36} {entry.get('steps', 0):6} {entry.get('seconds', 0):8.0f} {scores}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=[*CONFIGURATIONS, *LONG])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    asked = parser.parse_args()
+    for seed in asked.seeds:
+        for name in asked.only:
+            train(name, asked.data, asked.out, asked.steps, seed)
+    result = collect(asked.out)
+    print(table(result))
+    write("hexa", {"command": "python -m benchmarks.hexa --data imagenette128/ --out runs/hexa", "runs": result})

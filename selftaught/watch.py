@@ -1,0 +1,188 @@
+"""Are the features alive: what a run measures of them as it goes, and the guard that says early when they
+collapse.
+
+The loss does not show it: it may fall while every image gets the same features. The thresholds below were set
+on recorded runs (MoCo, SimCLR, BYOL, supervised; ResNet-18 and a pretrained EfficientNet-Lite; SGD and
+AdamW): see `Guard`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selftaught.evaluation.knn import KNN
+from selftaught.evaluation.metrics import auroc, balanced_accuracy
+from selftaught.evaluation.protocol import Features
+
+
+@torch.no_grad()
+def measure(
+    vectors: Tensor,
+    second: Tensor | None = None,
+    *,
+    labels: Tensor | None = None,
+    bank: Tensor | None = None,
+    bank_labels: Tensor | None = None,
+) -> dict[str, float]:
+    """Measures of the features [N, D] of a fixed sample; `second` [N, D] are those of another view of the
+    same images.
+
+    std: of the L2-normalised features, the mean over dimensions times sqrt(D): 1 = spread over the sphere, 0
+    = one point. rank: RankMe (Garrido et al., 2023, https://arxiv.org/abs/2210.02885), exp of the entropy of
+    the singular values. alignment (with `second`) and uniformity: Wang & Isola (2020,
+    https://arxiv.org/abs/2005.10242), alpha = 2 and t = 2. knn (with `labels`, `bank` [M, D] and
+    `bank_labels`): balanced accuracy of kNN; for several classes an image, its AUROC.
+
+    Features that are not finite have std and rank nan, and nothing else.
+    """
+    vectors = vectors.double()
+    if not bool(torch.isfinite(vectors).all()):
+        return {"std": math.nan, "rank": math.nan}
+    unit = F.normalize(vectors, dim=1)
+    found = {
+        "std": float(unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5),
+        "rank": effective_rank(vectors),
+    }
+    if second is not None and bool(torch.isfinite(second).all()):
+        found["alignment"] = float((unit - F.normalize(second.double(), dim=1)).square().sum(1).mean())
+    if len(unit) > 1:
+        found["uniformity"] = float((-2 * torch.pdist(unit).square()).exp().mean().log())
+    if labels is not None and bank is not None and bank_labels is not None and bool(torch.isfinite(bank).all()):
+        values = KNN().score(Features(bank.double(), bank_labels), vectors).values.cpu()
+        labels = labels.cpu()
+        accuracy = balanced_accuracy(labels, values) if labels.ndim == 1 else auroc(labels, values)[0]
+        if math.isfinite(accuracy):
+            found["knn"] = accuracy
+    return found
+
+
+def effective_rank(vectors: Tensor) -> float:
+    """RankMe of [N, D]: between 1 (all on one line) and min(N, D); 0 for zeros."""
+    singular = torch.linalg.svdvals(vectors.double())
+    share = singular / singular.sum().clamp_min(1e-30)
+    return float(torch.special.entr(share).sum().exp()) if bool(singular.any()) else 0.0
+
+
+@dataclass(kw_only=True)
+class Guard:
+    """Warns when features collapse, and calls it a collapse after `patience` observations in a row.
+
+    It compares with the first observation (before training) and with the best so far, never with fixed values: a
+    randomly initialised ResNet already puts all images close together (std .2 to .4). An observation is bad when
+
+    - the features are not finite (a collapse at once);
+    - rank falls below .5 of the start or .25 of the best, or std below .35 or .25. Recorded at learning rates 100
+      times too high: rank fell to .03 to .3 of the start in ten steps, and came back late or never. Recorded in
+      healthy runs: above .88 after ten steps, above .95 after twenty;
+    - the loss sits within 1 % of `chance`, and rank or std fell below .8 of the start;
+    - chance is 0 (the loss of agreeing on a constant) and the loss is below .01, whatever the features look like.
+
+    In the first `settle` steps, while the running statistics of batch norm catch up (healthy runs without warm-up
+    fell to .42 of the rank), only .2 of the rank and .3 of the std are bad. Rank may fall while classes form, as in
+    supervised training: it says nothing when kNN rose by .05 and std did not fall.
+    """
+
+    patience: int = 3
+    settle: int = 20
+    start: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    bad: int = 0
+
+    @property
+    def collapsed(self) -> bool:
+        """`patience` bad observations in a row."""
+        return self.bad >= self.patience
+
+    def observe(
+        self, step: int, features: Mapping[str, float], *, loss: float | None = None, chance: float | None = None
+    ) -> str | None:
+        """Takes in what `measure` found; a warning when trouble begins, and when it has become a collapse.
+
+        `chance` is the loss of a network that says the same of every image: ln(K + 1) with K negatives, ln(K)
+        with K clusters.
+        """
+        std, rank = features["std"], features["rank"]
+        if not (math.isfinite(std) and math.isfinite(rank)):
+            self.bad = max(self.bad + 1, self.patience)
+            return f"step {step}: {self._diverged()}" if self.bad == self.patience else None
+        if not self.start:
+            self.start = {name: features[name] for name in ("std", "rank", "knn") if name in features}
+            self.best = {"std": std, "rank": rank}
+            return None
+        stuck = _at_chance(loss, chance)
+        signs = self._signs(step, features, stuck)
+        if stuck and chance == 0:
+            signs.append("the loss is that of agreeing on a constant")
+        was_sound = self.bad == 0
+        self.best = {"std": max(self.best["std"], std), "rank": max(self.best["rank"], rank)}
+        if not signs:
+            self.bad = 0
+            return None
+        self.bad += 1
+        if not was_sound and self.bad != self.patience:
+            return None  # said already
+        if stuck and chance:
+            signs.append(f"the loss sits at its chance level {chance:.2f}")
+        state = "the features have collapsed" if self.collapsed else "the features are collapsing"
+        count = f" ({self.bad} of {self.patience} observations)"
+        return f"step {step}: {state}{count}: {', '.join(signs)}. {self._cause(step, stuck, chance)}"
+
+    def _signs(self, step: int, features: Mapping[str, float], stuck: bool) -> list[str]:
+        fractions = {"rank": (0.2, 0.0), "std": (0.3, 0.0)}
+        if step >= self.settle:
+            fractions = {"rank": (0.5, 0.25), "std": (0.35, 0.25)}
+            if stuck:
+                fractions = {"rank": (0.8, 0.25), "std": (0.8, 0.25)}
+        words = {"rank": "effective rank", "std": "spread"}
+        forming = (
+            "knn" in features
+            and "knn" in self.start
+            and features["knn"] >= self.start["knn"] + 0.05
+            and features["std"] >= self.start["std"]
+        )
+        return [
+            f"{words[name]} {features[name]:.2g}, {self.start[name]:.2g} at the start"
+            for name, (of_start, of_best) in fractions.items()
+            if features[name] < max(of_start * self.start[name], of_best * self.best[name])
+            and not (name == "rank" and forming)
+        ]
+
+    def _cause(self, step: int, stuck: bool, chance: float | None) -> str:
+        rate = "try a tenth of it (--optimizer.lr)"
+        mean = "if hard examples are on, take the weighted mean of their losses and not the sum"
+        if stuck and chance == 0:
+            return (
+                "Likely cause: nothing keeps the branches from agreeing on a constant; check the stop-gradient, the "
+                f"predictor and the teacher's momentum, then the learning rate: {rate}"
+            )
+        if step <= 10 * self.settle:
+            return (
+                f"Likely cause: the learning rate is too high for the beginning; {rate} or a longer warm-up; {mean}; "
+                "a larger batch helps too"
+            )
+        return f"Likely cause: the learning rate is too high; {rate}; {mean}; a larger batch or a longer warm-up help too"
+
+    def _diverged(self) -> str:
+        return (
+            "the features are not finite, the weights have diverged. Likely cause: the learning rate is too high; try a "
+            "tenth of it (--optimizer.lr) or a longer warm-up, and --precision fp32 if it is bf16"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later observations depend on; plain numbers."""
+        return {"start": dict(self.start), "best": dict(self.best), "bad": self.bad}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on as the guard that gave `state` would have."""
+        self.start, self.best, self.bad = dict(state["start"]), dict(state["best"]), int(state["bad"])
+
+
+def _at_chance(loss: float | None, chance: float | None) -> bool:
+    if loss is None or chance is None or not math.isfinite(loss):
+        return False
+    return abs(loss - chance) <= 0.01 * (abs(chance) or 1.0)

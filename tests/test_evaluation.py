@@ -1,0 +1,448 @@
+"""Draws, metrics, intervals, results and their words; features in order, kept on disk."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from torch import Tensor, nn
+
+from selftaught.errors import UserError
+from selftaught.evaluation import (
+    KNN,
+    PROTOCOLS,
+    Budget,
+    Difference,
+    Features,
+    Linear,
+    Results,
+    Row,
+    cached,
+    draw,
+    evaluate,
+    extract,
+    verdict,
+)
+from selftaught.evaluation.intervals import interval, resample_counts
+from selftaught.evaluation.metrics import (
+    auroc,
+    balanced_accuracy,
+    resampled_auroc,
+    resampled_balanced_accuracy,
+)
+from selftaught.evaluation.protocol import Scores
+
+one_class = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(torch.tensor)
+several_classes = st.integers(1, 5).flatmap(
+    lambda c: st.lists(st.lists(st.integers(0, 1), min_size=c, max_size=c), min_size=1, max_size=40).map(torch.tensor)
+)
+
+
+# Draws
+
+
+@settings(deadline=None)
+@given(one_class, st.integers(1, 12), st.integers(0, 5))
+def test_a_draw_by_class_takes_that_many_or_all_there_are(labels: Tensor, number: int, seed: int) -> None:
+    chosen = draw(labels, per_class=number, seed=seed)
+    assert torch.equal(chosen, chosen.unique())
+    for c in labels.unique():
+        assert (labels[chosen] == c).sum() == min(number, int((labels == c).sum()))
+    assert torch.equal(chosen, draw(labels, per_class=number, seed=seed))
+    larger = draw(labels, per_class=number + 3, seed=seed)
+    assert set(chosen.tolist()) <= set(larger.tolist())
+
+
+@settings(deadline=None)
+@given(one_class, st.integers(1, 70), st.integers(0, 5))
+def test_a_draw_in_all_has_every_class(labels: Tensor, total: int, seed: int) -> None:
+    classes = labels.unique()
+    if total < min(len(classes), len(labels)):
+        with pytest.raises(UserError, match="do not reach every class"):
+            draw(labels, total=total, seed=seed)
+        return
+    chosen = draw(labels, total=total, seed=seed)
+    assert len(chosen) == len(chosen.unique()) == min(total, len(labels))
+    assert torch.equal(labels[chosen].unique(), classes)
+    assert set(chosen.tolist()) <= set(draw(labels, total=total + 3, seed=seed).tolist())
+
+
+@settings(deadline=None)
+@given(several_classes, st.integers(1, 5), st.integers(0, 5))
+def test_draws_of_several_classes_an_image_reach_every_class(labels: Tensor, number: int, seed: int) -> None:
+    there = labels.sum(0)
+    chosen = draw(labels, per_class=number, seed=seed)
+    assert torch.equal(chosen, chosen.unique())
+    assert (labels[chosen].sum(0) >= there.clamp(max=number)).all()
+    assert len(chosen) <= int(there.clamp(max=number).sum())
+    total = int((there > 0).sum()) + number
+    assume(total < len(labels))
+    chosen = draw(labels, total=total, seed=seed)
+    assert len(chosen) == total
+    assert torch.equal(labels[chosen].sum(0) > 0, there > 0)
+
+
+def test_draws_differ_by_seed_and_all_is_all() -> None:
+    labels = torch.arange(200) % 4
+    assert not torch.equal(draw(labels, per_class=5, seed=0), draw(labels, per_class=5, seed=1))
+    assert torch.equal(draw(labels, seed=0), torch.arange(200))
+
+
+def test_a_draw_in_all_keeps_the_shares_of_the_classes() -> None:
+    labels = (torch.arange(4000) % 10 == 0).long()
+    shares = [float(labels[draw(labels, total=1000, seed=s)].double().mean()) for s in range(20)]
+    assert np.mean(shares) == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("text", ["5", "all", "total:1000"])
+def test_budgets_are_read_and_written(text: str) -> None:
+    assert str(Budget.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "five", "total:", "total", ":5", "-1", "0", "total:0", "1.5", "most:5"])
+def test_budgets_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(UserError):
+        Budget.parse(text)
+
+
+# Metrics
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 6), st.integers(2, 60), st.integers(0, 1000))
+def test_balanced_accuracy_is_sklearns(classes: int, count: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=rng)
+    values = torch.rand(count, classes, generator=rng)
+    values[torch.arange(count), labels] += 0.5
+    guesses = values.argmax(1)
+    assume(set(guesses.tolist()) <= set(labels.tolist()))  # sklearn warns otherwise
+    assert balanced_accuracy(labels, values) == pytest.approx(balanced_accuracy_score(labels, guesses))
+
+
+def test_a_class_that_the_scores_do_not_know_counts_as_an_error() -> None:
+    assert balanced_accuracy(torch.tensor([0, 1, 2]), torch.eye(3)[:, :2]) == pytest.approx(2 / 3)
+
+
+def test_auroc_is_sklearns_and_skips_what_has_none() -> None:
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (80,), generator=rng)
+    values = torch.randn(80, 2, generator=rng)
+    probability = values.softmax(1)[:, 1]
+    assert auroc(labels, values) == (pytest.approx(roc_auc_score(labels, probability)), 0)
+    many = torch.randint(2, (80, 4), generator=rng)
+    many[:, 2], many[:, 3] = 0, 1
+    scores = torch.randn(80, 4, generator=rng)
+    expected = np.mean([roc_auc_score(many[:, c], scores[:, c]) for c in range(2)])
+    assert auroc(many, scores) == (pytest.approx(expected), 2)
+    assert np.isnan(auroc(many[:, 2:], scores[:, 2:])[0])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_resampled_metrics_are_the_metrics_of_the_resampled_images(several: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (40, 3) if several else (40,), generator=rng)
+    values = (torch.randn(40, 3 if several else 2, generator=rng) * 3).round()  # with ties
+    (counts,) = resample_counts(labels, 25, seed=3)
+    areas = resampled_auroc(labels, values, counts)
+    if not several:
+        correct = (values.argmax(1) == labels)[:, None]
+        accuracies = resampled_balanced_accuracy(labels, correct, counts)
+    for i, row in enumerate(counts):
+        again = torch.repeat_interleave(torch.arange(40), torch.from_numpy(row).long())
+        assert areas[i] == pytest.approx(auroc(labels[again], values[again])[0])
+        if not several:
+            assert accuracies[i, 0] == pytest.approx(balanced_accuracy(labels[again], values[again]))
+
+
+# Intervals
+
+
+def test_resamples_keep_the_classes_and_come_in_blocks() -> None:
+    labels = torch.tensor([0] * 3 + [1] * 30 + [2] * 1)
+    whole = np.concatenate(list(resample_counts(labels, 50, seed=1)))
+    for c in labels.unique():
+        assert (whole[:, (labels == c).numpy()].sum(1) == int((labels == c).sum())).all()
+    blocks = list(resample_counts(labels, 50, seed=1, block=7 * len(labels)))
+    assert [len(block) for block in blocks] == [7] * 7 + [1]
+
+
+@pytest.mark.parametrize(("between", "images"), [(0.0, 100), (0.08, 100), (0.08, 800)])
+def test_intervals_cover_the_truth_about_19_times_in_20(between: float, images: int) -> None:
+    """Five draws whose accuracies vary by `between` (standard deviation); test images right or wrong by chance."""
+    rng, truth, covered = np.random.default_rng(0), 0.7, []
+    labels = torch.arange(images) % 4
+    for trial in range(150):
+        # an image's difficulty is its own: draws agree on most images
+        ability = truth + between * rng.standard_normal(5)
+        difficulty = rng.random(images)
+        correct = torch.from_numpy(difficulty[:, None] < ability)
+        points = np.asarray([float(correct[:, d].double().mean()) for d in range(5)])
+        tables = [resampled_balanced_accuracy(labels, correct, c) for c in resample_counts(labels, 200, trial)]
+        low, high = interval(np.concatenate(tables), points, trial)
+        covered.append(low <= truth <= high)
+    assert 0.90 <= np.mean(covered) <= 0.995
+
+
+def test_a_single_draw_has_the_interval_of_its_images() -> None:
+    correct = torch.arange(400)[:, None] % 4 != 0
+    (counts,) = resample_counts(torch.zeros(400, dtype=torch.long), 2000, seed=0)
+    low, high = interval(resampled_balanced_accuracy(torch.zeros(400), correct, counts), np.asarray([0.75]), seed=0)
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert (low, high) == (pytest.approx(0.75 - half, abs=0.01), pytest.approx(0.75 + half, abs=0.01))
+
+
+# Comparisons
+
+
+def features(quality: float, classes: int = 4, count: int = 240, seed: int = 0) -> tuple[Features, Features]:
+    """Features of the same images by a backbone of some quality (0 = noise)."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    signal = torch.randn(classes, 8, generator=torch.Generator().manual_seed(5))[labels]
+    vectors = quality * signal + torch.randn(count, 8, generator=rng)
+    half = count // 2
+    return Features(vectors[:half], labels[:half]), Features(vectors[half:], labels[half:])
+
+
+def test_rows_have_exactly_the_agreed_keys_and_survive_json() -> None:
+    backbones = {"ours": features(1.0), "random": features(0.2, seed=1)}
+    results = evaluate(backbones, [KNN(), Linear()], labels=("2", "all", "total:30"), draws=3, resamples=50)
+    assert len(results.rows) == 2 * 2 * 3
+    for row in results.rows:
+        assert list(asdict(row)) == ["backbone", "protocol", "labels", "metric", "mean", "low", "high", "draws"]
+        assert 0 <= row.low <= row.mean <= row.high <= 1
+        assert row.draws == (1 if row.labels == "all" else 3)
+        assert row.metric == "balanced_accuracy"
+    assert {row.labels for row in results.rows} == {"2", "all", "total:30"}
+    assert {(d.backbone, d.against) for d in results.differences} == {("ours", "random")}
+    rows = {(r.backbone, r.protocol, r.labels): r.mean for r in results.rows}
+    for d in results.differences:
+        gap = rows["ours", d.protocol, d.labels] - rows["random", d.protocol, d.labels]
+        assert d.mean == pytest.approx(gap)
+    assert Results.from_json(results.to_json()) == results
+    assert results == evaluate(backbones, [KNN(), Linear()], labels=("2", "all", "total:30"), draws=3, resamples=50)
+
+
+def test_a_backbone_is_not_distinguishable_from_itself_and_pairing_sees_small_differences() -> None:
+    train, test = features(0.7, count=800)
+    slightly = test.vectors.clone()
+    slightly[:40] = 0  # forty of four hundred test images spoilt: less than the intervals of either alone
+    backbones = {"ours": (train, test), "same": (train, test), "spoilt": (train, Features(slightly, test.labels))}
+    results = evaluate(backbones, [KNN()], labels=("20",), draws=5, resamples=300)
+    same, spoilt = results.differences
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    assert not same.worse
+    assert not same.better
+    assert spoilt.better
+    ours, _, other = results.rows
+    assert ours.low < other.high  # unpaired, the two could not be told apart
+
+
+def test_two_classes_have_an_auroc_too_and_several_only_that() -> None:
+    two = evaluate({"a": features(1.0, classes=2)}, [KNN(), Linear()], labels=("5",), draws=2, resamples=30)
+    assert [row.metric for row in two.rows] == ["balanced_accuracy", "auroc"] * 2
+    train, test = features(1.0, classes=4)
+
+    def multi(x: Features) -> Features:
+        return Features(x.vectors, torch.stack([x.labels == 0, x.labels < 2, x.labels == 3], dim=1).to(torch.uint8))
+
+    many = evaluate({"a": (multi(train), multi(test))}, [KNN(), Linear()], labels=("5", "all"), draws=2, resamples=30)
+    assert [row.metric for row in many.rows] == ["auroc"] * 4
+    assert all(row.low <= row.mean <= row.high and row.mean > 0.6 for row in (*two.rows, *many.rows))
+
+
+def test_notes_say_what_a_reader_should_know() -> None:
+    train, test = features(1.0, count=100)
+    scarce = train.take(torch.cat([torch.arange(20), torch.arange(20, 50)[train.labels[20:50] != 3]]))
+    results = evaluate({"a": (scarce, test)}, [KNN()], labels=("8", "total:900"), draws=2, resamples=20)
+    assert any("only 50 test images" in note for note in results.notes)
+    assert any("1 classes have fewer than 8" in note for note in results.notes)
+    assert any("total:900 is the same as all" in note for note in results.notes)
+    assert results.rows[1].draws == 1
+    unseen = evaluate({"a": (train.take(torch.arange(50)[train.labels != 3]), test)}, [KNN()], labels=("all",))
+    assert any("1 classes have test images but no training images" in note for note in unseen.notes)
+
+
+def test_protocols_never_see_test_labels() -> None:
+    train, test = features(1.0)
+
+    class Spy(KNN):
+        def score(self, train: Features, test: Tensor) -> Scores:
+            assert isinstance(test, Tensor)
+            seen.append(test)
+            return super().score(train, test)
+
+    seen: list[Tensor] = []
+    evaluate({"a": (train, test)}, [Spy()], labels=("5",), draws=2, resamples=20)
+    assert all(torch.equal(vectors, test.vectors) for vectors in seen)
+    assert len(seen) == 2
+
+
+def test_backbones_on_different_images_are_refused() -> None:
+    train, test = features(1.0)
+    other = Features(test.vectors, test.labels.flip(0))
+    with pytest.raises(UserError, match="same images"):
+        evaluate({"a": (train, test), "b": (train, other)}, [KNN()])
+    with pytest.raises(UserError, match="no backbone"):
+        evaluate({}, [KNN()])
+
+
+def test_progress_reaches_its_end() -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate(
+        {"a": features(1.0), "b": features(0.5)}, [KNN()], labels=("2", "all"), draws=3, resamples=10,
+        on_progress=lambda done, of: seen.append((done, of)),
+    )  # fmt: skip
+    assert seen[-1] == (8, 8)
+    assert set(PROTOCOLS) == {"knn", "linear"}
+
+
+# Words
+
+
+def difference(
+    against: str, mean: float, low: float, high: float, labels: str = "5", protocol: str = "linear"
+) -> Difference:
+    return Difference(
+        backbone="runs/b", against=against, protocol=protocol, labels=labels, metric="balanced_accuracy",
+        mean=mean, low=low, high=high,
+    )  # fmt: skip
+
+
+def words(*differences: Difference) -> str:
+    return verdict(Results(rows=(), differences=differences))
+
+
+def test_verdict_of_better_and_same() -> None:
+    text = words(difference("random", 0.121, 0.098, 0.142), difference("init", 0.01, -0.02, 0.04))
+    assert text == (
+        "+12.1 points over random initialisation with 5 labels a class (95 % interval +9.8 to +14.2). "
+        "Not distinguishable from the starting weights."
+    )
+
+
+def test_verdict_says_worse_first() -> None:
+    text = words(
+        difference("random", 0.121, 0.098, 0.142),
+        difference("random", 0.2, 0.1, 0.3, labels="all", protocol="knn"),
+        difference("init", 0.03, 0.01, 0.05),
+        difference("init", -0.04, -0.06, -0.02, labels="total:1000"),
+    )
+    assert text == (
+        "Worse than the starting weights: -4.0 points with 1000 labels in all (95 % interval -6.0 to -2.0). "
+        "Better than random initialisation: "
+        "+12.1 points with 5 labels a class by the linear probe (95 % interval +9.8 to +14.2); "
+        "+20.0 points with all labels by kNN (95 % interval +10.0 to +30.0). "
+        "+3.0 points over the starting weights with 5 labels a class (95 % interval +1.0 to +5.0)."
+    )
+
+
+def test_verdict_names_the_conditions_that_cannot_be_told_apart() -> None:
+    text = words(difference("other", 0.02, -0.01, 0.05), difference("other", 0.02, 0.01, 0.05, labels="1"))
+    assert text.endswith("Not distinguishable from other with 5 labels a class.")
+    assert "+2.0 points over other with 1 label a class" in text
+    assert "one backbone" in words()
+
+
+def test_verdict_of_auroc_only_where_there_is_no_accuracy() -> None:
+    accuracy = difference("random", 0.1, 0.05, 0.15)
+    area = Difference(**{**asdict(accuracy), "metric": "auroc", "mean": 0.5, "low": 0.4, "high": 0.6})
+    assert "+50.0" not in words(accuracy, area)
+    assert "+50.0 points of AUROC" in words(area)
+
+
+def test_a_row_that_is_not_a_number_cannot_be_written() -> None:
+    row = Row(backbone="a", protocol="knn", labels="5", metric="auroc", mean=float("nan"), low=0.0, high=1.0, draws=5)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Results(rows=(row,)).to_json()
+    assert json.loads(Results(rows=()).to_json()) == {"rows": [], "differences": [], "notes": []}
+
+
+# Features
+
+
+class Canvases:
+    """Images whose pixels tell which they are."""
+
+    def __init__(self, count: int) -> None:
+        self.aspect = torch.ones(count)
+
+    def __len__(self) -> int:
+        return len(self.aspect)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        return torch.full((3, 8, 8), index, dtype=torch.uint8)
+
+
+class Tiny(nn.Module):
+    features = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.frozen = nn.Dropout(0.5)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.frozen(self.norm(pixels)).mean((2, 3))
+        return torch.cat([x, x[:, :1]], dim=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_features_come_in_order_in_evaluation_mode(workers: int) -> None:
+    pytest.importorskip("selftaught.data.views")
+    backbone = Tiny().train()
+    backbone.frozen.eval()
+    statistics = backbone.norm.running_mean
+    assert statistics is not None
+    before, seen = statistics.clone(), []
+    positions = torch.tensor([9, 0, 200, 3, 3])
+    vectors = extract(
+        backbone, Canvases(250), positions, size=4, batch=2, workers=workers,
+        on_progress=lambda done, of: seen.append((done, of)),
+    )  # fmt: skip
+    expected = (positions / 255 / (1 + 1e-5) ** 0.5)[:, None].expand(5, 4)
+    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(statistics, before)
+    assert backbone.training
+    assert backbone.norm.training
+    assert not backbone.frozen.training
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert vectors.dtype == torch.float32
+    assert not vectors.requires_grad
+
+
+def test_features_of_no_images_are_an_empty_table() -> None:
+    pytest.importorskip("selftaught.data.views")
+    assert extract(Tiny(), Canvases(3), torch.tensor([], dtype=torch.long), size=4).shape == (0, 4)
+
+
+def test_bf16_gives_single_precision_features() -> None:
+    pytest.importorskip("selftaught.data.views")
+    vectors = extract(nn.Sequential(Tiny(), nn.Linear(4, 3)), Canvases(3), torch.arange(3), size=4, precision="bf16")
+    assert vectors.dtype == torch.float32
+
+
+def test_features_are_made_once_for_a_key(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> Tensor:
+        made.append(1)
+        return torch.arange(6.0).reshape(2, 3).T
+
+    folder = tmp_path / "not yet there"
+    for _ in range(3):
+        assert torch.equal(cached(folder, "weights A, data B", make), torch.arange(6.0).reshape(2, 3).T)
+    assert len(made) == 1
+    cached(folder, "weights A, data C", make)
+    assert len(made) == 2
+    for file in folder.iterdir():
+        file.write_bytes(b"torn")
+    cached(folder, "weights A, data B", make)
+    assert len(made) == 3
+    assert [file.suffix for file in folder.iterdir()] == [".safetensors"] * 2

@@ -1,0 +1,276 @@
+"""A run from its beginning to its end: stopped, killed, resumed, collapsed, on bad files; and what is made of it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import selftaught
+from selftaught import fit, journal, run
+from selftaught.cli import main
+from tests.pictures import folder
+
+SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A HEXA-MoCo run of a few steps."""
+    out = tmp_path_factory.mktemp("runs") / "hexa"
+    words = ["pretrain", "--data", str(images), "--out", str(out), "--steps", "12", *SMALL]
+    assert main([*words, "--hard", "adversarial", "cutmix"]) == 0
+    return out
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    """Exactly; the file itself orders its metadata by chance."""
+    return {key: value.numpy().tobytes() for key, value in load_file(out / "backbone.safetensors").items()}
+
+
+def test_a_run_leaves_its_folder(trained: Path) -> None:
+    facts = json.loads((trained / "run.json").read_text())
+    assert facts["outcome"] == "done"
+    assert facts["data"]["images"] == 48
+    assert facts["data"]["labels"]
+    entries = journal.read(trained / "journal.jsonl")
+    assert [e["step"] for e in entries] == list(range(13))
+    assert set(entries[-1]["losses"]) == {"clean", "adversarial", "cutmix"}
+    assert set(entries[-1]["features"]) >= {"std", "rank", "alignment", "uniformity", "knn"}
+    assert entries[-1]["images_per_s"] > 0
+    for name in ("checkpoints/last.pt", "checkpoints/best.pt", "album/views.png", "album/hard.json", "album/map.json"):
+        assert (trained / name).is_file(), name
+    assert not list(trained.rglob(".*"))  # no drafts left
+
+
+def test_the_same_seed_is_the_same_run(images: Path, trained: Path, tmp_path: Path) -> None:
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert main(["pretrain", "--config", str(trained / "run.json"), "--out", str(again), "--workers", "0"]) == 0
+    assert weights(again) == weights(trained)
+    assert main(["pretrain", "--config", str(trained / "run.json"), "--seed", "1", "--out", str(other)]) == 0
+    assert weights(other) != weights(trained)
+
+
+@pytest.mark.parametrize("method", ["deepcluster-v2", "swav", "byol"])
+def test_stopped_and_resumed_it_ends_as_if_it_never_stopped(
+    method: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--data", str(images), "--method", method, "--steps", "11", "--hard", "adversarial", "cutmix", *SMALL]
+    assert main(["pretrain", *words, "--out", str(tmp_path / "whole")]) == 0
+    real = fit.backward
+    calls = 0
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (3, 9):  # within an epoch of four steps, twice
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(fit, "backward", interrupted)
+    assert main(["pretrain", *words, "--out", str(tmp_path / "parts")]) == 0
+    assert run.read(tmp_path / "parts").facts["outcome"] == "stopped"
+    for _ in range(2):
+        assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    assert run.read(tmp_path / "parts").facts["outcome"] == "done"
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    entries = [journal.read(tmp_path / name / "journal.jsonl") for name in ("parts", "whole")]
+    assert [(e["step"], e["loss"], e["features"]) for e in entries[0]] == [
+        (e["step"], e["loss"], e["features"]) for e in entries[1]
+    ]
+
+
+def test_killed_in_two_processes_and_resumed_it_ends_the_same(images: Path, tmp_path: Path) -> None:
+    def start(out: str, *more: str) -> subprocess.Popen[bytes]:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        words = ["-m", "selftaught", "pretrain", "--out", str(tmp_path / out), "--workers", "0", "--save-every", "0", *more]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        log = (tmp_path / f"{out}.log").open("ab")
+        return subprocess.Popen([*torchrun, *words], env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    new = ["--data", str(images), "--method", "moco-v2", "--hard", "adversarial", "cutmix", "--steps", "14", *SMALL]
+    assert start("whole", *new).wait(timeout=200) == 0, (tmp_path / "whole.log").read_text()
+    victim = start("parts", *new)
+    last = tmp_path / "parts" / "journal.jsonl"
+    while victim.poll() is None and len(journal.read(last)) < 5:
+        time.sleep(0.05)
+    assert victim.poll() is None, (tmp_path / "parts.log").read_text()
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    subprocess.run(["pkill", "-9", "-f", str(tmp_path / "parts")], check=False)
+    assert not (tmp_path / "parts" / "backbone.safetensors").exists()
+    assert start("parts", "--resume").wait(timeout=200) == 0, (tmp_path / "parts.log").read_text()
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_another_folder_is_not_overwritten_nor_resumed_differently(
+    images: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = weights(trained)
+    words = ["pretrain", "--data", str(images), "--out", str(trained), *SMALL]
+    assert main(words) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*words, "--resume", "--steps", "13"]) == 2
+    assert "steps" in capsys.readouterr().err
+    assert main(["pretrain", "--out", str(trained / "none"), "--resume"]) == 2
+    assert "no run" in capsys.readouterr().err
+    assert weights(trained) == before
+
+
+def test_only_the_norms_move(images: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "norm"
+    start = trained / "backbone.safetensors"
+    words = ["--data", str(images), "--init", str(start), "--trainable", "norm", "--steps", "6", *SMALL]
+    assert main(["pretrain", *words, "--out", str(out)]) == 0
+    before, after = load_file(start), load_file(out / "backbone.safetensors")
+    norms = {
+        f"{name}.{key}"
+        for name, module in timm.create_model("test_resnet", num_classes=0).named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+        for key in module.state_dict()
+    }
+    assert all(torch.equal(after[key], value) for key, value in before.items() if key not in norms)
+    moved = {key for key in norms if not torch.equal(after[key], before[key])}
+    assert {key.rpartition(".")[2] for key in moved} >= {"weight", "bias", "running_mean", "running_var"}
+    assert main(["evaluate", str(out), "--labels", "all", "--protocol", "knn", "--workers", "0"]) == 0
+    rows = json.loads((out / "evaluation.json").read_text())[0]["rows"]
+    assert {row["backbone"] for row in rows} == {str(out), "random", "init"}
+
+
+def test_a_collapse_is_stopped_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = folder(tmp_path / "images", each=40)
+    words = ["--data", str(images), "--out", str(tmp_path / "run"), "--method", "simclr", "--steps", "400", *SMALL]
+    assert main(["pretrain", *words, "--optimizer.lr", "20"]) in (2, 3)
+    said = capsys.readouterr().err
+    assert "--optimizer.lr" in said
+    facts = run.read(tmp_path / "run").facts
+    assert facts["outcome"] in ("collapsed", "diverged")
+    assert not facts["finished"]
+
+
+def test_bad_files_are_named_and_the_rest_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = folder(tmp_path / "images", each=30)
+    place = images / "class 0"
+    good = (place / "000.png").read_bytes()
+    rgb = Image.open(place / "001.png")
+    rgb.save(place / "whole.jpg")
+    (place / "cut.jpg").write_bytes((place / "whole.jpg").read_bytes()[:700])
+    (place / "cut.png").write_bytes(good[: len(good) // 2])
+    (place / "empty.jpg").touch()
+    (place / "words.jpg").write_text("no picture")
+    (place / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    Image.new("RGB", (1, 1), (9, 8, 7)).save(place / "dot.png")
+    Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40) * 40).save(place / "sixteen.png")
+    rgb.convert("CMYK").save(place / "cmyk.jpg")
+    rgb.save(place / "moves.gif", save_all=True, append_images=[rgb.rotate(90)])
+    words = ["--data", str(images), "--out", str(tmp_path / "run"), "--steps", "3", *SMALL]
+    assert main(["pretrain", *words]) == 0
+    said = capsys.readouterr().err
+    data = run.read(tmp_path / "run").facts["data"]
+    assert {Path(p).name for p, _ in data["unreadable"]} == {"cut.jpg", "cut.png", "empty.jpg", "words.jpg", "gone.png"}
+    assert data["images"] == 95
+    for name in ("cut.jpg", "cut.png", "empty.jpg", "words.jpg", "gone.png"):
+        assert name in said
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["--method", "moco"], "moco-v2"),
+        (["--method.queue", "100000"], "--method.queue"),
+        (["--batch", "4000"], "--batch"),
+        (["--backbone", "resnet19"], "resnet18"),
+        (["--init", "nothing.pth"], "nothing.pth"),
+        (["--device", "cuda"], "CUDA"),
+        (["--views.scale", "2", "3"], "scale"),
+        (["--method", "deepcluster-v2", "--method.clusters", "1000"], "clusters"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(
+    change: list[str], word: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "cuda" in change and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    words = ["pretrain", "--out", str(tmp_path / "run"), "--steps", "2", *SMALL]
+    if "--data" not in change:
+        words += ["--data", str(images)]
+    assert main([*words, *change]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("selftaught: ")
+    assert word in said[-1]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_without_labels_no_accuracy_is_shown(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, file in enumerate(sorted(images.rglob("*.png"))):
+        shutil.copy(file, flat / f"{i}.png")
+    assert main(["pretrain", "--data", str(flat), "--out", str(tmp_path / "run"), "--steps", "2", *SMALL]) == 0
+    assert all("knn" not in e["features"] for e in journal.read(tmp_path / "run" / "journal.jsonl") if e["features"])
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "labels" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_evaluate_prints_one_json_list(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(trained), "--labels", "2", "all", "total:9", "--json", "--draws", "3"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {tuple(row) for row in rows} == {("backbone", "protocol", "labels", "metric", "mean", "low", "high", "draws")}
+    assert len(rows) == 2 * 2 * 3  # trained and random; knn and linear; three budgets
+    assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 1 for row in rows)
+    again = main(["evaluate", str(trained), "--labels", "2", "all", "total:9", "--json", "--draws", "3"])
+    assert (again, json.loads(capsys.readouterr().out)) == (0, rows)
+
+
+def test_export_gives_timm_the_same_features(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = torch.rand(4, 3, 32, 32)
+    own = selftaught.load(trained).eval()
+    for name in ("backbone.safetensors", "backbone.pth"):
+        assert main(["export", str(trained), "--to", str(tmp_path / name)]) == 0
+        lines = capsys.readouterr().out
+        scope: dict[str, Any] = {}
+        exec(lines, scope)  # what `export` tells people to type
+        network = scope["network"].eval()
+        normalised = (pixels - own.mean[:, None, None]) / own.std[:, None, None]
+        assert torch.equal(network(normalised), own(pixels))
+
+
+def test_report_and_methods(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(trained), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "hexa" in page
+    assert main(["report", str(tmp_path)]) == 2
+    capsys.readouterr()
+    assert main(["methods", "--json"]) == 0
+    named = {row["name"] for row in json.loads(capsys.readouterr().out)}
+    assert {"moco-v2", "deepcluster-v2", "adversarial", "cutmix", "sgd"} <= named
+    assert main(["methods"]) == 0
+    assert main(["pretrian"]) == 2
+    assert "pretrain" in capsys.readouterr().err
+
+
+def test_four_lines_of_python(images: Path, tmp_path: Path) -> None:
+    out = selftaught.pretrain(
+        images, out=tmp_path / "run", steps=3, backbone="test_resnet", batch=8, method__temperature=0.3
+    )
+    assert run.read(out).stage.method.temperature == 0.3  # type: ignore[attr-defined]
+    assert selftaught.evaluate(out, labels=("all",)).verdict
+    assert selftaught.load(out)(torch.rand(2, 3, 32, 32)).shape == (2, 96)

@@ -1,0 +1,111 @@
+"""Stages as values: written down, read back, refused when they do not fit; the flags that make them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selftaught import flags, recipe
+from selftaught.data.views import Views
+from selftaught.errors import UserError
+from selftaught.hard import HARD
+from selftaught.methods import METHODS
+from selftaught.optim import OPTIMIZERS, Cosine
+from selftaught.stage import Data, Stage
+from tests.pictures import folder
+
+stages = st.builds(
+    Stage,
+    data=st.builds(Data, roots=st.lists(st.text(min_size=1), min_size=1).map(tuple)),
+    size=st.integers(16, 512),
+    method=st.sampled_from([m.Config() for m in METHODS.values()]),
+    hard=st.lists(st.sampled_from(list(HARD)), unique=True).map(lambda names: tuple(HARD[n](weight=0.3) for n in names)),
+    optimizer=st.sampled_from([o(lr=0.123) for o in OPTIMIZERS.values()]),
+    schedule=st.builds(Cosine, warmup=st.floats(0, 0.5)),
+    views=st.sampled_from([Views(), Views(small=4, small_size=32), Views(pipeline="reference")]),
+    init=st.none() | st.text(min_size=1),
+    steps=st.integers(1, 10**9),
+    seed=st.integers(0, 2**31),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(stages)
+def test_a_stage_written_and_read_is_the_same(stage: Stage) -> None:
+    assert recipe.from_json(json.loads(json.dumps(recipe.to_json(stage)))) == stage
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"mehtod": {}}, "mehtod"),
+        ({"method": {"name": "moco"}}, "moco-v2"),
+        ({"method": {"name": "moco-v2", "temprature": 1}}, "temprature"),
+        ({"steps": "many"}, "steps"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, object], word: str) -> None:
+    written = recipe.to_json(Stage(data=Data(roots=("a",)), size=32)) | change
+    with pytest.raises(UserError, match=word):
+        recipe.from_json(written)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("images"))
+
+
+def stage(images: Path, *words: str, base: Stage | None = None) -> Stage:
+    every = ["--out", "x", "--precision", "fp32", "--backbone", "test_resnet", *words]
+    if base is None:
+        every += ["--data", str(images)]
+    return flags.stage_from(every, base, "cpu", lambda data, seed: data.index(seed))
+
+
+def test_every_field_is_a_flag(images: Path) -> None:
+    made = stage(
+        images, "--method", "simclr", "--method.temperature", "0.3", "--hard", "cutmix", "adversarial",
+        "--hard.adversarial.eps", "2", "--optimizer", "adamw", "--optimizer.lr", "0.01", "--views", "reference",
+        "--views.flip", "0.1", "--schedule.warmup", "0.2", "--epochs", "2", "--batch", "8", "--seed", "7",
+    )  # fmt: skip
+    assert isinstance(made.method, METHODS["simclr"].Config)
+    assert made.method.temperature == 0.3
+    assert [recipe.hard_name(h) for h in made.hard] == ["cutmix", "adversarial"]
+    assert made.hard[1].eps == 2  # type: ignore[attr-defined]
+    assert (made.optimizer.lr, made.views.pipeline, made.views.flip) == (0.01, "reference", 0.1)
+    assert (made.schedule.warmup, made.seed, made.batch) == (0.2, 7, 8)
+    assert made.steps == 2 * (39 // 8)  # 80 % of 48 images are trained on, whole batches
+
+
+def test_defaults_follow_the_data(images: Path) -> None:
+    made = stage(images)
+    assert made.size == 32
+    assert made.method.queue <= 39  # type: ignore[attr-defined]
+    assert made.batch <= 39
+    assert made.steps > 0
+
+
+def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
+    base = stage(images, "--hard", "adversarial", "--hard.adversarial.eps", "3", "--method.temperature", "0.5")
+    assert stage(images, base=base) == base
+    other = stage(images, "--steps", "5", "--hard.adversarial.eps", "4", base=base)
+    assert flags.differences(other, base) == ["hard", "steps"]
+    assert other.hard == (dataclasses.replace(base.hard[0], eps=4),)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("words", [["--method", "moco"], ["--method.temprature", "1"], ["--steps", "x"], ["--hard", "cut"]])
+def test_an_unknown_word_is_refused(images: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((UserError, SystemExit)) as refused:
+        stage(images, *words)
+    text = str(refused.value) + capsys.readouterr().err
+    assert any(near in text for near in ("moco-v2", "--method.temperature", "INT", "cutmix"))
+
+
+def test_steps_and_epochs_exclude_each_other(images: Path) -> None:
+    with pytest.raises(UserError, match="not both"):
+        stage(images, "--steps", "1", "--epochs", "1")
+    with pytest.raises(UserError, match="above 0"):
+        stage(images, "--steps", "0")
