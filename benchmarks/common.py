@@ -17,7 +17,8 @@ def machine() -> dict[str, Any]:
     """Hardware, versions and commit."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     dirty = subprocess.run(["git", "status", "--porcelain", "selftaught"], capture_output=True, text=True, check=False)
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.processor())
+    described = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = next((line.split(":")[1].strip() for line in described.splitlines() if "model name" in line), platform.processor())
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),

@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 from benchmarks.common import write
@@ -29,22 +30,25 @@ CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
     "moco-v2 + cutmix": ("moco-v2", ["--hard", "cutmix"]),
     "moco-v2 + mixup": ("moco-v2", ["--hard", "mixup"]),
     "moco-v2 + adversarial, eps 4": ("moco-v2", ["--hard", "adversarial", "--hard.adversarial.eps", "4"]),
-    "hexa-moco, auxiliary norm": ("moco-v2", [*BOTH, "--hard.adversarial.norm", "auxiliary", "--hard.cutmix.norm", "auxiliary"]),
+    "hexa-moco, auxiliary norm": (
+        "moco-v2",
+        [*BOTH, "--hard.adversarial.norm", "auxiliary", "--hard.cutmix.norm", "auxiliary"],
+    ),
     "hexa-moco, lr x2": ("moco-v2", [*BOTH, "--optimizer.lr", "0.06"]),
     "hexa-moco, half weights": ("moco-v2", [*BOTH, "--hard.adversarial.weight", "0.5", "--hard.cutmix.weight", "0.5"]),
     "hexa-moco, after a third": ("moco-v2", [*BOTH, "--hard.adversarial.start", "0.33", "--hard.cutmix.start", "0.33"]),
     "deepcluster-v2 + cutmix": ("deepcluster-v2", ["--hard", "cutmix"]),
     "deepcluster-v2 + adversarial": ("deepcluster-v2", ["--hard", "adversarial"]),
-}  # fmt: skip
+}
 LONG = {"moco-v2, long": ("moco-v2", "hexa-moco"), "deepcluster-v2, long": ("deepcluster-v2", "hexa-dcluster")}
 COMMON = ["--backbone", "resnet18", "--size", "64", "--batch", "128", "--precision", "bf16", "--workers", "0"]
 
 
 def seconds(folder: Path) -> float:
-    """Of training alone: each logged step's share of a second, without measuring and saving."""
-    entries = [e for e in journal.read(folder / "journal.jsonl") if e["images_per_s"]]
-    steps = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *entries], entries, strict=False)]
-    return sum(n * 128 / e["images_per_s"] for n, e in zip(steps, entries, strict=True))
+    """Of training alone, at the speed that the run had when nothing disturbed it: others' work only slows a run."""
+    speeds = [e["images_per_s"] for e in journal.read(folder / "journal.jsonl") if e["images_per_s"]]
+    stage = run.read(folder).stage
+    return stage.steps * stage.batch / quantiles(speeds, n=10)[-1]
 
 
 def train(name: str, data: str, out: Path, steps: int, seed: int) -> None:

@@ -262,7 +262,7 @@ class Demo:
     """Train a plain method and its HEXA version on photographs that come along, and compare both."""
 
     out: str = "demo"
-    steps: int = 150
+    steps: int = 120
     """of each of the two trainings"""
     seed: int = 0
 

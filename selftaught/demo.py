@@ -7,7 +7,7 @@ from pathlib import Path
 from selftaught.data import patches
 from selftaught.errors import UserError
 
-COMMON = ("--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
+COMMON = ("--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
 
 
 def demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int]) -> Path:

@@ -29,7 +29,7 @@ OPTIMIZER_NAME: Any = Literal[tuple(OPTIMIZERS)]
 PLAIN: tuple[tuple[str, Any, str], ...] = (
     ("out", str, "the run's folder"),
     ("data", tuple[str, ...], "folders or files of images"),
-    ("labels", str | None, "auto (class folders or labels.csv), folders, none, or a CSV file; they only serve to watch"),
+    ("labels_from", str | None, "auto (class folders or labels.csv), folders, none, or a CSV file; they only serve to watch"),
     ("holdout", float | None, "share of images kept out of training, where the folders make no split"),
     ("method", METHOD_NAME | None, "what to predict"),
     ("hard", tuple[HARD_NAME, ...] | None, "hard examples to train on besides"),
@@ -126,7 +126,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     given = {k: getattr(first, k) for k in (name for name, *_ in PLAIN)}
     data = Data(
         roots=given["data"] or (base.data.roots if base else ()),
-        labels=given["labels"] or (base.data.labels if base else "auto"),
+        labels=given["labels_from"] or (base.data.labels if base else "auto"),
         holdout=base.data.holdout
         if base and given["holdout"] is None
         else 0.2

@@ -121,10 +121,10 @@ def backbones_of(learnt: Path, own: run.Run | None, against: Sequence[str], prog
             found[name] = own.random() if own else run.random_like(found[str(learnt)], seed=0)
         elif name == "init":
             start = own.start() if own else None
-            if start is None:
-                progress.say("there were no starting weights: 'init' is left out (it began from random ones)")
-            else:
+            if start is not None:
                 found[name] = start
+            elif tuple(against) != AGAINST:  # then somebody asked for it by name
+                progress.say("there were no starting weights: 'init' is left out (it began from random ones)")
         else:
             found[str(Path(name))] = run.open_backbone(Path(name))
     return found

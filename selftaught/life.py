@@ -1,4 +1,4 @@
-"""A run as it is lived: its folder, journal, watch and checkpoints."""
+"""A run as it is lived: its folder, journal, watch and checkpoints, told in one place; hence some 200 lines."""
 
 import math
 import time
@@ -177,20 +177,20 @@ class Life:
             return
         checkpoint.save(self.out / "checkpoints" / name, state)
 
-    def end(self, outcome: str) -> Path:
+    def end(self, outcome: str, **more: str) -> Path:
         file = self.out / "backbone.safetensors"
         if self.first:
             if checkpoint.all_finite(self.trainee.backbone.state_dict()):
                 backbones.save(self.trainee.backbone, file, {"size": str(self.trainee.stage.size)})
-            self.write_run(outcome)
+            self.write_run(outcome, **more)
             assert self.journal is not None
             self.journal.close()
         barrier()
         return file
 
-    def write_run(self, outcome: str) -> None:
+    def write_run(self, outcome: str, **more: str) -> None:
         t = self.trainee
-        run.write(self.out, t.stage, t.index, outcome, self.conduct.note)
+        run.write(self.out, t.stage, t.index, outcome, {**self.conduct.note, **more})
 
 
 def finite(value: Tensor | float) -> float | None:

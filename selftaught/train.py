@@ -54,11 +54,8 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct()) -> Path:
                     life.save()
                     life.end("stopped")
                     raise Stopped(f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume")
-    except Collapsed:
-        life.end("collapsed")
-        raise
-    except UserError:
-        life.end("diverged")
+    except UserError as error:
+        life.end("collapsed" if isinstance(error, Collapsed) else "diverged", reason=str(error))
         raise
     life.save()
     pictures.draw(trainee, out / "album" if rank() == 0 else None)

@@ -1,0 +1,78 @@
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_parallel(
+    n: int,
+    work: Callable[[int], None],
+    *,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Calls `work(i)` once for every i in 0..n-1, from several threads. The first exception stops them all.
+
+    `on_progress(done, n)` is called from the calling thread, at most ten times a second and once at the end.
+
+    Threads and not processes: Pillow and zlib release the interpreter's lock while they decode and resize,
+    and nothing has to be pickled, imported anew, or guarded by `if __name__ == "__main__"` in the user's
+    script.
+    """
+    threads = min(threads or min(cores(), 32), max(n, 1))
+    counter = itertools.count()  # shared: next() on it is one step of the interpreter
+    failures: list[BaseException] = []
+    done = [0] * threads
+    stop = threading.Event()
+
+    def run(me: int) -> None:
+        try:
+            while not stop.is_set() and (i := next(counter)) < n:
+                work(i)
+                done[me] += 1
+        except BaseException as error:  # raised again in the calling thread
+            failures.append(error)
+            stop.set()
+
+    if threads == 1 and on_progress is None:
+        run(0)
+    else:
+        pool = [threading.Thread(target=run, args=(me,), daemon=True) for me in range(threads)]
+        try:
+            for thread in pool:
+                thread.start()
+            for thread in pool:
+                while thread.is_alive():
+                    thread.join(0.1)
+                    if on_progress is not None and not stop.is_set() and sum(done) < n:
+                        on_progress(sum(done), n)
+        finally:  # Ctrl-C arrives in the calling thread: the others finish the file at hand, and no more
+            stop.set()
+            for thread in pool:
+                if thread.ident is not None:
+                    thread.join()
+    if failures:
+        raise failures[0]
+    if on_progress is not None:
+        on_progress(n, n)
+
+
+def free_memory() -> int:
+    """Bytes still to be had: the machine's available memory, or what its container leaves if that is less."""
+    free = [2**62]
+    try:
+        with open("/proc/meminfo") as file:
+            free += [int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")]
+    except OSError:
+        if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):  # macOS tells the whole, not the free part
+            free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free.append(max(int(Path(limit).read_text()) - int(Path(used).read_text()), 0))
+        except (OSError, ValueError):  # no such container, or "max"
+            continue
+    return min(free) if len(free) > 1 else 2**31
+
+

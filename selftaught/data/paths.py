@@ -1,0 +1,64 @@
+"""Paths: very many of them in little memory, and in words for people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+
+class Paths(Sequence[Path]):
+    """An immutable sequence of paths in one string of bytes: a million cost their letters, not a million
+    objects.
+
+    Worker processes share it without copying: reading it touches no reference count of a single path.
+    """
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        names = [os.fsencode(path) for path in paths]
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self._text = b"".join(names)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, position: int) -> Path: ...
+    @overload
+    def __getitem__(self, position: slice) -> tuple[Path, ...]: ...
+    def __getitem__(self, position: int | slice) -> Path | tuple[Path, ...]:
+        if isinstance(position, slice):
+            return tuple(self[i] for i in range(*position.indices(len(self))))
+        i = range(len(self))[position]  # negative positions, and IndexError past the end
+        start = int(self._ends[i - 1]) if i else 0
+        return Path(os.fsdecode(self._text[start : int(self._ends[i])]))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, (str, bytes)):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash((self._text, len(self)))
+
+    def __repr__(self) -> str:
+        return f"Paths({len(self)} paths)"
+
+
+def shown(path: str | Path) -> str:
+    """A path that any terminal and any JSON takes: what is not printable, or not UTF-8, as an escape."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(failed: Sequence[tuple[str, str]], most: int = 5) -> str:
+    """The first of some (path as shown, reason), and how many more there are."""
+    more = f", and {len(failed) - most:,} more" if len(failed) > most else ""
+    return ", ".join(f"{path} ({reason})" for path, reason in failed[:most]) + more
+
+
+def counted(n: int, one: str, many: str | None = None) -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"

@@ -1,0 +1,170 @@
+"""Finding the image files below the places that a user names, each once, whatever links to it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from selftaught.data.damage import why
+from selftaught.data.paths import counted, shown
+from selftaught.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIX_NAMES = " ".join(suffix[1:] for suffix in SUFFIXES)
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+@dataclass(frozen=True)
+class _Root:
+    """One of the places that the user named."""
+
+    path: str  # absolute, links kept
+    real: str
+    is_file: bool
+
+    @classmethod
+    def of(cls, path: Path) -> _Root:
+        if not path.exists():
+            raise UserError(f"{_shown(path)}: no such file or folder")
+        if path.is_file() and not _is_image(path.name):
+            raise UserError(f"{_shown(path)} is no image file: known are {_suffixes()}")
+        return cls(os.path.abspath(path), os.path.realpath(path), path.is_file())
+
+    @property
+    def folder(self) -> str:
+        """The real folder whose verdicts are remembered together: a file's are kept with its neighbours'."""
+        return os.path.dirname(self.real) if self.is_file else self.real
+
+
+class _Files:
+    """Image files in columns: for a million of them the two strings are the only objects each."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.names: list[str] = []  # the path below its root, with forward slashes; of a root file its name
+        self.roots = array("i")  # number of the root
+        self.bytes = array("q")
+        self.changed = array("q")  # nanoseconds
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def add(self, path: str, name: str, root: int, size: int, changed: int) -> None:
+        self.paths.append(path)
+        self.names.append(name)
+        self.roots.append(root)
+        self.bytes.append(size)
+        self.changed.append(changed)
+
+    def chosen(self, order: Iterable[int]) -> _Files:
+        files = _Files()
+        for i in order:
+            files.add(self.paths[i], self.names[i], self.roots[i], self.bytes[i], self.changed[i])
+        return files
+
+    def in_order(self) -> _Files:
+        return self.chosen(sorted(range(len(self)), key=lambda i: (self.names[i], self.roots[i])))
+
+
+class _Scan:
+    """Walks all roots. What really lies somewhere is found before what is linked there, so that a link never
+    takes an image away from its own folder; real folders are entered once, which also ends every loop.
+    """
+
+    def __init__(self, places: Sequence[_Root]) -> None:
+        self.places = places
+        self.files = _Files()
+        self.unreadable: list[tuple[str, str]] = []
+        self.bad_files = 0  # how many of `unreadable` are image files and not folders
+        self.hidden = 0
+        self.again = 0  # links and named files that lead to an image which is counted already
+        self._entered: set[str] = set()
+        self._linked_files: list[tuple[str, int]] = []
+        self._linked_folders: list[tuple[str, str, int]] = []  # path, real folder that holds the link, root
+
+        outer_first = sorted(range(len(places)), key=lambda r: (len(Path(places[r].real).parts), r))
+        for r in outer_first:
+            if places[r].is_file:
+                self._linked_files.append((places[r].path, r))
+            else:
+                self._walk(places[r].path, places[r].real, r)
+        while self._linked_folders:
+            found, self._linked_folders = sorted(self._linked_folders), []
+            for path, holder, r in found:
+                real = os.path.realpath(path)
+                if not _contains(real, holder):  # a link to a folder it lies in might bring in all the disk
+                    self._walk(path, real, r)
+        self._take_linked_files()
+
+    def _walk(self, path: str, real: str, root: int) -> None:
+        todo = [(path, real)]
+        while todo:
+            path, real = todo.pop()
+            if real in self._entered:
+                continue
+            self._entered.add(real)
+            try:
+                with os.scandir(path) as entries:
+                    for entry in entries:
+                        if entry.name == "__MACOSX" or entry.name.startswith("."):
+                            self.hidden += _is_image(entry.name) and not entry.name.startswith("._")
+                        elif entry.is_symlink():
+                            self._link(entry, real, root)
+                        elif entry.is_dir():
+                            todo.append((entry.path, os.path.join(real, entry.name)))
+                        elif _is_image(entry.name):
+                            self._add(entry.path, root)
+            except OSError as error:
+                self.unreadable.append((path, f"folder: {why(error)}"))
+
+    def _link(self, entry: os.DirEntry[str], holder: str, root: int) -> None:
+        try:
+            target = entry.stat()
+        except OSError as error:
+            broken = isinstance(error, FileNotFoundError)
+            self.unreadable.append((entry.path, "broken link" if broken else f"link: {why(error)}"))
+            self.bad_files += _is_image(entry.name)
+            return
+        if stat.S_ISDIR(target.st_mode):
+            self._linked_folders.append((entry.path, holder, root))
+        elif _is_image(entry.name):
+            self._linked_files.append((entry.path, root))
+
+    def _add(self, path: str, root: int) -> None:
+        try:
+            status = os.stat(path)
+            reason = None if stat.S_ISREG(status.st_mode) else "not a regular file"
+        except OSError as error:
+            reason = why(error)
+        if reason is None:
+            place = self.places[root]
+            name = os.path.basename(path) if place.is_file else path[len(place.path.rstrip(os.sep)) + 1 :]
+            self.files.add(path, name.replace(os.sep, "/"), root, status.st_size, status.st_mtime_ns)
+        else:
+            self.unreadable.append((path, reason))
+            self.bad_files += 1
+
+    def _take_linked_files(self) -> None:
+        taken = set()
+        for path, root in sorted(self._linked_files):
+            real = os.path.realpath(path)
+            folder, name = os.path.split(real)
+            walked = folder in self._entered and _is_image(name) and not name.startswith(".")
+            if walked or real in taken:
+                self.again += 1
+            else:
+                taken.add(real)
+                self._add(path, root)
+
+
+def _contains(folder: str, inner: str) -> bool:
+    return inner == folder or inner.startswith(folder.rstrip(os.sep) + os.sep)
+
+

@@ -1,0 +1,58 @@
+def _given_split(files: _Files, notes: list[str]) -> tuple[str, np.ndarray, np.ndarray]:
+    """The kind of split; [n] bool, held out; [n], how many folders of its path name the split, or -1."""
+    first = [name.split("/", 1)[0].lower() if "/" in name else "" for name in files.names]
+    folders: dict[int, set[str]] = {}
+    for root, folder in zip(files.roots, first, strict=True):
+        folders.setdefault(root, set()).add(folder)
+    split = {r for r, names in folders.items() if names & set(TRAIN_NAMES) and names & set(TEST_NAMES)}
+    # One lone train/ (or test/) folder around everything says nothing and is looked through.
+    wrapped = {r for r, names in folders.items() if len(names) == 1 and names <= {*TRAIN_NAMES, *TEST_NAMES}}
+    is_test = np.zeros(len(files), dtype=bool)
+    depth = np.zeros(len(files), dtype=np.int64)
+    for i, (root, folder) in enumerate(zip(files.roots, first, strict=True)):
+        if root in split and folder in (*TRAIN_NAMES, *TEST_NAMES):
+            is_test[i] = folder in TEST_NAMES
+            depth[i] = 1
+        elif root in split:
+            depth[i] = -1
+        elif root in wrapped:
+            depth[i] = 1
+    outside = int((depth < 0).sum())
+    if outside:
+        notes.append(f"{_count(outside, 'image')} outside of the train and test folders: trained on")
+    return ("given" if split else "drawn"), is_test, depth
+
+
+def _draw_split(files: _Files, rows: np.ndarray | None, holdout: float, seed: int) -> np.ndarray:
+    """[n] bool: of every class the share `holdout` with the smallest hash, at least one of two and never all.
+
+    With several classes an image the rarest class chooses first among what no other has chosen from (Sechidis
+    et al., 2011, "On the stratification of multi-label data"), so that its few images are shared out well.
+    """
+    is_test = np.zeros(len(files), dtype=bool)
+    if holdout == 0:
+        return is_test
+    hashes = (hashlib.blake2b(os.fsencode(f"{seed}/{name}"), digest_size=8).digest() for name in files.names)
+    ranks = np.frombuffer(b"".join(hashes), dtype=">u8").astype(np.uint64)
+
+    def share(n: int) -> int:
+        return min(max(int(holdout * n + 0.5), 1), n - 1) if n >= 2 else 0
+
+    def hold_out(members: np.ndarray, n: int) -> None:
+        is_test[members[np.argsort(ranks[members], kind="stable")[:n]]] = True
+
+    if rows is None or rows.ndim == 1:
+        groups: np.ndarray = np.zeros(len(files), dtype=np.int64) if rows is None else rows
+        by_group = np.argsort(groups, kind="stable")
+        for group in np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1):
+            hold_out(group, share(len(group)))
+        return is_test
+    free = np.ones(len(files), dtype=bool)
+    for c in np.argsort(rows.sum(axis=0, dtype=np.int64), kind="stable"):
+        members = rows[:, c] > 0
+        hold_out(np.flatnonzero(members & free), max(share(int(members.sum())) - int(is_test[members].sum()), 0))
+        free &= ~members
+    hold_out(np.flatnonzero(free), share(int(free.sum())))
+    return is_test
+
+
