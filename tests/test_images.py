@@ -17,17 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from selftaught.data import images as images_module
-from selftaught.data.images import (
-    Images,
-    Paths,
-    Unreadable,
-    decode,
-    default_canvas,
-    in_parallel,
-    measure,
-    squash,
-    statistics,
-)
+from selftaught.data.damage import Unreadable
+from selftaught.data.decode import decode, measure, squash
+from selftaught.data.images import Images, default_canvas, statistics
+from selftaught.data.machine import in_parallel
+from selftaught.data.paths import Paths
 from selftaught.errors import UserError
 
 

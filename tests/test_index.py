@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from selftaught.data import index as index_module
+from selftaught.data import scan, verdicts
 from selftaught.data.index import Index, build
+from selftaught.data.scan import Files
+from selftaught.data.split import draw_split
 from selftaught.errors import UserError
 
 
@@ -138,7 +140,7 @@ def test_what_cannot_be_read_is_listed_by_name(root: Path, monkeypatch: pytest.M
         return stat(path, **options)
 
     monkeypatch.setattr(os, "scandir", locked_scandir)
-    monkeypatch.setattr(index_module.os, "stat", locked_stat)
+    monkeypatch.setattr(scan.os, "stat", locked_stat)
     index = build([root])
     assert len(index) == 61
     reasons = {path.removeprefix(str(root) + "/"): reason for path, reason in index.unreadable}
@@ -217,13 +219,13 @@ def test_nothing_there_stops_with_what_is_looked_for(root: Path, tmp_path: Path)
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are really decoded, as they are."""
     seen: list[str] = []
-    measure: Callable[[str], tuple[int, int]] = index_module.measure
+    measure: Callable[[str], tuple[int, int]] = verdicts.measure
 
     def noting(path: str) -> tuple[int, int]:
         seen.append(os.path.basename(path))
         return measure(path)
 
-    monkeypatch.setattr(index_module, "measure", noting)
+    monkeypatch.setattr(verdicts, "measure", noting)
     return seen
 
 
@@ -296,12 +298,12 @@ def test_no_damage_to_the_cache_changes_an_index(tmp_path_factory, place: int, v
 def test_what_may_pass_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root, *numbered("a", 20))
     with monkeypatch.context() as patch:
-        reads = index_module.measure
+        reads = verdicts.measure
 
         def failing(path: str) -> tuple[int, int]:
             return reads(path if "003" not in path else "/nowhere")
 
-        patch.setattr(index_module, "measure", failing)
+        patch.setattr(verdicts, "measure", failing)
         assert len(build([root]).unreadable) == 1
     assert build([root]).unreadable == ()
 
@@ -503,22 +505,22 @@ def test_a_lone_train_folder_is_looked_through(root: Path) -> None:
     seed=st.integers(0, 99),
 )
 def test_a_drawn_split_is_stratified(counts: list[int], holdout: float, seed: int) -> None:
-    files = index_module._Files()
+    files = Files()
     rows = np.repeat(np.arange(len(counts)), counts)
     order = np.random.default_rng(seed).permutation(len(rows))
     for i in order:
         files.add(f"/r/{i}.png", f"{i}.png", 0, 1, 1)
-    test = index_module._draw_split(files, rows[order], holdout, seed)
+    test = draw_split(files, rows[order], holdout, seed)
     for c, n in enumerate(counts):
         held_out = int(test[rows[order] == c].sum())
         assert held_out <= max(n - 1, 0)
         assert held_out >= (n >= 2 and holdout > 0)
         assert abs(held_out - holdout * n) <= 1
     chosen = {int(i) for i in order[test]}
-    files = index_module._Files()
+    files = Files()
     for i in range(len(rows)):
         files.add(f"/s/{i}.png", f"{i}.png", 0, 1, 1)
-    again = index_module._draw_split(files, rows, holdout, seed)
+    again = draw_split(files, rows, holdout, seed)
     assert set(np.flatnonzero(again)) == chosen  # whatever the order and wherever it lies
 
 
@@ -541,10 +543,10 @@ def test_the_drawn_split_depends_on_the_seed_and_hardly_on_additions(root: Path)
 def test_a_draw_with_several_classes_an_image_shares_out_the_rare_ones() -> None:
     rng = np.random.default_rng(0)
     rows = (rng.random((400, 6)) < [0.5, 0.3, 0.1, 0.05, 0.02, 0.01]).astype(np.uint8)
-    files = index_module._Files()
+    files = Files()
     for i in range(400):
         files.add(f"/r/{i}.png", f"{i}.png", 0, 1, 1)
-    test = index_module._draw_split(files, rows, 0.2, 0)
+    test = draw_split(files, rows, 0.2, 0)
     for c in range(6):
         n, held_out = int(rows[:, c].sum()), int(rows[test, c].sum())
         assert 1 <= held_out < n

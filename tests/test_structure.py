@@ -10,10 +10,11 @@ ROOT = Path(selftaught.__file__).parent
 # Each layer may import from those above it, and from itself only where it says so.
 LAYERS = [
     {"errors"},
-    {"losses", "distributed", "checkpoint", "data.images", "data.views"},
-    {"networks", "clustering", "journal", "data.index", "data.patches", "method"},
-    {"data.batches", "methods.*", "step", "backbones", "optim", "evaluation.*", "watch"},
-    {"hard.*", "fit"},
+    {"losses", "distributed", "checkpoint", "data.paths", "data.machine", "data.damage", "data.views"},
+    {"networks", "clustering", "journal", "data.scan", "data.decode", "data.patches", "method"},
+    {"data.split", "data.verdicts", "data.images"},
+    {"data.labels", "data.batches", "methods.*", "step", "backbones", "optim", "evaluation.*"},
+    {"data.index", "hard.*", "fit"},
     {"stage"},
     {"recipe"},
     {"run", "trainee", "flags", "progress", "catalogue"},

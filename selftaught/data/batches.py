@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from selftaught.data.images import Images, quiet
+from selftaught.data.decode import quiet
+from selftaught.data.images import Images
 from selftaught.errors import UserError
 
 # What a worker sends: pixels, which images they really are, and what it found lost; or why nothing can be

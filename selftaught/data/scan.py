@@ -22,7 +22,7 @@ def is_image(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Root:
+class Root:
     """One of the places that the user named."""
 
     path: str  # absolute, links kept
@@ -30,11 +30,11 @@ class _Root:
     is_file: bool
 
     @classmethod
-    def of(cls, path: Path) -> _Root:
+    def of(cls, path: Path) -> Root:
         if not path.exists():
-            raise UserError(f"{_shown(path)}: no such file or folder")
-        if path.is_file() and not _is_image(path.name):
-            raise UserError(f"{_shown(path)} is no image file: known are {_suffixes()}")
+            raise UserError(f"{shown(path)}: no such file or folder")
+        if path.is_file() and not is_image(path.name):
+            raise UserError(f"{shown(path)} is no image file: known are {SUFFIX_NAMES}")
         return cls(os.path.abspath(path), os.path.realpath(path), path.is_file())
 
     @property
@@ -43,7 +43,7 @@ class _Root:
         return os.path.dirname(self.real) if self.is_file else self.real
 
 
-class _Files:
+class Files:
     """Image files in columns: for a million of them the two strings are the only objects each."""
 
     def __init__(self) -> None:
@@ -63,28 +63,24 @@ class _Files:
         self.bytes.append(size)
         self.changed.append(changed)
 
-    def chosen(self, order: Iterable[int]) -> _Files:
-        files = _Files()
+    def chosen(self, order: Iterable[int]) -> Files:
+        files = Files()
         for i in order:
             files.add(self.paths[i], self.names[i], self.roots[i], self.bytes[i], self.changed[i])
         return files
 
-    def in_order(self) -> _Files:
-        return self.chosen(sorted(range(len(self)), key=lambda i: (self.names[i], self.roots[i])))
 
-
-class _Scan:
+class Scan:
     """Walks all roots. What really lies somewhere is found before what is linked there, so that a link never
     takes an image away from its own folder; real folders are entered once, which also ends every loop.
     """
 
-    def __init__(self, places: Sequence[_Root]) -> None:
+    def __init__(self, places: Sequence[Root]) -> None:
         self.places = places
-        self.files = _Files()
-        self.unreadable: list[tuple[str, str]] = []
-        self.bad_files = 0  # how many of `unreadable` are image files and not folders
-        self.hidden = 0
-        self.again = 0  # links and named files that lead to an image which is counted already
+        self.unreadable: list[tuple[str, str]] = []  # (path, reason) of files, links and folders
+        self._found = Files()
+        self._hidden = 0
+        self._again = 0  # links and named files that lead to an image which is counted already
         self._entered: set[str] = set()
         self._linked_files: list[tuple[str, int]] = []
         self._linked_folders: list[tuple[str, str, int]] = []  # path, real folder that holds the link, root
@@ -99,9 +95,22 @@ class _Scan:
             found, self._linked_folders = sorted(self._linked_folders), []
             for path, holder, r in found:
                 real = os.path.realpath(path)
-                if not _contains(real, holder):  # a link to a folder it lies in might bring in all the disk
+                above = (holder + os.sep).startswith(real.rstrip(os.sep) + os.sep)
+                if not above:  # a link to a folder it lies in might bring in all the disk
                     self._walk(path, real, r)
         self._take_linked_files()
+        order = sorted(range(len(self._found)), key=lambda i: (self._found.names[i], self._found.roots[i]))
+        self.files = self._found.chosen(order)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not taken, a line each."""
+        notes = []
+        if self._hidden:
+            notes.append(f"{counted(self._hidden, 'hidden image file')} passed over")
+        if self._again:
+            notes.append(f"{counted(self._again, 'link or path', 'links or paths')} to images that are counted already")
+        return notes
 
     def _walk(self, path: str, real: str, root: int) -> None:
         todo = [(path, real)]
@@ -114,12 +123,12 @@ class _Scan:
                 with os.scandir(path) as entries:
                     for entry in entries:
                         if entry.name == "__MACOSX" or entry.name.startswith("."):
-                            self.hidden += _is_image(entry.name) and not entry.name.startswith("._")
+                            self._hidden += is_image(entry.name) and not entry.name.startswith("._")
                         elif entry.is_symlink():
                             self._link(entry, real, root)
                         elif entry.is_dir():
                             todo.append((entry.path, os.path.join(real, entry.name)))
-                        elif _is_image(entry.name):
+                        elif is_image(entry.name):
                             self._add(entry.path, root)
             except OSError as error:
                 self.unreadable.append((path, f"folder: {why(error)}"))
@@ -130,11 +139,10 @@ class _Scan:
         except OSError as error:
             broken = isinstance(error, FileNotFoundError)
             self.unreadable.append((entry.path, "broken link" if broken else f"link: {why(error)}"))
-            self.bad_files += _is_image(entry.name)
             return
         if stat.S_ISDIR(target.st_mode):
             self._linked_folders.append((entry.path, holder, root))
-        elif _is_image(entry.name):
+        elif is_image(entry.name):
             self._linked_files.append((entry.path, root))
 
     def _add(self, path: str, root: int) -> None:
@@ -146,25 +154,18 @@ class _Scan:
         if reason is None:
             place = self.places[root]
             name = os.path.basename(path) if place.is_file else path[len(place.path.rstrip(os.sep)) + 1 :]
-            self.files.add(path, name.replace(os.sep, "/"), root, status.st_size, status.st_mtime_ns)
+            self._found.add(path, name.replace(os.sep, "/"), root, status.st_size, status.st_mtime_ns)
         else:
             self.unreadable.append((path, reason))
-            self.bad_files += 1
 
     def _take_linked_files(self) -> None:
         taken = set()
         for path, root in sorted(self._linked_files):
             real = os.path.realpath(path)
             folder, name = os.path.split(real)
-            walked = folder in self._entered and _is_image(name) and not name.startswith(".")
+            walked = folder in self._entered and is_image(name) and not name.startswith(".")
             if walked or real in taken:
-                self.again += 1
+                self._again += 1
             else:
                 taken.add(real)
                 self._add(path, root)
-
-
-def _contains(folder: str, inner: str) -> bool:
-    return inner == folder or inner.startswith(folder.rstrip(os.sep) + os.sep)
-
-
