@@ -14,7 +14,7 @@ LAYERS = [
     {"networks", "clustering", "journal", "data.scan", "data.decode", "data.patches", "method"},
     {"data.split", "data.verdicts", "data.images"},
     {"data.labels", "data.batches", "methods.*", "step", "backbones", "optim", "evaluation.*"},
-    {"data.index", "hard.*", "fit"},
+    {"data.index", "hard.*", "fit", "watch"},
     {"stage"},
     {"recipe"},
     {"run", "trainee", "flags", "progress", "catalogue"},
