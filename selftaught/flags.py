@@ -1,4 +1,4 @@
-"""The flags of `selftaught pretrain`, made from the dataclasses, and the stage that they ask for."""
+"""The flags of `selftaught pretrain`, made from the dataclasses, and the stage that they ask for: a table of some 200 lines."""
 
 from __future__ import annotations
 
@@ -25,35 +25,36 @@ METHOD_NAME: Any = Literal[tuple(METHODS)]
 HARD_NAME: Any = Literal[tuple(HARD)]
 OPTIMIZER_NAME: Any = Literal[tuple(OPTIMIZERS)]
 
-# What may be asked for in one word. None = chosen from the data and the hardware.
-PLAIN: tuple[tuple[str, Any, str], ...] = (
-    ("out", str, "the run's folder"),
-    ("data", tuple[str, ...], "folders or files of images"),
-    ("labels_from", str | None, "auto (class folders or labels.csv), folders, none, or a CSV file; they only serve to watch"),
-    ("holdout", float | None, "share of images kept out of training, where the folders make no split"),
-    ("method", METHOD_NAME | None, "what to predict"),
-    ("hard", tuple[HARD_NAME, ...] | None, "hard examples to train on besides"),
-    ("backbone", str | None, "timm's name"),
-    ("stem", Literal["imagenet", "cifar"] | None, "a resnet's first layers; cifar keeps the detail of small images"),
-    ("init", str | None, "weights to start from: a file, or a name with pretrained weights in timm"),
-    ("trainable", Literal["all", "norm"] | None, "what may move; norm: norm layers and the new head (HPT-BN)"),
-    ("size", int | None, "pixels of a large view"),
-    ("batch", int | None, "images a step, over all processes"),
-    ("accumulate", int | None, "parts that a batch is worked through in"),
-    ("epochs", float | None, "passes over the training images"),
-    ("steps", int | None, "instead of epochs"),
-    ("views", Literal["fast", "reference"] | None, "reference: torchvision's own operations, an image at a time"),
-    ("optimizer", OPTIMIZER_NAME | None, "its settings are --optimizer.lr and so on"),
-    ("combine", Literal["mean", "sum"] | None, "how clean and hard losses are added"),
-    ("clip", float | None, "norm at which gradients are clipped; 0 = never"),
-    ("precision", Literal["auto", "fp32", "bf16"] | None, "auto: bf16 where a probe shows that it is faster"),
-    ("seed", int | None, "same seed, same run"),
-    ("config", str | None, "a run.json, or its `config`, to start from"),
-    ("resume", bool, "go on with the run in --out"),
-    ("device", Literal["auto", "cpu", "cuda"], "where to train"),
-    ("workers", int, "processes that decode images, where these are not held in memory"),
-    ("on_collapse", Literal["stop", "warn"], "when the features fall into one point"),
-    ("save_every", float, "seconds between checkpoints"),
+# What may be asked for in one word: name, type, how the value is called in the help, what it is, what happens without.
+SUITED = "suited to data and hardware"
+PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
+    ("out", str, "FOLDER", "of the run", "required"),
+    ("data", tuple[str, ...], "PATH ...", "folders or files of images", "required for a new run"),
+    ("labels_from", str | None, "auto|folders|none|FILE.csv", "class folders or a CSV; labels only serve to watch", "auto"),
+    ("holdout", float | None, "SHARE", "of images kept out of training, where the folders make no split", "0.2"),
+    ("method", METHOD_NAME | None, "|".join(METHODS), "what to predict", recipe.METHOD),
+    ("hard", tuple[HARD_NAME, ...] | None, f"{' '.join(HARD)}", "hard examples to train on besides", "none"),
+    ("backbone", str | None, "NAME", "of a timm network", SUITED),
+    ("stem", Literal["imagenet", "cifar"] | None, "imagenet|cifar", "a resnet's first layers; cifar keeps detail", SUITED),
+    ("init", str | None, "WEIGHTS", "to start from: a file, or a name with pretrained weights in timm", "random"),
+    ("trainable", Literal["all", "norm"] | None, "all|norm", "norm: norm layers and the new head alone (HPT-BN)", "all"),
+    ("size", int | None, "PIXELS", "of a large view", SUITED),
+    ("batch", int | None, "IMAGES", "a step, over all processes", SUITED),
+    ("accumulate", int | None, "PARTS", "that a batch is worked through in", "1"),
+    ("epochs", float | None, "PASSES", "over the training images", SUITED),
+    ("steps", int | None, "STEPS", "instead of epochs", "by --epochs"),
+    ("views", Literal["fast", "reference"] | None, "fast|reference", "reference: torchvision's, one by one", "fast"),
+    ("optimizer", OPTIMIZER_NAME | None, "|".join(OPTIMIZERS), "its settings are --optimizer.lr and so on", "sgd"),
+    ("combine", Literal["mean", "sum"] | None, "mean|sum", "how clean and hard losses are added", "mean"),
+    ("clip", float | None, "NORM", "at which gradients are clipped; 0 = never", "0"),
+    ("precision", Literal["auto", "fp32", "bf16"] | None, "auto|fp32|bf16", "auto: bf16 where a probe finds it faster", "auto"),
+    ("seed", int | None, "NUMBER", "same seed, same run", "0"),
+    ("config", str | None, "FILE", "a run.json to start from", "none"),
+    ("resume", bool, "", "go on with the run in --out", "no"),
+    ("device", Literal["auto", "cpu", "cuda"], "auto|cpu|cuda", "where to train", "auto"),
+    ("workers", int, "PROCESSES", "that decode images, where these are not held in memory", "2"),
+    ("on_collapse", Literal["stop", "warn"], "stop|warn", "when the features fall into one point", "stop"),
+    ("save_every", float, "SECONDS", "between checkpoints", "120"),
 )  # fmt: skip
 DEFAULTS: dict[str, Any] = {
     "data": (), "resume": False, "device": "auto", "workers": 2, "on_collapse": "stop", "save_every": 120.0,
@@ -69,9 +70,10 @@ HARD_FIELDS = dataclasses.make_dataclass(
 def pretrain_flags(method: str, optimizer: str) -> type:
     """The dataclass of all flags, for one method and one optimizer."""
     plain = []
-    for name, kind, text in PLAIN:
+    for name, kind, metavar, text, without in PLAIN:
         default = dataclasses.field(default=DEFAULTS.get(name)) if name != "out" else dataclasses.field()
-        plain.append((name, Annotated[kind, arg(name=name.replace("_", "-"), help=text)], default))
+        said = arg(name=name.replace("_", "-"), help=text, metavar=metavar or None, help_behavior_hint=f"({without})")
+        plain.append((name, Annotated[kind, said], default))
     kinds: dict[str, type] = {
         "method": METHODS[method].Config, "hard": HARD_FIELDS, "views": Views, "optimizer": OPTIMIZERS[optimizer],
         "schedule": Cosine,
