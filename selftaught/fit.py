@@ -76,7 +76,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             done = backward(step, list(islice(batches, loop.accumulate)), rng, autocast)
             method.after_backward()
-            norm = nn.utils.clip_grad_norm_(method.parameters(), loop.clip or math.inf)  # the same on every rank
+            norm = nn.utils.clip_grad_norm_(step.parameters(), loop.clip or math.inf)  # the same on every rank
             skips = 0 if torch.isfinite(norm) else skips + 1
             if not skips:
                 optimizer.step()

@@ -1,4 +1,4 @@
-"""The flags of `selftaught pretrain`, made from the dataclasses, and the stage that they ask for: a table of some 200 lines."""
+"""The flags of `selftaught pretrain`, made from the dataclasses, and the stage that they ask for; some 200 lines with the table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("optimizer", OPTIMIZER_NAME | None, "|".join(OPTIMIZERS), "its settings are --optimizer.lr and so on", "sgd"),
     ("combine", Literal["mean", "sum"] | None, "mean|sum", "how clean and hard losses are added", "mean"),
     ("clip", float | None, "NORM", "at which gradients are clipped; 0 = never", "0"),
-    ("precision", Literal["auto", "fp32", "bf16"] | None, "auto|fp32|bf16", "auto: bf16 where a probe finds it faster", "auto"),
+    ("precision", Literal["auto", "fp32", "bf16"] | None, "auto|fp32|bf16", "auto: bf16 where it is faster", "auto"),
     ("seed", int | None, "NUMBER", "same seed, same run", "0"),
     ("config", str | None, "FILE", "a run.json to start from", "none"),
     ("resume", bool, "", "go on with the run in --out", "no"),

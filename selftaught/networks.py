@@ -54,12 +54,12 @@ class Teacher(nn.Module):
 
 
 def batch_norms(network: nn.Module) -> Iterator[tuple[nn.Module, str, _BatchNorm]]:
-    """Every batch norm outside a teacher, with the module that holds it and its name there."""
-    for name, child in network.named_children():
-        if isinstance(child, _BatchNorm):
-            yield network, name, child
-        elif not isinstance(child, Teacher):
-            yield from batch_norms(child)
+    """Every batch norm outside a teacher, once, with the module that holds it and its name there."""
+    taught = {part for m in network.modules() if isinstance(m, Teacher) for part in m.modules()}
+    for holder in network.modules():  # each once, though methods hold their backbone twice
+        for name, child in holder.named_children():
+            if isinstance(child, _BatchNorm) and holder not in taught:
+                yield holder, name, child
 
 
 @contextmanager
@@ -79,9 +79,9 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 def swapped(network: nn.Module, others: nn.ModuleList) -> Iterator[None]:
     """Let `others` stand in for the network's batch norms, one for each in the order of `batch_norms`."""
     places = list(batch_norms(network))
-    for (holder, name, _), other in zip(places, others, strict=True):
-        setattr(holder, name, other)
     try:
+        for (holder, name, _), other in zip(places, others, strict=True):
+            setattr(holder, name, other)
         yield
     finally:
         for holder, name, norm in places:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_cosine_rises_then_falls_and_stays_a_share(warmup: float, final: float, 
     before = [f for p, f in zip(progress, factors, strict=True) if p < warmup]
     after = [f for p, f in zip(progress, factors, strict=True) if p >= warmup]
     assert before == sorted(before)
-    assert all(a >= b - 1e-12 for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in pairwise(after))
     assert all(f >= final - 1e-12 for f in after)
 
 
@@ -189,13 +190,12 @@ def test_clipping_bounds_the_whole_gradient(hard: tuple[CutMix, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("simclr", "swav")])  # these compare a batch's samples
-@pytest.mark.parametrize("kind", [SGD, AdamW])
-def test_accumulating_is_the_large_batch(name: str, kind: type[Optimizer]) -> None:
+def test_accumulating_is_the_large_batch(name: str) -> None:
     """Weights, teachers, queues and memories after several epochs."""
 
-    def trained(n: int) -> tuple[Step, list[Report]]:
+    def trained(n: int) -> tuple[Step, list[Report]]:  # in batches of 8 / n
         step = Step(build(name, norm=False, dtype=torch.float64))
-        optimizer = kind(lr=0.01).build(step.named_parameters())
+        optimizer = AdamW(lr=0.01).build(step.named_parameters())
         loop = Loop(steps=5, steps_per_epoch=2, schedule=Cosine(), accumulate=n, clip=0.5)
 
         def epochs(epoch: int, first: int) -> list[Batch]:
@@ -237,38 +237,29 @@ def test_a_step_that_is_not_finite_teaches_nothing(name: str, kind: type[Optimiz
     assert all(torch.isfinite(v).all() for v in after.values())
 
 
-def train_on(finite: list[bool], lr: float = 0.03) -> list[bool]:
-    """Which steps were skipped, until it was over."""
+def train_on(finite: list[bool], skipped: list[bool], lr: float = 0.03) -> None:
+    """Write down in `skipped` which steps were, until it is over."""
     step = Step(build("moco-v2", norm=False))
     optimizer = SGD(lr=lr).build(step.named_parameters())
     stream = [batch(4) if good else spoilt(batch(4)) for good in finite]
     loop = Loop(steps=len(stream), steps_per_epoch=len(stream), schedule=flat)
+    skipped.extend(report.skipped for report in fit(step, step.method, lambda e, f: stream, optimizer, loop))
+
+
+@pytest.mark.parametrize(("lr", "advice"), [(0.3, "0.03"), (6.4, "0.64"), (1e-4, "1e-05")])
+def test_too_many_in_a_row_end_the_training_with_advice(lr: float, advice: str) -> None:
     skipped: list[bool] = []
-    try:
-        for report in fit(step, step.method, lambda e, f: stream, optimizer, loop):
-            skipped.append(report.skipped)
-    except UserError as error:
-        assert len(skipped) >= MOST_SKIPS
-        assert f"try --optimizer.lr {lr / 10:g}" in str(error)
-        assert f"for {MOST_SKIPS} steps (at step {len(skipped) - 1})" in str(error)
-        skipped.append(True)  # a mark: it gave up
-    return skipped
-
-
-def test_too_many_in_a_row_end_the_training_with_advice() -> None:
-    skipped = train_on([True] * 2 + [False] * (MOST_SKIPS + 5))
-    assert skipped == [False] * 2 + [True] * MOST_SKIPS + [True]
+    words = rf"for {MOST_SKIPS} steps \(at step {MOST_SKIPS}\).* try --optimizer.lr {advice}$"
+    with pytest.raises(UserError, match=words):
+        train_on([True] + [False] * (MOST_SKIPS + 5), skipped, lr)
+    assert skipped == [False] + [True] * MOST_SKIPS  # the last one is reported too
 
 
 def test_skips_count_in_a_row_only() -> None:
     almost = [False] * (MOST_SKIPS - 1)
-    stream = [*almost, True, *almost, True, *almost]
-    assert train_on(stream) == [not good for good in stream]
-
-
-def test_the_advice_is_a_tenth_of_the_rate_that_was_set() -> None:
-    for lr in (0.3, 1e-3, 6.4):
-        assert len(train_on([False] * MOST_SKIPS, lr)) == MOST_SKIPS + 1
+    stream, skipped = [*almost, True, *almost], list[bool]()
+    train_on(stream, skipped)
+    assert skipped == [not good for good in stream]
 
 
 # Resuming
