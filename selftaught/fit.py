@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from selftaught.distributed import rank, unsynchronised
 from selftaught.errors import UserError
 from selftaught.method import Batch, Method, Tensors, map_tensors, zip_tensors
+from selftaught.networks import running_statistics
 from selftaught.step import Outcome
 
 MOST_SKIPS = 10  # steps in a row whose gradients are not finite, before training stops
@@ -57,6 +58,7 @@ def fit(
     by (seed, step, rank), so that a resumed run goes on exactly as the uninterrupted one.
     """
     number, skips = start, 0
+    statistics = running_statistics(step)
     autocast = torch.autocast(next(method.parameters()).device.type, torch.bfloat16, enabled=loop.bf16)
     while number < loop.steps:
         epoch, first = divmod(number, loop.steps_per_epoch)
@@ -74,11 +76,15 @@ def fit(
             torch.manual_seed(key(loop.seed, "step", number, rank()))
             rng = torch.Generator().manual_seed(key(loop.seed, "hard", number))  # the same on every rank
             optimizer.zero_grad(set_to_none=True)
+            before = [s.clone() for s in statistics]
             done = backward(step, list(islice(batches, loop.accumulate)), rng, autocast)
             method.after_backward()
             norm = nn.utils.clip_grad_norm_(step.parameters(), loop.clip or math.inf)  # the same on every rank
             skips = 0 if torch.isfinite(norm) else skips + 1
-            if not skips:
+            if skips:
+                for seen, was in zip(statistics, before, strict=True):
+                    seen.copy_(was)  # what is not finite would stay in a running mean for good
+            else:
                 optimizer.step()
                 method.after_step(*whole(done))
             outcomes = [outcome for _, outcome in done]

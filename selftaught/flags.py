@@ -1,4 +1,4 @@
-"""The flags of `selftaught pretrain`, made from the dataclasses, and the stage that they ask for; some 200 lines with the table."""
+"""The flags of `selftaught pretrain`, from the dataclasses, and the stage that they ask for; some 200 lines, with a table."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from selftaught.checkpoint import atomic
+
 
 class Journal:
     """Appends to `path`; a resumed run first drops what came after its checkpoint, or was torn by a crash."""
@@ -12,17 +14,13 @@ class Journal:
     def __init__(self, path: Path, after: int) -> None:
         """Keep the entries that were made until `after` steps were done."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [entry for entry in read(path) if entry["step"] <= after] if after else []
-        self.entries = kept
-        self._file = path.open("w", encoding="utf-8")
-        for entry in kept:
-            self._write(entry)
+        self.entries = [entry for entry in read(path) if entry["step"] <= after] if after else []
+        kept = "".join(json.dumps(entry) + "\n" for entry in self.entries)
+        atomic(path, lambda draft: draft.write_text(kept, encoding="utf-8"))
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)
-        self._write(entry)
-
-    def _write(self, entry: dict[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
 

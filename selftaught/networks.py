@@ -75,6 +75,12 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """What every batch norm remembers of the batches that it saw."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    return [b for norm in norms for b in (norm.running_mean, norm.running_var, norm.num_batches_tracked) if b is not None]
+
+
 @contextmanager
 def swapped(network: nn.Module, others: nn.ModuleList) -> Iterator[None]:
     """Let `others` stand in for the network's batch norms, one for each in the order of `batch_norms`."""

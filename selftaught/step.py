@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from selftaught.distributed import gather
+from selftaught.distributed import gather, world_size
+from selftaught.errors import UserError
 from selftaught.method import Batch, Method, Tensors, detach, leaves, map_tensors
 from selftaught.networks import batch_norms, frozen_statistics, swapped
 
@@ -68,6 +69,14 @@ class Step(nn.Module):
 
     def __init__(self, method: Method, hard: tuple[HardExample, ...] = (), combine: Literal["mean", "sum"] = "mean") -> None:
         super().__init__()
+        for h in hard:
+            if [part_name(other) for other in hard].count(part_name(h)) > 1:
+                raise UserError(f"two hard examples are called {part_name(h)}: give each kind once")
+            if h.norm == "auxiliary" and h.start > 0 and world_size() > 1:
+                raise UserError(
+                    f"{part_name(h)}: in several processes a second set of batch norms must be used from the first step "
+                    "on: leave out its start, or take the shared norms"
+                )
         self.method = method
         self.hard = hard
         self.combine = combine
