@@ -25,6 +25,7 @@ def pretrain(*data: str | Path, out: str | Path, **flags: Any) -> Path:
     hard=("adversarial", "cutmix"), method__temperature=0.1, steps=1000. Raises UserError for bad input.
     """
     from selftaught.cli import train
+    from selftaught.errors import UserError
 
     words = ["--out", str(out), "--data", *map(str, data)] if data else ["--out", str(out)]
     for name, value in flags.items():
@@ -33,7 +34,10 @@ def pretrain(*data: str | Path, out: str | Path, **flags: Any) -> Path:
             words.append(flag)
         elif value is not None and value is not False:
             words += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
-    train(words)
+    try:
+        train(words)
+    except SystemExit as refused:  # the flags' parser has said why on standard error
+        raise UserError(f"these settings do not fit: {' '.join(words)}") from refused
     return Path(out)
 
 
@@ -45,7 +49,7 @@ def evaluate(run: str | Path, *data: str | Path, **options: Any) -> Judgement:
 
 
 def load(path: str | Path) -> Backbone:
-    """The backbone of a run's folder or of an exported file: pixels [B, 3, H, W] in [0, 1] -> features [B, D]."""
+    """The backbone of a run or an exported file, ready for use: pixels [B, 3, H, W] in [0, 1] -> features [B, D]."""
     from selftaught.run import open_backbone
 
-    return open_backbone(Path(path))
+    return open_backbone(Path(path)).eval()

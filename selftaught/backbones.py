@@ -140,7 +140,7 @@ def _make(name: str, image_size: int | None, *, pretrained: bool = False) -> tup
                 raise
             tags = timm.list_pretrained(f"{_base(name)}.*")
             raise UserError(f'timm has no weights "{name}".{_nearest(name, tags)}') from None
-        _check_patches(network, name, image_size)
+        check_patches(network, name, image_size)
         return network, {key: value for key, value in options.items() if key == "img_size"}
     raise AssertionError("the last attempt has no options")
 
@@ -149,7 +149,7 @@ def _base(name: str) -> str:
     return name.partition(".")[0]  # without the tag of pretrained weights
 
 
-def _check_patches(network: nn.Module, name: str, image_size: int | None) -> None:
+def check_patches(network: nn.Module, name: str, image_size: int | None) -> None:
     side = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if image_size is None or not isinstance(side, tuple) or image_size % side[0] == 0:
         return
@@ -258,7 +258,7 @@ def recipe(backbone: Backbone, path: str | Path) -> str:
     if Path(path).suffix == ".safetensors":
         lines.insert(0, "import safetensors.torch")
         state = f"safetensors.torch.load_file({str(path)!r})"
-    lines.append(f"network.load_state_dict({state})")
+    lines += [f"network.load_state_dict({state})", "network.eval()"]
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from selftaught.errors import UserError
+from selftaught.errors import UserError, require
 from selftaught.evaluation.knn import KNN
 from selftaught.evaluation.linear import Linear
 
@@ -43,6 +43,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return 3 if isinstance(error, Collapsed) else 2
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        return 130
+    except OSError as error:
+        err.print(f"[bold red]selftaught:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
+        return 2
 
 
 def dispatch(words: list[str]) -> int:
@@ -101,13 +107,14 @@ def train(words: list[str]) -> None:
     resume = "--resume" in words
     known = Path(out) if out else None
     base, config = None, flags.chosen(words, "config")
-    begun = known is not None and (known / "run.json").exists()
+    begun = known is not None and run.begun(known)
     if resume and begun:
         assert known is not None
         base = run.read(known).stage
     elif config:
         base = read_config(Path(config))
     asked = flags.parse(words, base)  # refuses unknown words before anything is looked at
+    require(asked.workers >= 0, "--workers", "0 or more", asked.workers)
     if begun and not resume:
         raise UserError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
     if resume and not begun and not asked.data:
@@ -144,7 +151,7 @@ def read_config(file: Path) -> Any:
         written = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"--config {file} cannot be read: {error}") from error
-    return recipe.from_json(written.get("config", written))
+    return recipe.from_json(written.get("config", written) if isinstance(written, dict) else written)
 
 
 # -------------------------------------------------------------------------------------------------- evaluate

@@ -22,6 +22,11 @@ def kmeans(
     """
     if clusters > len(points):
         raise ValueError(f"{clusters} clusters for {len(points)} points")
+    with torch.autocast(points.device.type, enabled=False):  # near centroids differ in digits that bf16 lacks
+        return _lloyd(points, clusters, iterations, rng, chunk)
+
+
+def _lloyd(points: Tensor, clusters: int, iterations: int, rng: torch.Generator | None, chunk: int) -> tuple[Tensor, Tensor]:
     centroids = points[torch.randperm(len(points), generator=rng)[:clusters].to(points.device)]
     share = -(-len(points) // world_size())
     mine = points[rank() * share : (rank() + 1) * share]

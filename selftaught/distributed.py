@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -51,7 +52,7 @@ def wrap(step: nn.Module, device: torch.device, sync_norm: bool = True) -> nn.Mo
         return step
     on_gpu = device.type == "cuda"
     if on_gpu and sync_norm:
-        step = nn.SyncBatchNorm.convert_sync_batchnorm(step)
+        step = convert_sync_batchnorm(step)  # timm's: torch's own drops the activations that timm's norms hold
     with warnings.catch_warnings():  # newer releases have another word for the same
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
         # The methods keep their memories equal themselves; the norms' running statistics serve rank 0 alone.

@@ -1,9 +1,10 @@
-"""The flags of `selftaught pretrain`, from the dataclasses, and the stage that they ask for; some 200 lines, with a table."""
+"""The flags of `selftaught pretrain`, from the dataclasses, and the stage they ask for; over 200 lines with their table."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -12,7 +13,7 @@ from tyro.conf import arg
 from selftaught import recipe
 from selftaught.data.index import Index
 from selftaught.data.views import Views
-from selftaught.errors import UserError
+from selftaught.errors import UserError, require
 from selftaught.hard import HARD
 from selftaught.method import Setting
 from selftaught.methods import METHODS
@@ -127,7 +128,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     method = METHODS[method_name]
     given = {k: getattr(first, k) for k in (name for name, *_ in PLAIN)}
     data = Data(
-        roots=given["data"] or (base.data.roots if base else ()),
+        roots=tuple(str(Path(root)) for root in given["data"]) or (base.data.roots if base else ()),
         labels=given["labels_from"] or (base.data.labels if base else "auto"),
         holdout=base.data.holdout
         if base and given["holdout"] is None
@@ -149,6 +150,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     backbone = pick("backbone", lambda: recipe.backbone_for(index, size, device))
     stem = pick("stem", lambda: recipe.stem_for(backbone, size) if not given["init"] else "imagenet")
     batch = pick("batch", lambda: recipe.batch_for(index, device))
+    require(batch >= 1, "--batch", "1 or more", batch)
     if len(index.train) < batch:
         raise UserError(f"{len(index.train)} training images are fewer than a batch of {batch}: lower --batch")
     steps = steps_of(given, base, index, batch, device)
@@ -163,17 +165,36 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     if precision == "auto":
         precision = "bf16" if recipe.faster_in_bf16(backbone, stem, size, device) else "fp32"
     names = given["hard"] if given["hard"] is not None else [recipe.hard_name(h) for h in base.hard] if base else ()
+    refuse_idle(args, method_name, names)
     views: Views = asked.views_fields
+    fields = asked.method_fields
+    if method.needs_labels and fields.classes != len(index.classes):
+        if any(word.startswith("--method.classes") for word in args):
+            raise UserError(f"these images have {len(index.classes)} classes: leave out --method.classes")
+        fields = dataclasses.replace(fields, classes=len(index.classes))
     if given["views"]:
         views = dataclasses.replace(views, pipeline=given["views"])
     return Stage(
         data=data, size=size, backbone=backbone, stem=stem, init=pick("init", lambda: None),
-        trainable=pick("trainable", lambda: "all"), method=asked.method_fields,
+        trainable=pick("trainable", lambda: "all"), method=fields,
         hard=tuple(getattr(asked.hard_fields, name) for name in names), combine=pick("combine", lambda: "mean"),
         views=dataclasses.replace(views, large=method.views), optimizer=asked.optimizer_fields,
         schedule=asked.schedule_fields, clip=pick("clip", lambda: 0.0), batch=batch,
         accumulate=pick("accumulate", lambda: 1), steps=steps, precision=precision, seed=seed,
     )  # fmt: skip
+
+
+def refuse_idle(args: Sequence[str], method: str, hard: Sequence[str]) -> None:
+    """Refuse flags that would do nothing."""
+    for word in args:
+        name = word.removeprefix("--hard.").partition(".")[0] if word.startswith("--hard.") else None
+        if name and name not in hard:
+            raise UserError(f"{word} does nothing without {name}: add it to --hard")
+        if word.startswith("--views.small") and not METHODS[method].multi_crop:
+            able = ", ".join(name for name, m in METHODS.items() if m.multi_crop)
+            raise UserError(f"{method} takes no small views ({word}); {able} do")
+        if word.startswith("--views.large"):
+            raise UserError(f"{method} takes {METHODS[method].views} large views: leave out {word}")
 
 
 def name_of(args: Sequence[str], base: Stage | None, what: Literal["method", "optimizer"]) -> str:
@@ -191,6 +212,7 @@ def steps_of(given: dict[str, Any], base: Stage | None, index: Index, batch: int
         steps = base.steps
     else:
         epochs = given["epochs"] if given["epochs"] is not None else recipe.epochs_for(index, device)
+        require(epochs > 0, "--epochs", "above 0", epochs)
         steps = round(epochs * (len(index.train) // batch))
     if steps < 1:
         raise UserError("there is nothing to train: give --steps or --epochs above 0")

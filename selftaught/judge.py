@@ -15,7 +15,7 @@ from selftaught import checkpoint, run
 from selftaught.backbones import Backbone
 from selftaught.data.images import Images, default_canvas
 from selftaught.data.index import Index
-from selftaught.errors import UserError
+from selftaught.errors import UserError, require
 from selftaught.evaluation import KNN, Features, Linear, Protocol, Results, evaluate, verdict
 from selftaught.evaluation.features import cached, extract
 from selftaught.progress import Progress
@@ -63,11 +63,14 @@ def judge(
     learnt = Path(learnt)
     own = run.read(learnt) if learnt.is_dir() else None
     index = labelled(own, [str(root) for root in data], labels_from, seed, progress)
-    width = size or (own.stage.size if own else None) or 224
+    compared = backbones_of(learnt, own, against, progress)
+    width = size if size is not None else own.stage.size if own else compared[str(learnt)].image_size or 224
+    require(width >= 8, "--size", "8 pixels or more", width)
+    progress.say(f"images of {width} pixels")
     images = Images(index.paths, index.sizes, default_canvas(index.sizes, width), on_progress=progress.of("loading"))
     precision = own.stage.precision if own else "fp32"
     found: dict[str, tuple[Features, Features]] = {}
-    for name, backbone in backbones_of(learnt, own, against, progress).items():
+    for name, backbone in compared.items():
         backbone.to(device).to(memory_format=torch.channels_last)
 
         def make(positions: Tensor, backbone: Backbone = backbone, name: str = name) -> Tensor:
@@ -97,7 +100,9 @@ def judge(
 def labelled(own: run.Run | None, roots: list[str], labels_from: str, seed: int, progress: Progress) -> Index:
     """The labelled images, split as they were for training: what was held out then is held out now."""
     if own:
-        data = replace(own.stage.data, roots=tuple(roots)) if roots else own.stage.data
+        data = own.stage.data
+        if roots:  # a run that held nothing back can still be judged on other images
+            data = replace(data, roots=tuple(roots), holdout=data.holdout or Data.holdout)
         data = replace(data, labels=labels_from) if labels_from != "auto" or roots else data
         seed = own.stage.seed
     elif roots:
@@ -120,7 +125,13 @@ def backbones_of(learnt: Path, own: run.Run | None, against: Sequence[str], prog
         if name == "random":
             found[name] = own.random() if own else run.random_like(found[str(learnt)], seed=0)
         elif name == "init":
-            start = own.start() if own else None
+            try:
+                start = own.start() if own else None
+            except UserError as error:
+                if tuple(against) != AGAINST:
+                    raise
+                progress.say(f"the starting weights are left out: {error}")
+                continue
             if start is not None:
                 found[name] = start
             elif tuple(against) != AGAINST:  # then somebody asked for it by name

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selftaught import backbones, checkpoint, run, watch
 from selftaught.data.index import Index
-from selftaught.distributed import barrier, rank, shared
+from selftaught.distributed import rank, shared
 from selftaught.errors import UserError
 from selftaught.evaluation.features import extract
 from selftaught.fit import Report
@@ -65,6 +65,7 @@ class Life:
     def begin(self) -> int:
         last = self.out / "checkpoints" / "last.pt"
         if self.conduct.resume and last.exists():
+            self.refuse_other_data()
             state = checkpoint.load(last, self.trainee.device)
             self.trainee.step.load_state_dict(state["step"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -78,6 +79,15 @@ class Life:
             self.look(None)
         self.clock = self.saved = time.perf_counter()
         return self.step
+
+    def refuse_other_data(self) -> None:
+        """A resumed run goes on with the images that it began with: its order and memories count them."""
+        was, now = run.read(self.out).facts["data"]["fingerprint"], self.trainee.index.fingerprint
+        if was != now:
+            raise UserError(
+                f"the images have changed since {self.out} was begun: bring the old ones back to go on with it, or begin a "
+                "new run in another --out, with this one's weights by --init"
+            )
 
     def after(self, report: Report) -> None:
         self.step = report.step + 1
@@ -160,7 +170,8 @@ class Life:
         self.conduct.show(entry)
 
     def save(self, name: str = "last.pt") -> None:
-        self.saved = time.perf_counter()
+        if name == "last.pt":
+            self.saved = time.perf_counter()
         if not self.first:
             return
         state = {
@@ -183,10 +194,16 @@ class Life:
             if checkpoint.all_finite(self.trainee.backbone.state_dict()):
                 backbones.save(self.trainee.backbone, file, {"size": str(self.trainee.stage.size)})
             self.write_run(outcome, **more)
-            assert self.journal is not None
-            self.journal.close()
-        barrier()
+            if self.journal is not None:
+                self.journal.close()
         return file
+
+    def fail(self, outcome: str, reason: str) -> None:
+        """Keep what was learnt before it went wrong, if it is worth keeping."""
+        if self.step:
+            self.save()
+        if self.journal is not None:  # else it never began, and what lies in the folder is not this run's
+            self.end(outcome, reason=reason)
 
     def write_run(self, outcome: str, **more: str) -> None:
         t = self.trainee
@@ -199,10 +216,17 @@ def finite(value: Tensor | float) -> float | None:
 
 
 def sample(index: Index) -> tuple[Tensor, Tensor]:
-    """Positions of the images that vote, and of the held-back ones that are watched: fixed for a data set."""
+    """Positions of the images that vote, and of the held-back ones that are watched: fixed for a data set.
+
+    Where nothing is held back, some training images are watched, and do not vote.
+    """
     rng = torch.Generator().manual_seed(0)
 
     def some(positions: Tensor, most: int) -> Tensor:
         return positions[torch.randperm(len(positions), generator=rng)[:most]]
 
-    return some(index.train, BANK), some(index.held_out, WATCHED)
+    bank, watched = some(index.train, BANK + WATCHED), some(index.held_out, WATCHED)
+    if len(watched):
+        return bank[:BANK], watched
+    half = min(WATCHED, len(bank) // 2)
+    return bank[half:], bank[:half]

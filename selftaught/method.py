@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
+
+from selftaught.errors import require
 
 Tensors = Any  # a tensor, or a (nested) tuple of tensors, each with the batch first
 
@@ -47,6 +49,17 @@ class Method(nn.Module, ABC):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Hyperparameters, as published; each method extends it with its own."""
+
+        def __post_init__(self) -> None:
+            """A count that is 1 or more as published stays so; nothing is negative; a softmax has some temperature."""
+            for f in fields(self):
+                value, flag = getattr(self, f.name), f"--method.{f.name.replace('_', '-')}"
+                if isinstance(value, int) and not isinstance(value, bool):
+                    least = min(f.default, 1) if isinstance(f.default, int) else 0
+                    require(value >= least, flag, f"{least} or more", value)
+                elif isinstance(value, float):
+                    sharp = f.name in ("temperature", "epsilon")
+                    require(value > 0 if sharp else value >= 0, flag, "above 0" if sharp else "0 or more", value)
 
         def suited(self, setting: Setting) -> Self:
             """The same, with what must follow the data and the backbone scaled to them."""

@@ -10,11 +10,17 @@ import torch
 from timm.optim import Lars
 from torch import nn
 
+from selftaught.errors import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(ABC):
     lr: float  # at its peak, for the whole batch
     weight_decay: float
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "--optimizer.lr", "above 0", self.lr)
+        require(self.weight_decay >= 0, "--optimizer.weight-decay", "0 or more", self.weight_decay)
 
     @abstractmethod
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer: ...
@@ -67,7 +73,11 @@ def groups(parameters: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer)
         if p.requires_grad:
             (weights if p.ndim > 1 else others).append(p)
     pairs = [(weights, optimizer.weight_decay), (others, 0.0)]
-    return [{"params": ps, "peak": optimizer.lr, "weight_decay": decay} for ps, decay in pairs if ps]
+    return [
+        {"params": ps, "peak": optimizer.lr, "weight_decay": decay, "always_adapt": ps is weights}  # the last: for LARS
+        for ps, decay in pairs
+        if ps
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,10 @@ class Cosine:
 
     warmup: float = 0.05  # share of training
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.warmup <= 1, "--schedule.warmup", "a share of training", self.warmup)
+        require(0 <= self.final <= 1, "--schedule.final", "a share of the peak", self.final)
 
     def __call__(self, progress: float) -> float:
         if progress < self.warmup:

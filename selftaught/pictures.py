@@ -54,7 +54,8 @@ def hard_entries(trainee: Trainee, hard: HardExample, batch: Batch) -> list[dict
     method = trainee.method
     rng = torch.Generator().manual_seed(key(trainee.stage.seed, "album"))
     method.train()
-    with frozen_statistics(method):
+    bf16 = torch.autocast(trainee.device.type, torch.bfloat16, enabled=trainee.stage.precision == "bf16")
+    with frozen_statistics(method), bf16:
         inputs = method.inputs(batch)
         with torch.no_grad():
             predictions = method.predict(inputs)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import time
 from collections.abc import Iterable
 from functools import lru_cache
@@ -61,7 +62,7 @@ def backbone_for(index: Index, size: int, device: str) -> str:
 
 def stem_for(backbone: str, size: int) -> Literal["imagenet", "cifar"]:
     """The usual stem divides a picture's sides by four, which leaves nothing of a small one."""
-    return "cifar" if size <= 40 and backbone.startswith("resnet") else "imagenet"
+    return "cifar" if size <= 40 and re.match(r"resnet\d+", backbone) else "imagenet"
 
 
 def batch_for(index: Index, device: str) -> int:
@@ -157,6 +158,8 @@ def to_json(stage: Stage) -> dict[str, Any]:
 
 def from_json(written: dict[str, Any]) -> Stage:
     """Raises UserError that names what does not fit."""
+    if not isinstance(written, dict):
+        raise UserError("this configuration does not fit: it is no JSON object")
     try:
         return _converter().structure(written, Stage)
     except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:

@@ -30,7 +30,10 @@ class Run:
 
     def backbone(self) -> Backbone:
         """What was learnt."""
-        return backbones.load(self.folder / "backbone.safetensors")
+        file = self.folder / "backbone.safetensors"
+        if not file.exists():
+            raise UserError(f"{self.folder} has no backbone yet: bring it to its end by --out {self.folder} --resume")
+        return backbones.load(file)
 
     def random(self) -> Backbone:
         """The very network that it began from, had it not had weights: the same seed, the same statistics."""
@@ -59,6 +62,8 @@ def random_like(learnt: Backbone, seed: int) -> Backbone:
 
 def open_backbone(path: Path) -> Backbone:
     """From a run's folder, or from a file that `export` or `pretrain` wrote."""
+    if not path.exists():
+        raise UserError(f"there is no {path}: give a run's folder, or a file that export wrote")
     return read(path).backbone() if path.is_dir() else backbones.load(path)
 
 
@@ -86,6 +91,15 @@ def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str
         **note,
     }
     checkpoint.write_json(folder / "run.json", facts)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a folder holds a run of which something would be lost: one that failed before it saved is none."""
+    try:
+        facts = read(folder).facts
+    except UserError:
+        return (folder / "run.json").exists()
+    return facts["outcome"] != "failed" or (folder / "checkpoints" / "last.pt").exists()
 
 
 def read(folder: Path) -> Run:

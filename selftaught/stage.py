@@ -8,6 +8,7 @@ from typing import Literal
 from selftaught.data import index as data_index
 from selftaught.data.index import Index
 from selftaught.data.views import Views
+from selftaught.errors import require
 from selftaught.method import Method
 from selftaught.methods import METHODS
 from selftaught.optim import SGD, Cosine, Optimizer
@@ -47,6 +48,13 @@ class Stage:
     steps: int = 10_000
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.size >= 8, "--size", "8 pixels or more", self.size)
+        require(self.batch >= 1, "--batch", "1 or more", self.batch)
+        require(self.accumulate >= 1, "--accumulate", "1 or more", self.accumulate)
+        require(self.steps >= 1, "--steps", "1 or more", self.steps)
+        require(self.clip >= 0, "--clip", "0 or more", self.clip)
 
 
 def method_of(config: Method.Config) -> type[Method]:

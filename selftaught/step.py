@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.distributed import gather, world_size
-from selftaught.errors import UserError
+from selftaught.errors import UserError, require
 from selftaught.method import Batch, Method, Tensors, detach, leaves, map_tensors
 from selftaught.networks import batch_norms, frozen_statistics, swapped
 
@@ -29,6 +29,10 @@ class HardExample(ABC):
     start: float = 0.0  # share of training before the first hard example
     crops: Literal["large", "all"] = "large"  # of multi-crop views: all of them, or the large ones alone
     norm: Literal["shared", "auxiliary"] = "shared"  # whose batch norm hard examples pass through
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, "--hard.*.weight", "0 or more", self.weight)
+        require(0 <= self.start < 1, "--hard.*.start", "a share of training, from 0 to below 1", self.start)
 
     @property
     def reuses_gradient(self) -> bool:
@@ -69,6 +73,7 @@ class Step(nn.Module):
 
     def __init__(self, method: Method, hard: tuple[HardExample, ...] = (), combine: Literal["mean", "sum"] = "mean") -> None:
         super().__init__()
+        hard = tuple(h for h in hard if h.weight)
         for h in hard:
             if [part_name(other) for other in hard].count(part_name(h)) > 1:
                 raise UserError(f"two hard examples are called {part_name(h)}: give each kind once")
@@ -91,7 +96,7 @@ class Step(nn.Module):
     def forward(self, batch: Batch, rng: torch.Generator) -> Outcome:
         """`rng` is in the same state on every rank."""
         method = self.method
-        hard = [h for h in self.hard if h.weight and method.progress >= h.start]
+        hard = [h for h in self.hard if method.progress >= h.start]
         inputs = method.inputs(batch)
         reuse = torch.is_grad_enabled() and any(h.reuses_gradient for h in hard)
         if reuse:

@@ -39,14 +39,14 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct()) -> Path:
     step, method = trainee.step, trainee.method
     optimizer = stage.optimizer.build(step.named_parameters())
     life = Life(trainee, optimizer, out, conduct)
-    start = life.begin()
     loop = Loop(
         steps=stage.steps, steps_per_epoch=steps_per_epoch, schedule=stage.schedule, accumulate=stage.accumulate,
         clip=stage.clip, bf16=stage.precision == "bf16", seed=stage.seed,
     )  # fmt: skip
-    step.train()
-    reports = fit(wrap(step, device), method, trainee.epochs, optimizer, loop, start)
     try:
+        start = life.begin()
+        step.train()
+        reports = fit(wrap(step, device), method, trainee.epochs, optimizer, loop, start)
         with signals() as received:
             for report in reports:
                 life.after(report)
@@ -54,12 +54,16 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct()) -> Path:
                     life.save()
                     life.end("stopped")
                     raise Stopped(f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume")
-    except UserError as error:
-        life.end("collapsed" if isinstance(error, Collapsed) else "diverged", reason=str(error))
+    except UserError as error:  # on this rank, perhaps alone: nothing here may wait for the others
+        life.fail("collapsed" if isinstance(error, Collapsed) else "failed", str(error))
         raise
     life.save()
-    pictures.draw(trainee, out / "album" if rank() == 0 else None)
-    return life.end("done")
+    file = life.end("done")
+    try:
+        pictures.draw(trainee, out / "album" if rank() == 0 else None)
+    except (OSError, RuntimeError) as error:
+        conduct.say(f"the run is done and saved, but its pictures could not be made: {error}")
+    return file
 
 
 def shared_index(data: Data, seed: int, on_progress: Callable[[int, int], None] | None = None) -> Index:

@@ -77,6 +77,8 @@ def assemble(
             f"a batch of {stage.batch} does not divide into {world_size()} processes x {stage.accumulate} parts: "
             "change --batch"
         )
+    if method.couples_samples and per_process * world_size() < 2:
+        raise UserError(f"{method.__name__} compares the images of a batch: a part of one image has nothing to compare")
     batches = Batches(
         images, index.train, index.labels, batch=per_process, seed=stage.seed, rank=rank(), world=world_size(),
         workers=workers, pin=device.type == "cuda",
@@ -84,10 +86,13 @@ def assemble(
     torch.manual_seed(key(stage.seed, "weights"))
     mean, std = statistics(images, index.train)
     backbone = backbones.create(stage.backbone, stem=stage.stem, mean=mean, std=std, image_size=stage.size)
+    augment = Augment(stage.views, stage.size)
+    if stage.views.small:
+        backbones.check_patches(backbone.network, stage.backbone, augment.small_size)
     if stage.init:
         say(backbones.load_weights(backbone, stage.init))
     torch.manual_seed(key(stage.seed, "head"))
     step = Step(method(stage.method, backbone, len(index.train)), stage.hard, stage.combine)
     backbones.set_trainable(backbone, stage.trainable)
     step.to(device).to(memory_format=torch.channels_last)
-    return Trainee(stage, index, images, batches, Augment(stage.views, stage.size), step, device)
+    return Trainee(stage, index, images, batches, augment, step, device)

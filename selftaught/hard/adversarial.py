@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selftaught.errors import require
 from selftaught.method import Method, Tensors, detach, leaves, map_tensors, zip_tensors
 from selftaught.networks import frozen_statistics
 from selftaught.step import HardExample, objective
@@ -18,6 +19,13 @@ class Adversarial(HardExample):
     steps: int = 1
     stride: float = 1.0  # grey levels a step; at least eps / steps
     random_start: float = 0.0  # probability that a batch starts at a random point of the ball
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.eps >= 0, "--hard.adversarial.eps", "0 or more grey levels", self.eps)
+        require(self.steps >= 1, "--hard.adversarial.steps", "1 or more", self.steps)
+        require(self.stride >= 0, "--hard.adversarial.stride", "0 or more grey levels", self.stride)
+        require(0 <= self.random_start <= 1, "--hard.adversarial.random-start", "a probability", self.random_start)
 
     @property
     def reuses_gradient(self) -> bool:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selftaught.errors import require
 from selftaught.method import Method, Tensors, leaves, map_tensors
 from selftaught.step import HardExample, objective
 
@@ -16,6 +17,10 @@ class Mixed(HardExample):
     """share * loss(mixed, own targets) + (1 - share) * loss(mixed, the partner's targets)."""
 
     alpha: float = 1.0  # of the Beta distribution that shares are drawn from
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.alpha > 0, "--hard.*.alpha", "above 0", self.alpha)
 
     def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
         mixed, share = self.mix(inputs, rng)

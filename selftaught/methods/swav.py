@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.distributed import gather, own
+from selftaught.errors import UserError
 from selftaught.losses import sinkhorn, soft_cross_entropy
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.networks import Normalize, mlp, on_views
@@ -42,6 +43,8 @@ class SwAV(Method):
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
+        if config.queue > images:
+            raise UserError(f"a queue of {config.queue} embeddings never fills with {images} images: lower --method.queue")
         self.config = config
         self.backbone = backbone
         self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
