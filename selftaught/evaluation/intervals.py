@@ -42,6 +42,9 @@ def interval(
     """
     rng = np.random.default_rng([seed, 1])
     values = resampled.mean(1)
+    values = values[np.isfinite(values)]  # a resample may miss all images of a rare class, which has no AUROC then
+    if not len(values):
+        return -np.inf, np.inf  # nothing can be said
     draws = len(points)
     if draws > 1:
         tail = (1 + share) / 2

@@ -23,7 +23,8 @@ class Adversarial(HardExample):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.eps >= 0, "--hard.adversarial.eps", "0 or more grey levels", self.eps)
-        require(self.steps >= 1, "--hard.adversarial.steps", "1 or more", self.steps)
+        least = 0 if self.random_start else 1  # a random start alone is noise, and fair
+        require(self.steps >= least, "--hard.adversarial.steps", f"{least} or more", self.steps)
         require(self.stride >= 0, "--hard.adversarial.stride", "0 or more grey levels", self.stride)
         require(0 <= self.random_start <= 1, "--hard.adversarial.random-start", "a probability", self.random_start)
 

@@ -1,0 +1,152 @@
+"""Defects that a review found: each test failed first."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import selftaught
+from selftaught import run
+from selftaught.cli import main
+from selftaught.errors import UserError
+from selftaught.evaluation.intervals import interval
+from tests.pictures import folder
+
+SMALL = [
+    "--backbone",
+    "test_resnet",
+    "--size",
+    "32",
+    "--batch",
+    "8",
+    "--precision",
+    "fp32",
+    "--workers",
+    "0",
+    "--steps",
+    "3",
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("images"))
+
+
+def test_synchronised_norms_keep_timms_activations() -> None:
+    network = timm.create_model("test_efficientnet", num_classes=0).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = network(pixels)
+        from timm.layers import convert_sync_batchnorm
+
+        torch.testing.assert_close(convert_sync_batchnorm(network)(pixels), before)
+
+
+def test_nothing_held_out_is_fine(images: Path, tmp_path: Path) -> None:
+    words = ["--data", str(images), "--out", str(tmp_path / "run"), "--holdout", "0", *SMALL]
+    assert main(["pretrain", *words]) == 0
+    other = folder(tmp_path / "other", seed=5)
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(other), "--labels", "all", "--workers", "0"]) == 0
+
+
+def test_a_loaded_backbone_is_ready_for_use(images: Path, tmp_path: Path) -> None:
+    out = selftaught.pretrain(images, out=tmp_path / "run", backbone="test_resnet", size=32, batch=8, steps=3)
+    assert not selftaught.load(out).training
+    with pytest.raises(UserError):
+        selftaught.pretrain(images, out=tmp_path / "other", bogus=1)
+
+
+def test_resuming_on_other_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = folder(tmp_path / "images")
+    out = tmp_path / "run"
+    assert main(["pretrain", "--data", str(images), "--out", str(out), *SMALL]) == 0
+    before = (out / "run.json").read_text()
+    folder(images, each=20, seed=3)
+    assert main(["pretrain", "--out", str(out), "--resume"]) == 2
+    assert "changed" in capsys.readouterr().err
+    assert (out / "run.json").read_text() == before
+
+
+def test_a_start_that_failed_does_not_occupy_its_folder(images: Path, tmp_path: Path) -> None:
+    words = ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL]
+    assert main([*words, "--method.queue", "0"]) == 2
+    assert main(words) == 0
+
+
+def test_the_latest_checkpoint_is_not_starved_by_the_best(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["pretrain", "--data", str(images), "--out", str(out), *SMALL[:-1], "60", "--save-every", "0"]
+    assert main(words) == 0
+    assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["next"] == 60
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batch", "0"], "--batch"),
+        (["--size", "0"], "--size"),
+        (["--workers", "-1"], "--workers"),
+        (["--accumulate", "0"], "--accumulate"),
+        (["--optimizer.lr", "-1"], "--optimizer.lr"),
+        (["--schedule.warmup", "2"], "--schedule.warmup"),
+        (["--hard", "cutmix", "cutmix"], "cutmix"),
+        (["--hard", "adversarial", "--hard.adversarial.eps", "-1"], "eps"),
+        (["--hard.adversarial.eps", "8"], "--hard"),
+        (["--method.queue", "0"], "--method.queue"),
+        (["--method.temperature", "0"], "--method.temperature"),
+        (["--views.small", "4"], "small"),
+        (["--views.large", "5"], "large"),
+        (["--method", "swav", "--method.queue", "100000"], "--method.queue"),
+        (["--method", "supervised", "--method.classes", "2"], "--method.classes"),
+        (["--method", "simclr", "--accumulate", "8"], "compares"),
+        (["--method", "swav", "--backbone", "test_vit", "--size", "48", "--views.small", "2"], "patches"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    words: list[str], said: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL, *words]) == 2
+    text = capsys.readouterr().err.strip().splitlines()[-1]
+    assert text.startswith("selftaught: ")
+    assert said in text
+
+
+def test_epochs_that_are_no_number_are_refused(images: Path, tmp_path: Path) -> None:
+    words = ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL[:-2]]
+    assert main([*words, "--epochs", "nan"]) == 2
+
+
+def test_several_classes_an_image_from_start_to_end(tmp_path: Path) -> None:
+    images = folder(tmp_path / "images", each=12)
+    rows = [
+        f"{file.relative_to(images)},{'a|b' if i % 3 == 0 else 'abc'[i % 3]}"
+        for i, file in enumerate(sorted(images.rglob("*.png")))
+    ]
+    (images / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    words = ["--data", str(images), "--method", "supervised", "--out", str(tmp_path / "run"), *SMALL]
+    assert main(["pretrain", *words]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--labels", "all", "--workers", "0"]) == 0
+    rows_found = json.loads((tmp_path / "run" / "evaluation.json").read_text())[0]["rows"]
+    assert {row["metric"] for row in rows_found} == {"auroc"}
+
+
+def test_an_interval_leaves_out_resamples_without_a_value() -> None:
+    table = np.array([[0.5], [np.nan], [0.7], [0.6]])
+    low, high = interval(table, np.array([0.6]), seed=0)
+    assert 0.5 <= low <= high <= 0.7
+
+
+def test_messages_for_what_is_not_there(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tmp_path / "typo"), "--data", str(images)]) == 2
+    assert "there is no" in capsys.readouterr().err
+    assert main(["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL]) == 0
+    (tmp_path / "run" / "backbone.safetensors").unlink()
+    assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "x.pth")]) == 2
+    assert "--resume" in capsys.readouterr().err
+    (tmp_path / "list.json").write_text("[]")
+    assert main(["pretrain", "--config", str(tmp_path / "list.json"), "--out", str(tmp_path / "new")]) == 2
+    assert run.begun(tmp_path / "run")
