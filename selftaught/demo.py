@@ -6,6 +6,7 @@ from pathlib import Path
 
 from selftaught.data import patches
 from selftaught.errors import UserError
+from selftaught.run import read
 
 COMMON = ("--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
 
@@ -31,6 +32,8 @@ def demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int]) 
         ]
         begun = (folder / "run.json").exists()
         carry_out(run, ["pretrain", "--out", str(folder), "--resume"] if begun else words)
+        if not read(folder).facts["finished"]:
+            raise UserError(f"the demo was stopped; the same command goes on with it ({folder})")
     carry_out(run, ["evaluate", str(plain), "--labels", "5", "all"])
     carry_out(run, ["evaluate", str(hexa), "--labels", "5", "all", "--against", "random", str(plain)])
     carry_out(run, ["report", str(plain), str(hexa), "--out", str(out / "report.html")])
