@@ -81,7 +81,7 @@ def evaluate(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def collect(out: Path) -> dict[str, Any]:
+def collect(out: Path, data: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder in sorted(out.iterdir()):
         if not (folder / "backbone.safetensors").exists():
@@ -95,7 +95,8 @@ def collect(out: Path) -> dict[str, Any]:
             if name != "random":
                 steps = facts.stage.steps
                 entry |= {"steps": steps, "seconds": seconds(folder), "outcome": facts.facts["outcome"]}
-                entry["command"] = facts.facts["command"]
+                command = facts.facts["command"].replace(str(out), "runs/hexa")
+                entry["command"] = command.replace(data, "imagenette128/")
     return found
 
 
@@ -119,6 +120,6 @@ if __name__ == "__main__":
     for seed in asked.seeds:
         for name in asked.only:
             train(name, asked.data, asked.out, asked.steps, seed)
-    result = collect(asked.out)
+    result = collect(asked.out, asked.data)
     print(table(result))
     write("hexa", {"command": "python -m benchmarks.hexa --data imagenette128/ --out runs/hexa", "runs": result})
