@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selftaught.distributed import rank, unsynchronised
 from selftaught.errors import UserError
-from selftaught.method import Batch, Method, Tensors, map_tensors, zip_tensors
+from selftaught.method import Batch, Method, Tensors, zip_tensors
 from selftaught.networks import running_statistics
 from selftaught.step import Outcome
 
@@ -134,7 +134,7 @@ def whole(done: Done) -> tuple[Batch, Tensors, Tensors]:
     return (
         batch,
         zip_tensors(cat, *(o.predictions for o in outcomes)),
-        map_tensors(lambda t: t.detach(), zip_tensors(cat, *(o.targets for o in outcomes))),
+        zip_tensors(cat, *(o.targets for o in outcomes)),
     )
 
 

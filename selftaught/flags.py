@@ -101,8 +101,7 @@ def chosen(args: Sequence[str], flag: str) -> str | None:
 
 def parse(args: Sequence[str], base: Stage | None, defaults: dict[str, Any] | None = None) -> Any:
     """Read the flags; what is not given is None, and in the groups it is `defaults`."""
-    method = chosen(args, "method") or (recipe.method_name(base) if base else recipe.METHOD)
-    optimizer = chosen(args, "optimizer") or (recipe.optimizer_name(base) if base else "sgd")
+    method, optimizer = name_of(args, base, "method"), name_of(args, base, "optimizer")
     recipe.find(method, METHODS, "method")
     recipe.find(optimizer, OPTIMIZERS, "optimizer")
     flags = pretrain_flags(method, optimizer)
@@ -130,11 +129,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     data = Data(
         roots=tuple(str(Path(root)) for root in given["data"]) or (base.data.roots if base else ()),
         labels=given["labels_from"] or (base.data.labels if base else "auto"),
-        holdout=base.data.holdout
-        if base and given["holdout"] is None
-        else 0.2
-        if given["holdout"] is None
-        else given["holdout"],
+        holdout=given["holdout"] if given["holdout"] is not None else base.data.holdout if base else Data.holdout,
     )
     if not data.roots:
         raise UserError("no images: give folders or files with --data")

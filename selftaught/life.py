@@ -128,12 +128,11 @@ class Life:
     def measure(self) -> dict[str, float]:
         """Of two centre crops of every watched image: the whole one, and a closer one."""
         t = self.trainee
-        backbone, bf16 = t.backbone, t.stage.precision == "bf16"
 
         def features(positions: Tensor, share: float) -> Tensor:
             return extract(
-                backbone, t.images, positions, size=t.stage.size, batch=256, device=t.device,
-                precision="bf16" if bf16 else "fp32", share=share,
+                t.backbone, t.images, positions, size=t.stage.size, batch=256, device=t.device,
+                precision=t.stage.precision, share=share,
             )  # fmt: skip
 
         labels = t.index.labels
