@@ -34,6 +34,7 @@ CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
         "moco-v2",
         [*BOTH, "--hard.adversarial.norm", "auxiliary", "--hard.cutmix.norm", "auxiliary"],
     ),
+    "moco-v2, lr x2": ("moco-v2", ["--optimizer.lr", "0.06"]),
     "hexa-moco, lr x2": ("moco-v2", [*BOTH, "--optimizer.lr", "0.06"]),
     "hexa-moco, half weights": ("moco-v2", [*BOTH, "--hard.adversarial.weight", "0.5", "--hard.cutmix.weight", "0.5"]),
     "hexa-moco, after a third": ("moco-v2", [*BOTH, "--hard.adversarial.start", "0.33", "--hard.cutmix.start", "0.33"]),
