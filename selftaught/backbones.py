@@ -85,11 +85,20 @@ class Backbone(Encoder):
         self.options = dict(options or {})
         self.network = network
         self.features = _width(network)
+        self.channels = int(network.num_features)  # type: ignore[arg-type]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.network((pixels - self.mean[:, None, None]) / self.std[:, None, None])
+        return self.network(self._normal(pixels))
+
+    def with_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        network: Any = self.network
+        found = network.forward_features(self._normal(pixels))
+        return network.forward_head(found), _map(network, found, pixels)
+
+    def _normal(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean[:, None, None]) / self.std[:, None, None]
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Replace the normalisation, as [3] numbers each in units of [0, 1] pixels."""
@@ -171,6 +180,15 @@ def _small_stem(network: Any, name: str) -> None:
 def _width(network: Any) -> int:
     # MobileNetV3, VGG and others keep a hidden layer behind the pooling, which `num_features` does not count.
     return int(getattr(network, "head_hidden_size", None) or network.num_features)
+
+
+def _map(network: Any, found: Tensor, pixels: Tensor) -> Tensor:
+    """What comes before pooling, as [B, C, h, w]: some networks have the channels last, ViTs a row of tokens."""
+    if found.ndim == 3:
+        patches = found[:, network.num_prefix_tokens :]
+        side = network.patch_embed.patch_size
+        return patches.transpose(1, 2).unflatten(2, (pixels.shape[2] // side[0], pixels.shape[3] // side[1]))
+    return found.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else found
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

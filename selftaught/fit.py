@@ -130,7 +130,8 @@ def whole(done: Done) -> tuple[Batch, Tensors, Tensors]:
 
     batches, outcomes = zip(*done, strict=True)
     views = zip_tensors(cat, *(b.views for b in batches))
-    batch = Batch(views, torch.cat([b.index for b in batches]), torch.cat([b.label for b in batches]))
+    index, label, noise = (torch.cat([getattr(b, name) for b in batches]) for name in ("index", "label", "noise"))
+    batch = Batch(views, index, label, noise)
     return (
         batch,
         zip_tensors(cat, *(o.predictions for o in outcomes)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -14,6 +14,9 @@ from selftaught.errors import require
 Tensors = Any  # a tensor, or a (nested) tuple of tensors, each with the batch first
 
 
+NOISE = 16  # random numbers that come with every image
+
+
 @dataclass(frozen=True)
 class Batch:
     """Views of B images. A view is an image in pixel space: float [B, 3, H, W] in [0, 1]; the backbone normalises."""
@@ -21,12 +24,18 @@ class Batch:
     views: tuple[Tensor, ...]  # the large views first; resolutions may differ
     index: Tensor  # [B] position of each image in the training set
     label: Tensor  # [B] class, or -1 when unlabelled
+    noise: Tensor  # [B, NOISE] uniform in [0, 1): for a method's own random choices about each image
 
 
 class Encoder(nn.Module):
     """A backbone, as methods know it: pixels [B, 3, H, W] in [0, 1] -> features [B, `features`]."""
 
     features: int
+    channels: int  # of a map, which is `features` in most networks
+
+    def with_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, `features`] and the map [B, `channels`, h, w] that they are pooled from."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +79,7 @@ class Method(nn.Module, ABC):
     multi_crop: ClassVar[bool] = False  # inputs are views, and small ones may follow the large ones
     couples_samples: ClassVar[bool] = False  # the loss compares the samples of a batch with each other
     needs_labels: ClassVar[bool] = False
+    unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
     lr: ClassVar[float] = 0.06  # that SGD with momentum .9 bears on small data, for 256 images a step
 
     backbone: Encoder

@@ -15,7 +15,7 @@ from selftaught.data.views import Augment
 from selftaught.distributed import rank, world_size
 from selftaught.errors import UserError
 from selftaught.fit import key
-from selftaught.method import Batch, Method
+from selftaught.method import NOISE, Batch, Method
 from selftaught.stage import Stage, method_of
 from selftaught.step import Step
 
@@ -58,8 +58,10 @@ class Trainee:
 
     def batch(self, raw: Raw, seed: int) -> Batch:
         pixels = raw.pixels.to(self.device, non_blocking=True)
-        views = self.augment(pixels, raw.aspect, torch.Generator().manual_seed(seed))
-        return Batch(views, raw.index.to(self.device), raw.label.to(self.device))
+        rng = torch.Generator().manual_seed(seed)
+        views = self.augment(pixels, raw.aspect, rng)
+        noise = torch.rand(len(pixels), NOISE, generator=rng)
+        return Batch(views, raw.index.to(self.device), raw.label.to(self.device), noise.to(self.device))
 
 
 def assemble(

@@ -554,3 +554,13 @@ class TestPretrainedNames:
         monkeypatch.setattr(timm, "create_model", offline)
         with pytest.raises(UserError, match="needs the network"):
             backbones.load_weights(backbone, "resnet18.a1_in1k")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100", "convnext_atto"])
+def test_a_map_comes_with_the_features_that_are_pooled_from_it(name: str) -> None:
+    backbone = backbones.create(name, image_size=64).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    features, maps = backbone.with_map(pixels)
+    torch.testing.assert_close(features, backbone(pixels))
+    assert maps.shape[:2] == (2, backbone.channels)
+    assert maps.shape[2] == maps.shape[3] > 1

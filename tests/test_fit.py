@@ -32,7 +32,7 @@ def flat(progress: float) -> float:
 
 def parts(data: Batch, n: int) -> list[Batch]:
     cut = zip(*(v.chunk(n) for v in data.views), strict=True)
-    return [Batch(*these) for these in zip(cut, data.index.chunk(n), data.label.chunk(n), strict=True)]
+    return [Batch(*these) for these in zip(cut, data.index.chunk(n), data.label.chunk(n), data.noise.chunk(n), strict=True)]
 
 
 def spoilt(data: Batch) -> Batch:
@@ -40,7 +40,7 @@ def spoilt(data: Batch) -> Batch:
     views = tuple(v.clone() for v in data.views)
     for view in views:
         view[0, 0, 0, 0] = math.nan
-    return Batch(views, data.index, data.label)
+    return Batch(views, data.index, data.label, data.noise)
 
 
 def state(step: Step, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ def with_small(n: int = 8) -> Batch:
     """Two large views and three small ones."""
     large, small = batch(n), batch(n, seed=2, size=9)
     more = batch(n, seed=3, size=9)
-    return Batch((*large.views, *small.views, more.views[0]), large.index, large.label)
+    return Batch((*large.views, *small.views, more.views[0]), large.index, large.label, large.noise)
 
 
 # Cut-mixed
@@ -198,7 +198,7 @@ def test_hard_examples_are_made_of_the_crops_they_ask_for(
 @pytest.mark.parametrize("name", ["swav", "deepcluster-v2"])
 def test_an_attack_on_large_crops_raises_their_loss(name: str) -> None:
     step, data = Step(build(name, norm=False, dtype=torch.float64), (Adversarial(eps=8),)), with_small()
-    data = Batch(tuple(v.double() for v in data.views), data.index, data.label)
+    data = Batch(tuple(v.double() for v in data.views), data.index, data.label, data.noise)
     outcome = step(data, rng())
     large = objective(step.method, outcome.predictions[:2], outcome.targets)
     assert outcome.parts["adversarial"] > large

@@ -293,7 +293,7 @@ def test_swav_is_lightlys(small: int) -> None:
     """With and without small views: every view predicts the codes of both large ones, but its own."""
     method, data = build("swav", norm=False, dtype=torch.float64), batch(dtype=torch.float64)
     crops = tuple(batch(seed=5, dtype=torch.float64, size=9).views)[:small]
-    data = Batch((*data.views, *crops), data.index, data.label)
+    data = Batch((*data.views, *crops), data.index, data.label, data.noise)
     predictions = method.predict(method.inputs(data))
     c = method.config
     theirs = pytest.importorskip("lightly.loss").SwaVLoss(c.temperature, c.iterations, c.epsilon)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from selftaught.distributed import own
 from selftaught.hard import Adversarial, CutMix, MixUp
-from selftaught.method import Batch, Encoder, Method
+from selftaught.method import NOISE, Batch, Encoder, Method
 from selftaught.methods import METHODS
 from selftaught.networks import batch_norms
-from selftaught.step import HardExample
+from selftaught.step import HardExample, part_name
 
 IMAGES = 64
 SMALL = {"hidden": 16, "dim": 8, "queue": 16, "clusters": 5, "prototypes": 6, "classes": 5}
@@ -24,10 +24,20 @@ HARD: dict[str, HardExample] = {
 }
 
 
+def takes(name: str, hard: str) -> bool:
+    """Whether a method takes a hard example: one that makes no sense for it is declared, with the reason."""
+    return part_name(HARD[hard]) not in METHODS[name].unfit
+
+
+def fitting(name: str, *hards: str) -> tuple[HardExample, ...]:
+    """Those of several hard examples that a method takes."""
+    return tuple(HARD[hard] for hard in hards if takes(name, hard))
+
+
 class Toy(Encoder):
     """A smooth backbone (no kinks, for numerical gradients), with batch norm or without."""
 
-    features = 6
+    features = channels = 6
 
     def __init__(self, norm: bool) -> None:
         super().__init__()
@@ -35,7 +45,11 @@ class Toy(Encoder):
         self.norm = nn.BatchNorm2d(6) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.norm(self.conv(x))).mean(dim=(2, 3))
+        return self.with_map(x)[0]
+
+    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = torch.tanh(self.norm(self.conv(x)))
+        return found.mean(dim=(2, 3)), found
 
 
 def config(name: str) -> Method.Config:
@@ -61,13 +75,14 @@ def build(name: str, *, seed: int = 0, norm: bool = True, dtype: torch.dtype = t
 
 def mine(whole: Batch) -> Batch:
     """This process's share of a global batch."""
-    return Batch(tuple(own(v) for v in whole.views), own(whole.index), own(whole.label))
+    return Batch(tuple(own(v) for v in whole.views), own(whole.index), own(whole.label), own(whole.noise))
 
 
 def batch(n: int = 8, seed: int = 1, first: int = 0, dtype: torch.dtype = torch.float32, size: int = 16) -> Batch:
     rng = torch.Generator().manual_seed(seed)
     views = tuple(torch.rand(n, 3, size, size, generator=rng, dtype=torch.float64).to(dtype) for _ in range(2))
-    return Batch(views, torch.arange(first, first + n), torch.randint(5, (n,), generator=rng))
+    label = torch.randint(5, (n,), generator=rng)
+    return Batch(views, torch.arange(first, first + n), label, torch.rand(n, NOISE, generator=rng))
 
 
 def rng(seed: int = 0) -> torch.Generator:
