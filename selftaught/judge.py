@@ -89,7 +89,8 @@ def judge(
                 vectors = cached(own.folder / "features", key, lambda: make(positions))
             return Features(vectors, index.labels[positions])
 
-        found[name] = (features(index.train), features(index.held_out))
+        known = index.labelled
+        found[name] = (features(index.train[known[index.train]]), features(index.held_out[known[index.held_out]]))
     results = evaluate(found, protocols, labels=labels, draws=draws, seed=seed, on_progress=progress.of("evaluating"))
     judgement = Judgement(results=results, verdict=verdict(results))
     if own:

@@ -58,7 +58,7 @@ class Life:
         self.watch_every = max(trainee.stage.steps // MEASURES, RARELY)
         self.log_every = max(trainee.stage.steps // 500, 1)
         self.journal: Journal | None = None
-        self.bank, self.queries = sample(trainee.index)
+        self.bank, self.voted, self.watched = sample(trainee.index)
         self.clock = self.saved = time.perf_counter()
         self.images = 0
 
@@ -135,15 +135,12 @@ class Life:
                 precision=t.stage.precision, share=share,
             )  # fmt: skip
 
+        found = watch.measure(features(self.watched, 1.0), features(self.watched, 0.7))
         labels = t.index.labels
-        bank = {}
-        if labels is not None:
-            bank = {
-                "bank": features(self.bank, 1.0),
-                "bank_labels": labels[self.bank],
-                "labels": labels[self.queries],
-            }
-        return watch.measure(features(self.queries, 1.0), features(self.queries, 0.7), **bank)
+        if labels is not None and len(self.bank) and len(self.voted):
+            bank, voted = features(self.bank, 1.0), features(self.voted, 1.0)
+            found |= watch.votes(voted, labels[self.voted], bank, labels[self.bank])
+        return found
 
     def log(self, report: Report | None, features: dict[str, float] | None) -> None:
         if self.journal is None:
@@ -214,18 +211,21 @@ def finite(value: Tensor | float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def sample(index: Index) -> tuple[Tensor, Tensor]:
-    """Positions of the images that vote, and of the held-back ones that are watched: fixed for a data set.
-
-    Where nothing is held back, some training images are watched, and do not vote.
+def sample(index: Index) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of the labelled images that vote, of those that are voted on, and of those whose features are watched:
+    fixed for a data set. Held-back images are voted on and watched; where there are few, training images are watched
+    besides, and where there are none, some are voted on that do not vote.
     """
     rng = torch.Generator().manual_seed(0)
 
     def some(positions: Tensor, most: int) -> Tensor:
         return positions[torch.randperm(len(positions), generator=rng)[:most]]
 
-    bank, watched = some(index.train, BANK + WATCHED), some(index.held_out, WATCHED)
-    if len(watched):
-        return bank[:BANK], watched
-    half = min(WATCHED, len(bank) // 2)
-    return bank[half:], bank[:half]
+    known = index.labelled
+    bank, held = some(index.train[known[index.train]], BANK + WATCHED), some(index.held_out, WATCHED)
+    voted = held[known[held]]
+    if not len(voted):
+        half = min(WATCHED, len(bank) // 2)
+        bank, voted = bank[half:], bank[:half]
+    watched = torch.cat([held, some(index.train, WATCHED)])[:WATCHED]
+    return bank[:BANK], voted, watched

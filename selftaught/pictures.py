@@ -25,7 +25,8 @@ def draw(trainee: Trainee, folder: Path | None) -> None:
     raw = next(iter(trainee.batches.epoch(0)))
     batch = trainee.batch(raw, key(trainee.stage.seed, "album"))
     # A plain run shows what HEXA would have trained it on.
-    hard = trainee.stage.hard or (Adversarial(), CutMix())
+    fit = [h for h in (Adversarial(), CutMix()) if part_name(h) not in trainee.method.unfit]
+    hard = trainee.stage.hard or fit
     entries = [entry for h in hard for entry in hard_entries(trainee, h, batch)]
     if folder is None:
         return

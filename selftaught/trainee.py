@@ -73,6 +73,7 @@ def assemble(
     method = method_of(stage.method)
     if method.needs_labels and index.labels is None:
         raise UserError(f"{method.__name__} needs labels: put images into class folders, or write a labels.csv")
+    positions = index.train[index.labelled[index.train]] if method.needs_labels else index.train
     per_process = stage.batch // (world_size() * stage.accumulate)
     if per_process * world_size() * stage.accumulate != stage.batch:
         raise UserError(
@@ -82,7 +83,7 @@ def assemble(
     if method.couples_samples and per_process * world_size() < 2:
         raise UserError(f"{method.__name__} compares the images of a batch: a part of one image has nothing to compare")
     batches = Batches(
-        images, index.train, index.labels, batch=per_process, seed=stage.seed, rank=rank(), world=world_size(),
+        images, positions, index.labels, batch=per_process, seed=stage.seed, rank=rank(), world=world_size(),
         workers=workers, pin=device.type == "cuda",
     )  # fmt: skip
     torch.manual_seed(key(stage.seed, "weights"))
@@ -94,7 +95,7 @@ def assemble(
     if stage.init:
         say(backbones.load_weights(backbone, stage.init))
     torch.manual_seed(key(stage.seed, "head"))
-    step = Step(method(stage.method, backbone, len(index.train)), stage.hard, stage.combine)
+    step = Step(method(stage.method, backbone, len(positions)), stage.hard, stage.combine)
     backbones.set_trainable(backbone, stage.trainable)
     step.to(device).to(memory_format=torch.channels_last)
     return Trainee(stage, index, images, batches, augment, step, device)

@@ -21,22 +21,14 @@ from selftaught.evaluation.protocol import Features
 
 
 @torch.no_grad()
-def measure(
-    vectors: Tensor,
-    second: Tensor | None = None,
-    *,
-    labels: Tensor | None = None,
-    bank: Tensor | None = None,
-    bank_labels: Tensor | None = None,
-) -> dict[str, float]:
+def measure(vectors: Tensor, second: Tensor | None = None) -> dict[str, float]:
     """Measures of the features [N, D] of a fixed sample; `second` [N, D] are those of another view of the
     same images.
 
     std: of the L2-normalised features, the mean over dimensions times sqrt(D): 1 = spread over the sphere, 0
     = one point. rank: RankMe (Garrido et al., 2023, https://arxiv.org/abs/2210.02885), exp of the entropy of
     the singular values. alignment (with `second`) and uniformity: Wang & Isola (2020,
-    https://arxiv.org/abs/2005.10242), alpha = 2 and t = 2. knn (with `labels`, `bank` [M, D] and
-    `bank_labels`): balanced accuracy of kNN; for several classes an image, its AUROC.
+    https://arxiv.org/abs/2005.10242), alpha = 2 and t = 2.
 
     Features that are not finite have std and rank nan, and nothing else.
     """
@@ -52,13 +44,20 @@ def measure(
         found["alignment"] = float((unit - F.normalize(second.double(), dim=1)).square().sum(1).mean())
     if len(unit) > 1:
         found["uniformity"] = float((-2 * torch.pdist(unit).square()).exp().mean().log())
-    if labels is not None and bank is not None and bank_labels is not None and bool(torch.isfinite(bank).all()):
-        values = KNN().score(Features(bank.double(), bank_labels), vectors).values.cpu()
-        labels = labels.cpu()
-        accuracy = balanced_accuracy(labels, values) if labels.ndim == 1 else auroc(labels, values)[0]
-        if math.isfinite(accuracy):
-            found["knn"] = accuracy
     return found
+
+
+@torch.no_grad()
+def votes(vectors: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> dict[str, float]:
+    """knn: balanced accuracy of a vote among `bank` [M, D]; for several classes an image, the AUROC. Nothing where the
+    features are not finite, or the labels of one kind.
+    """
+    if not all(bool(torch.isfinite(v).all()) for v in (vectors, bank)):
+        return {}
+    values = KNN().score(Features(bank.double(), bank_labels), vectors.double()).values.cpu()
+    labels = labels.cpu()
+    accuracy = balanced_accuracy(labels, values) if labels.ndim == 1 else auroc(labels, values)[0]
+    return {"knn": accuracy} if math.isfinite(accuracy) else {}
 
 
 def effective_rank(vectors: Tensor) -> float:

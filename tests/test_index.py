@@ -424,7 +424,7 @@ def test_a_csv_of_several_classes_an_image(root: Path) -> None:
     by_bars = build([root])
     assert by_bars.classes == ("x", "y", "z")
     assert by_bars.labels is not None
-    assert by_bars.labels.dtype == torch.uint8
+    assert by_bars.labels.dtype == torch.int8
     assert by_bars.labels.tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 1]]
     table(root / "labels.csv", "file,z,y,x\na.png,0,1,1\nb.png,0,0,0\nc.png,1,1,0\n")
     by_columns = build([root])
@@ -446,10 +446,28 @@ def test_columns_and_rows_that_are_not_used_are_said(root: Path) -> None:
     assert any("one class only" in note for note in index.notes)
 
 
+def test_a_few_labels_among_many_images(root: Path) -> None:
+    """Two hundred labels for five thousand images: the others are trained on, and only labelled ones are held out."""
+    names = [f"{i:02}.png" for i in range(40)]
+    put(root, *names)
+    for text in ("x", "x|y"):  # one class an image, and several
+        rows = [f"{name},{text if i % 2 else 'z'}\n" for i, name in enumerate(names[:10])]
+        table(root / "labels.csv", "file,class\n" + "".join(rows))
+        index = build([root])
+        assert index.labels is not None
+        assert index.labelled.tolist() == [True] * 10 + [False] * 30
+        assert (index.labels[10:] == -1).all()
+        assert len(index.held_out) == 2
+        assert index.labelled[index.held_out].all()
+        assert any("30 of 40 images have no row" in note for note in index.notes)
+    table(root / "labels.csv", "file,class\n" + "".join(f"{name},{'xyz'[i % 3]}\n" for i, name in enumerate(names)))
+    assert build([root]).fingerprint != index.fingerprint
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,class\na.png,x\n", "1 of 2 images have no row in .*labels.csv, for example .*b.png"),
+        ("file,class\nc.png,x\nd.png,y\n", "not one of 2 images has a row in .*labels.csv, for example .*a.png"),
         ("file,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
         ("file,class\na.png,x\nb.png,y\na.png,y\n", "line 4: a.png has another class"),
         ("file,class\na.png,x\nb.png\n", "line 3: 1 columns, but the header has 2"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selftaught.evaluation import KNN, Features
 from selftaught.evaluation.metrics import balanced_accuracy
-from selftaught.watch import Guard, effective_rank, measure
+from selftaught.watch import Guard, effective_rank, measure, votes
 
 # Recorded runs of ResNet-18 (unless it says otherwise) on photographs of 32 pixels: K with a chance level of ln(K), then
 # "step std rank loss" of each observation. Batch 128 and ten steps of warm-up unless it says otherwise.
@@ -298,14 +298,14 @@ def labelled(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.eye(3)[labels] + 0.6 * torch.randn(count, 3, generator=rng), labels
 
 
-def test_knn_only_with_labels() -> None:
+def test_votes_are_those_of_knn() -> None:
     (bank, bank_labels), (vectors, labels) = labelled(90, 0), labelled(60, 1)
-    found = measure(vectors, bank=bank, bank_labels=bank_labels, labels=labels)
+    found = votes(vectors, labels, bank, bank_labels)
     values = KNN().score(Features(bank.double(), bank_labels), vectors.double()).values
     assert found["knn"] == pytest.approx(balanced_accuracy(labels, values))
-    assert "knn" not in measure(vectors)
+    assert votes(vectors * torch.nan, labels, bank, bank_labels) == {}
     several = F.one_hot(bank_labels, 3), F.one_hot(labels, 3)
-    area = measure(vectors, bank=bank, bank_labels=several[0], labels=several[1])["knn"]
+    area = votes(vectors, several[1], bank, several[0])["knn"]
     assert 0.5 < area < 1
 
 

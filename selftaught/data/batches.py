@@ -31,7 +31,7 @@ class Raw:
     pixels: Tensor  # uint8 [B, 3, C, C], whole images squashed to squares
     aspect: Tensor  # [B] float: true width / height
     index: Tensor  # [B] long, place within the `positions` of the batches, 0..n-1
-    label: Tensor  # [B] long, -1 without labels; or [B, classes] uint8
+    label: Tensor  # [B] long, -1 without labels; or [B, classes] int8
 
 
 class Batches:

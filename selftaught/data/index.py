@@ -28,7 +28,7 @@ class Index:
 
     paths: Sequence[Path]  # N of them, sorted by the path below their root
     sizes: Tensor  # [N, 2] long: height, width as shown (after EXIF orientation)
-    labels: Tensor | None  # [N] long, or [N, C] uint8 for several an image; None: no accuracy anywhere
+    labels: Tensor | None  # [N] long, or [N, C] int8 for several an image; -1 = unlabelled; None: no accuracy anywhere
     classes: tuple[str, ...]
     test: Tensor  # [N] bool: held out
     split: str  # "given" by train/ and test/ folders, or "drawn" by seed
@@ -48,6 +48,13 @@ class Index:
     def held_out(self) -> Tensor:
         """Positions [n] of the images kept for evaluation."""
         return torch.nonzero(self.test).flatten()
+
+    @property
+    def labelled(self) -> Tensor:
+        """[N] bool: whose label is known."""
+        if self.labels is None:
+            return torch.zeros(len(self), dtype=torch.bool)
+        return (self.labels if self.labels.dim() == 1 else self.labels[:, 0]) >= 0
 
     def describe(self) -> str:
         """Counts, classes, split, unreadable files and notes, for people: a line for each that there is."""
@@ -142,6 +149,7 @@ def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str]) 
         label: Iterable[int] = ()
         if rows is not None:
             label = (int(rows[i]),) if rows.ndim == 1 else np.flatnonzero(rows[i])
+            label = label if np.min(rows[i]) >= 0 else ()
         said = "|".join(classes[c] for c in label)
         total.update(os.fsencode(name) + f"\0{files.bytes[i]}\0{said}\n".encode())
     return total.hexdigest()

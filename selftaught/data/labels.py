@@ -23,7 +23,7 @@ _PART_NAMES = {"images", "image", "imgs", "masks", "mask", "annotations", "label
 def label(
     source: str, places: Sequence[Root], files: Files, depth: np.ndarray, notes: list[str]
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The labels, [n] int64 or [n, C] uint8 or None, and the names of the classes."""
+    """The labels, [n] int64 or [n, C] int8 or None, -1 where an image has none, and the names of the classes."""
     if source == "none":
         return None, ()
     tables: list[Path] = []
@@ -70,24 +70,25 @@ def _class_folders(files: Files, depth: np.ndarray) -> tuple[list[str], str | No
 
 def _csv_labels(tables: Sequence[Path], files: Files, notes: list[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
     read = [Table(table) for table in tables]
-    found: list[tuple[str, ...]] = []
-    missing: list[str] = []
+    found: list[tuple[str, ...] | None] = []
     for path, name in zip(files.paths, files.names, strict=True):
         rows = (table.find(path, name) for table in read)
-        if (row := next((row for row in rows if row is not None), None)) is None:
-            missing.append(path)
-        else:
-            found.append(row)
+        found.append(next((row for row in rows if row is not None), None))
     names = ", ".join(shown(table) for table in tables)
-    if missing:
+    missing = [path for path, row in zip(files.paths, found, strict=True) if row is None]
+    if len(missing) == len(files):
         raise UserError(
-            f"{len(missing):,} of {counted(len(files), 'image')} have no row in {names}, for example "
-            f"{shown(missing[0])}: add a row for each (its path from the folder of the CSV, and its class), "
-            'or take no labels ("none")'
+            f"not one of {counted(len(files), 'image')} has a row in {names}, for example {shown(missing[0])}: "
+            'name each by its path from the folder of the CSV, or take no labels ("none")'
         )
     for table in read:
         notes += table.notes
-    if (unused := sum(len(table.rows) for table in read) - len(found)) > 0:
+    if missing:
+        notes.append(
+            f"{len(missing):,} of {counted(len(files), 'image')} have no row in {names} and so no label, for example "
+            f"{shown(missing[0])}"
+        )
+    if (unused := sum(len(table.rows) for table in read) - len(found) + len(missing)) > 0:
         notes.append(f"{counted(unused, 'row')} of {names} without an image")
     columns = dict.fromkeys(name for table in read for name in table.columns)
     several = any(table.several for table in read)
@@ -165,19 +166,19 @@ def _key(path: str) -> str:
     return unicodedata.normalize("NFC", posixpath.normpath(path.replace("\\", "/")))
 
 
-def _encoded(names: Sequence[tuple[str, ...]], columns: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class numbers [n], or with `columns` (known classes, perhaps none) one 0/1 column a class [n, C]; the other
-    classes sorted, whole numbers by size.
+def _encoded(names: Sequence[tuple[str, ...] | None], columns: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class numbers [n], or with `columns` (known classes, perhaps none) one 0/1 column a class [n, C]; -1 where
+    nothing is known (None). The other classes are sorted, whole numbers by size.
     """
-    seen = {name for row in names for name in row}
+    seen = {name for row in names if row is not None for name in row}
     whole = all(name.isascii() and name.isdigit() for name in seen)
     rest = sorted(seen - set(columns or ()), key=lambda name: (int(name) if whole else 0, name))
     classes = [*(columns or ()), *rest]
     number = {name: i for i, name in enumerate(classes)}
     if columns is None:
-        rows = np.array([number[row[0]] for row in names], dtype=np.int64)
+        rows = np.array([-1 if row is None else number[row[0]] for row in names], dtype=np.int64)
     else:
-        rows = np.zeros((len(names), len(classes)), dtype=np.uint8)
+        rows = np.zeros((len(names), len(classes)), dtype=np.int8)
         for i, row in enumerate(names):
-            rows[i, [number[name] for name in row]] = 1
+            rows[i, slice(None) if row is None else [number[name] for name in row]] = -1 if row is None else 1
     return rows, tuple(shown(name) for name in classes)

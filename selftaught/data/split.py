@@ -38,6 +38,8 @@ def given_split(files: Files, notes: list[str]) -> tuple[str, np.ndarray, np.nda
 def draw_split(files: Files, rows: np.ndarray | None, holdout: float, seed: int) -> np.ndarray:
     """[n] bool: of every class the share `holdout` with the smallest hash, at least one of two and never all.
 
+    Where some images are labelled and others not, only labelled ones are held out: they are what can be scored.
+
     With several classes an image the rarest class chooses first among what no other has chosen from (Sechidis
     et al., 2011, "On the stratification of multi-label data"), so that its few images are shared out well.
     """
@@ -57,10 +59,11 @@ def draw_split(files: Files, rows: np.ndarray | None, holdout: float, seed: int)
         groups: np.ndarray = np.zeros(len(files), dtype=np.int64) if rows is None else rows
         by_group = np.argsort(groups, kind="stable")
         for group in np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1):
-            hold_out(group, share(len(group)))
+            if groups[group[0]] >= 0:
+                hold_out(group, share(len(group)))
         return is_test
-    free = np.ones(len(files), dtype=bool)
-    for c in np.argsort(rows.sum(axis=0, dtype=np.int64), kind="stable"):
+    free = rows[:, 0] >= 0
+    for c in np.argsort((rows > 0).sum(axis=0), kind="stable"):
         members = rows[:, c] > 0
         hold_out(np.flatnonzero(members & free), max(share(int(members.sum())) - int(is_test[members].sum()), 0))
         free &= ~members

@@ -206,12 +206,12 @@ def single_labels(labels: Tensor) -> Tensor:
     """[n] long from [n] or from [n, C] (0/1), where an image with no class or several gets -1: a point has one colour."""
     if labels.ndim == 1:
         return labels.long().cpu()
-    return torch.where(labels.sum(dim=1) == 1, labels.float().argmax(dim=1), -1).long().cpu()
+    return torch.where((labels > 0).sum(dim=1) == 1, labels.float().argmax(dim=1), -1).long().cpu()
 
 
 def label_text(label: Tensor, classes: Sequence[str]) -> str:
     """The name of one image's class, or of its classes; the number where the classes have no names."""
-    positions = [int(label)] if label.ndim == 0 else label.nonzero().flatten().tolist()
+    positions = [int(label)] if label.ndim == 0 else (label > 0).nonzero().flatten().tolist()
     names = [str(classes[k]) if 0 <= k < len(classes) else str(k) for k in positions if k >= 0]
     return " | ".join(names) or "none"
 
