@@ -32,13 +32,16 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("out", str, "FOLDER", "of the run", "required"),
     ("data", tuple[str, ...], "PATH ...", "folders or files of images", "required for a new run"),
     ("labels_from", str | None, "auto|folders|none|FILE.csv", "class folders or a CSV; labels only serve to watch", "auto"),
+    ("subset", str | None, "all|10%|5|total:200", "of the training images: a share, labels a class, labels in all", "all"),
     ("holdout", float | None, "SHARE", "of images kept out of training, where the folders make no split", "0.2"),
     ("method", METHOD_NAME | None, "|".join(METHODS), "what to predict", recipe.METHOD),
     ("hard", tuple[HARD_NAME, ...] | None, f"{' '.join(HARD)}", "hard examples to train on besides", "none"),
     ("backbone", str | None, "NAME", "of a timm network", SUITED),
     ("stem", Literal["imagenet", "cifar"] | None, "imagenet|cifar", "a resnet's first layers; cifar keeps detail", SUITED),
     ("init", str | None, "WEIGHTS", "to start from: a file, or a name with pretrained weights in timm", "random"),
-    ("trainable", Literal["all", "norm"] | None, "all|norm", "norm: norm layers and the new head alone (HPT-BN)", "all"),
+    ("statistics", Literal["weights", "data"] | None, "weights|data", "whose mean and std normalise the pixels", "weights"),
+    ("trainable", str | None, "all|norm|none|last-K|lora", "norm: norm layers and the new head alone (HPT-BN)", "all"),
+    ("keep", Literal["last", "best"] | None, "last|best", "best: of the start and log-spaced checkpoints", "last"),
     ("size", int | None, "PIXELS", "of a large view", SUITED),
     ("batch", int | None, "IMAGES", "a step, over all processes", SUITED),
     ("accumulate", int | None, "PARTS", "that a batch is worked through in", "1"),
@@ -57,8 +60,18 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("on_collapse", Literal["stop", "warn"], "stop|warn", "when the features fall into one point", "stop"),
     ("save_every", float, "SECONDS", "between checkpoints", "120"),
 )  # fmt: skip
+# What `selftaught adapt` takes besides, and what it takes otherwise.
+ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
+    ("target", tuple[str, ...], "PATH ...", "images to adapt to: folders or files", "required without --plan"),
+    ("source", tuple[str, ...], "PATH ...", "images for a stage in between, many and of a similar kind", "none"),
+    ("source_steps", int | None, "STEPS", "of the stage in between", SUITED),
+    ("plan", str | None, "FILE.yaml", "stages in any chain or tree, each with flags of its own", "none"),
+)
+ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
+CONDUCT = {"out", "device", "workers", "on-collapse", "save-every"}  # how it is done, which changes no outcome
 DEFAULTS: dict[str, Any] = {
-    "data": (), "resume": False, "device": "auto", "workers": 2, "on_collapse": "stop", "save_every": 120.0,
+    "data": (), "target": (), "source": (), "resume": False, "device": "auto", "workers": 2, "on_collapse": "stop",
+    "save_every": 120.0,
 }  # fmt: skip
 GROUPS = ("method", "hard", "views", "optimizer", "schedule")  # whose fields are flags: --method.temperature
 
@@ -68,10 +81,10 @@ HARD_FIELDS = dataclasses.make_dataclass(
 )
 
 
-def pretrain_flags(method: str, optimizer: str) -> type:
+def pretrain_flags(method: str, optimizer: str, table: Sequence[tuple[str, Any, str, str, str]] = PLAIN) -> type:
     """The dataclass of all flags, for one method and one optimizer."""
     plain = []
-    for name, kind, metavar, text, without in PLAIN:
+    for name, kind, metavar, text, without in table:
         default = dataclasses.field(default=DEFAULTS.get(name)) if name != "out" else dataclasses.field()
         said = arg(name=name.replace("_", "-"), help=text, metavar=metavar or None, help_behavior_hint=f"({without})")
         plain.append((name, Annotated[kind, said], default))
@@ -109,6 +122,28 @@ def parse(args: Sequence[str], base: Stage | None, defaults: dict[str, Any] | No
     return tyro.cli(flags, prog="selftaught pretrain", args=list(args), default=default)
 
 
+def parse_adapt(args: Sequence[str]) -> Any:
+    """Read the flags of `selftaught adapt`: those of a target, a source or a plan, and what both stages share."""
+    method, optimizer = name_of(args, None, "method"), name_of(args, None, "optimizer")
+    recipe.find(method, METHODS, "method")
+    recipe.find(optimizer, OPTIMIZERS, "optimizer")
+    table = [*ADAPT, *(row for row in PLAIN if row[0] not in ("data", "config", "resume"))]
+    flags = pretrain_flags(method, optimizer, table)
+    return tyro.cli(flags, prog="selftaught adapt", args=list(args), default=flags(out=chosen(args, "out") or tyro.MISSING))
+
+
+def grouped(args: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """What was typed, flag by flag: [("hard", ["adversarial", "cutmix"]), ...]."""
+    found: list[tuple[str, list[str]]] = []
+    for word in args:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found.append((name.replace("_", "-"), [value] if equals else []))
+        elif found:
+            found[-1][1].append(word)
+    return found
+
+
 def of_base(base: Stage, method: str, optimizer: str) -> dict[str, Any]:
     """The groups' defaults, from a stage to start from; a group of another kind starts from its own."""
     groups: dict[str, Any] = {"views_fields": base.views, "schedule_fields": base.schedule}
@@ -130,6 +165,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
         roots=tuple(str(Path(root)) for root in given["data"]) or (base.data.roots if base else ()),
         labels=given["labels_from"] or (base.data.labels if base else "auto"),
         holdout=given["holdout"] if given["holdout"] is not None else base.data.holdout if base else Data.holdout,
+        subset=given["subset"] or (base.data.subset if base else "all"),
     )
     if not data.roots:
         raise UserError("no images: give folders or files with --data")
@@ -171,7 +207,8 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
         views = dataclasses.replace(views, pipeline=given["views"])
     return Stage(
         data=data, size=size, backbone=backbone, stem=stem, init=pick("init", lambda: None),
-        trainable=pick("trainable", lambda: "all"), method=fields,
+        statistics=pick("statistics", lambda: "weights"), trainable=pick("trainable", lambda: "all"),
+        keep=pick("keep", lambda: "last"), method=fields,
         hard=tuple(getattr(asked.hard_fields, name) for name in names), combine=pick("combine", lambda: "mean"),
         views=dataclasses.replace(views, large=method.views), optimizer=asked.optimizer_fields,
         schedule=asked.schedule_fields, clip=pick("clip", lambda: 0.0), batch=batch,
@@ -206,10 +243,10 @@ def steps_of(given: dict[str, Any], base: Stage | None, index: Index, batch: int
     elif given["epochs"] is None and base:
         steps = base.steps
     else:
-        epochs = given["epochs"] if given["epochs"] is not None else recipe.epochs_for(index, device)
+        epochs = given["epochs"] if given["epochs"] is not None else recipe.epochs_for(index, device, bool(given["init"]))
         require(epochs > 0, "--epochs", "above 0", epochs)
         steps = round(epochs * (len(index.train) // batch))
-    if steps < 1:
+    if steps < 1 and given["steps"] is None:
         raise UserError("there is nothing to train: give --steps or --epochs above 0")
     return steps
 

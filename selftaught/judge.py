@@ -101,7 +101,7 @@ def judge(
 def labelled(own: run.Run | None, roots: list[str], labels_from: str, seed: int, progress: Progress) -> Index:
     """The labelled images, split as they were for training: what was held out then is held out now."""
     if own:
-        data = own.stage.data
+        data = replace(own.stage.data, subset="all")  # what it was not shown may be labelled all the same
         if roots:  # a run that held nothing back can still be judged on other images
             data = replace(data, roots=tuple(roots), holdout=data.holdout or Data.holdout)
         data = replace(data, labels=labels_from) if labels_from != "auto" or roots else data

@@ -1,16 +1,18 @@
 """A run as it is lived: its folder, journal, watch and checkpoints, told in one place; hence some 200 lines."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from selftaught import backbones, checkpoint, run, watch
+from selftaught import checkpoint, choice, run, watch, weights
+from selftaught.choice import Candidate
 from selftaught.data.index import Index
 from selftaught.distributed import rank, shared
 from selftaught.errors import UserError
@@ -59,6 +61,8 @@ class Life:
         self.log_every = max(trainee.stage.steps // 500, 1)
         self.journal: Journal | None = None
         self.bank, self.voted, self.watched = sample(trainee.index)
+        self.candidates: list[Candidate] = []
+        self.stops = choice.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
         self.clock = self.saved = time.perf_counter()
         self.images = 0
 
@@ -72,11 +76,13 @@ class Life:
             self.guard.load_state_dict(state["guard"])
             self.step, self.skipped, self.seconds = state["next"], state["skipped"], state["seconds"]
             self.best = state["best"]
+            self.candidates = [Candidate(**c) for c in state["candidates"]]
         if self.first:
             self.write_run("running")
             self.journal = Journal(self.out / "journal.jsonl", after=self.step)
         if self.step == 0:
             self.look(None)
+            self.consider()
         self.clock = self.saved = time.perf_counter()
         return self.step
 
@@ -100,6 +106,7 @@ class Life:
             self.look(report)
         elif self.step % self.log_every == 0:
             self.log(report, None)
+        self.consider()
         if time.perf_counter() - self.saved > self.conduct.save_every:
             self.save()
 
@@ -124,23 +131,42 @@ class Life:
         if shared(self.guard.collapsed) and self.conduct.on_collapse == "stop":
             raise Collapsed(shared(warning) or "the features collapsed")
 
+    def consider(self) -> None:
+        """Keep the weights of this step beside the run, with their scores, where the best are to be kept."""
+        if not self.first or self.step not in self.stops or any(c.step == self.step for c in self.candidates):
+            return
+        began = time.perf_counter()
+        t = self.trainee
+        if checkpoint.all_finite(t.backbone.state_dict()):
+            positions = choice.sample(t.index)
+            vectors = self.features(positions, 1.0)
+            scores = watch.measure(vectors, self.features(positions, 0.7))
+            if t.index.labels is not None:
+                scores |= choice.label_scores(vectors, t.index.labels[positions])
+            file = f"checkpoints/step-{self.step}.safetensors"
+            weights.save(t.backbone, self.out / file, {"size": str(t.stage.size)})
+            self.candidates.append(Candidate(step=self.step, file=file, scores=scores))
+            self.conduct.say(f"step {self.step:,}: {choice.said(self.candidates[-1])}")
+        spent = time.perf_counter() - began
+        self.seconds += spent
+        self.clock += spent
+
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Of two centre crops of every watched image: the whole one, and a closer one."""
-        t = self.trainee
-
-        def features(positions: Tensor, share: float) -> Tensor:
-            return extract(
-                t.backbone, t.images, positions, size=t.stage.size, batch=256, device=t.device,
-                precision=t.stage.precision, share=share,
-            )  # fmt: skip
-
-        found = watch.measure(features(self.watched, 1.0), features(self.watched, 0.7))
-        labels = t.index.labels
+        found = watch.measure(self.features(self.watched, 1.0), self.features(self.watched, 0.7))
+        labels = self.trainee.index.labels
         if labels is not None and len(self.bank) and len(self.voted):
-            bank, voted = features(self.bank, 1.0), features(self.voted, 1.0)
+            bank, voted = self.features(self.bank, 1.0), self.features(self.voted, 1.0)
             found |= watch.votes(voted, labels[self.voted], bank, labels[self.bank])
         return found
+
+    def features(self, positions: Tensor, share: float) -> Tensor:
+        t = self.trainee
+        return extract(
+            t.backbone, t.images, positions, size=t.stage.size, batch=256, device=t.device,
+            precision=t.stage.precision, share=share,
+        )  # fmt: skip
 
     def log(self, report: Report | None, features: dict[str, float] | None) -> None:
         if self.journal is None:
@@ -178,17 +204,23 @@ class Life:
             "skipped": self.skipped,
             "seconds": self.seconds,
             "best": self.best,
+            "candidates": [asdict(c) for c in self.candidates],
         }
         if not checkpoint.all_finite(state["step"]):
             self.conduct.say(f"step {self.step}: the weights are not finite; the last good checkpoint is kept")
             return
         checkpoint.save(self.out / "checkpoints" / name, state)
 
-    def end(self, outcome: str, **more: str) -> Path:
+    def end(self, outcome: str, **more: Any) -> Path:
         file = self.out / "backbone.safetensors"
         if self.first:
-            if checkpoint.all_finite(self.trainee.backbone.state_dict()):
-                backbones.save(self.trainee.backbone, file, {"size": str(self.trainee.stage.size)})
+            if len(self.candidates) > 1:
+                chosen = choice.choose(self.candidates)
+                checkpoint.atomic(file, lambda draft: shutil.copyfile(self.out / chosen.kept.file, draft))
+                self.conduct.say(chosen.text)
+                more["choice"] = chosen.facts()
+            elif checkpoint.all_finite(self.trainee.backbone.state_dict()):
+                weights.save(self.trainee.backbone, file, {"size": str(self.trainee.stage.size)})
             self.write_run(outcome, **more)
             if self.journal is not None:
                 self.journal.close()
@@ -201,7 +233,7 @@ class Life:
         if self.journal is not None:  # else it never began, and what lies in the folder is not this run's
             self.end(outcome, reason=reason)
 
-    def write_run(self, outcome: str, **more: str) -> None:
+    def write_run(self, outcome: str, **more: Any) -> None:
         t = self.trainee
         run.write(self.out, t.stage, t.index, outcome, {**self.conduct.note, **more})
 

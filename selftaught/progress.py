@@ -43,7 +43,7 @@ class Progress:
         self.console.print(Text(text), soft_wrap=True)
 
     def begin(self, stage: Stage) -> None:
-        self.steps = stage.steps
+        self.steps, self.first, self.features = stage.steps, None, {}
 
     def entry(self, entry: dict[str, Any]) -> None:
         """Show a journal entry."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from selftaught import backbones, checkpoint
+from selftaught import backbones, checkpoint, weights
 from selftaught.backbones import Backbone
 from selftaught.data.index import Index
 from selftaught.errors import UserError
@@ -17,6 +17,7 @@ from selftaught.fit import key
 from selftaught.recipe import from_json, to_json
 from selftaught.stage import Stage
 
+PLAN = "plan.json"  # what a plan's stages are called, in the folder that holds them
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -27,24 +28,26 @@ class Run:
     folder: Path
     stage: Stage
     facts: dict[str, Any]
+    base: str | None = None  # the weights that a plan as a whole began from
 
     def backbone(self) -> Backbone:
         """What was learnt."""
         file = self.folder / "backbone.safetensors"
         if not file.exists():
             raise UserError(f"{self.folder} has no backbone yet: bring it to its end by --out {self.folder} --resume")
-        return backbones.load(file)
+        return weights.load(file)
 
     def random(self) -> Backbone:
         """The very network that it began from, had it not had weights: the same seed, the same statistics."""
         return random_like(self.backbone(), self.stage.seed)
 
     def start(self) -> Backbone | None:
-        """The weights that it started from, if there were any."""
-        if self.stage.init is None:
+        """The weights that it started from, if there were any; of a plan's outcome, those that the plan started from."""
+        init = self.base or self.stage.init
+        if init is None:
             return None
         backbone = self.random()
-        backbones.load_weights(backbone, self.stage.init)
+        weights.load_weights(backbone, init)
         return backbone
 
 
@@ -64,7 +67,7 @@ def open_backbone(path: Path) -> Backbone:
     """From a run's folder, or from a file that `export` or `pretrain` wrote."""
     if not path.exists():
         raise UserError(f"there is no {path}: give a run's folder, or a file that export wrote")
-    return read(path).backbone() if path.is_dir() else backbones.load(path)
+    return read(path).backbone() if path.is_dir() else weights.load(path)
 
 
 def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str, Any]) -> None:
@@ -85,12 +88,30 @@ def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str
             "unreadable": [list(pair) for pair in index.unreadable],
         },
         "seed": stage.seed,
-        "lineage": [{"init": stage.init, "data": list(stage.data.roots), "steps": stage.steps}],
+        "lineage": lineage(stage),
         "outcome": outcome,
         "finished": outcome == "done",
         **note,
     }
     checkpoint.write_json(folder / "run.json", facts)
+
+
+def lineage(stage: Stage) -> list[dict[str, Any]]:
+    """Every training that led here, the first one first."""
+    own = {"init": stage.init, "data": list(stage.data.roots), "steps": stage.steps}
+    before = Path(stage.init) if stage.init else None
+    if before and (resolve(before) / "run.json").is_file():
+        return [*read(before).facts["lineage"], own]
+    return [own]
+
+
+def resolve(folder: Path) -> Path:
+    """The run that a folder stands for: itself, or the outcome of the plan that it holds."""
+    plan = folder / PLAN
+    if (folder / "run.json").is_file() or not plan.is_file():
+        return folder
+    written = json.loads(plan.read_text(encoding="utf-8"))
+    return folder / str(written["stages"][written["outcome"]]["folder"])
 
 
 def begun(folder: Path) -> bool:
@@ -103,12 +124,14 @@ def begun(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Run:
-    """Raises UserError when the folder holds no run."""
+    """A run, or the outcome of a plan. Raises UserError when the folder holds neither."""
+    plan, folder = folder / PLAN, resolve(folder)
+    base = json.loads(plan.read_text(encoding="utf-8"))["base"] if plan.parent != folder else None
     file = folder / "run.json"
     if not file.is_file():
         raise UserError(f"{folder} is not a run: it has no run.json; give a folder that `selftaught pretrain --out` wrote")
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-        return Run(folder, from_json(facts["config"]), facts)
+        return Run(folder, from_json(facts["config"]), facts, base)
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(f"{file} cannot be read ({error}); restore it, or begin the run anew") from error

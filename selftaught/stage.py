@@ -20,10 +20,14 @@ class Data:
     roots: tuple[str, ...]  # folders, or image files
     labels: str = "auto"  # auto, folders, none, or a CSV file
     holdout: float = 0.2  # share of images kept out of training, where the folders make no split themselves
+    subset: str = (
+        "all"  # of the training images: all, 10%, 5 (labels a class), total:1000 (labels, every class at least once)
+    )
 
     def index(self, seed: int, on_progress: Callable[[int, int], None] | None = None) -> Index:
         roots = [Path(r) for r in self.roots]
-        return data_index.build(roots, labels=self.labels, holdout=self.holdout, seed=seed, on_progress=on_progress)
+        index = data_index.build(roots, labels=self.labels, holdout=self.holdout, seed=seed, on_progress=on_progress)
+        return index.subset(self.subset, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +38,9 @@ class Stage:
     size: int  # pixels of a large view
     backbone: str = "resnet18"  # timm's name
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    init: str | None = None  # weights to start from: a file, or the name of pretrained ones in timm
-    trainable: Literal["all", "norm"] = "all"  # norm: only norm layers and the new head (HPT-BN)
+    init: str | None = None  # weights to start from: a run, a file, or the name of pretrained ones in timm
+    statistics: Literal["weights", "data"] = "weights"  # whose mean and std normalise pixels, where weights state some
+    trainable: str = "all"  # all, norm (HPT-BN), last-K blocks, lora-R, or none: only the norms' statistics follow the data
     method: Method.Config = field(default_factory=METHODS["moco-v2"].Config)
     hard: tuple[HardExample, ...] = ()
     combine: Literal["mean", "sum"] = "mean"  # of the clean and the hard losses
@@ -46,6 +51,7 @@ class Stage:
     batch: int = 256  # images a step, over all processes
     accumulate: int = 1  # parts that a batch is worked through in
     steps: int = 10_000
+    keep: Literal["last", "best"] = "last"  # best: of the start and of checkpoints at log-spaced steps (HPT)
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
 
@@ -53,7 +59,7 @@ class Stage:
         require(self.size >= 8, "--size", "8 pixels or more", self.size)
         require(self.batch >= 1, "--batch", "1 or more", self.batch)
         require(self.accumulate >= 1, "--accumulate", "1 or more", self.accumulate)
-        require(self.steps >= 1, "--steps", "1 or more", self.steps)
+        require(self.steps >= 0, "--steps", "0 or more", self.steps)
         require(self.clip >= 0, "--clip", "0 or more", self.clip)
 
 

@@ -19,25 +19,30 @@ from selftaught.life import Collapsed, Conduct, Life
 from selftaught.stage import Data, Stage
 from selftaught.trainee import assemble
 
+# SIGUSR1 is what SLURM sends ahead of the end of a job (sbatch --signal=USR1@120).
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 
 class Stopped(Exception):
     """A signal asked the run to end; it is saved."""
 
 
-def train(stage: Stage, out: Path, conduct: Conduct = Conduct()) -> Path:
+def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | None = None) -> Path:
     """Carry out `stage` in the folder `out`, or go on where it broke off; return the backbone's file.
+
+    `index` is that of the stage's data, where it has been made already.
 
     Raises UserError for what the user can mend, Collapsed when the features fell into one point, Stopped after
     SIGTERM or Ctrl-C. What was learnt is saved in all three cases.
     """
     device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
-    index = shared_index(stage.data, stage.seed)
+    index = index or shared_index(stage.data, stage.seed)
     trainee = assemble(stage, index, device, conduct.workers, conduct.say)
-    steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate
-    if not steps_per_epoch:
+    steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
+    if not steps_per_epoch and stage.steps:
         raise UserError(f"{len(index.train)} training images are fewer than a batch of {stage.batch}: lower --batch")
     step, method = trainee.step, trainee.method
-    optimizer = stage.optimizer.build(step.named_parameters())
+    optimizer = stage.optimizer.build(step.named_parameters(), [f"method.{part}." for part in method.steady])
     life = Life(trainee, optimizer, out, conduct)
     loop = Loop(
         steps=stage.steps, steps_per_epoch=steps_per_epoch, schedule=stage.schedule, accumulate=stage.accumulate,
@@ -46,7 +51,12 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct()) -> Path:
     try:
         start = life.begin()
         step.train()
-        reports = fit(wrap(step, device), method, trainee.epochs, optimizer, loop, start)
+        if stage.trainable == "none" and start < stage.steps:
+            trainee.refresh(stage.steps)
+            start = life.step = stage.steps
+            life.look(None)
+            life.consider()
+        reports = fit(wrap(step, device), method, trainee.epochs, optimizer, loop, start) if start < stage.steps else ()
         with signals() as received:
             for report in reports:
                 life.after(report)
@@ -59,6 +69,8 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct()) -> Path:
         raise
     life.save()
     file = life.end("done")
+    if not stage.steps:
+        return file  # weights were taken in, checked and written: there is nothing to picture
     try:
         pictures.draw(trainee, out / "album" if rank() == 0 else None)
     except (OSError, RuntimeError) as error:
@@ -89,7 +101,7 @@ def signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, before[number])
 
-    before: dict[int, Any] = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {n: signal.signal(n, note) for n in STOPPING}
     try:
         yield received
     finally:

@@ -3,16 +3,18 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from selftaught import backbones
+from selftaught import backbones, weights
 from selftaught.backbones import Backbone
 from selftaught.data.batches import Batches, Raw
 from selftaught.data.images import Images, default_canvas, statistics
 from selftaught.data.index import Index
-from selftaught.data.views import Augment
-from selftaught.distributed import rank, world_size
+from selftaught.data.views import Augment, centre
+from selftaught.distributed import rank, total, world_size
 from selftaught.errors import UserError
 from selftaught.fit import key
 from selftaught.method import NOISE, Batch, Method
@@ -56,6 +58,28 @@ class Trainee:
 
     waited: float = 0.0
 
+    @torch.no_grad()
+    def refresh(self, steps: int) -> None:
+        """Let the running statistics of the backbone's batch norms be those of this data: of `steps` batches of plain
+        images, each counted alike. Nothing else moves (the article's Base).
+        """
+        norms = [m for m in self.backbone.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean
+        self.backbone.train()
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16")
+        batches = (raw for number in count() for raw in self.batches.epoch(number))
+        for raw in islice(batches, steps):
+            with bf16:
+                self.backbone(centre(raw.pixels.to(self.device), raw.aspect.to(self.device), self.stage.size))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            for seen in (norm.running_mean, norm.running_var):
+                if seen is not None:
+                    total(seen).div_(world_size())
+
     def batch(self, raw: Raw, seed: int) -> Batch:
         pixels = raw.pixels.to(self.device, non_blocking=True)
         rng = torch.Generator().manual_seed(seed)
@@ -93,7 +117,9 @@ def assemble(
     if stage.views.small:
         backbones.check_patches(backbone.network, stage.backbone, augment.small_size)
     if stage.init:
-        say(backbones.load_weights(backbone, stage.init))
+        say(weights.load_weights(backbone, stage.init))
+        if stage.statistics == "data":
+            backbone.set_statistics(mean, std)
     torch.manual_seed(key(stage.seed, "head"))
     step = Step(method(stage.method, backbone, len(positions)), stage.hard, stage.combine)
     backbones.set_trainable(backbone, stage.trainable)

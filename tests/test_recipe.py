@@ -108,4 +108,4 @@ def test_steps_and_epochs_exclude_each_other(images: Path) -> None:
     with pytest.raises(UserError, match="not both"):
         stage(images, "--steps", "1", "--epochs", "1")
     with pytest.raises(UserError, match="above 0"):
-        stage(images, "--steps", "0")
+        stage(images, "--epochs", "0")

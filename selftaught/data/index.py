@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
 from selftaught.data.split import draw_split, given_split
 from selftaught.data.verdicts import check, default_cache
 from selftaught.errors import UserError
+from selftaught.evaluation.draws import Budget, draw
 
 _MOST_UNREADABLE = 0.10  # of the image files; with more, the folder is not what the user thinks it is
 
@@ -55,6 +56,35 @@ class Index:
         if self.labels is None:
             return torch.zeros(len(self), dtype=torch.bool)
         return (self.labels if self.labels.dim() == 1 else self.labels[:, 0]) >= 0
+
+    def subset(self, of: str, seed: int) -> Index:
+        """The same with a part of its training images: "25%" of them, or those of a budget of labels ("5" a class,
+        "total:1000" with every class at least once). For one seed a smaller part lies within a larger one.
+        """
+        if of == "all":
+            return self
+        train = self.train
+        if of.endswith("%"):
+            share = float(of[:-1]) / 100 if of[:-1].replace(".", "", 1).isdecimal() else 0.0
+            if not 0 < share <= 1:
+                raise UserError(f"--subset {of}: a share of the training images is above 0 % and at most 100 %")
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+            chosen = train[order[: max(round(share * len(train)), 1)]]
+        else:
+            if self.labels is None:
+                raise UserError(f"--subset {of} counts labels, and these images have none: give a share such as 10%")
+            budget, known = Budget.parse(of), train[self.labelled[train]]
+            chosen = known[draw(self.labels[known], per_class=budget.per_class, total=budget.total, seed=seed)]
+        kept = torch.cat([chosen, self.held_out]).sort().values
+        return replace(
+            self,
+            paths=Paths([str(self.paths[i]) for i in kept.tolist()]),
+            sizes=self.sizes[kept],
+            labels=None if self.labels is None else self.labels[kept],
+            test=self.test[kept],
+            fingerprint=hashlib.sha256(f"{self.fingerprint}/{kept.tolist()}".encode()).hexdigest(),
+            notes=(*self.notes, f"{of} of the training images: {len(chosen):,} of {len(train):,}"),
+        )
 
     def describe(self) -> str:
         """Counts, classes, split, unreadable files and notes, for people: a line for each that there is."""

@@ -1,0 +1,169 @@
+"""Carry out a plan in a folder: every stage once, in a folder of its own whose name is the hash of what decides it.
+
+Stages that two plans share are therefore trained once, and a plan that broke off goes on where it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import timm
+
+from selftaught import checkpoint, flags, recipe, run, weights
+from selftaught.data.index import Index
+from selftaught.distributed import rank, shared
+from selftaught.errors import UserError
+from selftaught.life import Collapsed, Conduct
+from selftaught.plan import Node, Plan
+from selftaught.stage import Data, Stage
+from selftaught.train import shared_index, train
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A node with all that decides it: ready to be trained."""
+
+    node: Node
+    stage: Stage
+    identity: str
+
+    def folder(self, out: Path) -> Path:
+        return out / "stages" / self.identity
+
+
+def settle(plan: Plan, out: Path, device: str, index_of: Callable[[Data, int], Index]) -> dict[str, Settled]:
+    """Every stage of a plan, by name. Images are counted, nothing is trained; the same on every rank."""
+    found: dict[str, Settled] = {}
+    for node in plan.nodes:
+        before = found[node.after] if node.after else None
+        words = ["--out", str(out), *node.words]
+        if before:
+            words = [*kept(node.words, before.stage.backbone, before.stage.stem), *words]
+            words += ["--init", str(before.folder(out))]
+        elif node.init is not None:
+            words = [*kept(node.words, *network_of(node.init)), *words, "--init", node.init]
+        if flags.chosen(words, "data") is None:
+            raise UserError(f"stage {node.name} has no images: give it data")
+        try:
+            stage = shared(flags.stage_from(words, None, device, index_of))
+        except SystemExit:
+            raise UserError(f"stage {node.name} cannot be read: {' '.join(node.words)}") from None
+        index = index_of(stage.data, stage.seed)
+        start = before.identity if before else shared(origin(stage.init))
+        identity = identify(stage, index, start, "--precision" in node.words)
+        found[node.name] = Settled(node, as_begun(stage, out / "stages" / identity), identity)
+    return found
+
+
+def kept(given: Sequence[str], backbone: str | None, stem: str | None) -> list[str]:
+    """The network of the weights, as flags, where none is asked for."""
+    wanted = {"backbone": backbone, "stem": stem}
+    return [w for name, value in wanted.items() if value and flags.chosen(given, name) is None for w in (f"--{name}", value)]
+
+
+def network_of(init: str) -> tuple[str | None, str | None]:
+    """The backbone and the stem that weights are of, where they say so."""
+    path = Path(init)
+    if path.is_dir():
+        stage = run.read(path).stage
+        return stage.backbone, stage.stem
+    if path.is_file():
+        return weights.guess(path) or (None, None)
+    return (init.partition(".")[0], "imagenet") if timm.is_model(init) else (None, None)
+
+
+def origin(init: str | None) -> str:
+    """What names the weights that a chain begins from: their content, or their name in timm."""
+    if init is None:
+        return "random"
+    path = run.resolve(Path(init))
+    file = path / "backbone.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        return init
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def identify(stage: Stage, index: Index, start: str, precise: bool) -> str:
+    """A hash of a stage and its ancestors: of what the data holds and not of where it lies, nor of what a probe of the
+    machine's speed chose.
+    """
+    written = recipe.to_json(stage)
+    written["data"] = {**written["data"], "roots": index.fingerprint}
+    written["init"] = start
+    if not precise:
+        written.pop("precision")
+    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def as_begun(stage: Stage, folder: Path) -> Stage:
+    """The stage in the precision that it was begun with, if it was."""
+    return replace(stage, precision=run.read(folder).stage.precision) if run.begun(folder) else stage
+
+
+def carry_out(settled: Settled, out: Path, conduct: Conduct, index: Index | None = None) -> Path:
+    """Train a stage, or go on with it, or take what is there; return its folder. Its ancestors must be done."""
+    folder, name = settled.folder(out), settled.node.name
+    if run.begun(folder):
+        if run.read(folder).facts["finished"]:
+            conduct.say(f"{name}: done already, in {folder}")
+            return folder
+        conduct = replace(conduct, resume=True)
+    conduct.say(f"{name}: {settled.stage.steps:,} steps, in {folder}")
+    try:
+        train(settled.stage, folder, conduct, index)
+    except Collapsed as collapsed:
+        raise Collapsed(f"{name}: {collapsed}") from collapsed
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    return folder
+
+
+def adapt(
+    plan: Plan, out: Path, conduct: Conduct, command: str = "",
+    on_progress: Callable[[int, int], None] | None = None, begin: Callable[[Stage], None] = lambda stage: None,
+) -> dict[str, Path]:  # fmt: skip
+    """Carry out every stage of a plan; return their folders by name. What is done already is not done again.
+
+    Raises UserError, Collapsed and Stopped as `train` does; the same call goes on from there.
+    """
+    known: dict[tuple[Data, int], Index] = {}
+
+    def index_of(data: Data, seed: int) -> Index:
+        if (data, seed) not in known:
+            known[data, seed] = shared_index(data, seed, on_progress)
+            conduct.say("\n".join([", ".join(data.roots), known[data, seed].describe()]))
+        return known[data, seed]
+
+    stages = settle(plan, out, conduct.device, index_of)
+    if rank() == 0:
+        note(out, plan, stages, command)
+    for settled in stages.values():
+        begin(settled.stage)
+        carry_out(settled, out, conduct, known[settled.stage.data, settled.stage.seed])
+    return {name: settled.folder(out) for name, settled in stages.items()}
+
+
+def note(out: Path, plan: Plan, stages: dict[str, Settled], command: str) -> None:
+    """Write down what the folders are called, and which is the plan's outcome."""
+    last = plan.leaves[-1]
+    root = next((n for n in plan.ancestors(last.name) if n.after is None), last)
+    checkpoint.write_json(
+        out / run.PLAN,
+        {
+            "command": command,
+            "base": root.init,
+            "outcome": last.name,
+            "stages": {
+                name: {
+                    "folder": f"stages/{s.identity}",
+                    "after": s.node.after,
+                    "init": s.node.init,
+                    "words": list(s.node.words),
+                }
+                for name, s in stages.items()
+            },
+        },
+    )  # fmt: skip

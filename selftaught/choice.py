@@ -1,0 +1,127 @@
+"""Which weights to keep: the start's, or those of one of several checkpoints at log-spaced steps.
+
+Continued pretraining helps for 50 to 50,000 steps, depending on the data, and sometimes not at all (Reed et al., 2021,
+https://arxiv.org/abs/2103.12718): so the start competes, and wins where nothing was better.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count, takewhile
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selftaught.data.index import Index
+from selftaught.evaluation import KNN, Features, Linear
+from selftaught.evaluation.linear import stratified_folds
+from selftaught.evaluation.metrics import auroc
+
+MOST = 2000  # labelled images that are scored, and
+FEW = 1000  # up to which number they are split into five parts; beyond, into two
+UNLABELLED = 1000  # images whose features are measured where there are no labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Weights after `step` steps, in `file`, and what was measured of them."""
+
+    step: int
+    file: str  # in the run's folder
+    scores: dict[str, float]  # knn and linear: AUROC in [0, 1], where there are labels; rank, alignment, uniformity
+
+    @property
+    def by_labels(self) -> bool:
+        return "linear" in self.scores
+
+    @property
+    def score(self) -> float:
+        """With labels the mean AUROC of kNN and linear probe, else the effective rank (RankMe, Garrido et al., 2023)."""
+        return (self.scores["knn"] + self.scores["linear"]) / 2 if self.by_labels else self.scores["rank"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    kept: Candidate
+    start: Candidate
+    best: Candidate  # of those that were trained
+
+    @property
+    def worse(self) -> bool:
+        """Training made nothing better than it was."""
+        return self.kept.step == self.start.step
+
+    @property
+    def text(self) -> str:
+        """In plain words, what got worse first."""
+        how = "mean AUROC of kNN and linear probe on training labels"
+        if not self.start.by_labels:
+            how = "effective rank: without labels nothing better can be said"
+        was, now = said(self.start), said(self.best)
+        if self.worse:
+            found = f"{was} at the start, {now} at best, after {self.best.step:,} steps"
+            return f"training did not help: {found} ({how}); kept: the start"
+        return f"kept: step {self.kept.step:,}, {was} at the start, {now} there ({how})"
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "kept": self.kept.step, "worse": self.worse, "text": self.text,
+            "start": self.start.scores, "best": self.best.scores,
+        }  # fmt: skip
+
+
+def said(candidate: Candidate) -> str:
+    return f"{100 * candidate.score:.1f} %" if candidate.by_labels else f"{candidate.score:.1f}"
+
+
+def choose(candidates: Sequence[Candidate]) -> Choice:
+    """The best by score; of equals the earlier one. The first is the start."""
+    start, *others = sorted(candidates, key=lambda c: c.step)
+    best = max(others, key=lambda c: c.score, default=start)  # max keeps the first of equals
+    return Choice(kept=best if best.score > start.score else start, start=start, best=best)
+
+
+def log_spaced(steps: int) -> set[int]:
+    """10, 20, 50, 100, 200, 500, ... and the last one."""
+    spaced = (m * 10**e for e in count(1) for m in (1, 2, 5))
+    return {0, steps, *takewhile(lambda s: s < steps, spaced)}
+
+
+def sample(index: Index) -> Tensor:
+    """Positions of the training images that candidates are scored on: labelled ones, where there are any."""
+    train = index.train
+    known = train[index.labelled[train]]
+    among, most = (known, MOST) if len(known) else (train, UNLABELLED)
+    return among[torch.randperm(len(among), generator=torch.Generator().manual_seed(1))[:most]]
+
+
+def label_scores(vectors: Tensor, labels: Tensor) -> dict[str, float]:
+    """The AUROC of kNN and of a linear probe on features [N, D], by cross-validation, each class against the rest and
+    the mean over them: an accuracy would not see what is learnt of a class that is rare. Nothing where no class has
+    images on both sides.
+    """
+    labels = labels.cpu()
+    if labels.ndim == 1:
+        labels = torch.unique(labels, return_inverse=True)[1]  # a sample need not hold every class
+    parts = 5 if len(labels) <= FEW else 2
+    if len(labels) < 2 * parts or (labels.ndim == 1 and int(labels.max()) == 0):
+        return {}
+    truth = F.one_hot(labels) if labels.ndim == 1 else labels
+    fold = stratified_folds(labels, parts, 0)
+    found: dict[str, float] = {}
+    for protocol in (KNN(), Linear(folds=3)):
+        areas = []
+        for part in range(parts):
+            out = fold == part
+            values = protocol.score(Features(vectors[~out], labels[~out]), vectors[out]).values.double().cpu()
+            if labels.ndim == 1 and protocol.name == "linear":
+                values = values.log_softmax(1)
+            values = F.pad(values, (0, truth.shape[1] - values.shape[1]), value=float(values.min()))
+            areas.append(auroc(truth[out], values)[0])
+        known = [a for a in areas if math.isfinite(a)]
+        if not known:
+            return {}
+        found[protocol.name] = sum(known) / len(known)
+    return found

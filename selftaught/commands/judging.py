@@ -1,0 +1,121 @@
+"""The commands that look at what was learnt: evaluate, report, export; and methods, which says what there is."""
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from selftaught.commands.console import device_named, tell
+from selftaught.evaluation.knn import KNN
+from selftaught.evaluation.linear import Linear
+
+
+@dataclasses.dataclass(kw_only=True)
+class Evaluate:
+    """Score frozen features with few labels, beside random initialisation and the starting weights."""
+
+    run: Annotated[str, Positional]
+    """a run's folder, or a backbone's file"""
+    data: tuple[str, ...] = ()
+    """labelled images: class folders or a labels.csv; a run's own data when left out"""
+    labels_from: Annotated[str, arg(name="labels-from")] = "auto"
+    """auto, folders, or a CSV file"""
+    protocol: tuple[Literal["knn", "linear"], ...] = ("knn", "linear")
+    labels: tuple[str, ...] = ("5", "20", "all")
+    """how many: 5 = five a class; total:1000 = a thousand in all; all"""
+    against: tuple[str, ...] = ("random", "init")
+    """what to compare with: random, init (the starting weights), another run, or a backbone's file"""
+    knn: KNN = dataclasses.field(default_factory=KNN)
+    linear: Linear = dataclasses.field(default_factory=Linear)
+    size: int | None = None
+    """pixels; what the run was trained with when left out"""
+    draws: int = 5
+    """of the labels, where not all are used"""
+    seed: int = 0
+    json: bool = False
+    """one JSON list of results on standard output"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = 2
+
+
+def evaluate(words: list[str]) -> int:
+    asked = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
+    from selftaught.judge import judge
+    from selftaught.progress import Progress
+    from selftaught.report import table
+
+    protocols = [getattr(asked, name) for name in asked.protocol]
+    with Progress() as progress:
+        judgement = judge(
+            asked.run, asked.data, labels_from=asked.labels_from, protocols=protocols, labels=asked.labels,
+            against=asked.against, size=asked.size, draws=asked.draws, seed=asked.seed,
+            device=device_named(asked.device), workers=asked.workers, progress=progress,
+            command=shlex.join(["selftaught", "evaluate", *words]),
+        )  # fmt: skip
+    if asked.json:
+        print(json.dumps(judgement.rows))
+    differences = [dataclasses.asdict(d) for d in judgement.results.differences]
+    table.show(table.evaluation(judgement.rows, differences), stderr=True)
+    for text in (*judgement.results.notes, judgement.verdict):
+        tell(text)
+    return 0
+
+
+# ---------------------------------------------------------------------------------- report, export, methods, demo
+
+
+@dataclasses.dataclass(kw_only=True)
+class Report:
+    """Write one self-contained HTML page of a run, or of several side by side."""
+
+    runs: Annotated[tuple[str, ...], Positional]
+    out: str = "report.html"
+
+
+def report(words: list[str]) -> int:
+    asked = tyro.cli(Report, prog="selftaught report", args=words)
+    from selftaught.report.page import write
+
+    tell(str(write([Path(r) for r in asked.runs], Path(asked.out))))
+    return 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class Export:
+    """Write a run's backbone for others: timm's names, .safetensors or .pth."""
+
+    run: Annotated[str, Positional]
+    to: str
+
+
+def export(words: list[str]) -> int:
+    asked = tyro.cli(Export, prog="selftaught export", args=words)
+    from selftaught import backbones, run, weights
+
+    backbone = run.open_backbone(Path(asked.run))
+    weights.save(backbone, Path(asked.to))
+    print(backbones.recipe(backbone, Path(asked.to)))
+    return 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class Methods:
+    """What there is to train with: methods, hard examples and optimizers, with their fields and papers."""
+
+    json: bool = False
+
+
+def methods(words: list[str]) -> int:
+    asked = tyro.cli(Methods, prog="selftaught methods", args=words)
+    from selftaught.catalogue import catalogue
+    from selftaught.report import table
+
+    if asked.json:
+        print(json.dumps(catalogue(), indent=2))
+    else:
+        table.show(table.methods(catalogue()))
+    return 0

@@ -1,0 +1,186 @@
+"""The commands that train: pretrain and adapt; and show, which says what led to a run."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.tree import Tree
+from tyro.conf import Positional
+
+from selftaught import adapting, flags, plan, recipe, run
+from selftaught.commands.console import device_named, plain, tell
+from selftaught.data.index import Index
+from selftaught.distributed import processes, rank, shared
+from selftaught.errors import UserError, require
+from selftaught.life import Conduct
+from selftaught.plan import Node, Plan
+from selftaught.progress import Progress
+from selftaught.stage import Data
+from selftaught.train import Stopped, shared_index
+from selftaught.train import train as carry_out
+
+
+def pretrain(words: list[str]) -> int:
+    try:
+        train(words or ["--help"])
+    except Stopped as stopped:
+        tell(str(stopped))
+    return 0
+
+
+def train(words: list[str]) -> None:
+    """What `pretrain` does, with its flags; raises UserError and Stopped."""
+    typed, out = words, flags.chosen(words, "out")
+    resume = "--resume" in words
+    known = Path(out) if out else None
+    base, config = None, flags.chosen(words, "config")
+    begun = known is not None and run.begun(known)
+    if resume and begun:
+        assert known is not None
+        base = run.read(known).stage
+    elif config:
+        base = read_config(Path(config))
+    asked = flags.parse(words, base)  # refuses unknown words before anything is looked at
+    require(asked.workers >= 0, "--workers", "0 or more", asked.workers)
+    if begun and not resume:
+        raise UserError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+    if resume and not begun and not asked.data:
+        raise UserError(f"{out} holds no run to go on with: leave out --resume, and name the images by --data")
+    device = device_named(asked.device)
+    with processes(device), Progress(show=rank() == 0) as progress:
+        indices = []
+
+        def index_of(data: Data, seed: int) -> Index:
+            indices.append(shared_index(data, seed, progress.of("reading images")))
+            progress.say(indices[-1].describe())
+            return indices[-1]
+
+        if base is None and asked.init:
+            words = [*adapting.kept(words, *adapting.network_of(asked.init)), *words]
+        stage = shared(flags.stage_from(words, base, device, index_of))  # rank 0's probe decides
+        if resume and begun and base is not None and stage != base:
+            raise UserError(
+                f"{out} was begun with other settings ({', '.join(flags.differences(stage, base))}): leave those flags out "
+                "to go on with it, or begin a new run in another --out"
+            )
+        conduct = conduct_of(asked, device, progress, ["pretrain", *typed], resume)
+        progress.begin(stage)
+        file = carry_out(stage, Path(asked.out), conduct, indices[-1])
+        progress.say(f"{recipe.method_name(stage)}: {stage.steps} steps done; the backbone is in {file}")
+
+
+def read_config(file: Path) -> Any:
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"--config {file} cannot be read: {error}") from error
+    return recipe.from_json(written.get("config", written) if isinstance(written, dict) else written)
+
+
+def conduct_of(asked: Any, device: str, progress: Progress, words: Sequence[str], resume: bool = False) -> Conduct:
+    return Conduct(
+        device=device, workers=asked.workers, on_collapse=asked.on_collapse, save_every=asked.save_every,
+        resume=resume, show=progress.entry, say=progress.say,
+        note={"command": shlex.join(["selftaught", *words]), "device": device},
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- adapt
+
+
+def adapt(words: list[str]) -> int:
+    asked = flags.parse_adapt(words or ["--help"])
+    out = Path(asked.out)
+    require(asked.workers >= 0, "--workers", "0 or more", asked.workers)
+    if asked.plan and (more := [name for name, _ in flags.grouped(words) if name not in flags.CONDUCT | {"plan", "out"}]):
+        raise UserError(f"--{more[0]} and --plan do not go together: write it into the plan")
+    asked_for = plan.read(Path(asked.plan)) if asked.plan else chain(words, asked)
+    device = device_named(asked.device)
+    with processes(device), Progress(show=rank() == 0) as progress:
+        conduct = conduct_of(asked, device, progress, ["adapt", *words])
+        try:
+            folders = adapting.adapt(
+                with_defaults(asked_for), out, conduct, shlex.join(["selftaught", "adapt", *words]),
+                progress.of("reading images"), progress.begin,
+            )  # fmt: skip
+        except Stopped as stopped:
+            tell(f"{stopped}: the same command goes on with it".replace("; go on with --resume", ""))
+            return 0
+        if rank() == 0:
+            outcome = run.read(out)
+            if "choice" in outcome.facts:
+                print(outcome.facts["choice"]["text"])
+            print(f"the backbone is in {folders[asked_for.leaves[-1].name] / 'backbone.safetensors'}")
+    return 0
+
+
+def chain(words: Sequence[str], asked: Any) -> Plan:
+    """Base -> Source -> Target, as the flags ask for it. What moves, hard examples and the length are the target's."""
+    if not asked.target:
+        raise UserError("nothing to adapt to: name the target's images by --target, or a plan by --plan")
+    if not asked.init and not asked.source:
+        raise UserError(
+            "nothing to adapt: name weights by --init, a --source, or both; or train anew by `selftaught pretrain`"
+        )
+    common: list[str] = []
+    target = ["--data", *asked.target]
+    for name, values in flags.grouped(words):
+        if name in flags.CONDUCT | flags.ADAPTING:
+            continue
+        alone = name.startswith("hard") or name in ("trainable", "steps", "epochs", "keep", "subset", "labels-from")
+        (target if alone else common).extend([f"--{name}", *values])
+    nodes = [Node(name="target", words=(*common, *target), after="source" if asked.source else None,
+                  init=None if asked.source else asked.init)]  # fmt: skip
+    if asked.source:
+        length = ["--steps", str(asked.source_steps)] if asked.source_steps is not None else []
+        nodes.insert(0, Node(name="source", words=(*common, "--data", *asked.source, *length), init=asked.init))
+    return Plan(nodes=tuple(nodes))
+
+
+def with_defaults(asked: Plan) -> Plan:
+    """Pixels are normalised by each stage's own data, and a plan's outcome is never worse than its start unsaid."""
+
+    def settled(node: Node) -> Node:
+        words = list(node.words)
+        if flags.chosen(words, "statistics") is None:
+            words += ["--statistics", "data"]
+        if flags.chosen(words, "keep") is None and node in asked.leaves and (node.after or node.init):
+            words += ["--keep", "best"]
+        return dataclasses.replace(node, words=tuple(words))
+
+    return Plan(nodes=tuple(settled(node) for node in asked.nodes))
+
+
+# ----------------------------------------------------------------------------------------------------- show
+
+
+@dataclasses.dataclass(kw_only=True)
+class Show:
+    """What led to a run: every stage's data, weights in, weights out, and scores."""
+
+    run: Annotated[str, Positional]
+    """a run's folder, or the folder of `selftaught adapt`"""
+    json: bool = False
+
+
+def show(words: list[str]) -> int:
+    asked = tyro.cli(Show, prog="selftaught show", args=words)
+    rows = adapting.lineage(Path(asked.run))
+    if asked.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    branches: dict[str, Tree] = {}
+    roots: dict[str, Tree] = {}
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else 200
+    for row in rows:
+        above = branches.get(row["from"]) or roots.setdefault(row["from"], Tree(plain(row["from"])))
+        branches[row["stage"]] = above.add(plain("\n".join([f"{row['stage']}: {row['outcome']}", *row["said"]])))
+    for root in roots.values():
+        console.print(root)
+    return 0

@@ -1,0 +1,49 @@
+"""What led to a run: its stages, their data, weights and scores."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from selftaught import recipe, run
+
+
+def lineage(folder: Path) -> list[dict[str, Any]]:
+    """What led to a run, or every stage of a plan: facts of each, the first one first."""
+    written = folder / run.PLAN
+    if written.is_file() and not (folder / "run.json").is_file():
+        stages = json.loads(written.read_text(encoding="utf-8"))["stages"]
+        known = {name: (folder / s["folder"], s["after"] or s["init"] or "random weights") for name, s in stages.items()}
+        return [described(name, begun, place) for name, (place, begun) in known.items()]
+    rows: list[dict[str, Any]] = []
+    place: Path | None = folder
+    while place is not None:
+        stage = run.read(place).stage
+        before = run.resolve(Path(stage.init)) if stage.init else None
+        before = before if before and (before / "run.json").is_file() else None
+        rows.insert(0, described(place.name, before.name if before else stage.init or "random weights", place))
+        place = before
+    return rows
+
+
+def described(name: str, begun: str, place: Path) -> dict[str, Any]:
+    """A stage as facts, and `said`: the same in lines."""
+    if not (place / "run.json").is_file():
+        return {"stage": name, "from": begun, "folder": str(place), "outcome": "not begun", "said": []}
+    found = run.read(place)
+    stage, chosen = found.stage, found.facts.get("choice")
+    evaluations = place / "evaluation.json"
+    judged = json.loads(evaluations.read_text(encoding="utf-8")) if evaluations.is_file() else []
+    method = " + ".join([recipe.method_name(stage), *map(recipe.hard_name, stage.hard)])
+    data = f"{', '.join(stage.data.roots)} ({found.facts['data']['train']:,} images)"
+    said = [
+        f"{data}; {method}; {stage.backbone}, {stage.size} px; {stage.steps:,} steps of {stage.batch}; moved: {stage.trainable}",
+        *([chosen["text"]] if chosen else []),
+        *(f"on {', '.join(e['data'])}: {e['verdict']}" for e in judged),
+        str(place / "backbone.safetensors"),
+    ]
+    return {
+        "stage": name, "from": begun, "folder": str(place), "outcome": found.facts["outcome"],
+        "data": list(stage.data.roots), "images": found.facts["data"]["train"], "method": recipe.method_name(stage),
+        "hard": [recipe.hard_name(h) for h in stage.hard], "trainable": stage.trainable, "steps": stage.steps,
+        "choice": chosen, "evaluations": judged, "said": said,
+    }  # fmt: skip
