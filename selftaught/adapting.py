@@ -43,16 +43,18 @@ def settle(plan: Plan, out: Path, device: str, index_of: Callable[[Data, int], I
             words = [*kept(node.words, before.stage.backbone, before.stage.stem), *words]
             words += ["--init", str(before.folder(out))]
         elif node.init is not None:
-            words = [*kept(node.words, *network_of(node.init)), *words, "--init", node.init]
+            words = [*kept(node.words, *network_of(node.init)), *words, "--init", str(run.resolve(Path(node.init)))]
         if flags.chosen(words, "data") is None:
             raise UserError(f"stage {node.name} has no images: give it data")
         try:
             stage = shared(flags.stage_from(words, None, device, index_of))
         except SystemExit:
             raise UserError(f"stage {node.name} cannot be read: {' '.join(node.words)}") from None
+        except UserError as error:
+            raise UserError(f"stage {node.name}: {error}") from error
         index = index_of(stage.data, stage.seed)
         start = before.identity if before else shared(origin(stage.init))
-        identity = identify(stage, index, start, "--precision" in node.words)
+        identity = identify(stage, index, start, flags.chosen(node.words, "precision") not in (None, "auto"))
         found[node.name] = Settled(node, as_begun(stage, out / "stages" / identity), identity)
     return found
 
@@ -91,7 +93,7 @@ def identify(stage: Stage, index: Index, start: str, precise: bool) -> str:
     machine's speed chose.
     """
     written = recipe.to_json(stage)
-    written["data"] = {**written["data"], "roots": index.fingerprint}
+    written["data"] = {**written["data"], "roots": index.fingerprint, "labels": "as the fingerprint says"}
     written["init"] = start
     if not precise:
         written.pop("precision")

@@ -1,10 +1,13 @@
-"""Spherical k-means, over all processes, on whichever device the points are."""
+"""Spherical k-means, over all processes, on whichever device the points are; and how points are got ready for it."""
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.distributed import gather, rank, total, world_size
+from selftaught.errors import UserError
 
 
 @torch.no_grad()
@@ -41,3 +44,35 @@ def _lloyd(points: Tensor, clusters: int, iterations: int, rng: torch.Generator 
     nearest = torch.cat([(part @ centroids.T).argmax(1) for part in mine.split(chunk)] or [counts.new_zeros(0).long()])
     nearest = F.pad(nearest, (0, share - len(nearest)))  # the last ranks' shares may be short
     return centroids, gather(nearest)[: len(points)]
+
+
+def check_clusters(clusters: int, images: int) -> None:
+    if clusters > images:
+        raise UserError(f"{clusters} clusters need more than {images} images: lower --method.clusters")
+
+
+@torch.no_grad()
+def table(parts: Iterable[tuple[Tensor, Tensor]], images: int) -> tuple[Tensor, Tensor]:
+    """(index [B], features [B, D]) of this process's batches -> which images were seen [S], and features [S, D] of each.
+
+    On every rank: those of all ranks, in the order of the images.
+    """
+    rows, seen = torch.empty(0), torch.empty(0, dtype=torch.bool)
+    for index, features in parts:
+        index, features = gather(index), gather(features.float() if features.dtype == torch.bfloat16 else features)
+        if not len(rows):
+            rows, seen = features.new_zeros(images, features.shape[1]), index.new_zeros(images, dtype=torch.bool)
+        rows[index], seen[index] = features, True
+    found = seen.nonzero()[:, 0]
+    return found, rows[found]
+
+
+@torch.no_grad()
+def whiten(points: Tensor, dim: int) -> Tensor:
+    """points [N, D] -> [N, dim] of unit norm: the first principal components, each with variance 1 before the last."""
+    with torch.autocast(points.device.type, enabled=False):
+        centred = points - points.mean(0)
+        variance, axes = torch.linalg.eigh(centred.T @ centred / len(points))  # the largest last
+        variance, axes = variance[-dim:], axes[:, -dim:]
+        floor = max(1e-6 * variance[-1].item(), torch.finfo(points.dtype).tiny)  # below it lies noise
+        return F.normalize(centred @ axes / variance.clamp_min(floor).sqrt(), dim=1)

@@ -72,7 +72,7 @@ def fit(
             method.progress = number / loop.steps
             lr_factor = loop.schedule((number + 0.5) / loop.steps)  # in the middle of the step: never quite 0
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * lr_factor
+                group["lr"] = group["peak"] * (1.0 if group.get("steady") else lr_factor)
             torch.manual_seed(key(loop.seed, "step", number, rank()))
             rng = torch.Generator().manual_seed(key(loop.seed, "hard", number))  # the same on every rank
             optimizer.zero_grad(set_to_none=True)

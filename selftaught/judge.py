@@ -20,6 +20,7 @@ from selftaught.evaluation import KNN, Features, Linear, Protocol, Results, eval
 from selftaught.evaluation.features import cached, extract
 from selftaught.progress import Progress
 from selftaught.stage import Data
+from selftaught.tuning import Bound, FineTune
 
 PROTOCOLS: tuple[Protocol, ...] = (KNN(), Linear())
 LABELS = ("5", "20", "all")
@@ -69,6 +70,13 @@ def judge(
     progress.say(f"images of {width} pixels")
     images = Images(index.paths, index.sizes, default_canvas(index.sizes, width), on_progress=progress.of("loading"))
     precision = own.stage.precision if own else "fp32"
+    known = index.labelled
+    train, test = (positions[known[positions]] for positions in (index.train, index.held_out))
+
+    def as_positions(positions: Tensor) -> Features:
+        assert index.labels is not None
+        return Features(positions[:, None].float(), index.labels[positions])
+
     found: dict[str, tuple[Features, Features]] = {}
     for name, backbone in compared.items():
         backbone.to(device).to(memory_format=torch.channels_last)
@@ -89,9 +97,18 @@ def judge(
                 vectors = cached(own.folder / "features", key, lambda: make(positions))
             return Features(vectors, index.labels[positions])
 
-        known = index.labelled
-        found[name] = (features(index.train[known[index.train]]), features(index.held_out[known[index.held_out]]))
-    results = evaluate(found, protocols, labels=labels, draws=draws, seed=seed, on_progress=progress.of("evaluating"))
+        if any(not isinstance(p, FineTune) for p in protocols):
+            found[name] = (features(train), features(test))
+    frozen = [p for p in protocols if not isinstance(p, FineTune)]
+    results = Results(rows=())
+    if frozen:
+        results = evaluate(found, frozen, labels=labels, draws=draws, seed=seed, on_progress=progress.of("evaluating"))
+    for asked in (p for p in protocols if isinstance(p, FineTune)):
+        bound = Bound(asked=asked, backbones=compared, images=images, size=width, device=device, precision=precision)
+        positions = {name: (as_positions(train), as_positions(test)) for name in compared}
+        results += evaluate(
+            positions, [bound], labels=labels, draws=draws, seed=seed, on_progress=progress.of("fine-tuning")
+        )  # fmt: skip
     judgement = Judgement(results=results, verdict=verdict(results))
     if own:
         keep(own.folder, judgement, index, [str(r) for r in data] or list(own.stage.data.roots), command)

@@ -137,10 +137,10 @@ class Life:
             return
         began = time.perf_counter()
         t = self.trainee
-        if checkpoint.all_finite(t.backbone.state_dict()):
-            positions = choice.sample(t.index)
-            vectors = self.features(positions, 1.0)
-            scores = watch.measure(vectors, self.features(positions, 0.7))
+        positions = choice.sample(t.index)
+        vectors, closer = self.features(positions, 1.0), self.features(positions, 0.7)
+        if checkpoint.all_finite([t.backbone.state_dict(), vectors, closer]):
+            scores = watch.measure(vectors, closer)
             if t.index.labels is not None:
                 scores |= choice.label_scores(vectors, t.index.labels[positions])
             file = f"checkpoints/step-{self.step}.safetensors"

@@ -36,7 +36,8 @@ def described(name: str, begun: str, place: Path) -> dict[str, Any]:
     method = " + ".join([recipe.method_name(stage), *map(recipe.hard_name, stage.hard)])
     data = f"{', '.join(stage.data.roots)} ({found.facts['data']['train']:,} images)"
     said = [
-        f"{data}; {method}; {stage.backbone}, {stage.size} px; {stage.steps:,} steps of {stage.batch}; moved: {stage.trainable}",
+        f"{data}; {method}; {stage.backbone}, {stage.size} px",
+        f"{stage.steps:,} steps of {stage.batch} images; moved: {stage.trainable}",
         *([chosen["text"]] if chosen else []),
         *(f"on {', '.join(e['data'])}: {e['verdict']}" for e in judged),
         str(place / "backbone.safetensors"),

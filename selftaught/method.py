@@ -80,6 +80,7 @@ class Method(nn.Module, ABC):
     couples_samples: ClassVar[bool] = False  # the loss compares the samples of a batch with each other
     needs_labels: ClassVar[bool] = False
     unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
+    steady: ClassVar[tuple[str, ...]] = ()  # its parts whose learning rate stays at the peak throughout
     lr: ClassVar[float] = 0.06  # that SGD with momentum .9 bears on small data, for 256 images a step
 
     backbone: Encoder

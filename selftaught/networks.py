@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def mlp(*widths: int, batch_norm: bool = True) -> nn.Sequential:
-    """Linear -> BN -> ReLU between widths, ending in a plain linear layer."""
+def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Sequential:
+    """Linear -> BN -> ReLU between widths, ending in a plain linear layer (whose bias a loss may not see)."""
     layers: list[nn.Module] = []
     for i, o in pairwise(widths[:-1]):
         norm = [nn.BatchNorm1d(o)] if batch_norm else []
         layers += [nn.Linear(i, o, bias=not batch_norm), *norm, nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=last_bias))
 
 
 class Normalize(nn.Module):

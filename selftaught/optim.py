@@ -12,6 +12,8 @@ from torch import nn
 
 from selftaught.errors import require
 
+Named = Iterable[tuple[str, nn.Parameter]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(ABC):
@@ -23,7 +25,8 @@ class Optimizer(ABC):
         require(self.weight_decay >= 0, "--optimizer.weight-decay", "0 or more", self.weight_decay)
 
     @abstractmethod
-    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer: ...
+    def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
+        """`steady`: how the names of those parameters begin whose rate stays at its peak."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +35,8 @@ class SGD(Optimizer):
     weight_decay: float = 5e-4
     momentum: float = 0.9
 
-    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(groups(parameters, self), lr=0.0, momentum=self.momentum, fused=True)
+    def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups(parameters, self, steady), lr=0.0, momentum=self.momentum, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,8 @@ class AdamW(Optimizer):
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
 
-    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups(parameters, self), lr=0.0, betas=self.betas, fused=True)
+    def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups(parameters, self, steady), lr=0.0, betas=self.betas, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +58,9 @@ class LARS(Optimizer):
     momentum: float = 0.9
     trust: float = 0.001
 
-    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = Lars(
-            groups(parameters, self), lr=0.0, momentum=self.momentum, trust_coeff=self.trust
+            groups(parameters, self, steady), lr=0.0, momentum=self.momentum, trust_coeff=self.trust
         )
         return optimizer
 
@@ -65,19 +68,21 @@ class LARS(Optimizer):
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW, "lars": LARS}
 
 
-def groups(parameters: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Weights, which decay, and norms and biases, which do not."""
-    weights: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for _, p in parameters:
+def groups(parameters: Named, optimizer: Optimizer, steady: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Weights, which decay, and norms and biases, which do not; of each first those whose rate follows the schedule."""
+    steady = tuple(steady)
+    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {(s, w): [] for s in (False, True) for w in (True, False)}
+    for name, p in parameters:
         if p.requires_grad:
-            (weights if p.ndim > 1 else others).append(p)
-    pairs = [(weights, optimizer.weight_decay), (others, 0.0)]
+            parts[name.startswith(steady), p.ndim > 1].append(p)
     return [
-        {"params": ps, "peak": optimizer.lr, "weight_decay": decay, "always_adapt": ps is weights}  # the last: for LARS
-        for ps, decay in pairs
+        {
+            "params": ps, "peak": optimizer.lr, "steady": still,
+            "weight_decay": optimizer.weight_decay if weights else 0.0, "always_adapt": weights,  # the last: for LARS
+        }
+        for (still, weights), ps in parts.items()
         if ps
-    ]
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

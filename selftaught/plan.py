@@ -13,7 +13,8 @@ import yaml
 
 from selftaught.errors import UserError
 
-RESERVED = {"out", "init", "resume", "config"}  # what a plan decides itself
+RESERVED = {"out", "resume", "config"}  # what a plan decides itself
+CONDUCT = {"device", "workers", "on-collapse", "save-every"}  # what is said once, for all stages
 TOP = {"init", "defaults", "stages"}
 
 
@@ -71,10 +72,21 @@ def read(file: Path) -> Plan:
     `init: null` in a stage begins it from random weights. Raises UserError for what is no plan.
     """
     try:
-        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+        written = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
     return from_mapping(written, str(file))
+
+
+class Loader(yaml.SafeLoader):
+    """YAML that does not drop the first of two entries of one name."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise yaml.YAMLError(f"{', '.join(twice)} is there twice{node.start_mark}")
+        return node
 
 
 def from_mapping(written: Any, where: str) -> Plan:
@@ -87,14 +99,22 @@ def from_mapping(written: Any, where: str) -> Plan:
             f"{where}: {', '.join(sorted(map(str, strange)))} not understood; a plan has {', '.join(sorted(TOP))}"
         )
     defaults = written.get("defaults") or {}
+    if not isinstance(defaults, Mapping):
+        raise UserError(f"{where}: defaults needs flags, such as {{size: 64}}")
     nodes = []
     for name, asked in written["stages"].items():
         if not isinstance(asked, Mapping):
             raise UserError(f"{where}: stage {name} needs flags, such as {{data: photos/, steps: 500}}")
         flags = {**defaults, **asked}
         after, init = flags.pop("after", None), flags.pop("init", written.get("init"))
-        if taken := RESERVED & set(flags):
+        if after is not None and asked.get("init") is not None:
+            raise UserError(f"{where}: stage {name} is to begin from init and after another stage: choose one")
+        names = {str(flag).replace("_", "-") for flag in flags}
+        if taken := RESERVED & names:
             raise UserError(f"{where}: stage {name}: {', '.join(sorted(taken))} is for the plan to decide")
+        if taken := CONDUCT & names:
+            said = ", ".join(f"--{flag}" for flag in sorted(taken))
+            raise UserError(f"{where}: stage {name}: give {said} to `selftaught adapt`, for all stages")
         node = Node(
             name=str(name), words=words(flags), after=None if after is None else str(after),
             init=None if after is not None or init is None else str(init),

@@ -47,7 +47,7 @@ class Run:
         if init is None:
             return None
         backbone = self.random()
-        weights.load_weights(backbone, init)
+        weights.load_weights(backbone, resolve(Path(init)))
         return backbone
 
 

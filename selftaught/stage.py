@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from selftaught import trainable
 from selftaught.data import index as data_index
 from selftaught.data.index import Index
 from selftaught.data.views import Views
@@ -56,6 +57,7 @@ class Stage:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        trainable.parse(self.trainable)
         require(self.size >= 8, "--size", "8 pixels or more", self.size)
         require(self.batch >= 1, "--batch", "1 or more", self.batch)
         require(self.accumulate >= 1, "--accumulate", "1 or more", self.accumulate)

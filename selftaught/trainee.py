@@ -69,6 +69,8 @@ class Trainee:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean
         self.backbone.train()
+        for norm in norms:
+            norm.train()  # they rest while nothing of them learns
         bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16")
         batches = (raw for number in count() for raw in self.batches.epoch(number))
         for raw in islice(batches, steps):
@@ -79,6 +81,7 @@ class Trainee:
             for seen in (norm.running_mean, norm.running_var):
                 if seen is not None:
                     total(seen).div_(world_size())
+        self.backbone.train()
 
     def batch(self, raw: Raw, seed: int) -> Batch:
         pixels = raw.pixels.to(self.device, non_blocking=True)
@@ -121,7 +124,7 @@ def assemble(
         if stage.statistics == "data":
             backbone.set_statistics(mean, std)
     torch.manual_seed(key(stage.seed, "head"))
+    backbones.set_trainable(backbone, stage.trainable)  # before the method copies it for a teacher
     step = Step(method(stage.method, backbone, len(positions)), stage.hard, stage.combine)
-    backbones.set_trainable(backbone, stage.trainable)
     step.to(device).to(memory_format=torch.channels_last)
     return Trainee(stage, index, images, batches, augment, step, device)

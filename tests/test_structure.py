@@ -26,7 +26,7 @@ LAYERS = [
     {"data.split", "data.verdicts", "data.images", "layouts"},
     {"data.labels", "data.batches", "methods.*", "step", "backbones", "optim", "evaluation.*", "likeness"},
     {"data.index", "hard.*", "fit", "watch", "weights"},
-    {"stage", "choice"},
+    {"stage", "choice", "tuning"},
     {"recipe"},
     {"run", "trainee", "flags", "progress", "catalogue"},
     {"report.*"},
@@ -34,11 +34,19 @@ LAYERS = [
     {"life"},
     {"train"},
     {"adapting", "demo", "lineage"},
+    {"study.*"},
     {"commands.*"},
     {"cli"},
     {"", "__main__"},
 ]
-FREELY = {"methods.*", "hard.*", "evaluation.*", "report.*", "commands.*"}  # packages whose modules import each other
+FREELY = {
+    "methods.*",
+    "hard.*",
+    "evaluation.*",
+    "report.*",
+    "commands.*",
+    "study.*",
+}  # packages whose modules import each other
 
 
 def name_of(file: Path) -> str:

@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from selftaught.commands.console import device_named, tell
 from selftaught.evaluation.knn import KNN
 from selftaught.evaluation.linear import Linear
+from selftaught.tuning import FineTune
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -24,13 +25,14 @@ class Evaluate:
     """labelled images: class folders or a labels.csv; a run's own data when left out"""
     labels_from: Annotated[str, arg(name="labels-from")] = "auto"
     """auto, folders, or a CSV file"""
-    protocol: tuple[Literal["knn", "linear"], ...] = ("knn", "linear")
+    protocol: tuple[Literal["knn", "linear", "finetune"], ...] = ("knn", "linear")
     labels: tuple[str, ...] = ("5", "20", "all")
     """how many: 5 = five a class; total:1000 = a thousand in all; all"""
     against: tuple[str, ...] = ("random", "init")
     """what to compare with: random, init (the starting weights), another run, or a backbone's file"""
     knn: KNN = dataclasses.field(default_factory=KNN)
     linear: Linear = dataclasses.field(default_factory=Linear)
+    finetune: FineTune = dataclasses.field(default_factory=FineTune)
     size: int | None = None
     """pixels; what the run was trained with when left out"""
     draws: int = 5

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.tree import Tree
 from tyro.conf import Positional
 
-from selftaught import adapting, flags, plan, recipe, run
+from selftaught import adapting, flags, lineage, plan, recipe, run
 from selftaught.commands.console import device_named, plain, tell
 from selftaught.data.index import Index
 from selftaught.distributed import processes, rank, shared
@@ -63,6 +63,8 @@ def train(words: list[str]) -> None:
         if base is None and asked.init:
             words = [*adapting.kept(words, *adapting.network_of(asked.init)), *words]
         stage = shared(flags.stage_from(words, base, device, index_of))  # rank 0's probe decides
+        if stage.init:
+            stage = dataclasses.replace(stage, init=str(run.resolve(Path(stage.init))))
         if resume and begun and base is not None and stage != base:
             raise UserError(
                 f"{out} was begun with other settings ({', '.join(flags.differences(stage, base))}): leave those flags out "
@@ -170,7 +172,7 @@ class Show:
 
 def show(words: list[str]) -> int:
     asked = tyro.cli(Show, prog="selftaught show", args=words)
-    rows = adapting.lineage(Path(asked.run))
+    rows = lineage.lineage(Path(asked.run))
     if asked.json:
         print(json.dumps(rows, indent=2))
         return 0

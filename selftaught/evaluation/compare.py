@@ -60,7 +60,7 @@ def evaluate(
         for name, (own_train, own_test) in backbones.items():
             points[name], outcomes[name] = [], []
             for positions in chosen:
-                scores = protocol.score(own_train.take(positions.to(own_train.labels.device)), own_test.vectors)
+                scores = protocol.of(name).score(own_train.take(positions.to(own_train.labels.device)), own_test.vectors)
                 measured, outcome = _measure(train, test, scores)
                 points[name].append(measured)
                 outcomes[name].append(outcome)

@@ -68,6 +68,10 @@ class Protocol(ABC):
     def name(self) -> str:
         """The word for it on the command line and in result rows."""
 
+    def of(self, backbone: str) -> "Protocol":
+        """The same for one of the backbones, where it needs the backbone itself."""
+        return self
+
     @abstractmethod
     def describe(self) -> str:
         """One line with every setting, for reports."""

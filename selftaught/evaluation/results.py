@@ -55,6 +55,13 @@ class Results:
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __add__(self, other: "Results") -> "Results":
+        return Results(
+            rows=self.rows + other.rows,
+            differences=self.differences + other.differences,
+            notes=tuple(dict.fromkeys(self.notes + other.notes)),
+        )
+
     def to_json(self) -> str:
         """An object {"rows": [...], "differences": [...], "notes": [...]}."""
         return json.dumps(asdict(self), allow_nan=False)
@@ -115,7 +122,8 @@ class _Comparison:
 
     def _condition(self, difference: Difference) -> str:
         several = len({d.protocol for d in self.differences}) > 1
-        protocol = {"knn": "kNN", "linear": "the linear probe"}.get(difference.protocol, difference.protocol)
+        words = {"knn": "kNN", "linear": "the linear probe", "finetune": "fine-tuning"}
+        protocol = words.get(difference.protocol, difference.protocol)
         return _labels(difference.labels) + (f" by {protocol}" if several else "")
 
 

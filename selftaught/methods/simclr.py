@@ -22,6 +22,7 @@ class SimCLR(Method):
     class Config(Method.Config):
         hidden: int = 2048
         dim: int = 128
+        layers: int = 2  # of the head
         temperature: float = 0.1
 
         def suited(self, setting: Setting) -> Self:
@@ -31,7 +32,8 @@ class SimCLR(Method):
         super().__init__(config, backbone, images)
         self.temperature = config.temperature
         self.backbone = backbone
-        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
+        hidden = [config.hidden] * (config.layers - 1)
+        self.network = nn.Sequential(backbone, mlp(backbone.features, *hidden, config.dim), Normalize())
         self.others = 0
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:

@@ -34,7 +34,9 @@ def test_learns_one_batch_with_every_hard_example(name: str) -> None:
         assert set(report.losses) == {"clean", *map(part_name, hard)}
         assert not report.skipped
         losses.append(report.losses["clean"].item())
-    assert min(losses[-5:]) < losses[0] or name == "moco-v2"  # its queue starts random and grows harder
+    # A queue starts random and its loss low: it is harder once the first step has filled it with keys.
+    queue = any(key.endswith("queue") for key, buffer in step.method.named_buffers() if buffer.numel())
+    assert min(losses[-5:]) < (max(losses) if queue else losses[0])
     assert all(torch.isfinite(p).all() for p in step.parameters())
 
 

@@ -13,7 +13,10 @@ from selftaught.networks import batch_norms
 from selftaught.step import HardExample, part_name
 
 IMAGES = 64
-SMALL = {"hidden": 16, "dim": 8, "queue": 16, "clusters": 5, "prototypes": 6, "classes": 5}
+SMALL = {
+    "hidden": 16, "dim": 8, "queue": 16, "negatives": 16, "clusters": 5, "prototypes": 6,
+    "classes": 5, "blocks": 1, "directions": 2, "bottleneck": 8,
+}  # fmt: skip
 HARD: dict[str, HardExample] = {
     "adversarial": Adversarial(eps=8),
     "adversarial-3": Adversarial(eps=8, steps=3, stride=4),

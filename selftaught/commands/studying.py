@@ -1,0 +1,96 @@
+"""The command that carries out studies."""
+
+import dataclasses
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from selftaught import checkpoint
+from selftaught.commands.console import device_named, tell
+from selftaught.distributed import processes, rank
+from selftaught.errors import UserError
+from selftaught.life import Conduct
+from selftaught.progress import Progress, clock
+from selftaught.study import design, figures, page, runner, tables
+from selftaught.study.design import Cell
+from selftaught.train import Stopped
+
+
+@dataclasses.dataclass(kw_only=True)
+class Study:
+    """The experiments of hierarchical pretraining on your images: tables, figures and a page. It resumes, and can be
+    split over machines by --shard."""
+
+    study: Annotated[Literal["separability", "labels", "sequential", "augmentations", "data"], Positional]
+    plan: str
+    """a YAML file: bases, targets, settings, steps, seeds (see docs/hpt.md)"""
+    out: str
+    """a folder for trained stages, cells, table, figures and page; several studies may share it"""
+    shard: str = "1/1"
+    """part i of n of the cells, as in 2/8; --shard 0/8 trains nothing and gathers what is there"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = 2
+
+
+def study(words: list[str]) -> int:
+    asked = tyro.cli(Study, prog="selftaught study", args=words)
+    setup = design.read(Path(asked.plan))
+    i, n = part(asked.shard)
+    out = Path(asked.out)
+    command = shlex.join(["selftaught", "study", *words])
+    cells = design.cells(asked.study, setup)
+    device = device_named(asked.device)
+    with processes(device), Progress(show=rank() == 0) as progress:
+        conduct = Conduct(
+            device=device, workers=asked.workers, show=progress.entry, say=progress.say,
+            note={"command": command, "device": device},
+        )  # fmt: skip
+        mine = runner.Shard(i, n).of(cells) if i else []
+        began, first = time.perf_counter(), sum((out / "cells" / f"{c.key}.json").exists() for c in mine)
+
+        def told(number: int, cell: Cell) -> None:
+            done = sum((out / "cells" / f"{c.key}.json").exists() for c in mine)
+            passed = time.perf_counter() - began
+            left = f", {clock(passed / (done - first) * (len(mine) - done))} left" if done > first else ""
+            progress.say(f"cell {number + 1} of {len(mine)} ({done} done{left}): {cell.name}")
+
+        try:
+            runner.carry_out(mine, setup, out, conduct, progress, told)
+        except Stopped:
+            tell("stopped; the same command goes on with it")
+            return 0
+        if rank() == 0:
+            print(gather(asked.study, cells, out, command, Path(asked.plan)))
+    return 0
+
+
+def part(shard: str) -> tuple[int, int]:
+    i, slash, n = shard.partition("/")
+    if not slash or not i.isdecimal() or not n.isdecimal() or int(n) < 1 or int(i) > int(n):
+        raise UserError(f"--shard {shard}: say which part of how many, as in 2/8")
+    return int(i), int(n)
+
+
+def gather(study: str, cells: list[Cell], out: Path, command: str, plan: Path) -> Path:
+    """Table, figures and page of the cells that are done; returns the page."""
+    rows = runner.gather(cells, out)
+    if not rows:
+        raise UserError(f"no cell of {study} is done yet in {out}")
+    points = tables.by_seed(rows, [c for c in dict.fromkeys((c.variant, c.x) for c in cells)])
+    done = sum((out / "cells" / f"{c.key}.json").exists() for c in cells)
+    found = tables.findings(study, points)
+    checkpoint.write_json(
+        out / f"{study}.json",
+        {"command": command, "plan": plan.read_text(), "done": done, "cells": len(cells), "findings": found, "rows": rows},
+    )
+    (out / f"{study}.csv").write_text(tables.as_csv(points), encoding="utf-8")
+    drawn = figures.draw(study, points, out)
+    for line in found:
+        tell(line)
+    return page.write(
+        study, points, found, drawn, out, command=command, plan=plan.read_text(), done=done, total=len(cells)
+    )  # fmt: skip

@@ -1,0 +1,211 @@
+"""How other programs name the tensors of the networks that timm has too: one table of rules each.
+
+Over 200 lines, because the tables are long. A dialect is recognised by names that must all be there, and translates a
+state dict into timm's names. A name that no rule knows stays as it is, so that the strict comparison afterwards refuses
+it. Where equal shapes do not yet mean equal arithmetic (another epsilon, another padding), a dialect says which of timm's
+networks compute the same.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+Rules = Sequence[tuple[str, str]]  # a pattern of a whole name, or of its beginning up to a dot; what stands for it
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """`marks`: names that are all there. `networks`: patterns of timm's names, where not every one will do."""
+
+    whose: str
+    marks: tuple[str, ...]
+    translate: Callable[[State], State]
+    networks: tuple[str, ...] = ()
+    unlike: str = ""  # why no network of timm computes the same
+
+    def spoken_in(self, state: State) -> bool:
+        return all(mark in state for mark in self.marks)
+
+
+def by(rules: Rules) -> Callable[[State], State]:
+    """Each name is translated by the first rule that its beginning fits; the rest of the name follows."""
+    compiled = [(re.compile(f"{pattern}(?=\\.|$)"), to) for pattern, to in rules]
+
+    def one(key: str) -> str:
+        for pattern, to in compiled:
+            if match := pattern.match(key):
+                return match.expand(to) + key[match.end() :]
+        return key
+
+    return lambda state: {one(key): value for key, value in state.items()}
+
+
+# A ResNet without names: nn.Sequential(*resnet.children()). With torchvision's, 2 and 3 are ReLU and max-pool.
+SEQUENTIAL = [("0", "conv1"), ("1", "bn1"), ("4", "layer1"), ("5", "layer2"), ("6", "layer3"), ("7", "layer4")]
+# The ResNet for CIFAR that lightly has from kuangliu's pytorch-cifar, with and without names.
+SHORTCUT = [(r"(layer\d\.\d+)\.shortcut", r"\1.downsample"), ("linear", "fc")]
+SMALL_SEQUENTIAL = [
+    ("0", "conv1"),
+    ("1", "bn1"),
+    *((rf"{i + 1}\.(\d+)\.shortcut", rf"layer{i}.\1.downsample") for i in range(1, 5)),
+    *((f"{i + 1}", f"layer{i}") for i in range(1, 5)),
+]
+
+_LAYER = r"encoder\.layers\.encoder_layer_(\d+)\."
+TORCHVISION_VIT = [
+    ("class_token", "cls_token"),
+    ("conv_proj", "patch_embed.proj"),
+    (r"encoder\.pos_embedding", "pos_embed"),
+    (r"encoder\.ln", "norm"),
+    (_LAYER + "ln_([12])", r"blocks.\1.norm\2"),
+    (_LAYER + r"self_attention\.in_proj_(weight|bias)", r"blocks.\1.attn.qkv.\2"),
+    (_LAYER + r"self_attention\.out_proj", r"blocks.\1.attn.proj"),
+    (_LAYER + r"mlp\.(?:0|linear_1)", r"blocks.\1.mlp.fc1"),
+    (_LAYER + r"mlp\.(?:3|linear_2)", r"blocks.\1.mlp.fc2"),
+    (r"heads\.head", "head"),
+]
+# Of OpenMMLab (mmpretrain, mmselfsup).
+MM_VIT = [
+    (r"patch_embed\.projection", "patch_embed.proj"),
+    (r"layers\.(\d+)\.(?:ln|norm)([12])", r"blocks.\1.norm\2"),
+    (r"layers\.(\d+)\.attn\.(qkv|proj)", r"blocks.\1.attn.\2"),
+    (r"layers\.(\d+)\.ffn\.layers\.0\.0", r"blocks.\1.mlp.fc1"),
+    (r"layers\.(\d+)\.ffn\.layers\.1", r"blocks.\1.mlp.fc2"),
+    (r"(?:ln1|norm1)", "norm"),
+]
+
+_CONVNEXT_BLOCK = {
+    "layer_scale": "gamma",
+    "block.0": "conv_dw",
+    "block.2": "norm",
+    "block.3": "mlp.fc1",
+    "block.5": "mlp.fc2",
+}
+TORCHVISION_CONVNEXT = [
+    (r"features\.0\.([01])", r"stem.\1"),
+    *((rf"features\.{2 * s}\.([01])", rf"stages.{s}.downsample.\1") for s in range(1, 4)),
+    *(
+        (rf"features\.{2 * s + 1}\.(\d+)\.{re.escape(theirs)}", rf"stages.{s}.blocks.\1.{ours}")
+        for s in range(4)
+        for theirs, ours in _CONVNEXT_BLOCK.items()
+    ),
+    (r"classifier\.0", "head.norm"),
+    (r"classifier\.2", "head.fc"),
+]
+
+
+def _torchvision_convnext(state: State) -> State:
+    named = by(TORCHVISION_CONVNEXT)(state)
+    # torchvision scales maps, [C, 1, 1]; timm's blocks scale by [C].
+    return {key: value.flatten() if key.endswith(".gamma") else value for key, value in named.items()}
+
+
+# Inverted bottlenecks: timm numbers the parts by what they do, others by their place. Without a wider middle (as in the
+# first stage) the expanding convolution is left out, and timm's block is of another kind.
+_NARROW = ("conv_dw", "bn1", "conv_pw", "bn2")
+_WIDE = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
+
+
+def _torchvision_efficientnet(state: State) -> State:
+    """features.STAGE.BLOCK.block.PART, a part being a convolution with its norm, or squeeze-and-excitation."""
+    rules = [(r"features\.0\.0", "conv_stem"), (r"features\.0\.1", "bn1")]
+    rules += [(r"features\.8\.0", "conv_head"), (r"features\.8\.1", "bn2"), (r"classifier\.1", "classifier")]
+    for stage in range(1, 8):
+        wide = f"features.{stage}.0.block.3.0.weight" in state
+        parts, squeeze = (_WIDE, 2) if wide else (_NARROW, 1)
+        at, to = rf"features\.{stage}\.(\d+)\.block\.", rf"blocks.{stage - 1}.\1."
+        places = [place for place in range(4 if wide else 3) if place != squeeze]
+        rules += [(rf"{at}{p}\.{k}", to + parts[2 * i + k]) for i, p in enumerate(places) for k in (0, 1)]
+        rules += [(rf"{at}{squeeze}\.fc1", f"{to}se.conv_reduce"), (rf"{at}{squeeze}\.fc2", f"{to}se.conv_expand")]
+    return by(rules)(state)
+
+
+def _staged(ends: Sequence[Tensor]) -> list[str]:
+    """`blocks.STAGE.BLOCK` for blocks in one row, by their last convolutions: a stage ends where the width changes."""
+    names: list[str] = []
+    stage, block, width = -1, 0, -1
+    for weight in ends:
+        stage, block = (stage, block + 1) if weight.shape[0] == width else (stage + 1, 0)
+        width = weight.shape[0]
+        names.append(f"blocks.{stage}.{block}")
+    return names
+
+
+def _torchvision_mobilenet_v2(state: State) -> State:
+    """features.BLOCK.conv.PART, in one row."""
+    rules = [(r"features\.0\.0", "conv_stem"), (r"features\.0\.1", "bn1")]
+    rules += [(r"features\.18\.0", "conv_head"), (r"features\.18\.1", "bn2"), (r"classifier\.1", "classifier")]
+    narrow, wide = ("0.0", "0.1", "1", "2"), ("0.0", "0.1", "1.0", "1.1", "2", "3")
+    kinds = [(wide, _WIDE) if f"features.{i}.conv.3.weight" in state else (narrow, _NARROW) for i in range(1, 18)]
+    ends = [state.get(f"features.{i}.conv.{theirs[-2]}.weight") for i, (theirs, _) in enumerate(kinds, 1)]
+    if any(end is None for end in ends):
+        return state
+    for i, (name, (theirs, ours)) in enumerate(zip(_staged([e for e in ends if e is not None]), kinds, strict=True), 1):
+        rules += [(rf"features\.{i}\.conv\.{re.escape(t)}", f"{name}.{o}") for t, o in zip(theirs, ours, strict=True)]
+    return by(rules)(state)
+
+
+def _efficientnet_pytorch(state: State) -> State:
+    """_blocks.BLOCK._expand_conv and so on, in one row; the networks for small devices have no squeeze-and-excitation."""
+    rules = [("_conv_stem", "conv_stem"), ("_bn0", "bn1"), ("_conv_head", "conv_head"), ("_bn1", "bn2")]
+    rules += [("_fc", "classifier")]
+    count = sum(1 for key in state if re.fullmatch(r"_blocks\.\d+\._project_conv\.weight", key))
+    ends = [state.get(f"_blocks.{i}._project_conv.weight") for i in range(count)]
+    if any(end is None for end in ends):
+        return state
+    for i, name in enumerate(_staged([end for end in ends if end is not None])):
+        narrow, wide = ("depthwise_conv", "bn1", "project_conv", "bn2"), ("expand_conv", "bn0", "depthwise_conv", "bn1")
+        kind = f"_blocks.{i}._expand_conv.weight" in state
+        pairs = zip((*wide, *narrow[2:]), _WIDE, strict=True) if kind else zip(narrow, _NARROW, strict=True)
+        rules += [(rf"_blocks\.{i}\._{theirs}", f"{name}.{ours}") for theirs, ours in pairs]
+        rules += [(rf"_blocks\.{i}\._se_{what}", f"{name}.se.conv_{what}") for what in ("reduce", "expand")]
+    return by(rules)(state)
+
+
+DIALECTS = (
+    Dialect(
+        "lightly's small ResNet in a row", ("0.weight", "1.running_mean", "2.0.conv1.weight"), by(SMALL_SEQUENTIAL),
+        unlike="lightly's ResNet for CIFAR as a row of parts leaves out the first ReLU, so none of timm's computes the same",
+    ),
+    Dialect("a ResNet's parts in a row", ("0.weight", "1.running_mean", "4.0.conv1.weight"), by(SEQUENTIAL)),
+    Dialect("kuangliu's ResNet for CIFAR", ("conv1.weight", "layer2.0.shortcut.0.weight"), by(SHORTCUT)),
+    Dialect(
+        "torchvision's ViT", ("class_token", "conv_proj.weight"), by(TORCHVISION_VIT),
+        ("vit_base_*", "vit_large_*", "vit_huge_*"),
+    ),
+    # Its smaller ViTs exist with several numbers of heads, which the tensors do not tell.
+    Dialect(
+        "OpenMMLab's ViT", ("cls_token", "patch_embed.projection.weight"), by(MM_VIT), ("vit_base_*", "vit_large_*")
+    ),
+    Dialect(
+        "torchvision's ConvNeXt", ("features.1.0.layer_scale",), _torchvision_convnext,
+        ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+    ),
+    # Its larger ones have another epsilon in batch norm than timm's, as have its MobileNetV3s.
+    Dialect(
+        "torchvision's EfficientNet", ("features.1.0.block.1.fc1.weight", "features.8.0.weight"),
+        _torchvision_efficientnet, ("efficientnet_b[0-4]",),
+    ),
+    Dialect(
+        "torchvision's MobileNetV2", ("features.1.conv.0.0.weight", "features.18.0.weight"),
+        _torchvision_mobilenet_v2, ("mobilenetv2_100",),
+    ),
+    # Trained with TensorFlow's padding and epsilon, which timm has under names that begin with tf_.
+    Dialect(
+        "EfficientNet-PyTorch", ("_conv_stem.weight", "_blocks.0._se_reduce.weight"), _efficientnet_pytorch,
+        ("tf_efficientnet_b?",),
+    ),
+    Dialect(
+        "EfficientNet-Lite for PyTorch", ("_conv_stem.weight", "_blocks.0._bn1.weight"), _efficientnet_pytorch,
+        ("tf_efficientnet_lite?",),
+    ),
+)  # fmt: skip
+
+
+def translated(state: State) -> tuple[State, Dialect | None]:
+    """The same tensors under timm's names, and the dialect that they were named in, if not timm's own already."""
+    dialect = next((d for d in DIALECTS if d.spoken_in(state)), None)
+    return (dialect.translate(state), dialect) if dialect else (state, None)

@@ -1,0 +1,54 @@
+"""Barlow Twins (Zbontar et al., 2021, https://arxiv.org/abs/2103.03230)."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.losses import barlow
+from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.networks import mlp, on_views
+
+
+class BarlowTwins(Method):
+    """Make each dimension agree with itself in the other view, and with no other dimension."""
+
+    paper = "Zbontar et al., 2021, https://arxiv.org/abs/2103.03230"
+    couples_samples = True
+    lr = 0.003  # the loss is a sum over dimensions, and steep
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        hidden: int = 8192
+        dim: int = 8192
+        redundancy: float = 0.0051  # weight of what dimensions share: the paper's lambda
+
+        def suited(self, setting: Setting) -> Self:
+            """Four times as wide as the features, as the paper's is: 2048 with a ResNet-18."""
+            width = 4 * setting.features
+            return replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        self.config = config
+        self.backbone = backbone
+        projector = mlp(backbone.features, config.hidden, config.hidden, config.dim, last_bias=False)
+        self.network = nn.Sequential(backbone, projector)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2]
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return on_views(self.network, inputs)
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first, second = predictions
+        return second, first  # with their gradient: both views move
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        pairs = zip(predictions, targets, strict=True)  # of clean views both are the same; of hard ones they are not
+        return torch.stack([barlow(z, t, self.config.redundancy) for z, t in pairs]).mean()
+
+    def chance(self) -> float:
+        return float(self.config.dim)  # what does not vary correlates with nothing

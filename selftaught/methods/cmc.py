@@ -1,0 +1,99 @@
+"""Contrastive multiview coding (Tian et al., 2019, https://arxiv.org/abs/1906.05849)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.errors import UserError
+from selftaught.method import Batch, Encoder, Method
+from selftaught.methods.memory import Memory, MemoryConfig
+from selftaught.networks import Normalize, on_views
+
+TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # from linear RGB
+KNEE = 6 / 29  # of Lab's cube root, which is straight below it
+LIGHTNESS = 60.0  # of 100: where most colours fit into RGB
+GREY = 0.01  # mean difference of the channels up to which a view counts as without colour
+
+
+class CMC(Method):
+    """Recognise an image's lightness by what was last said of its colours, and the other way round."""
+
+    paper = "Tian et al., 2019, https://arxiv.org/abs/1906.05849"
+    views = 1
+    lr = 0.03
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MemoryConfig):
+        negatives: int = 16384
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        self.backbone = backbone
+        self.light_head, self.colour_head = (
+            nn.Sequential(nn.Linear(backbone.features, config.dim), Normalize()) for _ in range(2)
+        )
+        self.lights, self.colours = Memory(config, images), Memory(config, images)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return light_and_colour(batch.views[0])
+
+    def predict(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        light, colour = on_views(self.backbone, inputs)
+        return self.light_head(light), self.colour_head(colour)
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.where(coloured(batch.views[0]), batch.index, -1)  # without colour there is nothing to tell
+
+    def loss(self, predictions: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        light, colour = predictions  # each asks the memory of the other
+        return (self.colours.loss(light, targets) + self.lights.loss(colour, targets)) / 2
+
+    def chance(self) -> float | None:
+        return self.lights.chance()
+
+    @torch.no_grad()
+    def before_epoch(self, batches: Iterable[Batch]) -> None:
+        if self.lights.seen.any():
+            return
+        known = []
+        for batch in batches:
+            said = self.predict(self.inputs(batch))
+            known.append((self.targets(batch, said), *said))
+        _, light, colour = known[0]
+        self.lights.fill(((index, light) for index, light, _ in known), asking=colour)
+        self.colours.fill(((index, colour) for index, _, colour in known), asking=light)
+        if not self.lights.seen.any():
+            raise UserError("cmc tells lightness by colour, and no image has any colour: take another --method")
+
+    def after_step(self, batch: Batch, predictions: tuple[Tensor, Tensor], targets: Tensor) -> None:
+        self.lights.remember(targets, predictions[0])
+        self.colours.remember(targets, predictions[1])
+
+
+def coloured(pixels: Tensor) -> Tensor:
+    """Which of the images [B, 3, H, W] have any colour: bool [B]."""
+    return (pixels.amax(1) - pixels.amin(1)).mean((1, 2)) > GREY
+
+
+def light_and_colour(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """sRGB [B, 3, H, W] in [0, 1] -> L of Lab as a grey image, and ab at one lightness: both sRGB in [0, 1] again.
+
+    Colours that RGB has not at that lightness are clipped to those that it has.
+    """
+    with torch.autocast(pixels.device.type, enabled=False):
+        matrix = torch.tensor(TO_XYZ, dtype=torch.float64)
+        white = matrix.sum(1).to(pixels)[:, None, None]
+        linear = torch.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4)
+        xyz = torch.einsum("ij,bjhw->bihw", matrix.to(pixels), linear) / white
+        root = torch.where(xyz > KNEE**3, xyz ** (1 / 3), xyz / (3 * KNEE**2) + 4 / 29)
+        moved = root - root[:, 1:2] + (LIGHTNESS + 16) / 116  # a and b are differences of the roots
+        cube = torch.where(moved > KNEE, moved**3, 3 * KNEE**2 * (moved - 4 / 29))
+        colour = torch.einsum("ij,bjhw->bihw", matrix.inverse().to(pixels), cube * white)
+        return _gamma(xyz[:, 1:2]).expand_as(pixels), _gamma(colour)
+
+
+def _gamma(linear: Tensor) -> Tensor:
+    linear = linear.clamp(0, 1)
+    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

@@ -1,0 +1,99 @@
+"""CPC (van den Oord et al., 2018, https://arxiv.org/abs/1807.03748), with v2's options (Hénaff et al., 2019)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selftaught.errors import UserError, require
+from selftaught.losses import pick_nce
+from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.methods.patch_grid import Context, automatic_side, cut, drop_colours
+
+
+class CPC(Method):
+    """Predict patches of an image from the rows of patches above them, among all patches of the batch."""
+
+    paper = "van den Oord et al., 2018, https://arxiv.org/abs/1807.03748"
+    views = 1
+    couples_samples = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        side: int = 0  # pixels of a patch; 0 = what makes seven rows, or fewer (down to three) to keep 32 pixels
+        stride: int = 0  # pixels from patch to patch; 0 = half a side
+        colour_drop: float = 0.5  # share of patches that keep one colour channel alone
+        hidden: int = 256  # width of the context network
+        blocks: int = 5  # of the context network
+        norm: Literal["layer", "batch"] = "layer"  # of the context network
+        dim: int = 64  # of embeddings
+        nearest: int = 2  # rows below, of those predicted: nearer patches share pixels with the context
+        farthest: int = 3
+        directions: int = 4  # rows from above; then from the right, from below, from the left
+        temperature: float = 0.1
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            require(self.farthest >= self.nearest, "--method.farthest", f"{self.nearest} or more", self.farthest)
+            require(self.directions <= 4, "--method.directions", "1 to 4", self.directions)
+            require(self.colour_drop <= 1, "--method.colour-drop", "a probability", self.colour_drop)
+
+        def suited(self, setting: Setting) -> Self:
+            return replace(self, hidden=min(self.hidden, setting.features))
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        c = self.config = config
+        self.backbone = backbone
+        self.embed = nn.Linear(backbone.features, c.dim)
+        ahead = c.farthest - c.nearest + 1
+        self.contexts = nn.ModuleList(
+            Context(backbone.features, c.hidden, c.blocks, c.norm, ahead, c.dim) for _ in range(c.directions)
+        )
+        self.among = 0
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """A grid of overlapping patches [B, G, G, 3, side, side]."""
+        view = batch.views[0]
+        side = self.config.side or automatic_side(view.shape[-1])
+        patches = cut(view, side, self.config.stride or max(side // 2, 1))
+        return drop_colours(patches, batch.noise, self.config.colour_drop)
+
+    def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Said of the patches [B, directions, K, G, G, dim] and the patches' own embeddings [B, G, G, dim].
+
+        Entry k, i, j is said, from rows up to i, of the patch at i + nearest + k, j (of the grid as seen from above).
+        """
+        grid = self.backbone(inputs.flatten(0, 2)).unflatten(0, inputs.shape[:3])
+        turned = [grid.rot90(turns, (1, 2)).permute(0, 3, 1, 2) for turns in range(self.config.directions)]
+        said = torch.stack([context(g) for context, g in zip(self.contexts, turned, strict=True)], dim=1)
+        return _unit(said), _unit(self.embed(grid))
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
+        return predictions[1]  # with their gradient: patches become predictable, and remain distinguishable
+
+    def loss(self, predictions: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        place = torch.arange(targets.shape[:3].numel(), device=targets.device).view(targets.shape[:3])
+        rows, self.among = targets.shape[1], place.numel()
+        if rows <= self.config.nearest:
+            raise UserError(
+                f"CPC predicts patches {self.config.nearest} rows below, and the view makes {rows} rows: "
+                "take smaller patches (--method.side)"
+            )
+        queries, keys = [], []
+        for turns, said in enumerate(predictions[0].unbind(1)):
+            for below, guess in enumerate(said.unbind(1), self.config.nearest):
+                if below < rows:
+                    queries.append(guess[:, : rows - below].flatten(0, 2))
+                    keys.append(place.rot90(turns, (1, 2))[:, below:].flatten())
+        return pick_nce(torch.cat(queries), targets.flatten(0, 2), torch.cat(keys), self.config.temperature)
+
+    def chance(self) -> float | None:
+        return math.log(self.among) if self.among else None
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float() if x.dtype == torch.bfloat16 else x, dim=-1)

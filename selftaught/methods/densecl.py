@@ -1,0 +1,100 @@
+"""DenseCL (Wang et al., 2020, https://arxiv.org/abs/2011.09157)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selftaught.distributed import collect, deal, gather
+from selftaught.errors import UserError, require
+from selftaught.losses import info_nce, most_similar
+from selftaught.method import Batch, Encoder, Method, map_tensors
+from selftaught.methods.moco import check_queue, enqueue, random_keys
+from selftaught.methods.moco_v2 import MoCoV2
+from selftaught.networks import Normalize, Teacher, mlp
+
+Seen = tuple[Tensor, Tensor, Tensor]  # of a view: embedding [B, D], those of its places [B, D, S], the map [B, C, S]
+
+
+class DenseCL(Method):
+    """MoCo v2 of whole views, and of the places in them: each finds the one most like it in the other view."""
+
+    paper = "Wang et al., 2020, https://arxiv.org/abs/2011.09157"
+    queue: Tensor
+    dense_queue: Tensor
+    oldest: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MoCoV2.Config):
+        dense: float = 0.5  # weight of the places' loss; whole views have the rest
+        dense_start: float = 0.01  # share of training before places count: a new backbone cannot match them yet
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            require(self.dense <= 1, "--method.dense", "a share, from 0 to 1", self.dense)
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        check_queue(config.queue, images)
+        self.config = config
+        self.backbone = backbone
+        self.network = _TwoHeads(backbone, config.hidden, config.dim)
+        self.teacher = Teacher(self.network)
+        self.register_buffer("queue", random_keys(config.queue, config.dim))
+        self.register_buffer("dense_queue", random_keys(config.queue, config.dim))  # a view's mean place is a key
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2] if self.config.symmetric else batch.views[:1]
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Seen, ...]:
+        return tuple(self.network(queries) for queries in inputs)
+
+    def targets(self, batch: Batch, predictions: tuple[Seen, ...]) -> tuple[Seen, ...]:
+        others = batch.views[1::-1][: len(predictions)]
+        return tuple(map_tensors(collect, self.teacher(deal(keys))) for keys in others)
+
+    def loss(self, predictions: tuple[Seen, ...], targets: tuple[Seen, ...]) -> Tensor:
+        t = self.config.temperature
+        dense = self.config.dense if self.progress >= self.config.dense_start else 0.0
+        losses = []
+        for (query, places, found), (key, key_places, key_found) in zip(predictions, targets, strict=True):
+            matched = key_places.gather(2, most_similar(found, key_found)[:, None].expand_as(places))  # [B, D, S]
+            parts = info_nce(_rows(places), _rows(matched), self.dense_queue, t)
+            losses.append((1 - dense) * info_nce(query, key, self.queue, t) + dense * parts)
+        return torch.stack(losses).mean()
+
+    def chance(self) -> float:
+        return math.log(self.config.queue + 1)
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, predictions: tuple[Seen, ...], targets: tuple[Seen, ...]) -> None:
+        self.teacher.follow(self.network, self.config.momentum)
+        keys = torch.cat([gather(key) for key, _, _ in targets])
+        mean_places = torch.cat([gather(places.mean(2)) for _, places, _ in targets])
+        enqueue(self.dense_queue, F.normalize(mean_places, dim=1), self.oldest)
+        self.oldest.copy_(enqueue(self.queue, keys, self.oldest))
+
+
+class _TwoHeads(nn.Module):
+    """Pixels -> what is `Seen` of them."""
+
+    def __init__(self, backbone: Encoder, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Sequential(mlp(backbone.features, hidden, dim, batch_norm=False), Normalize())
+        widen, narrow = nn.Conv1d(backbone.channels, hidden, 1), nn.Conv1d(hidden, dim, 1)  # the same mlp at each place
+        self.dense_head = nn.Sequential(widen, nn.ReLU(), narrow, Normalize())
+
+    def forward(self, pixels: Tensor) -> Seen:
+        features, found = self.backbone.with_map(pixels)
+        if found.shape[2:].numel() == 1:
+            raise UserError("this backbone leaves one place of a view: take larger views (--size), or --stem cifar")
+        found = found.flatten(2)
+        return self.head(features), self.dense_head(found), found.detach()  # to match places by, not to learn through
+
+
+def _rows(places: Tensor) -> Tensor:
+    return places.transpose(1, 2).flatten(0, 1)  # [B, D, S] -> [B * S, D]

@@ -1,0 +1,92 @@
+"""DirectPred (Tian et al., 2021, https://arxiv.org/abs/2102.06810); DirectSet, DirectCopy (Wang et al., 2021)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.distributed import gather
+from selftaught.errors import require
+from selftaught.losses import cosine_distance
+from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.networks import Teacher, mlp, on_views
+
+
+class DirectPred(Method):
+    """BYOL with a linear predictor that is not learnt: the embeddings' correlations say what it is."""
+
+    paper = "Tian et al., 2021, https://arxiv.org/abs/2102.06810; Wang et al., 2021, https://arxiv.org/abs/2110.04947"
+    correlation: Tensor
+    predictor: Tensor
+    steps: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        predictor: Literal["directpred", "directset", "directcopy"] = "directpred"
+        eps: float = 0.1  # added to every eigenvalue of the predictor, whose largest is 1
+        rho: float = 0.3  # of the moving average: how much of the past a step keeps
+        frequency: int = 1  # steps from one setting of the predictor to the next
+        alpha: float = 0.5  # exponent of DirectSet; that of DirectPred is 1/2, of DirectCopy 1
+        hidden: int = 4096
+        dim: int = 256
+        momentum: float = 0.996  # of the teacher at the start; it rises to 1 along a cosine
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            require(self.rho < 1, "--method.rho", "below 1", self.rho)
+            require(self.eps > 0, "--method.eps", "above 0, or directions that vanish never return", self.eps)
+
+        def suited(self, setting: Setting) -> Self:
+            """As BYOL: a short training needs a teacher that follows sooner."""
+            momentum = min(max(1 - 50 / max(setting.steps, 1), 0.98), self.momentum)
+            return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        self.config = config
+        self.backbone = backbone
+        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim))
+        self.teacher = Teacher(self.network)
+        self.register_buffer("correlation", torch.zeros(config.dim, config.dim))
+        self.register_buffer("predictor", torch.eye(config.dim))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2]
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return on_views(self.network, inputs)  # embeddings: the predictor, which is known, waits in the loss
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first, second = on_views(self.teacher, batch.views[:2])
+        return second, first
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        pairs = zip(predictions, targets, strict=True)
+        return torch.stack([cosine_distance(z @ self.predictor, t) for z, t in pairs]).sum()
+
+    def chance(self) -> float:
+        return 0.0  # a constant that both networks agree on
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
+        cosine = (1 + math.cos(math.pi * self.progress)) / 2
+        self.teacher.follow(self.network, 1 - (1 - self.config.momentum) * cosine)
+        z = torch.cat([gather(p).to(self.correlation) for p in predictions])
+        self.correlation.lerp_(z.T @ z / len(z), 1 - self.config.rho)
+        self.steps += 1
+        if self.steps % self.config.frequency == 0:
+            self.predictor.copy_(direct_predictor(self.correlation, self.config))
+
+
+def direct_predictor(correlation: Tensor, config: DirectPred.Config) -> Tensor:
+    """F [D, D], symmetric -> the predictor: F's eigenvectors, and its eigenvalues to a power, plus eps (equation 18)."""
+    if config.predictor == "directcopy":  # the one that needs no eigenvectors
+        length = correlation.norm().clamp_min(torch.finfo(correlation.dtype).tiny)
+        return correlation / length + config.eps * torch.eye(len(correlation)).to(correlation)
+    values, vectors = torch.linalg.eigh(correlation)
+    values = values.clamp_min(0) / values.max().clamp_min(torch.finfo(values.dtype).tiny)
+    alpha = config.alpha if config.predictor == "directset" else 0.5
+    return (vectors * (values**alpha + config.eps)) @ vectors.T

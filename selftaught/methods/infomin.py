@@ -1,0 +1,52 @@
+"""InfoMin (Tian et al., 2020, https://arxiv.org/abs/2005.10243)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from selftaught.errors import require
+from selftaught.losses import info_nce
+from selftaught.method import Batch, Encoder, Method
+from selftaught.methods.jigsaw import Jigsaw, shuffled_pieces
+from selftaught.methods.moco_v2 import MoCoV2
+from selftaught.networks import mlp
+
+
+class InfoMin(Method):
+    """MoCo v2 whose keys are also to be found from shuffled pieces: views that share less, but enough."""
+
+    paper = "Tian et al., 2020, https://arxiv.org/abs/2005.10243"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MoCoV2.Config):
+        temperature: float = 0.15
+        jigsaw: float = 0.5  # weight of the pieces; the whole has the rest of 1
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        require(config.jigsaw <= 1, "--method.jigsaw", "a share, from 0 to 1", config.jigsaw)
+        self.config = config
+        self.backbone = backbone
+        self.moco = MoCoV2(config, backbone, images)
+        head = mlp(backbone.features, config.hidden, config.dim, batch_norm=False)
+        self.jigsaw = Jigsaw(backbone, head, config.dim)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return (*self.moco.inputs(batch), shuffled_pieces(batch.views[0], batch.noise))  # not of the key's own view
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (*self.moco.predict(inputs[:-1]), self.jigsaw(inputs[-1]))
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self.moco.targets(batch, predictions[:-1])
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        whole = self.moco.loss(predictions[:-1], targets)
+        pieces = info_nce(predictions[-1], targets[0], self.moco.queue, self.config.temperature)
+        return (1 - self.config.jigsaw) * whole + self.config.jigsaw * pieces
+
+    def chance(self) -> float:
+        return self.moco.chance()
+
+    def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
+        self.moco.after_step(batch, predictions, targets)

@@ -1,0 +1,49 @@
+"""Instance discrimination (Wu et al., 2018, https://arxiv.org/abs/1805.01978)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from selftaught.method import Batch, Encoder, Method
+from selftaught.methods.memory import Memory, MemoryConfig
+from selftaught.networks import Normalize
+
+
+class InstanceDiscrimination(Method):
+    """Tell which of all the images this is, by what was last said of each."""
+
+    paper = "Wu et al., 2018, https://arxiv.org/abs/1805.01978"
+    views = 1
+    lr = 0.03
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MemoryConfig):
+        pass
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        self.backbone = backbone
+        self.network = nn.Sequential(backbone, nn.Linear(backbone.features, config.dim), Normalize())
+        self.memory = Memory(config, images)
+
+    def inputs(self, batch: Batch) -> Tensor:
+        return batch.views[0]
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
+
+    def targets(self, batch: Batch, predictions: Tensor) -> Tensor:
+        return batch.index  # every image is a class of its own
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return self.memory.loss(predictions, targets)
+
+    def chance(self) -> float | None:
+        return self.memory.chance()
+
+    def before_epoch(self, batches: Iterable[Batch]) -> None:
+        self.memory.fill((batch.index, self.predict(self.inputs(batch))) for batch in batches)
+
+    def after_step(self, batch: Batch, predictions: Tensor, targets: Tensor) -> None:
+        self.memory.remember(targets, predictions)

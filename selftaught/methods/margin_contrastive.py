@@ -1,0 +1,54 @@
+"""Contrastive learning with a margin (Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100)."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.errors import require
+from selftaught.losses import margin_contrastive
+from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.networks import Normalize, mlp, on_views
+
+
+class MarginContrastive(Method):
+    """Pull the views of an image together, and push different images apart as long as they are nearer than a margin."""
+
+    paper = "Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100"
+    couples_samples = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        hidden: int = 2048
+        dim: int = 128
+        margin: float = 1.4  # distance from which on images are far enough apart; evenly spread ones are 2 ** .5 apart
+
+        def suited(self, setting: Setting) -> Self:
+            return replace(self, hidden=setting.features)
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        require(
+            0 < config.margin <= 2, "--method.margin", "above 0 and at most 2, the diameter of the sphere", config.margin
+        )
+        self.margin = config.margin
+        self.backbone = backbone
+        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2]
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return on_views(self.network, inputs)
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first, second = predictions
+        return second, first  # with their gradient: both views move
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        pairs = zip(predictions, targets, strict=True)
+        return torch.stack([margin_contrastive(x, y, self.margin) for x, y in pairs]).mean()
+
+    def chance(self) -> float:
+        return self.margin**2 / 2

@@ -1,0 +1,93 @@
+"""Momentum contrast: what its versions share (He et al., 2019, https://arxiv.org/abs/1911.05722)."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selftaught.distributed import collect, deal, gather
+from selftaught.errors import UserError
+from selftaught.losses import info_nce
+from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.networks import Normalize, Teacher
+
+
+class MoCo(Method):
+    """Recognise an image by its momentum-encoded key, among a queue of past keys. A version says which head it has."""
+
+    queue: Tensor
+    oldest: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        dim: int = 128
+        queue: int = 65536  # past keys: the negatives
+        momentum: float = 0.999  # of the key encoder
+        temperature: float = 0.07
+        symmetric: bool = False  # both views are queries, each the other's key
+
+        def suited(self, setting: Setting) -> Self:
+            """A key stays in the queue for at most half an epoch; the key encoder forgets within 1 % of training."""
+            queue = min(self.queue, max(2 ** int(math.log2(max(setting.images // 2, 1))), setting.batch))
+            momentum = min(max(1 - 100 / max(setting.steps, 1), 0.99), self.momentum)
+            return replace(self, queue=queue, momentum=momentum)
+
+    def __init__(self, config: Any, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        check_queue(config.queue, images)
+        self.config = config
+        self.backbone = backbone
+        self.network = nn.Sequential(backbone, self.head(), Normalize())
+        self.teacher = Teacher(self.network)
+        self.register_buffer("queue", random_keys(config.queue, config.dim))
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
+
+    @abstractmethod
+    def head(self) -> nn.Module:
+        """From the backbone's features to embeddings [B, dim], whose length does not matter."""
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2] if self.config.symmetric else batch.views[:1]
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(self.network(queries) for queries in inputs)
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        others = batch.views[1::-1][: len(predictions)]
+        return tuple(collect(self.teacher(deal(keys))) for keys in others)
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        pairs = zip(predictions, targets, strict=True)
+        return torch.stack([info_nce(q, k, self.queue, self.config.temperature) for q, k in pairs]).mean()
+
+    def chance(self) -> float:
+        return math.log(self.config.queue + 1)
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
+        self.teacher.follow(self.network, self.config.momentum)
+        keys = torch.cat([gather(k) for k in targets])
+        self.oldest.copy_(enqueue(self.queue, keys, self.oldest))
+
+
+def check_queue(queue: int, images: int) -> None:
+    if queue > images:
+        raise UserError(
+            f"a queue of {queue} keys would hold each of {images} images several times, as negatives of "
+            f"themselves: set --method.queue to at most {images // 2}"
+        )
+
+
+def random_keys(queue: int, dim: int) -> Tensor:
+    return F.normalize(torch.randn(queue, dim), dim=1)
+
+
+def enqueue(queue: Tensor, keys: Tensor, oldest: Tensor) -> Tensor:
+    """Write keys [N, D] over the oldest rows of the queue [K, D], which goes round; return the place of the next."""
+    keys = keys[: len(queue)]
+    queue[(oldest + torch.arange(len(keys), device=keys.device)) % len(queue)] = keys
+    return (oldest + len(keys)) % len(queue)

@@ -1,0 +1,84 @@
+"""MoCo v3 (Chen, Xie, He, 2021, https://arxiv.org/abs/2104.02057)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.losses import pick_nce
+from selftaught.method import Batch, Encoder, Method, Setting, Tensors
+from selftaught.networks import Normalize, Teacher, mlp, on_views
+
+
+class MoCoV3(Method):
+    """Recognise an image by its momentum-encoded key, among the keys of the batch; no queue."""
+
+    paper = "Chen et al., 2021, https://arxiv.org/abs/2104.02057"
+    couples_samples = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        hidden: int = 4096
+        dim: int = 256
+        layers: int = 3  # of the projection head; the predictor has two
+        momentum: float = 0.99  # of the key encoder at the start; it rises to 1 along a cosine
+        temperature: float = 0.2  # the paper's for ViTs; its ResNet-50 has 1
+        freeze_patches: bool = True  # a ViT's projection of patches stays random, which keeps training steady
+
+        def suited(self, setting: Setting) -> Self:
+            """A short training needs a key encoder that follows sooner; heads follow the features' width."""
+            momentum = min(max(1 - 50 / max(setting.steps, 1), 0.98), self.momentum)
+            return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        c = self.config = config
+        self.backbone = backbone
+        self.network = nn.Sequential(backbone, _normed_mlp(backbone.features, *[c.hidden] * (c.layers - 1), c.dim))
+        self.predictor = nn.Sequential(_normed_mlp(c.dim, c.hidden, c.dim), Normalize())
+        self.teacher = Teacher(nn.Sequential(self.network, Normalize()))
+        self.among = 0
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2]
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(self.predictor(z) for z in on_views(self.network, inputs))
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first, second = on_views(self.teacher, batch.views[:2])
+        return second, first
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        """The sum of both directions, times 2 * temperature, so that the temperature does not scale the gradient."""
+        self.among = len(targets[0])
+        own = torch.arange(self.among, device=targets[0].device)
+        t = self.config.temperature
+        return torch.stack([pick_nce(q, k, own, t) for q, k in zip(predictions, targets, strict=True)]).sum() * 2 * t
+
+    def chance(self) -> float | None:
+        return 4 * self.config.temperature * math.log(self.among) if self.among else None
+
+    def after_backward(self) -> None:
+        """No gradient, rather than parameters that take none: a stage says itself what of a backbone may move."""
+        if self.config.freeze_patches:
+            for p in _patch_projection(self.backbone):
+                p.grad = None  # optimizers pass it by, its decay too
+
+    def after_step(self, batch: Batch, predictions: Tensors, targets: Tensors) -> None:
+        cosine = (1 + math.cos(math.pi * self.progress)) / 2
+        self.teacher.follow(self.network, 1 - (1 - self.config.momentum) * cosine)
+
+
+def _normed_mlp(*widths: int) -> nn.Sequential:
+    """An mlp whose last layer, too, is batch-normed, without scale and shift."""
+    last = nn.Linear(widths[-2], widths[-1], bias=False)
+    return nn.Sequential(*mlp(*widths)[:-1], last, nn.BatchNorm1d(widths[-1], affine=False))
+
+
+def _patch_projection(backbone: Encoder) -> list[nn.Parameter]:
+    """Of a ViT, the layer that makes tokens of pixels; nothing in other networks."""
+    patches = getattr(getattr(backbone, "network", None), "patch_embed", None)
+    return [p for name, p in patches.named_parameters() if name.startswith("proj.")] if patches is not None else []

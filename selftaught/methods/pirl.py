@@ -1,0 +1,56 @@
+"""PIRL (Misra & van der Maaten, 2019, https://arxiv.org/abs/1912.01991)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from selftaught.errors import require
+from selftaught.method import Batch, Encoder, Method
+from selftaught.methods.jigsaw import Jigsaw, shuffled_pieces
+from selftaught.methods.memory import Memory, MemoryConfig
+from selftaught.networks import Normalize
+
+
+class PIRL(Method):
+    """Recognise an image, whole and in shuffled pieces, by what was last said of it, among all images."""
+
+    paper = "Misra & van der Maaten, 2019, https://arxiv.org/abs/1912.01991"
+    lr = 0.03
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MemoryConfig):
+        negatives: int = 32000
+        jigsaw: float = 0.5  # weight of the pieces; the whole has the rest of 1
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        require(config.jigsaw <= 1, "--method.jigsaw", "a share, from 0 to 1", config.jigsaw)
+        self.share = config.jigsaw
+        self.backbone = backbone
+        self.network = nn.Sequential(backbone, nn.Linear(backbone.features, config.dim), Normalize())
+        self.jigsaw = Jigsaw(backbone, nn.Linear(backbone.features, config.dim), config.dim)
+        self.memory = Memory(config, images)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return batch.views[0], shuffled_pieces(batch.views[1], batch.noise)
+
+    def predict(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        whole, pieces = inputs
+        return self.network(whole), self.jigsaw(pieces)
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
+        return batch.index  # every image is a class of its own
+
+    def loss(self, predictions: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        whole, pieces = (self.memory.loss(embedding, targets) for embedding in predictions)
+        return (1 - self.share) * whole + self.share * pieces
+
+    def chance(self) -> float | None:
+        return self.memory.chance()
+
+    def before_epoch(self, batches: Iterable[Batch]) -> None:
+        self.memory.fill((batch.index, self.network(batch.views[0])) for batch in batches)
+
+    def after_step(self, batch: Batch, predictions: tuple[Tensor, Tensor], targets: Tensor) -> None:
+        self.memory.remember(targets, predictions[0])  # of the whole image alone

@@ -1,0 +1,59 @@
+"""SimSiam (Chen & He, 2020, https://arxiv.org/abs/2011.10566)."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.losses import cosine_distance
+from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.networks import mlp, on_views
+
+Pairs = tuple[tuple[Tensor, Tensor], ...]  # of each view: the predictor's output and the projector's
+
+
+class SimSiam(Method):
+    """Predict the embedding of the other view, which is held still; no negatives and no teacher."""
+
+    paper = "Chen & He, 2020, https://arxiv.org/abs/2011.10566"
+    lr = 0.05
+    steady = ("predictor",)  # it must follow embeddings that go on moving (section 4.2)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        hidden: int = 2048
+        dim: int = 2048
+        bottleneck: int = 512  # the predictor's hidden layer
+
+        def suited(self, setting: Setting) -> Self:
+            """Heads four times as wide as the features, as the paper's for CIFAR are: 2048 with a ResNet-18."""
+            width = min(self.dim, 4 * setting.features)
+            return replace(
+                self, dim=width, hidden=min(self.hidden, width), bottleneck=min(self.bottleneck, max(width // 4, 1))
+            )
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        self.backbone = backbone
+        projector = mlp(backbone.features, config.hidden, config.hidden, config.dim, last_bias=False)
+        self.network = nn.Sequential(backbone, projector, nn.BatchNorm1d(config.dim, affine=False))
+        self.predictor = mlp(config.dim, config.bottleneck, config.dim)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2]
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> Pairs:
+        return tuple((self.predictor(z), z) for z in on_views(self.network, inputs))
+
+    def targets(self, batch: Batch, predictions: Pairs) -> tuple[Tensor, ...]:
+        (_, first), (_, second) = predictions
+        return second.detach(), first.detach()  # the stop-gradient: all that keeps it from collapsing
+
+    def loss(self, predictions: Pairs, targets: tuple[Tensor, ...]) -> Tensor:
+        """One more than the paper's, so that 0 is the lowest."""
+        pairs = zip(predictions, targets, strict=True)
+        return torch.stack([cosine_distance(p, t) for (p, _), t in pairs]).mean() / 2
+
+    def chance(self) -> float:
+        return 0.0  # a constant that both views agree on

@@ -1,0 +1,52 @@
+"""Triplet loss with semi-hard negatives (Schroff et al., 2015, https://arxiv.org/abs/1503.03832)."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.errors import require
+from selftaught.losses import triplet
+from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.networks import Normalize, mlp, on_views
+
+
+class Triplet(Method):
+    """Keep the other view of an image nearer than the nearest image beyond it, by a margin."""
+
+    paper = "Schroff et al., 2015, https://arxiv.org/abs/1503.03832"
+    couples_samples = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        hidden: int = 2048
+        dim: int = 128
+        margin: float = 0.2  # of squared distances of unit-norm embeddings, 0 to 4
+
+        def suited(self, setting: Setting) -> Self:
+            return replace(self, hidden=setting.features)
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        require(config.margin > 0, "--method.margin", "above 0", config.margin)
+        self.margin = config.margin
+        self.backbone = backbone
+        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2]
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return on_views(self.network, inputs)
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first, second = predictions
+        return second, first  # with their gradient: both views move
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        pairs = zip(predictions, targets, strict=True)
+        return torch.stack([triplet(x, y, self.margin) for x, y in pairs]).mean()
+
+    def chance(self) -> float:
+        return self.margin

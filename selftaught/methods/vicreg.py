@@ -1,0 +1,59 @@
+"""VICReg (Bardes et al., 2021, https://arxiv.org/abs/2105.04906)."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selftaught.losses import spread_loss, squared_covariance
+from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.networks import mlp, on_views
+
+
+class VICReg(Method):
+    """Bring the views of an image together; keep each dimension's spread, and dimensions uncorrelated."""
+
+    paper = "Bardes et al., 2021, https://arxiv.org/abs/2105.04906"
+    couples_samples = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        hidden: int = 8192
+        dim: int = 8192
+        invariance: float = 25.0
+        variance: float = 25.0
+        covariance: float = 1.0
+
+        def suited(self, setting: Setting) -> Self:
+            """Four times as wide as the features, as the paper's is: 2048 with a ResNet-18."""
+            width = 4 * setting.features
+            return replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        self.config = config
+        self.backbone = backbone
+        expander = mlp(backbone.features, config.hidden, config.hidden, config.dim, last_bias=False)
+        self.network = nn.Sequential(backbone, expander)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2]
+
+    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return on_views(self.network, inputs)
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first, second = predictions
+        return second, first  # with their gradient: both views move
+
+    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        c = self.config
+        apart = torch.stack([F.mse_loss(z, t) for z, t in zip(predictions, targets, strict=True)]).mean()
+        narrow = torch.stack([spread_loss(z) for z in predictions]).mean()
+        shared = torch.stack([squared_covariance(z) for z in predictions]).sum()
+        return c.invariance * apart + c.variance * narrow + c.covariance * shared
+
+    def chance(self) -> float:
+        return float(self.config.variance * spread_loss(torch.zeros(2, 1)))  # no spread, and nothing else to pay

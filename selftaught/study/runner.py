@@ -1,0 +1,91 @@
+"""Carry out a study's cells in any order, on one machine or on several; gather what is there."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from selftaught import adapting, checkpoint
+from selftaught.data.index import Index
+from selftaught.evaluation import KNN, Linear, Protocol
+from selftaught.judge import judge
+from selftaught.life import Collapsed, Conduct
+from selftaught.plan import Plan
+from selftaught.progress import Progress
+from selftaught.stage import Data
+from selftaught.study.design import Cell, Setup
+from selftaught.train import shared_index
+from selftaught.tuning import FineTune
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The cells i, i + n, i + 2n, ... of a study: part i of n, counted from 1."""
+
+    i: int = 1
+    n: int = 1
+
+    def of(self, cells: Sequence[Cell]) -> list[Cell]:
+        return list(cells[self.i - 1 :: self.n])
+
+
+def carry_out(
+    cells: Sequence[Cell], setup: Setup, out: Path, conduct: Conduct, progress: Progress,
+    told: Callable[[int, Cell], None] = lambda done, cell: None,
+) -> None:  # fmt: skip
+    """Every cell that is not done yet. A stage that several cells share is trained once; what broke off goes on."""
+    known: dict[tuple[Data, int], Index] = {}
+
+    def index_of(data: Data, seed: int) -> Index:
+        if (data, seed) not in known:
+            known[data, seed] = shared_index(data, seed)
+        return known[data, seed]
+
+    for number, cell in enumerate(cells):
+        told(number, cell)
+        file = out / "cells" / f"{cell.key}.json"
+        if file.exists():
+            continue
+        stages = adapting.settle(Plan(nodes=cell.nodes), out, conduct.device, index_of)
+        outcome, folder = "done", out
+        for settled in stages.values():
+            progress.begin(settled.stage)
+            data = known[settled.stage.data, settled.stage.seed]
+            try:
+                folder = adapting.carry_out(settled, out, conduct, data)
+            except Collapsed as collapsed:  # a result, too
+                folder, outcome = settled.folder(out), "collapsed"
+                progress.say(str(collapsed))
+                break
+        rows = evaluate(cell, setup, folder, conduct.device, progress)
+        checkpoint.write_json(
+            file, {**asdict(cell), "outcome": outcome, "folder": str(folder.relative_to(out)), "rows": rows}
+        )
+
+
+def evaluate(cell: Cell, setup: Setup, folder: Path, device: str, progress: Progress) -> list[dict[str, Any]]:
+    """A cell's outcome on its target's test images."""
+    target = setup.targets[cell.target]
+    protocols: dict[str, Protocol] = {"knn": KNN(), "linear": Linear(), "finetune": setup.finetune}
+    tuning = any(isinstance(protocols[p], FineTune) for p in cell.protocols)
+    judgement = judge(
+        folder, target.data, labels_from=target.labels, protocols=[protocols[p] for p in cell.protocols],
+        labels=cell.labels, against=(), draws=1 if tuning else 5, seed=cell.seed, device=device, progress=progress,
+    )  # fmt: skip
+    return judgement.rows
+
+
+def gather(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
+    """A flat row for every score of every cell that is done."""
+    found = []
+    for cell in cells:
+        file = out / "cells" / f"{cell.key}.json"
+        if not file.exists():
+            continue
+        done = json.loads(file.read_text(encoding="utf-8"))
+        about = {name: getattr(cell, name) for name in ("target", "base", "variant", "x", "seed")}
+        for row in done["rows"]:
+            scored = {k: row[k] for k in ("protocol", "labels", "metric", "mean", "low", "high")}
+            found.append({**about, **scored, "outcome": done["outcome"], "folder": done["folder"]})
+    return found

@@ -1,0 +1,169 @@
+"""Fine-tuning of the whole network with some labels, as an evaluation beside those of frozen features.
+
+The protocol of HPT's semi-supervised study (Reed et al., 2021): a few schedules and rates, the head at a hundred times
+the trunk's, the setting chosen on labelled images that are kept out, and then all labels used.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selftaught.backbones import Backbone
+from selftaught.data.images import Images
+from selftaught.data.views import Augment, Views, centre
+from selftaught.errors import UserError
+from selftaught.evaluation.linear import stratified_folds
+from selftaught.evaluation.metrics import auroc, balanced_accuracy
+from selftaught.evaluation.protocol import Features, Protocol, Scores, class_count
+from selftaught.fit import Loop, fit, key
+from selftaught.method import NOISE, Batch
+from selftaught.methods.supervised import Supervised
+from selftaught.step import Step
+
+CROPS = Views(large=1, scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0)  # random crops and flips alone
+DROPS = (1 / 3, 2 / 3)  # of training, where the rate falls to a tenth
+
+
+def drops(progress: float) -> float:
+    return float(0.1 ** sum(progress >= drop for drop in DROPS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Protocol):
+    """SGD with momentum .9 and no weight decay; every length with every rate, and the better one is taken."""
+
+    steps: tuple[int, ...] = (2500,)  # lengths in steps, and
+    epochs: tuple[float, ...] = (90.0,)  # in passes over the labelled images
+    rates: tuple[float, ...] = (0.01, 0.001)  # of the trunk, for a batch of 256
+    head: float = 100.0  # times that, for the head
+    batch: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.steps or self.epochs) or not self.rates:
+            raise UserError("fine-tuning needs a length and a rate")
+        if min(*self.steps, *self.epochs, *self.rates, self.head, self.batch) <= 0:
+            raise UserError("fine-tuning: lengths, rates and batch must be above 0")
+
+    @property
+    def name(self) -> str:
+        return "finetune"
+
+    def describe(self) -> str:
+        lengths = [*(f"{n} steps" for n in self.steps), *(f"{n:g} epochs" for n in self.epochs)]
+        rates = " or ".join(f"{r:g}" for r in self.rates)
+        return f"the whole network, {' or '.join(lengths)}, rate {rates}, {self.head:g} times that for the head"
+
+    def score(self, train: Features, test: Tensor) -> Scores:
+        raise TypeError("fine-tuning is of a backbone: bind it to some by `Bound`")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Bound(Protocol):
+    """A `FineTune` of certain backbones on certain images. Features are the images' positions: [N, 1]."""
+
+    asked: FineTune
+    backbones: Mapping[str, Backbone]
+    images: Images
+    size: int
+    device: str
+    precision: Literal["fp32", "bf16"]
+    tuned: str = ""  # which of the backbones
+    cache: dict[str, Scores] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.asked.name
+
+    def describe(self) -> str:
+        return self.asked.describe()
+
+    def of(self, backbone: str) -> Protocol:
+        return Bound(
+            asked=self.asked, backbones=self.backbones, images=self.images, size=self.size, device=self.device,
+            precision=self.precision, tuned=backbone,
+        )  # fmt: skip
+
+    def score(self, train: Features, test: Tensor) -> Scores:
+        """Classes are columns, as for every protocol; which setting was chosen is in `chosen`."""
+        settings = self.settings(len(train.labels))
+        best = settings[0]
+        if len(settings) > 1:
+            fold = stratified_folds(train.labels, 5, self.asked.seed)
+            kept_out = fold == 0
+            if bool(kept_out.any()) and not bool(kept_out.all()):
+                scores = [self.tune(train.take(~kept_out), train.vectors[kept_out], *s) for s in settings]
+                values = [goodness(train.labels[kept_out], s) for s in scores]
+                best = settings[max(range(len(settings)), key=values.__getitem__)]
+        steps, rate = best
+        return Scores(self.tune(train, test, steps, rate), {"steps": steps, "rate": rate})
+
+    def settings(self, images: int) -> list[tuple[int, float]]:
+        per_epoch = max(images // min(self.asked.batch, images), 1)
+        lengths = [*self.asked.steps, *(max(round(n * per_epoch), 1) for n in self.asked.epochs)]
+        return list(product(lengths, self.asked.rates))
+
+    def tune(self, train: Features, test: Tensor, steps: int, rate: float) -> Tensor:
+        """What the tuned network says of the test images: logits [M, C]."""
+        asked, device = self.asked, torch.device(self.device)
+        torch.manual_seed(key(asked.seed, "head"))
+        backbone = copy.deepcopy(self.backbones[self.tuned]).requires_grad_(True)
+        method = Supervised(Supervised.Config(classes=max(class_count(train.labels), 2)), backbone, len(train.labels))
+        head = method.network[1]
+        assert isinstance(head, torch.nn.Linear)
+        torch.nn.init.normal_(head.weight, std=0.01)
+        torch.nn.init.zeros_(head.bias)
+        step = Step(method).to(device).to(memory_format=torch.channels_last).train()
+        batch = min(asked.batch, len(train.labels))
+        peak = rate * batch / 256
+        parts = [
+            {"params": list(backbone.parameters()), "peak": peak},
+            {"params": list(head.parameters()), "peak": peak * asked.head},
+        ]
+        optimizer = torch.optim.SGD(parts, lr=0.0, momentum=0.9)
+        loop = Loop(
+            steps=steps, steps_per_epoch=len(train.labels) // batch, schedule=drops, bf16=self.precision == "bf16",
+            seed=asked.seed,
+        )  # fmt: skip
+        try:
+            for _ in fit(step, method, lambda epoch, first: self.batches(train, batch, epoch, first), optimizer, loop):
+                pass
+        except UserError:  # the rate was too high for this network: it knows nothing
+            return torch.zeros(len(test), max(class_count(train.labels), 2))
+        step.eval()
+        found = []
+        bf16 = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with torch.no_grad(), bf16:
+            for positions in test[:, 0].long().split(256):
+                pixels, aspect = self.pixels(positions)
+                found.append(method.network(centre(pixels, aspect, self.size)).float().cpu())
+        return torch.cat(found)
+
+    def batches(self, train: Features, batch: int, epoch: int, first: int) -> Iterator[Batch]:
+        seed = key(self.asked.seed, "finetune", epoch)
+        order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
+        augment = Augment(CROPS, self.size)
+        for place, rows in enumerate(order.split(batch)[: len(order) // batch]):
+            if place < first:
+                continue
+            rng = torch.Generator().manual_seed(key(seed, place))
+            pixels, aspect = self.pixels(train.vectors[rows, 0].long())
+            labels = train.labels[rows].to(pixels.device)
+            yield Batch(augment(pixels, aspect, rng), rows, labels, torch.rand(len(rows), NOISE, generator=rng))
+
+    def pixels(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        pixels, shown = self.images.take(positions)
+        return pixels.to(self.device), self.images.aspect[shown]
+
+
+def goodness(labels: Tensor, values: Tensor) -> float:
+    """Of scores [M, C]: balanced accuracy; the AUROC of several classes an image."""
+    if labels.ndim == 2:
+        return auroc(labels, values)[0]
+    return balanced_accuracy(labels, F.pad(values, (0, max(int(labels.max()) + 1 - values.shape[1], 0))))

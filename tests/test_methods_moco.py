@@ -1,0 +1,571 @@
+"""Momentum contrast, its relatives, and CPC: losses against their papers in plain loops, and what is particular to each."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from selftaught import backbones
+from selftaught.errors import UserError
+from selftaught.losses import most_similar, pick_nce
+from selftaught.method import Batch, Method, Setting
+from selftaught.methods import METHODS
+from selftaught.methods.cpc import CPC
+from selftaught.methods.densecl import DenseCL
+from selftaught.methods.moco import enqueue
+from selftaught.methods.moco_v1 import MoCoV1
+from selftaught.methods.moco_v2 import MoCoV2
+from selftaught.methods.moco_v3 import MoCoV3
+from selftaught.methods.patch_grid import Context, automatic_side, cut, drop_colours
+from selftaught.methods.simclr import SimCLR
+from selftaught.methods.simclr_v2 import SimCLRV2
+from selftaught.methods.supervised import Supervised
+from selftaught.optim import OPTIMIZERS
+from selftaught.stage import method_of
+from tests.laws.toys import IMAGES, Toy, batch, build, config
+
+sizes, widths, seeds = st.integers(1, 6), st.integers(2, 5), st.integers(0, 2**31)
+temperatures = st.floats(0.05, 2.0)
+few = settings(max_examples=25, deadline=None)
+SETTING = Setting(images=5000, batch=128, steps=2000, features=512)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def unit(*shape: int, seed: int) -> Tensor:
+    return F.normalize(normal(*shape, seed=seed), dim=1)
+
+
+def shuffle(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def dot(x: list[float], y: list[float]) -> float:
+    return sum(a * b for a, b in zip(x, y, strict=True))
+
+
+def cosine(x: list[float], y: list[float]) -> float:
+    return dot(x, y) / math.sqrt(dot(x, x) * dot(y, y))
+
+
+def close(mine: Tensor, theirs: float | Tensor, rtol: float = 1e-9) -> None:
+    torch.testing.assert_close(mine, torch.as_tensor(theirs, dtype=mine.dtype), rtol=rtol, atol=1e-10)
+
+
+def plain_nce(query: list[float], key: list[float], negatives: list[list[float]], temperature: float) -> float:
+    """van den Oord et al., 2018, equation 4, of one query; its key is none of the negatives."""
+    positive = math.exp(dot(query, key) / temperature)
+    return -math.log(positive / (positive + sum(math.exp(dot(query, n) / temperature) for n in negatives)))
+
+
+def double(name: str, **changes: object) -> Method:
+    """A small method in float64, without batch norm, with some settings changed."""
+    torch.manual_seed(0)
+    method = METHODS[name](dataclasses.replace(config(name), **changes), Toy(norm=False), IMAGES).double()
+    method.progress = 0.5
+    for module in method.modules():
+        for child, part in list(module.named_children()):
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                setattr(module, child, nn.Identity())
+    return method
+
+
+# Picking a key from candidates
+
+
+@few
+@given(sizes, sizes, widths, temperatures, seeds)
+def test_pick_nce_is_its_formula(n: int, m: int, d: int, temperature: float, seed: int) -> None:
+    query, candidates = unit(n, d, seed=seed), unit(m, d, seed=seed + 1)
+    key = torch.randint(m, (n,), generator=torch.Generator().manual_seed(seed))
+    rows = candidates.tolist()
+    formula = [
+        plain_nce(q, rows[k], rows[:k] + rows[k + 1 :], temperature)
+        for q, k in zip(query.tolist(), key.tolist(), strict=True)
+    ]
+    close(pick_nce(query, candidates, key, temperature), sum(formula) / n)
+
+
+@few
+@given(sizes, sizes, widths, seeds)
+def test_the_order_of_queries_and_candidates_does_not_matter(n: int, m: int, d: int, seed: int) -> None:
+    query, candidates = unit(n, d, seed=seed), unit(m, d, seed=seed + 1)
+    key = torch.randint(m, (n,), generator=torch.Generator().manual_seed(seed))
+    p, r = shuffle(n, seed), shuffle(m, seed + 1)
+    close(pick_nce(query[p], candidates[r], r.argsort()[key[p]], 0.2), pick_nce(query, candidates, key, 0.2))
+
+
+def test_pick_nce_has_the_numerical_gradient() -> None:
+    query, candidates = normal(4, 3, seed=0).requires_grad_(), normal(5, 3, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda q, c: pick_nce(q, c, torch.tensor([0, 4, 4, 2]), 0.3), (query, candidates))
+
+
+def test_candidates_that_are_all_the_same_cost_their_logarithm() -> None:
+    same = unit(1, 4, seed=0).expand(7, -1)
+    close(pick_nce(same[:3], same, torch.tensor([0, 1, 6]), 0.1), math.log(7))
+
+
+# MoCo v1, beside v2
+
+
+def test_versions_differ_in_head_and_temperature_alone() -> None:
+    one, two = MoCoV1.Config(), MoCoV2.Config()
+    assert (one.temperature, two.temperature) == (0.07, 0.2)
+    assert dataclasses.asdict(one) | {"temperature": 0.2, "hidden": 2048} == dataclasses.asdict(two)
+    assert isinstance(build("moco-v1").network[1], nn.Linear)
+    assert [type(part) for part in build("moco-v2").network[1]] == [nn.Linear, nn.ReLU, nn.Linear]
+
+
+def test_a_configuration_knows_its_method() -> None:
+    for name in ("moco-v1", "moco-v2", "densecl", "simclr", "simclr-v2"):
+        assert method_of(METHODS[name].Config()) is METHODS[name]
+
+
+def test_moco_v1_is_lightlys_step_after_step() -> None:
+    method = build("moco-v1", norm=False)
+    theirs = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.07, memory_bank_size=tuple(method.queue.shape))
+    theirs.memory_bank.bank = method.queue.clone()
+    for step in range(5):
+        data = batch(8, seed=step)
+        predictions = method.predict(method.inputs(data))
+        targets = method.targets(data, predictions)
+        close(method.loss(predictions, targets), theirs(predictions[0], targets[0]), 1e-5)
+        method.after_step(data, predictions, targets)
+        torch.testing.assert_close(method.queue, theirs.memory_bank.bank)
+
+
+@given(st.integers(1, 7), st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_the_queue_forgets_its_oldest_keys(room: int, batches: list[int]) -> None:
+    queue, oldest, written = torch.full((room, 1), -1.0), torch.tensor(0), 0
+    kept: list[float] = []
+    for size in batches:
+        keys = torch.arange(written, written + size).float()[:, None]
+        written += size
+        oldest = enqueue(queue, keys, oldest)
+        kept = (kept + keys[:room, 0].tolist())[-room:]
+        assert sorted(queue[queue >= 0].tolist()) == sorted(kept)
+    assert int(oldest) < room
+
+
+@pytest.mark.parametrize("name", ["moco-v1", "densecl"])
+def test_the_key_encoder_follows(name: str) -> None:
+    method, data = double(name, momentum=0.75), batch(dtype=torch.float64)
+    predictions = method.predict(method.inputs(data))
+    targets = method.targets(data, predictions)
+    with torch.no_grad():
+        for p in method.network.parameters():
+            p += 1
+    before = [p.clone() for p in method.teacher.parameters()]
+    method.after_step(data, predictions, targets)
+    for old, new in zip(before, method.teacher.parameters(), strict=True):
+        close(new, old + 0.25)
+
+
+@pytest.mark.parametrize("name", ["moco-v1", "densecl"])
+def test_a_queue_longer_than_the_data_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="negatives of themselves"):
+        METHODS[name](METHODS[name].Config(queue=100), Toy(norm=True), 99)
+
+
+# MoCo v3
+
+
+def test_moco_v3_is_algorithm_1() -> None:
+    """Chen et al., 2021: ctr(q1, k2) + ctr(q2, k1), where ctr = 2 * temperature * cross entropy over the batch."""
+    method, data = double("moco-v3", temperature=0.3), batch(5, dtype=torch.float64)
+    with torch.no_grad():
+        for p in method.teacher.parameters():
+            p *= 1.1  # no longer the student
+    predictions = method.predict(method.inputs(data))
+    targets = method.targets(data, predictions)
+    assert not any(t.requires_grad for t in targets)
+    q1, q2 = (method.predictor[0](method.network(v)) for v in data.views)
+    k1, k2 = (method.teacher.network[0](v) for v in data.views)
+
+    def ctr(query: Tensor, key: Tensor) -> float:
+        q, k = (F.normalize(x, dim=1).tolist() for x in (query, key))
+        return 2 * 0.3 * sum(plain_nce(q[i], k[i], k[:i] + k[i + 1 :], 0.3) for i in range(5)) / 5
+
+    close(method.loss(predictions, targets), ctr(q1, k2) + ctr(q2, k1))
+
+
+def test_moco_v3_at_chance() -> None:
+    method = build("moco-v3")
+    assert method.chance() is None
+    same = unit(1, 8, seed=0).expand(6, -1)
+    close(method.loss((same, same), (same, same)), method.chance())
+
+
+@pytest.mark.parametrize(("progress", "momentum"), [(0.0, 0.9), (0.5, 0.95), (1.0, 1.0)])
+def test_moco_v3s_momentum_rises_along_a_cosine(progress: float, momentum: float) -> None:
+    method = double("moco-v3", momentum=0.9)
+    method.progress = progress
+    before = [p.clone() for p in method.teacher.parameters()]
+    with torch.no_grad():
+        for p in method.network.parameters():
+            p += 1
+    method.after_step(batch(), (), ())
+    for old, new in zip(before, method.teacher.parameters(), strict=True):
+        close(new, old + (1 - momentum))
+
+
+def test_moco_v3s_temperature_does_not_scale_the_gradient_much() -> None:
+    def gradient(temperature: float) -> float:
+        method = build("moco-v3")
+        method.config = dataclasses.replace(method.config, temperature=temperature)
+        query = unit(64, 8, seed=0).requires_grad_()
+        key = unit(64, 8, seed=1)
+        (slope,) = torch.autograd.grad(method.loss((query, query), (key, key)), query)
+        return float(slope.norm())
+
+    assert 0.5 < gradient(0.1) / gradient(1.0) < 2
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_a_vits_patch_projection_stays_as_it_began(freeze: bool, optimizer: str) -> None:
+    """A stage lets all of a backbone learn after the method was made; decay must not move it either."""
+    torch.manual_seed(0)
+    backbone = backbones.create("vit_tiny_patch16_224", image_size=32)
+    backbone.network.blocks = backbone.network.blocks[:1]
+    method = MoCoV3(MoCoV3.Config(hidden=16, dim=8, freeze_patches=freeze), backbone, IMAGES)
+    backbones.set_trainable(backbone, "all")
+    before = {k: p.clone() for k, p in backbone.named_parameters()}
+    built = dataclasses.replace(OPTIMIZERS[optimizer](), weight_decay=0.1).build(method.named_parameters())
+    for group in built.param_groups:
+        group["lr"] = 0.1
+    data = batch(4, size=32)
+    for _ in range(2):
+        built.zero_grad(set_to_none=True)
+        predictions = method.predict(method.inputs(data))
+        method.loss(predictions, method.targets(data, predictions)).backward()
+        method.after_backward()
+        built.step()
+    still = [k for k, p in backbone.named_parameters() if torch.equal(p, before[k])]
+    assert still == (["network.patch_embed.proj.weight", "network.patch_embed.proj.bias"] if freeze else [])
+
+
+# SimCLR v2
+
+
+def test_simclr_v2_has_three_layers_with_batch_norm_between() -> None:
+    layers = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert [type(part) for part in build("simclr-v2").network[1]] == [*layers, *layers, nn.Linear]
+    assert [type(part) for part in build("simclr").network[1]] == [*layers, nn.Linear]
+    assert dataclasses.asdict(SimCLR.Config(layers=3)) == dataclasses.asdict(SimCLRV2.Config())
+
+
+def test_simclr_v2s_loss_is_lightlys() -> None:
+    method, data = double("simclr-v2"), batch(dtype=torch.float64)
+    predictions = method.predict(method.inputs(data))
+    theirs = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.1)
+    close(method.loss(predictions, method.targets(data, predictions)), theirs(*predictions))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_trunk_is_the_backbone_and_the_heads_first_layer(layers: int) -> None:
+    torch.manual_seed(0)
+    method = SimCLRV2(SimCLRV2.Config(hidden=16, dim=8, layers=layers), Toy(norm=True), IMAGES)
+    pixels, trunk = batch().views[0], method.trunk()
+    trunk.eval()
+    features = trunk(pixels)
+    assert features.shape == (8, trunk.features)
+    assert trunk.features == (16 if layers > 1 else 6)
+    head = method.network[1]
+    expected = head[2](head[1](head[0](method.backbone(pixels)))) if layers > 1 else method.backbone(pixels)
+    close(features, expected)
+    again, found = trunk.with_map(pixels)
+    close(again, features)
+    assert found.shape[1] == trunk.channels
+    tuned = Supervised(Supervised.Config(classes=5), trunk, IMAGES)
+    tuned.loss(tuned.predict(pixels), batch().label).backward()
+    assert (head[0].weight.grad is not None) == (layers > 1)  # its own weights, and no copy
+    assert method.backbone.conv.weight.grad.any()
+
+
+# DenseCL
+
+
+@few
+@given(sizes, widths, sizes, sizes, seeds)
+def test_places_match_the_most_similar_ones(b: int, c: int, s: int, t: int, seed: int) -> None:
+    x, y = normal(b, c, s, seed=seed), normal(b, c, t, seed=seed + 1)
+    found = most_similar(x, y)
+    for image in range(b):
+        for place in range(s):
+            alike = [cosine(x[image, :, place].tolist(), y[image, :, other].tolist()) for other in range(t)]
+            assert alike[found[image, place]] >= max(alike) - 1e-12
+
+
+@few
+@given(widths, st.integers(2, 6), st.floats(0.01, 100), seeds)
+def test_matches_know_no_length_and_follow_a_permutation(c: int, s: int, length: float, seed: int) -> None:
+    x, y, p = normal(2, c, s, seed=seed), normal(2, c, s, seed=seed + 1), shuffle(s, seed)
+    found = most_similar(x, y)
+    assert torch.equal(most_similar(length * x, y / length), found)
+    assert torch.equal(most_similar(x[:, :, p], y), found[:, p])
+    assert torch.equal(p[most_similar(x, y[:, :, p])], found)
+    assert torch.equal(most_similar(x, x[:, :, p]), p.argsort().expand(2, -1))
+
+
+def plain_densecl(query: tuple[Tensor, ...], key: tuple[Tensor, ...], method: DenseCL) -> float:
+    """Wang et al., 2020, equations 1 to 3 and 5, a place at a time."""
+    t, weight = method.config.temperature, method.config.dense
+    negatives, dense_negatives = method.queue.tolist(), method.dense_queue.tolist()
+    total = 0.0
+    for image in range(len(query[0])):
+        whole = plain_nce(query[0][image].tolist(), key[0][image].tolist(), negatives, t)
+        places = 0.0
+        count = query[1].shape[2]
+        for s in range(count):
+            alike = [cosine(query[2][image, :, s].tolist(), key[2][image, :, o].tolist()) for o in range(count)]
+            match = alike.index(max(alike))
+            places += plain_nce(query[1][image, :, s].tolist(), key[1][image, :, match].tolist(), dense_negatives, t)
+        total += (1 - weight) * whole + weight * places / count
+    return total / len(query[0])
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_densecl_is_its_formula(symmetric: bool) -> None:
+    method, data = double("densecl", symmetric=symmetric, dense=0.3), batch(3, dtype=torch.float64, size=8)
+    with torch.no_grad():
+        for p in method.teacher.parameters():
+            p *= 1.3
+    predictions = method.predict(method.inputs(data))
+    targets = method.targets(data, predictions)
+    assert len(predictions) == 1 + symmetric
+    formula = [plain_densecl(q, k, method) for q, k in zip(predictions, targets, strict=True)]
+    close(method.loss(predictions, targets), sum(formula) / len(formula))
+
+
+def test_densecls_parts_are_lightlys() -> None:
+    """Whole views alone, and places alone, whose matches are given to the peer as pairs."""
+    loss = pytest.importorskip("lightly.loss").NTXentLoss
+    data = batch(4, seed=3)
+    for dense in (0.0, 1.0):
+        torch.manual_seed(0)
+        method = DenseCL(dataclasses.replace(config("densecl"), dense=dense), Toy(norm=False), IMAGES)
+        method.progress = 0.5
+        ((query, places, found),) = predictions = method.predict(method.inputs(data))
+        ((key, key_places, key_found),) = targets = method.targets(data, predictions)
+        theirs = loss(temperature=0.2, memory_bank_size=tuple(method.queue.shape))
+        if dense:
+            match = most_similar(found, key_found)
+            query = torch.stack([places[i, :, s] for i in range(4) for s in range(places.shape[2])])
+            key = torch.stack([key_places[i, :, match[i, s]] for i in range(4) for s in range(places.shape[2])])
+        theirs.memory_bank.bank = (method.dense_queue if dense else method.queue).clone()
+        close(method.loss(predictions, targets), theirs(query, key), 1e-5)
+
+
+def test_the_order_of_a_keys_places_does_not_matter() -> None:
+    method, data = double("densecl"), batch(4, dtype=torch.float64)
+    predictions = method.predict(method.inputs(data))
+    ((key, places, found),) = targets = method.targets(data, predictions)
+    p = shuffle(places.shape[2], 0)
+    close(method.loss(predictions, ((key, places[:, :, p], found[:, :, p]),)), method.loss(predictions, targets))
+
+
+def test_places_count_from_their_start_on() -> None:
+    method, data = double("densecl", dense_start=0.2), batch(dtype=torch.float64)
+    predictions = method.predict(method.inputs(data))
+    targets = method.targets(data, predictions)
+    losses = []
+    for method.progress in (0.1, 0.2):
+        losses.append(method.loss(predictions, targets))
+    without = double("densecl", dense=0.0)
+    close(losses[0], without.loss(predictions, targets))
+    assert losses[0] != losses[1]
+    losses[0].backward()  # and every parameter still takes part, as many processes demand
+    assert all(p.grad is not None for p in method.network.parameters())
+
+
+def test_the_map_is_matched_by_and_not_learnt_through() -> None:
+    method = double("densecl")
+    ((query, places, found),) = method.predict(method.inputs(batch(dtype=torch.float64)))
+    assert query.requires_grad
+    assert places.requires_grad
+    assert not found.requires_grad
+
+
+def test_the_dense_queue_holds_the_mean_place_of_each_key() -> None:
+    method, data = double("densecl"), batch(8, dtype=torch.float64)
+    keys = method.teacher(data.views[1])
+    predictions = method.predict(method.inputs(data))
+    method.after_step(data, predictions, method.targets(data, predictions))
+    close(method.queue[:8], keys[0])
+    close(method.dense_queue[:8], F.normalize(keys[1].mean(2), dim=1))
+    assert int(method.oldest) == 8
+
+
+@pytest.mark.parametrize(("size", "stem", "side"), [(64, "imagenet", 2), (32, "cifar", 4), (32, "imagenet", 1)])
+def test_a_resnets_places(size: int, stem: str, side: int) -> None:
+    method = DenseCL(config("densecl"), backbones.create("resnet18", stem=stem), IMAGES)
+    pixels = batch(2, size=size).views[0]
+    if side == 1:
+        with pytest.raises(UserError, match="larger views"):
+            method.network(pixels)
+    else:
+        assert method.network(pixels)[1].shape == (2, 8, side * side)
+
+
+def test_a_weight_above_one_is_refused() -> None:
+    with pytest.raises(UserError, match="a share"):
+        DenseCL.Config(dense=1.5)
+
+
+# CPC
+
+
+def turned(place: tuple[int, int], turns: int, side: int) -> tuple[int, int]:
+    """Where a place of the grid, turned `turns` times by 90 degrees against the clock, was before."""
+    for _ in range(turns):
+        place = (place[1], side - 1 - place[0])
+    return place
+
+
+@pytest.mark.parametrize(("nearest", "farthest"), [(1, 5), (2, 3), (2, 2)])
+@pytest.mark.parametrize("directions", [1, 4])
+def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> None:
+    """Hénaff et al., 2019, equation 1: each prediction must pick its patch among all patches of the batch."""
+    method = double("cpc", directions=directions, nearest=nearest, farthest=farthest, side=4)
+    data = batch(3, dtype=torch.float64)
+    said, patches = predictions = method.predict(method.inputs(data))
+    side = patches.shape[1]
+    assert side == 7
+    candidates = patches.flatten(0, 2).tolist()
+    terms = []
+    for image in range(3):
+        for turns in range(directions):
+            for below in range(nearest, min(farthest, side - 1) + 1):
+                for i in range(side - below):
+                    for j in range(side):
+                        row, column = turned((i + below, j), turns, side)
+                        own = (image * side + row) * side + column
+                        guess = said[image, turns, below - nearest, i, j].tolist()
+                        others = candidates[:own] + candidates[own + 1 :]
+                        terms.append(plain_nce(guess, candidates[own], others, 0.1))
+    close(method.loss(predictions, method.targets(data, predictions)), sum(terms) / len(terms))
+    close(torch.tensor(method.chance()), math.log(3 * 49))
+
+
+def test_cpcs_targets_carry_gradient() -> None:
+    method, data = double("cpc"), batch(dtype=torch.float64)
+    assert method.targets(data, method.predict(method.inputs(data))).requires_grad
+
+
+@few
+@given(seeds)
+def test_the_order_of_the_batch_does_not_matter_to_cpc(seed: int) -> None:
+    method, data, p = double("cpc"), batch(5, dtype=torch.float64, seed=seed % 1000), shuffle(5, seed)
+    shuffled = Batch(tuple(v[p] for v in data.views), data.index[p], data.label[p], data.noise[p])
+    losses = []
+    for some in (data, shuffled):
+        predictions = method.predict(method.inputs(some))
+        losses.append(method.loss(predictions, method.targets(some, predictions)))
+    close(losses[1], losses[0])
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("blocks", [1, 5])
+def test_what_is_said_of_patches_was_not_seen(turns: int, blocks: int) -> None:
+    """A change of one patch reaches what its own row and those after it say, and no row before."""
+    method, side = double("cpc", directions=4, blocks=blocks, side=4, colour_drop=0.0), 7
+    patches = method.inputs(batch(1, dtype=torch.float64))
+    said = method.predict(patches)[0]
+    for i in range(side):
+        row, column = turned((i, 3), turns, side)
+        changed = patches.clone()
+        changed[0, row, column] = 1 - changed[0, row, column]
+        moved = (method.predict(changed)[0] != said)[0, turns].any(-1).any(0)
+        assert not moved[:i].any()
+        assert moved[i].any()
+        assert moved[min(i + 1, side - 1)].any()
+
+
+def test_a_layer_norm_looks_at_one_place_and_a_batch_norm_at_all() -> None:
+    grid = normal(2, 6, 5, 5, seed=0).float()
+    other = grid.clone()
+    other[:, :, 4] += 1
+    for norm, alone in (("layer", True), ("batch", False)):
+        torch.manual_seed(0)
+        context = Context(6, 8, 2, norm, 2, 4)
+        assert torch.equal(context(grid)[:, :, :4], context(other)[:, :, :4]) == alone
+
+
+@pytest.mark.parametrize(("size", "side", "rows"), [(32, 16, 3), (64, 32, 3), (96, 32, 5), (128, 32, 7), (224, 56, 7)])
+def test_patches_suit_the_view(size: int, side: int, rows: int) -> None:
+    assert automatic_side(size) == side
+    patches = cut(torch.zeros(1, 3, size, size), side, side // 2)
+    assert patches.shape == (1, rows, rows, 3, side, side)
+
+
+@pytest.mark.parametrize("size", range(8, 260, 7))
+def test_patches_of_any_view_leave_something_to_predict(size: int) -> None:
+    side = automatic_side(size)
+    stride = max(side // 2, 1)
+    rows = cut(torch.zeros(1, 3, size, size), side, stride).shape[1]
+    assert rows >= 3
+    if side % 2 == 0:
+        assert CPC.Config().nearest * stride >= side  # what is predicted shares no pixel with what it is predicted from
+
+
+def test_patches_lie_where_they_were() -> None:
+    view = batch(2).views[0]
+    patches = cut(view, 8, 4)
+    assert patches.shape[1:3] == (3, 3)
+    for row in range(3):
+        for column in range(3):
+            assert torch.equal(patches[:, row, column], view[:, :, 4 * row : 4 * row + 8, 4 * column : 4 * column + 8])
+
+
+@given(st.floats(0, 1), seeds)
+@few
+def test_a_share_of_patches_loses_its_colours(share: float, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    patches = torch.rand(64, 7, 7, 3, 2, 2, generator=rng)
+    dropped = drop_colours(patches, torch.rand(64, 16, generator=rng), share)
+    grey = (dropped == dropped[:, :, :, :1]).flatten(3).all(3)
+    assert abs(grey.float().mean().item() - share) < 0.08
+    assert torch.equal(dropped[~grey], patches[~grey])
+    sources = [(dropped[grey][:, :1] == patches[grey][:, c : c + 1]).flatten(1).all(1) for c in range(3)]
+    assert torch.stack(sources).any(0).all()
+    if share > 0.2:
+        assert min(s.float().mean().item() for s in sources) > 0.2  # each channel is kept about as often
+
+
+def test_views_that_make_too_few_rows_are_refused() -> None:
+    method, data = double("cpc", side=8, stride=8), batch(dtype=torch.float64)
+    predictions = method.predict(method.inputs(data))
+    with pytest.raises(UserError, match="take smaller patches"):
+        method.loss(predictions, method.targets(data, predictions))
+    with pytest.raises(UserError, match="do not fit"):
+        double("cpc", side=17).inputs(data)
+    with pytest.raises(UserError, match="farthest"):
+        CPC.Config(nearest=4)
+
+
+def test_rows_that_a_view_lacks_leave_no_parameter_out() -> None:
+    """Three rows, but predictors for up to five rows below: many processes demand a gradient of each parameter."""
+    method, data = double("cpc", farthest=5), batch(dtype=torch.float64)
+    predictions = method.predict(method.inputs(data))
+    assert predictions[1].shape[1] == 3
+    method.loss(predictions, method.targets(data, predictions)).backward()
+    assert all(p.grad is not None for p in method.parameters())
+
+
+# Defaults
+
+
+def test_defaults_follow_small_data() -> None:
+    assert MoCoV1.Config().suited(SETTING) == MoCoV1.Config(queue=2048, momentum=0.99)
+    assert DenseCL.Config().suited(SETTING) == DenseCL.Config(queue=2048, momentum=0.99, hidden=512)
+    assert MoCoV3.Config().suited(SETTING) == MoCoV3.Config(hidden=1024, momentum=0.98)
+    assert SimCLRV2.Config().suited(SETTING) == SimCLRV2.Config(hidden=512)
+    assert CPC.Config().suited(SETTING) == CPC.Config()

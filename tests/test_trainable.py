@@ -1,0 +1,193 @@
+"""What of a backbone may learn, and that low-rank additions leave no trace in what is written."""
+
+import copy
+import sys
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from selftaught import backbones, trainable, weights
+from selftaught.errors import UserError
+from tests.networks import RESNET, VIT, features, pixels
+
+
+def moving(backbone: nn.Module) -> set[str]:
+    return {key for key, parameter in backbone.named_parameters() if parameter.requires_grad}
+
+
+def trained(backbone: nn.Module, steps: int = 2) -> set[str]:
+    """Names of what a few steps changed, running statistics too."""
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    backbone.train()
+    for _ in range(steps):
+        for parameter in learning:
+            parameter.grad = None
+        loss = (backbone(pixels()) - 1).square().sum()
+        if learning:
+            loss.backward()
+            torch.optim.SGD(learning, 1e-2).step()
+    return {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
+
+
+class TestTrainable:
+    @pytest.mark.parametrize("name", [RESNET, VIT, "test_convnext", "test_efficientnet_gn", "test_vit3"])
+    def test_norm_is_every_affine_norm_parameter_and_nothing_else(self, name):
+        backbone = backbones.create(name, image_size=64)
+        trainable.set_trainable(backbone, "norm")
+        moving = {key for key, parameter in backbone.named_parameters() if parameter.requires_grad}
+        # By the names of the layers' classes: another way to find them than the code's own.
+        modules = dict(backbone.named_modules())
+        expected = {
+            key for key, _ in backbone.named_parameters() if "Norm" in type(modules[key.rpartition(".")[0]]).__name__
+        }
+        assert moving == expected
+        assert moving
+
+    def test_all_undoes_norm(self):
+        backbone = backbones.create(RESNET)
+        trainable.set_trainable(backbone, "norm")
+        trainable.set_trainable(backbone, "all")
+        assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+    def test_a_step_moves_norms_alone(self):
+        backbone = backbones.create(RESNET)
+        trainable.set_trainable(backbone, "norm")
+        before = {key: value.clone() for key, value in backbone.named_parameters()}
+        moving = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        (backbone(pixels()) ** 2).sum().backward()
+        torch.optim.SGD(moving, 0.1).step()
+        changed = [value for key, value in backbone.named_parameters() if not torch.equal(value, before[key])]
+        assert changed
+        assert all(value.ndim == 1 for value in changed)  # a ResNet without its classifier has no other biases
+
+    def test_prelu_inside_a_norm_layer_is_no_norm_parameter(self):
+        layer = timm.layers.BatchNormAct2d(4, act_layer=nn.PReLU)
+        assert {id(p) for p in trainable.norm_parameters(layer)} == {id(layer.weight), id(layer.bias)}
+
+    def test_a_network_without_norms_is_refused(self):
+        with pytest.raises(UserError, match="no norm layer"):
+            trainable.set_trainable(nn.Linear(2, 2), "norm")
+
+    def test_anything_else_is_refused(self):
+        with pytest.raises(UserError, match='"head"'):
+            trainable.set_trainable(nn.Linear(2, 2), "head")
+
+    @pytest.mark.parametrize("what", ["last", "last-0", "last-x", "lora-0", "lora-", "Norm", "", "last--1"])
+    def test_words(self, what):
+        with pytest.raises(UserError, match="last-K"):
+            trainable.parse(what)
+
+    def test_words_with_numbers(self):
+        assert [trainable.parse(w) for w in ("all", "last-2", "lora", "lora-16")] == [
+            ("all", 0), ("last", 2), ("lora", trainable.RANK), ("lora", 16),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("name", [RESNET, VIT])
+    def test_none_leaves_everything_as_it_was(self, name):
+        backbone = backbones.create(name, image_size=64)
+        trainable.set_trainable(backbone, "none")
+        assert not trained(backbone)
+
+
+class TestLast:
+    @pytest.mark.parametrize(
+        ("name", "what", "beginnings"),
+        [
+            ("resnet18", "last-1", ["layer4."]),
+            ("resnet18", "last-2", ["layer3.", "layer4."]),
+            (VIT, "last-1", ["blocks.5.", "norm."]),
+            ("test_convnext", "last-1", ["stages.3.", "head.norm."]),
+            ("mobilenetv3_small_050", "last-2", ["blocks.4.", "blocks.5.", "conv_head."]),
+            ("tf_efficientnet_lite0", "last-1", ["blocks.6.", "conv_head.", "bn2."]),
+            ("densenet121", "last-1", ["features.denseblock4.", "features.transition4", "features.norm5."]),
+        ],
+    )
+    def test_the_last_parts_and_what_follows_them(self, name, what, beginnings):
+        backbone = backbones.create(name, image_size=64)
+        trainable.set_trainable(backbone, what)
+        expected = {f"network.{key}" for key, _ in backbone.network.named_parameters() if key.startswith(tuple(beginnings))}
+        assert moving(backbone) == expected
+
+    def test_the_frozen_part_is_exactly_what_it_was(self):
+        backbone = backbones.create("resnet18")
+        trainable.set_trainable(backbone, "last-1")
+        changed = trained(backbone)
+        assert changed
+        assert all(key.startswith("network.layer4.") for key in changed)
+        assert any("running_mean" in key for key in changed)
+
+    def test_copies_keep_the_frozen_statistics_too(self):
+        backbone = backbones.create("resnet18")
+        trainable.set_trainable(backbone, "last-1")
+        copied = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(backbone)).requires_grad_(False).train()
+        assert copied.network.layer4[0].bn1.training
+        assert not copied.network.layer1[0].bn1.training
+
+    def test_all_undoes_it(self):
+        backbone = backbones.create("resnet18")
+        trainable.set_trainable(backbone, "last-1")
+        trainable.set_trainable(backbone, "all")
+        assert backbone.network.bn1.training
+        assert moving(backbone) == {key for key, _ in backbone.named_parameters()}
+
+    @pytest.mark.parametrize(("name", "most"), [("resnet18", 4), (VIT, 6), ("test_convnext", 4)])
+    def test_more_than_there_are(self, name, most):
+        backbone = backbones.create(name, image_size=64)
+        trainable.set_trainable(backbone, f"last-{most}")
+        assert not any(key.startswith(("network.conv1", "network.patch_embed", "network.stem")) for key in moving(backbone))
+        with pytest.raises(UserError, match=f"last-{most} is all but its stem"):
+            trainable.set_trainable(backbone, f"last-{most + 1}")
+
+
+class TestLora:
+    @pytest.fixture
+    def backbone(self) -> backbones.Backbone:
+        pytest.importorskip("peft")
+        return backbones.create(VIT, image_size=64)
+
+    def test_it_begins_as_the_network_that_it_was(self, backbone):
+        before = features(backbone, pixels())
+        trainable.set_trainable(backbone, "lora-4")
+        torch.testing.assert_close(features(backbone, pixels()), before, rtol=0, atol=0)
+
+    def test_only_the_additions_move(self, backbone):
+        trainable.set_trainable(backbone, "lora-4")
+        assert moving(backbone)
+        assert all("lora_" in key for key in moving(backbone))
+        assert all("lora_" in key for key in trained(backbone))
+        assert {p.shape[0] for k, p in backbone.named_parameters() if "lora_A" in k} == {4}
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    def test_what_is_written_is_a_plain_network_of_timm(self, backbone, tmp_path, suffix):
+        trainable.set_trainable(backbone, "lora")
+        trained(backbone)
+        weights.save(backbone, tmp_path / f"b{suffix}")
+        again = weights.load(tmp_path / f"b{suffix}")
+        assert set(again.network.state_dict()) == set(timm.create_model(VIT, num_classes=0).state_dict())
+        torch.testing.assert_close(features(again, pixels()), features(backbone, pixels()))
+        assert all("lora_" in key for key in moving(backbone))  # writing changed nothing
+
+    def test_it_is_copied_as_it_is(self, backbone):
+        trainable.set_trainable(backbone, "lora")
+        copied = copy.deepcopy(backbone)
+        trained(backbone)
+        copied.load_state_dict(backbone.state_dict())
+        assert torch.equal(features(copied, pixels()), features(backbone, pixels()))
+
+    def test_it_is_for_vits(self):
+        pytest.importorskip("peft")
+        with pytest.raises(UserError, match="for ViTs"):
+            trainable.set_trainable(backbones.create(RESNET), "lora")
+
+    def test_twice_is_refused(self, backbone):
+        trainable.set_trainable(backbone, "lora")
+        with pytest.raises(UserError, match="already"):
+            trainable.set_trainable(backbone, "lora")
+
+    def test_without_peft_it_says_what_to_install(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "peft", None)
+        with pytest.raises(UserError, match=r'pip install "selftaught\[lora\]"'):
+            trainable.set_trainable(backbones.create(VIT, image_size=64), "lora")
