@@ -6,6 +6,7 @@ Stages that two plans share are therefore trained once, and a plan that broke of
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import timm
 
 from selftaught import checkpoint, flags, recipe, run, weights
 from selftaught.data.index import Index
-from selftaught.distributed import rank, shared
+from selftaught.distributed import barrier, rank, shared
 from selftaught.errors import UserError
 from selftaught.life import Collapsed, Conduct
 from selftaught.plan import Node, Plan
@@ -37,26 +38,31 @@ def settle(plan: Plan, out: Path, device: str, index_of: Callable[[Data, int], I
     """Every stage of a plan, by name. Images are counted, nothing is trained; the same on every rank."""
     found: dict[str, Settled] = {}
     for node in plan.nodes:
-        before = found[node.after] if node.after else None
-        words = ["--out", str(out), *node.words]
-        if before:
-            words = [*kept(node.words, before.stage.backbone, before.stage.stem), *words]
-            words += ["--init", str(before.folder(out))]
-        elif node.init is not None:
-            words = [*kept(node.words, *network_of(node.init)), *words, "--init", str(run.resolve(Path(node.init)))]
-        if flags.chosen(words, "data") is None:
-            raise UserError(f"stage {node.name} has no images: give it data")
         try:
-            stage = shared(flags.stage_from(words, None, device, index_of))
+            found[node.name] = settle_one(node, found[node.after] if node.after else None, out, device, index_of)
         except SystemExit:
             raise UserError(f"stage {node.name} cannot be read: {' '.join(node.words)}") from None
         except UserError as error:
             raise UserError(f"stage {node.name}: {error}") from error
-        index = index_of(stage.data, stage.seed)
-        start = before.identity if before else shared(origin(stage.init))
-        identity = identify(stage, index, start, flags.chosen(node.words, "precision") not in (None, "auto"))
-        found[node.name] = Settled(node, as_begun(stage, out / "stages" / identity), identity)
     return found
+
+
+def settle_one(
+    node: Node, before: Settled | None, out: Path, device: str, index_of: Callable[[Data, int], Index]
+) -> Settled:  # fmt: skip
+    words = ["--out", str(out), *node.words]
+    if before:
+        words = [*kept(node.words, before.stage.backbone, before.stage.stem), *words]
+        words += ["--init", str(before.folder(out))]
+    elif node.init is not None:
+        words = [*kept(node.words, *network_of(node.init)), *words, "--init", str(run.resolve(Path(node.init)))]
+    if flags.chosen(words, "data") is None:
+        raise UserError("it has no images: give it data")
+    stage = shared(flags.stage_from(words, None, device, index_of))
+    index = index_of(stage.data, stage.seed)
+    start = before.identity if before else shared(origin(stage.init))
+    identity = identify(stage, index, start, flags.chosen(node.words, "precision") not in (None, "auto"))
+    return Settled(node, as_begun(stage, out / "stages" / identity), identity)
 
 
 def kept(given: Sequence[str], backbone: str | None, stem: str | None) -> list[str]:
@@ -82,7 +88,11 @@ def origin(init: str | None) -> str:
         return "random"
     path = run.resolve(Path(init))
     file = path / "backbone.safetensors" if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        raise UserError(f"{init} has no backbone yet: bring it to its end first")
     if not file.is_file():
+        if not timm.is_model(init):
+            raise UserError(f"--init {init} is neither a run nor a file, and timm knows no weights of this name")
         return init
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -108,18 +118,23 @@ def as_begun(stage: Stage, folder: Path) -> Stage:
 def carry_out(settled: Settled, out: Path, conduct: Conduct, index: Index | None = None) -> Path:
     """Train a stage, or go on with it, or take what is there; return its folder. Its ancestors must be done."""
     folder, name = settled.folder(out), settled.node.name
-    if run.begun(folder):
-        if run.read(folder).facts["finished"]:
-            conduct.say(f"{name}: done already, in {folder}")
-            return folder
-        conduct = replace(conduct, resume=True)
-    conduct.say(f"{name}: {settled.stage.steps:,} steps, in {folder}")
-    try:
-        train(settled.stage, folder, conduct, index)
-    except Collapsed as collapsed:
-        raise Collapsed(f"{name}: {collapsed}") from collapsed
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+    alone = checkpoint.locked(  # several parts of a study may want one stage
+        folder.with_suffix(".lock"), lambda: conduct.say(f"{name}: another process trains it in {folder}; waiting")
+    )  # fmt: skip
+    with alone if rank() == 0 else nullcontext():
+        barrier()
+        if run.begun(folder):
+            if run.read(folder).facts["finished"]:
+                conduct.say(f"{name}: done already, in {folder}")
+                return folder
+            conduct = replace(conduct, resume=True)
+        conduct.say(f"{name}: {settled.stage.steps:,} steps, in {folder}")
+        try:
+            train(as_begun(settled.stage, folder), folder, conduct, index)
+        except Collapsed as collapsed:
+            raise Collapsed(f"{name}: {collapsed}") from collapsed
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
     return folder
 
 

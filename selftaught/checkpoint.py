@@ -1,9 +1,11 @@
 """Files that are whole or not there: checkpoints and everything else a run writes."""
 
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +49,16 @@ def all_finite(state: Any) -> bool:
     if isinstance(state, dict):
         return all(all_finite(v) for v in state.values())
     return not isinstance(state, list | tuple) or all(all_finite(v) for v in state)
+
+
+@contextmanager
+def locked(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock `file`, after waiting for whoever holds it; a process that dies lets go of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -60,6 +60,8 @@ class Choice:
         if not self.start.by_labels:
             how = "effective rank: without labels nothing better can be said"
         was, now = said(self.start), said(self.best)
+        if self.best is self.start:
+            return f"nothing that was trained could be scored; kept: the start, with {was} ({how})"
         if self.worse:
             found = f"{was} at the start, {now} at best, after {self.best.step:,} steps"
             return f"training did not help: {found} ({how}); kept: the start"

@@ -22,7 +22,6 @@ from selftaught.journal import Journal
 from selftaught.trainee import Trainee
 
 WATCHED = 256  # held-back images whose features are followed
-BANK = 1000  # training images that vote on them, when there are labels
 MEASURES = 20  # how often in a whole run, and
 RARELY = 50  # steps between them at least: a measurement costs as much as some four steps
 EARLY = (10, 25, 50, 100, 200, 400)  # besides: a collapse shows soon
@@ -36,6 +35,8 @@ class Conduct:
     workers: int = 2
     on_collapse: Literal["stop", "warn"] = "stop"
     save_every: float = 120.0  # seconds between checkpoints
+    watched: int = WATCHED  # images whose features are followed; with labels, four times as many vote on them
+    album: bool = True  # pictures at the end
     resume: bool = False
     show: Callable[[dict[str, Any]], None] = lambda entry: None  # each journal entry, as it is made
     say: Callable[[str], None] = lambda text: None  # what a person should know
@@ -60,7 +61,7 @@ class Life:
         self.watch_every = max(trainee.stage.steps // MEASURES, RARELY)
         self.log_every = max(trainee.stage.steps // 500, 1)
         self.journal: Journal | None = None
-        self.bank, self.voted, self.watched = sample(trainee.index)
+        self.bank, self.voted, self.watched = sample(trainee.index, conduct.watched)
         self.candidates: list[Candidate] = []
         self.stops = choice.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
         self.clock = self.saved = time.perf_counter()
@@ -214,7 +215,7 @@ class Life:
     def end(self, outcome: str, **more: Any) -> Path:
         file = self.out / "backbone.safetensors"
         if self.first:
-            if len(self.candidates) > 1:
+            if self.candidates and self.step:
                 chosen = choice.choose(self.candidates)
                 checkpoint.atomic(file, lambda draft: shutil.copyfile(self.out / chosen.kept.file, draft))
                 self.conduct.say(chosen.text)
@@ -243,7 +244,7 @@ def finite(value: Tensor | float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def sample(index: Index) -> tuple[Tensor, Tensor, Tensor]:
+def sample(index: Index, number: int) -> tuple[Tensor, Tensor, Tensor]:
     """Positions of the labelled images that vote, of those that are voted on, and of those whose features are watched:
     fixed for a data set. Held-back images are voted on and watched; where there are few, training images are watched
     besides, and where there are none, some are voted on that do not vote.
@@ -254,10 +255,10 @@ def sample(index: Index) -> tuple[Tensor, Tensor, Tensor]:
         return positions[torch.randperm(len(positions), generator=rng)[:most]]
 
     known = index.labelled
-    bank, held = some(index.train[known[index.train]], BANK + WATCHED), some(index.held_out, WATCHED)
+    bank, held = some(index.train[known[index.train]], 5 * number), some(index.held_out, number)
     voted = held[known[held]]
     if not len(voted):
-        half = min(WATCHED, len(bank) // 2)
+        half = min(number, len(bank) // 2)
         bank, voted = bank[half:], bank[:half]
-    watched = torch.cat([held, some(index.train, WATCHED)])[:WATCHED]
-    return bank[:BANK], voted, watched
+    watched = torch.cat([held, some(index.train, number)])[:number]
+    return bank[: 4 * number], voted, watched

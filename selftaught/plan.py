@@ -85,7 +85,7 @@ class Loader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise yaml.YAMLError(f"{', '.join(twice)} is there twice{node.start_mark}")
+            raise yaml.YAMLError(f"{', '.join(twice)} is there twice (line {node.start_mark.line + 1})")
         return node
 
 

@@ -69,8 +69,8 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
         raise
     life.save()
     file = life.end("done")
-    if not stage.steps:
-        return file  # weights were taken in, checked and written: there is nothing to picture
+    if not stage.steps or not conduct.album:
+        return file
     try:
         pictures.draw(trainee, out / "album" if rank() == 0 else None)
     except (OSError, RuntimeError) as error:

@@ -46,7 +46,7 @@ def study(words: list[str]) -> int:
     device = device_named(asked.device)
     with processes(device), Progress(show=rank() == 0) as progress:
         conduct = Conduct(
-            device=device, workers=asked.workers, show=progress.entry, say=progress.say,
+            device=device, workers=asked.workers, watched=64, album=False, show=progress.entry, say=progress.say,
             note={"command": command, "device": device},
         )  # fmt: skip
         mine = runner.Shard(i, n).of(cells) if i else []

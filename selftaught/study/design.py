@@ -142,7 +142,8 @@ class Chains:
     seed: int
 
     def node(self, name: str, data: tuple[str, ...], flags: Flags, after: str | None, init: str | None) -> Node:
-        asked = {**self.setup.settings, **self.target.settings, "data": data, "seed": self.seed, "statistics": "data", **flags}
+        asked = {**self.setup.settings, **self.target.settings, "data": data, "seed": self.seed, "statistics": "data"}
+        asked |= flags
         if init is not None and self.base.backbone:
             asked["backbone"] = self.base.backbone
         return Node(name=name, words=words(asked), after=after, init=None if after else init)

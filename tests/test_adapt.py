@@ -1,0 +1,834 @@
+"""Plans of stages: what a stage takes over, what moves, which weights are kept, and that breaking off changes nothing.
+
+One file, over 200 lines: the stages are tiny, and most tests look at the same three runs.
+"""
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import selftaught
+from selftaught import adapting, backbones, checkpoint, fit, flags, judge, life, plan, run, train
+from selftaught.cli import main
+from selftaught.commands.training import with_defaults
+from selftaught.data import index as data_index
+from selftaught.data.images import Images, default_canvas, statistics
+from selftaught.data.index import Index
+from selftaught.data.views import centre
+from selftaught.errors import UserError
+from selftaught.evaluation.features import extract
+from selftaught.life import Conduct
+from selftaught.progress import Progress
+from selftaught.stage import Data
+from selftaught.trainee import assemble
+from tests.pictures import folder
+
+SMALL = ["--size", "32", "--batch", "8", "--precision", "fp32"]
+HERE = ["--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three data sets."""
+    root = tmp_path_factory.mktemp("images")
+    for seed, name in enumerate(("base", "source", "target")):
+        folder(root / name, seed=seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def brought(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that a user has already."""
+    out = tmp_path_factory.mktemp("runs") / "brought"
+    words = ["--data", str(images / "base"), "--backbone", "test_resnet", "--steps", "3", "--seed", "5", *SMALL, *HERE]
+    assert main(["pretrain", *words, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def chain(images: Path, brought: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path, str]:
+    """Base -> Source -> Target: the command, its folder, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "hpt"
+    data = ["--init", str(brought), "--source", str(images / "source"), "--target", str(images / "target")]
+    words = ["adapt", *data, "--source-steps", "5", "--steps", "12", "--hard", "cutmix", *SMALL, *HERE, "--out", str(out)]
+    return words, out, printed(words)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.pictures, "draw", lambda *_: None)
+
+
+def printed(words: list[str], code: int = 0) -> str:
+    """What a command writes to standard output."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(words) == code
+    return out.getvalue()
+
+
+def stages(out: Path) -> dict[str, Path]:
+    written = json.loads((out / "plan.json").read_text())
+    return {name: out / stage["folder"] for name, stage in written["stages"].items()}
+
+
+def tensors(file: Path) -> dict[str, Tensor]:
+    return load_file(file / "backbone.safetensors" if file.is_dir() else file)
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Bitwise."""
+    return one.keys() == other.keys() and all(one[k].numpy().tobytes() == other[k].numpy().tobytes() for k in one)
+
+
+def times(root: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in root.rglob("*") if file.is_file()}
+
+
+def stated(file: Path) -> tuple[list[float], list[float]]:
+    """The mean and std that a file's pixels are normalised by."""
+    with safe_open(file, framework="pt") as opened:
+        said = opened.metadata()
+    return json.loads(said["mean"]), json.loads(said["std"])
+
+
+def of_data(root: Path) -> tuple[list[float], list[float]]:
+    index = data_index.build([root])
+    images = Images(index.paths, index.sizes, default_canvas(index.sizes, 32))
+    mean, std = statistics(images, index.train)
+    return list(mean), list(std)
+
+
+def index_of(data: Data, seed: int) -> Index:
+    return data.index(seed)
+
+
+def settled(written: Any, out: Path = Path("out")) -> dict[str, adapting.Settled]:
+    """A plan's stages as they would be trained."""
+    return adapting.settle(with_defaults(plan.from_mapping(written, "plan")), out, "cpu", index_of)
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_first_line_says_what_was_kept(chain: tuple[list[str], Path, str]) -> None:
+    _, out, text = chain
+    first, second = text.splitlines()
+    assert first == run.read(out).facts["choice"]["text"]
+    assert first.startswith(("kept: step ", "training did not help: "))
+    assert second == f"the backbone is in {stages(out)['target'] / 'backbone.safetensors'}"
+
+
+def test_a_plan_leaves_its_folder(chain: tuple[list[str], Path, str], brought: Path) -> None:
+    words, out, _ = chain
+    written = json.loads((out / "plan.json").read_text())
+    assert written["command"] == " ".join(["selftaught", *words])
+    assert (written["base"], written["outcome"]) == (str(brought), "target")
+    assert {name: (s["after"], s["init"]) for name, s in written["stages"].items()} == {
+        "source": (None, str(brought)),
+        "target": ("source", None),
+    }
+    assert {place.parent for place in stages(out).values()} == {out / "stages"}
+    for name, place in stages(out).items():
+        facts = run.read(place).facts
+        assert (facts["outcome"], "choice" in facts) == ("done", name == "target")
+        assert (place / "album" / "views.png").is_file()
+    source, target = (run.read(place).stage for place in stages(out).values())
+    assert (source.steps, source.hard, source.keep) == (5, (), "last")  # the hard examples are the target's
+    assert (target.steps, len(target.hard), target.keep) == (12, 1, "best")
+    assert source.backbone == target.backbone == "test_resnet"  # as the weights say
+    assert {file.name for file in (stages(out)["target"] / "checkpoints").glob("step-*")} == {
+        f"step-{step}.safetensors" for step in (0, 10, 12)
+    }
+    kept = run.read(out).facts["choice"]["kept"]
+    assert same(tensors(stages(out)["target"]), tensors(stages(out)["target"] / "checkpoints" / f"step-{kept}.safetensors"))
+    assert not list(out.rglob(".*"))  # no drafts left
+
+
+def test_show_tells_the_lineage(chain: tuple[list[str], Path, str], brought: Path) -> None:
+    _, out, _ = chain
+    rows = json.loads(printed(["show", str(out), "--json"]))
+    assert [(r["stage"], r["from"], r["outcome"]) for r in rows] == [
+        ("source", str(brought), "done"),
+        ("target", "source", "done"),
+    ]
+    assert rows[1]["choice"] == run.read(out).facts["choice"]
+    text = printed(["show", str(out)])
+    order = [str(brought), "source: done", "target: done", rows[1]["choice"]["text"]]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+    assert "cutmix" in text
+    alone = json.loads(printed(["show", str(stages(out)["target"]), "--json"]))  # a stage knows its ancestors by itself
+    assert [r["folder"] for r in alone] == [str(p) for p in (brought, *stages(out).values())]
+    assert main(["show", str(out / "stages")]) == 2
+
+
+def test_evaluate_report_and_export_take_the_outcome(
+    chain: tuple[list[str], Path, str], brought: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = chain
+    words = ["evaluate", str(out), "--against", "random", "init", "--protocol", "knn", "--labels", "all", "--json"]
+    assert main([*words, *HERE]) == 0
+    assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {str(out), "random", "init"}
+    assert (stages(out)["target"] / "evaluation.json").is_file()
+    compared = judge.backbones_of(out, run.read(out), ["random", "init"], Progress(show=False))
+    assert same(dict(compared["init"].network.state_dict()), tensors(brought))  # what the user brought, not the source's
+    assert same(dict(compared[str(out)].network.state_dict()), tensors(stages(out)["target"]))
+    text = printed(["show", str(out)])
+    assert json.loads((stages(out)["target"] / "evaluation.json").read_text())[0]["verdict"] in text
+    assert main(["export", str(out), "--to", str(tmp_path / "b.safetensors")]) == 0
+    assert same(tensors(tmp_path / "b.safetensors"), tensors(stages(out)["target"]))
+    assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
+    assert "cutmix" in (tmp_path / "page.html").read_text()
+    assert selftaught.load(out)(torch.rand(2, 3, 32, 32)).shape == (2, 96)
+
+
+def test_what_is_done_is_not_done_again(chain: tuple[list[str], Path, str], images: Path, brought: Path) -> None:
+    words, out, text = chain
+    before = times(out / "stages")
+    assert printed(words) == text
+    assert times(out / "stages") == before
+    source = stages(out)["source"]
+    written = out.parent / "plan.yaml"  # another plan, in other words, that shares the first stage
+    common = {"size": 32, "batch": 8, "precision": "fp32"}
+    first = {"data": [str(images / "source")], "steps": 5}
+    second = {"after": "one", "data": str(images / "target"), "steps": 2, "trainable": "norm"}
+    written.write_text(yaml.safe_dump({"init": str(brought), "defaults": common, "stages": {"one": first, "two": second}}))
+    assert main(["adapt", "--plan", str(written), "--out", str(out), *HERE]) == 0
+    assert stages(out)["one"] == source
+    assert before.items() <= times(out / "stages").items()
+    assert len(list((out / "stages").iterdir())) == 3
+    assert run.read(out).stage.trainable == "norm"
+    assert printed(words) == text  # and back again
+
+
+def test_a_plans_folder_is_weights_to_begin_from(
+    chain: tuple[list[str], Path, str], images: Path, tmp_path: Path, no_pictures: None
+) -> None:
+    _, out, _ = chain
+    words = ["--init", str(out), "--target", str(images / "base"), "--steps", "1", *SMALL, *HERE]
+    assert main(["adapt", *words, "--out", str(tmp_path / "more")]) == 0
+    begun = stages(tmp_path / "more")["target"] / "checkpoints" / "step-0.safetensors"
+    assert same(tensors(begun), tensors(stages(out)["target"]))
+    start = run.read(tmp_path / "more").start()
+    assert start is not None
+    assert same(dict(start.network.state_dict()), tensors(stages(out)["target"]))
+    words = ["--init", str(out), "--data", str(images / "base"), "--steps", "0", *SMALL, *HERE]
+    assert main(["pretrain", *words, "--out", str(tmp_path / "alone")]) == 0
+    assert same(tensors(tmp_path / "alone"), tensors(stages(out)["target"]))
+
+
+# --------------------------------------------------------------------------------------------------- identity
+
+
+def written_plan(images: Path, brought: Path, **change: Any) -> dict[str, Any]:
+    defaults = {"size": 32, "batch": 8, "steps": 3, "holdout": 0.25}
+    source = {"data": str(images / "source")}
+    target = {"after": "source", "data": str(images / "target"), **change}
+    return {"init": str(brought), "defaults": defaults, "stages": {"source": source, "target": target}}
+
+
+def test_a_stage_is_named_by_what_decides_it(images: Path, brought: Path, tmp_path: Path) -> None:
+    def names(of: dict[str, Any], out: str = "out") -> list[str]:
+        return [s.identity for s in settled(of, tmp_path / out).values()]
+
+    first = names(written_plan(images, brought))
+    assert names(written_plan(images, brought), "elsewhere") == first
+    assert names(written_plan(images, brought, precision="auto")) == first  # what a probe chooses is no decision
+    shutil.copytree(images, tmp_path / "copy")
+    shutil.copytree(brought, tmp_path / "copied run")
+    assert names(written_plan(tmp_path / "copy", brought)) == first
+    assert names(written_plan(tmp_path / "copy", tmp_path / "copied run")) == first
+    assert names(written_plan(images, brought / "backbone.safetensors")) == first
+    other = names(written_plan(images, brought, seed=1))
+    assert (other[0], other[1] != first[1]) == (first[0], True)
+    for change in ({"steps": 4}, {"hard": ["cutmix"]}, {"trainable": "norm"}, {"precision": "bf16"}, {"subset": "50%"}):
+        changed = names(written_plan(images, brought, **change))
+        assert changed[0] == first[0]
+        assert changed[1] != first[1]
+    source = written_plan(images, brought)
+    source["stages"]["source"]["seed"] = 1
+    assert not set(names(source)) & set(first)  # an ancestor changes all that follow
+    (tmp_path / "copy" / "target" / "class 0" / "000.png").unlink()
+    assert [a == b for a, b in zip(names(written_plan(tmp_path / "copy", brought)), first, strict=True)] == [True, False]
+    words = ["--data", str(images / "base"), "--backbone", "test_resnet", "--steps", "0", "--seed", "6", *SMALL, *HERE]
+    assert main(["pretrain", *words, "--out", str(tmp_path / "other base")]) == 0
+    assert not set(names(written_plan(images, tmp_path / "other base"))) & set(first)
+
+
+def test_labels_count_by_what_they_say_and_not_by_where_they_lie(images: Path, brought: Path, tmp_path: Path) -> None:
+    files = sorted((images / "target").rglob("*.png"))
+    lines = ["file,class", *(f"{file.relative_to(images / 'target')},{file.parent.name}" for file in files)]
+    names = []
+    for place in ("here", "there"):
+        shutil.copytree(images / "target", tmp_path / place)
+        (tmp_path / f"{place}.csv").write_text("\n".join(lines))
+        of = {"data": str(tmp_path / place), "labels_from": str(tmp_path / f"{place}.csv"), "size": 32, "steps": 2}
+        names.append(settled({"init": str(brought), "stages": {"only": of}})["only"].identity)
+    of = {"data": str(images / "target"), "labels_from": "none", "size": 32, "steps": 2}
+    names.append(settled({"init": str(brought), "stages": {"only": of}})["only"].identity)
+    assert names[0] == names[1] != names[2]
+
+
+# ------------------------------------------------------------------------------------------------------ plans
+
+
+def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path, no_pictures: None) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(f"""
+        init: {brought}
+        defaults: {{size: 32, batch: 8, precision: fp32, steps: 2}}
+        stages:
+          source: {{data: "{images / "source"}"}}
+          left: {{after: source, data: "{images / "target"}", hard: [cutmix], hard.cutmix.weight: 0.5}}
+          alone: {{init: null, backbone: test_resnet, data: ["{images / "target"}"], optimizer: adamw, optimizer.lr: 0.001}}
+          right: {{after: source, data: "{images / "target"}", trainable: norm, keep: last}}
+    """)
+    out = tmp_path / "out"
+    assert main(["adapt", "--plan", str(file), "--out", str(out), *HERE]) == 0
+    known = stages(out)
+    found = {name: run.read(place) for name, place in known.items()}
+    assert {name: r.stage.init for name, r in found.items()} == {
+        "source": str(brought), "left": str(known["source"]), "alone": None, "right": str(known["source"])
+    }  # fmt: skip
+    assert found["left"].stage.hard[0].weight == 0.5
+    assert found["alone"].stage.optimizer.lr == 0.001
+    assert {name: r.stage.keep for name, r in found.items()} == {
+        "source": "last", "left": "best", "alone": "last", "right": "last"
+    }  # fmt: skip
+    assert run.read(out).folder == known["right"]  # the last leaf is the outcome
+    assert json.loads((out / "plan.json").read_text())["base"] == str(brought)
+    rows = json.loads(printed(["show", str(out), "--json"]))
+    assert [r["from"] for r in rows] == [str(brought), "source", "random weights", "source"]
+    assert "random weights" in printed(["show", str(out)])
+
+
+GOOD = "data: {target}, size: 32, batch: 8, steps: 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stages: {only: {GOOD}}\nstage: 1", ["stage not understood", "defaults, init, stages"]),
+        ("stages: {one: {GOOD, after: two}, two: {GOOD, after: one}}", ["one", "after two", "no such stage before it"]),
+        ("stages: {one: {GOOD, after: one}}", ["one is to begin after one"]),
+        ("stages: {one: {GOOD, after: nobody}}", ["nobody", "no such stage"]),
+        ("stages: {one: {GOOD}, two: {GOOD, after: one, init: base.pth}}", ["two", "choose one"]),
+        ("stages: {only: {GOOD, out: x}}", ["only", "out", "for the plan to decide"]),
+        ("stages: {only: {GOOD, resume: true}}", ["only", "resume", "for the plan to decide"]),
+        ("stages: {only: {GOOD, config: x.json}}", ["only", "config", "for the plan to decide"]),
+        ("stages: {only: {GOOD, on_collapse: warn}}", ["only", "--on-collapse", "selftaught adapt"]),
+        ("defaults: {device: cuda}\nstages: {only: {GOOD}}", ["only", "--device", "selftaught adapt"]),
+        ("stages: {one: {GOOD}, two: {GOOD, stepz: 3}}", ["stage two cannot be read", "--stepz"]),
+        ("stages: {one: {GOOD}, two: {GOOD, seed: x}}", ["stage two cannot be read", "--seed x"]),
+        ("stages: {one: {GOOD}, two: {GOOD, help: 1}}", ["stage two cannot be read"]),
+        ("stages: {one: {GOOD}, two: {GOOD, method: moco}}", ["stage two: ", "moco-v2"]),
+        ("stages: {one: {GOOD}, two: {GOOD, optimizer: {lr: 1}}}", ["optimizer.lr"]),
+        ("stages: {one: {GOOD}, two: {GOOD, hard.cutmix.weight: 2}}", ["stage two: ", "--hard.cutmix.weight", "cutmix"]),
+        ("stages: {one: {GOOD}, two: {data: {nowhere}, steps: 2}}", ["stage two: ", "nowhere"]),
+        ("stages: {one: {GOOD}, two: {steps: 2, after: one}}", ["stage two: ", "no images"]),
+        ("stages: {one: {GOOD}, two: {GOOD, init: nowhere.pth}}", ["stage two: ", "nowhere.pth"]),
+        ("stages: {one: {GOOD}, two: {GOOD, init: {target}}}", ["stage two: ", "not a run"]),
+        ("stages: {one: {GOOD}, two: {GOOD, subset: five}}", ["stage two: ", "five"]),
+        ("stages: {only: {GOOD}, only: {GOOD}}", ["only is there twice (line 1)"]),
+        ("stages: {only: {GOOD, steps: 3}}", ["steps is there twice"]),
+        ("stages: {1: {GOOD}, '1': {GOOD}}", ["1 is there twice"]),
+        ("stages: {}", ["no stages"]),
+        ("stages: [source, target]", ["stages:", "mapping"]),
+        ("stages: {only: }", ["only", "needs flags"]),
+        ("stages: {only: 5}", ["only", "needs flags"]),
+        ("defaults: 5\nstages: {only: {GOOD}}", ["defaults", "needs flags"]),
+        ("stages: {only: {GOOD", ["cannot be read", "plan.yaml"]),
+        ("stages: !!python/object/apply:os.getpid []", ["cannot be read"]),
+        ("just words", ["is no plan"]),
+        ("", ["is no plan"]),
+    ],
+)
+def test_a_bad_plan_is_refused_before_anything_is_trained(
+    text: str, words: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.yaml"
+    text = text.replace("GOOD", GOOD).replace("{target}", f'"{images / "target"}"')
+    file.write_text(text.replace("{nowhere}", f'"{images / "nowhere"}"'))
+    assert main(["adapt", "--plan", str(file), "--out", str(tmp_path / "out"), *HERE]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("selftaught: ")
+    for word in words:
+        assert word in last
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        ([], "--target"),
+        (["--target", "{target}"], "--init"),
+        (["--plan", "nowhere.yaml"], "nowhere.yaml"),
+        (["--plan", "plan.yaml", "--target", "{target}"], "--target and --plan"),
+        (["--plan", "plan.yaml", "--seed=3"], "--seed and --plan"),
+        (["--init", "nowhere.pth", "--target", "{target}"], "nowhere.pth"),
+        (["--init", "{target}", "--target", "{target}"], "not a run"),
+        (["--init", "{brought}", "--target", "{target}", "--backbone", "resnet19"], "resnet18"),
+        (["--init", "{brought}", "--target", "{target}", "--method", "moco"], "moco-v2"),
+        (["--init", "{brought}", "--target", "{target}", "--steps", "2", "--epochs", "2"], "not both"),
+    ],
+)
+def test_a_bad_command_is_refused(
+    words: list[str], word: str, images: Path, brought: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"{target}": str(images / "target"), "{brought}": str(brought)}
+    asked = ["adapt", "--out", str(tmp_path / "out"), *HERE, *(known.get(w, w) for w in words)]
+    assert main(asked) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("selftaught: ")
+    assert word in last
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------- what crosses, what moves
+
+
+def test_only_the_backbone_crosses(chain: tuple[list[str], Path, str], images: Path, brought: Path) -> None:
+    _, out, _ = chain
+    source, target = stages(out).values()
+    begun = target / "checkpoints" / "step-0.safetensors"
+    assert same(tensors(begun), tensors(source))
+    assert any(key.endswith("running_var") for key in tensors(begun))
+    for place, file in (("base", brought), ("source", source), ("target", target)):
+        for one, other in zip(stated(file / "backbone.safetensors"), of_data(images / place), strict=True):
+            assert one == pytest.approx(other, rel=1e-6)
+    assert stated(begun) == stated(target / "backbone.safetensors") != stated(source / "backbone.safetensors")
+    stage = run.read(target).stage
+    index = stage.data.index(stage.seed)
+    heir, new = (
+        dict(assemble(s, index, torch.device("cpu"), 0).step.state_dict()) for s in (stage, replace(stage, init=None))
+    )
+    crossed = {key for key in heir if not torch.equal(heir[key], new[key])}
+    assert any("running_var" in key for key in crossed)
+    assert all(key.startswith(("method.backbone.", "method.network.0.", "method.teacher.network.0.")) for key in crossed)
+    assert "method.queue" in heir.keys() - crossed  # head, queue and all else are as in a run that never had a parent
+
+
+def moving(network: nn.Module) -> set[str]:
+    """What HPT-BN may move: affine parameters and statistics of norm layers."""
+    norms = [(name, m) for name, m in network.named_modules() if "Norm" in type(m).__name__]
+    return {f"{name}.{key}" for name, m in norms for key in m.state_dict()}
+
+
+def check_norms_alone(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+    may = moving(backbones.create("test_resnet").network)
+    assert same({k: v for k, v in after.items() if k not in may}, {k: v for k, v in before.items() if k not in may})
+    moved = {key.rpartition(".")[2] for key in may if not torch.equal(after[key], before[key])}
+    assert moved == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_hpt_bn_moves_the_norms_alone(images: Path, brought: Path, tmp_path: Path, no_pictures: None) -> None:
+    words = ["--init", str(brought), "--target", str(images / "target"), "--trainable", "norm", "--steps", "4"]
+    hard = ["--hard", "adversarial", "cutmix"]
+    assert main(["adapt", *words, *hard, "--keep", "last", *SMALL, *HERE, "--out", str(tmp_path / "bn")]) == 0
+    check_norms_alone(tensors(brought), tensors(stages(tmp_path / "bn")["target"]))
+
+
+def worker(rank: int, place: str, words: list[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=2)
+    known: list[Any] = []
+    train.assemble = lambda *args: known.append(assemble(*args)) or known[0]  # type: ignore[assignment, func-returns-value]
+    train.pictures.draw = lambda *_: None  # type: ignore[assignment]
+    stage = flags.stage_from(["--out", "x", *words], None, "cpu", index_of)
+    train.train(stage, Path(place) / "run", Conduct(workers=0))
+    torch.save(known[0].step.state_dict(), f"{place}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # spawned gloo workers can hang at interpreter exit
+
+
+def test_hpt_bn_moves_the_norms_alone_in_two_processes(images: Path, brought: Path, tmp_path: Path) -> None:
+    words = ["--init", str(brought), "--data", str(images / "target"), "--trainable", "norm", "--steps", "4", *SMALL]
+    words += ["--backbone", "test_resnet", "--method", "simclr"]
+    context = mp.spawn(worker, (str(tmp_path), words), nprocs=2, join=False)
+    for process in context.processes:
+        process.join(timeout=120)
+        if process.is_alive():
+            for other in context.processes:
+                other.kill()
+            pytest.fail("the processes hang")
+    if not all((tmp_path / f"{rank}.pt").exists() for rank in range(2)):
+        context.join(timeout=1)  # raises what the worker raised
+        pytest.fail("a process left no result")
+    check_norms_alone(tensors(brought), tensors(tmp_path / "run"))
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    own = {key for key in one if not torch.equal(one[key], other[key])}
+    assert own  # each process has seen images of its own,
+    assert all("running_" in key for key in own)  # and yet all that learns is the same: the norms' gradients are shared
+
+
+def test_none_refreshes_the_statistics_and_moves_nothing_else(
+    images: Path, brought: Path, tmp_path: Path, no_pictures: None
+) -> None:
+    words = ["--init", str(brought), "--data", str(images / "target"), "--trainable", "none", "--size", "32"]
+    whole = ["--batch", "39", "--steps", "1", "--precision", "fp32", "--statistics", "data"]  # all at once
+    assert main(["pretrain", *words, *whole, *HERE, "--out", str(tmp_path / "refreshed")]) == 0
+    before, after = tensors(brought), tensors(tmp_path / "refreshed")
+    seen = {key for key in before if key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")}
+    assert same({k: v for k, v in before.items() if k not in seen}, {k: v for k, v in after.items() if k not in seen})
+    stage = run.read(tmp_path / "refreshed").stage
+    index = stage.data.index(stage.seed)
+    assert len(index.train) == 39
+    pixels = Images(index.paths, index.sizes, default_canvas(index.sizes, 32))
+    backbone = run.open_backbone(tmp_path / "refreshed").train()
+    expected: dict[str, Tensor] = {}
+
+    def measure(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor]) -> None:
+            x = args[0].transpose(0, 1).flatten(1).double()
+            expected[f"{name}.running_mean"], expected[f"{name}.running_var"] = x.mean(1), x.var(1)
+
+        return hook
+
+    for name, module in backbone.network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(measure(name))
+    with torch.no_grad():
+        backbone(centre(pixels.take(index.train)[0], pixels.aspect[index.train], 32))
+    assert expected.keys() == {key for key in seen if "running" in key}
+    for key, value in expected.items():
+        torch.testing.assert_close(after[key].double(), value, rtol=1e-3, atol=1e-4)
+        assert not torch.equal(after[key], before[key])
+
+
+def test_none_over_several_batches_is_their_mean(images: Path, brought: Path, tmp_path: Path, no_pictures: None) -> None:
+    words = ["--init", str(brought), "--target", str(images / "target"), "--trainable", "none", "--keep", "last"]
+    assert main(["adapt", *words, "--steps", "4", *SMALL, *HERE, "--out", str(tmp_path / "out")]) == 0
+    place = stages(tmp_path / "out")["target"]
+    stage = run.read(place).stage
+    trainee = assemble(stage, stage.data.index(stage.seed), torch.device("cpu"), 0)
+    first = next(m for m in trainee.backbone.network.modules() if isinstance(m, nn.BatchNorm2d))
+    name = next(n for n, m in trainee.backbone.network.named_modules() if m is first)
+    means: list[Tensor] = []
+    first.register_forward_pre_hook(lambda _, args: means.append(args[0].mean((0, 2, 3))))
+    with torch.no_grad():
+        for raw in trainee.batches.epoch(0):
+            trainee.backbone(centre(raw.pixels, raw.aspect, 32))
+    assert len(means) == 4
+    torch.testing.assert_close(tensors(place)[f"{name}.running_mean"], torch.stack(means).mean(0))
+
+
+# ------------------------------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("rate", ["50", "1e30"])  # that makes it no better; that breaks it
+def test_when_training_makes_it_worse_the_start_is_returned(
+    rate: str, images: Path, brought: Path, tmp_path: Path, no_pictures: None
+) -> None:
+    words = ["--init", str(brought), "--target", str(images / "target"), "--steps", "10", "--on-collapse", "warn"]
+    text = printed(["adapt", *words, "--optimizer.lr", rate, *SMALL, *HERE, "--out", str(tmp_path / "out")])
+    assert text.startswith(("training did not help: ", "nothing that was trained could be scored; kept: the start"))
+    assert "kept: the start" in text.splitlines()[0]
+    found = run.read(tmp_path / "out")
+    assert found.facts["choice"]["worse"]
+    assert same(tensors(found.folder), tensors(brought))
+    json.loads((found.folder / "run.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+def test_a_collapse_hands_out_the_start_and_is_said(
+    images: Path, brought: Path, tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--init", str(brought), "--target", str(images / "target"), "--steps", "30", "--optimizer.lr", "1e30"]
+    assert main(["adapt", *words, *SMALL, *HERE, "--out", str(tmp_path / "out")]) == 3
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("selftaught: target: ")
+    assert "--optimizer.lr" in last
+    found = run.read(tmp_path / "out")
+    assert not found.facts["finished"]
+    assert same(tensors(found.folder), tensors(brought))
+
+
+def test_without_labels_the_rank_decides(images: Path, brought: Path, tmp_path: Path, no_pictures: None) -> None:
+    words = ["--init", str(brought), "--target", str(images / "target"), "--labels-from", "none", "--steps", "12"]
+    text = printed(["adapt", *words, *SMALL, *HERE, "--out", str(tmp_path / "out")])
+    assert "effective rank: without labels nothing better can be said" in text.splitlines()[0]
+    found = run.read(tmp_path / "out")
+    chosen = found.facts["choice"]
+    assert "linear" not in chosen["start"]
+    assert chosen["worse"] == (chosen["best"]["rank"] <= chosen["start"]["rank"])
+    assert same(tensors(found.folder), tensors(found.folder / "checkpoints" / f"step-{chosen['kept']}.safetensors"))
+
+
+def test_the_better_checkpoint_is_kept(
+    images: Path, brought: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.7, 0.9, 0.8, 0.6])  # at steps 0, 10, 20, 22
+    monkeypatch.setattr(life.choice, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores)))
+    words = ["--init", str(brought), "--target", str(images / "target"), "--steps", "22", *SMALL, *HERE]
+    text = printed(["adapt", *words, "--out", str(tmp_path / "out")])
+    assert text.startswith("kept: step 10, 70.0 % at the start, 90.0 % there")
+    place = stages(tmp_path / "out")["target"]
+    assert same(tensors(place), tensors(place / "checkpoints" / "step-10.safetensors"))
+    assert not same(tensors(place), tensors(brought))
+
+
+def test_zero_steps_take_the_weights_in_and_write_them(images: Path, brought: Path, tmp_path: Path) -> None:
+    words = ["--init", str(brought), "--steps", "0", *SMALL, *HERE]
+    assert main(["pretrain", *words, "--data", str(images / "target"), "--out", str(tmp_path / "taken")]) == 0
+    asked = ["adapt", *words, "--target", str(images / "target")]
+    text = printed([*asked, "--statistics", "weights", "--out", str(tmp_path / "adapted")])
+    assert text.startswith("the backbone is in ")  # nothing was chosen
+    pixels = torch.rand(4, 3, 32, 32)
+    expected = selftaught.load(brought)(pixels)
+    for place in ("taken", "adapted"):
+        assert same(tensors(run.read(tmp_path / place).folder), tensors(brought))
+        assert torch.equal(selftaught.load(tmp_path / place)(pixels), expected)
+    assert main([*asked, "--out", str(tmp_path / "own")]) == 0  # the same weights, the pixels by their own data
+    own = run.read(tmp_path / "own").folder / "backbone.safetensors"
+    assert same(tensors(own), tensors(brought))
+    assert stated(own)[0] == pytest.approx(of_data(images / "target")[0], rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- breaking off
+
+
+def three_stages(images: Path, file: Path, lengths: tuple[int, int, int] = (6, 5, 12)) -> Path:
+    one, two, three = lengths
+    defaults = {"backbone": "test_resnet", "size": 32, "batch": 8, "precision": "fp32"}
+    base = {"data": str(images / "base"), "steps": one, "method": "moco-v2", "hard": ["adversarial", "cutmix"]}
+    source = {"after": "base", "data": str(images / "source"), "steps": two, "method": "byol"}
+    target = {"after": "source", "data": str(images / "target"), "steps": three, "trainable": "norm"}
+    file.write_text(
+        yaml.safe_dump({"defaults": defaults, "stages": {"base": base, "source": source, "target": target}}, sort_keys=False)
+    )
+    return file
+
+
+def check_same_plan(one: Path, other: Path) -> None:
+    assert [place.name for place in stages(one).values()] == [place.name for place in stages(other).values()]
+    for a, b in zip(stages(one).values(), stages(other).values(), strict=True):
+        assert run.read(a).facts["outcome"] == run.read(b).facts["outcome"] == "done"
+        assert same(tensors(a), tensors(b))
+        assert run.read(a).facts.get("choice") == run.read(b).facts.get("choice")
+    assert "choice" in run.read(one).facts
+
+
+class Crash(Exception):
+    """As if the machine went down."""
+
+
+def test_broken_off_anywhere_it_ends_as_if_it_never_broke(
+    images: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["adapt", "--plan", str(three_stages(images, tmp_path / "plan.yaml")), *HERE]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    counts: dict[str, int] = {}
+    left: set[tuple[str, int]] = set()
+
+    def sabotage(module: Any, name: str, at: dict[int, int | None]) -> None:
+        """Break off at these calls of a function, all tries counted: by a signal, or (None) by a crash within."""
+        real, label = getattr(module, name), f"{module.__name__}.{name}"
+        left.update((label, number) for number in at)
+
+        def broken(*args: Any, **more: Any) -> Any:
+            counts[label] = number = counts.get(label, 0) + 1
+            left.discard((label, number))
+            if number in at:
+                if (asked := at[number]) is None:
+                    raise Crash
+                signal.raise_signal(asked)
+            return real(*args, **more)
+
+        monkeypatch.setattr(module, name, broken)
+
+    # 23 steps, and those that are done again
+    sabotage(fit, "backward", {4: signal.SIGTERM, 9: signal.SIGUSR1, 15: None, 20: signal.SIGTERM, 27: signal.SIGUSR1})
+    sabotage(checkpoint, "save", {3: None, 17: None, 26: None})
+    sabotage(life.weights, "save", {2: None, 5: None})  # a stage's end, a candidate
+    sabotage(life.run, "write", {5: None, 11: None})
+    tries = 0
+    while not (tmp_path / "parts" / "plan.json").exists() or not finished(tmp_path / "parts"):
+        tries += 1
+        assert tries < 20
+        with contextlib.suppress(Crash):
+            assert main([*words, "--save-every", "0", "--out", str(tmp_path / "parts")]) == 0
+    assert not left, "some places were never reached"
+    check_same_plan(tmp_path / "whole", tmp_path / "parts")
+
+
+def finished(out: Path) -> bool:
+    """Whether all stages of a plan are done."""
+    places = stages(out).values()
+    return all((place / "run.json").exists() and run.read(place).facts["finished"] for place in places)
+
+
+def test_what_a_signal_stopped_is_shown_and_gone_on_with(
+    images: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["adapt", "--plan", str(three_stages(images, tmp_path / "plan.yaml")), *HERE, "--out", str(tmp_path / "out")]
+    real = fit.backward
+
+    def stopped(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGUSR1)
+        return real(*args)
+
+    monkeypatch.setattr(fit, "backward", stopped)
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "the same command goes on with it" in said.err.strip().splitlines()[-1]
+    assert [r["outcome"] for r in json.loads(printed(["show", str(tmp_path / "out"), "--json"]))] == [
+        "stopped", "not begun", "not begun"
+    ]  # fmt: skip
+    assert "target: not begun" in printed(["show", str(tmp_path / "out")])
+    assert main(["evaluate", str(tmp_path / "out")]) == 2
+    assert main(["adapt", "--init", str(tmp_path / "out"), "--target", str(images / "target"), "--out", "x"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_ten_random_moments_it_ends_as_if_it_never_was(images: Path, tmp_path: Path) -> None:
+    words = [
+        "adapt",
+        "--plan",
+        str(three_stages(images, tmp_path / "plan.yaml", (60, 50, 60))),
+        *HERE,
+        "--save-every",
+        "0.2",
+    ]
+    log = tmp_path / "log"
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        """The command in a process of its own, once it has begun to work."""
+        with log.open("wb") as opened:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "selftaught", *words, "--out", str(out)],
+                env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=opened, stderr=opened, start_new_session=True,
+            )  # fmt: skip
+        while process.poll() is None and b" steps, in " not in log.read_bytes():
+            time.sleep(0.01)
+        return process
+
+    whole = start(tmp_path / "whole")
+    began = time.perf_counter()
+    assert whole.wait(timeout=600) == 0, log.read_text()
+    lasted = time.perf_counter() - began
+    rng = random.Random()
+    kills, moments = 0, []
+    parts = tmp_path / "parts"
+    while kills < 10 or not finished(parts):
+        if kills < 10 and (parts / "plan.json").exists() and finished(parts):  # too soon: once more from the start
+            check_same_plan(tmp_path / "whole", parts)
+            shutil.rmtree(parts)
+        process = start(parts)
+        try:
+            process.wait(timeout=rng.uniform(0, lasted / 6) if kills < 10 else 600)
+            assert process.returncode == 0, log.read_text()
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            kills += 1
+            moments.append(reached(parts))
+    assert len(set(moments)) > 3, moments  # at steps and in stages of all kinds
+    check_same_plan(tmp_path / "whole", parts)
+
+
+def reached(out: Path) -> tuple[tuple[str, int], ...]:
+    """Where a plan was broken off: its stages' journals."""
+    found = sorted(out.glob("stages/*/journal.jsonl"))
+    return tuple((file.parent.name, len(file.read_bytes())) for file in found)
+
+
+# ------------------------------------------------------------------------------------------------ a part of the data
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """40, 40, 40 and 4 images."""
+    root = folder(tmp_path_factory.mktemp("uneven"), each=40, size=16)
+    for i in range(4):
+        (root / "rare").mkdir(exist_ok=True)
+        shutil.copy(root / "class 0" / f"{i:03}.png", root / "rare" / f"{i}.png")
+    return data_index.build([root])
+
+
+def held(index: Index) -> set[str]:
+    return {str(index.paths[i]) for i in index.held_out.tolist()}
+
+
+def shown(index: Index) -> set[str]:
+    return {str(index.paths[i]) for i in index.train.tolist()}
+
+
+@pytest.mark.parametrize("parts", [("1%", "10%", "25%", "100%"), ("1", "2", "5", "100"), ("total:4", "total:9", "total:50")])
+def test_smaller_parts_lie_within_larger_ones(parts: tuple[str, ...], uneven: Index) -> None:
+    smaller: set[str] = set()
+    for part in parts:
+        index = uneven.subset(part, 3)
+        assert smaller <= shown(index) <= shown(uneven)
+        assert held(index) == held(uneven)  # what is kept for evaluation stays
+        smaller = shown(index)
+        assert shown(uneven.subset(part, 3)) == smaller
+    assert shown(uneven.subset(parts[1], 4)) != shown(uneven.subset(parts[1], 3))
+
+
+def test_every_class_is_there(uneven: Index) -> None:
+    assert uneven.labels is not None
+    for part, counts in (("1", [1, 1, 1, 1]), ("5", [3, 5, 5, 5]), ("total:4", [1, 1, 1, 1])):
+        index = uneven.subset(part, 0)
+        assert index.labels is not None
+        assert sorted(torch.bincount(index.labels[index.train]).tolist()) == counts
+    for total in (4, 7, 30):
+        index = uneven.subset(f"total:{total}", 0)
+        assert index.labels is not None
+        assert len(index.train) == total
+        assert len(index.labels[index.train].unique()) == 4
+
+
+def test_a_share_is_of_the_training_images(uneven: Index) -> None:
+    count = len(uneven.train)
+    assert [len(uneven.subset(p, 0).train) for p in ("0.1%", "10%", "12.5%", "100%")] == [
+        1, round(0.1 * count), round(0.125 * count), count
+    ]  # fmt: skip
+    assert uneven.subset("all", 0) is uneven
+    index = uneven.subset("10%", 0)
+    assert f"10% of the training images: {len(index.train)} of {count}" in index.describe()
+    assert len({uneven.subset(p, 0).fingerprint for p in ("all", "10%", "20%", "5", "total:9")}) == 5
+
+
+@pytest.mark.parametrize(
+    "part", ["0%", "101%", "-5%", "x%", "%", "five", "0", "-1", "1.5", "total:3", "total:0", "total:x", ""]
+)
+def test_a_part_that_makes_no_sense_is_refused(part: str, uneven: Index) -> None:
+    with pytest.raises(UserError):
+        uneven.subset(part, 0)
+
+
+def test_labels_cannot_be_counted_where_there_are_none(uneven: Index) -> None:
+    bare = replace(uneven, labels=None, classes=())
+    assert len(bare.subset("10%", 0).train) == round(0.1 * len(uneven.train))
+    for part in ("5", "total:20"):
+        with pytest.raises(UserError, match=r"these images have none: give a share such as 10%"):
+            bare.subset(part, 0)
+
+
+def test_a_stage_takes_a_part_of_its_data(images: Path, brought: Path) -> None:
+    only = {"data": str(images / "target"), "size": 32, "batch": 4, "steps": 2, "subset": "50%"}
+    half, all_of_it = (
+        settled({"init": str(brought), "stages": {"only": s}})["only"] for s in (only, {**only, "subset": "all"})
+    )
+    assert len(half.stage.data.index(0).train) == round(0.5 * len(all_of_it.stage.data.index(0).train))
+    assert half.identity != all_of_it.identity

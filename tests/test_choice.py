@@ -1,0 +1,195 @@
+"""Which weights are kept: the start's unless a checkpoint is better, by labels where there are any."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from selftaught import choice
+from selftaught.choice import Candidate, choose, label_scores, log_spaced
+from selftaught.data.index import Index
+from selftaught.data.paths import Paths
+
+
+def labelled(step: int, knn: float, linear: float, rank: float = 1.0) -> Candidate:
+    return Candidate(step=step, file=f"{step}", scores={"knn": knn, "linear": linear, "rank": rank})
+
+
+def unlabelled(step: int, rank: float) -> Candidate:
+    return Candidate(step=step, file=f"{step}", scores={"rank": rank, "alignment": 0.1, "uniformity": -1.0})
+
+
+# The choice
+
+
+def test_the_best_by_labels_wins_whatever_its_rank() -> None:
+    found = choose([labelled(0, 0.6, 0.7, rank=9), labelled(10, 0.7, 0.9, rank=3), labelled(50, 0.8, 0.7, rank=20)])
+    assert (found.kept.step, found.worse) == (10, False)
+    assert (
+        found.text
+        == "kept: step 10, 65.0 % at the start, 80.0 % there (mean AUROC of kNN and linear probe on training labels)"
+    )
+    assert found.facts()["kept"] == 10
+    assert found.facts()["start"]["rank"] == 9
+
+
+def test_what_got_worse_is_said_first() -> None:
+    found = choose([labelled(50, 0.5, 0.6), labelled(0, 0.8, 0.8), labelled(10, 0.7, 0.7)])  # in any order
+    assert (found.kept.step, found.best.step, found.worse) == (0, 10, True)
+    assert found.text.startswith("training did not help: 80.0 % at the start, 70.0 % at best, after 10 steps")
+    assert found.text.endswith("kept: the start")
+
+
+def test_a_tie_is_no_reason_to_change() -> None:
+    assert choose([labelled(0, 1, 1), labelled(10, 1, 1)]).worse
+    assert choose([labelled(0, 0.5, 0.5), labelled(10, 0.9, 0.7), labelled(20, 0.8, 0.8)]).kept.step == 10  # the earlier
+
+
+def test_without_labels_the_rank_decides_and_the_text_admits_it() -> None:
+    found = choose([unlabelled(0, 7.0), unlabelled(10, 11.5), unlabelled(20, 6.0)])
+    assert (found.kept.step, found.worse) == (10, False)
+    assert "7.0 at the start, 11.5 there (effective rank: without labels nothing better can be said)" in found.text
+    assert choose([unlabelled(0, 7.0), unlabelled(10, 5.0)]).worse
+
+
+def test_with_nothing_to_compare_the_start_stays() -> None:
+    found = choose([labelled(0, 0.5, 0.5)])
+    assert (found.kept.step, found.best.step, found.worse) == (0, 0, True)
+    assert found.text.startswith("nothing that was trained could be scored; kept: the start, with 50.0 %")
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_what_is_kept_is_never_below_the_start(scores: list[float]) -> None:
+    found = choose([labelled(10 * i, score, score) for i, score in enumerate(scores)])
+    assert found.kept.score == max(scores)
+    assert found.worse == (scores[0] == max(scores))
+
+
+# Its steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "stops"),
+    [
+        (0, {0}),
+        (7, {0, 7}),
+        (10, {0, 10}),
+        (60, {0, 10, 20, 50, 60}),
+        (500, {0, 10, 20, 50, 100, 200, 500}),
+    ],
+)
+def test_checkpoints_are_log_spaced(steps: int, stops: set[int]) -> None:
+    assert log_spaced(steps) == stops
+
+
+@given(st.integers(0, 10**7))
+def test_the_first_and_the_last_step_are_always_there(steps: int) -> None:
+    stops = sorted(log_spaced(steps))
+    assert (stops[0], stops[-1]) == (0, steps)
+    assert all(later <= 2.5 * earlier for earlier, later in pairwise(stops[1:]))
+
+
+# Its scores
+
+
+def clusters(labels: Tensor, spread: float = 0.3, seed: int = 0) -> Tensor:
+    """Features [N, 16] around a corner of their own for every class."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.eye(16)[labels] + spread * torch.randn(len(labels), 16, generator=rng) / 4
+
+
+def noise(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def test_features_that_tell_classes_apart_score_high_and_noise_at_chance() -> None:
+    labels = torch.arange(200) % 4
+    good, bad = label_scores(clusters(labels), labels), label_scores(noise(200), labels)
+    assert good.keys() == bad.keys() == {"knn", "linear"}
+    assert min(good.values()) > 0.99
+    assert all(0.4 < score < 0.6 for score in bad.values())
+
+
+def test_two_classes_of_any_number() -> None:
+    labels = torch.tensor([7, 3]).repeat(30)
+    assert min(label_scores(clusters(labels), labels).values()) > 0.99
+    assert all(0.3 < score < 0.7 for score in label_scores(noise(60), labels).values())
+
+
+def test_a_rare_class_counts_as_much_as_a_common_one() -> None:
+    labels = torch.cat([torch.arange(190) % 2, torch.full((10,), 2)])
+    vectors = clusters(labels)
+    assert min(label_scores(vectors, labels).values()) > 0.98
+    vectors[labels == 2] = clusters(torch.arange(10) % 2, seed=1)  # it looks like the others: an accuracy would lose 5 %
+    blind = label_scores(vectors, labels)
+    assert all(score < 0.92 for score in blind.values())
+
+
+def test_a_class_of_one_image_does_not_stop_it() -> None:
+    labels = torch.cat([torch.arange(60) % 3, torch.tensor([3])])
+    found = label_scores(clusters(labels), labels)
+    assert all(math.isfinite(score) and score > 0.6 for score in found.values())
+
+
+def test_several_classes_an_image() -> None:
+    rng = torch.Generator().manual_seed(0)
+    labels = (torch.rand(200, 5, generator=rng) < 0.3).to(torch.int8)
+    labels[:, 4] = 0  # a class that no image has is passed over
+    vectors = torch.cat([labels.float(), torch.zeros(200, 11)], dim=1) + 0.1 * noise(200)
+    assert min(label_scores(vectors, labels).values()) > 0.95
+    assert all(0.4 < score < 0.6 for score in label_scores(noise(200, seed=1), labels).values())
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.zeros(50, dtype=torch.long),  # one class
+        torch.full((50,), 4),  # one class, not the first
+        torch.tensor([0, 1, 0, 1]),  # too few
+        torch.ones(50, 1, dtype=torch.int8),  # every image has the only class
+        torch.zeros(50, 3, dtype=torch.int8),  # none has any
+    ],
+)
+def test_where_labels_say_nothing_there_is_no_score(labels: Tensor) -> None:
+    assert label_scores(noise(len(labels)), labels) == {}
+
+
+def test_many_images_take_two_parts_and_give_the_same_answer() -> None:
+    labels = torch.arange(choice.FEW + 200) % 3
+    assert min(label_scores(clusters(labels), labels).values()) > 0.99
+
+
+def test_the_same_features_score_the_same() -> None:
+    labels = torch.arange(90) % 3
+    assert label_scores(noise(90), labels) == label_scores(noise(90), labels)
+
+
+# Its images
+
+
+def index(labels: Tensor | None, count: int) -> Index:
+    return Index(
+        paths=Paths([f"{i}.png" for i in range(count)]), sizes=torch.ones(count, 2, dtype=torch.long), labels=labels,
+        classes=("a", "b"), test=torch.arange(count) % 5 == 0, split="drawn", unreadable=(), fingerprint="",
+    )  # fmt: skip
+
+
+def test_labelled_training_images_are_scored_and_no_held_out_one() -> None:
+    labels = torch.where(torch.arange(100) % 3 == 0, torch.arange(100) % 2, -1)
+    positions = choice.sample(index(labels, 100))
+    assert sorted(positions.tolist()) == [i for i in range(100) if i % 5 and i % 3 == 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "most"),
+    [(None, choice.UNLABELLED), (torch.full((5000,), -1), choice.UNLABELLED), (torch.zeros(5000), choice.MOST)],
+)
+def test_no_more_images_than_needed(labels: Tensor | None, most: int) -> None:
+    positions = choice.sample(index(labels, 5000))
+    assert len(positions.unique()) == most
+    assert (positions % 5 != 0).all()
+    assert torch.equal(positions, choice.sample(index(labels, 5000)))
