@@ -1,0 +1,92 @@
+"""Does the guard leave healthy runs alone, and stop those that collapse? Every method, and some at rates far too high.
+
+    python -m benchmarks.guard --out runs/guard [--steps 60] [--only moco-v2 byol]
+
+Trains on the demo's photo patches (ResNet-10-t, 32 px, batch 64): each method in its own recipe, which must end without a
+warning; and in the same recipe at 100 times its rate, which must be stopped with the reason. Prints a table with kNN
+before and after, and writes results/guard.json. What is done already is not done again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import write
+from selftaught import flags, journal, run
+from selftaught.data import patches
+from selftaught.life import Collapsed, Conduct
+from selftaught.methods import METHODS
+from selftaught.train import shared_index, train
+
+FACTOR = 100
+COMMON = ("--backbone", "resnet10t", "--size", "32", "--batch", "64", "--precision", "fp32")
+
+
+def one(method: str, factor: float, data: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
+    folder = out / f"{method}-x{factor:g}-{seed}"
+    kept = folder / "guard.json"
+    if kept.exists():
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
+    words = [
+        "--out",
+        str(folder),
+        "--data",
+        str(data),
+        "--method",
+        method,
+        "--steps",
+        str(steps),
+        "--seed",
+        str(seed),
+        *COMMON,
+    ]
+    stage = flags.stage_from(words, None, "cpu", shared_index)
+    if factor != 1:
+        rate = stage.optimizer.lr * factor
+        stage = flags.stage_from([*words, "--optimizer.lr", str(rate)], None, "cpu", shared_index)
+    said: list[str] = []
+    try:
+        train(stage, folder, Conduct(say=said.append, album=False, workers=0))
+    except Collapsed as collapsed:
+        said.append(str(collapsed))
+    entries = [e["features"] for e in journal.read(folder / "journal.jsonl") if e["features"]]
+    result = {
+        "method": method, "factor": factor, "seed": seed, "outcome": run.read(folder).facts["outcome"],
+        "step": journal.read(folder / "journal.jsonl")[-1]["step"], "warnings": said,
+        "knn": [entries[0].get("knn"), entries[-1].get("knn")], "rank": [entries[0].get("rank"), entries[-1].get("rank")],
+    }  # fmt: skip
+    kept.write_text(json.dumps(result))
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = [f"{'':28} {'lr x':>6} {'outcome':>10} {'step':>5} {'warnings':>8} {'kNN %':>14} {'rank':>12}"]
+    for r in results:
+        (a, b), (p, q) = r["knn"], r["rank"]
+        lines.append(
+            f"{r['method']:28} {r['factor']:6g} {r['outcome']:>10} {r['step']:5} {len(r['warnings']):8} "
+            f"{100 * (a or 0):5.1f} -> {100 * (b or 0):5.1f} {p or 0:5.1f} -> {q or 0:5.1f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    asked = parser.parse_args()
+    images = asked.out / "images"
+    if not images.exists():
+        patches.write(images, seed=0)
+    results = []
+    for factor in (1, FACTOR):
+        for name in asked.only:
+            for seed in asked.seeds:
+                results.append(one(name, factor, images, asked.out, asked.steps, seed))
+                print(table(results[-1:]).splitlines()[1], flush=True)
+    print(table(results))
+    write("guard", {"command": f"python -m benchmarks.guard --out runs/guard --steps {asked.steps}", "runs": results})
