@@ -81,6 +81,7 @@ class Method(nn.Module, ABC):
     needs_labels: ClassVar[bool] = False
     unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
     steady: ClassVar[tuple[str, ...]] = ()  # its parts whose learning rate stays at the peak throughout
+    augment: ClassVar[Mapping[str, Any]] = {}  # how its views differ from MoCo-v2's, by default: fields of Views
     lr: ClassVar[float] = 0.06  # that SGD with momentum .9 bears on small data, for 256 images a step
 
     backbone: Encoder

@@ -79,8 +79,9 @@ def epochs_for(index: Index, device: str, begun: bool) -> int:
 
 
 def views_for(method: type[Method], size: int, views: Views) -> Views:
-    """Blur in proportion to MoCo-v2's 224 pixels; none where an image is too small to bear it."""
+    """As the method has them. Blur in proportion to MoCo-v2's 224 pixels; none where an image is too small to bear it."""
     sigma = (0.1, max(2.0 * size / 224, 0.2))
+    views = dataclasses.replace(views, **method.augment)
     return dataclasses.replace(views, large=method.views, blur=views.blur if size > 40 else 0.0, blur_sigma=sigma)
 
 

@@ -6,12 +6,11 @@ the trunk's, the setting chosen on labelled images that are kept out, and then a
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.backbones import Backbone
@@ -21,7 +20,7 @@ from selftaught.errors import UserError
 from selftaught.evaluation.linear import stratified_folds
 from selftaught.evaluation.metrics import auroc, balanced_accuracy
 from selftaught.evaluation.protocol import Features, Protocol, Scores, class_count
-from selftaught.fit import Loop, fit, key
+from selftaught.fit import MOST_SKIPS, Loop, fit, key
 from selftaught.method import NOISE, Batch
 from selftaught.methods.supervised import Supervised
 from selftaught.step import Step
@@ -75,7 +74,6 @@ class Bound(Protocol):
     device: str
     precision: Literal["fp32", "bf16"]
     tuned: str = ""  # which of the backbones
-    cache: dict[str, Scores] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -85,10 +83,7 @@ class Bound(Protocol):
         return self.asked.describe()
 
     def of(self, backbone: str) -> Protocol:
-        return Bound(
-            asked=self.asked, backbones=self.backbones, images=self.images, size=self.size, device=self.device,
-            precision=self.precision, tuned=backbone,
-        )  # fmt: skip
+        return replace(self, tuned=backbone)
 
     def score(self, train: Features, test: Tensor) -> Scores:
         """Classes are columns, as for every protocol; which setting was chosen is in `chosen`."""
@@ -97,7 +92,7 @@ class Bound(Protocol):
         if len(settings) > 1:
             fold = stratified_folds(train.labels, 5, self.asked.seed)
             kept_out = fold == 0
-            if bool(kept_out.any()) and not bool(kept_out.all()):
+            if bool(kept_out.any()) and int((~kept_out).sum()) > 1:  # batch norm needs two images
                 scores = [self.tune(train.take(~kept_out), train.vectors[kept_out], *s) for s in settings]
                 values = [goodness(train.labels[kept_out], s) for s in scores]
                 best = settings[max(range(len(settings)), key=values.__getitem__)]
@@ -110,8 +105,9 @@ class Bound(Protocol):
         return list(product(lengths, self.asked.rates))
 
     def tune(self, train: Features, test: Tensor, steps: int, rate: float) -> Tensor:
-        """What the tuned network says of the test images: logits [M, C]."""
+        """What the tuned network says of the test images: logits [M, C]; all 0 where the rate was too high for it."""
         asked, device = self.asked, torch.device(self.device)
+        nothing = torch.zeros(len(test), max(class_count(train.labels), 2))
         torch.manual_seed(key(asked.seed, "head"))
         backbone = copy.deepcopy(self.backbones[self.tuned]).requires_grad_(True)
         method = Supervised(Supervised.Config(classes=max(class_count(train.labels), 2)), backbone, len(train.labels))
@@ -131,11 +127,11 @@ class Bound(Protocol):
             steps=steps, steps_per_epoch=len(train.labels) // batch, schedule=drops, bf16=self.precision == "bf16",
             seed=asked.seed,
         )  # fmt: skip
-        try:
-            for _ in fit(step, method, lambda epoch, first: self.batches(train, batch, epoch, first), optimizer, loop):
-                pass
-        except UserError:  # the rate was too high for this network: it knows nothing
-            return torch.zeros(len(test), max(class_count(train.labels), 2))
+        skips = 0
+        for report in fit(step, method, lambda epoch, first: self.batches(train, batch, epoch, first), optimizer, loop):
+            skips = skips + 1 if report.skipped else 0
+            if skips == MOST_SKIPS:  # before `fit` gives up: one setting of several is no reason to
+                return nothing
         step.eval()
         found = []
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -143,7 +139,8 @@ class Bound(Protocol):
             for positions in test[:, 0].long().split(256):
                 pixels, aspect = self.pixels(positions)
                 found.append(method.network(centre(pixels, aspect, self.size)).float().cpu())
-        return torch.cat(found)
+        scores = torch.cat(found)
+        return scores if bool(torch.isfinite(scores).all()) else nothing
 
     def batches(self, train: Features, batch: int, epoch: int, first: int) -> Iterator[Batch]:
         seed = key(self.asked.seed, "finetune", epoch)
@@ -166,4 +163,4 @@ def goodness(labels: Tensor, values: Tensor) -> float:
     """Of scores [M, C]: balanced accuracy; the AUROC of several classes an image."""
     if labels.ndim == 2:
         return auroc(labels, values)[0]
-    return balanced_accuracy(labels, F.pad(values, (0, max(int(labels.max()) + 1 - values.shape[1], 0))))
+    return balanced_accuracy(labels, values)

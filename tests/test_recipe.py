@@ -109,3 +109,9 @@ def test_steps_and_epochs_exclude_each_other(images: Path) -> None:
         stage(images, "--steps", "1", "--epochs", "1")
     with pytest.raises(UserError, match="above 0"):
         stage(images, "--epochs", "0")
+
+
+def test_a_method_has_its_own_augmentations(images: Path) -> None:
+    assert stage(images, "--method", "cmc").views.jitter == 0
+    assert stage(images, "--method", "cmc", "--views.jitter", "0.5").views.jitter == 0.5
+    assert stage(images, "--method", "infomin").views.hue == 0.2

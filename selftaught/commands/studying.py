@@ -59,7 +59,7 @@ def study(words: list[str]) -> int:
             progress.say(f"cell {number + 1} of {len(mine)} ({done} done{left}): {cell.name}")
 
         try:
-            runner.carry_out(mine, setup, out, conduct, progress, told)
+            runner.carry_out(mine, out, conduct, progress, told)
         except Stopped:
             tell("stopped; the same command goes on with it")
             return 0

@@ -6,18 +6,32 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import cattrs
 import yaml
+from cattrs.v import format_exception
 
+from selftaught.adapting import network_of
 from selftaught.errors import UserError
-from selftaught.plan import Node, words
+from selftaught.evaluation.draws import Budget
+from selftaught.plan import CONDUCT, RESERVED, Loader, Node, words
 from selftaught.tuning import FineTune
 
 Flags = Mapping[str, Any]
+DECIDED = {
+    *RESERVED,
+    *CONDUCT,
+    "data",
+    "labels-from",
+    "init",
+    "statistics",
+    "steps",
+    "epochs",
+    "seed",
+}  # by the study itself
 
 # Views with less and less of the augmentation, in the article's order; "no colour" brings grey back, as there.
 AUGMENTATIONS: dict[str, Flags] = {
@@ -54,6 +68,11 @@ class Lengths:
     source: int = 5000
     refresh: int = 50  # batches that a base's norm statistics are taken from
 
+    def __post_init__(self) -> None:
+        ways = (self.hpt, self.target, self.hpt_bn)
+        if not all(ways) or min(*chain.from_iterable(ways), self.source, self.refresh) < 1:
+            raise UserError("steps: every way needs one length or more, of 1 step or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -70,6 +89,19 @@ class Setup:
     shares: tuple[str, ...] = ("1%", "10%", "25%", "100%")
     finetune: FineTune = FineTune()
 
+    def __post_init__(self) -> None:
+        if not self.seeds or not self.labels or not self.few or not self.shares:
+            raise UserError("seeds, labels, few and shares need one value or more each")
+        for labels in (*self.labels, *self.few):
+            Budget.parse(labels)
+        for share in self.shares:
+            number = share.removesuffix("%")
+            if number == share or not number.replace(".", "", 1).isdecimal() or not 0 < float(number) <= 100:
+                raise UserError(f"shares: {share} is no share of the images: say 10%, above 0% and at most 100%")
+        for flags in (self.settings, *(target.settings for target in self.targets.values())):
+            if taken := DECIDED & {str(flag).replace("_", "-") for flag in flags}:
+                raise UserError(f"settings: {', '.join(sorted(taken))} is for the study to decide, or for its command")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -81,8 +113,11 @@ class Cell:
     x: str  # where it stands on the figure's axis: steps, labels, augmentations or share of the data
     seed: int
     nodes: tuple[Node, ...]
+    data: tuple[str, ...]  # what it is judged on: the target's test images
+    labels_from: str
     protocols: tuple[str, ...]
     labels: tuple[str, ...]
+    finetune: FineTune | None  # where that is among the protocols
 
     @property
     def key(self) -> str:
@@ -96,7 +131,7 @@ class Cell:
 def read(file: Path) -> Setup:
     """From YAML, with paths as they are typed; raises UserError for what does not fit."""
     try:
-        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+        written = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(written, Mapping) or not written.get("bases") or not written.get("targets"):
@@ -104,7 +139,11 @@ def read(file: Path) -> Setup:
     try:
         return _converter().structure(written, Setup)
     except (cattrs.BaseValidationError, TypeError, ValueError) as error:
-        reasons = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [repr(error)]
+        reasons = (
+            cattrs.transform_error(error, format_exception=reason)
+            if isinstance(error, cattrs.BaseValidationError)
+            else [repr(error)]
+        )
         raise UserError(f"{file} does not fit: {'; '.join(reasons)}") from error
 
 
@@ -125,6 +164,10 @@ def _converter() -> cattrs.Converter:
     return converter
 
 
+def reason(error: BaseException, kind: type | None) -> str:
+    return str(error) if isinstance(error, UserError) else format_exception(error, kind)
+
+
 def several(value: Any) -> tuple[str, ...]:
     return tuple(str(v) for v in (value if isinstance(value, list | tuple) else [value]))
 
@@ -140,19 +183,22 @@ class Chains:
     base: Base
     target: Target
     seed: int
+    network: Flags  # the base's, which what begins from random weights has as well
 
     def node(self, name: str, data: tuple[str, ...], flags: Flags, after: str | None, init: str | None) -> Node:
         asked = {**self.setup.settings, **self.target.settings, "data": data, "seed": self.seed, "statistics": "data"}
+        if data == self.target.data:  # held out is what the labels' split holds out, so that no test image is trained on
+            asked["labels-from"] = self.target.labels
         asked |= flags
-        if init is not None and self.base.backbone:
+        if self.base.backbone:
             asked["backbone"] = self.base.backbone
+        if init is None:
+            asked = {**self.network, **asked}
         return Node(name=name, words=words(asked), after=after, init=None if after else init)
 
     def random(self) -> tuple[Node, ...]:
         """The network before any training."""
-        return (
-            self.node("random", self.target.data, {"steps": 0, "backbone": self.base.backbone or "resnet18"}, None, None),
-        )
+        return (self.node("random", self.target.data, {"steps": 0}, None, None),)
 
     def as_is(self) -> tuple[Node, ...]:
         """The base as it came."""
@@ -176,8 +222,7 @@ class Chains:
 
     def anew(self, steps: int, flags: Flags) -> tuple[Node, ...]:
         """Target: from random weights, the same network."""
-        network = {"backbone": self.base.backbone} if self.base.backbone else {}
-        return (self.node("target", self.target.data, {"steps": steps, **network, **flags}, None, None),)
+        return (self.node("target", self.target.data, {"steps": steps, **flags}, None, None),)
 
 
 Variants = Iterator[tuple[str, str, tuple[Node, ...]]]  # variant, x, chain
@@ -220,7 +265,7 @@ def data(c: Chains, flags: Flags) -> Variants:
     """With less and less of the target's images."""
     steps = c.setup.steps
     for share in c.setup.shares:
-        part = {**flags, "subset": share}
+        part = flags if float(share.removesuffix("%")) == 100 else {**flags, "subset": share}
         yield "HPT", share, c.adapted(max(steps.hpt), part)
         yield "HPT-BN", share, c.adapted(max(steps.hpt_bn), {**part, "trainable": "norm"})
         yield "Target", share, c.anew(max(steps.target), part)
@@ -242,13 +287,19 @@ REFERENCES: dict[str, tuple[str, ...]] = {  # what is drawn as a line: it depend
 }
 
 
+def network(base: Base) -> Flags:
+    """A base's backbone and stem, as far as its weights say."""
+    backbone, stem = network_of(base.init)
+    return {name: value for name, value in (("backbone", backbone), ("stem", stem)) if value}
+
+
 def cells(study: str, setup: Setup) -> list[Cell]:
     """Every cell of a study; seeds vary slowest, so that one whole figure is there first."""
-    protocols = ("finetune",) if study in ("labels", "sequential") else ("knn", "linear")
-    budgets = setup.few if study in ("labels", "sequential") else setup.labels
+    tuned = study in ("labels", "sequential")
+    networks = {base: network(b) for base, b in setup.bases.items()}
     found: list[Cell] = []
     for seed, (target, t), (base, b) in product(setup.seeds, setup.targets.items(), setup.bases.items()):
-        chains = Chains(setup, b, t, seed)
+        chains = Chains(setup, b, t, seed, networks[base])
         ways: dict[str, Callable[[], tuple[Node, ...]]] = {
             "random": chains.random, "base as is": chains.as_is, "Base": chains.refreshed, "B": chains.refreshed,
             "B+S": chains.source,
@@ -258,7 +309,9 @@ def cells(study: str, setup: Setup) -> list[Cell]:
         if setup.hard:
             tried += [(f"{v} + hard", x, nodes) for v, x, nodes in STUDIES[study](chains, {"hard": setup.hard})]
         common = Cell(
-            target=target, base=base, variant="", x="", seed=seed, nodes=(), protocols=protocols, labels=budgets
+            target=target, base=base, variant="", x="", seed=seed, nodes=(), data=t.data, labels_from=t.labels,
+            protocols=("finetune",) if tuned else ("knn", "linear"), labels=setup.few if tuned else setup.labels,
+            finetune=replace(setup.finetune, seed=seed) if tuned else None,
         )  # fmt: skip
         found += [replace(common, variant=variant, x=x, nodes=nodes) for variant, x, nodes in tried]
     return found

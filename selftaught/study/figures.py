@@ -11,10 +11,10 @@ COLOURS = {  # Okabe & Ito's, which most colour-blind people can tell apart
     "HPT": "#0072B2", "HPT-BN": "#56B4E9", "Target": "#D55E00", "Base": "#009E73", "base as is": "#8FBC8F",
     "random": "#999999", "B": "#009E73", "B+S": "#E69F00", "B+T": "#0072B2", "B+S+T": "#CC79A7",
 }  # fmt: skip
-AXES = {
+AXES = {  # of curves; what has none is shown as dots by the number of labels
     "separability": "steps of pretraining on the target",
     "augmentations": "augmentations left",
-    "data": "share of the target's images",
+    "data": "share of the target's images, %",
 }
 WORDS = {"balanced_accuracy": "balanced accuracy, %", "auroc": "AUROC, %"}
 
@@ -31,36 +31,65 @@ def draw(study: str, points: Rows, out: Path) -> list[Path]:
     written = []
     for protocol in sorted({p["protocol"] for p in points}):
         of = [p for p in points if p["protocol"] == protocol]
-        metric = "balanced_accuracy" if any(p["metric"] == "balanced_accuracy" for p in of) else "auroc"
-        of = [p for p in of if p["metric"] == metric]
-        targets, bases = (list(dict.fromkeys(p[k] for p in of)) for k in ("target", "base"))
-        size = (4.6 * len(bases) + 0.4, 3.6 * len(targets) + 0.9)
-        figure, axes = pyplot.subplots(len(targets), len(bases), figsize=size, squeeze=False, layout="constrained")
-        for axis_row, target in zip(axes, targets, strict=True):
-            for axis, base in zip(axis_row, bases, strict=True):
-                panel = [p for p in of if p["target"] == target and p["base"] == base]
-                bars(axis, panel) if study in ("labels", "sequential") else curves(study, axis, panel)
-                axis.set_title(f"{target}, from {base}", fontsize=10)
-                axis.set_ylabel(WORDS[metric], fontsize=9)
-                axis.tick_params(labelsize=8)
-                axis.spines[["top", "right"]].set_visible(False)
-        names = {
-            label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(
-            names.values(), names.keys(), loc="outside lower center", ncols=min(len(names), 6), frameon=False, fontsize=9
-        )
-        for suffix in (".png", ".svg"):
-            file = out / f"{study}-{protocol}{suffix}"
-            figure.savefig(file, dpi=130)
-            written.append(file)
-        pyplot.close(figure)
+        budgets = sorted({p["labels"] for p in of}, key=budget)
+        if study not in AXES or len(budgets) == 1:  # else budgets are no axis: a figure for each
+            written += sheet(study, of, out / f"{study}-{protocol}", pyplot)
+            continue
+        for labels in budgets:
+            name = f"{study}-{protocol}-{labels.replace(':', '')}"
+            written += sheet(study, [p for p in of if p["labels"] == labels], out / name, pyplot)
     return written
+
+
+def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
+    """One figure, as PNG and SVG: a row of panels for each target, a column for each base."""
+    targets, bases = (list(dict.fromkeys(p[k] for p in points)) for k in ("target", "base"))
+    size = (4.6 * len(bases) + 0.4, 3.6 * len(targets) + 0.9)
+    figure, axes = pyplot.subplots(len(targets), len(bases), figsize=size, squeeze=False, layout="constrained")
+    names = {}
+    for axis_row, target in zip(axes, targets, strict=True):
+        of = [p for p in points if p["target"] == target]
+        metric = "balanced_accuracy" if any(p["metric"] == "balanced_accuracy" for p in of) else "auroc"
+        axis_row[0].set_ylabel(WORDS[metric], fontsize=9)
+        for axis, base in zip(axis_row, bases, strict=True):
+            panel = [p for p in of if p["base"] == base and p["metric"] == metric]
+            axis.set_title(f"{target}, from {base}", fontsize=10)
+            axis.tick_params(labelsize=8)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(axis="y", color="#e8e8e8", lw=0.8)
+            axis.set_axisbelow(True)
+            if not panel:
+                axis.text(0.5, 0.5, "not done yet", transform=axis.transAxes, ha="center", color="#999999")
+                axis.set(xticks=[], yticks=[])
+                continue
+            if study in AXES:
+                curves(study, axis, panel)
+            else:
+                dots(axis, panel)
+            names |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = min(len(names), 3 * len(bases))
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    files = [name.with_name(name.name + suffix) for suffix in (".png", ".svg")]
+    for file in files:
+        figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+    return files
+
+
+def budget(labels: str) -> tuple[int, int]:
+    """The place of a number of labels: so many a class, so many in all, all."""
+    kind, _, number = labels.rpartition(":")
+    return (2, 0) if labels == "all" else (int(bool(kind)), int(number))
 
 
 def style(variant: str) -> dict[str, Any]:
     plain = variant.removesuffix(" + hard")
     return {"color": COLOURS.get(plain, "#333333"), "linestyle": "--" if plain != variant else "-"}
+
+
+def whiskers(of: Rows) -> list[list[float]]:
+    """From the lowest to the highest seed, as distances from the mean."""
+    return [[100 * (p["mean"] - p["low"]) for p in of], [100 * (p["high"] - p["mean"]) for p in of]]
 
 
 def curves(study: str, axis: Any, panel: Rows) -> None:
@@ -80,36 +109,41 @@ def curves(study: str, axis: Any, panel: Rows) -> None:
             continue
         of = sorted(of, key=lambda p: place(p["x"]))
         xs, ys = [place(p["x"]) for p in of], [100 * p["mean"] for p in of]
-        marker = "x" if len(of) == 1 else "o"
-        axis.plot(xs, ys, marker=marker, markersize=7 if len(of) == 1 else 4, label=variant, **style(variant))
-        axis.fill_between(
-            xs, [100 * p["low"] for p in of], [100 * p["high"] for p in of], color=style(variant)["color"], alpha=0.15, lw=0
-        )
+        hard = variant.endswith(" + hard")
+        if len(of) == 1:
+            cross = {"fmt": "+" if hard else "x", "markersize": 8, "mew": 1.8, "elinewidth": 1, "zorder": 3}
+            axis.errorbar(xs, ys, whiskers(of), color=style(variant)["color"], label=variant, **cross)
+            continue
+        face = "white" if hard else style(variant)["color"]
+        axis.plot(xs, ys, marker="o", markersize=4.5, markerfacecolor=face, label=variant, **style(variant))
+        low, high = ([100 * p[k] for p in of] for k in ("low", "high"))
+        axis.fill_between(xs, low, high, color=style(variant)["color"], alpha=0.15, lw=0)
+    ticks = sorted({place(x) for x in order})
     if numeric:
-        ticks = sorted({place(x) for x in order})
-        axis.set_xticks(ticks, [f"{t:g}" for t in ticks], rotation=45 if len(ticks) > 5 else 0)
+        axis.set_xticks(ticks, [f"{t:,g}" for t in ticks], rotation=45 if len(ticks) > 5 else 0)
         axis.minorticks_off()
     else:
-        axis.set_xticks(range(len(order)), order, rotation=20)
+        axis.set_xticks(ticks, order, rotation=20)
     axis.set_xlabel(AXES[study], fontsize=9)
 
 
-def bars(axis: Any, panel: Rows) -> None:
-    """A group of bars for each number of labels, with the range over seeds."""
-    budgets = list(dict.fromkeys(p["labels"] for p in panel))
+def dots(axis: Any, panel: Rows) -> None:
+    """A group of dots for each number of labels, with the range over seeds. (Bars would have to begin at 0.)"""
+    budgets = sorted({p["labels"] for p in panel}, key=budget)
     variants = list(dict.fromkeys(p["variant"] for p in panel))
-    width = 0.8 / max(len(variants), 1)
     for i, variant in enumerate(variants):
-        of = [next((p for p in panel if p["variant"] == variant and p["labels"] == b), None) for b in budgets]
-        known = [(j, p) for j, p in enumerate(of) if p]
-        heights = [100 * p["mean"] for _, p in known]
-        error = [[100 * (p["mean"] - p["low"]) for _, p in known], [100 * (p["high"] - p["mean"]) for _, p in known]]
-        hatch = "//" if variant.endswith(" + hard") else None
-        axis.bar(
-            [j + (i - (len(variants) - 1) / 2) * width for j, _ in known], heights, 0.9 * width, yerr=error,
-            color=style(variant)["color"], hatch=hatch, edgecolor="white", label=variant, error_kw={"lw": 1},
-        )  # fmt: skip
-    lowest = min((100 * p["low"] for p in panel), default=0)
-    axis.set_ylim(bottom=max(0, lowest - 5))
-    names = {b: "all labels" if b == "all" else f"{b.removeprefix('total:')} labels" for b in budgets}
-    axis.set_xticks(range(len(budgets)), [names[b] for b in budgets])
+        of = [p for p in panel if p["variant"] == variant]
+        xs = [budgets.index(p["labels"]) + (i - (len(variants) - 1) / 2) * 0.7 / len(variants) for p in of]
+        colour, hard = style(variant)["color"], variant.endswith(" + hard")
+        face = {"markerfacecolor": "white" if hard else colour, "fmt": "o", "markersize": 6, "elinewidth": 1.5}
+        axis.errorbar(xs, [100 * p["mean"] for p in of], whiskers(of), color=colour, label=variant, **face)
+    for between in range(1, len(budgets)):
+        axis.axvline(between - 0.5, color="#e8e8e8", lw=0.8, zorder=0)
+    axis.set_xlim(-0.5, len(budgets) - 0.5)
+    axis.set_xticks(range(len(budgets)), [named(b) for b in budgets])
+
+
+def named(labels: str) -> str:
+    if labels == "all":
+        return "all labels"
+    return f"{labels.removeprefix('total:')} labels" if labels.startswith("total:") else f"{labels} a class"

@@ -14,7 +14,7 @@ from selftaught.life import Collapsed, Conduct
 from selftaught.plan import Plan
 from selftaught.progress import Progress
 from selftaught.stage import Data
-from selftaught.study.design import Cell, Setup
+from selftaught.study.design import Cell
 from selftaught.train import shared_index
 from selftaught.tuning import FineTune
 
@@ -31,7 +31,7 @@ class Shard:
 
 
 def carry_out(
-    cells: Sequence[Cell], setup: Setup, out: Path, conduct: Conduct, progress: Progress,
+    cells: Sequence[Cell], out: Path, conduct: Conduct, progress: Progress,
     told: Callable[[int, Cell], None] = lambda done, cell: None,
 ) -> None:  # fmt: skip
     """Every cell that is not done yet. A stage that several cells share is trained once; what broke off goes on."""
@@ -58,20 +58,18 @@ def carry_out(
                 folder, outcome = settled.folder(out), "collapsed"
                 progress.say(str(collapsed))
                 break
-        rows = evaluate(cell, setup, folder, conduct.device, progress)
+        rows = evaluate(cell, folder, conduct.device, progress)
         checkpoint.write_json(
             file, {**asdict(cell), "outcome": outcome, "folder": str(folder.relative_to(out)), "rows": rows}
         )
 
 
-def evaluate(cell: Cell, setup: Setup, folder: Path, device: str, progress: Progress) -> list[dict[str, Any]]:
+def evaluate(cell: Cell, folder: Path, device: str, progress: Progress) -> list[dict[str, Any]]:
     """A cell's outcome on its target's test images."""
-    target = setup.targets[cell.target]
-    protocols: dict[str, Protocol] = {"knn": KNN(), "linear": Linear(), "finetune": setup.finetune}
-    tuning = any(isinstance(protocols[p], FineTune) for p in cell.protocols)
+    protocols: dict[str, Protocol] = {"knn": KNN(), "linear": Linear(), "finetune": cell.finetune or FineTune()}
     judgement = judge(
-        folder, target.data, labels_from=target.labels, protocols=[protocols[p] for p in cell.protocols],
-        labels=cell.labels, against=(), draws=1 if tuning else 5, seed=cell.seed, device=device, progress=progress,
+        folder, cell.data, labels_from=cell.labels_from, protocols=[protocols[p] for p in cell.protocols],
+        labels=cell.labels, against=(), draws=1 if cell.finetune else 5, seed=cell.seed, device=device, progress=progress,
     )  # fmt: skip
     return judgement.rows
 
