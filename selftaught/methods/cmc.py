@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class CMC(Method):
     """Recognise an image's lightness by what was last said of its colours, and the other way round."""
 
     paper = "Tian et al., 2019, https://arxiv.org/abs/1906.05849"
-    augment = {"jitter": 0.0, "gray": 0.0, "blur": 0.0}
+    augment: ClassVar[dict[str, float]] = {"jitter": 0.0, "gray": 0.0, "blur": 0.0}
     views = 1
     lr = 0.03
 

@@ -1,6 +1,7 @@
 """InfoMin (Tian et al., 2020, https://arxiv.org/abs/2005.10243)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ class InfoMin(Method):
     """MoCo v2 whose keys are also to be found from shuffled pieces: views that share less, but enough."""
 
     paper = "Tian et al., 2020, https://arxiv.org/abs/2005.10243"
-    augment = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    augment: ClassVar[dict[str, float]] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):

@@ -1,6 +1,7 @@
 """MoCo (He et al., 2019, https://arxiv.org/abs/1911.05722)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -11,7 +12,7 @@ class MoCoV1(MoCo):
     """Momentum contrast as it began: a linear head and a sharper softmax than MoCo v2's."""
 
     paper = "He et al., 2019, https://arxiv.org/abs/1911.05722"
-    augment = {"blur": 0.0}
+    augment: ClassVar[dict[str, float]] = {"blur": 0.0}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCo.Config):
