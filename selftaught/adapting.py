@@ -29,6 +29,7 @@ class Settled:
     node: Node
     stage: Stage
     identity: str
+    root: str | None  # the weights that its chain began from
 
     def folder(self, out: Path) -> Path:
         return out / "stages" / self.identity
@@ -59,10 +60,13 @@ def settle_one(
     if flags.chosen(words, "data") is None:
         raise UserError("it has no images: give it data")
     stage = shared(flags.stage_from(words, None, device, index_of))
+    root = before.root if before else stage.init
+    if before and root is not None and stage.keep == "best":
+        stage = replace(stage, base=root)  # a stage in between may have made them worse
     index = index_of(stage.data, stage.seed)
     start = before.identity if before else shared(origin(stage.init))
     identity = identify(stage, index, start, flags.chosen(node.words, "precision") not in (None, "auto"))
-    return Settled(node, as_begun(stage, out / "stages" / identity), identity)
+    return Settled(node, as_begun(stage, out / "stages" / identity), identity, root)
 
 
 def kept(given: Sequence[str], backbone: str | None, stem: str | None) -> list[str]:
@@ -105,6 +109,7 @@ def identify(stage: Stage, index: Index, start: str, precise: bool) -> str:
     written = recipe.to_json(stage)
     written["data"] = {**written["data"], "roots": index.fingerprint, "labels": "as the fingerprint says"}
     written["init"] = start
+    written["base"] = stage.base is not None  # which one, the ancestors' hash says
     if not precise:
         written.pop("precision")
     return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:12]

@@ -21,6 +21,7 @@ from selftaught.evaluation.metrics import auroc
 
 MOST = 2000  # labelled images that are scored, and
 FEW = 1000  # up to which number they are split into five parts; beyond, into two
+BASE = -1  # the step of the weights that a whole chain began from, where they are not the start's
 UNLABELLED = 1000  # images whose features are measured where there are no labels
 
 
@@ -50,7 +51,7 @@ class Choice:
 
     @property
     def worse(self) -> bool:
-        """Training made nothing better than it was."""
+        """Training made nothing better than what it all began from."""
         return self.kept.step == self.start.step
 
     @property
@@ -59,13 +60,14 @@ class Choice:
         how = "mean AUROC of kNN and linear probe on training labels"
         if not self.start.by_labels:
             how = "effective rank: without labels nothing better can be said"
-        was, now = said(self.start), said(self.best)
+        place, name = ("at the start", "the start") if self.start.step != BASE else ("as it was brought", "what was brought")
+        was, now = f"{said(self.start)} {place}", said(self.best)
         if self.best is self.start:
-            return f"nothing that was trained could be scored; kept: the start, with {was} ({how})"
+            return f"nothing that was trained could be scored; kept: {name}, with {said(self.start)} ({how})"
         if self.worse:
-            found = f"{was} at the start, {now} at best, after {self.best.step:,} steps"
-            return f"training did not help: {found} ({how}); kept: the start"
-        return f"kept: step {self.kept.step:,}, {was} at the start, {now} there ({how})"
+            found = f"{was}, {now} at best, after {self.best.step:,} steps"
+            return f"training did not help: {found} ({how}); kept: {name}"
+        return f"kept: step {self.kept.step:,}, {was}, {now} there ({how})"
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -208,7 +208,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     return Stage(
         data=data, size=size, backbone=backbone, stem=stem, init=pick("init", lambda: None),
         statistics=pick("statistics", lambda: "weights"), trainable=pick("trainable", lambda: "all"),
-        keep=pick("keep", lambda: "last"), method=fields,
+        base=base.base if base else None, keep=pick("keep", lambda: "last"), method=fields,
         hard=tuple(getattr(asked.hard_fields, name) for name in names), combine=pick("combine", lambda: "mean"),
         views=dataclasses.replace(views, large=method.views), optimizer=asked.optimizer_fields,
         schedule=asked.schedule_fields, clip=pick("clip", lambda: 0.0), batch=batch,

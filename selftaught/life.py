@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from selftaught import checkpoint, choice, run, watch, weights
+from selftaught.backbones import Backbone
 from selftaught.choice import Candidate
 from selftaught.data.index import Index
 from selftaught.distributed import rank, shared
@@ -138,19 +139,32 @@ class Life:
             return
         began = time.perf_counter()
         t = self.trainee
-        positions = choice.sample(t.index)
-        vectors, closer = self.features(positions, 1.0), self.features(positions, 0.7)
-        if checkpoint.all_finite([t.backbone.state_dict(), vectors, closer]):
-            scores = watch.measure(vectors, closer)
-            if t.index.labels is not None:
-                scores |= choice.label_scores(vectors, t.index.labels[positions])
-            file = f"checkpoints/step-{self.step}.safetensors"
-            weights.save(t.backbone, self.out / file, {"size": str(t.stage.size)})
-            self.candidates.append(Candidate(step=self.step, file=file, scores=scores))
-            self.conduct.say(f"step {self.step:,}: {choice.said(self.candidates[-1])}")
+        if self.step == 0 and t.stage.base is not None:
+            with torch.random.fork_rng(devices=[]):
+                base = run.random_like(t.backbone, 0)
+            weights.load_weights(base, t.stage.base)
+            base.set_statistics(t.backbone.mean.tolist(), t.backbone.std.tolist())
+            self.compete(base.to(t.device).to(memory_format=torch.channels_last), choice.BASE)
+        self.compete(t.backbone, self.step)
         spent = time.perf_counter() - began
         self.seconds += spent
         self.clock += spent
+
+    def compete(self, backbone: Backbone, step: int) -> None:
+        """Score weights, and keep them beside the run."""
+        t = self.trainee
+        positions = choice.sample(t.index)
+        vectors, closer = (self.features(positions, share, backbone) for share in (1.0, 0.7))
+        if not checkpoint.all_finite([backbone.state_dict(), vectors, closer]):
+            return
+        scores = watch.measure(vectors, closer)
+        if t.index.labels is not None:
+            scores |= choice.label_scores(vectors, t.index.labels[positions])
+        name = "base" if step == choice.BASE else f"step-{step}"
+        file = f"checkpoints/{name}.safetensors"
+        weights.save(backbone, self.out / file, {"size": str(t.stage.size)})
+        self.candidates.append(Candidate(step=step, file=file, scores=scores))
+        self.conduct.say(f"{name}: {choice.said(self.candidates[-1])}")
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -162,10 +176,10 @@ class Life:
             found |= watch.votes(voted, labels[self.voted], bank, labels[self.bank])
         return found
 
-    def features(self, positions: Tensor, share: float) -> Tensor:
+    def features(self, positions: Tensor, share: float, backbone: Backbone | None = None) -> Tensor:
         t = self.trainee
         return extract(
-            t.backbone, t.images, positions, size=t.stage.size, batch=256, device=t.device,
+            backbone or t.backbone, t.images, positions, size=t.stage.size, batch=256, device=t.device,
             precision=t.stage.precision, share=share,
         )  # fmt: skip
 

@@ -104,6 +104,7 @@ def features_of(backbone: str) -> int:
         return backbones.create(backbone).features
 
 
+@lru_cache
 def faster_in_bf16(backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str) -> bool:
     """Whether bf16 is at least a tenth faster here than fp32, tried on a few steps of this very network."""
     if device == "cuda":

@@ -52,6 +52,7 @@ class Stage:
     batch: int = 256  # images a step, over all processes
     accumulate: int = 1  # parts that a batch is worked through in
     steps: int = 10_000
+    base: str | None = None  # weights that a whole chain began from: they compete for being kept
     keep: Literal["last", "best"] = "last"  # best: of the start and of checkpoints at log-spaced steps (HPT)
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0

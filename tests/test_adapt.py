@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import selftaught
 from selftaught import adapting, backbones, checkpoint, fit, flags, judge, life, plan, run, train
+from selftaught.choice import BASE
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
 from selftaught.data import index as data_index
@@ -158,11 +159,12 @@ def test_a_plan_leaves_its_folder(chain: tuple[list[str], Path, str], brought: P
     assert (source.steps, source.hard, source.keep) == (5, (), "last")  # the hard examples are the target's
     assert (target.steps, len(target.hard), target.keep) == (12, 1, "best")
     assert source.backbone == target.backbone == "test_resnet"  # as the weights say
-    assert {file.name for file in (stages(out)["target"] / "checkpoints").glob("step-*")} == {
-        f"step-{step}.safetensors" for step in (0, 10, 12)
+    assert {file.name for file in (stages(out)["target"] / "checkpoints").glob("*.safetensors")} == {
+        f"{name}.safetensors" for name in ("base", "step-0", "step-10", "step-12")
     }
     kept = run.read(out).facts["choice"]["kept"]
-    assert same(tensors(stages(out)["target"]), tensors(stages(out)["target"] / "checkpoints" / f"step-{kept}.safetensors"))
+    name = "base" if kept == BASE else f"step-{kept}"
+    assert same(tensors(stages(out)["target"]), tensors(stages(out)["target"] / "checkpoints" / f"{name}.safetensors"))
     assert not list(out.rglob(".*"))  # no drafts left
 
 
@@ -591,6 +593,19 @@ def test_the_better_checkpoint_is_kept(
     place = stages(tmp_path / "out")["target"]
     assert same(tensors(place), tensors(place / "checkpoints" / "step-10.safetensors"))
     assert not same(tensors(place), tensors(brought))
+
+
+def test_a_source_that_made_it_worse_is_noticed(
+    images: Path, brought: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the user brought competes with what came of the stage in between, and with the target's checkpoints."""
+    scores = iter([0.9, 0.5, 0.6, 0.7])  # of what was brought; of the target's steps 0, 10, 12
+    monkeypatch.setattr(life.choice, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores)))
+    words = ["--init", str(brought), "--source", str(images / "source"), "--target", str(images / "target")]
+    asked = ["adapt", *words, "--source-steps", "2", "--steps", "12", *SMALL, *HERE, "--out", str(tmp_path / "out")]
+    text = printed(asked)
+    assert text.startswith("training did not help: 90.0 % as it was brought, 70.0 % at best, after 12 steps")
+    assert same(tensors(stages(tmp_path / "out")["target"]), tensors(brought))
 
 
 def test_zero_steps_take_the_weights_in_and_write_them(images: Path, brought: Path, tmp_path: Path) -> None:
