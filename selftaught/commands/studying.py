@@ -82,7 +82,7 @@ def gather(study: str, cells: list[Cell], out: Path, command: str, plan: Path) -
         raise UserError(f"no cell of {study} is done yet in {out}")
     points = tables.by_seed(rows, [c for c in dict.fromkeys((c.variant, c.x) for c in cells)])
     done = sum((out / "cells" / f"{c.key}.json").exists() for c in cells)
-    found = tables.findings(study, points)
+    found = [*tables.findings(study, points), *tables.fallen(rows)]
     checkpoint.write_json(
         out / f"{study}.json",
         {"command": command, "plan": plan.read_text(), "done": done, "cells": len(cells), "findings": found, "rows": rows},

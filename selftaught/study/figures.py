@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from selftaught.errors import UserError
-from selftaught.study.tables import Rows
+from selftaught.study.tables import Rows, budget, labelled
 
 COLOURS = {  # Okabe & Ito's, which most colour-blind people can tell apart
     "HPT": "#0072B2", "HPT-BN": "#56B4E9", "Target": "#D55E00", "Base": "#009E73", "base as is": "#8FBC8F",
@@ -46,7 +46,7 @@ def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
     targets, bases = (list(dict.fromkeys(p[k] for p in points)) for k in ("target", "base"))
     size = (4.6 * len(bases) + 0.4, 3.6 * len(targets) + 0.9)
     figure, axes = pyplot.subplots(len(targets), len(bases), figsize=size, squeeze=False, layout="constrained")
-    names = {}
+    names: dict[str, Any] = {}
     for axis_row, target in zip(axes, targets, strict=True):
         of = [p for p in points if p["target"] == target]
         metric = "balanced_accuracy" if any(p["metric"] == "balanced_accuracy" for p in of) else "auroc"
@@ -66,6 +66,7 @@ def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
                 curves(study, axis, panel)
             else:
                 dots(axis, panel)
+            axis.set_ylim(top=min(axis.get_ylim()[1], 101))
             names |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = min(len(names), 3 * len(bases))
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
@@ -74,12 +75,6 @@ def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
         figure.savefig(file, dpi=130)
     pyplot.close(figure)
     return files
-
-
-def budget(labels: str) -> tuple[int, int]:
-    """The place of a number of labels: so many a class, so many in all, all."""
-    kind, _, number = labels.rpartition(":")
-    return (2, 0) if labels == "all" else (int(bool(kind)), int(number))
 
 
 def style(variant: str) -> dict[str, Any]:
@@ -93,7 +88,7 @@ def whiskers(of: Rows) -> list[list[float]]:
 
 
 def curves(study: str, axis: Any, panel: Rows) -> None:
-    """Curves over what the study varies, with the range over seeds; a cross for a single point; lines for the rest."""
+    """Curves over what the study varies, with the range over seeds; a diamond for a single point; lines for the rest."""
     order: Sequence[str] = list(dict.fromkeys(p["x"] for p in panel if p["x"]))
     numeric = study in ("separability", "data")
     if numeric:
@@ -109,12 +104,11 @@ def curves(study: str, axis: Any, panel: Rows) -> None:
             continue
         of = sorted(of, key=lambda p: place(p["x"]))
         xs, ys = [place(p["x"]) for p in of], [100 * p["mean"] for p in of]
-        hard = variant.endswith(" + hard")
+        face = "white" if variant.endswith(" + hard") else style(variant)["color"]
         if len(of) == 1:
-            cross = {"fmt": "+" if hard else "x", "markersize": 8, "mew": 1.8, "elinewidth": 1, "zorder": 3}
-            axis.errorbar(xs, ys, whiskers(of), color=style(variant)["color"], label=variant, **cross)
+            single = {"fmt": "D", "markersize": 6, "markerfacecolor": face, "elinewidth": 1.5, "zorder": 3}
+            axis.errorbar(xs, ys, whiskers(of), color=style(variant)["color"], label=variant, **single)
             continue
-        face = "white" if hard else style(variant)["color"]
         axis.plot(xs, ys, marker="o", markersize=4.5, markerfacecolor=face, label=variant, **style(variant))
         low, high = ([100 * p[k] for p in of] for k in ("low", "high"))
         axis.fill_between(xs, low, high, color=style(variant)["color"], alpha=0.15, lw=0)
@@ -134,16 +128,10 @@ def dots(axis: Any, panel: Rows) -> None:
     for i, variant in enumerate(variants):
         of = [p for p in panel if p["variant"] == variant]
         xs = [budgets.index(p["labels"]) + (i - (len(variants) - 1) / 2) * 0.7 / len(variants) for p in of]
-        colour, hard = style(variant)["color"], variant.endswith(" + hard")
-        face = {"markerfacecolor": "white" if hard else colour, "fmt": "o", "markersize": 6, "elinewidth": 1.5}
-        axis.errorbar(xs, [100 * p["mean"] for p in of], whiskers(of), color=colour, label=variant, **face)
+        colour = style(variant)["color"]
+        face = {"markerfacecolor": "white" if variant.endswith(" + hard") else colour, "markersize": 6, "elinewidth": 1.5}
+        axis.errorbar(xs, [100 * p["mean"] for p in of], whiskers(of), fmt="o", color=colour, label=variant, **face)
     for between in range(1, len(budgets)):
         axis.axvline(between - 0.5, color="#e8e8e8", lw=0.8, zorder=0)
     axis.set_xlim(-0.5, len(budgets) - 0.5)
-    axis.set_xticks(range(len(budgets)), [named(b) for b in budgets])
-
-
-def named(labels: str) -> str:
-    if labels == "all":
-        return "all labels"
-    return f"{labels.removeprefix('total:')} labels" if labels.startswith("total:") else f"{labels} a class"
+    axis.set_xticks(range(len(budgets)), [labelled(b) for b in budgets])

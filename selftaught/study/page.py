@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from selftaught.study.tables import Rows
+from selftaught.study.tables import PROTOCOLS, Rows
 
 ABOUT = {
     "separability": "How well a linear probe and kNN tell the classes apart, against the steps of pretraining.",
@@ -24,7 +24,9 @@ def write(
 ) -> Path:  # fmt: skip
     """`done` of `total` cells are in it."""
     pictures = [
-        (f.stem.removeprefix(f"{study}-"), base64.b64encode(f.read_bytes()).decode()) for f in figures if f.suffix == ".png"
+        (heading(f.stem.removeprefix(f"{study}-")), base64.b64encode(f.read_bytes()).decode())
+        for f in figures
+        if f.suffix == ".png"
     ]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -36,3 +38,9 @@ def write(
     file = out / f"{study}.html"
     file.write_text(page, encoding="utf-8")
     return file
+
+
+def heading(figure: str) -> str:
+    """Of a figure's file: protocol, and number of labels where there are several figures of it."""
+    protocol, _, labels = figure.partition("-")
+    return ", ".join([PROTOCOLS.get(protocol, protocol), *([f"labels: {labels}"] if labels else [])])

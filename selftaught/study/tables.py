@@ -8,6 +8,7 @@ from typing import Any
 
 Rows = Sequence[dict[str, Any]]
 GROUP = ("target", "base", "variant", "x", "protocol", "labels", "metric")
+PROTOCOLS = {"knn": "kNN", "linear": "linear probe", "finetune": "fine-tuning"}
 
 
 def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
@@ -16,14 +17,28 @@ def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str,
     for row in rows:
         groups.setdefault(tuple(row[k] for k in GROUP), []).append(row["mean"])
 
-    def place(key: tuple[str, ...]) -> tuple[str, str, int, tuple[str, ...]]:
-        way = (key[2], key[3])
-        return key[0], key[1], order.index(way) if way in order else len(order), key[4:]
+    def place(key: tuple[str, ...]) -> tuple[Any, ...]:
+        target, base, variant, x, protocol, labels, metric = key
+        way = order.index((variant, x)) if (variant, x) in order else len(order)
+        return target, base, way, protocol, budget(labels), metric
 
     return [
         {**dict(zip(GROUP, key, strict=True)), "mean": mean(v), "low": min(v), "high": max(v), "seeds": len(v)}
         for key, v in sorted(groups.items(), key=lambda item: place(item[0]))
     ]
+
+
+def budget(labels: str) -> tuple[int, int]:
+    """The place of a number of labels: so many a class, so many in all, all."""
+    kind, _, number = labels.rpartition(":")
+    return (2, 0) if labels == "all" else (int(bool(kind)), int(number))
+
+
+def labelled(labels: str) -> str:
+    """A number of labels in words."""
+    if labels == "all":
+        return "all labels"
+    return f"{labels.removeprefix('total:')} labels" if labels.startswith("total:") else f"{labels} labels a class"
 
 
 def as_csv(points: Rows) -> str:
@@ -36,37 +51,59 @@ def as_csv(points: Rows) -> str:
 
 def best(points: Rows, variant: str, **where: str) -> dict[str, Any] | None:
     """The best point of a variant."""
-    found = [p for p in points if p["variant"] == variant and all(p[k] == v for k, v in where.items())]
-    return max(found, key=lambda p: p["mean"], default=None)
+    return max(curve(points, variant, where), key=lambda p: p["mean"], default=None)
 
 
 def findings(study: str, points: Rows) -> list[str]:
     """The article's claims, held against these numbers: one line for every target and base."""
     said = []
-    chains = sorted({(p["target"], p["base"], p["protocol"], p["labels"], p["metric"]) for p in points})
-    for target, base, protocol, labels, metric in chains:
+    chains = {(p["target"], p["base"], p["protocol"], p["labels"], p["metric"]) for p in points}
+    for target, base, protocol, labels, metric in sorted(chains, key=lambda c: (*c[:3], budget(c[3]))):
         if metric == "auroc" and any(p["target"] == target and p["metric"] == "balanced_accuracy" for p in points):
             continue
         where = {"target": target, "base": base, "protocol": protocol, "labels": labels, "metric": metric}
-        found = {v: best(points, v, **where) for v in ("Base", "Target", "HPT", "HPT-BN", "B", "B+S", "B+T", "B+S+T")}
-        known = {v: p for v, p in found.items() if p}
-        if not known:
-            continue
+        known = {v: p for v in dict.fromkeys(p["variant"] for p in points) if (p := best(points, v, **where))}
         order = sorted(known, key=lambda v: -known[v]["mean"])
-        scores = ", ".join(f"{v} {100 * known[v]['mean']:.1f}" for v in order)
-        text = f"{target} from {base}, {protocol} with {labels} labels: {scores}."
+        unit = "AUROC" if metric == "auroc" else "balanced accuracy"
+        scores = ", ".join(score(study, points, v, where) for v in order)
+        text = f"{target} from {base} ({PROTOCOLS.get(protocol, protocol)}, {labelled(labels)}, {unit}): {scores}."
         if study == "separability" and "Target" in known and "HPT" in known:
             text += sooner(points, known["Target"], where)
         said.append(text)
     return said
 
 
+def curve(points: Rows, variant: str, where: dict[str, str]) -> Rows:
+    return [p for p in points if p["variant"] == variant and all(p[k] == v for k, v in where.items())]
+
+
+def score(study: str, points: Rows, variant: str, where: dict[str, str]) -> str:
+    """A variant's best; of the studies that take something away, what is there at both ends."""
+    of = curve(points, variant, where)
+    if study in ("augmentations", "data") and len(of) > 1:
+        ends = " to ".join(f"{100 * p['mean']:.1f} ({p['x']})" for p in (of[0], of[-1]))
+        return f"{variant} {ends}"
+    return f"{variant} {100 * max(p['mean'] for p in of):.1f}"
+
+
 def sooner(points: Rows, target: dict[str, Any], where: dict[str, str]) -> str:
     """After how many steps HPT is as good as Target at its best."""
-    curve = [p for p in points if p["variant"] == "HPT" and all(p[k] == v for k, v in where.items())]
-    reached = min((int(p["x"]) for p in curve if p["mean"] >= target["mean"]), default=None)
+    steps = int(target["x"])
+    tried = {int(p["x"]): p["mean"] for p in curve(points, "HPT", where)}
+    reached = min((n for n, mean in tried.items() if mean >= target["mean"]), default=None)
     if reached is None:
-        return f" HPT does not reach Target's best (of {target['x']} steps) in the steps tried."
-    return (
-        f" HPT is as good as Target's best ({target['x']} steps) after {reached}: {int(target['x']) / reached:.0f}x sooner."
-    )
+        return f" HPT does not reach Target's best (of {steps:,} steps) in the steps tried."
+    text = f" HPT is as good as Target's best ({steps:,} steps) after {reached:,}"
+    if reached >= steps:
+        return f"{text}: no sooner."
+    times = f"{steps / reached:.0f}" if steps >= 10 * reached else f"{round(steps / reached, 1):g}"
+    return f"{text}: {'at least ' if reached == min(tried) else ''}{times}x sooner."
+
+
+def fallen(rows: Rows) -> list[str]:
+    """What came to no good end."""
+    names = dict.fromkeys((r["target"], r["base"], r["variant"], r["x"], r["seed"]) for r in rows if r["outcome"] != "done")
+    return [
+        f"{target} from {base}, {variant}{f' ({x})' if x else ''}, seed {seed}: collapsed in training, and scored so."
+        for target, base, variant, x, seed in names
+    ]
