@@ -97,7 +97,7 @@ def collect(out: Path, data: str) -> dict[str, Any]:
                 steps = facts.stage.steps
                 entry |= {"steps": steps, "seconds": seconds(folder), "outcome": facts.facts["outcome"]}
                 command = facts.facts["command"].replace(str(out), "runs/hexa")
-                entry["command"] = command.replace(data, "imagenette128/")
+                entry["command"] = command.replace(data, "images/")
     return found
 
 
@@ -117,10 +117,18 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", default=[*CONFIGURATIONS, *LONG])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--name", default="hexa", help="of the file in results/")
     asked = parser.parse_args()
     for seed in asked.seeds:
         for name in asked.only:
             train(name, asked.data, asked.out, asked.steps, seed)
     result = collect(asked.out, asked.data)
     print(table(result))
-    write("hexa", {"command": "python -m benchmarks.hexa --data imagenette128/ --out runs/hexa", "runs": result})
+    seeds = " ".join(map(str, asked.seeds))
+    command = (
+        f"python -m benchmarks.hexa --data images/ --out runs/hexa --steps {asked.steps} --seeds {seeds} --name {asked.name}"
+    )
+    write(
+        asked.name,
+        {"command": command, "images": run.read(next(asked.out.glob("*/"))).facts["data"]["train"], "runs": result},
+    )
