@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -36,13 +37,15 @@ CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
     ),
     "moco-v2, lr x2": ("moco-v2", ["--optimizer.lr", "0.06"]),
     "hexa-moco, lr x2": ("moco-v2", [*BOTH, "--optimizer.lr", "0.06"]),
+    "hexa-moco, sum": ("moco-v2", [*BOTH, "--combine", "sum"]),
     "hexa-moco, half weights": ("moco-v2", [*BOTH, "--hard.adversarial.weight", "0.5", "--hard.cutmix.weight", "0.5"]),
     "hexa-moco, after a third": ("moco-v2", [*BOTH, "--hard.adversarial.start", "0.33", "--hard.cutmix.start", "0.33"]),
     "deepcluster-v2 + cutmix": ("deepcluster-v2", ["--hard", "cutmix"]),
     "deepcluster-v2 + adversarial": ("deepcluster-v2", ["--hard", "adversarial"]),
 }
 LONG = {"moco-v2, long": ("moco-v2", "hexa-moco"), "deepcluster-v2, long": ("deepcluster-v2", "hexa-dcluster")}
-COMMON = ["--backbone", "resnet18", "--size", "64", "--batch", "128", "--precision", "bf16", "--workers", "0"]
+COMMON = ["--batch", "128", "--precision", "bf16", "--workers", "0"]
+NETWORK = ["--backbone", "resnet18", "--size", "64"]
 
 
 def seconds(folder: Path) -> float:
@@ -52,7 +55,7 @@ def seconds(folder: Path) -> float:
     return stage.steps * stage.batch / quantiles(speeds, n=10)[-1]
 
 
-def train(name: str, data: str, out: Path, steps: int, seed: int) -> None:
+def train(name: str, data: str, out: Path, steps: int, seed: int, network: Sequence[str] = NETWORK) -> None:
     folder = out / f"{name.replace(', ', '-').replace(' + ', '+').replace(' ', '-')}-{seed}"
     if name in LONG:
         plain, hexa = (out / f"{n}-{seed}" for n in LONG[name])
@@ -68,7 +71,7 @@ def train(name: str, data: str, out: Path, steps: int, seed: int) -> None:
         main(["pretrain", "--out", str(folder), "--resume", "--workers", "0"])
         return
     words = ["pretrain", "--data", data, "--out", str(folder), "--method", method, "--steps", str(steps)]
-    main([*words, "--seed", str(seed), *COMMON, *more])
+    main([*words, "--seed", str(seed), *network, *COMMON, *more])
 
 
 def evaluate(folder: Path) -> list[dict[str, Any]]:
@@ -117,18 +120,17 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", default=[*CONFIGURATIONS, *LONG])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--size", default="64")
     parser.add_argument("--name", default="hexa", help="of the file in results/")
     asked = parser.parse_args()
     for seed in asked.seeds:
         for name in asked.only:
-            train(name, asked.data, asked.out, asked.steps, seed)
+            train(name, asked.data, asked.out, asked.steps, seed, ["--backbone", asked.backbone, "--size", asked.size])
     result = collect(asked.out, asked.data)
     print(table(result))
     seeds = " ".join(map(str, asked.seeds))
-    command = (
-        f"python -m benchmarks.hexa --data images/ --out runs/hexa --steps {asked.steps} --seeds {seeds} --name {asked.name}"
-    )
-    write(
-        asked.name,
-        {"command": command, "images": run.read(next(asked.out.glob("*/"))).facts["data"]["train"], "runs": result},
-    )
+    command = f"python -m benchmarks.hexa --data images/ --out runs/hexa --steps {asked.steps} --seeds {seeds}"
+    command += f" --backbone {asked.backbone} --size {asked.size} --name {asked.name}"
+    images = run.read(next(asked.out.glob("*/"))).facts["data"]["train"]
+    write(asked.name, {"command": command, "images": images, "runs": result})
