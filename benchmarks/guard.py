@@ -20,7 +20,7 @@ from selftaught.methods import METHODS
 from selftaught.train import shared_index, train
 
 FACTOR = 100
-COMMON = ("--backbone", "resnet10t", "--size", "32", "--batch", "64", "--precision", "fp32")
+COMMON = ("--backbone", "resnet10t", "--stem", "imagenet", "--size", "32", "--batch", "64", "--precision", "fp32")
 
 
 def one(method: str, factor: float, data: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
