@@ -22,6 +22,8 @@ from selftaught.train import shared_index, train
 FACTOR = 100
 COMMON = ("--backbone", "resnet10t", "--stem", "imagenet", "--size", "32", "--batch", "64", "--precision", "fp32")
 
+LARGER = ["--size", "64"]  # DenseCL compares places, of which 32 pixels leave one
+
 
 def one(method: str, factor: float, data: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
     folder = out / f"{method}-x{factor:g}-{seed}"
@@ -42,6 +44,7 @@ def one(method: str, factor: float, data: Path, out: Path, steps: int, seed: int
         str(seed),
         *COMMON,
     ]
+    words += LARGER if method == "densecl" else []
     stage = flags.stage_from(words, None, "cpu", shared_index)
     if factor != 1:
         rate = stage.optimizer.lr * factor

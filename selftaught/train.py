@@ -60,7 +60,8 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
         with signals() as received:
             for report in reports:
                 life.after(report)
-                if (report.step % 8 == 0 or world_size() == 1) and anywhere(bool(received)):
+                due = report.step % 8 == 0 or report.step + 1 == stage.steps or world_size() == 1
+                if due and anywhere(bool(received)):
                     life.save()
                     life.end("stopped")
                     raise Stopped(f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume")
@@ -91,7 +92,7 @@ def shared_index(data: Data, seed: int, on_progress: Callable[[int, int], None] 
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and Ctrl-C instead of dying of them; a second Ctrl-C does as ever."""
+    """Collect what asks a run to stop instead of dying of it; a second Ctrl-C does as ever."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread can be asked
@@ -99,7 +100,8 @@ def signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:  # alone: at a job's time limit SLURM sends SIGTERM twice, a few milliseconds apart
+            signal.signal(number, before[number])
 
     before: dict[int, Any] = {n: signal.signal(n, note) for n in STOPPING}
     try:

@@ -16,7 +16,7 @@ class BarlowTwins(Method):
 
     paper = "Zbontar et al., 2021, https://arxiv.org/abs/2103.03230"
     couples_samples = True
-    lr = 0.003  # the loss is a sum over dimensions, and steep
+    lr = 0.1
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -47,8 +47,9 @@ class BarlowTwins(Method):
         return second, first  # with their gradient: both views move
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        """The paper's, by the width: SGD, unlike LARS, would feel a sum over thousands of dimensions."""
         pairs = zip(predictions, targets, strict=True)  # of clean views both are the same; of hard ones they are not
-        return torch.stack([barlow(z, t, self.config.redundancy) for z, t in pairs]).mean()
+        return torch.stack([barlow(z, t, self.config.redundancy) for z, t in pairs]).mean() / self.config.dim
 
     def chance(self) -> float:
-        return float(self.config.dim)  # what does not vary correlates with nothing
+        return 1.0  # what does not vary correlates with nothing
