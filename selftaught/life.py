@@ -58,11 +58,11 @@ class Life:
         self.skipped = 0
         self.seconds = 0.0
         self.best = -1.0
-        self.guard = watch.Guard()
         self.watch_every = max(trainee.stage.steps // MEASURES, RARELY)
         self.log_every = max(trainee.stage.steps // 500, 1)
         self.journal: Journal | None = None
         self.bank, self.voted, self.watched = sample(trainee.index, conduct.watched)
+        self.guard = watch.Guard(voters=0 if trainee.stage.init else len(self.voted))
         self.candidates: list[Candidate] = []
         self.stops = choice.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
         self.clock = self.saved = time.perf_counter()

@@ -79,7 +79,10 @@ class Guard:
       times too high: rank fell to .03 to .3 of the start in ten steps, and came back late or never. Recorded in
       healthy runs: above .88 after ten steps, above .95 after twenty;
     - the loss sits within 1 % of `chance`, and rank or std fell below .8 of the start;
-    - chance is 0 (the loss of agreeing on a constant) and the loss is below .01, whatever the features look like.
+    - chance is 0 (the loss of agreeing on a constant) and the loss is below .01, whatever the features look like;
+    - `voters` is set and kNN fell below .88 of the start, by more than three standard errors of so many votes. Recorded
+      over 22 methods at rates 100 times too high, whose rank and std may recover while nothing is learnt: .70 to .88 of
+      the start; in 41 healthy runs: above .93.
 
     In the first `settle` steps, while the running statistics of batch norm catch up (healthy runs without warm-up
     fell to .42 of the rank), only .2 of the rank and .3 of the std are bad. Rank may fall while classes form, as in
@@ -88,6 +91,7 @@ class Guard:
 
     patience: int = 3
     settle: int = 20
+    voters: int = 0  # images whose kNN is judged: of a run from random weights, as given ones may have to get worse first
     start: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     bad: int = 0
@@ -149,7 +153,14 @@ class Guard:
             for name, (of_start, of_best) in fractions.items()
             if features[name] < max(of_start * self.start[name], of_best * self.best[name])
             and not (name == "rank" and forming)
-        ]
+        ] + self._harm(step, features)
+
+    def _harm(self, step: int, features: Mapping[str, float]) -> list[str]:
+        if step < self.settle or not self.voters or not {"knn"} <= features.keys() & self.start.keys():
+            return []
+        now, start = features["knn"], self.start["knn"]
+        noise = 3 * math.sqrt(start * (1 - start) / self.voters)
+        return [f"kNN {100 * now:.1f} %, {100 * start:.1f} % at the start"] if now < start - max(0.12 * start, noise) else []
 
     def _cause(self, step: int, stuck: bool, chance: float | None) -> str:
         rate = "try a tenth of it (--optimizer.lr)"

@@ -232,6 +232,23 @@ def test_classes_that_form_are_no_collapse() -> None:
     assert guard.observe(800, {"std": 0.05, "rank": 9.0, "knn": 0.9}) is not None
 
 
+# CPC at 100 times its rate on photo patches (ResNet-10-t, 32 px): std and rank recover, and nothing is learnt.
+HARMED = [(0, 0.224, 13.41, 0.674), (10, 0.118, 2.27, 0.49), (25, 0.652, 5.7, 0.542), (50, 0.631, 12.6, 0.551),
+          (60, 0.65, 13.2, 0.52), (70, 0.65, 13.2, 0.52)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("voters", "knn", "stopped"), [(500, True, True), (0, True, False), (20, True, False), (500, False, False)]
+)
+def test_features_that_become_worse_than_random_ones_are_called_so(voters: int, knn: bool, stopped: bool) -> None:
+    guard, warnings = Guard(voters=voters), []
+    for step, std, rank, vote in HARMED:
+        said = guard.observe(step, {"std": std, "rank": rank} | ({"knn": vote} if knn else {}))
+        warnings += [said] if said else []
+    assert guard.collapsed == stopped
+    assert any("kNN 55.1 %, 67.4 % at the start" in w and "--optimizer.lr" in w for w in warnings) == stopped
+
+
 def test_samples_too_small_to_judge_raise_no_alarm() -> None:
     guard = Guard(patience=1)
     for step in range(0, 200, 20):
