@@ -3,7 +3,10 @@
 import json
 import os
 import platform
+import statistics
 import subprocess
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,43 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit.stdout.strip() + ("+" if dirty.stdout.strip() else ""),
     }
+
+
+Times = dict[str, list[float]]  # by case, the seconds of each round
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> Times:
+    """Every case once a round, in turn: what disturbs the machine disturbs all of them alike."""
+    found: Times = {name: [] for name in cases}
+    for number in range(-warmup, rounds):
+        for name, case in cases.items():
+            wait_for_gpu()
+            began = clock()
+            case()
+            wait_for_gpu()
+            if number >= 0:
+                found[name].append(clock() - began)
+    return found
+
+
+def wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def ratios(times: Times, case: str, reference: str) -> dict[str, float]:
+    """Of the seconds of `case` to those of `reference`, round by round."""
+    return spread([a / b for a, b in zip(times[case], times[reference], strict=True)])
+
+
+def said(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
 def write(name: str, result: dict[str, Any]) -> Path:

@@ -1,10 +1,10 @@
 """Does the guard leave healthy runs alone, and stop those that collapse? Every method, and some at rates far too high.
 
-    python -m benchmarks.guard --out runs/guard [--steps 60] [--only moco-v2 byol]
+    python -m benchmarks.guard --out runs/guard [--steps 60] [--only moco-v2 byol] [--factors 1 100] [--name guard]
 
 Trains on the demo's photo patches (ResNet-10-t, 32 px, batch 64): each method in its own recipe, which must end without a
-warning; and in the same recipe at 100 times its rate, which must be stopped with the reason. Prints a table with kNN
-before and after, and writes results/guard.json. What is done already is not done again.
+warning; and in the same recipe at 100 times its rate, which must be stopped with the reason, unless it recovers while the
+rate falls (try more steps). Prints a table with kNN before and after, and writes results/NAME.json. What is done already is not done again.
 """
 
 import argparse
@@ -80,16 +80,19 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels])
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--factors", type=float, nargs="*", default=[1, FACTOR])
+    parser.add_argument("--name", default="guard")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     asked = parser.parse_args()
     images = asked.out / "images"
     if not images.exists():
         patches.write(images, seed=0)
     results = []
-    for factor in (1, FACTOR):
+    for factor in asked.factors:
         for name in asked.only:
             for seed in asked.seeds:
                 results.append(one(name, factor, images, asked.out, asked.steps, seed))
                 print(table(results[-1:]).splitlines()[1], flush=True)
     print(table(results))
-    write("guard", {"command": f"python -m benchmarks.guard --out runs/guard --steps {asked.steps}", "runs": results})
+    command = f"python -m benchmarks.guard --out runs/{asked.name} --steps {asked.steps} --name {asked.name}"
+    write(asked.name, {"command": command, "runs": results})

@@ -1,9 +1,9 @@
 """Does HEXA help? Plain methods and their HEXA versions, at equal steps and at equal time, beside random weights.
 
-    python -m benchmarks.hexa --data imagenette128/ --out runs/hexa [--only moco-v2 hexa-moco] [--steps 300] [--seeds 0]
+    python -m benchmarks.hexa_accuracy --data imagenette128/ --out runs/hexa [--only moco-v2 hexa-moco] [--steps 300] [--seeds 0]
 
 Runs whatever is not done yet (a run that was cut off goes on), evaluates all that is done by kNN and linear probe on
-the data's own test split, prints a table and writes results/hexa.json. Several may work on one folder, each on its
+the data's own test split, prints a table and writes results/hexa_accuracy.json. Several may work on one folder, each on its
 own `--only`. "long" is the plain method for as many steps as take the time of its HEXA version.
 """
 
@@ -122,7 +122,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", default="64")
-    parser.add_argument("--name", default="hexa", help="of the file in results/")
+    parser.add_argument("--name", default="hexa_accuracy", help="of the file in results/")
     asked = parser.parse_args()
     for seed in asked.seeds:
         for name in asked.only:
@@ -130,7 +130,7 @@ if __name__ == "__main__":
     result = collect(asked.out, asked.data)
     print(table(result))
     seeds = " ".join(map(str, asked.seeds))
-    command = f"python -m benchmarks.hexa --data images/ --out runs/hexa --steps {asked.steps} --seeds {seeds}"
+    command = f"python -m benchmarks.hexa_accuracy --data images/ --out runs/hexa --steps {asked.steps} --seeds {seeds}"
     command += f" --backbone {asked.backbone} --size {asked.size} --name {asked.name}"
     images = run.read(next(asked.out.glob("*/"))).facts["data"]["train"]
     write(asked.name, {"command": command, "images": images, "runs": result})
