@@ -4,7 +4,8 @@
 
 Trains on the demo's photo patches (ResNet-10-t, 32 px, batch 64): each method in its own recipe, which must end without a
 warning; and in the same recipe at 100 times its rate, which must be stopped with the reason, unless it recovers while the
-rate falls (try more steps). Prints a table with kNN before and after, and writes results/NAME.json. What is done already is not done again.
+rate falls (try more steps). Prints a table with kNN before and after, and writes results/NAME.json. What is done already
+is not done again.
 """
 
 import argparse

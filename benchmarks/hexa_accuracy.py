@@ -1,6 +1,7 @@
 """Does HEXA help? Plain methods and their HEXA versions, at equal steps and at equal time, beside random weights.
 
-    python -m benchmarks.hexa_accuracy --data imagenette128/ --out runs/hexa [--only moco-v2 hexa-moco] [--steps 300] [--seeds 0]
+    python -m benchmarks.hexa_accuracy --data imagenette128/ --out runs/hexa [--only moco-v2 hexa-moco] [--steps 300]
+                                       [--seeds 0] [--backbone resnet18] [--size 64] [--name hexa_accuracy]
 
 Runs whatever is not done yet (a run that was cut off goes on), evaluates all that is done by kNN and linear probe on
 the data's own test split, prints a table and writes results/hexa_accuracy.json. Several may work on one folder, each on its

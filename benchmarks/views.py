@@ -1,4 +1,4 @@
-"""Source images a second and core, from a JPEG file to two MoCo-v2 views: ours, torchvision, lightly, kornia, albumentations.
+"""Source images a second and core, from a JPEG to two MoCo-v2 views: ours, torchvision, lightly, kornia, albumentations.
 
     python -m benchmarks.views [--sizes 224 96 32] [--rounds 5] [--images 128]
 
@@ -64,7 +64,7 @@ def ours(files: list[Path], size: int, folder: Path) -> Callable[[], object]:
 
     def batches() -> None:
         for part in torch.arange(len(files)).split(64):
-            pixels, shown = images.take(part)
+            pixels, shown = images.originals(torch.arange(len(files)), part)
             augment(pixels, images.aspect[shown], rng)
 
     return batches
@@ -133,7 +133,8 @@ def albumentations(size: int) -> Callable[[Any], object]:
     from albumentations.pytorch import ToTensorV2
 
     steps = [
-        a.RandomResizedCrop(size=(size, size), scale=(0.2, 1.0)), a.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1), p=0.8),
+        a.RandomResizedCrop(size=(size, size), scale=(0.2, 1.0)),
+        a.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1), p=0.8),
         a.ToGray(p=0.2), a.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5), a.HorizontalFlip(p=0.5),
         a.Normalize([0.5] * 3, [0.2] * 3), ToTensorV2(),
     ]  # fmt: skip
@@ -152,7 +153,8 @@ def kornia(files: list[Path], size: int) -> Callable[[], object]:
     from torchvision.transforms.functional import pil_to_tensor
 
     once = k.AugmentationSequential(
-        k.RandomResizedCrop((size, size), scale=(0.2, 1.0)), k.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), k.RandomGrayscale(p=0.2),
+        k.RandomResizedCrop((size, size), scale=(0.2, 1.0)), k.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+        k.RandomGrayscale(p=0.2),
         k.RandomGaussianBlur((2 * (size // 20) + 3,) * 2, (0.1, 2.0), p=0.5), k.RandomHorizontalFlip(p=0.5),
         k.Normalize([0.5] * 3, [0.2] * 3),
     )  # fmt: skip

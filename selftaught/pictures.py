@@ -30,7 +30,7 @@ def draw(trainee: Trainee, folder: Path | None) -> None:
     entries = [entry for h in hard for entry in hard_entries(trainee, h, batch)]
     if folder is None:
         return
-    square = centre(raw.pixels, raw.aspect, min(raw.pixels.shape[-1], 2 * trainee.stage.size))
+    square = centre(raw.pixels, raw.aspect, min(trainee.images.canvas, 2 * trainee.stage.size))
     album.write_views(folder, (square * 255).byte(), [v.cpu() for v in batch.views])
     album.write_hard(folder, entries)
     index = trainee.index

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from selftaught import backbones, weights
@@ -13,6 +14,7 @@ from selftaught.backbones import Backbone
 from selftaught.data.batches import Batches, Raw
 from selftaught.data.images import Images, default_canvas, statistics
 from selftaught.data.index import Index
+from selftaught.data.originals import Originals
 from selftaught.data.views import Augment, centre
 from selftaught.distributed import rank, total, world_size
 from selftaught.errors import UserError
@@ -75,7 +77,7 @@ class Trainee:
         batches = (raw for number in count() for raw in self.batches.epoch(number))
         for raw in islice(batches, steps):
             with bf16:
-                self.backbone(centre(raw.pixels.to(self.device), raw.aspect.to(self.device), self.stage.size))
+                self.backbone(centre(self.moved(raw.pixels), raw.aspect, self.stage.size))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             for seen in (norm.running_mean, norm.running_var):
@@ -84,11 +86,13 @@ class Trainee:
         self.backbone.train()
 
     def batch(self, raw: Raw, seed: int) -> Batch:
-        pixels = raw.pixels.to(self.device, non_blocking=True)
         rng = torch.Generator().manual_seed(seed)
-        views = self.augment(pixels, raw.aspect, rng)
-        noise = torch.rand(len(pixels), NOISE, generator=rng)
+        views = self.augment(self.moved(raw.pixels), raw.aspect, rng)
+        noise = torch.rand(len(raw.index), NOISE, generator=rng)
         return Batch(views, raw.index.to(self.device), raw.label.to(self.device), noise.to(self.device))
+
+    def moved(self, pixels: Tensor | Originals) -> Tensor | Originals:
+        return pixels.to(self.device, non_blocking=True) if isinstance(pixels, Tensor) else pixels
 
 
 def assemble(
@@ -111,7 +115,7 @@ def assemble(
         raise UserError(f"{method.__name__} compares the images of a batch: a part of one image has nothing to compare")
     batches = Batches(
         images, positions, index.labels, batch=per_process, seed=stage.seed, rank=rank(), world=world_size(),
-        workers=workers, pin=device.type == "cuda",
+        workers=workers, pin=device.type == "cuda", own_size=device.type == "cpu",
     )  # fmt: skip
     torch.manual_seed(key(stage.seed, "weights"))
     mean, std = statistics(images, index.train)

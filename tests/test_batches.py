@@ -104,6 +104,19 @@ def test_any_start_and_any_number_of_processes(
         assert torch.equal(torch.cat([r.pixels for r in raws]), raw.pixels)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_come_in_their_own_sizes_where_that_is_asked_for(images: Images, workers: int) -> None:
+    batches = Batches(images, POSITIONS, LABELS, batch=4, seed=3, workers=workers, own_size=True)
+    squares = Batches(images, POSITIONS, LABELS, batch=4, seed=3).epoch(0)
+    for raw, square in zip(batches.epoch(0), squares, strict=True):
+        assert torch.equal(raw.index, square.index)
+        assert torch.equal(raw.aspect, square.aspect)
+        for i, image in enumerate(raw.pixels):
+            shown = int(square.pixels[i, 0, 0, 0])
+            assert image.shape == ((3, 4, 4) if images.hold else (3, 4, shown + 1))
+            assert bool((image == shown).all())
+
+
 def test_orders_differ_between_seeds_and_epochs(held: Images) -> None:
     def order(seed: int, number: int) -> tuple[int, ...]:
         raws = Batches(held, torch.arange(N), None, batch=N, seed=seed).epoch(number)

@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from selftaught.data import images as images_module
 from selftaught.data.damage import Unreadable
-from selftaught.data.decode import decode, measure, squash
+from selftaught.data.decode import decode, measure, pixels, squash
 from selftaught.data.images import Images, default_canvas, statistics
 from selftaught.data.machine import in_parallel
 from selftaught.data.paths import Paths
@@ -293,13 +293,28 @@ def test_damage_anywhere_gives_a_picture_or_a_reason(tmp_path_factory, name: str
 def test_a_scaled_decode_stays_close_to_the_full_one(tmp_path: Path) -> None:
     path = written(tmp_path, "large.jpg", encoded(picture(800, 600), "JPEG", quality=95))
     full = picture(800, 600).resize((64, 64), Image.Resampling.BICUBIC)
-    squashed = Image.fromarray(squash(path, 64).transpose(1, 2, 0))
+    squashed = Image.fromarray(squash(path, 64).permute(1, 2, 0).numpy())
     assert far(squashed, full) < 2
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize("at_least", [1, 60, 10**4])
+def test_pixels_are_those_of_decode(tmp_path: Path, kind: str, turned: int, at_least: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    path = written(tmp_path, "a.jpg", encoded(picture(150, 110).convert(kind), "JPEG", quality=90, exif=exif))
+    made, whole = pixels(path, at_least), decode(path)
+    short = min(made.shape[1:])
+    assert short >= min(at_least, 110)
+    if short == 110:
+        assert np.array_equal(made.permute(1, 2, 0).numpy(), np.asarray(whole))
+    assert (made.shape[2] > made.shape[1]) == (whole.width > whole.height)
 
 
 def test_an_image_of_the_canvas_s_size_is_not_resampled(tmp_path: Path) -> None:
     path = written(tmp_path, "exact.png", encoded(picture(32, 32), "PNG"))
-    assert np.array_equal(squash(path, 32), np.asarray(picture(32, 32)).transpose(2, 0, 1))
+    assert np.array_equal(squash(path, 32).numpy(), np.asarray(picture(32, 32)).transpose(2, 0, 1))
 
 
 def a_set(folder: Path, n: int, canvas: int = 8, hold: bool | None = None) -> Images:

@@ -18,6 +18,7 @@ LAYERS = [
         "data.scan",
         "data.decode",
         "data.patches",
+        "data.originals",
         "method",
         "dialects",
         "inert",

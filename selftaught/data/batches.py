@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from selftaught.data.decode import quiet
 from selftaught.data.images import Images
+from selftaught.data.originals import Originals
 from selftaught.errors import UserError
 
 # What a worker sends: pixels, which images they really are, and what it found lost; or why nothing can be
 # read any more.
-_Loaded = tuple[Tensor, Tensor, list[tuple[int, str]]] | str
+_Loaded = tuple[Tensor | Originals, Tensor, list[tuple[int, str]]] | str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,7 +29,7 @@ class Raw:
     that one's, and `index` stays the lost one's, so that every index comes exactly once an epoch.
     """
 
-    pixels: Tensor  # uint8 [B, 3, C, C], whole images squashed to squares
+    pixels: Tensor | Originals  # uint8 [B, 3, C, C], whole images squashed to squares; or B of their own sizes
     aspect: Tensor  # [B] float: true width / height
     index: Tensor  # [B] long, place within the `positions` of the batches, 0..n-1
     label: Tensor  # [B] long, -1 without labels; or [B, classes] int8
@@ -39,8 +40,8 @@ class Batches:
 
     `batch` is for one process; `rank` of `world` processes takes its slice of a global batch of batch *
     world. The order of epoch e is a function of (seed, e) alone. Held images come by one `index_select`;
-    others from `workers` processes (0: from threads of this one), which draw no random numbers. `pin` puts
-    batches into pinned memory for a GPU.
+    others from `workers` processes (0: from threads of this one), which draw no random numbers, and, if `own_size`,
+    as `Originals`. `pin` puts batches into pinned memory for a GPU.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Batches:
         world: int = 1,
         workers: int = 0,
         pin: bool = False,
+        own_size: bool = False,
     ) -> None:
         if batch < 1 or not 0 <= rank < world or workers < 0:
             raise ValueError(f"batch {batch}, rank {rank} of {world}, workers {workers}")
@@ -69,6 +71,7 @@ class Batches:
         self.world = world
         self.workers = workers
         self.pin = pin
+        self.load = images.originals if own_size and not images.hold else images.take
         self._schedule = _Schedule()
         self._loader: DataLoader[_Loaded] | None = None
 
@@ -102,7 +105,7 @@ class Batches:
     def _batches(self, steps: list[Tensor], lasting: bool) -> Iterator[Raw]:
         if not self.workers or self.images.hold:
             for slots in steps:
-                pixels, shown = self.images.take(self.positions, slots)
+                pixels, shown = self.load(self.positions, slots)
                 yield self._raw(pixels, shown, slots, self.pin)
             return
         if lasting:
@@ -128,10 +131,10 @@ class Batches:
         finally:
             del arriving, loader  # kept alive by a traceback, workers would need 5 s to end once it is gone
 
-    def _raw(self, pixels: Tensor, shown: Tensor, slots: Tensor, pin: bool) -> Raw:
+    def _raw(self, pixels: Tensor | Originals, shown: Tensor, slots: Tensor, pin: bool) -> Raw:
         label = torch.full((len(slots),), -1) if self.labels is None else self.labels[shown]
         return Raw(
-            pixels=pixels.pin_memory() if pin else pixels,
+            pixels=pixels.pin_memory() if pin and isinstance(pixels, Tensor) else pixels,
             aspect=self.images.aspect[shown],
             index=slots,
             label=label,
@@ -139,7 +142,7 @@ class Batches:
 
     def _new_loader(self, schedule: _Schedule, lasting: bool) -> DataLoader[_Loaded]:
         return DataLoader(
-            _Reader(self.images, self.positions),
+            _Reader(self.images, self.positions, self.load),
             batch_sampler=schedule,
             num_workers=self.workers,
             collate_fn=_as_is,
@@ -165,15 +168,16 @@ class _Schedule:
 class _Reader(Dataset[_Loaded]):
     """What a worker process does: reads a whole batch of slots at a time."""
 
-    def __init__(self, images: Images, positions: Tensor) -> None:
+    def __init__(self, images: Images, positions: Tensor, load: Callable[..., tuple[Tensor | Originals, Tensor]]) -> None:
         self.images = images
         self.positions = positions
+        self.load = load
 
     def __getitems__(self, slots: list[int]) -> _Loaded:
         known = set(self.images.reasons)
         try:
             with quiet():
-                pixels, shown = self.images.take(self.positions, torch.tensor(slots), threads=1)
+                pixels, shown = self.load(self.positions, torch.tensor(slots), threads=1)
         except UserError as error:  # as a value: raised here, it would arrive with a traceback
             return str(error)
         return pixels, shown, [item for item in self.images.reasons.items() if item[0] not in known]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from selftaught.data.damage import Unreadable
-from selftaught.data.decode import quiet, squash
+from selftaught.data.decode import pixels, quiet, squash
 from selftaught.data.machine import free_memory, in_parallel
+from selftaught.data.originals import Originals
 from selftaught.data.paths import Paths
 from selftaught.errors import UserError
 
@@ -87,16 +89,33 @@ class Images(torch.utils.data.Dataset[Tensor]):
         if self.canvases is not None and self.reasons.keys().isdisjoint(shown.tolist()):
             return self.canvases.index_select(0, shown), shown
         shown = shown.clone()
-        pixels = torch.empty(len(slots), 3, self.canvas, self.canvas, dtype=torch.uint8)
+        canvases = torch.empty(len(slots), 3, self.canvas, self.canvas, dtype=torch.uint8)
 
         def one(j: int) -> None:
-            pixels[j], shown[j] = self._one(positions, int(slots[j]))
+            canvases[j], shown[j] = self._one(positions, int(slots[j]))
 
         in_parallel(len(slots), one, threads=threads or self.threads)
-        return pixels, shown
+        return canvases, shown
 
-    def _one(self, positions: Tensor | range, slot: int) -> tuple[Tensor, int]:
-        """The first readable canvas from positions[slot] on, going round at the end, and what it shows."""
+    def originals(self, positions: Tensor, slots: Tensor, *, threads: int | None = None) -> tuple[Originals, Tensor]:
+        """As `take`, of images that are not held, in their own sizes (a large JPEG at a share of it that leaves 1.5 times
+        the canvas): views made of these skip one resampling, and cost half the time on a CPU.
+        """
+        shown, found = positions[slots].clone(), [torch.empty(0)] * len(slots)
+
+        def load(path: Path) -> Tensor:
+            return pixels(path, math.ceil(1.5 * self.canvas))
+
+        def one(j: int) -> None:
+            found[j], shown[j] = self._one(positions, int(slots[j]), load)
+
+        in_parallel(len(slots), one, threads=threads or self.threads)
+        return Originals(found), shown
+
+    def _one(self, positions: Tensor | range, slot: int, load: Callable[[Path], Tensor] | None = None) -> tuple[Tensor, int]:
+        """The first readable image from positions[slot] on, going round at the end, and which it is; its canvas, if
+        nothing else is to be loaded.
+        """
         failed = 0
         for step in range(len(positions)):
             i = int(positions[(slot + step) % len(positions)])
@@ -105,7 +124,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
             if self.canvases is not None:
                 return self.canvases[i], i
             try:
-                return torch.from_numpy(squash(self.paths[i], self.canvas)), i
+                return (load or self._squash)(self.paths[i]), i
             except Unreadable as error:
                 self.mark_lost(i, str(error))
                 failed += 1
@@ -116,6 +135,9 @@ class Images(torch.utils.data.Dataset[Tensor]):
             "is the disk still there? Index the folder again once it is"
         )
 
+    def _squash(self, path: Path) -> Tensor:
+        return squash(path, self.canvas)
+
     def _last_loss(self) -> str:
         i, reason = next(reversed(self.reasons.items()))
         return f"{self.paths[i]}, {reason}"
@@ -124,13 +146,12 @@ class Images(torch.utils.data.Dataset[Tensor]):
         # Plain memory: forked workers share it copy-on-write, and torch moves it to shared memory by itself when
         # it is sent to a spawned one. /dev/shm from the start would break in containers, which often give it 64 MB.
         canvases = torch.empty(len(self), 3, self.canvas, self.canvas, dtype=torch.uint8)
-        rows = canvases.numpy()
 
         def one(i: int) -> None:
             try:
-                rows[i] = squash(self.paths[i], self.canvas)
+                canvases[i] = squash(self.paths[i], self.canvas)
             except Unreadable as error:
-                rows[i] = 0  # never shown: `take` and [i] pass over what is broken
+                canvases[i] = 0  # never shown: `take` and [i] pass over what is broken
                 self.mark_lost(i, str(error))
 
         with quiet():
@@ -164,8 +185,8 @@ def statistics(
     total = torch.zeros(3, dtype=torch.int64)
     squares = torch.zeros(3, dtype=torch.int64)
     for part in chosen.split(64):
-        pixels, _ = images.take(part)
-        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)])
+        canvases, _ = images.take(part)
+        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in canvases.unbind(1)])
         total += counts @ torch.arange(256)
         squares += counts @ torch.arange(256) ** 2
     pixels_seen = len(chosen) * images.canvas**2

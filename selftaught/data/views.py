@@ -4,7 +4,8 @@ Over 200 lines because it holds two pipelines, the fast one and torchvision's, s
 
 A crop, a flip, an antialiased resize and a Gaussian blur are each linear and separable, so together they are
 two banded matrices an image, `rows` and `columns`: a view is rows @ image @ columns.T. Brightness, contrast,
-saturation, hue and grey are affine in the colour, so in any order they are one 3x4 matrix an image. Where
+saturation, hue and grey are affine in the colour, so in any order they are one 3x4 matrix an image. (On a CPU large images
+are cropped and resized one by one.) Where
 that differs from torchvision's operations one by one (`pipeline="reference"`):
 
 - values are clamped to [0, 1] once, at the end, not after every operation (so blur and colour commute);
@@ -14,8 +15,10 @@ that differs from torchvision's operations one by one (`pipeline="reference"`):
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -25,8 +28,9 @@ from torchvision.transforms import v2
 from selftaught.errors import UserError
 
 TRIES = 10  # candidate boxes an image before the fallback, as torchvision's RandomResizedCrop
-STRIP = 32  # rows (columns) of a view made at a time where the canvas is large
-STRIPS_FROM = 160  # canvas side from which, on a CPU, skipping the zeros of the bands pays for single images
+SINGLY_FROM = 160  # canvas side from which, on a CPU, resizing images one by one is quicker than matrix products
+NEVER = 1 << 30  # what is evaluated is the same on every device
+BLOCK = 48  # rows (columns) that a blur makes at a time
 CACHE = 1 << 20  # bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
 MEMORY = 1 << 28  # the same on an accelerator, where it only bounds the memory
 
@@ -83,10 +87,11 @@ class Views:
 class Augment:
     """Makes the views of whole batches.
 
-    A call takes pixels uint8 [B, 3, C, C] (whole images, squashed to squares), their aspect [B] (true width /
-    height, best left on the CPU) and a CPU generator. It returns `large` views [B, 3, size, size], then
-    `small` ones [B, 3, small_size, small_size]: float32 in [0, 1], channels_last, on the pixels' device. All
-    chance comes from the generator, in one order that depends on neither the device nor the values drawn.
+    A call takes pixels uint8 [B, 3, C, C] (whole images, squashed to squares; on the CPU also B tensors [3, h, w] of
+    their own sizes), their aspect [B] (true width / height, best left on the CPU) and a CPU generator. It returns `large`
+    views [B, 3, size, size], then `small` ones [B, 3, small_size, small_size]: float32 in [0, 1], channels_last, on the
+    pixels' device. All chance comes from the generator, in one order that depends on neither the device nor the values
+    drawn.
     """
 
     def __init__(self, views: Views, size: int) -> None:
@@ -97,7 +102,7 @@ class Augment:
         self.small_size = views.small_size or max(2, size // 4 * 2)
 
     @torch.no_grad()
-    def __call__(self, pixels: Tensor, aspect: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def __call__(self, pixels: Tensor | Sequence[Tensor], aspect: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         views = self.views
         sizes = [self.size] * views.large + [self.small_size] * views.small
         scales = [views.scale] * views.large + [views.small_scale] * views.small
@@ -106,16 +111,15 @@ class Augment:
             seed = int(torch.randint(2**62, (), generator=generator))
             return _reference(views, pixels, aspect, sizes, scales, seed)
         with torch.autocast("cpu", enabled=False):
-            draws = [_draw(views, aspect, scale, generator) for scale in scales]
-        return _render(pixels, draws, sizes, math.ceil(3 * views.blur_sigma[1]))
+            draws = _draw(views, aspect, scales, generator)
+        return _render(pixels, draws, sizes, math.ceil(3 * views.blur_sigma[1]), SINGLY_FROM)
 
 
 @torch.no_grad()
-def centre(pixels: Tensor, aspect: Tensor, size: int, share: float = 1.0) -> Tensor:
+def centre(pixels: Tensor | Sequence[Tensor], aspect: Tensor, size: int, share: float = 1.0) -> Tensor:
     """The centre square of `share` (above 0, at most 1) of the short side, antialiased: what evaluation sees.
 
-    pixels uint8 [B, 3, C, C] (whole images, squashed to squares), aspect [B] (true width / height)
-    -> [B, 3, size, size] float32 in [0, 1], channels_last.
+    pixels and aspect as `Augment` takes them -> [B, 3, size, size] float32 in [0, 1], channels_last.
     """
     if not 0 < share <= 1:
         raise UserError(f"a centre crop of {share} of the short side: the share must be above 0 and at most 1")
@@ -124,7 +128,7 @@ def centre(pixels: Tensor, aspect: Tensor, size: int, share: float = 1.0) -> Ten
     never = torch.zeros(len(aspect), dtype=torch.bool)
     plain = torch.stack([torch.eye(3), torch.zeros(3, 3)])[:, None].expand(2, len(aspect), 3, 3)
     draw = _Draw(torch.cat([(1 - shape) / 2, shape], 1), never, plain, never.float(), never)
-    return _render(pixels, [draw], [size], 0)[0]
+    return _render(pixels, [draw], [size], 0, NEVER)[0]
 
 
 # What chance decides: for the whole batch, on the CPU ----------------------------------------------
@@ -141,19 +145,18 @@ class _Draw:
     solarize: Tensor  # [B] bool
 
 
-def _draw(views: Views, aspect: Tensor, scale: tuple[float, float], generator: torch.Generator) -> _Draw:
-    """One table of uniform numbers, a row an image, and what they mean. aspect [B]."""
-    table = torch.rand(len(aspect), 2 * TRIES + 16, generator=generator)
-    area, ratio, corner, order, strength, chance = torch.split(table, [TRIES, TRIES, 2, 4, 5, 5], 1)
+def _draw(views: Views, aspect: Tensor, scales: Sequence[tuple[float, float]], generator: torch.Generator) -> list[_Draw]:
+    """A table of uniform numbers a view, with a row an image, and what they mean. aspect [B]."""
+    tables = [torch.rand(len(aspect), 2 * TRIES + 16, generator=generator) for _ in scales]
+    area = torch.cat([_between(table[:, :TRIES], scale) for table, scale in zip(tables, scales, strict=True)])
+    ratio, corner, order, strength, chance = torch.split(torch.cat(tables)[:, TRIES:], [TRIES, 2, 4, 5, 5], 1)
     flip, jitter, gray, blur, solarize = chance.unbind(1)
     sigma = _between(strength[:, 4], views.blur_sigma)
-    return _Draw(
-        box=_boxes(area, ratio, corner, aspect, scale, views.ratio),
-        flip=flip < views.flip,
-        colour=_colour(views, order, strength[:, :4], jitter < views.jitter, gray < views.gray),
-        sigma=torch.where(blur < views.blur, sigma, 0.0),
-        solarize=solarize < views.solarize,
-    )
+    box = _boxes(area, ratio, corner, aspect.repeat(len(scales)), views.ratio)
+    colour = _colour(views, order, strength[:, :4], jitter < views.jitter, gray < views.gray)
+    sigma = torch.where(blur < views.blur, sigma, 0.0)
+    each = [x.split(len(aspect)) for x in (box, flip < views.flip, colour.transpose(0, 1), sigma, solarize < views.solarize)]
+    return [_Draw(box=b, flip=f, colour=c.transpose(0, 1), sigma=s, solarize=z) for b, f, c, s, z in zip(*each, strict=True)]
 
 
 def _between(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -165,15 +168,13 @@ def _boxes(
     ratio: Tensor,
     corner: Tensor,
     aspect: Tensor,
-    scale: tuple[float, float],
     ratios: tuple[float, float],
 ) -> Tensor:
-    """Uniform area, ratio [B, tries], corner [B, 2] -> boxes [B, 4] as torchvision's RandomResizedCrop.
+    """area [B, tries], uniform ratio [B, tries], corner [B, 2] -> boxes [B, 4] as torchvision's RandomResizedCrop.
 
     The area is uniform, the ratio log-uniform; the first candidate that fits into the image is taken; where
     none does, the largest centred box of an allowed ratio.
     """
-    area = _between(area, scale)
     ratio = _between(ratio, (math.log(ratios[0]), math.log(ratios[1]))).exp() / aspect[:, None]
     height, width = (area / ratio).sqrt(), (area * ratio).sqrt()  # as shares of the image's height and width
     fits = (height <= 1) & (width <= 1)
@@ -215,134 +216,177 @@ def _colour(views: Views, order: Tensor, strength: Tensor, jitter: Tensor, gray:
     return torch.where(gray[:, None, None], GREY @ colour, colour)
 
 
-# What is done with it: on the device ---------------------------------------------------------------
+# What is done with it: whole batches on a device, or image by image on a CPU -------------------------
 
 
-def _render(pixels: Tensor, draws: list[_Draw], sizes: list[int], radius: int) -> tuple[Tensor, ...]:
-    """For each draw a view [B, 3, size, size] of each image; blurs reach `radius` pixels of the view."""
+def _render(
+    pixels: Tensor | Sequence[Tensor], draws: list[_Draw], sizes: list[int], radius: int, singly_from: int
+) -> tuple[Tensor, ...]:
+    """For each draw a view [B, 3, size, size] of each image; blurs reach `radius` pixels of the view. On a CPU canvases of
+    a side of `singly_from` or more are worked on one by one.
+    """
+    device = pixels.device.type if isinstance(pixels, Tensor) else "cpu"
+    with torch.autocast(device, enabled=False):  # 8 bits of mantissa would merge grey levels
+        if isinstance(pixels, Tensor) and (device != "cpu" or pixels.shape[-1] < singly_from):
+            return _together(pixels, draws, sizes, radius)
+        return _singly(list(pixels), draws, sizes, radius)
+
+
+def _together(pixels: Tensor, draws: list[_Draw], sizes: list[int], radius: int) -> tuple[Tensor, ...]:
     canvas, device = pixels.shape[-1], pixels.device
-    singly = device.type == "cpu" and canvas >= STRIPS_FROM
     room = (CACHE if device.type == "cpu" else MEMORY) // (12 * canvas * canvas)
-    together = 1 if singly else max(1, min(len(pixels), room))
-    floats = torch.empty(together, 3, canvas, canvas, device=device)
-    with torch.autocast(device.type, enabled=False):  # 8 bits of mantissa would merge grey levels
-        each = zip(draws, sizes, strict=True)
-        makers = [_Maker(draw, size, radius, canvas, singly, device) for draw, size in each]
-        for low in range(0, len(pixels), together):
-            some = pixels[low : low + together]
-            images = floats[: len(some)].copy_(some)  # once for all views
-            for maker in makers:
-                maker.make(images, slice(low, low + len(some)))
+    together = max(1, min(len(pixels), room))
+    floats = torch.empty(together, canvas, 3, canvas, device=device)  # each product is then one of two plain matrices
+    bands = _all_bands(draws, sizes, radius, canvas, device)
+    makers = [_Maker(draw, *both) for draw, both in zip(draws, bands, strict=True)]
+    for low in range(0, len(pixels), together):
+        some = pixels[low : low + together]
+        images = floats[: len(some)].copy_(some.transpose(1, 2))  # once for all views
+        for maker in makers:
+            maker.make(images, slice(low, low + len(some)))
     return tuple(maker.out.permute(0, 3, 1, 2) for maker in makers)
 
 
 class _Maker:
     """Makes one view of each image of a batch, some images at a time."""
 
-    def __init__(self, draw: _Draw, size: int, radius: int, canvas: int, singly: bool, device: torch.device) -> None:
-        strips = max(1, round(size / STRIP)) if singly else 1
-        top, left, height, width = (draw.box * canvas).unbind(1)
-        reach = min(radius, size - 1) if (draw.sigma > 0).any() else 0
-        never = torch.zeros_like(draw.flip)
-        self.rows = _bands(top, height, never, draw.sigma, reach, size, canvas, strips, device)
-        self.columns = _bands(left, width, draw.flip, draw.sigma, reach, size, canvas, strips, device)
+    def __init__(self, draw: _Draw, rows: Tensor, columns: Tensor) -> None:
+        size, device = rows.shape[1], rows.device
+        self.rows, self.columns = rows, columns.mT
         self.of_pixel, self.of_mean = (draw.colour / 255).to(device)
         self.solarize = draw.solarize[:, None, None].to(device) if draw.solarize.any() else None
         self.out = torch.empty(len(draw.box), size, size, 3, device=device)
 
     def make(self, images: Tensor, part: slice) -> None:
-        """images float [b, 3, C, C] in 0..255, which are `part` of the batch."""
-        size = self.out.shape[1]
-        top, bottom = min(self.rows.first[part.start]), max(self.rows.last[part.start])
-        narrow = images.new_empty(len(images), 3, bottom - top, size)
-        for into, low, high, band in self.columns.strips(part, size):
-            _multiply(images[:, :, top:bottom, low:high], band.mT, narrow[..., into])
-        small = images.new_empty(len(images), 3, size, size)
-        for into, low, high, band in self.rows.strips(part, size):
-            _multiply(band, narrow[:, :, low - top : high - top], small[:, :, into])
-        flat = small.flatten(2)
+        """images float [b, C, 3, C] in 0..255, which are `part` of the batch."""
+        b, size = len(images), self.out.shape[1]
+        low = self.rows[part] @ images.flatten(2)
+        small = low.view(b, -1, images.shape[3]) @ self.columns[part]
+        flat = small.view(b, size, 3, size).transpose(1, 2).reshape(b, 3, -1)
         mean = flat.mean(2, keepdim=True)
         view = torch.baddbmm(self.of_mean[part] @ mean, self.of_pixel[part], flat).clamp_(0, 1)
         if self.solarize is not None:
             view = torch.where(self.solarize[part] & (view >= 0.5), 1 - view, view)
-        self.out[part] = view.view_as(small).permute(0, 2, 3, 1)
+        self.out[part] = view.view(b, 3, size, size).permute(0, 2, 3, 1)
 
 
-def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """The product of an image [b, 3, ., .] with a matrix [b, ., .], on either side: the same each channel."""
-    left, right = (side if side.dim() == 4 else side[:, None].expand(-1, 3, -1, -1) for side in (left, right))
-    torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out=out.flatten(0, 1))
-
-
-@dataclass(frozen=True)
-class _Bands:
-    """The matrices [B, size, canvas] that resample one axis of B images, cut into strips around their bands.
-
-    Strip s of image b reads the canvas from first[b][s] to last[b][s]. A single strip reads all of the
-    canvas, so that several images can share a product.
-    """
-
-    matrix: Tensor  # [B, strips, rows of a strip, K]
-    first: list[list[int]]
-    last: list[list[int]]
-
-    def strips(self, part: slice, size: int) -> Iterator[tuple[slice, int, int, Tensor]]:
-        """For each strip: where it goes in the view, what of the canvas it reads, its matrices [b, ., .]."""
-        deep = self.matrix.shape[2]
-        ends = zip(self.first[part.start], self.last[part.start], strict=True)
-        for strip, (low, high) in enumerate(ends):
-            into = slice(strip * deep, min(size, (strip + 1) * deep))
-            yield into, low, high, self.matrix[part, strip, : into.stop - into.start, : high - low]
+def _all_bands(
+    draws: list[_Draw], sizes: list[int], radius: int, canvas: int, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """For each draw the matrices of its rows and its columns; those of one size are made at once."""
+    found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(draws)
+    for size in set(sizes):
+        places = [i for i, s in enumerate(sizes) if s == size]
+        some = [draws[i] for i in places]
+        top, left, height, width = (torch.cat([draw.box for draw in some]) * canvas).unbind(1)
+        flip, sigma = torch.cat([draw.flip for draw in some]), torch.cat([draw.sigma for draw in some])
+        rows = _bands(top, height, torch.zeros_like(flip), sigma, radius, size, canvas, device)
+        columns = _bands(left, width, flip, sigma, radius, size, canvas, device)
+        for i, *bands in zip(places, rows.chunk(len(places)), columns.chunk(len(places)), strict=True):
+            found[i] = (bands[0], bands[1])
+    return found
 
 
 def _bands(
-    start: Tensor,
-    length: Tensor,
-    flip: Tensor,
-    sigma: Tensor,
-    reach: int,
-    size: int,
-    canvas: int,
-    strips: int,
-    device: torch.device,
-) -> _Bands:
-    """Crop, flip, triangle-filter resize and blur of one axis. start, length [B] in canvas pixels."""
-    batch, deep = len(start), math.ceil(size / strips)
-    # The rows of each strip and, for the blur, their neighbours, reflected at the border as torchvision does.
-    near = torch.arange(-reach, deep + reach)
-    row = deep * torch.arange(strips)[:, None] + near
-    row = size - 1 - (size - 1 - row.abs()).abs()
-    row = row.clamp(min=0)  # of a last strip that is not full, rows past the end
-    row = torch.where(flip[:, None, None], size - 1 - row, row)  # [B, strips, deep + 2 reach]
-    start, length = start[:, None, None], length[:, None, None]
+    start: Tensor, length: Tensor, flip: Tensor, sigma: Tensor, radius: int, size: int, canvas: int, device: torch.device
+) -> Tensor:
+    """Crop, flip, triangle-filter resize and blur of one axis as a matrix [B, size, canvas]. start, length [B] in canvas
+    pixels.
+    """
+    row = torch.arange(size).expand(len(start), size)
+    row = torch.where(flip[:, None], size - 1 - row, row)
+    start, length = start[:, None], length[:, None]
     scale = length / size
     support = scale.clamp(min=1)  # half the triangle's width: it averages when shrinking, else interpolates
     middle = start + (row + 0.5) * scale
     taps = torch.arange(math.ceil(2 * float(support.max())))
-    source = (middle - support + 0.5).floor()[..., None] + taps  # [B, strips, deep + 2 reach, taps] canvas pixels
+    source = (middle - support + 0.5).floor()[..., None] + taps  # [B, size, taps] canvas pixels
     weight = (1 - (source + 0.5 - middle[..., None]).abs() / support[..., None]).clamp(min=0)
     slack = 1e-3  # of a pixel: a box that ends between two pixels must not see the next by a rounding error
     low, high = (start + slack).floor()[..., None], (start + length - slack).ceil()[..., None]
     weight = weight * ((source >= low) & (source < high))
-    weight = weight / weight.sum(3, keepdim=True)
-    source = source.long().clamp(0, canvas - 1)
-    if strips == 1:
-        first, last = torch.zeros(batch, 1).long(), torch.full((batch, 1), canvas)
-    else:  # an image without a blur needs no neighbours
-        needless = (sigma == 0)[:, None, None, None] & ((near < 0) | (near >= deep))[:, None]
-        first = source.masked_fill(needless, canvas).amin((2, 3))
-        last = source.masked_fill(needless, -1).amax((2, 3)) + 1
-    widest = int((last - first).max())
-    source = (source - first[..., None, None]).clamp(0, widest - 1).to(device)
-    matrix = torch.zeros(batch, strips, len(near), widest, device=device)
-    matrix.scatter_add_(3, source, weight.to(device))
-    if reach:
-        offset = torch.arange(-reach, reach + 1) / sigma[:, None].clamp(min=0.01)  # 0.01: all weight on one
-        kernel = (-0.5 * offset.square()).clamp(min=-80).softmax(1)  # the clamp: subnormal numbers are slow
-        kernel = torch.nn.functional.pad(kernel, (deep - 1, deep - 1)).to(device)
-        smooth = kernel.unfold(1, len(near), 1).flip(1)  # [B, deep, deep + 2 reach], one step further a row
-        matrix = smooth[:, None] @ matrix
-    return _Bands(matrix, first.tolist(), last.tolist())
+    weight = weight / weight.sum(2, keepdim=True)
+    source = source.long().clamp(0, canvas - 1).to(device)
+    matrix = torch.zeros(len(start), size, canvas, device=device).scatter_add_(2, source, weight.to(device))
+    blurred = (sigma > 0).nonzero().flatten()
+    if len(blurred):
+        blurs = _blurs(sigma[blurred].to(device), radius, size)
+        blurred = blurred.to(device)
+        matrix[blurred] = blurs @ matrix[blurred]
+    return matrix
+
+
+@lru_cache(maxsize=8)
+def _reflected(size: int, reach: int) -> Tensor:
+    """[size, 2 reach + 1]: the pixels around each pixel of a line, reflected at its ends as torchvision does."""
+    near = torch.arange(size)[:, None] + torch.arange(-reach, reach + 1)
+    return size - 1 - (size - 1 - near.abs()).abs()
+
+
+def _blurs(sigma: Tensor, radius: int, size: int) -> Tensor:
+    """sigma [n] -> [n, size, size]: Gaussians along one axis."""
+    reach = min(radius, size - 1)
+    offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(min=0.01)  # all weight on one
+    kernel = (-0.5 * offset.square()).clamp(min=-80).softmax(1)  # the clamp: subnormal numbers are slow
+    places = _reflected(size, reach).to(sigma.device).expand(len(sigma), -1, -1)
+    return sigma.new_zeros(len(sigma), size, size).scatter_add_(2, places, kernel[:, None].expand_as(places))
+
+
+def _singly(images: Sequence[Tensor], draws: list[_Draw], sizes: list[int], radius: int) -> tuple[Tensor, ...]:
+    """Image by image, each in its own size: torch resizes 8-bit pixels on a CPU ten times as fast as a matrix product.
+
+    So values are rounded to grey levels between the resize and what follows, and boxes to pixels, as torchvision's are.
+    """
+    made = [torch.empty(len(images), size, size, 3) for size in sizes]
+    makers = [_Single(draw, out, radius) for draw, out in zip(draws, made, strict=True)]
+    for i in range(len(images)):  # both views of an image while the cache holds it
+        for maker in makers:
+            maker.make(images[i], i)
+    return tuple(out.permute(0, 3, 1, 2) for out in made)
+
+
+class _Single:
+    """Makes one view of each image of a batch, an image at a time; its buffers stay in the cache."""
+
+    def __init__(self, draw: _Draw, out: Tensor, radius: int) -> None:
+        self.size = size = out.shape[1]
+        self.out, self.reach, self.radius = out, min(radius, size - 1), radius
+        self.box, self.flip, self.sigma = draw.box.tolist(), draw.flip.tolist(), draw.sigma
+        self.of_pixel, self.of_mean = draw.colour / 255
+        self.solarize = draw.solarize.tolist()
+        self.view, self.other = torch.empty(3, size, size), torch.empty(3, size, size)
+        parts = max(1, round(size / BLOCK))
+        edges = [size * i // parts for i in range(parts + 1)]
+        self.blocks = [(slice(a, b), slice(max(0, a - self.reach), min(size, b + self.reach))) for a, b in pairwise(edges)]
+
+    def make(self, image: Tensor, i: int) -> None:
+        """image uint8 [3, h, w]."""
+        self.resize(image, self.box[i])
+        if self.sigma[i] > 0:
+            self.blur(_blurs(self.sigma[i : i + 1], self.radius, self.size)[0])
+        flat, done = self.view.view(3, -1), self.other.view(3, -1)
+        shift = self.of_mean[i] @ flat.mean(1, keepdim=True)
+        torch.addmm(shift, self.of_pixel[i], flat, out=done).clamp_(0, 1)
+        if self.solarize[i]:
+            torch.where(done >= 0.5, 1 - done, done, out=done)
+        view = self.other.permute(1, 2, 0)
+        self.out[i] = view.flip(1) if self.flip[i] else view
+
+    def resize(self, image: Tensor, box: list[float]) -> None:
+        """The box (shares of the image: top, left, height, width), 0 to 255, into `view`."""
+        h, w = image.shape[1:]
+        high, wide = max(1, round(box[2] * h)), max(1, round(box[3] * w))
+        top, left = min(round(box[0] * h), h - high), min(round(box[1] * w), w - wide)
+        crop = image[None, :, top : top + high, left : left + wide].contiguous(memory_format=torch.channels_last)
+        self.view.copy_(torch.nn.functional.interpolate(crop, self.view.shape[1:], mode="bilinear", antialias=True)[0])
+
+    def blur(self, matrix: Tensor) -> None:
+        """`view` along both axes, in blocks: most of the matrix is zero."""
+        for into, source in self.blocks:
+            self.other[:, into] = matrix[into, source] @ self.view[:, source]
+        rows, smooth = self.view.view(-1, self.size), self.other.view(-1, self.size)
+        for into, source in self.blocks:
+            rows[:, into] = smooth[:, source] @ matrix[into, source].T
 
 
 # The same by torchvision ---------------------------------------------------------------------------
@@ -350,7 +394,7 @@ def _bands(
 
 def _reference(
     views: Views,
-    pixels: Tensor,
+    pixels: Tensor | Sequence[Tensor],
     aspect: Tensor,
     sizes: list[int],
     scales: list[tuple[float, float]],
@@ -370,16 +414,15 @@ def _reference(
             v2.RandomHorizontalFlip(p=views.flip),
         ]
         makers.append(v2.Compose(steps))
-    canvas = pixels.shape[-1]
     made: list[list[Tensor]] = [[] for _ in makers]
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator: lend it, restore it
         torch.default_generator.manual_seed(seed)  # the CPU's alone
-        for image, wide in zip(pixels.cpu(), aspect.tolist(), strict=True):
-            shape = [
-                round(canvas * max(1.0, 1 / wide)),
-                round(canvas * max(1.0, wide)),
-            ]  # the long side grows
-            image = v2.functional.resize(image.float() / 255, shape, antialias=True)
+        for image, wide in zip(pixels, aspect.tolist(), strict=True):
+            image = image.cpu().float() / 255
+            if isinstance(pixels, Tensor):  # a square: its true long side grows
+                shape = [round(image.shape[-1] * max(1.0, side)) for side in (1 / wide, wide)]
+                image = v2.functional.resize(image, shape, antialias=True)
             for of_kind, maker in zip(made, makers, strict=True):
                 of_kind.append(maker(image).clamp(0, 1))
-    return tuple(torch.stack(kind).to(pixels.device, memory_format=torch.channels_last) for kind in made)
+    device = pixels[0].device
+    return tuple(torch.stack(kind).to(device, memory_format=torch.channels_last) for kind in made)

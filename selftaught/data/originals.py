@@ -1,0 +1,32 @@
+"""Images of different sizes, as one thing to hand on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Originals(Sequence[Tensor]):
+    """Images in their own sizes: uint8 [3, h, w] each. Sent to another process as one piece of memory."""
+
+    def __init__(self, images: Sequence[Tensor]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.images[i]
+
+    def __reduce__(self) -> tuple[Callable[..., Originals], tuple[Tensor, list[tuple[int, ...]]]]:
+        rows = [image.permute(1, 2, 0) for image in self.images]
+        return _unpacked, (torch.cat([row.flatten() for row in rows]), [tuple(row.shape) for row in rows])
+
+
+def _unpacked(flat: Tensor, shapes: list[tuple[int, ...]]) -> Originals:
+    parts = flat.split([math.prod(shape) for shape in shapes])
+    return Originals([part.view(shape).permute(2, 0, 1) for part, shape in zip(parts, shapes, strict=True)])
