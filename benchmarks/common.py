@@ -58,6 +58,12 @@ def wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
+def peak_memory() -> int:
+    """Bytes that this process held at most. (getrusage's figure begins with that of the process that started it.)"""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 

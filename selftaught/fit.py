@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -79,7 +78,7 @@ def fit(
             before = [s.clone() for s in statistics]
             done = backward(step, list(islice(batches, loop.accumulate)), rng, autocast)
             method.after_backward()
-            norm = nn.utils.clip_grad_norm_(step.parameters(), loop.clip or math.inf)  # the same on every rank
+            norm = clipped_norm(list(step.parameters()), loop.clip)  # the same on every rank
             skips = 0 if torch.isfinite(norm) else skips + 1
             if skips:
                 for seen, was in zip(statistics, before, strict=True):
@@ -98,6 +97,13 @@ def fit(
                     f"(peak {peak:g}); try --optimizer.lr {peak / 10:g}"
                 )
         number += 1
+
+
+def clipped_norm(parameters: list[nn.Parameter], clip: float) -> Tensor:
+    """The gradients' norm, before they are clipped to `clip`; 0 leaves them as they are (and costs no pass over them)."""
+    if clip:
+        return nn.utils.clip_grad_norm_(parameters, clip)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 Done = list[tuple[Batch, Outcome]]

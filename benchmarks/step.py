@@ -1,0 +1,139 @@
+"""What a method's training step costs beside the bare network: forward and backward of the very same view passes.
+
+    python -m benchmarks.step [--networks resnet18:32:64 resnet50:96:16] [--only moco-v2 byol] [--rounds 7]
+
+A step is all that `fit` does for a batch: views already made, forward, loss, backward, optimizer, teacher, queue, memory.
+The bare network is every call that the step made of its backbone and its teacher's, replayed with the same shapes: forward,
+and backward where gradients were asked for. Interleaved; prints the ratio's median [least, most] and the memory of a step on
+a GPU, and writes results/step.json. `network:pixels:batch`.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import interleaved, ratios, said, spread, write
+from selftaught import backbones
+from selftaught.data.views import Augment, Views
+from selftaught.fit import Loop, fit
+from selftaught.method import NOISE, Batch, Method, Setting
+from selftaught.methods import METHODS
+from selftaught.optim import SGD, Cosine
+from selftaught.recipe import config_for, views_for
+from selftaught.step import HardExample, Step
+
+IMAGES = 50_000  # that the method is told of: the sizes of queues and memories
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Trained:
+    """A method in training, a step at a time, on one batch of views."""
+
+    def __init__(
+        self, name: str, network: str, size: int, batch: int, bf16: bool, hard: tuple[HardExample, ...] = ()
+    ) -> None:
+        torch.manual_seed(0)
+        kind = METHODS[name]
+        self.bf16 = bf16
+        stem: Any = "cifar" if size <= 40 and network.startswith("resnet") else "imagenet"
+        backbone = backbones.create(network, stem=stem, image_size=size)
+        config = config_for(kind, Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features), 10)
+        self.step = Step(kind(config, backbone, IMAGES), hard).to(DEVICE).to(memory_format=torch.channels_last).train()
+        views = views_for(kind, size, Views())
+        pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
+        made = Augment(views, size)(pixels, torch.ones(batch), torch.Generator().manual_seed(0))
+        index = torch.randperm(IMAGES)[:batch].to(DEVICE)
+        label, noise = (
+            index % 10 if kind.needs_labels else torch.full_like(index, -1),
+            torch.rand(batch, NOISE, device=DEVICE),
+        )
+        self.batch = Batch(made, index, label, noise)
+        optimizer = SGD(lr=1e-4).build(self.step.named_parameters())
+        loop = Loop(steps=10**6, steps_per_epoch=10**6, schedule=Cosine(), bf16=bf16)
+        method = self.method
+        method.before_epoch = lambda batches: None  # type: ignore[method-assign] # clustering an epoch is no part of a step
+        self.running = fit(self.step, method, lambda number, first: self.forever(), optimizer, loop)
+
+    @property
+    def method(self) -> Method:
+        return self.step.method
+
+    def forever(self) -> Iterator[Batch]:
+        while True:
+            yield self.batch
+
+    def once(self) -> None:
+        next(self.running)
+
+
+Call = tuple[nn.Module, tuple[int, ...], bool]  # module, shape, whether gradients are wanted
+
+
+@contextmanager
+def calls(module: nn.Module, into: list[Call]) -> Iterator[None]:
+    """Note each call of a backbone within `module`, its teacher's among them."""
+
+    def note(called: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        into.append((called, tuple(arguments[0].shape), torch.is_grad_enabled()))
+
+    kept = [m.register_forward_pre_hook(note) for m in module.modules() if isinstance(m, backbones.Backbone)]
+    try:
+        yield
+    finally:
+        for hook in kept:
+            hook.remove()
+
+
+def bare(trained: Trained) -> Callable[[], None]:
+    """The same passes of the network alone."""
+    found: list[Call] = []
+    with calls(trained.step, found):
+        trained.once()
+    assert found, "the method never called its backbone"
+    images = [torch.rand(shape, device=DEVICE).contiguous(memory_format=torch.channels_last) for _, shape, _ in found]
+
+    def replay() -> None:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=trained.bf16):
+            total: Any = 0.0
+            for (module, _, grad), x in zip(found, images, strict=True):
+                with torch.set_grad_enabled(grad):
+                    out = module(x)
+                total = total + out.float().mean() if grad else total
+        total.backward()
+        trained.step.zero_grad(set_to_none=True)
+
+    return replay
+
+
+def parsed(text: str) -> tuple[str, int, int]:
+    name, size, batch = text.split(":")
+    return name, int(size), int(batch)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="*", default=["resnet18:32:64", "resnet50:96:16"])
+    parser.add_argument("--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    asked = parser.parse_args()
+    found: dict[str, Any] = {}
+    for network in asked.networks:
+        print(f"{network}, {asked.precision}: a step's seconds / those of its network passes alone")
+        for name in asked.only:
+            made = partial(Trained, name, *parsed(network), asked.precision == "bf16")
+            try:
+                trained = made()
+                times = interleaved({"step": trained.once, "bare": bare(trained)}, asked.rounds)
+            except Exception as error:  # such as DenseCL's places, of which 32 pixels leave none
+                print(f"  {name:24} not done: {' '.join(str(error).split())[:80]}")
+                continue
+            ratio = ratios(times, "step", "bare")
+            found.setdefault(network, {})[name] = {"ratio": ratio, "seconds": spread(times["step"])}
+            print(f"  {name:24} {said(ratio)}  {1e3 * found[network][name]['seconds']['median']:8.0f} ms", flush=True)
+    write("step", {"command": f"python -m benchmarks.step --precision {asked.precision}", "results": found})
