@@ -24,7 +24,7 @@ LAYERS = [
         "inert",
         "trainable",
     },
-    {"data.split", "data.verdicts", "data.images", "layouts"},
+    {"data.split", "data.verdicts", "data.images", "data.recall", "layouts"},
     {"data.labels", "data.batches", "methods.*", "step", "backbones", "optim", "evaluation.*", "likeness"},
     {"data.index", "hard.*", "fit", "watch", "weights"},
     {"stage", "choice", "tuning"},

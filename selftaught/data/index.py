@@ -1,9 +1,12 @@
-"""The index of an image set: which files are images, how large, of what class, and which are held out."""
+"""The index of an image set: which files are images, how large, of what class, and which are held out. (Over 200 lines: what
+an index is, and how it is made.)
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught.data import recall
 from selftaught.data.labels import label
 from selftaught.data.paths import Paths, counted, listed, shown
 from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
@@ -120,7 +124,8 @@ def build(
     Links are followed, every file is counted once (by its real path, where it lies rather than where it is
     linked), and names that begin with a dot are passed over, as is __MACOSX. Every file is decoded fully
     once; verdicts are kept in `cache` (default: $XDG_CACHE_HOME/selftaught or ~/.cache/selftaught) by size
-    and time of change, so that a second call is quick and follows additions, changes and deletions.
+    and time of change, so that a second call is quick and follows additions, changes and deletions. The index of a large
+    set is remembered as a whole: then a file that was written anew in its place is noticed only if many were.
 
     labels: "auto" takes a root's labels.csv, else its class folders, else none; "folders" insists on class
     folders; "none"; or the path of a CSV (see `labels.Table`). `train/` and `test/` (`val/`, ...) below a root
@@ -135,8 +140,14 @@ def build(
     if not 0 <= holdout < 1:
         raise UserError(f"the held-out share must be at least 0 and less than 1, not {holdout}")
     places = [Root.of(Path(root).expanduser()) for root in roots]
+    cache = cache or default_cache()
+    table = str(labels) if str(labels) in ("auto", "folders", "none") else os.path.abspath(Path(labels).expanduser())
+    name = recall.key([places, table, holdout, seed])
+    if cache is not None and (known := recall.load(cache, name)) is not None:
+        return Index(**known)
+    began = time.time_ns()
     scan = Scan(places)
-    sizes, reasons = check(places, scan.files, cache or default_cache(), on_progress)
+    sizes, reasons = check(places, scan.files, cache, on_progress)
     readable = [i for i in range(len(scan.files)) if i not in reasons]
     failed = [*((scan.files.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
     unreadable = sorted((shown(path), reason) for path, reason in failed)
@@ -147,7 +158,7 @@ def build(
     rows, classes = label(str(labels), places, files, depth, notes)
     if split == "drawn":
         is_test = draw_split(files, rows, holdout, seed)
-    return Index(
+    index = Index(
         paths=Paths(files.paths),
         sizes=torch.from_numpy(sizes[readable]),
         labels=None if rows is None else torch.from_numpy(rows),
@@ -158,6 +169,12 @@ def build(
         fingerprint=_fingerprint(files, rows, classes),
         notes=tuple(notes),
     )
+    if cache is not None and len(index) >= recall.LEAST:
+        tables = [table, *(os.path.join(place.path, "labels.csv") for place in places)]
+        witness = recall.Witness.of(scan, [*tables, *(scan.files.paths[i] for i in reasons)], began)
+        if witness is not None:
+            recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness)
+    return index
 
 
 def _refuse_bad_sets(places: Sequence[Root], readable: int, unreadable: Sequence[tuple[str, str]]) -> None:
@@ -175,11 +192,13 @@ def _refuse_bad_sets(places: Sequence[Root], readable: int, unreadable: Sequence
 
 def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str]) -> str:
     total = hashlib.sha256()
+    plain = rows.tolist() if rows is not None and rows.ndim == 1 else None
     for i, name in enumerate(files.names):
         label: Iterable[int] = ()
-        if rows is not None:
-            label = (int(rows[i]),) if rows.ndim == 1 else np.flatnonzero(rows[i])
-            label = label if np.min(rows[i]) >= 0 else ()
+        if plain is not None:
+            label = (plain[i],) if plain[i] >= 0 else ()
+        elif rows is not None:
+            label = np.flatnonzero(rows[i]) if np.min(rows[i]) >= 0 else ()
         said = "|".join(classes[c] for c in label)
         total.update(os.fsencode(name) + f"\0{files.bytes[i]}\0{said}\n".encode())
     return total.hexdigest()

@@ -21,6 +21,16 @@ class Paths(Sequence[Path]):
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         self._text = b"".join(names)
 
+    def packed(self) -> tuple[bytes, np.ndarray]:
+        """One string, and where in it each path ends."""
+        return self._text, self._ends
+
+    @classmethod
+    def unpacked(cls, text: bytes, ends: np.ndarray) -> Paths:
+        paths = cls(())
+        paths._text, paths._ends = text, ends
+        return paths
+
     def __len__(self) -> int:
         return len(self._ends)
 

@@ -78,6 +78,8 @@ class Scan:
     def __init__(self, places: Sequence[Root]) -> None:
         self.places = places
         self.unreadable: list[tuple[str, str]] = []  # (path, reason) of files, links and folders
+        self.folders: list[tuple[str, int]] = []  # every folder entered, and when it last changed, in nanoseconds
+        self.links = 0  # of any kind
         self._found = Files()
         self._hidden = 0
         self._again = 0  # links and named files that lead to an image which is counted already
@@ -120,6 +122,7 @@ class Scan:
                 continue
             self._entered.add(real)
             try:
+                self.folders.append((path, os.stat(path).st_mtime_ns))  # first: what changes meanwhile will be seen
                 with os.scandir(path) as entries:
                     for entry in entries:
                         if entry.name == "__MACOSX" or entry.name.startswith("."):
@@ -134,6 +137,7 @@ class Scan:
                 self.unreadable.append((path, f"folder: {why(error)}"))
 
     def _link(self, entry: os.DirEntry[str], holder: str, root: int) -> None:
+        self.links += 1
         try:
             target = entry.stat()
         except OSError as error:

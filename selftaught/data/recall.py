@@ -1,0 +1,113 @@
+"""A whole index remembered, so that a million images load in a second: unless something shows that they have changed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+
+from selftaught.checkpoint import atomic
+from selftaught.data.paths import Paths
+from selftaught.data.scan import Scan
+
+LEAST = 20_000  # images; smaller sets are looked at file by file, which takes less than a second
+SAMPLE = 1000  # files that are looked at when an index is recalled, drawn anew each time
+RACE = 2_000_000_000  # nanoseconds; a folder that changed so shortly ago may change again at the same time of its clock
+_FORMAT = 1  # of what is stored
+
+Fields = dict[str, Any]
+
+
+def key(question: Sequence[object]) -> str:
+    """A name for an index from all that was asked for."""
+    return hashlib.sha256(repr((_FORMAT, PIL.__version__, *question)).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What an index was made from: if all of it is as it was, so is the index.
+
+    A folder's time of change tells of files that came, went or were renamed, and not of those written anew in their place:
+    these are found by looking at some at random, and by whatever fails when they are read.
+    """
+
+    folders: list[tuple[str, int]]  # every folder that was entered, and when it last changed
+    watched: list[tuple[str, int, int]]  # tables of labels and unreadable files: path, size, time; -1: not there
+    began: int  # when the scan did
+
+    @classmethod
+    def of(cls, scan: Scan, others: Sequence[str], began: int) -> Witness | None:
+        """None where the scan met what may change unseen: links, places that cannot be read, a folder still changing."""
+        restless = any(began - changed < RACE for _, changed in scan.folders)
+        if scan.links or scan.unreadable or restless or any(place.is_file for place in scan.places):
+            return None
+        return cls(scan.folders, [(path, *_look(path)) for path in others], began)
+
+    def stands(self) -> bool:
+        with contextlib.suppress(OSError):
+            same = all(os.stat(path).st_mtime_ns == changed for path, changed in self.folders)
+            return same and all(_look(path) == (size, changed) for path, size, changed in self.watched)
+        return False
+
+
+def _look(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def store(cache: Path, name: str, fields: Fields, looks: np.ndarray, witness: Witness) -> None:
+    """Remember `fields` of an Index, with size and time [N, 2] of its files."""
+    text, ends = fields["paths"].packed()
+    arrays = {"text": np.frombuffer(text, "u1"), "ends": ends, "sizes": fields["sizes"].numpy(), "looks": looks}
+    arrays["test"] = fields["test"].numpy()
+    if fields["labels"] is not None:
+        arrays["labels"] = fields["labels"].numpy()
+    plain = {n: fields[n] for n in ("classes", "split", "unreadable", "fingerprint", "notes")}
+    said = json.dumps({"plain": plain, "folders": witness.folders, "watched": witness.watched, "began": witness.began})
+    arrays["said"] = np.frombuffer(said.encode("utf-8", "surrogateescape"), "u1")
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as out:
+            np.savez(out, **arrays)
+
+    with contextlib.suppress(OSError):  # a full disk: the next index takes as long
+        atomic(_file(cache, name), write)
+
+
+def load(cache: Path, name: str) -> Fields | None:
+    """The fields of an Index, if it was remembered and still stands."""
+    # Missing, torn or overwritten by anything at all: as if it were not there.
+    with contextlib.suppress(Exception), np.load(_file(cache, name), allow_pickle=False) as stored:
+        said = json.loads(stored["said"].tobytes().decode("utf-8", "surrogateescape"))
+        folders, watched = ([tuple(entry) for entry in said[n]] for n in ("folders", "watched"))
+        if not Witness(folders, watched, said["began"]).stands():
+            return None
+        paths = Paths.unpacked(stored["text"].tobytes(), stored["ends"])
+        looks = stored["looks"]
+        some = np.random.default_rng(time.time_ns()).choice(len(paths), min(SAMPLE, len(paths)), replace=False)
+        if any(_look(os.fspath(paths[int(i)])) != tuple(looks[i].tolist()) for i in some):
+            return None
+        fields: Fields = dict(said["plain"])
+        for n in ("classes", "notes"):
+            fields[n] = tuple(fields[n])
+        fields["unreadable"] = tuple((path, reason) for path, reason in fields["unreadable"])
+        fields |= {"paths": paths} | {n: torch.from_numpy(stored[n]) for n in ("sizes", "test")}
+        return fields | {"labels": torch.from_numpy(stored["labels"]) if "labels" in stored.files else None}
+    return None
+
+
+def _file(cache: Path, name: str) -> Path:
+    return cache / "index" / f"{name}.whole.npz"

@@ -1,0 +1,110 @@
+"""A remembered index is the one that would be made, and is made anew when anything shows that it would be another."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from selftaught.data import index as index_module
+from selftaught.data import recall
+from selftaught.data.index import Index, build
+
+OLD = time.time() - 1000
+
+
+def settled(root: Path) -> None:
+    """As if nothing had been written for a while."""
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, (OLD, OLD))
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(recall, "LEAST", 1)
+    root = tmp_path / "photos"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (8 + i, 9), (i, 0, 0)).save(root / name / f"{i:02}.png")
+    (root / "cat" / "torn.png").write_bytes(b"no image")
+    settled(root)
+    return root
+
+
+def same(one: Index, other: Index) -> bool:
+    plain = ("classes", "split", "unreadable", "fingerprint", "notes")
+    tensors = all(torch.equal(getattr(one, n), getattr(other, n)) for n in ("sizes", "labels", "test"))
+    return tensors and list(one.paths) == list(other.paths) and all(getattr(one, n) == getattr(other, n) for n in plain)
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows whenever folders are really walked."""
+    done: list[int] = []
+    scan = index_module.Scan
+    monkeypatch.setattr(index_module, "Scan", lambda places: (done.append(1), scan(places))[1])
+    return done
+
+
+def test_the_second_index_is_recalled_and_the_same(root: Path, tmp_path: Path, scans: list[int]) -> None:
+    first = build([root], cache=tmp_path / "cache")
+    assert len(first.unreadable) == 1
+    assert same(build([root], cache=tmp_path / "cache"), first)
+    assert len(scans) == 1
+    for other in ({"seed": 1}, {"holdout": 0.5}, {"labels": "folders"}):
+        build([root], cache=tmp_path / "cache", **other)  # type: ignore[arg-type]
+    assert len(scans) == 4
+    build([root / "cat"], cache=tmp_path / "cache", labels="none")
+    assert len(scans) == 5
+
+
+def mend(root: Path) -> None:
+    Image.new("RGB", (5, 5)).save(root / "cat" / "torn.png")
+
+
+def label(root: Path) -> None:
+    (root / "labels.csv").write_text("image,class\n" + "".join(f"cat/{i:02}.png,{'ab'[i % 2]}\n" for i in range(12)))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "added": lambda root: Image.new("RGB", (5, 5)).save(root / "cat" / "new.png"),
+    "removed": lambda root: (root / "dog" / "03.png").unlink(),
+    "renamed": lambda root: (root / "dog").rename(root / "wolf"),
+    "written anew in its place": lambda root: Image.new("RGB", (30, 30)).save(root / "dog" / "04.png"),
+    "an unreadable one mended in its place": mend,
+    "a table of labels": label,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_is_followed(root: Path, tmp_path: Path, change: str, scans: list[int]) -> None:
+    before = build([root], cache=tmp_path / "cache")
+    CHANGES[change](root)
+    after = build([root], cache=tmp_path / "cache")
+    assert len(scans) == 2
+    assert same(after, build([root], cache=tmp_path / "other"))
+    assert not (
+        list(after.paths) == list(before.paths) and torch.equal(after.sizes, before.sizes) and change != "a table of labels"
+    )
+
+
+def test_what_may_change_unseen_is_not_remembered(root: Path, tmp_path: Path, scans: list[int]) -> None:
+    (root / "link").symlink_to(tmp_path)
+    for _ in range(2):
+        build([root], cache=tmp_path / "cache")
+    (root / "link").unlink()  # and now the folder has only just changed
+    for _ in range(2):
+        build([root], cache=tmp_path / "cache")
+    assert len(scans) == 4
+
+
+def test_a_damaged_memory_is_as_none(root: Path, tmp_path: Path, scans: list[int]) -> None:
+    first = build([root], cache=tmp_path / "cache")
+    (file,) = (tmp_path / "cache" / "index").glob("*.whole.npz")
+    file.write_bytes(file.read_bytes()[:-100])
+    assert same(build([root], cache=tmp_path / "cache"), first)
+    assert len(scans) == 2
