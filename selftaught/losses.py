@@ -81,8 +81,8 @@ def margin_contrastive(x: Tensor, y: Tensor, margin: float) -> Tensor:
     itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
     squared = squared_distances(x, y)
     distance = squared.clamp_min(1e-6).sqrt()  # whose slope is infinite at 0
-    pull = squared[itself].mean() / 2
-    push = F.relu(margin - distance[~itself]).square().sum() / max(len(x) * (len(x) - 1), 1) / 2
+    pull = squared.diagonal().mean() / 2
+    push = F.relu(margin - distance).square().masked_fill(itself, 0).sum() / max(len(x) * (len(x) - 1), 1) / 2
     return pull + push
 
 

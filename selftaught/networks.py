@@ -37,6 +37,20 @@ def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...
     return tuple(outputs)
 
 
+class Counter(nn.Module):
+    """A number of steps, saved with the rest. No tensor: reading one on a GPU would wait for all that it has to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = 0
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.value)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.value = int(state)
+
+
 class Teacher(nn.Module):
     """A copy of `student` that follows it by exponential moving average."""
 

@@ -614,7 +614,7 @@ def test_pcls_negative_prototypes_are_drawn_once_a_step() -> None:
         torch.manual_seed(len(losses))  # whatever the state of the global generator, which differs between ranks
         assert method.loss(predictions, targets).item() == loss
         losses.append(loss)
-        method.steps += 1
+        method.steps.value += 1
     assert len(set(losses)) == 6
     everything = dataclasses.replace(method.config, negatives=40)
     method.config = everything
@@ -633,7 +633,7 @@ def test_pcl_keeps_its_queue_as_moco_does_and_counts_steps() -> None:
         close(method.moco.queue[place], targets[0][0])
         before[place] = targets[0][0]
         close(method.moco.queue, before)
-    assert method.steps == 3
+    assert method.steps.value == 3
 
 
 @pytest.mark.parametrize(("version", "layers"), [("v1", 1), ("v2", 2)])

@@ -11,7 +11,7 @@ from selftaught.distributed import gather
 from selftaught.errors import require
 from selftaught.losses import cosine_distance
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Teacher, mlp, on_views
+from selftaught.networks import Counter, Teacher, mlp, on_views
 
 
 class DirectPred(Method):
@@ -20,7 +20,6 @@ class DirectPred(Method):
     paper = "Tian et al., 2021, https://arxiv.org/abs/2102.06810; Wang et al., 2021, https://arxiv.org/abs/2110.04947"
     correlation: Tensor
     predictor: Tensor
-    steps: Tensor
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -51,7 +50,7 @@ class DirectPred(Method):
         self.teacher = Teacher(self.network)
         self.register_buffer("correlation", torch.zeros(config.dim, config.dim))
         self.register_buffer("predictor", torch.eye(config.dim))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.steps = Counter()
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return batch.views[:2]
@@ -76,8 +75,8 @@ class DirectPred(Method):
         self.teacher.follow(self.network, 1 - (1 - self.config.momentum) * cosine)
         z = torch.cat([gather(p).to(self.correlation) for p in predictions])
         self.correlation.lerp_(z.T @ z / len(z), 1 - self.config.rho)
-        self.steps += 1
-        if self.steps % self.config.frequency == 0:
+        self.steps.value += 1
+        if self.steps.value % self.config.frequency == 0:
             self.predictor.copy_(direct_predictor(self.correlation, self.config))
 
 

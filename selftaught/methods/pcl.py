@@ -15,7 +15,7 @@ from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.methods.moco import MoCo
 from selftaught.methods.moco_v1 import MoCoV1
 from selftaught.methods.moco_v2 import MoCoV2
-from selftaught.networks import frozen_statistics
+from selftaught.networks import Counter, frozen_statistics
 
 UNSEEN = -1  # an image without a cluster: all of them before the first clustering
 
@@ -28,7 +28,6 @@ class PCL(Method):
     assigned: Tensor
     prototypes: Tensor
     concentrations: Tensor
-    steps: Tensor
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -62,7 +61,7 @@ class PCL(Method):
         self.register_buffer("assigned", torch.full((images, config.clusterings), UNSEEN))
         self.register_buffer("prototypes", torch.zeros(sum(self.sizes), config.dim))
         self.register_buffer("concentrations", torch.ones(sum(self.sizes)))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.steps = Counter()
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return self.moco.inputs(batch)
@@ -76,7 +75,7 @@ class PCL(Method):
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
         keys, clusters = targets
         (query,) = predictions
-        rng = torch.Generator().manual_seed(int(self.steps))  # the same on every rank, and for every loss of a step
+        rng = torch.Generator().manual_seed(self.steps.value)  # the same on every rank, and for every loss of a step
         each = zip(self.prototypes.split(self.sizes), self.concentrations.split(self.sizes), clusters.unbind(1), strict=True)
         losses = []
         for prototypes, phi, label in each:
@@ -109,7 +108,7 @@ class PCL(Method):
 
     def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[tuple[Tensor, ...], Tensor]) -> None:
         self.moco.after_step(batch, predictions, targets[0])
-        self.steps += 1
+        self.steps.value += 1
 
 
 def moco_config(config: PCL.Config) -> Any:

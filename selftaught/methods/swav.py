@@ -12,7 +12,7 @@ from selftaught.distributed import gather, own
 from selftaught.errors import UserError
 from selftaught.losses import sinkhorn, soft_cross_entropy
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Normalize, mlp, on_views
+from selftaught.networks import Counter, Normalize, mlp, on_views
 
 
 class SwAV(Method):
@@ -50,6 +50,7 @@ class SwAV(Method):
         self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
         self.prototypes = nn.Linear(config.dim, config.prototypes, bias=False)
         self.register_buffer("queue", torch.zeros(self.views, config.queue, config.dim))
+        self.stored = Counter()  # embeddings that ever came into the queue
         self._normalize_prototypes()
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -65,7 +66,7 @@ class SwAV(Method):
         codes = []
         for past, embeddings in zip(self.queue, predictions, strict=False):
             everyone = gather(embeddings.detach())
-            use_queue = self.progress >= self.config.queue_start and len(past) and bool(past[-1].any())
+            use_queue = self.progress >= self.config.queue_start and 0 < len(past) <= self.stored.value
             pool = torch.cat([everyone, past]) if use_queue else everyone
             balanced = sinkhorn(self.scores(pool), self.config.epsilon, self.config.iterations)
             codes.append(own(balanced[: len(everyone)]))
@@ -93,6 +94,7 @@ class SwAV(Method):
         self._normalize_prototypes()
         if self.config.queue:
             newest = torch.stack([gather(e.to(self.queue.dtype)) for e in predictions[: self.views]])
+            self.stored.value += newest.shape[1]
             self.queue.copy_(torch.cat([newest, self.queue], dim=1)[:, : self.config.queue])
 
     @torch.no_grad()
