@@ -3,8 +3,6 @@
 Stages that two plans share are therefore trained once, and a plan that broke off goes on where it was.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -12,13 +10,14 @@ from pathlib import Path
 
 import timm
 
-from selftaught import checkpoint, flags, recipe, run, weights
+from selftaught import checkpoint, flags, heads, run, weights
 from selftaught.data.index import Index
 from selftaught.distributed import barrier, rank, shared
 from selftaught.errors import UserError
+from selftaught.identity import identify, origin
 from selftaught.life import Collapsed, Conduct
 from selftaught.plan import Node, Plan
-from selftaught.stage import Data, Stage
+from selftaught.stage import Data, Stage, method_of
 from selftaught.train import shared_index, train
 
 
@@ -30,6 +29,7 @@ class Settled:
     stage: Stage
     identity: str
     root: str | None  # the weights that its chain began from
+    classes: tuple[str, ...]  # that it will tell
 
     def folder(self, out: Path) -> Path:
         return out / "stages" / self.identity
@@ -40,7 +40,8 @@ def settle(plan: Plan, out: Path, device: str, index_of: Callable[[Data, int], I
     found: dict[str, Settled] = {}
     for node in plan.nodes:
         try:
-            found[node.name] = settle_one(node, found[node.after] if node.after else None, out, device, index_of)
+            before, teacher = (found[name] if name else None for name in (node.after, node.teacher))
+            found[node.name] = settle_one(node, before, teacher, out, device, index_of)
         except SystemExit:
             raise UserError(f"stage {node.name} cannot be read: {' '.join(node.words)}") from None
         except UserError as error:
@@ -49,9 +50,12 @@ def settle(plan: Plan, out: Path, device: str, index_of: Callable[[Data, int], I
 
 
 def settle_one(
-    node: Node, before: Settled | None, out: Path, device: str, index_of: Callable[[Data, int], Index]
+    node: Node, before: Settled | None, teacher: Settled | None, out: Path, device: str,
+    index_of: Callable[[Data, int], Index],
 ) -> Settled:  # fmt: skip
     words = ["--out", str(out), *node.words]
+    if teacher:
+        words += taught_by(teacher, words, out)
     if before:
         words = [*kept(node.words, before.stage.backbone, before.stage.stem), *words]
         words += ["--init", str(before.folder(out))]
@@ -59,14 +63,16 @@ def settle_one(
         words = [*kept(node.words, *network_of(node.init)), *words, "--init", str(run.resolve(Path(node.init)))]
     if flags.chosen(words, "data") is None:
         raise UserError("it has no images: give it data")
-    stage = shared(flags.stage_from(words, None, device, index_of))
+    stage = run.resolved(shared(flags.stage_from(words, None, device, index_of)))
     root = before.root if before else stage.init
     if before and root is not None and stage.keep == "best":
         stage = replace(stage, base=root)  # a stage in between may have made them worse
     index = index_of(stage.data, stage.seed)
-    start = before.identity if before else shared(origin(stage.init))
-    identity = identify(stage, index, start, flags.chosen(node.words, "precision") not in (None, "auto"))
-    return Settled(node, as_begun(stage, out / "stages" / identity), identity, root)
+    classes = classes_of(stage, index, before, teacher)
+    start = before.identity if before else shared(origin(stage.init, head=stage.method.earlier(stage.init) is not None))
+    taught = teacher.identity if teacher else shared(origin(run.teacher_of(stage), head=True))
+    identity = identify(stage, index, start, taught, flags.chosen(node.words, "precision") not in (None, "auto"))
+    return Settled(node, as_begun(stage, out / "stages" / identity), identity, root, classes)
 
 
 def kept(given: Sequence[str], backbone: str | None, stem: str | None) -> list[str]:
@@ -86,33 +92,32 @@ def network_of(init: str) -> tuple[str | None, str | None]:
     return (init.partition(".")[0], "imagenet") if timm.is_model(init) else (None, None)
 
 
-def origin(init: str | None) -> str:
-    """What names the weights that a chain begins from: their content, or their name in timm."""
-    if init is None:
-        return "random"
-    path = run.resolve(Path(init))
-    file = path / "backbone.safetensors" if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        raise UserError(f"{init} has no backbone yet: bring it to its end first")
-    if not file.is_file():
-        if not timm.is_model(init):
-            raise UserError(f"--init {init} is neither a run nor a file, and timm knows no weights of this name")
-        return init
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def taught_by(teacher: Settled, words: Sequence[str], out: Path) -> list[str]:
+    """A teacher that is a stage of the same plan, as a flag."""
+    if flags.name_of(words, None, "method") != "distillation":
+        raise UserError("only distillation has a teacher: give it `method: distillation`, or leave the teacher out")
+    if not method_of(teacher.stage.method).classifies:
+        raise UserError(f"{teacher.node.name} tells no classes and cannot teach: name a stage of supervised or distillation")
+    return ["--method.teacher", str(teacher.folder(out))]
 
 
-def identify(stage: Stage, index: Index, start: str, precise: bool) -> str:
-    """A hash of a stage and its ancestors: of what the data holds and not of where it lies, nor of what a probe of the
-    machine's speed chose.
-    """
-    written = recipe.to_json(stage)
-    written["data"] = {**written["data"], "roots": index.fingerprint, "labels": "as the fingerprint says"}
-    written["init"] = start
-    written["base"] = stage.base is not None  # which one, the ancestors' hash says
-    if not precise:
-        written.pop("precision")
-    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:12]
+def classes_of(stage: Stage, index: Index, before: Settled | None, teacher: Settled | None) -> tuple[str, ...]:
+    """The classes that a stage will tell; raises UserError where the head that it goes on from will not do."""
+    earlier, kind = stage.method.earlier(stage.init), method_of(stage.method)
+    if kind.needs_labels:
+        if earlier and before:
+            wanted, there = stage.method.hidden_layers, before.stage.method.hidden_layers
+            if wanted > there:
+                raise UserError(f"--method.head-layers {wanted}: {before.node.name} has a head of {there} hidden layers")
+        elif earlier:
+            heads.load(earlier)
+        return index.classes
+    if earlier is None:
+        return ()
+    told = teacher.classes if teacher else heads.classifier(earlier).classes
+    if index.labels is not None:
+        heads.refuse_other(teacher.node.name if teacher else earlier, told, index.classes, heads.UNLABELLED)
+    return told
 
 
 def as_begun(stage: Stage, folder: Path) -> Stage:
@@ -182,6 +187,7 @@ def note(out: Path, plan: Plan, stages: dict[str, Settled], command: str) -> Non
                 name: {
                     "folder": f"stages/{s.identity}",
                     "after": s.node.after,
+                    "teacher": s.node.teacher,
                     "init": s.node.init,
                     "words": list(s.node.words),
                 }

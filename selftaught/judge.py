@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from selftaught import checkpoint, run
 from selftaught.backbones import Backbone
+from selftaught.classifying import classified, classifiers
 from selftaught.data.images import Images, default_canvas
 from selftaught.data.index import Index
 from selftaught.errors import UserError, require
-from selftaught.evaluation import KNN, Features, Linear, Protocol, Results, evaluate, verdict
+from selftaught.evaluation import KNN, Classifier, Features, Linear, Protocol, Results, evaluate, verdict
 from selftaught.evaluation.features import cached, extract
 from selftaught.progress import Progress
 from selftaught.stage import Data
@@ -97,12 +98,18 @@ def judge(
                 vectors = cached(own.folder / "features", key, lambda: make(positions))
             return Features(vectors, index.labels[positions])
 
-        if any(not isinstance(p, FineTune) for p in protocols):
+        if any(not isinstance(p, FineTune | Classifier) for p in protocols):
             found[name] = (features(train), features(test))
-    frozen = [p for p in protocols if not isinstance(p, FineTune)]
+    frozen = [p for p in protocols if not isinstance(p, FineTune | Classifier)]
     results = Results(rows=())
     if frozen:
         results = evaluate(found, frozen, labels=labels, draws=draws, seed=seed, on_progress=progress.of("evaluating"))
+    for asked_own in (p for p in protocols if isinstance(p, Classifier)):
+        told = classifiers(learnt, compared, index, progress)
+        results += classified(
+            told, asked_own, index, images, test, seed=seed, progress=progress, size=width, device=device,
+            precision=precision, workers=workers,
+        )  # fmt: skip
     for asked in (p for p in protocols if isinstance(p, FineTune)):
         bound = Bound(asked=asked, backbones=compared, images=images, size=width, device=device, precision=precision)
         positions = {name: (as_positions(train), as_positions(test)) for name in compared}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from selftaught import checkpoint, choice, run, watch, weights
+from selftaught import checkpoint, choice, heads, run, watch, weights
 from selftaught.backbones import Backbone
 from selftaught.choice import Candidate
 from selftaught.data.index import Index
@@ -162,7 +162,7 @@ class Life:
             scores |= choice.label_scores(vectors, t.index.labels[positions])
         name = "base" if step == choice.BASE else f"step-{step}"
         file = f"checkpoints/{name}.safetensors"
-        weights.save(backbone, self.out / file, {"size": str(t.stage.size)})
+        self.write(backbone, self.out / file, self.out / f"checkpoints/{name}-{heads.FILE}" if step > 0 else None)
         self.candidates.append(Candidate(step=step, file=file, scores=scores))
         self.conduct.say(f"{name}: {choice.said(self.candidates[-1])}")
 
@@ -226,16 +226,31 @@ class Life:
             return
         checkpoint.save(self.out / "checkpoints" / name, state)
 
+    def write(self, backbone: Backbone, file: Path, beside: Path | None) -> None:
+        """Weights for others: a backbone's and, in a file beside it, the method's head where later stages can use it."""
+        head = self.trainee.method.kept_head()
+        if head is not None and beside is not None:
+            labels = self.trainee.index.labels
+            heads.save(head, self.trainee.classes, labels is not None and labels.dim() == 2, beside)
+        weights.save(backbone, file, {"size": str(self.trainee.stage.size)})
+
     def end(self, outcome: str, **more: Any) -> Path:
-        file = self.out / "backbone.safetensors"
+        file, head = self.out / "backbone.safetensors", self.out / heads.FILE
         if self.first:
             if self.candidates and self.step:
                 chosen = choice.choose(self.candidates)
-                checkpoint.atomic(file, lambda draft: shutil.copyfile(self.out / chosen.kept.file, draft))
+                kept = self.out / chosen.kept.file
+                beside = kept.with_name(f"{kept.stem}-{heads.FILE}")  # the start's head has learnt nothing: there is none
+                if beside.is_file():
+                    checkpoint.atomic(head, lambda draft: shutil.copyfile(beside, draft))
+                else:
+                    head.unlink(missing_ok=True)
+                checkpoint.atomic(file, lambda draft: shutil.copyfile(kept, draft))
                 self.conduct.say(chosen.text)
                 more["choice"] = chosen.facts()
-            elif checkpoint.all_finite(self.trainee.backbone.state_dict()):
-                weights.save(self.trainee.backbone, file, {"size": str(self.trainee.stage.size)})
+            elif checkpoint.all_finite(self.trainee.method.state_dict()):
+                learnt = self.step and self.trainee.stage.trainable != "none"
+                self.write(self.trainee.backbone, file, head if learnt else None)
             self.write_run(outcome, **more)
             if self.journal is not None:
                 self.journal.close()

@@ -33,11 +33,13 @@ def described(name: str, begun: str, place: Path) -> dict[str, Any]:
     stage, chosen = found.stage, found.facts.get("choice")
     evaluations = place / "evaluation.json"
     judged = json.loads(evaluations.read_text(encoding="utf-8")) if evaluations.is_file() else []
+    teacher = run.teacher_of(stage)
     method = " + ".join([recipe.method_name(stage), *map(recipe.hard_name, stage.hard)])
     data = f"{', '.join(stage.data.roots)} ({found.facts['data']['train']:,} images)"
     said = [
         f"{data}; {method}; {stage.backbone}, {stage.size} px",
         f"{stage.steps:,} steps of {stage.batch} images; moved: {stage.trainable}",
+        *([f"taught by {teacher}"] if teacher else []),
         *([chosen["text"]] if chosen else []),
         *(f"on {', '.join(e['data'])}: {e['verdict']}" for e in judged),
         str(place / "backbone.safetensors"),
@@ -46,5 +48,5 @@ def described(name: str, begun: str, place: Path) -> dict[str, Any]:
         "stage": name, "from": begun, "folder": str(place), "outcome": found.facts["outcome"],
         "data": list(stage.data.roots), "images": found.facts["data"]["train"], "method": recipe.method_name(stage),
         "hard": [recipe.hard_name(h) for h in stage.hard], "trainable": stage.trainable, "steps": stage.steps,
-        "choice": chosen, "evaluations": judged, "said": said,
+        "teacher": teacher, "choice": chosen, "evaluations": judged, "said": said,
     }  # fmt: skip

@@ -74,11 +74,21 @@ class Method(nn.Module, ABC):
             """The same, with what must follow the data and the backbone scaled to them."""
             return self
 
+        def earlier(self, init: str | None) -> str | None:
+            """The run whose head it goes on from, where `init`'s backbone is not all that it takes."""
+            return None
+
+        @property
+        def hidden_layers(self) -> int:
+            """How many layers of its head a later stage can keep."""
+            return 0
+
     paper: ClassVar[str] = ""  # authors, year, address
     views: ClassVar[int] = 2  # large views that it needs
     multi_crop: ClassVar[bool] = False  # inputs are views, and small ones may follow the large ones
     couples_samples: ClassVar[bool] = False  # the loss compares the samples of a batch with each other
     needs_labels: ClassVar[bool] = False
+    classifies: ClassVar[bool] = False  # its head tells classes: it can be scored as it is, and teach
     unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
     steady: ClassVar[tuple[str, ...]] = ()  # its parts whose learning rate stays at the peak throughout
     augment: ClassVar[Mapping[str, Any]] = {}  # how its views differ from MoCo-v2's, by default: fields of Views
@@ -88,8 +98,10 @@ class Method(nn.Module, ABC):
     progress: float = 0.0  # share of training done, written by the loop
 
     @abstractmethod
-    def __init__(self, config: Any, backbone: Encoder, images: int) -> None:
-        """`images` is the training set's size."""
+    def __init__(self, config: Any, backbone: Encoder, images: int, earlier: nn.Sequential | None = None) -> None:
+        """`images` is the training set's size; `earlier`, the backbone and head of the run that `config.earlier` names,
+        is given to those methods alone that name one.
+        """
         super().__init__()
 
     def inputs(self, batch: Batch) -> Tensors:
@@ -107,6 +119,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def loss(self, predictions: Tensors, targets: Tensors) -> Tensor:
         """How far off it was: a scalar, the mean over the samples."""
+
+    def kept_head(self) -> nn.Sequential | None:
+        """What is kept behind the backbone for a later stage: an `mlp`, or nothing."""
+        return None
 
     def chance(self) -> float | None:
         """The loss of a network that says the same of every image, where that is known: a loss stuck there is collapse."""

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,17 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
         torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1 - momentum)
+
+
+class Expert(Teacher):
+    """A teacher that learns no more: it always judges by what its batch norms remember."""
+
+    def __init__(self, taught: nn.Module) -> None:
+        super().__init__(taught)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
 
 
 def batch_norms(network: nn.Module) -> Iterator[tuple[nn.Module, str, _BatchNorm]]:

@@ -25,6 +25,7 @@ class Node:
     name: str
     words: tuple[str, ...]  # as `selftaught pretrain` takes them
     after: str | None = None  # the stage whose backbone it begins from
+    teacher: str | None = None  # the stage whose classifier it learns from
     init: str | None = None  # or else weights: a run, a file, a name in timm; neither: random ones
 
 
@@ -41,6 +42,8 @@ class Plan:
                 raise UserError(f"the plan has two stages called {node.name}")
             if node.after is not None and node.after not in seen:
                 raise UserError(f"{node.name} is to begin after {node.after}: the plan has no such stage before it")
+            if node.teacher is not None and node.teacher not in seen:
+                raise UserError(f"{node.name} is to be taught by {node.teacher}: the plan has no such stage before it")
             seen.add(node.name)
 
     def __getitem__(self, name: str) -> Node:
@@ -55,8 +58,8 @@ class Plan:
 
     @property
     def leaves(self) -> tuple[Node, ...]:
-        """The stages that no other begins from: what the plan is for."""
-        begun = {node.after for node in self.nodes}
+        """The stages that no other begins from or is taught by: what the plan is for."""
+        begun = {name for node in self.nodes for name in (node.after, node.teacher)}
         return tuple(node for node in self.nodes if node.name not in begun)
 
 
@@ -69,7 +72,8 @@ def read(file: Path) -> Plan:
           source: {data: big/, steps: 5000}
           target: {after: source, data: mine/, steps: 500, trainable: norm, hard: [cutmix], optimizer.lr: 0.03}
 
-    `init: null` in a stage begins it from random weights. Raises UserError for what is no plan.
+    `init: null` in a stage begins it from random weights; `teacher: tuned` lets the stage `tuned` teach it, which
+    `method: distillation` needs. Raises UserError for what is no plan.
     """
     try:
         written = yaml.load(file.read_text(encoding="utf-8"), Loader)
@@ -107,6 +111,7 @@ def from_mapping(written: Any, where: str) -> Plan:
             raise UserError(f"{where}: stage {name} needs flags, such as {{data: photos/, steps: 500}}")
         flags = {**defaults, **asked}
         after, init = flags.pop("after", None), flags.pop("init", written.get("init"))
+        teacher = flags.pop("teacher", None)
         if after is not None and asked.get("init") is not None:
             raise UserError(f"{where}: stage {name} is to begin from init and after another stage: choose one")
         names = {str(flag).replace("_", "-") for flag in flags}
@@ -117,6 +122,7 @@ def from_mapping(written: Any, where: str) -> Plan:
             raise UserError(f"{where}: stage {name}: give {said} to `selftaught adapt`, for all stages")
         node = Node(
             name=str(name), words=words(flags), after=None if after is None else str(after),
+            teacher=None if teacher is None else str(teacher),
             init=None if after is not None or init is None else str(init),
         )  # fmt: skip
         nodes.append(node)

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from selftaught.backbones import Backbone
 from selftaught.data.index import Index
 from selftaught.errors import UserError
 from selftaught.fit import key
+from selftaught.methods.distillation import Distillation
 from selftaught.recipe import from_json, to_json
 from selftaught.stage import Stage
 
@@ -98,7 +99,7 @@ def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str
 
 def lineage(stage: Stage) -> list[dict[str, Any]]:
     """Every training that led here, the first one first."""
-    own = {"init": stage.init, "data": list(stage.data.roots), "steps": stage.steps}
+    own = {"init": stage.init, "teacher": teacher_of(stage), "data": list(stage.data.roots), "steps": stage.steps}
     before = Path(stage.init) if stage.init else None
     if before and (resolve(before) / "run.json").is_file():
         return [*read(before).facts["lineage"], own]
@@ -135,3 +136,17 @@ def read(folder: Path) -> Run:
         return Run(folder, from_json(facts["config"]), facts, base)
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(f"{file} cannot be read ({error}); restore it, or begin the run anew") from error
+
+
+def resolved(stage: Stage) -> Stage:
+    """The same with the runs that the folders of plans stand for."""
+    if stage.init:
+        stage = replace(stage, init=str(resolve(Path(stage.init))))
+    if isinstance(stage.method, Distillation.Config) and stage.method.teacher:
+        stage = replace(stage, method=replace(stage.method, teacher=str(resolve(Path(stage.method.teacher)))))
+    return stage
+
+
+def teacher_of(stage: Stage) -> str | None:
+    """The run that teaches a stage, if one does."""
+    return stage.method.teacher if isinstance(stage.method, Distillation.Config) else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from selftaught import backbones, weights
+from selftaught import backbones, heads, weights
 from selftaught.backbones import Backbone
 from selftaught.data.batches import Batches, Raw
 from selftaught.data.images import Images, default_canvas, statistics
@@ -33,6 +33,7 @@ class Trainee:
     augment: Augment
     step: Step
     device: torch.device
+    classes: tuple[str, ...] = ()  # that the method's head tells, where it tells any
 
     @property
     def method(self) -> Method:
@@ -100,10 +101,11 @@ def assemble(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Trainee:  # fmt: skip
     """Everything that `stage` needs, at its start: untrained, or with its starting weights."""
-    images = Images(index.paths, index.sizes, default_canvas(index.sizes, stage.size), on_progress=on_progress)
     method = method_of(stage.method)
     if method.needs_labels and index.labels is None:
         raise UserError(f"{method.__name__} needs labels: put images into class folders, or write a labels.csv")
+    earlier = earlier_of(stage, index)
+    images = Images(index.paths, index.sizes, default_canvas(index.sizes, stage.size), on_progress=on_progress)
     positions = index.train[index.labelled[index.train]] if method.needs_labels else index.train
     per_process = stage.batch // (world_size() * stage.accumulate)
     if per_process * world_size() * stage.accumulate != stage.batch:
@@ -129,6 +131,21 @@ def assemble(
             backbone.set_statistics(mean, std)
     torch.manual_seed(key(stage.seed, "head"))
     backbones.set_trainable(backbone, stage.trainable)  # before the method copies it for a teacher
-    step = Step(method(stage.method, backbone, len(positions)), stage.hard, stage.combine)
+    made = method(stage.method, backbone, len(positions), *([earlier.network] if earlier else []))
+    step = Step(made, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)
-    return Trainee(stage, index, images, batches, augment, step, device)
+    classes = index.classes if method.needs_labels else earlier.classes if earlier else ()
+    return Trainee(stage, index, images, batches, augment, step, device, classes)
+
+
+def earlier_of(stage: Stage, index: Index) -> heads.Trained | None:
+    """The network of an earlier stage that this one's method goes on from, or is taught by."""
+    run, method = stage.method.earlier(stage.init), method_of(stage.method)
+    if run is None or method.needs_labels:
+        return heads.load(run) if run else None
+    teacher = heads.classifier(run)
+    if teacher.several:
+        raise UserError(f"{run} tells several classes an image: a teacher tells one")
+    if index.labels is not None:
+        heads.refuse_other(run, teacher.classes, index.classes, heads.UNLABELLED)
+    return teacher

@@ -111,7 +111,7 @@ class Bound(Protocol):
         torch.manual_seed(key(asked.seed, "head"))
         backbone = copy.deepcopy(self.backbones[self.tuned]).requires_grad_(True)
         method = Supervised(Supervised.Config(classes=max(class_count(train.labels), 2)), backbone, len(train.labels))
-        head = method.network[1]
+        head = method.classifier[0]
         assert isinstance(head, torch.nn.Linear)
         torch.nn.init.normal_(head.weight, std=0.01)
         torch.nn.init.zeros_(head.bias)

@@ -130,8 +130,8 @@ def test_the_head_learns_a_hundred_times_faster_and_everything_moves(
     linear = only["method"].network[1]
     assert {id(p) for p in head["params"]} == {id(p) for p in linear.parameters()}
     assert {id(p) for p in trunk["params"]} == {id(p) for p in only["method"].backbone.parameters()}
-    assert not only["before"]["network.1.bias"].any()
-    assert 0.005 < only["before"]["network.1.weight"].std() < 0.02
+    assert not only["before"]["classifier.0.bias"].any()
+    assert 0.005 < only["before"]["classifier.0.weight"].std() < 0.02
     after = dict(only["method"].named_parameters())
     assert not [name for name, value in only["before"].items() if torch.equal(value, after[name])]
 

@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from selftaught.commands.console import device_named, tell
+from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.knn import KNN
 from selftaught.evaluation.linear import Linear
 from selftaught.tuning import FineTune
@@ -25,7 +26,7 @@ class Evaluate:
     """labelled images: class folders or a labels.csv; a run's own data when left out"""
     labels_from: Annotated[str, arg(name="labels-from")] = "auto"
     """auto, folders, or a CSV file"""
-    protocol: tuple[Literal["knn", "linear", "finetune"], ...] = ("knn", "linear")
+    protocol: tuple[Literal["knn", "linear", "finetune", "classifier"], ...] = ("knn", "linear")
     labels: tuple[str, ...] = ("5", "20", "all")
     """how many: 5 = five a class; total:1000 = a thousand in all; all"""
     against: tuple[str, ...] = ("random", "init")
@@ -33,6 +34,7 @@ class Evaluate:
     knn: KNN = dataclasses.field(default_factory=KNN)
     linear: Linear = dataclasses.field(default_factory=Linear)
     finetune: FineTune = dataclasses.field(default_factory=FineTune)
+    classifier: tyro.conf.Suppress[Classifier] = dataclasses.field(default_factory=Classifier)
     size: int | None = None
     """pixels; what the run was trained with when left out"""
     draws: int = 5

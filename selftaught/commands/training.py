@@ -18,6 +18,7 @@ from selftaught.data.index import Index
 from selftaught.distributed import processes, rank, shared
 from selftaught.errors import UserError, require
 from selftaught.life import Conduct
+from selftaught.methods import METHODS
 from selftaught.plan import Node, Plan
 from selftaught.progress import Progress
 from selftaught.stage import Data
@@ -63,8 +64,7 @@ def train(words: list[str]) -> None:
         if base is None and asked.init:
             words = [*adapting.kept(words, *adapting.network_of(asked.init)), *words]
         stage = shared(flags.stage_from(words, base, device, index_of))  # rank 0's probe decides
-        if stage.init:
-            stage = dataclasses.replace(stage, init=str(run.resolve(Path(stage.init))))
+        stage = run.resolved(stage)
         if resume and begun and base is not None and stage != base:
             raise UserError(
                 f"{out} was begun with other settings ({', '.join(flags.differences(stage, base))}): leave those flags out "
@@ -151,8 +151,9 @@ def with_defaults(asked: Plan) -> Plan:
         words = list(node.words)
         if flags.chosen(words, "statistics") is None:
             words += ["--statistics", "data"]
-        if flags.chosen(words, "keep") is None and node in asked.leaves and (node.after or node.init):
-            words += ["--keep", "best"]
+        classifies = METHODS[flags.name_of(words, None, "method")].classifies
+        if flags.chosen(words, "keep") is None and node in asked.leaves and (node.after or node.init) and not classifies:
+            words += ["--keep", "best"]  # by the features: it does not tell which classifier is best
         return dataclasses.replace(node, words=tuple(words))
 
     return Plan(nodes=tuple(settled(node) for node in asked.nodes))

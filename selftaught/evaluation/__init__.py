@@ -2,6 +2,7 @@
 intervals.
 """
 
+from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.compare import evaluate
 from selftaught.evaluation.draws import Budget, draw
 from selftaught.evaluation.features import cached, extract
@@ -16,6 +17,7 @@ __all__ = [
     "KNN",
     "PROTOCOLS",
     "Budget",
+    "Classifier",
     "Difference",
     "Features",
     "Linear",

@@ -122,7 +122,7 @@ class _Comparison:
 
     def _condition(self, difference: Difference) -> str:
         several = len({d.protocol for d in self.differences}) > 1
-        words = {"knn": "kNN", "linear": "the linear probe", "finetune": "fine-tuning"}
+        words = {"knn": "kNN", "linear": "the linear probe", "finetune": "fine-tuning", "classifier": "the own classifier"}
         protocol = words.get(difference.protocol, difference.protocol)
         return _labels(difference.labels) + (f" by {protocol}" if several else "")
 
@@ -137,6 +137,8 @@ def _interval(difference: Difference) -> str:
 
 
 def _labels(labels: str) -> str:
+    if labels == "own":
+        return "as they are"
     if labels == "all":
         return "with all labels"
     if labels.startswith("total:"):

@@ -9,6 +9,7 @@ from selftaught.methods.deepcluster import DeepCluster
 from selftaught.methods.deepcluster_v2 import DeepClusterV2
 from selftaught.methods.densecl import DenseCL
 from selftaught.methods.directpred import DirectPred
+from selftaught.methods.distillation import Distillation
 from selftaught.methods.infomin import InfoMin
 from selftaught.methods.instance_discrimination import InstanceDiscrimination
 from selftaught.methods.margin_contrastive import MarginContrastive
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
     "deepcluster-v2": DeepClusterV2,
     "densecl": DenseCL,
     "directpred": DirectPred,
+    "distillation": Distillation,
     "infomin": InfoMin,
     "instance-discrimination": InstanceDiscrimination,
     "margin-contrastive": MarginContrastive,

@@ -28,12 +28,17 @@ class SimCLR(Method):
         def suited(self, setting: Setting) -> Self:
             return replace(self, hidden=setting.features)
 
+        @property
+        def hidden_layers(self) -> int:
+            return self.layers - 1
+
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         self.temperature = config.temperature
         self.backbone = backbone
-        hidden = [config.hidden] * (config.layers - 1)
-        self.network = nn.Sequential(backbone, mlp(backbone.features, *hidden, config.dim), Normalize())
+        hidden = [config.hidden] * config.hidden_layers
+        self.projection = mlp(backbone.features, *hidden, config.dim)
+        self.network = nn.Sequential(backbone, self.projection, Normalize())
         self.others = 0
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -50,6 +55,9 @@ class SimCLR(Method):
         self.others = 2 * len(predictions[0]) - 1
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([nt_xent(q, k, self.temperature) for q, k in pairs]).mean()
+
+    def kept_head(self) -> nn.Sequential:
+        return self.projection
 
     def chance(self) -> float | None:
         return math.log(self.others) if self.others else None

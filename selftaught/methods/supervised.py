@@ -10,18 +10,29 @@ from selftaught.method import Batch, Encoder, Method
 
 
 class Supervised(Method):
-    """Predict the label."""
+    """Predict the label, from the backbone or from a middle layer of the head that it was pretrained with."""
 
     paper = "-"
     views = 1
     needs_labels = True
+    classifies = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         classes: int = 0  # from the data
         smoothing: float = 0.0  # of the labels
+        head_layers: int = 0  # of the head of the run in --init, kept with its backbone: 1 in SimCLR v2
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        def earlier(self, init: str | None) -> str | None:
+            if self.head_layers and init is None:
+                raise UserError("--method.head-layers are those of a pretrained head: name the run that has it by --init")
+            return init if self.head_layers else None
+
+        @property
+        def hidden_layers(self) -> int:
+            return self.head_layers
+
+    def __init__(self, config: Config, backbone: Encoder, images: int, earlier: nn.Sequential | None = None) -> None:
         super().__init__(config, backbone, images)
         if config.classes < 2:
             raise UserError(
@@ -29,7 +40,10 @@ class Supervised(Method):
             )
         self.smoothing = config.smoothing
         self.backbone = backbone
-        self.network = nn.Sequential(backbone, nn.Linear(backbone.features, config.classes))
+        kept = hidden(earlier, config.head_layers) if earlier else []
+        width = [backbone.features, *(layer.out_features for layer in kept if isinstance(layer, nn.Linear))][-1]
+        self.classifier = nn.Sequential(*kept, nn.Linear(width, config.classes))
+        self.network = nn.Sequential(backbone, self.classifier)
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch.views[0]
@@ -44,3 +58,14 @@ class Supervised(Method):
         if targets.dim() == 2:  # several classes at once
             return F.binary_cross_entropy_with_logits(predictions, targets.to(predictions))
         return F.cross_entropy(predictions, targets, label_smoothing=self.smoothing)
+
+    def kept_head(self) -> nn.Sequential:
+        return self.classifier
+
+
+def hidden(earlier: nn.Sequential, layers: int) -> list[nn.Module]:
+    """The first hidden layers of a head, each linear, batch norm and ReLU."""
+    head = list(earlier[1].children())
+    if 3 * layers >= len(head):
+        raise UserError(f"--method.head-layers {layers}: the pretrained head has {len(head) // 3} hidden layers")
+    return head[: 3 * layers]

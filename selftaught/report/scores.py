@@ -11,7 +11,7 @@ from selftaught.report.read import Run, number
 Effect = Literal["better", "worse", "unclear"]
 
 METRICS = {"balanced_accuracy": "Balanced accuracy", "auroc": "AUROC"}
-PROTOCOLS = {"knn": "kNN", "linear": "Linear probe", "finetune": "Fine-tuning"}
+PROTOCOLS = {"knn": "kNN", "linear": "Linear probe", "finetune": "Fine-tuning", "classifier": "Own classifier"}
 BASELINES = {"random": "random initialisation", "init": "starting weights"}
 
 
@@ -86,6 +86,8 @@ class Table:
 
 
 def labels_words(labels: str) -> str:
+    if labels == "own":
+        return "as it was trained"
     if labels == "all":
         return "all labels"
     kind, _, amount = labels.rpartition(":")

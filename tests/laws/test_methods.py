@@ -14,7 +14,7 @@ from selftaught.method import Batch, detach, leaves
 from selftaught.methods import METHODS
 from selftaught.networks import frozen_statistics
 from selftaught.step import HardExample, Step, objective, part_name
-from tests.laws.toys import HARD, IMAGES, batch, build, fitting, rng, takes
+from tests.laws.toys import HARD, IMAGES, batch, build, earlier, fitting, rng, takes
 
 methods = pytest.mark.parametrize("name", METHODS)
 PAIRS = [(name, hard) for name in METHODS for hard in HARD if takes(name, hard)]
@@ -229,5 +229,6 @@ def test_defaults_fit_small_and_large_data(name: str) -> None:
                 dataclasses.replace(suited, hidden=16) if hasattr(suited, "hidden") else suited,
                 build(name).backbone,
                 images,
+                *earlier(name),
             )
         json.dumps(dataclasses.asdict(suited))

@@ -9,7 +9,7 @@ from selftaught.distributed import own
 from selftaught.hard import Adversarial, CutMix, MixUp
 from selftaught.method import NOISE, Batch, Encoder, Method
 from selftaught.methods import METHODS
-from selftaught.networks import batch_norms
+from selftaught.networks import batch_norms, mlp
 from selftaught.step import HardExample, part_name
 
 IMAGES = 64
@@ -64,7 +64,7 @@ def config(name: str) -> Method.Config:
 def build(name: str, *, seed: int = 0, norm: bool = True, dtype: torch.dtype = torch.float32) -> Method:
     """A method that has begun its first epoch. Without `norm` no batch norm is left anywhere."""
     torch.manual_seed(seed)
-    method = METHODS[name](config(name), Toy(norm), IMAGES)
+    method = METHODS[name](config(name), Toy(norm), IMAGES, *earlier(name))
     if not norm:
         for module in list(method.modules()):
             for holder, child, _ in list(batch_norms(module)):
@@ -74,6 +74,11 @@ def build(name: str, *, seed: int = 0, norm: bool = True, dtype: torch.dtype = t
     torch.manual_seed(seed + 1)
     method.before_epoch([mine(batch(n=16, seed=s, first=16 * s, dtype=dtype)) for s in range(4)])
     return method
+
+
+def earlier(name: str) -> list[nn.Sequential]:
+    """The network of an earlier stage, for a method that cannot do without one."""
+    return [nn.Sequential(Toy(norm=True), mlp(6, 16, SMALL["classes"]))] if name == "distillation" else []
 
 
 def mine(whole: Batch) -> Batch:

@@ -1,0 +1,82 @@
+"""A run's head, in a file beside its backbone: what a later stage may go on from, or be taught by."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from selftaught import checkpoint, weights
+from selftaught.errors import UserError
+from selftaught.networks import mlp
+
+FILE = "head.safetensors"
+UNLABELLED = ", or leave the labels out by --labels-from none"  # what can be taught on may be anything
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that a run left: its backbone, and the head behind it, which is an `mlp`."""
+
+    network: nn.Sequential  # backbone, head
+    classes: tuple[str, ...]  # what the outputs stand for; none where they are no classes
+    several: bool  # an image may have several of them
+
+
+def save(head: nn.Sequential, classes: tuple[str, ...], several: bool, file: Path) -> Path:
+    """Write a head; atomic. What it takes to build it again stands beside the weights."""
+    linear = [layer for layer in head if isinstance(layer, nn.Linear)]
+    metadata = {
+        "widths": json.dumps([*(layer.in_features for layer in linear), linear[-1].out_features]),
+        "classes": json.dumps(classes),
+        "several": json.dumps(several),
+    }
+    state = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
+    return checkpoint.atomic(file, lambda draft: draft.write_bytes(safetensors.torch.save(state, metadata)))
+
+
+def load(run: str | Path) -> Trained:
+    """What a run left; random numbers elsewhere are not disturbed. Raises UserError where there is no head."""
+    folder = Path(run)
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(
+            f"{run} has no head to go on from: give the folder of a finished run of supervised, distillation, simclr or "
+            "simclr-v2"
+        )
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            said = opened.metadata()
+            state: dict[str, Tensor] = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        widths, classes, several = (json.loads(said[key]) for key in ("widths", "classes", "several"))
+        with torch.random.fork_rng(devices=[]):
+            head = mlp(*widths)
+        head.load_state_dict(state)
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{file} is no readable head ({' '.join(str(error).split())}): train {run} again") from error
+    return Trained(nn.Sequential(weights.load(folder / "backbone.safetensors"), head), tuple(classes), several)
+
+
+def classifier(run: str | Path) -> Trained:
+    """The same of a run whose outputs are classes."""
+    found = load(run)
+    if not found.classes:
+        raise UserError(f"{run} has a head, but tells no classes: give a run of supervised or distillation")
+    return found
+
+
+def refuse_other(name: str | Path, told: tuple[str, ...], labelled: tuple[str, ...], way_out: str = "") -> None:
+    """What tells other classes than images are labelled with."""
+    if set(told) != set(labelled):
+        raise UserError(
+            f"{name} tells {_named(told)}, and these images are labelled {_named(labelled)}: "
+            f"take images of its classes{way_out}"
+        )
+
+
+def _named(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+    return f"{len(classes)} classes ({shown})"

@@ -1,0 +1,49 @@
+"""What decides a stage's outcome, as a hash: the stage, what it began from and was taught by, and what the data holds."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import timm
+
+from selftaught import heads, recipe, run
+from selftaught.data.index import Index
+from selftaught.errors import UserError
+from selftaught.stage import Stage
+
+
+def origin(init: str | None, head: bool = False) -> str:
+    """What names the weights that a chain begins from, with the `head` beside them where it counts: their content, or
+    their name in timm.
+    """
+    if init is None:
+        return "random"
+    path = run.resolve(Path(init))
+    file = path / "backbone.safetensors" if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        raise UserError(f"{init} has no backbone yet: bring it to its end first")
+    if not file.is_file():
+        if not timm.is_model(init):
+            raise UserError(f"--init {init} is neither a run nor a file, and timm knows no weights of this name")
+        return init
+    files = [file, path / heads.FILE] if head and (path / heads.FILE).is_file() else [file]
+    found = []
+    for each in files:
+        with each.open("rb") as opened:
+            found.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    return "/".join(found)
+
+
+def identify(stage: Stage, index: Index, start: str, teacher: str, precise: bool) -> str:
+    """A hash of a stage, its ancestors and its teacher: of what the data holds and not of where it lies, nor of what a
+    probe of the machine's speed chose.
+    """
+    written = recipe.to_json(stage)
+    written["data"] = {**written["data"], "roots": index.fingerprint, "labels": "as the fingerprint says"}
+    written["init"] = start
+    written["base"] = stage.base is not None  # which one, the ancestors' hash says
+    if run.teacher_of(stage):
+        written["method"] = {**written["method"], "teacher": teacher}
+    if not precise:
+        written.pop("precision")
+    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:12]

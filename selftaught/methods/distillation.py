@@ -1,0 +1,58 @@
+"""Distillation of a fine-tuned network (Chen et al., 2020, https://arxiv.org/abs/2006.10029; Hinton et al., 2015)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from selftaught.errors import UserError
+from selftaught.losses import soft_cross_entropy
+from selftaught.method import Batch, Encoder, Method
+from selftaught.networks import Expert, mlp
+
+
+class Distillation(Method):
+    """Predict what a teacher, fine-tuned with some labels, says of an image; no labels are needed."""
+
+    paper = "Chen et al., 2020, https://arxiv.org/abs/2006.10029; Hinton et al., 2015, https://arxiv.org/abs/1503.02531"
+    views = 1
+    classifies = True
+    augment: ClassVar[Mapping[str, Any]] = {"jitter": 0.0, "gray": 0.0, "blur": 0.0}  # crops and flips alone
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        teacher: str = ""  # a run of supervised, or of distillation
+        temperature: float = 1.0  # of both softmaxes
+
+        def earlier(self, init: str | None) -> str:
+            if not self.teacher:
+                raise UserError("distillation needs a teacher: name a run of supervised by --method.teacher")
+            return self.teacher
+
+    def __init__(self, config: Config, backbone: Encoder, images: int, earlier: nn.Sequential | None = None) -> None:
+        super().__init__(config, backbone, images)
+        if earlier is None:
+            raise ValueError("distillation is made with its teacher")
+        self.temperature = config.temperature
+        self.backbone = backbone
+        *_, last = earlier[1].children()
+        assert isinstance(last, nn.Linear)
+        self.classifier = mlp(backbone.features, last.out_features)
+        self.network = nn.Sequential(backbone, self.classifier)
+        self.teacher = Expert(earlier)
+
+    def inputs(self, batch: Batch) -> Tensor:
+        return batch.views[0]
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
+
+    def targets(self, batch: Batch, predictions: Tensor) -> Tensor:
+        return (self.teacher(batch.views[0]) / self.temperature).softmax(1)  # of the very view that the student sees
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return soft_cross_entropy(predictions / self.temperature, targets)
+
+    def kept_head(self) -> nn.Sequential:
+        return self.classifier
