@@ -94,6 +94,7 @@ def trained(name: str, data: Photographs) -> Method:
     config = dataclasses.replace(known.suited(setting), **fitting)
     earlier = []
     if name == "distillation":
+        config = dataclasses.replace(config, temperature=4.0)  # such that more than one class is to be seen
         teacher = trained("supervised", data)
         earlier = [nn.Sequential(teacher.backbone, teacher.kept_head())]
     method = METHODS[name](config, backbone, len(data.names), *earlier)

@@ -224,6 +224,25 @@ def test_what_is_done_is_not_done_again(chain: tuple[list[str], Path, str], imag
     assert printed(words) == text  # and back again
 
 
+def test_another_plan_that_began_there_meanwhile_is_not_told_of(
+    chain: tuple[list[str], Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two plans may share a folder and its stages; each says at its end what it did itself."""
+    words, out, text = chain
+    shutil.copytree(out, tmp_path / "shared")
+    real = adapting.adapt
+
+    def disturbed(*args: Any) -> Any:
+        folders = real(*args)
+        noted = json.loads((tmp_path / "shared" / "plan.json").read_text())
+        noted["stages"]["target"]["folder"] = "stages/of-the-other-plan"
+        (tmp_path / "shared" / "plan.json").write_text(json.dumps(noted))
+        return folders
+
+    monkeypatch.setattr(adapting, "adapt", disturbed)
+    assert printed([*words[:-1], str(tmp_path / "shared")]) == text.replace(str(out), str(tmp_path / "shared"))
+
+
 def test_a_plans_folder_is_weights_to_begin_from(
     chain: tuple[list[str], Path, str], images: Path, tmp_path: Path, no_pictures: None
 ) -> None:

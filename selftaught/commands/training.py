@@ -114,10 +114,11 @@ def adapt(words: list[str]) -> int:
             tell(f"{stopped}: the same command goes on with it".replace("; go on with --resume", ""))
             return 0
         if rank() == 0:
-            outcome = run.read(out)
-            if "choice" in outcome.facts:
-                print(outcome.facts["choice"]["text"])
-            print(f"the backbone is in {folders[asked_for.leaves[-1].name] / 'backbone.safetensors'}")
+            place = folders[asked_for.leaves[-1].name]  # which plan.json names, unless another plan has begun there since
+            facts = run.read(place).facts
+            if "choice" in facts:
+                print(facts["choice"]["text"])
+            print(f"the backbone is in {place / 'backbone.safetensors'}")
     return 0
 
 
