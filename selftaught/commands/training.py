@@ -152,7 +152,8 @@ def with_defaults(asked: Plan) -> Plan:
         words = list(node.words)
         if flags.chosen(words, "statistics") is None:
             words += ["--statistics", "data"]
-        classifies = METHODS[flags.name_of(words, None, "method")].classifies
+        method = METHODS.get(flags.name_of(words, None, "method"))  # a name that is none is refused with its stage, later
+        classifies = method is not None and method.classifies
         if flags.chosen(words, "keep") is None and node in asked.leaves and (node.after or node.init) and not classifies:
             words += ["--keep", "best"]  # by the features: it does not tell which classifier is best
         return dataclasses.replace(node, words=tuple(words))
