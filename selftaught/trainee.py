@@ -100,7 +100,9 @@ def assemble(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Trainee:  # fmt: skip
     """Everything that `stage` needs, at its start: untrained, or with its starting weights."""
-    images = Images(index.paths, index.sizes, default_canvas(index.sizes, stage.size), on_progress=on_progress)
+    images = Images(
+        index.paths, index.sizes, default_canvas(index.sizes, stage.size), groups=index.groups, on_progress=on_progress
+    )  # fmt: skip
     method = method_of(stage.method)
     if method.needs_labels and index.labels is None:
         raise UserError(f"{method.__name__} needs labels: put images into class folders, or write a labels.csv")
