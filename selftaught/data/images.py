@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selftaught.data.damage import Unreadable
 from selftaught.data.decode import pixels, quiet, squash
+from selftaught.data.locations import spelt
 from selftaught.data.machine import free_memory, in_parallel
 from selftaught.data.order import Groups
 from selftaught.data.originals import Originals
@@ -70,7 +71,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
     @property
     def lost(self) -> list[tuple[str, str]]:
         """(path, reason) of every image that could not be read any more, in the order of their positions."""
-        return [(str(self.paths[i]), reason) for i, reason in sorted(self.reasons.items())]
+        return [(spelt(self.paths[i]), reason) for i, reason in sorted(self.reasons.items())]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -165,7 +166,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
 
     def _last_loss(self) -> str:
         i, reason = next(reversed(self.reasons.items()))
-        return f"{self.paths[i]}, {reason}"
+        return f"{spelt(self.paths[i])}, {reason}"
 
     def _fill(self, on_progress: Callable[[int, int], None] | None) -> None:
         # Plain memory: forked workers share it copy-on-write, and torch moves it to shared memory by itself when

@@ -117,9 +117,13 @@ def _patiently(location: str, ask: Callable[[Any, str], T]) -> T:
         try:
             system, path = _system(location)
             return ask(system, path)
-        except (FileNotFoundError, UserError):
+        except UserError:
             raise
         except Exception as error:  # every file system fails in its own way
+            if isinstance(error, FileNotFoundError):
+                if _gone(error):
+                    raise
+                error = error.__cause__  # type: ignore[assignment]
             if not left or not _may_pass(error):
                 said = " ".join(str(error).split())[:200] or type(error).__name__
                 often = "" if left else f" after {_TRIES} tries"
@@ -128,6 +132,12 @@ def _patiently(location: str, ask: Callable[[Any, str], T]) -> T:
                 ) from None
             time.sleep(_PAUSE * 2 ** (_TRIES - 1 - left))
     raise AssertionError
+
+
+def _gone(error: FileNotFoundError) -> bool:
+    """Whether a file is not there; fsspec says so, too, when a server could not be asked."""
+    cause = error.__cause__
+    return cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (404, 410)
 
 
 def _may_pass(error: Exception) -> bool:

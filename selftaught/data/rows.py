@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from selftaught.data import columns, foreign, locations
+from selftaught.data import columns, foreign, locations, store
 from selftaught.data.columns import Rows
 from selftaught.data.paths import shown
 from selftaught.data.scan import Files, Root
@@ -36,6 +36,7 @@ def manifest(location: str) -> dict[str, Any] | None:
 
 def of(location: str, cache: Path | None, on_progress: Callable[[int, int], None] | None = None) -> Rows:
     """The rows of a pack, of a Parquet file or of a folder of these. Raises UserError for what is none of them."""
+    store.forget(location)
     single = location.endswith(".parquet")
     written = None if single else manifest(location)
     if written is not None:

@@ -60,9 +60,21 @@ class _Shelf:
             try:
                 future.set_result(Shard(location))
             except BaseException as error:
-                del self._shards[location]  # asked again, it is tried again
+                self._shards.pop(location, None)  # asked again, it is tried again
                 future.set_exception(error)
         return future.result()
+
+    def forget(self, location: str) -> None:
+        """What is known of a file, or of those in a folder: it may have changed."""
+        with self._lock:
+            for shard in [s for s in self._shards if f"{s}/".startswith(f"{location}/")]:
+                del self._shards[shard]
+                for key in [k for k in self._groups if k[0] == shard]:
+                    self._drop(key)
+
+    def _drop(self, key: tuple[str, int, str]) -> None:
+        future = self._groups.pop(key)
+        self._bytes -= future.result().nbytes if future.done() else 0
 
     def bytes_of(self, place: Place, column: str | None) -> bytes | None:
         if column is None and place in self._kept:
@@ -120,14 +132,14 @@ class _Shelf:
                 self._groups.pop(key, None)  # asked again, it is tried again
             future.set_exception(error)
             return
-        future.set_result(array)
         with self._lock:
-            self._bytes += array.nbytes
+            future.set_result(array)
+            self._bytes += array.nbytes if self._groups.get(key) is future else 0  # else it was forgotten meanwhile
             for old in list(self._groups):
                 if self._bytes <= order.CACHE:
                     break
                 if old != key and self._groups[old].done():
-                    self._bytes -= self._groups.pop(old).result().nbytes
+                    self._drop(old)
 
     def _later(self, work: Callable[[], object]) -> None:
         with self._lock:
@@ -154,6 +166,11 @@ if hasattr(os, "register_at_fork"):  # a forked worker has neither the threads n
 def shard(location: str) -> Shard:
     """The Parquet file at a location, opened once a process."""
     return _shelf.shard(location)
+
+
+def forget(location: str) -> None:
+    """Has a Parquet file, or those in a folder, opened anew, as they may have changed."""
+    _shelf.forget(location)
 
 
 def read(path: Path | str, column: str | None = None) -> bytes:
