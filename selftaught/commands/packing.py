@@ -42,6 +42,8 @@ def pack(words: list[str]) -> int:
     from selftaught.progress import Progress
 
     if asked.verify is not None:
+        if asked.images or asked.out is not None:
+            raise UserError("--verify looks at a pack that is there: leave out the images and --out")
         print(packing.verify(asked.verify))
         return 0
     if not asked.images or asked.out is None:

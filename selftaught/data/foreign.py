@@ -63,6 +63,11 @@ def rows_of(files: Sequence[str], cache: Path | None, on_progress: Callable[[int
     if unused:
         rows.notes.append(f"columns not used: {', '.join(sorted(unused))}")
     _measure(rows, shards, tables, cache, on_progress)
+    largest = int(np.bincount(rows.groups, weights=rows.bytes).max()) if len(rows) else 0
+    if rows.bytes.sum() > order.CACHE and largest > order.WINDOW // 16:
+        rows.notes.append(
+            f"row groups of {largest >> 20:,} MB are too large to be shuffled well: `selftaught pack` makes small ones"
+        )
     return rows
 
 

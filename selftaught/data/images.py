@@ -54,6 +54,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         self.paths = paths if isinstance(paths, Paths) else Paths(paths)
         self.canvas = canvas
         self.groups = groups  # of images in stores: which lie together
+        self._announced: dict[int, set[int]] = {}  # groups, by process
         self.aspect = (sizes[:, 1].double() / sizes[:, 0].double()).float()
         self.threads = threads
         self.canvases: Tensor | None = None
@@ -87,17 +88,19 @@ class Images(torch.utils.data.Dataset[Tensor]):
 
     def announce(self, positions: Tensor) -> None:
         """Says that these images are asked for soon, in this order."""
-        if self.groups is not None and not self.hold:
-            announce(self.paths[i] for i in self._first_of_groups(positions))
+        if self.groups is None or self.hold:
+            return
+        last = dict(zip(self.groups.of[positions].tolist(), positions.tolist(), strict=True))  # one image of each group
+        if not self.groups.scattered:  # they stay, so that once is enough in each process
+            known = self._announced.setdefault(os.getpid(), set())
+            last = {group: i for group, i in last.items() if group not in known}
+            known.update(last)
+        announce(self.paths[i] for i in last.values())
 
     def keep(self, positions: Tensor) -> None:
         """Keeps the bytes of these images at hand, where bringing them in again and again would bring in their groups."""
         if self.groups is not None and self.groups.scattered and not self.hold:
             keep(self.paths[i] for i in positions[self.groups.as_stored(positions)].tolist())
-
-    def _first_of_groups(self, positions: Tensor) -> list[int]:
-        assert self.groups is not None
-        return list({g: i for g, i in zip(self.groups.of[positions].tolist(), positions.tolist(), strict=True)}.values())
 
     def mark_lost(self, i: int, reason: str) -> None:
         """Notes that image i cannot be read any more (also for what a worker process found)."""

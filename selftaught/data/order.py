@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -40,15 +41,20 @@ class Groups:
         of[alone] = int(of.max()) + 1 + torch.arange(int(alone.sum()))
         return cls(of, torch.zeros(int(of.max()) + 1, dtype=torch.long).index_add_(0, of, torch.tensor(sizes)))
 
+    @cached_property
+    def total(self) -> int:
+        """Bytes of all images."""
+        return int(self.bytes.sum())
+
     @property
     def scattered(self) -> bool:
         """Whether images in any order would be read many times over: they do not fit into the cache."""
-        return int(self.bytes.sum()) > CACHE
+        return self.total > CACHE
 
     @property
     def ahead(self) -> int:
         """How many images to announce before they are read."""
-        return ahead(len(self.of), int(self.bytes.sum()))
+        return ahead(len(self.of), self.total)
 
     def subset(self, kept: Tensor) -> Groups:
         return Groups(self.of[kept], self.bytes)

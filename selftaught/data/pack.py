@@ -307,13 +307,16 @@ def verify(location: str) -> str:
     for entry in [*written["shards"], written["index"]]:
         digest = hashlib.sha256()
         try:
+            size = locations.facts(f"{location}/{entry['file']}")[0]
+            if size != entry["bytes"]:
+                bad.append((entry["file"], "damaged"))
+                continue
             for start in range(0, entry["bytes"], 8 << 20):
                 digest.update(locations.fetch(f"{location}/{entry['file']}", start, min(start + (8 << 20), entry["bytes"])))
-            size = locations.facts(f"{location}/{entry['file']}")[0]
         except FileNotFoundError:
             bad.append((entry["file"], "missing"))
             continue
-        if size != entry["bytes"] or digest.hexdigest() != entry["sha256"]:
+        if digest.hexdigest() != entry["sha256"]:
             bad.append((entry["file"], "damaged"))
     if bad:
         raise UserError(f"{shown(location)}: {listed(bad)}; copy them again, or delete them and pack again")

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from selftaught.data.shard import Shard
 
 _ROW = re.compile(r"(.+\.parquet)/(\d+)", re.DOTALL)
 _THREADS = 8  # that fetch: what they do is waiting
+
+
+_spelt = lru_cache(1024)(locations.spelt)
 
 
 class Place(NamedTuple):
@@ -34,7 +38,7 @@ class Place(NamedTuple):
     def of(cls, path: Path | str) -> Place | None:
         """The row that a path names; None: it names a file."""
         found = _ROW.fullmatch(os.fspath(path))
-        return cls(locations.spelt(found[1]), int(found[2])) if found else None
+        return cls(_spelt(found[1]), int(found[2])) if found else None
 
 
 class _Shelf:
@@ -48,7 +52,8 @@ class _Shelf:
         self._shards: dict[str, Future[Shard]] = {}
         self._groups: OrderedDict[tuple[str, int, str], Future[Any]] = OrderedDict()
         self._kept: dict[Place, bytes] = {}
-        self._bytes = 0
+        self._held = 0  # bytes of `_kept`
+        self._bytes = 0  # of `_groups`
         self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
@@ -111,7 +116,8 @@ class _Shelf:
                     found = self.bytes_of(place, None)
                 except (OSError, Unreadable):  # whoever reads it will find out
                     continue
-                if found:
+                if found and self._held + len(found) <= order.CACHE:  # photographs as they are may be too many
+                    self._held += len(found)
                     self._kept[place] = found
 
     def _ask(self, shard: Shard, group: int, column: str) -> Future[Any]:
