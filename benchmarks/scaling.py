@@ -2,9 +2,9 @@
 
     python -m benchmarks.scaling [--processes 1 2] [--size 64] [--batch 128] [--steps 20]
 
-Trains MoCo-v2 on the demo's photo patches by torchrun, the same batch shared out among the processes (each has one thread on a
-CPU). The efficiency is the speed by that of one process and their number. Then, from the measured speed and the pieces in
-results/ (views, step, startup), what ImageNet and a billion images would take, and what would be the bottleneck. Writes
+Trains MoCo-v2 on the demo's photo patches by torchrun, the same batch shared out among the processes (each has one thread
+on a CPU). The efficiency is the speed by that of one process and their number. Then, from the measured speed and the pieces
+in results/ (views, step, startup), what ImageNet and a billion images would take, and what would be the bottleneck. Writes
 results/scaling.json.
 """
 
@@ -43,7 +43,7 @@ def on_paper(images_per_s: float, processes: int) -> list[str]:
     lines = []
     for name, shown in SETS.items():
         hours = shown / images_per_s / 3600
-        lines.append(f"{name}: {hours:,.0f} hours at this size in {processes} process(es); in n times as many, an n-th")
+        lines.append(f"{name}: {hours:,.0f} hours at this size in {processes} process(es), an n-th in n times as many")
     views = RESULTS / "views.json"
     if views.exists():
         per_core = json.loads(views.read_text())["results"]["224 px from JPEG"]["selftaught"]["images_per_s"]

@@ -15,6 +15,7 @@ from selftaught.errors import UserError
 
 COMMANDS = {  # name: (module, what it is for)
     "pretrain": ("training", "teach a backbone from a folder of images"),
+    "pack": ("packing", "images into a store that is quick to read again and again, here or far away"),
     "adapt": ("training", "lead a backbone that you have to your images, through stages, if that is worth it"),
     "evaluate": ("judging", "score frozen features with few labels, beside random initialisation"),
     "study": ("studying", "the experiments of hierarchical pretraining, on your images"),

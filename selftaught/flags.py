@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -12,6 +11,7 @@ from tyro.conf import arg
 
 from selftaught import recipe
 from selftaught.data.index import Index
+from selftaught.data.locations import spelt
 from selftaught.data.views import Views
 from selftaught.errors import UserError, require
 from selftaught.hard import HARD
@@ -30,7 +30,7 @@ OPTIMIZER_NAME: Any = Literal[tuple(OPTIMIZERS)]
 SUITED = "suited to data and hardware"
 PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("out", str, "FOLDER", "of the run", "required"),
-    ("data", tuple[str, ...], "PATH ...", "folders or files of images", "required for a new run"),
+    ("data", tuple[str, ...], "PATH ...", "folders of images, packs, Parquet files, or URLs", "required for a new run"),
     ("labels_from", str | None, "auto|folders|none|FILE.csv", "class folders or a CSV; labels only serve to watch", "auto"),
     ("subset", str | None, "all|10%|5|total:200", "of the training images: a share, labels a class, labels in all", "all"),
     ("holdout", float | None, "SHARE", "of images kept out of training, where the folders make no split", "0.2"),
@@ -62,7 +62,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
 )  # fmt: skip
 # What `selftaught adapt` takes besides, and what it takes otherwise.
 ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
-    ("target", tuple[str, ...], "PATH ...", "images to adapt to: folders or files", "required without --plan"),
+    ("target", tuple[str, ...], "PATH ...", "images to adapt to, as for --data", "required without --plan"),
     ("source", tuple[str, ...], "PATH ...", "images for a stage in between, many and of a similar kind", "none"),
     ("source_steps", int | None, "STEPS", "of the stage in between", SUITED),
     ("plan", str | None, "FILE.yaml", "stages in any chain or tree, each with flags of its own", "none"),
@@ -162,7 +162,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     method = METHODS[method_name]
     given = {k: getattr(first, k) for k in (name for name, *_ in PLAIN)}
     data = Data(
-        roots=tuple(str(Path(root)) for root in given["data"]) or (base.data.roots if base else ()),
+        roots=tuple(spelt(root) for root in given["data"]) or (base.data.roots if base else ()),
         labels=given["labels_from"] or (base.data.labels if base else "auto"),
         holdout=given["holdout"] if given["holdout"] is not None else base.data.holdout if base else Data.holdout,
         subset=given["subset"] or (base.data.subset if base else "all"),

@@ -69,7 +69,9 @@ def judge(
     width = size if size is not None else own.stage.size if own else compared[str(learnt)].image_size or 224
     require(width >= 8, "--size", "8 pixels or more", width)
     progress.say(f"images of {width} pixels")
-    images = Images(index.paths, index.sizes, default_canvas(index.sizes, width), on_progress=progress.of("loading"))
+    images = Images(
+        index.paths, index.sizes, default_canvas(index.sizes, width), groups=index.groups, on_progress=progress.of("loading")
+    )  # fmt: skip
     precision = own.stage.precision if own else "fp32"
     known = index.labelled
     train, test = (positions[known[positions]] for positions in (index.train, index.held_out))

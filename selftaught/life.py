@@ -64,6 +64,9 @@ class Life:
         self.bank, self.voted, self.watched = sample(trainee.index, conduct.watched)
         self.guard = watch.Guard(voters=0 if trainee.stage.init else len(self.voted))
         self.candidates: list[Candidate] = []
+        if self.first:  # what is looked at again and again
+            scored = choice.sample(trainee.index) if trainee.stage.keep == "best" else self.bank
+            trainee.images.keep(torch.cat([self.bank, self.voted, self.watched, scored]).unique())
         self.stops = choice.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
         self.clock = self.saved = time.perf_counter()
         self.images = 0

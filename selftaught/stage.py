@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from selftaught import trainable
@@ -18,7 +17,7 @@ from selftaught.step import HardExample
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    roots: tuple[str, ...]  # folders, or image files
+    roots: tuple[str, ...]  # folders or image files, packs or Parquet files; or URLs of these
     labels: str = "auto"  # auto, folders, none, or a CSV file
     holdout: float = 0.2  # share of images kept out of training, where the folders make no split themselves
     subset: str = (
@@ -26,8 +25,9 @@ class Data:
     )
 
     def index(self, seed: int, on_progress: Callable[[int, int], None] | None = None) -> Index:
-        roots = [Path(r) for r in self.roots]
-        index = data_index.build(roots, labels=self.labels, holdout=self.holdout, seed=seed, on_progress=on_progress)
+        index = data_index.build(
+            self.roots, labels=self.labels, holdout=self.holdout, seed=seed, on_progress=on_progress
+        )  # fmt: skip
         return index.subset(self.subset, seed)
 
 

@@ -105,7 +105,9 @@ def assemble(
     if method.needs_labels and index.labels is None:
         raise UserError(f"{method.__name__} needs labels: put images into class folders, or write a labels.csv")
     earlier = earlier_of(stage, index)
-    images = Images(index.paths, index.sizes, default_canvas(index.sizes, stage.size), on_progress=on_progress)
+    images = Images(
+        index.paths, index.sizes, default_canvas(index.sizes, stage.size), groups=index.groups, on_progress=on_progress
+    )  # fmt: skip
     positions = index.train[index.labelled[index.train]] if method.needs_labels else index.train
     per_process = stage.batch // (world_size() * stage.accumulate)
     if per_process * world_size() * stage.accumulate != stage.batch:

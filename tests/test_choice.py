@@ -172,8 +172,9 @@ def test_the_same_features_score_the_same() -> None:
 
 
 def index(labels: Tensor | None, count: int) -> Index:
+    paths = Paths([f"{i}.png" for i in range(count)])
     return Index(
-        paths=Paths([f"{i}.png" for i in range(count)]), sizes=torch.ones(count, 2, dtype=torch.long), labels=labels,
+        paths=paths, names=paths, sizes=torch.ones(count, 2, dtype=torch.long), labels=labels,
         classes=("a", "b"), test=torch.arange(count) % 5 == 0, split="drawn", unreadable=(), fingerprint="",
     )  # fmt: skip
 

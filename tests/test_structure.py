@@ -10,7 +10,10 @@ ROOT = Path(selftaught.__file__).parent
 # Each layer may import from those above it, and from itself only where it says so.
 LAYERS = [
     {"errors"},
-    {"plan", "losses", "distributed", "checkpoint", "data.paths", "data.machine", "data.damage", "data.views"},
+    {"plan", "losses", "distributed", "checkpoint", "data.paths", "data.machine", "data.damage", "data.views", "data.order"},
+    {"data.locations"},
+    {"data.shard"},
+    {"data.store"},
     {
         "networks",
         "clustering",
@@ -24,9 +27,13 @@ LAYERS = [
         "inert",
         "trainable",
     },
-    {"data.split", "data.verdicts", "data.images", "data.recall", "layouts"},
+    {"data.split", "data.verdicts", "data.images", "data.encode", "data.recall", "layouts"},
+    {"data.columns"},
+    {"data.foreign"},
+    {"data.rows"},
     {"data.labels", "data.batches", "methods.*", "step", "backbones", "optim", "evaluation.*", "likeness"},
     {"data.index", "hard.*", "fit", "watch", "weights"},
+    {"data.pack"},
     {"stage", "choice", "tuning", "heads"},
     {"recipe"},
     {"run", "trainee", "flags", "progress", "catalogue"},

@@ -23,7 +23,7 @@ class Evaluate:
     run: Annotated[str, Positional]
     """a run's folder, or a backbone's file"""
     data: tuple[str, ...] = ()
-    """labelled images: class folders or a labels.csv; a run's own data when left out"""
+    """labelled images: class folders, a labels.csv, a pack or Parquet files, or a URL; a run's own data when left out"""
     labels_from: Annotated[str, arg(name="labels-from")] = "auto"
     """auto, folders, or a CSV file"""
     protocol: tuple[Literal["knn", "linear", "finetune", "classifier"], ...] = ("knn", "linear")

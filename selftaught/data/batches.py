@@ -1,8 +1,9 @@
-"""Batches: the same images in the same order for a seed, on any number of processes and from any step on."""
+"""Batches: the same images in the same order for a seed, on any number of processes and from any step on; over 200 lines
+with what its worker processes do.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from selftaught.data import order
 from selftaught.data.decode import quiet
 from selftaught.data.images import Images
-from selftaught.data.originals import Originals
+from selftaught.data.originals import Originals, joined
 from selftaught.errors import UserError
 
 # What a worker sends: pixels, which images they really are, and what it found lost; or why nothing can be
@@ -93,9 +95,10 @@ class Batches:
         steps = self.steps_per_epoch
         if number < 0 or not 0 <= start <= steps:
             raise ValueError(f"epoch {number}, step {start}: an epoch has {steps} steps")
-        order = torch.randperm(len(self.positions), generator=_generator(self.seed, number))
-        whole = self.batch * self.world
-        mine = order[: steps * whole].view(steps, self.world, self.batch)[start:, self.rank]
+        groups = self.images.groups
+        groups = groups.subset(self.positions) if groups is not None else None
+        whole = order.epoch(len(self.positions), self.batch * self.world, self.seed, number, groups)
+        mine = whole.view(steps, self.world, self.batch)[start:, self.rank]
         return self._batches(list(mine.unbind(0)), lasting=True)
 
     def once(self) -> Iterator[Raw]:
@@ -104,7 +107,9 @@ class Batches:
 
     def _batches(self, steps: list[Tensor], lasting: bool) -> Iterator[Raw]:
         if not self.workers or self.images.hold:
-            for slots in steps:
+            for slots, soon in zip(steps, self._soon(steps), strict=True):
+                for later in soon:
+                    self.images.announce(self.positions[later])
                 pixels, shown = self.load(self.positions, slots)
                 yield self._raw(pixels, shown, slots, self.pin)
             return
@@ -114,22 +119,42 @@ class Batches:
         else:
             schedule = _Schedule()
             loader = self._new_loader(schedule, lasting)
-        schedule.steps = steps  # read by this process when it asks the loader for an iterator
+        # Of a store too large for the cache each worker reads its slice of every batch: always the same row groups.
+        groups = self.images.groups
+        parts = self.workers if groups is not None and groups.scattered else 1
+        # Read by this process when it asks the loader for an iterator.
+        schedule.steps, schedule.soon, schedule.parts = steps, self._soon(steps), parts
         arriving = iter(loader)
         try:
             for slots in steps:
                 if schedule.steps is not steps:  # before a batch is taken away from the other epoch
                     raise RuntimeError("another epoch of the same batches has begun")
-                loaded = next(arriving)
-                if isinstance(loaded, str):
-                    self._loader = None
-                    raise UserError(loaded)
-                pixels, shown, lost = loaded
-                for i, reason in lost:
-                    self.images.mark_lost(i, reason)
-                yield self._raw(pixels, shown, slots, False)  # pinned by the loader's thread
+                pixels, shown = self._whole([next(arriving) for _ in range(parts)])
+                yield self._raw(pixels, shown, slots, self.pin and parts > 1)  # one part is pinned by the loader's thread
         finally:
             del arriving, loader  # kept alive by a traceback, workers would need 5 s to end once it is gone
+
+    def _whole(self, parts: list[_Loaded]) -> tuple[Tensor | Originals, Tensor]:
+        """The parts of a batch as one, and what they found lost noted."""
+        pixels: list[Tensor | Originals] = []
+        shown: list[Tensor] = []
+        for part in parts:
+            if isinstance(part, str):
+                self._loader = None
+                raise UserError(part)
+            pixels.append(part[0])
+            shown.append(part[1])
+            for i, reason in part[2]:
+                self.images.mark_lost(i, reason)
+        return (pixels[0], shown[0]) if len(parts) == 1 else (joined(pixels), torch.cat(shown))
+
+    def _soon(self, steps: list[Tensor]) -> list[list[Tensor]]:
+        """What to announce before each step, of images in stores: what is due some steps later, at first all until then."""
+        groups = self.images.groups
+        if groups is None:
+            return [[] for _ in steps]
+        ahead = -(-groups.ahead // self.batch)
+        return [steps[: ahead + 1] if k == 0 else steps[k + ahead : k + ahead + 1] for k in range(len(steps))]
 
     def _raw(self, pixels: Tensor | Originals, shown: Tensor, slots: Tensor, pin: bool) -> Raw:
         label = torch.full((len(slots),), -1) if self.labels is None else self.labels[shown]
@@ -157,12 +182,16 @@ class _Schedule:
 
     def __init__(self) -> None:
         self.steps: Sequence[Tensor] = ()
+        self.soon: Sequence[Sequence[Tensor]] = ()  # what to announce before each
+        self.parts = 1  # of a batch: the k-th of each goes to the k-th worker
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (slots.tolist() for slots in self.steps)
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        for slots, soon in zip(self.steps, self.soon, strict=True):
+            for k, part in enumerate(slots.tensor_split(self.parts)):
+                yield [part.tolist(), [slot for later in soon for slot in later.tensor_split(self.parts)[k].tolist()]]
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.steps) * self.parts
 
 
 class _Reader(Dataset[_Loaded]):
@@ -173,7 +202,9 @@ class _Reader(Dataset[_Loaded]):
         self.positions = positions
         self.load = load
 
-    def __getitems__(self, slots: list[int]) -> _Loaded:
+    def __getitems__(self, asked: list[list[int]]) -> _Loaded:
+        slots, soon = asked
+        self.images.announce(self.positions[soon])
         known = set(self.images.reasons)
         try:
             with quiet():
@@ -185,9 +216,3 @@ class _Reader(Dataset[_Loaded]):
 
 def _as_is(loaded: Any) -> Any:
     return loaded  # `__getitems__` has made the batch already
-
-
-def _generator(seed: int, number: int) -> torch.Generator:
-    # A hash, because seed + number would give neighbouring seeds the same epochs.
-    mixed = hashlib.sha256(f"{seed} {number}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(mixed[:8], "big") >> 1)

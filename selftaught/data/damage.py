@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import zlib
@@ -24,7 +23,7 @@ class Unreadable(ValueError):
 
 def why(error: OSError) -> str:
     """What the system says, in its own words without numbers and paths."""
-    if error.errno == errno.ENOENT:
+    if isinstance(error, FileNotFoundError):
         return "no such file"
     return (error.strerror or str(error) or type(error).__name__).lower()
 

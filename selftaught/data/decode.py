@@ -18,7 +18,8 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from selftaught.data.damage import Unreadable, damage, read
+from selftaught.data.damage import Unreadable, damage
+from selftaught.data.store import read
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -167,6 +168,26 @@ def measure(path: Path | str) -> tuple[int, int]:
         _upright(image)  # only to see that it can be done
     width, height = image.size
     return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+
+
+def shrunk(path: Path | str, side: int | None) -> tuple[Image.Image, str | None]:
+    """The image as `decode` gives it, its short side brought down to `side` (never up); and the format of its file, where
+    that holds just this: one frame, RGB or grey, upright, no larger. Raises `Unreadable`.
+
+    A JPEG is decoded at a fraction where that leaves twice the side or more; the rest is done by Lanczos' filter.
+    """
+    stored = _load(read(path), at_least=2 * side if side else None)
+    image, plain = _upright(stored), stored.mode in ("RGB", "L") and "transparency" not in stored.info
+    plain = plain and _orientation(stored) == 1 and getattr(stored, "n_frames", 1) == 1
+    if side is None or min(image.size) <= side:
+        return image, stored.format if plain else None
+    width, height = (max(round(length * side / min(image.size)), 1) for length in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0), None
+
+
+def as_stored(path: Path | str) -> Image.Image:
+    """The values of a file as they stand, for a mask, where they name classes. Raises `Unreadable`."""
+    return _load(read(path))
 
 
 def pixels(path: Path | str, at_least: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The images of a set as squares of one size, held in memory where they fit, and their pixel statistics."""
+"""The images of a set as squares of one size, held in memory where they fit; over 200 lines with their pixel statistics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from selftaught.data.damage import Unreadable
 from selftaught.data.decode import pixels, quiet, squash
+from selftaught.data.locations import spelt
 from selftaught.data.machine import free_memory, in_parallel
+from selftaught.data.order import Groups
 from selftaught.data.originals import Originals
 from selftaught.data.paths import Paths
+from selftaught.data.store import announce, keep
 from selftaught.errors import UserError
 
 _GIVE_UP = 100  # so many files in a row gone means that the disk is gone
@@ -28,6 +31,8 @@ class Images(torch.utils.data.Dataset[Tensor]):
     None holds them when they fit in a quarter of the free memory (shared out among the processes of this
     machine that torchrun started).
 
+    `groups` says which images of stores lie together, so that they are read in an order that is kind to them.
+
     A file that vanished or broke since the index was built is shown by the next readable image and noted in
     `lost`. Raises UserError when nothing readable follows for long, as then the disk is gone and not a file.
     """
@@ -39,6 +44,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         canvas: int,
         hold: bool | None = None,
         *,
+        groups: Groups | None = None,
         threads: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -47,6 +53,8 @@ class Images(torch.utils.data.Dataset[Tensor]):
             raise ValueError(f"{shapes}: need N > 0, sizes [N, 2] and canvas > 0")
         self.paths = paths if isinstance(paths, Paths) else Paths(paths)
         self.canvas = canvas
+        self.groups = groups  # of images in stores: which lie together
+        self._announced: dict[int, set[int]] = {}  # groups, by process
         self.aspect = (sizes[:, 1].double() / sizes[:, 0].double()).float()
         self.threads = threads
         self.canvases: Tensor | None = None
@@ -64,7 +72,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
     @property
     def lost(self) -> list[tuple[str, str]]:
         """(path, reason) of every image that could not be read any more, in the order of their positions."""
-        return [(str(self.paths[i]), reason) for i, reason in sorted(self.reasons.items())]
+        return [(spelt(self.paths[i]), reason) for i, reason in sorted(self.reasons.items())]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -72,6 +80,27 @@ class Images(torch.utils.data.Dataset[Tensor]):
     def __getitem__(self, i: int) -> Tensor:
         i = range(len(self))[i]
         return self._one(range(len(self)), i)[0].clone()
+
+    def __getitems__(self, positions: list[int]) -> list[Tensor]:
+        """Several at once, as a loader asks for them: what is far away is fetched side by side."""
+        self.announce(torch.tensor(positions))
+        return [self[i] for i in positions]
+
+    def announce(self, positions: Tensor) -> None:
+        """Says that these images are asked for soon, in this order."""
+        if self.groups is None or self.hold:
+            return
+        last = dict(zip(self.groups.of[positions].tolist(), positions.tolist(), strict=True))  # one image of each group
+        if not self.groups.scattered:  # they stay, so that once is enough in each process
+            known = self._announced.setdefault(os.getpid(), set())
+            last = {group: i for group, i in last.items() if group not in known}
+            known.update(last)
+        announce(self.paths[i] for i in last.values())
+
+    def keep(self, positions: Tensor) -> None:
+        """Keeps the bytes of these images at hand, where bringing them in again and again would bring in their groups."""
+        if self.groups is not None and self.groups.scattered and not self.hold:
+            keep(self.paths[i] for i in positions[self.groups.as_stored(positions)].tolist())
 
     def mark_lost(self, i: int, reason: str) -> None:
         """Notes that image i cannot be read any more (also for what a worker process found)."""
@@ -140,14 +169,21 @@ class Images(torch.utils.data.Dataset[Tensor]):
 
     def _last_loss(self) -> str:
         i, reason = next(reversed(self.reasons.items()))
-        return f"{self.paths[i]}, {reason}"
+        return f"{spelt(self.paths[i])}, {reason}"
 
     def _fill(self, on_progress: Callable[[int, int], None] | None) -> None:
         # Plain memory: forked workers share it copy-on-write, and torch moves it to shared memory by itself when
         # it is sent to a spawned one. /dev/shm from the start would break in containers, which often give it 64 MB.
         canvases = torch.empty(len(self), 3, self.canvas, self.canvas, dtype=torch.uint8)
 
-        def one(i: int) -> None:
+        positions = torch.arange(len(self))
+        order = positions if self.groups is None else self.groups.as_stored(positions)
+        ahead = self.groups.ahead if self.groups is not None else len(self)
+
+        def one(j: int) -> None:
+            i = int(order[j])
+            if j % ahead == 0:
+                self.announce(order[j : j + 2 * ahead])
             try:
                 canvases[i] = squash(self.paths[i], self.canvas)
             except Unreadable as error:
@@ -181,10 +217,15 @@ def statistics(
     """
     if not len(positions):
         raise ValueError("statistics of no images")
-    chosen = positions[torch.linspace(0, len(positions) - 1, min(limit, len(positions))).round().long()]
+    if images.groups is not None and images.groups.scattered:  # held or not: the numbers are the same
+        chosen = images.groups.sample(positions, limit)
+    else:
+        chosen = positions[torch.linspace(0, len(positions) - 1, min(limit, len(positions))).round().long()]
     total = torch.zeros(3, dtype=torch.int64)
     squares = torch.zeros(3, dtype=torch.int64)
-    for part in chosen.split(64):
+    parts = chosen.split(64)
+    for part, following in zip(parts, [*parts[1:], chosen[:0]], strict=True):
+        images.announce(following)
         canvases, _ = images.take(part)
         counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in canvases.unbind(1)])
         total += counts @ torch.arange(256)

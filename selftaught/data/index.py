@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.data import recall
+from selftaught.data import recall, rows
 from selftaught.data.labels import label
+from selftaught.data.order import Groups
 from selftaught.data.paths import Paths, counted, listed, shown
 from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
 from selftaught.data.split import draw_split, given_split
+from selftaught.data.store import Place
 from selftaught.data.verdicts import check, default_cache
 from selftaught.errors import UserError
 from selftaught.evaluation.draws import Budget, draw
@@ -32,6 +34,7 @@ class Index:
     """The readable images of some folders, in an order that depends only on their relative paths."""
 
     paths: Sequence[Path]  # N of them, sorted by the path below their root
+    names: Sequence[Path]  # N of them: the paths below their roots, which a copy elsewhere shares
     sizes: Tensor  # [N, 2] long: height, width as shown (after EXIF orientation)
     labels: Tensor | None  # [N] long, or [N, C] int8 for several an image; -1 = unlabelled; None: no accuracy anywhere
     classes: tuple[str, ...]
@@ -39,6 +42,7 @@ class Index:
     split: str  # "given" by train/ and test/ folders, or "drawn" by seed
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files and folders
     fingerprint: str  # sha256 over relative paths, file sizes and labels: equal for a copy of the same data
+    groups: Groups | None = None  # which images of stores lie together; None: all are files
     notes: tuple[str, ...] = ()  # a line each on what one may not expect (columns not used, links, ...)
 
     def __len__(self) -> int:
@@ -83,6 +87,8 @@ class Index:
         return replace(
             self,
             paths=Paths([str(self.paths[i]) for i in kept.tolist()]),
+            names=Paths([str(self.names[i]) for i in kept.tolist()]),
+            groups=None if self.groups is None else self.groups.subset(kept),
             sizes=self.sizes[kept],
             labels=None if self.labels is None else self.labels[kept],
             test=self.test[kept],
@@ -119,7 +125,7 @@ def build(
     cache: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Index:
-    """Indexes the images below `roots` (folders, nested in any way, or image files).
+    """Indexes the images below `roots`: folders, nested in any way, image files, packs, Parquet files, URLs of these.
 
     Links are followed, every file is counted once (by its real path, where it lies rather than where it is
     linked), and names that begin with a dot are passed over, as is __MACOSX. Every file is decoded fully
@@ -139,46 +145,51 @@ def build(
         raise UserError("no data: give at least one folder of images")
     if not 0 <= holdout < 1:
         raise UserError(f"the held-out share must be at least 0 and less than 1, not {holdout}")
-    places = [Root.of(Path(root).expanduser()) for root in roots]
+    places = [Root.of(root) for root in roots]
     cache = cache or default_cache()
     table = str(labels) if str(labels) in ("auto", "folders", "none") else os.path.abspath(Path(labels).expanduser())
     name = recall.key([places, table, holdout, seed])
-    if cache is not None and (known := recall.load(cache, name)) is not None:
-        return Index(**known)
+    if cache is not None and (remembered := recall.load(cache, name)) is not None:
+        return Index(**remembered)
     began = time.time_ns()
     scan = Scan(places)
-    sizes, reasons = check(places, scan.files, cache, on_progress)
-    readable = [i for i in range(len(scan.files)) if i not in reasons]
-    failed = [*((scan.files.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
+    notes = scan.notes
+    found, sizes, reasons = rows.join(
+        places, scan.files, *check(places, scan.files, cache, on_progress), cache, on_progress, notes
+    )
+    readable = [i for i in range(len(found)) if i not in reasons]
+    failed = [*((found.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
     unreadable = sorted((shown(path), reason) for path, reason in failed)
     _refuse_bad_sets(places, len(readable), unreadable)
 
-    files, notes = scan.files.chosen(readable), scan.notes
+    files = found.chosen(readable)
     split, is_test, depth = given_split(files, notes)
-    rows, classes = label(str(labels), places, files, depth, notes)
+    known, classes = label(str(labels), places, files, depth, notes)
     if split == "drawn":
-        is_test = draw_split(files, rows, holdout, seed)
+        is_test = draw_split(files, known, holdout, seed)
     index = Index(
         paths=Paths(files.paths),
+        names=Paths(files.names),
         sizes=torch.from_numpy(sizes[readable]),
-        labels=None if rows is None else torch.from_numpy(rows),
+        labels=None if known is None else torch.from_numpy(known),
         classes=classes,
         test=torch.from_numpy(is_test),
         split=split,
         unreadable=tuple(unreadable),
-        fingerprint=_fingerprint(files, rows, classes),
+        fingerprint=_fingerprint(files, known, classes),
+        groups=Groups.counted(files.groups, files.bytes),
         notes=tuple(notes),
     )
     if cache is not None and len(index) >= recall.LEAST:
         tables = [table, *(os.path.join(place.path, "labels.csv") for place in places)]
-        witness = recall.Witness.of(scan, [*tables, *(scan.files.paths[i] for i in reasons)], began)
+        witness = recall.Witness.of(scan, [*tables, *(found.paths[i] for i in reasons)], began)
         if witness is not None:
             recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness)
     return index
 
 
 def _refuse_bad_sets(places: Sequence[Root], readable: int, unreadable: Sequence[tuple[str, str]]) -> None:
-    bad = sum(is_image(path) for path, _ in unreadable)  # and not the folders
+    bad = sum(is_image(path) or Place.of(path) is not None for path, _ in unreadable)  # and not the folders
     named = ", ".join(shown(place.path) for place in places[:3]) + (", ..." if len(places) > 3 else "")
     if readable + bad == 0:
         because = f"; not readable: {listed(unreadable)}" if unreadable else ""

@@ -1,4 +1,4 @@
-"""The class of every image, by its folder or by a table."""
+"""The class of every image, by its folder, by a table or by its store; over 200 lines as each has rules of its own."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ def label(
             raise UserError(f"labels {source!r}: no such file; labels are {choices}")
     if tables:
         return _csv_labels(tables, files, notes)
+    if source == "auto" and any(said is not None for said in files.said):
+        return _told_labels(places, files, depth, notes)
     names, objection = _class_folders(files, depth)
     if source == "folders" and (len(set(names)) < 2 or "" in names):
         raise UserError(f"labels cannot be taken from folders: {objection}")
     if source == "folders" or objection is None:
-        return _encoded([(name,) for name in names], None)
+        return _encoded([(name,) for name in names])
     if len(set(names)) > 1:
         notes.append(f"folders not taken as classes: {objection}")
     return None, ()
@@ -68,6 +70,22 @@ def _class_folders(files: Files, depth: np.ndarray) -> tuple[list[str], str | No
     return names, None
 
 
+def _told_labels(
+    places: Sequence[Root], files: Files, depth: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """As the stores tell; of files beside them by their class folders."""
+    found = list(files.said)
+    if others := [i for i, root in enumerate(files.roots) if not places[root].is_store]:
+        names, objection = _class_folders(files.chosen(others), depth[others])
+        for i, name in zip(others, names, strict=True):
+            found[i] = (name,) if objection is None else None
+        if objection is not None:
+            notes.append(f"folders not taken as classes: {objection}")
+    if missing := found.count(None):
+        notes.append(f"{missing:,} of {counted(len(files), 'image')} have no label")
+    return _encoded(found, files.classes, files.several)
+
+
 def _csv_labels(tables: Sequence[Path], files: Files, notes: list[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
     read = [Table(table) for table in tables]
     found: list[tuple[str, ...] | None] = []
@@ -92,7 +110,7 @@ def _csv_labels(tables: Sequence[Path], files: Files, notes: list[str]) -> tuple
         notes.append(f"{counted(unused, 'row')} of {names} without an image")
     columns = dict.fromkeys(name for table in read for name in table.columns)
     several = any(table.several for table in read)
-    encoded, classes = _encoded(found, list(columns) if several else None)
+    encoded, classes = _encoded(found, list(columns), several)
     if len(classes) < 2 and not several:
         notes.append(f"{names} names one class only, which is as good as no labels")
         return None, ()
@@ -166,16 +184,18 @@ def _key(path: str) -> str:
     return unicodedata.normalize("NFC", posixpath.normpath(path.replace("\\", "/")))
 
 
-def _encoded(names: Sequence[tuple[str, ...] | None], columns: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class numbers [n], or with `columns` (known classes, perhaps none) one 0/1 column a class [n, C]; -1 where
-    nothing is known (None). The other classes are sorted, whole numbers by size.
+def _encoded(
+    names: Sequence[tuple[str, ...] | None], first: Sequence[str] = (), several: bool = False
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class numbers [n], or with `several` an image one 0/1 column a class [n, C]; -1 where nothing is known (None).
+    The classes `first` are known, though there may be none of them; the others are sorted, whole numbers by size.
     """
     seen = {name for row in names if row is not None for name in row}
     whole = all(name.isascii() and name.isdigit() for name in seen)
-    rest = sorted(seen - set(columns or ()), key=lambda name: (int(name) if whole else 0, name))
-    classes = [*(columns or ()), *rest]
+    rest = sorted(seen - set(first), key=lambda name: (int(name) if whole else 0, name))
+    classes = [*first, *rest]
     number = {name: i for i, name in enumerate(classes)}
-    if columns is None:
+    if not several:
         rows = np.array([-1 if row is None else number[row[0]] for row in names], dtype=np.int64)
     else:
         rows = np.zeros((len(names), len(classes)), dtype=np.int8)

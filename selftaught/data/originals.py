@@ -30,3 +30,9 @@ class Originals(Sequence[Tensor]):
 def _unpacked(flat: Tensor, shapes: list[tuple[int, ...]]) -> Originals:
     parts = flat.split([math.prod(shape) for shape in shapes])
     return Originals([part.view(shape).permute(2, 0, 1) for part, shape in zip(parts, shapes, strict=True)])
+
+
+def joined(parts: Sequence[Tensor | Originals]) -> Tensor | Originals:
+    """Parts of a batch as one."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if tensors else Originals([image for part in parts for image in part])

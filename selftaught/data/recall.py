@@ -23,7 +23,7 @@ from selftaught.data.scan import Scan
 LEAST = 20_000  # images; smaller sets are looked at file by file, which takes less than a second
 SAMPLE = 1000  # files that are looked at when an index is recalled, drawn anew each time
 RACE = 2_000_000_000  # nanoseconds; a folder that changed so shortly ago may change again at the same time of its clock
-_FORMAT = 1  # of what is stored
+_FORMAT = 2  # of what is stored
 
 Fields = dict[str, Any]
 
@@ -47,9 +47,9 @@ class Witness:
 
     @classmethod
     def of(cls, scan: Scan, others: Sequence[str], began: int) -> Witness | None:
-        """None where the scan met what may change unseen: links, places that cannot be read, a folder still changing."""
+        """None where it met what may change unseen: stores, links, places that cannot be read, a folder still changing."""
         restless = any(began - changed < RACE for _, changed in scan.folders)
-        if scan.links or scan.unreadable or restless or any(place.is_file for place in scan.places):
+        if scan.links or scan.unreadable or restless or any(place.is_file or place.is_store for place in scan.places):
             return None
         return cls(scan.folders, [(path, *_look(path)) for path in others], began)
 
@@ -70,8 +70,10 @@ def _look(path: str) -> tuple[int, int]:
 
 def store(cache: Path, name: str, fields: Fields, looks: np.ndarray, witness: Witness) -> None:
     """Remember `fields` of an Index, with size and time [N, 2] of its files."""
-    text, ends = fields["paths"].packed()
-    arrays = {"text": np.frombuffer(text, "u1"), "ends": ends, "sizes": fields["sizes"].numpy(), "looks": looks}
+    arrays = {"sizes": fields["sizes"].numpy(), "looks": looks}
+    for n in ("paths", "names"):
+        text, ends = fields[n].packed()
+        arrays |= {f"{n} text": np.frombuffer(text, "u1"), f"{n} ends": ends}
     arrays["test"] = fields["test"].numpy()
     if fields["labels"] is not None:
         arrays["labels"] = fields["labels"].numpy()
@@ -95,7 +97,7 @@ def load(cache: Path, name: str) -> Fields | None:
         folders, watched = ([tuple(entry) for entry in said[n]] for n in ("folders", "watched"))
         if not Witness(folders, watched, said["began"]).stands():
             return None
-        paths = Paths.unpacked(stored["text"].tobytes(), stored["ends"])
+        paths, names = (Paths.unpacked(stored[f"{n} text"].tobytes(), stored[f"{n} ends"]) for n in ("paths", "names"))
         looks = stored["looks"]
         some = np.random.default_rng(time.time_ns()).choice(len(paths), min(SAMPLE, len(paths)), replace=False)
         if any(_look(os.fspath(paths[int(i)])) != tuple(looks[i].tolist()) for i in some):
@@ -104,7 +106,7 @@ def load(cache: Path, name: str) -> Fields | None:
         for n in ("classes", "notes"):
             fields[n] = tuple(fields[n])
         fields["unreadable"] = tuple((path, reason) for path, reason in fields["unreadable"])
-        fields |= {"paths": paths} | {n: torch.from_numpy(stored[n]) for n in ("sizes", "test")}
+        fields |= {"paths": paths, "names": names} | {n: torch.from_numpy(stored[n]) for n in ("sizes", "test")}
         return fields | {"labels": torch.from_numpy(stored["labels"]) if "labels" in stored.files else None}
     return None
 

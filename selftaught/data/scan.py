@@ -1,4 +1,6 @@
-"""Finding the image files below the places that a user names, each once, whatever links to it."""
+"""Finding the image files below the places that a user names, each once, whatever links to it; over 200 lines with the
+columns that it fills.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selftaught.data.damage import why
+from selftaught.data.locations import is_url, listed, spelt
 from selftaught.data.paths import counted, shown
 from selftaught.errors import UserError
 
@@ -25,17 +28,23 @@ def is_image(name: str) -> bool:
 class Root:
     """One of the places that the user named."""
 
-    path: str  # absolute, links kept
+    path: str  # absolute, links kept; or a URL
     real: str
     is_file: bool
+    is_store: bool = False  # images as rows of Parquet files
 
     @classmethod
-    def of(cls, path: Path) -> Root:
+    def of(cls, root: Path | str) -> Root:
+        location = spelt(root)
+        if is_url(location):
+            return cls(location, location, is_file=False, is_store=True)
+        path = Path(location)
         if not path.exists():
             raise UserError(f"{shown(path)}: no such file or folder")
-        if path.is_file() and not is_image(path.name):
-            raise UserError(f"{shown(path)} is no image file: known are {SUFFIX_NAMES}")
-        return cls(os.path.abspath(path), os.path.realpath(path), path.is_file())
+        is_store = _is_store(path)
+        if path.is_file() and not is_image(path.name) and not is_store:
+            raise UserError(f"{shown(path)} is no image file: known are {SUFFIX_NAMES}, and parquet")
+        return cls(os.path.abspath(path), os.path.realpath(path), path.is_file(), is_store)
 
     @property
     def folder(self) -> str:
@@ -43,8 +52,20 @@ class Root:
         return os.path.dirname(self.real) if self.is_file else self.real
 
 
+def _is_store(path: Path) -> bool:
+    """Whether a place is a pack, a Parquet file, or a folder of these that holds no image files."""
+    if path.is_file():
+        return path.name.endswith(".parquet")
+    if (path / "pack.json").is_file():
+        return True
+    try:
+        return bool(listed(str(path))) and not any(is_image(name) for *_, names in os.walk(path) for name in names)
+    except OSError:  # the scan says what is wrong
+        return False
+
+
 class Files:
-    """Image files in columns: for a million of them the two strings are the only objects each."""
+    """Images in columns: for a million of them the two strings are the only objects each."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -52,21 +73,33 @@ class Files:
         self.roots = array("i")  # number of the root
         self.bytes = array("q")
         self.changed = array("q")  # nanoseconds
+        self.groups = array("q")  # number of a store's row group, -1 for a file
+        self.said: list[tuple[str, ...] | None] = []  # the classes that a store tells
+        self.classes: tuple[str, ...] = ()  # in the order of the stores
+        self.several = False  # classes an image, in a store
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def add(self, path: str, name: str, root: int, size: int, changed: int) -> None:
+    def add(
+        self, path: str, name: str, root: int, size: int, changed: int,
+        group: int = -1, said: tuple[str, ...] | None = None,
+    ) -> None:  # fmt: skip
         self.paths.append(path)
         self.names.append(name)
         self.roots.append(root)
         self.bytes.append(size)
         self.changed.append(changed)
+        self.groups.append(group)
+        self.said.append(said)
 
     def chosen(self, order: Iterable[int]) -> Files:
         files = Files()
         for i in order:
-            files.add(self.paths[i], self.names[i], self.roots[i], self.bytes[i], self.changed[i])
+            files.add(
+                self.paths[i], self.names[i], self.roots[i], self.bytes[i], self.changed[i], self.groups[i], self.said[i]
+            )
+        files.classes, files.several = self.classes, self.several
         return files
 
 
@@ -89,6 +122,8 @@ class Scan:
 
         outer_first = sorted(range(len(places)), key=lambda r: (len(Path(places[r].real).parts), r))
         for r in outer_first:
+            if places[r].is_store:
+                continue
             if places[r].is_file:
                 self._linked_files.append((places[r].path, r))
             else:

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from selftaught.errors import UserError
+
 
 class Images(Protocol):
     """What is needed of images: `images[i]` uint8 [3, C, C], `len(images)` and `images.aspect` [N] (width /
@@ -56,6 +58,9 @@ def extract(
     backbone.eval()
     parts: list[Tensor] = []
     done = 0
+    groups = getattr(images, "groups", None)
+    order = groups.as_stored(positions) if groups is not None and groups.scattered else torch.arange(len(positions))
+    positions = positions.cpu()[order]  # each row group of a large store is read once
     try:
         for pixels, where in _canvases(images, positions, batch, workers):
             views = centre(pixels.to(device), images.aspect[where].to(device), size, share)
@@ -67,20 +72,25 @@ def extract(
     finally:
         for module, training in modes.items():  # not backbone.train(): parts of it may have been frozen
             module.training = training
-    return torch.cat(parts) if parts else torch.empty(0, int(getattr(backbone, "features", 0)))
+    if not parts:
+        return torch.empty(0, int(getattr(backbone, "features", 0)))
+    return torch.cat(parts)[order.argsort()]
 
 
 def _canvases(images: Images, positions: Tensor, batch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    positions = positions.cpu()
     if len(positions) == 0:  # split would give one empty batch
         return
     if workers > 0 and not getattr(images, "hold", False):
         # the loader only ever indexes and stacks, so anything with images[i] will do
         subset: Subset[Tensor] = Subset(images, positions.tolist())  # type: ignore[arg-type]
-        yield from zip(DataLoader(subset, batch, num_workers=workers), positions.split(batch), strict=True)
+        try:
+            yield from zip(DataLoader(subset, batch, num_workers=workers), positions.split(batch), strict=True)
+        except UserError as error:  # it comes with a worker's traceback, whose last line is what the user can use
+            raise UserError(str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()) from None
         return
+    several = getattr(images, "__getitems__", None)  # of a store, they are fetched side by side
     for where in positions.split(batch):
-        yield torch.stack([images[i] for i in where.tolist()]), where
+        yield torch.stack(several(where.tolist()) if several else [images[i] for i in where.tolist()]), where
 
 
 def cached(folder: Path, key: str, make: Callable[[], Tensor]) -> Tensor:

@@ -1,0 +1,136 @@
+"""Parquet files of images that others wrote, those of a Hugging Face dataset say, read as they are.
+
+The small columns are read at once; where they tell no height and width, every image is decoded once and the verdict
+remembered, as it is for files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selftaught.data import columns, locations, order, store
+from selftaught.data.columns import Rows
+from selftaught.data.damage import Unreadable
+from selftaught.data.decode import measure, quiet
+from selftaught.data.machine import in_parallel
+from selftaught.data.paths import shown
+from selftaught.data.shard import Shard
+from selftaught.data.verdicts import Verdicts
+from selftaught.errors import UserError
+
+
+def rows_of(files: Sequence[str], cache: Path | None, on_progress: Callable[[int, int], None] | None) -> Rows:
+    """The rows of some files; the first part of a file's name, or a column `split`, is the split of its images."""
+    shards: list[Shard] = [None] * len(files)  # type: ignore[list-item]
+    tables: list[Any] = [None] * len(files)
+
+    def read(i: int) -> None:
+        shards[i] = shard = opened(files[i])
+        if shard.image is None:
+            known = ", ".join(shard.schema.names)
+            raise UserError(f"{shown(files[i])} has no images: none of its columns ({known}) holds a file's bytes")
+        try:
+            tables[i] = shard.read(range(shard.metadata.num_row_groups), columns.small(shard))
+        except Unreadable as error:
+            raise UserError(f"{shown(files[i])} cannot be read ({error}): copy it again") from None
+
+    in_parallel(len(files), read, threads=8)
+    rows, unused = Rows(), set[str]()
+    splits = [columns.split_of(locations.base(file)) for file in files]
+    group = 0
+    for shard, table, split in zip(shards, tables, splits, strict=True):
+        n, stem = len(shard), locations.base(shard.location).removesuffix(".parquet")
+        names = [None] * n
+        if shard.image in table.column_names:
+            names = table.column(shard.image).combine_chunks().flatten()[0].to_pylist()
+        given = table.column("split").to_pylist() if "split" in table.column_names else [split] * n
+        rows.names += [
+            columns.named(part, name, f"{stem}/{row:06}") for row, (part, name) in enumerate(zip(given, names, strict=True))
+        ]
+        rows.paths += [f"{shard.location}/{row}" for row in range(n)]
+        rows.groups = np.append(rows.groups, group + np.searchsorted(shard.ends, np.arange(n), side="right"))
+        group += len(shard.ends)
+        said, classes, several = columns.labels({c: table.column(c) for c in table.column_names}, shard.features)
+        if said is not None or rows.said is not None:
+            rows.said = [*(rows.said or [None] * (len(rows) - n)), *(said or [None] * n)]
+        rows.classes, rows.several = tuple(dict.fromkeys([*rows.classes, *classes])), rows.several or several
+        unused |= {c for c in shard.schema.names if c not in {shard.image, *table.column_names, "mask"}}
+    if unused:
+        rows.notes.append(f"columns not used: {', '.join(sorted(unused))}")
+    _measure(rows, shards, tables, cache, on_progress)
+    largest = int(np.bincount(rows.groups, weights=rows.bytes).max()) if len(rows) else 0
+    if rows.bytes.sum() > order.CACHE and largest > order.WINDOW // 16:
+        rows.notes.append(
+            f"row groups of {largest >> 20:,} MB are too large to be shuffled well: `selftaught pack` makes small ones"
+        )
+    return rows
+
+
+def opened(location: str) -> Shard:
+    """A Parquet file; raises UserError where there is none, or one that is damaged."""
+    try:
+        return store.shard(location)
+    except FileNotFoundError:
+        raise UserError(f"{shown(location)}: no such file or folder") from None
+    except Unreadable as error:
+        raise UserError(f"{shown(location)} cannot be read ({error}): copy it again") from None
+
+
+def _measure(
+    rows: Rows, shards: Sequence[Shard], tables: Sequence[Any], cache: Path | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
+    """Heights, widths and bytes: as told, as remembered, or by decoding. `rows` is filled in."""
+    numbers = np.zeros((len(rows), 4), dtype=np.int64)  # as in `Verdicts`: bytes, a stamp of the file, height, width
+    todo: list[int] = []
+    first = 0
+    spans = {}
+    for shard, table in zip(shards, tables, strict=True):
+        n, told = len(shard), {"height", "width"} <= set(table.column_names)
+        here, stamp = slice(first, first + n), _number(f"{shard.size} {shard.stamp} {told}")
+        spans[shard.location] = here
+        known = Verdicts.load(cache, shard.location)
+        numbers[here, 1] = stamp
+        if len(known.rows) == n and bool((known.numbers[:, 1] == stamp).all()):
+            numbers[here] = known.numbers
+            rows.reasons |= {first + known.rows[name]: reason for name, reason in known.reasons.items()}
+        else:
+            todo += range(first, first + n)
+            if told:
+                numbers[here, 2] = table.column("height").to_numpy()
+                numbers[here, 3] = table.column("width").to_numpy()
+        first += n
+    passing = set[int]()
+    ahead = order.ahead(len(rows), sum(shard.size for shard in shards))
+
+    def one(j: int) -> None:
+        i = todo[j]
+        if j % ahead == 0:
+            store.announce(rows.paths[k] for k in todo[j : j + 2 * ahead])
+        try:
+            numbers[i, 0] = len(store.read(rows.paths[i]))
+            if not numbers[i, 2:].all():
+                numbers[i, 2:] = measure(rows.paths[i])
+        except Unreadable as error:
+            rows.reasons[i] = str(error)
+            if error.passing:
+                passing.add(i)
+
+    with quiet():
+        in_parallel(len(todo), one, on_progress=on_progress)
+    fresh = set(todo)
+    for location, here in spans.items():
+        inside = range(here.start, here.stop)
+        if not fresh.isdisjoint(inside) and passing.isdisjoint(inside):
+            said = {str(i - here.start): rows.reasons[i] for i in inside if i in rows.reasons}
+            Verdicts(map(str, range(len(inside))), numbers[here], said).store(cache, location)
+    rows.bytes, rows.sizes = numbers[:, 0], numbers[:, 2:]
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,124 @@
+"""What a store says of its images, in the order in which they lie: a pack by its index, other files by their columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selftaught.data import columns, foreign, locations, store
+from selftaught.data.columns import Rows
+from selftaught.data.paths import shown
+from selftaught.data.scan import Files, Root
+from selftaught.errors import UserError
+
+MANIFEST = "pack.json"
+FORMAT = 1  # of packs
+
+
+def manifest(location: str) -> dict[str, Any] | None:
+    """What a pack says of itself; None: there is no pack. Raises UserError for one that is damaged."""
+    try:
+        written = json.loads(locations.fetch(locations.within(location, MANIFEST)))
+        assert isinstance(written, dict)
+        assert isinstance(written["shards"], list)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, AssertionError):
+        raise UserError(f"{shown(location)}: its {MANIFEST} is damaged; copy it again, or pack anew") from None
+    if written.get("format") != FORMAT:
+        raise UserError(f"{shown(location)} was packed by another version of selftaught: take that one, or pack anew")
+    return written
+
+
+def of(location: str, cache: Path | None, on_progress: Callable[[int, int], None] | None = None) -> Rows:
+    """The rows of a pack, of a Parquet file or of a folder of these. Raises UserError for what is none of them."""
+    store.forget(location)
+    single = location.endswith(".parquet")
+    written = None if single else manifest(location)
+    if written is not None:
+        return _of_pack(location, written)
+    try:
+        files = [location] if single else locations.listed(location)
+    except FileNotFoundError:
+        files = []
+    if not files:
+        raise UserError(f"{shown(location)}: neither a pack nor Parquet files are there; name a folder that holds some")
+    return foreign.rows_of(files, cache, on_progress)
+
+
+def join(
+    places: Sequence[Root], files: Files, sizes: np.ndarray, reasons: dict[int, str],
+    cache: Path | None, on_progress: Callable[[int, int], None] | None, notes: list[str],
+) -> tuple[Files, np.ndarray, dict[int, str]]:  # fmt: skip
+    """`files`, their sizes and what cannot be read, with the rows of all stores among `places`, sorted by name again."""
+    groups, seen, all_sizes = 0, set[str](), [sizes]
+    for root, place in enumerate(places):
+        if not place.is_store or place.real in seen:
+            continue
+        seen.add(place.real)
+        rows = of(place.path, cache, on_progress)
+        reasons = reasons | {len(files) + i: reason for i, reason in rows.reasons.items()}
+        for i, path in enumerate(rows.paths):
+            said = rows.said[i] if rows.said else None
+            files.add(path, rows.names[i], root, int(rows.bytes[i]), 0, groups + int(rows.groups[i]), said)
+        groups += int(rows.groups[-1]) + 1 if len(rows) else 0
+        files.classes = tuple(dict.fromkeys([*files.classes, *rows.classes]))
+        files.several = files.several or rows.several
+        all_sizes.append(rows.sizes)
+        notes += rows.notes
+    if not seen:
+        return files, sizes, reasons
+    order = sorted(range(len(files)), key=lambda i: (files.names[i], files.roots[i], i))
+    place_of = {i: at for at, i in enumerate(order) if i in reasons}
+    joined = np.concatenate(all_sizes)[order]
+    return files.chosen(order), joined, {at: reasons[i] for i, at in place_of.items()}
+
+
+def _of_pack(location: str, written: dict[str, Any]) -> Rows:
+    finished(location, written)
+    shards = written["shards"]
+    for entry in [] if locations.is_url(location) else [*shards, written["index"]]:
+        check_size(location, entry)
+    index = foreign.opened(locations.within(location, written["index"]["file"]))
+    names = index.schema.names
+    table = index.read(range(index.metadata.num_row_groups), names)
+    column = {name: table.column(name) for name in names}
+    firsts = np.cumsum([0] + [entry["rows"] for entry in shards])
+    if firsts[-1] != len(table):
+        raise UserError(f"{shown(location)}: {MANIFEST} and its index differ; copy it again, or pack anew")
+    files = [locations.within(location, entry["file"]) for entry in shards]
+    said, classes, several = columns.labels(column, {}, written["classes"])
+    return Rows(
+        paths=[f"{file}/{row}" for file, entry in zip(files, shards, strict=True) for row in range(entry["rows"])],
+        names=column["name"].to_pylist(),
+        bytes=column["bytes"].to_numpy().astype(np.int64),
+        sizes=np.stack([column["height"].to_numpy(), column["width"].to_numpy()], axis=1).astype(np.int64),
+        groups=column["group"].to_numpy().astype(np.int64),
+        said=said,
+        classes=classes,
+        several=several,
+    )
+
+
+def finished(location: str, written: dict[str, Any]) -> None:
+    """Refuses a pack that is not."""
+    if not written["finished"]:
+        raise UserError(f"{shown(location)} is not finished: run the same `selftaught pack` again, which goes on with it")
+
+
+def check_size(location: str, entry: dict[str, Any]) -> None:
+    """Refuses a file of a pack that is missing or of another size, which costs nothing to see."""
+    file = locations.within(location, entry["file"])
+    try:
+        size = locations.facts(file)[0]
+    except FileNotFoundError:
+        raise UserError(f"{shown(file)} is missing: copy it again, or run the same `selftaught pack` again") from None
+    if size != entry["bytes"]:
+        raise UserError(
+            f"{shown(file)} is damaged: {size:,} bytes where {MANIFEST} says {entry['bytes']:,}; copy it again, "
+            "or delete it and run the same `selftaught pack` again"
+        )
