@@ -49,7 +49,7 @@ def on_paper(images_per_s: float, processes: int) -> list[str]:
         per_core = json.loads(views.read_text())["results"]["224 px from JPEG"]["selftaught"]["images_per_s"]
         lines.append(
             f"views: {per_core:,.0f} images/s and core at 224 px from JPEG: a GPU that trains 2,500 images/s wants "
-            f"{2500 / per_core:.0f} cores, or its views made on the GPU (then {2500 / (3 * per_core):.0f} for decoding alone)"
+            f"{2500 / per_core:.0f} cores, or its views on the GPU (then {2500 / (3 * per_core):.0f} for decoding alone)"
         )
     gradient = 25.6e6 * 4
     lines.append(
