@@ -1,6 +1,8 @@
-"""Imports run one way."""
+"""Imports run one way, and late where they are slow."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import selftaught
@@ -112,3 +114,10 @@ def test_a_long_file_says_why() -> None:
         if len(text.splitlines()) > 200:
             head = ast.get_docstring(ast.parse(text)) or ""
             assert "200 lines" in head, f"{file} is long and does not say why"
+
+
+def test_saying_how_it_is_used_waits_for_no_torch() -> None:
+    code = "import sys, selftaught.cli as c; c.main(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain" in done.stdout

@@ -1,6 +1,5 @@
 """What every command needs to speak with a person."""
 
-import torch
 from rich.console import Console
 
 from selftaught.errors import UserError
@@ -19,6 +18,8 @@ def tell(text: str) -> None:
 
 
 def device_named(name: str) -> str:
+    import torch  # here: to say how it is used, selftaught need not wait for it
+
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device here: use --device cpu, or auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
