@@ -268,7 +268,7 @@ class Life:
 
     def write_run(self, outcome: str, **more: Any) -> None:
         t = self.trainee
-        run.write(self.out, t.stage, t.index, outcome, {**self.conduct.note, **more})
+        run.write(self.out, t.stage, t.index, outcome, {**self.conduct.note, "held": t.images.hold, **more})
 
 
 def finite(value: Tensor | float) -> float | None:

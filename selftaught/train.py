@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from selftaught import pictures
+from selftaught import pictures, run
 from selftaught.data.index import Index
 from selftaught.distributed import anywhere, barrier, local_rank, rank, world_size, wrap
 from selftaught.errors import UserError
@@ -37,7 +37,9 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     """
     device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
     index = index or shared_index(stage.data, stage.seed)
-    trainee = assemble(stage, index, device, conduct.workers, conduct.say)
+    # On a CPU views of images that are held differ a little from those of images that are not: a run goes on as it began.
+    held = run.read(out).facts.get("held") if conduct.resume and run.begun(out) and device.type == "cpu" else None
+    trainee = assemble(stage, index, device, conduct.workers, conduct.say, hold=held)
     steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
     if not steps_per_epoch and stage.steps:
         raise UserError(f"{len(index.train)} training images are fewer than a batch of {stage.batch}: lower --batch")

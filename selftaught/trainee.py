@@ -98,15 +98,16 @@ class Trainee:
 
 def assemble(
     stage: Stage, index: Index, device: torch.device, workers: int, say: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None, hold: bool | None = None,
 ) -> Trainee:  # fmt: skip
-    """Everything that `stage` needs, at its start: untrained, or with its starting weights."""
+    """Everything that `stage` needs, at its start: untrained, or with its starting weights. `hold`: as for `Images`."""
     method = method_of(stage.method)
     if method.needs_labels and index.labels is None:
         raise UserError(f"{method.__name__} needs labels: put images into class folders, or write a labels.csv")
     earlier = earlier_of(stage, index)
     images = Images(
-        index.paths, index.sizes, default_canvas(index.sizes, stage.size), groups=index.groups, on_progress=on_progress
+        index.paths, index.sizes, default_canvas(index.sizes, stage.size), hold, groups=index.groups,
+        on_progress=on_progress,
     )  # fmt: skip
     positions = index.train[index.labelled[index.train]] if method.needs_labels else index.train
     per_process = stage.batch // (world_size() * stage.accumulate)

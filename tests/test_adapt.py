@@ -480,7 +480,7 @@ def worker(rank: int, place: str, words: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=2)
     known: list[Any] = []
-    train.assemble = lambda *args: known.append(assemble(*args)) or known[0]  # type: ignore[assignment, func-returns-value]
+    train.assemble = lambda *args, **more: known.append(assemble(*args, **more)) or known[0]  # type: ignore[assignment, func-returns-value]
     train.pictures.draw = lambda *_: None  # type: ignore[assignment]
     stage = flags.stage_from(["--out", "x", *words], None, "cpu", index_of)
     train.train(stage, Path(place) / "run", Conduct(workers=0))

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import selftaught
 from selftaught import fit, journal, run
 from selftaught.cli import main
+from selftaught.data import images as images_module
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
@@ -94,6 +95,31 @@ def test_stopped_and_resumed_it_ends_as_if_it_never_stopped(
     assert [(e["step"], e["loss"], e["features"]) for e in entries[0]] == [
         (e["step"], e["loss"], e["features"]) for e in entries[1]
     ]
+
+
+def test_a_run_goes_on_as_it_began_with_less_memory_too(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views of images that memory holds differ a little from those of images that are read anew."""
+    words = ["--data", str(images), "--steps", "6", *SMALL]
+    for free, name in ((2**40, "held"), (0, "read")):
+        monkeypatch.setattr(images_module, "free_memory", lambda free=free: free)
+        assert main(["pretrain", *words, "--out", str(tmp_path / name)]) == 0
+        assert run.read(tmp_path / name).facts["held"] is (name == "held")
+    assert weights(tmp_path / "held") != weights(tmp_path / "read")
+    monkeypatch.setattr(images_module, "free_memory", lambda: 2**40)
+    real = fit.backward
+
+    def interrupted(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*args)
+
+    with monkeypatch.context() as once:
+        once.setattr(fit, "backward", interrupted)
+        assert main(["pretrain", *words, "--out", str(tmp_path / "parts")]) == 0
+    monkeypatch.setattr(images_module, "free_memory", lambda: 0)
+    assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    assert weights(tmp_path / "parts") == weights(tmp_path / "held")
 
 
 def test_killed_in_two_processes_and_resumed_it_ends_the_same(images: Path, tmp_path: Path) -> None:
