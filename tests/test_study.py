@@ -481,6 +481,7 @@ def test_a_study_leaves_table_figures_and_page(done: tuple[Path, dict[str, Any]]
 def test_every_stage_is_trained_once(done: tuple[Path, dict[str, Any]]) -> None:
     out, _ = done
     stages = [json.loads(f.read_text())["config"] for f in out.glob("stages/*/run.json")]
+    assert not list(out.glob("stages/*/checkpoints")), "hundreds of stages would fill a disk"
     assert sorted((s["steps"], s["trainable"], s["init"] is None) for s in stages) == [
         (0, "all", False), (0, "all", True), (2, "all", False), (2, "none", False), (3, "norm", False),
         (4, "all", False), (4, "all", True),
