@@ -26,6 +26,7 @@ WATCHED = 256  # held-back images whose features are followed
 MEASURES = 20  # how often in a whole run, and
 RARELY = 50  # steps between them at least: a measurement costs as much as some four steps
 EARLY = (10, 25, 50, 100, 200, 400)  # besides: a collapse shows soon
+SOON = 5  # steps after a measurement that looked like one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class Life:
         self.skipped = 0
         self.seconds = 0.0
         self.best = -1.0
+        self.looked = 0  # at which step
         self.watch_every = max(trainee.stage.steps // MEASURES, RARELY)
         self.log_every = max(trainee.stage.steps // 500, 1)
         self.journal: Journal | None = None
@@ -80,7 +82,7 @@ class Life:
             self.optimizer.load_state_dict(state["optimizer"])
             self.guard.load_state_dict(state["guard"])
             self.step, self.skipped, self.seconds = state["next"], state["skipped"], state["seconds"]
-            self.best = state["best"]
+            self.best, self.looked = state["best"], state["looked"]
             self.candidates = [Candidate(**c) for c in state["candidates"]]
         if self.first:
             self.write_run("running")
@@ -107,7 +109,8 @@ class Life:
         last = self.step == self.trainee.stage.steps
         if report.skipped:
             self.conduct.say(f"step {report.step}: the gradients were not finite; the step was skipped")
-        if self.step % self.watch_every == 0 or self.step in EARLY or last:
+        suspicious = 0 < self.guard.bad < self.guard.patience and self.step - self.looked >= SOON
+        if self.step % self.watch_every == 0 or self.step in EARLY or suspicious or last:
             self.look(report)
         elif self.step % self.log_every == 0:
             self.log(report, None)
@@ -118,6 +121,7 @@ class Life:
     def look(self, report: Report | None) -> None:
         """Measure the features, and ask the guard. The clock of images a second stands still meanwhile."""
         began = time.perf_counter()
+        self.looked = self.step
         features = self.measure() if self.first else {}
         spent = time.perf_counter() - began
         self.seconds += spent
@@ -133,7 +137,8 @@ class Life:
         if self.first and report and quality > self.best:
             self.best = quality
             self.save("best.pt")
-        if shared(self.guard.collapsed) and self.conduct.on_collapse == "stop":
+        self.guard.bad = shared(self.guard.bad)  # every rank looks again at the same step
+        if self.guard.collapsed and self.conduct.on_collapse == "stop":
             raise Collapsed(shared(warning) or "the features collapsed")
 
     def consider(self) -> None:
@@ -218,6 +223,7 @@ class Life:
             "step": self.trainee.step.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "guard": self.guard.state_dict(),
+            "looked": self.looked,
             "next": self.step,
             "skipped": self.skipped,
             "seconds": self.seconds,

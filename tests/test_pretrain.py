@@ -21,6 +21,7 @@ import selftaught
 from selftaught import fit, journal, run
 from selftaught.cli import main
 from selftaught.data import images as images_module
+from selftaught.life import Life
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
@@ -188,6 +189,23 @@ def test_a_collapse_is_stopped_with_its_reason(tmp_path: Path, capsys: pytest.Ca
     facts = run.read(tmp_path / "run").facts
     assert facts["outcome"] in ("collapsed", "diverged")
     assert not facts["finished"]
+
+
+def test_what_looks_like_a_collapse_is_looked_at_again_soon(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(life: Life) -> dict[str, float]:
+        return {"std": 0.4, "rank": 40.0} if life.step in (0, 25) else {"std": 0.01, "rank": 1.0}
+
+    monkeypatch.setattr(Life, "measure", measure)
+    words = ["--data", str(images), "--steps", "200", *SMALL]
+    assert main(["pretrain", *words, "--out", str(tmp_path / "run")]) == 3
+    seen = [e["step"] for e in journal.read(tmp_path / "run" / "journal.jsonl") if e["features"]]
+    assert seen == [0, 10, 15, 20]
+    monkeypatch.setattr(Life, "measure", lambda life: {"std": 0.4 if life.step != 10 else 0.01, "rank": 40.0})
+    assert main(["pretrain", *words, "--out", str(tmp_path / "sound"), "--steps", "60"]) == 0
+    seen = [e["step"] for e in journal.read(tmp_path / "sound" / "journal.jsonl") if e["features"]]
+    assert seen == [0, 10, 15, 25, 50, 60]
 
 
 def test_bad_files_are_named_and_the_rest_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
