@@ -131,7 +131,8 @@ def one(name: str, place: Path, out: Path, steps: int, seed: int) -> dict[str, A
     ]  # fmt: skip
     train(flags.stage_from(words, None, "cpu", shared_index), folder, Conduct(album=False, workers=0))
     judged = judge(folder, protocols=[KNN()], labels=["all"], against=[] if seed else ["random"], workers=0)
-    result = {"data": name, "seed": seed, "knn": {r["backbone"]: [r["mean"], r["low"], r["high"]] for r in judged.rows}}
+    knn = {Path(r["backbone"]).name: [r["mean"], r["low"], r["high"]] for r in judged.rows}
+    result = {"data": name, "seed": seed, "knn": knn}
     kept.write_text(json.dumps(result))
     print(result, flush=True)
     return result

@@ -1,6 +1,6 @@
 """From the command to the first step, for sets of few images and of very many; and how long their index takes.
 
-    python -m benchmarks.startup [--images 16 10000 1000000] [--scratch /tmp/startup]
+    python -m benchmarks.startup [--images 16 10000 1000000] --scratch scratch/
 
 Writes sets of small JPEGs (once) into class folders, indexes each twice (the first time every file is decoded to see that
 it is whole, the second time the index is remembered), and then runs `selftaught pretrain`. Prints seconds of both, and from
