@@ -1,17 +1,25 @@
 """What every benchmark notes beside its numbers."""
 
+import contextlib
+import io
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+
+from selftaught.cli import main
+from selftaught.data import patches
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -77,8 +85,40 @@ def said(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
+def typed() -> str:
+    """The command that runs, its paths without this machine's folders."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", sys.modules["__main__"].__spec__.name, *words])  # type: ignore[union-attr]
+
+
 def write(name: str, result: dict[str, Any]) -> Path:
+    """Its `command` is what was typed, unless the result gathers what several commands did and names one for all."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
+    command = result.get("command") or typed()
+    file.write_text(json.dumps({"machine": machine(), **result, "command": command}, indent=1) + "\n")
     return file
+
+
+def kept(file: Path, make: Callable[..., Any], *arguments: Any) -> Any:
+    """What `make` gives of the arguments, as JSON in `file`: what is there is not made again."""
+    if not file.exists():
+        file.write_text(json.dumps(make(*arguments)))
+    return json.loads(file.read_text())
+
+
+def evaluated(what: Path, *more: str) -> list[dict[str, Any]]:
+    """The rows of `selftaught evaluate`."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main(["evaluate", str(what), *more, "--json"])
+    rows: list[dict[str, Any]] = json.loads(printed.getvalue())
+    return rows
+
+
+@contextlib.contextmanager
+def photo_patches() -> Iterator[tuple[Path, Path]]:
+    """A folder for what lasts as long as the benchmark, and in it the demo's images."""
+    with tempfile.TemporaryDirectory() as scratch:
+        patches.write(Path(scratch) / "images", seed=0)
+        yield Path(scratch), Path(scratch) / "images"

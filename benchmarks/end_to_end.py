@@ -122,8 +122,5 @@ if __name__ == "__main__":
         pairs = zip(runs[one], runs[other], strict=True)
         compared[title] = spread([a["images_per_s"] / b["images_per_s"] for a, b in pairs])
         print(f"{title:12} {said(compared[title])} times lightly")
-    command = (
-        f"python -m benchmarks.end_to_end --data images/ --size {asked.size} --batch {asked.batch} --steps {asked.steps}"
-    )
     threads = os.environ.get("OMP_NUM_THREADS", "unset")
-    write("end_to_end", {"command": command, "omp_num_threads": threads, "runs": found, "times_lightly": compared})
+    write("end_to_end", {"omp_num_threads": threads, "runs": found, "times_lightly": compared})

@@ -170,4 +170,4 @@ if __name__ == "__main__":
         ),
     }
     packages = {name: version(name) for name in ("faiss-cpu", "scikit-learn", "lightly")}
-    write("evaluate", {"command": f"python -m benchmarks.evaluate --scale {s}", "packages": packages, "results": found})
+    write("evaluate", {"packages": packages, "results": found})

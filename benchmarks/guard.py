@@ -9,11 +9,10 @@ is not done again.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import write
+from benchmarks.common import kept, write
 from selftaught import flags, journal, run
 from selftaught.data import patches
 from selftaught.life import Collapsed, Conduct
@@ -26,12 +25,7 @@ COMMON = ("--backbone", "resnet10t", "--stem", "imagenet", "--size", "32", "--ba
 LARGER = ["--size", "64"]  # DenseCL compares places, of which 32 pixels leave one
 
 
-def one(method: str, factor: float, data: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
-    folder = out / f"{method}-x{factor:g}-{seed}"
-    kept = folder / "guard.json"
-    if kept.exists():
-        found: dict[str, Any] = json.loads(kept.read_text())
-        return found
+def one(method: str, factor: float, data: Path, folder: Path, steps: int, seed: int) -> dict[str, Any]:
     words = [
         "--out",
         str(folder),
@@ -56,13 +50,11 @@ def one(method: str, factor: float, data: Path, out: Path, steps: int, seed: int
     except Collapsed as collapsed:
         said.append(str(collapsed))
     entries = [e["features"] for e in journal.read(folder / "journal.jsonl") if e["features"]]
-    result = {
+    return {
         "method": method, "factor": factor, "seed": seed, "outcome": run.read(folder).facts["outcome"],
         "step": journal.read(folder / "journal.jsonl")[-1]["step"], "warnings": said,
         "knn": [entries[0].get("knn"), entries[-1].get("knn")], "rank": [entries[0].get("rank"), entries[-1].get("rank")],
     }  # fmt: skip
-    kept.write_text(json.dumps(result))
-    return result
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -92,7 +84,8 @@ if __name__ == "__main__":
     for factor in asked.factors:
         for name in asked.only:
             for seed in asked.seeds:
-                results.append(one(name, factor, images, asked.out, asked.steps, seed))
+                file = asked.out / f"{name}-x{factor:g}-{seed}" / "guard.json"
+                results.append(kept(file, one, name, factor, images, file.parent, asked.steps, seed))
                 print(table(results[-1:]).splitlines()[1], flush=True)
     print(table(results))
     command = f"python -m benchmarks.guard --out runs/{asked.name} --steps {asked.steps} --name {asked.name}"

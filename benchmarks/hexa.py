@@ -61,4 +61,4 @@ if __name__ == "__main__":
                 row = {"ratio": ratio, "seconds": spread(times[case]), "peak_bytes": peak}
                 found.setdefault(network, {}).setdefault(method, {})[case] = row
                 print(f"  {case:40} {said(ratio)} {peak / 2**20:8.0f} MiB", flush=True)
-    write("hexa", {"command": "python -m benchmarks.hexa", "device": DEVICE.type, "results": found})
+    write("hexa", {"device": DEVICE.type, "results": found})

@@ -9,15 +9,12 @@ own `--only`. "long" is the plain method for as many steps as take the time of i
 """
 
 import argparse
-import contextlib
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from benchmarks.common import write
+from benchmarks.common import evaluated, kept, write
 from selftaught import journal, run
 from selftaught.cli import main
 
@@ -75,24 +72,13 @@ def train(name: str, data: str, out: Path, steps: int, seed: int, network: Seque
     main([*words, "--seed", str(seed), *network, *COMMON, *more])
 
 
-def evaluate(folder: Path) -> list[dict[str, Any]]:
-    kept = folder / "rows.json"
-    if not kept.exists():
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            main(["evaluate", str(folder), "--labels", "20", "all", "--json"])
-        kept.write_text(printed.getvalue())
-    rows: list[dict[str, Any]] = json.loads(kept.read_text())
-    return rows
-
-
 def collect(out: Path, data: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder in sorted(out.iterdir()):
         if not (folder / "backbone.safetensors").exists():
             continue
         facts = run.read(folder)
-        rows = evaluate(folder)
+        rows = kept(folder / "rows.json", evaluated, folder, "--labels", "20", "all")
         for row in rows:
             name = "random" if row["backbone"] == "random" else folder.name
             entry = found.setdefault(name, {})

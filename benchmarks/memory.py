@@ -10,12 +10,9 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from benchmarks.common import write
-from selftaught.data import patches
+from benchmarks.common import photo_patches, write
 
 CHILD = """
 import sys, torch
@@ -40,19 +37,15 @@ if __name__ == "__main__":
     parser.add_argument("--hard", nargs="*", default=[])
     asked = parser.parse_args()
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        data = Path(scratch) / "images"
-        patches.write(data, seed=0)
+    with photo_patches() as (scratch, data):
         for size in asked.sizes:
             for batch in asked.batches:
-                words = ["pretrain", "--data", str(data), "--out", str(Path(scratch) / f"{size}-{batch}")]
+                words = ["pretrain", "--data", str(data), "--out", str(scratch / f"{size}-{batch}")]
                 words += ["--backbone", asked.backbone, "--size", str(size), "--batch", str(batch), "--steps", "3"]
                 words += ["--stem", "imagenet", "--precision", "bf16"]
                 resident, on_gpu = peak([*words, "--hard", *asked.hard] if asked.hard else words)
                 found[f"{size} px, batch {batch}"] = {"resident_bytes": resident, "gpu_bytes": on_gpu}
                 gpu = f", {on_gpu / 2**20:.0f} MiB on the GPU" if on_gpu else ""
                 print(f"{asked.backbone}, {size} px, batch {batch}: {resident / 2**20:.0f} MiB{gpu}", flush=True)
-    hard = " ".join(["--hard", *asked.hard]) if asked.hard else ""
-    command = f"python -m benchmarks.memory --backbone {asked.backbone} {hard}".strip()
     print(json.dumps({name: round(row["resident_bytes"] / 2**20) for name, row in found.items()}))
-    write("memory", {"command": command, "peak": found})
+    write("memory", {"peak": found})

@@ -9,15 +9,13 @@ it (its transform, heads, loss and optimizer), on the same images, backbone, bat
 """
 
 import argparse
-import contextlib
-import io
 import json
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks import peers
-from benchmarks.common import write
+from benchmarks.common import evaluated, kept, write
 from selftaught import run
 from selftaught.cli import main
 from selftaught.methods import METHODS
@@ -52,30 +50,8 @@ def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> Path | 
 
 
 def evaluate(folder: Path, data: str, size: int) -> list[dict[str, Any]]:
-    kept = folder / "rows.json"
-    if not kept.exists():
-        printed = io.StringIO()
-        what = str(folder if (folder / "run.json").exists() else folder / "backbone.safetensors")
-        with contextlib.redirect_stdout(printed):
-            main(
-                [
-                    "evaluate",
-                    what,
-                    "--data",
-                    data,
-                    "--size",
-                    str(size),
-                    "--labels",
-                    "20",
-                    "all",
-                    "--against",
-                    "random",
-                    "--json",
-                ]
-            )
-        kept.write_text(printed.getvalue())
-    rows: list[dict[str, Any]] = json.loads(kept.read_text())
-    return rows
+    what = folder if (folder / "run.json").exists() else folder / "backbone.safetensors"
+    return evaluated(what, "--data", data, "--size", str(size), "--labels", "20", "all", "--against", "random")
 
 
 def collect(asked: argparse.Namespace) -> list[dict[str, Any]]:
@@ -85,7 +61,7 @@ def collect(asked: argparse.Namespace) -> list[dict[str, Any]]:
             continue
         name, part, seed = folder.name.rsplit("-", 2)
         facts = run.read(folder).facts if (folder / "run.json").exists() else json.loads((folder / "peer.json").read_text())
-        for row in evaluate(folder, asked.data, asked.size):
+        for row in kept(folder / "rows.json", evaluate, folder, asked.data, asked.size):
             which = "random" if row["backbone"] == "random" else part
             about = {"method": name, "part": which, "seed": int(seed), "outcome": facts.get("outcome", "done")}
             found.append(about | {k: row[k] for k in ("protocol", "labels", "metric", "mean", "low", "high")})

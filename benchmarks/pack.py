@@ -11,7 +11,6 @@ results/pack.json; trainings that are done are not done again.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import write
+from benchmarks.common import kept, write
 from selftaught import flags
 from selftaught.data import order, store
 from selftaught.data.batches import Batches
@@ -119,12 +118,7 @@ def shuffling() -> dict[str, float]:
     return {f"{kind}, {how}": clumping(said, steps) for kind, said in labels.items() for how, steps in orders.items()}
 
 
-def one(name: str, place: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
-    folder = out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-    kept = folder / "pack.json"
-    if kept.exists():
-        found: dict[str, Any] = json.loads(kept.read_text())
-        return found
+def one(name: str, place: Path, folder: Path, steps: int, seed: int) -> dict[str, Any]:
     words = [
         "--out", str(folder), "--data", str(place), "--backbone", "resnet10t", "--stem", "imagenet", "--size", "32",
         "--batch", "64", "--precision", "fp32", "--steps", str(steps), "--seed", str(seed),
@@ -132,10 +126,7 @@ def one(name: str, place: Path, out: Path, steps: int, seed: int) -> dict[str, A
     train(flags.stage_from(words, None, "cpu", shared_index), folder, Conduct(album=False, workers=0))
     judged = judge(folder, protocols=[KNN()], labels=["all"], against=[] if seed else ["random"], workers=0)
     knn = {Path(r["backbone"]).name: [r["mean"], r["low"], r["high"]] for r in judged.rows}
-    result = {"data": name, "seed": seed, "knn": knn}
-    kept.write_text(json.dumps(result))
-    print(result, flush=True)
-    return result
+    return {"data": name, "seed": seed, "knn": knn}
 
 
 def accuracy(data: Path, packed: Path, out: Path, steps: int, seeds: list[int]) -> list[dict[str, Any]]:
@@ -145,7 +136,9 @@ def accuracy(data: Path, packed: Path, out: Path, steps: int, seeds: list[int]) 
     for seed in seeds:
         for name, place in kinds.items():
             order.CACHE, order.WINDOW = (size // 4, size // 8) if "windows" in name else before
-            results.append(one(name, place, out, steps, seed))
+            folder = out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+            results.append(kept(folder / "pack.json", one, name, place, folder, steps, seed))
+            print(results[-1], flush=True)
     order.CACHE, order.WINDOW = before
     return results
 

@@ -13,15 +13,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, write
-from selftaught.data import patches
+from benchmarks.common import RESULTS, photo_patches, write
 from selftaught.data.machine import cores
 
 SETS = {"ImageNet, 200 epochs": 200 * 1_281_167, "a billion images, once": 10**9}
@@ -70,14 +68,11 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=20)
     asked = parser.parse_args()
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        data = Path(scratch) / "images"
-        patches.write(data, seed=0)
+    with photo_patches() as (scratch, data):
         for n in asked.processes:
-            found[str(n)] = speed(data, Path(scratch) / f"run-{n}", n, asked.size, asked.batch, asked.steps)
+            found[str(n)] = speed(data, scratch / f"run-{n}", n, asked.size, asked.batch, asked.steps)
             efficiency = found[str(n)] / found[str(asked.processes[0])] / n * asked.processes[0]
             print(f"{n} process(es): {found[str(n)]:.0f} images/s, efficiency {efficiency:.2f}", flush=True)
     paper = on_paper(max(found.values()), asked.processes[-1])
     print("\n".join(paper))
-    command = f"python -m benchmarks.scaling --size {asked.size} --batch {asked.batch} --steps {asked.steps}"
-    write("scaling", {"command": command, "images_per_s": found, "on_paper": paper})
+    write("scaling", {"images_per_s": found, "on_paper": paper})

@@ -265,6 +265,13 @@ def went_on(job: str, *lengths: int) -> None:
     require(begun == [1] * len(lengths), f"every stage began once; stops at step {told}; {restarts(job)} restarts")
 
 
+def ends_as(job: str, plan: Path, out: Path, whole: Path) -> None:
+    """A plan's job goes on to its end, which is that of the undisturbed one."""
+    ends(job)
+    went_on(job, *lengths(plan))
+    compare(out, whole, "source", "target")
+
+
 # ------------------------------------------------------------------------------------------------------ the ways
 
 
@@ -310,9 +317,7 @@ def two_processes(plan: Path) -> None:
     call("scancel", "--signal=USR1", "--batch", job)
     until("a requeue", lambda: restarts(job) == 1)
     require(outcome(out, "target") == "stopped", "target is saved and the job is back in the queue")
-    ends(job)
-    went_on(job, *lengths(plan))
-    compare(out, whole, "source", "target")
+    ends_as(job, plan, out, whole)
 
 
 def batch_signal(plan: Path) -> None:
@@ -325,9 +330,7 @@ def batch_signal(plan: Path) -> None:
         call("scancel", "--signal=USR1", "--batch", job)
         until("a requeue", lambda number=number: restarts(job) == number)  # type: ignore[misc]
         require(outcome(out, name) == "stopped", f"{name} is saved and the job is back in the queue")
-    ends(job)
-    went_on(job, *lengths(plan))
-    compare(out, whole, "source", "target")
+    ends_as(job, plan, out, whole)
 
 
 def warned_of_the_limit(plan: Path) -> None:
@@ -341,9 +344,7 @@ def warned_of_the_limit(plan: Path) -> None:
     until("a requeue", lambda: restarts(job) or facts(job)["JobState"] == "COMPLETED")
     require(restarts(job) > 0, "the warning came and the job went back into the queue")
     call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    ends(job)
-    went_on(job, *lengths(plan))
-    compare(out, whole, "source", "target")
+    ends_as(job, plan, out, whole)
 
 
 def preempted() -> None:

@@ -136,4 +136,4 @@ if __name__ == "__main__":
             ratio = ratios(times, "step", "bare")
             found.setdefault(network, {})[name] = {"ratio": ratio, "seconds": spread(times["step"])}
             print(f"  {name:24} {said(ratio)}  {1e3 * found[network][name]['seconds']['median']:8.0f} ms", flush=True)
-    write("step", {"command": f"python -m benchmarks.step --precision {asked.precision}", "results": found})
+    write("step", {"results": found})

@@ -219,5 +219,4 @@ if __name__ == "__main__":
             report(f"{size} px from JPEG", times, lambda _: len(files))
         times = interleaved(held(files), asked.rounds, clock=time.process_time)
         report("32 px from memory", times, lambda name: len(files) * (16 if name == "selftaught" else 1))
-    command = f"python -m benchmarks.views --rounds {asked.rounds} --images {asked.images}"
-    write("views", {"command": command, "packages": {p: version(p) for p in packages}, "results": found})
+    write("views", {"packages": {p: version(p) for p in packages}, "results": found})

@@ -43,6 +43,7 @@ from selftaught.progress import Progress
 from selftaught.stage import Data, Stage
 from selftaught.trainee import assemble
 from tests.pictures import folder
+from tests.stopping import stopped_at
 
 SMALL = ["--size", "32", "--batch", "8", "--precision", "fp32"]
 HERE = ["--workers", "0"]
@@ -718,17 +719,11 @@ def finished(out: Path) -> bool:
 
 
 def test_what_a_signal_stopped_is_shown_and_gone_on_with(
-    images: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["adapt", "--plan", str(three_stages(images, tmp_path / "plan.yaml")), *HERE, "--out", str(tmp_path / "out")]
-    real = fit.backward
-
-    def stopped(*args: Any) -> Any:
-        signal.raise_signal(signal.SIGUSR1)
-        return real(*args)
-
-    monkeypatch.setattr(fit, "backward", stopped)
-    assert main(words) == 0
+    with stopped_at(1, by=signal.SIGUSR1):
+        assert main(words) == 0
     said = capsys.readouterr()
     assert said.out == ""
     assert "the same command goes on with it" in said.err.strip().splitlines()[-1]

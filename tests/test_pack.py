@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from selftaught import fit, run
+from selftaught import run
 from selftaught.cli import main
 from selftaught.data import foreign, locations, order, store
 from selftaught.data import pack as packing
@@ -33,6 +33,7 @@ from selftaught.data.order import Groups
 from selftaught.data.pack import pack, verify
 from selftaught.errors import UserError
 from selftaught.evaluation.features import extract
+from tests.stopping import stopped_at
 
 SKIPPED = "needs the extra that reads packs: pip install -e '.[dev]'"
 pa = pytest.importorskip("pyarrow", reason=SKIPPED)
@@ -516,17 +517,8 @@ def test_stopped_in_mid_epoch_and_resumed_from_a_pack(packed: Path, tmp_path: Pa
     words = ["pretrain", "--data", str(packed), "--steps", "9", *small]
     monkeypatch.setattr("selftaught.data.images.free_memory", lambda: 0)  # nothing is held
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
-    real, calls = fit.backward, 0
-
-    def interrupted(*asked: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            signal.raise_signal(signal.SIGTERM)
-        return real(*asked)
-
-    monkeypatch.setattr(fit, "backward", interrupted)
-    assert main([*words, "--out", str(tmp_path / "parts")]) == 0
+    with stopped_at(4):
+        assert main([*words, "--out", str(tmp_path / "parts")]) == 0
     assert run.read(tmp_path / "parts").facts["outcome"] == "stopped"
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--workers", "0"]) == 0
     one, other = (load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "parts"))

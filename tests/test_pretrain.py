@@ -18,11 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import selftaught
-from selftaught import fit, journal, run
+from selftaught import journal, run
 from selftaught.cli import main
 from selftaught.data import images as images_module
 from selftaught.life import Life
 from tests.pictures import folder
+from tests.stopping import stopped_at
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
 
@@ -70,26 +71,14 @@ def test_the_same_seed_is_the_same_run(images: Path, trained: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("method", ["deepcluster-v2", "swav", "byol"])
-def test_stopped_and_resumed_it_ends_as_if_it_never_stopped(
-    method: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_and_resumed_it_ends_as_if_it_never_stopped(method: str, images: Path, tmp_path: Path) -> None:
     words = ["--data", str(images), "--method", method, "--steps", "11", "--hard", "adversarial", "cutmix", *SMALL]
     assert main(["pretrain", *words, "--out", str(tmp_path / "whole")]) == 0
-    real = fit.backward
-    calls = 0
-
-    def interrupted(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls in (3, 9):  # within an epoch of four steps, twice
-            signal.raise_signal(signal.SIGTERM)
-        return real(*args)
-
-    monkeypatch.setattr(fit, "backward", interrupted)
-    assert main(["pretrain", *words, "--out", str(tmp_path / "parts")]) == 0
-    assert run.read(tmp_path / "parts").facts["outcome"] == "stopped"
-    for _ in range(2):
-        assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    with stopped_at(3, 9):  # within an epoch of four steps, twice
+        assert main(["pretrain", *words, "--out", str(tmp_path / "parts")]) == 0
+        assert run.read(tmp_path / "parts").facts["outcome"] == "stopped"
+        for _ in range(2):
+            assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume"]) == 0
     assert run.read(tmp_path / "parts").facts["outcome"] == "done"
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     entries = [journal.read(tmp_path / name / "journal.jsonl") for name in ("parts", "whole")]
@@ -109,14 +98,7 @@ def test_a_run_goes_on_as_it_began_with_less_memory_too(
         assert run.read(tmp_path / name).facts["held"] is (name == "held")
     assert weights(tmp_path / "held") != weights(tmp_path / "read")
     monkeypatch.setattr(images_module, "free_memory", lambda: 2**40)
-    real = fit.backward
-
-    def interrupted(*args: Any) -> Any:
-        signal.raise_signal(signal.SIGTERM)
-        return real(*args)
-
-    with monkeypatch.context() as once:
-        once.setattr(fit, "backward", interrupted)
+    with stopped_at(1):
         assert main(["pretrain", *words, "--out", str(tmp_path / "parts")]) == 0
     monkeypatch.setattr(images_module, "free_memory", lambda: 0)
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume"]) == 0

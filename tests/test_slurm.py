@@ -8,15 +8,15 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import pytest
 
 from benchmarks import slurm
-from selftaught import fit, run, train
+from selftaught import run, train
 from selftaught.cli import main
 from selftaught.train import STOPPING
 from tests.pictures import folder
+from tests.stopping import stopped_at
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "examples" / "slurm" / "selftaught.sbatch"
@@ -200,26 +200,17 @@ def test_slurm_sends_sigterm_twice_and_neither_kills() -> None:
 
 def test_several_processes_look_for_signals_at_the_last_step_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They look at every eighth step; one that came after the last of these was lost, and a plan's next stage began."""
-    real, calls = fit.backward, 0
-
-    def asked_late(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 10:
-            signal.raise_signal(signal.SIGUSR1)
-        return real(*args)
-
-    monkeypatch.setattr(fit, "backward", asked_late)
     monkeypatch.setattr(train, "world_size", lambda: 2)
     words = [
         "pretrain", "--data", str(folder(tmp_path / "images")), "--backbone", "test_resnet", "--size", "32", "--batch", "8",
         "--steps", "11", "--precision", "fp32", "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
-    assert main(words) == 0
-    assert run.read(tmp_path / "run").facts["outcome"] == "stopped"
-    assert main([*words, "--resume"]) == 0
+    with stopped_at(10, by=signal.SIGUSR1) as made:
+        assert main(words) == 0
+        assert run.read(tmp_path / "run").facts["outcome"] == "stopped"
+        assert main([*words, "--resume"]) == 0
     assert run.read(tmp_path / "run").facts["outcome"] == "done"
-    assert calls == 11
+    assert len(made) == 11
 
 
 # ------------------------------------------------------------------------------------------------------ a real SLURM

@@ -8,8 +8,7 @@ import csv
 import io
 import itertools
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from selftaught import adapting, fit, train
+from selftaught import adapting, train
 from selftaught.cli import main
 from selftaught.data import index as data_index
 from selftaught.data.index import Index
@@ -33,6 +32,7 @@ from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths,
 from selftaught.study.runner import Shard
 from selftaught.tuning import FineTune
 from tests.pictures import folder
+from tests.stopping import stopped_at
 
 SETUP = Setup(
     bases={"moco": Base(init="nowhere"), "lite": Base(init="resnet18.a1_in1k")},
@@ -406,23 +406,6 @@ def said(words: list[str], code: int = 0) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(words) == code
     return out.getvalue().strip()
-
-
-@contextlib.contextmanager
-def stopped_at(step: int) -> Iterator[None]:
-    """SIGTERM to this very process, in the middle of a training step."""
-    real, calls = fit.backward, 0
-
-    def interrupted(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == step:
-            signal.raise_signal(signal.SIGTERM)
-        return real(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "backward", interrupted)
-        yield
 
 
 @pytest.fixture(scope="module")

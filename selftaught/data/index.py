@@ -147,8 +147,8 @@ def build(
         raise UserError(f"the held-out share must be at least 0 and less than 1, not {holdout}")
     places = [Root.of(root) for root in roots]
     cache = cache or default_cache()
-    table = str(labels) if str(labels) in ("auto", "folders", "none") else os.path.abspath(Path(labels).expanduser())
-    name = recall.key([places, table, holdout, seed])
+    table = None if str(labels) in ("auto", "folders", "none") else os.path.abspath(Path(labels).expanduser())
+    name = recall.key([places, table or str(labels), holdout, seed])
     if cache is not None and (remembered := recall.load(cache, name)) is not None:
         return Index(**remembered)
     began = time.time_ns()
@@ -181,7 +181,7 @@ def build(
         notes=tuple(notes),
     )
     if cache is not None and len(index) >= recall.LEAST:
-        tables = [table, *(os.path.join(place.path, "labels.csv") for place in places)]
+        tables = [*([table] if table else []), *(os.path.join(place.path, "labels.csv") for place in places)]
         witness = recall.Witness.of(scan, [*tables, *(found.paths[i] for i in reasons)], began)
         if witness is not None:
             recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness)

@@ -307,12 +307,13 @@ def verify(location: str) -> str:
     for entry in [*written["shards"], written["index"]]:
         digest = hashlib.sha256()
         try:
-            size = locations.facts(f"{location}/{entry['file']}")[0]
+            file = locations.within(location, entry["file"])
+            size = locations.facts(file)[0]
             if size != entry["bytes"]:
                 bad.append((entry["file"], "damaged"))
                 continue
             for start in range(0, entry["bytes"], 8 << 20):
-                digest.update(locations.fetch(f"{location}/{entry['file']}", start, min(start + (8 << 20), entry["bytes"])))
+                digest.update(locations.fetch(file, start, min(start + (8 << 20), entry["bytes"])))
         except FileNotFoundError:
             bad.append((entry["file"], "missing"))
             continue

@@ -1,0 +1,26 @@
+"""A signal to this very process in the middle of a training step."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from selftaught import fit
+
+
+@contextlib.contextmanager
+def stopped_at(*steps: int, by: signal.Signals = signal.SIGTERM) -> Iterator[list[int]]:
+    """`by` is raised in these of the steps that are made inside, counted from 1; grows by an entry a step."""
+    real, made = fit.backward, list[int]()
+
+    def interrupted(*args: Any) -> Any:
+        made.append(len(made) + 1)
+        if made[-1] in steps:
+            signal.raise_signal(by)
+        return real(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "backward", interrupted)
+        yield made
