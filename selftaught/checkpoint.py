@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from selftaught.distributed import local
+
 
 def atomic(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path`, then put it in its place: a crash leaves the old one."""
@@ -44,8 +46,9 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def all_finite(state: Any) -> bool:
+    """Of a sharded network, this process's share."""
     if isinstance(state, torch.Tensor):
-        return not state.is_floating_point() or bool(torch.isfinite(state).all())
+        return not state.is_floating_point() or bool(torch.isfinite(local(state)).all())
     if isinstance(state, dict):
         return all(all_finite(v) for v in state.values())
     return not isinstance(state, list | tuple) or all(all_finite(v) for v in state)

@@ -1,15 +1,25 @@
-"""Many processes: the only file that names torch.distributed. Everything here is a no-op in a single process."""
+"""Many processes: the only file that names torch.distributed. Everything here is a no-op in a single process.
+
+Over 200 lines, because it is the only one: gradients, tensors, values and shards have their collectives here.
+"""
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -46,12 +56,12 @@ def barrier() -> None:
         dist.barrier()
 
 
-def wrap(step: nn.Module, device: torch.device, sync_norm: bool = True) -> nn.Module:
+def wrap(step: nn.Module, device: torch.device) -> nn.Module:
     """`step`, so that a backward pass averages its gradients over the processes."""
-    if world_size() == 1:
+    if world_size() == 1 or is_sharded(step.parameters()):
         return step
     on_gpu = device.type == "cuda"
-    if on_gpu and sync_norm:
+    if on_gpu:
         step = convert_sync_batchnorm(step)  # timm's: torch's own drops the activations that timm's norms hold
     with warnings.catch_warnings():  # newer releases have another word for the same
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
@@ -65,6 +75,10 @@ def unsynchronised(step: nn.Module, really: bool = True) -> Iterator[None]:
     if really and isinstance(step, DistributedDataParallel):
         with step.no_sync():
             yield
+    elif really and isinstance(step, FSDPModule):
+        step.set_requires_gradient_sync(False)
+        yield
+        step.set_requires_gradient_sync(True)
     else:
         yield
 
@@ -125,9 +139,87 @@ def shared(value: Any) -> Any:
     return box[0]
 
 
+@torch.no_grad()
+def same(tensors: Iterable[Tensor]) -> None:
+    """Let every rank have rank 0's values, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set on any rank."""
     return flag if world_size() == 1 else bool(total(torch.tensor([float(flag)], device=_device())).item())
+
+
+# ----------------------------------------------------------------------------------------------------- shards
+
+
+def shard(
+    root: nn.Module, units: Iterable[nn.Module], entries: Iterable[tuple[nn.Module, str]], device: torch.device
+) -> None:
+    """Leave each process its share of every parameter of `root`, in place (FSDP2).
+
+    A unit's parameters are brought together while it computes and let go again; units within units come first.
+    `entries` are methods besides `forward` by which units are called.
+    """
+    mesh = init_device_mesh(device.type, (world_size(),))
+    if device.type == "cuda":
+        convert_sync_batchnorm(root)
+    for unit in (*units, root):
+        unit.to(memory_format=torch.contiguous_format)  # FSDP takes no other
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    # A class token is a view of all tokens; nothing here writes into one in place.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
+    for unit, name in entries:
+        register_fsdp_forward_method(unit, name)
+    # Whatever is called first would take itself for the root of all: features are looked at before the first step.
+    fully_shard.state(root)._lazy_init()  # type: ignore[attr-defined]
+
+
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    return any(isinstance(p, DTensor) for p in parameters)
+
+
+@torch.no_grad()
+def whole(x: Tensor) -> Tensor:
+    """A parameter brought together from its shards, on every rank; other tensors as they are."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's shard of a parameter; other tensors as they are."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def cut_like(x: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, as `like` is sharded; where that is whole, as it is."""
+    return distribute_tensor(x, like.device_mesh, like.placements) if isinstance(like, DTensor) else x
+
+
+def save_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Every rank writes its own share."""
+    save(_states(step, optimizer)[0], checkpoint_id=folder)
+
+
+def load_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Each rank reads its own share, into any number of processes, or all of it where nothing is sharded."""
+    states, names = _states(step, optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*single process.*")
+        load(states, checkpoint_id=folder)
+    weights = {name: states["step"][first] for name, first in names.items()}
+    state_dict.set_state_dict(step, optimizer, model_state_dict=weights, optim_state_dict=states["optimizer"])
+
+
+def _states(step: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, str]]:
+    """Weights and moments, and for each weight the first of the names that it has: methods hold their backbone twice."""
+    weights, moments = state_dict.get_state_dict(step, optimizer)
+    first: dict[int, str] = {}
+    tensors = [*step.named_parameters(remove_duplicate=False), *step.named_buffers(remove_duplicate=False)]
+    known = {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+    names = {name: known.get(name, name) for name in weights}
+    return {"step": {name: weights[name] for name in names.values()}, "optimizer": moments}, names
 
 
 def _device() -> str:

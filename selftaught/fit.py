@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from selftaught.distributed import rank, unsynchronised
+from selftaught.distributed import rank, unsynchronised, whole
 from selftaught.errors import UserError
 from selftaught.method import Batch, Method, Tensors, zip_tensors
 from selftaught.networks import running_statistics
@@ -85,7 +85,7 @@ def fit(
                     seen.copy_(was)  # what is not finite would stay in a running mean for good
             else:
                 optimizer.step()
-                method.after_step(*whole(done))
+                method.after_step(*joined(done))
             outcomes = [outcome for _, outcome in done]
             losses = {k: mean([o.parts[k] for o in outcomes]) for k in outcomes[0].parts}
             loss = mean([o.loss.detach() for o in outcomes])
@@ -102,8 +102,8 @@ def fit(
 def clipped_norm(parameters: list[nn.Parameter], clip: float) -> Tensor:
     """The gradients' norm, before they are clipped to `clip`; 0 leaves them as they are (and costs no pass over them)."""
     if clip:
-        return nn.utils.clip_grad_norm_(parameters, clip)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        return whole(nn.utils.clip_grad_norm_(parameters, clip))
+    return whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 Done = list[tuple[Batch, Outcome]]
@@ -126,7 +126,7 @@ def backward(
     return done
 
 
-def whole(done: Done) -> tuple[Batch, Tensors, Tensors]:
+def joined(done: Done) -> tuple[Batch, Tensors, Tensors]:
     """The batches that made one step, as one."""
     if len(done) == 1:
         return done[0][0], done[0][1].predictions, done[0][1].targets

@@ -59,6 +59,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("workers", int, "PROCESSES", "that decode images, where these are not held in memory", "2"),
     ("on_collapse", Literal["stop", "warn"], "stop|warn", "when the features fall into one point", "stop"),
     ("save_every", float, "SECONDS", "between checkpoints", "120"),
+    ("fsdp", bool, "", "let each of several processes hold its share of weights, gradients and optimizer", "no"),
 )  # fmt: skip
 # What `selftaught adapt` takes besides, and what it takes otherwise.
 ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
@@ -68,10 +69,10 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
     ("plan", str | None, "FILE.yaml", "stages in any chain or tree, each with flags of its own", "none"),
 )
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
-CONDUCT = {"out", "device", "workers", "on-collapse", "save-every"}  # how it is done, which changes no outcome
+CONDUCT = {"out", "device", "workers", "on-collapse", "save-every", "fsdp"}  # how it is done, which changes no outcome
 DEFAULTS: dict[str, Any] = {
     "data": (), "target": (), "source": (), "resume": False, "device": "auto", "workers": 2, "on_collapse": "stop",
-    "save_every": 120.0,
+    "save_every": 120.0, "fsdp": False,
 }  # fmt: skip
 GROUPS = ("method", "hard", "views", "optimizer", "schedule")  # whose fields are flags: --method.temperature
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught import checkpoint, weights
+from selftaught.distributed import rank, whole
 from selftaught.errors import UserError
 from selftaught.networks import mlp
 
@@ -27,14 +28,18 @@ class Trained:
 
 
 def save(head: nn.Sequential, classes: tuple[str, ...], several: bool, file: Path) -> Path:
-    """Write a head; atomic. What it takes to build it again stands beside the weights."""
+    """Write a head; atomic. What it takes to build it again stands beside the weights. Of several processes all call it, and
+    rank 0 writes.
+    """
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
     metadata = {
         "widths": json.dumps([*(layer.in_features for layer in linear), linear[-1].out_features]),
         "classes": json.dumps(classes),
         "several": json.dumps(several),
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
+    state = {key: whole(value).detach().cpu().contiguous() for key, value in head.state_dict().items()}
+    if rank() != 0:
+        return file
     return checkpoint.atomic(file, lambda draft: draft.write_bytes(safetensors.torch.save(state, metadata)))
 
 

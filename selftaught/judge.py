@@ -16,6 +16,7 @@ from selftaught.backbones import Backbone
 from selftaught.classifying import classified, classifiers
 from selftaught.data.images import Images, default_canvas
 from selftaught.data.index import Index
+from selftaught.distributed import rank
 from selftaught.errors import UserError, require
 from selftaught.evaluation import KNN, Classifier, Features, Linear, Protocol, Results, evaluate, verdict
 from selftaught.evaluation.features import cached, extract
@@ -119,7 +120,7 @@ def judge(
             positions, [bound], labels=labels, draws=draws, seed=seed, on_progress=progress.of("fine-tuning")
         )  # fmt: skip
     judgement = Judgement(results=results, verdict=verdict(results))
-    if own:
+    if own and rank() == 0:
         keep(own.folder, judgement, index, [str(r) for r in data] or list(own.stage.data.roots), command)
     return judgement
 

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from selftaught import checkpoint, choice, heads, run, watch, weights
+from selftaught import checkpoint, choice, heads, run, sharding, watch, weights
 from selftaught.backbones import Backbone
 from selftaught.choice import Candidate
 from selftaught.data.index import Index
-from selftaught.distributed import rank, shared
+from selftaught.distributed import anywhere, is_sharded, rank, same, shared
 from selftaught.errors import UserError
 from selftaught.evaluation.features import extract
 from selftaught.fit import Report
 from selftaught.journal import Journal
+from selftaught.networks import running_statistics
 from selftaught.trainee import Trainee
 
 WATCHED = 256  # held-back images whose features are followed
@@ -37,6 +38,7 @@ class Conduct:
     workers: int = 2
     on_collapse: Literal["stop", "warn"] = "stop"
     save_every: float = 120.0  # seconds between checkpoints
+    fsdp: bool = False  # each process holds its share of weights, gradients and the optimizer's memory
     watched: int = WATCHED  # images whose features are followed; with labels, four times as many vote on them
     album: bool = True  # pictures at the end
     resume: bool = False
@@ -50,11 +52,15 @@ class Collapsed(UserError):
 
 
 class Life:
-    """A run's folder as it is lived: journal, watch, checkpoints."""
+    """A run's folder as it is lived: journal, watch, checkpoints.
+
+    Every rank measures its share of the images and knows the same; rank 0 alone writes, but for the shards of a network.
+    """
 
     def __init__(self, trainee: Trainee, optimizer: torch.optim.Optimizer, out: Path, conduct: Conduct) -> None:
         self.trainee, self.optimizer, self.out, self.conduct = trainee, optimizer, out, conduct
         self.first = rank() == 0
+        self.sharded = is_sharded(trainee.step.parameters())
         self.step = 0  # the next one
         self.skipped = 0
         self.seconds = 0.0
@@ -66,9 +72,8 @@ class Life:
         self.bank, self.voted, self.watched = sample(trainee.index, conduct.watched)
         self.guard = watch.Guard(voters=0 if trainee.stage.init else len(self.voted))
         self.candidates: list[Candidate] = []
-        if self.first:  # what is looked at again and again
-            scored = choice.sample(trainee.index) if trainee.stage.keep == "best" else self.bank
-            trainee.images.keep(torch.cat([self.bank, self.voted, self.watched, scored]).unique())
+        scored = choice.sample(trainee.index) if trainee.stage.keep == "best" else self.bank
+        trainee.images.keep(torch.cat([self.bank, self.voted, self.watched, scored]).unique())  # looked at again and again
         self.stops = choice.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
         self.clock = self.saved = time.perf_counter()
         self.images = 0
@@ -78,8 +83,7 @@ class Life:
         if self.conduct.resume and last.exists():
             self.refuse_other_data()
             state = checkpoint.load(last, self.trainee.device)
-            self.trainee.step.load_state_dict(state["step"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            sharding.restore(self.trainee.step, self.optimizer, state, last.parent)
             self.guard.load_state_dict(state["guard"])
             self.step, self.skipped, self.seconds = state["next"], state["skipped"], state["seconds"]
             self.best, self.looked = state["best"], state["looked"]
@@ -115,14 +119,18 @@ class Life:
         elif self.step % self.log_every == 0:
             self.log(report, None)
         self.consider()
-        if time.perf_counter() - self.saved > self.conduct.save_every:
+        due = time.perf_counter() - self.saved > self.conduct.save_every
+        if (
+            shared(due) if self.sharded and self.step % 8 == 0 else due and not self.sharded
+        ):  # shards are saved by all at once
             self.save()
 
     def look(self, report: Report | None) -> None:
         """Measure the features, and ask the guard. The clock of images a second stands still meanwhile."""
         began = time.perf_counter()
         self.looked = self.step
-        features = self.measure() if self.first else {}
+        same(running_statistics(self.trainee.step))  # on CPUs each rank's norms saw images of their own
+        features = self.measure()
         spent = time.perf_counter() - began
         self.seconds += spent
         self.clock += spent
@@ -134,7 +142,7 @@ class Life:
                 self.conduct.say(warning)
         self.log(report, features)
         quality = features.get("knn", features.get("rank", 0.0))
-        if self.first and report and quality > self.best:
+        if report and quality > self.best:
             self.best = quality
             self.save("best.pt")
         self.guard.bad = shared(self.guard.bad)  # every rank looks again at the same step
@@ -143,9 +151,10 @@ class Life:
 
     def consider(self) -> None:
         """Keep the weights of this step beside the run, with their scores, where the best are to be kept."""
-        if not self.first or self.step not in self.stops or any(c.step == self.step for c in self.candidates):
+        if self.step not in self.stops or any(c.step == self.step for c in self.candidates):
             return
         began = time.perf_counter()
+        same(running_statistics(self.trainee.step))
         t = self.trainee
         if self.step == 0 and t.stage.base is not None:
             with torch.random.fork_rng(devices=[]):
@@ -163,7 +172,7 @@ class Life:
         t = self.trainee
         positions = choice.sample(t.index)
         vectors, closer = (self.features(positions, share, backbone) for share in (1.0, 0.7))
-        if not checkpoint.all_finite([backbone.state_dict(), vectors, closer]):
+        if not self.finite([backbone.state_dict(), vectors, closer]):
             return
         scores = watch.measure(vectors, closer)
         if t.index.labels is not None:
@@ -217,11 +226,14 @@ class Life:
     def save(self, name: str = "last.pt") -> None:
         if name == "last.pt":
             self.saved = time.perf_counter()
-        if not self.first:
+        if not self.first and not self.sharded:
             return
+        network = self.trainee.step.state_dict()
+        if not self.finite(network):
+            self.conduct.say(f"step {self.step}: the weights are not finite; the last good checkpoint is kept")
+            return
+        file = self.out / "checkpoints" / name
         state = {
-            "step": self.trainee.step.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "guard": self.guard.state_dict(),
             "looked": self.looked,
             "next": self.step,
@@ -230,10 +242,14 @@ class Life:
             "best": self.best,
             "candidates": [asdict(c) for c in self.candidates],
         }
-        if not checkpoint.all_finite(state["step"]):
-            self.conduct.say(f"step {self.step}: the weights are not finite; the last good checkpoint is kept")
-            return
-        checkpoint.save(self.out / "checkpoints" / name, state)
+        if self.sharded:
+            sharding.save(self.trainee.step, self.optimizer, state, file)
+        else:
+            checkpoint.save(file, {**state, "step": network, "optimizer": self.optimizer.state_dict()})
+
+    def finite(self, state: Any) -> bool:
+        """Of shards, on every rank."""
+        return not anywhere(not checkpoint.all_finite(state)) if self.sharded else checkpoint.all_finite(state)
 
     def write(self, backbone: Backbone, file: Path, beside: Path | None) -> None:
         """Weights for others: a backbone's and, in a file beside it, the method's head where later stages can use it."""
@@ -245,32 +261,44 @@ class Life:
 
     def end(self, outcome: str, **more: Any) -> Path:
         file, head = self.out / "backbone.safetensors", self.out / heads.FILE
-        if self.first:
-            if self.candidates and self.step:
-                chosen = choice.choose(self.candidates)
-                kept = self.out / chosen.kept.file
-                beside = kept.with_name(f"{kept.stem}-{heads.FILE}")  # the start's head has learnt nothing: there is none
-                if beside.is_file():
-                    checkpoint.atomic(head, lambda draft: shutil.copyfile(beside, draft))
-                else:
-                    head.unlink(missing_ok=True)
-                checkpoint.atomic(file, lambda draft: shutil.copyfile(kept, draft))
-                self.conduct.say(chosen.text)
-                more["choice"] = chosen.facts()
-            elif checkpoint.all_finite(self.trainee.method.state_dict()):
-                learnt = self.step and self.trainee.stage.trainable != "none"
-                self.write(self.trainee.backbone, file, head if learnt else None)
-            self.write_run(outcome, **more)
-            if self.journal is not None:
-                self.journal.close()
+        if self.candidates and self.step:
+            chosen = choice.choose(self.candidates)
+            more["choice"] = chosen.facts()
+            self.conduct.say(chosen.text)
+            if self.first:
+                self.put(self.out / chosen.kept.file, file, head)
+        elif self.finite(self.trainee.method.state_dict()):
+            learnt = self.step and self.trainee.stage.trainable != "none"
+            self.write(self.trainee.backbone, file, head if learnt else None)
+        self.close(outcome, **more)
         return file
+
+    @staticmethod
+    def put(kept: Path, file: Path, head: Path) -> None:
+        """A candidate's weights in the run's place."""
+        beside = kept.with_name(f"{kept.stem}-{heads.FILE}")  # the start's head has learnt nothing: there is none
+        if beside.is_file():
+            checkpoint.atomic(head, lambda draft: shutil.copyfile(beside, draft))
+        else:
+            head.unlink(missing_ok=True)
+        checkpoint.atomic(file, lambda draft: shutil.copyfile(kept, draft))
+
+    def close(self, outcome: str, **more: Any) -> None:
+        if self.first:
+            self.write_run(outcome, **more)
+        if self.journal is not None:
+            self.journal.close()
 
     def fail(self, outcome: str, reason: str) -> None:
         """Keep what was learnt before it went wrong, if it is worth keeping."""
+        if self.journal is None:  # it never began, and what lies in the folder is not this run's; or another rank writes
+            return
+        if self.sharded:  # the others may not be here to give their shares: the last checkpoint is what is kept
+            self.close(outcome, reason=reason)
+            return
         if self.step:
             self.save()
-        if self.journal is not None:  # else it never began, and what lies in the folder is not this run's
-            self.end(outcome, reason=reason)
+        self.end(outcome, reason=reason)
 
     def write_run(self, outcome: str, **more: Any) -> None:
         t = self.trainee

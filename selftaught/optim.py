@@ -10,6 +10,7 @@ import torch
 from timm.optim import Lars
 from torch import nn
 
+from selftaught.distributed import is_sharded
 from selftaught.errors import require
 
 Named = Iterable[tuple[str, nn.Parameter]]
@@ -36,7 +37,9 @@ class SGD(Optimizer):
     momentum: float = 0.9
 
     def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
-        return torch.optim.SGD(groups(parameters, self, steady), lr=0.0, momentum=self.momentum, fused=True)
+        found = groups(parameters, self, steady)
+        fused = not any(is_sharded(group["params"]) for group in found)  # torch's fused kernel knows no shards
+        return torch.optim.SGD(found, lr=0.0, momentum=self.momentum, fused=fused, foreach=not fused)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,18 +21,13 @@ SHOWN = 4  # images of each kind of hard example
 
 
 def draw(trainee: Trainee, folder: Path | None) -> None:
-    """Write the album of a trained run into `folder`; None on ranks that only take part in the losses."""
+    """Write the album of a trained run into `folder`; None on ranks that only take part in the computing."""
     raw = next(iter(trainee.batches.epoch(0)))
     batch = trainee.batch(raw, key(trainee.stage.seed, "album"))
     # A plain run shows what HEXA would have trained it on.
     fit = [h for h in (Adversarial(), CutMix()) if part_name(h) not in trainee.method.unfit]
     hard = trainee.stage.hard or fit
     entries = [entry for h in hard for entry in hard_entries(trainee, h, batch)]
-    if folder is None:
-        return
-    square = centre(raw.pixels, raw.aspect, min(trainee.images.canvas, 2 * trainee.stage.size))
-    album.write_views(folder, (square * 255).byte(), [v.cpu() for v in batch.views])
-    album.write_hard(folder, entries)
     index = trainee.index
     chosen = index.held_out if len(index.held_out) >= 50 else index.train
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:MOST].sort().values]
@@ -40,6 +35,11 @@ def draw(trainee: Trainee, folder: Path | None) -> None:
         trainee.backbone, trainee.images, chosen, size=trainee.stage.size, batch=256, device=trainee.device,
         precision=trainee.stage.precision,
     )  # fmt: skip
+    if folder is None:
+        return
+    square = centre(raw.pixels, raw.aspect, min(trainee.images.canvas, 2 * trainee.stage.size))
+    album.write_views(folder, (square * 255).byte(), [v.cpu() for v in batch.views])
+    album.write_hard(folder, entries)
     thumbnails = torch.stack([trainee.images[int(i)] for i in chosen])
     aspect = trainee.images.aspect[chosen]
     thumbnails = torch.cat(

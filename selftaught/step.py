@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from selftaught.distributed import gather, world_size
+from selftaught.distributed import gather, is_sharded, world_size
 from selftaught.errors import UserError, require
 from selftaught.method import Batch, Method, Tensors, detach, leaves, map_tensors
 from selftaught.networks import batch_norms, frozen_statistics, swapped
@@ -145,14 +145,17 @@ def differentiated(loss: Tensor, inputs: Tensors, method: Method) -> tuple[Tenso
 
     Returns the loss, whose own backward pass will hand out the parameters' gradients already found, and the
     gradient at the inputs. The graph behind is freed: peak memory is one pass, whatever hard examples follow.
+    FSDP gathers gradients in `backward` alone: there the inputs' gradient costs a backward pass of its own.
     """
     points = leaves(inputs)
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    found = torch.autograd.grad(loss, [*points, *parameters], allow_unused=True)
+    sharded = is_sharded(method.parameters())
+    parameters = [] if sharded else [p for p in method.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, [*points, *parameters], allow_unused=True, retain_graph=sharded)
     slopes = iter(torch.zeros_like(x) if g is None else g for x, g in zip(points, found, strict=False))
     known = [(p, g) for p, g in zip(parameters, found[len(points) :], strict=True) if g is not None]
     gradients, parameters = [g for _, g in known], [p for p, _ in known]
-    return _Known.apply(loss.detach(), gradients, *parameters), map_tensors(lambda _: next(slopes), inputs)
+    known_loss = loss if sharded else _Known.apply(loss.detach(), gradients, *parameters)
+    return known_loss, map_tensors(lambda _: next(slopes), inputs)
 
 
 class _Known(torch.autograd.Function):

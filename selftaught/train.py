@@ -16,6 +16,7 @@ from selftaught.distributed import anywhere, barrier, local_rank, rank, world_si
 from selftaught.errors import UserError
 from selftaught.fit import Loop, fit
 from selftaught.life import Collapsed, Conduct, Life
+from selftaught.sharding import shard
 from selftaught.stage import Data, Stage
 from selftaught.trainee import assemble
 
@@ -44,6 +45,10 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     if not steps_per_epoch and stage.steps:
         raise UserError(f"{len(index.train)} training images are fewer than a batch of {stage.batch}: lower --batch")
     step, method = trainee.step, trainee.method
+    if conduct.fsdp and world_size() == 1:
+        conduct.say("one process holds all: --fsdp has nothing to share out")
+    elif conduct.fsdp:
+        shard(step, device)
     optimizer = stage.optimizer.build(step.named_parameters(), [f"method.{part}." for part in method.steady])
     life = Life(trainee, optimizer, out, conduct)
     loop = Loop(

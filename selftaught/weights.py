@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from selftaught import inert
 from selftaught.backbones import Backbone, base, build, create, nearest
 from selftaught.dialects import State
+from selftaught.distributed import rank, whole
 from selftaught.errors import UserError
 from selftaught.layouts import LAYOUTS, Reading, readings
 from selftaught.likeness import candidates, looks_like, small_stem
@@ -43,7 +44,8 @@ def save(backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None =
 
     Beside them stand name, stem, mean, std, image_size and `extra` as strings: a safetensors file's metadata,
     or the entry "metadata" beside "state_dict" in a `.pth`, which `torch.load(weights_only=True)` reads.
-    `backbones.recipe` says in Python how to use the weights without this package.
+    `backbones.recipe` says in Python how to use the weights without this package. Where the network is shared out over
+    several processes, all of them call it; rank 0 writes.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", *_PICKLED):
@@ -59,7 +61,9 @@ def save(backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None =
     if clash := metadata.keys() & (extra or {}).keys():
         raise ValueError(f"extra must not replace {', '.join(sorted(clash))}")
     metadata.update(extra or {})
-    state = {key: value.detach().cpu().contiguous() for key, value in plain_state(backbone.network).items()}
+    state = {key: whole(value).detach().cpu().contiguous() for key, value in plain_state(backbone.network).items()}
+    if rank() != 0:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

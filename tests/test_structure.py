@@ -12,7 +12,8 @@ ROOT = Path(selftaught.__file__).parent
 # Each layer may import from those above it, and from itself only where it says so.
 LAYERS = [
     {"errors"},
-    {"plan", "losses", "distributed", "checkpoint", "data.paths", "data.machine", "data.damage", "data.views", "data.order"},
+    {"distributed"},
+    {"plan", "losses", "checkpoint", "data.paths", "data.machine", "data.damage", "data.views", "data.order"},
     {"data.locations"},
     {"data.shard"},
     {"data.store"},
@@ -34,7 +35,7 @@ LAYERS = [
     {"data.foreign"},
     {"data.rows"},
     {"data.labels", "data.batches", "methods.*", "step", "backbones", "optim", "evaluation.*", "likeness"},
-    {"data.index", "hard.*", "fit", "watch", "weights"},
+    {"data.index", "hard.*", "fit", "watch", "weights", "sharding"},
     {"data.pack"},
     {"stage", "choice", "tuning", "heads"},
     {"recipe"},

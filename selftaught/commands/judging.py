@@ -48,18 +48,22 @@ class Evaluate:
 
 def evaluate(words: list[str]) -> int:
     asked = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
+    from selftaught.distributed import processes, rank
     from selftaught.judge import judge
     from selftaught.progress import Progress
     from selftaught.report import table
 
     protocols = [getattr(asked, name) for name in asked.protocol]
-    with Progress() as progress:
+    device = device_named(asked.device)
+    with processes(device), Progress(show=rank() == 0) as progress:
         judgement = judge(
             asked.run, asked.data, labels_from=asked.labels_from, protocols=protocols, labels=asked.labels,
             against=asked.against, size=asked.size, draws=asked.draws, seed=asked.seed,
-            device=device_named(asked.device), workers=asked.workers, progress=progress,
+            device=device, workers=asked.workers, progress=progress,
             command=shlex.join(["selftaught", "evaluate", *words]),
         )  # fmt: skip
+        if rank() != 0:
+            return 0
     if asked.json:
         print(json.dumps(judgement.rows))
     differences = [dataclasses.asdict(d) for d in judgement.results.differences]

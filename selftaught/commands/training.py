@@ -87,7 +87,7 @@ def read_config(file: Path) -> Any:
 def conduct_of(asked: Any, device: str, progress: Progress, words: Sequence[str], resume: bool = False) -> Conduct:
     return Conduct(
         device=device, workers=asked.workers, on_collapse=asked.on_collapse, save_every=asked.save_every,
-        resume=resume, show=progress.entry, say=progress.say,
+        fsdp=asked.fsdp, resume=resume, show=progress.entry, say=progress.say,
         note={"command": shlex.join(["selftaught", *words]), "device": device},
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from selftaught.distributed import anywhere, gather, rank, world_size
 from selftaught.errors import UserError
 
 
@@ -49,18 +50,19 @@ def extract(
     The centre square of `share` of the short side, `size` pixels wide, goes through the backbone in
     evaluation mode (batch norm by its running statistics) without gradients; every module's mode is what it
     was afterwards. Images that are not held in memory are decoded by `workers` processes. The backbone must
-    be on `device` already.
+    be on `device` already. Of several processes all call it: each computes a share, and all get the whole.
     """
     from selftaught.data.views import centre
 
     device = torch.device(device)
+    wanted, positions = len(positions), own_share(positions.cpu())
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     parts: list[Tensor] = []
     done = 0
     groups = getattr(images, "groups", None)
     order = groups.as_stored(positions) if groups is not None and groups.scattered else torch.arange(len(positions))
-    positions = positions.cpu()[order]  # each row group of a large store is read once
+    positions = positions[order]  # each row group of a large store is read once
     try:
         for pixels, where in _canvases(images, positions, batch, workers):
             views = centre(pixels.to(device), images.aspect[where].to(device), size, share)
@@ -74,7 +76,16 @@ def extract(
             module.training = training
     if not parts:
         return torch.empty(0, int(getattr(backbone, "features", 0)))
-    return torch.cat(parts)[order.argsort()]
+    return gather(torch.cat(parts)[order.argsort()].to(device)).cpu()[:wanted]
+
+
+def own_share(positions: Tensor) -> Tensor:
+    """This process's share; all are of one length, for which the last position stands in where there are too few."""
+    if world_size() == 1 or not len(positions):
+        return positions
+    share = -(-len(positions) // world_size())
+    places = torch.arange(rank() * share, (rank() + 1) * share)
+    return positions[places.clamp(max=len(positions) - 1)]
 
 
 def _canvases(images: Images, positions: Tensor, batch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,9 +109,23 @@ def cached(folder: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
     there).
 
     The key must say all that the features depend on: weights, data fingerprint, positions, size, precision. A
-    file that cannot be read is made again. Written atomically.
+    file that cannot be read is made again. Written atomically, by rank 0.
     """
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    found = known(path, key)
+    if not anywhere(found is None):
+        assert found is not None
+        return found
+    vectors = make()
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        save_file({"features": vectors.contiguous()}, part, metadata={"key": key})
+        part.replace(path)
+    return vectors
+
+
+def known(path: Path, key: str) -> Tensor | None:
     try:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("key") == key:
@@ -108,9 +133,4 @@ def cached(folder: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
                 return found
     except (OSError, SafetensorError):
         pass
-    vectors = make()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_file({"features": vectors.contiguous()}, part, metadata={"key": key})
-    part.replace(path)
-    return vectors
+    return None

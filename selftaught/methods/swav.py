@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ class SwAV(Method):
 
     def scores(self, embeddings: Tensor) -> Tensor:
         with torch.autocast(embeddings.device.type, enabled=False):  # Sinkhorn's sharp exponent needs the digits
-            return embeddings @ self.prototypes.weight.to(embeddings).T
+            return cast(Tensor, self.prototypes(embeddings))
 
     @torch.no_grad()
     def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

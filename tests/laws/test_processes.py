@@ -1,4 +1,6 @@
-"""k processes give the gradient of one, and leave the same memories, for every method and every hard example."""
+"""k processes give the gradient of one, take its step and leave its memories, for every method and every hard example;
+whether each holds all weights or its share of them.
+"""
 
 import os
 from pathlib import Path
@@ -9,10 +11,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from selftaught.distributed import collect, deal, wrap
+from selftaught.distributed import collect, deal, whole, wrap
+from selftaught.fit import clipped_norm
 from selftaught.methods import METHODS
+from selftaught.optim import SGD
+from selftaught.sharding import shard
 from selftaught.step import Step
-from tests.laws.toys import HARD, batch, build, mine, rng, takes
+from tests.laws.toys import HARD, Deep, batch, build, mine, rng, takes
 
 WORLD = 2
 CASES = [(name, ()) for name in METHODS] + [
@@ -23,16 +28,25 @@ CASES = [(name, ()) for name in METHODS] + [
 ]
 
 
-def outcome(name: str, hard: tuple[str, ...]) -> dict[str, Any]:
-    """Gradients of one global batch, and what the method remembers after it."""
-    step = Step(build(name, norm=False, dtype=torch.float64), tuple(HARD[h] for h in hard))
+def outcome(name: str, hard: tuple[str, ...], sharded: bool = False) -> dict[str, Any]:
+    """Gradients of one global batch, and the weights and memories after the step."""
+    step = Step(build(name, norm=False, dtype=torch.float64, toy=Deep), tuple(HARD[h] for h in hard))
+    if sharded:
+        shard(step, torch.device("cpu"))
+    optimizer = SGD(lr=0.1).build(step.named_parameters())
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"]
     wrapped = wrap(step, torch.device("cpu"))
     data = mine(batch(8, dtype=torch.float64))
     result = wrapped(data, rng())
     result.loss.backward()
+    step.method.after_backward()
+    gradients = {k: whole(p.grad).clone() for k, p in step.named_parameters() if p.grad is not None}
+    norm = clipped_norm(list(step.parameters()), clip=0.1)
+    optimizer.step()
     step.method.after_step(data, result.predictions, result.targets)
-    gradients = {k: p.grad for k, p in step.named_parameters() if p.grad is not None}
-    return {"gradients": gradients, "buffers": dict(step.method.named_buffers())}
+    weights = {k: whole(p.detach()) for k, p in step.named_parameters()}
+    return {"gradients": gradients, "norm": {"": norm}, "weights": weights, "buffers": dict(step.method.named_buffers())}
 
 
 def worker(rank: int, folder: str) -> None:
@@ -41,7 +55,7 @@ def worker(rank: int, folder: str) -> None:
     cards = mine(batch(8)).views[0]
     assert torch.equal(collect(deal(cards)), cards)
     assert not torch.equal(deal(cards), cards)
-    results = {str(case): outcome(*case) for case in CASES}
+    results = {f"{case} {sharded}": outcome(*case, sharded) for case in CASES for sharded in (False, True)}
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # spawned gloo workers can hang at interpreter exit
@@ -64,12 +78,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{r}.pt") for r in range(WORLD)]
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join([case[0], *case[1]]))
-def test_many_processes_are_one(case: tuple[str, tuple[str, ...]], results: list[dict[str, Any]]) -> None:
+def test_many_processes_are_one(case: tuple[str, tuple[str, ...]], sharded: bool, results: list[dict[str, Any]]) -> None:
     alone = outcome(*case)
     for rank in range(WORLD):
-        for what in ("gradients", "buffers"):
-            together = results[rank][str(case)][what]
+        for what in alone:
+            together = results[rank][f"{case} {sharded}"][what]
             assert together.keys() == alone[what].keys()
             for key, value in alone[what].items():
                 torch.testing.assert_close(together[key], value, rtol=1e-7, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}")

@@ -55,16 +55,30 @@ class Toy(Encoder):
         return found.mean(dim=(2, 3)), found
 
 
+class Deep(Toy):
+    """The same with two blocks more, which are sharded each for itself."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__(norm)
+        self.blocks = nn.Sequential(nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1))
+
+    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = torch.tanh(self.blocks(super().with_map(x)[1]))
+        return found.mean(dim=(2, 3)), found
+
+
 def config(name: str) -> Method.Config:
     default = METHODS[name].Config()
     fields = {f.name for f in dataclasses.fields(default)}
     return dataclasses.replace(default, **{k: v for k, v in SMALL.items() if k in fields})
 
 
-def build(name: str, *, seed: int = 0, norm: bool = True, dtype: torch.dtype = torch.float32) -> Method:
+def build(
+    name: str, *, seed: int = 0, norm: bool = True, dtype: torch.dtype = torch.float32, toy: type[Toy] = Toy
+) -> Method:
     """A method that has begun its first epoch. Without `norm` no batch norm is left anywhere."""
     torch.manual_seed(seed)
-    method = METHODS[name](config(name), Toy(norm), IMAGES, *earlier(name))
+    method = METHODS[name](config(name), toy(norm), IMAGES, *earlier(name))
     if not norm:
         for module in list(method.modules()):
             for holder, child, _ in list(batch_norms(module)):

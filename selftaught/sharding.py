@@ -1,0 +1,78 @@
+"""Networks too large for one process: each keeps its share of weights, gradients and the optimizer's memory (FSDP2)."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selftaught import checkpoint, distributed
+from selftaught.method import Encoder
+from selftaught.networks import Teacher
+from selftaught.step import Step
+
+BLOCK = re.compile(r"(.*\.)?blocks\.\d+")  # as timm names the equal parts of ViTs and others
+
+
+def shard(step: Step, device: torch.device) -> None:
+    """Share out every parameter of `step`, the teachers' too, over the processes, in place.
+
+    What is brought together at once is a block of the backbone, the rest of the backbone, or a head. Losses, gradients
+    and memories stay those of one process (a law holds every method to that).
+    """
+    encoders = [m for m in step.modules() if isinstance(m, Encoder)]
+    units: list[nn.Module] = []
+    for encoder in encoders:
+        units += [m for name, m in encoder.named_modules() if BLOCK.fullmatch(name) and any(True for _ in m.parameters())]
+        units.append(encoder)
+    units += heads(step)
+    distributed.shard(step, dict.fromkeys(units), [(encoder, "with_map") for encoder in encoders], device)
+
+
+def heads(module: nn.Module) -> Iterator[nn.Module]:
+    """The parts beside the backbones that are called as a whole."""
+    for child in module.children():
+        if isinstance(child, Encoder):
+            continue
+        several = isinstance(child, nn.ModuleList | nn.ModuleDict | Teacher)
+        if several or any(isinstance(m, Encoder) for m in child.modules()):
+            yield from heads(child)
+        elif any(True for _ in child.parameters()):
+            yield child
+
+
+def save(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], file: Path) -> None:
+    """Every rank's share into a folder beside `file`, which names it, after what `state` says comes next. The folder that
+    it named before goes last: whenever the power fails, `file` names a whole one.
+    """
+    folder = f"{file.stem}-{state['next']}"
+    if distributed.shared(file.exists() and checkpoint.load(file).get("shards") == folder):
+        return
+    distributed.save_shards(step, optimizer, file.parent / folder)
+    if distributed.rank() == 0:
+        checkpoint.save(file, {**state, "shards": folder})
+        for other in file.parent.glob(f"{file.stem}-*"):
+            if other.is_dir() and other.name != folder:
+                shutil.rmtree(other)
+
+
+def restore(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], place: Path) -> None:
+    """Go on with a checkpoint in `place`, shards or whole; into shards, of any number of processes, or whole."""
+    if "shards" in state:
+        distributed.load_shards(step, optimizer, place / state["shards"])
+        return
+    own = step.state_dict()
+    step.load_state_dict({name: distributed.cut_like(value, own[name]) for name, value in state["step"].items()})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        i: {name: _cut(value, parameters[i]) for name, value in of.items()} for i, of in state["optimizer"]["state"].items()
+    }
+    optimizer.load_state_dict({**state["optimizer"], "state": moments})
+
+
+def _cut(moment: Any, parameter: Tensor) -> Any:
+    fits = isinstance(moment, Tensor) and moment.shape == parameter.shape
+    return distributed.cut_like(moment, parameter) if fits else moment

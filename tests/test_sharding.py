@@ -1,0 +1,167 @@
+"""Networks that several processes share out: training, checkpoints of every kind, and evaluation."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+from selftaught import checkpoint, journal, run, sharding
+from selftaught.cli import main
+from selftaught.distributed import whole
+from selftaught.optim import AdamW
+from selftaught.step import Step
+from tests.laws.toys import Deep, batch, build, mine, rng
+from tests.pictures import folder
+
+SEVERAL = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "selftaught"]
+SMALL = ["--backbone", "test_vit", "--size", "32", "--batch", "16", "--precision", "fp32", "--workers", "0"]
+TRAINING = ["--method", "byol", "--hard", "cutmix", "--steps", "12", "--keep", "best", "--accumulate", "2", "--clip", "1"]
+
+
+# --------------------------------------------------------------------------------------------- checkpoints
+
+
+def trained(seed: int, steps: int, sharded: bool) -> tuple[Step, torch.optim.Optimizer]:
+    step = Step(build("byol", seed=seed, norm=False, toy=Deep))
+    if sharded:
+        sharding.shard(step, torch.device("cpu"))
+    optimizer = AdamW(lr=0.01).build(step.named_parameters())
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"]
+    for number in range(steps):
+        optimizer.zero_grad()
+        step(mine(batch(8, seed=number)), rng()).loss.backward()
+        optimizer.step()
+    return step, optimizer
+
+
+def everything(step: Step, optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Weights, buffers and what the optimizer remembers, brought together, in an order of their own."""
+    names = {p: name for name, p in step.named_parameters()}
+    moments = {names[p]: of for p, of in optimizer.state.items()}
+    return [
+        {name: whole(value).clone() for name, value in step.state_dict().items()},
+        {name: {k: whole(v).clone() for k, v in sorted(of.items())} for name, of in sorted(moments.items())},
+        [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+    ]
+
+
+def worker(rank: int, place: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=2)
+    step, optimizer = trained(seed=0, steps=2, sharded=True)
+    was = everything(step, optimizer)
+    file = Path(place) / "last.pt"
+    sharding.save(step, optimizer, {"next": 2}, file)
+    again = trained(seed=1, steps=0, sharded=True)
+    sharding.restore(*again, checkpoint.load(file), file.parent)
+    other = trained(seed=1, steps=1, sharded=True)
+    plain = {"step": was[0], "optimizer": torch.load(f"{place}/plain.pt")}
+    sharding.restore(*other, plain, file.parent)
+    torch.save([was, everything(*again), everything(*other)], f"{place}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # spawned gloo workers can hang at interpreter exit
+
+
+def test_shards_and_whole_checkpoints_become_each_other(tmp_path: Path) -> None:
+    alone = trained(seed=0, steps=2, sharded=False)
+    torch.save(alone[1].state_dict(), tmp_path / "plain.pt")
+    context = mp.spawn(worker, (str(tmp_path),), nprocs=2, join=False)
+    for process in context.processes:
+        process.join(timeout=120)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for was, again, other in found:
+        torch.testing.assert_close(was, everything(*alone), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(again, was, rtol=0, atol=0)
+        torch.testing.assert_close(other[0], was[0], rtol=0, atol=0)
+        torch.testing.assert_close(other[1:], everything(*alone)[1:], rtol=0, atol=0)
+    back = trained(seed=1, steps=1, sharded=False)
+    sharding.restore(*back, checkpoint.load(tmp_path / "last.pt"), tmp_path)
+    torch.testing.assert_close(everything(*back), found[0][0], rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------------------------- as a user
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("images"), each=16)
+
+
+def begin(log: Path, *words: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*SEVERAL, *words], env=environment, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def together(log: Path, *words: str) -> str:
+    assert begin(log, *words).wait(timeout=300) == 0, log.read_text()
+    return log.read_text()
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "backbone.safetensors")
+
+
+@pytest.fixture(scope="module")
+def shared_out(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards") / "run"
+    said = together(
+        out.with_suffix(".log"), "pretrain", "--data", str(images), *TRAINING, *SMALL, "--out", str(out), "--fsdp"
+    )
+    assert "Warning" not in said
+    return out
+
+
+def test_shared_out_or_not_it_is_the_same_training(images: Path, shared_out: Path, tmp_path: Path) -> None:
+    out = tmp_path / "whole"
+    together(tmp_path / "log", "pretrain", "--data", str(images), *TRAINING, *SMALL, "--out", str(out))
+    torch.testing.assert_close(weights(shared_out), weights(out), rtol=1e-4, atol=1e-6)
+    kept = [run.read(folder).facts["choice"] for folder in (shared_out, out)]
+    assert kept[0]["kept"] == kept[1]["kept"]
+    kinds = [{f.is_dir() for f in (folder / "checkpoints").glob("last-*")} for folder in (shared_out, out)]
+    assert kinds == [{True}, set()]
+
+
+def test_killed_while_shared_out_and_resumed_it_ends_the_same(images: Path, shared_out: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "parts", tmp_path / "log"
+    words = ["pretrain", "--out", str(out), "--fsdp", "--workers", "0", "--save-every", "0"]
+    victim = begin(log, *words, "--data", str(images), *TRAINING, *SMALL)
+    while victim.poll() is None and len(journal.read(out / "journal.jsonl")) < 10:  # shards are saved at every eighth step
+        time.sleep(0.05)
+    assert victim.poll() is None, log.read_text()
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    subprocess.run(["pkill", "-9", "-f", str(out)], check=False)
+    assert checkpoint.load(out / "checkpoints" / "last.pt")["next"] == 8
+    together(log, *words, "--resume")
+    torch.testing.assert_close(weights(out), weights(shared_out), rtol=0, atol=0)
+    assert [f.name for f in (out / "checkpoints").glob("last-*")] == ["last-12"]  # those of before are gone
+
+
+def test_evaluated_by_several_processes_it_scores_the_same(shared_out: Path, tmp_path: Path) -> None:
+    words = ["evaluate", str(shared_out), "--labels", "all", "--json", "--workers", "0"]
+    said = together(tmp_path / "log", *words)
+    assert len(run_evaluations(shared_out)) == 1
+    for file in (shared_out / "features").iterdir():
+        file.unlink()
+    assert main(words) == 0
+    together_, alone = run_evaluations(shared_out)
+    assert [row["mean"] for row in together_["rows"]] == pytest.approx([row["mean"] for row in alone["rows"]], abs=1e-6)
+    assert said.count('[{"backbone"') == 1
+
+
+def run_evaluations(out: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((out / "evaluation.json").read_text())
+    return found
