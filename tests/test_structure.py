@@ -33,7 +33,7 @@ LAYERS = [
     {"data.columns"},
     {"data.foreign"},
     {"data.rows"},
-    {"data.labels", "data.batches", "methods.*", "step", "backbones", "optim", "evaluation.*", "likeness"},
+    {"data.labels", "data.batches", "data.ahead", "methods.*", "step", "backbones", "optim", "evaluation.*", "likeness"},
     {"data.index", "hard.*", "fit", "watch", "weights"},
     {"data.pack"},
     {"stage", "choice", "tuning", "heads"},
