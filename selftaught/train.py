@@ -75,7 +75,8 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     if not stage.steps or not conduct.album:
         return file
     try:
-        pictures.draw(trainee, out / "album" if rank() == 0 else None)
+        with trainee.eagerly():
+            pictures.draw(trainee, out / "album" if rank() == 0 else None)
     except (OSError, RuntimeError) as error:
         conduct.say(f"the run is done and saved, but its pictures could not be made: {error}")
     return file

@@ -1,8 +1,10 @@
 """What a stage trains on and with, built the same way whether it begins, resumes or is looked at."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from selftaught import backbones, heads, weights
 from selftaught.backbones import Backbone
+from selftaught.compiling import compile_backbones
 from selftaught.data.ahead import idle
 from selftaught.data.batches import Batches, Raw
 from selftaught.data.images import Images, default_canvas, statistics
@@ -59,6 +62,10 @@ class Trainee:
             place += 1
 
     waited: float = 0.0
+
+    def eagerly(self) -> AbstractContextManager[Any]:
+        """Here the backbone runs as it is: what is done now and then, and in other ways, is not worth compiling."""
+        return torch.compiler.set_stance("force_eager") if self.stage.compile else nullcontext()
 
     @torch.no_grad()
     def refresh(self, steps: int) -> None:
@@ -137,6 +144,9 @@ def assemble(
     made = method(stage.method, backbone, len(positions), *([earlier.network] if earlier else []))
     step = Step(made, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)
+    if stage.compile:
+        compile_backbones(step, device)
+        say("the backbone is compiled in the first steps, each of which may take a minute")
     classes = index.classes if method.needs_labels else earlier.classes if earlier else ()
     return Trainee(stage, index, images, batches, augment, step, device, classes)
 

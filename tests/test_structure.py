@@ -34,7 +34,7 @@ LAYERS = [
     {"data.foreign"},
     {"data.rows"},
     {"data.labels", "data.batches", "data.ahead", "methods.*", "step", "backbones", "optim", "evaluation.*", "likeness"},
-    {"data.index", "hard.*", "fit", "watch", "weights"},
+    {"data.index", "hard.*", "fit", "watch", "weights", "compiling"},
     {"data.pack"},
     {"stage", "choice", "tuning", "heads"},
     {"recipe"},
