@@ -7,8 +7,8 @@ The bare network is every call that the step made of its backbone and its teache
 and backward where gradients were asked for. Interleaved; prints the ratio's median [least, most] and the memory of a step on
 a GPU, and writes results/step.json. `network:pixels:batch`.
 
-With --compile: a step compiled beside the same step as it is, and how long the first ones took; in results/compile_bf16.json
-(or _fp32).
+With --compile: a step, compiled, beside the same step as it is (on a CPU in CPU time: give it one thread), and how long
+the first two took; in results/compile_bf16.json (or _fp32).
 """
 
 import argparse
@@ -125,7 +125,8 @@ def beside_compiled(made: Callable[..., Trained], rounds: int) -> dict[str, Any]
     for _ in range(2):
         compiled.once()
     first = time.perf_counter() - began
-    times = interleaved({"plain": plain.once, "compiled": compiled.once}, rounds)
+    clock = time.perf_counter if DEVICE.type == "cuda" else time.process_time  # of a CPU that others use, too
+    times = interleaved({"plain": plain.once, "compiled": compiled.once}, rounds, clock=clock)
     return {
         "ratio": ratios(times, "compiled", "plain"), "seconds": spread(times["compiled"]), "plain": spread(times["plain"]),
         "first": first,
