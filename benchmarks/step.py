@@ -6,9 +6,13 @@ A step is all that `fit` does for a batch: views already made, forward, loss, ba
 The bare network is every call that the step made of its backbone and its teacher's, replayed with the same shapes: forward,
 and backward where gradients were asked for. Interleaved; prints the ratio's median [least, most] and the memory of a step on
 a GPU, and writes results/step.json. `network:pixels:batch`.
+
+With --compile: a step, compiled, beside the same step as it is (on a CPU in CPU time: give it one thread), and how long
+the first two took; in results/compile_bf16.json (or _fp32).
 """
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import interleaved, ratios, said, spread, write
 from selftaught import backbones
+from selftaught.compiling import compile_backbones
 from selftaught.data.views import Augment, Views
 from selftaught.fit import Loop, fit
 from selftaught.method import NOISE, Batch, Method, Setting
@@ -35,8 +40,9 @@ class Trained:
     """A method in training, a step at a time, on one batch of views."""
 
     def __init__(
-        self, name: str, network: str, size: int, batch: int, bf16: bool, hard: tuple[HardExample, ...] = ()
-    ) -> None:
+        self, name: str, network: str, size: int, batch: int, bf16: bool, hard: tuple[HardExample, ...] = (),
+        compiled: bool = False,
+    ) -> None:  # fmt: skip
         torch.manual_seed(0)
         kind = METHODS[name]
         self.bf16 = bf16
@@ -44,6 +50,8 @@ class Trained:
         backbone = backbones.create(network, stem=stem, image_size=size)
         config = config_for(kind, Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features), 10)
         self.step = Step(kind(config, backbone, IMAGES), hard).to(DEVICE).to(memory_format=torch.channels_last).train()
+        if compiled:
+            compile_backbones(self.step, DEVICE)
         views = views_for(kind, size, Views())
         pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
         made = Augment(views, size)(pixels, torch.ones(batch), torch.Generator().manual_seed(0))
@@ -110,6 +118,21 @@ def bare(trained: Trained) -> Callable[[], None]:
     return replay
 
 
+def beside_compiled(made: Callable[..., Trained], rounds: int) -> dict[str, Any]:
+    """A compiled step's seconds to those of the same step as it is."""
+    plain, compiled = made(), made(compiled=True)
+    began = time.perf_counter()
+    for _ in range(2):
+        compiled.once()
+    first = time.perf_counter() - began
+    clock = time.perf_counter if DEVICE.type == "cuda" else time.process_time  # of a CPU that others use, too
+    times = interleaved({"plain": plain.once, "compiled": compiled.once}, rounds, clock=clock)
+    return {
+        "ratio": ratios(times, "compiled", "plain"), "seconds": spread(times["compiled"]), "plain": spread(times["plain"]),
+        "first": first,
+    }  # fmt: skip
+
+
 def parsed(text: str) -> tuple[str, int, int]:
     name, size, batch = text.split(":")
     return name, int(size), int(batch)
@@ -121,12 +144,20 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--compile", action="store_true")
     asked = parser.parse_args()
     found: dict[str, Any] = {}
     for network in asked.networks:
-        print(f"{network}, {asked.precision}: a step's seconds / those of its network passes alone")
+        beside = "the same not compiled" if asked.compile else "its network passes alone"
+        print(f"{network}, {asked.precision}: a step's seconds / those of {beside}")
         for name in asked.only:
             made = partial(Trained, name, *parsed(network), asked.precision == "bf16")
+            if asked.compile:
+                found.setdefault(network, {})[name] = one = beside_compiled(made, asked.rounds)
+                print(
+                    f"  {name:24} {said(one['ratio'])}  {1e3 * one['seconds']['median']:8.0f} ms, first {one['first']:.0f} s"
+                )
+                continue
             try:
                 trained = made()
                 times = interleaved({"step": trained.once, "bare": bare(trained)}, asked.rounds)
@@ -136,4 +167,4 @@ if __name__ == "__main__":
             ratio = ratios(times, "step", "bare")
             found.setdefault(network, {})[name] = {"ratio": ratio, "seconds": spread(times["step"])}
             print(f"  {name:24} {said(ratio)}  {1e3 * found[network][name]['seconds']['median']:8.0f} ms", flush=True)
-    write("step", {"results": found})
+    write(f"compile_{asked.precision}" if asked.compile else "step", {"results": found})

@@ -54,16 +54,14 @@ class Backbone(Encoder):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.network(self._normal(pixels))
-
-    def with_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor, mapped: bool = False) -> Any:
+        """Features; `mapped`: what `with_map` returns."""
         network: Any = self.network
-        found = network.forward_features(self._normal(pixels))
+        normal = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
+        if not mapped:
+            return network(normal)
+        found = network.forward_features(normal)
         return network.forward_head(found), _map(network, found, pixels)
-
-    def _normal(self, pixels: Tensor) -> Tensor:
-        return (pixels - self.mean[:, None, None]) / self.std[:, None, None]
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

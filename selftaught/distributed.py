@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -155,13 +155,10 @@ def anywhere(flag: bool) -> bool:
 # ----------------------------------------------------------------------------------------------------- shards
 
 
-def shard(
-    root: nn.Module, units: Iterable[nn.Module], entries: Iterable[tuple[nn.Module, str]], device: torch.device
-) -> None:
+def shard(root: nn.Module, units: Iterable[nn.Module], device: torch.device) -> None:
     """Leave each process its share of every parameter of `root`, in place (FSDP2).
 
     A unit's parameters are brought together while it computes and let go again; units within units come first.
-    `entries` are methods besides `forward` by which units are called.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
     if device.type == "cuda":
@@ -171,8 +168,6 @@ def shard(
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     # A class token is a view of all tokens; nothing here writes into one in place.
     warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
-    for unit, name in entries:
-        register_fsdp_forward_method(unit, name)
     # Whatever is called first would take itself for the root of all: features are looked at before the first step.
     fully_shard.state(root)._lazy_init()  # type: ignore[attr-defined]
 

@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from selftaught.data.ahead import Ahead
 from selftaught.distributed import rank, unsynchronised, whole
 from selftaught.errors import UserError
 from selftaught.method import Batch, Method, Tensors, zip_tensors
@@ -58,7 +59,8 @@ def fit(
     """
     number, skips = start, 0
     statistics = running_statistics(step)
-    autocast = torch.autocast(next(method.parameters()).device.type, torch.bfloat16, enabled=loop.bf16)
+    device = next(method.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=loop.bf16)
     while number < loop.steps:
         epoch, first = divmod(number, loop.steps_per_epoch)
         method.progress = number / loop.steps
@@ -66,7 +68,7 @@ def fit(
             torch.manual_seed(key(loop.seed, "epoch", epoch))
             with autocast:
                 method.before_epoch(epochs(epoch, 0))
-        batches = iter(epochs(epoch, first))
+        batches = Ahead(epochs(epoch, first), device)
         for number in range(number, min((epoch + 1) * loop.steps_per_epoch, loop.steps)):  # noqa: B020
             method.progress = number / loop.steps
             lr_factor = loop.schedule((number + 0.5) / loop.steps)  # in the middle of the step: never quite 0
@@ -76,7 +78,7 @@ def fit(
             rng = torch.Generator().manual_seed(key(loop.seed, "hard", number))  # the same on every rank
             optimizer.zero_grad(set_to_none=True)
             before = [s.clone() for s in statistics]
-            done = backward(step, list(islice(batches, loop.accumulate)), rng, autocast)
+            done = backward(step, list(islice(batches, loop.accumulate)), rng, autocast, batches.prepare)
             method.after_backward()
             norm = clipped_norm(list(step.parameters()), loop.clip)  # the same on every rank
             skips = 0 if torch.isfinite(norm) else skips + 1
@@ -114,14 +116,19 @@ def backward(
     batches: list[Batch],
     rng: torch.Generator,
     autocast: contextlib.AbstractContextManager[None],
+    meanwhile: Callable[[], None],
 ) -> Done:
-    """Accumulate the mean gradient of several batches; they are sent to the other processes once."""
+    """Accumulate the mean gradient of several batches; they are sent to the other processes once.
+
+    `meanwhile` is called for each when it is on its way, and nothing has waited for it yet.
+    """
     done: Done = []
     for i, batch in enumerate(batches):
         with unsynchronised(step, i < len(batches) - 1):
             with autocast:
                 outcome = step(batch, rng)
             (outcome.loss / len(batches)).backward()
+        meanwhile()
         done.append((batch, outcome))
     return done
 

@@ -52,6 +52,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("combine", Literal["mean", "sum"] | None, "mean|sum", "how clean and hard losses are added", "mean"),
     ("clip", float | None, "NORM", "at which gradients are clipped; 0 = never", "0"),
     ("precision", Literal["auto", "fp32", "bf16"] | None, "auto|fp32|bf16", "auto: bf16 where it is faster", "auto"),
+    ("compile", bool, "", "the backbone by torch.compile, which takes a C++ compiler", "no"),
     ("seed", int | None, "NUMBER", "same seed, same run", "0"),
     ("config", str | None, "FILE", "a run.json to start from", "none"),
     ("resume", bool, "", "go on with the run in --out", "no"),
@@ -71,8 +72,8 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 CONDUCT = {"out", "device", "workers", "on-collapse", "save-every", "fsdp"}  # how it is done, which changes no outcome
 DEFAULTS: dict[str, Any] = {
-    "data": (), "target": (), "source": (), "resume": False, "device": "auto", "workers": 2, "on_collapse": "stop",
-    "save_every": 120.0, "fsdp": False,
+    "data": (), "target": (), "source": (), "compile": False, "resume": False, "device": "auto", "workers": 2,
+    "on_collapse": "stop", "save_every": 120.0, "fsdp": False,
 }  # fmt: skip
 GROUPS = ("method", "hard", "views", "optimizer", "schedule")  # whose fields are flags: --method.temperature
 
@@ -119,7 +120,8 @@ def parse(args: Sequence[str], base: Stage | None, defaults: dict[str, Any] | No
     recipe.find(method, METHODS, "method")
     recipe.find(optimizer, OPTIMIZERS, "optimizer")
     flags = pretrain_flags(method, optimizer)
-    default = flags(out=chosen(args, "out") or tyro.MISSING, **(defaults or {}))
+    compiled = base is not None and base.compile
+    default = flags(out=chosen(args, "out") or tyro.MISSING, compile=compiled, **(defaults or {}))
     return tyro.cli(flags, prog="selftaught pretrain", args=list(args), default=default)
 
 
@@ -213,7 +215,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
         hard=tuple(getattr(asked.hard_fields, name) for name in names), combine=pick("combine", lambda: "mean"),
         views=dataclasses.replace(views, large=method.views), optimizer=asked.optimizer_fields,
         schedule=asked.schedule_fields, clip=pick("clip", lambda: 0.0), batch=batch,
-        accumulate=pick("accumulate", lambda: 1), steps=steps, precision=precision, seed=seed,
+        accumulate=pick("accumulate", lambda: 1), steps=steps, precision=precision, compile=given["compile"], seed=seed,
     )  # fmt: skip
 
 

@@ -44,6 +44,8 @@ def identify(stage: Stage, index: Index, start: str, teacher: str, precise: bool
     written["base"] = stage.base is not None  # which one, the ancestors' hash says
     if run.teacher_of(stage):
         written["method"] = {**written["method"], "teacher": teacher}
+    if not stage.compile:
+        written.pop("compile")  # stages that were trained before there was a choice keep their names
     if not precise:
         written.pop("precision")
     return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:12]

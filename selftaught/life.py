@@ -195,10 +195,11 @@ class Life:
 
     def features(self, positions: Tensor, share: float, backbone: Backbone | None = None) -> Tensor:
         t = self.trainee
-        return extract(
-            backbone or t.backbone, t.images, positions, size=t.stage.size, batch=256, device=t.device,
-            precision=t.stage.precision, share=share,
-        )  # fmt: skip
+        with t.eagerly():
+            return extract(
+                backbone or t.backbone, t.images, positions, size=t.stage.size, batch=256, device=t.device,
+                precision=t.stage.precision, share=share,
+            )  # fmt: skip
 
     def log(self, report: Report | None, features: dict[str, float] | None) -> None:
         if self.journal is None:

@@ -28,14 +28,18 @@ class Batch:
 
 
 class Encoder(nn.Module):
-    """A backbone, as methods know it: pixels [B, 3, H, W] in [0, 1] -> features [B, `features`]."""
+    """A backbone, as methods know it: pixels [B, 3, H, W] in [0, 1] -> features [B, `features`].
+
+    `forward(pixels, mapped=True)` returns what `with_map` does.
+    """
 
     features: int
     channels: int  # of a map, which is `features` in most networks
 
     def with_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, `features`] and the map [B, `channels`, h, w] that they are pooled from."""
-        raise NotImplementedError
+        features, found = self(pixels, mapped=True)  # a call: what compiles or shards a network stands around its calls
+        return features, found
 
 
 @dataclass(frozen=True, kw_only=True)

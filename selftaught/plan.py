@@ -135,6 +135,11 @@ def words(flags: Mapping[str, Any]) -> tuple[str, ...]:
     for name, value in flags.items():
         if isinstance(value, Mapping):
             raise UserError(f"{name}: write its fields one by one, as {name}.{next(iter(value), 'field')}: ...")
+        name = str(name).replace("_", "-")
+        if isinstance(value, bool):  # --compile, --no-compile; --method.no-symmetric
+            group, dot, last = name.rpartition(".")
+            found.append(f"--{name}" if value else f"--{group}{dot}no-{last}")
+            continue
         values = value if isinstance(value, list | tuple) else [value]
-        found += [f"--{str(name).replace('_', '-')}", *(str(v) for v in values)]
+        found += [f"--{name}", *(str(v) for v in values)]
     return tuple(found)

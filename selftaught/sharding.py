@@ -29,7 +29,7 @@ def shard(step: Step, device: torch.device) -> None:
         units += [m for name, m in encoder.named_modules() if BLOCK.fullmatch(name) and any(True for _ in m.parameters())]
         units.append(encoder)
     units += heads(step)
-    distributed.shard(step, dict.fromkeys(units), [(encoder, "with_map") for encoder in encoders], device)
+    distributed.shard(step, dict.fromkeys(units), device)
 
 
 def heads(module: nn.Module) -> Iterator[nn.Module]:

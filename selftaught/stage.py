@@ -8,7 +8,7 @@ from selftaught import trainable
 from selftaught.data import index as data_index
 from selftaught.data.index import Index
 from selftaught.data.views import Views
-from selftaught.errors import require
+from selftaught.errors import UserError, require
 from selftaught.method import Method
 from selftaught.methods import METHODS
 from selftaught.optim import SGD, Cosine, Optimizer
@@ -55,6 +55,7 @@ class Stage:
     base: str | None = None  # weights that a whole chain began from: they compete for being kept
     keep: Literal["last", "best"] = "last"  # best: of the start and of checkpoints at log-spaced steps (HPT)
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False  # the backbone, by torch.compile: it rounds otherwise, so a run goes on as it began
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +65,8 @@ class Stage:
         require(self.accumulate >= 1, "--accumulate", "1 or more", self.accumulate)
         require(self.steps >= 0, "--steps", "0 or more", self.steps)
         require(self.clip >= 0, "--clip", "0 or more", self.clip)
+        if self.compile and self.trainable == "none":
+            raise UserError("--compile does nothing with --trainable none, where no step is trained: leave it out")
 
 
 def method_of(config: Method.Config) -> type[Method]:

@@ -47,6 +47,8 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     step, method = trainee.step, trainee.method
     if conduct.fsdp and world_size() == 1:
         conduct.say("one process holds all: --fsdp has nothing to share out")
+    elif conduct.fsdp and stage.compile:
+        raise UserError("--compile and --fsdp do not go together: leave one of them out")
     elif conduct.fsdp:
         shard(step, device)
     optimizer = stage.optimizer.build(step.named_parameters(), [f"method.{part}." for part in method.steady])
@@ -80,7 +82,8 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     if not stage.steps or not conduct.album:
         return file
     try:
-        pictures.draw(trainee, out / "album" if rank() == 0 else None)
+        with trainee.eagerly():
+            pictures.draw(trainee, out / "album" if rank() == 0 else None)
     except (OSError, RuntimeError) as error:
         conduct.say(f"the run is done and saved, but its pictures could not be made: {error}")
     return file

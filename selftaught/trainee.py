@@ -1,9 +1,10 @@
 """What a stage trains on and with, built the same way whether it begins, resumes or is looked at."""
 
-import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from selftaught import backbones, heads, weights
 from selftaught.backbones import Backbone
+from selftaught.compiling import compile_backbones
+from selftaught.data.ahead import idle
 from selftaught.data.batches import Batches, Raw
 from selftaught.data.images import Images, default_canvas, statistics
 from selftaught.data.index import Index
@@ -46,20 +49,23 @@ class Trainee:
         return backbone
 
     def epochs(self, number: int, first: int) -> Iterator[Batch]:
-        """An epoch's batches from its step `first` on; the seconds spent waiting for data are in `waited`."""
+        """An epoch's batches from its step `first` on; the seconds lost in waiting for data are in `waited`."""
         skip = first * self.stage.accumulate
         raws = iter(self.batches.epoch(number, skip))
         place = skip
         while True:
-            began = time.perf_counter()
-            raw = next(raws, None)
-            self.waited += time.perf_counter() - began
+            raw, waited = idle(self.device, lambda: next(raws, None))
+            self.waited += waited
             if raw is None:
                 return
             yield self.batch(raw, key(self.stage.seed, "views", number, place, rank()))
             place += 1
 
     waited: float = 0.0
+
+    def eagerly(self) -> AbstractContextManager[Any]:
+        """Here the backbone runs as it is: what is done now and then, and in other ways, is not worth compiling."""
+        return torch.compiler.set_stance("force_eager") if self.stage.compile else nullcontext()
 
     @torch.no_grad()
     def refresh(self, steps: int) -> None:
@@ -88,9 +94,10 @@ class Trainee:
 
     def batch(self, raw: Raw, seed: int) -> Batch:
         rng = torch.Generator().manual_seed(seed)
+        index, label = raw.index.to(self.device), raw.label.to(self.device)  # first: they would wait for the views
         views = self.augment(self.moved(raw.pixels), raw.aspect, rng)
-        noise = torch.rand(len(raw.index), NOISE, generator=rng)
-        return Batch(views, raw.index.to(self.device), raw.label.to(self.device), noise.to(self.device))
+        noise = torch.rand(len(raw.index), NOISE, generator=rng, pin_memory=self.batches.pin)
+        return Batch(views, index, label, noise.to(self.device, non_blocking=True))
 
     def moved(self, pixels: Tensor | Originals) -> Tensor | Originals:
         return pixels.to(self.device, non_blocking=True) if isinstance(pixels, Tensor) else pixels
@@ -137,6 +144,9 @@ def assemble(
     made = method(stage.method, backbone, len(positions), *([earlier.network] if earlier else []))
     step = Step(made, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)
+    if stage.compile:
+        compile_backbones(step, device)
+        say("the backbone is compiled in the first steps, each of which may take a minute")
     classes = index.classes if method.needs_labels else earlier.classes if earlier else ()
     return Trainee(stage, index, images, batches, augment, step, device, classes)
 

@@ -289,7 +289,8 @@ def test_a_stage_is_named_by_what_decides_it(
     assert names(written_plan(images, brought / "backbone.safetensors")) == first
     other = names(written_plan(images, brought, seed=1))
     assert (other[0], other[1] != first[1]) == (first[0], True)
-    for change in ({"steps": 4}, {"hard": ["cutmix"]}, {"precision": "bf16"}):
+    assert names(written_plan(images, brought, compile=False)) == first
+    for change in ({"steps": 4}, {"hard": ["cutmix"]}, {"precision": "bf16"}, {"compile": True}):
         changed = names(written_plan(images, brought, **change))
         assert changed[0] == first[0]
         assert changed[1] != first[1]
@@ -349,6 +350,13 @@ def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path, no_pictur
     rows = json.loads(printed(["show", str(out), "--json"]))
     assert [r["from"] for r in rows] == [str(brought), "source", "random weights", "source"]
     assert "random weights" in printed(["show", str(out)])
+
+
+def test_yes_and_no_are_flags_of_their_own() -> None:
+    words = plan.words({"compile": True, "method.symmetric": False})
+    assert words == ("--compile", "--method.no-symmetric")
+    asked = flags.parse(["--out", "x", *words], None)
+    assert (asked.compile, asked.method_fields.symmetric) == (True, False)
 
 
 GOOD = "data: {target}, backbone: test_resnet, size: 32, batch: 8, precision: fp32, steps: 2"

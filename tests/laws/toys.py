@@ -1,6 +1,7 @@
 """A small network, a small batch and small configurations, for laws that run over every method."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,13 @@ class Toy(Encoder):
         self.conv = nn.Conv2d(3, 6, 3, 2)
         self.norm = nn.BatchNorm2d(6) if norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.with_map(x)[0]
+    def forward(self, x: Tensor, mapped: bool = False) -> Any:
+        found = self.map(x)
+        pooled = found.mean(dim=(2, 3))
+        return (pooled, found) if mapped else pooled
 
-    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        found = torch.tanh(self.norm(self.conv(x)))
-        return found.mean(dim=(2, 3)), found
+    def map(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.norm(self.conv(x)))
 
 
 class Deep(Toy):
@@ -62,9 +64,8 @@ class Deep(Toy):
         super().__init__(norm)
         self.blocks = nn.Sequential(nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1))
 
-    def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        found = torch.tanh(self.blocks(super().with_map(x)[1]))
-        return found.mean(dim=(2, 3)), found
+    def map(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.blocks(super().map(x)))
 
 
 def config(name: str) -> Method.Config:
