@@ -24,16 +24,12 @@ def pretrain(*data: str | Path, out: str | Path, **flags: Any) -> Path:
     `flags` are those of the command line, a dot written as two underscores: method="moco-v2",
     hard=("adversarial", "cutmix"), method__temperature=0.1, steps=1000. Raises UserError for bad input.
     """
+    from selftaught import plan
     from selftaught.commands.training import train
     from selftaught.errors import UserError
 
-    words = ["--out", str(out), "--data", *map(str, data)] if data else ["--out", str(out)]
-    for name, value in flags.items():
-        flag = "--" + name.replace("__", ".").replace("_", "-")
-        if value is True:
-            words.append(flag)
-        elif value is not None and value is not False:
-            words += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
+    words = ["--out", str(out), *(["--data", *map(str, data)] if data else [])]
+    words += plan.words({name.replace("__", "."): value for name, value in flags.items() if value is not None})
     try:
         train(words)
     except SystemExit as refused:  # the flags' parser has said why on standard error

@@ -7,7 +7,7 @@ from selftaught.backbones import Backbone
 from selftaught.errors import UserError
 
 # There is one for each way that backbones are used: with and without gradients, sizes of views, norms that look away. At
-# the eighth torch would go on uncompiled.
+# the ninth torch would go on uncompiled.
 GRAPHS = 64
 
 

@@ -60,6 +60,15 @@ def test_a_loaded_backbone_is_ready_for_use(images: Path, tmp_path: Path) -> Non
         selftaught.pretrain(images, out=tmp_path / "other", bogus=1)
 
 
+def test_what_is_no_in_python_is_no(images: Path, tmp_path: Path) -> None:
+    """It was left out: `freeze_patches` stayed at its default, which is yes."""
+    small = {"backbone": "test_vit", "size": 32, "batch": 8, "steps": 1, "workers": 0}
+    out = selftaught.pretrain(
+        images, out=tmp_path / "run", method="moco-v3", method__freeze_patches=False, resume=False, **small
+    )
+    assert run.read(out).stage.method.freeze_patches is False  # type: ignore[attr-defined]
+
+
 def test_resuming_on_other_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = folder(tmp_path / "images")
     out = tmp_path / "run"
