@@ -61,12 +61,17 @@ def wrap(step: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1 or is_sharded(step.parameters()):
         return step
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        step = convert_sync_batchnorm(step)  # timm's: torch's own drops the activations that timm's norms hold
+    synchronise_norms(step, device)
     with warnings.catch_warnings():  # newer releases have another word for the same
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
         # The methods keep their memories equal themselves; the norms' running statistics serve rank 0 alone.
         return DistributedDataParallel(step, device_ids=[device.index] if on_gpu else None, broadcast_buffers=False)
+
+
+def synchronise_norms(step: nn.Module, device: torch.device) -> None:
+    """Batch norm over all GPUs, in place; on CPUs it stays each process's own."""
+    if device.type == "cuda":
+        convert_sync_batchnorm(step)  # timm's: torch's own drops the activations that timm's norms hold
 
 
 @contextmanager
@@ -161,8 +166,6 @@ def shard(root: nn.Module, units: Iterable[nn.Module], device: torch.device) -> 
     A unit's parameters are brought together while it computes and let go again; units within units come first.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
-    if device.type == "cuda":
-        convert_sync_batchnorm(root)
     for unit in (*units, root):
         unit.to(memory_format=torch.contiguous_format)  # FSDP takes no other
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)

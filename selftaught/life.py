@@ -17,7 +17,7 @@ from selftaught.choice import Candidate
 from selftaught.data.index import Index
 from selftaught.distributed import anywhere, is_sharded, rank, same, shared
 from selftaught.errors import UserError
-from selftaught.evaluation.features import extract
+from selftaught.evaluation.features import extract, own_share
 from selftaught.fit import Report
 from selftaught.journal import Journal
 from selftaught.networks import running_statistics
@@ -73,7 +73,8 @@ class Life:
         self.guard = watch.Guard(voters=0 if trainee.stage.init else len(self.voted))
         self.candidates: list[Candidate] = []
         scored = choice.sample(trainee.index) if trainee.stage.keep == "best" else self.bank
-        trainee.images.keep(torch.cat([self.bank, self.voted, self.watched, scored]).unique())  # looked at again and again
+        again = [own_share(positions) for positions in (self.bank, self.voted, self.watched, scored)]
+        trainee.images.keep(torch.cat(again).unique())
         self.stops = choice.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
         self.clock = self.saved = time.perf_counter()
         self.images = 0
@@ -119,11 +120,13 @@ class Life:
         elif self.step % self.log_every == 0:
             self.log(report, None)
         self.consider()
-        due = time.perf_counter() - self.saved > self.conduct.save_every
-        if (
-            shared(due) if self.sharded and self.step % 8 == 0 else due and not self.sharded
-        ):  # shards are saved by all at once
+        if self.due():
             self.save()
+
+    def due(self) -> bool:
+        """Whether it is time to save; shards, which all ranks save at once, by rank 0's clock."""
+        late = time.perf_counter() - self.saved > self.conduct.save_every
+        return (self.step % 8 == 0 and bool(shared(late))) if self.sharded else late
 
     def look(self, report: Report | None) -> None:
         """Measure the features, and ask the guard. The clock of images a second stands still meanwhile."""

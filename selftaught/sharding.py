@@ -23,6 +23,7 @@ def shard(step: Step, device: torch.device) -> None:
     What is brought together at once is a block of the backbone, the rest of the backbone, or a head. Losses, gradients
     and memories stay those of one process (a law holds every method to that).
     """
+    distributed.synchronise_norms(step, device)
     encoders = [m for m in step.modules() if isinstance(m, Encoder)]
     units: list[nn.Module] = []
     for encoder in encoders:
