@@ -12,8 +12,9 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
 
     query, key [B, D]; negatives [K, D]; all of unit norm.
     """
+    query = query / temperature  # it is small: the logits, which are many, are not gone over once more
     positive = (query * key).sum(1, keepdim=True)  # [B, 1]
-    logits = torch.cat([positive, query @ negatives.T], dim=1) / temperature
+    logits = torch.cat([positive, query @ negatives.T], dim=1)
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
