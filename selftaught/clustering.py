@@ -16,7 +16,7 @@ def kmeans(
     clusters: int,
     iterations: int = 10,
     rng: torch.Generator | None = None,
-    chunk: int = 65536,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """points [N, D] of unit norm, the same on every rank -> centroids [K, D] of unit norm, assignment [N].
 
@@ -25,6 +25,7 @@ def kmeans(
     """
     if clusters > len(points):
         raise ValueError(f"{clusters} clusters for {len(points)} points")
+    chunk = chunk or (1024 if points.device.type == "cpu" else 65536)  # what a CPU's cache holds
     with torch.autocast(points.device.type, enabled=False):  # near centroids differ in digits that bf16 lacks
         return _lloyd(points, clusters, iterations, rng, chunk)
 
@@ -36,14 +37,18 @@ def _lloyd(points: Tensor, clusters: int, iterations: int, rng: torch.Generator 
     for _ in range(iterations):
         sums, counts = torch.zeros_like(centroids), centroids.new_zeros(clusters)
         for part in mine.split(chunk):
-            nearest = (part @ centroids.T).argmax(1)
+            nearest = closest(part, centroids)
             sums.index_add_(0, nearest, part)
             counts += torch.bincount(nearest, minlength=clusters)
         total(sums), total(counts)
         centroids = F.normalize(torch.where(counts[:, None] > 0, sums, centroids), dim=1)
-    nearest = torch.cat([(part @ centroids.T).argmax(1) for part in mine.split(chunk)] or [counts.new_zeros(0).long()])
+    nearest = torch.cat([closest(part, centroids) for part in mine.split(chunk)] or [counts.new_zeros(0).long()])
     nearest = F.pad(nearest, (0, share - len(nearest)))  # the last ranks' shares may be short
     return centroids, gather(nearest)[: len(points)]
+
+
+def closest(points: Tensor, centroids: Tensor) -> Tensor:
+    return (points @ centroids.T).max(1).indices  # on a CPU twice as fast as argmax
 
 
 def check_clusters(clusters: int, images: int) -> None:
