@@ -69,12 +69,16 @@ def cells(folder: Path) -> None:
 
 
 def collect(studies: Path) -> None:
-    """Findings and numbers of every study that was gathered, into results/; figures into docs/figures/."""
+    """Findings and numbers of every study that is whole, into results/; figures into docs/figures/."""
     figures = RESULTS.parents[1] / "docs" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     for file in sorted(studies.glob("*.json")):
-        found[file.stem] = json.loads(file.read_text())
+        study = json.loads(file.read_text())
+        if study["done"] < study["cells"]:
+            print(f"{file.stem} is left out: {study['done']} of {study['cells']} cells are done")
+            continue
+        found[file.stem] = study
         for picture in studies.glob(f"{file.stem}-*.png"):
             shutil.copyfile(picture, figures / f"hpt-{picture.name}")
     write("hpt", {"command": "python -m benchmarks.hpt collect --studies runs/hpt/studies", "studies": found})
