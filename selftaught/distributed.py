@@ -113,6 +113,16 @@ def own(x: Tensor) -> Tensor:
     return x.chunk(world_size())[rank()]
 
 
+def own_share(x: Tensor) -> Tensor:
+    """[N, ...] of any length, the same on every rank -> this rank's [ceil(N / world), ...]; the last entry stands in where
+    there are too few. The first N of what `gather` makes of them are all, in their order.
+    """
+    if world_size() == 1 or not len(x):
+        return x
+    share = -(-len(x) // world_size())
+    return x[torch.arange(rank() * share, (rank() + 1) * share).clamp(max=len(x) - 1)]
+
+
 @torch.no_grad()
 def deal(x: Tensor) -> Tensor:
     """Deal the global batch out like cards, so that batch norm meets other company (He et al., 2020, section 3.3)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught import checkpoint, weights
-from selftaught.distributed import rank, whole
+from selftaught.distributed import rank
 from selftaught.errors import UserError
 from selftaught.networks import mlp
 
@@ -37,7 +37,7 @@ def save(head: nn.Sequential, classes: tuple[str, ...], several: bool, file: Pat
         "classes": json.dumps(classes),
         "several": json.dumps(several),
     }
-    state = {key: whole(value).detach().cpu().contiguous() for key, value in head.state_dict().items()}
+    state = weights.portable(head.state_dict())
     if rank() != 0:
         return file
     return checkpoint.atomic(file, lambda draft: draft.write_bytes(safetensors.torch.save(state, metadata)))

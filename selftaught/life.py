@@ -15,9 +15,9 @@ from selftaught import checkpoint, choice, heads, run, sharding, watch, weights
 from selftaught.backbones import Backbone
 from selftaught.choice import Candidate
 from selftaught.data.index import Index
-from selftaught.distributed import anywhere, is_sharded, rank, same, shared
+from selftaught.distributed import anywhere, is_sharded, own_share, rank, same, shared
 from selftaught.errors import UserError
-from selftaught.evaluation.features import extract, own_share
+from selftaught.evaluation.features import extract
 from selftaught.fit import Report
 from selftaught.journal import Journal
 from selftaught.networks import running_statistics
@@ -28,6 +28,7 @@ MEASURES = 20  # how often in a whole run, and
 RARELY = 50  # steps between them at least: a measurement costs as much as some four steps
 EARLY = (10, 25, 50, 100, 200, 400)  # besides: a collapse shows soon
 SOON = 5  # steps after a measurement that looked like one
+ASKED = 8  # steps between questions that all ranks answer: each costs a collective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class Life:
     def due(self) -> bool:
         """Whether it is time to save; shards, which all ranks save at once, by rank 0's clock."""
         late = time.perf_counter() - self.saved > self.conduct.save_every
-        return (self.step % 8 == 0 and bool(shared(late))) if self.sharded else late
+        return (self.step % ASKED == 0 and bool(shared(late))) if self.sharded else late
 
     def look(self, report: Report | None) -> None:
         """Measure the features, and ask the guard. The clock of images a second stands still meanwhile."""

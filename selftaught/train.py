@@ -15,7 +15,7 @@ from selftaught.data.index import Index
 from selftaught.distributed import anywhere, barrier, local_rank, rank, world_size, wrap
 from selftaught.errors import UserError
 from selftaught.fit import Loop, fit
-from selftaught.life import Collapsed, Conduct, Life
+from selftaught.life import ASKED, Collapsed, Conduct, Life
 from selftaught.sharding import shard
 from selftaught.stage import Data, Stage
 from selftaught.trainee import assemble
@@ -69,7 +69,7 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
         with signals() as received:
             for report in reports:
                 life.after(report)
-                due = report.step % 8 == 0 or report.step + 1 == stage.steps or world_size() == 1
+                due = report.step % ASKED == 0 or report.step + 1 == stage.steps or world_size() == 1
                 if due and anywhere(bool(received)):
                     life.save()
                     life.end("stopped")

@@ -21,7 +21,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from selftaught import inert
+from selftaught import checkpoint, inert
 from selftaught.backbones import Backbone, base, build, create, nearest
 from selftaught.dialects import State
 from selftaught.distributed import rank, whole
@@ -61,22 +61,23 @@ def save(backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None =
     if clash := metadata.keys() & (extra or {}).keys():
         raise ValueError(f"extra must not replace {', '.join(sorted(clash))}")
     metadata.update(extra or {})
-    state = {key: whole(value).detach().cpu().contiguous() for key, value in plain_state(backbone.network).items()}
+    state = portable(plain_state(backbone.network))
     if rank() != 0:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+
+    def write(draft: Path) -> None:
         with draft.open("wb") as file:
             if path.suffix == ".safetensors":
                 file.write(safetensors.torch.save(state, metadata))
             else:
                 torch.save({"state_dict": state, "metadata": metadata}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+
+    checkpoint.atomic(path, write)
+
+
+def portable(state: State) -> State:
+    """As others can read it: brought together where several processes share it, and on the CPU."""
+    return {key: whole(value).detach().cpu().contiguous() for key, value in state.items()}
 
 
 def _stated(values: Tensor) -> str:

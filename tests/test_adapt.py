@@ -21,8 +21,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -43,6 +41,7 @@ from selftaught.progress import Progress
 from selftaught.stage import Data, Stage
 from selftaught.trainee import assemble
 from tests.pictures import folder
+from tests.several import spawned
 from tests.stopping import stopped_at
 
 SMALL = ["--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -485,35 +484,21 @@ def test_hpt_bn_moves_the_norms_alone(images: Path, brought: Path, tmp_path: Pat
     check_norms_alone(tensors(brought), tensors(stages(tmp_path / "bn")["target"]))
 
 
-def worker(rank: int, place: str, words: list[str]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=2)
+def state_after(words: list[str], out: Path) -> dict[str, Tensor]:
     known: list[Any] = []
     train.assemble = lambda *args, **more: known.append(assemble(*args, **more)) or known[0]  # type: ignore[assignment, func-returns-value]
     train.pictures.draw = lambda *_: None  # type: ignore[assignment]
     life.same = lambda _: None  # so that what each process saw is still to be seen in its norms
     stage = flags.stage_from(["--out", "x", *words], None, "cpu", index_of)
-    train.train(stage, Path(place) / "run", Conduct(workers=0))
-    torch.save(known[0].step.state_dict(), f"{place}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # spawned gloo workers can hang at interpreter exit
+    train.train(stage, out, Conduct(workers=0))
+    return dict(known[0].step.state_dict())
 
 
 def test_hpt_bn_moves_the_norms_alone_in_two_processes(images: Path, brought: Path, tmp_path: Path) -> None:
     words = ["--init", str(brought), "--data", str(images / "target"), "--trainable", "norm", "--steps", "4", *SMALL]
     words += ["--backbone", "test_resnet", "--method", "simclr"]
-    context = mp.spawn(worker, (str(tmp_path), words), nprocs=2, join=False)
-    for process in context.processes:
-        process.join(timeout=120)
-        if process.is_alive():
-            for other in context.processes:
-                other.kill()
-            pytest.fail("the processes hang")
-    if not all((tmp_path / f"{rank}.pt").exists() for rank in range(2)):
-        context.join(timeout=1)  # raises what the worker raised
-        pytest.fail("a process left no result")
+    one, other = spawned(state_after, tmp_path, words, tmp_path / "run")
     check_norms_alone(tensors(brought), tensors(tmp_path / "run"))
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     own = {key for key in one if not torch.equal(one[key], other[key])}
     assert own  # each process has seen images of its own,
     assert all("running_" in key for key in own)  # and yet all that learns is the same: the norms' gradients are shared

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.pictures import folder
+from tests.several import together
 
 pytestmark = [
     pytest.mark.slow,
@@ -103,10 +104,7 @@ def test_two_machines_train_as_two_processes_of_one_do(tmp_path: Path, hosts: li
     both = [node(host, "2", words(data, tmp_path / "two", 6), log) for host, log in zip(hosts, logs, strict=True)]
     for running, log in zip(both, logs, strict=True):
         assert running.wait(240) == 0, log.read_text()
-    one = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "selftaught"]
-    subprocess.run(
-        [*one, *words(data, tmp_path / "one", 6)], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    together(tmp_path / "one.log", *words(data, tmp_path / "one", 6))
     made, expected = (load_file(tmp_path / name / "backbone.safetensors") for name in ("two", "one"))
     assert all(torch.equal(made[key], expected[key]) for key in expected)
 

@@ -1,11 +1,7 @@
 """A run from its beginning to its end: stopped, killed, resumed, collapsed, on bad files; and what is made of it."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ from selftaught.cli import main
 from selftaught.data import images as images_module
 from selftaught.life import Life
 from tests.pictures import folder
+from tests.several import begin, kill, together
 from tests.stopping import stopped_at
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
@@ -106,25 +103,19 @@ def test_a_run_goes_on_as_it_began_with_less_memory_too(
 
 
 def test_killed_in_two_processes_and_resumed_it_ends_the_same(images: Path, tmp_path: Path) -> None:
-    def start(out: str, *more: str) -> subprocess.Popen[bytes]:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        words = ["-m", "selftaught", "pretrain", "--out", str(tmp_path / out), "--workers", "0", "--save-every", "0", *more]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        log = (tmp_path / f"{out}.log").open("ab")
-        return subprocess.Popen([*torchrun, *words], env=environment, stdout=log, stderr=log, start_new_session=True)
+    def words(out: str) -> list[str]:
+        return ["pretrain", "--out", str(tmp_path / out), "--workers", "0", "--save-every", "0"]
 
+    log, out = tmp_path / "parts.log", tmp_path / "parts"
     new = ["--data", str(images), "--method", "moco-v2", "--hard", "adversarial", "cutmix", "--steps", "14", *SMALL]
-    assert start("whole", *new).wait(timeout=200) == 0, (tmp_path / "whole.log").read_text()
-    victim = start("parts", *new)
-    last = tmp_path / "parts" / "journal.jsonl"
-    while victim.poll() is None and len(journal.read(last)) < 5:
+    together(tmp_path / "whole.log", *words("whole"), *new)
+    victim = begin(log, *words("parts"), *new)
+    while victim.poll() is None and len(journal.read(out / "journal.jsonl")) < 5:
         time.sleep(0.05)
-    assert victim.poll() is None, (tmp_path / "parts.log").read_text()
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.wait()
-    subprocess.run(["pkill", "-9", "-f", str(tmp_path / "parts")], check=False)
-    assert not (tmp_path / "parts" / "backbone.safetensors").exists()
-    assert start("parts", "--resume").wait(timeout=200) == 0, (tmp_path / "parts.log").read_text()
+    assert victim.poll() is None, log.read_text()
+    kill(victim, out)
+    assert not (out / "backbone.safetensors").exists()
+    together(log, *words("parts"), "--resume")
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 

@@ -1,18 +1,12 @@
 """Networks that several processes share out: training, checkpoints of every kind, and evaluation."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from selftaught import checkpoint, journal, run, sharding
@@ -22,8 +16,8 @@ from selftaught.optim import AdamW
 from selftaught.step import Step
 from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder
+from tests.several import begin, kill, spawned, together
 
-SEVERAL = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "selftaught"]
 SMALL = ["--backbone", "test_vit", "--size", "32", "--batch", "16", "--precision", "fp32", "--workers", "0"]
 TRAINING = ["--method", "byol", "--hard", "cutmix", "--steps", "12", "--keep", "best", "--accumulate", "2", "--clip", "1"]
 
@@ -56,30 +50,22 @@ def everything(step: Step, optimizer: torch.optim.Optimizer) -> list[Any]:
     ]
 
 
-def worker(rank: int, place: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=2)
+def saved_and_restored(place: Path, plain: dict[str, Any]) -> list[Any]:
+    """A trained network; another that its shards were restored into; and one that took a whole checkpoint."""
     step, optimizer = trained(seed=0, steps=2, sharded=True)
     was = everything(step, optimizer)
-    file = Path(place) / "last.pt"
+    file = place / "last.pt"
     sharding.save(step, optimizer, {"next": 2}, file)
     again = trained(seed=1, steps=0, sharded=True)
-    sharding.restore(*again, checkpoint.load(file), file.parent)
+    sharding.restore(*again, checkpoint.load(file), place)
     other = trained(seed=1, steps=1, sharded=True)
-    plain = {"step": was[0], "optimizer": torch.load(f"{place}/plain.pt")}
-    sharding.restore(*other, plain, file.parent)
-    torch.save([was, everything(*again), everything(*other)], f"{place}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # spawned gloo workers can hang at interpreter exit
+    sharding.restore(*other, {"step": was[0], "optimizer": plain}, place)
+    return [was, everything(*again), everything(*other)]
 
 
 def test_shards_and_whole_checkpoints_become_each_other(tmp_path: Path) -> None:
     alone = trained(seed=0, steps=2, sharded=False)
-    torch.save(alone[1].state_dict(), tmp_path / "plain.pt")
-    context = mp.spawn(worker, (str(tmp_path),), nprocs=2, join=False)
-    for process in context.processes:
-        process.join(timeout=120)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    found = spawned(saved_and_restored, tmp_path, tmp_path, alone[1].state_dict())
     for was, again, other in found:
         torch.testing.assert_close(was, everything(*alone), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(again, was, rtol=0, atol=0)
@@ -96,18 +82,6 @@ def test_shards_and_whole_checkpoints_become_each_other(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder(tmp_path_factory.mktemp("images"), each=16)
-
-
-def begin(log: Path, *words: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*SEVERAL, *words], env=environment, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True
-    )
-
-
-def together(log: Path, *words: str) -> str:
-    assert begin(log, *words).wait(timeout=300) == 0, log.read_text()
-    return log.read_text()
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -141,9 +115,7 @@ def test_killed_while_shared_out_and_resumed_it_ends_the_same(images: Path, shar
     while victim.poll() is None and len(journal.read(out / "journal.jsonl")) < 10:  # shards are saved at every eighth step
         time.sleep(0.05)
     assert victim.poll() is None, log.read_text()
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.wait()
-    subprocess.run(["pkill", "-9", "-f", str(out)], check=False)
+    kill(victim, out)
     assert checkpoint.load(out / "checkpoints" / "last.pt")["next"] == 8
     together(log, *words, "--resume")
     torch.testing.assert_close(weights(out), weights(shared_out), rtol=0, atol=0)

@@ -3,7 +3,6 @@ evaluation.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
@@ -14,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from selftaught.distributed import anywhere, gather, rank, world_size
+from selftaught.checkpoint import atomic
+from selftaught.distributed import anywhere, gather, own_share, rank
 from selftaught.errors import UserError
 
 
@@ -79,15 +79,6 @@ def extract(
     return gather(torch.cat(parts)[order.argsort()].to(device)).cpu()[:wanted]
 
 
-def own_share(positions: Tensor) -> Tensor:
-    """This process's share; all are of one length, for which the last position stands in where there are too few."""
-    if world_size() == 1 or not len(positions):
-        return positions
-    share = -(-len(positions) // world_size())
-    places = torch.arange(rank() * share, (rank() + 1) * share)
-    return positions[places.clamp(max=len(positions) - 1)]
-
-
 def _canvases(images: Images, positions: Tensor, batch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     if len(positions) == 0:  # split would give one empty batch
         return
@@ -118,10 +109,7 @@ def cached(folder: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
         return found
     vectors = make()
     if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"features": vectors.contiguous()}, part, metadata={"key": key})
-        part.replace(path)
+        atomic(path, lambda draft: save_file({"features": vectors.contiguous()}, draft, metadata={"key": key}))
     return vectors
 
 

@@ -2,14 +2,10 @@
 whether each holds all weights or its share of them.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from selftaught.distributed import collect, deal, whole, wrap
 from selftaught.fit import clipped_norm
@@ -18,8 +14,8 @@ from selftaught.optim import SGD
 from selftaught.sharding import shard
 from selftaught.step import Step
 from tests.laws.toys import HARD, Deep, batch, build, mine, rng, takes
+from tests.several import WORLD, spawned
 
-WORLD = 2
 CASES = [(name, ()) for name in METHODS] + [
     (name, (hard,))
     for name in METHODS
@@ -49,33 +45,16 @@ def outcome(name: str, hard: tuple[str, ...], sharded: bool = False) -> dict[str
     return {"gradients": gradients, "norm": {"": norm}, "weights": weights, "buffers": dict(step.method.named_buffers())}
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+def all_outcomes() -> dict[str, Any]:
     cards = mine(batch(8)).views[0]
     assert torch.equal(collect(deal(cards)), cards)
     assert not torch.equal(deal(cards), cards)
-    results = {f"{case} {sharded}": outcome(*case, sharded) for case in CASES for sharded in (False, True)}
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # spawned gloo workers can hang at interpreter exit
+    return {f"{case} {sharded}": outcome(*case, sharded) for case in CASES for sharded in (False, True)}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder: Path = tmp_path_factory.mktemp("processes")
-    context = mp.spawn(worker, (str(folder),), nprocs=WORLD, join=False)
-    for process in context.processes:
-        process.join(timeout=120)
-        if process.is_alive():
-            for other in context.processes:
-                other.kill()
-            pytest.fail("the processes hang")
-    missing = [r for r in range(WORLD) if not (folder / f"{r}.pt").exists()]
-    if missing:
-        context.join(timeout=1)  # raises what the worker raised
-        pytest.fail(f"process {missing} left no result")
-    return [torch.load(folder / f"{r}.pt") for r in range(WORLD)]
+    return spawned(all_outcomes, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
