@@ -5,8 +5,10 @@
     cd runs/hpt
     selftaught pretrain --data data/imagenette128 --method moco-v2 --backbone resnet18 --size 64 --batch 128 --steps 730 \\
         --out base
-    selftaught study separability --plan ../../benchmarks/plans/hpt.yaml --out studies   # labels, sequential, ... likewise
-    cd ../.. && python -m benchmarks.hpt collect --studies runs/hpt/studies
+    selftaught study separability --plan ../../benchmarks/plans/hpt.yaml --out studies   # labels, sequential likewise
+    selftaught study augmentations --plan ../../benchmarks/plans/hpt_moco.yaml --out studies   # and data
+    selftaught study separability --plan ../../benchmarks/plans/hpt_hexa.yaml --out studies/hexa
+    cd ../.. && python -m benchmarks.hpt collect --studies runs/hpt/studies runs/hpt/studies/hexa
 
 `prepare` makes data/ in `--to`, with class folders in train/ and test/: imagenette128, rsscn7_128 and magnetic_tile from
 their archives, flowers32 from its parquet file, elpv (solar cells, defective or not) from its package, a fifth of it
@@ -68,20 +70,25 @@ def cells(folder: Path) -> None:
         Image.fromarray(image).resize((150, 150), Image.Resampling.LANCZOS).save(file)
 
 
-def collect(studies: Path) -> None:
-    """Findings and numbers of every study that is whole, into results/; figures into docs/figures/."""
+def collect(folders: list[Path]) -> None:
+    """Findings and numbers of every study that is whole, into results/; figures into docs/figures/. A study of a folder
+    after the first is told apart by the folder's name.
+    """
     figures = RESULTS.parents[1] / "docs" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
-    for file in sorted(studies.glob("*.json")):
-        study = json.loads(file.read_text())
-        if study["done"] < study["cells"]:
-            print(f"{file.stem} is left out: {study['done']} of {study['cells']} cells are done")
-            continue
-        found[file.stem] = study
-        for picture in studies.glob(f"{file.stem}-*.png"):
-            shutil.copyfile(picture, figures / f"hpt-{picture.name}")
-    write("hpt", {"command": "python -m benchmarks.hpt collect --studies runs/hpt/studies", "studies": found})
+    for folder in folders:
+        prefix = "" if folder == folders[0] else f"{folder.name}-"
+        for file in sorted(folder.glob("*.json")):
+            study = json.loads(file.read_text())
+            if study["done"] < study["cells"]:
+                print(f"{file} is left out: {study['done']} of {study['cells']} cells are done")
+                continue
+            found[prefix + file.stem] = study
+            for picture in folder.glob(f"{file.stem}-*.png"):
+                shutil.copyfile(picture, figures / f"hpt-{prefix}{picture.name}")
+    command = "python -m benchmarks.hpt collect --studies runs/hpt/studies runs/hpt/studies/hexa"
+    write("hpt", {"command": command, "studies": found})
 
 
 if __name__ == "__main__":
@@ -91,7 +98,7 @@ if __name__ == "__main__":
     one.add_argument("--archives", type=Path, required=True)
     one.add_argument("--to", type=Path, required=True)
     two = commands.add_parser("collect")
-    two.add_argument("--studies", type=Path, required=True)
+    two.add_argument("--studies", type=Path, nargs="+", required=True)
     asked = parser.parse_args()
     if asked.command == "prepare":
         prepare(asked.archives, asked.to)

@@ -120,8 +120,13 @@ class Cell:
     finetune: FineTune | None  # where that is among the protocols
 
     @property
+    def judged(self) -> dict[str, Any]:
+        """What its scores depend on. Not on what a study calls it: B+T of one is HPT of another, and is judged once."""
+        return {name: value for name, value in asdict(self).items() if name not in ("target", "base", "variant", "x")}
+
+    @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.judged, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def name(self) -> str:

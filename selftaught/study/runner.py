@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def carry_out(
                 break
         rows = evaluate(cell, folder, conduct.device, progress)
         checkpoint.write_json(
-            file, {**asdict(cell), "outcome": outcome, "folder": str(folder.relative_to(out)), "rows": rows}
+            file, {**cell.judged, "outcome": outcome, "folder": str(folder.relative_to(out)), "rows": rows}
         )
 
 
