@@ -18,6 +18,7 @@ from typing import Any
 import timm
 import torch
 
+from selftaught import journal, run
 from selftaught.cli import main
 from selftaught.data import patches
 
@@ -114,6 +115,13 @@ def evaluated(what: Path, *more: str) -> list[dict[str, Any]]:
         main(["evaluate", str(what), *more, "--json"])
     rows: list[dict[str, Any]] = json.loads(printed.getvalue())
     return rows
+
+
+def training_seconds(folder: Path) -> float:
+    """Of a run's training alone, at the speed that it had when nothing disturbed it: others' work only slows a run."""
+    speeds = [e["images_per_s"] for e in journal.read(folder / "journal.jsonl") if e["images_per_s"]]
+    stage = run.read(folder).stage
+    return stage.steps * stage.batch / statistics.quantiles(speeds, n=10)[-1]
 
 
 @contextlib.contextmanager

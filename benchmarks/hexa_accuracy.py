@@ -11,11 +11,10 @@ own `--only`. "long" is the plain method for as many steps as take the time of i
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
-from benchmarks.common import evaluated, kept, write
-from selftaught import journal, run
+from benchmarks.common import evaluated, kept, training_seconds, write
+from selftaught import run
 from selftaught.cli import main
 
 BOTH = ["--hard", "adversarial", "cutmix"]
@@ -46,20 +45,13 @@ COMMON = ["--batch", "128", "--precision", "bf16", "--workers", "0"]
 NETWORK = ["--backbone", "resnet18", "--size", "64"]
 
 
-def seconds(folder: Path) -> float:
-    """Of training alone, at the speed that the run had when nothing disturbed it: others' work only slows a run."""
-    speeds = [e["images_per_s"] for e in journal.read(folder / "journal.jsonl") if e["images_per_s"]]
-    stage = run.read(folder).stage
-    return stage.steps * stage.batch / quantiles(speeds, n=10)[-1]
-
-
 def train(name: str, data: str, out: Path, steps: int, seed: int, network: Sequence[str] = NETWORK) -> None:
     folder = out / f"{name.replace(', ', '-').replace(' + ', '+').replace(' ', '-')}-{seed}"
     if name in LONG:
         plain, hexa = (out / f"{n}-{seed}" for n in LONG[name])
         if not all((f / "backbone.safetensors").exists() for f in (plain, hexa)):
             return
-        steps = round(steps * seconds(hexa) / seconds(plain))
+        steps = round(steps * training_seconds(hexa) / training_seconds(plain))
         method, more = LONG[name][0], []
     else:
         method, more = CONFIGURATIONS[name]
@@ -85,7 +77,7 @@ def collect(out: Path, data: str) -> dict[str, Any]:
             entry[f"{row['protocol']} {row['labels']}"] = [row["mean"], row["low"], row["high"]]
             if name != "random":
                 steps = facts.stage.steps
-                entry |= {"steps": steps, "seconds": seconds(folder), "outcome": facts.facts["outcome"]}
+                entry |= {"steps": steps, "seconds": training_seconds(folder), "outcome": facts.facts["outcome"]}
                 command = facts.facts["command"].replace(str(out), "runs/hexa")
                 entry["command"] = command.replace(data, "images/")
     return found

@@ -1,21 +1,25 @@
-"""Every method on one real data set under one budget: plain, with HEXA at equal steps, and beside lightly's defaults.
+"""Every method on one real data set under one budget: plain, with HEXA at equal steps and at equal time, beside lightly's.
 
     python -m benchmarks.methods --data imagenette128/ --out runs/methods [--only byol barlow-twins] [--seeds 0 1]
-                                 [--parts plain hexa peer] [--steps 400] [--size 48]
+                                 [--parts plain hexa long peer] [--steps 400] [--size 48] [--batch 128] [--docs]
 
-Runs whatever is not done yet, evaluates what is done (kNN and linear probe on the data's own test split, beside random
-weights), prints a table and writes results/methods.json. `peer` is the method of the same name as lightly's example has
-it (its transform, heads, loss and optimizer), on the same images, backbone, batch and steps: see benchmarks/peers.py.
+Trains what is not there yet, evaluates what is (kNN and linear probe on the data's own test split, beside random weights
+and its counterpart), prints a table and writes results/methods.json. `long` is the plain method for as many steps as take
+its HEXA version's time. `peer` is the method of the same name as lightly's example has it (its transform, heads, loss and
+optimizer), on the same images, backbone, batch and steps: see benchmarks/peers.py. Several may work on one folder, each on
+its own `--only`. `--docs` writes the tables into README.md and docs/methods/, between their marks.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import selftaught
 from benchmarks import peers
-from benchmarks.common import evaluated, kept, write
+from benchmarks.common import kept, training_seconds, write
 from selftaught import run
 from selftaught.cli import main
 from selftaught.methods import METHODS
@@ -23,70 +27,141 @@ from selftaught.recipe import find
 
 HEXA = ("adversarial", "cutmix")
 NAMES = [name for name, method in METHODS.items() if not method.needs_labels]
+COUNTERPART = {"plain": None, "hexa": "plain", "long": "hexa", "peer": "plain"}  # what each is compared with, image by image
+WORDS = {"plain": "", "hexa": "HEXA, equal steps", "long": "plain, in HEXA's time", "peer": "lightly's defaults"}
+COLUMNS = [(protocol, labels) for protocol in ("knn", "linear") for labels in ("20", "all")]
+ROOT = Path(__file__).parents[1]
+
+Row = dict[str, Any]
 
 
-def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> Path | None:
-    """The run's folder, or the peer's backbone; None where there is no such run."""
-    folder = Path(asked.out) / f"{name}-{part}-{seed}"
+def place(asked: argparse.Namespace, name: str, part: str, seed: int) -> Path:
+    return Path(asked.out) / f"{name}-{part}-{seed}"
+
+
+def done(folder: Path) -> bool:
+    return (folder / "backbone.safetensors").exists()
+
+
+def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
+    """Nothing where it is done, or where there is no such run."""
+    folder, steps = place(asked, name, part, seed), asked.steps
     hard = [h for h in HEXA if h not in METHODS[name].unfit] if part == "hexa" else []
-    if part == "hexa" and not hard:
-        return None
-    if (folder / "backbone.safetensors").exists():
-        return folder
+    if done(folder) or (part == "hexa" and not hard) or (part == "peer" and name not in peers.PEERS):
+        return
     if part == "peer":
-        if name not in peers.PEERS:
-            return None
-        peers.train(name, asked.data, folder, size=asked.size, batch=asked.batch, steps=asked.steps, seed=seed)
-        return folder
+        peers.train(name, asked.data, folder, size=asked.size, batch=asked.batch, steps=steps, seed=seed)
+        return
+    if part == "long":
+        plain, hexa = (place(asked, name, p, seed) for p in ("plain", "hexa"))
+        if not (done(plain) and done(hexa)):
+            print(f"{folder.name} waits for {plain.name} and {hexa.name}")
+            return
+        steps = round(steps * training_seconds(hexa) / training_seconds(plain))
     words = ["pretrain", "--out", str(folder), "--workers", "0"]
     if (folder / "run.json").exists():
         words += ["--resume"]
     else:
         words += ["--data", asked.data, "--method", name, "--backbone", "resnet18", "--size", str(asked.size)]
-        words += ["--batch", str(asked.batch), "--steps", str(asked.steps), "--seed", str(seed), "--precision", "bf16"]
+        words += ["--batch", str(asked.batch), "--steps", str(steps), "--seed", str(seed), "--precision", "bf16"]
         words += ["--hard", *hard] if hard else []
     main(words)
-    return folder if (folder / "backbone.safetensors").exists() else None
 
 
-def evaluate(folder: Path, data: str, size: int) -> list[dict[str, Any]]:
-    what = folder if (folder / "run.json").exists() else folder / "backbone.safetensors"
-    return evaluated(what, "--data", data, "--size", str(size), "--labels", "20", "all", "--against", "random")
+def evaluate(folder: Path, other: Path | None, data: str, size: int) -> dict[str, list[Row]]:
+    """The scores of the run and of random weights, and its differences to `other`."""
+    what, against = (f if f is None or (f / "run.json").exists() else f / "backbone.safetensors" for f in (folder, other))
+    compared = ["random", *([str(against)] if against else [])]
+    results = selftaught.evaluate(str(what), data, size=size, labels=("20", "all"), against=compared, workers=0).results
+    about = json.loads(results.to_json())
+    first = about["rows"][0]["backbone"]
+    return {
+        "rows": [r for r in about["rows"] if r["backbone"] == first],
+        "random": [r for r in about["rows"] if r["backbone"] == "random"],
+        "differences": [d for d in about["differences"] if d["against"] == str(against)],
+    }
 
 
-def collect(asked: argparse.Namespace) -> list[dict[str, Any]]:
+def collect(asked: argparse.Namespace) -> list[Row]:
+    """One row for each run and each way of scoring it; `over` is what it gains over its counterpart."""
     found = []
     for folder in sorted(Path(asked.out).iterdir()):
-        if not (folder / "backbone.safetensors").exists():
+        if not done(folder):
             continue
-        name, part, seed = folder.name.rsplit("-", 2)
-        facts = run.read(folder).facts if (folder / "run.json").exists() else json.loads((folder / "peer.json").read_text())
-        for row in kept(folder / "rows.json", evaluate, folder, asked.data, asked.size):
-            which = "random" if row["backbone"] == "random" else part
-            about = {"method": name, "part": which, "seed": int(seed), "outcome": facts.get("outcome", "done")}
-            found.append(about | {k: row[k] for k in ("protocol", "labels", "metric", "mean", "low", "high")})
-    return found
+        name, part, number = folder.name.rsplit("-", 2)
+        seed, counterpart = int(number), COUNTERPART[part]
+        other = place(asked, name, counterpart, seed) if counterpart else None
+        if other and not done(other):
+            print(f"{folder.name} is left out: {other.name} is not done")
+            continue
+        ours = (folder / "run.json").exists()
+        facts = run.read(folder).facts | {"steps": run.read(folder).stage.steps} if ours else peers.facts(folder)
+        seconds = training_seconds(folder) if ours else facts["seconds"]
+        judged = kept(folder / "judged.json", evaluate, folder, other, asked.data, asked.size)
+        about = {"method": name, "seed": seed, "steps": facts["steps"], "seconds": round(seconds)}
+        about["outcome"] = facts["outcome"]
+        over = {(d["protocol"], d["labels"], d["metric"]): d for d in judged["differences"]}
+        for which, key in ((part, "rows"), ("random", "random")):
+            for row in judged[key]:
+                scored = {k: row[k] for k in ("protocol", "labels", "metric", "mean", "low", "high")}
+                gain = over.get((row["protocol"], row["labels"], row["metric"])) if which == part else None
+                more = {"over": {k: gain[k] for k in ("mean", "low", "high")}} if gain else {}
+                found.append({**about, "part": which, **scored, **more})
+    return [r for r in found if r["metric"] == "balanced_accuracy"]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Per cent, means over seeds: random weights, plain, HEXA at equal steps, the peer."""
-    rows = [r for r in rows if r["metric"] == "balanced_accuracy"]
-    columns = [(p, b) for p in ("knn", "linear") for b in ("20", "all")]
-    lines = [
-        "| method | run | seeds | " + " | ".join(f"{p}, {b}" for p, b in columns) + " |",
-        "| --- " * (3 + len(columns)) + "|",
+def average(rows: Sequence[Row], **where: Any) -> float | None:
+    values = [r["mean"] for r in rows if all(r[k] == v for k, v in where.items())]
+    return 100 * mean(values) if values else None
+
+
+def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Per cent, means over seeds, in Markdown; in the last column what the linear probe with all labels gains over the
+    counterpart, with the 95 % interval of each seed.
+    """
+    heads = [f"{'kNN' if p == 'knn' else p}, {'all' if b == 'all' else b + ' a class'}" for p, b in COLUMNS]
+    text = [
+        f"| | seeds | steps | minutes | {' | '.join(heads)} | over its counterpart |",
+        "| --- " * (5 + len(COLUMNS)) + "|",
     ]
-    names = [("", "random"), *((name, part) for name in NAMES for part in ("plain", "hexa", "peer"))]
-    for name, part in names:
+    for name, part in [("", "random"), *((name, part) for name in names for part in COUNTERPART)]:
         of = [r for r in rows if r["part"] == part and (part == "random" or r["method"] == name)]
         if not of:
             continue
-        cells = []
-        for protocol, budget in columns:
-            values = [r["mean"] for r in of if r["protocol"] == protocol and r["labels"] == budget]
-            cells.append(f"{100 * mean(values):.1f}" if values else "")
-        lines.append(f"| {name} | {part} | {len({r['seed'] for r in of})} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        scores = [average(of, protocol=p, labels=b) for p, b in COLUMNS]
+        gains = [r["over"] for r in of if (r["protocol"], r["labels"]) == ("linear", "all") and "over" in r]
+        told = ", ".join(f"{100 * g['mean']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})" for g in gains)
+        if part == "random":
+            label, seeds, steps, minutes = "random weights", "", "", ""
+        else:
+            label = ", ".join(w for w in (f"`{name}`", WORDS[part]) if w)
+            label += "".join(sorted({f" ({r['outcome']})" for r in of if r["outcome"] != "done"}))
+            seeds, steps = str(len({r["seed"] for r in of})), f"{mean(r['steps'] for r in of):.0f}"
+            minutes = f"{mean(r['seconds'] for r in of) / 60:.1f}"
+        cells = [f"{s:.1f}" if s is not None else "" for s in scores]
+        text.append(f"| {' | '.join([label, seeds, steps, minutes, *cells, told])} |")
+    return text
+
+
+def helped(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Methods that HEXA makes better, worse, or neither that can be told, at equal steps (linear probe, all labels)."""
+    found: dict[str, list[str]] = {"better": [], "worse": [], "level": []}
+    for name in NAMES:
+        wanted = {"method": name, "part": "hexa", "protocol": "linear", "labels": "all"}
+        gains = [r["over"] for r in rows if all(r[k] == v for k, v in wanted.items())]
+        if gains:
+            better, worse = all(g["low"] > 0 for g in gains), all(g["high"] < 0 for g in gains)
+            found["better" if better else "worse" if worse else "level"].append(name)
+    return found
+
+
+def fill(file: Path, text: Sequence[str]) -> None:
+    """Put lines between the marks of this benchmark in a Markdown file."""
+    begin, end = "<!-- benchmarks.methods -->", "<!-- end -->"
+    before, mark, rest = file.read_text().partition(begin)
+    if not mark:
+        raise SystemExit(f"{file} has no mark {begin}")
+    file.write_text("\n".join([before + mark, *text, end]) + rest.partition(end)[2])
 
 
 if __name__ == "__main__":
@@ -94,18 +169,28 @@ if __name__ == "__main__":
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--only", nargs="*", default=NAMES)
-    parser.add_argument("--parts", nargs="*", default=["plain", "hexa", "peer"], choices=["plain", "hexa", "peer"])
+    parser.add_argument("--parts", nargs="*", default=["plain", "hexa", "peer"], choices=list(COUNTERPART))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--train-only", action="store_true", help="leave evaluating to another")
+    parser.add_argument("--docs", action="store_true")
     asked = parser.parse_args()
     for seed in asked.seeds:
         for part in asked.parts:
             for name in asked.only:
                 train(find(name, NAMES, "method"), part, asked, seed)
+    if asked.train_only:
+        raise SystemExit
     rows = collect(asked)
-    print(table(rows))
+    print("\n".join(lines(rows, NAMES)))
+    print({which: len(names) for which, names in helped(rows).items()}, helped(rows))
     budget = f"--steps {asked.steps} --size {asked.size} --batch {asked.batch}"
     command = f"python -m benchmarks.methods --data imagenette128/ --out runs/methods {budget}"
     write("methods", {"command": command, "rows": rows})
+    if asked.docs:
+        fill(ROOT / "README.md", lines(rows, NAMES))
+        for name in NAMES:
+            if of := [r for r in rows if r["method"] == name]:
+                fill(ROOT / "docs" / "methods" / f"{name}.md", lines(of, [name]))

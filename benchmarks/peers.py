@@ -127,9 +127,46 @@ def swav(backbone: nn.Module, size: int) -> Peer:
     return Peer(nn.ModuleList([backbone, head, prototypes]), crops, loss, lambda p: torch.optim.Adam(p, lr=0.001))
 
 
+class Dense(nn.Module):
+    """One embedding of an image and one of each place: features [B, P, 512], [B, 128], [B, P, 128]."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        from lightly.models.modules import DenseCLProjectionHead
+
+        self.backbone = backbone
+        self.whole, self.places = DenseCLProjectionHead(512, 512, 128), DenseCLProjectionHead(512, 512, 128)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features: Tensor = self.backbone.forward_features(x)
+        mapped = features.flatten(2).transpose(1, 2)
+        return mapped, self.whole(features.mean((2, 3))), self.places(mapped)
+
+
+def densecl(backbone: nn.Module, size: int) -> Peer:
+    from lightly.loss import NTXentLoss
+    from lightly.models.utils import select_most_similar, update_momentum
+    from lightly.transforms import DenseCLTransform
+
+    student = Dense(backbone)
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    whole, places = (NTXentLoss(memory_bank_size=(4096, 128)) for _ in range(2))
+
+    def loss(views: list[Tensor], progress: float) -> Tensor:
+        update_momentum(student, teacher, m=cosine(progress, 0.996))
+        mapped, image, place = student(views[0])
+        with torch.no_grad():
+            their_map, their_image, their_place = teacher(views[1])
+            matched = select_most_similar(mapped, their_map, their_place)
+        return (whole(image, their_image) + places(place.flatten(0, 1), matched.flatten(0, 1))) / 2
+
+    return Peer(nn.ModuleList([student, whole, places]), DenseCLTransform(input_size=size), loss)
+
+
 PEERS: dict[str, Callable[[nn.Module, int], Peer]] = {
     "barlow-twins": barlow_twins,
     "byol": byol,
+    "densecl": densecl,
     "moco-v2": moco,
     "simclr": simclr,
     "simsiam": simsiam,
@@ -178,12 +215,18 @@ def train(name: str, data: str, folder: Path, *, size: int, batch: int, steps: i
             optimizer.step()
             step += 1
             if step % 50 == 0 or step == steps:
-                print(f"lightly {name}: step {step} of {steps}, loss {float(loss):.3f}", flush=True)
+                print(f"lightly {name}: step {step} of {steps}, loss {float(loss.detach()):.3f}", flush=True)
             if step == steps:
                 break
     weights.save(backbone, folder / "backbone.safetensors", {"size": str(size)})
     seconds = time.perf_counter() - began
     (folder / "peer.json").write_text(
-        json.dumps({"seconds": seconds, "steps": steps, "loss": float(loss), "outcome": "done"})
+        json.dumps({"seconds": seconds, "steps": steps, "loss": float(loss.detach()), "outcome": "done"})
     )
     return folder
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """Of a peer that `train` has left there: seconds, steps, loss, outcome."""
+    found: dict[str, Any] = json.loads((folder / "peer.json").read_text())
+    return found
