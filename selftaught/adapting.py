@@ -15,7 +15,7 @@ from selftaught.data.index import Index
 from selftaught.distributed import barrier, rank, shared
 from selftaught.errors import UserError
 from selftaught.identity import identify, origin
-from selftaught.life import Collapsed, Conduct
+from selftaught.life import Conduct
 from selftaught.plan import Node, Plan
 from selftaught.stage import Data, Stage, method_of
 from selftaught.train import shared_index, train
@@ -141,10 +141,8 @@ def carry_out(settled: Settled, out: Path, conduct: Conduct, index: Index | None
         conduct.say(f"{name}: {settled.stage.steps:,} steps, in {folder}")
         try:
             train(as_begun(settled.stage, folder), folder, conduct, index)
-        except Collapsed as collapsed:
-            raise Collapsed(f"{name}: {collapsed}") from collapsed
         except UserError as error:
-            raise UserError(f"{name}: {error}") from error
+            raise type(error)(f"{name}: {error}") from error
     return folder
 
 
@@ -154,7 +152,7 @@ def adapt(
 ) -> dict[str, Path]:  # fmt: skip
     """Carry out every stage of a plan; return their folders by name. What is done already is not done again.
 
-    Raises UserError, Collapsed and Stopped as `train` does; the same call goes on from there.
+    Raises UserError (Collapsed and Diverged are such) and Stopped as `train` does; the same call goes on from there.
     """
     known: dict[tuple[Data, int], Index] = {}
 

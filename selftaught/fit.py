@@ -19,6 +19,10 @@ from selftaught.step import Outcome
 MOST_SKIPS = 10  # steps in a row whose gradients are not finite, before training stops
 
 
+class Diverged(UserError):
+    """The loss is no finite number any more."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What one step did."""
@@ -94,7 +98,7 @@ def fit(
             yield Report(number, epoch, loss, losses, optimizer.param_groups[0]["lr"], bool(skips))
             if skips >= MOST_SKIPS:
                 peak = optimizer.param_groups[0]["peak"]
-                raise UserError(
+                raise Diverged(
                     f"the loss has not been finite for {skips} steps (at step {number}): the learning rate is too high "
                     f"(peak {peak:g}); try --optimizer.lr {peak / 10:g}"
                 )

@@ -170,9 +170,8 @@ def backbones_of(learnt: Path, own: run.Run | None, against: Sequence[str], prog
 
 
 def keep(folder: Path, judgement: Judgement, index: Index, roots: list[str], command: str) -> None:
-    """Add a judgement to a run's evaluation.json."""
+    """Add a judgement to a run's evaluation.json, which two parts of a study may do at once."""
     file = folder / "evaluation.json"
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     now = {
         "data": roots,
         "fingerprint": index.fingerprint,
@@ -181,7 +180,9 @@ def keep(folder: Path, judgement: Judgement, index: Index, roots: list[str], com
         **json.loads(judgement.results.to_json()),
         "verdict": judgement.verdict,
     }
-    checkpoint.write_json(file, [*earlier, now])
+    with checkpoint.locked(file.with_suffix(".lock"), lambda: None):
+        earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        checkpoint.write_json(file, [*earlier, now])
 
 
 def digest(of: nn.Module | Tensor) -> str:

@@ -14,7 +14,7 @@ from selftaught import pictures, run
 from selftaught.data.index import Index
 from selftaught.distributed import anywhere, barrier, local_rank, rank, world_size, wrap
 from selftaught.errors import UserError
-from selftaught.fit import Loop, fit
+from selftaught.fit import Diverged, Loop, fit
 from selftaught.life import ASKED, Collapsed, Conduct, Life
 from selftaught.sharding import shard
 from selftaught.stage import Data, Stage
@@ -75,7 +75,7 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
                     life.end("stopped")
                     raise Stopped(f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume")
     except UserError as error:  # on this rank, perhaps alone: nothing here may wait for the others
-        life.fail("collapsed" if isinstance(error, Collapsed) else "failed", str(error))
+        life.fail(outcome_of(error), str(error))
         raise
     life.save()
     file = life.end("done")
@@ -87,6 +87,11 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     except (OSError, RuntimeError) as error:
         conduct.say(f"the run is done and saved, but its pictures could not be made: {error}")
     return file
+
+
+def outcome_of(error: UserError) -> str:
+    """What a run that ended so says of itself."""
+    return "collapsed" if isinstance(error, Collapsed) else "diverged" if isinstance(error, Diverged) else "failed"
 
 
 def shared_index(data: Data, seed: int, on_progress: Callable[[int, int], None] | None = None) -> Index:

@@ -18,6 +18,7 @@ from selftaught import journal, run
 from selftaught.cli import main
 from selftaught.data import images as images_module
 from selftaught.life import Life
+from selftaught.methods import moco
 from tests.pictures import folder
 from tests.several import begin, kill, together
 from tests.stopping import stopped_at
@@ -162,6 +163,20 @@ def test_a_collapse_is_stopped_with_its_reason(tmp_path: Path, capsys: pytest.Ca
     facts = run.read(tmp_path / "run").facts
     assert facts["outcome"] in ("collapsed", "diverged")
     assert not facts["finished"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_its_reason(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(moco, "info_nce", lambda query, *_: query.sum() * torch.nan)
+    words = ["--data", str(images), "--out", str(tmp_path / "run"), "--method", "moco-v2", "--steps", "40", *SMALL]
+    assert main(["pretrain", *words]) == 2
+    assert "--optimizer.lr" in capsys.readouterr().err
+    facts = run.read(tmp_path / "run").facts
+    assert facts["outcome"] == "diverged"
+    assert not facts["finished"]
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
+    assert "Training came to no good end at step" in (tmp_path / "report.html").read_text()
 
 
 def test_what_looks_like_a_collapse_is_looked_at_again_soon(

@@ -23,6 +23,7 @@ from selftaught.data import index as data_index
 from selftaught.data.index import Index
 from selftaught.data.views import Views
 from selftaught.errors import UserError
+from selftaught.fit import Diverged
 from selftaught.life import Collapsed, Conduct
 from selftaught.plan import Plan
 from selftaught.progress import Progress
@@ -597,16 +598,18 @@ def cell_of(plan: Path, study: str, variant: str, x: str = "") -> Cell:
     return next(c for c in design.cells(study, design.read(plan)) if (c.variant, c.x) == (variant, x))
 
 
-def test_a_collapse_is_a_result_that_is_told(
-    done: tuple[Path, dict[str, Any]], plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("end", "outcome"), [(Collapsed, "collapsed"), (Diverged, "diverged")])
+def test_a_training_that_came_to_no_good_is_a_result_that_is_told(
+    end: type[UserError], outcome: str, done: tuple[Path, dict[str, Any]], plan: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """What would follow is left out, and what there is, is scored."""
     real = adapting.carry_out
 
     def carry_out(settled: adapting.Settled, *args: Any) -> Path:
         folder = real(settled, *args)
         if settled.node.name == "source":
-            raise Collapsed("source: the features fell into one point")
+            raise end("source: why")
         return folder
 
     monkeypatch.setattr(adapting, "carry_out", carry_out)
@@ -614,10 +617,10 @@ def test_a_collapse_is_a_result_that_is_told(
     cell = cell_of(plan, "sequential", "B+S+T")
     runner.carry_out([cell], tmp_path, *quiet())
     (row,) = runner.gather([cell], tmp_path)
-    assert row["outcome"] == "collapsed"
+    assert row["outcome"] == outcome
     assert json.loads((tmp_path / row["folder"] / "run.json").read_text())["config"]["steps"] == 2  # the source
     assert len(list((tmp_path / "stages").glob("*/run.json"))) == 1
-    assert tables.fallen([row]) == ["stripes from own, B+S+T, seed 0: collapsed in training, and scored so."]
+    assert tables.fallen([row]) == ["stripes from own, B+S+T, seed 0: " + f"{outcome} in training, and scored so."]
     assert tables.fallen(runner.gather(design.cells("separability", design.read(plan)), done[0])) == []
 
 

@@ -141,6 +141,8 @@ def _warnings(run: Run) -> list[tuple[str, str]]:
     if outcome == "collapsed":
         why = told or "The features of different images became nearly the same, so there is nothing left to learn from."
         found.append(("bad", f"Collapsed: training was stopped{at}. {why} Do not use this backbone."))
+    elif outcome in ("diverged", "failed"):
+        found.append(("bad", f"Training came to no good end{at}{f': {told}' if told else ''}."))
     elif outcome == "stopped":
         found.append(("warn", f"Stopped early{at}. {told + ' ' if told else ''}Go on with: {_resume(run)}"))
     elif outcome != "done" or run.about.get("finished") is False:

@@ -10,13 +10,14 @@ from typing import Any
 from selftaught import adapting, checkpoint
 from selftaught.data.index import Index
 from selftaught.evaluation import KNN, Linear, Protocol
+from selftaught.fit import Diverged
 from selftaught.judge import judge
 from selftaught.life import Collapsed, Conduct
 from selftaught.plan import Plan
 from selftaught.progress import Progress
 from selftaught.stage import Data
 from selftaught.study.design import Cell
-from selftaught.train import shared_index
+from selftaught.train import outcome_of, shared_index
 from selftaught.tuning import FineTune
 
 
@@ -57,9 +58,9 @@ def carry_out(
                 folder = adapting.carry_out(settled, out, conduct, data)
                 # 200 MB each for a ResNet-18, of hundreds of stages
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            except Collapsed as collapsed:  # a result, too
-                folder, outcome = settled.folder(out), "collapsed"
-                progress.say(str(collapsed))
+            except (Collapsed, Diverged) as error:  # a result, too: the same command would come to it again
+                folder, outcome = settled.folder(out), outcome_of(error)
+                progress.say(str(error))
                 break
         rows = evaluate(cell, folder, conduct.device, progress)
         checkpoint.write_json(

@@ -102,8 +102,10 @@ def sooner(points: Rows, target: dict[str, Any], where: dict[str, str]) -> str:
 
 def fallen(rows: Rows) -> list[str]:
     """What came to no good end."""
-    names = dict.fromkeys((r["target"], r["base"], r["variant"], r["x"], r["seed"]) for r in rows if r["outcome"] != "done")
+    names = dict.fromkeys(
+        (r["target"], r["base"], r["variant"], r["x"], r["seed"], r["outcome"]) for r in rows if r["outcome"] != "done"
+    )
     return [
-        f"{target} from {base}, {variant}{f' ({x})' if x else ''}, seed {seed}: collapsed in training, and scored so."
-        for target, base, variant, x, seed in names
+        f"{target} from {base}, {variant}{f' ({x})' if x else ''}, seed {seed}: {outcome} in training, and scored so."
+        for target, base, variant, x, seed, outcome in names
     ]
