@@ -180,7 +180,7 @@ def keep(folder: Path, judgement: Judgement, index: Index, roots: list[str], com
         **json.loads(judgement.results.to_json()),
         "verdict": judgement.verdict,
     }
-    with checkpoint.locked(file.with_suffix(".lock"), lambda: None):
+    with checkpoint.locked(file.with_suffix(".lock")):
         earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         checkpoint.write_json(file, [*earlier, now])
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import selftaught
-from selftaught import journal, run
+from selftaught import journal, judge, run
 from selftaught.cli import main
 from selftaught.data import images as images_module
+from selftaught.data.index import build
+from selftaught.evaluation.results import Results
 from selftaught.life import Life
 from selftaught.methods import moco
 from tests.pictures import folder
@@ -270,6 +273,15 @@ def test_evaluate_prints_one_json_list(trained: Path, capsys: pytest.CaptureFixt
     assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 1 for row in rows)
     again = main(["evaluate", str(trained), "--labels", "2", "all", "total:9", "--json", "--draws", "3"])
     assert (again, json.loads(capsys.readouterr().out)) == (0, rows)
+
+
+def test_evaluations_at_once_are_all_kept(trained: Path, tmp_path: Path) -> None:
+    judgement = judge.Judgement(results=Results(rows=()), verdict="")
+    index = build([Path(run.read(trained).stage.data.roots[0])])
+    with ThreadPoolExecutor(8) as several:
+        for done in [several.submit(judge.keep, tmp_path, judgement, index, ["images"], f"{i}") for i in range(24)]:
+            done.result()
+    assert {e["command"] for e in json.loads((tmp_path / "evaluation.json").read_text())} == {f"{i}" for i in range(24)}
 
 
 def test_export_gives_timm_the_same_features(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
