@@ -4,7 +4,8 @@
 
 JPEGs of 500x375, made from the demo's photographs, are read, decoded and made into the two views of a training step, one
 thread each, in turn. Then the same at 32 pixels from arrays that are in memory already. CPU seconds of this process, so that
-other work on the machine shows little. Prints a table, writes results/views.json. Needs `pip install 'selftaught[bench]'`.
+other work on the machine shows little. Prints a table, writes results/views.json. Needs `pip install
+'selftaught[bench,fast]'`.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 
 from benchmarks.common import interleaved, ratios, said, write
+from selftaught.allocator import keep_freed
 from selftaught.data import patches
 from selftaught.data.decode import decode
 from selftaught.data.images import Images, default_canvas
@@ -191,6 +193,7 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=128)
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed()  # as the command line does, and here for all of them
     packages = ("torchvision", "lightly", "kornia", "albumentations", "pillow")
     found: dict[str, Any] = {}
     print(f"source images a second and core (median), and how many times lightly's: median [least, most] of {asked.rounds}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from selftaught.allocator import keep_freed
 from selftaught.commands.console import err, plain
 from selftaught.errors import UserError
 
@@ -30,6 +31,8 @@ COMMANDS = {  # name: (module, what it is for)
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
     words = list(sys.argv[1:] if args is None else args)
+    if args is None:  # the whole process is ours
+        keep_freed()
     try:
         return dispatch(words)
     except UserError as error:

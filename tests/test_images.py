@@ -8,6 +8,7 @@ import threading
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
+from selftaught.data import decode as decode_module
 from selftaught.data import images as images_module
 from selftaught.data.damage import Unreadable
 from selftaught.data.decode import decode, measure, pixels, squash
@@ -310,6 +312,24 @@ def test_pixels_are_those_of_decode(tmp_path: Path, kind: str, turned: int, at_l
     if short == 110:
         assert np.array_equal(made.permute(1, 2, 0).numpy(), np.asarray(whole))
     assert (made.shape[2] > made.shape[1]) == (whole.width > whole.height)
+
+
+@pytest.mark.parametrize("at_least", [1, 29, 30, 54, 55, 56, 111, 10**4])
+@pytest.mark.parametrize("kind", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"subsampling": 1, "progressive": True}, {"quality": 30}], ids=str
+)
+def test_the_quick_decoder_gives_pillow_s_values(
+    kind: str, options: dict[str, Any], at_least: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = written(tmp_path, "a.jpg", encoded(picture(151, 111).convert(kind), "JPEG", **options))
+    quick, by = pixels(path, at_least), decode_module.decode_jpeg
+    assert by is not None  # it is there, and did it
+    with monkeypatch.context() as without:
+        without.setattr(decode_module, "_load", lambda *_: pytest.fail("by Pillow"))
+        pixels(path, at_least)
+    monkeypatch.setattr(decode_module, "decode_jpeg", None)
+    assert torch.equal(quick, pixels(path, at_least))
 
 
 def test_an_image_of_the_canvas_s_size_is_not_resampled(tmp_path: Path) -> None:

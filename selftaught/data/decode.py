@@ -22,8 +22,8 @@ from selftaught.data.damage import Unreadable, damage
 from selftaught.data.store import read
 
 try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # announced for a release to come: the same values, by Pillow and more slowly
+    from simplejpeg import decode_jpeg
+except ImportError:  # of the extra "fast": the same values, by Pillow and more slowly
     decode_jpeg = None
 
 # Never EPS and the like, whose readers start other programs. Pillow finds MPO by itself, as a kind of JPEG.
@@ -204,17 +204,20 @@ def pixels(path: Path | str, at_least: int) -> Tensor:
 
 
 def _plain_jpeg(data: bytes, at_least: int) -> Tensor | None:
-    """The usual JPEG by torchvision: the same values without Pillow's two copies (0.8 ms instead of 1.6 for 500x375). None
-    for whatever else, or what it refuses, so that Pillow may give its reason.
+    """The usual JPEG by simplejpeg: the values that Pillow gives, without its two copies (0.7 ms instead of 1.0 for 500x375,
+    at half the size 0.5 instead of 0.7). None for whatever else, or what it refuses, so that Pillow may give its reason.
     """
     if decode_jpeg is None or not data.startswith(b"\xff\xd8"):
         return None
     try:
         header = Image.open(io.BytesIO(data), formats=("JPEG",))
-        usual = header.mode in ("RGB", "L") and _orientation(header) == 1 and min(header.size) < 2 * at_least
+        usual = header.mode in ("RGB", "L") and _orientation(header) == 1
         if not usual or damage("JPEG", data):
             return None
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        share = next((n for n in (8, 4, 2) if min(header.size) >= n * at_least), 1)  # as Pillow's draft
+        width, height = (-(-length // share) for length in header.size) if share > 1 else (0, 0)
+        found = decode_jpeg(data, "RGB", min_width=width, min_height=height, min_factor=1, strict=True)
+        return torch.from_numpy(found).permute(2, 0, 1)
     except Exception:
         return None
 

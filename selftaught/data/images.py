@@ -127,13 +127,13 @@ class Images(torch.utils.data.Dataset[Tensor]):
         return canvases, shown
 
     def originals(self, positions: Tensor, slots: Tensor, *, threads: int | None = None) -> tuple[Originals, Tensor]:
-        """As `take`, of images that are not held, in their own sizes (a large JPEG at a share of it that leaves 1.5 times
-        the canvas): views made of these skip one resampling, and cost half the time on a CPU.
+        """As `take`, of images that are not held, in their own sizes (a large JPEG at 1/2, 1/4 or 1/8 where that leaves all
+        but an eighth of the canvas): views made of these skip one resampling, and cost half the time on a CPU.
         """
         shown, found = positions[slots].clone(), [torch.empty(0)] * len(slots)
 
         def load(path: Path) -> Tensor:
-            return pixels(path, math.ceil(1.5 * self.canvas))
+            return pixels(path, math.ceil(0.875 * self.canvas))
 
         def one(j: int) -> None:
             found[j], shown[j] = self._one(positions, int(slots[j]), load)
