@@ -292,6 +292,32 @@ def test_damage_anywhere_gives_a_picture_or_a_reason(tmp_path_factory, name: str
             assert decode(path).size == size[::-1]
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.booleans(), st.data())
+def test_the_quick_decoder_passes_no_jpeg_that_pillow_refuses(
+    tmp_path_factory: pytest.TempPathFactory, progressive: bool, data: st.DataObject
+) -> None:
+    good = bytearray(encoded(picture(150, 110), "JPEG", quality=90, progressive=progressive))
+    for _ in range(data.draw(st.integers(1, 3))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del good[data.draw(st.integers(1, len(good) - 1)) :]
+    path = written(tmp_path_factory.getbasetemp(), "fuzz.jpg", bytes(good))
+
+    def outcome() -> object:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return measure(path)
+            except Unreadable as reason:
+                return str(reason)
+
+    quick = outcome()
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(decode_module, "decode_jpeg", None)
+        assert quick == outcome()
+
+
 def test_a_scaled_decode_stays_close_to_the_full_one(tmp_path: Path) -> None:
     path = written(tmp_path, "large.jpg", encoded(picture(800, 600), "JPEG", quality=95))
     full = picture(800, 600).resize((64, 64), Image.Resampling.BICUBIC)
