@@ -12,7 +12,7 @@ import timm
 
 from selftaught import checkpoint, flags, heads, run, weights
 from selftaught.data.index import Index
-from selftaught.distributed import barrier, rank, shared
+from selftaught.distributed import rank, shared, wait
 from selftaught.errors import UserError
 from selftaught.identity import identify, origin
 from selftaught.life import Conduct
@@ -132,12 +132,12 @@ def carry_out(settled: Settled, out: Path, conduct: Conduct, index: Index | None
         folder.with_suffix(".lock"), lambda: conduct.say(f"{name}: another process trains it in {folder}; waiting")
     )  # fmt: skip
     with alone if rank() == 0 else nullcontext():
-        barrier()
-        if run.begun(folder):
-            if run.read(folder).facts["finished"]:
-                conduct.say(f"{name}: done already, in {folder}")
-                return folder
-            conduct = replace(conduct, resume=True)
+        wait()
+        begun = shared(run.begun(folder))  # asked once: rank 0 will have begun before the last one looks
+        if begun and shared(run.read(folder).facts["finished"]):
+            conduct.say(f"{name}: done already, in {folder}")
+            return folder
+        conduct = replace(conduct, resume=True) if begun else conduct
         conduct.say(f"{name}: {settled.stage.steps:,} steps, in {folder}")
         try:
             train(as_begun(settled.stage, folder), folder, conduct, index)

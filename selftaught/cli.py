@@ -10,9 +10,9 @@ from pathlib import Path
 
 import tyro
 
-from selftaught.allocator import keep_freed
 from selftaught.commands.console import err, plain
 from selftaught.errors import UserError
+from selftaught.memory import keep_freed
 
 COMMANDS = {  # name: (module, what it is for)
     "pretrain": ("training", "teach a backbone from a folder of images"),

@@ -25,9 +25,14 @@ def kmeans(
     """
     if clusters > len(points):
         raise ValueError(f"{clusters} clusters for {len(points)} points")
-    chunk = chunk or (1024 if points.device.type == "cpu" else 65536)  # what a CPU's cache holds
+    chunk = chunk or block(points.device, clusters)
     with torch.autocast(points.device.type, enabled=False):  # near centroids differ in digits that bf16 lacks
         return _lloyd(points, clusters, iterations, rng, chunk)
+
+
+def block(device: torch.device, clusters: int) -> int:
+    """How many points are compared with all clusters at once: what a CPU's cache holds, and elsewhere 1 GiB at most."""
+    return 1024 if device.type == "cpu" else max(1, min(65536, 2**28 // clusters))
 
 
 def _lloyd(points: Tensor, clusters: int, iterations: int, rng: torch.Generator | None, chunk: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+PATIENCE = timedelta(days=7)
+_waits = count()
 
 
 def rank() -> int:
@@ -56,6 +62,17 @@ def barrier() -> None:
         dist.barrier()
 
 
+def wait() -> None:
+    """For rank 0, however long it takes: collectives give up after some minutes."""
+    if world_size() == 1:
+        return
+    store, name = dist.distributed_c10d._get_default_store(), f"selftaught {next(_waits)}"
+    if rank() == 0:
+        store.set(name, "here")
+    else:
+        store.wait([name], PATIENCE)
+
+
 def wrap(step: nn.Module, device: torch.device) -> nn.Module:
     """`step`, so that a backward pass averages its gradients over the processes."""
     if world_size() == 1 or is_sharded(step.parameters()):
@@ -71,7 +88,12 @@ def wrap(step: nn.Module, device: torch.device) -> nn.Module:
 def synchronise_norms(step: nn.Module, device: torch.device) -> None:
     """Batch norm over all GPUs, in place; on CPUs it stays each process's own."""
     if device.type == "cuda":
-        convert_sync_batchnorm(step)  # timm's: torch's own drops the activations that timm's norms hold
+        # timm's function, as torch's own drops the activations that timm's norms hold; and each norm once, as it drops them
+        # itself from one that it has made before, and methods hold their backbone twice.
+        for holder in list(step.modules()):
+            for name, child in holder.named_children():
+                if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
+                    setattr(holder, name, convert_sync_batchnorm(child))
 
 
 @contextmanager

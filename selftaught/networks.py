@@ -91,13 +91,21 @@ def batch_norms(network: nn.Module) -> Iterator[tuple[nn.Module, str, _BatchNorm
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
     """Batch norm uses the batch's statistics, but its running ones remember nothing of it."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+    kept: list[tuple[nn.Module, str, Tensor]] = []
     for norm in norms:
-        norm.track_running_stats = False
+        if isinstance(norm, nn.SyncBatchNorm):  # without running statistics its CUDA kernel refuses bf16: it gets others
+            kept += [(norm, name, buffer) for name, buffer in norm.named_buffers(recurse=False)]
+        else:
+            norm.track_running_stats = False
+    for holder, name, buffer in kept:
+        setattr(holder, name, buffer.clone())
     try:
         yield
     finally:
         for norm in norms:
             norm.track_running_stats = True
+        for holder, name, buffer in kept:
+            setattr(holder, name, buffer)
 
 
 def running_statistics(network: nn.Module) -> list[Tensor]:

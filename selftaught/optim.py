@@ -39,7 +39,11 @@ class SGD(Optimizer):
     def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
         found = groups(parameters, self, steady)
         fused = not any(is_sharded(group["params"]) for group in found)  # torch's fused kernel knows no shards
-        return torch.optim.SGD(found, lr=0.0, momentum=self.momentum, fused=fused, foreach=not fused)
+        optimizer = torch.optim.SGD(found, lr=0.0, momentum=self.momentum, fused=fused, foreach=not fused)
+        if fused and self.momentum:  # it wants them of all in a group or of none, and some norms come in later
+            for p in (p for group in found for p in group["params"]):
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,12 @@ def restore(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any],
     moments = {
         i: {name: _cut(value, parameters[i]) for name, value in of.items()} for i, of in state["optimizer"]["state"].items()
     }
+    ways: list[dict[str, Any]] = [
+        {n: group.get(n) for n in ("fused", "foreach") if n in group} for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict({**state["optimizer"], "state": moments})
+    for group, way in zip(optimizer.param_groups, ways, strict=True):
+        group.update(way)  # shards are not learnt from as a whole network is
 
 
 def _cut(moment: Any, parameter: Tensor) -> Any:

@@ -12,7 +12,7 @@ import torch
 
 from selftaught import pictures, run
 from selftaught.data.index import Index
-from selftaught.distributed import anywhere, barrier, local_rank, rank, world_size, wrap
+from selftaught.distributed import anywhere, local_rank, rank, wait, world_size, wrap
 from selftaught.errors import UserError
 from selftaught.fit import Diverged, Loop, fit
 from selftaught.life import ASKED, Collapsed, Conduct, Life
@@ -100,8 +100,8 @@ def shared_index(data: Data, seed: int, on_progress: Callable[[int, int], None] 
         try:
             return data.index(seed, on_progress)
         finally:
-            barrier()  # in any case: what rank 0 refuses, the others will refuse for themselves
-    barrier()
+            wait()  # in any case: what rank 0 refuses, the others will refuse for themselves
+    wait()
     return data.index(seed)
 
 

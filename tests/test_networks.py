@@ -142,6 +142,20 @@ def test_frozen_statistics_remember_nothing() -> None:
     assert all(torch.equal(v, twin.state_dict()[k]) for k, v in network.state_dict().items())  # they remember again
 
 
+def test_synchronised_norms_forget_what_they_saw_but_go_on_keeping_it() -> None:
+    """Without any running statistics their CUDA kernel refuses bfloat16."""
+    norm = nn.SyncBatchNorm(3)
+    before, kept = copy.deepcopy(norm.state_dict()), norm.running_mean
+    x = torch.rand(6, 3, generator=rng())
+    with frozen_statistics(norm):
+        assert norm.track_running_stats
+        inside = norm(x)
+        assert not torch.equal(norm.running_mean, before["running_mean"])
+    assert norm.running_mean is kept
+    assert all(torch.equal(v, before[k]) for k, v in norm.state_dict().items())
+    assert torch.equal(inside, norm(x))
+
+
 def test_frozen_statistics_leave_other_norms_alone() -> None:
     """Those in evaluation mode go on using their running statistics; those without any get none."""
     used, bare = nn.BatchNorm1d(3).eval(), nn.BatchNorm1d(3, track_running_stats=False)

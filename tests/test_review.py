@@ -1,19 +1,31 @@
 """Defects that a review found: each test failed first."""
 
 import json
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torch.distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import selftaught
-from selftaught import run
+from selftaught import backbones, clustering, distributed, recipe, run
 from selftaught.cli import main
+from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
 from selftaught.evaluation.intervals import interval
+from selftaught.fit import Loop, fit
+from selftaught.hard import CutMix
+from selftaught.methods.simclr import SimCLR
+from selftaught.optim import SGD
+from selftaught.step import Step
+from tests.laws.toys import batch, build
 from tests.pictures import folder
+from tests.several import WORLD, spawned
 
 SMALL = [
     "--backbone",
@@ -44,6 +56,62 @@ def test_synchronised_norms_keep_timms_activations() -> None:
         from timm.layers import convert_sync_batchnorm
 
         torch.testing.assert_close(convert_sync_batchnorm(network)(pixels), before)
+
+
+def test_a_backbone_that_a_method_holds_twice_keeps_them_too() -> None:
+    """The second visit took timm's synchronised norms for plain ones, and their activations away."""
+    backbone = backbones.create("test_efficientnet", image_size=32)
+    method = SimCLR(SimCLR.Config(hidden=16, dim=8), backbone, 64)
+    step, pixels = Step(method).eval(), torch.rand(2, 3, 32, 32)
+    names = set(step.state_dict())
+    with torch.no_grad():
+        before = backbone(pixels)
+        synchronise_norms(step, torch.device("cuda"))
+        torch.testing.assert_close(backbone(pixels), before)
+    plain = [m for m in step.modules() if isinstance(m, _BatchNorm) and not isinstance(m, torch.nn.SyncBatchNorm)]
+    assert not plain
+    assert set(step.state_dict()) == names
+
+
+def test_norms_of_their_own_may_come_in_later() -> None:
+    """torch's fused SGD wants a momentum of all parameters of a group or of none."""
+    step = Step(build("moco-v2"), (CutMix(norm="auxiliary", start=0.5),))
+    optimizer = SGD(lr=0.01).build(step.named_parameters())
+    stream = [batch(8, seed=i) for i in range(6)]
+    loop = Loop(steps=6, steps_per_epoch=6, schedule=lambda progress: 1)
+    reports = list(fit(step, step.method, lambda *_: stream, optimizer, loop))
+    assert ["cutmix" in report.losses for report in reports] == [False] * 3 + [True] * 3
+
+
+def test_bfloat16_is_not_chosen_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not recipe.faster_in_bf16("resnet18", "imagenet", 32, "cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("clusters", [10, 3000, 100_000])
+def test_clusters_are_compared_in_blocks_that_fit(device: str, clusters: int) -> None:
+    """Blocks of 65,536 points took 26 GB for the 100,000 clusters that PCL makes of ImageNet."""
+    assert clusters <= clusters * clustering.block(torch.device(device), clusters) <= 2**28
+
+
+def waited(place: Path) -> float:
+    """With collectives that may take two seconds, of which rank 0 takes four."""
+    number = dist.get_rank()
+    dist.destroy_process_group()
+    dist.init_process_group(
+        "gloo", init_method=f"file://{place}/short", rank=number, world_size=WORLD, timeout=timedelta(seconds=2)
+    )
+    began = time.perf_counter()
+    if number == 0:
+        time.sleep(4)
+    distributed.wait()
+    return time.perf_counter() - began
+
+
+def test_others_wait_for_rank_0_as_long_as_it_takes(tmp_path: Path) -> None:
+    """While it looks through a large set, or waits for another job; ten minutes were the end of that."""
+    assert min(spawned(waited, tmp_path, tmp_path)) > 3
 
 
 def test_nothing_held_out_is_fine(images: Path, tmp_path: Path) -> None:

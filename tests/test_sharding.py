@@ -1,5 +1,6 @@
 """Networks that several processes share out: training, checkpoints of every kind, and evaluation."""
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -11,8 +12,8 @@ from safetensors.torch import load_file
 
 from selftaught import checkpoint, journal, run, sharding
 from selftaught.cli import main
-from selftaught.distributed import whole
-from selftaught.optim import AdamW
+from selftaught.distributed import barrier, whole
+from selftaught.optim import SGD, AdamW, Optimizer
 from selftaught.step import Step
 from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder
@@ -25,18 +26,22 @@ TRAINING = ["--method", "byol", "--hard", "cutmix", "--steps", "12", "--keep", "
 # --------------------------------------------------------------------------------------------- checkpoints
 
 
-def trained(seed: int, steps: int, sharded: bool) -> tuple[Step, torch.optim.Optimizer]:
+def trained(seed: int, steps: int, sharded: bool, asked: Optimizer) -> tuple[Step, torch.optim.Optimizer]:
     step = Step(build("byol", seed=seed, norm=False, toy=Deep))
     if sharded:
         sharding.shard(step, torch.device("cpu"))
-    optimizer = AdamW(lr=0.01).build(step.named_parameters())
+    optimizer = asked.build(step.named_parameters())
     for group in optimizer.param_groups:
         group["lr"] = group["peak"]
     for number in range(steps):
-        optimizer.zero_grad()
-        step(mine(batch(8, seed=number)), rng()).loss.backward()
-        optimizer.step()
+        learn(step, optimizer, number)
     return step, optimizer
+
+
+def learn(step: Step, optimizer: torch.optim.Optimizer, number: int) -> None:
+    optimizer.zero_grad()
+    step(mine(batch(8, seed=number)), rng()).loss.backward()
+    optimizer.step()
 
 
 def everything(step: Step, optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -46,32 +51,38 @@ def everything(step: Step, optimizer: torch.optim.Optimizer) -> list[Any]:
     return [
         {name: whole(value).clone() for name, value in step.state_dict().items()},
         {name: {k: whole(v).clone() for k, v in sorted(of.items())} for name, of in sorted(moments.items())},
-        [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+        [{k: v for k, v in group.items() if k not in ("params", "fused", "foreach")} for group in optimizer.param_groups],
     ]
 
 
-def saved_and_restored(place: Path, plain: dict[str, Any]) -> list[Any]:
-    """A trained network; another that its shards were restored into; and one that took a whole checkpoint."""
-    step, optimizer = trained(seed=0, steps=2, sharded=True)
+def saved_and_restored(place: Path, plain: dict[str, Any], asked: Optimizer) -> list[Any]:
+    """A trained network; another that its shards were restored into; and one that took a whole checkpoint, and goes on."""
+    step, optimizer = trained(0, 2, True, asked)
     was = everything(step, optimizer)
     file = place / "last.pt"
     sharding.save(step, optimizer, {"next": 2}, file)
-    again = trained(seed=1, steps=0, sharded=True)
+    barrier()  # until rank 0 has written it
+    again = trained(1, 0, True, asked)
     sharding.restore(*again, checkpoint.load(file), place)
-    other = trained(seed=1, steps=1, sharded=True)
-    sharding.restore(*other, {"step": was[0], "optimizer": plain}, place)
-    return [was, everything(*again), everything(*other)]
+    other = trained(1, 1, True, asked)
+    sharding.restore(
+        *other, {"step": was[0], "optimizer": copy.deepcopy(plain)}, place
+    )  # theirs lies in memory that is shared
+    restored = everything(*other)
+    learn(*other, 2)
+    return [was, everything(*again), restored]
 
 
-def test_shards_and_whole_checkpoints_become_each_other(tmp_path: Path) -> None:
-    alone = trained(seed=0, steps=2, sharded=False)
-    found = spawned(saved_and_restored, tmp_path, tmp_path, alone[1].state_dict())
+@pytest.mark.parametrize("asked", [AdamW(lr=0.01), SGD(lr=0.01)], ids=["adamw", "sgd"])
+def test_shards_and_whole_checkpoints_become_each_other(asked: Optimizer, tmp_path: Path) -> None:
+    alone = trained(0, 2, False, asked)
+    found = spawned(saved_and_restored, tmp_path, tmp_path, alone[1].state_dict(), asked)
     for was, again, other in found:
         torch.testing.assert_close(was, everything(*alone), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(again, was, rtol=0, atol=0)
         torch.testing.assert_close(other[0], was[0], rtol=0, atol=0)
         torch.testing.assert_close(other[1:], everything(*alone)[1:], rtol=0, atol=0)
-    back = trained(seed=1, steps=1, sharded=False)
+    back = trained(1, 1, False, asked)
     sharding.restore(*back, checkpoint.load(tmp_path / "last.pt"), tmp_path)
     torch.testing.assert_close(everything(*back), found[0][0], rtol=0, atol=0)
 

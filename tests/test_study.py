@@ -33,6 +33,7 @@ from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths,
 from selftaught.study.runner import Shard
 from selftaught.tuning import FineTune
 from tests.pictures import folder
+from tests.several import together
 from tests.stopping import stopped_at
 
 SETUP = Setup(
@@ -552,6 +553,15 @@ def backbones(out: Path) -> dict[str, dict[str, bytes]]:
     """The weights that every stage ended with, exactly."""
     files = {file.parent.name: file for file in out.glob("stages/*/backbone.safetensors")}
     return {name: {key: value.numpy().tobytes() for key, value in load_file(f).items()} for name, f in files.items()}
+
+
+def test_several_processes_do_a_study_as_one_does(done: tuple[Path, dict[str, Any]], plan: Path, tmp_path: Path) -> None:
+    """What one writes the others must not yet read, nor take away."""
+    together(tmp_path / "log", *words("separability", plan, tmp_path / "two", "--shard", "2/2"))
+    found, expected = (json.loads((out / "separability.json").read_text()) for out in (tmp_path / "two", done[0]))
+    assert found["done"] == len(Shard(2, 2).of(design.cells("separability", design.read(plan))))
+    assert {(r["variant"], r["x"]) for r in found["rows"]} < {(r["variant"], r["x"]) for r in expected["rows"]}
+    assert {r["outcome"] for r in found["rows"]} == {"done"}
 
 
 def test_another_study_takes_the_stages_that_are_there(

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from selftaught.allocator import keep_freed
+from selftaught.memory import keep_freed
 
 PROGRAM = """
 import resource
 import torch
-from selftaught.allocator import keep_freed
+from selftaught.memory import keep_freed
 
 if {keep}:
     assert keep_freed()
