@@ -16,16 +16,18 @@ from selftaught.memory import keep_freed
 if {keep}:
     assert keep_freed()
 pages = []
-for _ in range(6):
+for _ in range(60):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(1 << 24)  # 64 MiB
+    torch.ones(1 << 23)  # 32 MiB, from where on all are mapped
     pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(pages[1:]))
+print(sum(pages[30:]))
 """
 
 
 def faults(keep: bool) -> int:
-    """Pages that the kernel brings in for a buffer that the process has had before."""
+    """Pages that the kernel brings in for buffers that the process has had before. (Some more are needed until it has found
+    places for them that fit.)
+    """
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))}
     words = [sys.executable, "-c", PROGRAM.format(keep=keep)]
     return int(subprocess.run(words, env=plain, check=True, capture_output=True, text=True).stdout)
@@ -33,9 +35,10 @@ def faults(keep: bool) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="of glibc")
 def test_what_is_freed_is_there_for_the_next_step() -> None:
-    if faults(keep=False) < 100:
+    before = faults(keep=False)
+    if before < 3000:
         pytest.skip("huge pages: there is nothing to save")
-    assert faults(keep=True) < 10
+    assert faults(keep=True) < before / 10
 
 
 def test_what_the_user_has_set_up_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
