@@ -19,6 +19,7 @@ from selftaught.data.images import Images, default_canvas, statistics
 from selftaught.data.index import Index
 from selftaught.data.originals import Originals
 from selftaught.data.views import Augment, centre
+from selftaught.devices import sent
 from selftaught.distributed import rank, total, world_size
 from selftaught.errors import UserError
 from selftaught.fit import key
@@ -94,7 +95,7 @@ class Trainee:
 
     def batch(self, raw: Raw, seed: int) -> Batch:
         rng = torch.Generator().manual_seed(seed)
-        index, label = raw.index.to(self.device), raw.label.to(self.device)  # first: they would wait for the views
+        index, label = sent(raw.index, self.device), sent(raw.label, self.device)
         views = self.augment(self.moved(raw.pixels), raw.aspect, rng)
         noise = torch.rand(len(raw.index), NOISE, generator=rng, pin_memory=self.batches.pin)
         return Batch(views, index, label, noise.to(self.device, non_blocking=True))

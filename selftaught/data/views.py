@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from selftaught.devices import sent
 from selftaught.errors import UserError
 
 TRIES = 10  # candidate boxes an image before the fallback, as torchvision's RandomResizedCrop
@@ -253,8 +254,8 @@ class _Maker:
     def __init__(self, draw: _Draw, rows: Tensor, columns: Tensor) -> None:
         size, device = rows.shape[1], rows.device
         self.rows, self.columns = rows, columns.mT
-        self.of_pixel, self.of_mean = (draw.colour / 255).to(device)
-        self.solarize = draw.solarize[:, None, None].to(device) if draw.solarize.any() else None
+        self.of_pixel, self.of_mean = sent(draw.colour / 255, device)
+        self.solarize = sent(draw.solarize[:, None, None], device) if draw.solarize.any() else None
         self.out = torch.empty(len(draw.box), size, size, 3, device=device)
 
     def make(self, images: Tensor, part: slice) -> None:
@@ -293,33 +294,33 @@ def _bands(
     """Crop, flip, triangle-filter resize and blur of one axis as a matrix [B, size, canvas]. start, length [B] in canvas
     pixels.
     """
-    row = torch.arange(size).expand(len(start), size)
-    row = torch.where(flip[:, None], size - 1 - row, row)
-    start, length = start[:, None], length[:, None]
+    reach = math.ceil(2 * max(1.0, float((length / size).max())))
+    blurred = (sigma > 0).nonzero().flatten()
+    start, length, sigma, flipped = sent(torch.stack([start, length, sigma, flip.to(sigma)]), device)[..., None]
+    row = torch.arange(size, device=device)
+    row = torch.where(flipped > 0, size - 1 - row, row)
     scale = length / size
     support = scale.clamp(min=1)  # half the triangle's width: it averages when shrinking, else interpolates
     middle = start + (row + 0.5) * scale
-    taps = torch.arange(math.ceil(2 * float(support.max())))
+    taps = torch.arange(reach, device=device)
     source = (middle - support + 0.5).floor()[..., None] + taps  # [B, size, taps] canvas pixels
     weight = (1 - (source + 0.5 - middle[..., None]).abs() / support[..., None]).clamp(min=0)
     slack = 1e-3  # of a pixel: a box that ends between two pixels must not see the next by a rounding error
     low, high = (start + slack).floor()[..., None], (start + length - slack).ceil()[..., None]
     weight = weight * ((source >= low) & (source < high))
     weight = weight / weight.sum(2, keepdim=True)
-    source = source.long().clamp(0, canvas - 1).to(device)
-    matrix = torch.zeros(len(start), size, canvas, device=device).scatter_add_(2, source, weight.to(device))
-    blurred = (sigma > 0).nonzero().flatten()
+    source = source.long().clamp(0, canvas - 1)
+    matrix = torch.zeros(len(start), size, canvas, device=device).scatter_add_(2, source, weight)
     if len(blurred):
-        blurs = _blurs(sigma[blurred].to(device), radius, size)
-        blurred = blurred.to(device)
-        matrix[blurred] = blurs @ matrix[blurred]
+        blurred = sent(blurred, device)
+        matrix[blurred] = _blurs(sigma[blurred, 0], radius, size) @ matrix[blurred]
     return matrix
 
 
 @lru_cache(maxsize=8)
-def _reflected(size: int, reach: int) -> Tensor:
+def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
     """[size, 2 reach + 1]: the pixels around each pixel of a line, reflected at its ends as torchvision does."""
-    near = torch.arange(size)[:, None] + torch.arange(-reach, reach + 1)
+    near = torch.arange(size, device=device)[:, None] + torch.arange(-reach, reach + 1, device=device)
     return size - 1 - (size - 1 - near.abs()).abs()
 
 
@@ -328,7 +329,7 @@ def _blurs(sigma: Tensor, radius: int, size: int) -> Tensor:
     reach = min(radius, size - 1)
     offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(min=0.01)  # all weight on one
     kernel = (-0.5 * offset.square()).clamp(min=-80).softmax(1)  # the clamp: subnormal numbers are slow
-    places = _reflected(size, reach).to(sigma.device).expand(len(sigma), -1, -1)
+    places = _reflected(size, reach, sigma.device).expand(len(sigma), -1, -1)
     return sigma.new_zeros(len(sigma), size, size).scatter_add_(2, places, kernel[:, None].expand_as(places))
 
 

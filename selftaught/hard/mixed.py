@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selftaught.devices import sent
 from selftaught.errors import require
 from selftaught.method import Method, Tensors, leaves, map_tensors
 from selftaught.step import HardExample, objective
@@ -76,6 +77,6 @@ def partner(x: Tensor) -> Tensor:
 
 def spread(mask: Tensor, image: Tensor) -> Tensor:
     """Enlarge the mask to the image's size, where views differ in size, without blurring it."""
-    if mask.numel() == 1 or mask.shape == image.shape[-2:]:
-        return mask.to(image)
-    return F.interpolate(mask[None, None], size=image.shape[-2:], mode="nearest-exact").to(image)[0, 0]
+    if mask.numel() != 1 and mask.shape != image.shape[-2:]:
+        mask = F.interpolate(mask[None, None], size=image.shape[-2:], mode="nearest-exact")[0, 0]
+    return sent(mask.to(image.dtype), image.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -85,15 +86,22 @@ def light_and_colour(pixels: Tensor) -> tuple[Tensor, Tensor]:
     Colours that RGB has not at that lightness are clipped to those that it has.
     """
     with torch.autocast(pixels.device.type, enabled=False):
-        matrix = torch.tensor(TO_XYZ, dtype=torch.float64)
-        white = matrix.sum(1).to(pixels)[:, None, None]
+        to_xyz, to_rgb, white = _colours(pixels.device, pixels.dtype)
         linear = torch.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4)
-        xyz = torch.einsum("ij,bjhw->bihw", matrix.to(pixels), linear) / white
+        xyz = torch.einsum("ij,bjhw->bihw", to_xyz, linear) / white
         root = torch.where(xyz > KNEE**3, xyz ** (1 / 3), xyz / (3 * KNEE**2) + 4 / 29)
         moved = root - root[:, 1:2] + (LIGHTNESS + 16) / 116  # a and b are differences of the roots
         cube = torch.where(moved > KNEE, moved**3, 3 * KNEE**2 * (moved - 4 / 29))
-        colour = torch.einsum("ij,bjhw->bihw", matrix.inverse().to(pixels), cube * white)
+        colour = torch.einsum("ij,bjhw->bihw", to_rgb, cube * white)
         return _gamma(xyz[:, 1:2]).expand_as(pixels), _gamma(colour)
+
+
+@lru_cache
+def _colours(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """From linear RGB to XYZ and back, and the XYZ of white [3, 1, 1]; sent to a device once."""
+    matrix = torch.tensor(TO_XYZ, dtype=torch.float64)
+    to_xyz, to_rgb, white = (x.to(device, dtype) for x in (matrix, matrix.inverse(), matrix.sum(1)[:, None, None]))
+    return to_xyz, to_rgb, white
 
 
 def _gamma(linear: Tensor) -> Tensor:

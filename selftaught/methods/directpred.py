@@ -84,7 +84,9 @@ def direct_predictor(correlation: Tensor, config: DirectPred.Config) -> Tensor:
     """F [D, D], symmetric -> the predictor: F's eigenvectors, and its eigenvalues to a power, plus eps (equation 18)."""
     if config.predictor == "directcopy":  # the one that needs no eigenvectors
         length = correlation.norm().clamp_min(torch.finfo(correlation.dtype).tiny)
-        return correlation / length + config.eps * torch.eye(len(correlation)).to(correlation)
+        return correlation / length + config.eps * torch.eye(
+            len(correlation), device=correlation.device, dtype=correlation.dtype
+        )
     values, vectors = torch.linalg.eigh(correlation)
     values = values.clamp_min(0) / values.max().clamp_min(torch.finfo(values.dtype).tiny)
     alpha = config.alpha if config.predictor == "directset" else 0.5

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selftaught.clustering import check_clusters, kmeans, table
+from selftaught.devices import sent
 from selftaught.losses import concentration, proto_nce
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.methods.moco import MoCo
@@ -79,7 +80,7 @@ class PCL(Method):
         each = zip(self.prototypes.split(self.sizes), self.concentrations.split(self.sizes), clusters.unbind(1), strict=True)
         losses = []
         for prototypes, phi, label in each:
-            others = torch.randperm(len(prototypes), generator=rng)[: self.config.negatives].to(label.device)
+            others = sent(torch.randperm(len(prototypes), generator=rng)[: self.config.negatives], label.device)
             losses.append(proto_nce(query, prototypes.to(query), phi.to(query), label, others))
         return self.moco.loss(predictions, keys) + torch.stack(losses).mean()
 
