@@ -22,6 +22,7 @@ from benchmarks import peers
 from benchmarks.common import kept, training_seconds, write
 from selftaught import run
 from selftaught.cli import main
+from selftaught.memory import keep_freed
 from selftaught.methods import METHODS
 from selftaught.recipe import find
 
@@ -177,6 +178,7 @@ if __name__ == "__main__":
     parser.add_argument("--train-only", action="store_true", help="leave evaluating to another")
     parser.add_argument("--docs", action="store_true")
     asked = parser.parse_args()
+    keep_freed()  # as the command line does
     for seed in asked.seeds:
         for part in asked.parts:
             for name in asked.only:
