@@ -148,3 +148,12 @@ def test_evaluated_by_several_processes_it_scores_the_same(shared_out: Path, tmp
 def run_evaluations(out: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((out / "evaluation.json").read_text())
     return found
+
+
+def test_compiled_it_is_not_shared_out(images: Path, tmp_path: Path) -> None:
+    log, words = (
+        tmp_path / "log",
+        ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), "--steps", "2", *SMALL],
+    )
+    assert begin(log, *words, "--fsdp", "--compile").wait(timeout=300) != 0
+    assert "--compile and --fsdp do not go together" in log.read_text()
