@@ -57,11 +57,6 @@ def processes(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def wait() -> None:
     """For rank 0, however long it takes: collectives give up after some minutes."""
     if world_size() == 1:

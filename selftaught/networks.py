@@ -94,11 +94,11 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     kept: list[tuple[nn.Module, str, Tensor]] = []
     for norm in norms:
         if isinstance(norm, nn.SyncBatchNorm):  # without running statistics its CUDA kernel refuses bf16: it gets others
-            kept += [(norm, name, buffer) for name, buffer in norm.named_buffers(recurse=False)]
+            for name, buffer in list(norm.named_buffers(recurse=False)):
+                kept.append((norm, name, buffer))
+                setattr(norm, name, buffer.clone())
         else:
             norm.track_running_stats = False
-    for holder, name, buffer in kept:
-        setattr(holder, name, buffer.clone())
     try:
         yield
     finally:

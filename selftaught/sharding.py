@@ -71,12 +71,11 @@ def restore(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any],
     moments = {
         i: {name: _cut(value, parameters[i]) for name, value in of.items()} for i, of in state["optimizer"]["state"].items()
     }
-    ways: list[dict[str, Any]] = [
-        {n: group.get(n) for n in ("fused", "foreach") if n in group} for group in optimizer.param_groups
+    groups = [  # with their own kernels: the fused ones that a whole network is learnt by know no shards
+        {**group, **{name: value for name, value in own.items() if name in ("fused", "foreach")}}
+        for group, own in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True)
     ]
-    optimizer.load_state_dict({**state["optimizer"], "state": moments})
-    for group, way in zip(optimizer.param_groups, ways, strict=True):
-        group.update(way)  # shards are not learnt from as a whole network is
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _cut(moment: Any, parameter: Tensor) -> Any:

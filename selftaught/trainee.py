@@ -97,8 +97,7 @@ class Trainee:
         rng = torch.Generator().manual_seed(seed)
         index, label = sent(raw.index, self.device), sent(raw.label, self.device)
         views = self.augment(self.moved(raw.pixels), raw.aspect, rng)
-        noise = torch.rand(len(raw.index), NOISE, generator=rng, pin_memory=self.batches.pin)
-        return Batch(views, index, label, noise.to(self.device, non_blocking=True))
+        return Batch(views, index, label, sent(torch.rand(len(raw.index), NOISE, generator=rng), self.device))
 
     def moved(self, pixels: Tensor | Originals) -> Tensor | Originals:
         return pixels.to(self.device, non_blocking=True) if isinstance(pixels, Tensor) else pixels

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from selftaught import checkpoint, journal, run, sharding
 from selftaught.cli import main
-from selftaught.distributed import barrier, whole
+from selftaught.distributed import wait, whole
 from selftaught.optim import SGD, AdamW, Optimizer
 from selftaught.step import Step
 from tests.laws.toys import Deep, batch, build, mine, rng
@@ -61,7 +61,7 @@ def saved_and_restored(place: Path, plain: dict[str, Any], asked: Optimizer) -> 
     was = everything(step, optimizer)
     file = place / "last.pt"
     sharding.save(step, optimizer, {"next": 2}, file)
-    barrier()  # until rank 0 has written it
+    wait()  # until rank 0 has written it
     again = trained(1, 0, True, asked)
     sharding.restore(*again, checkpoint.load(file), place)
     other = trained(1, 1, True, asked)

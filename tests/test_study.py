@@ -295,8 +295,9 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     assert flags(cell)[0].items() >= {"size": "32", "method": "moco-v2", "views.blur": "0", "labels-from": "t.csv"}.items()
 
 
-def test_the_plan_of_the_benchmark_fits() -> None:
-    setup = design.read(Path(__file__).parents[1] / "benchmarks" / "plans" / "hpt.yaml")
+@pytest.mark.parametrize("name", ["hpt", "hpt_moco", "hpt_hexa"])
+def test_the_plans_of_the_benchmark_fit(name: str) -> None:
+    setup = design.read(Path(__file__).parents[1] / "benchmarks" / "plans" / f"{name}.yaml")
     assert all(design.cells(study, setup) for study in STUDIES)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from selftaught import adapting, checkpoint
 from selftaught.data.index import Index
-from selftaught.distributed import barrier, rank
+from selftaught.distributed import rank, wait
 from selftaught.evaluation import KNN, Linear, Protocol
 from selftaught.fit import Diverged
 from selftaught.judge import judge
@@ -60,17 +60,17 @@ def carry_out(
             except (Collapsed, Diverged) as error:  # a result, too: the same command would come to it again
                 folder, outcome = settled.folder(out), outcome_of(error)
                 progress.say(str(error))
+            wait()  # rank 0 may still be writing
+            if outcome != "done":
                 break
-            barrier()  # rank 0 may still be writing
             if rank() == 0:  # 200 MB each for a ResNet-18, of hundreds of stages
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        barrier()
         rows = evaluate(cell, folder, conduct.device, progress)
         if rank() == 0:
             checkpoint.write_json(
                 file, {**cell.judged, "outcome": outcome, "folder": str(folder.relative_to(out)), "rows": rows}
             )
-        barrier()  # the others will ask whether it is there
+        wait()  # the others will ask whether it is there
 
 
 def evaluate(cell: Cell, folder: Path, device: str, progress: Progress) -> list[dict[str, Any]]:
