@@ -41,7 +41,9 @@ def place(asked: argparse.Namespace, name: str, part: str, seed: int) -> Path:
 
 
 def done(folder: Path) -> bool:
-    return (folder / "backbone.safetensors").exists()
+    """A collapse is an outcome; a run that a signal stopped goes on."""
+    stopped = run.begun(folder) and run.read(folder).facts["outcome"] not in ("done", "collapsed")
+    return (folder / "backbone.safetensors").exists() and not stopped
 
 
 def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
@@ -66,7 +68,9 @@ def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
         words += ["--data", asked.data, "--method", name, "--backbone", "resnet18", "--size", str(asked.size)]
         words += ["--batch", str(asked.batch), "--steps", str(steps), "--seed", str(seed), "--precision", "bf16"]
         words += ["--hard", *hard] if hard else []
-    main(words)
+    code = main(words)
+    if not done(folder):
+        raise SystemExit(code or 1)
 
 
 def evaluate(folder: Path, other: Path | None, data: str, size: int) -> dict[str, list[Row]]:
@@ -131,7 +135,7 @@ def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
             continue
         scores = [average(of, protocol=p, labels=b) for p, b in COLUMNS]
         gains = [r["over"] for r in of if (r["protocol"], r["labels"]) == ("linear", "all") and "over" in r]
-        told = ", ".join(f"{100 * g['mean']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})" for g in gains)
+        gained = ", ".join(f"{100 * g['mean']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})" for g in gains)
         if part == "random":
             label, seeds, steps, minutes = "random weights", "", "", ""
         else:
@@ -140,7 +144,33 @@ def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
             seeds, steps = str(len({r["seed"] for r in of})), f"{mean(r['steps'] for r in of):.0f}"
             minutes = f"{mean(r['seconds'] for r in of) / 60:.1f}"
         cells = [f"{s:.1f}" if s is not None else "" for s in scores]
-        text.append(f"| {' | '.join([label, seeds, steps, minutes, *cells, told])} |")
+        text.append(f"| {' | '.join([label, seeds, steps, minutes, *cells, gained])} |")
+    return text
+
+
+def told(rows: Sequence[Row], protocol: str) -> str:
+    """A mean over seeds in per cent, and whether it is above or below its counterpart's by intervals of every seed."""
+    of = [r for r in rows if (r["protocol"], r["labels"]) == (protocol, "all")]
+    over = [r["over"] for r in of if "over" in r]
+    mark = " ▲" if over and all(o["low"] > 0 for o in over) else " ▼" if over and all(o["high"] < 0 for o in over) else ""
+    return f"{100 * mean(r['mean'] for r in of):.1f}{mark}" if of else ""
+
+
+def overview(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """A line for each method, kNN / linear probe with all labels; of parts that were not run there is no column."""
+    parts = [part for part in COUNTERPART if any(r["part"] == part for r in rows)]
+    text = [f"| | minutes | {' | '.join(WORDS[part] or 'plain' for part in parts)} |", "| --- " * (2 + len(parts)) + "|"]
+
+    def scores(of: Sequence[Row]) -> str:
+        return " / ".join(told(of, protocol) for protocol in ("knn", "linear")) if of else ""
+
+    text.append(f"| random weights | | {scores([r for r in rows if r['part'] == 'random'])} |" + " |" * (len(parts) - 1))
+    for name in names:
+        mine = [r for r in rows if r["method"] == name and r["part"] != "random"]
+        if mine:
+            minutes = mean([r["seconds"] for r in mine if r["part"] == "plain"] or [0]) / 60
+            cells = [scores([r for r in mine if r["part"] == part]) for part in parts]
+            text.append(f"| [`{name}`](docs/methods/{name}.md) | {minutes:.1f} | {' | '.join(cells)} |")
     return text
 
 
@@ -174,7 +204,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--size", type=int, default=48)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--train-only", action="store_true", help="leave evaluating to another")
     parser.add_argument("--docs", action="store_true")
     asked = parser.parse_args()
@@ -192,7 +222,7 @@ if __name__ == "__main__":
     command = f"python -m benchmarks.methods --data imagenette128/ --out runs/methods {budget}"
     write("methods", {"command": command, "rows": rows})
     if asked.docs:
-        fill(ROOT / "README.md", lines(rows, NAMES))
+        fill(ROOT / "README.md", overview(rows, NAMES))
         for name in NAMES:
             if of := [r for r in rows if r["method"] == name]:
                 fill(ROOT / "docs" / "methods" / f"{name}.md", lines(of, [name]))
