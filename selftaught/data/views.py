@@ -18,7 +18,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -31,7 +30,7 @@ from selftaught.errors import UserError
 TRIES = 10  # candidate boxes an image before the fallback, as torchvision's RandomResizedCrop
 SINGLY_FROM = 160  # canvas side from which, on a CPU, resizing images one by one is quicker than matrix products
 NEVER = 1 << 30  # what is evaluated is the same on every device
-BLOCK = 48  # rows (columns) that a blur makes at a time
+BLOCK = 16  # about how many rows (columns) a blur makes of a window: fewer waste products of zeros, more waste calls
 CACHE = 1 << 20  # bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
 MEMORY = 1 << 28  # the same on an accelerator, where it only bounds the memory
 
@@ -324,11 +323,16 @@ def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
     return size - 1 - (size - 1 - near.abs()).abs()
 
 
+def _kernels(sigma: Tensor, reach: int) -> Tensor:
+    """sigma [n] -> [n, 2 reach + 1]: Gaussians."""
+    offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(min=0.01)  # all weight on one
+    return (-0.5 * offset.square()).clamp(min=-80).softmax(1)  # the clamp: subnormal numbers are slow
+
+
 def _blurs(sigma: Tensor, radius: int, size: int) -> Tensor:
     """sigma [n] -> [n, size, size]: Gaussians along one axis."""
     reach = min(radius, size - 1)
-    offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(min=0.01)  # all weight on one
-    kernel = (-0.5 * offset.square()).clamp(min=-80).softmax(1)  # the clamp: subnormal numbers are slow
+    kernel = _kernels(sigma, reach)
     places = _reflected(size, reach, sigma.device).expand(len(sigma), -1, -1)
     return sigma.new_zeros(len(sigma), size, size).scatter_add_(2, places, kernel[:, None].expand_as(places))
 
@@ -351,43 +355,54 @@ class _Single:
 
     def __init__(self, draw: _Draw, out: Tensor, radius: int) -> None:
         self.size = size = out.shape[1]
-        self.out, self.reach, self.radius = out, min(radius, size - 1), radius
-        self.box, self.flip, self.sigma = draw.box.tolist(), draw.flip.tolist(), draw.sigma
+        self.out, self.reach = out, min(radius, size - 1)
+        self.box, self.flip, self.blurred = draw.box.tolist(), draw.flip.tolist(), (draw.sigma > 0).tolist()
         self.of_pixel, self.of_mean = draw.colour / 255
         self.solarize = draw.solarize.tolist()
         self.view, self.other = torch.empty(3, size, size), torch.empty(3, size, size)
-        parts = max(1, round(size / BLOCK))
-        edges = [size * i // parts for i in range(parts + 1)]
-        self.blocks = [(slice(a, b), slice(max(0, a - self.reach), min(size, b + self.reach))) for a, b in pairwise(edges)]
+        self.block = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(math.log(n / BLOCK)))
+        window = self.block + 2 * self.reach
+        kernels = _kernels(draw.sigma, self.reach)
+        self.bands = torch.zeros(len(kernels), self.block, window)  # a block of a line as products of its window
+        diagonals = self.bands.as_strided(
+            (*kernels.shape[:1], self.block, kernels.shape[1]), (self.block * window, window + 1, 1)
+        )
+        diagonals.copy_(kernels[:, None].expand_as(diagonals))
+        self.low = torch.empty(3, size, size + 2 * self.reach)
 
     def make(self, image: Tensor, i: int) -> None:
         """image uint8 [3, h, w]."""
-        self.resize(image, self.box[i])
-        if self.sigma[i] > 0:
-            self.blur(_blurs(self.sigma[i : i + 1], self.radius, self.size)[0])
+        small = self.resize(image, self.box[i])
+        self.view.copy_(small.flip(2) if self.flip[i] else small)
+        if self.blurred[i]:
+            self.blur(self.bands[i])
         flat, done = self.view.view(3, -1), self.other.view(3, -1)
         shift = self.of_mean[i] @ flat.mean(1, keepdim=True)
         torch.addmm(shift, self.of_pixel[i], flat, out=done).clamp_(0, 1)
         if self.solarize[i]:
             torch.where(done >= 0.5, 1 - done, done, out=done)
-        view = self.other.permute(1, 2, 0)
-        self.out[i] = view.flip(1) if self.flip[i] else view
+        self.out[i] = self.other.permute(1, 2, 0)
 
-    def resize(self, image: Tensor, box: list[float]) -> None:
-        """The box (shares of the image: top, left, height, width), 0 to 255, into `view`."""
+    def resize(self, image: Tensor, box: list[float]) -> Tensor:
+        """The box (shares of the image: top, left, height, width) as uint8 [3, size, size]."""
         h, w = image.shape[1:]
         high, wide = max(1, round(box[2] * h)), max(1, round(box[3] * w))
         top, left = min(round(box[0] * h), h - high), min(round(box[1] * w), w - wide)
         crop = image[None, :, top : top + high, left : left + wide].contiguous(memory_format=torch.channels_last)
-        self.view.copy_(torch.nn.functional.interpolate(crop, self.view.shape[1:], mode="bilinear", antialias=True)[0])
+        return torch.nn.functional.interpolate(crop, self.view.shape[1:], mode="bilinear", antialias=True)[0]
 
-    def blur(self, matrix: Tensor) -> None:
-        """`view` along both axes, in blocks: most of the matrix is zero."""
-        for into, source in self.blocks:
-            self.other[:, into] = matrix[into, source] @ self.view[:, source]
-        rows, smooth = self.view.view(-1, self.size), self.other.view(-1, self.size)
-        for into, source in self.blocks:
-            rows[:, into] = smooth[:, source] @ matrix[into, source].T
+    def blur(self, band: Tensor) -> None:
+        """`view` along both axes, reflected at its ends as torchvision does: the blocks of a line, each from a window of its
+        own, are one batch of small products with one matrix.
+        """
+        wide = torch.nn.functional.pad(self.view, (self.reach,) * 4, mode="reflect")
+        band = band.expand(self.size // self.block, -1, -1)
+        for channel, low in zip(wide, self.low, strict=True):
+            windows = channel.unfold(0, band.shape[2], self.block).mT
+            torch.bmm(band, windows, out=low.view(-1, self.block, low.shape[1]))
+        windows = self.low.view(-1, self.low.shape[2]).unfold(1, band.shape[2], self.block).transpose(0, 1)
+        blocks = self.view.view(-1, len(band), self.block).transpose(0, 1)
+        torch.bmm(windows, band.mT, out=blocks)
 
 
 # The same by torchvision ---------------------------------------------------------------------------
