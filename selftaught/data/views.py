@@ -28,7 +28,7 @@ from selftaught.devices import sent
 from selftaught.errors import UserError
 
 TRIES = 10  # candidate boxes an image before the fallback, as torchvision's RandomResizedCrop
-SINGLY_FROM = 160  # canvas side from which, on a CPU, resizing images one by one is quicker than matrix products
+SINGLY_FROM = 120  # canvas side from which, on a CPU, resizing images one by one is quicker than matrix products
 NEVER = 1 << 30  # what is evaluated is the same on every device
 BLOCK = 16  # about how many rows (columns) a blur makes of a window: fewer waste products of zeros, more waste calls
 CACHE = 1 << 20  # bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
