@@ -151,8 +151,8 @@ def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
 def setting(asked: argparse.Namespace, command: str) -> str:
     return (
         f"{Path(asked.data).name}, ResNet-18 from scratch, {asked.size} px, {asked.steps} steps of {asked.batch} images "
-        "(minutes on one core, undisturbed); balanced accuracy in % of frozen features on the test images; means over seeds where "
-        f"there are several. `{command}`"
+        "(minutes on one core, undisturbed); balanced accuracy in % of frozen features on the test images; means over seeds "
+        f"where there are several. `{command}`"
     )
 
 
