@@ -10,6 +10,7 @@ import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from selftaught.convolutions import safe
 from selftaught.errors import UserError
 from selftaught.method import Encoder
 from selftaught.trainable import norm_parameters, set_trainable
@@ -48,7 +49,7 @@ class Backbone(Encoder):
         self.stem = stem
         self.image_size = image_size
         self.options = dict(options or {})
-        self.network = network
+        self.network = safe(network)
         self.features = _width(network)
         self.channels = int(network.num_features)  # type: ignore[arg-type]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))

@@ -55,10 +55,12 @@ def fit(
     optimizer: torch.optim.Optimizer,
     loop: Loop,
     start: int = 0,
+    overview: Callable[[int], Iterable[Batch]] | None = None,
 ) -> Iterator[Report]:
     """Train from step `start` on. `step` is a `Step` of `method`, bare or wrapped by DDP.
 
-    `epochs(number, first)` yields the batches of an epoch from its step `first` on. All randomness of a step is keyed
+    `epochs(number, first)` yields the batches of an epoch from its step `first` on; `overview(number)` its images in other
+    views, from which pseudo-labels are made before it (without it, in the same views). All randomness of a step is keyed
     by (seed, step, rank), so that a resumed run goes on exactly as the uninterrupted one.
     """
     number, skips = start, 0
@@ -71,7 +73,7 @@ def fit(
         if first == 0:
             torch.manual_seed(key(loop.seed, "epoch", epoch))
             with autocast:
-                method.before_epoch(epochs(epoch, 0))
+                method.before_epoch(overview(epoch) if overview else epochs(epoch, 0))
         batches = Ahead(epochs(epoch, first), device)
         for number in range(number, min((epoch + 1) * loop.steps_per_epoch, loop.steps)):  # noqa: B020
             method.progress = number / loop.steps

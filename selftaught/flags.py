@@ -188,9 +188,11 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     if len(index.train) < batch:
         raise UserError(f"{len(index.train)} training images are fewer than a batch of {batch}: lower --batch")
     steps = steps_of(given, base, index, batch, device)
+    accumulate = pick("accumulate", lambda: 1)
     defaults = of_base(base, method_name, optimizer_name) if base else {}
     if base is None or recipe.method_name(base) != method_name:
-        setting = Setting(images=len(index.train), batch=batch, steps=steps, features=recipe.features_of(backbone))
+        features = recipe.features_of(backbone)
+        setting = Setting(images=len(index.train), batch=batch, steps=steps, features=features, parts=max(accumulate, 1))
         defaults["method_fields"] = recipe.config_for(method, setting, len(index.classes))
     defaults.setdefault("views_fields", recipe.views_for(method, size, Views()))
     defaults.setdefault("optimizer_fields", recipe.optimizer_for(method, optimizer_name, batch))
@@ -215,7 +217,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
         hard=tuple(getattr(asked.hard_fields, name) for name in names), combine=pick("combine", lambda: "mean"),
         views=dataclasses.replace(views, large=method.views), optimizer=asked.optimizer_fields,
         schedule=asked.schedule_fields, clip=pick("clip", lambda: 0.0), batch=batch,
-        accumulate=pick("accumulate", lambda: 1), steps=steps, precision=precision, compile=given["compile"], seed=seed,
+        accumulate=accumulate, steps=steps, precision=precision, compile=given["compile"], seed=seed,
     )  # fmt: skip
 
 

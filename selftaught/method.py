@@ -50,6 +50,7 @@ class Setting:
     batch: int  # images a step, over all processes
     steps: int  # in the whole stage
     features: int  # width of the backbone's output
+    parts: int = 1  # that a batch is worked through in: a loss sees one at a time
 
 
 class Method(nn.Module, ABC):
@@ -63,8 +64,15 @@ class Method(nn.Module, ABC):
     class Config:
         """Hyperparameters, as published; each method extends it with its own."""
 
+        shares: ClassVar[tuple[str, ...]] = (
+            "momentum", "warmup", "freeze_prototypes", "queue_start", "dense", "dense_start", "jigsaw", "colour_drop",
+            "smoothing",
+        )  # fmt: skip
+
         def __post_init__(self) -> None:
-            """A count that is 1 or more as published stays so; nothing is negative; a softmax has some temperature."""
+            """A count that is 1 or more as published stays so; nothing is negative; a softmax has some temperature; a share
+            is no more than all.
+            """
             for f in fields(self):
                 value, flag = getattr(self, f.name), f"--method.{f.name.replace('_', '-')}"
                 if isinstance(value, int) and not isinstance(value, bool):
@@ -73,6 +81,7 @@ class Method(nn.Module, ABC):
                 elif isinstance(value, float):
                     sharp = f.name in ("temperature", "epsilon")
                     require(value > 0 if sharp else value >= 0, flag, "above 0" if sharp else "0 or more", value)
+                    require(value <= 1 or f.name not in self.shares, flag, "a share, from 0 to 1", value)
 
         def suited(self, setting: Setting) -> Self:
             """The same, with what must follow the data and the backbone scaled to them."""

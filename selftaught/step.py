@@ -43,7 +43,8 @@ class HardExample(ABC):
     def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
         """inputs, and targets computed from clean views and held fixed -> scalar.
 
-        `rng` is in the same state on every rank; `slope` is the clean loss's gradient at `inputs`, or None.
+        `rng` is in the same state on every rank; `slope` is the loss's gradient at `inputs`, or None where the clean pass
+        does not give it.
         """
 
 
@@ -100,21 +101,24 @@ class Step(nn.Module):
         method = self.method
         hard = [h for h in self.hard if method.progress >= h.start]
         inputs = method.inputs(batch)
-        reuse = torch.is_grad_enabled() and any(h.reuses_gradient for h in hard)
-        if reuse:
+        learning = bool(hard) and torch.is_grad_enabled()
+        if learning and any(h.reuses_gradient for h in hard):
             inputs = map_tensors(lambda x: x.detach().requires_grad_(), inputs)
         predictions = method.predict(inputs)
         targets = method.targets(batch, predictions)
         clean = objective(method, predictions, targets)
+        if any(target.requires_grad for target in leaves(targets)):  # an attack holds them fixed, as the clean loss does not
+            inputs = detach(inputs)
         slope = None
-        if reuse:
+        if learning:
             clean, slope = differentiated(clean, inputs, method)
         predictions, targets, inputs = detach(predictions), detach(targets), detach(inputs)
         losses, weights = {"clean": clean}, [1.0]
         for h in hard:
             with self._norms_of(h):
                 few, slope_few = first_crops(method, h, inputs), first_crops(method, h, slope)
-                losses[part_name(h)] = h.loss(method, few, targets, rng, slope_few)
+                part = h.loss(method, few, targets, rng, slope_few)
+                losses[part_name(h)] = differentiated(part, (), method)[0] if learning else part
             weights.append(h.weight)
         loss = torch.stack([w * part for w, part in zip(weights, losses.values(), strict=True)]).sum()
         if self.combine == "mean":
@@ -140,22 +144,25 @@ def first_crops(method: Method, hard: HardExample, inputs: Tensors | None) -> Te
     return inputs[: method.views] if inputs is not None and method.multi_crop and hard.crops == "large" else inputs
 
 
-def differentiated(loss: Tensor, inputs: Tensors, method: Method) -> tuple[Tensor, Tensors]:
-    """The loss's gradient at the inputs, from the very backward pass that its parameters need anyway.
+def differentiated(loss: Tensor, inputs: Tensors, method: Method) -> tuple[Tensor, Tensors | None]:
+    """The loss's gradient at the inputs, if they require one, from the very backward pass that its parameters need anyway.
 
     Returns the loss, whose own backward pass will hand out the parameters' gradients already found, and the
-    gradient at the inputs. The graph behind is freed: peak memory is one pass, whatever hard examples follow.
-    FSDP gathers gradients in `backward` alone: there the inputs' gradient costs a backward pass of its own.
+    gradient at the inputs. The graph behind is freed: peak memory is one pass and these gradients, whatever hard examples
+    follow. FSDP gathers gradients in `backward` alone: there graphs stay, and the inputs' gradient costs a backward pass of
+    its own.
     """
-    points = leaves(inputs)
+    points = [x for x in leaves(inputs) if x.requires_grad]
     sharded = is_sharded(method.parameters())
+    if not loss.requires_grad or (sharded and not points):
+        return loss, None
     parameters = [] if sharded else [p for p in method.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss, [*points, *parameters], allow_unused=True, retain_graph=sharded)
     slopes = iter(torch.zeros_like(x) if g is None else g for x, g in zip(points, found, strict=False))
     known = [(p, g) for p, g in zip(parameters, found[len(points) :], strict=True) if g is not None]
     gradients, parameters = [g for _, g in known], [p for p, _ in known]
     known_loss = loss if sharded else _Known.apply(loss.detach(), gradients, *parameters)
-    return known_loss, map_tensors(lambda _: next(slopes), inputs)
+    return known_loss, map_tensors(lambda _: next(slopes), inputs) if points else None
 
 
 class _Known(torch.autograd.Function):

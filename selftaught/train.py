@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,7 +14,7 @@ from selftaught import pictures, run
 from selftaught.data.index import Index
 from selftaught.distributed import anywhere, local_rank, rank, wait, world_size, wrap
 from selftaught.errors import UserError
-from selftaught.fit import Diverged, Loop, fit
+from selftaught.fit import Diverged, Loop, Report, fit
 from selftaught.life import ASKED, Collapsed, Conduct, Life
 from selftaught.sharding import shard
 from selftaught.stage import Data, Stage
@@ -65,7 +65,9 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
             start = life.step = stage.steps
             life.look(None)
             life.consider()
-        reports = fit(wrap(step, device), method, trainee.epochs, optimizer, loop, start) if start < stage.steps else ()
+        reports: Iterable[Report] = ()
+        if start < stage.steps:
+            reports = fit(wrap(step, device), method, trainee.epochs, optimizer, loop, start, trainee.overview)
         with signals() as received:
             for report in reports:
                 life.after(report)

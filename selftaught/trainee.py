@@ -49,7 +49,13 @@ class Trainee:
         assert isinstance(backbone, Backbone)
         return backbone
 
-    def epochs(self, number: int, first: int) -> Iterator[Batch]:
+    def overview(self, number: int) -> Iterator[Batch]:
+        """An epoch's images in other views than it will be trained on: a pseudo-label that was made of the very view which
+        must predict it asks for no invariance.
+        """
+        return self.epochs(number, 0, "overview")
+
+    def epochs(self, number: int, first: int, purpose: str = "views") -> Iterator[Batch]:
         """An epoch's batches from its step `first` on; the seconds lost in waiting for data are in `waited`."""
         skip = first * self.stage.accumulate
         raws = iter(self.batches.epoch(number, skip))
@@ -59,7 +65,7 @@ class Trainee:
             self.waited += waited
             if raw is None:
                 return
-            yield self.batch(raw, key(self.stage.seed, "views", number, place, rank()))
+            yield self.batch(raw, key(self.stage.seed, purpose, number, place, rank()))
             place += 1
 
     waited: float = 0.0

@@ -20,9 +20,13 @@ from selftaught.errors import UserError
 from selftaught.evaluation.intervals import interval
 from selftaught.fit import Loop, fit
 from selftaught.hard import CutMix
+from selftaught.method import Setting
+from selftaught.methods.pcl import PCL
 from selftaught.methods.simclr import SimCLR
+from selftaught.methods.swav import SwAV
 from selftaught.optim import SGD
 from selftaught.step import Step
+from selftaught.trainee import assemble
 from tests.laws.toys import batch, build
 from tests.pictures import folder
 from tests.several import WORLD, spawned
@@ -227,3 +231,65 @@ def test_messages_for_what_is_not_there(images: Path, tmp_path: Path, capsys: py
     (tmp_path / "list.json").write_text("[]")
     assert main(["pretrain", "--config", str(tmp_path / "list.json"), "--out", str(tmp_path / "new")]) == 2
     assert run.begun(tmp_path / "run")
+
+
+def test_pseudo_labels_are_made_of_other_views_than_those_that_must_predict_them(images: Path, tmp_path: Path) -> None:
+    """The clustering met the very pixels that were then trained on: nothing asked for invariance."""
+    assert main(["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL]) == 0
+    stage = run.read(tmp_path / "run").stage
+    trainee = assemble(stage, stage.data.index(stage.seed), torch.device("cpu"), 0)
+    labelled, trained = next(iter(trainee.overview(1))), next(iter(trainee.epochs(1, 0)))
+    assert torch.equal(labelled.index, trained.index)
+    assert not torch.equal(labelled.views[0], trained.views[0])
+    assert torch.equal(labelled.views[0], next(iter(trainee.overview(1))).views[0])  # and a resumed run meets them again
+
+    seen: list[str] = []
+    step = Step(build("simclr"))
+    step.method.before_epoch = seen.extend  # type: ignore[assignment, method-assign, arg-type]
+    loop = Loop(steps=2, steps_per_epoch=1, schedule=lambda progress: 1)
+    optimizer = SGD(lr=0.01).build(step.named_parameters())
+    list(fit(step, step.method, lambda *_: [batch(8)], optimizer, loop, overview=lambda n: [f"of {n}"]))  # type: ignore[arg-type, return-value]
+    assert seen == ["of 0", "of 1"]
+
+
+@pytest.mark.parametrize(
+    ("method", "flag"), [("byol", "momentum"), ("pcl", "warmup"), ("swav", "queue-start"), ("densecl", "dense")]
+)
+def test_a_share_above_all_is_refused(
+    method: str, flag: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A teacher of momentum 1.5 diverged, a warmup of 3 never clustered: in silence."""
+    words = [
+        "pretrain",
+        "--data",
+        str(images),
+        "--out",
+        str(tmp_path / "run"),
+        "--method",
+        method,
+        f"--method.{flag}",
+        "1.5",
+    ]
+    assert main([*words, *SMALL]) == 2
+    assert f"--method.{flag} must be a share, from 0 to 1, and not 1.5" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_queue_of_swav_counts_what_a_loss_sees() -> None:
+    """Of a batch in parts each loss balances one part alone; the queue was left out as though it saw all."""
+    whole, parts = (Setting(images=10_000, batch=512, steps=1000, features=64, parts=n) for n in (1, 8))
+    assert SwAV.Config().suited(whole).queue == 0
+    assert SwAV.Config().suited(parts).queue >= 512
+
+
+def test_prototypes_are_found_in_a_run_of_one_epoch() -> None:
+    """Clusterings come at the starts of epochs: the only one lay within the warmup, and PCL was MoCo."""
+    of = {steps: PCL.Config().suited(Setting(images=640, batch=64, steps=steps, features=64)).warmup for steps in (10, 11)}
+    assert of == {10: 0.0, 11: 0.1}
+
+
+def test_norms_stay_apart_where_keys_are_dealt_to_other_company() -> None:
+    """Synchronised ones gave query and key one batch's statistics: what dealing is to prevent."""
+    for name, apart in (("moco-v2", True), ("densecl", True), ("pcl", True), ("infomin", True), ("simclr", False)):
+        step = Step(build(name, norm=True))
+        synchronise_norms(step, torch.device("cuda"))
+        assert apart != any(isinstance(m, torch.nn.SyncBatchNorm) for m in step.modules())

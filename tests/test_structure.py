@@ -11,7 +11,7 @@ ROOT = Path(selftaught.__file__).parent
 
 # Each layer may import from those above it, and from itself only where it says so.
 LAYERS = [
-    {"errors", "memory", "devices"},
+    {"errors", "memory", "devices", "convolutions"},
     {"distributed"},
     {"plan", "losses", "checkpoint", "data.paths", "data.machine", "data.damage", "data.views", "data.order"},
     {"data.locations"},

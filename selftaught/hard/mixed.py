@@ -67,7 +67,7 @@ class CutMix(Mixed):
 def partner(x: Tensor) -> Tensor:
     """[B, ...] -> the image that each image is mixed with: its neighbour in the (already shuffled) batch.
 
-    Pairs of neighbours stay together however the batch is split over processes, so k processes mix as one does.
+    Pairs of neighbours stay together however the batch is split into even parts, so k processes mix as one does.
     """
     order = torch.arange(len(x), device=x.device) ^ 1
     if len(x) % 2:

@@ -39,7 +39,6 @@ class CPC(Method):
             super().__post_init__()
             require(self.farthest >= self.nearest, "--method.farthest", f"{self.nearest} or more", self.farthest)
             require(self.directions <= 4, "--method.directions", "1 to 4", self.directions)
-            require(self.colour_drop <= 1, "--method.colour-drop", "a probability", self.colour_drop)
 
         def suited(self, setting: Setting) -> Self:
             return replace(self, hidden=min(self.hidden, setting.features))

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.distributed import collect, deal, gather
-from selftaught.errors import UserError, require
+from selftaught.errors import UserError
 from selftaught.losses import info_nce, most_similar
 from selftaught.method import Batch, Encoder, Method, map_tensors
 from selftaught.methods.moco import check_queue, enqueue, random_keys
@@ -25,15 +26,12 @@ class DenseCL(Method):
     queue: Tensor
     dense_queue: Tensor
     oldest: Tensor
+    local_norms: ClassVar[bool] = True  # as MoCo's
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):
         dense: float = 0.5  # weight of the places' loss; whole views have the rest
         dense_start: float = 0.01  # share of training before places count: a new backbone cannot match them yet
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            require(self.dense <= 1, "--method.dense", "a share, from 0 to 1", self.dense)
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from selftaught.errors import require
 from selftaught.losses import info_nce
 from selftaught.method import Batch, Encoder, Method
 from selftaught.methods.jigsaw import Jigsaw, shuffled_pieces
@@ -26,7 +25,6 @@ class InfoMin(Method):
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
-        require(config.jigsaw <= 1, "--method.jigsaw", "a share, from 0 to 1", config.jigsaw)
         self.config = config
         self.backbone = backbone
         self.moco = MoCoV2(config, backbone, images)

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ class MoCo(Method):
             queue = min(self.queue, max(2 ** int(math.log2(max(setting.images // 2, 1))), setting.batch))
             momentum = min(max(1 - 100 / max(setting.steps, 1), 0.99), self.momentum)
             return replace(self, queue=queue, momentum=momentum)
+
+    local_norms: ClassVar[bool] = True  # and keys meet other company in theirs: see `deal`
 
     def __init__(self, config: Any, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)

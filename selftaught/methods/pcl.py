@@ -49,7 +49,10 @@ class PCL(Method):
             """Queue, momentum and head as MoCo's; clusters of some 12, 25 and 50 images, as the paper's on ImageNet."""
             like = moco_config(self).suited(setting)
             clusters = min(self.clusters, max(setting.images // 12, 8))
-            return replace(self, hidden=setting.features, queue=like.queue, momentum=like.momentum, clusters=clusters)
+            warmup = self.warmup if setting.steps > setting.images // setting.batch else 0.0  # of one epoch the start is all
+            return replace(
+                self, hidden=setting.features, queue=like.queue, momentum=like.momentum, clusters=clusters, warmup=warmup
+            )
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)

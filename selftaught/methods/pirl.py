@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from selftaught.errors import require
 from selftaught.method import Batch, Encoder, Method
 from selftaught.methods.jigsaw import Jigsaw, shuffled_pieces
 from selftaught.methods.memory import Memory, MemoryConfig
@@ -25,7 +24,6 @@ class PIRL(Method):
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
-        require(config.jigsaw <= 1, "--method.jigsaw", "a share, from 0 to 1", config.jigsaw)
         self.share = config.jigsaw
         self.backbone = backbone
         self.network = nn.Sequential(backbone, nn.Linear(backbone.features, config.dim), Normalize())

@@ -37,7 +37,7 @@ class SwAV(Method):
         def suited(self, setting: Setting) -> Self:
             """Some ten prototypes a class serve best; what a batch cannot balance over them, the queue helps to."""
             prototypes = min(self.prototypes, max(setting.images // 50, 8))
-            queue = 0 if setting.batch >= 2 * prototypes else min(setting.images // 4, 3840)
+            queue = 0 if setting.batch // setting.parts >= 2 * prototypes else min(setting.images // 4, 3840)
             queue -= queue % setting.batch
             return replace(self, hidden=setting.features, prototypes=prototypes, queue=queue)
 

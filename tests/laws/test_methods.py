@@ -83,17 +83,16 @@ def test_the_reused_gradient_is_the_attacks_own(name: str) -> None:
         pytest.skip("declared unfit, with the reason")
     hard = HARD["adversarial"]
     step = Step(build(name, norm=False, dtype=torch.float64), (hard,))
-    step.method.targets = Frozen(step.method, batch(dtype=torch.float64))  # type: ignore[method-assign]
     reused = step(batch(dtype=torch.float64), rng()).parts["adversarial"]
     method = step.method
     inputs = method.inputs(batch(dtype=torch.float64))
-    targets = method.targets(batch(), None)
+    targets = detach(method.targets(batch(dtype=torch.float64), method.predict(inputs)))
     attacked = hard.attack(method, inputs, targets, rng())  # type: ignore[attr-defined]
     torch.testing.assert_close(reused, objective(method, method.predict(attacked), targets))
 
 
 class Frozen:
-    """Targets without their gradient: SimCLR's own carry one, which an attack holds fixed."""
+    """Targets without their gradient: SimCLR's own carry one, which attacks hold fixed: they take a pass of their own."""
 
     def __init__(self, method: object, of: Batch) -> None:
         self.value = detach(method.targets(of, method.predict(method.inputs(of))))  # type: ignore[attr-defined]
