@@ -13,7 +13,7 @@ from selftaught.data.ahead import Ahead
 from selftaught.distributed import rank, unsynchronised, whole
 from selftaught.errors import UserError
 from selftaught.method import Batch, Method, Tensors, zip_tensors
-from selftaught.networks import running_statistics
+from selftaught.networks import frozen_statistics, running_statistics
 from selftaught.step import Outcome
 
 MOST_SKIPS = 10  # steps in a row whose gradients are not finite, before training stops
@@ -72,7 +72,7 @@ def fit(
         method.progress = number / loop.steps
         if first == 0:
             torch.manual_seed(key(loop.seed, "epoch", epoch))
-            with autocast:
+            with autocast, frozen_statistics(method):
                 method.before_epoch(overview(epoch) if overview else epochs(epoch, 0))
         batches = Ahead(epochs(epoch, first), device)
         for number in range(number, min((epoch + 1) * loop.steps_per_epoch, loop.steps)):  # noqa: B020

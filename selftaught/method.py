@@ -142,7 +142,9 @@ class Method(nn.Module, ABC):
         return None
 
     def before_epoch(self, batches: Iterable[Batch]) -> None:
-        """Relabel the data set, for methods that cluster it. `batches` is one pass over this process's share."""
+        """Relabel the data set, for methods that cluster it. `batches` is one pass over this process's share; batch norms
+        are in training mode and remember nothing of it.
+        """
 
     def after_backward(self) -> None:
         """Edit gradients before the optimizer reads them."""

@@ -1,58 +1,38 @@
 """Every loss against its paper's formula in plain loops, its gradient, its invariances, and a peer's implementation."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from selftaught.losses import cosine_distance, info_nce, nt_xent, sinkhorn, soft_cross_entropy
-from selftaught.method import Batch
-from tests.laws.toys import batch, build
+from tests.formulas import (
+    Rows,
+    close,
+    dot,
+    double,
+    few,
+    normal,
+    plain_byol,
+    plain_cross_entropy,
+    plain_info_nce,
+    plain_sinkhorn,
+    rotation,
+    seeds,
+    shuffle,
+    unit,
+)
+from tests.laws.toys import batch, build, rng
 
-Rows = list[list[float]]
-sizes, widths, seeds = st.integers(1, 7), st.integers(2, 6), st.integers(0, 2**31)
+sizes, widths = st.integers(1, 7), st.integers(2, 6)
 temperatures = st.floats(0.05, 2.0)
-few = settings(max_examples=25, deadline=None)
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def unit(*shape: int, seed: int) -> Tensor:
-    return F.normalize(normal(*shape, seed=seed), dim=1)
-
-
-def rotation(d: int, seed: int) -> Tensor:
-    return torch.linalg.qr(normal(d, d, seed=seed))[0]
-
-
-def shuffle(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-
-def dot(x: list[float], y: list[float]) -> float:
-    return sum(a * b for a, b in zip(x, y, strict=True))
-
-
-def close(mine: Tensor, theirs: float | Tensor, rtol: float = 1e-9) -> None:
-    torch.testing.assert_close(mine, torch.as_tensor(theirs, dtype=mine.dtype), rtol=rtol, atol=1e-10)
 
 
 # The papers' formulas, sample by sample
-
-
-def plain_info_nce(query: Rows, key: Rows, negatives: Rows, temperature: float) -> float:
-    """He et al., 2020, equation 1."""
-    total = 0.0
-    for q, k in zip(query, key, strict=True):
-        positive = math.exp(dot(q, k) / temperature)
-        total -= math.log(positive / (positive + sum(math.exp(dot(q, n) / temperature) for n in negatives)))
-    return total / len(query)
 
 
 def plain_nt_xent(first: Rows, second: Rows, temperature: float) -> float:
@@ -66,45 +46,12 @@ def plain_nt_xent(first: Rows, second: Rows, temperature: float) -> float:
     return sum(one(2 * k, 2 * k + 1) + one(2 * k + 1, 2 * k) for k in range(len(first))) / len(z)
 
 
-def plain_byol(x: Rows, y: Rows) -> float:
-    """Grill et al., 2020, equation 2."""
-    total = 0.0
-    for a, b in zip(x, y, strict=True):
-        long_a, long_b = math.sqrt(dot(a, a)), math.sqrt(dot(b, b))
-        total += sum((p / long_a - q / long_b) ** 2 for p, q in zip(a, b, strict=True))
-    return total / len(x)
-
-
-def plain_sinkhorn(scores: Rows, epsilon: float, iterations: int) -> Rows:
-    """Caron et al., 2020, appendix A.1: prototypes to 1 / K, then samples to 1 / B, and the samples last of all."""
-    samples, prototypes = range(len(scores)), range(len(scores[0]))
-    q = [[math.exp(scores[b][k] / epsilon) for b in samples] for k in prototypes]
-    everything = sum(map(sum, q))
-    q = [[value / everything for value in row] for row in q]
-    for _ in range(iterations):
-        for k in prototypes:
-            used = sum(q[k])
-            q[k] = [value / used / len(prototypes) for value in q[k]]
-        for b in samples:
-            given_out = sum(q[k][b] for k in prototypes)
-            for k in prototypes:
-                q[k][b] /= given_out * len(samples)
-    return [[q[k][b] / sum(q[i][b] for i in prototypes) for k in prototypes] for b in samples]
-
-
-def plain_cross_entropy(logits: Rows, target: Rows) -> float:
-    total = 0.0
-    for row, code in zip(logits, target, strict=True):
-        whole = sum(map(math.exp, row))
-        total -= sum(c * math.log(math.exp(x) / whole) for x, c in zip(row, code, strict=True))
-    return total / len(logits)
-
-
 @few
 @given(sizes, widths, st.integers(0, 9), temperatures, seeds)
 def test_info_nce_is_its_formula(b: int, d: int, k: int, temperature: float, seed: int) -> None:
     query, key, negatives = unit(b, d, seed=seed), unit(b, d, seed=seed + 1), unit(k, d, seed=seed + 2)
-    formula = plain_info_nce(query.tolist(), key.tolist(), negatives.tolist(), temperature)
+    pairs = zip(query.tolist(), key.tolist(), strict=True)
+    formula = sum(plain_info_nce(q, own, negatives.tolist(), temperature) for q, own in pairs) / b
     close(info_nce(query, key, negatives, temperature), formula)
 
 
@@ -140,6 +87,35 @@ def test_soft_cross_entropy_is_its_formula(b: int, k: int, seed: int) -> None:
 def test_hard_labels_are_a_case_of_soft_ones() -> None:
     logits, label = normal(5, 4, seed=0), torch.tensor([0, 3, 1, 1, 2])
     close(soft_cross_entropy(logits, F.one_hot(label, 4).double()), F.cross_entropy(logits, label))
+
+
+# With labels
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+def test_supervised_is_its_formula(smoothing: float) -> None:
+    """Szegedy et al., 2015, section 7: the label keeps 1 - s, and all classes, its own too, get an equal share of s."""
+    method, data = double("supervised", smoothing=smoothing), batch(dtype=torch.float64)
+    target = [[(1 - smoothing) * (k == label) + smoothing / 5 for k in range(5)] for label in data.label.tolist()]
+    predictions = method.predict(method.inputs(data))
+    formula = plain_cross_entropy(method.network(data.views[0]).tolist(), target)
+    close(method.loss(predictions, method.targets(data, predictions)), formula)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_with_several_labels_an_image_each_class_is_asked_for_itself(smoothing: float) -> None:
+    """One logistic loss a class; the mean is over images and classes; yes and no get an equal share of what is smoothed."""
+    method, data = double("supervised", smoothing=smoothing), batch(dtype=torch.float64)
+    label = torch.randint(2, (8, 5), generator=rng(), dtype=torch.int8)
+    data = dataclasses.replace(data, label=label)
+    predictions = method.predict(method.inputs(data))
+    pairs = zip(method.network(data.views[0]).flatten().tolist(), label.flatten().tolist(), strict=True)
+    costs = [
+        (smoothing / 2 + (1 - smoothing) * share) * math.log(1 + math.exp(sign * logit))
+        for logit, there in pairs
+        for sign, share in ((-1, there), (1, 1 - there))
+    ]
+    close(method.loss(predictions, method.targets(data, predictions)), sum(costs) / 40)
 
 
 # Gradients
@@ -286,17 +262,3 @@ def test_sinkhorn_is_lightlys(epsilon: float) -> None:
     theirs = pytest.importorskip("lightly.loss.swav_loss").sinkhorn
     scores = unit(9, 4, seed=0) @ unit(5, 4, seed=1).T
     close(sinkhorn(scores, epsilon, 3), theirs(scores, iterations=3, epsilon=epsilon))
-
-
-@pytest.mark.parametrize("small", [0, 2])
-def test_swav_is_lightlys(small: int) -> None:
-    """With and without small views: every view predicts the codes of both large ones, but its own."""
-    method, data = build("swav", norm=False, dtype=torch.float64), batch(dtype=torch.float64)
-    crops = tuple(batch(seed=5, dtype=torch.float64, size=9).views)[:small]
-    data = Batch((*data.views, *crops), data.index, data.label, data.noise)
-    predictions = method.predict(method.inputs(data))
-    c = method.config
-    theirs = pytest.importorskip("lightly.loss").SwaVLoss(c.temperature, c.iterations, c.epsilon)
-    scores = [method.scores(z) for z in predictions]
-    peers = theirs(scores[:2], scores[2:])
-    close(method.loss(predictions, method.targets(data, predictions)), peers.squeeze())

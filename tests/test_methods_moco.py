@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from selftaught import backbones
 from selftaught.errors import UserError
 from selftaught.losses import most_similar, pick_nce
-from selftaught.method import Batch, Method, Setting
+from selftaught.method import Batch, Setting, detach
 from selftaught.methods import METHODS
 from selftaught.methods.cpc import CPC
 from selftaught.methods.densecl import DenseCL
@@ -27,54 +27,12 @@ from selftaught.methods.simclr_v2 import SimCLRV2
 from selftaught.methods.supervised import Supervised
 from selftaught.optim import OPTIMIZERS
 from selftaught.stage import method_of
+from tests.formulas import close, cosine, double, drifted, few, normal, plain_info_nce, seeds, shuffle, unit
 from tests.laws.toys import IMAGES, Toy, batch, build, config
 
-sizes, widths, seeds = st.integers(1, 6), st.integers(2, 5), st.integers(0, 2**31)
+sizes, widths = st.integers(1, 6), st.integers(2, 5)
 temperatures = st.floats(0.05, 2.0)
-few = settings(max_examples=25, deadline=None)
 SETTING = Setting(images=5000, batch=128, steps=2000, features=512)
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def unit(*shape: int, seed: int) -> Tensor:
-    return F.normalize(normal(*shape, seed=seed), dim=1)
-
-
-def shuffle(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-
-def dot(x: list[float], y: list[float]) -> float:
-    return sum(a * b for a, b in zip(x, y, strict=True))
-
-
-def cosine(x: list[float], y: list[float]) -> float:
-    return dot(x, y) / math.sqrt(dot(x, x) * dot(y, y))
-
-
-def close(mine: Tensor, theirs: float | Tensor, rtol: float = 1e-9) -> None:
-    torch.testing.assert_close(mine, torch.as_tensor(theirs, dtype=mine.dtype), rtol=rtol, atol=1e-10)
-
-
-def plain_nce(query: list[float], key: list[float], negatives: list[list[float]], temperature: float) -> float:
-    """van den Oord et al., 2018, equation 4, of one query; its key is none of the negatives."""
-    positive = math.exp(dot(query, key) / temperature)
-    return -math.log(positive / (positive + sum(math.exp(dot(query, n) / temperature) for n in negatives)))
-
-
-def double(name: str, **changes: object) -> Method:
-    """A small method in float64, without batch norm, with some settings changed."""
-    torch.manual_seed(0)
-    method = METHODS[name](dataclasses.replace(config(name), **changes), Toy(norm=False), IMAGES).double()
-    method.progress = 0.5
-    for module in method.modules():
-        for child, part in list(module.named_children()):
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                setattr(module, child, nn.Identity())
-    return method
 
 
 # Picking a key from candidates
@@ -87,7 +45,7 @@ def test_pick_nce_is_its_formula(n: int, m: int, d: int, temperature: float, see
     key = torch.randint(m, (n,), generator=torch.Generator().manual_seed(seed))
     rows = candidates.tolist()
     formula = [
-        plain_nce(q, rows[k], rows[:k] + rows[k + 1 :], temperature)
+        plain_info_nce(q, rows[k], rows[:k] + rows[k + 1 :], temperature)
         for q, k in zip(query.tolist(), key.tolist(), strict=True)
     ]
     close(pick_nce(query, candidates, key, temperature), sum(formula) / n)
@@ -113,6 +71,28 @@ def test_candidates_that_are_all_the_same_cost_their_logarithm() -> None:
 
 
 # MoCo v1, beside v2
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("name", ["moco-v1", "moco-v2"])
+def test_moco_is_its_formula(name: str, symmetric: bool) -> None:
+    """He et al., 2019, equation 1. `symmetric`: the mean of both ways, and the keys of both views go into the queue."""
+    method, data = double(name, symmetric=symmetric, temperature=0.3), batch(5, dtype=torch.float64)
+    drifted(method.teacher)
+    q1, q2 = (method.network(view).tolist() for view in data.views)
+    k1, k2 = (method.teacher.network(view) for view in data.views)
+    before, negatives = method.queue.clone(), method.queue.tolist()
+    ways = [(q1, k2), (q2, k1)] if symmetric else [(q1, k2)]
+    costs = [plain_info_nce(q, k, negatives, 0.3) for qs, ks in ways for q, k in zip(qs, ks.tolist(), strict=True)]
+    predictions = method.predict(method.inputs(data))
+    targets = method.targets(data, predictions)
+    close(method.loss(predictions, targets), sum(costs) / len(costs))
+    assert not any(t.requires_grad for t in targets)
+    method.after_step(data, detach(predictions), targets)
+    keys = torch.cat([k for _, k in ways])
+    close(method.queue[: len(keys)], keys)
+    assert torch.equal(method.queue[len(keys) :], before[len(keys) :])
+    assert int(method.oldest) == len(keys)
 
 
 def test_versions_differ_in_head_and_temperature_alone() -> None:
@@ -180,9 +160,7 @@ def test_a_queue_longer_than_the_data_is_refused(name: str) -> None:
 def test_moco_v3_is_algorithm_1() -> None:
     """Chen et al., 2021: ctr(q1, k2) + ctr(q2, k1), where ctr = 2 * temperature * cross entropy over the batch."""
     method, data = double("moco-v3", temperature=0.3), batch(5, dtype=torch.float64)
-    with torch.no_grad():
-        for p in method.teacher.parameters():
-            p *= 1.1  # no longer the student
+    drifted(method.teacher)
     predictions = method.predict(method.inputs(data))
     targets = method.targets(data, predictions)
     assert not any(t.requires_grad for t in targets)
@@ -191,7 +169,7 @@ def test_moco_v3_is_algorithm_1() -> None:
 
     def ctr(query: Tensor, key: Tensor) -> float:
         q, k = (F.normalize(x, dim=1).tolist() for x in (query, key))
-        return 2 * 0.3 * sum(plain_nce(q[i], k[i], k[:i] + k[i + 1 :], 0.3) for i in range(5)) / 5
+        return 2 * 0.3 * sum(plain_info_nce(q[i], k[i], k[:i] + k[i + 1 :], 0.3) for i in range(5)) / 5
 
     close(method.loss(predictions, targets), ctr(q1, k2) + ctr(q2, k1))
 
@@ -313,13 +291,13 @@ def plain_densecl(query: tuple[Tensor, ...], key: tuple[Tensor, ...], method: De
     negatives, dense_negatives = method.queue.tolist(), method.dense_queue.tolist()
     total = 0.0
     for image in range(len(query[0])):
-        whole = plain_nce(query[0][image].tolist(), key[0][image].tolist(), negatives, t)
+        whole = plain_info_nce(query[0][image].tolist(), key[0][image].tolist(), negatives, t)
         places = 0.0
         count = query[1].shape[2]
         for s in range(count):
             alike = [cosine(query[2][image, :, s].tolist(), key[2][image, :, o].tolist()) for o in range(count)]
             match = alike.index(max(alike))
-            places += plain_nce(query[1][image, :, s].tolist(), key[1][image, :, match].tolist(), dense_negatives, t)
+            places += plain_info_nce(query[1][image, :, s].tolist(), key[1][image, :, match].tolist(), dense_negatives, t)
         total += (1 - weight) * whole + weight * places / count
     return total / len(query[0])
 
@@ -327,14 +305,28 @@ def plain_densecl(query: tuple[Tensor, ...], key: tuple[Tensor, ...], method: De
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_densecl_is_its_formula(symmetric: bool) -> None:
     method, data = double("densecl", symmetric=symmetric, dense=0.3), batch(3, dtype=torch.float64, size=8)
-    with torch.no_grad():
-        for p in method.teacher.parameters():
-            p *= 1.3
+    drifted(method.teacher)
     predictions = method.predict(method.inputs(data))
     targets = method.targets(data, predictions)
     assert len(predictions) == 1 + symmetric
     formula = [plain_densecl(q, k, method) for q, k in zip(predictions, targets, strict=True)]
     close(method.loss(predictions, targets), sum(formula) / len(formula))
+
+
+def test_densecls_gradient_is_the_numerical_one() -> None:
+    """It flows through whole views and places of the query, also where two places match one."""
+    method = double("densecl", dense=0.3)
+    key, key_places, found, key_found = (unit(2, *shape, seed=s) for s, shape in enumerate([(8,), (8, 4), (6, 4), (6, 4)]))
+    key_found[:, :, 3] = -key_found[:, :, 1]  # far from most places: some match is chosen twice
+    query, places = normal(2, 8, seed=5).requires_grad_(), normal(2, 8, 4, seed=6).requires_grad_()
+
+    def loss(query: Tensor, places: Tensor) -> Tensor:
+        return method.loss(((query, places, found),), ((key, key_places, key_found),))
+
+    assert len(set(most_similar(found, key_found)[0].tolist())) < 4
+    assert torch.autograd.gradcheck(loss, (query, places))
+    slopes = torch.autograd.grad(loss(query, places), (query, places))
+    assert all(slope.flatten(1).any(1).all() for slope in slopes)
 
 
 def test_densecls_parts_are_lightlys() -> None:
@@ -442,7 +434,7 @@ def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> Non
                         own = (image * side + row) * side + column
                         guess = said[image, turns, below - nearest, i, j].tolist()
                         others = candidates[:own] + candidates[own + 1 :]
-                        terms.append(plain_nce(guess, candidates[own], others, 0.1))
+                        terms.append(plain_info_nce(guess, candidates[own], others, 0.1))
     close(method.loss(predictions, method.targets(data, predictions)), sum(terms) / len(terms))
     close(torch.tensor(method.chance()), math.log(3 * 49))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selftaught.clustering import check_clusters, kmeans, table, whiten
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import frozen_statistics, on_views
+from selftaught.networks import on_views
 
 UNSEEN = -1  # an image that this epoch's clustering did not meet: it has no cluster
 
@@ -75,8 +75,7 @@ class DeepCluster(Method):
         self.epochs += 1
         if (self.epochs - 1) % self.config.every:
             return
-        with frozen_statistics(self.backbone):
-            seen, features = table(((b.index, self.backbone(b.views[0])) for b in batches), len(self.assigned))
+        seen, features = table(((b.index, self.backbone(b.views[0])) for b in batches), len(self.assigned))
         check_clusters(self.config.clusters, len(seen))
         rng = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # one draw, the same on every rank
         points = whiten(features, min(self.config.dim, features.shape[1]))

@@ -16,7 +16,7 @@ from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.methods.moco import MoCo
 from selftaught.methods.moco_v1 import MoCoV1
 from selftaught.methods.moco_v2 import MoCoV2
-from selftaught.networks import Counter, frozen_statistics
+from selftaught.networks import Counter
 
 UNSEEN = -1  # an image without a cluster: all of them before the first clustering
 
@@ -97,8 +97,7 @@ class PCL(Method):
         """Cluster what the key encoder says of one view of each image (algorithm 1)."""
         if self.progress < self.config.warmup:
             return
-        with frozen_statistics(self.moco.teacher):
-            seen, points = table(((b.index, self.moco.teacher(b.views[0])) for b in batches), len(self.assigned))
+        seen, points = table(((b.index, self.moco.teacher(b.views[0])) for b in batches), len(self.assigned))
         check_clusters(self.config.clusters, len(seen))
         self.assigned.fill_(UNSEEN)
         found = []

@@ -56,7 +56,8 @@ class Supervised(Method):
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         if targets.dim() == 2:  # several classes at once
-            return F.binary_cross_entropy_with_logits(predictions, targets.to(predictions))
+            yes = targets.to(predictions) * (1 - self.smoothing) + self.smoothing / 2  # of each class yes or no
+            return F.binary_cross_entropy_with_logits(predictions, yes)
         return F.cross_entropy(predictions, targets, label_smoothing=self.smoothing)
 
     def kept_head(self) -> nn.Sequential:
