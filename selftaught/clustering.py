@@ -9,6 +9,8 @@ from torch import Tensor
 from selftaught.distributed import gather, rank, total, world_size
 from selftaught.errors import UserError
 
+UNSEEN = -1  # in place of a cluster: an image that no clustering has met yet
+
 
 @torch.no_grad()
 def kmeans(
@@ -20,8 +22,8 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """points [N, D] of unit norm, the same on every rank -> centroids [K, D] of unit norm, assignment [N].
 
-    Starts from random points (`rng` must be the same on every rank); a cluster that empties keeps its centroid, as
-    in DeepCluster-v2. Each process assigns its share of the points.
+    Starts from random points (`rng`, or the global generator, must be in one state on every rank); a cluster that empties
+    keeps its centroid, as in DeepCluster-v2. Each process assigns its share of the points.
     """
     if clusters > len(points):
         raise ValueError(f"{clusters} clusters for {len(points)} points")

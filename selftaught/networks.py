@@ -1,6 +1,7 @@
 """Heads, teachers and small shared parts of networks."""
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -65,6 +66,16 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
         torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1 - momentum)
+
+
+def teacher_momentum(published: float, steps: int) -> float:
+    """What a teacher begins with whose momentum rises to 1: a short training needs one that follows sooner."""
+    return min(max(1 - 50 / max(steps, 1), 0.98), published)
+
+
+def rising(momentum: float, progress: float) -> float:
+    """From `momentum` to 1 along a cosine, as training goes from 0 to 1."""
+    return 1 - (1 - momentum) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class Expert(Teacher):

@@ -178,8 +178,7 @@ def test_clusters_are_those_of_whitened_features() -> None:
     method.before_epoch(whole())
     torch.manual_seed(5)
     features = torch.cat([method.backbone(b.views[0]) for b in whole()]).detach()
-    seed = int(torch.randint(2**31, ()))
-    _, expected = kmeans(whiten(features, 6), 5, 20, rng(seed))
+    _, expected = kmeans(whiten(features, 6), 5, 20)
     assert torch.equal(method.assigned, expected)
     assert len(expected.unique()) == 5
 
@@ -379,7 +378,7 @@ def test_clusterings_take_the_views_by_turns() -> None:
     method.before_epoch(whole())
     torch.manual_seed(5)
     for h, view in enumerate((0, 1, 0, 1, 0)):
-        centroids, label = kmeans(memory[view], 5, 10, rng(int(torch.randint(2**31, ()))))
+        centroids, label = kmeans(memory[view], 5, 10)
         close(method.prototypes[h], centroids)
         assert torch.equal(method.assigned[:, h], label)
     assert not torch.equal(method.assigned[:, 0], method.assigned[:, 2])
@@ -601,7 +600,7 @@ def test_pcl_clusters_what_the_key_encoder_says() -> None:
     for m, (size, c, phi) in enumerate(
         zip(method.sizes, method.prototypes.split(method.sizes), method.concentrations.split(method.sizes), strict=True)
     ):
-        centroids, label = kmeans(points, size, 20, rng(int(torch.randint(2**31, ()))))
+        centroids, label = kmeans(points, size, 20)
         close(c, centroids)
         assert torch.equal(method.assigned[:, m], label)
         close(phi, concentration(points, centroids, label, method.config.temperature, 10.0))

@@ -1,6 +1,5 @@
 """BYOL (Grill et al., 2020, https://arxiv.org/abs/2006.07733)."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from selftaught.losses import cosine_distance
 from selftaught.method import Batch, Encoder, Method, Setting, Tensors
-from selftaught.networks import Teacher, mlp, on_views
+from selftaught.networks import Teacher, mlp, on_views, rising, teacher_momentum
 
 
 class BYOL(Method):
@@ -25,7 +24,7 @@ class BYOL(Method):
 
         def suited(self, setting: Setting) -> Self:
             """A short training needs a teacher that follows sooner."""
-            momentum = min(max(1 - 50 / max(setting.steps, 1), 0.98), self.momentum)
+            momentum = teacher_momentum(self.momentum, setting.steps)
             return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -54,5 +53,4 @@ class BYOL(Method):
         return 0.0  # a constant that both networks agree on
 
     def after_step(self, batch: Batch, predictions: Tensors, targets: Tensors) -> None:
-        cosine = (1 + math.cos(math.pi * self.progress)) / 2
-        self.teacher.follow(self.network, 1 - (1 - self.momentum) * cosine)
+        self.teacher.follow(self.network, rising(self.momentum, self.progress))

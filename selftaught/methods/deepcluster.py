@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.clustering import check_clusters, kmeans, table, whiten
+from selftaught.clustering import UNSEEN, check_clusters, kmeans, table, whiten
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.networks import on_views
-
-UNSEEN = -1  # an image that this epoch's clustering did not meet: it has no cluster
 
 
 class DeepCluster(Method):
@@ -77,9 +75,8 @@ class DeepCluster(Method):
             return
         seen, features = table(((b.index, self.backbone(b.views[0])) for b in batches), len(self.assigned))
         check_clusters(self.config.clusters, len(seen))
-        rng = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # one draw, the same on every rank
         points = whiten(features, min(self.config.dim, features.shape[1]))
-        _, clusters = kmeans(points, self.config.clusters, self.config.iterations, rng)
+        _, clusters = kmeans(points, self.config.clusters, self.config.iterations)
         self.assigned.fill_(UNSEEN)
         self.assigned[seen] = clusters
         counts = torch.bincount(clusters, minlength=self.config.clusters).to(self.weight)

@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.clustering import kmeans
+from selftaught.clustering import UNSEEN, kmeans
 from selftaught.distributed import gather
 from selftaught.errors import UserError
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.networks import Normalize, mlp, on_views
-
-UNSEEN = -1  # an image that no epoch has shown yet: it has no cluster
 
 
 class DeepClusterV2(Method):
@@ -79,8 +77,7 @@ class DeepClusterV2(Method):
             raise UserError(f"{self.config.clusters} clusters need more than {len(seen)} images: lower --method.clusters")
         for h in range(self.config.clusterings):
             points = self.memory[h % self.views, seen]
-            rng = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # one draw, the same on every rank
-            self.prototypes[h], self.assigned[seen, h] = kmeans(points, self.config.clusters, self.config.iterations, rng)
+            self.prototypes[h], self.assigned[seen, h] = kmeans(points, self.config.clusters, self.config.iterations)
 
     def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: Tensor) -> None:
         self._remember(batch, predictions)

@@ -1,6 +1,5 @@
 """DirectPred (Tian et al., 2021, https://arxiv.org/abs/2102.06810); DirectSet, DirectCopy (Wang et al., 2021)."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -11,7 +10,7 @@ from selftaught.distributed import gather
 from selftaught.errors import require
 from selftaught.losses import cosine_distance
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Counter, Teacher, mlp, on_views
+from selftaught.networks import Counter, Teacher, mlp, on_views, rising, teacher_momentum
 
 
 class DirectPred(Method):
@@ -39,7 +38,7 @@ class DirectPred(Method):
 
         def suited(self, setting: Setting) -> Self:
             """As BYOL: a short training needs a teacher that follows sooner."""
-            momentum = min(max(1 - 50 / max(setting.steps, 1), 0.98), self.momentum)
+            momentum = teacher_momentum(self.momentum, setting.steps)
             return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -71,8 +70,7 @@ class DirectPred(Method):
 
     @torch.no_grad()
     def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
-        cosine = (1 + math.cos(math.pi * self.progress)) / 2
-        self.teacher.follow(self.network, 1 - (1 - self.config.momentum) * cosine)
+        self.teacher.follow(self.network, rising(self.config.momentum, self.progress))
         z = torch.cat([gather(p).to(self.correlation) for p in predictions])
         self.correlation.lerp_(z.T @ z / len(z), 1 - self.config.rho)
         self.steps.value += 1

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from selftaught.losses import pick_nce
 from selftaught.method import Batch, Encoder, Method, Setting, Tensors
-from selftaught.networks import Normalize, Teacher, mlp, on_views
+from selftaught.networks import Normalize, Teacher, mlp, on_views, rising, teacher_momentum
 
 
 class MoCoV3(Method):
@@ -29,7 +29,7 @@ class MoCoV3(Method):
 
         def suited(self, setting: Setting) -> Self:
             """A short training needs a key encoder that follows sooner; heads follow the features' width."""
-            momentum = min(max(1 - 50 / max(setting.steps, 1), 0.98), self.momentum)
+            momentum = teacher_momentum(self.momentum, setting.steps)
             return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -68,8 +68,7 @@ class MoCoV3(Method):
                 p.grad = None  # optimizers pass it by, its decay too
 
     def after_step(self, batch: Batch, predictions: Tensors, targets: Tensors) -> None:
-        cosine = (1 + math.cos(math.pi * self.progress)) / 2
-        self.teacher.follow(self.network, 1 - (1 - self.config.momentum) * cosine)
+        self.teacher.follow(self.network, rising(self.config.momentum, self.progress))
 
 
 def _normed_mlp(*widths: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from selftaught.clustering import check_clusters, kmeans, table
+from selftaught.clustering import UNSEEN, check_clusters, kmeans, table
 from selftaught.devices import sent
 from selftaught.losses import concentration, proto_nce
 from selftaught.method import Batch, Encoder, Method, Setting
@@ -17,8 +17,6 @@ from selftaught.methods.moco import MoCo
 from selftaught.methods.moco_v1 import MoCoV1
 from selftaught.methods.moco_v2 import MoCoV2
 from selftaught.networks import Counter
-
-UNSEEN = -1  # an image without a cluster: all of them before the first clustering
 
 
 class PCL(Method):
@@ -102,8 +100,7 @@ class PCL(Method):
         self.assigned.fill_(UNSEEN)
         found = []
         for m, size in enumerate(self.sizes):
-            rng = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # one draw, the same on every rank
-            centroids, clusters = kmeans(points, size, self.config.iterations, rng)
+            centroids, clusters = kmeans(points, size, self.config.iterations)
             self.assigned[seen, m] = clusters
             found.append((centroids, concentration(points, centroids, clusters, self.config.temperature, self.config.alpha)))
         self.prototypes.copy_(torch.cat([centroids for centroids, _ in found]))
