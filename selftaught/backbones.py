@@ -167,7 +167,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def recipe(backbone: Backbone, path: str | Path) -> str:
-    """Python lines that rebuild `backbone.network` as `network` from an exported file, with timm alone."""
+    """Python lines that rebuild `backbone` as the function `features` from an exported file, with timm alone."""
     options = "".join(f", {key}={value}" for key, value in backbone.options.items())
     lines = ["import timm", "import torch", ""]
     lines.append(f"network = timm.create_model({backbone.name!r}, num_classes=0{options})")
@@ -180,4 +180,7 @@ def recipe(backbone: Backbone, path: str | Path) -> str:
         lines.insert(0, "import safetensors.torch")
         state = f"safetensors.torch.load_file({str(path)!r})"
     lines += [f"network.load_state_dict({state})", "network.eval()"]
+    lines += [f"{name} = torch.tensor({value.tolist()})" for name, value in (("mean", backbone.mean), ("std", backbone.std))]
+    lines += ["", "", "def features(pixels):  # [B, 3, H, W] in [0, 1] -> [B, D]"]
+    lines += ["    return network((pixels - mean[:, None, None]) / std[:, None, None])"]
     return "\n".join(lines) + "\n"

@@ -59,7 +59,7 @@ class Choice:
         """In plain words, what got worse first."""
         how = "mean AUROC of kNN and linear probe on training labels"
         if not self.start.by_labels:
-            how = "effective rank: without labels nothing better can be said"
+            how = "effective rank: without labels, or with too few to score by, nothing better can be said"
         place, name = ("at the start", "the start") if self.start.step != BASE else ("as it was brought", "what was brought")
         was, now = f"{said(self.start)} {place}", said(self.best)
         if self.best is self.start:

@@ -65,6 +65,8 @@ def judge(
     progress = progress or Progress(show=False)
     learnt = Path(learnt)
     own = run.read(learnt) if learnt.is_dir() else None
+    if own and own.doubt:
+        progress.say(f"{learnt}: {own.doubt}")
     index = labelled(own, [str(root) for root in data], labels_from, seed, progress)
     compared = backbones_of(learnt, own, against, progress)
     width = size if size is not None else own.stage.size if own else compared[str(learnt)].image_size or 224

@@ -90,6 +90,10 @@ class Life:
             self.step, self.skipped, self.seconds = state["next"], state["skipped"], state["seconds"]
             self.best, self.looked = state["best"], state["looked"]
             self.candidates = [Candidate(**c) for c in state["candidates"]]
+            if (
+                self.guard.collapsed and self.conduct.on_collapse == "stop"
+            ):  # it would only collapse again, or end as though done
+                raise Collapsed(run.read(self.out).facts.get("reason") or "the features collapsed")
         if self.first:
             self.write_run("running")
             self.journal = Journal(self.out / "journal.jsonl", after=self.step)

@@ -38,6 +38,18 @@ class Run:
             raise UserError(f"{self.folder} has no backbone yet: bring it to its end by --out {self.folder} --resume")
         return weights.load(file)
 
+    @property
+    def doubt(self) -> str | None:
+        """Why its weights are not those of a training that came to its end, if so."""
+        outcome, reason = self.facts["outcome"], self.facts.get("reason")
+        words = {
+            "collapsed": f"the features collapsed{f' ({reason})' if reason else ''}: do not use this backbone",
+            "diverged": f"training came to no good end{f' ({reason})' if reason else ''}",
+            "stopped": f"training was stopped before its end: go on with --out {self.folder} --resume",
+            "running": f"training runs still, or was killed: then go on with --out {self.folder} --resume",
+        }
+        return words.get(outcome)
+
     def random(self) -> Backbone:
         """The very network that it began from, had it not had weights: the same seed, the same statistics."""
         return random_like(self.backbone(), self.stage.seed)

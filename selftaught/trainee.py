@@ -142,8 +142,9 @@ def assemble(
     if stage.views.small:
         backbones.check_patches(backbone.network, stage.backbone, augment.small_size)
     if stage.init:
-        say(weights.load_weights(backbone, stage.init))
-        if stage.statistics == "data":
+        own_statistics = stage.statistics == "weights"
+        say(weights.load_weights(backbone, stage.init, own_statistics))
+        if not own_statistics:
             backbone.set_statistics(mean, std)
     torch.manual_seed(key(stage.seed, "head"))
     backbones.set_trainable(backbone, stage.trainable)  # before the method copies it for a teacher

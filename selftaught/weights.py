@@ -109,7 +109,10 @@ def load(path: str | Path) -> Backbone:
     """The backbone in a file written by `save`; random numbers elsewhere are not disturbed."""
     content = _read(_file(path))
     if not content.ours:
-        raise UserError(f"{content} does not say which network it holds: give a file that selftaught wrote.")
+        raise UserError(
+            f"{content} does not say which network it holds: give a file that selftaught wrote, or take this one in first: "
+            f"selftaught pretrain --init {content} --backbone NAME --data IMAGES --steps 0 --out FOLDER"
+        )
     mean, std = _statistics(content)
     name, stem, size = (content.metadata[key] for key in ("name", "stem", "image_size"))
     with torch.random.fork_rng(devices=[]):
@@ -118,18 +121,18 @@ def load(path: str | Path) -> Backbone:
     return backbone
 
 
-def load_weights(backbone: Backbone, source: str | Path) -> str:
+def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = True) -> str:
     """Fill `backbone` from `source`; return one line that says what was loaded, and what was left aside.
 
     source: a file of ours or a run's folder; a file of any layout in `layouts.LAYOUTS`, its names timm's or of a dialect
     in `dialects.DIALECTS`; or the name of pretrained weights in timm, which needs the network. A classifier's head is
     dropped, and a ViT's position embedding is resampled to the backbone's image size. The source's own mean and std are
-    taken over where it states them. No pickled code is ever run.
+    taken over where it states them, unless the backbone is to keep those that it has. No pickled code is ever run.
     Raises UserError when any tensor of the network is missing, left over, or of another shape.
     """
     path = Path(source)
     if not path.exists() and path.suffix not in _FILE_SUFFIXES and os.sep not in str(source):
-        return _load_pretrained(backbone, str(source))
+        return _load_pretrained(backbone, str(source), own_statistics)
     content = _read(_file(path))
     if content.ours:
         _check_same_kind(backbone, content)
@@ -137,9 +140,10 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     _take(backbone.network, fit.state)
     notes = [f"{len(fit.state)} tensors", *_said(fit.reading, content, plain=content.ours), *fit.notes]
     if content.ours:
-        backbone.set_statistics(*_statistics(content))
-        notes.append("with its mean and std")
-    else:
+        if own_statistics:
+            backbone.set_statistics(*_statistics(content))
+        notes.append("with its mean and std" if own_statistics else "mean and std of the images")
+    elif own_statistics:
         notes.append("mean and std kept, as the file states none")
     return f"{backbone.name} starts from {content}: {', '.join(notes)}."
 
@@ -181,7 +185,7 @@ def _skeleton(name: str, stem: str) -> nn.Module:
             return create(name, stem=stem).network
 
 
-def _load_pretrained(backbone: Backbone, name: str) -> str:
+def _load_pretrained(backbone: Backbone, name: str, own_statistics: bool) -> str:
     if not timm.is_model(name) or not timm.is_model_pretrained(name):
         known = timm.list_pretrained(f"{base(backbone.name)}.*") or timm.list_pretrained()
         raise UserError(f'"{name}" is neither a file nor weights that timm knows.{nearest(name, known)}')
@@ -201,7 +205,7 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
         ) from error
     _take(backbone.network, network.state_dict())
     stated: Any = network.pretrained_cfg
-    if not (stated.get("mean") and stated.get("std")):
+    if not own_statistics or not (stated.get("mean") and stated.get("std")):
         return f"{backbone.name} starts from timm's {name}, mean and std kept."
     backbone.set_statistics(stated["mean"], stated["std"])
     return f"{backbone.name} starts from timm's {name}, with its mean and std."

@@ -19,7 +19,7 @@ from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
 from selftaught.evaluation.intervals import interval
 from selftaught.fit import Loop, fit
-from selftaught.hard import CutMix
+from selftaught.hard import Adversarial, CutMix
 from selftaught.method import Setting
 from selftaught.methods.pcl import PCL
 from selftaught.methods.simclr import SimCLR
@@ -293,3 +293,30 @@ def test_norms_stay_apart_where_keys_are_dealt_to_other_company() -> None:
         step = Step(build(name, norm=True))
         synchronise_norms(step, torch.device("cuda"))
         assert apart != any(isinstance(m, torch.nn.SyncBatchNorm) for m in step.modules())
+
+
+def test_a_collapse_stays_one_when_it_is_resumed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With no step left the run was called done, and the exit code was 0."""
+    out = tmp_path / "run"
+    words = ["pretrain", "--data", str(images), "--out", str(out), "--method", "simsiam", "--optimizer.lr", "100", *SMALL]
+    assert main([*words, "--steps", "60"]) == 3
+    reason = run.read(out).facts["reason"]
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(["pretrain", "--out", str(out), "--resume"]) == 3
+        assert reason in " ".join(capsys.readouterr().err.split())
+        assert run.read(out).facts["outcome"] == "collapsed"
+    assert main(["export", str(out), "--to", str(tmp_path / "b.safetensors")]) == 0
+    assert "do not use this backbone" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_attack_passes_over_inputs_that_nothing_is_predicted_from() -> None:
+    """`inputs` gives all views unless a method says otherwise."""
+
+    class First(SimCLR):
+        def predict(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return super().predict((inputs[0], inputs[0]))
+
+    method = First(SimCLR.Config(hidden=16, dim=8), build("simclr").backbone, 64)
+    losses = Step(method, (Adversarial(steps=3, stride=1),))(batch(), torch.Generator().manual_seed(0)).parts
+    assert set(losses) == {"clean", "adversarial"}

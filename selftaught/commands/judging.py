@@ -105,6 +105,8 @@ def export(words: list[str]) -> int:
     from selftaught import backbones, run, weights
 
     backbone = run.open_backbone(Path(asked.run))
+    if Path(asked.run).is_dir() and (doubt := run.read(Path(asked.run)).doubt):
+        tell(f"{asked.run}: {doubt}")
     weights.save(backbone, Path(asked.to))
     print(backbones.recipe(backbone, Path(asked.to)))
     return 0

@@ -72,7 +72,7 @@ class Adversarial(HardExample):
         try:
             with frozen_statistics(method):
                 loss = objective(method, method.predict(points), targets)
-            found = iter(torch.autograd.grad(loss, leaves(points)))
+            found = iter(torch.autograd.grad(loss, leaves(points), allow_unused=True, materialize_grads=True))
         finally:
             for p in learning:
                 p.requires_grad_(True)
