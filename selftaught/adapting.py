@@ -19,6 +19,7 @@ from selftaught.life import Conduct
 from selftaught.plan import Node, Plan
 from selftaught.stage import Data, Stage, method_of
 from selftaught.train import shared_index, train
+from selftaught.trainee import check
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def settle_one(
     if before and root is not None and stage.keep == "best":
         stage = replace(stage, base=root)  # a stage in between may have made them worse
     index = index_of(stage.data, stage.seed)
+    check(stage, index)
     classes = classes_of(stage, index, before, teacher)
     start = before.identity if before else shared(origin(stage.init, head=stage.method.earlier(stage.init) is not None))
     taught = teacher.identity if teacher else shared(origin(run.teacher_of(stage), head=True))

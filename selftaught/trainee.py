@@ -109,30 +109,41 @@ class Trainee:
         return pixels.to(self.device, non_blocking=True) if isinstance(pixels, Tensor) else pixels
 
 
+def check(stage: Stage, index: Index) -> None:
+    """Raises UserError for what cannot be trained, before anything is."""
+    method = method_of(stage.method)
+    if method.needs_labels and index.labels is None:
+        raise UserError(f"{method.__name__} needs labels: put images into class folders, or write a labels.csv")
+    part = stage.batch // stage.accumulate
+    if stage.batch % (world_size() * stage.accumulate):
+        raise UserError(
+            f"a batch of {stage.batch} does not divide into {world_size()} processes x {stage.accumulate} parts: "
+            "change --batch or --accumulate"
+        )
+    if method.couples_samples and part < 2:
+        raise UserError(f"{method.__name__} compares the images of a batch: a part of one image has nothing to compare")
+    if stage.trainable not in ("all", "norm", "none"):
+        with torch.device("meta"):
+            network = backbones.create(stage.backbone, stem=stage.stem, image_size=stage.size)
+            backbones.set_trainable(network, stage.trainable)
+
+
 def assemble(
     stage: Stage, index: Index, device: torch.device, workers: int, say: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int, int], None] | None = None, hold: bool | None = None,
 ) -> Trainee:  # fmt: skip
     """Everything that `stage` needs, at its start: untrained, or with its starting weights. `hold`: as for `Images`."""
+    check(stage, index)
     method = method_of(stage.method)
-    if method.needs_labels and index.labels is None:
-        raise UserError(f"{method.__name__} needs labels: put images into class folders, or write a labels.csv")
     earlier = earlier_of(stage, index)
     images = Images(
         index.paths, index.sizes, default_canvas(index.sizes, stage.size), hold, groups=index.groups,
         on_progress=on_progress,
     )  # fmt: skip
     positions = index.train[index.labelled[index.train]] if method.needs_labels else index.train
-    per_process = stage.batch // (world_size() * stage.accumulate)
-    if per_process * world_size() * stage.accumulate != stage.batch:
-        raise UserError(
-            f"a batch of {stage.batch} does not divide into {world_size()} processes x {stage.accumulate} parts: "
-            "change --batch"
-        )
-    if method.couples_samples and per_process * world_size() < 2:
-        raise UserError(f"{method.__name__} compares the images of a batch: a part of one image has nothing to compare")
+    part = stage.batch // (world_size() * stage.accumulate)
     batches = Batches(
-        images, positions, index.labels, batch=per_process, seed=stage.seed, rank=rank(), world=world_size(),
+        images, positions, index.labels, batch=part, seed=stage.seed, rank=rank(), world=world_size(),
         workers=workers, pin=device.type == "cuda", own_size=device.type == "cpu",
     )  # fmt: skip
     torch.manual_seed(key(stage.seed, "weights"))

@@ -588,7 +588,7 @@ def test_a_collapse_hands_out_the_start_and_is_said(
 def test_without_labels_the_rank_decides(images: Path, brought: Path, tmp_path: Path, no_pictures: None) -> None:
     words = ["--init", str(brought), "--target", str(images / "target"), "--labels-from", "none", "--steps", "12"]
     text = printed(["adapt", *words, *SMALL, *HERE, "--out", str(tmp_path / "out")])
-    assert "effective rank: without labels nothing better can be said" in text.splitlines()[0]
+    assert "effective rank: without labels, or with too few to score by, nothing better can be said" in text.splitlines()[0]
     found = run.read(tmp_path / "out")
     chosen = found.facts["choice"]
     assert "linear" not in chosen["start"]

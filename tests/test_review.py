@@ -320,3 +320,16 @@ def test_an_attack_passes_over_inputs_that_nothing_is_predicted_from() -> None:
     method = First(SimCLR.Config(hidden=16, dim=8), build("simclr").backbone, 64)
     losses = Step(method, (Adversarial(steps=3, stride=1),))(batch(), torch.Generator().manual_seed(0)).parts
     assert set(losses) == {"clean", "adversarial"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"), [(["--trainable", "lora"], "lora"), (["--batch", "8", "--accumulate", "3"], "--accumulate")]
+)
+def test_a_plan_is_checked_whole_before_its_first_stage_is_trained(
+    flags: list[str], told: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The source was trained for hours before the target was refused."""
+    words = ["--source", str(images), "--target", str(images), "--source-steps", "2", "--out", str(tmp_path / "out")]
+    assert main(["adapt", *words, *SMALL, *flags]) == 2
+    assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not list((tmp_path / "out").rglob("backbone.safetensors"))

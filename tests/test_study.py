@@ -434,6 +434,29 @@ def done(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     return out, between
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"data": "typo"}, "typo"), ({"data": "unlabelled"}, "no labels"), ({"settings": {"trainable": "lora"}}, "lora")],
+)
+def test_what_does_not_fit_comes_to_light_before_anything_is_trained(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: dict[str, Any], told: str
+) -> None:
+    """A second target's typo showed after the whole of the first."""
+    written = yaml.safe_load(plan.read_text())
+    (tmp_path / "unlabelled").mkdir()
+    for i, file in enumerate(sorted(Path(written["targets"]["stripes"]["data"]).rglob("*.png"))):
+        (tmp_path / "unlabelled" / f"{i}.png").write_bytes(file.read_bytes())
+    if "data" in wrong:
+        wrong = {"data": str(tmp_path / wrong["data"])}
+    written["targets"]["second"] = {**written["targets"]["stripes"], **wrong}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(written))
+    assert main(words("separability", tmp_path / "plan.yaml", tmp_path / "out")) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "second" in last
+    assert told in last
+    assert not list((tmp_path / "out").rglob("backbone.safetensors"))
+
+
 def test_a_stopped_study_says_how_much_is_there(done: tuple[Path, dict[str, Any]]) -> None:
     _, between = done
     assert len(between["cells"]) == 4  # random, base as is, Base, HPT (2)

@@ -21,7 +21,7 @@ from selftaught.life import Conduct
 from selftaught.methods import METHODS
 from selftaught.plan import Node, Plan
 from selftaught.progress import Progress
-from selftaught.stage import Data, Stage
+from selftaught.stage import Data
 from selftaught.train import Stopped, shared_index
 from selftaught.train import train as carry_out
 
@@ -73,17 +73,9 @@ def train(words: list[str]) -> None:
         conduct = conduct_of(asked, device, progress, ["pretrain", *typed], resume)
         progress.begin(stage)
         if not (resume and begun):
-            progress.say(summary(stage))
+            progress.say(recipe.summary(stage))
         file = carry_out(stage, Path(asked.out), conduct, indices[-1])
         progress.say(f"{recipe.method_name(stage)}: {stage.steps} steps done; the backbone is in {file}")
-
-
-def summary(stage: Stage) -> str:
-    """What was chosen, by hand or by default."""
-    hard = "".join(f" + {recipe.hard_name(h)}" for h in stage.hard)
-    network = f"{stage.backbone} ({stage.stem} stem), {stage.size} pixels, {stage.precision}"
-    how = f"{stage.steps:,} steps of {stage.batch}, {recipe.optimizer_name(stage)} at {stage.optimizer.lr:g}"
-    return f"{recipe.method_name(stage)}{hard}: {network}, {how}; all settings are in run.json"
 
 
 def read_config(file: Path) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from selftaught import adapting, checkpoint
 from selftaught.data.index import Index
 from selftaught.distributed import rank, wait
+from selftaught.errors import UserError
 from selftaught.evaluation import KNN, Linear, Protocol
 from selftaught.fit import Diverged
 from selftaught.judge import judge
@@ -45,9 +46,10 @@ def carry_out(
             known[data, seed] = shared_index(data, seed)
         return known[data, seed]
 
+    check([cell for cell in cells if not file_of(cell, out).exists()], out, conduct.device, index_of)
     for number, cell in enumerate(cells):
         told(number, cell)
-        file = out / "cells" / f"{cell.key}.json"
+        file = file_of(cell, out)
         if file.exists():
             continue
         stages = adapting.settle(Plan(nodes=cell.nodes), out, conduct.device, index_of)
@@ -73,6 +75,22 @@ def carry_out(
         wait()  # the others will ask whether it is there
 
 
+def file_of(cell: Cell, out: Path) -> Path:
+    return out / "cells" / f"{cell.key}.json"
+
+
+def check(cells: Sequence[Cell], out: Path, device: str, index_of: Callable[[Data, int], Index]) -> None:
+    """One cell of each kind, before the first is trained: what does not fit shall not come to light after hours."""
+    kinds = {(cell.target, cell.base, cell.variant): cell for cell in reversed(cells)}
+    for (target, base, _), cell in kinds.items():
+        try:
+            *_, last = adapting.settle(Plan(nodes=cell.nodes), out, device, index_of).values()
+        except UserError as error:
+            raise UserError(f"{target} from {base}: {error}") from error
+        if cell.labels_from == "auto" and index_of(last.stage.data, last.stage.seed).labels is None:
+            raise UserError(f"{target} has no labels to be judged by: use class folders, or write a labels.csv")
+
+
 def evaluate(cell: Cell, folder: Path, device: str, progress: Progress) -> list[dict[str, Any]]:
     """A cell's outcome on its target's test images."""
     protocols: dict[str, Protocol] = {"knn": KNN(), "linear": Linear(), "finetune": cell.finetune or FineTune()}
@@ -87,7 +105,7 @@ def gather(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
     """A flat row for every score of every cell that is done."""
     found = []
     for cell in cells:
-        file = out / "cells" / f"{cell.key}.json"
+        file = file_of(cell, out)
         if not file.exists():
             continue
         done = json.loads(file.read_text(encoding="utf-8"))
