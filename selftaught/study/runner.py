@@ -81,7 +81,9 @@ def file_of(cell: Cell, out: Path) -> Path:
 
 def check(cells: Sequence[Cell], out: Path, device: str, index_of: Callable[[Data, int], Index]) -> None:
     """One cell of each kind, before the first is trained: what does not fit shall not come to light after hours."""
-    kinds = {(cell.target, cell.base, cell.variant): cell for cell in reversed(cells)}
+    kinds: dict[tuple[str, str, str], Cell] = {}
+    for cell in cells:
+        kinds.setdefault((cell.target, cell.base, cell.variant), cell)
     for (target, base, _), cell in kinds.items():
         try:
             *_, last = adapting.settle(Plan(nodes=cell.nodes), out, device, index_of).values()
