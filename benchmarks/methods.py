@@ -161,7 +161,7 @@ def told(rows: Sequence[Row], protocol: str) -> str:
     of = [r for r in rows if (r["protocol"], r["labels"]) == (protocol, "all")]
     over = [r["over"] for r in of if "over" in r]
     mark = " ▲" if over and all(o["low"] > 0 for o in over) else " ▼" if over and all(o["high"] < 0 for o in over) else ""
-    return f"{100 * mean(r['mean'] for r in of):.1f}{mark}" if of else ""
+    return f"{average(of):.1f}{mark}" if of else ""
 
 
 def overview(rows: Sequence[Row], names: Sequence[str]) -> list[str]:

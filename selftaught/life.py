@@ -90,9 +90,8 @@ class Life:
             self.step, self.skipped, self.seconds = state["next"], state["skipped"], state["seconds"]
             self.best, self.looked = state["best"], state["looked"]
             self.candidates = [Candidate(**c) for c in state["candidates"]]
-            if (
-                self.guard.collapsed and self.conduct.on_collapse == "stop"
-            ):  # it would only collapse again, or end as though done
+            if self.guard.collapsed and self.conduct.on_collapse == "stop":
+                # it would only collapse again, or end as though done
                 raise Collapsed(run.read(self.out).facts.get("reason") or "the features collapsed")
         if self.first:
             self.write_run("running")
@@ -167,8 +166,7 @@ class Life:
         if self.step == 0 and t.stage.base is not None:
             with torch.random.fork_rng(devices=[]):
                 base = run.random_like(t.backbone, 0)
-            weights.load_weights(base, t.stage.base)
-            base.set_statistics(t.backbone.mean.tolist(), t.backbone.std.tolist())
+            weights.load_weights(base, t.stage.base, own_statistics=False)
             self.compete(base.to(t.device).to(memory_format=torch.channels_last), choice.BASE)
         self.compete(t.backbone, self.step)
         spent = time.perf_counter() - began

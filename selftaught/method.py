@@ -15,6 +15,9 @@ Tensors = Any  # a tensor, or a (nested) tuple of tensors, each with the batch f
 
 
 NOISE = 16  # random numbers that come with every image
+SHARES = (  # hyperparameters that are at most 1
+    "momentum", "warmup", "freeze_prototypes", "queue_start", "dense", "dense_start", "jigsaw", "colour_drop", "smoothing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,6 @@ class Method(nn.Module, ABC):
     class Config:
         """Hyperparameters, as published; each method extends it with its own."""
 
-        shares: ClassVar[tuple[str, ...]] = (
-            "momentum", "warmup", "freeze_prototypes", "queue_start", "dense", "dense_start", "jigsaw", "colour_drop",
-            "smoothing",
-        )  # fmt: skip
-
         def __post_init__(self) -> None:
             """A count that is 1 or more as published stays so; nothing is negative; a softmax has some temperature; a share
             is no more than all.
@@ -81,7 +79,7 @@ class Method(nn.Module, ABC):
                 elif isinstance(value, float):
                     sharp = f.name in ("temperature", "epsilon")
                     require(value > 0 if sharp else value >= 0, flag, "above 0" if sharp else "0 or more", value)
-                    require(value <= 1 or f.name not in self.shares, flag, "a share, from 0 to 1", value)
+                    require(value <= 1 or f.name not in SHARES, flag, "a share, from 0 to 1", value)
 
         def suited(self, setting: Setting) -> Self:
             """The same, with what must follow the data and the backbone scaled to them."""

@@ -68,9 +68,11 @@ class Teacher(nn.Module):
         torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1 - momentum)
 
 
-def teacher_momentum(published: float, steps: int) -> float:
-    """What a teacher begins with whose momentum rises to 1: a short training needs one that follows sooner."""
-    return min(max(1 - 50 / max(steps, 1), 0.98), published)
+def teacher_momentum(published: float, steps: int, memories: int = 50) -> float:
+    """A short training needs a teacher that follows sooner: one that forgets at least `memories` times within it, and
+    that remembers at least as many steps.
+    """
+    return min(max(1 - memories / max(steps, 1), 1 - 1 / memories), published)
 
 
 def rising(momentum: float, progress: float) -> float:

@@ -107,11 +107,10 @@ class Step(nn.Module):
         predictions = method.predict(inputs)
         targets = method.targets(batch, predictions)
         clean = objective(method, predictions, targets)
-        if any(target.requires_grad for target in leaves(targets)):  # an attack holds them fixed, as the clean loss does not
-            inputs = detach(inputs)
+        held = not any(target.requires_grad for target in leaves(targets))  # as an attack holds them: its slope is this one
         slope = None
         if learning:
-            clean, slope = differentiated(clean, inputs, method)
+            clean, slope = differentiated(clean, inputs if held else (), method)
         predictions, targets, inputs = detach(predictions), detach(targets), detach(inputs)
         losses, weights = {"clean": clean}, [1.0]
         for h in hard:

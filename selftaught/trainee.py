@@ -141,9 +141,9 @@ def assemble(
         on_progress=on_progress,
     )  # fmt: skip
     positions = index.train[index.labelled[index.train]] if method.needs_labels else index.train
-    part = stage.batch // (world_size() * stage.accumulate)
+    per_process = stage.batch // (world_size() * stage.accumulate)
     batches = Batches(
-        images, positions, index.labels, batch=part, seed=stage.seed, rank=rank(), world=world_size(),
+        images, positions, index.labels, batch=per_process, seed=stage.seed, rank=rank(), world=world_size(),
         workers=workers, pin=device.type == "cuda", own_size=device.type == "cpu",
     )  # fmt: skip
     torch.manual_seed(key(stage.seed, "weights"))
@@ -153,10 +153,7 @@ def assemble(
     if stage.views.small:
         backbones.check_patches(backbone.network, stage.backbone, augment.small_size)
     if stage.init:
-        own_statistics = stage.statistics == "weights"
-        say(weights.load_weights(backbone, stage.init, own_statistics))
-        if not own_statistics:
-            backbone.set_statistics(mean, std)
+        say(weights.load_weights(backbone, stage.init, own_statistics=stage.statistics == "weights"))
     torch.manual_seed(key(stage.seed, "head"))
     backbones.set_trainable(backbone, stage.trainable)  # before the method copies it for a teacher
     made = method(stage.method, backbone, len(positions), *([earlier.network] if earlier else []))

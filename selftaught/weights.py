@@ -139,11 +139,12 @@ def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = 
     fit = _fitting(content, backbone.network, backbone.name)
     _take(backbone.network, fit.state)
     notes = [f"{len(fit.state)} tensors", *_said(fit.reading, content, plain=content.ours), *fit.notes]
-    if content.ours:
-        if own_statistics:
-            backbone.set_statistics(*_statistics(content))
-        notes.append("with its mean and std" if own_statistics else "mean and std of the images")
-    elif own_statistics:
+    if not own_statistics:
+        notes.append("mean and std of the images")
+    elif content.ours:
+        backbone.set_statistics(*_statistics(content))
+        notes.append("with its mean and std")
+    else:
         notes.append("mean and std kept, as the file states none")
     return f"{backbone.name} starts from {content}: {', '.join(notes)}."
 

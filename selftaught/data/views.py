@@ -30,7 +30,7 @@ from selftaught.errors import UserError
 TRIES = 10  # candidate boxes an image before the fallback, as torchvision's RandomResizedCrop
 SINGLY_FROM = 120  # canvas side from which, on a CPU, resizing images one by one is quicker than matrix products
 NEVER = 1 << 30  # what is evaluated is the same on every device
-BLOCK = 16  # about how many rows (columns) a blur makes of a window: fewer waste products of zeros, more waste calls
+BLOCK = 16  # about how many rows (columns) a blur makes at once: more multiply more zeros, fewer make more calls
 CACHE = 1 << 20  # bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
 MEMORY = 1 << 28  # the same on an accelerator, where it only bounds the memory
 
@@ -364,9 +364,8 @@ class _Single:
         window = self.block + 2 * self.reach
         kernels = _kernels(draw.sigma, self.reach)
         self.bands = torch.zeros(len(kernels), self.block, window)  # a block of a line as products of its window
-        diagonals = self.bands.as_strided(
-            (*kernels.shape[:1], self.block, kernels.shape[1]), (self.block * window, window + 1, 1)
-        )
+        shape = (len(kernels), self.block, kernels.shape[1])
+        diagonals = self.bands.as_strided(shape, (self.block * window, window + 1, 1))
         diagonals.copy_(kernels[:, None].expand_as(diagonals))
         self.low = torch.empty(3, size, size + 2 * self.reach)
 

@@ -13,11 +13,13 @@ from selftaught.distributed import collect, deal, gather
 from selftaught.errors import UserError
 from selftaught.losses import info_nce
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Normalize, Teacher
+from selftaught.networks import Normalize, Teacher, teacher_momentum
 
 
 class MoCo(Method):
     """Recognise an image by its momentum-encoded key, among a queue of past keys. A version says which head it has."""
+
+    local_norms: ClassVar[bool] = True  # and keys meet other company in theirs: see `deal`
 
     queue: Tensor
     oldest: Tensor
@@ -33,10 +35,7 @@ class MoCo(Method):
         def suited(self, setting: Setting) -> Self:
             """A key stays in the queue for at most half an epoch; the key encoder forgets within 1 % of training."""
             queue = min(self.queue, max(2 ** int(math.log2(max(setting.images // 2, 1))), setting.batch))
-            momentum = min(max(1 - 100 / max(setting.steps, 1), 0.99), self.momentum)
-            return replace(self, queue=queue, momentum=momentum)
-
-    local_norms: ClassVar[bool] = True  # and keys meet other company in theirs: see `deal`
+            return replace(self, queue=queue, momentum=teacher_momentum(self.momentum, setting.steps, 100))
 
     def __init__(self, config: Any, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
