@@ -69,6 +69,7 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
     ("source_steps", int | None, "STEPS", "of the stage in between", SUITED),
     ("plan", str | None, "FILE.yaml", "stages in any chain or tree, each with flags of its own", "none"),
 )
+OTHERWISE = {"statistics": "data", "keep": "best"}  # what happens without, where it is not as in pretrain
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 CONDUCT = {"out", "device", "workers", "on-collapse", "save-every", "fsdp"}  # how it is done, which changes no outcome
 DEFAULTS: dict[str, Any] = {
@@ -130,7 +131,8 @@ def parse_adapt(args: Sequence[str]) -> Any:
     method, optimizer = name_of(args, None, "method"), name_of(args, None, "optimizer")
     recipe.find(method, METHODS, "method")
     recipe.find(optimizer, OPTIMIZERS, "optimizer")
-    table = [*ADAPT, *(row for row in PLAIN if row[0] not in ("data", "config", "resume"))]
+    shared = [row for row in PLAIN if row[0] not in ("data", "config", "resume")]
+    table = [*ADAPT, *((*row[:4], OTHERWISE.get(row[0], row[4])) for row in shared)]
     flags = pretrain_flags(method, optimizer, table)
     return tyro.cli(flags, prog="selftaught adapt", args=list(args), default=flags(out=chosen(args, "out") or tyro.MISSING))
 

@@ -243,7 +243,8 @@ def _read(path: Path) -> Content:
             except UnpicklingError:
                 data, closed = inert.load(path)
     except Exception as error:  # broken bytes make the reader fail in many ways, each for the same reason
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [""])[0]
+        reason = reason if " " in reason else type(error).__name__  # of a KeyError, the key says nothing
         raise UserError(f"{path} is broken, or no PyTorch file: {reason.rstrip('.')}.") from None
     metadata = data.get("metadata") if isinstance(data, dict) else None
     return Content(path, data, metadata if isinstance(metadata, dict) else {}, tuple(closed))

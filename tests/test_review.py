@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import selftaught
-from selftaught import backbones, clustering, distributed, recipe, run
+from selftaught import backbones, clustering, distributed, recipe, run, weights
 from selftaught.cli import main
 from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
@@ -333,3 +333,37 @@ def test_a_plan_is_checked_whole_before_its_first_stage_is_trained(
     assert main(["adapt", *words, *SMALL, *flags]) == 2
     assert told in capsys.readouterr().err.strip().splitlines()[-1]
     assert not list((tmp_path / "out").rglob("backbone.safetensors"))
+
+
+def test_what_cannot_be_carried_out_is_refused_before_any_image_is_read(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("here already")
+    assert main(["pretrain", "--data", str(images), "--out", str(tmp_path / "file"), *SMALL]) == 2
+    assert capsys.readouterr().err.strip() == f"selftaught: {tmp_path / 'file'} is a file: choose another --out"
+    adapting = ["--init", "test_resnet.r160_in1k", "--target", str(images)]
+    assert main(["adapt", *adapting, "--out", str(tmp_path / "file"), *SMALL]) == 2
+    assert capsys.readouterr().err.strip() == f"selftaught: {tmp_path / 'file'} is a file: choose another --out"
+    assert (tmp_path / "file").read_text() == "here already"
+    assert main(["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL, "--save-every", "-1"]) == 2
+    assert capsys.readouterr().err.strip() == "selftaught: --save-every must be 0 or more, and not -1"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reason_is_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / "junk.pth").write_text("junk\n")
+    with pytest.raises(UserError, match=r"is broken, or no PyTorch file: KeyError\.$"):
+        weights.load(tmp_path / "junk.pth")
+
+
+def test_the_help_of_adapt_says_what_adapt_does(capsys: pytest.CaptureFixture[str]) -> None:
+    def default(command: str, flag: str) -> str:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        return words.partition(f"--{flag} ")[2].partition("(")[2].partition(")")[0]
+
+    assert default("pretrain", "statistics") == "weights"
+    assert default("adapt", "statistics") == "data"
+    assert default("pretrain", "keep") == "last"
+    assert default("adapt", "keep") == "best"

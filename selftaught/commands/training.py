@@ -47,7 +47,7 @@ def train(words: list[str]) -> None:
     elif config:
         base = read_config(Path(config))
     asked = flags.parse(words, base)  # refuses unknown words before anything is looked at
-    require(asked.workers >= 0, "--workers", "0 or more", asked.workers)
+    check_conduct(asked)
     if begun and not resume:
         raise UserError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
     if resume and not begun and not asked.data:
@@ -86,6 +86,14 @@ def read_config(file: Path) -> Any:
     return recipe.from_json(written.get("config", written) if isinstance(written, dict) else written)
 
 
+def check_conduct(asked: Any) -> None:
+    """Before anything is looked at."""
+    require(asked.workers >= 0, "--workers", "0 or more", asked.workers)
+    require(asked.save_every >= 0, "--save-every", "0 or more", asked.save_every)
+    if Path(asked.out).is_file():
+        raise UserError(f"{asked.out} is a file: choose another --out")
+
+
 def conduct_of(asked: Any, device: str, progress: Progress, words: Sequence[str], resume: bool = False) -> Conduct:
     return Conduct(
         device=device, workers=asked.workers, on_collapse=asked.on_collapse, save_every=asked.save_every,
@@ -100,7 +108,7 @@ def conduct_of(asked: Any, device: str, progress: Progress, words: Sequence[str]
 def adapt(words: list[str]) -> int:
     asked = flags.parse_adapt(words or ["--help"])
     out = Path(asked.out)
-    require(asked.workers >= 0, "--workers", "0 or more", asked.workers)
+    check_conduct(asked)
     if asked.plan and (more := [name for name, _ in flags.grouped(words) if name not in flags.CONDUCT | {"plan", "out"}]):
         raise UserError(f"--{more[0]} and --plan do not go together: write it into the plan")
     asked_for = plan.read(Path(asked.plan)) if asked.plan else chain(words, asked)
