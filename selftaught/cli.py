@@ -21,7 +21,7 @@ COMMANDS = {  # name: (module, what it is for)
     "evaluate": ("judging", "score frozen features with few labels, beside random initialisation"),
     "study": ("studying", "the experiments of hierarchical pretraining, on your images"),
     "report": ("judging", "one HTML page of a run, or of several side by side"),
-    "show": ("training", "what led to a run: its stages, their data, weights and scores"),
+    "show": ("judging", "what led to a run: its stages, their data, weights and scores"),
     "export": ("judging", "write the backbone for timm or torch"),
     "methods": ("judging", "what there is to train with"),
     "demo": ("", "all of it on photographs that come along, in some minutes"),

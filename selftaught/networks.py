@@ -22,9 +22,14 @@ def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Seq
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=last_bias))
 
 
+def unit(x: Tensor, dim: int = 1) -> Tensor:
+    """Of length 1 along `dim`, in full precision: similarities need the digits."""
+    return F.normalize(x.float() if x.dtype == torch.bfloat16 else x, dim=dim)
+
+
 class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x.float() if x.dtype == torch.bfloat16 else x, dim=1)  # similarities need the digits
+        return unit(x)
 
 
 def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

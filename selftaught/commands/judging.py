@@ -1,4 +1,4 @@
-"""The commands that look at what was learnt: evaluate, report, export; and methods, which says what there is."""
+"""The commands that look at what was learnt: evaluate, report, show, export; and methods, which says what there is."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from selftaught.commands.console import device_named, tell
+from selftaught.commands.console import device_named, plain, tell
 from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.knn import KNN
 from selftaught.evaluation.linear import Linear
@@ -89,6 +89,38 @@ def report(words: list[str]) -> int:
     from selftaught.report.page import write
 
     tell(str(write([Path(r) for r in asked.runs], Path(asked.out))))
+    return 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class Show:
+    """What led to a run: every stage's data, weights in, weights out, and scores."""
+
+    run: Annotated[str, Positional]
+    """a run's folder, or the folder of `selftaught adapt`"""
+    json: bool = False
+
+
+def show(words: list[str]) -> int:
+    asked = tyro.cli(Show, prog="selftaught show", args=words)
+    from rich.console import Console
+    from rich.tree import Tree
+
+    from selftaught import lineage
+
+    rows = lineage.lineage(Path(asked.run))
+    if asked.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    branches: dict[str, Tree] = {}
+    roots: dict[str, Tree] = {}
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else 200
+    for row in rows:
+        above = branches.get(row["from"]) or roots.setdefault(row["from"], Tree(plain(row["from"])))
+        branches[row["stage"]] = above.add(plain("\n".join([f"{row['stage']}: {row['outcome']}", *row["said"]])))
+    for root in roots.values():
+        console.print(root)
     return 0
 
 

@@ -1,19 +1,14 @@
-"""The commands that train: pretrain and adapt; and show, which says what led to a run."""
+"""The commands that train: pretrain and adapt."""
 
 import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-from rich.console import Console
-from rich.tree import Tree
-from tyro.conf import Positional
-
-from selftaught import adapting, flags, lineage, plan, recipe, run
-from selftaught.commands.console import device_named, plain, tell
+from selftaught import adapting, flags, plan, recipe, run
+from selftaught.commands.console import device_named, tell
 from selftaught.data.index import Index
 from selftaught.distributed import processes, rank, shared
 from selftaught.errors import UserError, require
@@ -169,33 +164,3 @@ def with_defaults(asked: Plan) -> Plan:
         return dataclasses.replace(node, words=tuple(words))
 
     return Plan(nodes=tuple(settled(node) for node in asked.nodes))
-
-
-# ----------------------------------------------------------------------------------------------------- show
-
-
-@dataclasses.dataclass(kw_only=True)
-class Show:
-    """What led to a run: every stage's data, weights in, weights out, and scores."""
-
-    run: Annotated[str, Positional]
-    """a run's folder, or the folder of `selftaught adapt`"""
-    json: bool = False
-
-
-def show(words: list[str]) -> int:
-    asked = tyro.cli(Show, prog="selftaught show", args=words)
-    rows = lineage.lineage(Path(asked.run))
-    if asked.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    branches: dict[str, Tree] = {}
-    roots: dict[str, Tree] = {}
-    console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else 200
-    for row in rows:
-        above = branches.get(row["from"]) or roots.setdefault(row["from"], Tree(plain(row["from"])))
-        branches[row["stage"]] = above.add(plain("\n".join([f"{row['stage']}: {row['outcome']}", *row["said"]])))
-    for root in roots.values():
-        console.print(root)
-    return 0

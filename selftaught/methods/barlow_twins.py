@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import barlow
-from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import mlp, on_views
+from selftaught.method import Encoder, Method, Setting
+from selftaught.methods.siamese import Siamese
+from selftaught.networks import mlp
 
 
-class BarlowTwins(Method):
+class BarlowTwins(Siamese):
     """Make each dimension agree with itself in the other view, and with no other dimension."""
 
     paper = "Zbontar et al., 2021, https://arxiv.org/abs/2103.03230"
-    couples_samples = True
     lr = 0.1
 
     @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,6 @@ class BarlowTwins(Method):
         self.backbone = backbone
         projector = mlp(backbone.features, config.hidden, config.hidden, config.dim, last_bias=False)
         self.network = nn.Sequential(backbone, projector)
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        return batch.views[:2]
-
-    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return on_views(self.network, inputs)
-
-    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first, second = predictions
-        return second, first  # with their gradient: both views move
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         """The paper's, by the width: SGD, unlike LARS, would feel a sum over thousands of dimensions."""

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.errors import UserError, require
 from selftaught.losses import pick_nce
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.methods.patch_grid import Context, automatic_side, cut, drop_colours
+from selftaught.networks import unit
 
 
 class CPC(Method):
@@ -69,7 +69,7 @@ class CPC(Method):
         grid = self.backbone(inputs.flatten(0, 2)).unflatten(0, inputs.shape[:3])
         turned = [grid.rot90(turns, (1, 2)).permute(0, 3, 1, 2) for turns in range(self.config.directions)]
         said = torch.stack([context(g) for context, g in zip(self.contexts, turned, strict=True)], dim=1)
-        return _unit(said), _unit(self.embed(grid))
+        return unit(said, -1), unit(self.embed(grid), -1)
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
         return predictions[1]  # with their gradient: patches become predictable, and remain distinguishable
@@ -92,7 +92,3 @@ class CPC(Method):
 
     def chance(self) -> float | None:
         return math.log(self.among) if self.among else None
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.float() if x.dtype == torch.bfloat16 else x, dim=-1)

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from selftaught.errors import require
 from selftaught.losses import margin_contrastive
-from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Normalize, mlp, on_views
+from selftaught.method import Encoder, Method, Setting
+from selftaught.methods.siamese import Siamese
+from selftaught.networks import Normalize, mlp
 
 
-class MarginContrastive(Method):
+class MarginContrastive(Siamese):
     """Pull the views of an image together, and push different images apart as long as they are nearer than a margin."""
 
     paper = "Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100"
-    couples_samples = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -35,16 +35,6 @@ class MarginContrastive(Method):
         self.margin = config.margin
         self.backbone = backbone
         self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        return batch.views[:2]
-
-    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return on_views(self.network, inputs)
-
-    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first, second = predictions
-        return second, first  # with their gradient: both views move
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)

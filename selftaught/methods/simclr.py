@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import nt_xent
-from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Normalize, mlp, on_views
+from selftaught.method import Encoder, Method, Setting
+from selftaught.methods.siamese import Siamese
+from selftaught.networks import Normalize, mlp
 
 
-class SimCLR(Method):
+class SimCLR(Siamese):
     """Recognise an image in another view of it, among all images of the batch."""
 
     paper = "Chen et al., 2020, https://arxiv.org/abs/2002.05709"
-    couples_samples = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -40,16 +40,6 @@ class SimCLR(Method):
         self.projection = mlp(backbone.features, *hidden, config.dim)
         self.network = nn.Sequential(backbone, self.projection, Normalize())
         self.others = 0
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        return batch.views[:2]
-
-    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return on_views(self.network, inputs)
-
-    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first, second = predictions
-        return second, first  # with their gradient: both views move
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         self.others = 2 * len(predictions[0]) - 1

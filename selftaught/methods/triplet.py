@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from selftaught.errors import require
 from selftaught.losses import triplet
-from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Normalize, mlp, on_views
+from selftaught.method import Encoder, Method, Setting
+from selftaught.methods.siamese import Siamese
+from selftaught.networks import Normalize, mlp
 
 
-class Triplet(Method):
+class Triplet(Siamese):
     """Keep the other view of an image nearer than the nearest image beyond it, by a margin."""
 
     paper = "Schroff et al., 2015, https://arxiv.org/abs/1503.03832"
-    couples_samples = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -33,16 +33,6 @@ class Triplet(Method):
         self.margin = config.margin
         self.backbone = backbone
         self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        return batch.views[:2]
-
-    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return on_views(self.network, inputs)
-
-    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first, second = predictions
-        return second, first  # with their gradient: both views move
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.losses import spread_loss, squared_covariance
-from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import mlp, on_views
+from selftaught.method import Encoder, Method, Setting
+from selftaught.methods.siamese import Siamese
+from selftaught.networks import mlp
 
 
-class VICReg(Method):
+class VICReg(Siamese):
     """Bring the views of an image together; keep each dimension's spread, and dimensions uncorrelated."""
 
     paper = "Bardes et al., 2021, https://arxiv.org/abs/2105.04906"
-    couples_samples = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -37,16 +37,6 @@ class VICReg(Method):
         self.backbone = backbone
         expander = mlp(backbone.features, config.hidden, config.hidden, config.dim, last_bias=False)
         self.network = nn.Sequential(backbone, expander)
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        return batch.views[:2]
-
-    def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return on_views(self.network, inputs)
-
-    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first, second = predictions
-        return second, first  # with their gradient: both views move
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         c = self.config
