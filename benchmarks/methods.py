@@ -134,8 +134,6 @@ def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
         if not of:
             continue
         scores = [average(of, protocol=p, labels=b) for p, b in COLUMNS]
-        gains = [r["over"] for r in of if (r["protocol"], r["labels"]) == ("linear", "all") and "over" in r]
-        gained = ", ".join(f"{100 * g['mean']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})" for g in gains)
         if part == "random":
             label, seeds, steps, minutes = "random weights", "", "", ""
         else:
@@ -144,7 +142,7 @@ def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
             seeds, steps = str(len({r["seed"] for r in of})), f"{mean(r['steps'] for r in of):.0f}"
             minutes = f"{mean(r['seconds'] for r in of) / 60:.1f}"
         cells = [f"{s:.1f}" if s is not None else "" for s in scores]
-        text.append(f"| {' | '.join([label, seeds, steps, minutes, *cells, gained])} |")
+        text.append(f"| {' | '.join([label, seeds, steps, minutes, *cells, gained(of, 'linear')])} |")
     return text
 
 
@@ -194,6 +192,39 @@ def helped(rows: Sequence[Row]) -> dict[str, list[str]]:
     return found
 
 
+def gained(rows: Sequence[Row], protocol: str) -> str:
+    """What runs gain over their counterparts in points, with the 95 % interval of each seed."""
+    gains = [r["over"] for r in rows if (r["protocol"], r["labels"]) == (protocol, "all") and "over" in r]
+    return ", ".join(f"{100 * g['mean']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})" for g in gains)
+
+
+def on_top(rows: Sequence[Row]) -> list[str]:
+    """What HEXA adds to each method at equal steps, and what plain training in its time, where that was run, has over it."""
+    found = helped(rows)
+    names = [name for which in found.values() for name in which]
+    counts = ", ".join(f"{which} for {len(of)}" for which, of in found.items())
+    heads = (
+        "",
+        "minutes",
+        "HEXA's minutes",
+        "kNN: HEXA over plain",
+        "linear: HEXA over plain",
+        "linear: plain in HEXA's time over HEXA",
+    )
+    text = [
+        f"Of {len(names)} methods, by the linear probe at equal steps, HEXA is {counts} (95 % intervals that hold 0).",
+        "",
+        f"| {' | '.join(heads)} |",
+        "| --- " * len(heads) + "|",
+    ]
+    for name in names:
+        of = {part: [r for r in rows if r["method"] == name and r["part"] == part] for part in COUNTERPART}
+        minutes = [f"{mean(r['seconds'] for r in of[part]) / 60:.1f}" for part in ("plain", "hexa")]
+        gains = [gained(of["hexa"], "knn"), gained(of["hexa"], "linear"), gained(of["long"], "linear")]
+        text.append(f"| {' | '.join([f'[`{name}`]({name}.md)', *minutes, *gains])} |")
+    return text
+
+
 def fill(file: Path, text: Sequence[str]) -> None:
     """Put lines between the marks of this benchmark in a Markdown file."""
     begin, end = "<!-- benchmarks.methods -->", "<!-- end -->"
@@ -232,6 +263,7 @@ if __name__ == "__main__":
     if asked.docs:
         about = [setting(asked, command), ""]
         fill(ROOT / "README.md", [*about, *overview(rows, NAMES)])
+        fill(ROOT / "docs" / "methods" / "hexa.md", [*about, *on_top(rows)])
         for name in NAMES:
             if of := [r for r in rows if r["method"] == name]:
                 fill(ROOT / "docs" / "methods" / f"{name}.md", [*about, *lines(of, [name])])
