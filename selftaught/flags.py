@@ -19,6 +19,7 @@ from selftaught.method import Setting
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.stage import Data, Stage
+from selftaught.words import reader
 
 ABOUT = "Teach a backbone from images without labels, or adapt one that you have."
 
@@ -89,8 +90,10 @@ def pretrain_flags(method: str, optimizer: str, table: Sequence[tuple[str, Any, 
     plain = []
     for name, kind, metavar, text, without in table:
         default = dataclasses.field(default=DEFAULTS.get(name)) if name != "out" else dataclasses.field()
-        said = arg(name=name.replace("_", "-"), help=text, metavar=metavar or None, help_behavior_hint=f"({without})")
-        plain.append((name, Annotated[kind, said], default))
+        flag = name.replace("_", "-")
+        said = arg(name=flag, help=text, metavar=metavar or None, help_behavior_hint=f"({without})")
+        typed = Annotated[kind, said] if kind is bool else Annotated[kind, said, reader(flag, kind, metavar)]
+        plain.append((name, typed, default))
     kinds: dict[str, type] = {
         "method": METHODS[method].Config, "hard": HARD_FIELDS, "views": Views, "optimizer": OPTIMIZERS[optimizer],
         "schedule": Cosine,

@@ -367,3 +367,19 @@ def test_the_help_of_adapt_says_what_adapt_does(capsys: pytest.CaptureFixture[st
     assert default("adapt", "statistics") == "data"
     assert default("pretrain", "keep") == "last"
     assert default("adapt", "keep") == "best"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batch", "many"], "--batch takes a whole number, and not 'many'"),
+        (["--epochs", "1,5"], "--epochs takes a number, and not '1,5'"),
+        (["--precision", "fp8"], "--precision takes auto, fp32, bf16, and not 'fp8'"),
+        (["--hard", "cutmix", "mixdown"], "--hard takes adversarial, cutmix, mixup, and not 'mixdown'"),
+        (["--device", "tpu"], "--device takes auto, cpu, cuda, and not 'tpu'"),
+    ],
+)
+def test_a_word_that_makes_no_sense_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["pretrain", "--data", "here"], ["adapt", "--target", "here"]):
+        assert main([*command, "--out", "there", *words]) == 2
+        assert capsys.readouterr().err.strip() == f"selftaught: {said}"

@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "memory", "devices", "convolutions"},
     {"distributed"},
     {"plan", "losses", "checkpoint", "data.paths", "data.machine", "data.damage", "data.views", "data.order"},
-    {"data.locations"},
+    {"data.locations", "words"},
     {"data.shard"},
     {"data.store"},
     {
