@@ -96,12 +96,20 @@ def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
     assert other.hard == (dataclasses.replace(base.hard[0], eps=4),)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("words", [["--method", "moco"], ["--method.temprature", "1"], ["--steps", "x"], ["--hard", "cut"]])
-def test_an_unknown_word_is_refused(images: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["--method", "moco"], "moco-v2"),
+        (["--method.temprature", "1"], "--method.temperature"),
+        (["--steps", "x"], "whole number"),
+        (["--hard", "cut"], "cutmix"),
+    ],
+)
+def test_an_unknown_word_is_refused(images: Path, words: list[str], near: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises((UserError, SystemExit)) as refused:
         stage(images, *words)
     text = str(refused.value) + capsys.readouterr().err
-    assert any(near in text for near in ("moco-v2", "--method.temperature", "INT", "cutmix"))
+    assert near in text
 
 
 def test_steps_and_epochs_exclude_each_other(images: Path) -> None:
