@@ -375,7 +375,7 @@ GOOD = "data: {target}, backbone: test_resnet, size: 32, batch: 8, precision: fp
         ("stages: {only: {GOOD, on_collapse: warn}}", ["only", "--on-collapse", "selftaught adapt"]),
         ("defaults: {device: cuda}\nstages: {only: {GOOD}}", ["only", "--device", "selftaught adapt"]),
         ("stages: {one: {GOOD}, two: {GOOD, stepz: 3}}", ["stage two cannot be read", "--stepz"]),
-        ("stages: {one: {GOOD}, two: {GOOD, seed: x}}", ["stage two cannot be read", "--seed x"]),
+        ("stages: {one: {GOOD}, two: {GOOD, seed: x}}", ["stage two: --seed takes a whole number"]),
         ("stages: {one: {GOOD}, two: {GOOD, help: 1}}", ["stage two cannot be read"]),
         ("stages: {one: {GOOD}, two: {GOOD, method: moco}}", ["stage two: ", "moco-v2"]),
         ("stages: {one: {GOOD}, two: {GOOD, optimizer: {lr: 1}}}", ["optimizer.lr"]),
