@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -103,7 +104,8 @@ class Method(nn.Module, ABC):
     unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
     steady: ClassVar[tuple[str, ...]] = ()  # its parts whose learning rate stays at the peak throughout
     augment: ClassVar[Mapping[str, Any]] = {}  # how its views differ from MoCo-v2's, by default: fields of Views
-    lr: ClassVar[float] = 0.06  # that SGD with momentum .9 bears on small data, for 256 images a step
+    lr: ClassVar[float] = 0.06  # at which SGD with momentum .9 does well on small data, for 256 images a step
+    highest_lr: ClassVar[float] = math.inf  # that it bears, however large the batch
 
     backbone: Encoder
     progress: float = 0.0  # share of training done, written by the loop

@@ -96,7 +96,7 @@ def views_for(method: type[Method], size: int, views: Views) -> Views:
 def optimizer_for(method: type[Method], name: str, batch: int) -> Optimizer:
     """The peak rate grows with the batch (Goyal et al., 2017); a method knows what SGD bears."""
     if name == "sgd":
-        return SGD(lr=round(method.lr * batch / 256, 6))
+        return SGD(lr=min(round(method.lr * batch / 256, 6), method.highest_lr))
     reference: Optimizer = {"adamw": AdamW, "lars": LARS}[name]()
     return dataclasses.replace(reference, lr=round(reference.lr * batch / 256, 6))
 

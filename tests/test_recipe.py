@@ -88,6 +88,13 @@ def test_defaults_follow_the_data(images: Path) -> None:
     assert made.steps > 0
 
 
+def test_the_rate_grows_with_the_batch_as_far_as_a_method_bears_it() -> None:
+    rates = [recipe.optimizer_for(METHODS["moco-v2"], "sgd", batch).lr for batch in (64, 256, 4096)]
+    assert rates == pytest.approx([0.015, 0.06, 0.96])
+    vicreg = [recipe.optimizer_for(METHODS["vicreg"], "sgd", batch).lr for batch in (32, 256, 4096)]
+    assert vicreg == [0.025, 0.05, 0.05]
+
+
 def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
     base = stage(images, "--hard", "adversarial", "--hard.adversarial.eps", "3", "--method.temperature", "0.5")
     assert stage(images, base=base) == base

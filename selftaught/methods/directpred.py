@@ -17,6 +17,7 @@ class DirectPred(Method):
     """BYOL with a linear predictor that is not learnt: the embeddings' correlations say what it is."""
 
     paper = "Tian et al., 2021, https://arxiv.org/abs/2102.06810; Wang et al., 2021, https://arxiv.org/abs/2110.04947"
+    lr = 0.24
     correlation: Tensor
     predictor: Tensor
 

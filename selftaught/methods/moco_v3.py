@@ -17,6 +17,7 @@ class MoCoV3(Method):
 
     paper = "Chen et al., 2021, https://arxiv.org/abs/2104.02057"
     couples_samples = True
+    lr = 0.24
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):

@@ -17,6 +17,8 @@ class VICReg(Siamese):
     """Bring the views of an image together; keep each dimension's spread, and dimensions uncorrelated."""
 
     paper = "Bardes et al., 2021, https://arxiv.org/abs/2105.04906"
+    lr = 0.2
+    highest_lr = 0.05
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
