@@ -16,7 +16,7 @@ from selftaught.data.views import Views
 from selftaught.errors import UserError, require
 from selftaught.hard import HARD
 from selftaught.method import Setting
-from selftaught.methods import METHODS
+from selftaught.methods import DEFAULT, METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.stage import Data, Stage
 from selftaught.words import reader
@@ -35,7 +35,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("labels_from", str | None, "auto|folders|none|FILE.csv", "class folders or a CSV; labels only serve to watch", "auto"),
     ("subset", str | None, "all|10%|5|total:200", "of the training images: a share, labels a class, labels in all", "all"),
     ("holdout", float | None, "SHARE", "of images kept out of training, where the folders make no split", "0.2"),
-    ("method", METHOD_NAME | None, "|".join(METHODS), "what to predict", recipe.METHOD),
+    ("method", METHOD_NAME | None, "|".join(METHODS), "what to predict", DEFAULT),
     ("hard", tuple[HARD_NAME, ...] | None, f"{' '.join(HARD)}", "hard examples to train on besides", "none"),
     ("backbone", str | None, "NAME", "of a timm network", SUITED),
     ("stem", Literal["imagenet", "cifar"] | None, "imagenet|cifar", "a resnet's first layers; cifar keeps detail", SUITED),
@@ -200,7 +200,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
         setting = Setting(images=len(index.train), batch=batch, steps=steps, features=features, parts=max(accumulate, 1))
         defaults["method_fields"] = recipe.config_for(method, setting, len(index.classes))
     defaults.setdefault("views_fields", recipe.views_for(method, size, Views()))
-    defaults.setdefault("optimizer_fields", recipe.optimizer_for(method, optimizer_name, batch))
+    defaults.setdefault("optimizer_fields", recipe.optimizer_for(method, optimizer_name, batch, bool(given["init"])))
     asked = parse(args, base, defaults)
     precision = pick("precision", lambda: "auto")
     if precision == "auto":
@@ -240,7 +240,7 @@ def refuse_idle(args: Sequence[str], method: str, hard: Sequence[str]) -> None:
 
 
 def name_of(args: Sequence[str], base: Stage | None, what: Literal["method", "optimizer"]) -> str:
-    named = {"method": (recipe.method_name, recipe.METHOD), "optimizer": (recipe.optimizer_name, "sgd")}
+    named = {"method": (recipe.method_name, DEFAULT), "optimizer": (recipe.optimizer_name, "sgd")}
     of, default = named[what]
     return chosen(args, what) or (of(base) if base else default)
 

@@ -22,8 +22,6 @@ from selftaught.optim import LARS, OPTIMIZERS, SGD, AdamW, Optimizer
 from selftaught.stage import Stage, method_of
 from selftaught.step import HardExample
 
-METHOD = "moco-v2"  # where none is asked for
-
 
 def find(name: str, among: Iterable[str], what: str) -> str:
     """`name`, if it is one of them; else a UserError with the nearest."""
@@ -93,10 +91,13 @@ def views_for(method: type[Method], size: int, views: Views) -> Views:
     return dataclasses.replace(views, large=method.views, blur=views.blur if size > 40 else 0.0, blur_sigma=sigma)
 
 
-def optimizer_for(method: type[Method], name: str, batch: int) -> Optimizer:
-    """The peak rate grows with the batch (Goyal et al., 2017); a method knows what SGD bears."""
+def optimizer_for(method: type[Method], name: str, batch: int, begun: bool) -> Optimizer:
+    """The peak rate grows with the batch (Goyal et al., 2017); a method knows what SGD bears. Weights that one
+    begins from are moved at the common rate at most.
+    """
     if name == "sgd":
-        return SGD(lr=min(round(method.lr * batch / 256, 6), method.highest_lr))
+        lr = min(method.lr, Method.lr) if begun else method.lr
+        return SGD(lr=min(round(lr * batch / 256, 6), method.highest_lr))
     reference: Optimizer = {"adamw": AdamW, "lars": LARS}[name]()
     return dataclasses.replace(reference, lr=round(reference.lr * batch / 256, 6))
 

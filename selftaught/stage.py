@@ -10,7 +10,7 @@ from selftaught.data.index import Index
 from selftaught.data.views import Views
 from selftaught.errors import UserError, require
 from selftaught.method import Method
-from selftaught.methods import METHODS
+from selftaught.methods import DEFAULT, METHODS
 from selftaught.optim import SGD, Cosine, Optimizer
 from selftaught.step import HardExample
 
@@ -42,7 +42,7 @@ class Stage:
     init: str | None = None  # weights to start from: a run, a file, or the name of pretrained ones in timm
     statistics: Literal["weights", "data"] = "weights"  # whose mean and std normalise pixels, where weights state some
     trainable: str = "all"  # all, norm (HPT-BN), last-K blocks, lora-R, or none: only the norms' statistics follow the data
-    method: Method.Config = field(default_factory=METHODS["moco-v2"].Config)
+    method: Method.Config = field(default_factory=METHODS[DEFAULT].Config)
     hard: tuple[HardExample, ...] = ()
     combine: Literal["mean", "sum"] = "mean"  # of the clean and the hard losses
     views: Views = Views()

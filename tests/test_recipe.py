@@ -83,16 +83,23 @@ def test_every_field_is_a_flag(images: Path) -> None:
 def test_defaults_follow_the_data(images: Path) -> None:
     made = stage(images)
     assert made.size == 32
-    assert made.method.queue <= 39  # type: ignore[attr-defined]
+    assert made.method.hidden == recipe.features_of("test_resnet")  # type: ignore[attr-defined]  # as wide as the features
+    assert stage(images, "--method", "moco-v2").method.queue <= 39  # type: ignore[attr-defined]
     assert made.batch <= 39
     assert made.steps > 0
 
 
 def test_the_rate_grows_with_the_batch_as_far_as_a_method_bears_it() -> None:
-    rates = [recipe.optimizer_for(METHODS["moco-v2"], "sgd", batch).lr for batch in (64, 256, 4096)]
+    rates = [recipe.optimizer_for(METHODS["moco-v2"], "sgd", batch, begun=False).lr for batch in (64, 256, 4096)]
     assert rates == pytest.approx([0.015, 0.06, 0.96])
-    vicreg = [recipe.optimizer_for(METHODS["vicreg"], "sgd", batch).lr for batch in (32, 256, 4096)]
+    vicreg = [recipe.optimizer_for(METHODS["vicreg"], "sgd", batch, begun=False).lr for batch in (32, 256, 4096)]
     assert vicreg == [0.025, 0.05, 0.05]
+
+
+def test_weights_that_are_there_are_moved_at_the_common_rate_at_most() -> None:
+    for name, there in (("simclr", 0.06), ("simsiam", 0.05)):
+        assert recipe.optimizer_for(METHODS[name], "sgd", 256, begun=True).lr == there
+    assert recipe.optimizer_for(METHODS["simclr"], "sgd", 256, begun=False).lr == 0.24
 
 
 def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
