@@ -71,7 +71,8 @@ def chain(images: Path, brought: Path, tmp_path_factory: pytest.TempPathFactory)
     """Base -> Source -> Target: the command, its folder, and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "hpt"
     data = ["--init", str(brought), "--source", str(images / "source"), "--target", str(images / "target")]
-    words = ["adapt", *data, "--source-steps", "5", "--steps", "12", "--hard", "cutmix", *SMALL, *HERE, "--out", str(out)]
+    words = ["adapt", *data, "--method", "moco-v2", "--source-steps", "5", "--steps", "12", "--hard", "cutmix", *SMALL, *HERE]
+    words += ["--out", str(out)]
     return words, out, printed(words)
 
 
@@ -354,7 +355,7 @@ def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path, no_pictur
 def test_yes_and_no_are_flags_of_their_own() -> None:
     words = plan.words({"compile": True, "method.symmetric": False})
     assert words == ("--compile", "--method.no-symmetric")
-    asked = flags.parse(["--out", "x", *words], None)
+    asked = flags.parse(["--out", "x", "--method", "moco-v2", *words], None)
     assert (asked.compile, asked.method_fields.symmetric) == (True, False)
 
 

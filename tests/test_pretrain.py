@@ -229,7 +229,7 @@ def test_bad_files_are_named_and_the_rest_is_trained_on(tmp_path: Path, capsys: 
     [
         (["--data", "nowhere"], "nowhere"),
         (["--method", "moco"], "moco-v2"),
-        (["--method.queue", "100000"], "--method.queue"),
+        (["--method", "moco-v2", "--method.queue", "100000"], "--method.queue"),
         (["--batch", "4000"], "--batch"),
         (["--backbone", "resnet19"], "resnet18"),
         (["--init", "nothing.pth"], "nothing.pth"),

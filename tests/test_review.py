@@ -152,7 +152,7 @@ def test_resuming_on_other_images_is_refused(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_start_that_failed_does_not_occupy_its_folder(images: Path, tmp_path: Path) -> None:
-    words = ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL]
+    words = ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), "--method", "moco-v2", *SMALL]
     assert main([*words, "--method.queue", "0"]) == 2
     assert main(words) == 0
 
@@ -176,7 +176,7 @@ def test_the_latest_checkpoint_is_not_starved_by_the_best(images: Path, tmp_path
         (["--hard", "cutmix", "cutmix"], "cutmix"),
         (["--hard", "adversarial", "--hard.adversarial.eps", "-1"], "eps"),
         (["--hard.adversarial.eps", "8"], "--hard"),
-        (["--method.queue", "0"], "--method.queue"),
+        (["--method", "moco-v2", "--method.queue", "0"], "--method.queue"),
         (["--method.temperature", "0"], "--method.temperature"),
         (["--views.small", "4"], "small"),
         (["--views.large", "5"], "large"),
