@@ -120,9 +120,7 @@ def chosen(args: Sequence[str], flag: str) -> str | None:
 
 def parse(args: Sequence[str], base: Stage | None, defaults: dict[str, Any] | None = None) -> Any:
     """Read the flags; what is not given is None, and in the groups it is `defaults`."""
-    method, optimizer = name_of(args, base, "method"), name_of(args, base, "optimizer")
-    recipe.find(method, METHODS, "method")
-    recipe.find(optimizer, OPTIMIZERS, "optimizer")
+    method, optimizer = kinds_asked(args, base)
     flags = pretrain_flags(method, optimizer)
     compiled = base is not None and base.compile
     default = flags(out=chosen(args, "out") or tyro.MISSING, compile=compiled, **(defaults or {}))
@@ -131,13 +129,29 @@ def parse(args: Sequence[str], base: Stage | None, defaults: dict[str, Any] | No
 
 def parse_adapt(args: Sequence[str]) -> Any:
     """Read the flags of `selftaught adapt`: those of a target, a source or a plan, and what both stages share."""
-    method, optimizer = name_of(args, None, "method"), name_of(args, None, "optimizer")
-    recipe.find(method, METHODS, "method")
-    recipe.find(optimizer, OPTIMIZERS, "optimizer")
+    method, optimizer = kinds_asked(args, None)
     shared = [row for row in PLAIN if row[0] not in ("data", "config", "resume")]
     table = [*ADAPT, *((*row[:4], OTHERWISE.get(row[0], row[4])) for row in shared)]
     flags = pretrain_flags(method, optimizer, table)
     return tyro.cli(flags, prog="selftaught adapt", args=list(args), default=flags(out=chosen(args, "out") or tyro.MISSING))
+
+
+def kinds_asked(args: Sequence[str], base: Stage | None) -> tuple[str, str]:
+    """The method's and the optimizer's name; raises UserError where a flag is another one's."""
+    method, optimizer = name_of(args, base, "method"), name_of(args, base, "optimizer")
+    recipe.find(method, METHODS, "method")
+    recipe.find(optimizer, OPTIMIZERS, "optimizer")
+    for name, _ in grouped(args):
+        group, dot, field = name.partition(".")
+        if not dot or group not in ("method", "optimizer"):
+            continue
+        ours = method if group == "method" else optimizer
+        kinds: dict[str, Any] = {n: m.Config for n, m in METHODS.items()} if group == "method" else dict(OPTIMIZERS)
+        plain = field.removeprefix("no-").replace("-", "_")
+        able = [n for n, kind in kinds.items() if plain in (f.name for f in dataclasses.fields(kind))]
+        if able and ours not in able:
+            raise UserError(f"{ours} has no --{name}: it is of {', '.join(able)}")
+    return method, optimizer
 
 
 def grouped(args: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -71,8 +71,8 @@ def chain(images: Path, brought: Path, tmp_path_factory: pytest.TempPathFactory)
     """Base -> Source -> Target: the command, its folder, and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "hpt"
     data = ["--init", str(brought), "--source", str(images / "source"), "--target", str(images / "target")]
-    words = ["adapt", *data, "--method", "moco-v2", "--source-steps", "5", "--steps", "12", "--hard", "cutmix", *SMALL, *HERE]
-    words += ["--out", str(out)]
+    words = ["adapt", *data, "--method", "moco-v2", "--hard", "cutmix", *SMALL, *HERE, "--out", str(out)]
+    words += ["--source-steps", "5", "--steps", "12"]
     return words, out, printed(words)
 
 

@@ -230,6 +230,8 @@ def test_bad_files_are_named_and_the_rest_is_trained_on(tmp_path: Path, capsys: 
         (["--data", "nowhere"], "nowhere"),
         (["--method", "moco"], "moco-v2"),
         (["--method", "moco-v2", "--method.queue", "100000"], "--method.queue"),
+        (["--method.queue", "64"], "simclr has no --method.queue: it is of densecl, infomin, moco-v1, moco-v2, pcl, swav"),
+        (["--optimizer.betas", "0.9", "0.99"], "sgd has no --optimizer.betas: it is of adamw"),
         (["--batch", "4000"], "--batch"),
         (["--backbone", "resnet19"], "resnet18"),
         (["--init", "nothing.pth"], "nothing.pth"),
