@@ -51,7 +51,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("views", Literal["fast", "reference"] | None, "fast|reference", "reference: torchvision's, one by one", "fast"),
     ("optimizer", OPTIMIZER_NAME | None, "|".join(OPTIMIZERS), "its settings are --optimizer.lr and so on", "sgd"),
     ("combine", Literal["mean", "sum"] | None, "mean|sum", "how clean and hard losses are added", "mean"),
-    ("clip", float | None, "NORM", "at which gradients are clipped; 0 = never", "0"),
+    ("clip", float | None, "NORM", "at which gradients are clipped; 0 = never", "the method's"),
     ("precision", Literal["auto", "fp32", "bf16"] | None, "auto|fp32|bf16", "auto: bf16 where it is faster", "auto"),
     ("compile", bool, "", "the backbone by torch.compile, which takes a C++ compiler", "no"),
     ("seed", int | None, "NUMBER", "same seed, same run", "0"),
@@ -235,7 +235,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
         base=base.base if base else None, keep=pick("keep", lambda: "last"), method=fields,
         hard=tuple(getattr(asked.hard_fields, name) for name in names), combine=pick("combine", lambda: "mean"),
         views=dataclasses.replace(views, large=method.views), optimizer=asked.optimizer_fields,
-        schedule=asked.schedule_fields, clip=pick("clip", lambda: 0.0), batch=batch,
+        schedule=asked.schedule_fields, clip=pick("clip", lambda: method.clip), batch=batch,
         accumulate=accumulate, steps=steps, precision=precision, compile=given["compile"], seed=seed,
     )  # fmt: skip
 

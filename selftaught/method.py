@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -105,7 +104,7 @@ class Method(nn.Module, ABC):
     steady: ClassVar[tuple[str, ...]] = ()  # its parts whose learning rate stays at the peak throughout
     augment: ClassVar[Mapping[str, Any]] = {}  # how its views differ from MoCo-v2's, by default: fields of Views
     lr: ClassVar[float] = 0.06  # at which SGD with momentum .9 does well on small data, for 256 images a step
-    highest_lr: ClassVar[float] = math.inf  # that it bears, however large the batch
+    clip: ClassVar[float] = 0.0  # norm at which its gradients are clipped by default; 0 = not at all
 
     backbone: Encoder
     progress: float = 0.0  # share of training done, written by the loop

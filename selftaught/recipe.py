@@ -97,7 +97,7 @@ def optimizer_for(method: type[Method], name: str, batch: int, begun: bool) -> O
     """
     if name == "sgd":
         lr = min(method.lr, Method.lr) if begun else method.lr
-        return SGD(lr=min(round(lr * batch / 256, 6), method.highest_lr))
+        return SGD(lr=round(lr * batch / 256, 6))
     reference: Optimizer = {"adamw": AdamW, "lars": LARS}[name]()
     return dataclasses.replace(reference, lr=round(reference.lr * batch / 256, 6))
 

@@ -89,11 +89,12 @@ def test_defaults_follow_the_data(images: Path) -> None:
     assert made.steps > 0
 
 
-def test_the_rate_grows_with_the_batch_as_far_as_a_method_bears_it() -> None:
+def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
     rates = [recipe.optimizer_for(METHODS["moco-v2"], "sgd", batch, begun=False).lr for batch in (64, 256, 4096)]
     assert rates == pytest.approx([0.015, 0.06, 0.96])
-    vicreg = [recipe.optimizer_for(METHODS["vicreg"], "sgd", batch, begun=False).lr for batch in (32, 256, 4096)]
-    assert vicreg == [0.025, 0.05, 0.05]
+    vicreg = stage(images, "--method", "vicreg", "--batch", "8")
+    assert (vicreg.optimizer.lr, vicreg.clip) == (0.00625, 5.0)
+    assert stage(images, "--method", "vicreg", "--clip", "0").clip == stage(images).clip == 0.0
 
 
 def test_weights_that_are_there_are_moved_at_the_common_rate_at_most() -> None:
