@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -102,22 +102,25 @@ class Step(nn.Module):
         hard = [h for h in self.hard if method.progress >= h.start]
         inputs = method.inputs(batch)
         learning = bool(hard) and torch.is_grad_enabled()
-        if learning and any(h.reuses_gradient for h in hard):
+        attacking = learning and any(h.reuses_gradient for h in hard)
+        if attacking:
             inputs = map_tensors(lambda x: x.detach().requires_grad_(), inputs)
         predictions = method.predict(inputs)
         targets = method.targets(batch, predictions)
         clean = objective(method, predictions, targets)
-        held = not any(target.requires_grad for target in leaves(targets))  # as an attack holds them: its slope is this one
         slope = None
         if learning:
-            clean, slope = differentiated(clean, inputs if held else (), method)
+            aim = clean
+            if attacking and any(target.requires_grad for target in leaves(targets)):
+                aim = objective(method, predictions, detach(targets))  # an attack holds targets fixed
+            clean, slope = differentiated(clean, method, inputs, aim)
         predictions, targets, inputs = detach(predictions), detach(targets), detach(inputs)
         losses, weights = {"clean": clean}, [1.0]
         for h in hard:
             with self._norms_of(h):
                 few, slope_few = first_crops(method, h, inputs), first_crops(method, h, slope)
                 part = h.loss(method, few, targets, rng, slope_few)
-                losses[part_name(h)] = differentiated(part, (), method)[0] if learning else part
+                losses[part_name(h)] = differentiated(part, method)[0] if learning else part
             weights.append(h.weight)
         loss = torch.stack([w * part for w, part in zip(weights, losses.values(), strict=True)]).sum()
         if self.combine == "mean":
@@ -143,25 +146,32 @@ def first_crops(method: Method, hard: HardExample, inputs: Tensors | None) -> Te
     return inputs[: method.views] if inputs is not None and method.multi_crop and hard.crops == "large" else inputs
 
 
-def differentiated(loss: Tensor, inputs: Tensors, method: Method) -> tuple[Tensor, Tensors | None]:
-    """The loss's gradient at the inputs, if they require one, from the very backward pass that its parameters need anyway.
+def differentiated(
+    loss: Tensor, method: Method, inputs: Tensors = (), aim: Tensor | None = None
+) -> tuple[Tensor, Tensors | None]:
+    """The loss, whose own backward pass will hand out the parameters' gradients, found here already; and the gradient of
+    `aim` at the inputs, if they require one.
 
-    Returns the loss, whose own backward pass will hand out the parameters' gradients already found, and the
-    gradient at the inputs. The graph behind is freed: peak memory is one pass and these gradients, whatever hard examples
-    follow. FSDP gathers gradients in `backward` alone: there graphs stay, and the inputs' gradient costs a backward pass of
-    its own.
+    Where the aim is the loss itself, one backward pass finds both; another aim takes one more over the same graph, to the
+    inputs alone. The graph behind is freed: peak memory is one pass and these gradients, whatever hard examples follow. FSDP
+    gathers gradients in `backward` alone: there graphs stay, and the inputs' gradient costs a backward pass of its own.
     """
     points = [x for x in leaves(inputs) if x.requires_grad]
     sharded = is_sharded(method.parameters())
-    if not loss.requires_grad or (sharded and not points):
+    if not loss.requires_grad:
         return loss, None
-    parameters = [] if sharded else [p for p in method.parameters() if p.requires_grad]
-    found = torch.autograd.grad(loss, [*points, *parameters], allow_unused=True, retain_graph=sharded)
-    slopes = iter(torch.zeros_like(x) if g is None else g for x, g in zip(points, found, strict=False))
-    known = [(p, g) for p, g in zip(parameters, found[len(points) :], strict=True) if g is not None]
-    gradients, parameters = [g for _, g in known], [p for p, _ in known]
-    known_loss = loss if sharded else _Known.apply(loss.detach(), gradients, *parameters)
-    return known_loss, map_tensors(lambda _: next(slopes), inputs) if points else None
+    slopes: Sequence[Tensor | None] = ()
+    if points and aim is not None and (sharded or aim is not loss):
+        slopes = torch.autograd.grad(aim, points, allow_unused=True, retain_graph=True)
+    if not sharded:
+        wanted = points[len(slopes) :]
+        parameters = [p for p in method.parameters() if p.requires_grad]
+        found = torch.autograd.grad(loss, [*wanted, *parameters], allow_unused=True)
+        slopes = slopes or found[: len(wanted)]
+        known = [(p, g) for p, g in zip(parameters, found[len(wanted) :], strict=True) if g is not None]
+        loss = _Known.apply(loss.detach(), [g for _, g in known], *(p for p, _ in known))
+    filled = iter([torch.zeros_like(x) if g is None else g for x, g in zip(points, slopes, strict=True)])
+    return loss, map_tensors(lambda _: next(filled), inputs) if points else None
 
 
 class _Known(torch.autograd.Function):

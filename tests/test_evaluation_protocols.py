@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selftaught.errors import UserError
 from selftaught.evaluation import KNN, Features, Linear, nearest
+from selftaught.evaluation.knn import largest
 from selftaught.evaluation.lbfgs import minimise
 from selftaught.evaluation.linear import _Problem, stratified_folds
 
@@ -77,6 +78,17 @@ def test_blocks_change_nothing(bank: int, neighbours: int, query_block: int, ban
     parts = nearest(queries, vectors, neighbours, query_block=query_block, bank_block=bank_block)
     torch.testing.assert_close(parts[0], whole[0])
     assert torch.equal(parts[1], whole[1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 12), st.integers(1, 9), st.booleans())
+def test_the_largest_by_groups_are_the_largest(columns: int, k: int, width: int, equal: bool) -> None:
+    scores = torch.randn(7, columns, generator=torch.Generator().manual_seed(columns))
+    scores = scores.round() if equal else scores
+    found, at = largest(scores, min(k, columns), width=width)
+    assert torch.equal(found, scores.topk(min(k, columns), dim=1).values)
+    assert torch.equal(scores.gather(1, at), found)
+    assert all(len(set(row)) == len(row) for row in at.tolist())
 
 
 def test_knn_of_several_classes_is_the_share_of_neighbours_that_have_each() -> None:

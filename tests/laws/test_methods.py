@@ -92,7 +92,7 @@ def test_the_reused_gradient_is_the_attacks_own(name: str) -> None:
 
 
 class Frozen:
-    """Targets without their gradient: SimCLR's own carry one, which attacks hold fixed: they take a pass of their own."""
+    """Targets without their gradient: SimCLR's own carry one, which attacks hold fixed."""
 
     def __init__(self, method: object, of: Batch) -> None:
         self.value = detach(method.targets(of, method.predict(method.inputs(of))))  # type: ignore[attr-defined]
