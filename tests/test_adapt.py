@@ -71,8 +71,8 @@ def chain(images: Path, brought: Path, tmp_path_factory: pytest.TempPathFactory)
     """Base -> Source -> Target: the command, its folder, and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "hpt"
     data = ["--init", str(brought), "--source", str(images / "source"), "--target", str(images / "target")]
-    words = ["adapt", *data, "--method", "moco-v2", "--hard", "cutmix", *SMALL, *HERE, "--out", str(out)]
-    words += ["--source-steps", "5", "--steps", "12"]
+    words = ["adapt", *data, "--method", "moco-v2", "--hard", "cutmix", "--source-steps", "5", "--steps", "12"]
+    words += [*SMALL, *HERE, "--out", str(out)]
     return words, out, printed(words)
 
 
@@ -213,7 +213,7 @@ def test_what_is_done_is_not_done_again(chain: tuple[list[str], Path, str], imag
     assert times(out / "stages") == before
     source = stages(out)["source"]
     written = out.parent / "plan.yaml"  # another plan, in other words, that shares the first stage
-    common = {"size": 32, "batch": 8, "precision": "fp32"}
+    common = {"method": "moco-v2", "size": 32, "batch": 8, "precision": "fp32"}
     first = {"data": [str(images / "source")], "steps": 5}
     second = {"after": "one", "data": str(images / "target"), "steps": 2, "trainable": "norm"}
     written.write_text(yaml.safe_dump({"init": str(brought), "defaults": common, "stages": {"one": first, "two": second}}))
