@@ -1,6 +1,9 @@
 """Defects that a review found: each test failed first."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -149,6 +152,19 @@ def test_resuming_on_other_images_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert main(["pretrain", "--out", str(out), "--resume"]) == 2
     assert "changed" in capsys.readouterr().err
     assert (out / "run.json").read_text() == before
+
+
+def test_one_of_several_processes_ends_without_being_taken_apart() -> None:
+    """torch aborted there, now and then, after all was done; what is registered for the end is done all the same."""
+    program = (
+        "import atexit, os, sys\nfrom selftaught.cli import main\n"
+        "class Abort:\n    def __del__(self, end=os.abort):\n        end()\n"
+        "held = Abort()\natexit.register(print, 'tidied up')\nsys.argv = ['selftaught', *sys.argv[1:]]\nsys.exit(main())"
+    )
+    for words, code in ((["--version"], 0), (["prétrain"], 2)):
+        asked = [sys.executable, "-c", program, *words]
+        done = subprocess.run(asked, env={**os.environ, "WORLD_SIZE": "2"}, capture_output=True, text=True, check=False)
+        assert (done.returncode, "tidied up" in done.stdout) == (code, True), done.stderr
 
 
 def test_a_start_that_failed_does_not_occupy_its_folder(images: Path, tmp_path: Path) -> None:
