@@ -52,7 +52,7 @@ def leave(code: int) -> None:
 
 
 def ended(words: list[str]) -> int:
-    """How a command ended."""
+    """Run a command and say in one line what stopped it, if anything did; return the exit code."""
     try:
         return dispatch(words)
     except UserError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -138,20 +138,21 @@ def parse_adapt(args: Sequence[str]) -> Any:
 
 def kinds_asked(args: Sequence[str], base: Stage | None) -> tuple[str, str]:
     """The method's and the optimizer's name; raises UserError where a flag is another one's."""
-    method, optimizer = name_of(args, base, "method"), name_of(args, base, "optimizer")
-    recipe.find(method, METHODS, "method")
-    recipe.find(optimizer, OPTIMIZERS, "optimizer")
-    for name, _ in grouped(args):
-        group, dot, field = name.partition(".")
-        if not dot or group not in ("method", "optimizer"):
-            continue
-        ours = method if group == "method" else optimizer
-        kinds: dict[str, Any] = {n: m.Config for n, m in METHODS.items()} if group == "method" else dict(OPTIMIZERS)
-        plain = field.removeprefix("no-").replace("-", "_")
-        able = [n for n, kind in kinds.items() if plain in (f.name for f in dataclasses.fields(kind))]
-        if able and ours not in able:
-            raise UserError(f"{ours} has no --{name}: it is of {', '.join(able)}")
+    method = recipe.find(name_of(args, base, "method"), METHODS, "method")
+    optimizer = recipe.find(name_of(args, base, "optimizer"), OPTIMIZERS, "optimizer")
+    refuse_others(args, "method", method, {name: m.Config for name, m in METHODS.items()})
+    refuse_others(args, "optimizer", optimizer, OPTIMIZERS)
     return method, optimizer
+
+
+def refuse_others(args: Sequence[str], group: str, name: str, kinds: Mapping[str, Any]) -> None:
+    """Refuse --GROUP.FIELD that `name` lacks, where other kinds have it; what none has is for tyro to refuse."""
+    for flag, _ in grouped(args):
+        if flag.startswith(f"{group}."):
+            field = flag.removeprefix(f"{group}.").removeprefix("no-").replace("-", "_")
+            able = [other for other, kind in kinds.items() if field in (f.name for f in dataclasses.fields(kind))]
+            if able and name not in able:
+                raise UserError(f"{name} has no --{flag}: it is of {', '.join(able)}")
 
 
 def grouped(args: Sequence[str]) -> list[tuple[str, list[str]]]:
