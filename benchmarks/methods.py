@@ -1,11 +1,12 @@
 """Every method on one real data set under one budget: plain, with HEXA at equal steps and at equal time, beside lightly's.
 
     python -m benchmarks.methods --data imagenette128/ --out runs/methods [--only byol barlow-twins] [--seeds 0 1]
-                                 [--parts plain hexa long peer] [--steps 400] [--size 48] [--batch 128] [--docs]
+                                 [--parts plain hexa long peer] [--steps 400] [--size 48] [--batch 64] [--docs]
 
 Trains what is not there yet, evaluates what is (kNN and linear probe on the data's own test split, beside random weights
-and its counterpart), prints a table and writes results/methods.json. `long` is the plain method for as many steps as take
-its HEXA version's time. `peer` is the method of the same name as lightly's example has it (its transform, heads, loss and
+and its counterpart), prints a table and writes results/methods.json. What that file tells of runs under the same budget that
+are not in the folder stays: a table may come from several machines. `long` is the plain method for as many steps as take its
+HEXA version's time. `peer` is the method of the same name as lightly's example has it (its transform, heads, loss and
 optimizer), on the same images, backbone, batch and steps: see benchmarks/peers.py. Several may work on one folder, each on
 its own `--only`. `--docs` writes the tables into README.md and docs/methods/, between their marks.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 import selftaught
 from benchmarks import peers
-from benchmarks.common import kept, training_seconds, write
+from benchmarks.common import RESULTS, kept, machine, training_seconds, write
 from selftaught import run
 from selftaught.cli import main
 from selftaught.memory import keep_freed
@@ -87,6 +88,20 @@ def evaluate(folder: Path, other: Path | None, data: str, size: int) -> dict[str
     }
 
 
+def recorded(command: str) -> list[Row]:
+    """The rows that results/methods.json has of this command."""
+    file = RESULTS / "methods.json"
+    about = json.loads(file.read_text()) if file.exists() else {}
+    return about["rows"] if about.get("command") == command else []
+
+
+def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Both, in order; where they tell of the same run and score, the new."""
+    columns = ("method", "part", "seed", "protocol", "labels")
+    rows = {tuple(str(r[c]) for c in columns): r for r in [*old, *new]}
+    return [rows[key] for key in sorted(rows)]
+
+
 def collect(asked: argparse.Namespace) -> list[Row]:
     """One row for each run and each way of scoring it; `over` is what it gains over its counterpart."""
     found = []
@@ -103,7 +118,7 @@ def collect(asked: argparse.Namespace) -> list[Row]:
         facts = run.read(folder).facts | {"steps": run.read(folder).stage.steps} if ours else peers.facts(folder)
         seconds = training_seconds(folder) if ours else facts["seconds"]
         judged = kept(folder / "judged.json", evaluate, folder, other, asked.data, asked.size)
-        about = {"method": name, "seed": seed, "steps": facts["steps"], "seconds": round(seconds)}
+        about = {"method": name, "seed": seed, "steps": facts["steps"], "seconds": round(seconds), "cpu": machine()["cpu"]}
         about["outcome"] = facts["outcome"]
         over = {(d["protocol"], d["labels"], d["metric"]): d for d in judged["differences"]}
         for which, key in ((part, "rows"), ("random", "random")):
@@ -146,11 +161,12 @@ def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     return text
 
 
-def setting(asked: argparse.Namespace, command: str) -> str:
+def setting(asked: argparse.Namespace, command: str, rows: Sequence[Row]) -> str:
+    machines = " and ".join(sorted({r["cpu"] for r in rows}))
     return (
         f"{Path(asked.data).name}, ResNet-18 from scratch, {asked.size} px, {asked.steps} steps of {asked.batch} images "
-        "(minutes on one core, undisturbed); balanced accuracy in % of frozen features on the test images; means over seeds "
-        f"where there are several. `{command}`"
+        f"(minutes on one core of {machines}, undisturbed); balanced accuracy in % of frozen features on the test images; "
+        f"means over seeds where there are several. `{command}`"
     )
 
 
@@ -219,7 +235,8 @@ def on_top(rows: Sequence[Row]) -> list[str]:
     ]
     for name in names:
         of = {part: [r for r in rows if r["method"] == name and r["part"] == part] for part in COUNTERPART}
-        minutes = [f"{mean(r['seconds'] for r in of[part]) / 60:.1f}" for part in ("plain", "hexa")]
+        seeds = {r["seed"] for r in of["hexa"]}  # each on one machine
+        minutes = [f"{mean(r['seconds'] for r in of[p] if r['seed'] in seeds) / 60:.1f}" for p in ("plain", "hexa")]
         gains = [gained(of["hexa"], "knn"), gained(of["hexa"], "linear"), gained(of["long"], "linear")]
         text.append(f"| {' | '.join([f'[`{name}`]({name}.md)', *minutes, *gains])} |")
     return text
@@ -254,14 +271,14 @@ if __name__ == "__main__":
                 train(find(name, NAMES, "method"), part, asked, seed)
     if asked.train_only:
         raise SystemExit
-    rows = collect(asked)
+    budget = f"--steps {asked.steps} --size {asked.size} --batch {asked.batch}"
+    command = f"python -m benchmarks.methods --data {Path(asked.data).name}/ --out runs/methods {budget}"
+    rows = joined(recorded(command), collect(asked))
     print("\n".join(lines(rows, NAMES)))
     print({which: len(names) for which, names in helped(rows).items()}, helped(rows))
-    budget = f"--steps {asked.steps} --size {asked.size} --batch {asked.batch}"
-    command = f"python -m benchmarks.methods --data imagenette128/ --out runs/methods {budget}"
     write("methods", {"command": command, "rows": rows})
     if asked.docs:
-        about = [setting(asked, command), ""]
+        about = [setting(asked, command, rows), ""]
         fill(ROOT / "README.md", [*about, *overview(rows, NAMES)])
         fill(ROOT / "docs" / "methods" / "hexa.md", [*about, *on_top(rows)])
         for name in NAMES:
