@@ -60,7 +60,7 @@ def closest(points: Tensor, centroids: Tensor) -> Tensor:
 
 def check_clusters(clusters: int, images: int) -> None:
     if clusters > images:
-        raise UserError(f"{clusters} clusters need more than {images} images: lower --method.clusters")
+        raise UserError(f"{clusters} clusters need as many images, and there are {images}: lower --method.clusters")
 
 
 @torch.no_grad()

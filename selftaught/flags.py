@@ -247,6 +247,8 @@ def refuse_idle(args: Sequence[str], method: str, hard: Sequence[str]) -> None:
         name = word.removeprefix("--hard.").partition(".")[0] if word.startswith("--hard.") else None
         if name and name not in hard:
             raise UserError(f"{word} does nothing without {name}: add it to --hard")
+        if name and word.partition("=")[0].endswith(".crops") and not METHODS[method].multi_crop:
+            raise UserError(f"{method} takes no small views: leave out {word}")
         if word.startswith("--views.small") and not METHODS[method].multi_crop:
             able = ", ".join(name for name, m in METHODS.items() if m.multi_crop)
             raise UserError(f"{method} takes no small views ({word}); {able} do")

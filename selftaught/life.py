@@ -143,7 +143,7 @@ class Life:
         self.clock += spent
         warning = None
         if self.first:
-            loss = float(report.loss) if report else None
+            loss = float(report.losses["clean"]) if report else None  # chance is that of one loss
             warning = self.guard.observe(self.step, features, loss=loss, chance=self.trainee.method.chance())
             if warning:
                 self.conduct.say(warning)

@@ -90,6 +90,11 @@ class Method(nn.Module, ABC):
             return None
 
         @property
+        def least(self) -> int:
+            """Images that each process must have in a part of a batch: batch norms of vectors need two."""
+            return 1
+
+        @property
         def hidden_layers(self) -> int:
             """How many layers of its head a later stage can keep."""
             return 0
@@ -98,6 +103,7 @@ class Method(nn.Module, ABC):
     views: ClassVar[int] = 2  # large views that it needs
     multi_crop: ClassVar[bool] = False  # inputs are views, and small ones may follow the large ones
     couples_samples: ClassVar[bool] = False  # the loss compares the samples of a batch with each other
+    couples_targets: ClassVar[bool] = False  # the targets do
     needs_labels: ClassVar[bool] = False
     classifies: ClassVar[bool] = False  # its head tells classes: it can be scored as it is, and teach
     unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why

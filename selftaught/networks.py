@@ -74,8 +74,8 @@ class Teacher(nn.Module):
 
 
 def teacher_momentum(published: float, steps: int, memories: int = 50) -> float:
-    """A short training needs a teacher that follows sooner: one that forgets at least `memories` times within it, and
-    that remembers at least as many steps.
+    """A short training needs a teacher that follows sooner: one that forgets `memories` times within it, yet remembers as
+    many steps; so a training of fewer than `memories` squared steps sees it forget less often.
     """
     return min(max(1 - memories / max(steps, 1), 1 - 1 / memories), published)
 

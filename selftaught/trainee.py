@@ -114,14 +114,19 @@ def check(stage: Stage, index: Index) -> None:
     method = method_of(stage.method)
     if method.needs_labels and index.labels is None:
         raise UserError(f"{method.__name__} needs labels: put images into class folders, or write a labels.csv")
-    part = stage.batch // stage.accumulate
     if stage.batch % (world_size() * stage.accumulate):
         raise UserError(
             f"a batch of {stage.batch} does not divide into {world_size()} processes x {stage.accumulate} parts: "
             "change --batch or --accumulate"
         )
-    if method.couples_samples and part < 2:
+    part = stage.batch // stage.accumulate
+    if (method.couples_samples or method.couples_targets) and part < 2:
         raise UserError(f"{method.__name__} compares the images of a batch: a part of one image has nothing to compare")
+    if part // world_size() < stage.method.least:
+        raise UserError(
+            f"{method.__name__} needs {stage.method.least} images in each part and process, for its batch norms: "
+            "raise --batch or lower --accumulate"
+        )
     if stage.trainable not in ("all", "norm", "none"):
         with torch.device("meta"):
             network = backbones.create(stage.backbone, stem=stage.stem, image_size=stage.size)

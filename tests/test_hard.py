@@ -261,6 +261,19 @@ def test_losses_combine_to_a_weighted_mean_or_sum(one: float, two: float, as_sum
     torch.testing.assert_close(outcome.loss, total if as_sum else total / (1 + one + two))
 
 
+def test_an_attack_on_auxiliary_norms_has_their_gradient() -> None:
+    """It took the clean pass's, which went through the other norms."""
+    attack = Adversarial(eps=8, norm="auxiliary")
+    step = Step(build("moco-v2"), (attack,))
+    for p in step.norms.parameters():
+        torch.nn.init.uniform_(p, -2, 2)
+    found = step(batch(), rng()).parts["adversarial"]
+    method, inputs = step.method, step.method.inputs(batch())
+    targets = detach(method.targets(batch(), method.predict(inputs)))
+    with step._norms_of(attack):
+        torch.testing.assert_close(found, attack.loss(method, inputs, targets, rng(), None))
+
+
 def test_parts_are_reported_without_their_graph() -> None:
     outcome = Step(build("moco-v2"), (HARD["cutmix"], HARD["mixup"]))(batch(), rng())
     assert all(not v.requires_grad for v in outcome.parts.values())

@@ -268,6 +268,17 @@ def test_noise_contrastive_estimation_is_its_formula(negatives: int, temperature
     close(it.loss(embedding, torch.tensor(index)), plain_nce(probability, of_noise, 12))
 
 
+def test_half_precision_leaves_the_constant_of_nce_as_it_is() -> None:
+    """It is found once, before the first epoch, under autocast."""
+    found = []
+    for bf16 in (False, True):
+        it = Memory(MemoryConfig(dim=4, loss="nce", temperature=0.07), 64)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            it.fill([(torch.arange(64), unit(64, 4, seed=3).float())])
+        found.append(it.log_z)
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("loss", ["nce", "softmax"])
 def test_what_nobody_saw_counts_nothing(loss: str) -> None:
     it, embedding = memory(loss=loss), unit(4, 4, seed=1).requires_grad_()

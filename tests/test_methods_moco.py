@@ -20,7 +20,7 @@ from selftaught.methods.densecl import DenseCL
 from selftaught.methods.moco import enqueue
 from selftaught.methods.moco_v1 import MoCoV1
 from selftaught.methods.moco_v2 import MoCoV2
-from selftaught.methods.moco_v3 import MoCoV3
+from selftaught.methods.moco_v3 import MoCoV3, _patch_projection
 from selftaught.methods.patch_grid import Context, automatic_side, cut, drop_colours
 from selftaught.methods.simclr import SimCLR
 from selftaught.methods.simclr_v2 import SimCLRV2
@@ -228,6 +228,11 @@ def test_a_vits_patch_projection_stays_as_it_began(freeze: bool, optimizer: str)
         built.step()
     still = [k for k, p in backbone.named_parameters() if torch.equal(p, before[k])]
     assert still == (["network.patch_embed.proj.weight", "network.patch_embed.proj.bias"] if freeze else [])
+
+
+def test_other_networks_patches_learn() -> None:
+    swin = backbones.create("swin_tiny_patch4_window7_224", image_size=224)
+    assert not _patch_projection(swin)
 
 
 # SimCLR v2

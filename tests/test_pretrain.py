@@ -22,6 +22,7 @@ from selftaught.data.index import build
 from selftaught.evaluation.results import Results
 from selftaught.life import Life
 from selftaught.methods import moco
+from selftaught.watch import Guard
 from tests.pictures import folder
 from tests.several import begin, kill, together
 from tests.stopping import stopped_at
@@ -46,6 +47,18 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(out: Path) -> dict[str, bytes]:
     """Exactly; the file itself orders its metadata by chance."""
     return {key: value.numpy().tobytes() for key, value in load_file(out / "backbone.safetensors").items()}
+
+
+def test_the_guard_compares_the_clean_loss_with_chance(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together with hard ones it would never sit there."""
+    told: list[float | None] = []
+    monkeypatch.setattr(Guard, "observe", lambda self, step, features, *, loss, chance: told.append(loss))
+    words = ["pretrain", "--data", str(images), "--out", str(tmp_path), "--steps", "4", "--combine", "sum", *SMALL]
+    assert main([*words, "--hard", "cutmix"]) == 0
+    last = journal.read(tmp_path / "journal.jsonl")[-1]
+    assert told[-1] == last["losses"]["clean"] < last["loss"]
 
 
 def test_a_run_leaves_its_folder(trained: Path) -> None:

@@ -199,6 +199,10 @@ def test_the_latest_checkpoint_is_not_starved_by_the_best(images: Path, tmp_path
         (["--method", "swav", "--method.queue", "100000"], "--method.queue"),
         (["--method", "supervised", "--method.classes", "2"], "--method.classes"),
         (["--method", "simclr", "--accumulate", "8"], "compares"),
+        (["--method", "swav", "--accumulate", "8"], "compares"),
+        (["--method", "deepcluster", "--accumulate", "8"], "needs 2 images in each part"),
+        (["--method", "swav", "--method.epsilon", "0.01"], "--method.epsilon"),
+        (["--hard", "cutmix", "--hard.cutmix.crops", "all"], "small"),
         (["--method", "swav", "--backbone", "test_vit", "--size", "48", "--views.small", "2"], "patches"),
     ],
 )

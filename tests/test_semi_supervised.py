@@ -128,6 +128,12 @@ def test_the_gradient_is_the_losses() -> None:
     assert torch.autograd.gradcheck(lambda x: soft_cross_entropy(x / 0.5, target), logits)
 
 
+def test_what_the_teacher_says_adds_up_in_half_precision() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        said = build("distillation").targets(batch(), None)
+    torch.testing.assert_close(said.sum(1), torch.ones(len(said)))
+
+
 def test_the_teacher_rests() -> None:
     """It judges each image alone, by the statistics that it has learnt, and learns nothing more."""
     method = build("distillation").train()

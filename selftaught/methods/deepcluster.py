@@ -37,6 +37,10 @@ class DeepCluster(Method):
             every = max(min(-(-200 // epoch), setting.steps // epoch // 5), self.every)
             return replace(self, clusters=min(self.clusters, max(setting.images // 50, 8)), every=every)
 
+        @property
+        def least(self) -> int:
+            return 1 if self.symmetric else 2
+
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         check_clusters(config.clusters, images)

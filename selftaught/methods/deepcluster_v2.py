@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.clustering import UNSEEN, kmeans
+from selftaught.clustering import UNSEEN, check_clusters, kmeans
 from selftaught.distributed import gather
-from selftaught.errors import UserError
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.networks import Normalize, mlp, on_views
 
@@ -42,8 +41,7 @@ class DeepClusterV2(Method):
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
-        if config.clusters > images:
-            raise UserError(f"{config.clusters} clusters need more than {images} images: lower --method.clusters")
+        check_clusters(config.clusters, images)
         self.config = config
         self.backbone = backbone
         self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
@@ -74,8 +72,7 @@ class DeepClusterV2(Method):
             for batch in batches:
                 self._remember(batch, self.predict(self.inputs(batch)[: self.views]))
         seen = self.memory[0].any(dim=1).nonzero()[:, 0]
-        if len(seen) < self.config.clusters:
-            raise UserError(f"{self.config.clusters} clusters need more than {len(seen)} images: lower --method.clusters")
+        check_clusters(self.config.clusters, len(seen))
         for h in range(self.config.clusterings):
             points = self.memory[h % self.views, seen]
             self.prototypes[h], self.assigned[seen, h] = kmeans(points, self.config.clusters, self.config.iterations)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
@@ -49,7 +50,9 @@ class Distillation(Method):
         return self.network(inputs)
 
     def targets(self, batch: Batch, predictions: Tensor) -> Tensor:
-        return (self.teacher(batch.views[0]) / self.temperature).softmax(1)  # of the very view that the student sees
+        said = self.teacher(batch.views[0])  # of the very view that the student sees
+        exact = said.to(torch.promote_types(said.dtype, torch.float32))  # a CPU's autocast would leave two digits
+        return (exact / self.temperature).softmax(1)
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return soft_cross_entropy(predictions / self.temperature, targets)

@@ -83,7 +83,8 @@ class Memory(nn.Module):
             asking = embedding if asking is None else asking
             self.remember(index, embedding)
         if asking is not None and self.seen.any():  # Z is the sum over all images, as the first batch finds it
-            among = gather(asking.to(self.rows)) @ self.rows[self.seen][:65536].T / self.config.temperature
+            with torch.autocast(asking.device.type, enabled=False):  # bf16's three digits would stay for the whole run
+                among = gather(asking.to(self.rows)) @ self.rows[self.seen][:65536].T / self.config.temperature
             self.log_z.copy_(among.logsumexp((0, 1)) - math.log(among.numel()) + math.log(len(self.rows)))
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ class MoCo(Method):
         symmetric: bool = False  # both views are queries, each the other's key
 
         def suited(self, setting: Setting) -> Self:
-            """A key stays in the queue for at most half an epoch; the key encoder forgets within 1 % of training."""
+            """A key stays in the queue for at most half an epoch; the key encoder forgets within 1 % of a long training."""
             queue = min(self.queue, max(2 ** int(math.log2(max(setting.images // 2, 1))), setting.batch))
             return replace(self, queue=queue, momentum=teacher_momentum(self.momentum, setting.steps, 100))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from selftaught.losses import pick_nce
@@ -80,5 +81,5 @@ def _normed_mlp(*widths: int) -> nn.Sequential:
 
 def _patch_projection(backbone: Encoder) -> list[nn.Parameter]:
     """Of a ViT, the layer that makes tokens of pixels; nothing in other networks."""
-    patches = getattr(getattr(backbone, "network", None), "patch_embed", None)
-    return [p for name, p in patches.named_parameters() if name.startswith("proj.")] if patches is not None else []
+    network = getattr(backbone, "network", None)
+    return list(network.patch_embed.proj.parameters()) if isinstance(network, VisionTransformer) else []

@@ -39,7 +39,7 @@ class PCL(Method):
         clusters: int = 100_000  # of the finest clustering; each further one has half as many
         clusterings: int = 3
         negatives: int = 16384  # prototypes of other clusters, drawn each step: the paper's r
-        warmup: float = 0.1  # share of training before the first clustering
+        warmup: float = 0.1  # share of training; the first epoch that begins after it begins with clusters
         alpha: float = 10.0  # smooths the concentration of small clusters
         iterations: int = 20  # of k-means, each epoch
 
@@ -47,7 +47,8 @@ class PCL(Method):
             """Queue, momentum and head as MoCo's; clusters of some 12, 25 and 50 images, as the paper's on ImageNet."""
             like = moco_config(self).suited(setting)
             clusters = min(self.clusters, max(setting.images // 12, 8))
-            warmup = self.warmup if setting.steps > setting.images // setting.batch else 0.0  # of one epoch the start is all
+            epoch = setting.images // setting.batch
+            warmup = self.warmup if setting.steps > 2 * epoch else 0.0  # clusters are made where epochs begin
             return replace(
                 self, hidden=setting.features, queue=like.queue, momentum=like.momentum, clusters=clusters, warmup=warmup
             )

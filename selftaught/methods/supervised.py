@@ -29,6 +29,10 @@ class Supervised(Method):
             return init if self.head_layers else None
 
         @property
+        def least(self) -> int:
+            return 2 if self.head_layers else 1
+
+        @property
         def hidden_layers(self) -> int:
             return self.head_layers
 

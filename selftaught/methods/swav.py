@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.distributed import gather, own
-from selftaught.errors import UserError
+from selftaught.errors import UserError, require
 from selftaught.losses import sinkhorn, soft_cross_entropy
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.networks import Counter, Normalize, mlp, on_views
@@ -20,6 +20,7 @@ class SwAV(Method):
 
     paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
     multi_crop = True
+    couples_targets = True
     queue: Tensor
 
     @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,12 @@ class SwAV(Method):
         freeze_prototypes: float = 0.01  # share of training before they move
         queue: int = 0  # past embeddings of each view that help to balance, for batches smaller than the prototypes
         queue_start: float = 0.15  # share of training before the queue is used
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            require(
+                self.epsilon >= 0.025, "--method.epsilon", "0.025 or more, for smaller exponentials vanish", self.epsilon
+            )
 
         def suited(self, setting: Setting) -> Self:
             """Some ten prototypes a class serve best; what a batch cannot balance over them, the queue helps to."""

@@ -139,7 +139,7 @@ def test_mixing_with_a_share_of_one_changes_nothing(name: str, kind: type) -> No
 @pairs
 def test_accumulating_is_the_large_batch(name: str, hard: HardExample) -> None:
     """Two half batches give the gradient of the whole, where the loss does not compare samples."""
-    if METHODS[name].couples_samples or name == "swav":
+    if METHODS[name].couples_samples or METHODS[name].couples_targets:
         pytest.skip("its targets or losses compare the samples of one batch")
     if "random" in str(hard):
         pytest.skip("noise is drawn for each batch")
