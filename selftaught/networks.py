@@ -44,11 +44,11 @@ def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
 
 class Counter(nn.Module):
-    """A number of steps, saved with the rest. No tensor: reading one on a GPU would wait for all that it has to do."""
+    """A number of steps or epochs, saved with the rest. No tensor: reading one on a GPU waits for all that it has to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = 0) -> None:
         super().__init__()
-        self.value = 0
+        self.value = start
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.value)

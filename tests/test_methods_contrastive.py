@@ -202,7 +202,7 @@ def test_no_image_is_not_remembered() -> None:
 @given(st.integers(1, 30), seeds)
 def test_negatives_are_rows_that_were_seen(negatives: int, seed: int) -> None:
     it = memory(negatives=negatives)
-    it.clock.fill_(seed)
+    it.turn.value = seed
     others = it.others()
     assert len(others) == (negatives if negatives < 12 else 9)
     assert others.max() < 9
@@ -223,7 +223,7 @@ def test_negatives_are_uniform() -> None:
     it, counts = memory(negatives=8), torch.zeros(9)
     for _ in range(400):
         counts += torch.bincount(it.others(), minlength=9)
-        it.clock += 1
+        it.turn.value += 1
     assert ((counts / counts.sum() - 1 / 9).abs() < 0.02).all()  # five standard deviations
 
 

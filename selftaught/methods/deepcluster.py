@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selftaught.clustering import UNSEEN, check_clusters, kmeans, table, whiten
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import on_views
+from selftaught.networks import Counter, on_views
 
 
 class DeepCluster(Method):
@@ -21,7 +21,6 @@ class DeepCluster(Method):
     lr = 0.2
     assigned: Tensor
     weight: Tensor
-    epochs: Tensor
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -51,7 +50,7 @@ class DeepCluster(Method):
         self.classifier = nn.Linear(backbone.features, config.clusters)
         self.register_buffer("assigned", torch.full((images,), UNSEEN))
         self.register_buffer("weight", torch.zeros(config.clusters))
-        self.register_buffer("epochs", torch.zeros((), dtype=torch.long))  # begun
+        self.epochs = Counter()  # begun
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return batch.views[:2] if self.config.symmetric else batch.views[:1]
@@ -74,8 +73,8 @@ class DeepCluster(Method):
 
     @torch.no_grad()
     def before_epoch(self, batches: Iterable[Batch]) -> None:
-        self.epochs += 1
-        if (self.epochs - 1) % self.config.every:
+        self.epochs.value += 1
+        if (self.epochs.value - 1) % self.config.every:
             return
         seen, features = table(((b.index, self.backbone(b.views[0])) for b in batches), len(self.assigned))
         check_clusters(self.config.clusters, len(seen))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from selftaught.distributed import gather
 from selftaught.losses import nce
 from selftaught.method import Method, Setting
+from selftaught.networks import Counter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,6 @@ class Memory(nn.Module):
 
     rows: Tensor
     seen: Tensor
-    clock: Tensor
     log_z: Tensor
 
     def __init__(self, config: MemoryConfig, images: int) -> None:
@@ -42,7 +42,7 @@ class Memory(nn.Module):
         self.config = config
         self.register_buffer("rows", torch.zeros(images, config.dim))
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
-        self.register_buffer("clock", torch.randint(2**62, ()))  # which negatives it is the turn of: random, and ticks
+        self.turn = Counter(int(torch.randint(2**62, ())))  # of which negatives it is: random, and ticks
         self.register_buffer("log_z", torch.zeros(()))  # NCE's constant: log of the sum of exp(v_j f / T) over all images
 
     def others(self) -> Tensor:
@@ -50,7 +50,7 @@ class Memory(nn.Module):
         known = self.seen.nonzero()[:, 0]
         if self.config.negatives >= len(self.rows):
             return known
-        rng = torch.Generator().manual_seed(int(self.clock))
+        rng = torch.Generator().manual_seed(self.turn.value)
         return known[torch.randint(len(known), (self.config.negatives,), generator=rng).to(known.device)]
 
     def loss(self, embedding: Tensor, index: Tensor) -> Tensor:
@@ -95,4 +95,4 @@ class Memory(nn.Module):
         old = self.config.momentum * self.seen[index].to(new)[:, None]  # nothing of it, the first time
         self.rows[index] = F.normalize(old * self.rows[index] + (1 - old) * new, dim=1)
         self.seen[index] = True
-        self.clock += 1
+        self.turn.value += 1
