@@ -1,7 +1,7 @@
 """DirectPred (Tian et al., 2021, https://arxiv.org/abs/2102.06810); DirectSet, DirectCopy (Wang et al., 2021)."""
 
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from selftaught.distributed import gather
 from selftaught.errors import require
 from selftaught.losses import cosine_distance
-from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Counter, Teacher, mlp, on_views, rising, teacher_momentum
+from selftaught.method import Batch, Encoder
+from selftaught.methods.taught import Taught
+from selftaught.networks import Counter, Teacher, mlp, on_views
 
 
-class DirectPred(Method):
+class DirectPred(Taught):
     """BYOL with a linear predictor that is not learnt: the embeddings' correlations say what it is."""
 
     paper = "Tian et al., 2021, https://arxiv.org/abs/2102.06810; Wang et al., 2021, https://arxiv.org/abs/2110.04947"
@@ -22,45 +23,29 @@ class DirectPred(Method):
     predictor: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Method.Config):
+    class Config(Taught.Config):
         predictor: Literal["directpred", "directset", "directcopy"] = "directpred"
         eps: float = 0.1  # added to every eigenvalue of the predictor, whose largest is 1
         rho: float = 0.3  # of the moving average: how much of the past a step keeps
         frequency: int = 1  # steps from one setting of the predictor to the next
         alpha: float = 0.5  # exponent of DirectSet; that of DirectPred is 1/2, of DirectCopy 1
-        hidden: int = 4096
-        dim: int = 256
-        momentum: float = 0.996  # of the teacher at the start; it rises to 1 along a cosine
 
         def __post_init__(self) -> None:
             super().__post_init__()
             require(self.rho < 1, "--method.rho", "below 1", self.rho)
             require(self.eps > 0, "--method.eps", "above 0, or directions that vanish never return", self.eps)
 
-        def suited(self, setting: Setting) -> Self:
-            """As BYOL: a short training needs a teacher that follows sooner."""
-            momentum = teacher_momentum(self.momentum, setting.steps)
-            return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
-
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         self.config = config
-        self.backbone = backbone
         self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim))
         self.teacher = Teacher(self.network)
         self.register_buffer("correlation", torch.zeros(config.dim, config.dim))
         self.register_buffer("predictor", torch.eye(config.dim))
         self.steps = Counter()
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        return batch.views[:2]
-
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return on_views(self.network, inputs)  # embeddings: the predictor, which is known, waits in the loss
-
-    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first, second = on_views(self.teacher, batch.views[:2])
-        return second, first
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)
@@ -71,7 +56,7 @@ class DirectPred(Method):
 
     @torch.no_grad()
     def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
-        self.teacher.follow(self.network, rising(self.config.momentum, self.progress))
+        super().after_step(batch, predictions, targets)
         z = torch.cat([gather(p).to(self.correlation) for p in predictions])
         self.correlation.lerp_(z.T @ z / len(z), 1 - self.config.rho)
         self.steps.value += 1

@@ -1,19 +1,19 @@
 """MoCo v3 (Chen, Xie, He, 2021, https://arxiv.org/abs/2104.02057)."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from selftaught.losses import pick_nce
-from selftaught.method import Batch, Encoder, Method, Setting, Tensors
-from selftaught.networks import Normalize, Teacher, mlp, on_views, rising, teacher_momentum
+from selftaught.method import Encoder
+from selftaught.methods.taught import Taught
+from selftaught.networks import Normalize, Teacher, mlp, on_views
 
 
-class MoCoV3(Method):
+class MoCoV3(Taught):
     """Recognise an image by its momentum-encoded key, among the keys of the batch; no queue."""
 
     paper = "Chen et al., 2021, https://arxiv.org/abs/2104.02057"
@@ -21,37 +21,22 @@ class MoCoV3(Method):
     lr = 0.24
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Method.Config):
-        hidden: int = 4096
-        dim: int = 256
+    class Config(Taught.Config):
         layers: int = 3  # of the projection head; the predictor has two
         momentum: float = 0.99  # of the key encoder at the start; it rises to 1 along a cosine
         temperature: float = 0.2  # the paper's for ViTs; its ResNet-50 has 1
         freeze_patches: bool = True  # a ViT's projection of patches stays random, which keeps training steady
 
-        def suited(self, setting: Setting) -> Self:
-            """A short training needs a key encoder that follows sooner; heads follow the features' width."""
-            momentum = teacher_momentum(self.momentum, setting.steps)
-            return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
-
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         c = self.config = config
-        self.backbone = backbone
         self.network = nn.Sequential(backbone, _normed_mlp(backbone.features, *[c.hidden] * (c.layers - 1), c.dim))
         self.predictor = nn.Sequential(_normed_mlp(c.dim, c.hidden, c.dim), Normalize())
         self.teacher = Teacher(nn.Sequential(self.network, Normalize()))
         self.among = 0
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        return batch.views[:2]
-
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(self.predictor(z) for z in on_views(self.network, inputs))
-
-    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first, second = on_views(self.teacher, batch.views[:2])
-        return second, first
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         """The sum of both directions, times 2 * temperature, so that the temperature does not scale the gradient."""
@@ -68,9 +53,6 @@ class MoCoV3(Method):
         if self.config.freeze_patches:
             for p in _patch_projection(self.backbone):
                 p.grad = None  # optimizers pass it by, its decay too
-
-    def after_step(self, batch: Batch, predictions: Tensors, targets: Tensors) -> None:
-        self.teacher.follow(self.network, rising(self.config.momentum, self.progress))
 
 
 def _normed_mlp(*widths: int) -> nn.Sequential:

@@ -1,0 +1,42 @@
+"""What methods share whose pseudo-labels are a slow teacher's embeddings of the other view."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from torch import Tensor, nn
+
+from selftaught.method import Batch, Encoder, Method, Setting, Tensors
+from selftaught.networks import Teacher, on_views, rising, teacher_momentum
+
+
+class Taught(Method):
+    """A method of this kind makes the network and its teacher, and says how predictions are made and compared."""
+
+    network: nn.Module  # from pixels to embeddings [B, dim]: what the teacher follows
+    teacher: Teacher
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Method.Config):
+        hidden: int = 4096
+        dim: int = 256
+        momentum: float = 0.996  # of the teacher at the start; it rises to 1 along a cosine
+
+        def suited(self, setting: Setting) -> Self:
+            """A short training needs a teacher that follows sooner; heads follow the features' width."""
+            momentum = teacher_momentum(self.momentum, setting.steps)
+            return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
+
+    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
+        super().__init__(config, backbone, images)
+        self.momentum = config.momentum
+        self.backbone = backbone
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return batch.views[:2]
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first, second = on_views(self.teacher, batch.views[:2])
+        return second, first
+
+    def after_step(self, batch: Batch, predictions: Tensors, targets: Tensors) -> None:
+        self.teacher.follow(self.network, rising(self.momentum, self.progress))
