@@ -18,15 +18,14 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
-def nt_xent(query: Tensor, key: Tensor, beside: Tensor, temperature: float) -> Tensor:
+def nt_xent(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """Tell each query's key from every other sample of the batch (Chen et al., 2020, equation 1).
 
-    query, key, beside [B, D] of unit norm; `beside` is the batch as seen by the queries' view: of ordinary views the queries
-    themselves. One direction: SimCLR averages it with that of `nt_xent(key, query, key)`.
+    query, key [B, D] of unit norm. One direction: SimCLR averages it with that of `nt_xent(key, query)`.
     """
     itself = torch.eye(len(query), dtype=torch.bool, device=query.device)
-    others = (query @ beside.T).masked_fill(itself, -torch.inf)
-    logits = torch.cat([query @ key.T, others], dim=1) / temperature
+    among_queries = (query @ query.T).masked_fill(itself, -torch.inf)
+    logits = torch.cat([query @ key.T, among_queries], dim=1) / temperature
     return F.cross_entropy(logits, torch.arange(len(query), device=query.device))
 
 

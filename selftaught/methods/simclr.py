@@ -43,13 +43,9 @@ class SimCLR(Siamese):
         self.others = 0
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        """A view's target is the other view; so what the other's target says of the batch, it says of the view's own kind.
-
-        Not the predictions themselves: of mixed views, two are made of the same images.
-        """
         self.others = 2 * len(predictions[0]) - 1
-        triples = zip(predictions, targets, reversed(targets), strict=True)
-        return torch.stack([nt_xent(q, k, beside, self.temperature) for q, k, beside in triples]).mean()
+        pairs = zip(predictions, targets, strict=True)
+        return torch.stack([nt_xent(q, k, self.temperature) for q, k in pairs]).mean()
 
     def kept_head(self) -> nn.Sequential:
         return self.projection
