@@ -43,6 +43,9 @@ class SimCLR(Siamese):
         self.others = 0
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+        """Hard views, too, are told from the other hard ones of their kind: with ordinary ones in their place, or held
+        still, all was lost that hard examples bring (docs/LOG.md).
+        """
         self.others = 2 * len(predictions[0]) - 1
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([nt_xent(q, k, self.temperature) for q, k in pairs]).mean()
