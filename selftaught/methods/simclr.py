@@ -43,8 +43,8 @@ class SimCLR(Siamese):
         self.others = 0
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        """Hard views, too, are told from the other hard ones of their kind: with ordinary ones in their place, or held
-        still, all was lost that hard examples bring (docs/LOG.md).
+        """Hard views, too, are told from the other hard ones beside them, and repel each other: with ordinary ones in their
+        place, held still as targets are, hard examples did harm (docs/LOG.md).
         """
         self.others = 2 * len(predictions[0]) - 1
         pairs = zip(predictions, targets, strict=True)
