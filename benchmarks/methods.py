@@ -13,6 +13,7 @@ its own `--only`. `--docs` writes the tables into README.md and docs/methods/, b
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -96,9 +97,17 @@ def recorded(command: str) -> list[Row]:
 
 
 def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Both, in order; where they tell of the same run and score, the new."""
-    columns = ("method", "part", "seed", "protocol", "labels")
-    rows = {tuple(str(r[c]) for c in columns): r for r in [*old, *new]}
+    """Both, in order; where they tell of the same run and score, the new, which what had been compared with the old one is
+    compared with anew: as images are no longer at hand to be paired, by the intervals of both.
+    """
+    rows = {(r["method"], r["part"], r["seed"], r["protocol"], r["labels"]): r for r in [*old, *new]}
+    for (method, part, *rest), row in rows.items():
+        other = rows.get((method, COUNTERPART.get(part), *rest))
+        if other and "over" in row and row["over"].setdefault("than", other["mean"]) != other["mean"]:
+            mean = row["mean"] - other["mean"]
+            below = math.hypot(row["mean"] - row["low"], other["high"] - other["mean"])
+            above = math.hypot(row["high"] - row["mean"], other["mean"] - other["low"])
+            row["over"] = {"mean": mean, "low": mean - below, "high": mean + above, "than": other["mean"]}
     return [rows[key] for key in sorted(rows)]
 
 

@@ -220,6 +220,20 @@ def test_nt_xent_is_lightlys(temperature: float) -> None:
     close((nt_xent(x, y, temperature) + nt_xent(y, x, temperature)) / 2, theirs(x, y))
 
 
+def test_simclr_without_its_keys_gradient() -> None:
+    """It is the gradient of equation 1 with the other view's embeddings as constants; what is beside a query moves."""
+    free, still = (build("simclr", norm=False, dtype=torch.float64) for _ in range(2))
+    still.stop_gradient, data = True, batch(dtype=torch.float64)
+    x, y = free.predict(free.inputs(data))
+    parts = [nt_xent(x, y.detach(), free.temperature), nt_xent(y, x.detach(), free.temperature)]
+    expected = torch.autograd.grad(sum(parts) / 2, list(free.parameters()))
+    predictions = still.predict(still.inputs(data))
+    loss = still.loss(predictions, still.targets(data, predictions))
+    close(loss, sum(parts) / 2)
+    for found, wanted in zip(torch.autograd.grad(loss, list(still.parameters())), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_simclr_is_lightlys() -> None:
     method, data = build("simclr", norm=False, dtype=torch.float64), batch(dtype=torch.float64)
     predictions = method.predict(method.inputs(data))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import nt_xent
-from selftaught.method import Encoder, Method, Setting
+from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.methods.siamese import Siamese
 from selftaught.networks import Normalize, mlp
 
@@ -25,9 +25,11 @@ class SimCLR(Siamese):
         dim: int = 128
         layers: int = 2  # of the head
         temperature: float = 0.1
+        stop_gradient: bool = False  # at the keys, as in SimSiam: a view moves by its own comparison alone
 
         def suited(self, setting: Setting) -> Self:
-            return replace(self, hidden=setting.features)
+            """Without the keys' gradient, features are far better after short trainings: docs/methods/simclr.md."""
+            return replace(self, hidden=setting.features, stop_gradient=True)
 
         @property
         def hidden_layers(self) -> int:
@@ -35,12 +37,16 @@ class SimCLR(Siamese):
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
-        self.temperature = config.temperature
+        self.temperature, self.stop_gradient = config.temperature, config.stop_gradient
         self.backbone = backbone
         hidden = [config.hidden] * config.hidden_layers
         self.projection = mlp(backbone.features, *hidden, config.dim)
         self.network = nn.Sequential(backbone, self.projection, Normalize())
         self.others = 0
+
+    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        keys = super().targets(batch, predictions)
+        return tuple(key.detach() for key in keys) if self.stop_gradient else keys
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         """Hard views, too, are told from the other hard ones beside them, and repel each other: with ordinary ones in their
