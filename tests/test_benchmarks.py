@@ -1,0 +1,27 @@
+"""What benchmarks do with their numbers, where that is more than printing them."""
+
+from typing import Any
+
+import pytest
+
+
+def row(part: str, seed: int, mean: float, **more: Any) -> dict[str, Any]:
+    about = {"method": "simclr", "part": part, "seed": seed, "protocol": "knn", "labels": "all"}
+    return {**about, "mean": mean, "low": mean - 0.03, "high": mean + 0.03, **more}
+
+
+def test_results_of_earlier_runs_stay_and_what_they_were_compared_with_is_remembered() -> None:
+    """A peer's gain over a plain run that was since replaced would be the gain over something else."""
+    methods = pytest.importorskip("benchmarks.methods", reason="needs what benchmarks compare with")
+    over = {"mean": -0.1, "low": -0.11, "high": -0.09}
+    old = methods.joined(
+        [], [row("plain", 0, 0.4), row("peer", 0, 0.3, over=dict(over)), row("peer", 1, 0.3, over=dict(over))]
+    )
+    kept = methods.joined(old, [row("plain", 1, 0.5)])
+    assert len(kept) == 4
+    assert all(r["over"]["mean"] == -0.1 for r in kept if r["part"] == "peer" and r["seed"] == 0)
+    replaced = methods.joined(kept, [row("plain", 0, 0.5)])
+    (peer,) = (r for r in replaced if r["part"] == "peer" and r["seed"] == 0)
+    assert peer["over"]["mean"] == pytest.approx(-0.2)
+    assert peer["over"]["high"] - peer["over"]["mean"] == pytest.approx(0.03 * 2**0.5)  # two means, each as sure as it is
+    assert methods.joined(replaced, []) == replaced
