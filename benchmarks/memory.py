@@ -41,7 +41,18 @@ if __name__ == "__main__":
         for size in asked.sizes:
             for batch in asked.batches:
                 words = ["pretrain", "--data", str(data), "--out", str(scratch / f"{size}-{batch}")]
-                words += ["--backbone", asked.backbone, "--size", str(size), "--batch", str(batch), "--steps", "3"]
+                words += [
+                    "--method",
+                    "moco-v2",
+                    "--backbone",
+                    asked.backbone,
+                    "--size",
+                    str(size),
+                    "--batch",
+                    str(batch),
+                    "--steps",
+                    "3",
+                ]
                 words += ["--stem", "imagenet", "--precision", "bf16"]
                 resident, on_gpu = peak([*words, "--hard", *asked.hard] if asked.hard else words)
                 found[f"{size} px, batch {batch}"] = {"resident_bytes": resident, "gpu_bytes": on_gpu}

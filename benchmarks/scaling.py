@@ -28,8 +28,19 @@ SETS = {"ImageNet, 200 epochs": 200 * 1_281_167, "a billion images, once": 10**9
 def speed(data: Path, out: Path, processes: int, size: int, batch: int, steps: int) -> float:
     """Source images a second, of all processes: the median over steps after the first tenth."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    words += ["-m", "selftaught", "pretrain", "--data", str(data), "--out", str(out), "--backbone", "resnet18"]
-    words += ["--size", str(size), "--batch", str(batch), "--steps", str(steps), "--stem", "imagenet"]
+    words += ["-m", "selftaught", "pretrain", "--data", str(data), "--out", str(out), "--method", "moco-v2"]
+    words += [
+        "--backbone",
+        "resnet18",
+        "--size",
+        str(size),
+        "--batch",
+        str(batch),
+        "--steps",
+        str(steps),
+        "--stem",
+        "imagenet",
+    ]
     threads = {} if torch.cuda.is_available() else {"OMP_NUM_THREADS": "1"}
     subprocess.run(words, check=True, capture_output=True, env=os.environ | threads)
     entries = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]

@@ -62,7 +62,7 @@ def indexed(data: Path, cache: Path) -> float:
 def first_step(data: Path, cache: Path, out: Path) -> float:
     """Seconds until the journal holds a first step."""
     words = [sys.executable, "-m", "selftaught", "pretrain", "--data", str(data), "--out", str(out), "--steps", "1"]
-    words += ["--backbone", "resnet18", "--size", "32", "--stem", "imagenet", "--batch", "4"]
+    words += ["--method", "moco-v2", "--backbone", "resnet18", "--size", "32", "--stem", "imagenet", "--batch", "4"]
     began = time.perf_counter()
     running = subprocess.Popen(words, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, stderr=subprocess.PIPE)
     journal = out / "journal.jsonl"
