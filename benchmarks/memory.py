@@ -41,19 +41,8 @@ if __name__ == "__main__":
         for size in asked.sizes:
             for batch in asked.batches:
                 words = ["pretrain", "--data", str(data), "--out", str(scratch / f"{size}-{batch}")]
-                words += [
-                    "--method",
-                    "moco-v2",
-                    "--backbone",
-                    asked.backbone,
-                    "--size",
-                    str(size),
-                    "--batch",
-                    str(batch),
-                    "--steps",
-                    "3",
-                ]
-                words += ["--stem", "imagenet", "--precision", "bf16"]
+                words += ["--method", "moco-v2", "--backbone", asked.backbone, "--size", str(size)]
+                words += ["--batch", str(batch), "--steps", "3", "--stem", "imagenet", "--precision", "bf16"]
                 resident, on_gpu = peak([*words, "--hard", *asked.hard] if asked.hard else words)
                 found[f"{size} px, batch {batch}"] = {"resident_bytes": resident, "gpu_bytes": on_gpu}
                 gpu = f", {on_gpu / 2**20:.0f} MiB on the GPU" if on_gpu else ""

@@ -120,7 +120,8 @@ def shuffling() -> dict[str, float]:
 
 def one(name: str, place: Path, folder: Path, steps: int, seed: int) -> dict[str, Any]:
     words = [
-        "--out", str(folder), "--data", str(place), "--method", "moco-v2", "--backbone", "resnet10t", "--stem", "imagenet", "--size", "32",
+        "--out", str(folder), "--data", str(place), "--method", "moco-v2", "--backbone", "resnet10t",
+        "--stem", "imagenet", "--size", "32",
         "--batch", "64", "--precision", "fp32", "--steps", str(steps), "--seed", str(seed),
     ]  # fmt: skip
     train(flags.stage_from(words, None, "cpu", shared_index), folder, Conduct(album=False, workers=0))
