@@ -29,20 +29,8 @@ SCORE = ("protocol", "mean", "low", "high")
 def one(kind: str, data: str, folder: Path, steps: int, size: int, seed: int) -> list[dict[str, Any]]:
     memory, more = KINDS[kind]
     words = ["pretrain", "--data", data, "--out", str(folder / "run"), "--method", "moco-v2", "--backbone", "resnet10t"]
-    words += [
-        "--size",
-        str(size),
-        "--batch",
-        "128",
-        "--steps",
-        str(steps),
-        "--seed",
-        str(seed),
-        "--workers",
-        "0",
-        "--stem",
-        "imagenet",
-    ]
+    words += ["--size", str(size), "--batch", "128", "--steps", str(steps), "--seed", str(seed)]
+    words += ["--workers", "0", "--stem", "imagenet"]
     precision = () if "--precision" in more else ("--precision", "bf16")
     with mock.patch("selftaught.data.images.free_memory", return_value=memory):
         main([*words, *precision, *more])

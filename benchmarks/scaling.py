@@ -29,18 +29,8 @@ def speed(data: Path, out: Path, processes: int, size: int, batch: int, steps: i
     """Source images a second, of all processes: the median over steps after the first tenth."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     words += ["-m", "selftaught", "pretrain", "--data", str(data), "--out", str(out), "--method", "moco-v2"]
-    words += [
-        "--backbone",
-        "resnet18",
-        "--size",
-        str(size),
-        "--batch",
-        str(batch),
-        "--steps",
-        str(steps),
-        "--stem",
-        "imagenet",
-    ]
+    words += ["--backbone", "resnet18", "--size", str(size), "--batch", str(batch), "--steps", str(steps)]
+    words += ["--stem", "imagenet"]
     threads = {} if torch.cuda.is_available() else {"OMP_NUM_THREADS": "1"}
     subprocess.run(words, check=True, capture_output=True, env=os.environ | threads)
     entries = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
