@@ -212,7 +212,8 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     defaults = of_base(base, method_name, optimizer_name) if base else {}
     if base is None or recipe.method_name(base) != method_name:
         features = recipe.features_of(backbone)
-        setting = Setting(images=len(index.train), batch=batch, steps=steps, features=features, parts=max(accumulate, 1))
+        images, begun = len(index.train), bool(given["init"])
+        setting = Setting(images=images, batch=batch, steps=steps, features=features, parts=max(accumulate, 1), begun=begun)
         defaults["method_fields"] = recipe.config_for(method, setting, len(index.classes))
     defaults.setdefault("views_fields", recipe.views_for(method, size, Views()))
     defaults.setdefault("optimizer_fields", recipe.optimizer_for(method, optimizer_name, batch, bool(given["init"])))

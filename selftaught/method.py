@@ -54,6 +54,7 @@ class Setting:
     steps: int  # in the whole stage
     features: int  # width of the backbone's output
     parts: int = 1  # that a batch is worked through in: a loss sees one at a time
+    begun: bool = False  # from weights that are there, not from random ones
 
 
 class Method(nn.Module, ABC):

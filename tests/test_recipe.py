@@ -103,6 +103,12 @@ def test_weights_that_are_there_are_moved_at_the_common_rate_at_most() -> None:
     assert recipe.optimizer_for(METHODS["simclr"], "sgd", 256, begun=False).lr == 0.24
 
 
+def test_simclr_stops_its_keys_gradient_where_it_begins_from_random_weights(images: Path) -> None:
+    assert stage(images).method.stop_gradient  # type: ignore[attr-defined]
+    assert not stage(images, "--init", "weights.pth").method.stop_gradient  # type: ignore[attr-defined]
+    assert not stage(images, "--method.no-stop-gradient").method.stop_gradient  # type: ignore[attr-defined]
+
+
 def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
     base = stage(images, "--hard", "adversarial", "--hard.adversarial.eps", "3", "--method.temperature", "0.5")
     assert stage(images, base=base) == base

@@ -300,10 +300,10 @@ def test_the_queue_of_swav_counts_what_a_loss_sees() -> None:
     assert SwAV.Config().suited(parts).queue >= 512
 
 
-def test_prototypes_are_found_in_a_run_of_one_epoch() -> None:
-    """Clusterings come at the starts of epochs: the only one lay within the warmup, and PCL was MoCo."""
-    of = {steps: PCL.Config().suited(Setting(images=640, batch=64, steps=steps, features=64)).warmup for steps in (10, 11)}
-    assert of == {10: 0.0, 11: 0.1}
+def test_prototypes_are_found_in_a_run_of_one_epoch_or_two() -> None:
+    """Clusterings come at the starts of epochs: the first lay within the warmup, and PCL was MoCo, but for an end maybe."""
+    of = {steps: PCL.Config().suited(Setting(images=640, batch=64, steps=steps, features=64)).warmup for steps in (20, 21)}
+    assert of == {20: 0.0, 21: 0.1}
 
 
 def test_norms_stay_apart_where_keys_are_dealt_to_other_company() -> None:

@@ -28,8 +28,8 @@ class SimCLR(Siamese):
         stop_gradient: bool = False  # at the keys, as in SimSiam: a view moves by its own comparison alone
 
         def suited(self, setting: Setting) -> Self:
-            """Without the keys' gradient, features are far better after short trainings: docs/methods/simclr.md."""
-            return replace(self, hidden=setting.features, stop_gradient=True)
+            """Without the keys' gradient random weights become better features sooner: docs/methods/simclr.md."""
+            return replace(self, hidden=setting.features, stop_gradient=not setting.begun)
 
         @property
         def hidden_layers(self) -> int:
