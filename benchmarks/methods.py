@@ -232,7 +232,7 @@ def on_top(rows: Sequence[Row]) -> list[str]:
     longer = any(r["part"] == "long" for r in rows)
     heads += ["linear: plain in HEXA's time over HEXA"] if longer else []
     text = [
-        f"Of {len(names)} methods, by the linear probe at equal steps, HEXA is {counts} (level: 95 % intervals that hold 0).",
+        f"Of {len(names)} methods, by the linear probe at equal steps, HEXA is {counts} (level: the interval holds 0).",
         "",
         f"| {' | '.join(heads)} |",
         "| --- " * len(heads) + "|",
