@@ -556,5 +556,6 @@ def test_defaults_follow_small_data() -> None:
     assert MoCoV1.Config().suited(SETTING) == MoCoV1.Config(queue=2048, momentum=0.99)
     assert DenseCL.Config().suited(SETTING) == DenseCL.Config(queue=2048, momentum=0.99, hidden=512)
     assert MoCoV3.Config().suited(SETTING) == MoCoV3.Config(hidden=1024, momentum=0.98)
-    assert SimCLRV2.Config().suited(SETTING) == SimCLRV2.Config(hidden=512)
+    assert SimCLRV2.Config().suited(SETTING) == SimCLRV2.Config(hidden=512, stop_gradient=True)
+    assert SimCLRV2.Config().suited(dataclasses.replace(SETTING, begun=True)) == SimCLRV2.Config(hidden=512)
     assert CPC.Config().suited(SETTING) == CPC.Config()
