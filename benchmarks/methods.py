@@ -97,8 +97,8 @@ def recorded(command: str) -> list[Row]:
 
 
 def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Both, in order; where they tell of the same run and score, the new, which what had been compared with the old one is
-    compared with anew: as images are no longer at hand to be paired, by the intervals of both.
+    """Both, in order; of the same run and score, the new. What had been compared with a run that is replaced is compared
+    anew: by the intervals of both means, for the images that were paired are no longer at hand.
     """
     rows = {(r["method"], r["part"], r["seed"], r["protocol"], r["labels"]): r for r in [*old, *new]}
     for (method, part, *rest), row in rows.items():
@@ -113,7 +113,7 @@ def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
 
 def collect(asked: argparse.Namespace) -> list[Row]:
     """One row for each run and each way of scoring it; `over` is what it gains over its counterpart."""
-    found = []
+    found, cpu = [], machine()["cpu"]
     for folder in sorted(Path(asked.out).iterdir()):
         if not done(folder):
             continue
@@ -127,7 +127,7 @@ def collect(asked: argparse.Namespace) -> list[Row]:
         facts = run.read(folder).facts | {"steps": run.read(folder).stage.steps} if ours else peers.facts(folder)
         seconds = training_seconds(folder) if ours else facts["seconds"]
         judged = kept(folder / "judged.json", evaluate, folder, other, asked.data, asked.size)
-        about = {"method": name, "seed": seed, "steps": facts["steps"], "seconds": round(seconds), "cpu": machine()["cpu"]}
+        about = {"method": name, "seed": seed, "steps": facts["steps"], "seconds": round(seconds), "cpu": cpu}
         about["outcome"] = facts["outcome"]
         over = {(d["protocol"], d["labels"], d["metric"]): d for d in judged["differences"]}
         for which, key in ((part, "rows"), ("random", "random")):
@@ -241,11 +241,8 @@ def on_top(rows: Sequence[Row]) -> list[str]:
         of = {part: [r for r in rows if r["method"] == name and r["part"] == part] for part in COUNTERPART}
         seeds = {r["seed"] for r in of["hexa"]}  # each on one machine
         minutes = [f"{mean(r['seconds'] for r in of[p] if r['seed'] in seeds) / 60:.1f}" for p in ("plain", "hexa")]
-        gains = [
-            gained(of["hexa"], "knn"),
-            gained(of["hexa"], "linear"),
-            *([gained(of["long"], "linear")] if longer else []),
-        ]
+        gains = [gained(of["hexa"], "knn"), gained(of["hexa"], "linear")]
+        gains += [gained(of["long"], "linear")] if longer else []
         text.append(f"| {' | '.join([f'[`{name}`]({name}.md)', *minutes, *gains])} |")
     return text
 
@@ -286,9 +283,9 @@ if __name__ == "__main__":
     print({which: len(names) for which, names in helped(rows).items()}, helped(rows))
     write("methods", {"command": command, "rows": rows})
     if asked.docs:
-        about = [setting(asked, command, rows), ""]
-        fill(ROOT / "README.md", [*about, *overview(rows, NAMES)])
-        fill(ROOT / "docs" / "methods" / "hexa.md", [*about, *on_top(rows)])
+        fill(ROOT / "README.md", [setting(asked, command, rows), "", *overview(rows, NAMES)])
+        hexa = [r for r in rows if r["part"] == "hexa"]
+        fill(ROOT / "docs" / "methods" / "hexa.md", [setting(asked, command, hexa), "", *on_top(rows)])
         for name in NAMES:
             if of := [r for r in rows if r["method"] == name]:
-                fill(ROOT / "docs" / "methods" / f"{name}.md", [*about, *lines(of, [name])])
+                fill(ROOT / "docs" / "methods" / f"{name}.md", [setting(asked, command, of), "", *lines(of, [name])])

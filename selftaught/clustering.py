@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selftaught.devices import full_precision
 from selftaught.distributed import gather, rank, total, world_size
 from selftaught.errors import UserError
 
@@ -71,7 +72,7 @@ def table(parts: Iterable[tuple[Tensor, Tensor]], images: int) -> tuple[Tensor, 
     """
     rows, seen = torch.empty(0), torch.empty(0, dtype=torch.bool)
     for index, features in parts:
-        index, features = gather(index), gather(features.float() if features.dtype == torch.bfloat16 else features)
+        index, features = gather(index), gather(full_precision(features))
         if not len(rows):
             rows, seen = features.new_zeros(images, features.shape[1]), index.new_zeros(images, dtype=torch.bool)
         rows[index], seen[index] = features, True

@@ -193,7 +193,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     if not data.roots:
         raise UserError("no images: give folders or files with --data")
     seed = given["seed"] if given["seed"] is not None else base.seed if base else 0
-    index = index_of(data, seed)
+    index, begun = index_of(data, seed), bool(given["init"])
 
     def pick(name: str, default: Callable[[], Any]) -> Any:
         """As given, else as in the base, else by default."""
@@ -202,7 +202,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
 
     size = pick("size", lambda: recipe.size_for(index, device))
     backbone = pick("backbone", lambda: recipe.backbone_for(index, size, device))
-    stem = pick("stem", lambda: recipe.stem_for(backbone, size) if not given["init"] else "imagenet")
+    stem = pick("stem", lambda: "imagenet" if begun else recipe.stem_for(backbone, size))
     batch = pick("batch", lambda: recipe.batch_for(index, device))
     require(batch >= 1, "--batch", "1 or more", batch)
     if len(index.train) < batch:
@@ -212,11 +212,11 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     defaults = of_base(base, method_name, optimizer_name) if base else {}
     if base is None or recipe.method_name(base) != method_name:
         features = recipe.features_of(backbone)
-        images, begun = len(index.train), bool(given["init"])
-        setting = Setting(images=images, batch=batch, steps=steps, features=features, parts=max(accumulate, 1), begun=begun)
+        images, parts = len(index.train), max(accumulate, 1)
+        setting = Setting(images=images, batch=batch, steps=steps, features=features, parts=parts, begun=begun)
         defaults["method_fields"] = recipe.config_for(method, setting, len(index.classes))
     defaults.setdefault("views_fields", recipe.views_for(method, size, Views()))
-    defaults.setdefault("optimizer_fields", recipe.optimizer_for(method, optimizer_name, batch, bool(given["init"])))
+    defaults.setdefault("optimizer_fields", recipe.optimizer_for(method, optimizer_name, batch, begun))
     asked = parse(args, base, defaults)
     precision = pick("precision", lambda: "auto")
     if precision == "auto":

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from selftaught.devices import full_precision
+
 
 def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Sequential:
     """Linear -> BN -> ReLU between widths, ending in a plain linear layer (whose bias a loss may not see)."""
@@ -24,7 +26,7 @@ def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Seq
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
     """Of length 1 along `dim`, in full precision: similarities need the digits."""
-    return F.normalize(x.float() if x.dtype == torch.bfloat16 else x, dim=dim)
+    return F.normalize(full_precision(x), dim=dim)
 
 
 class Normalize(nn.Module):

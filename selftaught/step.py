@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from selftaught.devices import full_precision
 from selftaught.distributed import gather, is_sharded, world_size
 from selftaught.errors import UserError, require
 from selftaught.method import Batch, Method, Tensors, detach, leaves, map_tensors
@@ -65,10 +66,6 @@ def objective(method: Method, predictions: Tensors, targets: Tensors) -> Tensor:
         return method.loss(predictions, targets)
 
 
-def full_precision(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 class Step(nn.Module):
     """`combine="mean"` divides by the sum of the weights: hard examples then turn a step and do not lengthen it."""
 
@@ -102,8 +99,8 @@ class Step(nn.Module):
         hard = [h for h in self.hard if method.progress >= h.start]
         inputs = method.inputs(batch)
         learning = bool(hard) and torch.is_grad_enabled()
-        attacking = learning and any(h.reuses_gradient for h in hard)
-        if attacking:
+        reusing = [h for h in hard if learning and h.reuses_gradient and h.norm == "shared"]  # other norms, other gradients
+        if reusing:
             inputs = map_tensors(lambda x: x.detach().requires_grad_(), inputs)
         predictions = method.predict(inputs)
         targets = method.targets(batch, predictions)
@@ -111,14 +108,14 @@ class Step(nn.Module):
         slope = None
         if learning:
             aim = clean
-            if attacking and any(target.requires_grad for target in leaves(targets)):
+            if reusing and any(target.requires_grad for target in leaves(targets)):
                 aim = objective(method, predictions, detach(targets))  # an attack holds targets fixed
             clean, slope = differentiated(clean, method, inputs, aim)
         predictions, targets, inputs = detach(predictions), detach(targets), detach(inputs)
         losses, weights = {"clean": clean}, [1.0]
         for h in hard:
             with self._norms_of(h):
-                few, slope_few = first_crops(method, h, inputs), first_crops(method, h, slope)
+                few, slope_few = first_crops(method, h, inputs), first_crops(method, h, slope if h in reusing else None)
                 part = h.loss(method, few, targets, rng, slope_few)
                 losses[part_name(h)] = differentiated(part, method)[0] if learning else part
             weights.append(h.weight)

@@ -30,8 +30,7 @@ class Adversarial(HardExample):
 
     @property
     def reuses_gradient(self) -> bool:
-        """For the first step of an attack that starts at the view itself, and at the norms of the clean pass."""
-        return self.random_start < 1 and self.norm == "shared"
+        return self.random_start < 1  # the first step of an attack that starts at the view itself
 
     def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
         attacked = self.attack(method, inputs, targets, rng, slope)

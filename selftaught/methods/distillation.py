@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from selftaught.devices import full_precision
 from selftaught.errors import UserError
 from selftaught.losses import soft_cross_entropy
 from selftaught.method import Batch, Encoder, Method
@@ -50,9 +50,8 @@ class Distillation(Method):
         return self.network(inputs)
 
     def targets(self, batch: Batch, predictions: Tensor) -> Tensor:
-        said = self.teacher(batch.views[0])  # of the very view that the student sees
-        exact = said.to(torch.promote_types(said.dtype, torch.float32))  # a CPU's autocast would leave two digits
-        return (exact / self.temperature).softmax(1)
+        said = full_precision(self.teacher(batch.views[0]))  # of the very view that the student sees
+        return (said / self.temperature).softmax(1)
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return soft_cross_entropy(predictions / self.temperature, targets)

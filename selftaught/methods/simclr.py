@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import nt_xent
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Encoder, Method, Setting, detach
 from selftaught.methods.siamese import Siamese
 from selftaught.networks import Normalize, mlp
 
@@ -46,7 +46,7 @@ class SimCLR(Siamese):
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         keys = super().targets(batch, predictions)
-        return tuple(key.detach() for key in keys) if self.stop_gradient else keys
+        return detach(keys) if self.stop_gradient else keys
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         """Hard views, too, are told from the other hard ones beside them, and repel each other: with ordinary ones in their
