@@ -25,3 +25,18 @@ def test_results_of_earlier_runs_stay_and_what_they_were_compared_with_is_rememb
     assert peer["over"]["mean"] == pytest.approx(-0.2)
     assert peer["over"]["high"] - peer["over"]["mean"] == pytest.approx(0.03 * 2**0.5)  # two means, each as sure as it is
     assert methods.joined(replaced, []) == replaced
+
+
+def test_a_gain_is_told_beside_what_a_seed_alone_does() -> None:
+    methods = pytest.importorskip("benchmarks.methods", reason="needs what benchmarks compare with")
+
+    def of(name: str, part: str, seed: int, mean: float, **more: Any) -> dict[str, Any]:
+        return row(part, seed, mean, **more) | {"method": name}
+
+    plain = [of("simclr", "plain", 0, 0.40), of("simclr", "plain", 1, 0.42), of("byol", "plain", 0, 0.50)]
+    assert methods.between_seeds(plain, "knn") == (1, pytest.approx(2))  # one method has two seeds, two points apart
+    gains = [("simclr", 0, 0.01), ("simclr", 1, 0.03), ("byol", 0, -0.02)]  # means by method: +2 and -2
+    hexa = [of(name, "hexa", seed, 0.4, over={"mean": gain}) for name, seed, gain in gains]
+    gain, low, high = methods.across([*plain, *hexa], "knn")
+    assert gain == pytest.approx(0)
+    assert high == pytest.approx(-low) == pytest.approx(12.706 * 2, rel=1e-3)  # t for one degree of freedom, s / sqrt(2) = 2
