@@ -141,9 +141,19 @@ def collect(asked: argparse.Namespace) -> list[Row]:
     return [r for r in found if r["metric"] == "balanced_accuracy"]
 
 
+def chosen(rows: Sequence[Row], **where: Any) -> list[Row]:
+    """Those whose fields are as asked."""
+    return [r for r in rows if all(r[k] == v for k, v in where.items())]
+
+
 def average(rows: Sequence[Row], **where: Any) -> float | None:
-    values = [r["mean"] for r in rows if all(r[k] == v for k, v in where.items())]
-    return 100 * mean(values) if values else None
+    """Over seeds, in per cent: random weights of one seed are the same ones, however many runs were set beside them."""
+    of = chosen(rows, **where)
+    return 100 * mean(mean(r["mean"] for r in chosen(of, seed=seed)) for seed in {r["seed"] for r in of}) if of else None
+
+
+def with_interval(points: float, low: float, high: float) -> str:
+    return f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
@@ -156,7 +166,7 @@ def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
         "| --- " * (5 + len(COLUMNS)) + "|",
     ]
     for name, part in [("", "random"), *((name, part) for name in names for part in COUNTERPART)]:
-        of = [r for r in rows if r["part"] == part and (part == "random" or r["method"] == name)]
+        of = chosen(rows, part=part) if part == "random" else chosen(rows, part=part, method=name)
         if not of:
             continue
         scores = [average(of, protocol=p, labels=b) for p, b in COLUMNS]
@@ -183,7 +193,7 @@ def setting(asked: argparse.Namespace, command: str, rows: Sequence[Row]) -> str
 
 def told(rows: Sequence[Row], protocol: str) -> str:
     """A mean over seeds in per cent, and whether it is above or below its counterpart's by intervals of every seed."""
-    of = [r for r in rows if (r["protocol"], r["labels"]) == (protocol, "all")]
+    of = chosen(rows, protocol=protocol, labels="all")
     over = [r["over"] for r in of if "over" in r]
     mark = " ▲" if over and all(o["low"] > 0 for o in over) else " ▼" if over and all(o["high"] < 0 for o in over) else ""
     return f"{average(of):.1f}{mark}" if of else ""
@@ -197,12 +207,12 @@ def overview(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     def scores(of: Sequence[Row]) -> str:
         return " / ".join(told(of, protocol) for protocol in ("knn", "linear")) if of else ""
 
-    text.append(f"| random weights | | {scores([r for r in rows if r['part'] == 'random'])} |" + " |" * (len(parts) - 1))
+    text.append(f"| random weights | | {scores(chosen(rows, part='random'))} |" + " |" * (len(parts) - 1))
     for name in names:
         mine = [r for r in rows if r["method"] == name and r["part"] != "random"]
         if mine:
-            minutes = mean([r["seconds"] for r in mine if r["part"] == "plain"] or [0]) / 60
-            cells = [scores([r for r in mine if r["part"] == part]) for part in parts]
+            minutes = mean([r["seconds"] for r in chosen(mine, part="plain")] or [0]) / 60
+            cells = [scores(chosen(mine, part=part)) for part in parts]
             text.append(f"| [`{name}`](docs/methods/{name}.md) | {minutes:.1f} | {' | '.join(cells)} |")
     return text
 
@@ -211,8 +221,7 @@ def helped(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Methods that HEXA makes better, worse, or neither that can be told, at equal steps (linear probe, all labels)."""
     found: dict[str, list[str]] = {"better": [], "worse": [], "level": []}
     for name in NAMES:
-        wanted = {"method": name, "part": "hexa", "protocol": "linear", "labels": "all"}
-        gains = [r["over"] for r in rows if all(r[k] == v for k, v in wanted.items())]
+        gains = [r["over"] for r in chosen(rows, method=name, part="hexa", protocol="linear", labels="all")]
         if gains:
             better, worse = all(g["low"] > 0 for g in gains), all(g["high"] < 0 for g in gains)
             found["better" if better else "worse" if worse else "level"].append(name)
@@ -221,22 +230,22 @@ def helped(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 def gained(rows: Sequence[Row], protocol: str) -> str:
     """What runs gain over their counterparts in points, with the 95 % interval of each seed."""
-    gains = [r["over"] for r in rows if (r["protocol"], r["labels"]) == (protocol, "all") and "over" in r]
-    return ", ".join(f"{100 * g['mean']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})" for g in gains)
+    gains = [r["over"] for r in chosen(rows, protocol=protocol, labels="all") if "over" in r]
+    return ", ".join(with_interval(*(100 * g[k] for k in ("mean", "low", "high"))) for g in gains)
 
 
 def across(rows: Sequence[Row], protocol: str) -> tuple[float, float, float]:
     """What HEXA gains in points as a mean over methods, with the 95 % interval of that mean: methods vary, and seeds."""
-    of = [r for r in rows if (r["part"], r["protocol"], r["labels"]) == ("hexa", protocol, "all")]
-    gains = [100 * mean(r["over"]["mean"] for r in of if r["method"] == name) for name in {r["method"] for r in of}]
+    of = chosen(rows, part="hexa", protocol=protocol, labels="all")
+    gains = [100 * mean(r["over"]["mean"] for r in chosen(of, method=name)) for name in {r["method"] for r in of}]
     half = stats.t.ppf(0.975, len(gains) - 1) * stdev(gains) / math.sqrt(len(gains))
     return mean(gains), mean(gains) - half, mean(gains) + half
 
 
 def between_seeds(rows: Sequence[Row], protocol: str) -> tuple[int, float]:
     """Of how many methods there are plain runs of several seeds, and by how many points two differ (standard deviation)."""
-    of = [r for r in rows if (r["part"], r["protocol"], r["labels"]) == ("plain", protocol, "all")]
-    scores = [[100 * r["mean"] for r in of if r["method"] == name] for name in {r["method"] for r in of}]
+    of = chosen(rows, part="plain", protocol=protocol, labels="all")
+    scores = [[100 * r["mean"] for r in chosen(of, method=name)] for name in {r["method"] for r in of}]
     several = [s for s in scores if len(s) > 1]
     return len(several), math.sqrt(2 * mean(stdev(s) ** 2 for s in several))
 
@@ -249,11 +258,11 @@ def on_top(rows: Sequence[Row]) -> list[str]:
     heads = ["", "minutes", "HEXA's minutes", "kNN: HEXA over plain", "linear: HEXA over plain"]
     longer = any(r["part"] == "long" for r in rows)
     heads += ["linear: plain in HEXA's time over HEXA"] if longer else []
-    gains = [f"{gain:+.1f} ({low:+.1f} to {high:+.1f})" for gain, low, high in (across(rows, p) for p in ("knn", "linear"))]
+    knn, linear = (with_interval(*across(rows, protocol)) for protocol in ("knn", "linear"))
     twice, deviation = between_seeds(rows, "linear")
     text = [
         f"Of {len(names)} methods, by the linear probe at equal steps, HEXA is {counts} (level: the interval holds 0). "
-        f"The mean gain over methods is {gains[0]} points by kNN and {gains[1]} by the linear probe (95 % intervals). "
+        f"The mean gain over methods is {knn} points by kNN and {linear} by the linear probe (95 % intervals). "
         "The table's intervals hold the chance that lies in the test images. That of a training's seed comes on top: "
         f"two plain runs of one method differ by {deviation:.1f} points (linear, standard deviation over {twice} methods).",
         "",
@@ -261,7 +270,7 @@ def on_top(rows: Sequence[Row]) -> list[str]:
         "| --- " * len(heads) + "|",
     ]
     for name in names:
-        of = {part: [r for r in rows if r["method"] == name and r["part"] == part] for part in COUNTERPART}
+        of = {part: chosen(rows, method=name, part=part) for part in COUNTERPART}
         seeds = {r["seed"] for r in of["hexa"]}  # each on one machine
         minutes = [f"{mean(r['seconds'] for r in of[p] if r['seed'] in seeds) / 60:.1f}" for p in ("plain", "hexa")]
         gains = [gained(of["hexa"], "knn"), gained(of["hexa"], "linear")]
@@ -307,8 +316,8 @@ if __name__ == "__main__":
     write("methods", {"command": command, "rows": rows})
     if asked.docs:
         fill(ROOT / "README.md", [setting(asked, command, rows), "", *overview(rows, NAMES)])
-        hexa = [r for r in rows if r["part"] == "hexa"]
-        fill(ROOT / "docs" / "methods" / "hexa.md", [setting(asked, command, hexa), "", *on_top(rows)])
+        hexa = setting(asked, command, chosen(rows, part="hexa"))
+        fill(ROOT / "docs" / "methods" / "hexa.md", [hexa, "", *on_top(rows)])
         for name in NAMES:
-            if of := [r for r in rows if r["method"] == name]:
-                fill(ROOT / "docs" / "methods" / f"{name}.md", [setting(asked, command, of), "", *lines(of, [name])])
+            if of := chosen(rows, method=name):
+                fill(ROOT / "docs" / "methods" / f"{name}.md", [setting(asked, command, of), "", *lines(rows, [name])])

@@ -40,3 +40,10 @@ def test_a_gain_is_told_beside_what_a_seed_alone_does() -> None:
     gain, low, high = methods.across([*plain, *hexa], "knn")
     assert gain == pytest.approx(0)
     assert high == pytest.approx(-low) == pytest.approx(12.706 * 2, rel=1e-3)  # t for one degree of freedom, s / sqrt(2) = 2
+
+
+def test_random_weights_of_a_seed_count_once_however_many_runs_they_stood_beside() -> None:
+    methods = pytest.importorskip("benchmarks.methods", reason="needs what benchmarks compare with")
+    rows = [row("random", 0, 0.2) | {"method": name} for name in ("simclr", "byol", "swav")] + [row("random", 1, 0.4)]
+    assert methods.average(rows, protocol="knn", labels="all") == pytest.approx(30)
+    assert methods.average(rows, protocol="linear") is None
