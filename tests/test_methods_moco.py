@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -553,9 +554,21 @@ def test_rows_that_a_view_lacks_leave_no_parameter_out() -> None:
 
 
 def test_defaults_follow_small_data() -> None:
-    assert MoCoV1.Config().suited(SETTING) == MoCoV1.Config(queue=2048, momentum=0.99)
-    assert DenseCL.Config().suited(SETTING) == DenseCL.Config(queue=2048, momentum=0.99, hidden=512)
+    assert MoCoV1.Config().suited(SETTING) == MoCoV1.Config(queue=1024, momentum=0.99)
+    assert DenseCL.Config().suited(SETTING) == DenseCL.Config(queue=1024, momentum=0.99, hidden=512)
     assert MoCoV3.Config().suited(SETTING) == MoCoV3.Config(hidden=1024, momentum=0.98)
     assert SimCLRV2.Config().suited(SETTING) == SimCLRV2.Config(hidden=512, stop_gradient=True)
     assert SimCLRV2.Config().suited(dataclasses.replace(SETTING, begun=True)) == SimCLRV2.Config(hidden=512)
     assert CPC.Config().suited(SETTING) == CPC.Config()
+
+
+def test_queues_hold_keys_that_are_young_or_whose_encoder_moves_little() -> None:
+    def queue(**changes: Any) -> int:
+        return MoCoV2.Config().suited(dataclasses.replace(SETTING, **changes)).queue
+
+    assert queue() == 1024  # 128 * 100 / 10 keys: a tenth of the hundred steps that a momentum of .99 remembers
+    assert queue(images=10**6, batch=256, steps=10**6) == 16384  # 256 * 1000 / 10
+    assert queue(images=1000) == 256  # half an epoch, as a power of two
+    assert queue(batch=4096) == 4096  # a batch of keys comes in whole
+    assert queue(begun=True) == 2048
+    assert queue(images=10**6, begun=True) == MoCoV2.Config.queue

@@ -19,6 +19,7 @@ from selftaught.networks import Normalize, Teacher, teacher_momentum
 class MoCo(Method):
     """Recognise an image by its momentum-encoded key, among a queue of past keys. A version says which head it has."""
 
+    lr = 0.24
     local_norms: ClassVar[bool] = True  # and keys meet other company in theirs: see `deal`
 
     queue: Tensor
@@ -33,9 +34,14 @@ class MoCo(Method):
         symmetric: bool = False  # both views are queries, each the other's key
 
         def suited(self, setting: Setting) -> Self:
-            """A key stays in the queue for at most half an epoch; the key encoder forgets within 1 % of a long training."""
-            queue = min(self.queue, max(2 ** int(math.log2(max(setting.images // 2, 1))), setting.batch))
-            return replace(self, queue=queue, momentum=teacher_momentum(self.momentum, setting.steps, 100))
+            """The key encoder forgets within 1 % of a long training. A key stays in the queue for at most half an epoch, and
+            where weights are random at first and change fast, for a tenth of the steps that the key encoder remembers.
+            """
+            momentum = teacher_momentum(self.momentum, setting.steps, 100)
+            remembered = math.inf if setting.begun else setting.batch / (1 - momentum)
+            keys = max(min(setting.images // 2, remembered / 10), 1)
+            queue = min(self.queue, max(2 ** int(math.log2(keys)), setting.batch))
+            return replace(self, queue=queue, momentum=momentum)
 
     def __init__(self, config: Any, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
