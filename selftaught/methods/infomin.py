@@ -16,7 +16,7 @@ class InfoMin(Method):
     """MoCo v2 whose keys are also to be found from shuffled pieces: views that share less, but enough."""
 
     paper = "Tian et al., 2020, https://arxiv.org/abs/2005.10243"
-    lr = 0.24
+    lr = 0.12
     augment: ClassVar[dict[str, float]] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 
     @dataclass(frozen=True, kw_only=True)
