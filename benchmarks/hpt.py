@@ -4,7 +4,7 @@
     python -m benchmarks.hpt prepare --archives FOLDER --to runs/hpt
     cd runs/hpt
     selftaught pretrain --data data/imagenette128 --method moco-v2 --backbone resnet18 --size 64 --batch 128 --steps 730 \\
-        --out base
+        --method.queue 4096 --optimizer.lr 0.03 --out base
     selftaught study separability --plan ../../benchmarks/plans/hpt.yaml --out studies   # labels, sequential likewise
     selftaught study augmentations --plan ../../benchmarks/plans/hpt_moco.yaml --out studies   # and data
     selftaught study separability --plan ../../benchmarks/plans/hpt_hexa.yaml --out studies/hexa
