@@ -526,6 +526,15 @@ def test_swavs_queue_helps_when_it_is_full_and_its_time_has_come(steps: int, pro
         assert not code.requires_grad
 
 
+def test_swav_begins_from_random_weights_without_a_queue_and_with_sharper_codes() -> None:
+    """With a queue of embeddings of weights long changed, and codes near uniform, 1,200 steps taught hardly anything."""
+    setting = Setting(images=10_000, batch=64, steps=400, features=512)
+    new, going_on = (SwAV.Config().suited(dataclasses.replace(setting, begun=begun)) for begun in (False, True))
+    assert (new.queue, new.epsilon, new.prototypes) == (0, 0.03, 200)
+    assert (going_on.queue, going_on.epsilon, going_on.prototypes) == (2496, 0.05, 200)
+    assert SwAV.Config(epsilon=0.025).suited(setting).epsilon == 0.025
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 @pytest.mark.parametrize(("progress", "frozen"), [(0.0, True), (0.199, True), (0.2, False)])
 def test_prototypes_wait_before_they_move_and_keep_their_length(

@@ -90,7 +90,7 @@ def test_defaults_follow_the_data(images: Path) -> None:
 
 
 def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
-    rates = [recipe.optimizer_for(METHODS["swav"], "sgd", batch, begun=False).lr for batch in (64, 256, 4096)]
+    rates = [recipe.optimizer_for(METHODS["supervised"], "sgd", batch, begun=False).lr for batch in (64, 256, 4096)]
     assert rates == pytest.approx([0.015, 0.06, 0.96])
     vicreg = stage(images, "--method", "vicreg", "--batch", "8")
     assert (vicreg.optimizer.lr, vicreg.clip) == (0.00625, 5.0)

@@ -295,7 +295,7 @@ def test_a_share_above_all_is_refused(
 
 def test_the_queue_of_swav_counts_what_a_loss_sees() -> None:
     """Of a batch in parts each loss balances one part alone; the queue was left out as though it saw all."""
-    whole, parts = (Setting(images=10_000, batch=512, steps=1000, features=64, parts=n) for n in (1, 8))
+    whole, parts = (Setting(images=10_000, batch=512, steps=1000, features=64, parts=n, begun=True) for n in (1, 8))
     assert SwAV.Config().suited(whole).queue == 0
     assert SwAV.Config().suited(parts).queue >= 512
 

@@ -21,6 +21,7 @@ class SwAV(Method):
     paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
     multi_crop = True
     couples_targets = True
+    lr = 0.96
     queue: Tensor
 
     @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,15 @@ class SwAV(Method):
             )
 
         def suited(self, setting: Setting) -> Self:
-            """Some ten prototypes a class serve best; what a batch cannot balance over them, the queue helps to."""
+            """Some ten prototypes a class serve best; what a batch cannot balance over them, the queue helps to. Random weights
+            change too fast for a queue, and their codes say too little unless they are sharper (docs/methods/swav.md).
+            """
             prototypes = min(self.prototypes, max(setting.images // 50, 8))
+            fitted = replace(self, hidden=setting.features, prototypes=prototypes)
+            if not setting.begun:
+                return replace(fitted, queue=0, epsilon=min(self.epsilon, 0.03))
             queue = 0 if setting.batch // setting.parts >= 2 * prototypes else min(setting.images // 4, 3840)
-            queue -= queue % setting.batch
-            return replace(self, hidden=setting.features, prototypes=prototypes, queue=queue)
+            return replace(fitted, queue=queue - queue % setting.batch)
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
