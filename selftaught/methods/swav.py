@@ -43,8 +43,8 @@ class SwAV(Method):
             )
 
         def suited(self, setting: Setting) -> Self:
-            """Some ten prototypes a class serve best; what a batch cannot balance over them, the queue helps to. Random weights
-            change too fast for a queue, and their codes say too little unless they are sharper (docs/methods/swav.md).
+            """Some ten prototypes a class serve best; what a batch cannot balance over them, the queue helps to. Random
+            weights change too fast for a queue, and their codes say too little unless they are sharper (docs/LOG.md).
             """
             prototypes = min(self.prototypes, max(setting.images // 50, 8))
             fitted = replace(self, hidden=setting.features, prototypes=prototypes)
