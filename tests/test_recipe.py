@@ -98,8 +98,7 @@ def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
 
 
 def test_weights_that_are_there_are_moved_at_the_common_rate_at_most() -> None:
-    for name, there in (("simclr", 0.06), ("cmc", 0.03)):
-        assert recipe.optimizer_for(METHODS[name], "sgd", 256, begun=True).lr == there
+    assert recipe.optimizer_for(METHODS["simclr"], "sgd", 256, begun=True).lr == 0.06
     assert recipe.optimizer_for(METHODS["simclr"], "sgd", 256, begun=False).lr == 0.24
 
 
@@ -143,4 +142,4 @@ def test_steps_and_epochs_exclude_each_other(images: Path) -> None:
 def test_a_method_has_its_own_augmentations(images: Path) -> None:
     assert stage(images, "--method", "cmc").views.jitter == 0
     assert stage(images, "--method", "cmc", "--views.jitter", "0.5").views.jitter == 0.5
-    assert stage(images, "--method", "infomin").views.hue == 0.2
+    assert stage(images, "--method", "moco-v1").views.blur == 0

@@ -1,7 +1,6 @@
 """InfoMin (Tian et al., 2020, https://arxiv.org/abs/2005.10243)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,7 +16,6 @@ class InfoMin(Method):
 
     paper = "Tian et al., 2020, https://arxiv.org/abs/2005.10243"
     lr = 0.12
-    augment: ClassVar[dict[str, float]] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):
