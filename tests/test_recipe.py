@@ -97,8 +97,10 @@ def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
     assert stage(images, "--method", "vicreg", "--clip", "0").clip == stage(images).clip == 0.0
 
 
-def test_weights_that_are_there_are_moved_at_the_common_rate_at_most() -> None:
-    assert recipe.optimizer_for(METHODS["simclr"], "sgd", 256, begun=True).lr == 0.06
+def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS["simsiam"], "lr", 0.05)  # a rate below the common one, as none has now
+    for name, there in (("simclr", 0.06), ("simsiam", 0.05)):
+        assert recipe.optimizer_for(METHODS[name], "sgd", 256, begun=True).lr == there
     assert recipe.optimizer_for(METHODS["simclr"], "sgd", 256, begun=False).lr == 0.24
 
 
