@@ -261,7 +261,8 @@ def on_top(rows: Sequence[Row]) -> list[str]:
     knn, linear = (with_interval(*across(rows, protocol)) for protocol in ("knn", "linear"))
     twice, deviation = between_seeds(rows, "linear")
     text = [
-        f"Of {len(names)} methods, by the linear probe at equal steps, HEXA is {counts} (level: the interval holds 0). "
+        f"Of {len(names)} methods, by the linear probe at equal steps, HEXA is {counts} "
+        "(better, worse: by every seed's interval). "
         f"The mean gain over methods is {knn} points by kNN and {linear} by the linear probe (95 % intervals). "
         "The table's intervals hold the chance that lies in the test images. That of a training's seed comes on top: "
         f"two plain runs of one method differ by {deviation:.1f} points (linear, standard deviation over {twice} methods).",
