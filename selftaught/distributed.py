@@ -171,6 +171,15 @@ def shared(value: Any) -> Any:
     return box[0]
 
 
+def gather_values(value: Any) -> list[Any]:
+    """The `value` of every rank, on every rank, in their order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 @torch.no_grad()
 def same(tensors: Iterable[Tensor]) -> None:
     """Let every rank have rank 0's values, in place."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from selftaught import recipe
+from selftaught import plan, recipe
 from selftaught.data.index import Index
 from selftaught.data.locations import spelt
 from selftaught.data.views import Views
@@ -72,7 +72,7 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
 )
 OTHERWISE = {"statistics": "data", "keep": "best"}  # what happens without, where it is not as in pretrain
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
-CONDUCT = {"out", "device", "workers", "on-collapse", "save-every", "fsdp"}  # how it is done, which changes no outcome
+CONDUCT = {"out", *plan.CONDUCT}  # how it is done, which changes no outcome
 DEFAULTS: dict[str, Any] = {
     "data": (), "target": (), "source": (), "compile": False, "resume": False, "device": "auto", "workers": 2,
     "on_collapse": "stop", "save_every": 120.0, "fsdp": False,

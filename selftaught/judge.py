@@ -22,7 +22,7 @@ from selftaught.evaluation import KNN, Classifier, Features, Linear, Protocol, R
 from selftaught.evaluation.features import cached, extract
 from selftaught.progress import Progress
 from selftaught.stage import Data
-from selftaught.tuning import Bound, FineTune
+from selftaught.tuning import Bound, FineTune, number_images
 
 PROTOCOLS: tuple[Protocol, ...] = (KNN(), Linear())
 LABELS = ("5", "20", "all")
@@ -73,15 +73,12 @@ def judge(
     require(width >= 8, "--size", "8 pixels or more", width)
     progress.say(f"images of {width} pixels")
     images = Images(
-        index.paths, index.sizes, default_canvas(index.sizes, width), groups=index.groups, on_progress=progress.of("loading")
+        index.paths, index.sizes, default_canvas(index.sizes, width), groups=index.groups, strict=True,
+        on_progress=progress.of("loading"),
     )  # fmt: skip
     precision = own.stage.precision if own else "fp32"
     known = index.labelled
     train, test = (positions[known[positions]] for positions in (index.train, index.held_out))
-
-    def as_positions(positions: Tensor) -> Features:
-        assert index.labels is not None
-        return Features(positions[:, None].float(), index.labels[positions])
 
     found: dict[str, tuple[Features, Features]] = {}
     for name, backbone in compared.items():
@@ -117,7 +114,9 @@ def judge(
         )  # fmt: skip
     for asked in (p for p in protocols if isinstance(p, FineTune)):
         bound = Bound(asked=asked, backbones=compared, images=images, size=width, device=device, precision=precision)
-        positions = {name: (as_positions(train), as_positions(test)) for name in compared}
+        assert index.labels is not None
+        sides = (number_images(train, index.labels), number_images(test, index.labels))
+        positions = dict.fromkeys(compared, sides)
         results += evaluate(
             positions, [bound], labels=labels, draws=draws, seed=seed, on_progress=progress.of("fine-tuning")
         )  # fmt: skip

@@ -15,7 +15,8 @@ from selftaught import checkpoint, choice, heads, run, sharding, watch, weights
 from selftaught.backbones import Backbone
 from selftaught.choice import Candidate
 from selftaught.data.index import Index
-from selftaught.distributed import anywhere, is_sharded, own_share, rank, same, shared
+from selftaught.data.paths import counted, listed
+from selftaught.distributed import anywhere, gather_values, is_sharded, own_share, rank, same, shared
 from selftaught.errors import UserError
 from selftaught.evaluation.features import extract
 from selftaught.fit import Report
@@ -28,6 +29,8 @@ MEASURES = 20  # how often in a whole run, and
 RARELY = 50  # steps between them at least: a measurement costs as much as some four steps
 EARLY = (10, 25, 50, 100, 200, 400)  # besides: a collapse shows soon
 SOON = 5  # steps after a measurement that looked like one
+MOST_LOST = 0.1  # share of the training images that may vanish or break before training stops
+NAMED = 20  # lost images whose names run.json holds
 ASKED = 8  # steps between questions that all ranks answer: each costs a collective
 
 
@@ -67,6 +70,7 @@ class Life:
         self.seconds = 0.0
         self.best = -1.0
         self.looked = 0  # at which step
+        self.lost: list[tuple[str, str]] = []  # images that vanished or broke, on any rank, and why
         self.watch_every = max(trainee.stage.steps // MEASURES, RARELY)
         self.log_every = max(trainee.stage.steps // 500, 1)
         self.journal: Journal | None = None
@@ -138,6 +142,7 @@ class Life:
         self.looked = self.step
         same(running_statistics(self.trainee.step))  # on CPUs each rank's norms saw images of their own
         features = self.measure()
+        self.report_lost()
         spent = time.perf_counter() - began
         self.seconds += spent
         self.clock += spent
@@ -155,6 +160,21 @@ class Life:
         self.guard.bad = shared(self.guard.bad)  # every rank looks again at the same step
         if self.guard.collapsed and self.conduct.on_collapse == "stop":
             raise Collapsed(shared(warning) or "the features collapsed")
+
+    def report_lost(self) -> None:
+        """Say which images vanished or broke since they were indexed; raise UserError where training has too few left."""
+        lost = sorted({pair for pairs in gather_values(self.trainee.images.lost) for pair in pairs})
+        new = [pair for pair in lost if pair not in set(self.lost)]
+        self.lost = lost
+        if not new:
+            return
+        self.conduct.say(f"{counted(len(lost), 'image')} vanished or broke since they were indexed: {listed(new)}")
+        images = len(self.trainee.index.paths)
+        if len(lost) > MOST_LOST * images:
+            raise UserError(
+                f"{len(lost):,} of {counted(images, 'image')} vanished or broke during training, for example "
+                f"{listed(lost[:1])}: bring them back and give the same command with --resume"
+            )
 
     def consider(self) -> None:
         """Keep the weights of this step beside the run, with their scores, where the best are to be kept."""
@@ -223,6 +243,7 @@ class Life:
             "images_per_s": self.images / passed if report else None,
             "wait": waited / passed if report else None,
             "skipped": self.skipped,
+            "lost": len(self.lost),
             "seconds": self.seconds,
             "features": None if features is None else {k: finite(v) for k, v in features.items()},
         }
@@ -309,7 +330,13 @@ class Life:
 
     def write_run(self, outcome: str, **more: Any) -> None:
         t = self.trainee
-        run.write(self.out, t.stage, t.index, outcome, {**self.conduct.note, "held": t.images.hold, **more})
+        run.write(
+            self.out, t.stage, t.index, outcome, {**self.conduct.note, "held": t.images.hold, **self.lost_facts(), **more}
+        )
+
+    def lost_facts(self) -> dict[str, Any]:
+        """What run.json says of images that vanished or broke."""
+        return {"lost": len(self.lost), "lost_images": [list(pair) for pair in self.lost[:NAMED]]}
 
 
 def finite(value: Tensor | float) -> float | None:

@@ -14,7 +14,13 @@ import yaml
 from selftaught.errors import UserError
 
 RESERVED = {"out", "resume", "config"}  # what a plan decides itself
-CONDUCT = {"device", "workers", "on-collapse", "save-every"}  # what is said once, for all stages
+CONDUCT = {
+    "device",
+    "workers",
+    "on-collapse",
+    "save-every",
+    "fsdp",
+}  # how all stages are carried out: given once, to the command
 TOP = {"init", "defaults", "stages"}
 
 

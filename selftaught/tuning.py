@@ -159,6 +159,11 @@ class Bound(Protocol):
         return pixels.to(self.device), self.images.aspect[shown]
 
 
+def number_images(positions: Tensor, labels: Tensor) -> Features:
+    """Positions [n] as the vectors [n, 1] that `Bound` takes for features, in float64, which is exact; `labels` are of all."""
+    return Features(positions[:, None].double(), labels[positions])
+
+
 def goodness(labels: Tensor, values: Tensor) -> float:
     """Of scores [M, C]: balanced accuracy; the AUROC of several classes an image."""
     if labels.ndim == 2:

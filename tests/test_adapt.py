@@ -374,6 +374,7 @@ GOOD = "data: {target}, backbone: test_resnet, size: 32, batch: 8, precision: fp
         ("stages: {only: {GOOD, resume: true}}", ["only", "resume", "for the plan to decide"]),
         ("stages: {only: {GOOD, config: x.json}}", ["only", "config", "for the plan to decide"]),
         ("stages: {only: {GOOD, on_collapse: warn}}", ["only", "--on-collapse", "selftaught adapt"]),
+        ("stages: {only: {GOOD, fsdp: true}}", ["only", "--fsdp", "selftaught adapt"]),
         ("defaults: {device: cuda}\nstages: {only: {GOOD}}", ["only", "--device", "selftaught adapt"]),
         ("stages: {one: {GOOD}, two: {GOOD, stepz: 3}}", ["stage two cannot be read", "--stepz"]),
         ("stages: {one: {GOOD}, two: {GOOD, seed: x}}", ["stage two: --seed takes a whole number"]),

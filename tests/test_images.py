@@ -412,6 +412,15 @@ def test_what_was_lost_is_replaced_by_the_next_and_noted(tmp_path: Path) -> None
         assert images.lost == lost
 
 
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_strict_set_has_no_stand_ins(tmp_path: Path, hold: bool) -> None:
+    """An evaluation would score a stand-in by the label of the image that is gone."""
+    images = a_set(tmp_path, 5, hold=False)
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(UserError, match=r"1\.png"):
+        Images(images.paths, torch.ones(5, 2), 8, hold, strict=True).take(torch.tensor([0, 1]))
+
+
 def test_all_lost_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = a_set(tmp_path, 3, hold=False)
     for path in images.paths:

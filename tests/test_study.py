@@ -340,6 +340,7 @@ WELL = {"bases": {"own": "resnet18.a1_in1k"}, "targets": {"t": "t"}, "settings":
         ({"finetune": {"sizes": 3}}, "sizes"),
         ({"settings": {"data": "x"}}, "data is for the study to decide"),
         ({"settings": {"labels_from": "x", "device": "cuda"}}, "device, labels-from is for the study to decide"),
+        ({"settings": {"fsdp": True}}, "fsdp is for the study to decide"),
         ({"targets": {"t": {"data": "t", "settings": {"seed": 3}}}}, "seed is for the study to decide"),
         ({"settings": {"optimizer": {"lr": 1}}}, "optimizer.lr"),
     ],

@@ -20,7 +20,7 @@ from selftaught.data.images import Images, default_canvas
 from selftaught.data.index import Index
 from selftaught.errors import UserError
 from selftaught.evaluation import Features, Results, Scores, evaluate
-from selftaught.tuning import Bound, FineTune, drops, goodness
+from selftaught.tuning import Bound, FineTune, drops, goodness, number_images
 from tests.networks import RESNET, assert_same_weights
 from tests.pictures import folder
 
@@ -46,7 +46,7 @@ def backbone() -> backbones.Backbone:
 
 def features(index: Index, positions: Tensor, labels: Tensor | None = None) -> Features:
     assert index.labels is not None
-    return Features(positions[:, None].float(), (index.labels if labels is None else labels)[positions])
+    return number_images(positions, index.labels if labels is None else labels)
 
 
 @pytest.fixture
@@ -322,3 +322,11 @@ def test_the_command_fine_tunes_a_run_beside_others(tmp_path: Path, capsys: pyte
     assert not (out / "features").exists()  # frozen features are no part of it
     assert main([*words, "--finetune.rates", "0", "--json"]) == 2
     assert "above 0" in capsys.readouterr().err
+
+
+def test_positions_beyond_what_float32_counts_stay_exact() -> None:
+    positions = 2**24 + torch.arange(3)
+    train = number_images(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2]))
+    assert train.labels.tolist() == [0, 1, 2]
+    far = number_images(positions, torch.zeros(1, dtype=torch.long).expand(2**24 + 3))
+    assert torch.equal(far.vectors[:, 0].long(), positions)

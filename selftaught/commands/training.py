@@ -10,6 +10,7 @@ from typing import Any
 from selftaught import adapting, flags, plan, recipe, run
 from selftaught.commands.console import device_named, tell
 from selftaught.data.index import Index
+from selftaught.data.paths import counted
 from selftaught.distributed import processes, rank, shared
 from selftaught.errors import UserError, require
 from selftaught.life import Conduct
@@ -70,7 +71,15 @@ def train(words: list[str]) -> None:
         if not (resume and begun):
             progress.say(recipe.summary(stage))
         file = carry_out(stage, Path(asked.out), conduct, indices[-1])
-        progress.say(f"{recipe.method_name(stage)}: {stage.steps} steps done; the backbone is in {file}")
+        progress.say(
+            f"{recipe.method_name(stage)}: {stage.steps} steps done; the backbone is in {file}{lost_in(file.parent)}"
+        )
+
+
+def lost_in(folder: Path) -> str:
+    """What the last line says of images that vanished or broke during training."""
+    lost = run.read(folder).facts.get("lost", 0) if rank() == 0 else 0
+    return f"; {counted(lost, 'image')} vanished or broke meanwhile (run.json names them)" if lost else ""
 
 
 def read_config(file: Path) -> Any:
@@ -123,7 +132,7 @@ def adapt(words: list[str]) -> int:
             facts = run.read(place).facts
             if "choice" in facts:
                 print(facts["choice"]["text"])
-            print(f"the backbone is in {place / 'backbone.safetensors'}")
+            print(f"the backbone is in {place / 'backbone.safetensors'}{lost_in(place)}")
     return 0
 
 

@@ -16,7 +16,7 @@ from selftaught.data.locations import spelt
 from selftaught.data.machine import free_memory, in_parallel
 from selftaught.data.order import Groups
 from selftaught.data.originals import Originals
-from selftaught.data.paths import Paths
+from selftaught.data.paths import Paths, shown
 from selftaught.data.store import announce, keep
 from selftaught.errors import UserError
 
@@ -34,7 +34,8 @@ class Images(torch.utils.data.Dataset[Tensor]):
     `groups` says which images of stores lie together, so that they are read in an order that is kind to them.
 
     A file that vanished or broke since the index was built is shown by the next readable image and noted in
-    `lost`. Raises UserError when nothing readable follows for long, as then the disk is gone and not a file.
+    `lost`; with `strict` it is a UserError, as in an evaluation, where another image has another label. Raises UserError
+    when nothing readable follows for long, as then the disk is gone and not a file.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         *,
         groups: Groups | None = None,
         threads: int | None = None,
+        strict: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if not len(paths) or tuple(sizes.shape) != (len(paths), 2) or canvas < 1:
@@ -57,6 +59,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         self._announced: dict[int, set[int]] = {}  # groups, by process
         self.aspect = (sizes[:, 1].double() / sizes[:, 0].double()).float()
         self.threads = threads
+        self.strict = strict
         self.canvases: Tensor | None = None
         self.reasons: dict[int, str] = {}  # of each image that cannot be read any more
         processes = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)  # set by torchrun
@@ -105,6 +108,11 @@ class Images(torch.utils.data.Dataset[Tensor]):
     def mark_lost(self, i: int, reason: str) -> None:
         """Notes that image i cannot be read any more (also for what a worker process found)."""
         self.reasons.setdefault(i, reason)
+        if self.strict:
+            raise UserError(
+                f"{shown(spelt(self.paths[i]))} cannot be read any more ({reason}): give the same command again, which "
+                "looks through the images anew"
+            )
 
     def take(self, positions: Tensor, slots: Tensor | None = None, *, threads: int | None = None) -> tuple[Tensor, Tensor]:
         """The canvases of `positions[slots]` (without slots, of all): uint8 [B, 3, canvas, canvas].

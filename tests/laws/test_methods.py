@@ -141,8 +141,6 @@ def test_accumulating_is_the_large_batch(name: str, hard: HardExample) -> None:
     """Two half batches give the gradient of the whole, where the loss does not compare samples."""
     if METHODS[name].couples_samples or METHODS[name].couples_targets:
         pytest.skip("its targets or losses compare the samples of one batch")
-    if "random" in str(hard):
-        pytest.skip("noise is drawn for each batch")
     if getattr(hard, "random_start", 0):
         pytest.skip("noise is drawn for each batch")
 
