@@ -14,13 +14,7 @@ import yaml
 from selftaught.errors import UserError
 
 RESERVED = {"out", "resume", "config"}  # what a plan decides itself
-CONDUCT = {
-    "device",
-    "workers",
-    "on-collapse",
-    "save-every",
-    "fsdp",
-}  # how all stages are carried out: given once, to the command
+CONDUCT = {"device", "workers", "on-collapse", "save-every", "fsdp"}  # given once, to the command, for all stages
 TOP = {"init", "defaults", "stages"}
 
 

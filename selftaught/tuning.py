@@ -160,7 +160,7 @@ class Bound(Protocol):
 
 
 def number_images(positions: Tensor, labels: Tensor) -> Features:
-    """Positions [n] as the vectors [n, 1] that `Bound` takes for features, in float64, which is exact; `labels` are of all."""
+    """Positions [n] as the vectors [n, 1] that `Bound` takes for features, in float64, which is exact; labels of all."""
     return Features(positions[:, None].double(), labels[positions])
 
 
