@@ -18,6 +18,7 @@ from selftaught.hard import HARD
 from selftaught.method import Setting
 from selftaught.methods import DEFAULT, METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
+from selftaught.recipes import find_recipe
 from selftaught.stage import Data, Stage
 from selftaught.words import reader
 
@@ -237,7 +238,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
         base=base.base if base else None, keep=pick("keep", lambda: "last"), method=fields,
         hard=tuple(getattr(asked.hard_fields, name) for name in names), combine=pick("combine", lambda: "mean"),
         views=dataclasses.replace(views, large=method.views), optimizer=asked.optimizer_fields,
-        schedule=asked.schedule_fields, clip=pick("clip", lambda: method.clip), batch=batch,
+        schedule=asked.schedule_fields, clip=pick("clip", lambda: find_recipe(method).clip), batch=batch,
         accumulate=accumulate, steps=steps, precision=precision, compile=given["compile"], seed=seed,
     )  # fmt: skip
 

@@ -110,8 +110,8 @@ class Method(nn.Module, ABC):
     unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
     steady: ClassVar[tuple[str, ...]] = ()  # its parts whose learning rate stays at the peak throughout
     augment: ClassVar[Mapping[str, Any]] = {}  # how its views differ from MoCo-v2's, by default: fields of Views
-    lr: ClassVar[float] = 0.06  # at which SGD with momentum .9 does well on small data, for 256 images a step
-    clip: ClassVar[float] = 0.0  # norm at which its gradients are clipped by default; 0 = not at all
+    lr: ClassVar[float] = 0.06  # of SGD with momentum .9, for 256 images a step, where no recipe was tuned
+    clip: ClassVar[float] = 0.0  # norm at which its gradients are clipped, where no recipe was tuned; 0 = not at all
 
     backbone: Encoder
     progress: float = 0.0  # share of training done, written by the loop

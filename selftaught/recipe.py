@@ -19,6 +19,7 @@ from selftaught.hard import HARD
 from selftaught.method import Method, Setting
 from selftaught.methods import METHODS
 from selftaught.optim import LARS, OPTIMIZERS, SGD, AdamW, Optimizer
+from selftaught.recipes import find_recipe
 from selftaught.stage import Stage, method_of
 from selftaught.step import HardExample
 
@@ -92,11 +93,12 @@ def views_for(method: type[Method], size: int, views: Views) -> Views:
 
 
 def optimizer_for(method: type[Method], name: str, batch: int, begun: bool) -> Optimizer:
-    """The peak rate grows with the batch (Goyal et al., 2017); a method knows what SGD bears. Weights that one
+    """The peak rate grows with the batch (Goyal et al., 2017); `recipes` knows what SGD bears. Weights that one
     begins from are moved at the common rate at most.
     """
     if name == "sgd":
-        lr = min(method.lr, Method.lr) if begun else method.lr
+        tuned = find_recipe(method).lr
+        lr = min(tuned, Method.lr) if begun else tuned
         return SGD(lr=round(lr * batch / 256, 6))
     reference: Optimizer = {"adamw": AdamW, "lars": LARS}[name]()
     return dataclasses.replace(reference, lr=round(reference.lr * batch / 256, 6))

@@ -12,8 +12,10 @@ from selftaught import flags, recipe
 from selftaught.data.views import Views
 from selftaught.errors import UserError
 from selftaught.hard import HARD
+from selftaught.method import Method
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
+from selftaught.recipes import RECIPES, find_recipe
 from selftaught.stage import Data, Stage
 from tests.pictures import folder
 
@@ -98,10 +100,25 @@ def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
 
 
 def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(METHODS["simsiam"], "lr", 0.05)  # a rate below the common one, as none has now
+    slow = dataclasses.replace(RECIPES["simsiam"], lr=0.05)  # a rate below the common one, as none has now
+    monkeypatch.setitem(RECIPES, "simsiam", slow)
     for name, there in (("simclr", 0.06), ("simsiam", 0.05)):
         assert recipe.optimizer_for(METHODS[name], "sgd", 256, begun=True).lr == there
     assert recipe.optimizer_for(METHODS["simclr"], "sgd", 256, begun=False).lr == 0.24
+
+
+def test_tuned_rates_stand_in_one_table() -> None:
+    """A class holds the paper's values: no method has a tuned rate of its own."""
+    assert set(RECIPES) < set(METHODS)
+    for method in METHODS.values():
+        assert (method.lr, method.clip) == (Method.lr, Method.clip)
+
+
+def test_a_method_from_elsewhere_brings_its_own_rate() -> None:
+    class Own(METHODS["byol"]):  # type: ignore[misc, name-defined]
+        lr, clip = 0.3, 2.0
+
+    assert (find_recipe(Own).lr, find_recipe(Own).clip) == (0.3, 2.0)
 
 
 def test_simclr_stops_its_keys_gradient_where_it_begins_from_random_weights(images: Path) -> None:

@@ -37,7 +37,7 @@ LAYERS = [
     {"data.labels", "data.batches", "data.ahead", "methods.*", "step", "backbones", "optim", "evaluation.*", "likeness"},
     {"data.index", "hard.*", "fit", "watch", "weights", "compiling", "sharding"},
     {"data.pack"},
-    {"stage", "choice", "tuning", "heads"},
+    {"stage", "choice", "tuning", "heads", "recipes"},
     {"recipe"},
     {"run", "trainee", "flags", "progress", "catalogue"},
     {"report.*"},

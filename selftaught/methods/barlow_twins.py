@@ -16,7 +16,6 @@ class BarlowTwins(Siamese):
     """Make each dimension agree with itself in the other view, and with no other dimension."""
 
     paper = "Zbontar et al., 2021, https://arxiv.org/abs/2103.03230"
-    lr = 0.4
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):

@@ -15,7 +15,6 @@ class BYOL(Taught):
     """Predict a slow teacher's embedding of the other view; no negatives."""
 
     paper = "Grill et al., 2020, https://arxiv.org/abs/2006.07733"
-    lr = 0.4
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Taught.Config):

@@ -25,7 +25,6 @@ class CMC(Method):
     paper = "Tian et al., 2019, https://arxiv.org/abs/1906.05849"
     augment: ClassVar[dict[str, float]] = {"jitter": 0.0, "gray": 0.0, "blur": 0.0}
     views = 1
-    lr = 0.48
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MemoryConfig):

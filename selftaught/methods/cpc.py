@@ -20,7 +20,6 @@ class CPC(Method):
     paper = "van den Oord et al., 2018, https://arxiv.org/abs/1807.03748"
     views = 1
     couples_samples = True
-    lr = 0.24
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):

@@ -18,7 +18,6 @@ class DeepCluster(Method):
     """Predict the cluster that the image's features fell into, by a classifier that is new whenever the clusters are."""
 
     paper = "Caron et al., 2018, https://arxiv.org/abs/1807.05520"
-    lr = 0.2
     assigned: Tensor
     weight: Tensor
 

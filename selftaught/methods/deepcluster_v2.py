@@ -20,7 +20,6 @@ class DeepClusterV2(Method):
 
     paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
     multi_crop = True
-    lr = 0.96
     memory: Tensor
     assigned: Tensor
     prototypes: Tensor

@@ -23,7 +23,6 @@ class DenseCL(Method):
     """MoCo v2 of whole views, and of the places in them: each finds the one most like it in the other view."""
 
     paper = "Wang et al., 2020, https://arxiv.org/abs/2011.09157"
-    lr = 0.24
     queue: Tensor
     dense_queue: Tensor
     oldest: Tensor

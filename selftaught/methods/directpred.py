@@ -18,7 +18,6 @@ class DirectPred(Taught):
     """BYOL with a linear predictor that is not learnt: the embeddings' correlations say what it is."""
 
     paper = "Tian et al., 2021, https://arxiv.org/abs/2102.06810; Wang et al., 2021, https://arxiv.org/abs/2110.04947"
-    lr = 0.48
     correlation: Tensor
     predictor: Tensor
 

@@ -15,7 +15,6 @@ class InfoMin(Method):
     """MoCo v2 whose keys are also to be found from shuffled pieces: views that share less, but enough."""
 
     paper = "Tian et al., 2020, https://arxiv.org/abs/2005.10243"
-    lr = 0.12
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):

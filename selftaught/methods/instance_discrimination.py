@@ -15,7 +15,6 @@ class InstanceDiscrimination(Method):
 
     paper = "Wu et al., 2018, https://arxiv.org/abs/1805.01978"
     views = 1
-    lr = 0.96
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MemoryConfig):

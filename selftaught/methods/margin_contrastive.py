@@ -17,7 +17,6 @@ class MarginContrastive(Siamese):
     """Pull the views of an image together, and push different images apart as long as they are nearer than a margin."""
 
     paper = "Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100"
-    lr = 0.96
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):

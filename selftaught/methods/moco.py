@@ -19,7 +19,6 @@ from selftaught.networks import Normalize, Teacher, teacher_momentum
 class MoCo(Method):
     """Recognise an image by its momentum-encoded key, among a queue of past keys. A version says which head it has."""
 
-    lr = 0.24
     local_norms: ClassVar[bool] = True  # and keys meet other company in theirs: see `deal`
 
     queue: Tensor

@@ -18,7 +18,6 @@ class MoCoV3(Taught):
 
     paper = "Chen et al., 2021, https://arxiv.org/abs/2104.02057"
     couples_samples = True
-    lr = 0.96
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Taught.Config):

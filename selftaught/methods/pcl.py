@@ -23,7 +23,6 @@ class PCL(Method):
     """Recognise an image by its momentum-encoded key, and by the prototypes of the clusters that it lies in."""
 
     paper = "Li et al., 2020, https://arxiv.org/abs/2005.04966"
-    lr = 0.24
     assigned: Tensor
     prototypes: Tensor
     concentrations: Tensor

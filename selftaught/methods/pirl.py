@@ -15,7 +15,6 @@ class PIRL(Method):
     """Recognise an image, whole and in shuffled pieces, by what was last said of it, among all images."""
 
     paper = "Misra & van der Maaten, 2019, https://arxiv.org/abs/1912.01991"
-    lr = 0.96
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MemoryConfig):

@@ -17,7 +17,6 @@ class SimCLR(Siamese):
     """Recognise an image in another view of it, among all images of the batch."""
 
     paper = "Chen et al., 2020, https://arxiv.org/abs/2002.05709"
-    lr = 0.24
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):

@@ -17,7 +17,6 @@ class SimSiam(Method):
     """Predict the embedding of the other view, which is held still; no negatives and no teacher."""
 
     paper = "Chen & He, 2020, https://arxiv.org/abs/2011.10566"
-    lr = 0.8
     steady = ("predictor",)  # it must follow embeddings that go on moving (section 4.2)
 
     @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,6 @@ class SwAV(Method):
     paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
     multi_crop = True
     couples_targets = True
-    lr = 0.96
     queue: Tensor
 
     @dataclass(frozen=True, kw_only=True)

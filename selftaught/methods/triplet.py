@@ -17,7 +17,6 @@ class Triplet(Siamese):
     """Keep the other view of an image nearer than the nearest image beyond it, by a margin."""
 
     paper = "Schroff et al., 2015, https://arxiv.org/abs/1503.03832"
-    lr = 0.48
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):

@@ -17,8 +17,6 @@ class VICReg(Siamese):
     """Bring the views of an image together; keep each dimension's spread, and dimensions uncorrelated."""
 
     paper = "Bardes et al., 2021, https://arxiv.org/abs/2105.04906"
-    lr = 0.2
-    clip = 5.0  # a few times the usual norm: the covariances grow with the fourth power of the embeddings, and run away
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):

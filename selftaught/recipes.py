@@ -1,0 +1,57 @@
+"""Tuned numbers: the rate at which each method begins from random weights, and where that was measured.
+
+A number tuned on a data set is a fact about that data set. The paper's values stand in the methods' classes; what was
+tuned stands here alone. All rates were chosen by kNN and linear probe on imagenette128, whose test images the tables of
+the README score as well (docs/LOG.md: "Learning rates in a short training", "Rates once more" and the sections between).
+"""
+
+from dataclasses import dataclass
+
+from selftaught.method import Method
+from selftaught.methods import METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A tuned rate of SGD with momentum .9, and the trainings that it was chosen by."""
+
+    lr: float  # for 256 images a step; a step of fewer takes proportionally less
+    commit: str  # that made it the default
+    seeds: int  # that it was chosen by, or confirmed with
+    clip: float = 0.0  # norm at which gradients are clipped; 0 = not at all
+    data: str = "imagenette128, 48 px, ResNet-18"
+    steps: int = 400
+    batch: int = 64
+
+
+RECIPES: dict[str, Recipe] = {
+    "barlow-twins": Recipe(lr=0.4, commit="04fb572f", seeds=1),
+    "byol": Recipe(lr=0.4, commit="60e9ef90", seeds=2),
+    "cmc": Recipe(lr=0.48, commit="f49d33f7", seeds=2),
+    "cpc": Recipe(lr=0.24, commit="04fb572f", seeds=1),
+    "deepcluster": Recipe(lr=0.2, commit="04fb572f", seeds=1),
+    "deepcluster-v2": Recipe(lr=0.96, commit="93a76250", seeds=2),
+    "densecl": Recipe(lr=0.24, commit="34a2671f", seeds=1),
+    "directpred": Recipe(lr=0.48, commit="e09dd392", seeds=2),
+    "infomin": Recipe(lr=0.12, commit="d1f97eb5", seeds=1),
+    "instance-discrimination": Recipe(lr=0.96, commit="93a76250", seeds=2),
+    "margin-contrastive": Recipe(lr=0.96, commit="93a76250", seeds=2),
+    "moco-v1": Recipe(lr=0.24, commit="34a2671f", seeds=1),
+    "moco-v2": Recipe(lr=0.24, commit="34a2671f", seeds=1),
+    "moco-v3": Recipe(lr=0.96, commit="93a76250", seeds=2),
+    "pcl": Recipe(lr=0.24, commit="34a2671f", seeds=1),
+    "pirl": Recipe(lr=0.96, commit="93a76250", seeds=2),
+    "simclr": Recipe(lr=0.24, commit="04fb572f", seeds=1),
+    "simclr-v2": Recipe(lr=0.24, commit="04fb572f", seeds=1),
+    "simsiam": Recipe(lr=0.8, commit="b2db422b", seeds=2),
+    "swav": Recipe(lr=0.96, commit="21ef5589", seeds=2),
+    "triplet": Recipe(lr=0.48, commit="e09dd392", seeds=2),
+    # The clip is some times the usual norm: covariances grow with the fourth power of embeddings, and run away.
+    "vicreg": Recipe(lr=0.2, commit="04fb572f", seeds=1, clip=5.0),
+}
+
+
+def find_recipe(method: type[Method]) -> Recipe:
+    """The tuned recipe of a method; of one that was not tuned, what its class says."""
+    name = next((name for name, known in METHODS.items() if known is method), "")
+    return RECIPES.get(name) or Recipe(lr=method.lr, clip=method.clip, commit="", seeds=0, data="", steps=0, batch=0)
