@@ -10,7 +10,7 @@ from pathlib import Path
 
 import timm
 
-from selftaught import checkpoint, flags, heads, run, weight_files, weights
+from selftaught import checkpoint, flags, heads, run, weights
 from selftaught.data.index import Index
 from selftaught.distributed import rank, shared, wait
 from selftaught.errors import UserError
@@ -86,9 +86,6 @@ def kept(given: Sequence[str], backbone: str | None, stem: str | None) -> list[s
 def network_of(init: str) -> tuple[str | None, str | None]:
     """The backbone and the stem that weights are of, where they say so."""
     path = Path(init)
-    if run.is_run(weight_files.folder_of(path)):
-        stage = run.read(path).stage
-        return stage.backbone, stage.stem
     if path.exists():
         return weights.guess(path) or (None, None)
     return (init.partition(".")[0], "imagenet") if timm.is_model(init) else (None, None)

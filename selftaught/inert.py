@@ -74,7 +74,8 @@ def load(path: Path) -> tuple[Any, list[str]]:
     reader: Any = SimpleNamespace(
         __name__="inert", Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load()
     )
-    content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, encoding="latin1")
+    with path.open("rb") as file:  # by its name torch would judge what it is
+        content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader, encoding="latin1")
     return _opened(content), sorted(met)
 
 

@@ -133,7 +133,7 @@ def _in_folder(folder: Path) -> tuple[Path, ...]:
         raise UserError(f"{folder} holds {len(files)} files of weights: give one of them: {some(files)}.")
     below = sorted(path for suffix in SUFFIXES for path in folder.glob(f"*/*{suffix}"))[:100]
     hint = f"below it are {some(below)}" if below else f"it holds {some(sorted(folder.iterdir())) or 'nothing'}"
-    raise UserError(f"There is no file of weights in {folder}: {hint}.")
+    raise UserError(f"There is no file of weights in {folder}, and it is not a run: {hint}.")
 
 
 def _outcome(folder: Path) -> Path:
@@ -200,15 +200,17 @@ def _read_file(path: Path) -> Content:
     closed: list[str] = []
     try:
         inert.refuse_archives(path)
-        with warnings.catch_warnings():  # of old formats, which are read all the same
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(), path.open("rb") as file:  # by its name torch would judge what it is
+            warnings.simplefilter("ignore")  # of old formats, which are read all the same
             try:
-                data = torch.load(path, map_location="cpu", weights_only=True)
+                data = torch.load(file, map_location="cpu", weights_only=True)
             except UnpicklingError:
                 data, closed = inert.load(path)
     except Exception as error:  # broken bytes make the reader fail in many ways, each for the same reason
         reason = (str(error).splitlines() or [""])[0]
         reason = reason if " " in reason else type(error).__name__  # of a KeyError, the key says nothing
+        if "magic number" in reason:
+            reason = "it is a pickle that PyTorch did not write: save the tensors by torch.save"
         raise UserError(f"{path} is broken, or no PyTorch file: {reason.rstrip('.')}.") from None
     if isinstance(data, dict) and data.keys() >= CHECKPOINT:
         return _read_checkpoint(path, data)

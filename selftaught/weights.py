@@ -77,10 +77,11 @@ def serialise(state: State, metadata: Mapping[str, str]) -> bytes:
     """
     content = safetensors.torch.save(state)
     start = 8 + int.from_bytes(content[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:start])}
+    tensors = sorted(json.loads(content[8:start]).items(), key=lambda item: (item[1]["data_offsets"], item[0]))
+    header = {"__metadata__": dict(sorted(metadata.items())), **dict(tensors)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
-    return len(text).to_bytes(8, "little") + text + content[start:]
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[start:]])
 
 
 def portable(state: State) -> State:
@@ -153,7 +154,7 @@ def guess(source: str | Path) -> tuple[str, str] | None:
         return base(str(source)), "imagenet"
     content = read(source)
     if content.ours:
-        check_values(content.data, str(content))
+        check_values(content.data.get("state_dict", content.data), str(content))
         return content.metadata["name"], content.metadata["stem"]
     named = [content.architecture] if content.architecture else []
     for find in (layouts.readings, _elsewhere):
