@@ -86,10 +86,7 @@ def kept(given: Sequence[str], backbone: str | None, stem: str | None) -> list[s
 def network_of(init: str) -> tuple[str | None, str | None]:
     """The backbone and the stem that weights are of, where they say so."""
     path = Path(init)
-    if path.is_dir():
-        stage = run.read(path).stage
-        return stage.backbone, stage.stem
-    if path.is_file():
+    if path.exists():
         return weights.guess(path) or (None, None)
     return (init.partition(".")[0], "imagenet") if timm.is_model(init) else (None, None)
 

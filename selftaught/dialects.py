@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
@@ -165,6 +166,120 @@ def _efficientnet_pytorch(state: State) -> State:
     return by(rules)(state)
 
 
+# Of Hugging Face's transformers. Query, key and value are three layers there and one in timm.
+_HF_LAYER = r"encoder\.layer\.(\d+)\."
+_HF_ATTENTION = [
+    (r"embeddings\.cls_token", "cls_token"),
+    (r"embeddings\.position_embeddings", "pos_embed"),
+    (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+    (_HF_LAYER + r"attention\.attention\.(query|key|value)", r"blocks.\1.attn.\2"),
+    (_HF_LAYER + r"attention\.output\.dense", r"blocks.\1.attn.proj"),
+    ("layernorm", "norm"),
+]
+HF_VIT = [
+    *_HF_ATTENTION,
+    (r"embeddings\.distillation_token", "dist_token"),
+    (_HF_LAYER + "layernorm_before", r"blocks.\1.norm1"),
+    (_HF_LAYER + "layernorm_after", r"blocks.\1.norm2"),
+    (_HF_LAYER + r"intermediate\.dense", r"blocks.\1.mlp.fc1"),
+    (_HF_LAYER + r"output\.dense", r"blocks.\1.mlp.fc2"),
+]
+# Into the names of DINOv2's authors, which timm converts.
+HF_DINOV2 = [
+    *_HF_ATTENTION,
+    (r"embeddings\.(mask_token|register_tokens)", r"\1"),
+    (_HF_LAYER + r"layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+    (_HF_LAYER + r"mlp\.weights_in", r"blocks.\1.mlp.w12"),
+    (_HF_LAYER + r"mlp\.weights_out", r"blocks.\1.mlp.w3"),
+    (_HF_LAYER + r"(norm[12]|mlp\.fc[12])", r"blocks.\1.\2"),
+]
+_HF_DINOV3_LAYER = r"(?:model\.)?layer\.(\d+)\."
+# Into the names of DINOv3's authors.
+HF_DINOV3 = [
+    (r"embeddings\.(cls_token|mask_token)", r"\1"),
+    (r"embeddings\.register_tokens", "storage_tokens"),
+    (r"embeddings\.patch_embeddings", "patch_embed.proj"),
+    (_HF_DINOV3_LAYER + r"attention\.([qkv])_proj", r"blocks.\1.attn.\2"),
+    (_HF_DINOV3_LAYER + r"attention\.o_proj", r"blocks.\1.attn.proj"),
+    (_HF_DINOV3_LAYER + r"layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+    (_HF_DINOV3_LAYER + r"(norm[12])", r"blocks.\1.\2"),
+]
+_HF_PLAIN_MLP = [
+    (_HF_DINOV3_LAYER + r"mlp\.up_proj", r"blocks.\1.mlp.fc1"),
+    (_HF_DINOV3_LAYER + r"mlp\.down_proj", r"blocks.\1.mlp.fc2"),
+]
+_HF_GATED_MLP = [
+    (_HF_DINOV3_LAYER + r"mlp\.gate_proj", r"blocks.\1.mlp.w1"),
+    (_HF_DINOV3_LAYER + r"mlp\.up_proj", r"blocks.\1.mlp.w2"),
+    (_HF_DINOV3_LAYER + r"mlp\.down_proj", r"blocks.\1.mlp.w3"),
+]
+HF_RESNET = [
+    (r"embedder\.embedder\.convolution", "conv1"),
+    (r"embedder\.embedder\.normalization", "bn1"),
+    *(
+        (rf"encoder\.stages\.{s}\.layers\.(\d+)\.{theirs}", rf"layer{s + 1}.\1.{ours}")
+        for s in range(4)
+        for theirs, ours in (
+            *((rf"layer\.{k}\.convolution", f"conv{k + 1}") for k in range(3)),
+            *((rf"layer\.{k}\.normalization", f"bn{k + 1}") for k in range(3)),
+            (r"shortcut\.convolution", "downsample.0"),
+            (r"shortcut\.normalization", "downsample.1"),
+        )
+    ),
+]
+_HF_CONVNEXT_BLOCK = {
+    "dwconv": "conv_dw",
+    "layernorm": "norm",
+    r"pwconv([12])": r"mlp.fc\3",
+    "layer_scale_parameter": "gamma",
+    "grn": "mlp.grn",
+}
+HF_CONVNEXT = [
+    (r"embeddings\.patch_embeddings", "stem.0"),
+    (r"embeddings\.layernorm", "stem.1"),
+    (r"encoder\.stages\.(\d)\.downsampling_layer\.([01])", r"stages.\1.downsample.\2"),
+    *(
+        (rf"encoder\.stages\.(\d)\.layers\.(\d+)\.{theirs}", rf"stages.\1.blocks.\2.{ours}")
+        for theirs, ours in _HF_CONVNEXT_BLOCK.items()
+    ),
+    ("layernorm", "head.norm"),
+]
+
+
+def _merged(rules: Rules, parts: Sequence[str] = ("query", "key", "value"), unbiased: str = "") -> Callable[[State], State]:
+    """By `rules`, then query, key and value as one layer; the bias of the part `unbiased` is 0, where it has none."""
+    renamed = by(rules)
+
+    def translate(state: State) -> State:
+        state = renamed(state)
+        for stem in [key.removesuffix(f"{parts[0]}.weight") for key in state if key.endswith(f".attn.{parts[0]}.weight")]:
+            for end in ("weight", "bias"):
+                names = [f"{stem}{part}.{end}" for part in parts]
+                present = [state[name] for name in names if name in state]
+                lacking = [part for part, name in zip(parts, names, strict=True) if name not in state]
+                if len({value.shape for value in present}) != 1 or (lacking and (end, lacking) != ("bias", [unbiased])):
+                    continue  # the strict comparison says what is wrong
+                state[f"{stem}qkv.{end}"] = torch.cat([state.pop(n, torch.zeros_like(present[0])) for n in names])
+        return state
+
+    return translate
+
+
+def _hf_dinov3(state: State) -> State:
+    gated = any(".mlp.gate_proj." in key for key in state)
+    return _merged([*HF_DINOV3, *(_HF_GATED_MLP if gated else _HF_PLAIN_MLP)], ("q", "k", "v"), "k")(state)
+
+
+def _hf_convnext(state: State) -> State:
+    """Version 2's response norm has its C numbers as [1, 1, 1, C]."""
+    return {key: value.flatten() if ".grn." in key else value for key, value in by(HF_CONVNEXT)(state).items()}
+
+
+def _timm_vit_blocks(state: State) -> State:
+    """blocks.CHUNK.BLOCK, where the block's number counts through all chunks."""
+    return by([(r"blocks\.\d+\.(\d+)", r"blocks.\1")])(state)
+
+
 DIALECTS = (
     Dialect(
         "lightly's small ResNet in a row", ("0.weight", "1.running_mean", "2.0.conv1.weight"), by(SMALL_SEQUENTIAL),
@@ -172,6 +287,17 @@ DIALECTS = (
     ),
     Dialect("a ResNet's parts in a row", ("0.weight", "1.running_mean", "4.0.conv1.weight"), by(SEQUENTIAL)),
     Dialect("kuangliu's ResNet for CIFAR", ("conv1.weight", "layer2.0.shortcut.0.weight"), by(SHORTCUT)),
+    Dialect(
+        "transformers' ViT", ("embeddings.cls_token", "encoder.layer.0.layernorm_before.weight"), _merged(HF_VIT)
+    ),
+    Dialect(
+        "transformers' DINOv2", ("embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1"), _merged(HF_DINOV2)
+    ),
+    Dialect("transformers' DINOv3", ("embeddings.register_tokens", "layer.0.layer_scale1.lambda1"), _hf_dinov3),
+    Dialect("transformers' DINOv3", ("embeddings.register_tokens", "model.layer.0.layer_scale1.lambda1"), _hf_dinov3),
+    Dialect("transformers' ResNet", ("embedder.embedder.convolution.weight",), by(HF_RESNET)),
+    Dialect("transformers' ConvNeXt", ("encoder.stages.0.layers.0.dwconv.weight",), _hf_convnext),
+    Dialect("DINOv2's training", ("cls_token", "blocks.0.0.attn.qkv.weight"), _timm_vit_blocks),
     Dialect(
         "torchvision's ViT", ("class_token", "conv_proj.weight"), by(TORCHVISION_VIT),
         ("vit_base_*", "vit_large_*", "vit_huge_*"),

@@ -40,7 +40,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("hard", tuple[HARD_NAME, ...] | None, f"{' '.join(HARD)}", "hard examples to train on besides", "none"),
     ("backbone", str | None, "NAME", "of a timm network", SUITED),
     ("stem", Literal["imagenet", "cifar"] | None, "imagenet|cifar", "a resnet's first layers; cifar keeps detail", SUITED),
-    ("init", str | None, "WEIGHTS", "to start from: a file, or a name with pretrained weights in timm", "random"),
+    ("init", str | None, "WEIGHTS", "to start from: a run, a file or folder of weights, or a name in timm", "random"),
     ("statistics", Literal["weights", "data"] | None, "weights|data", "whose mean and std normalise the pixels", "weights"),
     ("trainable", str | None, "all|norm|none|last-K|lora", "norm: norm layers and the new head alone (HPT-BN)", "all"),
     ("keep", Literal["last", "best"] | None, "last|best", "best: of the start and log-spaced checkpoints", "last"),

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from selftaught import checkpoint, weights
 from selftaught.distributed import rank
 from selftaught.errors import UserError
+from selftaught.matching import check_values
 from selftaught.networks import mlp
 
 FILE = "head.safetensors"
@@ -40,7 +40,7 @@ def save(head: nn.Sequential, classes: tuple[str, ...], several: bool, file: Pat
     state = weights.portable(head.state_dict())
     if rank() != 0:
         return file
-    return checkpoint.atomic(file, lambda draft: draft.write_bytes(safetensors.torch.save(state, metadata)))
+    return checkpoint.atomic(file, lambda draft: draft.write_bytes(weights.serialise(state, metadata)))
 
 
 def load(run: str | Path) -> Trained:
@@ -59,9 +59,11 @@ def load(run: str | Path) -> Trained:
         widths, classes, several = (json.loads(said[key]) for key in ("widths", "classes", "several"))
         with torch.random.fork_rng(devices=[]):
             head = mlp(*widths)
+        fresh = head.state_dict()
         head.load_state_dict(state)
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} is no readable head ({' '.join(str(error).split())}): train {run} again") from error
+    check_values(state, str(file), fresh)
     return Trained(nn.Sequential(weights.load(folder / "backbone.safetensors"), head), tuple(classes), several)
 
 

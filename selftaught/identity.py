@@ -6,7 +6,7 @@ from pathlib import Path
 
 import timm
 
-from selftaught import heads, recipe, run
+from selftaught import heads, recipe, run, weight_files
 from selftaught.data.index import Index
 from selftaught.errors import UserError
 from selftaught.stage import Stage
@@ -19,14 +19,13 @@ def origin(init: str | None, head: bool = False) -> str:
     if init is None:
         return "random"
     path = run.resolve(Path(init))
-    file = path / "backbone.safetensors" if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        raise UserError(f"{init} has no backbone yet: bring it to its end first")
-    if not file.is_file():
+    if not path.exists():
         if not timm.is_model(init):
             raise UserError(f"--init {init} is neither a run nor a file, and timm knows no weights of this name")
         return init
-    files = [file, path / heads.FILE] if head and (path / heads.FILE).is_file() else [file]
+    files = [*weight_files.sources(path)]
+    if head and (path / heads.FILE).is_file():
+        files.append(path / heads.FILE)
     found = []
     for each in files:
         with each.open("rb") as opened:

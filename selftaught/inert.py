@@ -74,18 +74,45 @@ def load(path: Path) -> tuple[Any, list[str]]:
     reader: Any = SimpleNamespace(
         __name__="inert", Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load()
     )
-    content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, encoding="latin1")
+    with path.open("rb") as file:  # by its name torch would judge what it is
+        content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader, encoding="latin1")
     return _opened(content), sorted(met)
 
 
 def refuse_archives(path: Path) -> None:
-    """Raises ValueError for what torch.load would hand to TorchScript, which runs code, or unpack to disk."""
+    """Raises ValueError for what torch.load would hand to TorchScript, which runs code, or unpack to disk, and for archives
+    of something else.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                raise ValueError("it is a TorchScript archive, which is code: save the module's state dict instead")
+            names = archive.namelist()
+        if any(name.endswith("constants.pkl") for name in names):
+            raise ValueError(
+                "it is a TorchScript archive, which is code: save the module's state dict instead, "
+                "by torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth') where you trust it"
+            )
+        if not any(name.endswith("data.pkl") for name in names):
+            raise ValueError(_other_archive(names))
     elif tarfile.is_tarfile(path):
-        raise ValueError("it is a tar archive, as PyTorch wrote before 0.1.10: save it anew")
+        with tarfile.open(path) as tar:
+            names = tar.getnames()
+        if {"pickle", "storages", "tensors"} <= set(names):
+            raise ValueError("it is a tar archive, as PyTorch wrote before 0.1.10: save it anew")
+        raise ValueError(f"it is a tar archive ({_some(names)}): unpack it, and give the file of weights in it")
+
+
+def _other_archive(names: list[str]) -> str:
+    if names and all(name.endswith(".npy") for name in names):
+        return "it is an archive of NumPy (npz): timm.create_model(NAME, checkpoint_path=FILE) reads those of JAX, save that"
+    if any(name.endswith(".weights.h5") for name in names):
+        return "it is a network of Keras: convert it to PyTorch first"
+    if any(name.endswith(("serialized_exported_program.json", "models/model.json")) for name in names):
+        return "it is a program of torch.export: save the module's state dict instead"
+    return f"it is a zip archive ({_some(names) or 'empty'}): unpack it, and give the file of weights in it"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _opened(content: Any, depth: int = 0) -> Any:

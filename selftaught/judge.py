@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftaught import checkpoint, run
+from selftaught import checkpoint, run, weight_files
 from selftaught.backbones import Backbone
 from selftaught.classifying import classified, classifiers
 from selftaught.data.images import Images, default_canvas
@@ -63,8 +63,8 @@ def judge(
     there is nothing to read, or no labels.
     """
     progress = progress or Progress(show=False)
-    learnt = Path(learnt)
-    own = run.read(learnt) if learnt.is_dir() else None
+    learnt = weight_files.folder_of(Path(learnt))
+    own = run.read(learnt) if run.is_run(learnt) else None
     if own and own.doubt:
         progress.say(f"{learnt}: {own.doubt}")
     index = labelled(own, [str(root) for root in data], labels_from, seed, progress)

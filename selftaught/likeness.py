@@ -11,6 +11,9 @@ State = Mapping[str, Tensor]
 
 # (blocks a layer, have they three convolutions?, shape of the second one in the first block) -> name
 _RESNETS: dict[tuple[tuple[int, ...], bool, tuple[int, ...]], str] = {
+    ((1, 1, 1, 1), False, (64, 64)): "resnet10",
+    ((1, 1, 1, 1), True, (64, 64)): "resnet14",
+    ((2, 2, 2, 2), True, (64, 64)): "resnet26",
     ((2, 2, 2, 2), False, (64, 64)): "resnet18",
     ((3, 4, 6, 3), False, (64, 64)): "resnet34",
     ((3, 4, 6, 3), True, (64, 64)): "resnet50",
@@ -22,7 +25,15 @@ _RESNETS: dict[tuple[tuple[int, ...], bool, tuple[int, ...]], str] = {
     ((3, 4, 6, 3), True, (128, 128)): "wide_resnet50_2",
     ((3, 4, 23, 3), True, (128, 128)): "wide_resnet101_2",
 }
-_VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
+_VITS = {
+    (192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge", (1536, 40): "giant",
+}  # fmt: skip
+# With LayerScale, registers, a distillation token, rotary positions: which it is, the tensors say.
+_VIT_NAMES = (
+    "vit_{}_patch{}_224", "vit_{}_patch{}_dinov2", "vit_{}_patch{}_reg4_dinov2", "deit_{}_distilled_patch{}_224",
+    "deit3_{}_patch{}_224", "vit_{}_patch{}_dinov3", "vit_{}_patch{}_dinov3_qkvb", "vit_{}_plus_patch{}_dinov3",
+    "vit_{}_plus_patch{}_dinov3_qkvb",
+)  # fmt: skip
 # Their tensors alone do not say which padding and epsilon they were trained with: the dialect does.
 _EFFICIENT = {
     "torchvision's EfficientNet": tuple(f"efficientnet_b{i}" for i in range(5)),
@@ -43,9 +54,8 @@ def candidates(reading: Reading) -> tuple[str, ...]:
     if (shape := _vit(state)) is not None:
         width, depth, patch = shape
         size = _VITS.get((width, depth), "")
-        names = (f"vit_{size}_patch{patch}_224", f"vit_{size}_patch{patch}_dinov2", f"deit_{size}_distilled_patch16_224")
-        return names if size else ()
-    resnet = _RESNETS.get(_resnet(state))
+        return tuple(name.format(size, patch) for name in _VIT_NAMES) if size else ()
+    resnet = _resnet_name(state)
     return (resnet,) if resnet else ()
 
 
@@ -57,9 +67,15 @@ def small_stem(state: State) -> bool:
 
 def looks_like(state: State) -> str:
     """A guess at what a state dict is, for the error line."""
+    if any(key.endswith("flat_param") for key in state):
+        return "Its parameters are flat, as FSDP shares them out: save a full state dict."
+    if any(".lora_A." in key for key in state):
+        return "It holds low-rank additions alone: merge them into their network, and save that."
+    if any(re.search(r"(^|\.)(embeddings\.|encoder\.layers?\.0\.)", key) for key in state):
+        return "It looks like a network of Hugging Face's transformers, whose names are not known here: take timm's weights."
     resnet = _resnet(state)
     if any(resnet[0]):
-        name = _RESNETS.get(resnet, f"a ResNet of {resnet[0]} blocks")
+        name = _resnet_name(state) or f"a ResNet of {resnet[0]} blocks"
         return f"It looks like {name}{' with the cifar stem' if small_stem(state) else ''}."
     if (shape := _vit(state)) is not None:
         return "It looks like a ViT of width {}, depth {}, patch {}.".format(*shape)
@@ -74,6 +90,13 @@ def _resnet(state: State) -> tuple[tuple[int, ...], bool, tuple[int, ...]]:
     depths = tuple(max((int(m[2]) + 1 for m in blocks if m[1] == layer), default=0) for layer in "1234")
     second = next((value.shape[:2] for key, value in state.items() if key.endswith("layer1.0.conv2.weight")), ())
     return depths, any(m[3] == "3" for m in blocks), tuple(second)
+
+
+def _resnet_name(state: State) -> str | None:
+    """With the letter of its first layers: none for one convolution, t or d for three."""
+    name = _RESNETS.get(_resnet(state))
+    deep = next((value for key, value in state.items() if re.search(r"(^|\.)conv1\.0\.weight$", key)), None)
+    return name if name is None or deep is None else name + ("t" if deep.shape[0] == 24 else "d")
 
 
 def _vit(state: State) -> tuple[int, int, int] | None:

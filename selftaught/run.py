@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from selftaught import backbones, checkpoint, weights
+from selftaught import backbones, checkpoint, weight_files, weights
 from selftaught.backbones import Backbone
 from selftaught.data.index import Index
 from selftaught.errors import UserError
@@ -80,7 +80,12 @@ def open_backbone(path: Path) -> Backbone:
     """From a run's folder, or from a file that `export` or `pretrain` wrote."""
     if not path.exists():
         raise UserError(f"there is no {path}: give a run's folder, or a file that export wrote")
-    return read(path).backbone() if path.is_dir() else weights.load(path)
+    return read(path).backbone() if is_run(path) else weights.load(path)
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is the folder of a run or of a plan, and not one that holds weights of another kind."""
+    return any((path / name).is_file() for name in weight_files.RECORDS)
 
 
 def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str, Any]) -> None:
@@ -119,7 +124,8 @@ def lineage(stage: Stage) -> list[dict[str, Any]]:
 
 
 def resolve(folder: Path) -> Path:
-    """The run that a folder stands for: itself, or the outcome of the plan that it holds."""
+    """The run that a folder stands for: itself, or the outcome of the plan that it holds; also by its run.json."""
+    folder = weight_files.folder_of(folder)
     plan = folder / PLAN
     if (folder / "run.json").is_file() or not plan.is_file():
         return folder
@@ -138,7 +144,7 @@ def begun(folder: Path) -> bool:
 
 def read(folder: Path) -> Run:
     """A run, or the outcome of a plan. Raises UserError when the folder holds neither."""
-    plan, folder = folder / PLAN, resolve(folder)
+    plan, folder = weight_files.folder_of(folder) / PLAN, resolve(folder)
     base = json.loads(plan.read_text(encoding="utf-8"))["base"] if plan.parent != folder else None
     file = folder / "run.json"
     if not file.is_file():

@@ -1,39 +1,36 @@
 """Weights out to files, and in from files: our own, timm's, and those of other tools of self-supervision.
 
-Over 200 lines, because a file is read, recognised, compared and either taken whole or refused with a reason, and these
-steps are best read in one place. Which layouts and names there are is said in `layouts` and `dialects`.
+Over 200 lines, because what leaves and what comes in are best read in one place. What files there are, `weight_files`
+says; which layouts and names, `layouts` and `dialects`; what fits a network, `matching`.
 """
 
+import contextlib
+import functools
+import io
 import json
+import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from selftaught import checkpoint, inert
+from selftaught import checkpoint, layouts
 from selftaught.backbones import Backbone, base, build, create, nearest
 from selftaught.dialects import State
 from selftaught.distributed import rank, whole
 from selftaught.errors import UserError
-from selftaught.layouts import LAYOUTS, Reading, readings
-from selftaught.likeness import candidates, looks_like, small_stem
+from selftaught.layouts import Reading
+from selftaught.likeness import candidates, small_stem
+from selftaught.matching import check_values, compare, find_fit
 from selftaught.trainable import plain_state
+from selftaught.weight_files import SUFFIXES, Content, read, some, stated
 
-_OURS = ("name", "stem", "mean", "std", "image_size")
 _PICKLED = (".pth", ".pt")
-_FILE_SUFFIXES = (".safetensors", *_PICKLED, ".bin", ".ckpt", ".tar", ".pkl", ".torch")
-_HEADS = ("fc.", "head.", "head_dist.", "classifier.")  # what timm's networks, and those named like them, classify with
 
 
 # Out
@@ -54,8 +51,8 @@ def save(backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None =
         "format": "pt",
         "name": backbone.name,
         "stem": backbone.stem,
-        "mean": _stated(backbone.mean),
-        "std": _stated(backbone.std),
+        "mean": stated(backbone.mean),
+        "std": stated(backbone.std),
         "image_size": str(backbone.image_size or ""),
     }
     if clash := metadata.keys() & (extra or {}).keys():
@@ -65,14 +62,26 @@ def save(backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None =
     if rank() != 0:
         return
 
-    def write(draft: Path) -> None:
-        with draft.open("wb") as file:
-            if path.suffix == ".safetensors":
-                file.write(safetensors.torch.save(state, metadata))
-            else:
-                torch.save({"state_dict": state, "metadata": metadata}, file)
+    if path.suffix == ".safetensors":
+        content = serialise(state, metadata)
+    else:
+        buffer = io.BytesIO()  # what torch's own writer makes of a full disk is no OSError
+        torch.save({"state_dict": state, "metadata": metadata}, buffer)
+        content = buffer.getvalue()
+    checkpoint.atomic(path, lambda draft: draft.write_bytes(content))
 
-    checkpoint.atomic(path, write)
+
+def serialise(state: State, metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file: the same bytes for the same weights and metadata, which the library's own writer orders anew in
+    every process.
+    """
+    content = safetensors.torch.save(state)
+    start = 8 + int.from_bytes(content[:8], "little")
+    tensors = sorted(json.loads(content[8:start]).items(), key=lambda item: (item[1]["data_offsets"], item[0]))
+    header = {"__metadata__": dict(sorted(metadata.items())), **dict(tensors)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[start:]])
 
 
 def portable(state: State) -> State:
@@ -80,69 +89,48 @@ def portable(state: State) -> State:
     return {key: whole(value).detach().cpu().contiguous() for key, value in state.items()}
 
 
-def _stated(values: Tensor) -> str:
-    # The shortest digits that give the same float32 again: .485 and not .48500001430511475.
-    return json.dumps([float(str(value)) for value in values.cpu().numpy()])
-
-
 # In
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a file holds: nested dicts with tensors, what it says of itself, and names of pickled objects left closed."""
-
-    path: Path
-    data: Any
-    metadata: Mapping[str, str]
-    closed: tuple[str, ...] = ()
-
-    @property
-    def ours(self) -> bool:
-        return all(isinstance(self.metadata.get(key), str) for key in _OURS)
-
-    def __str__(self) -> str:
-        return str(self.path)
 
 
 def load(path: str | Path) -> Backbone:
     """The backbone in a file written by `save`; random numbers elsewhere are not disturbed."""
-    content = _read(_file(path))
+    content = read(path)
     if not content.ours:
         raise UserError(
             f"{content} does not say which network it holds: give a file that selftaught wrote, or take this one in first: "
             f"selftaught pretrain --init {content} --backbone NAME --data IMAGES --steps 0 --out FOLDER"
         )
-    mean, std = _statistics(content)
+    mean, std = _own_statistics(content)
     name, stem, size = (content.metadata[key] for key in ("name", "stem", "image_size"))
     with torch.random.fork_rng(devices=[]):
         backbone = create(name, stem=stem, mean=mean, std=std, image_size=int(size) if size.isdigit() else None)
-    _take(backbone.network, _fitting(content, backbone.network, name).state)
+    _take(backbone.network, find_fit(content, backbone.network, name).state, str(content))
     return backbone
 
 
 def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = True) -> str:
     """Fill `backbone` from `source`; return one line that says what was loaded, and what was left aside.
 
-    source: a file of ours or a run's folder; a file of any layout in `layouts.LAYOUTS`, its names timm's or of a dialect
-    in `dialects.DIALECTS`; or the name of pretrained weights in timm, which needs the network. A classifier's head is
-    dropped, and a ViT's position embedding is resampled to the backbone's image size. The source's own mean and std are
-    taken over where it states them, unless the backbone is to keep those that it has. No pickled code is ever run.
-    Raises UserError when any tensor of the network is missing, left over, or of another shape.
+    source: a file of ours, a run's folder or its checkpoint; a file of any layout in `layouts.LAYOUTS`, its names timm's,
+    of a dialect in `dialects.DIALECTS` or of what timm itself converts; a folder of the Hugging Face hub; or the name of
+    pretrained weights in timm, which needs the network. A classifier's head is dropped, and a ViT's position embedding is
+    resampled to the backbone's image size. The source's own mean and std are taken over where it states them, unless the
+    backbone is to keep those that it has. No pickled code is ever run. Raises UserError when any tensor of the network is
+    missing, left over, of another shape, or holds values that no training leaves.
     """
     path = Path(source)
-    if not path.exists() and path.suffix not in _FILE_SUFFIXES and os.sep not in str(source):
+    if not path.exists() and path.suffix not in SUFFIXES and os.sep not in str(source):
         return _load_pretrained(backbone, str(source), own_statistics)
-    content = _read(_file(path))
+    content = read(source)
     if content.ours:
         _check_same_kind(backbone, content)
-    fit = _fitting(content, backbone.network, backbone.name)
-    _take(backbone.network, fit.state)
+    fit = find_fit(content, backbone.network, backbone.name)
+    _take(backbone.network, fit.state, str(content))
     notes = [f"{len(fit.state)} tensors", *_said(fit.reading, content, plain=content.ours), *fit.notes]
     if not own_statistics:
         notes.append("mean and std of the images")
-    elif content.ours:
-        backbone.set_statistics(*_statistics(content))
+    elif statistics := _statistics(content):
+        backbone.set_statistics(*statistics)
         notes.append("with its mean and std")
     else:
         notes.append("mean and std kept, as the file states none")
@@ -164,18 +152,34 @@ def guess(source: str | Path) -> tuple[str, str] | None:
     path = Path(source)
     if not path.exists() and timm.is_model(str(source)):
         return base(str(source)), "imagenet"
-    content = _read(_file(path))
+    content = read(source)
     if content.ours:
+        check_values(content.data.get("state_dict", content.data), str(content))
         return content.metadata["name"], content.metadata["stem"]
-    said = content.data.get("arch") if isinstance(content.data, dict) else None
-    for reading in readings(content.data):
-        stem = "cifar" if small_stem(reading.state) else "imagenet"
-        for name in (*([said] if isinstance(said, str) else []), *candidates(reading)):
-            if timm.is_model(name) and not _fit(reading, _skeleton(name, stem), name).trouble:
-                return name, stem
+    named = [content.architecture] if content.architecture else []
+    for find in (layouts.readings, _elsewhere):
+        unlike = False
+        for reading in find(content.data):
+            stem = "cifar" if small_stem(reading.state) else "imagenet"
+            for name in (*named, *candidates(reading)):
+                if not timm.is_model(name):
+                    continue
+                fit = compare(reading, _skeleton(name, stem), name, content)
+                if fit.exact:
+                    check_values(fit.state, str(content))
+                if not fit.trouble:
+                    return name, stem
+                unlike = unlike or fit.unlike
+        if unlike:
+            return None
     return None
 
 
+def _elsewhere(data: Any) -> list[Reading]:
+    return layouts.prefer(list(layouts.search(data)), layouts.PAIRS)
+
+
+@functools.lru_cache(maxsize=16)
 def _skeleton(name: str, stem: str) -> nn.Module:
     """The network with shapes alone, which costs no time and no memory."""
     try:
@@ -204,61 +208,49 @@ def _load_pretrained(backbone: Backbone, name: str, own_statistics: bool) -> str
             f"The weights {name} could not be fetched ({type(error).__name__}): this needs the network once. "
             "Or give a file with weights instead."
         ) from error
-    _take(backbone.network, network.state_dict())
-    stated: Any = network.pretrained_cfg
-    if not own_statistics or not (stated.get("mean") and stated.get("std")):
+    _take(backbone.network, network.state_dict(), f"timm's {name}")
+    config: Any = network.pretrained_cfg
+    if not own_statistics or not (config.get("mean") and config.get("std")):
         return f"{backbone.name} starts from timm's {name}, mean and std kept."
-    backbone.set_statistics(stated["mean"], stated["std"])
+    backbone.set_statistics(config["mean"], config["std"])
     return f"{backbone.name} starts from timm's {name}, with its mean and std."
 
 
-# A file
+# What a file says of itself
 
 
-def _file(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        path = path / "backbone.safetensors"  # a run's folder
-    if not path.is_file():
-        raise UserError(f"There is no file {path}.")
-    return path
+def _statistics(content: Content) -> tuple[list[float], list[float]] | None:
+    """Mean and std, where the file or the settings beside it state some."""
+    if content.ours:
+        return _own_statistics(content)
+    if all(isinstance(content.metadata.get(key), str) for key in ("mean", "std")):  # as a run's checkpoint that was moved
+        with contextlib.suppress(UserError):
+            return _own_statistics(content)
+    timms, transformers = content.config.get("pretrained_cfg"), content.settings.get("preprocessor_config.json")
+    for settings, mean, std in ((timms, "mean", "std"), (transformers, "image_mean", "image_std")):
+        if isinstance(settings, dict) and (found := _as_statistics(settings.get(mean), settings.get(std))):
+            return found
+    return None
 
 
-def _read(path: Path) -> Content:
-    """Nothing in the file can run code: what is not plain data is left closed."""
-    if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                data = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                return Content(path, data, file.metadata() or {})
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path} is no readable safetensors file: {error}.") from None
-    closed: list[str] = []
+def _own_statistics(content: Content) -> tuple[list[float], list[float]]:
+    values = [content.metadata[key] for key in ("mean", "std")]
     try:
-        inert.refuse_archives(path)
-        with warnings.catch_warnings():  # of old formats, which are read all the same
-            warnings.simplefilter("ignore")
-            try:
-                data = torch.load(path, map_location="cpu", weights_only=True)
-            except UnpicklingError:
-                data, closed = inert.load(path)
-    except Exception as error:  # broken bytes make the reader fail in many ways, each for the same reason
-        reason = (str(error).splitlines() or [""])[0]
-        reason = reason if " " in reason else type(error).__name__  # of a KeyError, the key says nothing
-        raise UserError(f"{path} is broken, or no PyTorch file: {reason.rstrip('.')}.") from None
-    metadata = data.get("metadata") if isinstance(data, dict) else None
-    return Content(path, data, metadata if isinstance(metadata, dict) else {}, tuple(closed))
-
-
-def _statistics(content: Content) -> tuple[list[float], list[float]]:
-    stated = content.metadata
-    try:
-        mean, std = ([float(value) for value in json.loads(stated[key])] for key in ("mean", "std"))
+        found = _as_statistics(*(json.loads(value) for value in values))
     except (ValueError, TypeError):
-        mean, std = [], []
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise UserError(f"{content} states no usable mean and std: {stated['mean']} and {stated['std']}.")
-    return mean, std
+        found = None
+    if found is None:
+        raise UserError(f"{content} states no usable mean and std: {values[0]} and {values[1]}.")
+    return found
+
+
+def _as_statistics(mean: Any, std: Any) -> tuple[list[float], list[float]] | None:
+    try:
+        mean, std = ([float(value) for value in values] for values in (mean, std))
+    except (ValueError, TypeError):
+        return None
+    usable = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+    return (mean, std) if usable else None
 
 
 def _check_same_kind(backbone: Backbone, content: Content) -> None:
@@ -269,94 +261,8 @@ def _check_same_kind(backbone: Backbone, content: Content) -> None:
         raise UserError(f"{content} has the {stem} stem, and the backbone the {backbone.stem} stem: use {stem}.")
 
 
-# What a file's content is for a network
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A reading compared with a network: without `trouble`, `state` has all that the network wants and nothing else."""
-
-    reading: Reading
-    state: State
-    notes: tuple[str, ...]
-    trouble: str
-    hits: int
-
-
-def _fitting(content: Content, network: nn.Module, name: str) -> Fit:
-    """The first reading that fits exactly; raises UserError about the one that comes nearest."""
-    fits: list[Fit] = []
-    for reading in readings(content.data):
-        if content.ours and reading.layout is not LAYOUTS[-1]:
-            continue
-        fits.append(_fit(reading, network, name))
-        if not fits[-1].trouble:
-            return fits[-1]
-    if not fits:
-        held = "" if not content.closed else f" Pickled objects in it stay closed ({_some(content.closed)})."
-        raise UserError(
-            f'{content} holds no state dict, neither at its top nor under "state_dict", "model" or where other tools '
-            f"keep it.{held} Save the network's state_dict() alone and give that."
-        )
-    nearest_fit = max(fits, key=lambda fit: (fit.hits, -len(fit.reading.over)))  # the first of several
-    raise UserError(f"{content} does not fit {nearest_fit.trouble} {looks_like(nearest_fit.reading.state)}")
-
-
-def _fit(reading: Reading, network: nn.Module, name: str) -> Fit:
-    own, state, notes = network.state_dict(), dict(reading.state), []
-    if head := sorted(key for key in state if key not in own and key.startswith(_HEADS)):
-        notes.append(f"its head dropped ({_some(head)})")
-        state = {key: value for key, value in state.items() if key not in head}
-    notes += _fit_positions(network, state)
-    # A counter, not a weight: files from before PyTorch 0.4.1 and some converters leave it out.
-    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked") and key not in state}
-    missing = [key for key in own if key not in state and key not in counters]
-    over = [*(key for key in state if key not in own), *reading.over]
-    shapes = [
-        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    troubles = (("missing", missing), ("left over", over), ("of another shape", shapes))
-    trouble = "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in troubles if keys)
-    if trouble:
-        trouble = f"the backbone's {len(own)} tensors: {trouble}."
-    elif why := _otherwise(reading, name):
-        trouble = f"{name}: {why}."
-    return Fit(reading, {**state, **counters}, tuple(notes), trouble, sum(key in state for key in own))
-
-
-def _otherwise(reading: Reading, name: str) -> str:
-    """Why a network of the same shapes would compute something else with these weights, if it would."""
-    for other, why in reading.layout.unlike.items():
-        if name.startswith(other):
-            return why
-    dialect = reading.dialect
-    if dialect and dialect.unlike:
-        return dialect.unlike
-    if dialect and dialect.networks and not any(fnmatch(base(name), known) for known in dialect.networks):
-        return (
-            f"weights in the names of {dialect.whose} would compute something else in it; "
-            f"they are for {', '.join(dialect.networks)}"
-        )
-    return ""
-
-
-def _fit_positions(network: Any, state: State) -> list[str]:
-    """Resample a ViT's absolute position embedding when the weights come from another image size."""
-    here, there = getattr(network, "pos_embed", None), state.get("pos_embed")
-    if here is None or there is None or there.shape == here.shape or there.ndim != 3:
-        return []
-    prefix = 0 if getattr(network, "no_embed_class", False) else int(getattr(network, "num_prefix_tokens", 0))
-    new = list(network.patch_embed.grid_size)
-    old = round((there.shape[1] - prefix) ** 0.5)
-    if there.shape[2] != here.shape[2] or old * old + prefix != there.shape[1]:
-        return []  # the strict check says what is wrong
-    state["pos_embed"] = resample_abs_pos_embed(there, new_size=new, num_prefix_tokens=prefix)
-    return [f"position embedding resampled from {old}x{old} to {new[0]}x{new[1]}"]
-
-
-def _take(network: nn.Module, state: State) -> None:
+def _take(network: nn.Module, state: State, source: str) -> None:
+    check_values(state, source, network.state_dict())
     network.load_state_dict(state)  # strict: what `_fit` compared is compared once more
 
 
@@ -369,14 +275,17 @@ def _said(reading: Reading, content: Content, plain: bool) -> list[str]:
         notes.append(f"read as a file of {layout.tool}" + (f" (the {layout.which})" if layout.which else ""))
     if reading.dialect:
         notes.append(f"in the names of {reading.dialect.whose}")
+    if reading.under not in layouts.USUAL and not layout.tool:
+        kind = ", an average of weights" if layouts.AVERAGES & layouts.words(reading) else ""
+        notes.append(f'from "{".".join(reading.under)}"{kind}')
     if reading.prefix:
         notes.append(f'found under "{reading.prefix}"')
     if reading.count:
         notes.append(f"left aside outside of it: {reading.count} ({', '.join(reading.aside)})")
     if others := _others(content.data, reading.under):
-        notes.append(f"not looked at: {_some(others)}")
+        notes.append(f"not looked at: {some(others)}")
     if content.closed:
-        notes.append(f"pickled objects left closed: {_some(content.closed)}")
+        notes.append(f"pickled objects left closed: {some(content.closed)}")
     return notes
 
 
@@ -389,7 +298,3 @@ def _others(data: Any, under: Sequence[str]) -> list[str]:
         for key, value in data.items()
         if key != under[0] and isinstance(value, dict) and any(isinstance(tensor, Tensor) for tensor in value.values())
     ]
-
-
-def _some(keys: Sequence[str], show: int = 3) -> str:
-    return ", ".join(keys[:show]) + (", ..." if len(keys) > show else "")

@@ -1,0 +1,377 @@
+"""What lies at a path: weights in any kind of file and folder, or one line that says what is there instead."""
+
+import contextlib
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from selftaught import backbones, heads, weight_files, weights
+from selftaught.cli import main
+from selftaught.errors import UserError
+from tests.networks import RESNET, assert_same_weights, lived_in
+
+
+@pytest.fixture(scope="module")
+def backbone() -> backbones.Backbone:
+    made = backbones.create(RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_size=32)
+    lived_in(made.network)
+    return made
+
+
+@pytest.fixture
+def state(backbone: backbones.Backbone) -> dict[str, torch.Tensor]:
+    return dict(backbone.network.state_dict())
+
+
+def taken(source: Path, backbone: backbones.Backbone) -> str:
+    """Load `source` into a fresh network, and compare."""
+    fresh = backbones.create(RESNET)
+    line = weights.load_weights(fresh, source)
+    assert "\n" not in line
+    assert_same_weights(fresh.network, backbone.network)
+    return line
+
+
+def zipped(names: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in names.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(names: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in names.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, kernel=np.ones(3))
+    return buffer.getvalue()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * b"a" + b"\nsize 46830571\n"
+# Content, and a word that the line must have.
+NO_WEIGHTS: dict[str, tuple[bytes, str]] = {
+    "lfs": (POINTER, "Git LFS"),
+    "annex": (b"/annex/objects/SHA256E-s1--aa.pth\n", "git-annex"),
+    "html": (b"<!DOCTYPE html>\n<html><head><title>404</title>", "HTML"),
+    "html without doctype": (b"\n  <html lang='en'><body>Sign in</body></html>", "HTML"),
+    "html utf-8 mark": (b"\xef\xbb\xbf<!doctype HTML><p>", "HTML"),
+    "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
+    "json": (b'{"error": "Repository not found"}', "JSON"),
+    "json list": (b'["a"]', "JSON"),
+    "text": (b"Too many requests, try again later\n", "text"),
+    "text in another language": ("Datei nicht gefunden: Gewichte für ein Netz".encode(), "text"),
+    "utf-16": ("not found".encode("utf-16"), "text"),
+    "empty": (b"", "empty"),
+    "blank": (b"\n\n", "blank"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5"),
+    "gguf": (b"GGUF\x03" + bytes(100), "GGUF"),
+    "npy": (b"\x93NUMPY\x01\x00" + bytes(100), "NumPy"),
+    "npz": (npz(), "NumPy"),
+    "tflite": (b"\x1c\0\0\0TFL3" + bytes(100), "TensorFlow"),
+    "keras": (zipped({"config.json": b"{}", "model.weights.h5": b"x"}), "Keras"),
+    "zip": (zipped({"resnet18/readme.txt": b"x", "resnet18/weights.pth": b"x"}), "resnet18/readme.txt"),
+    "empty zip": (zipped({}), "zip"),
+    "torch.export": (zipped({"a/models/model.json": b"{}"}), "torch.export"),
+    "zip cut off": (zipped({"archive/data.pkl": bytes(900)})[:500], "cut off"),
+    "tar": (tarred({"weights/a.pth": b"x"}), "weights/a.pth"),
+    "old tar": (tarred({"pickle": b"x", "storages": b"x", "tensors": b"x"}), "before 0.1.10"),
+    "gzip": (gzip.compress(b"x" * 100), "gzip"),
+    "jpeg": (b"\xff\xd8\xff\xe0" + bytes(50), "JPEG"),
+    "pdf": (b"%PDF-1.7\n" + bytes(50), "PDF"),
+    "parquet": (b"PAR1" + bytes(50), "Parquet"),
+    "rubbish": (bytes(range(1, 256)), ""),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_what_is_no_file_of_weights_is_named(tmp_path: Path, kind: str, suffix: str) -> None:
+    content, word = NO_WEIGHTS[kind]
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    for read in (weights.guess, weights.load, lambda p: weights.load_weights(backbones.create(RESNET), p)):
+        with pytest.raises(UserError) as error:
+            read(path)
+        assert str(path) in str(error.value)
+        assert word in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".h5", ".pb", ".tflite", ".msgpack", ".keras", ".ckpt.data-00000-of-00001"])
+def test_files_that_only_their_suffix_tells(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(range(200, 256)))
+    with pytest.raises(UserError) as error:
+        weight_files.read(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_cut_off(tmp_path: Path, state: dict[str, torch.Tensor], kind: str, share: float) -> None:
+    path = tmp_path / "weights.pth"
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(UserError) as error:
+        weight_files.read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+
+    def closed(self: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(UserError, match="Permission denied"):
+        weight_files.read(path)
+
+
+@pytest.mark.parametrize("name", ["https://example.org/a.pth", "hf-hub:timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"])
+def test_what_is_no_path(name: str) -> None:
+    with pytest.raises(UserError, match="no file"):
+        weights.load_weights(backbones.create(RESNET), name)
+
+
+def test_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").symlink_to(tmp_path / "absent")
+    with pytest.raises(UserError, match="absent"):
+        weight_files.read(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin", ".ckpt"])
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_the_content_says_what_it_is_and_not_the_suffix(
+    tmp_path: Path, backbone: backbones.Backbone, state: dict[str, torch.Tensor], kind: str, suffix: str
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    safetensors.torch.save_file(state, path) if kind == "safetensors" else torch.save(state, path)
+    taken(path, backbone)
+
+
+class TestFolders:
+    @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "checkpoint.pth", "anything.ckpt"])
+    def test_one_file_of_weights(
+        self, tmp_path: Path, backbone: backbones.Backbone, state: dict[str, torch.Tensor], name: str
+    ) -> None:
+        (tmp_path / "README.md").write_text("about it")
+        save = safetensors.torch.save_file if name.endswith(".safetensors") else torch.save
+        save(state, tmp_path / name)
+        taken(tmp_path, backbone)
+
+    def test_a_snapshot_of_timm_on_the_hub(
+        self, tmp_path: Path, backbone: backbones.Backbone, state: dict[str, torch.Tensor]
+    ) -> None:
+        folder = tmp_path / "models--timm--test" / "snapshots" / "0123abc"
+        folder.mkdir(parents=True)
+        safetensors.torch.save_file(state, folder / "model.safetensors")
+        torch.save({"other": torch.ones(1)}, folder / "pytorch_model.bin")
+        config = {"architecture": RESNET, "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}}
+        (folder / "config.json").write_text(json.dumps(config))
+        for source in (folder, folder.parents[1], folder / "model.safetensors"):
+            assert weights.guess(source) == (RESNET, "imagenet")
+            fresh = backbones.create(RESNET)
+            weights.load_weights(fresh, source)
+            assert_same_weights(fresh.network, backbone.network)
+            torch.testing.assert_close(fresh.mean, torch.tensor([0.5, 0.4, 0.3]))
+        assert set(weight_files.sources(folder)) == {folder / "model.safetensors", folder / "config.json"}
+
+    @pytest.mark.parametrize("usable", [True, False])
+    def test_the_statistics_of_a_preprocessor(self, tmp_path: Path, state: dict[str, torch.Tensor], usable: bool) -> None:
+        safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+        written = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2] if usable else [0.2, 0, float("nan")]}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
+        fresh = backbones.create(RESNET)
+        weights.load_weights(fresh, tmp_path)
+        assert bool(fresh.mean[0] == 0.5) == usable
+
+    @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+    def test_several_files_that_weights_are_spread_over(
+        self, tmp_path: Path, backbone: backbones.Backbone, state: dict[str, torch.Tensor], suffix: str
+    ) -> None:
+        stem = "model" if suffix == "safetensors" else "pytorch_model"
+        names = [f"{stem}-0000{i}-of-00003.{suffix}" for i in (1, 2, 3)]
+        keys = list(state)
+        for i, name in enumerate(names):
+            part = {key: state[key] for key in keys[i::3]}
+            safetensors.torch.save_file(part, tmp_path / name) if suffix == "safetensors" else torch.save(
+                part, tmp_path / name
+            )
+        index = tmp_path / f"{stem}.{suffix}.index.json"
+        index.write_text(json.dumps({"weight_map": {key: names[i % 3] for i, key in enumerate(keys)}}))
+        taken(tmp_path, backbone)
+        taken(index, backbone)
+        with pytest.raises(UserError, match="one of several"):
+            weight_files.read(tmp_path / names[0])
+        (tmp_path / names[1]).unlink()
+        with pytest.raises(UserError, match="00002"):
+            weight_files.read(tmp_path)
+
+    def test_several_to_choose_from_are_listed(self, tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+        for name in ("a.pth", "b.pth"):
+            torch.save(state, tmp_path / name)
+        with pytest.raises(UserError, match=r"a\.pth.*b\.pth"):
+            weight_files.read(tmp_path)
+
+    @pytest.mark.parametrize("below", [(), ("x.txt",), ("runs/backbone.safetensors",), ("tf_model.h5",)])
+    def test_none(self, tmp_path: Path, below: tuple[str, ...]) -> None:
+        for name in below:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("x")
+        with pytest.raises(UserError, match=below[0].split("/")[-1][:3] if below else "no file") as error:
+            weights.guess(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+    def test_a_checkpoint_of_several_processes(self, tmp_path: Path) -> None:
+        (tmp_path / "__0_0.distcp").write_text("x")
+        with pytest.raises(UserError, match="dcp_to_torch"):
+            weight_files.read(tmp_path)
+
+
+class TestRuns:
+    """A run's folder and every file that it wrote."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, backbone: backbones.Backbone) -> Path:
+        folder = tmp_path / "run"
+        (folder / "checkpoints").mkdir(parents=True)
+        weights.save(backbone, folder / "backbone.safetensors", {"size": "32"})
+        config = {"backbone": backbone.name, "stem": backbone.stem, "size": 32}
+        (folder / "run.json").write_text(json.dumps({"config": config}))
+        step = {f"method.backbone.{key}": value for key, value in backbone.state_dict().items()}
+        step |= {f"method.network.0.{key}": torch.zeros_like(value) for key, value in backbone.state_dict().items()}
+        step["method.projection.0.weight"] = torch.ones(2)
+        state = {"guard": {}, "next": 2, "skipped": 0, "seconds": 1.0, "step": step, "optimizer": {"state": {}}}
+        torch.save(state, folder / "checkpoints" / "last.pt")
+        return folder
+
+    @pytest.mark.parametrize("file", ["", "run.json", "backbone.safetensors", "checkpoints/last.pt"])
+    def test_it_is_taken(self, folder: Path, backbone: backbones.Backbone, file: str) -> None:
+        source = folder / file
+        assert "with its mean and std" in taken(source, backbone)
+        assert weights.guess(source) == (RESNET, "imagenet")
+        again = weights.load(source)
+        assert_same_weights(again, backbone)
+        assert again.image_size == 32
+
+    def test_a_checkpoint_that_was_moved(self, folder: Path, tmp_path: Path, backbone: backbones.Backbone) -> None:
+        moved = (folder / "checkpoints" / "last.pt").rename(tmp_path / "step.pt")
+        assert "with its mean and std" in taken(moved, backbone)
+        with pytest.raises(UserError, match="which network"):
+            weights.load(moved)
+
+    def test_a_plan(self, folder: Path, tmp_path: Path, backbone: backbones.Backbone) -> None:
+        stages = {"target": {"folder": "run"}}
+        (tmp_path / "plan.json").write_text(json.dumps({"outcome": "target", "stages": stages}))
+        taken(tmp_path, backbone)
+        taken(tmp_path / "plan.json", backbone)
+        stages["target"]["folder"] = "gone"
+        (tmp_path / "plan.json").write_text(json.dumps({"outcome": "target", "stages": stages}))
+        with pytest.raises(UserError, match="gone"):
+            weight_files.locate(tmp_path)
+
+    def test_an_unfinished_one_names_its_checkpoints(self, folder: Path) -> None:
+        (folder / "backbone.safetensors").unlink()
+        with pytest.raises(UserError, match=r"--resume.*last\.pt"):
+            weight_files.locate(folder)
+
+    @pytest.mark.parametrize(
+        "disturb",
+        [
+            lambda state: {"guard": {}, "next": 2, "skipped": 0, "shards": "last-2"},
+            lambda state: {**state, "step": {"method.backbone.network.blocks.0.attn.qkv.base_layer.weight": torch.ones(2)}},
+        ],
+        ids=["shards", "lora"],
+    )
+    def test_what_a_checkpoint_cannot_give(self, folder: Path, disturb: Callable[[dict], dict]) -> None:
+        file = folder / "checkpoints" / "last.pt"
+        torch.save(disturb(torch.load(file)), file)
+        with pytest.raises(UserError, match=r"backbone\.safetensors"):
+            weight_files.read(file)
+
+    @pytest.mark.parametrize("file", ["head.safetensors", "evaluation.json", "journal.jsonl"])
+    def test_other_files_of_it_name_the_right_one(self, folder: Path, file: str) -> None:
+        heads.save(torch.nn.Sequential(torch.nn.Linear(2, 3)), (), False, folder / "head.safetensors")
+        for name in ("evaluation.json", "journal.jsonl"):
+            (folder / name).write_text('{"step": 0}\n')
+        with pytest.raises(UserError, match=r"run's (folder|head)"):
+            weight_files.read(folder / file)
+
+
+class TestExport:
+    @pytest.fixture
+    def source(self, tmp_path: Path, backbone: backbones.Backbone) -> Path:
+        weights.save(backbone, tmp_path / "b.safetensors")
+        return tmp_path / "b.safetensors"
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    def test_the_same_weights_are_the_same_file(self, source: Path, tmp_path: Path, suffix: str) -> None:
+        names = [tmp_path / f"{name}{suffix}" for name in "xyz"]
+        for name in names:
+            assert main(["export", str(source), "--to", str(name)]) == 0
+        assert len({name.read_bytes() for name in names}) == 1
+
+    def test_an_existing_file_is_replaced_and_that_is_said(
+        self, source: Path, tmp_path: Path, backbone: backbones.Backbone, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "x.pth").write_text("old")
+        assert main(["export", str(source), "--to", str(tmp_path / "x.pth")]) == 0
+        assert "in place of" in capsys.readouterr().err
+        taken(tmp_path / "x.pth", backbone)
+
+    @pytest.mark.parametrize("to", ["", "b.safetensors", "b.onnx", "file/x.pth", "name"])
+    def test_where_nothing_can_be_written(self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str) -> None:
+        (tmp_path / "file").write_text("x")
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        assert main(["export", str(source), "--to", str(tmp_path / to)]) == 2
+        told = capsys.readouterr()
+        assert not told.out
+        assert len(told.err.strip().splitlines()) == 1
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    @pytest.mark.parametrize("old", [True, False])
+    def test_a_full_disk_leaves_what_was_there(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+        old: bool, suffix: str,
+    ) -> None:  # fmt: skip
+        to = tmp_path / f"x{suffix}"
+        with contextlib.nullcontext() if old else contextlib.suppress(FileNotFoundError):
+            to.write_text("old") if old else to.unlink()
+        before = sorted(tmp_path.iterdir())
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(weights.os, "fsync", full)
+        assert main(["export", str(source), "--to", str(to)]) == 2
+        told = capsys.readouterr().err.strip().splitlines()
+        assert len(told) == 1
+        assert "No space left" in told[0]
+        assert sorted(tmp_path.iterdir()) == before
+        assert not old or to.read_text() == "old"
