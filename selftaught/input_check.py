@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_OVERSHOOT = 0.5  # beyond [0, 1], as resampling makes some
+_MOST, _LEAST = 1.5, -0.25  # resampling overshoots [0, 1] by less
+_NORMALISED = 20.0  # that normalised pixels stay below
 
 
 class PixelCheck:
@@ -38,21 +39,22 @@ class PixelCheck:
             return pixels.to(weights) / 255
         if not pixels.is_floating_point():
             raise ValueError(f"{pixels.dtype} pixels: give uint8 in 0..255 or floats in [0, 1]{self.scaling(module)}")
-        if not pixels.is_meta and pixels.numel() and not (self.seen and pixels.is_cuda):
+        traced = torch.compiler.is_compiling()  # what is traced has no values
+        if not (traced or pixels.is_meta or not pixels.numel() or (self.seen and pixels.is_cuda)):
             self.seen = True
             self.look(pixels.detach(), module)
         return pixels.to(weights) if pixels.dtype == torch.float64 else pixels
 
     def look(self, pixels: Tensor, module: nn.Module) -> None:
         low, high = (float(value) for value in pixels.aminmax())
-        if low < -_OVERSHOOT:
+        if high > _NORMALISED or (high > _MOST and low >= 0):
+            raise ValueError(
+                f"{pixels.dtype} pixels up to {high:.5g}: give floats in [0, 1], such as pixels / 255{self.scaling(module)}"
+            )
+        if high > _MOST or low < _LEAST:
             warnings.warn(
                 f"pixels from {low:.3g} to {high:.3g} look normalised: give them in [0, 1], the backbone normalises them",
                 stacklevel=2,
-            )
-        elif high > 1 + _OVERSHOOT:
-            raise ValueError(
-                f"{pixels.dtype} pixels up to {high:.5g}: give floats in [0, 1], such as pixels / 255{self.scaling(module)}"
             )
 
     @staticmethod

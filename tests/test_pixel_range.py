@@ -475,13 +475,19 @@ def test_content_counts_and_not_the_suffix(tmp_path: Path, name: str) -> None:
         measure(path)
 
 
-def test_heif_is_registered_where_it_is_installed() -> None:
+@pytest.mark.parametrize("suffix", ["heic", "jpg"])  # telephones and transfers call them both
+def test_heif_is_read_where_its_reader_is_installed(tmp_path: Path, suffix: str) -> None:
+    path = put(tmp_path / "set", b"\0\0\0\x18ftypheic" + bytes(4000), suffix=suffix) / f"00.{suffix}"
     try:
         import pillow_heif  # noqa: F401
     except ImportError:
-        assert not decode_module.register_heif()
+        with pytest.raises(Unreadable, match="heic") as caught:
+            measure(path)
+        assert caught.value.passing  # it may be installed
     else:
-        assert decode_module.register_heif()
+        with pytest.raises(Unreadable, match="damaged"):
+            measure(path)
+    assert decode_module.register_heif() == ("HEIF" in decode_module._FORMATS)
 
 
 def test_larger_images_than_asked_for_are_left_out_and_taken_in_again(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ except ImportError:  # of the extra "fast": the same values, by Pillow and more 
 
 # Never EPS and the like, whose readers start other programs. Pillow finds MPO by itself, as a kind of JPEG.
 _FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]
+_HEIF = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))
 _CONVERTIBLE = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16")  # modes whose conversion cannot fail
 _BYTES = {"1": 3, "L": 3, "P": 3, "I;16": 6, "I;16B": 6}  # a pixel, decoded and copied once; of other modes:
 _MOST_BYTES = 12
@@ -47,10 +49,9 @@ _TRANSPOSE = {
 }  # EXIF orientation -> what turns the stored pixels upright
 
 
+@cache
 def register_heif() -> bool:
     """Have HEIC and HEIF files read, if `pillow_heif` is installed (the extra "heic"); return whether it is."""
-    if "HEIF" in _FORMATS:
-        return True
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -71,7 +72,6 @@ def _register_avif() -> None:
 
 
 _register_avif()
-register_heif()
 
 
 class _Strict:
@@ -149,6 +149,8 @@ def _loaded(data: bytes, at_least: int | None = None, max_pixels: int | None = N
 
 
 def _open(data: bytes, max_pixels: int | None) -> Image.Image:
+    if data[4:12] in _HEIF and not register_heif():
+        raise Unreadable("HEIC, which needs pillow-heif: pip install 'selftaught[heic]'", passing=True)
     with _strict:
         image = Image.open(io.BytesIO(data), formats=tuple(_FORMATS))
     if max_pixels is not None:
