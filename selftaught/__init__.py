@@ -45,7 +45,14 @@ def evaluate(run: str | Path, *data: str | Path, **options: Any) -> Judgement:
 
 
 def load(path: str | Path) -> Backbone:
-    """The backbone of a run or an exported file, ready for use: pixels [B, 3, H, W] in [0, 1] -> features [B, D]."""
+    """The backbone of a run or an exported file, ready for use: pixels [B, 3, H, W] in [0, 1] -> features [B, D].
+
+    uint8 pixels in 0..255 are taken, too. Its `pixel_range` says which values of more than 8 bits were 0 and 1 in training.
+    Raises ValueError when it is called with other shapes, kinds or ranges; warns of negative pixels.
+    """
+    from selftaught.input_check import PixelCheck
     from selftaught.run import open_backbone
 
-    return open_backbone(Path(path)).eval()
+    backbone = open_backbone(Path(path)).eval()
+    backbone.register_forward_pre_hook(PixelCheck(), with_kwargs=True)
+    return backbone

@@ -11,6 +11,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from selftaught.convolutions import safe
+from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
 from selftaught.method import Encoder
 from selftaught.trainable import norm_parameters, set_trainable
@@ -25,11 +26,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Backbone(Encoder):
     """Pixels [B, 3, H, W] in [0, 1] -> features [B, D]. It normalises by `mean` and `std`; nobody else does.
 
-    name, stem, image_size: as given to `create`. features: D. network: timm's model, pooled, no classifier.
+    name, stem, image_size: as given to `create`. features: D. network: timm's model, pooled, no classifier. pixel_range:
+    which values of more than 8 bits were 0 and 1 in training.
     """
 
     mean: Tensor
     std: Tensor
+    pixel_range: PixelRange | None = None
     resting: frozenset[str] = frozenset()  # frozen parts of the network that never leave evaluation mode
 
     def __init__(
@@ -181,6 +184,11 @@ def recipe(backbone: Backbone, path: str | Path) -> str:
         state = f"safetensors.torch.load_file({str(path)!r})"
     lines += [f"network.load_state_dict({state})", "network.eval()"]
     lines += [f"{name} = torch.tensor({value.tolist()})" for name, value in (("mean", backbone.mean), ("std", backbone.std))]
-    lines += ["", "", "def features(pixels):  # [B, 3, H, W] in [0, 1] -> [B, D]"]
+    lines += ["", "", "def features(pixels):  # [B, 3, H, W] floats in [0, 1] (of uint8: pixels / 255) -> [B, D]"]
+    pixel_range = backbone.pixel_range or PixelRange()
+    for what, pair in (("16-bit values", pixel_range.integers), ("floats", pixel_range.floats)):
+        if pair is not None:
+            low, high = pair
+            lines.append(f"    # {what} were brought there by ((values - {low:g}) / {high - low:g}).clip(0, 1)")
     lines += ["    return network((pixels - mean[:, None, None]) / std[:, None, None])"]
     return "\n".join(lines) + "\n"

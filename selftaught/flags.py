@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import arg
 
 from selftaught import plan, recipe
+from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.index import Index
 from selftaught.data.locations import spelt
 from selftaught.data.views import Views
@@ -36,6 +37,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("labels_from", str | None, "auto|folders|none|FILE.csv", "class folders or a CSV; labels only serve to watch", "auto"),
     ("subset", str | None, "all|10%|5|total:200", "of the training images: a share, labels a class, labels in all", "all"),
     ("holdout", float | None, "SHARE", "of images kept out of training, where the folders make no split", "0.2"),
+    ("max_pixels", int | None, "PIXELS", "of an image; larger ones are left out", f"{MAX_PIXELS}"),
     ("method", METHOD_NAME | None, "|".join(METHODS), "what to predict", DEFAULT),
     ("hard", tuple[HARD_NAME, ...] | None, f"{' '.join(HARD)}", "hard examples to train on besides", "none"),
     ("backbone", str | None, "NAME", "of a timm network", SUITED),
@@ -190,6 +192,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
         labels=given["labels_from"] or (base.data.labels if base else "auto"),
         holdout=given["holdout"] if given["holdout"] is not None else base.data.holdout if base else Data.holdout,
         subset=given["subset"] or (base.data.subset if base else "all"),
+        max_pixels=given["max_pixels"] if given["max_pixels"] is not None else base.data.max_pixels if base else MAX_PIXELS,
     )
     if not data.roots:
         raise UserError("no images: give folders or files with --data")

@@ -39,6 +39,7 @@ def identify(stage: Stage, index: Index, start: str, teacher: str, precise: bool
     """
     written = recipe.to_json(stage)
     written["data"] = {**written["data"], "roots": index.fingerprint, "labels": "as the fingerprint says"}
+    written["data"].pop("max_pixels")  # as the fingerprint says
     written["init"] = start
     written["base"] = stage.base is not None  # which one, the ancestors' hash says
     if run.teacher_of(stage):

@@ -1,4 +1,6 @@
-"""Was it worth it? A run's features beside random ones, the starting weights and others, on labelled images."""
+"""Was it worth it? A run's features beside random ones, the starting weights and others, on labelled images. (Over 200
+lines with what it is judged on and compared with.)
+"""
 
 import datetime
 import hashlib
@@ -16,6 +18,7 @@ from selftaught.backbones import Backbone
 from selftaught.classifying import classified, classifiers
 from selftaught.data.images import Images, default_canvas
 from selftaught.data.index import Index
+from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import rank
 from selftaught.errors import UserError, require
 from selftaught.evaluation import KNN, Classifier, Features, Linear, Protocol, Results, evaluate, verdict
@@ -45,6 +48,7 @@ def judge(
     data: Sequence[str | Path] = (),
     *,
     labels_from: str = "auto",
+    max_pixels: int | None = None,
     protocols: Sequence[Protocol] = PROTOCOLS,
     labels: Sequence[str] = LABELS,
     against: Sequence[str] = AGAINST,
@@ -59,22 +63,23 @@ def judge(
     """Score the run's folder or backbone's file `learnt` on labelled images, by default those it was trained on.
 
     Labels are drawn from the training side of the split alone, scores come from the other side, which `learnt` never
-    saw if it was trained on the same folders. A run's results are kept in its evaluation.json. Raises UserError when
-    there is nothing to read, or no labels.
+    saw if it was trained on the same folders. Values of more than 8 bits are brought to 8 as they were for its training.
+    A run's results are kept in its evaluation.json. Raises UserError when there is nothing to read, or no labels.
     """
     progress = progress or Progress(show=False)
     learnt = weight_files.folder_of(Path(learnt))
     own = run.read(learnt) if run.is_run(learnt) else None
     if own and own.doubt:
         progress.say(f"{learnt}: {own.doubt}")
-    index = labelled(own, [str(root) for root in data], labels_from, seed, progress)
     compared = backbones_of(learnt, own, against, progress)
+    pixel_range = compared[str(learnt)].pixel_range if own is None else own.pixel_range
+    index = labelled(own, [str(root) for root in data], labels_from, max_pixels, seed, pixel_range, progress)
     width = size if size is not None else own.stage.size if own else compared[str(learnt)].image_size or 224
     require(width >= 8, "--size", "8 pixels or more", width)
     progress.say(f"images of {width} pixels")
     images = Images(
-        index.paths, index.sizes, default_canvas(index.sizes, width), groups=index.groups, strict=True,
-        on_progress=progress.of("loading"),
+        index.paths, index.sizes, default_canvas(index.sizes, width), groups=index.groups,
+        pixel_range=index.pixel_range, strict=True, on_progress=progress.of("loading"),
     )  # fmt: skip
     precision = own.stage.precision if own else "fp32"
     known = index.labelled
@@ -126,7 +131,10 @@ def judge(
     return judgement
 
 
-def labelled(own: run.Run | None, roots: list[str], labels_from: str, seed: int, progress: Progress) -> Index:
+def labelled(
+    own: run.Run | None, roots: list[str], labels_from: str, max_pixels: int | None, seed: int,
+    pixel_range: PixelRange | None, progress: Progress,
+) -> Index:  # fmt: skip
     """The labelled images, split as they were for training: what was held out then is held out now."""
     if own:
         data = replace(own.stage.data, subset="all")  # what it was not shown may be labelled all the same
@@ -138,7 +146,8 @@ def labelled(own: run.Run | None, roots: list[str], labels_from: str, seed: int,
         data = Data(roots=tuple(roots), labels=labels_from)
     else:
         raise UserError("no images: give labelled folders with --data")
-    index = data.index(seed, progress.of("reading images"))
+    data = data if max_pixels is None else replace(data, max_pixels=max_pixels)
+    index = data.index(seed, progress.of("reading images"), pixel_range)
     progress.say(index.describe())
     if index.labels is None:
         raise UserError(

@@ -139,6 +139,7 @@ def faster_in_bf16(backbone: str, stem: Literal["imagenet", "cifar"], size: int,
 
 # ------------------------------------------------------------------------------------ written down, read back
 
+OLD_MAX_PIXELS = 178_956_970  # of an image, Pillow's limit, for stages from before there was a choice
 _NAMED: dict[type, dict[str, type]] = {
     Method.Config: {name: method.Config for name, method in METHODS.items()},
     HardExample: dict(HARD),
@@ -175,6 +176,8 @@ def from_json(written: dict[str, Any]) -> Stage:
     """Raises UserError that names what does not fit."""
     if not isinstance(written, dict):
         raise UserError("this configuration does not fit: it is no JSON object")
+    if isinstance(written.get("data"), dict):
+        written = {**written, "data": {"max_pixels": OLD_MAX_PIXELS, **written["data"]}}
     try:
         return _converter().structure(written, Stage)
     except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:

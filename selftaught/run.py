@@ -12,6 +12,7 @@ import torch
 from selftaught import backbones, checkpoint, weight_files, weights
 from selftaught.backbones import Backbone
 from selftaught.data.index import Index
+from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
 from selftaught.fit import key
 from selftaught.methods.distillation import Distillation
@@ -50,6 +51,12 @@ class Run:
         }
         return words.get(outcome)
 
+    @property
+    def pixel_range(self) -> PixelRange | None:
+        """By which its images were brought to 8 bits; None: it is from before there was a range for a whole set."""
+        written = self.facts["data"].get("pixel_range")
+        return None if written is None else PixelRange.from_json(written)
+
     def random(self) -> Backbone:
         """The very network that it began from, had it not had weights: the same seed, the same statistics."""
         return random_like(self.backbone(), self.stage.seed)
@@ -67,13 +74,15 @@ class Run:
 def random_like(learnt: Backbone, seed: int) -> Backbone:
     """The same network with the random weights that a stage of this seed begins from."""
     torch.manual_seed(key(seed, "weights"))
-    return backbones.create(
+    backbone = backbones.create(
         learnt.name,
         stem=learnt.stem,
         mean=learnt.mean.tolist(),
         std=learnt.std.tolist(),
         image_size=learnt.image_size,
     )
+    backbone.pixel_range = learnt.pixel_range
+    return backbone
 
 
 def open_backbone(path: Path) -> Backbone:
@@ -104,6 +113,7 @@ def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str
             "labels": labels,
             "classes": list(index.classes) if labels else [],
             "unreadable": [list(pair) for pair in index.unreadable],
+            "pixel_range": None if index.pixel_range is None else index.pixel_range.to_json(),
         },
         "seed": stage.seed,
         "lineage": lineage(stage),

@@ -6,7 +6,9 @@ from typing import Literal
 
 from selftaught import trainable
 from selftaught.data import index as data_index
+from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.index import Index
+from selftaught.data.pixel_range import PixelRange
 from selftaught.data.views import Views
 from selftaught.errors import UserError, require
 from selftaught.method import Method
@@ -24,9 +26,19 @@ class Data:
         "all"  # of the training images: all, 10%, 5 (labels a class), total:1000 (labels, every class at least once)
     )
 
-    def index(self, seed: int, on_progress: Callable[[int, int], None] | None = None) -> Index:
+    max_pixels: int = MAX_PIXELS  # of an image; larger ones are left out
+
+    def __post_init__(self) -> None:
+        require(self.max_pixels >= 1, "--max-pixels", "1 or more", self.max_pixels)
+
+    def index(
+        self, seed: int, on_progress: Callable[[int, int], None] | None = None,
+        pixel_range: PixelRange | None = PixelRange(),
+    ) -> Index:  # fmt: skip
+        """`pixel_range`: as for `build`."""
         index = data_index.build(
-            self.roots, labels=self.labels, holdout=self.holdout, seed=seed, on_progress=on_progress
+            self.roots, labels=self.labels, holdout=self.holdout, seed=seed, on_progress=on_progress,
+            max_pixels=self.max_pixels, pixel_range=pixel_range,
         )  # fmt: skip
         return index.subset(self.subset, seed)
 

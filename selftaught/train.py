@@ -12,6 +12,7 @@ import torch
 
 from selftaught import pictures, run
 from selftaught.data.index import Index
+from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import anywhere, local_rank, rank, wait, world_size, wrap
 from selftaught.errors import UserError
 from selftaught.fit import Diverged, Loop, Report, fit
@@ -37,9 +38,11 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     SIGTERM or Ctrl-C. What was learnt is saved in all three cases.
     """
     device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
-    index = index or shared_index(stage.data, stage.seed)
+    begun = run.read(out) if conduct.resume and run.begun(out) else None
+    if index is None or (begun is not None and begun.pixel_range != index.pixel_range):
+        index = shared_index(stage.data, stage.seed, pixel_range=begun.pixel_range if begun else PixelRange())
     # On a CPU views of images that are held differ a little from those of images that are not: a run goes on as it began.
-    held = run.read(out).facts.get("held") if conduct.resume and run.begun(out) and device.type == "cpu" else None
+    held = begun.facts.get("held") if begun and device.type == "cpu" else None
     trainee = assemble(stage, index, device, conduct.workers, conduct.say, hold=held)
     steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
     if not steps_per_epoch and stage.steps:
@@ -96,15 +99,18 @@ def outcome_of(error: UserError) -> str:
     return "collapsed" if isinstance(error, Collapsed) else "diverged" if isinstance(error, Diverged) else "failed"
 
 
-def shared_index(data: Data, seed: int, on_progress: Callable[[int, int], None] | None = None) -> Index:
-    """The index, made by rank 0 and read from its cache by the others."""
+def shared_index(
+    data: Data, seed: int, on_progress: Callable[[int, int], None] | None = None,
+    pixel_range: PixelRange | None = PixelRange(),
+) -> Index:  # fmt: skip
+    """The index, made by rank 0 and read from its cache by the others. `pixel_range`: as for `build`."""
     if rank() == 0:
         try:
-            return data.index(seed, on_progress)
+            return data.index(seed, on_progress, pixel_range)
         finally:
             wait()  # in any case: what rank 0 refuses, the others will refuse for themselves
     wait()
-    return data.index(seed)
+    return data.index(seed, pixel_range=pixel_range)
 
 
 @contextmanager

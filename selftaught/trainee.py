@@ -143,7 +143,7 @@ def assemble(
     earlier = earlier_of(stage, index)
     images = Images(
         index.paths, index.sizes, default_canvas(index.sizes, stage.size), hold, groups=index.groups,
-        on_progress=on_progress,
+        pixel_range=index.pixel_range, on_progress=on_progress,
     )  # fmt: skip
     positions = index.train[index.labelled[index.train]] if method.needs_labels else index.train
     per_process = stage.batch // (world_size() * stage.accumulate)
@@ -154,6 +154,7 @@ def assemble(
     torch.manual_seed(key(stage.seed, "weights"))
     mean, std = statistics(images, index.train)
     backbone = backbones.create(stage.backbone, stem=stage.stem, mean=mean, std=std, image_size=stage.size)
+    backbone.pixel_range = index.pixel_range
     augment = Augment(stage.views, stage.size)
     if stage.views.small:
         backbones.check_patches(backbone.network, stage.backbone, augment.small_size)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from selftaught import checkpoint, layouts
 from selftaught.backbones import Backbone, base, build, create, nearest
+from selftaught.data.pixel_range import PixelRange
 from selftaught.dialects import State
 from selftaught.distributed import rank, whole
 from selftaught.errors import UserError
@@ -39,7 +40,7 @@ _PICKLED = (".pth", ".pt")
 def save(backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None = None) -> None:
     """Write the network's weights under timm's own names, by suffix as `.safetensors` or `.pth`; atomic.
 
-    Beside them stand name, stem, mean, std, image_size and `extra` as strings: a safetensors file's metadata,
+    Beside them stand name, stem, mean, std, image_size, pixel_range and `extra` as strings: a safetensors file's metadata,
     or the entry "metadata" beside "state_dict" in a `.pth`, which `torch.load(weights_only=True)` reads.
     `backbones.recipe` says in Python how to use the weights without this package. Where the network is shared out over
     several processes, all of them call it; rank 0 writes.
@@ -55,6 +56,8 @@ def save(backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None =
         "std": stated(backbone.std),
         "image_size": str(backbone.image_size or ""),
     }
+    if backbone.pixel_range is not None:
+        metadata["pixel_range"] = json.dumps(backbone.pixel_range.to_json())
     if clash := metadata.keys() & (extra or {}).keys():
         raise ValueError(f"extra must not replace {', '.join(sorted(clash))}")
     metadata.update(extra or {})
@@ -105,6 +108,8 @@ def load(path: str | Path) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         backbone = create(name, stem=stem, mean=mean, std=std, image_size=int(size) if size.isdigit() else None)
     _take(backbone.network, find_fit(content, backbone.network, name).state, str(content))
+    if "pixel_range" in content.metadata:
+        backbone.pixel_range = PixelRange.from_json(json.loads(content.metadata["pixel_range"]))
     return backbone
 
 

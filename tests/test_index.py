@@ -5,7 +5,7 @@ import random
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from selftaught.data import scan, verdicts
+from selftaught.data.decode import Measured
 from selftaught.data.index import Index, build
 from selftaught.data.scan import Files
 from selftaught.data.split import draw_split
@@ -219,11 +220,11 @@ def test_nothing_there_stops_with_what_is_looked_for(root: Path, tmp_path: Path)
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are really decoded, as they are."""
     seen: list[str] = []
-    measure: Callable[[str], tuple[int, int]] = verdicts.measure
+    measure = verdicts.measure
 
-    def noting(path: str) -> tuple[int, int]:
+    def noting(path: str, max_pixels: int) -> Measured:
         seen.append(os.path.basename(path))
-        return measure(path)
+        return measure(path, max_pixels)
 
     monkeypatch.setattr(verdicts, "measure", noting)
     return seen
@@ -300,8 +301,8 @@ def test_what_may_pass_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patch:
         reads = verdicts.measure
 
-        def failing(path: str) -> tuple[int, int]:
-            return reads(path if "003" not in path else "/nowhere")
+        def failing(path: str, max_pixels: int) -> Measured:
+            return reads(path if "003" not in path else "/nowhere", max_pixels)
 
         patch.setattr(verdicts, "measure", failing)
         assert len(build([root]).unreadable) == 1

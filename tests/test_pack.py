@@ -357,7 +357,7 @@ def test_hugging_face_files_are_read_as_they_are(
     root = hugging_face(tmp_path / "hf", folder, names=names)
     seen: list[str] = []
     real = foreign.measure
-    monkeypatch.setattr(foreign, "measure", lambda path: (seen.append(path), real(path))[1])
+    monkeypatch.setattr(foreign, "measure", lambda path, most: (seen.append(path), real(path, most))[1])
     index = build([root])
     assert len(seen) == len(index) == 45
     assert index.classes == ("zebra", "ape", "bee")

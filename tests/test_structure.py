@@ -14,7 +14,8 @@ LAYERS = [
     {"errors", "memory", "devices", "convolutions"},
     {"distributed"},
     {"plan", "losses", "checkpoint", "data.paths", "data.machine", "data.damage", "data.views", "data.order"},
-    {"data.locations", "words"},
+    {"data.locations", "words", "data.pixel_range", "data.tiff", "data.color_profile", "input_check"},
+    {"data.high_depth"},
     {"data.shard"},
     {"data.store"},
     {

@@ -26,6 +26,8 @@ class Evaluate:
     """labelled images: class folders, a labels.csv, a pack or Parquet files, or a URL; a run's own data when left out"""
     labels_from: Annotated[str, arg(name="labels-from")] = "auto"
     """auto, folders, or a CSV file"""
+    max_pixels: Annotated[int | None, arg(name="max-pixels")] = None
+    """of an image, larger ones are left out; as in the run's training when left out"""
     protocol: tuple[Literal["knn", "linear", "finetune", "classifier"], ...] = ("knn", "linear")
     labels: tuple[str, ...] = ("5", "20", "all")
     """how many: 5 = five a class; total:1000 = a thousand in all; all"""
@@ -57,8 +59,8 @@ def evaluate(words: list[str]) -> int:
     device = device_named(asked.device)
     with processes(device), Progress(show=rank() == 0) as progress:
         judgement = judge(
-            asked.run, asked.data, labels_from=asked.labels_from, protocols=protocols, labels=asked.labels,
-            against=asked.against, size=asked.size, draws=asked.draws, seed=asked.seed,
+            asked.run, asked.data, labels_from=asked.labels_from, max_pixels=asked.max_pixels, protocols=protocols,
+            labels=asked.labels, against=asked.against, size=asked.size, draws=asked.draws, seed=asked.seed,
             device=device, workers=asked.workers, progress=progress,
             command=shlex.join(["selftaught", "evaluate", *words]),
         )  # fmt: skip

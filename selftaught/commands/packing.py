@@ -7,8 +7,9 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
+from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.encode import Encoding, Format
-from selftaught.errors import UserError
+from selftaught.errors import UserError, require
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -32,6 +33,8 @@ class Pack:
     """a folder of masks, each under the path of its image"""
     shard: int = 256
     """megabytes a file, roughly"""
+    max_pixels: Annotated[int, arg(name="max-pixels")] = MAX_PIXELS
+    """of an image; larger ones are left out"""
     verify: str | None = None
     """a pack, or its URL: only compare its files with their checksums"""
 
@@ -48,10 +51,12 @@ def pack(words: list[str]) -> int:
         return 0
     if not asked.images or asked.out is None:
         raise UserError("name the images and a folder for the pack, as in `selftaught pack photos/ --out photos.pack`")
+    require(asked.max_pixels >= 1, "--max-pixels", "1 or more", asked.max_pixels)
     with Progress() as progress:
         packing.pack(
             asked.images, Path(asked.out), Encoding(size=asked.size, format=asked.format, quality=asked.quality),
-            labels=asked.labels_from, masks=Path(asked.masks) if asked.masks else None, shard=asked.shard, say=progress.say,
-            on_index=progress.of("reading images"), on_progress=progress.of("packing"),
+            labels=asked.labels_from, masks=Path(asked.masks) if asked.masks else None, shard=asked.shard,
+            max_pixels=asked.max_pixels, say=progress.say, on_index=progress.of("reading images"),
+            on_progress=progress.of("packing"),
         )  # fmt: skip
     return 0

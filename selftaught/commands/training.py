@@ -11,6 +11,7 @@ from selftaught import adapting, flags, plan, recipe, run
 from selftaught.commands.console import device_named, tell
 from selftaught.data.index import Index
 from selftaught.data.paths import counted
+from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import processes, rank, shared
 from selftaught.errors import UserError, require
 from selftaught.life import Conduct
@@ -36,10 +37,11 @@ def train(words: list[str]) -> None:
     resume = "--resume" in words
     known = Path(out) if out else None
     base, config = None, flags.chosen(words, "config")
+    pixel_range: PixelRange | None = PixelRange()  # measured on the images, but a run goes on with its own
     begun = known is not None and run.begun(known)
     if resume and begun:
         assert known is not None
-        base = run.read(known).stage
+        base, pixel_range = run.read(known).stage, run.read(known).pixel_range
     elif config:
         base = read_config(Path(config))
     asked = flags.parse(words, base)  # refuses unknown words before anything is looked at
@@ -53,7 +55,7 @@ def train(words: list[str]) -> None:
         indices = []
 
         def index_of(data: Data, seed: int) -> Index:
-            indices.append(shared_index(data, seed, progress.of("reading images")))
+            indices.append(shared_index(data, seed, progress.of("reading images"), pixel_range))
             progress.say(indices[-1].describe())
             return indices[-1]
 

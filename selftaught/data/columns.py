@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from selftaught.data.pixel_range import PixelRange
 from selftaught.data.shard import Shard
 from selftaught.data.split import TEST_NAMES, TRAIN_NAMES
 
@@ -25,12 +26,14 @@ class Rows:
     names: list[str] = field(default_factory=list)  # the path below the folder that was packed, or a like one
     bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     sizes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # height, width as shown
+    measured: np.ndarray | None = None  # the columns of `pixel_range` [n, 4]; None: all are usual
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # row groups, counted through the store
     said: list[Said] | None = None  # None: the store has no labels
     classes: tuple[str, ...] = ()
     several: bool = False  # classes an image
     reasons: dict[int, str] = field(default_factory=dict)  # of those that cannot be read
     notes: list[str] = field(default_factory=list)
+    pixel_range: PixelRange = PixelRange()  # by which they were brought to 8 bits when they were packed
 
     def __len__(self) -> int:
         return len(self.paths)

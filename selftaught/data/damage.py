@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+MAX_PIXELS = 500_000_000  # of an image, unless more are asked for: 2 GB once decoded
 _MAX_BYTES = 2**31  # a larger file is no training image, and would be read into memory whole
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from selftaught.data.damage import Unreadable
 from selftaught.data.decode import as_stored, shrunk
 from selftaught.data.paths import shown
+from selftaught.data.pixel_range import PixelRange
 from selftaught.data.store import read
 from selftaught.errors import UserError, require
 
@@ -52,13 +53,16 @@ class Encoded(NamedTuple):
     mask: bytes | None
 
 
-def encode(path: Path, encoding: Encoding, mask: Path | None = None, shape: tuple[int, int] | None = None) -> Encoded:
-    """An image and its mask as a pack holds them; `shape` is the image's height and width now. A file that needs no
-    change, of the same format, upright and small enough, keeps its bytes. Raises UserError where the file has changed since
-    it was indexed, or the mask does not fit.
+def encode(
+    path: Path, encoding: Encoding, mask: Path | None = None, shape: tuple[int, int] | None = None,
+    pixel_range: PixelRange | None = None,
+) -> Encoded:  # fmt: skip
+    """An image and its mask as a pack holds them; `shape` is the image's height and width now, `pixel_range` what brings
+    values of more than 8 bits to 8. A file that needs no change, of the same format, upright and small enough, keeps its
+    bytes. Raises UserError where the file has changed since it was indexed, or the mask does not fit.
     """
     try:
-        image, plain = shrunk(path, encoding.size)
+        image, plain = shrunk(path, encoding.size, pixel_range)
         same = plain is not None and plain.lower() == encoding.format
         data = read(path) if same else _saved(image, encoding.format, path, **encoding.options)
     except Unreadable as error:

@@ -17,6 +17,7 @@ from selftaught.data.machine import free_memory, in_parallel
 from selftaught.data.order import Groups
 from selftaught.data.originals import Originals
 from selftaught.data.paths import Paths, shown
+from selftaught.data.pixel_range import PixelRange
 from selftaught.data.store import announce, keep
 from selftaught.errors import UserError
 
@@ -32,6 +33,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
     machine that torchrun started).
 
     `groups` says which images of stores lie together, so that they are read in an order that is kind to them.
+    `pixel_range` brings values of more than 8 bits to 8, as for `decode.decode`.
 
     A file that vanished or broke since the index was built is shown by the next readable image and noted in
     `lost`; with `strict` it is a UserError, as in an evaluation, where another image has another label. Raises UserError
@@ -46,6 +48,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         hold: bool | None = None,
         *,
         groups: Groups | None = None,
+        pixel_range: PixelRange | None = None,
         threads: int | None = None,
         strict: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
@@ -56,6 +59,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         self.paths = paths if isinstance(paths, Paths) else Paths(paths)
         self.canvas = canvas
         self.groups = groups  # of images in stores: which lie together
+        self.pixel_range = pixel_range
         self._announced: dict[int, set[int]] = {}  # groups, by process
         self.aspect = (sizes[:, 1].double() / sizes[:, 0].double()).float()
         self.threads = threads
@@ -141,7 +145,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         shown, found = positions[slots].clone(), [torch.empty(0)] * len(slots)
 
         def load(path: Path) -> Tensor:
-            return pixels(path, math.ceil(0.875 * self.canvas))
+            return pixels(path, math.ceil(0.875 * self.canvas), self.pixel_range)
 
         def one(j: int) -> None:
             found[j], shown[j] = self._one(positions, int(slots[j]), load)
@@ -173,7 +177,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         )
 
     def _squash(self, path: Path) -> Tensor:
-        return squash(path, self.canvas)
+        return squash(path, self.canvas, self.pixel_range)
 
     def _last_loss(self) -> str:
         i, reason = next(reversed(self.reasons.items()))
@@ -193,7 +197,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
             if j % ahead == 0:
                 self.announce(order[j : j + 2 * ahead])
             try:
-                canvases[i] = squash(self.paths[i], self.canvas)
+                canvases[i] = self._squash(self.paths[i])
             except Unreadable as error:
                 canvases[i] = 0  # never shown: `take` and [i] pass over what is broken
                 self.mark_lost(i, str(error))

@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught.data import pixel_range as ranges
 from selftaught.data import recall, rows
+from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.labels import label
 from selftaught.data.order import Groups
 from selftaught.data.paths import Paths, counted, listed, shown
+from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
 from selftaught.data.split import draw_split, given_split
 from selftaught.data.store import Place
@@ -41,7 +44,8 @@ class Index:
     test: Tensor  # [N] bool: held out
     split: str  # "given" by train/ and test/ folders, or "drawn" by seed
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files and folders
-    fingerprint: str  # sha256 over relative paths, file sizes and labels: equal for a copy of the same data
+    fingerprint: str  # sha256 over relative paths, file sizes, labels and range: equal for a copy of the same data
+    pixel_range: PixelRange | None = None  # by which values of more than 8 bits are brought to 8; None: see `PixelRange`
     groups: Groups | None = None  # which images of stores lie together; None: all are files
     notes: tuple[str, ...] = ()  # a line each on what one may not expect (columns not used, links, ...)
 
@@ -124,6 +128,8 @@ def build(
     seed: int = 0,
     cache: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    pixel_range: PixelRange | None = PixelRange(),
 ) -> Index:
     """Indexes the images below `roots`: folders, nested in any way, image files, packs, Parquet files, URLs of these.
 
@@ -138,6 +144,9 @@ def build(
     are kept as the split; else the share `holdout` of every class is held out. That draw goes by a hash of
     seed and path: images that come later move few of the others across.
 
+    max_pixels: of an image; larger ones are left out. pixel_range: by which values of more than 8 bits are brought to 8;
+    the pairs that it lacks are measured on these images. None: as runs did that knew of none.
+
     Raises UserError when there are no images, when more than 10 % of them cannot be read, or when labels do
     not fit.
     """
@@ -148,15 +157,16 @@ def build(
     places = [Root.of(root) for root in roots]
     cache = cache or default_cache()
     table = None if str(labels) in ("auto", "folders", "none") else os.path.abspath(Path(labels).expanduser())
-    name = recall.key([places, table or str(labels), holdout, seed])
+    name = recall.key([places, table or str(labels), holdout, seed, max_pixels, pixel_range])
     if cache is not None and (remembered := recall.load(cache, name)) is not None:
         return Index(**remembered)
     began = time.time_ns()
     scan = Scan(places)
     notes = scan.notes
-    found, sizes, reasons = rows.join(
-        places, scan.files, *check(places, scan.files, cache, on_progress), cache, on_progress, notes
-    )
+    checked = check(places, scan.files, cache, on_progress, max_pixels)
+    found, sizes, measured, reasons, packed = rows.join(
+        places, scan.files, *checked, cache, on_progress, notes, max_pixels
+    )  # fmt: skip
     readable = [i for i in range(len(found)) if i not in reasons]
     failed = [*((found.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
     unreadable = sorted((shown(path), reason) for path, reason in failed)
@@ -167,6 +177,10 @@ def build(
     known, classes = label(str(labels), places, files, depth, notes)
     if split == "drawn":
         is_test = draw_split(files, known, holdout, seed)
+    measured = measured[readable]
+    own = packed.or_else(ranges.measure_range(measured))
+    pixel_range = None if pixel_range is None else pixel_range.or_else(own)
+    notes += ranges.notes(pixel_range, measured, own)
     index = Index(
         paths=Paths(files.paths),
         names=Paths(files.names),
@@ -176,7 +190,8 @@ def build(
         test=torch.from_numpy(is_test),
         split=split,
         unreadable=tuple(unreadable),
-        fingerprint=_fingerprint(files, known, classes),
+        fingerprint=_fingerprint(files, known, classes, ranges.used(pixel_range, measured)),
+        pixel_range=pixel_range,
         groups=Groups.counted(files.groups, files.bytes),
         notes=tuple(notes),
     )
@@ -201,7 +216,7 @@ def _refuse_bad_sets(places: Sequence[Root], readable: int, unreadable: Sequence
         )
 
 
-def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str]) -> str:
+def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str], used: str) -> str:
     total = hashlib.sha256()
     plain = rows.tolist() if rows is not None and rows.ndim == 1 else None
     for i, name in enumerate(files.names):
@@ -212,4 +227,5 @@ def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str]) 
             label = np.flatnonzero(rows[i]) if np.min(rows[i]) >= 0 else ()
         said = "|".join(classes[c] for c in label)
         total.update(os.fsencode(name) + f"\0{files.bytes[i]}\0{said}\n".encode())
+    total.update(used.encode())
     return total.hexdigest()

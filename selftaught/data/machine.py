@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
+
+LARGE = 1 << 28  # bytes; whatever takes less is not counted
 
 
 def cores() -> int:
@@ -79,3 +82,41 @@ def free_memory() -> int:
         except (OSError, ValueError):  # no such container, or "max"
             continue
     return min(free) if len(free) > 1 else 2**31
+
+
+class MemoryBudget:
+    """Memory for what is large, shared by all threads of a process: it waits until half of what is free has room for it.
+
+    Alone it is let in wherever it fits at all; else `hold` raises MemoryError.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+        if hasattr(os, "register_at_fork"):  # what other threads hold at the fork is never given back in the child
+            os.register_at_fork(after_in_child=self.reset)
+
+    def reset(self) -> None:
+        self._changed = threading.Condition()
+        self._held = 0
+        self._most = 0
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """`size`: in bytes."""
+        if size <= LARGE:
+            yield
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._held == 0 or self._held + size <= self._most)
+            if self._held == 0:
+                free = free_memory()
+                self._most = free // 2 // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)  # set by torchrun
+                if size > free:
+                    raise MemoryError(f"{size:,} bytes are needed, and {free:,} are free")
+            self._held += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= size
+                self._changed.notify_all()

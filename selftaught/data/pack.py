@@ -26,10 +26,12 @@ import torch
 
 from selftaught.checkpoint import atomic, locked, write_json
 from selftaught.data import locations, rows
+from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.encode import Encoded, Encoding, encode
 from selftaught.data.index import Index, build
 from selftaught.data.machine import in_parallel
 from selftaught.data.paths import counted, listed, shown
+from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import SUFFIXES
 from selftaught.errors import UserError
 
@@ -56,6 +58,7 @@ def pack(
     labels: str = "auto",
     masks: Path | None = None,
     shard: int = 256,
+    max_pixels: int = MAX_PIXELS,
     say: Callable[[str], None] = lambda text: None,
     on_index: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -63,7 +66,8 @@ def pack(
     """Pack the images of `roots` into the folder `out`, or go on where that broke off; return `out`.
 
     labels: as `index.build` takes them. masks: a folder with masks under the relative paths of their images (whatever the
-    suffix). shard: megabytes that a file will have, roughly. A split that folders make is kept, and no other is made.
+    suffix). shard: megabytes that a file will have, roughly. max_pixels: as for `index.build`. A split that folders make is
+    kept, and no other is made.
 
     Raises UserError for what the user can mend: other settings or other data than `out` was begun with, among them.
     """
@@ -72,7 +76,7 @@ def pack(
         raise UserError(f"--out {out}: pack into a folder of this machine, and copy that to where it shall be read")
     if out.exists() and any(out.iterdir()) and not (out / rows.MANIFEST).is_file() and not (out / ".lock").is_file():
         raise UserError(f"--out {shown(out)} holds other files: choose a new folder")
-    index = build(roots, labels=labels, holdout=0, on_progress=on_index)
+    index = build(roots, labels=labels, holdout=0, max_pixels=max_pixels, on_progress=on_index)
     say(index.describe())
     plan = _planned(index, _masks_of(index, masks, say), encoding, shard)
     with locked(out / ".lock", lambda: say(f"another process packs into {shown(out)}; waiting")):
@@ -127,6 +131,7 @@ def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, A
         "several": several,
         "split": index.split,
         "masks": len(plan.masks),
+        "pixel_range": (index.pixel_range or PixelRange()).to_json(),
         "versions": {name: version(name) for name in ("selftaught", "pyarrow", "pillow")},
         "shards": [None] * len(plan.shards),
         "index": None,
@@ -222,7 +227,7 @@ def _encoded(
         def one(j: int, part: list[int] = part, done: list[Encoded] = done) -> None:
             i = part[j]
             height, width = plan.index.sizes[i].tolist()
-            done[j] = encode(plan.index.paths[i], encoding, plan.masks.get(i), (height, width))
+            done[j] = encode(plan.index.paths[i], encoding, plan.masks.get(i), (height, width), plan.index.pixel_range)
 
         in_parallel(len(part), one, on_progress=lambda n, _, at=at: progress(at + n))  # type: ignore[misc]
         yield from zip(part, done, strict=True)

@@ -18,12 +18,13 @@ import torch
 
 from selftaught.checkpoint import atomic
 from selftaught.data.paths import Paths
+from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import Scan
 
 LEAST = 20_000  # images; smaller sets are looked at file by file, which takes less than a second
 SAMPLE = 1000  # files that are looked at when an index is recalled, drawn anew each time
 RACE = 2_000_000_000  # nanoseconds; a folder that changed so shortly ago may change again at the same time of its clock
-_FORMAT = 2  # of what is stored
+_FORMAT = 3  # of what is stored
 
 Fields = dict[str, Any]
 
@@ -78,6 +79,7 @@ def store(cache: Path, name: str, fields: Fields, looks: np.ndarray, witness: Wi
     if fields["labels"] is not None:
         arrays["labels"] = fields["labels"].numpy()
     plain = {n: fields[n] for n in ("classes", "split", "unreadable", "fingerprint", "notes")}
+    plain["pixel_range"] = None if fields["pixel_range"] is None else fields["pixel_range"].to_json()
     said = json.dumps({"plain": plain, "folders": witness.folders, "watched": witness.watched, "began": witness.began})
     arrays["said"] = np.frombuffer(said.encode("utf-8", "surrogateescape"), "u1")
 
@@ -105,6 +107,8 @@ def load(cache: Path, name: str) -> Fields | None:
         fields: Fields = dict(said["plain"])
         for n in ("classes", "notes"):
             fields[n] = tuple(fields[n])
+        if fields["pixel_range"] is not None:
+            fields["pixel_range"] = PixelRange.from_json(fields["pixel_range"])
         fields["unreadable"] = tuple((path, reason) for path, reason in fields["unreadable"])
         fields |= {"paths": paths, "names": names} | {n: torch.from_numpy(stored[n]) for n in ("sizes", "test")}
         return fields | {"labels": torch.from_numpy(stored["labels"]) if "labels" in stored.files else None}

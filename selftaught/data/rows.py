@@ -11,7 +11,9 @@ import numpy as np
 
 from selftaught.data import columns, foreign, locations, store
 from selftaught.data.columns import Rows
+from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.paths import shown
+from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import Files, Root
 from selftaught.errors import UserError
 
@@ -34,7 +36,9 @@ def manifest(location: str) -> dict[str, Any] | None:
     return written
 
 
-def of(location: str, cache: Path | None, on_progress: Callable[[int, int], None] | None = None) -> Rows:
+def of(
+    location: str, cache: Path | None, on_progress: Callable[[int, int], None] | None = None, max_pixels: int = MAX_PIXELS
+) -> Rows:
     """The rows of a pack, of a Parquet file or of a folder of these. Raises UserError for what is none of them."""
     store.forget(location)
     single = location.endswith(".parquet")
@@ -47,20 +51,22 @@ def of(location: str, cache: Path | None, on_progress: Callable[[int, int], None
         files = []
     if not files:
         raise UserError(f"{shown(location)}: neither a pack nor Parquet files are there; name a folder that holds some")
-    return foreign.rows_of(files, cache, on_progress)
+    return foreign.rows_of(files, cache, on_progress, max_pixels)
 
 
 def join(
-    places: Sequence[Root], files: Files, sizes: np.ndarray, reasons: dict[int, str],
-    cache: Path | None, on_progress: Callable[[int, int], None] | None, notes: list[str],
-) -> tuple[Files, np.ndarray, dict[int, str]]:  # fmt: skip
-    """`files`, their sizes and what cannot be read, with the rows of all stores among `places`, sorted by name again."""
-    groups, seen, all_sizes = 0, set[str](), [sizes]
+    places: Sequence[Root], files: Files, sizes: np.ndarray, measured: np.ndarray, reasons: dict[int, str],
+    cache: Path | None, on_progress: Callable[[int, int], None] | None, notes: list[str], max_pixels: int,
+) -> tuple[Files, np.ndarray, np.ndarray, dict[int, str], PixelRange]:  # fmt: skip
+    """`files`, their sizes, what was measured of them and what cannot be read, with the rows of all stores among `places`,
+    sorted by name again; and the range by which those were packed.
+    """
+    groups, seen, all_sizes, all_measured, pixel_range = 0, set[str](), [sizes], [measured], PixelRange()
     for root, place in enumerate(places):
         if not place.is_store or place.real in seen:
             continue
         seen.add(place.real)
-        rows = of(place.path, cache, on_progress)
+        rows = of(place.path, cache, on_progress, max_pixels)
         reasons = reasons | {len(files) + i: reason for i, reason in rows.reasons.items()}
         for i, path in enumerate(rows.paths):
             said = rows.said[i] if rows.said else None
@@ -69,13 +75,15 @@ def join(
         files.classes = tuple(dict.fromkeys([*files.classes, *rows.classes]))
         files.several = files.several or rows.several
         all_sizes.append(rows.sizes)
+        all_measured.append(np.zeros((len(rows), 4)) if rows.measured is None else rows.measured)
+        pixel_range = pixel_range.or_else(rows.pixel_range)
         notes += rows.notes
     if not seen:
-        return files, sizes, reasons
+        return files, sizes, measured, reasons, pixel_range
     order = sorted(range(len(files)), key=lambda i: (files.names[i], files.roots[i], i))
     place_of = {i: at for at, i in enumerate(order) if i in reasons}
-    joined = np.concatenate(all_sizes)[order]
-    return files.chosen(order), joined, {at: reasons[i] for i, at in place_of.items()}
+    sizes, measured = np.concatenate(all_sizes)[order], np.concatenate(all_measured)[order]
+    return files.chosen(order), sizes, measured, {at: reasons[i] for i, at in place_of.items()}, pixel_range
 
 
 def _of_pack(location: str, written: dict[str, Any]) -> Rows:
@@ -101,6 +109,7 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
         said=said,
         classes=classes,
         several=several,
+        pixel_range=PixelRange.from_json(written["pixel_range"]) if "pixel_range" in written else PixelRange(),
     )
 
 

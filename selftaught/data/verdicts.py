@@ -13,12 +13,12 @@ import numpy as np
 import PIL
 
 from selftaught.checkpoint import atomic
-from selftaught.data.damage import Unreadable
-from selftaught.data.decode import measure, quiet
+from selftaught.data.damage import MAX_PIXELS, Unreadable
+from selftaught.data.decode import measure, quiet, refuse_larger
 from selftaught.data.machine import in_parallel
 from selftaught.data.scan import Files, Root
 
-_FORMAT = 1  # of the remembered verdicts
+_FORMAT = 2  # of the remembered verdicts
 
 
 def check(
@@ -26,9 +26,13 @@ def check(
     files: Files,
     cache: Path | None,
     on_progress: Callable[[int, int], None] | None,
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Heights and widths [n, 2] (zeros where unreadable) and the reasons, by decoding what the cache does not know."""
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Heights and widths [n, 2] (zeros where unreadable), the columns of `pixel_range` [n, 4], and the reasons; by decoding
+    what the cache does not know.
+    """
     numbers = np.zeros((len(files), 4), dtype=np.int64)  # as in `Verdicts`
+    measured = np.zeros((len(files), 4))
     numbers[:, 0], numbers[:, 1] = files.bytes, files.changed
     reasons: dict[int, str] = {}
     members: dict[str, list[int]] = {place.folder: [] for place in places}
@@ -44,13 +48,14 @@ def check(
             elif isinstance(verdict, str):
                 reasons[i] = verdict
             else:
-                numbers[i, 2:] = verdict
+                numbers[i, 2:], measured[i] = verdict
     unsure = set(todo)  # not to be remembered
 
     def one(j: int) -> None:
         i = todo[j]
         try:
-            numbers[i, 2:] = measure(files.paths[i])
+            height, width, *measured[i] = measure(files.paths[i], max_pixels)
+            numbers[i, 2:] = height, width
         except Unreadable as error:
             reasons[i] = str(error)
             if error.passing:
@@ -65,41 +70,58 @@ def check(
         for folder, inside in members.items():
             sure = [i for i in inside if i not in unsure]
             said = {files.names[i]: reasons[i] for i in sure if i in reasons}
-            verdicts = Verdicts((files.names[i] for i in sure), numbers[sure], said)
+            verdicts = Verdicts((files.names[i] for i in sure), numbers[sure], measured[sure], said)
             if folder not in whole:
                 verdicts = verdicts.beside(known[folder])
             if todo or len(verdicts.rows) != len(known[folder].rows):
                 verdicts.store(cache, folder)
-    return numbers[:, 2:], dict(sorted(reasons.items()))
+    reasons |= larger(numbers[:, 2:], max_pixels)
+    return numbers[:, 2:], measured, dict(sorted(reasons.items()))
+
+
+def larger(sizes: np.ndarray, max_pixels: int) -> dict[int, str]:
+    """The reason why an image of [height, width] is left out, of those that are larger than asked for."""
+    reasons = {}
+    for i in np.flatnonzero(sizes.prod(axis=1) > max_pixels).tolist():
+        try:
+            refuse_larger(int(sizes[i, 1]), int(sizes[i, 0]), max_pixels)
+        except Unreadable as error:
+            reasons[i] = str(error)
+    return reasons
 
 
 class Verdicts:
-    """What is known of the files of one folder: `numbers` [n, 4] (bytes, time of change, height, width) in the
-    `rows` of their names, and by name the `reasons` of those that cannot be read.
+    """What is known of the files of one folder: `numbers` [n, 4] (bytes, time of change, height, width) and `measured`
+    [n, 4] (the columns of `pixel_range`) in the `rows` of their names, and by name the `reasons` why some cannot be read.
 
     Kept in a file of arrays, `<cache>/index/<hash of the real folder>.npz`. Readers and other writers see an old
     one or a new one, and whatever is wrong with it (its sums are checked while it is read), it is no more than a
     reason to decode the files again.
     """
 
-    def __init__(self, names: Iterable[str], numbers: np.ndarray, reasons: dict[str, str]) -> None:
+    def __init__(
+        self, names: Iterable[str], numbers: np.ndarray, measured: np.ndarray, reasons: dict[str, str]
+    ) -> None:  # fmt: skip
         self.rows = {name: row for row, name in enumerate(names)}
         self.numbers = numbers
+        self.measured = measured
         self.reasons = reasons
 
-    def of(self, name: str, size: int, changed: int) -> np.ndarray | str | None:
-        """[height, width], the reason why it cannot be read, or None: not known as it is now."""
+    def of(self, name: str, size: int, changed: int) -> tuple[np.ndarray, np.ndarray] | str | None:
+        """[height, width] and what was measured, the reason why it cannot be read, or None: not known as it is now."""
         row = self.rows.get(name)
         if row is None or self.numbers[row, 0] != size or self.numbers[row, 1] != changed:
             return None
-        return self.reasons.get(name) or self.numbers[row, 2:]
+        return self.reasons.get(name) or (self.numbers[row, 2:], self.measured[row])
 
     def beside(self, older: Verdicts) -> Verdicts:
         """These, and of all other files what was known."""
         others = {name: row for name, row in older.rows.items() if name not in self.rows}
         said = {name: reason for name, reason in older.reasons.items() if name in others}
-        numbers = np.concatenate([self.numbers, older.numbers[list(others.values())]])
-        return Verdicts([*self.rows, *others], numbers, self.reasons | said)
+        rows = list(others.values())
+        numbers = np.concatenate([self.numbers, older.numbers[rows]])
+        measured = np.concatenate([self.measured, older.measured[rows]])
+        return Verdicts([*self.rows, *others], numbers, measured, self.reasons | said)
 
     @staticmethod
     def _file(cache: Path, folder: str) -> Path:
@@ -113,20 +135,27 @@ class Verdicts:
             # Missing, torn or overwritten by anything at all: as if it were not there.
             with contextlib.suppress(Exception), np.load(cls._file(cache, folder), allow_pickle=False) as stored:
                 names = stored["names"].tobytes().split(b"\0")[:-1]
-                verdicts = cls(map(os.fsdecode, names), stored["numbers"], json.loads(stored["reasons"].tobytes()))
+                measured = np.zeros((len(names), 4))
+                measured[stored["unusual"]] = stored["measured"]
+                reasons = json.loads(stored["reasons"].tobytes())
+                verdicts = cls(map(os.fsdecode, names), stored["numbers"], measured, reasons)
                 if verdicts.numbers.shape == (len(names), 4) and len(verdicts.rows) == len(names):
                     return verdicts
-        return cls((), np.empty((0, 4), dtype=np.int64), {})
+        return cls((), np.empty((0, 4), dtype=np.int64), np.empty((0, 4)), {})
 
     def store(self, cache: Path | None, folder: str) -> None:
         if cache is None:
             return
         names = b"".join(os.fsencode(name) + b"\0" for name in self.rows)
         reasons = json.dumps(self.reasons).encode()
+        unusual = np.flatnonzero(self.measured.any(axis=1))  # few: of most files there is nothing to say
 
         def write(draft: Path) -> None:
             with draft.open("wb") as out:
-                np.savez(out, numbers=self.numbers, names=np.frombuffer(names, "u1"), reasons=np.frombuffer(reasons, "u1"))
+                np.savez(
+                    out, numbers=self.numbers, names=np.frombuffer(names, "u1"), reasons=np.frombuffer(reasons, "u1"),
+                    unusual=unusual, measured=self.measured[unusual],
+                )  # fmt: skip
 
         with contextlib.suppress(OSError):  # a full disk, a home not to be written to: the next index takes as long
             atomic(self._file(cache, folder), write)
