@@ -35,6 +35,7 @@ LAYERS = [
     {"data.foreign"},
     {"data.rows"},
     {"data.labels", "data.batches", "data.ahead", "methods.*", "step", "backbones", "optim", "evaluation.*", "likeness"},
+    {"data.label_table"},
     {"data.index", "hard.*", "fit", "watch", "weights", "compiling", "sharding"},
     {"data.pack"},
     {"stage", "choice", "tuning", "heads"},

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from selftaught.data import recall, rows
+from selftaught.data.label_table import label_by_tables
 from selftaught.data.labels import label
 from selftaught.data.order import Groups
 from selftaught.data.paths import Paths, counted, listed, shown
@@ -134,7 +135,7 @@ def build(
     set is remembered as a whole: then a file that was written anew in its place is noticed only if many were.
 
     labels: "auto" takes a root's labels.csv, else its class folders, else none; "folders" insists on class
-    folders; "none"; or the path of a CSV (see `labels.Table`). `train/` and `test/` (`val/`, ...) below a root
+    folders; "none"; or the path of a CSV (see `label_table.Table`). `train/` and `test/` (`val/`, ...) below a root
     are kept as the split; else the share `holdout` of every class is held out. That draw goes by a hash of
     seed and path: images that come later move few of the others across.
 
@@ -164,7 +165,8 @@ def build(
 
     files = found.chosen(readable)
     split, is_test, depth = given_split(files, notes)
-    known, classes = label(str(labels), places, files, depth, notes)
+    tabled = label_by_tables(str(labels), places, files, notes)
+    known, classes = tabled or label(str(labels), places, files, depth, notes)
     if split == "drawn":
         is_test = draw_split(files, known, holdout, seed)
     index = Index(
