@@ -206,6 +206,8 @@ def test_names_that_are_no_utf8_stay_what_they_are() -> None:
         ('"a;1.png",x;y\n"b;1.png",x\n', ","),
         ("image\tclass\na, b.png\tx\n", "\t"),
         ("image|class\na.png|x\n", "|"),
+        ("a/1.png 3\na/2.png   4\n", " "),
+        ("file name, class name\na b.png, red fox\n", ","),
         ("image\na.png\n", ","),
     ],
 )
@@ -327,7 +329,8 @@ def test_the_column_of_paths_is_the_one_that_names_images(text: str, images: lis
         ("sex_,age,cat,dog,fox\nm,3,1,0,1\nf,5,0,0,1\n", "cat dog fox"),
         ("fold,cat,dog\n0,1,0\n1,1,1\n", "cat dog"),
         ("apple,date,note\n1,0,1\n0,1,0\n", "apple date note"),
-        ("patient,width\np1,3\np2,4\n", "patient"),
+        ("id,split,age\n4,0,3\n7,0,4\n", "age"),
+        ("scanner,kind of thing,cat,dog\nA,x,1,0\nA,y,1,1\n", "kind of thing"),
         ("area,sort\n" + "".join(f"{i}.5,{'xy'[i % 2]}\n" for i in range(20)), "sort"),
     ],
 )
@@ -342,7 +345,8 @@ def test_the_columns_of_classes(text: str, names: str) -> None:
     [
         "cat,dog\n" + "1,0\n" * 20 + "1,2\n",
         "cat,dog\n" + "True,False\n" * 20 + "maybe,False\n",
-        "cat,dog\n0.7,0.3\n0.2,0.8\n",
+        "cat,dog\n0.7,0.3\n0.2,0.8\n0.1,0.9\n0.2,0.8\n",
+        "patient,width\np1,3\np2,4\n",
     ],
 )
 def test_columns_that_are_nearly_yes_and_no_are_refused(text: str) -> None:
@@ -378,6 +382,8 @@ def test_columns_of_yes_and_no(text: str, rows: list[object], blank_is_no: bool)
         (["-1", "0", "1"], [None, ("0",), ("1",)]),
         (["-1", "1"], [("-1",), ("1",)]),
         (["a|b", "", "nan", " a | "], [("a", "b"), (), None, ("a",)]),
+        (["['a', 'b, c']", "[]", "", "NaN", "['a']"], [("a", "b, c"), (), (), None, ("a",)]),
+        (["[a, b]", "[b]"], [("a", "b"), ("b",)]),
     ],
 )
 def test_cells_of_classes(cells: list[str], rows: list[object]) -> None:
@@ -388,6 +394,7 @@ def test_cells_of_classes(cells: list[str], rows: list[object]) -> None:
     "cells",
     [
         [f"{i}.25" for i in range(24)],
+        [f"{i}.5" for i in range(4)],
         [str(i) for i in range(24)],
         [f"a picture of {i}" for i in range(24)],
         [f"{i % 60}" for i in range(100)],
@@ -463,7 +470,8 @@ def test_what_is_not_labelled_is_told(root: Path) -> None:
         ("image,x,y\na.png,1,\nb.png,,0\n", "no image has a known class"),
         ("image,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
         ("image,class\n3.png,x\n4.png,y\n", "not one of 2 images has a row"),
-        ('image,class\na.png,x\n"b.png,y\nc.png,z\n', "line 4: 1 columns"),
+        ('image,class\na.png,x\n"b.png,y\nc.png,z\n', "quotation mark"),
+        ('image,class\na.png,x\nb.png,"y\nc.png,z\n', "quotation mark"),
         ('image,note,class\n"a.png\nb.png",x,x\nb.png,y,y\n', "quotation mark"),
         ("image,\na.png,\nb.png,\n", "needs a column of classes"),
         ("image,split\na.png,train\nb.png,test\n", "needs a column of classes"),
@@ -574,7 +582,7 @@ def test_one_table_for_several_roots(tmp_path: Path, inside: bool) -> None:
         ("split\ntrain\ntrain\n", None),
         ("split\n0\n1\n", None),
         ("split\ntrain\ntest\nspare\n", None),
-        ("usage of it\ntrain\ntest\n", None),
+        ("usages\ntrain\ntest\n", None),
     ],
 )
 def test_a_column_of_the_split(text: str, test: list[bool] | None) -> None:

@@ -20,7 +20,7 @@ Records = list[tuple[int, list[str]]]  # line number and cells
 
 WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 _WORKBOOK_STARTS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
-_SEPARATORS = ",;\t|"
+_SEPARATORS = ",;\t| "
 _HEAD = 1 << 16  # characters by which the separator is chosen
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -103,12 +103,18 @@ def decode_text(data: bytes, raw_names: bool = False) -> tuple[str, str]:
 def split_rows(text: str) -> Records:
     """The rows of a CSV that hold anything, the header first."""
     asked = re.match(r"sep=(.)\s*?(\r\n|\r|\n)", text)  # Excel's own way to name it
-    records = _records(text, asked[1] if asked else find_separator(text))
+    separator = asked[1] if asked else find_separator(text)
+    try:
+        records = _records(text, separator, strict=True)
+    except csv.Error as error:
+        if "unexpected end" in str(error):
+            raise ValueError("a quotation mark is not closed, and all below it became one cell") from None
+        records = _records(text, separator)
     return records[1:] if asked else records
 
 
 def find_separator(text: str) -> str:
-    """Of , ; tab | the one by which most rows have as many cells as the first, and more of these name images."""
+    """Of , ; tab | space the one by which most rows have as many cells as the first, and more of these name images."""
 
     def agreement(separator: str) -> tuple[float, int]:
         try:
@@ -157,8 +163,8 @@ def _json_cell(value: object) -> str:
     return str(value).strip() if isinstance(value, str | int | float) else json.dumps(value)
 
 
-def _records(text: str, separator: str) -> Records:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+def _records(text: str, separator: str, *, strict: bool = False) -> Records:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=strict)
     rows = ((reader.line_num, [cell.strip() for cell in cells]) for cells in reader)
     return [(line, cells) for line, cells in rows if any(cells)]
 

@@ -137,7 +137,7 @@ def read_rows(table: TextTable, path: int, at: str) -> Rows:
     columns = _columns(table)
     paths = columns.pop(path)
     chosen, are_flags = choose_classes(columns, at)
-    _refuse_short_rows(table, [path, *(column.number for column in chosen)], path, at)
+    _refuse_bad_rows(table, [path, *(column.number for column in chosen)], at)
     notes: list[str] = []
     if are_flags:
         classes, blank_is_no = read_flags(chosen)
@@ -194,12 +194,12 @@ def _is_raw(name: str) -> bool:
     return not name.isascii() and any("\udc80" <= c <= "\udcff" for c in name)
 
 
-def _refuse_short_rows(table: TextTable, used: Sequence[int], path: int, at: str) -> None:
+def _refuse_bad_rows(table: TextTable, used: Sequence[int], at: str) -> None:
     for line, cells in table.rows:
         if len(cells) <= max(used):
             raise UserError(f"{at}, line {line}: {len(cells)} columns, but the header has {len(table.header)}")
-        if "\n" in cells[path] or "\r" in cells[path]:
-            raise UserError(f"{at}, line {line}: a path of several lines; close the quotation mark further up")
+        if any("\n" in cells[column] or "\r" in cells[column] for column in used):
+            raise UserError(f"{at}, line {line}: a cell of several lines; correct the quotation marks")
 
 
 def _different_rows(lines: Sequence[int], paths: Sequence[str], classes: Sequence[Classes | None], at: str) -> list[int]:

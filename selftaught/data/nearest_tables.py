@@ -67,14 +67,14 @@ def nearest_tables(places: Sequence[Root], files: Files, notes: list[str]) -> li
 
 def _folders(places: Sequence[Root], files: Files) -> list[tuple[str, str] | None]:
     """Of each image its folder and its root, of a store's image the store twice; None where the root is a file or a URL."""
-    found: list[tuple[str, str] | None] = []
+    folders: list[tuple[str, str] | None] = []
     for path, root in zip(files.paths, files.roots, strict=True):
         place = places[root]
         if place.is_file or "://" in place.path:
-            found.append(None)
+            folders.append(None)
         else:
-            found.append((place.path if place.is_store else os.path.dirname(path), place.path))
-    return found
+            folders.append((place.path if place.is_store else os.path.dirname(path), place.path))
+    return folders
 
 
 def _tables_in(folder: str) -> list[str]:

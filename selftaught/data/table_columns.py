@@ -5,6 +5,8 @@ Contents decide, and names of columns where contents fit two. (Over 200 lines, a
 
 from __future__ import annotations
 
+import ast
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from selftaught.data.table_words import (
 )
 from selftaught.errors import UserError
 
+_LIST = re.compile(r"\[.*\]")
 Classes = tuple[str, ...]  # of an image; () where it is known to have none
 
 
@@ -59,7 +62,7 @@ class Column:
         return self.key in SPLIT_NAMES or ((self.key in OTHER_NAMES or self.key.endswith("id")) and not self.is_binary)
 
     @cached_property
-    def is_fine(self) -> bool:
+    def has_too_many_values(self) -> bool:
         """Whether it has more values than classes have: those of measurements, captions or names."""
         return too_many(self.values, sum(cell not in UNKNOWN for cell in self.cells))
 
@@ -102,7 +105,11 @@ def choose_classes(columns: Sequence[Column], at: str) -> tuple[list[Column], bo
     if named := [column for column in filled if column.key in CLASS_NAMES]:
         return [_clearest(named)], False
     rest = [column for column in filled if column.key and not column.numbers_rows] or filled
-    rest = [column for column in rest if not column.is_other] or rest
+    useful = [column for column in rest if not column.is_other]
+    rest = useful or [column for column in rest if column.key not in ID_NAMES | SPLIT_NAMES] or rest
+    rest = [column for column in rest if len(column.values) > 1 or column.is_binary] or rest  # one value is no class of many
+    if len(rest) > 1 and not useful:
+        raise UserError(f"{at}: cannot tell which column is the class: name it `class`")
     if not rest:
         raise UserError(
             f'{at}: needs a column of classes beside the one of paths; add it, or take labels from folders ("folders") or '
@@ -116,7 +123,9 @@ def choose_classes(columns: Sequence[Column], at: str) -> tuple[list[Column], bo
             f"{at}: a cell of column {odd[0].name} is {_odd_cell(odd[0])!r}, and columns of classes hold 0 and 1 only: "
             "correct it, or name the one column of classes `class`"
         )
-    first = next((c for c in rest if c.key in WEAK_CLASS_NAMES), next((c for c in rest if not c.is_fine), rest[0]))
+    first = next(
+        (c for c in rest if c.key in WEAK_CLASS_NAMES), next((c for c in rest if not c.has_too_many_values), rest[0])
+    )
     if len(rest) > 1 and first.key not in WEAK_CLASS_NAMES and any(_is_fraction(value) for value in first.values):
         raise UserError(f"{at}: cannot tell which column is the class: name it `class`")
     return [first], False
@@ -149,7 +158,8 @@ def _odd_cell(column: Column) -> str | None:
 def too_many(names: Collection[str], n: int) -> bool:
     """More classes for `n` images than could be learnt: of numbers (ages, areas) fewer will do than of words."""
     if all(_number(name) is not None for name in names):
-        return len({normalize_number(name) for name in names}) > max(10, n // 2)
+        fewest = 2 if any(_is_fraction(name) for name in names) else 10
+        return len({normalize_number(name) for name in names}) > max(fewest, n // 2)
     return len(names) > max(50, n // 2) or len(names) == n > 10
 
 
@@ -178,14 +188,14 @@ def read_flags(columns: Sequence[Column]) -> tuple[list[Classes | None], bool]:
 
 
 def read_classes(column: Column) -> tuple[list[Classes | None], bool]:
-    """A column of classes, or of several as `a|b`, as the classes of each row; and whether it is of several.
+    """A column of classes, or of several as `a|b` or Python's lists, as each row's classes; and whether it is of several.
 
     1.0 is the class 1. An empty cell is no class in a column of several, and elsewhere nothing that is known.
     """
-    several = any("|" in cell for cell in column.cells)
-    if several:
-        return [None if c in UNKNOWN - {""} else _parts(c) for c in column.cells], True
     values = column.values
+    are_lists = bool(values) and all(_LIST.fullmatch(value) for value in values)
+    if are_lists or any("|" in value for value in values):
+        return [None if c in UNKNOWN - {""} else _list(c) if are_lists else _parts(c) for c in column.cells], True
     minus = set(column.cells) & MINUS_ONE
     numbers = all(_number(value) is not None for value in values)
     signed = bool(minus) and {normalize_number(value) for value in values} == {"1"}  # 1 and -1 are two classes
@@ -237,6 +247,15 @@ def _family(values: set[str]) -> tuple[frozenset[str], frozenset[str]] | None:
     """The family of words that a column's values are from; None if they are from none, or if there are none."""
     words = {_word(value) for value in values}
     return next(((yes, no) for yes, no in YES_AND_NO if words and words <= yes | no), None)
+
+
+def _list(cell: str) -> Classes:
+    """The names in a list as Python writes it; an empty cell has none."""
+    try:
+        names = ast.literal_eval(cell) if cell else ()
+    except (ValueError, SyntaxError):  # without quotation marks
+        names = cell.strip("[]").split(",")
+    return tuple(name for name in (str(name).strip() for name in names) if name)
 
 
 def _parts(cell: str) -> Classes:

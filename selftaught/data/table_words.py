@@ -23,7 +23,7 @@ SPLIT_NAMES = _words("split splits set subset partition phase usage fold")
 OTHER_NAMES = ID_NAMES | _words(
     "comment comments remark remarks note notes bemerkung bemerkungen kommentar width height breite höhe hoehe w h size "
     "filesize date datum time timestamp year patient subject author photographer source license url md5 sha1 sha256 hash "
-    "bbox xmin ymin xmax ymax lat lon latitude longitude age score confidence weight"
+    "bbox xmin ymin xmax ymax lat lon latitude longitude age sex gender score confidence weight"
 )
 
 MINUS_ONE = _words("-1 -1.0 -1,0")
