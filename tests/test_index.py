@@ -472,7 +472,6 @@ def test_a_few_labels_among_many_images(root: Path) -> None:
         ("file,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
         ("file,class\na.png,x\nb.png,y\na.png,y\n", "line 4: a.png has another class"),
         ("file,class\na.png,x\nb.png\n", "line 3: 1 columns, but the header has 2"),
-        ("a.png,x\nb.png,y\n", "has no header"),
         ("file\na.png\nb.png\n", "two columns"),
         ("file,class\n", "at least one row"),
         ("", "at least one row"),
@@ -488,7 +487,44 @@ def test_a_csv_that_does_not_fit_stops_with_its_line(root: Path, text: str, mess
         build([root], labels="nonsense")
 
 
+def test_tables_in_the_folders_of_a_split(root: Path) -> None:
+    for part in ("train", "test"):
+        put(root, *numbered(part, 6))
+        table(root / part / "labels.csv", "image,class\n" + "".join(f"{i:03}.png,{'ab'[i % 2]}\n" for i in range(6)))
+    index = build([root])
+    assert (index.split, index.classes) == ("given", ("a", "b"))
+    assert labelled(index, root) == {name: "ab"[int(name[-5]) % 2] for name in numbered("train", 6) + numbered("test", 6)}
+    assert any("train/labels.csv (6 images)" in note for note in index.notes)
+    split = root / "labels.csv"  # which is above, and so is not asked
+    table(split, "image,class,split\ntrain/000.png,c,test\ntest/000.png,d,train\n")
+    assert labelled(build([root]), root) == labelled(index, root)
+    index = build([root], labels=split)
+    assert index.split == "given"
+    assert any("as folders name one" in note for note in index.notes)
+
+
+def test_a_table_without_a_header_is_read(root: Path) -> None:
+    put(root, "a.png", "b.png")
+    table(root / "labels.csv", "a.png,x\nb.png,y\n")
+    index = build([root])
+    assert labelled(index, root) == {"a.png": "x", "b.png": "y"}
+    assert any("no header" in note for note in index.notes)
+
+
 # The split
+
+
+def test_a_column_of_the_table_names_the_split(root: Path) -> None:
+    put(root, *numbered("a", 4), *numbered("b", 4))
+    rows = [
+        f"{name},{name[0]},{'val' if i % 4 == 3 else 'train'}\n"
+        for i, name in enumerate(numbered("a", 4) + numbered("b", 4))
+    ]
+    table(root / "labels.csv", "image,class,split\n" + "".join(rows))
+    index = build([root])
+    assert index.split == "table"
+    assert names(index, root, index.held_out.tolist()) == ["a/003.png", "b/003.png"]
+    assert "as their table says" in index.describe()
 
 
 @pytest.mark.parametrize("held_out", ["test", "val", "Valid", "validation"])

@@ -197,6 +197,17 @@ def test_several_labels_and_unknown_ones(tmp_path: Path) -> None:
     assert int((other.labels < 0).sum()) == 7  # type: ignore[operator]
 
 
+def test_a_split_by_a_table_is_kept(tmp_path: Path) -> None:
+    place = photos(tmp_path / "photos", each=3) / "train"
+    rows = [f"class {k}/00{i},{'xyz'[k]},{'train' if i else 'test'}\n" for k in range(3) for i in range(3)]
+    (place / "labels.csv").write_text("path,class,split\n" + "".join(rows))
+    one, other = build([place]), build([pack([place], tmp_path / "p.pack", PNG)])
+    assert (one.split, other.split) == ("table", "given")
+    assert {f"test/{one.names[i]}" for i in one.held_out.tolist()} == {str(other.names[i]) for i in other.held_out.tolist()}
+    assert len(other.held_out) == 3
+    assert other.classes == one.classes
+
+
 def test_masks_come_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = photos(tmp_path / "photos", each=2) / "train"
     masks = tmp_path / "masks" / "class 1"

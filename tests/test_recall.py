@@ -1,5 +1,6 @@
 """A remembered index is the one that would be made, and is made anew when anything shows that it would be another."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -90,6 +91,28 @@ def test_what_changes_is_followed(root: Path, tmp_path: Path, change: str, scans
     assert not (
         list(after.paths) == list(before.paths) and torch.equal(after.sizes, before.sizes) and change != "a table of labels"
     )
+
+
+@pytest.mark.parametrize("file", ["labels.csv", "cat/labels.csv", "cat/metadata.csv", "cat/metadata.jsonl"])
+def test_a_table_written_anew_in_its_place_is_read_again(root: Path, tmp_path: Path, file: str, scans: list[int]) -> None:
+    """Also one that had no classes."""
+    (root / file).write_text(
+        '{"file_name": "00.png"}\n' if file.endswith("jsonl") else "file_name,text\n00.png,a\n02.png,b\n"
+    )
+    if file.endswith("labels.csv"):
+        (root / file).write_text("image,class\ncat/00.png,a\ncat/01.png,b\n")
+    settled(root)
+    before = build([root], cache=tmp_path / "cache")
+    assert same(build([root], cache=tmp_path / "cache"), before)
+    assert len(scans) == 1
+    rows = [("00.png", "x"), ("01.png", "y")]
+    if file.endswith("jsonl"):
+        (root / file).write_text("".join(json.dumps({"file_name": name, "label": kind}) + "\n" for name, kind in rows))
+    else:
+        (root / file).write_text("file_name,label\n" + "".join(f"cat/{name},{kind}\n" for name, kind in rows))
+    settled(root)
+    assert build([root], cache=tmp_path / "cache").classes == ("x", "y")
+    assert len(scans) == 2
 
 
 def test_what_may_change_unseen_is_not_remembered(root: Path, tmp_path: Path, scans: list[int]) -> None:

@@ -19,12 +19,14 @@ from selftaught.data import pixel_range as ranges
 from selftaught.data import recall, rows
 from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.labels import label
+from selftaught.data.nearest_tables import find_tables
 from selftaught.data.order import Groups
 from selftaught.data.paths import Paths, counted, listed, shown
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
 from selftaught.data.split import draw_split, given_split
 from selftaught.data.store import Place
+from selftaught.data.table_labels import label_by_tables
 from selftaught.data.verdicts import check, default_cache
 from selftaught.errors import UserError
 from selftaught.evaluation.draws import Budget, draw
@@ -42,7 +44,7 @@ class Index:
     labels: Tensor | None  # [N] long, or [N, C] int8 for several an image; -1 = unlabelled; None: no accuracy anywhere
     classes: tuple[str, ...]
     test: Tensor  # [N] bool: held out
-    split: str  # "given" by train/ and test/ folders, or "drawn" by seed
+    split: str  # "given" by train/ and test/ folders, by a column of the "table" of labels, or "drawn" by seed
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files and folders
     fingerprint: str  # sha256 over relative paths, file sizes, labels and range: equal for a copy of the same data
     pixel_range: PixelRange | None = None  # by which values of more than 8 bits are brought to 8; None: see `PixelRange`
@@ -103,7 +105,7 @@ class Index:
     def describe(self) -> str:
         """Counts, classes, split, unreadable files and notes, for people: a line for each that there is."""
         held_out = int(self.test.sum())
-        how = "as their folders say" if self.split == "given" else "drawn by the seed"
+        how = {"given": "as their folders say", "table": "as their table says"}.get(self.split, "drawn by the seed")
         lines = [
             f"{counted(len(self), 'image')}, {self._classes()}: {len(self) - held_out:,} to train on, "
             f"{held_out:,} held out ({how})"
@@ -139,10 +141,10 @@ def build(
     and time of change, so that a second call is quick and follows additions, changes and deletions. The index of a large
     set is remembered as a whole: then a file that was written anew in its place is noticed only if many were.
 
-    labels: "auto" takes a root's labels.csv, else its class folders, else none; "folders" insists on class
-    folders; "none"; or the path of a CSV (see `labels.Table`). `train/` and `test/` (`val/`, ...) below a root
-    are kept as the split; else the share `holdout` of every class is held out. That draw goes by a hash of
-    seed and path: images that come later move few of the others across.
+    labels: "auto" takes the nearest labels.csv above an image, else class folders, else none; "folders" insists on class
+    folders; "none"; or the path of a CSV (see `label_table`). `train/` and `test/` (`val/`, ...) below a root are kept as
+    the split, else a column `split` of the table; else the share `holdout` of every class is held out. That draw goes by a
+    hash of seed and path: images that come later move few of the others across.
 
     max_pixels: of an image; larger ones are left out. pixel_range: by which values of more than 8 bits are brought to 8;
     the pairs that it lacks are measured on these images. None: as runs did that knew of none.
@@ -174,7 +176,13 @@ def build(
 
     files = found.chosen(readable)
     split, is_test, depth = given_split(files, notes)
-    known, classes = label(str(labels), places, files, depth, notes)
+    tables = label_by_tables(str(labels), places, files, notes)
+    known, classes = (tables.labels, tables.classes) if tables else label(str(labels), places, files, depth, notes)
+    if tables and tables.test is not None:
+        if split == "given":
+            notes.append("the split that the table of labels names is not used, as folders name one")
+        else:
+            split, is_test = "table", tables.test
     if split == "drawn":
         is_test = draw_split(files, known, holdout, seed)
     measured = measured[readable]
@@ -196,8 +204,8 @@ def build(
         notes=tuple(notes),
     )
     if cache is not None and len(index) >= recall.LEAST:
-        tables = [*([table] if table else []), *(os.path.join(place.path, "labels.csv") for place in places)]
-        witness = recall.Witness.of(scan, [*tables, *(found.paths[i] for i in reasons)], began)
+        watched = [table] if table else find_tables(places, files)
+        witness = recall.Witness.of(scan, [*watched, *(found.paths[i] for i in reasons)], began)
         if witness is not None:
             recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness)
     return index

@@ -66,8 +66,8 @@ def pack(
     """Pack the images of `roots` into the folder `out`, or go on where that broke off; return `out`.
 
     labels: as `index.build` takes them. masks: a folder with masks under the relative paths of their images (whatever the
-    suffix). shard: megabytes that a file will have, roughly. max_pixels: as for `index.build`. A split that folders make is
-    kept, and no other is made.
+    suffix). shard: megabytes that a file will have, roughly. max_pixels: as for `index.build`. A split by folders or by a
+    table is kept, and none is drawn.
 
     Raises UserError for what the user can mend: other settings or other data than `out` was begun with, among them.
     """
@@ -246,6 +246,8 @@ def _groups(images: Iterator[tuple[int, Encoded]]) -> Iterator[list[tuple[int, E
 
 def _row(plan: Plan, i: int, one: Encoded) -> dict[str, Any]:
     name = os.fsencode(plan.index.names[i].as_posix()).decode("utf-8", "backslashreplace")
+    if plan.index.split == "table":  # a pack has no such table: its names say the split
+        name = f"{'test' if plan.index.test[i] else 'train'}/{name}"
     row: dict[str, Any] = {
         "image": {"bytes": one.image, "path": name}, "height": one.height, "width": one.width, **_label(plan.index, i),
     }  # fmt: skip

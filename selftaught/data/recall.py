@@ -24,7 +24,7 @@ from selftaught.data.scan import Scan
 LEAST = 20_000  # images; smaller sets are looked at file by file, which takes less than a second
 SAMPLE = 1000  # files that are looked at when an index is recalled, drawn anew each time
 RACE = 2_000_000_000  # nanoseconds; a folder that changed so shortly ago may change again at the same time of its clock
-_FORMAT = 3  # of what is stored
+_FORMAT = 4  # of what is stored, and of the rules by which tables give labels
 
 Fields = dict[str, Any]
 

@@ -450,7 +450,11 @@ def _data(run: Run) -> dict[str, Any]:
         for entry in _listed(data.get("unreadable"))
     ]
     count = number(classes) if not isinstance(classes, list) else len(names)
-    split = {"given": "as the folders give it", "drawn": "drawn at random by the seed, class by class"}
+    split = {
+        "given": "as the folders give it",
+        "table": "as the table of labels gives it",
+        "drawn": "drawn at random by the seed, class by class",
+    }
     facts = [
         ("Folders", ", ".join(map(str, _listed(data.get("roots"))))),
         ("Images", _integer(data.get("images"))),

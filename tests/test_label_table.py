@@ -1,0 +1,607 @@
+"""Tables of labels as pandas, spreadsheets, the Hugging Face hub and people write them. (Over 200 lines: many dialects.)"""
+
+import csv
+import io
+import json
+import os
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selftaught.data.delimited import decode_text, find_separator, fit_rows, read_table, split_rows
+from selftaught.data.image_lookup import find_images
+from selftaught.data.scan import Files, Root
+from selftaught.data.table_columns import (
+    Column,
+    choose_classes,
+    choose_path,
+    normalize_number,
+    read_classes,
+    read_flags,
+    read_split,
+)
+from selftaught.data.table_labels import TableLabels, label_by_tables
+from selftaught.errors import UserError
+
+# An index needs no pixels to be labelled: these files are names only.
+
+
+def roots_of(*folders: Path) -> list[Root]:
+    return [Root(str(folder), os.path.realpath(folder), is_file=False) for folder in folders]
+
+
+def files_of(folders: Sequence[Path], names: Sequence[Sequence[str]]) -> Files:
+    files = Files()
+    for root, (folder, own) in enumerate(zip(folders, names, strict=True)):
+        for name in own:
+            files.add(f"{folder}/{name}", name, root, 1, 1)
+    return files
+
+
+def told(tables: TableLabels, files: Files) -> dict[str, object]:
+    """Of every image the name of its class, a list of names where there may be several, or None."""
+    assert tables.labels is not None
+
+    def one(row: np.ndarray) -> object:
+        if row.ndim == 0:
+            return tables.classes[int(row)] if row >= 0 else None
+        return [name for name, flag in zip(tables.classes, row, strict=True) if flag] if row.min() >= 0 else None
+
+    return {path: one(row) for path, row in zip(files.paths, tables.labels, strict=True)}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+def read(
+    root: Path, names: Sequence[str], content: str | bytes, file: str = "labels.csv"
+) -> tuple[dict[str, object], TableLabels, list[str]]:
+    """What a table in `root` says of images of these names: by name, whole, and the notes."""
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    files, notes = files_of([root], [names]), []  # type: tuple[Files, list[str]]
+    tables = label_by_tables("auto", roots_of(root), files, notes)
+    assert tables is not None
+    return {os.path.relpath(path, root): name for path, name in told(tables, files).items()}, tables, notes
+
+
+# One set of labels in many dialects
+
+TRUTH = {
+    "cat/Straße 1.png": "Kater",
+    "cat/b, b.jpg": "Öl",
+    "dog/10.png": "Öl",
+    "dog/c.PNG": "Kater",
+    "e.png": "see; lake",
+    "f.png": None,
+}
+
+
+def dialect(
+    separator: str = ",",
+    header: Sequence[str] | None = ("image", "class"),
+    encoding: str = "utf-8",
+    end: str = "\n",
+    row: Callable[[int, str, str], Sequence[str]] = lambda i, path, name: [path, name],
+    path: Callable[[str], str] = lambda path: path,
+    unknown: str = "nan",
+    quoting: int = csv.QUOTE_MINIMAL,
+) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=separator, lineterminator=end, quoting=quoting)  # type: ignore[arg-type]
+    if header:
+        writer.writerow(header)
+    for i, (name, kind) in enumerate(TRUTH.items()):
+        writer.writerow(row(i, path(name), unknown if kind is None else kind))
+    return text.getvalue().encode(encoding)
+
+
+KINDS = ["Kater", "Öl", "see; lake"]
+
+
+def one_hot(yes: str, no: str, unknown: str) -> bytes:
+    def row(i: int, path: str, name: str) -> list[str]:
+        return [path, *(unknown if name == "nan" else yes if name == kind else no for kind in KINDS)]
+
+    return dialect(header=["image", *KINDS], row=row)
+
+
+DIALECTS: dict[str, bytes] = {
+    "plain": dialect(),
+    "semicolons": dialect(";"),
+    "tabs": dialect("\t"),
+    "bars": dialect("|"),
+    "Excel's CSV": dialect(";", encoding="cp1252", end="\r\n", unknown=""),
+    "Excel's Unicode text": dialect("\t", encoding="utf-16", end="\r\n"),
+    "Excel's UTF-8": dialect(";", encoding="utf-8-sig", end="\r\n"),
+    "Excel's named separator": b"sep=;\r\n" + dialect(";", end="\r\n"),
+    "UTF-16 without a mark": dialect(encoding="utf-16-le"),
+    "old Macintosh": dialect(end="\r"),
+    "all quoted": dialect(quoting=csv.QUOTE_ALL),
+    "spaces around": dialect(header=(" image ", " class "), row=lambda i, path, name: [f" {path}  ", f" {name} "]),
+    "pandas with index": dialect(header=("", "image", "class"), row=lambda i, path, name: [str(i), path, name]),
+    "pandas with a stored index": dialect(
+        header=("Unnamed: 0", "file_name", "label"), row=lambda i, path, name: [str(7 * i), path, name]
+    ),
+    "R": dialect(header=("", "path", "y"), row=lambda i, path, name: [str(i + 1), path, name], quoting=csv.QUOTE_ALL),
+    "R's row numbers": dialect(header=("path", "y"), row=lambda i, path, name: [str(i + 1), path, name]),
+    "class first": dialect(header=("class", "image"), row=lambda i, path, name: [name, path]),
+    "other columns": dialect(
+        header=("id", "width", "patient", "file", "comment", "Class Name", "date"),
+        row=lambda i, path, name: [f"{i + 100}", "640", f"p{i % 2}", path, "sharp, well lit", name, "2020-01-01"],
+    ),
+    "unknown names of columns": dialect(header=("was", "wohin"), unknown="NA"),
+    "no header": dialect(header=None, unknown="?"),
+    "empty lines and columns": dialect(
+        header=("image", "class", "", ""), row=lambda i, path, name: [path, name, "", ""], end="\n,,,\n"
+    ),
+    "Windows' paths": dialect(path=lambda path: ".\\" + path.replace("/", "\\")),
+    "decomposed letters": dialect(path=lambda path: "./" + unicodedata.normalize("NFD", path)),
+    "paths from the folder above": dialect(path=lambda path: f"photos/{path}"),
+    "absolute paths of another machine": dialect(path=lambda path: f"/home/anna/photos/{path}"),
+    "Windows' absolute paths": dialect(path=lambda path: "C:\\data\\photos\\" + path.replace("/", "\\")),
+    "web addresses": dialect(path=lambda path: path.replace(" ", "%20").replace("ß", "%C3%9F")),
+    "other case": dialect(path=lambda path: path.upper().replace("SS", "ß")),
+    "no suffixes": dialect(path=lambda path: path.rsplit(".", 1)[0]),
+    "no folders": dialect(path=lambda path: path.rsplit("/", 1)[-1]),
+    "repeated rows": dialect() + dialect(header=None),
+    "columns of 0 and 1": one_hot("1", "0", ""),
+    "columns of floats": one_hot("1.0", "0.0", "nan"),
+    "columns of decimal commas": one_hot("1,0", "0,0", "-1,0"),
+    "columns of truth": one_hot("True", "False", "None"),
+    "columns of TRUE": one_hot("TRUE", "FALSE", "#N/A"),
+    "columns of yes": one_hot("yes", "no", "?"),
+    "columns of ja": one_hot("Ja", "nein", "NULL"),
+    "columns of crosses": one_hot("x", "", "NA"),
+    "columns of 1 and nothing": one_hot("1", "", "NaN"),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_one_set_of_labels_in_many_dialects(root: Path, name: str) -> None:
+    found, tables, _ = read(root, list(TRUTH), DIALECTS[name])
+    assert found == TRUTH
+    assert set(tables.classes) == set(KINDS)
+
+
+@pytest.mark.parametrize("name", ["plain", "Excel's CSV", "pandas with index", "no header", "columns of truth"])
+def test_a_table_elsewhere_says_the_same(root: Path, tmp_path: Path, name: str) -> None:
+    table = tmp_path / "elsewhere" / "t.txt"
+    table.parent.mkdir()
+    table.write_bytes(DIALECTS[name])
+    files = files_of([root], [list(TRUTH)])
+    tables = label_by_tables(str(table), roots_of(root), files, [])
+    assert tables is not None
+    assert list(told(tables, files).values()) == list(TRUTH.values())
+
+
+# Reading text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+def test_the_encoding_shows(encoding: str) -> None:
+    text = "image,class\nStraße.png,Öl\n"
+    assert decode_text(text.encode(encoding))[0].removeprefix("\ufeff") == text
+
+
+def test_names_that_are_no_utf8_stay_what_they_are() -> None:
+    assert decode_text(b"Stra\xdfe.png", raw_names=True)[0] == os.fsdecode(b"Stra\xdfe.png")
+    assert decode_text(b"\x81", raw_names=False)[1] == "latin-1"  # no letter of Windows-1252
+
+
+@pytest.mark.parametrize(
+    ("text", "separator"),
+    [
+        ("image,class\na.png,x|y\nb.png,y|z\n", ","),
+        ("a.png;1,0\nb.png;0,0\n", ";"),
+        ("image;weight, kg;class\na.png;1,5;x\n", ";"),
+        ('"a;1.png",x;y\n"b;1.png",x\n', ","),
+        ("image\tclass\na, b.png\tx\n", "\t"),
+        ("image|class\na.png|x\n", "|"),
+        ("a/1.png 3\na/2.png   4\n", " "),
+        ("file name, class name\na b.png, red fox\n", ","),
+        ("image\na.png\n", ","),
+    ],
+)
+def test_the_separator_shows(text: str, separator: str) -> None:
+    assert find_separator(text) == separator
+
+
+def test_rows_of_other_widths() -> None:
+    assert split_rows("a,b\n,\n\nc,\n") == [(1, ["a", "b"]), (4, ["c", ""])]
+    assert fit_rows([(1, ["image", "class"]), (2, ["a", "b", "", ""])]) == (["image", "class"], [(2, ["a", "b"])])
+    assert fit_rows([(1, ["image", "class"]), (2, ["7", "a", "b"])])[0] == ["", "image", "class"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("t.xlsx", b"PK\x03\x04...", "save it as CSV"),
+        ("t.csv", b"PK\x03\x04...", "save it as CSV"),
+        ("t.csv", b"\xd0\xcf\x11\xe0...", "save it as CSV"),
+        ("t.ods", b"", "save it as CSV"),
+        ("t.csv", b"", "at least one row"),
+        ("t.csv", b"image,class\r\n", "at least one row"),
+        ("t.csv", b"\xff\xfe", "at least one row"),
+        ("t.csv", b"a,b\nc,d,e\n", "line 2: 3 columns, but the header has 2"),
+        ("t.jsonl", b"", "at least one row"),
+        ("t.jsonl", b'{"a": 1}\n{"a"\n', "line 2"),
+        ("t.jsonl", b"[1]\n", "line 1"),
+    ],
+)
+def test_what_is_no_table(tmp_path: Path, file: str, content: bytes, message: str) -> None:
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_table(tmp_path / file)
+    assert "\n" not in str(caught.value)
+
+
+# Which image a path means
+
+
+def lookup(cells: Sequence[str], names: Sequence[Sequence[str]], folder: str = "/d") -> list[list[str]]:
+    folders = [Path(f"/d/{chr(97 + i)}") for i in range(len(names))]
+    files = files_of(folders, names)
+    matches = find_images(cells, folder, roots_of(*folders), files, range(len(files)))
+    return [[files.paths[i].removeprefix("/d/") for i in match.images] for match in matches]
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        ("a/1.png", ["a/1.png"]),  # from the table's folder
+        ("b/1.png", ["b/1.png"]),
+        ("x/2.png", ["a/x/2.png"]),  # from a root
+        ("1.png", ["a/1.png", "b/1.png"]),
+        ("1", ["a/1.png", "b/1.png"]),
+        ("2", ["a/x/2.png"]),  # by its name
+        ("3.png", ["a/x/3.png", "a/y/3.png"]),
+        ("y/3", ["a/y/3.png"]),
+        ("z/3.png", []),  # another folder
+        ("/elsewhere/a/x/2.png", ["a/x/2.png"]),
+        ("/elsewhere/x/2.png", []),
+        ("B.PNG", ["b/B.png"]),
+        ("b.png", ["b/b.png"]),
+        ("b.jpg", []),  # another suffix
+        ("7", ["a/007.png"]),
+        ("7.0", ["a/007.png"]),
+        ("7.png", []),
+        ("../d/a/1.png", ["a/1.png"]),
+        ("", []),
+    ],
+)
+def test_which_image_a_path_means(cell: str, found: list[str]) -> None:
+    assert lookup([cell], [["1.png", "x/2.png", "x/3.png", "y/3.png", "007.png"], ["1.png", "B.png", "b.png"]]) == [found]
+
+
+def test_a_table_in_a_root_means_that_root_first() -> None:
+    assert lookup(["1.png", "2.png"], [["1.png"], ["1.png", "2.png"]], "/d/a") == [["a/1.png"], ["b/2.png"]]
+
+
+# What a column holds
+
+
+def columns_of(text: str) -> list[Column]:
+    (_, header), *rows = split_rows(text)
+    return [Column(i, name, [cells[i] for _, cells in rows]) for i, name in enumerate(header)]
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "name"),
+    [
+        ("n,image,class\n0,0.png,a\n1,1.png,b\n2,2.png,a\n", [3, 3, 0], "image"),
+        (",image_id,label\n0,5,1\n1,3,0\n2,4,1\n", [3, 3, 2], "image_id"),
+        ("image_id,label\n0,1\n1,0\n2,1\n", [3, 2], "image_id"),
+        ("id,label\n0,1\n1,0\n2,1\n", [3, 2], "id"),
+        ("image,file\nhttp://a/1,x.png\nhttp://a/2,y.png\n", [0, 2], "file"),
+        ("code,image\n11,a cat\n12,a dog\n", [2, 0], "code"),
+        ("image,mask\na.png,a_mask.png\nb.png,b_mask.png\n", [2, 2], "image"),
+        ("original,file\na.png,b.png\nc.png,d.png\n", [0, 1], "file"),
+        ("class,image\nx,a.png\ny,b.png\n", [0, 0], "image"),
+    ],
+)
+def test_the_column_of_paths_is_the_one_that_names_images(text: str, images: list[int], name: str) -> None:
+    assert choose_path(columns_of(text), images).name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("class,camera\nx,1\ny,2\n", "class"),
+        ("camera,Label\n1,x\n2,y\n", "Label"),
+        ("label,is_train\n1,1\n0,1\n1,0\n", "label"),
+        ("label,class_name\n0,cat\n1,dog\n0,cat\n", "class_name"),
+        ("label,category\n0,cat\n1,cat\n0,dog\n", "label"),
+        ("class,category\nx,1\ny,2\n", "class"),
+        ("width,split,kind of thing,comment\n3,train,x,good\n3,test,y,bad\n", "kind of thing"),
+        ("y,x\n0,1\n1,1\n", "y x"),
+        ("cat,dog\nTrue,False\nFalse,\n", "cat dog"),
+        ("patient,cat,dog\np1,1,0\np2,1,1\n", "cat dog"),
+        ("cat,dog,comment\n1,0,good\n0,1,bad\n", "cat dog"),
+        ("sex_,age,cat,dog,fox\nm,3,1,0,1\nf,5,0,0,1\n", "cat dog fox"),
+        ("fold,cat,dog\n0,1,0\n1,1,1\n", "cat dog"),
+        ("apple,date,note\n1,0,1\n0,1,0\n", "apple date note"),
+        ("id,split,age\n4,0,3\n7,0,4\n", "age"),
+        ("scanner,kind of thing,cat,dog\nA,x,1,0\nA,y,1,1\n", "kind of thing"),
+        ("area,sort\n" + "".join(f"{i}.5,{'xy'[i % 2]}\n" for i in range(20)), "sort"),
+    ],
+)
+def test_the_columns_of_classes(text: str, names: str) -> None:
+    chosen, flags = choose_classes(columns_of(text), "t.csv")
+    assert [column.name for column in chosen] == (names.split() if flags else [names])
+    assert flags == (" " in names and names != "kind of thing")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat,dog\n" + "1,0\n" * 20 + "1,2\n",
+        "cat,dog\n" + "True,False\n" * 20 + "maybe,False\n",
+        "cat,dog\n0.7,0.3\n0.2,0.8\n0.1,0.9\n0.2,0.8\n",
+        "patient,width\np1,3\np2,4\n",
+    ],
+)
+def test_columns_that_are_nearly_yes_and_no_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"t\.csv"):
+        choose_classes(columns_of(text), "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "blank_is_no"),
+    [
+        ("a,b\n1,0\n,1\n0,0\n", [("a",), None, ()], False),
+        ("a,b,c\nx,,2\n,x,2\n,,2\n", [("a",), ("b",), ()], True),
+        ("a,b\n1,nan\n,1\n", [None, ("b",)], True),
+        ("a,b\n1,-1\n-1,1\n-1,-1\n", [("a",), ("b",), ()], False),  # as in CelebA
+        ("a,b\n1.0,-1.0\n0.0,1.0\n,0.0\n", [None, ("b",), None], False),  # as in CheXpert
+        ("a,b\nyes,No\nY,n\n", [("a",), ("a",)], False),
+        ("a,b\n1,x\n0,\n", [("a", "b"), None], False),
+    ],
+)
+def test_columns_of_yes_and_no(text: str, rows: list[object], blank_is_no: bool) -> None:
+    assert read_flags(columns_of(text)[:2]) == (rows, blank_is_no)
+
+
+@pytest.mark.parametrize(
+    ("cells", "rows"),
+    [
+        (["x", "", "nan", "NaN", "NA", "None", "null", "-1", "?", "y"], [("x",), *[None] * 8, ("y",)]),
+        (["none", "unknown", "mild"], [("none",), ("unknown",), ("mild",)]),
+        (["1.0", "2.0", "1", "nan"], [("1",), ("2",), ("1",), None]),
+        (["1,0", "2,0"], [("1",), ("2",)]),
+        (["1.0", "b"], [("1.0",), ("b",)]),
+        (["01", "1"], [("01",), ("1",)]),
+        (["-1", "0", "1"], [None, ("0",), ("1",)]),
+        (["-1", "1"], [("-1",), ("1",)]),
+        (["a|b", "", "nan", " a | "], [("a", "b"), (), None, ("a",)]),
+        (["['a', 'b, c']", "[]", "", "NaN", "['a']"], [("a", "b, c"), (), (), None, ("a",)]),
+        (["[a, b]", "[b]"], [("a", "b"), ("b",)]),
+    ],
+)
+def test_cells_of_classes(cells: list[str], rows: list[object]) -> None:
+    assert read_classes(Column(0, "class", cells))[0] == rows
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [f"{i}.25" for i in range(24)],
+        [f"{i}.5" for i in range(4)],
+        [str(i) for i in range(24)],
+        [f"a picture of {i}" for i in range(24)],
+        [f"{i % 60}" for i in range(100)],
+    ],
+)
+def test_measurements_are_no_classes(root: Path, cells: list[str]) -> None:
+    names = [f"{i}.png" for i in range(len(cells))]
+    with pytest.raises(UserError, match="too many"):
+        read(root, names, "image,value\n" + "".join(f"{name},{cell}\n" for name, cell in zip(names, cells, strict=True)))
+
+
+def test_few_images_a_class_in_one_of_two_tables(root: Path) -> None:
+    (root / "test").mkdir()
+    names = [f"{i}.png" for i in range(40)]
+    (root / "test" / "labels.csv").write_text("image,class\n" + "".join(f"{i}.png,{i}\n" for i in range(20)))
+    _, tables, _ = read(
+        root,
+        [*names, *(f"test/{i}.png" for i in range(20))],
+        "image,class\n" + "".join(f"{i}.png,{i % 20}\n" for i in range(40)),
+    )
+    assert len(tables.classes) == 20
+
+
+def test_numbers_of_classes() -> None:
+    assert [normalize_number(value) for value in ("1", "1.0", "1,0", "1.5", "-2.0", "cat", "1e400", "007")] == [
+        "1", "1", "1", "1.5", "-2", "cat", "1e400", "007",
+    ]  # fmt: skip
+
+
+# Rows
+
+
+def test_rows_that_contradict_each_other(root: Path) -> None:
+    names = ["a.png", "b.png", "c.png"]
+    with pytest.raises(UserError, match=r"line 5: \./a.png has another class"):
+        read(root, names, "image,class\na.png,x\nb.png,y\nc.png,x\n./a.png,y\n")
+    found, _, _ = read(root, names, "image,class\na.png,x\nb.png,y\nc.png,x\n./a.png,\na.png,x\n")
+    assert found == {"a.png": "x", "b.png": "y", "c.png": "x"}
+    found, _, notes = read(root, names, "image,class\nA.png,x\nb.png,y\nc.png,x\na.PNG,y\n")
+    assert found == {"a.png": None, "b.png": "y", "c.png": "x"}
+    assert any("different classes" in note and "a.png" in note for note in notes)
+    found, _, _ = read(root, names, "image,class\na,x\na.png,y\nb.png,y\nc.png,x\n")  # the one as it is written counts
+    assert found["a.png"] == "y"
+
+
+def test_columns_of_one_class_an_image_and_of_several(root: Path) -> None:
+    one, tables, _ = read(root, ["0.png", "1.png", "2.png"], "image,b,a\n0.png,1,0\n1.png,0,1\n2.png,,1\n")
+    assert one == {"0.png": "b", "1.png": "a", "2.png": None}
+    assert tables.classes == ("b", "a")  # as the header has them
+    several, _, _ = read(root, ["0.png", "1.png"], "image,b,a\n0.png,1,1\n1.png,0,1\n")
+    assert several == {"0.png": ["b", "a"], "1.png": ["a"]}
+
+
+def test_what_is_not_labelled_is_told(root: Path) -> None:
+    names = [f"{i}.png" for i in range(6)]
+    rows = "image,class,remark\n0.png,x,\n1.png,nan,\n2.png,unknown,?\n3.png,y,good\n4.png,y,\n"
+    found, _, notes = read(root, names, rows)
+    assert found == {"0.png": "x", "1.png": None, "2.png": "unknown", "3.png": "y", "4.png": "y", "5.png": None}
+    said = "\n".join(notes)
+    for part in (
+        "1 row with no class (nan)",
+        "unknown is taken as a class",
+        "not used: remark",
+        "1 of 6 images have no row",
+    ):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,class\na.png,nan\nb.png,\n", "no image has a known class"),
+        ("image,x,y\na.png,1,\nb.png,,0\n", "no image has a known class"),
+        ("image,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
+        ("image,class\n3.png,x\n4.png,y\n", "not one of 2 images has a row"),
+        ('image,class\na.png,x\n"b.png,y\nc.png,z\n', "quotation mark"),
+        ('image,class\na.png,x\nb.png,"y\nc.png,z\n', "quotation mark"),
+        ('image,note,class\n"a.png\nb.png",x,x\nb.png,y,y\n', "quotation mark"),
+        ("image,\na.png,\nb.png,\n", "needs a column of classes"),
+        ("image,split\na.png,train\nb.png,test\n", "needs a column of classes"),
+        ("image,class\n\xf6a.png,x\nb.png,y\n".replace("b.png", "c.png"), "UTF-8"),
+    ],
+)
+def test_tables_without_labels_are_refused(root: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read(root, ["a.png", "b.png"], text.encode("cp1252"))
+    assert "\n" not in str(caught.value)
+
+
+# Several tables, and tables below
+
+
+@pytest.mark.parametrize("file", ["labels.csv", "metadata.csv", "metadata.jsonl"])
+def test_every_root_has_its_own_table(tmp_path: Path, file: str) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    names = [f"{i}.png" for i in range(4)]
+    for folder, classes in zip(folders, ("xyxy", "yxyx"), strict=True):
+        folder.mkdir()
+        pairs = list(zip(names, classes, strict=True))
+        lines = ["file_name,label", *(f"{name},{kind}" for name, kind in pairs)]
+        if file.endswith("jsonl"):
+            lines = [json.dumps({"file_name": name, "label": kind, "objects": {"bbox": []}}) for name, kind in pairs]
+        (folder / file).write_text("\n".join(lines))
+    files, notes = files_of(folders, [names, names]), []  # type: tuple[Files, list[str]]
+    tables = label_by_tables("auto", roots_of(*folders), files, notes)
+    assert tables is not None
+    assert list(told(tables, files).values()) == list("xyxyyxyx")
+    assert any(f"b/{file} (4 images)" in note for note in notes)
+
+
+def test_an_image_without_a_row_in_its_own_table_takes_none_of_another(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, text in zip(folders, ("image,class\n0.png,x\n1.png,y\n", "image,class\n1.png,x\n"), strict=True):
+        folder.mkdir()
+        (folder / "labels.csv").write_text(text)
+    files, notes = files_of(folders, [["0.png", "1.png"]] * 2), []  # type: tuple[Files, list[str]]
+    tables = label_by_tables("auto", roots_of(*folders), files, notes)
+    assert tables is not None
+    assert list(told(tables, files).values()) == ["x", "y", None, "x"]
+    assert any("1 of 4 images have no row" in note for note in notes)
+
+
+def test_the_nearest_table_above_an_image_decides(root: Path) -> None:
+    names = [f"{folder}{i}.png" for folder in ("", "train/", "train/deep/", "test/x/") for i in range(2)]
+    (root / "train").mkdir()
+    (root / "train" / "labels.csv").write_text("image,class\n0.png,c\n1.png,d\ntrain/deep/0.png,d\ndeep/1.png,c\n")
+    found, _, notes = read(root, names, "image,class\n0.png,a\n1.png,b\ntrain/0.png,a\ntest/x/0.png,b\n")
+    assert list(found.values()) == ["a", "b", "c", "d", "d", "c", "b", None]
+    assert any("labels.csv (3 images)" in note and "labels.csv (4 images)" in note for note in notes)
+    assert any("1 row of" in note for note in notes)  # train/0.png in the table above
+
+
+def test_metadata_without_classes_is_passed_over(root: Path) -> None:
+    (root / "x").mkdir()
+    (root / "x" / "metadata.csv").write_text("file_name,text\n0.png,a cat\n")
+    (root / "metadata.csv").write_text("file_name,label\n0.png,zzz\n")
+    found, _, notes = read(root, ["0.png", "x/0.png"], "image,class\n0.png,a\nx/0.png,b\n")
+    assert found == {"0.png": "a", "x/0.png": "b"}
+    assert sum("not read for labels" in note and note.count("metadata.csv") == 2 for note in notes) == 1
+
+
+def test_a_spreadsheet_beside_the_images_is_told(root: Path) -> None:
+    (root / "labels.xlsx").write_bytes(b"PK\x03\x04")
+    notes: list[str] = []
+    files = files_of([root], [["0.png"]])
+    assert label_by_tables("auto", roots_of(root), files, notes) is None
+    assert any("labels.xlsx" in note and "labels.csv" in note for note in notes)
+    with pytest.raises(UserError, match="save it as CSV"):
+        label_by_tables(str(root / "labels.xlsx"), roots_of(root), files, notes)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_one_table_for_several_roots(tmp_path: Path, inside: bool) -> None:
+    """A name that two roots have labels neither, but where the table lies in one of them."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    files, notes = files_of(folders, [["0.png", "1.png"], ["0.png", "2.png"]]), []  # type: tuple[Files, list[str]]
+    table = (folders[0] if inside else tmp_path) / "t.csv"
+    table.write_text("image,class\n0.png,x\n1.png,y\n2.png,x\n")
+    tables = label_by_tables(str(table), roots_of(*folders), files, notes)
+    assert tables is not None
+    assert list(told(tables, files).values()) == ["x" if inside else None, "y", None, "x"]
+    assert any("several images" in note for note in notes) != inside
+    table.write_text(
+        "image,class\na/0.png,x\n1.png,y\nb/0.png,y\n" if not inside else "image,class\n0.png,x\n1.png,y\nb/0.png,y\n"
+    )
+    tables = label_by_tables(str(table), roots_of(*folders), files, notes)
+    assert tables is not None
+    assert list(told(tables, files).values()) == ["x", "y", "y", None]
+    if not inside:
+        table.write_text("image,class\n0.png,x\n0.png,x\n")
+        with pytest.raises(UserError, match="several folders"):
+            label_by_tables(str(table), roots_of(*folders), files, notes)
+
+
+# A column of the split
+
+
+@pytest.mark.parametrize(
+    ("text", "test"),
+    [
+        ("split\ntrain\ntest\nTrain\nval\n", [False, True, False, True]),
+        ("subset\ntraining\n\nvalidation\n", None),
+        ("split\ntrain\ntrain\n", None),
+        ("split\n0\n1\n", None),
+        ("split\ntrain\ntest\nspare\n", None),
+        ("usages\ntrain\ntest\n", None),
+    ],
+)
+def test_a_column_of_the_split(text: str, test: list[bool] | None) -> None:
+    columns = columns_of(text)
+    if text.startswith("subset"):
+        columns = [Column(0, "subset", ["training", "", "validation"])]
+        test = [False, False, True]
+    found = read_split(columns)
+    assert (found[1] if found else None) == test
+
+
+def test_the_split_of_a_table_is_kept_where_it_can_be(root: Path) -> None:
+    names = [f"{i}.png" for i in range(6)]
+    rows = [f"{name},{'xy'[i % 2]},{'test' if i > 3 else 'train'}" for i, name in enumerate(names)]
+    _, tables, notes = read(root, names, "\n".join(["image,class,split", *rows]))
+    assert tables.test is not None
+    assert tables.test.tolist() == [False] * 4 + [True] * 2
+    assert notes == []
+    unlabelled = [row.replace("x,test", "nan,test").replace("y,test", ",test") for row in rows]
+    _, tables, notes = read(root, names, "\n".join(["image,class,split", *unlabelled]))
+    assert tables.test is None
+    assert any("split is not used" in note for note in notes)
