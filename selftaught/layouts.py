@@ -155,7 +155,8 @@ LAYOUTS = (
     Layout(tool="torch's AveragedModel", prefix="module.", needs=("n_averaged",), aside=("n_averaged",), which="average"),
     Layout(tool="fastai", prefix="0.", needs=("0.4.0.", "1."), aside=("1.",), which="body"),
     Layout(
-        tool="CLIP", needs=("visual.conv1.", "visual.class_embedding"), which="image tower, with the activation of the backbone asked for",
+        tool="CLIP", needs=("visual.conv1.", "visual.class_embedding"),
+        which="image tower, with the activation of the backbone asked for",
         aside=(
             "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "logit_scale",
             "logit_bias", "text.", "input_resolution", "context_length", "vocab_size",

@@ -93,9 +93,7 @@ class TestWrappers:
 
     @pytest.mark.parametrize("prefix", ["module.", "module.module.", "module.encoder.module."])
     @pytest.mark.parametrize("place", [None, "swa_state_dict", "averaged_model"])
-    def test_averaged_model(
-        self, tmp_path: Path, resnet: nn.Module, state: State, prefix: str, place: str | None
-    ) -> None:
+    def test_averaged_model(self, tmp_path: Path, resnet: nn.Module, state: State, prefix: str, place: str | None) -> None:
         content: Any = {"n_averaged": torch.tensor(5), **at(prefix, state)}
         assert "averag" in taken(tmp_path, {place: content, "epoch": 1} if place else content, resnet)
 
@@ -120,7 +118,9 @@ class TestPlaces:
         assert "average" in line
         assert weights.guess(saved(tmp_path, content)) is None  # that such a file is read does not say what it is
 
-    @pytest.mark.parametrize("key", ["teacher", "student", "backbone", "encoder", "net", "weights", "module", "target_encoder"])
+    @pytest.mark.parametrize(
+        "key", ["teacher", "student", "backbone", "encoder", "net", "weights", "module", "target_encoder"]
+    )
     def test_under_one_name(self, tmp_path: Path, resnet: nn.Module, state: State, key: str) -> None:
         taken(tmp_path, {"epoch": 3, key: state}, resnet)
 
@@ -142,7 +142,7 @@ class TestPlaces:
             content: Any = {**at(f"{another}.", other(state)), **at(f"{one}.", state)}
         else:
             content = {another: other(state), one: state}
-        assert another.split(".")[0] in taken(tmp_path, content, resnet)
+        assert another in taken(tmp_path, content, resnet)
 
     @pytest.mark.parametrize("flat", [True, False])
     def test_several_to_choose_from_are_listed(self, tmp_path: Path, state: State, flat: bool) -> None:
@@ -273,6 +273,8 @@ class TestValues:
 
 def small(name: str, size: int, **options: Any) -> Backbone:
     """A ViT of timm's in miniature."""
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
     options = {"embed_dim": 64, "depth": 2, "num_heads": 2, **options}
     network = randomised(timm.create_model(name, num_classes=0, img_size=size, **options))
     return Backbone(network, name=name, stem="imagenet", mean=(0, 0, 0), std=(1, 1, 1), image_size=size)
@@ -423,6 +425,8 @@ class TestConversions:
         "name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3_qkvb", "deit3_small_patch16_224", "resnet26t"]
     )
     def test_the_network_is_guessed(self, tmp_path: Path, name: str) -> None:
+        if not timm.is_model(name):
+            pytest.skip(f"this timm has no {name}")
         state = dict(timm.create_model(name, num_classes=0).state_dict())
         if "reg4" in name:
             position = torch.zeros(1, 1, 384)
@@ -434,7 +438,8 @@ class TestConversions:
 class TestChannels:
     @pytest.mark.parametrize("name", [RESNET, "test_vit", "test_convnext"])
     def test_grey_images_give_the_same_features(self, tmp_path: Path, name: str) -> None:
-        source = randomised(timm.create_model(name, num_classes=0, in_chans=1, **({"img_size": 64} if "vit" in name else {})))
+        options = {"img_size": 64} if "vit" in name else {}
+        source = randomised(timm.create_model(name, num_classes=0, in_chans=1, **options))
         backbone = backbones.create(name, image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
         assert "grey" in weights.load_weights(backbone, saved(tmp_path, dict(source.state_dict())))
         grey = pixels()[:, :1]
@@ -490,7 +495,9 @@ def of_transformers(kind: str) -> tuple[Any, Any, str, dict[str, Any]]:
 
         return hf.DINOv3ViTModel(config), mean, "vit_small_patch16_dinov3_qkvb", {**own, "img_size": 64}
     if kind == "ResNet":
-        config = hf.ResNetConfig(embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
+        config = hf.ResNetConfig(
+            embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
+        )
         return hf.ResNetForImageClassification(config), lambda n, x: pooled(n.resnet, x), "resnet18", {}
     sizes = {"hidden_sizes": [16, 32, 64, 128], "depths": [2, 1, 1, 1]}
     own = {"dims": (16, 32, 64, 128), "depths": (2, 1, 1, 1)}
@@ -510,6 +517,8 @@ class TestTransformers:
         original, extract, name, options = of_transformers(kind)
         randomised(original).save_pretrained(tmp_path)
         size = options.get("img_size", 64)
+        if not timm.is_model(name):
+            pytest.skip(f"this timm has no {name}")
         network = timm.create_model(name, num_classes=0, **options)
         backbone = Backbone(network, name=name, stem="imagenet", mean=(0, 0, 0), std=(1, 1, 1), image_size=size)
         weights.load_weights(backbone, tmp_path)

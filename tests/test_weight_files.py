@@ -246,7 +246,6 @@ class TestFolders:
             weights.guess(tmp_path)
         assert "\n" not in str(error.value)
 
-
     def test_a_checkpoint_of_several_processes(self, tmp_path: Path) -> None:
         (tmp_path / "__0_0.distcp").write_text("x")
         with pytest.raises(UserError, match="dcp_to_torch"):
@@ -345,7 +344,9 @@ class TestExport:
         taken(tmp_path / "x.pth", backbone)
 
     @pytest.mark.parametrize("to", ["", "b.safetensors", "b.onnx", "file/x.pth", "name"])
-    def test_where_nothing_can_be_written(self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str) -> None:
+    def test_where_nothing_can_be_written(
+        self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str
+    ) -> None:
         (tmp_path / "file").write_text("x")
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
         assert main(["export", str(source), "--to", str(tmp_path / to)]) == 2
