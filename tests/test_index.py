@@ -372,10 +372,7 @@ def test_class_folders(root: Path) -> None:
     [
         (["a.png", "b.png"], "no class folder"),
         (["cat/a.png", "cat/b.png"], "one folder"),
-        (
-            ["cat/a.png", "dog/b.png", "cat/d.png", "c.png"],
-            "1 image of 4 in no class folder",
-        ),
+        (["cat/a.png", "dog/b.png", "c.png", "d.png", "e.png"], "3 images of 5 in no class folder"),
         (["images/a.png", "images/b.png", "masks/a.png", "masks/b.png"], "parts of a data set"),
         (["x/train/a.png", "x/test/b.png", "y/train/a.png", "y/test/b.png"], "parts of a data set"),
         ([f"day {i}/a.png" for i in range(60)], "too many"),
@@ -505,7 +502,8 @@ def test_a_given_split_is_kept(root: Path, held_out: str) -> None:
     put(root, *numbered("unlabelled", 2))
     more = build([root])
     assert len(more.train) == 9
-    assert more.labels is None
+    assert more.classes == index.classes
+    assert int(more.labelled.sum()) == 10
     assert any("2 images outside of the train and test folders" in note for note in more.notes)
 
 

@@ -27,7 +27,7 @@ except ImportError:  # of the extra "fast": the same values, by Pillow and more 
     decode_jpeg = None
 
 # Never EPS and the like, whose readers start other programs. Pillow finds MPO by itself, as a kind of JPEG.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _CONVERTIBLE = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16")  # modes whose conversion cannot fail
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

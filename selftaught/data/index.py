@@ -17,10 +17,12 @@ from torch import Tensor
 
 from selftaught.data import recall, rows
 from selftaught.data.labels import label
+from selftaught.data.layout import read_layout
 from selftaught.data.order import Groups
+from selftaught.data.parts import without_masks
 from selftaught.data.paths import Paths, counted, listed, shown
 from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
-from selftaught.data.split import draw_split, given_split
+from selftaught.data.split import draw_split
 from selftaught.data.store import Place
 from selftaught.data.verdicts import check, default_cache
 from selftaught.errors import UserError
@@ -128,14 +130,17 @@ def build(
     """Indexes the images below `roots`: folders, nested in any way, image files, packs, Parquet files, URLs of these.
 
     Links are followed, every file is counted once (by its real path, where it lies rather than where it is
-    linked), and names that begin with a dot are passed over, as is __MACOSX. Every file is decoded fully
+    linked). Passed over, and counted in `notes`: what is hidden or made by a system (__MACOSX, @eaDir, bins),
+    folders that this product wrote (runs, plans, studies, packs), pictures whose format cannot be read here, and
+    masks that lie beside their photographs. Every file is decoded fully
     once; verdicts are kept in `cache` (default: $XDG_CACHE_HOME/selftaught or ~/.cache/selftaught) by size
     and time of change, so that a second call is quick and follows additions, changes and deletions. The index of a large
     set is remembered as a whole: then a file that was written anew in its place is noticed only if many were.
 
     labels: "auto" takes a root's labels.csv, else its class folders, else none; "folders" insists on class
-    folders; "none"; or the path of a CSV (see `labels.Table`). `train/` and `test/` (`val/`, ...) below a root
-    are kept as the split; else the share `holdout` of every class is held out. That draw goes by a hash of
+    folders; "none"; or the path of a CSV (see `labels.Table`). Folders such as `train/` and `test/` (`val2017/`,
+    `test_set/`, ...) are kept as the split, also in a folder that holds all the rest; what lies beside them
+    (`unlabeled/`) is trained on; else the share `holdout` of every class is held out. That draw goes by a hash of
     seed and path: images that come later move few of the others across.
 
     Raises UserError when there are no images, when more than 10 % of them cannot be read, or when labels do
@@ -153,18 +158,20 @@ def build(
         return Index(**remembered)
     began = time.time_ns()
     scan = Scan(places)
-    notes = scan.notes
+    places, notes = scan.places, scan.notes
+    scan.files = without_masks(scan.files, notes)
     found, sizes, reasons = rows.join(
         places, scan.files, *check(places, scan.files, cache, on_progress), cache, on_progress, notes
     )
     readable = [i for i in range(len(found)) if i not in reasons]
     failed = [*((found.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
     unreadable = sorted((shown(path), reason) for path, reason in failed)
-    _refuse_bad_sets(places, len(readable), unreadable)
+    _refuse_bad_sets(places, len(readable), unreadable, notes)
 
     files = found.chosen(readable)
-    split, is_test, depth = given_split(files, notes)
-    known, classes = label(str(labels), places, files, depth, notes)
+    layout = read_layout(files, notes)
+    split, is_test = layout.split, layout.test
+    known, classes = label(str(labels), places, files, layout, notes)
     if split == "drawn":
         is_test = draw_split(files, known, holdout, seed)
     index = Index(
@@ -188,12 +195,14 @@ def build(
     return index
 
 
-def _refuse_bad_sets(places: Sequence[Root], readable: int, unreadable: Sequence[tuple[str, str]]) -> None:
+def _refuse_bad_sets(
+    places: Sequence[Root], readable: int, unreadable: Sequence[tuple[str, str]], notes: Sequence[str]
+) -> None:  # fmt: skip
     bad = sum(is_image(path) or Place.of(path) is not None for path, _ in unreadable)  # and not the folders
     named = ", ".join(shown(place.path) for place in places[:3]) + (", ..." if len(places) > 3 else "")
     if readable + bad == 0:
         because = f"; not readable: {listed(unreadable)}" if unreadable else ""
-        raise UserError(f"no images in {named}: looked for {SUFFIX_NAMES}{because}")
+        raise UserError("; ".join([f"no images in {named}: looked for {SUFFIX_NAMES}{because}", *notes]))
     if bad > _MOST_UNREADABLE * (readable + bad):
         raise UserError(
             f"{bad:,} of {counted(readable + bad, 'image file')} in {named} cannot be read, more than "
