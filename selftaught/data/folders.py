@@ -39,13 +39,11 @@ class Folder:
 
 
 def trees(files: Files) -> dict[int, Folder]:
-    """The folders of each root, by the root's number. A row without a path lies where its split does."""
+    """The folders of each root, by the root's number."""
     roots: dict[int, Folder] = {}
     known: dict[tuple[int, str], Folder] = {}
     for i, (root, name) in enumerate(zip(files.roots, files.names, strict=True)):
         path = name.rpartition("/")[0]
-        if files.pathless[i]:
-            path = path.rpartition("/")[0]
         folder = known.get((root, path))
         if folder is None:
             folder = roots.setdefault(root, Folder())

@@ -43,7 +43,7 @@ class Index:
     test: Tensor  # [N] bool: held out
     split: str  # "given" by train/ and test/ folders, or "drawn" by seed
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files and folders
-    fingerprint: str  # sha256 over relative paths, file sizes and labels: equal for a copy of the same data
+    fingerprint: str  # sha256 over relative paths, file sizes, labels and given split: equal for a copy of the same data
     groups: Groups | None = None  # which images of stores lie together; None: all are files
     notes: tuple[str, ...] = ()  # a line each on what one may not expect (columns not used, links, ...)
 
@@ -187,6 +187,10 @@ def build(
         groups=Groups.counted(files.groups, files.bytes),
         notes=tuple(notes),
     )
+    if split == "given" and not np.array_equal(is_test, _first_folder_tests(files)):
+        # Old runs read this split from no other names: what was trained before the others were known is another set.
+        told = hashlib.sha256(f"{index.fingerprint}/{np.packbits(is_test).tobytes().hex()}".encode()).hexdigest()
+        index = replace(index, fingerprint=told)
     if cache is not None and len(index) >= recall.LEAST:
         tables = [*([table] if table else []), *(os.path.join(place.path, "labels.csv") for place in places)]
         witness = recall.Witness.of(scan, [*tables, *(found.paths[i] for i in reasons)], began)
@@ -208,6 +212,12 @@ def _refuse_bad_sets(
             f"{bad:,} of {counted(readable + bad, 'image file')} in {named} cannot be read, more than "
             f"{_MOST_UNREADABLE:.0%}: {listed(unreadable)}; repair or remove them"
         )
+
+
+def _first_folder_tests(files: Files) -> np.ndarray:
+    """[n] bool: in a folder of the root that is called test, val or the like, and no otherwise."""
+    names = ("test", "testing", "val", "valid", "validation")
+    return np.array([name.partition("/")[0].lower() in names for name in files.names], dtype=bool)
 
 
 def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str]) -> str:

@@ -75,7 +75,7 @@ def _class_folders(files: Files, layout: Layout, insisted: bool = False) -> tupl
     if insisted:
         return names, None
     divided = all(split for name, split in known.values() if name)
-    if divided or split_sides(classes) or all(map(is_part, classes)):
+    if layout.sets or divided or split_sides(classes) or all(map(is_part, classes)):
         parts = ", ".join(map(shown, classes[:4]))
         return names, f"{parts} look like parts of a data set; name the one that is meant as the data"
     held_out = {names[i] for i in np.flatnonzero(layout.test)} - {""}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -28,9 +28,10 @@ class Layout:
     split: Literal["given", "drawn"]
     test: np.ndarray  # [n] bool: held out; none is where the split is to be drawn
     depth: np.ndarray  # [n] how many folders lie above the class folder; -1: it has no class
+    sets: tuple[str, ...] = ()  # folders in the place of classes that each have a split of their own
 
     def chosen(self, order: Sequence[int]) -> Layout:
-        return Layout(self.split, self.test[order], self.depth[order])
+        return replace(self, test=self.test[order], depth=self.depth[order])
 
 
 def read_layout(files: Files, notes: list[str]) -> Layout:
@@ -39,7 +40,7 @@ def read_layout(files: Files, notes: list[str]) -> Layout:
     for root in trees(files).values():
         reader.read(root)
     notes += reader.notes()
-    return Layout("given" if reader.given else "drawn", reader.test, reader.depth)
+    return Layout("given" if reader.given else "drawn", reader.test, reader.depth, tuple(reader.sets))
 
 
 class _Reader:
@@ -54,7 +55,8 @@ class _Reader:
         self._outside: dict[str, int] = {}  # name of a folder: its images
         self._loose = 0  # images beside the folders of a split
         self._wrapped: list[str] = []  # folders that were looked into, as they are all that there is
-        self._undivided: list[str] = []  # have a split of their own, which their neighbours have not
+        self._undivided: list[str] = []  # have a split of their own, and are not most of the images
+        self.sets: list[str] = []  # folders that each have a split of their own
 
     def read(
         self, folder: Folder, held_out: bool = False, elsewhere: Collection[str] = (), level: int | None = None
@@ -67,18 +69,23 @@ class _Reader:
         if uses := _uses(inner):
             self._read_sides(inner, uses, held_out, level)
             return
-        level = inner.depth if level is None else level
-        divided = {name: _has_split(child) for name, child in inner.folders.items() if not _is_unlabelled(name)}
-        if len(divided) > 1 and all(divided.values()):  # several sets, or classes, each with a split of its own
-            self._set(inner.files, level, held_out)
-            for child in inner.folders.values():
-                self.read(child, held_out, level=level)
-            return
-        self._undivided += [child.path for name, child in inner.folders.items() if divided.get(name)]
-        self._set(inner.positions(), level, held_out)
+        divided = _divided(inner)
+        if divided and not _are_most(divided, inner):
+            self._undivided += [child.path for child in divided]
+            divided = []
+        if len(divided) == 1 and level is None:  # the set, with some figures beside it
+            self._note_wrapping(divided[0])
+        elif divided:  # several sets, or classes, each with a split of its own
+            level = inner.depth if level is None else level
+            self.sets += [child.path for child in divided]
+        self._set(inner.files, -1 if divided and level is None else inner.depth if level is None else level, held_out)
         for name, child in inner.folders.items():
-            if _is_unlabelled(name):
+            if child in divided:
+                self.read(child, held_out, level=level)
+            elif _is_unlabelled(name) or (divided and level is None):
                 self._set_outside(name, child, held_out)
+            else:
+                self._set(child.positions(), inner.depth if level is None else level, held_out)
 
     def _read_sides(self, folder: Folder, uses: dict[str, Use], held_out: bool, level: int | None) -> None:
         given = "test" in uses.values()
@@ -130,8 +137,8 @@ class _Reader:
             notes.append(f"{counted(outside, 'image')} outside of {where}: trained on{named}")
         if self._undivided:
             notes.append(
-                f"{_some(self._undivided)}: train and test folders of its own, which its neighbours do not have, are not "
-                "taken as the split; name it as the data, or move them"
+                f"train and test folders in {_some(self._undivided)}, where few of the images are, are not taken as the "
+                "split; name that as the data"
             )
         return notes
 
@@ -181,7 +188,16 @@ def _uses(folder: Folder) -> dict[str, Use]:
     return {}
 
 
-def _has_split(folder: Folder) -> bool:
-    inner = _unwrap(folder)[0]
-    children = [child for name, child in inner.folders.items() if not _is_unlabelled(name)]
-    return "test" in _uses(inner).values() or (len(children) > 1 and all(map(_has_split, children)))
+def _divided(folder: Folder) -> list[Folder]:
+    """The folders of a folder that have a split of their own."""
+    found = []
+    for name, child in folder.folders.items():
+        inner = _unwrap(child)[0]
+        if not _is_unlabelled(name) and ("test" in _uses(inner).values() or _are_most(_divided(inner), inner)):
+            found.append(child)
+    return found
+
+
+def _are_most(some: Collection[Folder], folder: Folder) -> bool:
+    """Whether some of the folders of a folder hold most of its images."""
+    return bool(some) and 2 * sum(child.count() for child in some) > folder.count()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selftaught.data.folder_names import is_hidden
+from selftaught.data.folder_names import is_hidden, plain_side
 from selftaught.data.paths import shown
 from selftaught.errors import UserError
 
@@ -137,7 +137,10 @@ def _entries(location: str) -> tuple[list[str], list[str]]:
         return list(system.ls(path, detail=True))
 
     for found in _patiently(location, names):
-        (folders if found["type"] == "directory" else files).append(base(found["name"]))
+        name = base(found["name"])
+        # Some web servers do not tell a folder from a file: then its name has to.
+        folder = found["type"] == "directory" or name in ("data", "default") or plain_side(name) is not None
+        (folders if folder else files).append(name)
     return files, folders
 
 
