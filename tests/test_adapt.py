@@ -34,6 +34,7 @@ from selftaught.commands.training import with_defaults
 from selftaught.data import index as data_index
 from selftaught.data.images import Images, default_canvas, statistics
 from selftaught.data.index import Index
+from selftaught.data.scan import Root, Scan
 from selftaught.data.views import centre
 from selftaught.errors import UserError
 from selftaught.life import Conduct
@@ -167,6 +168,8 @@ def test_a_plan_leaves_its_folder(chain: tuple[list[str], Path, str], brought: P
     name = "base" if kept == BASE else f"step-{kept}"
     assert same(tensors(stages(out)["target"]), tensors(stages(out)["target"] / "checkpoints" / f"{name}.safetensors"))
     assert not list(out.rglob(".*"))  # no drafts left
+    assert list(out.rglob("*.png"))
+    assert not [name for name in Scan([Root.of(out.parent)]).files.names if name.startswith(f"{out.name}/")]
 
 
 def test_show_tells_the_lineage(chain: tuple[list[str], Path, str], brought: Path) -> None:

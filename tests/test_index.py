@@ -1,5 +1,6 @@
 """The index: what is found, labelled and held out, on folders as untidy as people's are."""
 
+import hashlib
 import os
 import random
 import shutil
@@ -373,10 +374,7 @@ def test_class_folders(root: Path) -> None:
     [
         (["a.png", "b.png"], "no class folder"),
         (["cat/a.png", "cat/b.png"], "one folder"),
-        (
-            ["cat/a.png", "dog/b.png", "cat/d.png", "c.png"],
-            "1 image of 4 in no class folder",
-        ),
+        (["cat/a.png", "dog/b.png", "c.png", "d.png", "e.png"], "3 images of 5 in no class folder"),
         (["images/a.png", "images/b.png", "masks/a.png", "masks/b.png"], "parts of a data set"),
         (["x/train/a.png", "x/test/b.png", "y/train/a.png", "y/test/b.png"], "parts of a data set"),
         ([f"day {i}/a.png" for i in range(60)], "too many"),
@@ -542,7 +540,8 @@ def test_a_given_split_is_kept(root: Path, held_out: str) -> None:
     put(root, *numbered("unlabelled", 2))
     more = build([root])
     assert len(more.train) == 9
-    assert more.labels is None
+    assert more.classes == index.classes
+    assert int(more.labelled.sum()) == 10
     assert any("2 images outside of the train and test folders" in note for note in more.notes)
 
 
@@ -626,6 +625,24 @@ def test_the_fingerprint_is_that_of_the_data_and_not_of_its_place(root: Path, tm
     assert build([root], labels="none").fingerprint != first.fingerprint
     shutil.move(copy / "cat/000.png", copy / "dog/999.png")
     assert build([copy]).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("files", "known"),
+    [
+        (["cat/0.png", "dog/0.png"], True), (["train/cat/0.png", "train/dog/0.png", "Val/cat/0.png"], True),
+        (["set/train/0.png", "set/test/0.png"], False), (["x/train/a.png", "x/test/b.png", "y/train/a.png"], False),
+    ],
+)  # fmt: skip
+def test_a_split_by_folders_is_a_part_of_the_data(root: Path, files: list[str], known: bool) -> None:
+    """That by the first folder was so from the beginning: old runs go on. That by others held nothing out for them."""
+    put(root, *files)
+    index = build([root])
+    plain = hashlib.sha256()
+    for i, name in enumerate(names(index, root)):
+        own = index.classes[index.labels[i]] if index.labels is not None and index.labels[i] >= 0 else ""
+        plain.update(f"{name}\0{index.paths[i].stat().st_size}\0{own}\n".encode())
+    assert (index.fingerprint == plain.hexdigest()) == known
 
 
 def test_the_order_does_not_depend_on_that_of_the_roots_or_the_disk(

@@ -681,6 +681,23 @@ def test_hugging_face_files_over_http(folder: Path, tmp_path: Path) -> None:
             build([f"{server.url}/nothing"])
 
 
+def hub(root: Path, folder: Path) -> Path:
+    """The same files, as the hub converts a set."""
+    written = hugging_face(root.with_name("written"), folder)
+    for split in ("train", "validation"):
+        place = root / "default" / split
+        place.mkdir(parents=True)
+        shutil.move(written / f"{split}-00000-of-00001.parquet", place / "0000.parquet")
+    return root
+
+
+def test_a_folder_of_the_hub_over_http(folder: Path, tmp_path: Path) -> None:
+    here = build([hub(tmp_path / "hub", folder)])
+    with serving(tmp_path) as server:  # which does not tell folders from files
+        index = build([f"{server.url}/hub"])
+    assert (index.fingerprint, index.split, len(index.held_out)) == (here.fingerprint, "given", 15)
+
+
 def test_from_s3(packed: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from moto.server import ThreadedMotoServer
 
@@ -707,5 +724,12 @@ def test_from_s3(packed: Path, folder: Path, tmp_path: Path, monkeypatch: pytest
         assert len(build(["s3://bucket/hf"])) == 45
         with pytest.raises(UserError, match="neither a pack nor"):
             build(["s3://bucket/none"])
+        here = build([hub(tmp_path / "hub", folder)])
+        s3.put(str(tmp_path / "hub"), "bucket/hub", recursive=True)
+        assert build(["s3://bucket/hub"]).fingerprint == here.fingerprint
+        s3.put(str(tmp_path / "hub" / "default"), "bucket/hub/other", recursive=True)
+        with pytest.raises(UserError, match="default, other"):
+            build(["s3://bucket/hub"])
+        assert build(["s3://bucket/hub/other"]).fingerprint == here.fingerprint
     finally:
         server.stop()

@@ -21,6 +21,7 @@ from selftaught import adapting, train
 from selftaught.cli import main
 from selftaught.data import index as data_index
 from selftaught.data.index import Index
+from selftaught.data.scan import Root, Scan
 from selftaught.data.views import Views
 from selftaught.errors import UserError
 from selftaught.fit import Diverged
@@ -486,6 +487,7 @@ def test_a_study_leaves_table_figures_and_page(done: tuple[Path, dict[str, Any]]
     assert {r["seeds"] for r in table} == {"1"}
     for name in ("knn.png", "knn.svg", "linear.png", "linear.svg"):
         assert (out / f"separability-{name}").stat().st_size > 8000
+    assert Scan([Root.of(out.parent)]).files.names == []  # the figures are no images of a set
     text = (out / "separability.html").read_text()
     assert "http" not in text
     assert text.count("data:image/png;base64,") == 2

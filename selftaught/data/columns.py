@@ -13,7 +13,6 @@ import numpy as np
 
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.shard import Shard
-from selftaught.data.split import TEST_NAMES, TRAIN_NAMES
 
 Said = tuple[str, ...] | None  # the classes of an image; None: not known
 
@@ -24,6 +23,7 @@ class Rows:
 
     paths: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # the path below the folder that was packed, or a like one
+    pathless: set[int] = field(default_factory=set)  # whose name was made up, as the row has none
     bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     sizes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # height, width as shown
     measured: np.ndarray | None = None  # the columns of `pixel_range` [n, 4]; None: all are usual
@@ -49,12 +49,6 @@ def small(shard: Shard) -> list[str]:
     path = [f"{shard.image}.path"] if kinds.is_struct(kind) and kind.get_field_index("path") >= 0 else []
     told = [name for name in ("height", "width", "split") if name in names]
     return [*path, *([label] if label else []), *told]
-
-
-def split_of(file: str) -> str:
-    """The split that a file's name begins with, as in train-00000-of-00007.parquet; else nothing."""
-    first = file.removesuffix(".parquet").split("-")[0].split(".")[0].lower()
-    return first if first in {*TRAIN_NAMES, *TEST_NAMES} else ""
 
 
 def named(split: str | None, name: str | None, otherwise: str) -> str:

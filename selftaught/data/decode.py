@@ -33,7 +33,7 @@ except ImportError:  # of the extra "fast": the same values, by Pillow and more 
     decode_jpeg = None
 
 # Never EPS and the like, whose readers start other programs. Pillow finds MPO by itself, as a kind of JPEG.
-_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]
+_FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"]
 _HEIF = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))
 _CONVERTIBLE = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16")  # modes whose conversion cannot fail
 _BYTES = {"1": 3, "L": 3, "P": 3, "I;16": 6, "I;16B": 6}  # a pixel, decoded and copied once; of other modes:

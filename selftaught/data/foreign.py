@@ -7,13 +7,14 @@ remembered, as it is for files.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from selftaught.data import columns, locations, order, store
+from selftaught.data import columns, hub, locations, order, store
 from selftaught.data.columns import Rows
 from selftaught.data.damage import MAX_PIXELS, Unreadable
 from selftaught.data.decode import is_unusual, measure, quiet
@@ -27,7 +28,7 @@ from selftaught.errors import UserError
 def rows_of(
     files: Sequence[str], cache: Path | None, on_progress: Callable[[int, int], None] | None, max_pixels: int = MAX_PIXELS
 ) -> Rows:
-    """The rows of some files; the first part of a file's name, or a column `split`, is the split of its images."""
+    """The rows of some files; a column `split`, the name of a file or that of its folder is the split of its images."""
     shards: list[Shard] = [None] * len(files)  # type: ignore[list-item]
     tables: list[Any] = [None] * len(files)
 
@@ -43,7 +44,7 @@ def rows_of(
 
     in_parallel(len(files), read, threads=8)
     rows, unused = Rows(), set[str]()
-    splits = [columns.split_of(locations.base(file)) for file in files]
+    splits = hub.splits_of(files)
     group = 0
     for shard, table, split in zip(shards, tables, splits, strict=True):
         n, stem = len(shard), locations.base(shard.location).removesuffix(".parquet")
@@ -51,6 +52,7 @@ def rows_of(
         if shard.image in table.column_names:
             names = table.column(shard.image).combine_chunks().flatten()[0].to_pylist()
         given = table.column("split").to_pylist() if "split" in table.column_names else [split] * n
+        rows.pathless |= {len(rows.names) + row for row, name in enumerate(names) if not name}
         rows.names += [
             columns.named(part, name, f"{stem}/{row:06}") for row, (part, name) in enumerate(zip(given, names, strict=True))
         ]
@@ -62,6 +64,8 @@ def rows_of(
             rows.said = [*(rows.said or [None] * (len(rows) - n)), *(said or [None] * n)]
         rows.classes, rows.several = tuple(dict.fromkeys([*rows.classes, *classes])), rows.several or several
         unused |= {c for c in shard.schema.names if c not in {shard.image, *table.column_names, "mask"}}
+    own = hub.own_names(files)
+    _tell_apart(rows.names, [(own[i], row) for i, shard in enumerate(shards) for row in range(len(shard))])
     if unused:
         rows.notes.append(f"columns not used: {', '.join(sorted(unused))}")
     _measure(rows, shards, tables, cache, on_progress, max_pixels)
@@ -71,6 +75,15 @@ def rows_of(
             f"row groups of {largest >> 20:,} MB are too large to be shuffled well: `selftaught pack` makes small ones"
         )
     return rows
+
+
+def _tell_apart(names: list[str], places: Sequence[tuple[str, int]]) -> None:
+    """Gives rows of one name names of their own, by the file and the row: what is held out is drawn by names."""
+    often = Counter(names)
+    for i, (name, (file, row)) in enumerate(zip(names, places, strict=True)):
+        if often[name] > 1:
+            folder, slash, base = name.rpartition("/")
+            names[i] = f"{folder}{slash}{file}.{row:06}.{base}"
 
 
 def opened(location: str) -> Shard:

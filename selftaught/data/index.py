@@ -19,12 +19,14 @@ from selftaught.data import pixel_range as ranges
 from selftaught.data import recall, rows
 from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.labels import label
+from selftaught.data.layout import read_layout
 from selftaught.data.nearest_tables import find_tables
 from selftaught.data.order import Groups
+from selftaught.data.parts import without_masks
 from selftaught.data.paths import Paths, counted, listed, shown
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
-from selftaught.data.split import draw_split, given_split
+from selftaught.data.split import draw_split
 from selftaught.data.store import Place
 from selftaught.data.table_labels import label_by_tables
 from selftaught.data.verdicts import check, default_cache
@@ -46,7 +48,7 @@ class Index:
     test: Tensor  # [N] bool: held out
     split: str  # "given" by train/ and test/ folders, by a column of the "table" of labels, or "drawn" by seed
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files and folders
-    fingerprint: str  # sha256 over relative paths, file sizes, labels and range: equal for a copy of the same data
+    fingerprint: str  # sha256 over relative paths, sizes, labels, range and given split: equal for a copy of the same data
     pixel_range: PixelRange | None = None  # by which values of more than 8 bits are brought to 8; None: see `PixelRange`
     groups: Groups | None = None  # which images of stores lie together; None: all are files
     notes: tuple[str, ...] = ()  # a line each on what one may not expect (columns not used, links, ...)
@@ -136,15 +138,18 @@ def build(
     """Indexes the images below `roots`: folders, nested in any way, image files, packs, Parquet files, URLs of these.
 
     Links are followed, every file is counted once (by its real path, where it lies rather than where it is
-    linked), and names that begin with a dot are passed over, as is __MACOSX. Every file is decoded fully
+    linked). Passed over, and counted in `notes`: what is hidden or made by a system (__MACOSX, @eaDir, bins),
+    folders that this product wrote (runs, plans, studies, packs), pictures whose format cannot be read here, and
+    masks that lie beside their photographs. Every file is decoded fully
     once; verdicts are kept in `cache` (default: $XDG_CACHE_HOME/selftaught or ~/.cache/selftaught) by size
     and time of change, so that a second call is quick and follows additions, changes and deletions. The index of a large
     set is remembered as a whole: then a file that was written anew in its place is noticed only if many were.
 
     labels: "auto" takes the nearest labels.csv above an image, else class folders, else none; "folders" insists on class
-    folders; "none"; or the path of a CSV (see `label_table`). `train/` and `test/` (`val/`, ...) below a root are kept as
-    the split, else a column `split` of the table; else the share `holdout` of every class is held out. That draw goes by a
-    hash of seed and path: images that come later move few of the others across.
+    folders; "none"; or the path of a CSV (see `label_table`). Folders such as `train/` and `test/` (`val2017/`,
+    `test_set/`, ...) are kept as the split, also in a folder that holds all the rest; what lies beside them (`unlabeled/`)
+    is trained on; else a column `split` of the table is kept; else the share `holdout` of every class is held out. That
+    draw goes by a hash of seed and path: images that come later move few of the others across.
 
     max_pixels: of an image; larger ones are left out. pixel_range: by which values of more than 8 bits are brought to 8;
     the pairs that it lacks are measured on these images. None: as runs did that knew of none.
@@ -164,7 +169,8 @@ def build(
         return Index(**remembered)
     began = time.time_ns()
     scan = Scan(places)
-    notes = scan.notes
+    places, notes = scan.places, scan.notes
+    scan.files = without_masks(scan.files, notes)
     checked = check(places, scan.files, cache, on_progress, max_pixels)
     found, sizes, measured, reasons, packed = rows.join(
         places, scan.files, *checked, cache, on_progress, notes, max_pixels
@@ -172,12 +178,14 @@ def build(
     readable = [i for i in range(len(found)) if i not in reasons]
     failed = [*((found.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
     unreadable = sorted((shown(path), reason) for path, reason in failed)
-    _refuse_bad_sets(places, len(readable), unreadable)
+    _refuse_bad_sets(places, len(readable), unreadable, notes)
 
     files = found.chosen(readable)
-    split, is_test, depth = given_split(files, notes)
+    layout = read_layout(files, notes)
+    split: str = layout.split
+    is_test = layout.test
     tables = label_by_tables(str(labels), places, files, notes)
-    known, classes = (tables.labels, tables.classes) if tables else label(str(labels), places, files, depth, notes)
+    known, classes = (tables.labels, tables.classes) if tables else label(str(labels), places, files, layout, notes)
     if tables and tables.test is not None:
         if split == "given":
             notes.append("the split that the table of labels names is not used, as folders name one")
@@ -203,6 +211,10 @@ def build(
         groups=Groups.counted(files.groups, files.bytes),
         notes=tuple(notes),
     )
+    if split == "given" and not np.array_equal(is_test, _first_folder_tests(files)):
+        # Old runs read this split from no other names: what was trained before the others were known is another set.
+        told = hashlib.sha256(f"{index.fingerprint}/{np.packbits(is_test).tobytes().hex()}".encode()).hexdigest()
+        index = replace(index, fingerprint=told)
     if cache is not None and len(index) >= recall.LEAST:
         watched = [table] if table else find_tables(places, files)
         witness = recall.Witness.of(scan, [*watched, *(found.paths[i] for i in reasons)], began)
@@ -211,17 +223,25 @@ def build(
     return index
 
 
-def _refuse_bad_sets(places: Sequence[Root], readable: int, unreadable: Sequence[tuple[str, str]]) -> None:
+def _refuse_bad_sets(
+    places: Sequence[Root], readable: int, unreadable: Sequence[tuple[str, str]], notes: Sequence[str]
+) -> None:  # fmt: skip
     bad = sum(is_image(path) or Place.of(path) is not None for path, _ in unreadable)  # and not the folders
     named = ", ".join(shown(place.path) for place in places[:3]) + (", ..." if len(places) > 3 else "")
     if readable + bad == 0:
         because = f"; not readable: {listed(unreadable)}" if unreadable else ""
-        raise UserError(f"no images in {named}: looked for {SUFFIX_NAMES}{because}")
+        raise UserError("; ".join([f"no images in {named}: looked for {SUFFIX_NAMES}{because}", *notes]))
     if bad > _MOST_UNREADABLE * (readable + bad):
         raise UserError(
             f"{bad:,} of {counted(readable + bad, 'image file')} in {named} cannot be read, more than "
             f"{_MOST_UNREADABLE:.0%}: {listed(unreadable)}; repair or remove them"
         )
+
+
+def _first_folder_tests(files: Files) -> np.ndarray:
+    """[n] bool: in a folder of the root that is called test, val or the like, and no otherwise."""
+    names = ("test", "testing", "val", "valid", "validation")
+    return np.array([name.partition("/")[0].lower() in names for name in files.names], dtype=bool)
 
 
 def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str], used: str) -> str:

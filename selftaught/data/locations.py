@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selftaught.data.folder_names import is_hidden, plain_side
 from selftaught.data.paths import shown
 from selftaught.errors import UserError
 
@@ -22,6 +23,8 @@ T = TypeVar("T")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # two letters at least: C:\ is a disk
 _TRIES = 5
 _PAUSE = 0.2  # seconds before the second try, then twice as long each time: 3 s in all
+_DEPTH = 5  # levels of folders that are searched for Parquet files: a configuration, data, a split, and some around these
+_MOST_FOLDERS = 64  # that a server is asked for
 _TIMEOUT = 30  # seconds without a byte over HTTP, after which a try has failed
 
 
@@ -94,22 +97,51 @@ def fetch(location: str, start: int | None = None, end: int | None = None) -> by
 
 
 def listed(location: str) -> list[str]:
-    """The Parquet files in a folder, sorted; of those there are none, the ones in its data/. Raises FileNotFoundError."""
-    if not is_url(location):
-        found = [str(path) for path in Path(location).glob("*.parquet")]
-        return sorted(found or map(str, Path(location).glob("data/*.parquet")))
-
-    def names(system: Any, path: str) -> list[str]:
-        system.invalidate_cache()
-        return [system.unstrip_protocol(name) for name in system.ls(path, detail=False) if name.endswith(".parquet")]
-
-    found = _patiently(location, names)
-    if not found:
-        try:
-            found = _patiently(within(location, "data"), names)
-        except FileNotFoundError:
-            return []
+    """The Parquet files below a folder, sorted, as paths from it. Packs and what is hidden are passed over. A server is not
+    searched deeper than where the first are. Raises FileNotFoundError.
+    """
+    found: list[str] = []
+    level = [""]
+    for _ in range(_DEPTH):
+        deeper: list[str] = []
+        for below in level:
+            try:
+                files, folders = _entries(within(location, below) if below else location)
+            except OSError:
+                if not below:
+                    raise
+                continue
+            if below and "pack.json" in files:
+                continue
+            at = f"{below}/" if below else ""
+            found += [at + name for name in files if name.endswith(".parquet") and not is_hidden(name)]
+            deeper += [at + name for name in folders if not is_hidden(name)]
+        if is_url(location) and (found or len(deeper) > _MOST_FOLDERS):
+            break
+        level = deeper
     return sorted(found)
+
+
+def _entries(location: str) -> tuple[list[str], list[str]]:
+    """The names of the files and of the folders in a folder."""
+    files: list[str] = []
+    folders: list[str] = []
+    if not is_url(location):
+        with os.scandir(location) as entries:
+            for entry in entries:
+                (folders if entry.is_dir() else files).append(entry.name)
+        return files, folders
+
+    def names(system: Any, path: str) -> list[dict[str, Any]]:
+        system.invalidate_cache()
+        return list(system.ls(path, detail=True))
+
+    for found in _patiently(location, names):
+        name = base(found["name"])
+        # Some web servers do not tell a folder from a file: then its name has to.
+        folder = found["type"] == "directory" or name in ("data", "default") or plain_side(name) is not None
+        (folders if folder else files).append(name)
+    return files, folders
 
 
 def _patiently(location: str, ask: Callable[[Any, str], T]) -> T:

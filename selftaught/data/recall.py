@@ -19,19 +19,19 @@ import torch
 from selftaught.checkpoint import atomic
 from selftaught.data.paths import Paths
 from selftaught.data.pixel_range import PixelRange
-from selftaught.data.scan import Scan
+from selftaught.data.scan import SUFFIXES, Scan
 
 LEAST = 20_000  # images; smaller sets are looked at file by file, which takes less than a second
 SAMPLE = 1000  # files that are looked at when an index is recalled, drawn anew each time
 RACE = 2_000_000_000  # nanoseconds; a folder that changed so shortly ago may change again at the same time of its clock
-_FORMAT = 4  # of what is stored, and of the rules by which tables give labels
+_FORMAT = 5  # of what is stored, and of the rules by which folders and tables give labels
 
 Fields = dict[str, Any]
 
 
 def key(question: Sequence[object]) -> str:
     """A name for an index from all that was asked for."""
-    return hashlib.sha256(repr((_FORMAT, PIL.__version__, *question)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((_FORMAT, PIL.__version__, SUFFIXES, *question)).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Witness:
     """
 
     folders: list[tuple[str, int]]  # every folder that was entered, and when it last changed
-    watched: list[tuple[str, int, int]]  # tables of labels and unreadable files: path, size, time; -1: not there
+    watched: list[tuple[str, int, int]]  # tables, unreadable and Parquet files: path, size, time; -1: not there
     began: int  # when the scan did
 
     @classmethod
@@ -52,7 +52,7 @@ class Witness:
         restless = any(began - changed < RACE for _, changed in scan.folders)
         if scan.links or scan.unreadable or restless or any(place.is_file or place.is_store for place in scan.places):
             return None
-        return cls(scan.folders, [(path, *_look(path)) for path in others], began)
+        return cls(scan.folders, [(path, *_look(path)) for path in [*others, *scan.parquet]], began)
 
     def stands(self) -> bool:
         with contextlib.suppress(OSError):

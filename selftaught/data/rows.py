@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from selftaught.data import columns, foreign, locations, store
+from selftaught.data import columns, foreign, hub, locations, store
 from selftaught.data.columns import Rows
 from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.paths import shown
@@ -45,13 +45,17 @@ def of(
     written = None if single else manifest(location)
     if written is not None:
         return _of_pack(location, written)
+    notes: list[str] = []
     try:
-        files = [location] if single else locations.listed(location)
-    except FileNotFoundError:
+        below = [] if single else hub.choose_set(location, locations.listed(location), notes)
+        files = [location] if single else [locations.within(location, file) for file in below]
+    except OSError:
         files = []
     if not files:
         raise UserError(f"{shown(location)}: neither a pack nor Parquet files are there; name a folder that holds some")
-    return foreign.rows_of(files, cache, on_progress, max_pixels)
+    rows = foreign.rows_of(files, cache, on_progress, max_pixels)
+    rows.notes[:0] = notes
+    return rows
 
 
 def join(
@@ -70,7 +74,8 @@ def join(
         reasons = reasons | {len(files) + i: reason for i, reason in rows.reasons.items()}
         for i, path in enumerate(rows.paths):
             said = rows.said[i] if rows.said else None
-            files.add(path, rows.names[i], root, int(rows.bytes[i]), 0, groups + int(rows.groups[i]), said)
+            group = groups + int(rows.groups[i])
+            files.add(path, rows.names[i], root, int(rows.bytes[i]), 0, group, said, i in rows.pathless)
         groups += int(rows.groups[-1]) + 1 if len(rows) else 0
         files.classes = tuple(dict.fromkeys([*files.classes, *rows.classes]))
         files.several = files.several or rows.several

@@ -7,32 +7,7 @@ import os
 
 import numpy as np
 
-from selftaught.data.paths import counted
 from selftaught.data.scan import Files
-
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "val", "valid", "validation")
-
-
-def given_split(files: Files, notes: list[str]) -> tuple[str, np.ndarray, np.ndarray]:
-    """The split, "given" or "drawn"; [n] bool, held out; [n], how many folders of its path name the split, or -1."""
-    tops = [name.split("/", 1)[0].lower() if "/" in name else "" for name in files.names]
-    folders: dict[int, set[str]] = {}
-    for root, top in zip(files.roots, tops, strict=True):
-        folders.setdefault(root, set()).add(top)
-    split = {r for r, names in folders.items() if names & set(TRAIN_NAMES) and names & set(TEST_NAMES)}
-    # One lone train/ (or test/) folder around everything says nothing and is looked through.
-    wrapped = {r for r, names in folders.items() if len(names) == 1 and names <= {*TRAIN_NAMES, *TEST_NAMES}}
-    is_test = np.array([root in split and top in TEST_NAMES for root, top in zip(files.roots, tops, strict=True)], bool)
-    depth = np.zeros(len(files), dtype=np.int64)
-    for i, (root, top) in enumerate(zip(files.roots, tops, strict=True)):
-        if root in split:
-            depth[i] = 1 if top in (*TRAIN_NAMES, *TEST_NAMES) else -1
-        elif root in wrapped:
-            depth[i] = 1
-    if outside := int((depth < 0).sum()):
-        notes.append(f"{counted(outside, 'image')} outside of the train and test folders: trained on")
-    return ("given" if split else "drawn"), is_test, depth
 
 
 def draw_split(files: Files, rows: np.ndarray | None, holdout: float, seed: int) -> np.ndarray:

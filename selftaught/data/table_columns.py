@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from selftaught.data.folder_names import TEST_WORDS, TRAIN_WORDS
 from selftaught.data.scan import is_image
-from selftaught.data.split import TEST_NAMES, TRAIN_NAMES
 from selftaught.data.table_words import (
     CLASS_NAMES,
     ID_NAMES,
@@ -207,7 +207,7 @@ def read_classes(column: Column) -> tuple[list[Classes | None], bool]:
 def read_split(columns: Iterable[Column]) -> tuple[Column, list[bool]] | None:
     """The column that says which images are for testing (or validation), and of each row whether it is."""
     for column in columns:
-        values, train, test = {value.casefold() for value in column.values}, {*TRAIN_NAMES}, {*TEST_NAMES}
+        values, train, test = {value.casefold() for value in column.values}, TRAIN_WORDS, TEST_WORDS
         if column.key in SPLIT_NAMES and values & train and values & test and values <= train | test:
             return column, [cell.casefold() in test for cell in column.cells]
     return None

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from selftaught.stage import Data
 from selftaught.study.design import Cell
 from selftaught.train import outcome_of, shared_index
 from selftaught.tuning import FineTune
+
+MARKER = "study.json"  # by which `data.scan` knows the folder, with all its figures, as one that holds no images of a set
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def carry_out(
         return known[data, seed]
 
     check([cell for cell in cells if not file_of(cell, out).exists()], out, conduct.device, index_of)
+    if rank() == 0:
+        checkpoint.write_json(out / MARKER, {"selftaught": version("selftaught")})
     for number, cell in enumerate(cells):
         told(number, cell)
         file = file_of(cell, out)

@@ -1,0 +1,115 @@
+"""Masks, label maps and other annotations that lie beside the photographs which they belong to: not to be trained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from selftaught.data.folder_names import (
+    TEST_WORDS,
+    TRAIN_WORDS,
+    is_masks,
+    is_photos,
+    is_plural,
+    masked_stem,
+    may_name_masks,
+    particular_words,
+    photo_stem,
+    split_sides,
+)  # fmt: skip
+from selftaught.data.folders import Folder, trees
+from selftaught.data.paths import counted, shown
+from selftaught.data.scan import Files
+
+Stems = dict[str, set[str]]  # the path of a file below a folder, without its suffix: the suffixes that are there
+
+
+def without_masks(files: Files, notes: list[str]) -> Files:
+    """`files` without the masks among them, which `notes` names and counts. Where there are only masks, all stay."""
+    masks: set[int] = set()
+    beside: list[int] = []  # in one folder with their photographs
+    in_folders: Counter[str] = Counter()
+    for root in trees(files).values():
+        todo = [root]
+        while todo:
+            folder = todo.pop()
+            mask_folders = _mask_folders(folder, files)
+            for name, child in folder.folders.items():
+                if name in mask_folders:
+                    in_folders[name] += child.count()
+                    masks.update(child.positions())
+                else:
+                    todo.append(child)
+            beside += _masks_beside(folder.files, files)
+    if in_folders:
+        named = ", ".join(f"{shown(name)} ({n:,})" for name, n in in_folders.most_common(5))
+        more = f", and {len(in_folders) - 5:,} more" if len(in_folders) > 5 else ""
+        notes.append(
+            f"{counted(len(masks), 'image')} left out as masks or other parts of a data set: {named}{more}; "
+            "name such a folder itself to train on it"
+        )
+    if beside:
+        example = shown(files.paths[min(beside)])
+        notes.append(f"{counted(len(beside), 'image')} left out as masks of the images beside them, for example {example}")
+    masks.update(beside)
+    return files.chosen(i for i in range(len(files)) if i not in masks) if masks else files
+
+
+def _mask_folders(folder: Folder, files: Files) -> list[str]:
+    """Which folders of a folder hold masks: those that are called so and have their photographs beside them."""
+    named = {name: kind for name in folder.folders if (kind := is_masks(name))}
+    photos = [name for name in folder.folders if name not in named]
+    if not photos and not folder.files:
+        return []
+    return [name for name, kind in named.items() if kind == "surely" or _belongs(name, photos, folder, files)]
+
+
+def _belongs(name: str, photos: Sequence[str], folder: Folder, files: Files) -> bool:
+    """Whether a folder that may hold masks, or a class called "mask", belongs to images of its neighbours `photos`."""
+    own = particular_words(name)
+    alike = [photo for photo in photos if particular_words(photo) == own]
+    if own and not alike:  # no_mask beside mask
+        return False
+    if any(map(is_photos, alike)) or (not own and split_sides(photos)) or (own and own <= TRAIN_WORDS | TEST_WORDS):
+        return True
+    # The names do not tell. Then each has the name of a photograph, and another format where a class may be called so.
+    masks = _stems(folder.folders[name], files, masked_stem)
+    neighbours = alike if own else photos if len(photos) == 1 else []
+    possible = [_stems(folder.folders[photo], files, photo_stem) for photo in neighbours]
+    if not own:
+        possible.append(_stems(folder, files, photo_stem, photos))
+    return any(_covers(stems, masks, is_plural(name)) for stems in possible)
+
+
+def _covers(photos: Stems, masks: Stems, same_format: bool) -> bool:
+    return masks.keys() <= photos.keys() and (same_format or all(masks[stem].isdisjoint(photos[stem]) for stem in masks))
+
+
+def _stems(
+    folder: Folder, files: Files, owner: Callable[[str], str | None], only: Collection[str] | None = None
+) -> Stems:  # fmt: skip
+    """The stems of all images below a folder, as `owner` calls them; of `only` some of its folders and its own images."""
+    found: Stems = {}
+    inside: Iterable[Folder] = folder.below()
+    if only is not None:
+        inside = [Folder(folder.path), *(f for name in only for f in folder.folders[name].below())]
+        inside[0].files = folder.files
+    for one in inside:
+        where = one.path[len(folder.path) :].strip("/")
+        for i in one.files:
+            stem, suffix = _stem(files.names[i]), files.names[i].rpartition(".")[2]
+            found.setdefault(f"{where}/{owner(stem) or stem}", set()).add(suffix.lower())
+    return found
+
+
+def _masks_beside(positions: Collection[int], files: Files) -> list[int]:
+    """Which images of one folder are called as masks of others there: 7_mask.png beside 7.jpg."""
+    if not may_name_masks("\n".join(files.names[i] for i in positions)):  # a million names in one look
+        return []
+    masks = {i: owner for i in positions if (owner := masked_stem(_stem(files.names[i])))}
+    photos = {key for i in positions if i not in masks for key in (_stem(files.names[i]), photo_stem(_stem(files.names[i])))}
+    return [i for i, owner in masks.items() if owner in photos]
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[0]

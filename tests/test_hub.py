@@ -1,0 +1,164 @@
+"""Parquet files in folders, as Hugging Face's hub lays them out; beside image files; with rows that no path tells apart."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selftaught.data import store
+from selftaught.data.hub import choose_set, splits_of
+from selftaught.data.index import build
+from selftaught.errors import UserError
+
+pa = pytest.importorskip("pyarrow", reason="needs the extra that reads packs: pip install -e '.[dev]'")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store._shelf.reset()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "set"
+
+
+def write(file: Path, n: int = 8, path: Callable[[int], str | None] = lambda row: None, labels: bool = True) -> None:
+    rows = []
+    for row in range(n):
+        data = io.BytesIO()
+        Image.new("RGB", (7, 5), (row, len(file.name), 9)).save(data, "PNG")
+        rows.append({"bytes": data.getvalue(), "path": path(row)})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": rows} | ({"label": [row % 2 for row in range(n)]} if labels else {})), file)
+
+
+def photos(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (7, 5)).save(root / name)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("plain_text/partial-train/0000.parquet", "plain_text/partial-test/0000.parquet"),
+        ("data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"),
+        ("set/default/train/0.parquet", "set/default/val/0.parquet"),
+        ("train/0.parquet", "test/0.parquet"),
+        ("train.parquet", "test.parquet"),
+        ("cifar10-train.parquet", "cifar10-test.parquet"),
+        ("train_set-00000-of-00001.parquet", "test_set-00000-of-00001.parquet"),
+        ("config/train-00000-of-00001.parquet", "config/test-00000-of-00001.parquet"),
+    ],
+)
+def test_a_folder_of_the_hub_with_its_split(root: Path, train: str, test: str) -> None:
+    write(root / train, n=10)
+    write(root / test, n=6)
+    index = build([root])
+    assert (len(index), index.split, index.classes) == (16, "given", ("0", "1"))
+    held_out = [str(index.paths[i]) for i in index.held_out.tolist()]
+    assert held_out == [f"{root / test}/{row}" for row in range(6)]
+    assert build([root / train]).split == "drawn"
+    assert len(build([(root / train).parent])) == (10 if (root / train).parent != (root / test).parent else 16)
+
+
+def test_several_configurations_are_refused_by_name_unless_one_is_named(root: Path) -> None:
+    for language in ("de", "en"):
+        for split in ("train", "test"):
+            write(root / language / split / "0000.parquet")
+    with pytest.raises(UserError, match=r"de, en.*/de") as caught:
+        build([root])
+    assert "\n" not in str(caught.value)
+    index = build([root / "en"])
+    assert (len(index), len(index.held_out)) == (16, 8)
+    write(root / "0000.parquet", n=3)  # files of no configuration are one set, and it is said what is not in it
+    index = build([root])
+    assert len(index) == 3
+    assert any("de/" in note or "de," in note for note in index.notes)
+
+
+def test_packs_and_hidden_folders_are_none_of_the_files(root: Path) -> None:
+    write(root / "a.parquet", n=4)
+    write(root / "mine.pack/train-00000-of-00001.parquet")
+    (root / "mine.pack/pack.json").write_text("{}")
+    write(root / ".cache/b.parquet")
+    write(root / "@eaDir/c.parquet")
+    index = build([root])
+    assert len(index) == 4
+    assert any("mine.pack" in note for note in index.notes)
+    (root / "a.parquet").unlink()
+    with pytest.raises(UserError, match=r"mine\.pack"):
+        build([root])
+
+
+def test_beside_image_files_what_there_is_more_of_is_read_and_the_rest_is_said(root: Path) -> None:
+    write(root / "data/train.parquet", n=8)
+    photos(root, "logo.png", "figure.png")
+    index = build([root])
+    assert len(index) == 8
+    assert any("2 image files" in note for note in index.notes)
+    photos(root, *(f"{c}/{i}.png" for c in "ab" for i in range(9)))
+    index = build([root])
+    assert (len(index), index.classes) == (20, ("a", "b"))
+    assert any("1 Parquet file" in note and "train.parquet" in note for note in index.notes)
+    both = build([root, root / "data/train.parquet"])  # who wants both names both
+    assert len(both) == 28
+    assert not any("Parquet file" in note for note in both.notes)
+
+
+def test_a_damaged_table_beside_image_files_does_not_matter(root: Path) -> None:
+    photos(root, "a/0.png", "a/1.png", "b/0.png")
+    (root / "table.parquet").write_bytes(b"no parquet")
+    pq.write_table(pa.table({"a": list(range(100))}), root / "numbers.parquet")
+    index = build([root])
+    assert (len(index), index.classes) == (3, ("a", "b"))
+    assert any("2 Parquet files" in note for note in index.notes)
+
+
+@pytest.mark.parametrize("path", [lambda row: "image.png", lambda row: f"{'ab'[row % 2]}/image.png", lambda row: None])
+@pytest.mark.parametrize("files", [1, 2])
+def test_rows_that_no_path_tells_apart_are_held_out_by_the_seed(root: Path, path: Callable[[int], str], files: int) -> None:
+    for i in range(files):
+        write(root / f"part-{i}.parquet", n=40 // files, path=path, labels=False)
+    indices = [build([root], seed=seed) for seed in range(4)]
+    drawn = {tuple(index.held_out.tolist()) for index in indices}
+    assert len(drawn) == 4
+    assert all(len(held_out) == 8 for held_out in drawn)
+    assert min(map(max, drawn)) > 8  # not the first ones
+    assert len(set(indices[0].names)) == 40
+    assert indices[0].classes == (("a", "b") if path(0) == "a/image.png" else ())  # the files are no classes
+    assert [str(p) for p in build([root]).paths] == [str(p) for p in indices[0].paths]
+
+
+def test_rows_of_paths_of_their_own_keep_their_names(root: Path) -> None:
+    write(root / "train.parquet", n=4, path=lambda row: f"{row}.png")
+    assert [name.as_posix() for name in build([root]).names] == [f"train/{row}.png" for row in range(4)]
+    store._shelf.reset()
+    write(root / "train.parquet", n=2)
+    assert [name.as_posix() for name in build([root]).names] == ["train/000000", "train/000001"]
+
+
+def test_labels_are_kept_where_the_paths_are_alike(root: Path) -> None:
+    write(root / "a.parquet", n=6, path=lambda row: "image.png")
+    index = build([root])
+    assert index.labels is not None
+    rows = [int(path.name) for path in index.paths]
+    assert index.labels.tolist() == [row % 2 for row in rows]
+    assert np.array_equal(np.sort(rows), np.arange(6))
+
+
+def test_the_choice_of_files_by_their_names_alone() -> None:
+    notes: list[str] = []
+    assert choose_set("d", [], notes) == []
+    assert choose_set("d", ["data/a.parquet", "b.parquet"], notes) == ["b.parquet", "data/a.parquet"]
+    assert notes == []
+    assert splits_of(["d/en/train/0.parquet", "d/en/test/0.parquet"]) == ["train", "test"]
+    assert splits_of(["train/a/0.parquet", "train/b/0.parquet"]) == ["", ""]  # what all lie in says nothing
+    assert splits_of(["x/valid-0.parquet", "x/part.parquet", "x/test_tube.parquet"]) == ["valid", "", ""]

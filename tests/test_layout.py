@@ -1,0 +1,278 @@
+"""What folders say by their names: splits, classes, unlabelled images, masks, and what an archive was unpacked into."""
+
+from itertools import product
+
+import pytest
+
+from selftaught.data.folder_names import is_masks
+from selftaught.data.labels import label
+from selftaught.data.layout import read_layout
+from selftaught.data.parts import without_masks
+from selftaught.data.scan import Files, Root
+
+HERE = [Root("/r", "/r", is_file=True)]  # so that no labels.csv is looked for
+HELD_OUT = "held out"
+
+
+def few(*folders: str, n: int = 4, suffix: str = "png") -> list[str]:
+    return [f"{folder}/{i}.{suffix}" for folder in folders for i in range(n)]
+
+
+def classes(folder: str, *names: str) -> list[str]:
+    return few(*(f"{folder}/{name}" for name in names or ("a", "b")))
+
+
+def read(names: list[str], notes: list[str] | None = None) -> dict[str, tuple[str | None, bool]]:
+    """Of each image that is taken its class and whether it is held out by its folder."""
+    files = Files()
+    for name in sorted(names):
+        files.add(f"/r/{name}", name, 0, 1, 1)
+    notes = [] if notes is None else notes
+    files = without_masks(files, notes)
+    layout = read_layout(files, notes)
+    numbers, found = label("auto", HERE, files, layout, notes)
+    own = [-1] * len(files) if numbers is None else numbers.tolist()
+    assert layout.split == ("given" if layout.test.any() else "drawn")
+    return {
+        name: (found[number] if number >= 0 else None, held_out)
+        for name, number, held_out in zip(files.names, own, layout.test.tolist(), strict=True)
+    }
+
+
+def expected(names: list[str], place: int, held_out: str = "") -> dict[str, tuple[str, bool]]:
+    """The class is the folder at `place`; the folder `held_out` is held out."""
+    return {name: (name.split("/")[place], bool(held_out) and held_out in name.split("/")) for name in names}
+
+
+# Splits
+
+SIDES = [
+    ("train", "test"), ("Train", "TEST"), ("training", "testing"), ("train2017", "val2017"), ("training_set", "test_set"),
+    ("train-images", "test-images"), ("imgs_train", "imgs_val"), ("train", "val_set"), ("train", "dev"), ("train", "eval"),
+    ("training", "evaluation"), ("trainset", "testset"), ("TrainingSet", "ValidationSet"), ("train data", "valid data"),
+    ("seg_train", "seg_test"), ("bounding_box_train", "bounding_box_test"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
+    ("DIV2K_train_HR", "DIV2K_valid_HR"), ("01_train", "02_test"), ("train_256", "test_256"), ("labeled", "test"),
+    ("trainval", "test"), ("TRAIN", "Holdout"), ("my_train_data", "my_test_data"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("train", "test"), SIDES)
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_split_by_any_of_its_names(train: str, test: str, twice: bool) -> None:
+    """Also where an archive of each side was unpacked into a folder of its own name."""
+    inside = [f"{side}/{side}" if twice else side for side in (train, test)]
+    names = [name for folder in inside for name in classes(folder)]
+    notes: list[str] = []
+    assert read(names, notes) == expected(names, 1 + twice, test)
+    assert any(train in note and test in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train", "bus", "plane"), ("trains", "tests", "buses"), ("trainers", "boots", "test_tube"),
+        ("test_tube", "train_station"), ("valley", "hill"), ("devices", "trainers"), ("valid", "invalid"),
+        ("evaluations", "training_ground", "val_d_isere"), ("test", "exam"), ("Trainspotting", "latest"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("around", ["", "set/"])
+def test_classes_that_only_look_like_a_split(folders: tuple[str, ...], around: str) -> None:
+    names = few(*(around + folder for folder in folders))
+    assert read(names) == expected(names, 1 if around else 0)
+
+
+def test_a_class_called_train_in_a_split_and_beside_its_val() -> None:
+    inside = [name for side in ("train", "test") for name in classes(side, "train", "bus", "plane")]
+    assert read(inside) == expected(inside, 1, HELD_OUT) | {
+        name: (name.split("/")[1], True) for name in inside if name.startswith("test/")
+    }
+    beside = [*few("train", "bus", "plane"), *classes("val", "train", "bus", "plane")]
+    found = read(beside)
+    assert {name for name, (_, held_out) in found.items() if held_out} == set(classes("val", "train", "bus", "plane"))
+    assert {found[name][0] for name in beside} == {"train", "bus", "plane"}
+    assert all(own == name.split("/")[-2] for name, (own, _) in found.items())
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_a_side_without_class_folders(side: str) -> None:
+    """As many competitions give their test images: these have no labels, and the others keep theirs."""
+    names = [*classes("train"), *few("test", n=20)]
+    found = read(names)
+    assert {name: own for name, own in found.items() if name.startswith("train")} == expected(classes("train"), 1)
+    assert all(found[name] == (None, True) for name in few("test", n=20))
+
+
+def test_one_class_to_train_on_and_more_to_test() -> None:
+    names = [*few("train/good"), *few("test/good", "test/broken")]
+    assert read(names) == expected(names, 1, "test")
+
+
+def test_several_sets_each_with_a_split_hold_out_all_their_test_images() -> None:
+    for domains in (("photo", "sketch"), ("photo", "sketch", "set/cartoon")):
+        names = [name for domain, side in product(domains, ("train", "test")) for name in classes(f"{domain}/{side}")]
+        assert read(names) == {name: (None, "test" in name.split("/")) for name in names}
+
+
+def test_few_divided_images_make_no_split() -> None:
+    names = [*few("cat", "dog", n=20), *few("bird/train", "bird/test", n=3)]
+    notes: list[str] = []
+    assert read(names, notes) == expected(names, 0)
+    assert any("bird" in note for note in notes)
+
+
+def test_folders_of_scenes_that_train_and_test_do_not_share_are_no_classes() -> None:
+    names = [*few("train/aachen", "train/ulm"), *few("val/lindau", "val/bonn")]
+    assert read(names) == {name: (None, name.startswith("val")) for name in names}
+
+
+# Unlabelled images
+
+
+@pytest.mark.parametrize(
+    "folder", ["unlabeled", "unlabelled", "Unlabeled2017", "unlabeled_images", "unsup", "extra", "misc"]
+)
+def test_unlabelled_images_beside_a_split(folder: str) -> None:
+    labelled = [*classes("train"), *classes("test")]
+    notes: list[str] = []
+    found = read([*labelled, *few(folder, n=40)], notes)
+    assert found == expected(labelled, 1, "test") | {name: (None, False) for name in few(folder, n=40)}
+    assert any("40" in note and folder in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "folder"),
+    [
+        ("train", "unlabeled"),
+        ("train", "extra"),
+        ("labeled", "unlabeled"),
+        ("Train2017", "unlabeled2017"),
+        ("test", "unsup"),
+    ],
+)
+@pytest.mark.parametrize("around", ["", "set/"])
+def test_unlabelled_images_beside_one_side_alone(labelled: str, folder: str, around: str) -> None:
+    names = classes(around + labelled)
+    found = read([*names, *few(around + folder, n=40)])
+    assert found == expected(names, 2 if around else 1) | {name: (None, False) for name in few(around + folder, n=40)}
+
+
+def test_unlabelled_images_among_classes() -> None:
+    for folder in ("", "train/"):
+        names, more = few(f"{folder}a", f"{folder}b"), few(f"{folder}unlabelled")
+        held_out = classes("test") if folder else []
+        found = read([*names, *more, *held_out])
+        place = 1 if folder else 0
+        assert found == expected([*names, *held_out], place, "test") | {name: (None, False) for name in more}
+
+
+def test_more_images_of_the_same_classes_keep_their_labels() -> None:
+    names = [*classes("train"), *classes("test"), *classes("extra")]
+    assert read(names) == expected(names, 1, "test")
+
+
+# Loose images
+
+
+def test_a_loose_image_beside_class_folders_has_no_label() -> None:
+    for loose in (["x.png"], ["x.png", "y.png", "z.png"]):
+        names, notes = few("a", "b"), list[str]()
+        assert read([*names, *loose], notes) == expected(names, 0) | {name: (None, False) for name in loose}
+        assert any("x.png" in note for note in notes)
+    names = few("a", "b")
+    many = [f"{i}.png" for i in range(9)]
+    assert set(read([*names, *many]).values()) == {(None, False)}  # these folders are no classes
+
+
+# What an archive was unpacked into
+
+
+@pytest.mark.parametrize("around", ["set", "archive/set v1.0", "a/b/c/d", "images", "train"])
+@pytest.mark.parametrize("loose", [[], ["preview.png"]])
+def test_a_wrapping_folder_is_looked_into(around: str, loose: list[str]) -> None:
+    depth = len(around.split("/"))
+    for names, held_out in (
+        ([*classes(f"{around}/training_set"), *classes(f"{around}/test_set")], "test_set"),
+        (classes(around), ""),
+    ):
+        notes: list[str] = []
+        found = read([*names, *loose], notes)
+        place = depth + bool(held_out)
+        assert found == expected(names, place, held_out) | {name: (None, False) for name in loose}
+        assert any(f"/r/{around}" in note for note in notes)
+
+
+def test_figures_beside_the_set_are_no_class() -> None:
+    names = [*classes("set/train"), *classes("set/test")]
+    found = read([*names, "docs/figure.png", "x.png"])
+    assert found == expected(names, 2, "test") | {"docs/figure.png": (None, False), "x.png": (None, False)}
+
+
+@pytest.mark.parametrize("inside", ["images", "JPEGImages", "img"])
+def test_a_folder_of_images_inside_each_side(inside: str) -> None:
+    names = [*classes(f"train/{inside}"), *classes(f"test/{inside}")]
+    assert read(names) == expected(names, 2, "test")
+    flat = few(f"train/{inside}", f"test/{inside}")
+    assert read(flat) == {name: (None, name.startswith("test")) for name in flat}
+
+
+# Masks
+
+VOC = few("JPEGImages", suffix="jpg")
+MASKS = [
+    (VOC, few("SegmentationClass")),
+    (VOC, few("SegmentationClass", "SegmentationObject", "Annotations")),
+    (few("VOC2012/JPEGImages"), few("VOC2012/SegmentationClassAug")),
+    (few("images"), few("masks")),
+    (few("images/train", "images/val"), few("masks/train", "masks/val")),
+    (few("images/train/a", "images/test/a"), few("masks/train/a", "masks/test/a")),
+    (few("img"), few("gt")),
+    (few("imgs_train", "imgs_test"), few("masks_train", "masks_test")),
+    (few("train", "val"), few("train_labels", "val_labels")),
+    (few("train", "test"), few("trainannot", "testannot")),
+    (few("train", "test"), few("train_masks")),
+    (few("train", "test"), few("masks/train")),
+    (few("images"), few("annotations/trimaps")),
+    (few("bottle/train/good", "bottle/test/good", "bottle/test/broken"), few("bottle/ground_truth/broken")),
+    (few("cat/images", "dog/images"), few("cat/masks", "dog/masks")),
+    ([f"leftImg8bit/val/ulm/{i}_leftImg8bit.png" for i in "012"], [f"gtFine/val/ulm/{i}_gtFine_color.png" for i in "012"]),
+    (few("Training_Input"), [f"Training_GroundTruth/{i}_segmentation.png" for i in range(4)]),
+    (few("whatever", suffix="jpg"), few("mask")),  # called like no other, and of the same stems
+    (few("whatever"), few("masks")),
+    (few("cat", "dog"), [*few("masks/cat"), *few("masks/dog")]),
+    (["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"], ["cat/mask/1.png", "dog/mask/1.png"]),
+    (few("a", "b", suffix="jpg"), [f"{c}/{i}_mask.png" for c in "ab" for i in range(4)]),
+    (few("a", suffix="jpg"), [f"a/{i}{end}.png" for i in range(4) for end in ("_GT", "-mask", "_label", "_seg", "_mask_1")]),
+    ([f"benign/benign ({i}).png" for i in range(3)], ["benign/benign (0)_mask.png", "benign/benign (0)_mask_1.png"]),
+    ([f"{i}_sat.jpg" for i in range(3)], [f"{i}_mask.png" for i in range(3)]),
+    ([f"image_{i}.jpg" for i in range(3)], [f"mask_{i}.png" for i in range(3)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("photos", "masks"), MASKS)
+def test_masks_beside_their_photographs_are_left_out_and_counted(photos: list[str], masks: list[str]) -> None:
+    notes: list[str] = []
+    found = read([*photos, *masks], notes)
+    assert found.keys() == set(photos)
+    assert any(note.startswith(f"{len(masks)} image") for note in notes)
+    assert not any(own and is_masks(own) for own, _ in found.values())
+    assert read(masks).keys() == set(masks)  # who names the masks gets them
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("mask", "no_mask"), ("with_mask", "without_mask"), ("mask", "glasses", "hat"), ("face", "face_mask", "face_shield"),
+        ("labels", "bottles", "caps"), ("Ford GT Coupe", "BMW X5"), ("tile", "brick"), ("photo", "scan"), ("edge", "depth"),
+        ("masked", "unmasked"), ("mask", "face"), ("manual", "automatic"),
+    ],
+)  # fmt: skip
+def test_classes_that_only_look_like_masks(folders: tuple[str, ...]) -> None:
+    names = few(*folders)
+    assert read(names) == expected(names, 0)
+    split = [f"{side}/{name}" for side in ("train", "test") for name in names]
+    assert read(split) == expected(split, 1, "test")
+
+
+def test_files_that_only_look_like_masks() -> None:
+    names = [*(f"{c}/{c}_mask_{i}.jpg" for c in "ab" for i in range(4)), "a/label.png", "b/gt.png"]
+    assert read(names) == expected(names, 0)

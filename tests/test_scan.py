@@ -1,0 +1,217 @@
+"""What lies among people's images and is none of them: this product's own folders, junk, pictures that cannot be read."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from selftaught import adapting
+from selftaught.cli import main
+from selftaught.data import recall, scan
+from selftaught.data.index import Index, build
+from selftaught.data.scan import SUFFIXES, UNREADABLE_SUFFIXES, Root, Scan
+from selftaught.errors import UserError
+from selftaught.plan import Node, Plan
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of six images."""
+    put(tmp_path / "photos", *(f"{c}/{i}.png" for c in ("blue", "red") for i in range(6)))
+    return tmp_path / "photos"
+
+
+def put(root: Path, *names: str) -> None:
+    """Images, and empty files of other names."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".png", ".jpg"):
+            Image.new("RGB", (16, 12), (len(name), 60, 90)).save(path, "PNG")
+        else:
+            path.touch()
+
+
+def found(*roots: Path) -> list[str]:
+    return Scan([Root.of(root) for root in roots]).files.names
+
+
+def same(one: Index, other: Index) -> bool:
+    return (list(one.paths), one.classes, one.fingerprint) == (list(other.paths), other.classes, other.fingerprint)
+
+
+# What this product writes
+
+PRODUCTS = {
+    "a run": ("run.json", "journal.jsonl", "album/views.png", "album/map.jpg", "checkpoints/last.pt"),
+    "a run, stopped": ("run.json", "checkpoints/last.pt", "n.png"),
+    "an evaluated run": ("run.json", "backbone.safetensors", "features/x.safetensors", "evaluation.json", "n.png"),
+    "a plan": ("plan.json", "stages/0af/run.json", "stages/0af/journal.jsonl", "stages/0af/album/n.png"),
+    "a study": ("study.json", "cells/x.json", "separability-knn.png"),
+    "a study of an older version": ("labels.json", "cells/x.json", "stages/0af/run.json", "labels-knn-all.png"),
+    "the demo's images": ("patches.json", "train/cat/0.png", "test/cat/0.png"),
+    "a pack": ("pack.json", "index.parquet", "train-00000-of-00001.parquet", "n.png"),
+}
+
+
+@pytest.mark.parametrize("kind", PRODUCTS)
+@pytest.mark.parametrize("place", ["own", "runs/own", "blue/own", "blue/deep/own"])
+def test_a_folder_of_this_product_holds_no_images(photos: Path, kind: str, place: str) -> None:
+    before = build([photos])
+    put(photos / place, *PRODUCTS[kind])
+    after = build([photos])
+    assert same(before, after)
+    assert any("1 folder" in note and place in note for note in after.notes)
+    put(photos / place, "album/later.png", "stages/0af/later.png", "more.jpg")  # it grows
+    assert same(before, build([photos]))
+
+
+@pytest.mark.parametrize("kind", ["a run", "a plan", "a study"])
+def test_a_run_in_the_very_folder_of_the_images(photos: Path, kind: str) -> None:
+    """cd photos; selftaught pretrain --data . --out . : the images stay, and what was written is none."""
+    before = build([photos])
+    put(photos, *PRODUCTS[kind])
+    assert same(before, build([photos]))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("run.json",), ("plan.json",), ("study.json",), ("cells/0.png", "labels.json"), ("pack.json",), ("patches.json",)],
+)
+def test_a_file_of_a_telling_name_alone_proves_nothing(photos: Path, names: tuple[str, ...]) -> None:
+    put(photos / "green", "0.png", *names)
+    assert "green/0.png" in found(photos)
+
+
+def test_what_is_named_itself_is_read(photos: Path) -> None:
+    put(photos / "runs/a", *PRODUCTS["a run"])
+    put(photos / "demo", *PRODUCTS["the demo's images"])
+    assert found(photos / "runs/a/album") == ["map.jpg", "views.png"]
+    assert found(photos / "demo") == ["test/cat/0.png", "train/cat/0.png"]
+    assert len(found(photos, photos / "runs/a/album")) == 14
+    (photos / "link").symlink_to(photos / "runs/a")
+    assert len(found(photos)) == 12
+    with pytest.raises(UserError, match="runs"):  # there is nothing else, and it is said what there is
+        build([photos / "runs"])
+
+
+def test_a_run_kept_among_the_images_changes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is really written, from within the folder; nor is a stage of a plan another one for it."""
+    monkeypatch.chdir(photos)
+    words = ["--data", ".", "--steps", "1", "--size", "24", "--backbone", "test_resnet", "--batch", "4", "--seed", "0"]
+    plan = Plan(nodes=(Node(name="own", words=tuple(words)),))
+
+    def identity() -> str:
+        index = build(["."])
+        return adapting.settle(plan, Path("adapted"), "cpu", lambda data, seed: index)["own"].identity
+
+    before, own = build(["."]), identity()
+    assert main(["pretrain", *words, "--out", "runs/a"]) == 0
+    assert list(Path("runs/a/album").glob("*.png"))
+    put(
+        photos,
+        "adapted/plan.json",
+        "adapted/stages/0af/run.json",
+        "adapted/stages/0af/journal.jsonl",
+        "adapted/stages/n.png",
+    )
+    assert same(before, build(["."]))
+    assert identity() == own
+
+
+def test_a_remembered_index_follows_runs_and_new_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "LEAST", 1)
+    put(photos / "runs/a", *PRODUCTS["a run"])
+
+    def index() -> Index:
+        for folder, _, _ in os.walk(photos):
+            os.utime(folder, (10**9, 10**9 + len(os.listdir(folder))))  # as if nothing had been written for a while
+        return build([photos])
+
+    first = index()
+    put(photos / "runs/a", "album/later.png")
+    assert same(index(), first)
+    put(photos / "runs/b", *PRODUCTS["a run"])
+    assert same(index(), first)
+    put(photos / "runs", "mine.png")
+    assert len(index()) == 13
+
+
+# Junk
+
+JUNK = [
+    "@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", ".thumbnails/0.png", ".Trash-1000/files/0.png", ".Trashes/0.png",
+    ".@__thumb/0.jpg", "$RECYCLE.BIN/0.png", "System Volume Information/0.png", "#recycle/0.png", "@Recycle/0.png",
+    "@Recently-Snapshot/x/0.png", "lost+found/0.png", "__MACOSX/._0.png", ".ipynb_checkpoints/0.png", ".git/0.png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_folders_of_systems_are_passed_over_and_counted(photos: Path, junk: str) -> None:
+    before = build([photos])
+    put(photos, junk, f"blue/{junk}", f"red/deep/{junk}")
+    after = build([photos])
+    assert same(before, after)
+    assert any(note.startswith("3 ") and junk.partition("/")[0] in note for note in after.notes)
+
+
+def test_hidden_files_are_passed_over_and_counted(photos: Path) -> None:
+    before = build([photos])
+    put(photos, "blue/._0.png", "blue/.0.png", ".x.jpg", "Thumbs.db", ".DS_Store", "blue/desktop.ini", "notes.txt")
+    after = build([photos])
+    assert same(before, after)
+    assert any(note.startswith("3 hidden") for note in after.notes)
+
+
+def test_an_empty_file_makes_no_class(photos: Path) -> None:
+    before = build([photos])
+    (photos / "green").mkdir()
+    (photos / "green/0.jpg").touch()
+    after = build([photos])
+    assert same(before, after)
+    assert [reason for _, reason in after.unreadable] == ["empty file"]
+
+
+# Suffixes
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_suffix_in_any_case(tmp_path: Path, suffix: str) -> None:
+    for name in (f"a{suffix}", f"b{suffix.upper()}", f"c{suffix.capitalize()}", f"d.x{suffix}"):
+        (tmp_path / name).touch()
+    assert len(found(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("suffix", [".jpe", ".jfif", ".JFIF", ".pgm", ".ppm", ".pbm", ".pnm"])
+def test_formats_that_are_not_usual_are_read(tmp_path: Path, suffix: str) -> None:
+    picture = Image.linear_gradient("L").resize((9, 7))
+    kind = "JPEG" if suffix.lower() in (".jpe", ".jfif") else "PPM"
+    picture.convert({".ppm": "RGB", ".pbm": "1"}.get(suffix, "L")).save(tmp_path / f"a{suffix}", kind)
+    assert build([tmp_path]).sizes.tolist() == [[7, 9]]
+
+
+@pytest.mark.parametrize("suffix", UNREADABLE_SUFFIXES)
+def test_pictures_that_cannot_be_read_are_counted_with_a_remedy(photos: Path, suffix: str) -> None:
+    before = build([photos])
+    put(photos, f"blue/x{suffix}", f"new/y{suffix.upper()}")
+    after = build([photos])
+    assert same(before, after)
+    assert any(f"2 {suffix[1:]}" in note and UNREADABLE_SUFFIXES[suffix] in note for note in after.notes)
+    with pytest.raises(UserError, match=suffix[1:]):
+        build([photos / "new"])
+    with pytest.raises(UserError, match="cannot be read here"):
+        build([photos / f"blue/x{suffix}"])
+
+
+def test_heic_is_read_where_its_extra_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a.heic", "b.HEIF", "c.dng")
+    assert (".heic" in SUFFIXES) != (".heic" in UNREADABLE_SUFFIXES)
+    monkeypatch.setattr(scan, "SUFFIXES", (".jpg", ".heic", ".heif"))
+    monkeypatch.setattr(scan, "UNREADABLE_SUFFIXES", {".dng": "convert"})
+    assert found(tmp_path) == ["a.heic", "b.HEIF"]
