@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "memory", "devices", "convolutions"},
     {"distributed"},
     {"plan", "losses", "checkpoint", "data.paths", "data.machine", "data.damage", "data.views", "data.order"},
-    {"data.locations", "words"},
+    {"data.locations", "data.cache", "words"},
     {"data.shard"},
     {"data.store"},
     {
@@ -41,7 +41,7 @@ LAYERS = [
     {"recipe"},
     {"run", "trainee", "flags", "progress", "catalogue"},
     {"report.*"},
-    {"pictures", "classifying", "identity"},
+    {"pictures", "classifying", "identity", "publish"},
     {"judge"},
     {"life"},
     {"train"},

@@ -24,6 +24,7 @@ class Rows:
     paths: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # the path below the folder that was packed, or a like one
     bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    digests: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of the content
     sizes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # height, width as shown
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # row groups, counted through the store
     said: list[Said] | None = None  # None: the store has no labels

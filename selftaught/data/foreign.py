@@ -20,11 +20,13 @@ from selftaught.data.decode import measure, quiet
 from selftaught.data.machine import in_parallel
 from selftaught.data.paths import shown
 from selftaught.data.shard import Shard
-from selftaught.data.verdicts import Verdicts
+from selftaught.data.verdicts import Verdicts, digest
 from selftaught.errors import UserError
 
 
-def rows_of(files: Sequence[str], cache: Path | None, on_progress: Callable[[int, int], None] | None) -> Rows:
+def rows_of(
+    files: Sequence[str], cache: Path | None, on_progress: Callable[[int, int], None] | None, forgotten: list[str]
+) -> Rows:  # fmt: skip
     """The rows of some files; the first part of a file's name, or a column `split`, is the split of its images."""
     shards: list[Shard] = [None] * len(files)  # type: ignore[list-item]
     tables: list[Any] = [None] * len(files)
@@ -62,7 +64,7 @@ def rows_of(files: Sequence[str], cache: Path | None, on_progress: Callable[[int
         unused |= {c for c in shard.schema.names if c not in {shard.image, *table.column_names, "mask"}}
     if unused:
         rows.notes.append(f"columns not used: {', '.join(sorted(unused))}")
-    _measure(rows, shards, tables, cache, on_progress)
+    _measure(rows, shards, tables, cache, on_progress, forgotten)
     largest = int(np.bincount(rows.groups, weights=rows.bytes).max()) if len(rows) else 0
     if rows.bytes.sum() > order.CACHE and largest > order.WINDOW // 16:
         rows.notes.append(
@@ -83,9 +85,10 @@ def opened(location: str) -> Shard:
 
 def _measure(
     rows: Rows, shards: Sequence[Shard], tables: Sequence[Any], cache: Path | None,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None] | None, forgotten: list[str],
 ) -> None:  # fmt: skip
-    """Heights, widths and bytes: as told, as remembered, or by decoding. `rows` is filled in."""
+    """Heights, widths, bytes and digests: as told, as remembered, or by decoding. `rows` is filled in."""
+    rows.digests = np.zeros(len(rows), dtype=np.int64)
     numbers = np.zeros((len(rows), 4), dtype=np.int64)  # as in `Verdicts`: bytes, a stamp of the file, height, width
     todo: list[int] = []
     first = 0
@@ -97,7 +100,7 @@ def _measure(
         known = Verdicts.load(cache, shard.location)
         numbers[here, 1] = stamp
         if len(known.rows) == n and bool((known.numbers[:, 1] == stamp).all()):
-            numbers[here] = known.numbers
+            numbers[here], rows.digests[here] = known.numbers, known.digests
             rows.reasons |= {first + known.rows[name]: reason for name, reason in known.reasons.items()}
         else:
             todo += range(first, first + n)
@@ -113,7 +116,8 @@ def _measure(
         if j % ahead == 0:
             store.announce(rows.paths[k] for k in todo[j : j + 2 * ahead])
         try:
-            numbers[i, 0] = len(store.read(rows.paths[i]))
+            data = store.read(rows.paths[i])
+            numbers[i, 0], rows.digests[i] = len(data), digest(data)
             if not numbers[i, 2:].all():
                 numbers[i, 2:] = measure(rows.paths[i])
         except Unreadable as error:
@@ -128,7 +132,7 @@ def _measure(
         inside = range(here.start, here.stop)
         if not fresh.isdisjoint(inside) and passing.isdisjoint(inside):
             said = {str(i - here.start): rows.reasons[i] for i in inside if i in rows.reasons}
-            Verdicts(map(str, range(len(inside))), numbers[here], said).store(cache, location)
+            Verdicts(map(str, range(len(inside))), numbers[here], said, rows.digests[here]).store(cache, location, forgotten)
     rows.bytes, rows.sizes = numbers[:, 0], numbers[:, 2:]
 
 

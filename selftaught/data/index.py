@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from selftaught.data import recall, rows
+from selftaught.data.cache import default_cache
 from selftaught.data.labels import label
 from selftaught.data.order import Groups
 from selftaught.data.paths import Paths, counted, listed, shown
 from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
 from selftaught.data.split import draw_split, given_split
 from selftaught.data.store import Place
-from selftaught.data.verdicts import check, default_cache
+from selftaught.data.verdicts import check
 from selftaught.errors import UserError
 from selftaught.evaluation.draws import Budget, draw
 
@@ -41,7 +42,8 @@ class Index:
     test: Tensor  # [N] bool: held out
     split: str  # "given" by train/ and test/ folders, or "drawn" by seed
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files and folders
-    fingerprint: str  # sha256 over relative paths, file sizes and labels: equal for a copy of the same data
+    fingerprint: str  # sha256 over relative paths, contents and labels: equal for a copy of the same data
+    listing: str = ""  # the same with sizes in place of contents, by which older runs know their data
     groups: Groups | None = None  # which images of stores lie together; None: all are files
     notes: tuple[str, ...] = ()  # a line each on what one may not expect (columns not used, links, ...)
 
@@ -93,6 +95,7 @@ class Index:
             labels=None if self.labels is None else self.labels[kept],
             test=self.test[kept],
             fingerprint=hashlib.sha256(f"{self.fingerprint}/{kept.tolist()}".encode()).hexdigest(),
+            listing=hashlib.sha256(f"{self.listing}/{kept.tolist()}".encode()).hexdigest(),
             notes=(*self.notes, f"{of} of the training images: {len(chosen):,} of {len(train):,}"),
         )
 
@@ -130,8 +133,8 @@ def build(
     Links are followed, every file is counted once (by its real path, where it lies rather than where it is
     linked), and names that begin with a dot are passed over, as is __MACOSX. Every file is decoded fully
     once; verdicts are kept in `cache` (default: $XDG_CACHE_HOME/selftaught or ~/.cache/selftaught) by size
-    and time of change, so that a second call is quick and follows additions, changes and deletions. The index of a large
-    set is remembered as a whole: then a file that was written anew in its place is noticed only if many were.
+    and times of change, so that a second call is quick and follows additions, changes and deletions. The index of a large
+    set is remembered as a whole.
 
     labels: "auto" takes a root's labels.csv, else its class folders, else none; "folders" insists on class
     folders; "none"; or the path of a CSV (see `labels.Table`). `train/` and `test/` (`val/`, ...) below a root
@@ -154,8 +157,9 @@ def build(
     began = time.time_ns()
     scan = Scan(places)
     notes = scan.notes
+    forgotten: list[str] = []  # notes of this call alone
     found, sizes, reasons = rows.join(
-        places, scan.files, *check(places, scan.files, cache, on_progress), cache, on_progress, notes
+        places, scan.files, *check(places, scan.files, cache, on_progress, forgotten), cache, on_progress, notes, forgotten
     )
     readable = [i for i in range(len(found)) if i not in reasons]
     failed = [*((found.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
@@ -167,6 +171,7 @@ def build(
     known, classes = label(str(labels), places, files, depth, notes)
     if split == "drawn":
         is_test = draw_split(files, known, holdout, seed)
+    listing, fingerprint = _fingerprints(files, known, classes)
     index = Index(
         paths=Paths(files.paths),
         names=Paths(files.names),
@@ -176,7 +181,8 @@ def build(
         test=torch.from_numpy(is_test),
         split=split,
         unreadable=tuple(unreadable),
-        fingerprint=_fingerprint(files, known, classes),
+        fingerprint=fingerprint,
+        listing=listing,
         groups=Groups.counted(files.groups, files.bytes),
         notes=tuple(notes),
     )
@@ -184,8 +190,8 @@ def build(
         tables = [*([table] if table else []), *(os.path.join(place.path, "labels.csv") for place in places)]
         witness = recall.Witness.of(scan, [*tables, *(found.paths[i] for i in reasons)], began)
         if witness is not None:
-            recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness)
-    return index
+            recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness, forgotten)
+    return replace(index, notes=(*notes, *forgotten)) if forgotten else index
 
 
 def _refuse_bad_sets(places: Sequence[Root], readable: int, unreadable: Sequence[tuple[str, str]]) -> None:
@@ -201,8 +207,9 @@ def _refuse_bad_sets(places: Sequence[Root], readable: int, unreadable: Sequence
         )
 
 
-def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str]) -> str:
-    total = hashlib.sha256()
+def _fingerprints(files: Files, rows: np.ndarray | None, classes: Sequence[str]) -> tuple[str, str]:
+    """Of names, sizes and labels; and of names, contents and labels."""
+    sizes, contents = hashlib.sha256(), hashlib.sha256()
     plain = rows.tolist() if rows is not None and rows.ndim == 1 else None
     for i, name in enumerate(files.names):
         label: Iterable[int] = ()
@@ -211,5 +218,7 @@ def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str]) 
         elif rows is not None:
             label = np.flatnonzero(rows[i]) if np.min(rows[i]) >= 0 else ()
         said = "|".join(classes[c] for c in label)
-        total.update(os.fsencode(name) + f"\0{files.bytes[i]}\0{said}\n".encode())
-    return total.hexdigest()
+        path, told = os.fsencode(name), f"{said}\n".encode()
+        sizes.update(b"%b\0%d\0%b" % (path, files.bytes[i], told))
+        contents.update(b"%b\0%d/%d\0%b" % (path, files.bytes[i], files.digests[i], told))
+    return sizes.hexdigest(), contents.hexdigest()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selftaught.data.damage import why
-from selftaught.data.locations import is_url, listed, spelt
+from selftaught.data.locations import is_url, listed, spelt, stamp
 from selftaught.data.paths import counted, shown
 from selftaught.errors import UserError
 
@@ -72,7 +72,8 @@ class Files:
         self.names: list[str] = []  # the path below its root, with forward slashes; of a root file its name
         self.roots = array("i")  # number of the root
         self.bytes = array("q")
-        self.changed = array("q")  # nanoseconds
+        self.changed = array("q")  # a stamp, as in `locations`; of a store 0
+        self.digests = array("q")  # of the content, once it is checked
         self.groups = array("q")  # number of a store's row group, -1 for a file
         self.said: list[tuple[str, ...] | None] = []  # the classes that a store tells
         self.classes: tuple[str, ...] = ()  # in the order of the stores
@@ -83,7 +84,7 @@ class Files:
 
     def add(
         self, path: str, name: str, root: int, size: int, changed: int,
-        group: int = -1, said: tuple[str, ...] | None = None,
+        group: int = -1, said: tuple[str, ...] | None = None, digest: int = 0,
     ) -> None:  # fmt: skip
         self.paths.append(path)
         self.names.append(name)
@@ -92,13 +93,15 @@ class Files:
         self.changed.append(changed)
         self.groups.append(group)
         self.said.append(said)
+        self.digests.append(digest)
 
     def chosen(self, order: Iterable[int]) -> Files:
         files = Files()
         for i in order:
             files.add(
-                self.paths[i], self.names[i], self.roots[i], self.bytes[i], self.changed[i], self.groups[i], self.said[i]
-            )
+                self.paths[i], self.names[i], self.roots[i], self.bytes[i], self.changed[i], self.groups[i], self.said[i],
+                self.digests[i],
+            )  # fmt: skip
         files.classes, files.several = self.classes, self.several
         return files
 
@@ -111,7 +114,8 @@ class Scan:
     def __init__(self, places: Sequence[Root]) -> None:
         self.places = places
         self.unreadable: list[tuple[str, str]] = []  # (path, reason) of files, links and folders
-        self.folders: list[tuple[str, int]] = []  # every folder entered, and when it last changed, in nanoseconds
+        self.folders: list[tuple[str, int]] = []  # every folder entered, and its stamp
+        self.latest = 0  # when one of them last changed, in nanoseconds
         self.links = 0  # of any kind
         self._found = Files()
         self._hidden = 0
@@ -157,7 +161,9 @@ class Scan:
                 continue
             self._entered.add(real)
             try:
-                self.folders.append((path, os.stat(path).st_mtime_ns))  # first: what changes meanwhile will be seen
+                status = os.stat(path)  # first: what changes meanwhile will be seen
+                self.folders.append((path, stamp(status)))
+                self.latest = max(self.latest, status.st_mtime_ns)
                 with os.scandir(path) as entries:
                     for entry in entries:
                         if entry.name == "__MACOSX" or entry.name.startswith("."):
@@ -193,7 +199,7 @@ class Scan:
         if reason is None:
             place = self.places[root]
             name = os.path.basename(path) if place.is_file else path[len(place.path.rstrip(os.sep)) + 1 :]
-            self._found.add(path, name.replace(os.sep, "/"), root, status.st_size, status.st_mtime_ns)
+            self._found.add(path, name.replace(os.sep, "/"), root, status.st_size, stamp(status))
         else:
             self.unreadable.append((path, reason))
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from selftaught.checkpoint import atomic
-from selftaught.data.damage import Unreadable
+from selftaught.data.cache import remember
+from selftaught.data.damage import Unreadable, read
 from selftaught.data.decode import measure, quiet
 from selftaught.data.machine import in_parallel
 from selftaught.data.scan import Files, Root
 
-_FORMAT = 1  # of the remembered verdicts
+_FORMAT = 2  # of the remembered verdicts
 
 
 def check(
@@ -26,8 +26,11 @@ def check(
     files: Files,
     cache: Path | None,
     on_progress: Callable[[int, int], None] | None,
+    notes: list[str],
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Heights and widths [n, 2] (zeros where unreadable) and the reasons, by decoding what the cache does not know."""
+    """Heights and widths [n, 2] (zeros where unreadable) and the reasons, by decoding what the cache does not know. The
+    files' digests are filled in; notes say where the cache cannot be written.
+    """
     numbers = np.zeros((len(files), 4), dtype=np.int64)  # as in `Verdicts`
     numbers[:, 0], numbers[:, 1] = files.bytes, files.changed
     reasons: dict[int, str] = {}
@@ -45,12 +48,14 @@ def check(
                 reasons[i] = verdict
             else:
                 numbers[i, 2:] = verdict
+                files.digests[i] = known[folder].digest(files.names[i])
     unsure = set(todo)  # not to be remembered
 
     def one(j: int) -> None:
         i = todo[j]
         try:
             numbers[i, 2:] = measure(files.paths[i])
+            files.digests[i] = digest(read(files.paths[i]))
         except Unreadable as error:
             reasons[i] = str(error)
             if error.passing:
@@ -65,16 +70,22 @@ def check(
         for folder, inside in members.items():
             sure = [i for i in inside if i not in unsure]
             said = {files.names[i]: reasons[i] for i in sure if i in reasons}
-            verdicts = Verdicts((files.names[i] for i in sure), numbers[sure], said)
+            digests = np.array([files.digests[i] for i in sure], dtype=np.int64)
+            verdicts = Verdicts((files.names[i] for i in sure), numbers[sure], said, digests)
             if folder not in whole:
                 verdicts = verdicts.beside(known[folder])
             if todo or len(verdicts.rows) != len(known[folder].rows):
-                verdicts.store(cache, folder)
+                verdicts.store(cache, folder, notes)
     return numbers[:, 2:], dict(sorted(reasons.items()))
 
 
+def digest(data: bytes) -> int:
+    """What names the content of a file: equal for its copies, and for no other (64 bits of sha256)."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
+
+
 class Verdicts:
-    """What is known of the files of one folder: `numbers` [n, 4] (bytes, time of change, height, width) in the
+    """What is known of the files of one folder: `numbers` [n, 4] (bytes, stamp, height, width) and `digests` [n] in the
     `rows` of their names, and by name the `reasons` of those that cannot be read.
 
     Kept in a file of arrays, `<cache>/index/<hash of the real folder>.npz`. Readers and other writers see an old
@@ -82,10 +93,11 @@ class Verdicts:
     reason to decode the files again.
     """
 
-    def __init__(self, names: Iterable[str], numbers: np.ndarray, reasons: dict[str, str]) -> None:
+    def __init__(self, names: Iterable[str], numbers: np.ndarray, reasons: dict[str, str], digests: np.ndarray) -> None:
         self.rows = {name: row for row, name in enumerate(names)}
         self.numbers = numbers
         self.reasons = reasons
+        self.digests = digests
 
     def of(self, name: str, size: int, changed: int) -> np.ndarray | str | None:
         """[height, width], the reason why it cannot be read, or None: not known as it is now."""
@@ -94,12 +106,18 @@ class Verdicts:
             return None
         return self.reasons.get(name) or self.numbers[row, 2:]
 
+    def digest(self, name: str) -> int:
+        return int(self.digests[self.rows[name]])
+
     def beside(self, older: Verdicts) -> Verdicts:
         """These, and of all other files what was known."""
         others = {name: row for name, row in older.rows.items() if name not in self.rows}
         said = {name: reason for name, reason in older.reasons.items() if name in others}
-        numbers = np.concatenate([self.numbers, older.numbers[list(others.values())]])
-        return Verdicts([*self.rows, *others], numbers, self.reasons | said)
+        rows = list(others.values())
+        numbers, digests = (
+            np.concatenate([mine, its[rows]]) for mine, its in ((self.numbers, older.numbers), (self.digests, older.digests))
+        )
+        return Verdicts([*self.rows, *others], numbers, self.reasons | said, digests)
 
     @staticmethod
     def _file(cache: Path, folder: str) -> Path:
@@ -113,30 +131,22 @@ class Verdicts:
             # Missing, torn or overwritten by anything at all: as if it were not there.
             with contextlib.suppress(Exception), np.load(cls._file(cache, folder), allow_pickle=False) as stored:
                 names = stored["names"].tobytes().split(b"\0")[:-1]
-                verdicts = cls(map(os.fsdecode, names), stored["numbers"], json.loads(stored["reasons"].tobytes()))
-                if verdicts.numbers.shape == (len(names), 4) and len(verdicts.rows) == len(names):
+                said = json.loads(stored["reasons"].tobytes())
+                verdicts = cls(map(os.fsdecode, names), stored["numbers"], said, stored["digests"])
+                shapes = (verdicts.numbers.shape, verdicts.digests.shape, len(verdicts.rows))
+                if shapes == ((len(names), 4), (len(names),), len(names)):
                     return verdicts
-        return cls((), np.empty((0, 4), dtype=np.int64), {})
+        return cls((), np.empty((0, 4), dtype=np.int64), {}, np.empty(0, dtype=np.int64))
 
-    def store(self, cache: Path | None, folder: str) -> None:
-        if cache is None:
-            return
+    def store(self, cache: Path | None, folder: str, notes: list[str]) -> None:
         names = b"".join(os.fsencode(name) + b"\0" for name in self.rows)
         reasons = json.dumps(self.reasons).encode()
 
         def write(draft: Path) -> None:
             with draft.open("wb") as out:
-                np.savez(out, numbers=self.numbers, names=np.frombuffer(names, "u1"), reasons=np.frombuffer(reasons, "u1"))
+                np.savez(
+                    out, numbers=self.numbers, names=np.frombuffer(names, "u1"), reasons=np.frombuffer(reasons, "u1"),
+                    digests=self.digests,
+                )  # fmt: skip
 
-        with contextlib.suppress(OSError):  # a full disk, a home not to be written to: the next index takes as long
-            atomic(self._file(cache, folder), write)
-
-
-def default_cache() -> Path | None:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):
-        return Path(base) / "selftaught"
-    try:
-        return Path.home() / ".cache" / "selftaught"
-    except RuntimeError:  # a user without a home
-        return None
+        remember(cache and self._file(cache, folder), write, notes)
