@@ -39,7 +39,7 @@ REMEDIES = {  # by the number that the system gives
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> FileError:
     """What to say of a file that the system would not write."""
-    return FileError(f"{os.fspath(path)} could not be written: {_why(error)}")
+    return FileError(f"{os.fspath(path)} cannot be written: {_why(error)}")
 
 
 def read_error(path: str | os.PathLike[str], error: OSError) -> FileError:
@@ -61,7 +61,7 @@ def describe_error(error: OSError) -> str:
 
 
 def _why(error: OSError) -> str:
-    reason = (error.strerror or " ".join(str(error).split()) or type(error).__name__).lower()
+    reason = error.strerror.lower() if error.strerror else " ".join(str(error).split()) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0, "look at the disk, or choose another place")
     return f"{reason}; {remedy}"
 

@@ -1,5 +1,6 @@
 """A run's folder, written and read back; over 200 lines with the places that its words name, wherever they are read."""
 
+import errno
 import os
 import platform
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from selftaught import backbones, checkpoint, weights
 from selftaught.backbones import Backbone
 from selftaught.data.index import Index
 from selftaught.data.locations import is_url
-from selftaught.errors import UserError, damage_error
+from selftaught.errors import UserError, damage_error, read_error
 from selftaught.fit import key
 from selftaught.methods.distillation import Distillation
 from selftaught.recipe import from_json, to_json
@@ -43,6 +44,8 @@ class Run:
         file = self.folder / "backbone.safetensors"
         if not file.exists():
             raise UserError(f"{self.folder} has no backbone yet: bring it to its end by --out {self.folder} --resume")
+        if file.is_dir():
+            raise read_error(file, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
         try:
             return weights.load(file)
         except UserError as error:
@@ -295,6 +298,7 @@ def _is_relative(name: str) -> bool:
 
 
 def _also(place: str, name: str) -> str:
+    place = os.path.abspath(place)
     typed = f" (typed as {name})" if name != place else ""
     return f"{place}{typed}, which is not there"
 
