@@ -1,6 +1,7 @@
 """Carry out a plan in a folder: every stage once, in a folder of its own whose name is the hash of what decides it.
 
 Stages that two plans share are therefore trained once, and a plan that broke off goes on where it was.
+Over 200 lines with all that settles a stage before it is trained.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from selftaught.errors import UserError
 from selftaught.identity import identify, origin
 from selftaught.life import Conduct
 from selftaught.plan import Node, Plan
+from selftaught.publish import publish_outcome
 from selftaught.stage import Data, Stage, method_of
 from selftaught.train import shared_index, train
 from selftaught.trainee import check
@@ -73,7 +75,11 @@ def settle_one(
     classes = classes_of(stage, index, before, teacher)
     start = before.identity if before else shared(origin(stage.init, head=stage.method.earlier(stage.init) is not None))
     taught = teacher.identity if teacher else shared(origin(run.teacher_of(stage), head=True))
-    identity = identify(stage, index, start, taught, flags.chosen(node.words, "precision") not in (None, "auto"))
+    precise = flags.chosen(node.words, "precision") not in (None, "auto")
+    # An older version knew contents by their sizes: what it began is gone on with.
+    identity, older = (identify(stage, data, start, taught, precise) for data in (index.fingerprint, index.listing))
+    if shared(run.begun(out / "stages" / older) and not run.begun(out / "stages" / identity)):
+        identity = older
     return Settled(node, as_begun(stage, out / "stages" / identity), identity, root, classes)
 
 
@@ -128,7 +134,8 @@ def carry_out(settled: Settled, out: Path, conduct: Conduct, index: Index | None
     """Train a stage, or go on with it, or take what is there; return its folder. Its ancestors must be done."""
     folder, name = settled.folder(out), settled.node.name
     alone = checkpoint.locked(  # several parts of a study may want one stage
-        folder.with_suffix(".lock"), lambda: conduct.say(f"{name}: another process trains it in {folder}; waiting")
+        folder.with_suffix(".lock"), lambda: conduct.say(f"{name}: another process trains it in {folder}; waiting"),
+        conduct.say,
     )  # fmt: skip
     with alone if rank() == 0 else nullcontext():
         wait()
@@ -161,12 +168,16 @@ def adapt(
             conduct.say("\n".join([", ".join(data.roots), known[data, seed].describe()]))
         return known[data, seed]
 
+    if shared(run.holds_own(out)):
+        raise UserError(f"{out} holds a run of its own: choose another --out for stages")
     stages = settle(plan, out, conduct.device, index_of)
     if rank() == 0:
         note(out, plan, stages, command)
     for settled in stages.values():
         begin(settled.stage)
         carry_out(settled, out, conduct, known[settled.stage.data, settled.stage.seed])
+    if rank() == 0:
+        publish_outcome(out, stages[plan.leaves[-1].name].folder(out), conduct.say)
     return {name: settled.folder(out) for name, settled in stages.items()}
 
 
@@ -180,6 +191,7 @@ def note(out: Path, plan: Plan, stages: dict[str, Settled], command: str) -> Non
             "command": command,
             "base": root.init,
             "outcome": last.name,
+            **run.whereabouts(out, *(node.init for node in plan.nodes if node.init)),
             "stages": {
                 name: {
                     "folder": f"stages/{s.identity}",

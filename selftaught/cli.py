@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from selftaught.commands.console import err, plain
-from selftaught.errors import UserError
+from selftaught.errors import UserError, describe_error
 from selftaught.memory import keep_freed
 
 COMMANDS = {  # name: (module, what it is for)
@@ -66,7 +66,7 @@ def ended(words: list[str]) -> int:
         err.print("interrupted")
         return 130
     except OSError as error:
-        err.print(f"[bold red]selftaught:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]selftaught:[/] {plain(describe_error(error))}", highlight=False, soft_wrap=True)
         return 2
 
 

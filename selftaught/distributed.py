@@ -17,6 +17,7 @@ import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
@@ -232,8 +233,9 @@ def cut_like(x: Tensor, like: Tensor) -> Tensor:
 
 
 def save_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Every rank writes its own share."""
-    save(_states(step, optimizer)[0], checkpoint_id=folder)
+    """Every rank writes its own share. What fails on one of them is raised on all."""
+    with _first_failure():
+        save(_states(step, optimizer)[0], checkpoint_id=folder)
 
 
 def load_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -241,9 +243,20 @@ def load_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path)
     states, names = _states(step, optimizer)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*single process.*")
-        load(states, checkpoint_id=folder)
+        with _first_failure():
+            load(states, checkpoint_id=folder)
     weights = {name: states["step"][first] for name, first in names.items()}
     state_dict.set_state_dict(step, optimizer, model_state_dict=weights, optim_state_dict=states["optimizer"])
+
+
+@contextmanager
+def _first_failure() -> Iterator[None]:
+    """torch collects what failed on each rank in an exception that is no Exception: raise what failed first instead."""
+    try:
+        yield
+    except CheckpointException as error:
+        failure, _ = next(iter(error.failures.values()))
+        raise failure from None
 
 
 def _states(step: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, str]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import timm
 
 from selftaught import heads, recipe, run, weight_files
-from selftaught.data.index import Index
 from selftaught.errors import UserError
 from selftaught.stage import Stage
 
@@ -33,12 +32,12 @@ def origin(init: str | None, head: bool = False) -> str:
     return "/".join(found)
 
 
-def identify(stage: Stage, index: Index, start: str, teacher: str, precise: bool) -> str:
+def identify(stage: Stage, fingerprint: str, start: str, teacher: str, precise: bool) -> str:
     """A hash of a stage, its ancestors and its teacher: of what the data holds and not of where it lies, nor of what a
     probe of the machine's speed chose.
     """
     written = recipe.to_json(stage)
-    written["data"] = {**written["data"], "roots": index.fingerprint, "labels": "as the fingerprint says"}
+    written["data"] = {**written["data"], "roots": fingerprint, "labels": "as the fingerprint says"}
     written["data"].pop("max_pixels")  # as the fingerprint says
     written["init"] = start
     written["base"] = stage.base is not None  # which one, the ancestors' hash says

@@ -1,11 +1,12 @@
-"""Was it worth it? A run's features beside random ones, the starting weights and others, on labelled images. (Over 200
-lines with what it is judged on and compared with.)
+"""Was it worth it? A run's features beside random ones, the starting weights and others, on labelled images.
+
+Over 200 lines with what is kept of it, as far as the disk takes it.
 """
 
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from selftaught.data.images import Images, default_canvas
 from selftaught.data.index import Index
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import rank
-from selftaught.errors import UserError, require
+from selftaught.errors import FileError, UserError, require
 from selftaught.evaluation import KNN, Classifier, Features, Linear, Protocol, Results, evaluate, verdict
 from selftaught.evaluation.features import cached, extract
 from selftaught.progress import Progress
@@ -85,6 +86,15 @@ def judge(
     known = index.labelled
     train, test = (positions[known[positions]] for positions in (index.train, index.held_out))
 
+    troubles: set[str] = set()
+
+    def tell(text: str) -> None:
+        """Each kind of trouble once."""
+        assert progress is not None
+        if (kind := text.partition(":")[0]) not in troubles:
+            troubles.add(kind)
+            progress.say(text)
+
     found: dict[str, tuple[Features, Features]] = {}
     for name, backbone in compared.items():
         backbone.to(device).to(memory_format=torch.channels_last)
@@ -102,7 +112,7 @@ def judge(
                 vectors = make(positions)
             else:
                 key = "/".join([digest(backbone), index.fingerprint, digest(positions), str(width), precision, device])
-                vectors = cached(own.folder / "features", key, lambda: make(positions))
+                vectors = cached(own.folder / "features", key, lambda: make(positions), len(positions), tell)
             return Features(vectors, index.labels[positions])
 
         if any(not isinstance(p, FineTune | Classifier) for p in protocols):
@@ -127,7 +137,10 @@ def judge(
         )  # fmt: skip
     judgement = Judgement(results=results, verdict=verdict(results))
     if own and rank() == 0:
-        keep(own.folder, judgement, index, [str(r) for r in data] or list(own.stage.data.roots), command)
+        try:
+            keep(own.folder, judgement, index, [str(r) for r in data] or list(own.stage.data.roots), command, progress.say)
+        except FileError as error:
+            progress.say(f"the scores are not kept beside the run: {error}")
     return judgement
 
 
@@ -137,6 +150,8 @@ def labelled(
 ) -> Index:  # fmt: skip
     """The labelled images, split as they were for training: what was held out then is held out now."""
     if own:
+        if not roots:
+            own.refuse_missing(labels=labels_from == "auto")
         data = replace(own.stage.data, subset="all")  # what it was not shown may be labelled all the same
         if roots:  # a run that held nothing back can still be judged on other images
             data = replace(data, roots=tuple(roots), holdout=data.holdout or Data.holdout)
@@ -179,9 +194,14 @@ def backbones_of(learnt: Path, own: run.Run | None, against: Sequence[str], prog
     return found
 
 
-def keep(folder: Path, judgement: Judgement, index: Index, roots: list[str], command: str) -> None:
-    """Add a judgement to a run's evaluation.json, which two parts of a study may do at once."""
-    file = folder / "evaluation.json"
+def keep(
+    folder: Path, judgement: Judgement, index: Index, roots: list[str], command: str,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:  # fmt: skip
+    """Add a judgement to a run's evaluation.json, which two parts of a study may do at once. One that is damaged is moved
+    aside. Raises FileError where it cannot be written.
+    """
+    file = folder / run.EVALUATIONS
     now = {
         "data": roots,
         "fingerprint": index.fingerprint,
@@ -190,8 +210,14 @@ def keep(folder: Path, judgement: Judgement, index: Index, roots: list[str], com
         **json.loads(judgement.results.to_json()),
         "verdict": judgement.verdict,
     }
-    with checkpoint.locked(file.with_suffix(".lock")):
-        earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    with checkpoint.locked(file.with_suffix(".lock"), say=say):
+        try:
+            earlier = run.evaluations(folder)
+        except FileError:
+            earlier, aside = [], file.with_name(f"{file.name}.damaged")
+            with checkpoint.writing(aside):
+                file.rename(aside)
+            say(f"{file} cannot be read: it is kept as {aside.name}, and a new one is begun")
         checkpoint.write_json(file, [*earlier, now])
 
 

@@ -1,9 +1,11 @@
 """A run as it is lived: its folder, journal, watch and checkpoints, told in one place; hence some 200 lines."""
 
+import contextlib
 import math
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +19,14 @@ from selftaught.choice import Candidate
 from selftaught.data.index import Index
 from selftaught.data.paths import counted, listed
 from selftaught.distributed import anywhere, gather_values, is_sharded, own_share, rank, same, shared
-from selftaught.errors import UserError
+from selftaught.errors import FileError, UserError, damage_error
 from selftaught.evaluation.features import extract
 from selftaught.fit import Report
 from selftaught.journal import Journal
 from selftaught.networks import running_statistics
 from selftaught.trainee import Trainee
 
+CHECKPOINTS = ("last.pt", "best.pt")  # what a run goes on with: the first of them that is whole
 WATCHED = 256  # held-back images whose features are followed
 MEASURES = 20  # how often in a whole run, and
 RARELY = 50  # steps between them at least: a measurement costs as much as some four steps
@@ -85,31 +88,57 @@ class Life:
         self.images = 0
 
     def begin(self) -> int:
-        last = self.out / "checkpoints" / "last.pt"
-        if self.conduct.resume and last.exists():
+        files = [file for name in CHECKPOINTS if os.path.lexists(file := self.out / "checkpoints" / name)]
+        if self.conduct.resume and files:
             self.refuse_other_data()
-            state = checkpoint.load(last, self.trainee.device)
-            sharding.restore(self.trainee.step, self.optimizer, state, last.parent)
-            self.guard.load_state_dict(state["guard"])
-            self.step, self.skipped, self.seconds = state["next"], state["skipped"], state["seconds"]
-            self.best, self.looked = state["best"], state["looked"]
-            self.candidates = [Candidate(**c) for c in state["candidates"]]
+            self.restore(files)
             if self.guard.collapsed and self.conduct.on_collapse == "stop":
                 # it would only collapse again, or end as though done
                 raise Collapsed(run.read(self.out).facts.get("reason") or "the features collapsed")
         if self.first:
             self.write_run("running")
             self.journal = Journal(self.out / "journal.jsonl", after=self.step)
+            if self.journal.damaged:
+                self.conduct.say(f"journal.jsonl: {self.journal.damaged} lines are damaged, and left out")
         if self.step == 0:
             self.look(None)
-            self.consider()
+        self.consider()
         self.clock = self.saved = time.perf_counter()
         return self.step
 
+    def restore(self, files: Sequence[Path]) -> None:
+        """Go on with the first of some checkpoints that is whole: an older one leads to the same end."""
+        failures: list[str] = []
+        for file in files:
+            error: Exception | None = None
+            try:
+                self.take(file)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except FileError as damage:
+                error = damage
+            except Exception as misfit:  # what another version wrote fails in many ways, each for the same reason
+                error = damage_error(file, f"it does not fit: {misfit!r}", "take the version that wrote it, or delete it")
+            if not anywhere(error is not None):
+                if failures:
+                    self.conduct.say(f"{failures[0]}; going on with {file.name}, from step {self.step}")
+                return
+            failures.append(str(error or f"{file} is damaged, as another process sees it"))
+        raise FileError(f"{'; '.join(failures)}; without any checkpoint --resume begins at the first step")
+
+    def take(self, file: Path) -> None:
+        """Be where a checkpoint was written."""
+        state = checkpoint.load(file, self.trainee.device)
+        sharding.restore(self.trainee.step, self.optimizer, state, file.parent)
+        self.guard.load_state_dict(state["guard"])
+        self.step, self.skipped, self.seconds = state["next"], state["skipped"], state["seconds"]
+        self.best, self.looked = state["best"], state["looked"]
+        self.candidates = [Candidate(**c) for c in state["candidates"]]
+
     def refuse_other_data(self) -> None:
         """A resumed run goes on with the images that it began with: its order and memories count them."""
-        was, now = run.read(self.out).facts["data"]["fingerprint"], self.trainee.index.fingerprint
-        if was != now:
+        was, index = run.read(self.out).facts["data"]["fingerprint"], self.trainee.index
+        if was not in (index.fingerprint, index.listing):
             raise UserError(
                 f"the images have changed since {self.out} was begun: bring the old ones back to go on with it, or begin a "
                 "new run in another --out, with this one's weights by --init"
@@ -231,7 +260,7 @@ class Life:
         if self.journal is None:
             return
         now = time.perf_counter()
-        passed = now - self.clock
+        passed = max(now - self.clock, 1e-9)
         self.seconds += passed
         waited, self.trainee.waited = self.trainee.waited, 0.0
         entry: dict[str, Any] = {
@@ -318,15 +347,19 @@ class Life:
             self.journal.close()
 
     def fail(self, outcome: str, reason: str) -> None:
-        """Keep what was learnt before it went wrong, if it is worth keeping."""
+        """Keep what was learnt before it went wrong, if it is worth keeping, and if the disk takes it."""
         if self.journal is None:  # it never began, and what lies in the folder is not this run's; or another rank writes
             return
-        if self.sharded:  # the others may not be here to give their shares: the last checkpoint is what is kept
-            self.close(outcome, reason=reason)
-            return
-        if self.step:
-            self.save()
-        self.end(outcome, reason=reason)
+        try:
+            if self.sharded:  # the others may not be here to give their shares: the last checkpoint is what is kept
+                self.close(outcome, reason=reason)
+                return
+            if self.step:
+                self.save()
+            self.end(outcome, reason=reason)
+        except FileError:  # what is told is why it failed first
+            with contextlib.suppress(FileError):
+                self.close(outcome, reason=reason)
 
     def write_run(self, outcome: str, **more: Any) -> None:
         t = self.trainee

@@ -1,18 +1,19 @@
 """What led to a run: its stages, their data, weights and scores."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from selftaught import recipe, run
+from selftaught.errors import UserError
 
 
 def lineage(folder: Path) -> list[dict[str, Any]]:
     """What led to a run, or every stage of a plan: facts of each, the first one first."""
-    written = folder / run.PLAN
-    if written.is_file() and not (folder / "run.json").is_file():
-        stages = json.loads(written.read_text(encoding="utf-8"))["stages"]
-        known = {name: (folder / s["folder"], s["after"] or s["init"] or "random weights") for name, s in stages.items()}
+    if run.is_plan(folder):
+        written = run.read_plan(folder)
+        places = {name: folder / s["folder"] for name, s in written["stages"].items()}
+        places[written["outcome"]] = run.resolve(folder)
+        known = {name: (places[name], s["after"] or s["init"] or "random weights") for name, s in written["stages"].items()}
         return [described(name, begun, place) for name, (place, begun) in known.items()]
     rows: list[dict[str, Any]] = []
     place: Path | None = folder
@@ -31,8 +32,10 @@ def described(name: str, begun: str, place: Path) -> dict[str, Any]:
         return {"stage": name, "from": begun, "folder": str(place), "outcome": "not begun", "said": []}
     found = run.read(place)
     stage, chosen = found.stage, found.facts.get("choice")
-    evaluations = place / "evaluation.json"
-    judged = json.loads(evaluations.read_text(encoding="utf-8")) if evaluations.is_file() else []
+    try:
+        judged, trouble = run.evaluations(place), []
+    except UserError as error:
+        judged, trouble = [], [str(error)]
     teacher = run.teacher_of(stage)
     method = " + ".join([recipe.method_name(stage), *map(recipe.hard_name, stage.hard)])
     data = f"{', '.join(stage.data.roots)} ({found.facts['data']['train']:,} images)"
@@ -42,6 +45,7 @@ def described(name: str, begun: str, place: Path) -> dict[str, Any]:
         *([f"taught by {teacher}"] if teacher else []),
         *([chosen["text"]] if chosen else []),
         *(f"on {', '.join(e['data'])}: {e['verdict']}" for e in judged),
+        *trouble,
         str(place / "backbone.safetensors"),
     ]
     return {

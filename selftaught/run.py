@@ -1,31 +1,39 @@
-"""A run's folder, written and read back."""
+"""A run's folder, written and read back; over 200 lines with the places that its words name, wherever they are read."""
 
-import json
+import errno
+import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
 from selftaught import backbones, checkpoint, weight_files, weights
 from selftaught.backbones import Backbone
 from selftaught.data.index import Index
+from selftaught.data.locations import is_url
 from selftaught.data.pixel_range import PixelRange
-from selftaught.errors import UserError
+from selftaught.errors import UserError, damage_error, read_error
 from selftaught.fit import key
 from selftaught.methods.distillation import Distillation
 from selftaught.recipe import from_json, to_json
 from selftaught.stage import Stage
 
 PLAN = "plan.json"  # what a plan's stages are called, in the folder that holds them
+COPY = "copied_from"  # in the run.json of a plan's own folder: the stage whose outcome lies there, too
+EVALUATIONS = "evaluation.json"
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
+_ANEW = "bring a whole copy back, or begin anew in another --out"
+_AGAIN = "the same `selftaught adapt` writes it anew, and does nothing again that is done"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says. `facts` is run.json as it stands."""
+    """What a run's folder says. `facts` is run.json as it stands; the places that `stage` names are where they are now."""
 
     folder: Path
     stage: Stage
@@ -37,7 +45,12 @@ class Run:
         file = self.folder / "backbone.safetensors"
         if not file.exists():
             raise UserError(f"{self.folder} has no backbone yet: bring it to its end by --out {self.folder} --resume")
-        return weights.load(file)
+        if file.is_dir():
+            raise read_error(file, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+        try:
+            return weights.load(file)
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; --out {self.folder} --resume writes it anew") from error
 
     @property
     def doubt(self) -> str | None:
@@ -48,6 +61,7 @@ class Run:
             "diverged": f"training came to no good end{f' ({reason})' if reason else ''}",
             "stopped": f"training was stopped before its end: go on with --out {self.folder} --resume",
             "running": f"training runs still, or was killed: then go on with --out {self.folder} --resume",
+            "failed": f"training broke off{f' ({reason})' if reason else ''}: go on with --out {self.folder} --resume",
         }
         return words.get(outcome)
 
@@ -56,6 +70,16 @@ class Run:
         """By which its images were brought to 8 bits; None: it is from before there was a range for a whole set."""
         written = self.facts["data"].get("pixel_range")
         return None if written is None else PixelRange.from_json(written)
+
+    def refuse_missing(self, labels: bool = True) -> None:
+        """Raises UserError where the images, or a table of `labels`, are not where they lay."""
+        data, names = self.stage.data, self.facts["config"]["data"]
+        for place, name in zip(data.roots, names["roots"], strict=False):
+            if not is_url(place) and not os.path.exists(place):
+                raise UserError(f"{self.folder} was trained on {_also(place, name)}: name its new place by --data")
+        if labels and data.labels not in LABELS and not os.path.exists(data.labels):
+            place = _also(data.labels, names["labels"])
+            raise UserError(f"{self.folder} has its labels from {place}: name its new place by --labels-from")
 
     def random(self) -> Backbone:
         """The very network that it began from, had it not had weights: the same seed, the same statistics."""
@@ -115,6 +139,7 @@ def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str
             "unreadable": [list(pair) for pair in index.unreadable],
             "pixel_range": None if index.pixel_range is None else index.pixel_range.to_json(),
         },
+        **whereabouts(folder, *names_of(stage)),
         "seed": stage.seed,
         "lineage": lineage(stage),
         "outcome": outcome,
@@ -125,22 +150,65 @@ def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str
 
 
 def lineage(stage: Stage) -> list[dict[str, Any]]:
-    """Every training that led here, the first one first."""
+    """Every training that led here, the first one first, as far as it can be read."""
     own = {"init": stage.init, "teacher": teacher_of(stage), "data": list(stage.data.roots), "steps": stage.steps}
     before = Path(stage.init) if stage.init else None
-    if before and (resolve(before) / "run.json").is_file():
-        return [*read(before).facts["lineage"], own]
+    try:
+        if before and (resolve(before) / "run.json").is_file():
+            return [*read(before).facts["lineage"], own]
+    except (UserError, KeyError, TypeError):  # it decides nothing
+        pass
     return [own]
+
+
+# ------------------------------------------------------------------------------------ a folder, read back
 
 
 def resolve(folder: Path) -> Path:
     """The run that a folder stands for: itself, or the outcome of the plan that it holds; also by its run.json."""
     folder = weight_files.folder_of(folder)
-    plan = folder / PLAN
-    if (folder / "run.json").is_file() or not plan.is_file():
+    if not is_plan(folder):
         return folder
-    written = json.loads(plan.read_text(encoding="utf-8"))
-    return folder / str(written["stages"][written["outcome"]]["folder"])
+    place = _outcome(folder)
+    copied = (facts_of(folder) or {}).get(COPY)
+    return folder if copied == place and not (folder / place / "run.json").is_file() else folder / place
+
+
+def is_plan(folder: Path) -> bool:
+    """Whether a folder is that of a plan, whose stages are runs; the outcome's copy there is none of its own."""
+    return os.path.lexists(folder / PLAN) and COPY in (facts_of(folder) or {COPY: None})
+
+
+def holds_own(folder: Path) -> bool:
+    """Whether a folder holds a run that is no plan's."""
+    return os.path.lexists(folder / "run.json") and not is_plan(folder) and COPY not in (facts_of(folder) or {})
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What a plan's folder says of its stages. Raises FileError where that makes no sense."""
+    written: dict[str, Any] = checkpoint.read_json(folder / PLAN, dict, _AGAIN)
+    try:
+        whole = {"folder", "after", "init"} <= set.intersection(*(set(stage) for stage in written["stages"].values()))
+        whole = whole and "base" in written and written["outcome"] in written["stages"]
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise damage_error(folder / PLAN, "it tells no stages", _AGAIN)
+    return written
+
+
+def _outcome(folder: Path) -> str:
+    written = read_plan(folder)
+    return str(written["stages"][written["outcome"]]["folder"])
+
+
+def facts_of(folder: Path) -> dict[str, Any] | None:
+    """What run.json in this very folder says; None where that is not to be had."""
+    try:
+        facts: dict[str, Any] = checkpoint.read_json(folder / "run.json", dict)
+    except UserError:
+        return None
+    return facts
 
 
 def begun(folder: Path) -> bool:
@@ -149,21 +217,106 @@ def begun(folder: Path) -> bool:
         facts = read(folder).facts
     except UserError:
         return (folder / "run.json").exists()
-    return facts["outcome"] != "failed" or (folder / "checkpoints" / "last.pt").exists()
+    return facts["outcome"] != "failed" or any((folder / "checkpoints").glob("*.pt"))
 
 
 def read(folder: Path) -> Run:
     """A run, or the outcome of a plan. Raises UserError when the folder holds neither."""
-    plan, folder = weight_files.folder_of(folder) / PLAN, resolve(folder)
-    base = json.loads(plan.read_text(encoding="utf-8"))["base"] if plan.parent != folder else None
+    folder, base = weight_files.folder_of(folder), None
+    if is_plan(folder):
+        written = read_plan(folder)
+        base = written["base"] and located(str(written["base"]), written, folder)
+        folder = resolve(folder)
     file = folder / "run.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise UserError(f"{folder} is not a run: it has no run.json; give a folder that `selftaught pretrain --out` wrote")
+    facts: dict[str, Any] = checkpoint.read_json(file, dict, _ANEW)
+    if lacking := [name for name in ("config", "data", "outcome", "finished") if name not in facts]:
+        raise damage_error(file, f"it lacks {', '.join(lacking)}", _ANEW)
+    if not isinstance(facts["data"], dict) or not {"fingerprint", "train"} <= facts["data"].keys():
+        raise damage_error(file, "it tells nothing of the images", _ANEW)
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        return Run(folder, from_json(facts["config"]), facts, base)
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{file} cannot be read ({error}); restore it, or begin the run anew") from error
+        stage = from_json(facts["config"])
+    except UserError as error:
+        raise damage_error(file, error, _ANEW) from error
+    return Run(folder, with_places(stage, lambda name: located(name, facts, folder)), facts, base)
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """What a run was judged to be, the first time first. Raises FileError where that makes no sense."""
+    file = folder / EVALUATIONS
+    if not os.path.lexists(file):
+        return []
+    written: list[Any] = checkpoint.read_json(file, list)
+    needs = {"data", "rows", "verdict"}
+    if not all(isinstance(one, dict) and needs <= one.keys() and isinstance(one["data"], list) for one in written):
+        raise damage_error(file, "it tells no evaluations", "move it away")
+    return written
+
+
+# ------------------------------------------------------------------------------------ places that words name
+
+LABELS = ("auto", "folders", "none")  # where labels come from, besides a table
+
+
+def with_places(stage: Stage, change: Callable[[str], str]) -> Stage:
+    """A stage whose every file and folder is what `change` makes of it; weights of timm's go through it, too."""
+    data = replace(stage.data, roots=tuple(change(root) for root in stage.data.roots))
+    if data.labels not in LABELS:
+        data = replace(data, labels=change(data.labels))
+    stage = replace(stage, data=data)
+    if isinstance(stage.method, Distillation.Config) and stage.method.teacher:
+        stage = replace(stage, method=replace(stage.method, teacher=change(stage.method.teacher)))
+    return replace(stage, init=stage.init and change(stage.init), base=stage.base and change(stage.base))
+
+
+def names_of(stage: Stage) -> list[str]:
+    """Its files and folders, as they were typed."""
+    names: list[str] = []
+
+    def note(name: str) -> str:
+        names.append(name)
+        return name
+
+    with_places(stage, note)
+    return names
+
+
+def absolute(stage: Stage) -> Stage:
+    """The same stage in words that mean the same everywhere."""
+    return with_places(stage, lambda name: os.path.abspath(name) if _is_relative(name) else name)
+
+
+def whereabouts(folder: Path, *names: str) -> dict[str, Any]:
+    """What to write down beside words that were typed here: where `folder` lies, and what they mean from anywhere."""
+    places = {name: os.path.abspath(name) for name in names if _is_relative(name)}
+    return {"folder": os.path.realpath(folder), "places": places}
+
+
+def located(name: str, written: dict[str, Any], folder: Path) -> str:
+    """A place that was typed in another working directory, perhaps before `folder` was moved, from here: where it lies
+    beside the folder as it did, or else where it was; as it was typed, where that is the same.
+    """
+    places, was = written.get("places"), written.get("folder")
+    known = places.get(name) if isinstance(places, dict) else None
+    if not isinstance(known, str) or not isinstance(was, str):  # absolute, a name in timm; or of an older version
+        return name
+    moved = os.path.normpath(os.path.join(os.path.realpath(folder), os.path.relpath(known, was)))
+    place = next((place for place in (moved, known, os.path.abspath(name)) if os.path.exists(place)), known)
+    return name if os.path.abspath(name) == place else place
+
+
+def _is_relative(name: str) -> bool:
+    """Whether a word names a place by way of the working directory."""
+    if os.path.isabs(name) or is_url(name):
+        return False
+    return os.path.exists(name) or not timm.is_model(name)
+
+
+def _also(place: str, name: str) -> str:
+    place = os.path.abspath(place)
+    typed = f" (typed as {name})" if name != place else ""
+    return f"{place}{typed}, which is not there"
 
 
 def resolved(stage: Stage) -> Stage:

@@ -1,5 +1,6 @@
 """Networks too large for one process: each keeps its share of weights, gradients and the optimizer's memory (FSDP2)."""
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught import checkpoint, distributed
+from selftaught.errors import FileError
 from selftaught.method import Encoder
 from selftaught.networks import Teacher
 from selftaught.step import Step
@@ -50,14 +52,29 @@ def save(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], fi
     it named before goes last: whenever the power fails, `file` names a whole one.
     """
     folder = f"{file.stem}-{state['next']}"
-    if distributed.shared(file.exists() and checkpoint.load(file).get("shards") == folder):
+    if distributed.shared(_names(file) == folder):
         return
-    distributed.save_shards(step, optimizer, file.parent / folder)
+    try:
+        with checkpoint.writing(file.parent / folder):
+            distributed.save_shards(step, optimizer, file.parent / folder)
+        if distributed.rank() == 0:
+            checkpoint.save(file, {**state, "shards": folder})
+    except FileError:  # no process has got further
+        if distributed.rank() == 0:
+            shutil.rmtree(file.parent / folder, ignore_errors=True)
+        raise
     if distributed.rank() == 0:
-        checkpoint.save(file, {**state, "shards": folder})
         for other in file.parent.glob(f"{file.stem}-*"):
             if other.is_dir() and other.name != folder:
-                shutil.rmtree(other)
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _names(file: Path) -> str | None:
+    """The folder that a checkpoint names; None where there is none, or it is damaged."""
+    with contextlib.suppress(FileError):
+        folder: str | None = checkpoint.load(file).get("shards")
+        return folder
+    return None
 
 
 def restore(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], place: Path) -> None:

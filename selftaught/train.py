@@ -3,17 +3,17 @@
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from selftaught import pictures, run
+from selftaught import checkpoint, pictures, run
 from selftaught.data.index import Index
 from selftaught.data.pixel_range import PixelRange
-from selftaught.distributed import anywhere, local_rank, rank, wait, world_size, wrap
+from selftaught.distributed import anywhere, local_rank, rank, shared, wait, world_size, wrap
 from selftaught.errors import UserError
 from selftaught.fit import Diverged, Loop, Report, fit
 from selftaught.life import ASKED, Collapsed, Conduct, Life
@@ -34,8 +34,8 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
 
     `index` is that of the stage's data, where it has been made already.
 
-    Raises UserError for what the user can mend, Collapsed when the features fell into one point, Stopped after
-    SIGTERM or Ctrl-C. What was learnt is saved in all three cases.
+    Raises UserError for what the user can mend (another process that trains in `out`, a full disk), Collapsed when the
+    features fell into one point, Stopped after SIGTERM or Ctrl-C. What was learnt is saved as far as the disk takes it.
     """
     device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
     begun = run.read(out) if conduct.resume and run.begun(out) else None
@@ -55,11 +55,43 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     elif conduct.fsdp:
         shard(step, device)
     optimizer = stage.optimizer.build(step.named_parameters(), [f"method.{part}." for part in method.steady])
-    life = Life(trainee, optimizer, out, conduct)
     loop = Loop(
         steps=stage.steps, steps_per_epoch=steps_per_epoch, schedule=stage.schedule, accumulate=stage.accumulate,
         clip=stage.clip, bf16=stage.precision == "bf16", seed=stage.seed,
     )  # fmt: skip
+    with alone(out, conduct):
+        file = follow(Life(trainee, optimizer, out, conduct), optimizer, loop)
+        if stage.steps and conduct.album:
+            try:
+                with trainee.eagerly():
+                    pictures.draw(trainee, out / "album" if rank() == 0 else None)
+            except (OSError, RuntimeError) as error:
+                conduct.say(f"the run is done and saved, but its pictures could not be made: {error}")
+    return file
+
+
+@contextmanager
+def alone(out: Path, conduct: Conduct) -> Iterator[None]:
+    """Hold the run's folder, by rank 0; what it is refused, every process is."""
+    with ExitStack() as stack:
+        refusal: UserError | None = None
+        if rank() == 0:
+            try:
+                stack.enter_context(checkpoint.hold_run(out, conduct.say))
+                if not conduct.resume and run.begun(out):  # since it was last looked at
+                    refusal = UserError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+            except UserError as error:
+                refusal = error
+        refusal = shared(refusal)
+        if refusal is not None:
+            raise refusal
+        yield
+
+
+def follow(life: Life, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
+    """Train from where the run is to its end, in its folder; return the backbone's file."""
+    trainee = life.trainee
+    stage, step = trainee.stage, trainee.step
     try:
         start = life.begin()
         step.train()
@@ -70,7 +102,8 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
             life.consider()
         reports: Iterable[Report] = ()
         if start < stage.steps:
-            reports = fit(wrap(step, device), method, trainee.epochs, optimizer, loop, start, trainee.overview)
+            wrapped = wrap(step, trainee.device)
+            reports = fit(wrapped, trainee.method, trainee.epochs, optimizer, loop, start, trainee.overview)
         with signals() as received:
             for report in reports:
                 life.after(report)
@@ -79,19 +112,11 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
                     life.save()
                     life.end("stopped")
                     raise Stopped(f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume")
+        life.save()
+        return life.end("done")
     except UserError as error:  # on this rank, perhaps alone: nothing here may wait for the others
         life.fail(outcome_of(error), str(error))
         raise
-    life.save()
-    file = life.end("done")
-    if not stage.steps or not conduct.album:
-        return file
-    try:
-        with trainee.eagerly():
-            pictures.draw(trainee, out / "album" if rank() == 0 else None)
-    except (OSError, RuntimeError) as error:
-        conduct.say(f"the run is done and saved, but its pictures could not be made: {error}")
-    return file
 
 
 def outcome_of(error: UserError) -> str:

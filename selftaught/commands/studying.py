@@ -87,7 +87,7 @@ def gather(study: str, cells: list[Cell], out: Path, command: str, plan: Path) -
         out / f"{study}.json",
         {"command": command, "plan": plan.read_text(), "done": done, "cells": len(cells), "findings": found, "rows": rows},
     )
-    (out / f"{study}.csv").write_text(tables.as_csv(points), encoding="utf-8")
+    checkpoint.write_text(out / f"{study}.csv", tables.as_csv(points))
     drawn = figures.draw(study, points, out)
     for line in found:
         tell(line)

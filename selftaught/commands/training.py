@@ -1,13 +1,12 @@
 """The commands that train: pretrain and adapt."""
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selftaught import adapting, flags, plan, recipe, run
+from selftaught import adapting, checkpoint, flags, plan, recipe, run
 from selftaught.commands.console import device_named, tell
 from selftaught.data.index import Index
 from selftaught.data.paths import counted
@@ -18,7 +17,7 @@ from selftaught.life import Conduct
 from selftaught.methods import METHODS
 from selftaught.plan import Node, Plan
 from selftaught.progress import Progress
-from selftaught.stage import Data
+from selftaught.stage import Data, Stage
 from selftaught.train import Stopped, shared_index
 from selftaught.train import train as carry_out
 
@@ -38,10 +37,17 @@ def train(words: list[str]) -> None:
     known = Path(out) if out else None
     base, config = None, flags.chosen(words, "config")
     pixel_range: PixelRange | None = PixelRange()  # measured on the images, but a run goes on with its own
+    if known is not None:
+        checkpoint.refuse_busy(known)
+        if run.is_plan(known):
+            raise UserError(f"{out} holds stages of `selftaught adapt`: go on by the same command, or choose another --out")
     begun = known is not None and run.begun(known)
     if resume and begun:
         assert known is not None
-        base, pixel_range = run.read(known).stage, run.read(known).pixel_range
+        before = run.read(known)
+        base, pixel_range = before.stage, before.pixel_range
+        if flags.chosen(words, "data") is None:
+            before.refuse_missing(labels=flags.chosen(words, "labels-from") is None)
     elif config:
         base = read_config(Path(config))
     asked = flags.parse(words, base)  # refuses unknown words before anything is looked at
@@ -63,11 +69,8 @@ def train(words: list[str]) -> None:
             words = [*adapting.kept(words, *adapting.network_of(asked.init)), *words]
         stage = shared(flags.stage_from(words, base, device, index_of))  # rank 0's probe decides
         stage = run.resolved(stage)
-        if resume and begun and base is not None and stage != base:
-            raise UserError(
-                f"{out} was begun with other settings ({', '.join(flags.differences(stage, base))}): leave those flags out "
-                "to go on with it, or begin a new run in another --out"
-            )
+        if resume and begun and base is not None:
+            refuse_other(stage, base, out)
         conduct = conduct_of(asked, device, progress, ["pretrain", *typed], resume)
         progress.begin(stage)
         if not (resume and begun):
@@ -84,12 +87,27 @@ def lost_in(folder: Path) -> str:
     return f"; {counted(lost, 'image')} vanished or broke meanwhile (run.json names them)" if lost else ""
 
 
+def refuse_other(stage: Stage, base: Stage, out: str | None) -> None:
+    """A resumed run has the settings that it was begun with. Its images and their table of labels may lie elsewhere now:
+    whether they are the same, the fingerprint tells.
+    """
+    table = base.data.labels not in run.LABELS and stage.data.labels not in run.LABELS
+    labels = stage.data.labels if table else base.data.labels
+    base = dataclasses.replace(base, data=dataclasses.replace(base.data, roots=stage.data.roots, labels=labels))
+    if other := flags.differences(run.absolute(stage), run.absolute(base)):
+        raise UserError(
+            f"{out} was begun with other settings ({', '.join(other)}): leave those flags out to go on with it, or begin a "
+            "new run in another --out"
+        )
+
+
 def read_config(file: Path) -> Any:
     try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"--config {file} cannot be read: {error}") from error
-    return recipe.from_json(written.get("config", written) if isinstance(written, dict) else written)
+        written = checkpoint.read_json(file, dict)
+    except UserError as error:
+        raise UserError(f"--config: {error}") from error
+    stage = recipe.from_json(written.get("config", written))
+    return run.with_places(stage, lambda name: run.located(name, written, file.parent))
 
 
 def check_conduct(asked: Any) -> None:

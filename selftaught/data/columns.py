@@ -25,6 +25,7 @@ class Rows:
     names: list[str] = field(default_factory=list)  # the path below the folder that was packed, or a like one
     pathless: set[int] = field(default_factory=set)  # whose name was made up, as the row has none
     bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    digests: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of the content
     sizes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # height, width as shown
     measured: np.ndarray | None = None  # the columns of `pixel_range` [n, 4]; None: all are usual
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # row groups, counted through the store

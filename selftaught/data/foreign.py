@@ -21,13 +21,14 @@ from selftaught.data.decode import is_unusual, measure, quiet
 from selftaught.data.machine import in_parallel
 from selftaught.data.paths import shown
 from selftaught.data.shard import Shard
-from selftaught.data.verdicts import Verdicts, larger
+from selftaught.data.verdicts import Verdicts, digest, larger
 from selftaught.errors import UserError
 
 
 def rows_of(
-    files: Sequence[str], cache: Path | None, on_progress: Callable[[int, int], None] | None, max_pixels: int = MAX_PIXELS
-) -> Rows:
+    files: Sequence[str], cache: Path | None, on_progress: Callable[[int, int], None] | None, forgotten: list[str],
+    max_pixels: int = MAX_PIXELS,
+) -> Rows:  # fmt: skip
     """The rows of some files; a column `split`, the name of a file or that of its folder is the split of its images."""
     shards: list[Shard] = [None] * len(files)  # type: ignore[list-item]
     tables: list[Any] = [None] * len(files)
@@ -68,7 +69,7 @@ def rows_of(
     _tell_apart(rows.names, [(own[i], row) for i, shard in enumerate(shards) for row in range(len(shard))])
     if unused:
         rows.notes.append(f"columns not used: {', '.join(sorted(unused))}")
-    _measure(rows, shards, tables, cache, on_progress, max_pixels)
+    _measure(rows, shards, tables, cache, on_progress, forgotten, max_pixels)
     largest = int(np.bincount(rows.groups, weights=rows.bytes).max()) if len(rows) else 0
     if rows.bytes.sum() > order.CACHE and largest > order.WINDOW // 16:
         rows.notes.append(
@@ -98,9 +99,10 @@ def opened(location: str) -> Shard:
 
 def _measure(
     rows: Rows, shards: Sequence[Shard], tables: Sequence[Any], cache: Path | None,
-    on_progress: Callable[[int, int], None] | None, max_pixels: int,
+    on_progress: Callable[[int, int], None] | None, forgotten: list[str], max_pixels: int,
 ) -> None:  # fmt: skip
-    """Heights, widths, bytes and unusual values: as told, as remembered, or by decoding. `rows` is filled in."""
+    """Heights, widths, bytes, digests and unusual values: as told, as remembered, or by decoding. `rows` is filled in."""
+    rows.digests = np.zeros(len(rows), dtype=np.int64)
     numbers = np.zeros((len(rows), 4), dtype=np.int64)  # as in `Verdicts`: bytes, a stamp of the file, height, width
     measured = np.zeros((len(rows), 4))
     todo: list[int] = []
@@ -113,7 +115,7 @@ def _measure(
         known = Verdicts.load(cache, shard.location)
         numbers[here, 1] = stamp
         if len(known.rows) == n and bool((known.numbers[:, 1] == stamp).all()):
-            numbers[here], measured[here] = known.numbers, known.measured
+            numbers[here], measured[here], rows.digests[here] = known.numbers, known.measured, known.digests
             rows.reasons |= {first + known.rows[name]: reason for name, reason in known.reasons.items()}
         else:
             todo += range(first, first + n)
@@ -130,7 +132,7 @@ def _measure(
             store.announce(rows.paths[k] for k in todo[j : j + 2 * ahead])
         try:
             data = store.read(rows.paths[i])
-            numbers[i, 0] = len(data)
+            numbers[i, 0], rows.digests[i] = len(data), digest(data)
             if not numbers[i, 2:].all() or is_unusual(data):
                 height, width, *measured[i] = measure(rows.paths[i], max_pixels)
                 numbers[i, 2:] = height, width
@@ -146,7 +148,8 @@ def _measure(
         inside = range(here.start, here.stop)
         if not fresh.isdisjoint(inside) and passing.isdisjoint(inside):
             said = {str(i - here.start): rows.reasons[i] for i in inside if i in rows.reasons}
-            Verdicts(map(str, range(len(inside))), numbers[here], measured[here], said).store(cache, location)
+            verdicts = Verdicts(map(str, range(len(inside))), numbers[here], measured[here], said, rows.digests[here])
+            verdicts.store(cache, location, forgotten)
     rows.reasons |= larger(numbers[:, 2:], max_pixels)
     rows.bytes, rows.sizes, rows.measured = numbers[:, 0], numbers[:, 2:], measured
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from selftaught.data import pixel_range as ranges
 from selftaught.data import recall, rows
+from selftaught.data.cache import default_cache
 from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.labels import label
 from selftaught.data.layout import read_layout
@@ -29,7 +30,7 @@ from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
 from selftaught.data.split import draw_split
 from selftaught.data.store import Place
 from selftaught.data.table_labels import label_by_tables
-from selftaught.data.verdicts import check, default_cache
+from selftaught.data.verdicts import check
 from selftaught.errors import UserError
 from selftaught.evaluation.draws import Budget, draw
 
@@ -48,7 +49,8 @@ class Index:
     test: Tensor  # [N] bool: held out
     split: str  # "given" by train/ and test/ folders, by a column of the "table" of labels, or "drawn" by seed
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files and folders
-    fingerprint: str  # sha256 over relative paths, sizes, labels, range and given split: equal for a copy of the same data
+    fingerprint: str  # sha256 over relative paths, contents, labels, range and given split: equal for a copy of the data
+    listing: str = ""  # the same with sizes in place of contents, by which older runs know their data
     pixel_range: PixelRange | None = None  # by which values of more than 8 bits are brought to 8; None: see `PixelRange`
     groups: Groups | None = None  # which images of stores lie together; None: all are files
     notes: tuple[str, ...] = ()  # a line each on what one may not expect (columns not used, links, ...)
@@ -101,6 +103,7 @@ class Index:
             labels=None if self.labels is None else self.labels[kept],
             test=self.test[kept],
             fingerprint=hashlib.sha256(f"{self.fingerprint}/{kept.tolist()}".encode()).hexdigest(),
+            listing=hashlib.sha256(f"{self.listing}/{kept.tolist()}".encode()).hexdigest(),
             notes=(*self.notes, f"{of} of the training images: {len(chosen):,} of {len(train):,}"),
         )
 
@@ -142,8 +145,8 @@ def build(
     folders that this product wrote (runs, plans, studies, packs), pictures whose format cannot be read here, and
     masks that lie beside their photographs. Every file is decoded fully
     once; verdicts are kept in `cache` (default: $XDG_CACHE_HOME/selftaught or ~/.cache/selftaught) by size
-    and time of change, so that a second call is quick and follows additions, changes and deletions. The index of a large
-    set is remembered as a whole: then a file that was written anew in its place is noticed only if many were.
+    and times of change, so that a second call is quick and follows additions, changes and deletions. The index of a large
+    set is remembered as a whole.
 
     labels: "auto" takes the nearest labels.csv above an image, else class folders, else none; "folders" insists on class
     folders; "none"; or the path of a CSV (see `label_table`). Folders such as `train/` and `test/` (`val2017/`,
@@ -170,10 +173,11 @@ def build(
     began = time.time_ns()
     scan = Scan(places)
     places, notes = scan.places, scan.notes
+    forgotten: list[str] = []  # notes of this call alone
     scan.files = without_masks(scan.files, notes)
-    checked = check(places, scan.files, cache, on_progress, max_pixels)
+    checked = check(places, scan.files, cache, on_progress, forgotten, max_pixels)
     found, sizes, measured, reasons, packed = rows.join(
-        places, scan.files, *checked, cache, on_progress, notes, max_pixels
+        places, scan.files, *checked, cache, on_progress, notes, forgotten, max_pixels
     )  # fmt: skip
     readable = [i for i in range(len(found)) if i not in reasons]
     failed = [*((found.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
@@ -197,6 +201,7 @@ def build(
     own = packed.or_else(ranges.measure_range(measured))
     pixel_range = None if pixel_range is None else pixel_range.or_else(own)
     notes += ranges.notes(pixel_range, measured, own)
+    listing, fingerprint = _fingerprints(files, known, classes, ranges.used(pixel_range, measured))
     index = Index(
         paths=Paths(files.paths),
         names=Paths(files.names),
@@ -206,21 +211,25 @@ def build(
         test=torch.from_numpy(is_test),
         split=split,
         unreadable=tuple(unreadable),
-        fingerprint=_fingerprint(files, known, classes, ranges.used(pixel_range, measured)),
+        fingerprint=fingerprint,
+        listing=listing,
         pixel_range=pixel_range,
         groups=Groups.counted(files.groups, files.bytes),
         notes=tuple(notes),
     )
     if split == "given" and not np.array_equal(is_test, _first_folder_tests(files)):
         # Old runs read this split from no other names: what was trained before the others were known is another set.
-        told = hashlib.sha256(f"{index.fingerprint}/{np.packbits(is_test).tobytes().hex()}".encode()).hexdigest()
-        index = replace(index, fingerprint=told)
+        sides = np.packbits(is_test).tobytes().hex()
+        listing, fingerprint = (
+            hashlib.sha256(f"{of}/{sides}".encode()).hexdigest() for of in (index.listing, index.fingerprint)
+        )
+        index = replace(index, listing=listing, fingerprint=fingerprint)
     if cache is not None and len(index) >= recall.LEAST:
         watched = [table] if table else find_tables(places, files)
         witness = recall.Witness.of(scan, [*watched, *(found.paths[i] for i in reasons)], began)
         if witness is not None:
-            recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness)
-    return index
+            recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness, forgotten)
+    return replace(index, notes=(*notes, *forgotten)) if forgotten else index
 
 
 def _refuse_bad_sets(
@@ -244,8 +253,9 @@ def _first_folder_tests(files: Files) -> np.ndarray:
     return np.array([name.partition("/")[0].lower() in names for name in files.names], dtype=bool)
 
 
-def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str], used: str) -> str:
-    total = hashlib.sha256()
+def _fingerprints(files: Files, rows: np.ndarray | None, classes: Sequence[str], used: str) -> tuple[str, str]:
+    """Of names, sizes, labels and the range `used`; and of names, contents, labels and that."""
+    sizes, contents = hashlib.sha256(), hashlib.sha256()
     plain = rows.tolist() if rows is not None and rows.ndim == 1 else None
     for i, name in enumerate(files.names):
         label: Iterable[int] = ()
@@ -254,6 +264,9 @@ def _fingerprint(files: Files, rows: np.ndarray | None, classes: Sequence[str], 
         elif rows is not None:
             label = np.flatnonzero(rows[i]) if np.min(rows[i]) >= 0 else ()
         said = "|".join(classes[c] for c in label)
-        total.update(os.fsencode(name) + f"\0{files.bytes[i]}\0{said}\n".encode())
-    total.update(used.encode())
-    return total.hexdigest()
+        path, told = os.fsencode(name), f"{said}\n".encode()
+        sizes.update(b"%b\0%d\0%b" % (path, files.bytes[i], told))
+        contents.update(b"%b\0%d/%d\0%b" % (path, files.bytes[i], files.digests[i], told))
+    sizes.update(used.encode())
+    contents.update(used.encode())
+    return sizes.hexdigest(), contents.hexdigest()

@@ -68,12 +68,19 @@ def facts(location: str) -> tuple[int, str]:
     """The size of a file in bytes, and a stamp that changes when the file does. Raises FileNotFoundError."""
     if not is_url(location):
         status = os.stat(location)
-        return status.st_size, str(status.st_mtime_ns)
+        return status.st_size, str(stamp(status))
     info: dict[str, Any] = _patiently(location, lambda system, path: system.info(path))
     if info.get("size") is None:
         raise UserError(f"{location}: the server does not say how large it is, so that parts of it cannot be read")
     marks = ("ETag", "Content-MD5", "Last-Modified", "LastModified", "etag", "mtime", "created", "checksum")
     return int(info["size"]), " ".join(f"{name}={info[name]}" for name in marks if info.get(name))
+
+
+def stamp(status: os.stat_result) -> int:
+    """A number that changes whenever a file of this machine does. The time of its last change can be set, and is kept by
+    `cp -p`, `rsync -t` and `tar`; that of its inode is the system's own.
+    """
+    return hash((status.st_mtime_ns, status.st_ctime_ns))  # of numbers it is the same in every process
 
 
 def fetch(location: str, start: int | None = None, end: int | None = None) -> bytes:

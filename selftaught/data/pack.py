@@ -79,7 +79,7 @@ def pack(
     index = build(roots, labels=labels, holdout=0, max_pixels=max_pixels, on_progress=on_index)
     say(index.describe())
     plan = _planned(index, _masks_of(index, masks, say), encoding, shard)
-    with locked(out / ".lock", lambda: say(f"another process packs into {shown(out)}; waiting")):
+    with locked(out / ".lock", lambda: say(f"another process packs into {shown(out)}; waiting"), say):
         return _carry_out(plan, out, encoding, shard, say, on_progress)
 
 
@@ -89,11 +89,9 @@ def _carry_out(
 ) -> Path:  # fmt: skip
     written = _begun(out, plan, encoding, shard)
     entries: list[dict[str, Any] | None] = [e if e and _there(out, e) else None for e in written["shards"]]
-    if written["finished"] and all(entries) and _there(out, written["index"]):
+    if written["finished"] and all(entries) and written["index"] and _there(out, written["index"]):
         say(f"{shown(out)} is done already")
         return out
-    for draft in out.glob(".*.parquet.*"):  # of a process that was killed
-        draft.unlink()
     done, total = 0, len(plan.index)
     for number, (file, positions) in enumerate(plan.shards.items()):
         if entries[number] is None:
@@ -118,14 +116,12 @@ def _carry_out(
 def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, Any]:
     """What the manifest in `out` says, or a new one; refuses what was begun with other settings or other data."""
     index = plan.index
-    source = hashlib.sha256(index.fingerprint.encode())
-    for position, mask in sorted(plan.masks.items()):
-        source.update(f"{index.names[position]}\0{mask.suffix}\0{mask.stat().st_size}\n".encode())
+    source, older = _source(plan, index.fingerprint), _source(plan, index.listing)  # as older versions know it
     several = index.labels is not None and index.labels.dim() == 2
     new: dict[str, Any] = {
         "format": rows.FORMAT,
         "settings": {**asdict(encoding), "quality": encoding.options.get("quality"), "shard": shard},
-        "source": source.hexdigest(),
+        "source": source,
         "images": len(index),
         "classes": list(index.classes),
         "several": several,
@@ -144,11 +140,22 @@ def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, A
     if changed := [k for k, v in new["settings"].items() if known["settings"].get(k) != v]:
         said = ", ".join(f"--{k} {known['settings'].get(k)}" for k in changed)
         raise UserError(f"{shown(out)} was begun with {said}: ask for the same again, or choose another --out")
-    if changed := [k for k in ("source", "classes", "several", "split", "masks") if known[k] != new[k]]:
+    if known["source"] == older:
+        new["source"] = older
+    same = len(known["shards"]) == len(new["shards"])
+    if not same or any(known[k] != new[k] for k in ("source", "classes", "several", "split", "masks")):
         raise UserError(
             f"the images, labels or masks have changed since {shown(out)} was begun: choose another --out, or delete it"
         )
     return known
+
+
+def _source(plan: Plan, fingerprint: str) -> str:
+    """What names that which is packed."""
+    source = hashlib.sha256(fingerprint.encode())
+    for position, mask in sorted(plan.masks.items()):
+        source.update(f"{plan.index.names[position]}\0{mask.suffix}\0{mask.stat().st_size}\n".encode())
+    return source.hexdigest()
 
 
 def _planned(index: Index, masks: dict[int, Path], encoding: Encoding, shard: int) -> Plan:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,17 @@ import numpy as np
 import PIL
 import torch
 
-from selftaught.checkpoint import atomic
+from selftaught.data.cache import remember
+from selftaught.data.locations import stamp
+from selftaught.data.machine import in_parallel
 from selftaught.data.paths import Paths
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import SUFFIXES, Scan
 
-LEAST = 20_000  # images; smaller sets are looked at file by file, which takes less than a second
-SAMPLE = 1000  # files that are looked at when an index is recalled, drawn anew each time
+LEAST = 20_000  # images; smaller sets are walked anew, which takes less than a second
+CHUNK = 1000  # files that a thread looks at in a row
 RACE = 2_000_000_000  # nanoseconds; a folder that changed so shortly ago may change again at the same time of its clock
-_FORMAT = 5  # of what is stored, and of the rules by which folders and tables give labels
+_FORMAT = 6  # of what is stored, and of the rules by which folders and tables give labels
 
 Fields = dict[str, Any]
 
@@ -36,41 +37,56 @@ def key(question: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class Witness:
-    """What an index was made from: if all of it is as it was, so is the index.
+    """What an index was made from beside its images: if all of it is as it was, so is the index.
 
-    A folder's time of change tells of files that came, went or were renamed, and not of those written anew in their place:
-    these are found by looking at some at random, and by whatever fails when they are read.
+    A folder's stamp tells of files that came, went or were renamed, and not of those written anew in their place: these are
+    looked at one by one.
     """
 
-    folders: list[tuple[str, int]]  # every folder that was entered, and when it last changed
-    watched: list[tuple[str, int, int]]  # tables, unreadable and Parquet files: path, size, time; -1: not there
+    folders: list[tuple[str, int]]  # every folder that was entered, and its stamp
+    watched: list[tuple[str, int, int]]  # tables, unreadable and Parquet files: path, size, stamp; -1: not there
     began: int  # when the scan did
 
     @classmethod
     def of(cls, scan: Scan, others: Sequence[str], began: int) -> Witness | None:
         """None where it met what may change unseen: stores, links, places that cannot be read, a folder still changing."""
-        restless = any(began - changed < RACE for _, changed in scan.folders)
+        restless = began - scan.latest < RACE
         if scan.links or scan.unreadable or restless or any(place.is_file or place.is_store for place in scan.places):
             return None
         return cls(scan.folders, [(path, *_look(path)) for path in [*others, *scan.parquet]], began)
 
     def stands(self) -> bool:
         with contextlib.suppress(OSError):
-            same = all(os.stat(path).st_mtime_ns == changed for path, changed in self.folders)
-            return same and all(_look(path) == (size, changed) for path, size, changed in self.watched)
+            same = all(stamp(os.stat(path)) == was for path, was in self.folders)
+            return same and all(_look(path) == (size, was) for path, size, was in self.watched)
         return False
 
 
-def _look(path: str) -> tuple[int, int]:
+def _look(path: str | bytes) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError:
         return -1, -1
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, stamp(status)
 
 
-def store(cache: Path, name: str, fields: Fields, looks: np.ndarray, witness: Witness) -> None:
-    """Remember `fields` of an Index, with size and time [N, 2] of its files."""
+def _unchanged(paths: Paths, looks: np.ndarray) -> bool:
+    """Whether files have the sizes and stamps `looks` [N, 2]. Several threads ask, as a disk may be far away."""
+    text, ends = paths.packed()
+    starts = [0, *ends[:-1].tolist()]
+    changed: list[int] = []
+
+    def look(chunk: int) -> None:
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(starts)) if not changed else 0):
+            if _look(text[starts[i] : int(ends[i])]) != tuple(looks[i].tolist()):
+                return changed.append(i)
+
+    in_parallel(-(-len(starts) // CHUNK), look)
+    return not changed
+
+
+def store(cache: Path, name: str, fields: Fields, looks: np.ndarray, witness: Witness, notes: list[str]) -> None:
+    """Remember `fields` of an Index, with size and stamp [N, 2] of its files; notes say where that cannot be."""
     arrays = {"sizes": fields["sizes"].numpy(), "looks": looks}
     for n in ("paths", "names"):
         text, ends = fields[n].packed()
@@ -78,7 +94,7 @@ def store(cache: Path, name: str, fields: Fields, looks: np.ndarray, witness: Wi
     arrays["test"] = fields["test"].numpy()
     if fields["labels"] is not None:
         arrays["labels"] = fields["labels"].numpy()
-    plain = {n: fields[n] for n in ("classes", "split", "unreadable", "fingerprint", "notes")}
+    plain = {n: fields[n] for n in ("classes", "split", "unreadable", "fingerprint", "listing", "notes")}
     plain["pixel_range"] = None if fields["pixel_range"] is None else fields["pixel_range"].to_json()
     said = json.dumps({"plain": plain, "folders": witness.folders, "watched": witness.watched, "began": witness.began})
     arrays["said"] = np.frombuffer(said.encode("utf-8", "surrogateescape"), "u1")
@@ -87,8 +103,7 @@ def store(cache: Path, name: str, fields: Fields, looks: np.ndarray, witness: Wi
         with draft.open("wb") as out:
             np.savez(out, **arrays)
 
-    with contextlib.suppress(OSError):  # a full disk: the next index takes as long
-        atomic(_file(cache, name), write)
+    remember(_file(cache, name), write, notes)
 
 
 def load(cache: Path, name: str) -> Fields | None:
@@ -100,9 +115,7 @@ def load(cache: Path, name: str) -> Fields | None:
         if not Witness(folders, watched, said["began"]).stands():
             return None
         paths, names = (Paths.unpacked(stored[f"{n} text"].tobytes(), stored[f"{n} ends"]) for n in ("paths", "names"))
-        looks = stored["looks"]
-        some = np.random.default_rng(time.time_ns()).choice(len(paths), min(SAMPLE, len(paths)), replace=False)
-        if any(_look(os.fspath(paths[int(i)])) != tuple(looks[i].tolist()) for i in some):
+        if not _unchanged(paths, stored["looks"]):
             return None
         fields: Fields = dict(said["plain"])
         for n in ("classes", "notes"):

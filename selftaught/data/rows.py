@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,53 @@ from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.paths import shown
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import Files, Root
-from selftaught.errors import UserError
+from selftaught.errors import UserError, damage_error, read_error
 
 MANIFEST = "pack.json"
 FORMAT = 1  # of packs
+_ANEW = "copy it again, or pack anew"
 
 
 def manifest(location: str) -> dict[str, Any] | None:
     """What a pack says of itself; None: there is no pack. Raises UserError for one that is damaged."""
+    file = locations.within(location, MANIFEST)
     try:
-        written = json.loads(locations.fetch(locations.within(location, MANIFEST)))
-        assert isinstance(written, dict)
-        assert isinstance(written["shards"], list)
+        written = json.loads(locations.fetch(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, AssertionError):
-        raise UserError(f"{shown(location)}: its {MANIFEST} is damaged; copy it again, or pack anew") from None
-    if written.get("format") != FORMAT:
+    except OSError as error:
+        raise read_error(shown(file), error) from None
+    except (ValueError, RecursionError) as error:
+        raise damage_error(shown(file), error, _ANEW) from None
+    if isinstance(written, dict) and written.get("format", FORMAT) != FORMAT:
         raise UserError(f"{shown(location)} was packed by another version of selftaught: take that one, or pack anew")
+    if not _is_manifest(written):
+        raise damage_error(shown(file), "it is not what a pack says of itself", _ANEW)
     return written
 
 
+def _is_manifest(written: Any) -> bool:
+    """Whether it has all that is read of it, of the right kinds."""
+    kinds: dict[str, Any] = {
+        "format": int, "settings": dict, "source": str, "images": int, "classes": list, "several": bool, "split": str,
+        "masks": int, "shards": list, "index": dict | None, "finished": bool,
+    }  # fmt: skip
+    if not isinstance(written, dict) or not all(isinstance(written.get(name, ...), kind) for name, kind in kinds.items()):
+        return False
+    return all(entry is None or _is_entry(entry) for entry in [*written["shards"], written["index"]])
+
+
+def _is_entry(entry: Any) -> bool:
+    kinds = {"file": str, "rows": int, "bytes": int, "sha256": str}
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), kind) for name, kind in kinds.items()):
+        return False
+    return re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None and entry["file"] == locations.base(entry["file"])
+
+
 def of(
-    location: str, cache: Path | None, on_progress: Callable[[int, int], None] | None = None, max_pixels: int = MAX_PIXELS
-) -> Rows:
+    location: str, cache: Path | None, on_progress: Callable[[int, int], None] | None, forgotten: list[str],
+    max_pixels: int = MAX_PIXELS,
+) -> Rows:  # fmt: skip
     """The rows of a pack, of a Parquet file or of a folder of these. Raises UserError for what is none of them."""
     store.forget(location)
     single = location.endswith(".parquet")
@@ -53,14 +77,15 @@ def of(
         files = []
     if not files:
         raise UserError(f"{shown(location)}: neither a pack nor Parquet files are there; name a folder that holds some")
-    rows = foreign.rows_of(files, cache, on_progress, max_pixels)
+    rows = foreign.rows_of(files, cache, on_progress, forgotten, max_pixels)
     rows.notes[:0] = notes
     return rows
 
 
 def join(
     places: Sequence[Root], files: Files, sizes: np.ndarray, measured: np.ndarray, reasons: dict[int, str],
-    cache: Path | None, on_progress: Callable[[int, int], None] | None, notes: list[str], max_pixels: int,
+    cache: Path | None, on_progress: Callable[[int, int], None] | None, notes: list[str], forgotten: list[str],
+    max_pixels: int,
 ) -> tuple[Files, np.ndarray, np.ndarray, dict[int, str], PixelRange]:  # fmt: skip
     """`files`, their sizes, what was measured of them and what cannot be read, with the rows of all stores among `places`,
     sorted by name again; and the range by which those were packed.
@@ -70,12 +95,12 @@ def join(
         if not place.is_store or place.real in seen:
             continue
         seen.add(place.real)
-        rows = of(place.path, cache, on_progress, max_pixels)
+        rows = of(place.path, cache, on_progress, forgotten, max_pixels)
         reasons = reasons | {len(files) + i: reason for i, reason in rows.reasons.items()}
         for i, path in enumerate(rows.paths):
             said = rows.said[i] if rows.said else None
-            group = groups + int(rows.groups[i])
-            files.add(path, rows.names[i], root, int(rows.bytes[i]), 0, group, said, i in rows.pathless)
+            group, digest = groups + int(rows.groups[i]), int(rows.digests[i])
+            files.add(path, rows.names[i], root, int(rows.bytes[i]), 0, group, said, i in rows.pathless, digest)
         groups += int(rows.groups[-1]) + 1 if len(rows) else 0
         files.classes = tuple(dict.fromkeys([*files.classes, *rows.classes]))
         files.several = files.several or rows.several
@@ -109,6 +134,7 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
         paths=[f"{file}/{row}" for file, entry in zip(files, shards, strict=True) for row in range(entry["rows"])],
         names=column["name"].to_pylist(),
         bytes=column["bytes"].to_numpy().astype(np.int64),
+        digests=np.concatenate([_digests(entry) for entry in shards]) if shards else np.zeros(0, np.int64),
         sizes=np.stack([column["height"].to_numpy(), column["width"].to_numpy()], axis=1).astype(np.int64),
         groups=column["group"].to_numpy().astype(np.int64),
         said=said,
@@ -118,9 +144,15 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
     )
 
 
+def _digests(entry: dict[str, Any]) -> np.ndarray:
+    """What names the content of each row of a shard, as the manifest knows the shard's."""
+    whole = np.uint64(int(entry["sha256"][:16], 16))
+    return (whole + np.arange(entry["rows"], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
+
+
 def finished(location: str, written: dict[str, Any]) -> None:
     """Refuses a pack that is not."""
-    if not written["finished"]:
+    if not written["finished"] or None in (*written["shards"], written["index"]):
         raise UserError(f"{shown(location)} is not finished: run the same `selftaught pack` again, which goes on with it")
 
 

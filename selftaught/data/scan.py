@@ -16,7 +16,7 @@ from pathlib import Path
 from selftaught.data import store
 from selftaught.data.damage import Unreadable, why
 from selftaught.data.folder_names import is_hidden
-from selftaught.data.locations import is_url, spelt
+from selftaught.data.locations import is_url, spelt, stamp
 from selftaught.data.paths import counted, shown
 from selftaught.errors import UserError
 
@@ -117,7 +117,8 @@ class Files:
         self.names: list[str] = []  # the path below its root, with forward slashes; of a root file its name
         self.roots = array("i")  # number of the root
         self.bytes = array("q")
-        self.changed = array("q")  # nanoseconds
+        self.changed = array("q")  # a stamp, as in `locations`; of a store 0
+        self.digests = array("q")  # of the content, once it is checked
         self.groups = array("q")  # number of a store's row group, -1 for a file
         self.pathless = array("b")  # whether it is a row without a path, whose name says nothing of a class
         self.said: list[tuple[str, ...] | None] = []  # the classes that a store tells
@@ -129,7 +130,7 @@ class Files:
 
     def add(
         self, path: str, name: str, root: int, size: int, changed: int,
-        group: int = -1, said: tuple[str, ...] | None = None, pathless: bool = False,
+        group: int = -1, said: tuple[str, ...] | None = None, pathless: bool = False, digest: int = 0,
     ) -> None:  # fmt: skip
         self.paths.append(path)
         self.names.append(name)
@@ -139,13 +140,14 @@ class Files:
         self.groups.append(group)
         self.said.append(said)
         self.pathless.append(pathless)
+        self.digests.append(digest)
 
     def chosen(self, order: Iterable[int]) -> Files:
         files = Files()
         for i in order:
             files.add(
                 self.paths[i], self.names[i], self.roots[i], self.bytes[i], self.changed[i], self.groups[i], self.said[i],
-                bool(self.pathless[i]),
+                bool(self.pathless[i]), self.digests[i],
             )  # fmt: skip
         files.classes, files.several = self.classes, self.several
         return files
@@ -159,7 +161,8 @@ class Scan:
     def __init__(self, places: Sequence[Root]) -> None:
         self.places = list(places)  # of a folder that turns out to hold Parquet files of images: as a store
         self.unreadable: list[tuple[str, str]] = []  # (path, reason) of files, links and folders
-        self.folders: list[tuple[str, int]] = []  # every folder entered, and when it last changed, in nanoseconds
+        self.folders: list[tuple[str, int]] = []  # every folder entered, and its stamp
+        self.latest = 0  # when one of them last changed, in nanoseconds
         self.parquet: list[str] = []  # Parquet files that were met
         self.links = 0  # of any kind
         self._found = Files()
@@ -225,7 +228,7 @@ class Scan:
             if real in self._entered:
                 continue
             try:
-                changed = os.stat(path).st_mtime_ns  # first: what changes meanwhile will be seen
+                status = os.stat(path)  # first: what changes meanwhile will be seen
                 with os.scandir(path) as opened:
                     entries = list(opened)
                 own = own_products([entry.name for entry in entries])
@@ -233,7 +236,8 @@ class Scan:
                     self._own.append(path)
                     continue
                 self._entered.add(real)
-                self.folders.append((path, changed))
+                self.folders.append((path, stamp(status)))
+                self.latest = max(self.latest, status.st_mtime_ns)
                 for entry in entries:
                     if entry.name not in own:
                         self._take(entry, real, root, todo)
@@ -308,7 +312,7 @@ class Scan:
         if reason is None:
             place = self.places[root]
             name = os.path.basename(path) if place.is_file else path[len(place.path.rstrip(os.sep)) + 1 :]
-            self._found.add(path, name.replace(os.sep, "/"), root, status.st_size, status.st_mtime_ns)
+            self._found.add(path, name.replace(os.sep, "/"), root, status.st_size, stamp(status))
         else:
             self.unreadable.append((path, reason))
 

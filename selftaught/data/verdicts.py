@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from selftaught.checkpoint import atomic
-from selftaught.data.damage import MAX_PIXELS, Unreadable
+from selftaught.data.cache import remember
+from selftaught.data.damage import MAX_PIXELS, Unreadable, read
 from selftaught.data.decode import measure, quiet, refuse_larger
 from selftaught.data.machine import in_parallel
 from selftaught.data.scan import Files, Root
@@ -26,10 +26,11 @@ def check(
     files: Files,
     cache: Path | None,
     on_progress: Callable[[int, int], None] | None,
+    notes: list[str],
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Heights and widths [n, 2] (zeros where unreadable), the columns of `pixel_range` [n, 4], and the reasons; by decoding
-    what the cache does not know.
+    what the cache does not know. The files' digests are filled in; notes say where the cache cannot be written.
     """
     numbers = np.zeros((len(files), 4), dtype=np.int64)  # as in `Verdicts`
     measured = np.zeros((len(files), 4))
@@ -49,6 +50,7 @@ def check(
                 reasons[i] = verdict
             else:
                 numbers[i, 2:], measured[i] = verdict
+                files.digests[i] = known[folder].digest(files.names[i])
     unsure = set(todo)  # not to be remembered
 
     def one(j: int) -> None:
@@ -56,6 +58,7 @@ def check(
         try:
             height, width, *measured[i] = measure(files.paths[i], max_pixels)
             numbers[i, 2:] = height, width
+            files.digests[i] = digest(read(files.paths[i]))
         except Unreadable as error:
             reasons[i] = str(error)
             if error.passing:
@@ -70,11 +73,12 @@ def check(
         for folder, inside in members.items():
             sure = [i for i in inside if i not in unsure]
             said = {files.names[i]: reasons[i] for i in sure if i in reasons}
-            verdicts = Verdicts((files.names[i] for i in sure), numbers[sure], measured[sure], said)
+            digests = np.array([files.digests[i] for i in sure], dtype=np.int64)
+            verdicts = Verdicts((files.names[i] for i in sure), numbers[sure], measured[sure], said, digests)
             if folder not in whole:
                 verdicts = verdicts.beside(known[folder])
             if todo or len(verdicts.rows) != len(known[folder].rows):
-                verdicts.store(cache, folder)
+                verdicts.store(cache, folder, notes)
     reasons |= larger(numbers[:, 2:], max_pixels)
     return numbers[:, 2:], measured, dict(sorted(reasons.items()))
 
@@ -90,9 +94,15 @@ def larger(sizes: np.ndarray, max_pixels: int) -> dict[int, str]:
     return reasons
 
 
+def digest(data: bytes) -> int:
+    """What names the content of a file: equal for its copies, and for no other (64 bits of sha256)."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
+
+
 class Verdicts:
-    """What is known of the files of one folder: `numbers` [n, 4] (bytes, time of change, height, width) and `measured`
-    [n, 4] (the columns of `pixel_range`) in the `rows` of their names, and by name the `reasons` why some cannot be read.
+    """What is known of the files of one folder: `numbers` [n, 4] (bytes, stamp, height, width), `measured` [n, 4] (the
+    columns of `pixel_range`) and `digests` [n] in the `rows` of their names, and by name the `reasons` why some cannot be
+    read.
 
     Kept in a file of arrays, `<cache>/index/<hash of the real folder>.npz`. Readers and other writers see an old
     one or a new one, and whatever is wrong with it (its sums are checked while it is read), it is no more than a
@@ -100,12 +110,13 @@ class Verdicts:
     """
 
     def __init__(
-        self, names: Iterable[str], numbers: np.ndarray, measured: np.ndarray, reasons: dict[str, str]
-    ) -> None:  # fmt: skip
+        self, names: Iterable[str], numbers: np.ndarray, measured: np.ndarray, reasons: dict[str, str], digests: np.ndarray
+    ) -> None:
         self.rows = {name: row for row, name in enumerate(names)}
         self.numbers = numbers
         self.measured = measured
         self.reasons = reasons
+        self.digests = digests
 
     def of(self, name: str, size: int, changed: int) -> tuple[np.ndarray, np.ndarray] | str | None:
         """[height, width] and what was measured, the reason why it cannot be read, or None: not known as it is now."""
@@ -114,14 +125,21 @@ class Verdicts:
             return None
         return self.reasons.get(name) or (self.numbers[row, 2:], self.measured[row])
 
+    def digest(self, name: str) -> int:
+        return int(self.digests[self.rows[name]])
+
     def beside(self, older: Verdicts) -> Verdicts:
         """These, and of all other files what was known."""
         others = {name: row for name, row in older.rows.items() if name not in self.rows}
         said = {name: reason for name, reason in older.reasons.items() if name in others}
         rows = list(others.values())
-        numbers = np.concatenate([self.numbers, older.numbers[rows]])
-        measured = np.concatenate([self.measured, older.measured[rows]])
-        return Verdicts([*self.rows, *others], numbers, measured, self.reasons | said)
+        numbers, measured, digests = (
+            np.concatenate([mine, its[rows]])
+            for mine, its in (
+                (self.numbers, older.numbers), (self.measured, older.measured), (self.digests, older.digests)
+            )
+        )  # fmt: skip
+        return Verdicts([*self.rows, *others], numbers, measured, self.reasons | said, digests)
 
     @staticmethod
     def _file(cache: Path, folder: str) -> Path:
@@ -138,14 +156,13 @@ class Verdicts:
                 measured = np.zeros((len(names), 4))
                 measured[stored["unusual"]] = stored["measured"]
                 reasons = json.loads(stored["reasons"].tobytes())
-                verdicts = cls(map(os.fsdecode, names), stored["numbers"], measured, reasons)
-                if verdicts.numbers.shape == (len(names), 4) and len(verdicts.rows) == len(names):
+                verdicts = cls(map(os.fsdecode, names), stored["numbers"], measured, reasons, stored["digests"])
+                shapes = (verdicts.numbers.shape, verdicts.digests.shape, len(verdicts.rows))
+                if shapes == ((len(names), 4), (len(names),), len(names)):
                     return verdicts
-        return cls((), np.empty((0, 4), dtype=np.int64), np.empty((0, 4)), {})
+        return cls((), np.empty((0, 4), dtype=np.int64), np.empty((0, 4)), {}, np.empty(0, dtype=np.int64))
 
-    def store(self, cache: Path | None, folder: str) -> None:
-        if cache is None:
-            return
+    def store(self, cache: Path | None, folder: str, notes: list[str]) -> None:
         names = b"".join(os.fsencode(name) + b"\0" for name in self.rows)
         reasons = json.dumps(self.reasons).encode()
         unusual = np.flatnonzero(self.measured.any(axis=1))  # few: of most files there is nothing to say
@@ -154,18 +171,7 @@ class Verdicts:
             with draft.open("wb") as out:
                 np.savez(
                     out, numbers=self.numbers, names=np.frombuffer(names, "u1"), reasons=np.frombuffer(reasons, "u1"),
-                    unusual=unusual, measured=self.measured[unusual],
+                    unusual=unusual, measured=self.measured[unusual], digests=self.digests,
                 )  # fmt: skip
 
-        with contextlib.suppress(OSError):  # a full disk, a home not to be written to: the next index takes as long
-            atomic(self._file(cache, folder), write)
-
-
-def default_cache() -> Path | None:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):
-        return Path(base) / "selftaught"
-    try:
-        return Path.home() / ".cache" / "selftaught"
-    except RuntimeError:  # a user without a home
-        return None
+        remember(cache and self._file(cache, folder), write, notes)

@@ -3,6 +3,8 @@ evaluation.
 """
 
 import hashlib
+import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from selftaught.checkpoint import atomic
 from selftaught.distributed import anywhere, gather, own_share, rank
-from selftaught.errors import UserError
+from selftaught.errors import FileError, UserError
 
 
 class Images(Protocol):
@@ -95,30 +97,45 @@ def _canvases(images: Images, positions: Tensor, batch: int, workers: int) -> It
         yield torch.stack(several(where.tolist()) if several else [images[i] for i in where.tolist()]), where
 
 
-def cached(folder: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """`make()`, or what it gave the last time for this key, from a file in `folder` (made, if it is not
-    there).
+def cached(
+    folder: Path, key: str, make: Callable[[], Tensor], count: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Tensor:  # fmt: skip
+    """`make()` [count, D], or what it gave the last time for this key, from a file in `folder` (made, if it is not there).
 
-    The key must say all that the features depend on: weights, data fingerprint, positions, size, precision. A
-    file that cannot be read is made again. Written atomically, by rank 0.
+    The key must say all that the features depend on: weights, data fingerprint, positions, size, precision. A file that
+    cannot be read is made again. Written atomically, by rank 0; where it cannot be, that is said, and the features are
+    returned all the same.
     """
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    found = known(path, key)
+    found = known(path, key, count)
     if not anywhere(found is None):
         assert found is not None
         return found
+    if os.path.lexists(path):
+        say(f"{path} is damaged: the features are made again")
     vectors = make()
     if rank() == 0:
-        atomic(path, lambda draft: save_file({"features": vectors.contiguous()}, draft, metadata={"key": key}))
+        content = vectors.contiguous()
+        try:
+            atomic(path, lambda draft: save_file({"features": content}, draft, {"key": key, "sum": checksum(content)}))
+        except FileError as error:
+            say(f"features are not kept, and will take as long the next time: {error}")
     return vectors
 
 
-def known(path: Path, key: str) -> Tensor | None:
+def known(path: Path, key: str, count: int | None = None) -> Tensor | None:
+    """The features [count, D] in a file, if they are those of the key, and whole."""
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                found: Tensor = file.get_tensor("features")
-                return found
-    except (OSError, SafetensorError):
-        pass
-    return None
+            said = file.metadata() or {}
+            found: Tensor = file.get_tensor("features")
+            whole = found.ndim == 2 and count in (None, len(found)) and said.get("sum") == checksum(found)
+            return found if whole and said.get("key") == key else None
+    except (OSError, SafetensorError, TypeError, RuntimeError):
+        return None
+
+
+def checksum(vectors: Tensor) -> str:
+    """Of the numbers; a disk may give back others than it was given."""
+    return f"{zlib.crc32(vectors.numpy().data):08x}"

@@ -16,7 +16,6 @@ so that a torn album is never taken for a whole one. Over 200 lines: four pictur
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from selftaught.checkpoint import atomic, write_text
 
 LARGEST = 160  # pixels a side of a picture in the album: the page holds them all
 PLAIN = 72  # up to this side pictures are kept exactly (PNG); larger ones are JPEG
@@ -48,8 +49,7 @@ def write_views(folder: Path, originals: Tensor, views: Sequence[Tensor], *, til
             inset = (tile - pixels) // 2
             place = (column * (tile + gap) + inset, row * (tile + gap) + inset)
             grid.paste(picture.resize((pixels, pixels), Image.Resampling.LANCZOS), place)
-    folder.mkdir(parents=True, exist_ok=True)
-    grid.save(folder / "views.png", optimize=True)
+    atomic(folder / "views.png", lambda draft: grid.save(draft, optimize=True))
     numbered = [columns[0]] + [f"{kind} {columns[1 : i + 2].count(kind)}" for i, kind in enumerate(columns[1:])]
     return _write_json(folder / "views.json", {"columns": numbered, "rows": len(shown), "tile": tile})
 
@@ -60,7 +60,6 @@ def write_hard(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
     An entry holds `kind` ("adversarial", "cutmix", "mixup"), `clean` and `hard` (float [3, H, W] in [0, 1]), `loss_before`
     and `loss_after` (numbers or None), and may hold `partner` (float [3, H, W], the image mixed in) and `note` (str).
     For an adversarial one the difference is drawn too, magnified by a power of two around grey."""
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for i, entry in enumerate(entries):
         clean, hard = entry["clean"].detach().float().cpu(), entry["hard"].detach().float().cpu()
@@ -113,7 +112,6 @@ def write_neighbours(
     single = None if labels is None else single_labels(labels)
     order = usable if single is None else usable[torch.argsort(single[usable], stable=True)]
     chosen = order[torch.linspace(0, max(len(order) - 1, 0), min(queries, len(order))).round().long()]
-    folder.mkdir(parents=True, exist_ok=True)
     groups = []
     for i, query in enumerate(chosen.tolist() if len(usable) > 1 else []):
         similarity = direction[usable] @ direction[query]
@@ -159,9 +157,8 @@ def write_map(
     for i, j in enumerate(usable.tolist()):
         small = _picture(thumbnails[j]).resize((tile, tile), Image.Resampling.LANCZOS)
         sprite.paste(small, (i % columns * tile, i // columns * tile))
-    folder.mkdir(parents=True, exist_ok=True)
     # Tiles of 32 px are whole JPEG blocks (16 px with halved colour), so that no tile bleeds into the next.
-    sprite.save(folder / "map.jpg", quality=82)
+    atomic(folder / "map.jpg", lambda draft: sprite.save(draft, quality=82))
     return _write_json(
         folder / "map.json",
         {
@@ -228,10 +225,8 @@ def _save(picture: Image.Image, stem: Path, largest: int = LARGEST) -> str:
     """Writes a picture of at most `largest` pixels a side; returns the name of the file."""
     picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     file = stem.with_name(stem.name + (".png" if max(picture.size) <= PLAIN else ".jpg"))
-    if file.suffix == ".png":
-        picture.save(file, optimize=True)
-    else:
-        picture.save(file, quality=90, subsampling=0)
+    options: dict[str, Any] = {"optimize": True} if file.suffix == ".png" else {"quality": 90, "subsampling": 0}
+    atomic(file, lambda draft: picture.save(draft, **options))
     return file.name
 
 
@@ -243,7 +238,4 @@ def _finite(value: Any) -> float | None:
 
 
 def _write_json(file: Path, content: Any) -> Path:
-    partial = file.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, file)
-    return file
+    return write_text(file, json.dumps(content, ensure_ascii=False))

@@ -4,7 +4,6 @@ Over 200 lines: what the page says is put together here, part by part, so that t
 run is missing the page says so in a sentence; only a folder that is no run at all is an error."""
 
 import base64
-import os
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from selftaught.errors import UserError
+from selftaught.checkpoint import write_text
 from selftaught.report import charts, scores
 from selftaught.report.charts import Chart, Series, chart
 from selftaught.report.read import Run, load_all, number
@@ -49,14 +48,7 @@ def write(runs: Sequence[Path], out: Path) -> Path:
 
     Raises UserError where a folder is no run, or `out` cannot be written."""
     html = render(load_all(runs), command=shlex.join(["selftaught", "report", *map(str, runs), "--out", str(out)]))
-    partial = out.with_name(out.name + ".partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(html, encoding="utf-8")
-        os.replace(partial, out)
-    except OSError as error:
-        raise UserError(f"the report cannot be written to {out} ({error.strerror}): give another --out FILE") from error
-    return out
+    return write_text(out, html)
 
 
 def render(runs: Sequence[Run], *, command: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 
+from selftaught.checkpoint import write_text
 from selftaught.study.tables import PROTOCOLS, Rows
 
 ABOUT = {
@@ -35,9 +36,7 @@ def write(
         figures=pictures, command=command, plan=plan, done=done, total=total,
         date=datetime.datetime.now().strftime("%d %B %Y, %H:%M"),
     )  # fmt: skip
-    file = out / f"{study}.html"
-    file.write_text(page, encoding="utf-8")
-    return file
+    return write_text(out / f"{study}.html", page)
 
 
 def heading(figure: str) -> str:

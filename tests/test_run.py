@@ -1,0 +1,599 @@
+"""Run folders that meet reality: damaged files, full disks, other working directories, moved folders, two processes."""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from selftaught import checkpoint, judge, life, run, train
+from selftaught.cli import main
+from selftaught.errors import FileError, UserError
+from selftaught.journal import Journal
+from selftaught.journal import read as read_journal
+from selftaught.life import CHECKPOINTS
+from tests.pictures import folder
+from tests.stopping import stopped_at
+
+HERE = ["--workers", "0"]
+SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", *HERE]
+SCORED = ["--protocol", "knn", "--labels", "all", "--against", "random", *HERE]
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.pictures, "draw", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos/, a run o/ that was begun there with relative words, and what was adapted from it, r/."""
+    place = tmp_path_factory.mktemp("project")
+    folder(place / "photos", classes=2)
+    with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.pictures, "draw", lambda *_: None)
+        assert main(["pretrain", "--data", "photos", "--out", "o", "--steps", str(STEPS), *SMALL]) == 0
+        assert main(["evaluate", "o", *SCORED]) == 0
+        assert main(["adapt", "--init", "o", "--target", "photos", "--out", "r", "--steps", "2", *SMALL]) == 0
+    return place
+
+
+@pytest.fixture
+def copied(project: Path, tmp_path: Path) -> Path:
+    """The same, somewhere else, where it may be harmed."""
+    return Path(shutil.copytree(project, tmp_path / "copied"))
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    return {key: value.numpy().tobytes() for key, value in load_file(out / "backbone.safetensors").items()}
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# ------------------------------------------------------------------------------------------------ damaged files
+
+DAMAGE: dict[str, Callable[[bytes], bytes] | None] = {
+    "empty": lambda old: b"",
+    "half": lambda old: old[: len(old) // 2],
+    "binary": lambda old: bytes(range(256)) * 4,
+    "null": lambda old: b"null",
+    "list": lambda old: b"[[1]]",
+    "object": lambda old: b"{}",
+    "folder": None,
+}
+
+
+def harm(file: Path, how: str) -> None:
+    old, change = file.read_bytes(), DAMAGE[how]
+    file.unlink()
+    if change is None:
+        (file / "inside").mkdir(parents=True)
+    else:
+        file.write_bytes(change(old))
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("o/run.json", ["evaluate", "o"]),
+        ("o/run.json", ["show", "o"]),
+        ("o/run.json", ["export", "o", "--to", "b.pth"]),
+        ("o/run.json", ["pretrain", "--out", "o", "--resume"]),
+        ("o/run.json", ["pretrain", "--init", "o", "--data", "photos", "--out", "n", *SMALL]),
+        ("o/backbone.safetensors", ["export", "o", "--to", "b.pth"]),
+        ("r/plan.json", ["evaluate", "r"]),
+        ("r/plan.json", ["show", "r"]),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(
+    copied: Path,
+    file: str,
+    command: list[str],
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    harm(copied / file, how)
+    before = {p for p in copied.rglob("*") if p.suffix != ".lock"}
+    monkeypatch.chdir(copied)
+    assert main(command) == 2
+    line = last_line(capsys)
+    assert line.startswith("selftaught: ")
+    assert file in line
+    assert {p for p in copied.rglob("*") if p.suffix != ".lock"} == before  # nothing half written
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_what_is_only_remembered_is_made_again(
+    copied: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copied)
+    assert main(["evaluate", "o", *SCORED, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    for file in [*(copied / "o" / "features").iterdir(), copied / "o" / "evaluation.json"]:
+        harm(file, how)
+    assert main(["evaluate", "o", *SCORED, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == rows
+    assert "features" in told.err
+    assert len(run.evaluations(copied / "o")) == 1
+    assert (copied / "o" / "evaluation.json.damaged").exists()
+    assert main(["show", "o"]) == 0
+    assert main(["report", "o", "--out", "page.html"]) == 0
+
+
+def test_a_damaged_evaluation_is_shown_as_such(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "o" / "evaluation.json").write_text("[{}]")
+    assert main(["show", str(copied / "o")]) == 0
+    assert "evaluation.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "binary", "folder", "missing", "another", "lacking"])
+def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
+    copied: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older one leads to the same end."""
+    monkeypatch.chdir(copied)
+    expected = weights(copied / "o")
+    last = copied / "o" / "checkpoints" / "last.pt"
+    (copied / "o" / "backbone.safetensors").unlink()
+    if how == "missing":
+        last.unlink()
+    elif how == "another":
+        torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, last)
+    elif how == "lacking":
+        state = checkpoint.load(last)
+        torch.save({**state, "step": dict(list(state["step"].items())[:-3])}, last)
+    else:
+        harm(last, how)
+    if how == "folder":
+        monkeypatch.setattr(life.Life, "due", lambda _: False)
+        assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 2  # trained, and the folder cannot be replaced
+        assert "last.pt" in last_line(capsys)
+        shutil.rmtree(last)
+        assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0
+    else:
+        assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0
+        assert how == "missing" or "best.pt" in capsys.readouterr().err
+    assert weights(copied / "o") == expected
+    entries = [json.loads(line) for line in (copied / "o" / "journal.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in entries] == list(range(STEPS + 1))
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "binary", "folder"])
+def test_without_a_whole_checkpoint_it_says_what_to_do(copied: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in CHECKPOINTS:
+        harm(copied / "o" / "checkpoints" / name, how)
+    facts = (copied / "o" / "run.json").read_bytes()
+    assert main(["pretrain", "--out", str(copied / "o"), "--resume", *HERE]) == 2
+    line = last_line(capsys)
+    assert all(name in line for name in CHECKPOINTS)
+    assert (copied / "o" / "run.json").read_bytes() == facts
+
+
+def test_an_older_checkpoint_loses_no_candidate(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best one is saved before the weights of its step compete for being kept."""
+    monkeypatch.chdir(project)
+    words = ["pretrain", "--data", "photos", "--steps", "14", "--keep", "best", "--labels-from", "none", *SMALL]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    assert main([*words, "--out", str(tmp_path / "parts")]) == 0
+    (tmp_path / "parts" / "checkpoints" / "last.pt").write_bytes(b"")
+    assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", *HERE]) == 0
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    one, other = (run.read(tmp_path / name).facts["choice"] for name in ("whole", "parts"))
+    assert one == other
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_journal_keeps_its_whole_lines(copied: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = copied / "o" / "journal.jsonl"
+    whole = file.read_bytes().splitlines(keepends=True)
+    if DAMAGE[how] is None:
+        harm(file, how)
+        assert main(["pretrain", "--out", str(copied / "o"), "--resume", *HERE]) == 2
+        assert "journal.jsonl" in last_line(capsys)
+        return
+    file.write_bytes(b"".join([whole[0], DAMAGE[how](whole[1]) + b"\n", *whole[2:]]))  # type: ignore[misc]
+    assert main(["pretrain", "--out", str(copied / "o"), "--resume", *HERE]) == 0
+    assert file.read_bytes().splitlines(keepends=True) == [whole[0], *whole[2:]]
+    assert (how == "empty") or "journal.jsonl" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ the disk refuses
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A real limit, which the system answers with EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(("size", "name"), [(400_000, "best.pt"), (1_000, "run.json")])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    project: Path, tmp_path: Path, size: int, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    out = tmp_path / "o"
+    words = ["pretrain", "--data", "photos", "--out", str(out), "--steps", str(STEPS), *SMALL]
+    with files_of_at_most(size):
+        assert main(words) == 2
+    line = last_line(capsys)
+    assert line.startswith("selftaught: ")
+    assert name in line
+    assert not list(out.rglob(".draft*"))
+    if name == "best.pt":
+        assert run.read(out).facts["outcome"] == "failed"
+        assert main(words) == 0  # nothing was saved, so that it begins again
+        assert weights(out) == weights(project / "o")
+
+
+def test_the_last_good_checkpoint_stays(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    out = tmp_path / "o"
+    with stopped_at(5):
+        assert main(["pretrain", "--data", "photos", "--out", str(out), "--steps", str(STEPS), *SMALL]) == 0
+    last = (out / "checkpoints" / "last.pt").read_bytes()
+    with files_of_at_most(400_000):
+        assert main(["pretrain", "--out", str(out), "--resume", "--save-every", "0", *HERE]) == 2
+    assert "last.pt" in last_line(capsys)
+    assert (out / "checkpoints" / "last.pt").read_bytes() == last
+    assert run.read(out).facts["outcome"] == "failed"
+    assert run.read(out).doubt
+    assert main(["pretrain", "--out", str(out), "--resume", *HERE]) == 0
+    assert weights(out) == weights(project / "o")
+
+
+ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO]
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [*(("last.pt", number) for number in ERRORS), ("run.json", errno.ENOSPC), ("backbone.safetensors", errno.EDQUOT)],
+)
+def test_whatever_the_disk_says_it_is_one_line(
+    copied: Path, number: int, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copied)
+    real = Path.replace
+
+    def refuse(draft: Path, target: Path) -> Path:
+        if target.name == name:
+            raise OSError(number, os.strerror(number))
+        return real(draft, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    before = (copied / "o" / "checkpoints" / "last.pt").read_bytes()
+    assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 2
+    line = last_line(capsys)
+    assert line.startswith(f"selftaught: o/{'checkpoints/' if name == 'last.pt' else ''}{name} ")
+    assert os.strerror(number).lower() in line
+    assert (copied / "o" / "checkpoints" / "last.pt").read_bytes() == before
+    assert not list(copied.rglob(".draft*"))
+
+
+@pytest.mark.parametrize("command", ["report", "export", "pack", "study"])
+def test_other_commands_say_it_in_one_line_too(
+    copied: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copied)
+    (copied / "file").write_text("in the way")
+    (copied / "plan.yaml").write_text(
+        "bases: {b: o}\ntargets: {t: photos}\nsettings: {batch: 8, size: 32}\nsteps: {hpt: [1], target: [1], hpt_bn: [1]}\n"
+    )
+    words = {
+        "report": ["report", "o", "--out", "file/page.html"],
+        "export": ["export", "o", "--to", "file/b.pth"],
+        "pack": ["pack", "photos", "--out", "file/p"],
+        "study": ["study", "separability", "--plan", "plan.yaml", "--out", "file/s"],
+    }
+    assert main(words[command]) == 2
+    line = last_line(capsys)
+    assert line.startswith("selftaught: ")
+    assert "file/" in line
+
+
+def test_a_colleagues_run_is_evaluated_shown_and_exported(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing can be written (root may write everywhere, so that files lie in the way here)."""
+    monkeypatch.chdir(copied)
+    for name in ("o/features", "o/evaluation.lock"):
+        place = copied / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    (copied / "o" / "features").write_text("in the way")
+    (copied / "o" / "evaluation.lock").mkdir()
+    assert main(["evaluate", "o", *SCORED, "--json"]) == 0
+    told = capsys.readouterr()
+    assert {row["backbone"] for row in json.loads(told.out)} == {"o", "random"}
+    assert told.err.count("not kept") == 2  # the features, once, and the scores
+    assert main(["show", "o"]) == 0
+    assert main(["report", "o", "--out", "page.html"]) == 0
+    assert main(["export", "o", "--to", "b.pth"]) == 0
+
+
+def test_a_cache_that_cannot_be_written_is_said_once(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copied)
+    (copied / "cache").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(copied / "cache"))
+    for out in ("a", "b"):
+        assert main(["pretrain", "--data", "photos", "--out", out, "--steps", "1", *SMALL]) == 0
+    assert capsys.readouterr().err.count("nothing is remembered") == 1
+
+
+# ------------------------------------------------------------------------------------------------ places
+
+
+def test_a_run_is_used_from_another_folder(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()  # of another kind
+    monkeypatch.chdir(tmp_path)
+    o, r = os.path.relpath(project / "o"), os.path.relpath(project / "r")
+    facts = json.loads((project / "o" / "run.json").read_text())
+    assert facts["config"]["data"]["roots"] == facts["data"]["roots"] == ["photos"]
+    assert facts["places"] == {"photos": str(project / "photos")}
+    assert main(["evaluate", o, *SCORED]) == 0
+    assert main(["evaluate", r, *SCORED[:-2], "--against", "init", *HERE, "--json"]) == 0
+    assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {r, "init"}
+    rows = run.lineage(run.read(project / "r").stage)
+    assert len(rows) == 2
+    assert main(["show", r]) == 0
+    assert main(["pretrain", "--config", f"{o}/run.json", "--out", "again", *HERE]) == 0
+    assert weights(tmp_path / "again") == weights(project / "o")
+    assert main(["pretrain", "--init", o, "--data", str(project / "photos"), "--steps", "1", "--out", "n", *SMALL]) == 0
+
+
+def test_a_run_is_resumed_from_another_folder(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path(shutil.copytree(project / "photos", tmp_path / "p" / "photos")).parent
+    monkeypatch.chdir(place)
+    words = ["pretrain", "--data", "photos", "--out", "o", "--steps", str(STEPS), *SMALL]
+    with stopped_at(5):
+        assert main(words) == 0
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert main(["pretrain", "--out", "../p/o", "--data", "../p/photos", "--resume", "--seed", "1", *HERE]) == 2
+    line = last_line(capsys)
+    assert "seed" in line
+    assert "data" not in line.partition("settings")[2]
+    assert main(["pretrain", "--out", "../p/o", "--resume", *HERE]) == 0
+    assert weights(place / "o") == weights(project / "o")
+    monkeypatch.chdir(place)
+    assert run.read(Path("o")).stage.data.roots == (str(place / "photos"),)
+    assert main(["evaluate", "o", *SCORED]) == 0
+
+
+def test_a_project_that_was_moved_is_found_beside_its_runs(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    found = run.read(Path("../copied/o"))
+    assert found.stage.data.roots == (str(copied / "photos"),)
+    assert run.read(Path("../copied/r")).base == str(copied / "o")
+    assert main(["evaluate", "../copied/o", *SCORED]) == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "resume"])
+def test_missing_images_are_named_with_the_way_to_name_new_ones(
+    project: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project / "photos", tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    with stopped_at(5):
+        assert main(["pretrain", "--data", "photos", "--out", "o", "--steps", str(STEPS), *SMALL]) == 0
+    (tmp_path / "photos").rename(tmp_path / "new")
+    (tmp_path / "o").rename(tmp_path / "elsewhere")
+    resume = ["pretrain", "--out", "elsewhere", "--resume", *HERE]
+    words = resume if command == "resume" else ["evaluate", "elsewhere", *SCORED]
+    assert main(words) == 2
+    line = last_line(capsys)
+    assert str(tmp_path / "photos") in line
+    assert "--data" in line
+    assert main([*resume, "--data", "new"]) == 0  # the same images
+    assert weights(tmp_path / "elsewhere") == weights(project / "o")
+    assert run.read(Path("elsewhere")).facts["data"]["roots"] == ["new"]
+    assert main(["evaluate", "elsewhere", *SCORED]) == 0
+
+
+def test_other_images_are_no_new_place(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copied)
+    folder(copied / "other", classes=2, seed=5)
+    assert main(["pretrain", "--out", "o", "--resume", "--data", "other", *HERE]) == 2
+    assert "changed" in last_line(capsys)
+
+
+def test_a_run_of_an_older_version_is_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows its images by their sizes, and no absolute places."""
+    monkeypatch.chdir(copied)
+    file = copied / "o" / "run.json"
+    facts = json.loads(file.read_text())
+    del facts["places"], facts["folder"]
+    index = run.read(Path("o")).stage.data.index(0)
+    facts["data"]["fingerprint"] = index.listing
+    file.write_text(json.dumps(facts))
+    assert main(["evaluate", "o", *SCORED]) == 0
+    assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0
+    assert run.read(Path("o")).facts["data"]["fingerprint"] == index.fingerprint
+
+
+# ------------------------------------------------------------------------------------------------ two processes
+
+
+def test_a_run_that_is_being_trained_is_not_trained_beside_that(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copied)
+    with checkpoint.hold_run(copied / "o"):
+        assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 2
+        line = last_line(capsys)
+        assert str(os.getpid()) in line
+        assert os.uname().nodename in line
+        stage, index = run.read(Path("o")).stage, run.read(Path("o")).stage.data.index(0)
+        with pytest.raises(UserError, match=str(os.getpid())):
+            train.train(stage, Path("o"), life.Conduct(workers=0, resume=True), index)
+        assert main(["evaluate", "o", *SCORED]) == 0  # looking is allowed
+    assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0
+
+
+def test_a_lock_ends_with_its_process_whoever_it_has_forked(tmp_path: Path) -> None:
+    """Workers that decode images outlive a killed parent by some seconds."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        with checkpoint.hold_run(tmp_path):
+            if os.fork() == 0:  # the worker
+                os.close(read)
+                time.sleep(20)
+                os._exit(0)
+            os.write(write, b"held")
+            time.sleep(20)
+        os._exit(0)
+    assert os.read(read, 4) == b"held"
+    with pytest.raises(UserError):
+        checkpoint.refuse_busy(tmp_path)
+    os.kill(parent, 9)
+    os.waitpid(parent, 0)
+    checkpoint.refuse_busy(tmp_path)
+    with checkpoint.hold_run(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_locks_is_said_once(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", refuse)
+    told: list[str] = []
+    for _ in range(2):
+        with checkpoint.hold_run(tmp_path, told.append), checkpoint.locked(tmp_path / "other.lock", say=told.append):
+            checkpoint.refuse_busy(tmp_path)
+            checkpoint.write_json(tmp_path / "run.json", {})
+    assert len(told) == 1
+
+
+def test_a_run_that_came_to_be_meanwhile_is_not_overwritten(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copied)
+    stage = run.read(Path("o")).stage
+    with pytest.raises(UserError, match="--resume"):
+        train.train(stage, Path("o"), life.Conduct(workers=0), stage.data.index(0))
+
+
+# ------------------------------------------------------------------------------------------------ the clock
+
+
+def test_a_clock_that_jumps_back_changes_nothing(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "time_ns", lambda: next(clock) * 10**9)
+    monkeypatch.chdir(project)
+    words = ["pretrain", "--data", "photos", "--steps", str(STEPS), "--save-every", "0", *SMALL]
+    assert main([*words, "--out", str(tmp_path / "o")]) == 0
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "o" / "journal.jsonl").read_text().splitlines()]
+    assert seconds == sorted(seconds)
+    assert weights(tmp_path / "o") == weights(project / "o")
+
+
+# ------------------------------------------------------------------------------------------------ killed
+
+
+class Killed(BaseException):
+    """As if by kill -9: nothing is tidied up."""
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it is in its place", "after"])
+def test_killed_at_any_write_it_ends_the_same(
+    project: Path, tmp_path: Path, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    out, real = tmp_path / "o", Path.replace
+    words = ["pretrain", "--data", "photos", "--out", str(out), "--steps", "3", "--save-every", "0", *SMALL]
+    assert main([*words[:3], "--out", str(tmp_path / "whole"), *words[5:]]) == 0
+    calls, at = 0, 0
+
+    def replace(draft: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == at and not after:
+            raise Killed
+        done = real(draft, target)
+        if calls == at:
+            raise Killed
+        return done
+
+    monkeypatch.setattr(Path, "replace", replace)
+    kills = 0
+    while not (out / "run.json").exists() or not run.read(out).facts["finished"]:
+        calls, at = 0, 1 + kills
+        begun = run.begun(out)
+        with contextlib.suppress(Killed):
+            assert main(["pretrain", "--out", str(out), "--resume", "--save-every", "0", *HERE] if begun else words) == 0
+            break
+        kills += 1
+    assert kills >= 5
+    assert weights(out) == weights(tmp_path / "whole")
+    assert not list(out.rglob(".draft*"))
+
+
+# ------------------------------------------------------------------------------------------------ judge
+
+
+def test_a_journal_is_torn_at_most_at_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "journal.jsonl"
+    with files_of_at_most(1000):
+        journal = Journal(file, after=0)
+        while file.stat().st_size < 970:
+            journal.write({"step": len(journal.entries), "loss": 0.5})
+        with pytest.raises(FileError, match=r"journal\.jsonl"):
+            journal.write({"step": len(journal.entries), "loss": "x" * 100})
+        journal.close()
+    assert file.stat().st_size == 1000
+    steps = [e["step"] for e in read_journal(file)]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 20
+
+
+def test_an_evaluation_moves_a_damaged_one_aside_under_its_lock(tmp_path: Path, project: Path) -> None:
+    index = run.read(project / "o").stage.data.index(0) if (project / "photos").exists() else None
+    assert index is not None
+    (tmp_path / run.EVALUATIONS).write_text("[1, 2")
+    said: list[str] = []
+    judgement = judge.Judgement(results=judge.Results(rows=()), verdict="")
+    judge.keep(tmp_path, judgement, index, ["photos"], "one", said.append)
+    judge.keep(tmp_path, judgement, index, ["photos"], "two", said.append)
+    assert [e["command"] for e in run.evaluations(tmp_path)] == ["one", "two"]
+    assert len(said) == 1
+    assert (tmp_path / "evaluation.json.damaged").read_text() == "[1, 2"
+
+
+def test_a_file_error_is_both(tmp_path: Path) -> None:
+    with pytest.raises(FileError) as caught:
+        checkpoint.read_json(tmp_path / "none.json", dict)
+    assert isinstance(caught.value, OSError)
+    assert isinstance(caught.value, UserError)
