@@ -76,10 +76,16 @@ class Run:
         data, names = self.stage.data, self.facts["config"]["data"]
         for place, name in zip(data.roots, names["roots"], strict=False):
             if not is_url(place) and not os.path.exists(place):
-                raise UserError(f"{self.folder} was trained on {_also(place, name)}: name its new place by --data")
+                raise UserError(f"{self.folder} was trained on {self._where(place, name)}: name its new place by --data")
         if labels and data.labels not in LABELS and not os.path.exists(data.labels):
-            place = _also(data.labels, names["labels"])
-            raise UserError(f"{self.folder} has its labels from {place}: name its new place by --labels-from")
+            where = self._where(data.labels, names["labels"])
+            raise UserError(f"{self.folder} has its labels from {where}: name its new place by --labels-from")
+
+    def _where(self, place: str, name: str) -> str:
+        if not os.path.isabs(name) and name not in (self.facts.get("places") or {}):  # of an older version
+            return f"{name}, as seen from where it was begun, which is not there as seen from {os.getcwd()}"
+        typed = f" (typed as {name})" if not os.path.isabs(name) else ""
+        return f"{os.path.abspath(place)}{typed}, which is not there"
 
     def random(self) -> Backbone:
         """The very network that it began from, had it not had weights: the same seed, the same statistics."""
@@ -311,12 +317,6 @@ def _is_relative(name: str) -> bool:
     if os.path.isabs(name) or is_url(name):
         return False
     return os.path.exists(name) or not timm.is_model(name)
-
-
-def _also(place: str, name: str) -> str:
-    place = os.path.abspath(place)
-    typed = f" (typed as {name})" if name != place else ""
-    return f"{place}{typed}, which is not there"
 
 
 def resolved(stage: Stage) -> Stage:

@@ -4,8 +4,12 @@ import contextlib
 import errno
 import json
 import os
+import random
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -559,6 +563,78 @@ def test_killed_at_any_write_it_ends_the_same(
     assert kills >= 5
     assert weights(out) == weights(tmp_path / "whole")
     assert not list(out.rglob(".draft*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("command", ["pretrain", "pack", "evaluate"])
+def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: str) -> None:
+    """By kill -9, the same command each time (with --resume, once there is a run)."""
+    folder(tmp_path / "photos", classes=2, each=200 if command == "pack" else 40)
+    log = tmp_path / "log"
+
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        with log.open("wb") as opened:
+            return subprocess.Popen(
+                [sys.executable, "-m", "selftaught", *words], cwd=tmp_path, start_new_session=True,
+                stdout=opened, stderr=opened,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")},
+            )  # fmt: skip
+
+    def words(out: str) -> list[str]:
+        new = [
+            "pretrain",
+            "--data",
+            "photos",
+            "--out",
+            out,
+            "--steps",
+            "60",
+            "--keep",
+            "best",
+            "--save-every",
+            "0.1",
+            *SMALL,
+        ]
+        if command == "pretrain":
+            begun = run.begun(tmp_path / out)
+            return ["pretrain", "--out", out, "--resume", "--save-every", "0.1", *HERE] if begun else new
+        if command == "pack":
+            return ["pack", "photos", "--out", out, "--size", "24", "--shard", "1"]
+        return ["evaluate", out, "--labels", "all", "--against", "random", *HERE]
+
+    def result(out: Path) -> Any:
+        if command == "pretrain":
+            journal = [(e["step"], e["loss"], e["features"]) for e in read_journal(out / "journal.jsonl")]
+            return weights(out), journal, run.read(out).facts["choice"]
+        if command == "pack":
+            return {file.name: file.read_bytes() for file in out.iterdir() if file.name != ".lock"}
+        return [{**row, "backbone": ""} for row in run.evaluations(out)[-1]["rows"]]
+
+    if command == "evaluate":
+        assert start("pretrain", "--data", "photos", "--out", "whole", "--steps", "3", *SMALL).wait(600) == 0
+        shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    whole = start(*words("whole"))
+    began = time.perf_counter()
+    assert whole.wait(600) == 0, log.read_text()
+    lasted = time.perf_counter() - began
+    rng, kills = random.Random(), 0
+    while kills < 25:
+        process = start(*words("parts"))
+        try:
+            assert process.wait(rng.uniform(0.3, 1) * lasted) == 0, log.read_text()
+            if command != "evaluate":  # it came to its end: once more from the start
+                assert result(tmp_path / "parts") == result(tmp_path / "whole")
+                shutil.rmtree(tmp_path / "parts")
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        assert "Traceback" not in log.read_text()
+    assert start(*words("parts")).wait(600) == 0, log.read_text()
+    assert result(tmp_path / "parts") == result(tmp_path / "whole")
+    drafts = [file for file in (tmp_path / "parts").rglob(".draft*") if file.parent.name != "features"]
+    assert not drafts
 
 
 # ------------------------------------------------------------------------------------------------ judge

@@ -1,9 +1,9 @@
 """Carry out a study's cells in any order, on one machine or on several; gather what is there."""
 
-import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from selftaught import adapting, checkpoint
 from selftaught.data.index import Index
 from selftaught.distributed import rank, wait
-from selftaught.errors import UserError
+from selftaught.errors import FileError, UserError, damage_error
 from selftaught.evaluation import KNN, Linear, Protocol
 from selftaught.fit import Diverged
 from selftaught.judge import judge
@@ -49,13 +49,12 @@ def carry_out(
             known[data, seed] = shared_index(data, seed)
         return known[data, seed]
 
-    check([cell for cell in cells if not file_of(cell, out).exists()], out, conduct.device, index_of)
+    check([cell for cell in cells if not is_done(cell, out, index_of)], out, conduct.device, index_of)
     if rank() == 0:
         checkpoint.write_json(out / MARKER, {"selftaught": version("selftaught")})
     for number, cell in enumerate(cells):
         told(number, cell)
-        file = file_of(cell, out)
-        if file.exists():
+        if is_done(cell, out, index_of, progress.say):
             continue
         stages = adapting.settle(Plan(nodes=cell.nodes), out, conduct.device, index_of)
         outcome, folder = "done", out
@@ -74,14 +73,56 @@ def carry_out(
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         rows = evaluate(cell, folder, conduct.device, progress)
         if rank() == 0:
-            checkpoint.write_json(
-                file, {**cell.judged, "outcome": outcome, "folder": str(folder.relative_to(out)), "rows": rows}
-            )
+            images = [
+                {
+                    "data": asdict(s.stage.data),
+                    "seed": s.stage.seed,
+                    "fingerprint": known[s.stage.data, s.stage.seed].fingerprint,
+                }
+                for s in stages.values()
+            ]
+            done = {"outcome": outcome, "folder": str(folder.relative_to(out)), "rows": rows, "images": images}
+            checkpoint.write_json(file_of(cell, out), {**cell.judged, **done})
         wait()  # the others will ask whether it is there
 
 
 def file_of(cell: Cell, out: Path) -> Path:
     return out / "cells" / f"{cell.key}.json"
+
+
+def read_cell(cell: Cell, out: Path) -> dict[str, Any] | None:
+    """What came of a cell; None where it is not done. Raises FileError where that makes no sense."""
+    file = file_of(cell, out)
+    if not os.path.lexists(file):
+        return None
+    done: dict[str, Any] = checkpoint.read_json(file, dict)
+    scored = {"protocol", "labels", "metric", "mean", "low", "high"}
+    rows = done.get("rows")
+    whole = isinstance(rows, list) and all(isinstance(row, dict) and scored <= row.keys() for row in rows)
+    if not whole or not {"outcome", "folder"} <= done.keys():
+        raise damage_error(file, "it tells no scores", "the same command makes it anew")
+    return done
+
+
+def is_done(
+    cell: Cell, out: Path, index_of: Callable[[Data, int], Index], say: Callable[[str], None] = lambda text: None
+) -> bool:  # fmt: skip
+    """Whether what came of a cell is there, and is that of the images as they are now."""
+    try:
+        done = read_cell(cell, out)
+    except FileError as error:
+        say(f"{error}; the cell is done again")
+        return False
+    for images in done.get("images", ()) if done else ():
+        data = Data(**{**images["data"], "roots": tuple(images["data"]["roots"])})
+        try:
+            same = index_of(data, images["seed"]).fingerprint == images["fingerprint"]
+        except UserError:  # they are not here any more
+            continue
+        if not same:
+            say(f"{', '.join(data.roots)}: the images have changed; the cell is done again")
+            return False
+    return done is not None
 
 
 def check(cells: Sequence[Cell], out: Path, device: str, index_of: Callable[[Data, int], Index]) -> None:
@@ -112,10 +153,12 @@ def gather(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
     """A flat row for every score of every cell that is done."""
     found = []
     for cell in cells:
-        file = file_of(cell, out)
-        if not file.exists():
+        try:
+            done = read_cell(cell, out)
+        except FileError:  # it will be done again
             continue
-        done = json.loads(file.read_text(encoding="utf-8"))
+        if done is None:
+            continue
         about = {name: getattr(cell, name) for name in ("target", "base", "variant", "x", "seed")}
         for row in done["rows"]:
             scored = {k: row[k] for k in ("protocol", "labels", "metric", "mean", "low", "high")}
