@@ -21,6 +21,7 @@ from selftaught.evaluation.features import extract
 from selftaught.fit import Report
 from selftaught.journal import Journal
 from selftaught.networks import running_statistics
+from selftaught.threads import WaitDetector
 from selftaught.trainee import Trainee
 
 WATCHED = 256  # held-back images whose features are followed
@@ -37,6 +38,7 @@ class Conduct:
 
     device: str = "cpu"
     workers: int = 2
+    threads: int | None = None  # that compute; as a run that goes on began, or else as torch is set
     on_collapse: Literal["stop", "warn"] = "stop"
     save_every: float = 120.0  # seconds between checkpoints
     fsdp: bool = False  # each process holds its share of weights, gradients and the optimizer's memory
@@ -79,6 +81,7 @@ class Life:
         self.stops = choice.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
         self.clock = self.saved = time.perf_counter()
         self.images = 0
+        self.waits = WaitDetector(torch.get_num_threads() if self.first and trainee.device.type == "cpu" else 1)
 
     def begin(self) -> int:
         last = self.out / "checkpoints" / "last.pt"
@@ -124,6 +127,8 @@ class Life:
         elif self.step % self.log_every == 0:
             self.log(report, None)
         self.consider()
+        if warning := self.waits.check():
+            self.conduct.say(warning)
         if self.due():
             self.save()
 
@@ -309,7 +314,8 @@ class Life:
 
     def write_run(self, outcome: str, **more: Any) -> None:
         t = self.trainee
-        run.write(self.out, t.stage, t.index, outcome, {**self.conduct.note, "held": t.images.hold, **more})
+        facts = {**self.conduct.note, "held": t.images.hold, "threads": torch.get_num_threads()}
+        run.write(self.out, t.stage, t.index, outcome, {**facts, **more})
 
 
 def finite(value: Tensor | float) -> float | None:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,7 @@ from selftaught.fit import Diverged, Loop, Report, fit
 from selftaught.life import ASKED, Collapsed, Conduct, Life
 from selftaught.sharding import shard
 from selftaught.stage import Data, Stage
+from selftaught.threads import threads_of_run, use_threads
 from selftaught.trainee import assemble
 
 # SIGUSR1 is what SLURM sends ahead of the end of a job (sbatch --signal=USR1@120).
@@ -36,10 +37,16 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     Raises UserError for what the user can mend, Collapsed when the features fell into one point, Stopped after
     SIGTERM or Ctrl-C. What was learnt is saved in all three cases.
     """
+    facts = run.read(out).facts if conduct.resume and run.begun(out) else {}
+    with use_threads(threads_of_run(facts.get("threads"), conduct.threads, conduct.say)):
+        return carry_out(stage, out, conduct, index or shared_index(stage.data, stage.seed), facts)
+
+
+def carry_out(stage: Stage, out: Path, conduct: Conduct, index: Index, facts: Mapping[str, Any]) -> Path:
+    """`facts`: of the run that goes on."""
     device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
-    index = index or shared_index(stage.data, stage.seed)
     # On a CPU views of images that are held differ a little from those of images that are not: a run goes on as it began.
-    held = run.read(out).facts.get("held") if conduct.resume and run.begun(out) and device.type == "cpu" else None
+    held = facts.get("held") if device.type == "cpu" else None
     trainee = assemble(stage, index, device, conduct.workers, conduct.say, hold=held)
     steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
     if not steps_per_epoch and stage.steps:

@@ -15,6 +15,7 @@ LAYERS = [
     {"distributed"},
     {"plan", "losses", "checkpoint", "data.paths", "data.machine", "data.damage", "data.views", "data.order"},
     {"data.locations", "words"},
+    {"threads"},
     {"data.shard"},
     {"data.store"},
     {
@@ -37,7 +38,7 @@ LAYERS = [
     {"data.labels", "data.batches", "data.ahead", "methods.*", "step", "backbones", "optim", "evaluation.*", "likeness"},
     {"data.index", "hard.*", "fit", "watch", "weights", "compiling", "sharding"},
     {"data.pack"},
-    {"stage", "choice", "tuning", "heads"},
+    {"stage", "choice", "tuning", "heads", "precision"},
     {"recipe"},
     {"run", "trainee", "flags", "progress", "catalogue"},
     {"report.*"},
