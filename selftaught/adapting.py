@@ -1,6 +1,7 @@
 """Carry out a plan in a folder: every stage once, in a folder of its own whose name is the hash of what decides it.
 
-Stages that two plans share are therefore trained once, and a plan that broke off goes on where it was.
+Stages that two plans share are therefore trained once, and a plan that broke off goes on where it was. Over 200 lines with
+what decides a stage.
 """
 
 from collections.abc import Callable, Sequence

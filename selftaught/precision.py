@@ -26,11 +26,15 @@ Stem = Literal["imagenet", "cifar"]
 Choice = tuple[bool, str]  # whether to take bfloat16, and why
 
 
-@lru_cache
 def choose(backbone: str, stem: Stem, size: int, device: str) -> Choice:
     if device == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return bf16, "the GPU computes in bf16" if bf16 else "the GPU has no bf16"
+    return choose_on_cpu(backbone, stem, size)
+
+
+@lru_cache
+def choose_on_cpu(backbone: str, stem: Stem, size: int) -> Choice:
     with torch.device("meta"):
         network = backbones.create(backbone, stem=stem, image_size=size)
     cpuinfo = cpu_description()
