@@ -12,6 +12,7 @@ KEEP_TORCH := import importlib.metadata as m; \
 	print(*(f"{d.name}=={d.version}" for d in m.distributions() if d.name in ("torch", "torchvision")), sep="\n")
 
 .PHONY: help demo test lint format clean distclean
+.NOTPARALLEL: # two pips at once would spoil .venv
 
 help:
 	@echo "make demo       train on the photographs that come along, and write demo/report.html (some minutes)"
@@ -20,28 +21,33 @@ help:
 	@echo "make format     let ruff put the code into shape"
 	@echo "make clean      remove caches and what was built; make distclean removes .venv too"
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed-demo
 	$(BIN)/python -m selftaught demo --out demo
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/installed
+format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Made anew when pyproject.toml changes, and not otherwise.
-$(VENV)/installed: pyproject.toml | $(BIN)/python
+# The demo needs little; what the tests need holds all of that, too. Each is made anew when pyproject.toml changes.
+$(VENV)/installed-demo: EXTRAS := demo,fast
+$(VENV)/installed-demo: STAMPS := $(VENV)/installed-demo
+$(VENV)/installed-dev: EXTRAS := demo,fast,dev
+$(VENV)/installed-dev: STAMPS := $(VENV)/installed-demo $(VENV)/installed-dev
+
+$(VENV)/installed-demo $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@$(BIN)/python -c '$(NEW_ENOUGH)' || { echo "$(VENV) has a Python older than 3.11: run make distclean first." >&2; exit 1; }
 	@echo "Installing into $(VENV): the first time takes some minutes, most of them for PyTorch."
 	@$(BIN)/python -c '$(KEEP_TORCH)' > $(VENV)/keep.txt
-	$(BIN)/python -m pip install --constraint $(VENV)/keep.txt --editable '.[demo,dev]'
-	@touch $@
+	$(BIN)/python -m pip install --constraint $(VENV)/keep.txt --editable '.[$(EXTRAS)]'
+	@touch $(STAMPS)
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(NEW_ENOUGH)' || { echo "selftaught needs Python 3.11 or newer:" \

@@ -7,6 +7,7 @@ Over 200 lines with all that settles a stage before it is trained.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import timm
@@ -38,13 +39,16 @@ class Settled:
         return out / "stages" / self.identity
 
 
-def settle(plan: Plan, out: Path, device: str, index_of: Callable[[Data, int], Index]) -> dict[str, Settled]:
+def settle(
+    plan: Plan, out: Path, device: str, index_of: Callable[[Data, int], Index],
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Settled]:  # fmt: skip
     """Every stage of a plan, by name. Images are counted, nothing is trained; the same on every rank."""
     found: dict[str, Settled] = {}
     for node in plan.nodes:
         try:
             before, teacher = (found[name] if name else None for name in (node.after, node.teacher))
-            found[node.name] = settle_one(node, before, teacher, out, device, index_of)
+            found[node.name] = settle_one(node, before, teacher, out, device, index_of, say)
         except SystemExit:
             raise UserError(f"stage {node.name} cannot be read: {' '.join(node.words)}") from None
         except UserError as error:
@@ -54,7 +58,7 @@ def settle(plan: Plan, out: Path, device: str, index_of: Callable[[Data, int], I
 
 def settle_one(
     node: Node, before: Settled | None, teacher: Settled | None, out: Path, device: str,
-    index_of: Callable[[Data, int], Index],
+    index_of: Callable[[Data, int], Index], say: Callable[[str], None],
 ) -> Settled:  # fmt: skip
     words = ["--out", str(out), *node.words]
     if teacher:
@@ -66,7 +70,7 @@ def settle_one(
         words = [*kept(node.words, *network_of(node.init)), *words, "--init", str(run.resolve(Path(node.init)))]
     if flags.chosen(words, "data") is None:
         raise UserError("it has no images: give it data")
-    stage = run.resolved(shared(flags.stage_from(words, None, device, index_of)))
+    stage = run.resolved(shared(flags.stage_from(words, None, device, index_of, say)))
     root = before.root if before else stage.init
     if before and root is not None and stage.keep == "best":
         stage = replace(stage, base=root)  # a stage in between may have made them worse
@@ -170,7 +174,7 @@ def adapt(
 
     if shared(run.holds_own(out)):
         raise UserError(f"{out} holds a run of its own: choose another --out for stages")
-    stages = settle(plan, out, conduct.device, index_of)
+    stages = settle(plan, out, conduct.device, index_of, cache(conduct.say))  # each line once, however many stages say it
     if rank() == 0:
         note(out, plan, stages, command)
     for settled in stages.values():

@@ -9,12 +9,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from selftaught.commands.console import err, plain
 from selftaught.errors import UserError, describe_error
 from selftaught.memory import keep_freed
+from selftaught.words import Count, reader
 
 COMMANDS = {  # name: (module, what it is for)
     "pretrain": ("training", "teach a backbone from a folder of images"),
@@ -98,11 +100,13 @@ class Demo:
     steps: int = 120
     """of each of the two trainings"""
     seed: int = 0
+    threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
+    """that compute; auto: one for each free core"""
 
 
 def demo(words: list[str]) -> int:
     asked = tyro.cli(Demo, prog="selftaught demo", args=words)
     from selftaught.demo import demo as carry_out
 
-    print(carry_out(Path(asked.out), asked.steps, asked.seed, main))
+    print(carry_out(Path(asked.out), asked.steps, asked.seed, main, asked.threads))
     return 0

@@ -7,12 +7,14 @@ from pathlib import Path
 from selftaught.data import patches
 from selftaught.errors import UserError
 from selftaught.run import read
+from selftaught.words import Count
 
 COMMON = ("--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
 
 
-def demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int]) -> Path:
+def demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int], threads: Count = "auto") -> Path:
     """Write the images, train twice, evaluate, and write the report; `run` carries out a command line."""
+    share = [] if threads == "auto" else ["--threads", str(threads)]
     images = out / "images"
     if not images.exists():
         patches.write(images, seed=seed)
@@ -31,11 +33,11 @@ def demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int]) 
             *hard,
         ]
         begun = (folder / "run.json").exists()
-        carry_out(run, ["pretrain", "--out", str(folder), "--resume"] if begun else words)
+        carry_out(run, [*(["pretrain", "--out", str(folder), "--resume"] if begun else words), *share])
         if not read(folder).facts["finished"]:
             raise UserError(f"the demo was stopped; the same command goes on with it ({folder})")
-    carry_out(run, ["evaluate", str(plain), "--labels", "5", "all"])
-    carry_out(run, ["evaluate", str(hexa), "--labels", "5", "all", "--against", "random", str(plain)])
+    carry_out(run, ["evaluate", str(plain), "--labels", "5", "all", *share])
+    carry_out(run, ["evaluate", str(hexa), "--labels", "5", "all", "--against", "random", str(plain), *share])
     carry_out(run, ["report", str(plain), str(hexa), "--out", str(out / "report.html")])
     return out / "report.html"
 

@@ -21,7 +21,7 @@ from selftaught.methods import DEFAULT, METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.recipes import find_recipe
 from selftaught.stage import Data, Stage
-from selftaught.words import reader
+from selftaught.words import Count, reader
 
 ABOUT = "Teach a backbone from images without labels, or adapt one that you have."
 
@@ -55,13 +55,14 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("optimizer", OPTIMIZER_NAME | None, "|".join(OPTIMIZERS), "its settings are --optimizer.lr and so on", "sgd"),
     ("combine", Literal["mean", "sum"] | None, "mean|sum", "how clean and hard losses are added", "mean"),
     ("clip", float | None, "NORM", "at which gradients are clipped; 0 = never", "the method's"),
-    ("precision", Literal["auto", "fp32", "bf16"] | None, "auto|fp32|bf16", "auto: bf16 where it is faster", "auto"),
+    ("precision", Literal["auto", "fp32", "bf16"] | None, "auto|fp32|bf16", "auto: bf16 if the processor has it", "auto"),
     ("compile", bool, "", "the backbone by torch.compile, which takes a C++ compiler", "no"),
     ("seed", int | None, "NUMBER", "same seed, same run", "0"),
     ("config", str | None, "FILE", "a run.json to start from", "none"),
     ("resume", bool, "", "go on with the run in --out", "no"),
     ("device", Literal["auto", "cpu", "cuda"], "auto|cpu|cuda", "where to train", "auto"),
-    ("workers", int, "PROCESSES", "that decode images, where these are not held in memory", "2"),
+    ("threads", Count, "auto|THREADS", "that compute; auto: one for each free core", "auto; a resumed run keeps its own"),
+    ("workers", Count, "auto|PROCESSES", "that decode images, where these are not held in memory", "auto: at most 2"),
     ("on_collapse", Literal["stop", "warn"], "stop|warn", "when the features fall into one point", "stop"),
     ("save_every", float, "SECONDS", "between checkpoints", "120"),
     ("fsdp", bool, "", "let each of several processes hold its share of weights, gradients and optimizer", "no"),
@@ -75,10 +76,11 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
 )
 OTHERWISE = {"statistics": "data", "keep": "best"}  # what happens without, where it is not as in pretrain
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
-CONDUCT = {"out", *plan.CONDUCT}  # how it is done, which changes no outcome
+# How it is done, which changes no outcome, or its last digits alone.
+CONDUCT = {"out", *plan.CONDUCT}
 DEFAULTS: dict[str, Any] = {
-    "data": (), "target": (), "source": (), "compile": False, "resume": False, "device": "auto", "workers": 2,
-    "on_collapse": "stop", "save_every": 120.0, "fsdp": False,
+    "data": (), "target": (), "source": (), "compile": False, "resume": False, "device": "auto", "threads": "auto",
+    "workers": "auto", "on_collapse": "stop", "save_every": 120.0, "fsdp": False,
 }  # fmt: skip
 GROUPS = ("method", "hard", "views", "optimizer", "schedule")  # whose fields are flags: --method.temperature
 
@@ -181,7 +183,10 @@ def of_base(base: Stage, method: str, optimizer: str) -> dict[str, Any]:
     return groups
 
 
-def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: Callable[[Data, int], Index]) -> Stage:
+def stage_from(
+    args: Sequence[str], base: Stage | None, device: str, index_of: Callable[[Data, int], Index],
+    say: Callable[[str], None] = lambda text: None,
+) -> Stage:  # fmt: skip
     """The stage that the flags ask for, on top of `base` where there is one, else of what suits the data."""
     first = parse(args, base)
     method_name, optimizer_name = name_of(args, base, "method"), name_of(args, base, "optimizer")
@@ -225,6 +230,7 @@ def stage_from(args: Sequence[str], base: Stage | None, device: str, index_of: C
     precision = pick("precision", lambda: "auto")
     if precision == "auto":
         precision = "bf16" if recipe.faster_in_bf16(backbone, stem, size, device) else "fp32"
+        say(f"precision: {precision} ({recipe.precision_reason(backbone, stem, size, device)})")
     names = given["hard"] if given["hard"] is not None else [recipe.hard_name(h) for h in base.hard] if base else ()
     refuse_idle(args, method_name, names)
     views: Views = asked.views_fields

@@ -24,6 +24,7 @@ from selftaught.evaluation.features import extract
 from selftaught.fit import Report
 from selftaught.journal import Journal
 from selftaught.networks import running_statistics
+from selftaught.threads import WaitDetector
 from selftaught.trainee import Trainee
 
 CHECKPOINTS = ("last.pt", "best.pt")  # what a run goes on with: the first of them that is whole
@@ -43,6 +44,7 @@ class Conduct:
 
     device: str = "cpu"
     workers: int = 2
+    threads: int | None = None  # that compute; as a run that goes on began, or else as torch is set
     on_collapse: Literal["stop", "warn"] = "stop"
     save_every: float = 120.0  # seconds between checkpoints
     fsdp: bool = False  # each process holds its share of weights, gradients and the optimizer's memory
@@ -86,6 +88,7 @@ class Life:
         self.stops = choice.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
         self.clock = self.saved = time.perf_counter()
         self.images = 0
+        self.waits = WaitDetector(torch.get_num_threads() if self.first and trainee.device.type == "cpu" else 1)
 
     def begin(self) -> int:
         files = [file for name in CHECKPOINTS if os.path.lexists(file := self.out / "checkpoints" / name)]
@@ -157,6 +160,8 @@ class Life:
         elif self.step % self.log_every == 0:
             self.log(report, None)
         self.consider()
+        if warning := self.waits.check():
+            self.conduct.say(warning)
         if self.due():
             self.save()
 
@@ -363,9 +368,8 @@ class Life:
 
     def write_run(self, outcome: str, **more: Any) -> None:
         t = self.trainee
-        run.write(
-            self.out, t.stage, t.index, outcome, {**self.conduct.note, "held": t.images.hold, **self.lost_facts(), **more}
-        )
+        facts = {**self.conduct.note, "held": t.images.hold, "threads": torch.get_num_threads(), **self.lost_facts()}
+        run.write(self.out, t.stage, t.index, outcome, {**facts, **more})
 
     def lost_facts(self) -> dict[str, Any]:
         """What run.json says of images that vanished or broke."""

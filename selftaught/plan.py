@@ -14,7 +14,7 @@ import yaml
 from selftaught.errors import UserError
 
 RESERVED = {"out", "resume", "config"}  # what a plan decides itself
-CONDUCT = {"device", "workers", "on-collapse", "save-every", "fsdp"}  # given once, to the command, for all stages
+CONDUCT = {"device", "threads", "workers", "on-collapse", "save-every", "fsdp"}  # given once, to the command, for all stages
 TOP = {"init", "defaults", "stages"}
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import re
-import time
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import cattrs
 import torch
 
-from selftaught import backbones
+from selftaught import backbones, precision
 from selftaught.data.index import Index
 from selftaught.data.views import Views
 from selftaught.errors import UserError
@@ -115,26 +114,14 @@ def features_of(backbone: str) -> int:
         return backbones.create(backbone).features
 
 
-@lru_cache
 def faster_in_bf16(backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str) -> bool:
-    """Whether bf16 is at least a tenth faster here than fp32, tried on a few steps of this very network."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    network = backbones.create(backbone, stem=stem, image_size=size).to(memory_format=torch.channels_last)
-    images = torch.rand(16, 3, size, size).to(memory_format=torch.channels_last)
+    """Whether bf16 is chosen here for this network."""
+    return precision.choose(backbone, stem, size, device)[0]
 
-    def seconds(bf16: bool) -> float:
-        times = []
-        for _ in range(4):
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                out = network(images)
-            out.float().square().mean().backward()
-            times.append(time.perf_counter() - began)
-        return min(times[1:])  # the first one warms up; the others' noise only adds
 
-    fp32 = seconds(False)
-    return seconds(True) < 0.9 * fp32
+def precision_reason(backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str) -> str:
+    """Why `faster_in_bf16` says so."""
+    return precision.choose(backbone, stem, size, device)[1]
 
 
 # ------------------------------------------------------------------------------------ written down, read back

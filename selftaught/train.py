@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,7 @@ from selftaught.fit import Diverged, Loop, Report, fit
 from selftaught.life import ASKED, Collapsed, Conduct, Life
 from selftaught.sharding import shard
 from selftaught.stage import Data, Stage
+from selftaught.threads import threads_of_run, use_threads
 from selftaught.trainee import assemble
 
 # SIGUSR1 is what SLURM sends ahead of the end of a job (sbatch --signal=USR1@120).
@@ -37,12 +38,19 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     Raises UserError for what the user can mend (another process that trains in `out`, a full disk), Collapsed when the
     features fell into one point, Stopped after SIGTERM or Ctrl-C. What was learnt is saved as far as the disk takes it.
     """
-    device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
     begun = run.read(out) if conduct.resume and run.begun(out) else None
     if index is None or (begun is not None and begun.pixel_range != index.pixel_range):
         index = shared_index(stage.data, stage.seed, pixel_range=begun.pixel_range if begun else PixelRange())
+    facts = begun.facts if begun else {}
+    with use_threads(threads_of_run(facts.get("threads"), conduct.threads, conduct.say)):
+        return carry_out(stage, out, conduct, index, facts)
+
+
+def carry_out(stage: Stage, out: Path, conduct: Conduct, index: Index, facts: Mapping[str, Any]) -> Path:
+    """`facts`: of the run that goes on."""
+    device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
     # On a CPU views of images that are held differ a little from those of images that are not: a run goes on as it began.
-    held = begun.facts.get("held") if begun and device.type == "cpu" else None
+    held = facts.get("held") if device.type == "cpu" else None
     trainee = assemble(stage, index, device, conduct.workers, conduct.say, hold=held)
     steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
     if not steps_per_epoch and stage.steps:

@@ -17,6 +17,7 @@ LAYERS = [
     {"data.folder_names"},
     {"data.locations", "data.cache", "words", "data.pixel_range", "data.tiff", "data.color_profile", "input_check", "data.hub"},
     {"data.high_depth"},
+    {"threads"},
     {"data.shard"},
     {"data.store"},
     {
@@ -42,7 +43,7 @@ LAYERS = [
     {"data.table_labels", "matching"},
     {"data.index", "hard.*", "fit", "watch", "weights", "compiling", "sharding"},
     {"data.pack"},
-    {"stage", "choice", "tuning", "heads", "recipes"},
+    {"stage", "choice", "tuning", "heads", "recipes", "precision"},
     {"recipe"},
     {"run", "trainee", "flags", "progress", "catalogue"},
     {"report.*"},

@@ -14,6 +14,7 @@ from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.knn import KNN
 from selftaught.evaluation.linear import Linear
 from selftaught.tuning import FineTune
+from selftaught.words import Count, reader
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,7 +46,10 @@ class Evaluate:
     json: bool = False
     """one JSON list of results on standard output"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int = 2
+    threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
+    """that compute; auto: one for each free core"""
+    workers: Annotated[Count, reader("workers", Count, "auto|PROCESSES")] = "auto"
+    """that decode images, where these are not held in memory; auto: at most 2"""
 
 
 def evaluate(words: list[str]) -> int:
@@ -54,14 +58,20 @@ def evaluate(words: list[str]) -> int:
     from selftaught.judge import judge
     from selftaught.progress import Progress
     from selftaught.report import table
+    from selftaught.threads import check, take_share
 
+    check(asked.threads, asked.workers)
     protocols = [getattr(asked, name) for name in asked.protocol]
     device = device_named(asked.device)
-    with processes(device), Progress(show=rank() == 0) as progress:
+    with (
+        processes(device),
+        Progress(show=rank() == 0) as progress,
+        take_share(asked.threads, asked.workers, progress.say) as share,
+    ):
         judgement = judge(
             asked.run, asked.data, labels_from=asked.labels_from, max_pixels=asked.max_pixels, protocols=protocols,
             labels=asked.labels, against=asked.against, size=asked.size, draws=asked.draws, seed=asked.seed,
-            device=device, workers=asked.workers, progress=progress,
+            device=device, workers=share.workers, progress=progress,
             command=shlex.join(["selftaught", "evaluate", *words]),
         )  # fmt: skip
         if rank() != 0:

@@ -17,7 +17,9 @@ from selftaught.life import Conduct
 from selftaught.progress import Progress, clock
 from selftaught.study import design, figures, page, runner, tables
 from selftaught.study.design import Cell
+from selftaught.threads import check, take_share
 from selftaught.train import Stopped
+from selftaught.words import Count, reader
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,20 +35,29 @@ class Study:
     shard: str = "1/1"
     """part i of n of the cells, as in 2/8; --shard 0/8 trains nothing and gathers what is there"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int = 2
+    threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
+    """that compute; auto: one for each free core"""
+    workers: Annotated[Count, reader("workers", Count, "auto|PROCESSES")] = "auto"
+    """that decode images, where these are not held in memory; auto: at most 2"""
 
 
 def study(words: list[str]) -> int:
     asked = tyro.cli(Study, prog="selftaught study", args=words)
+    check(asked.threads, asked.workers)
     setup = design.read(Path(asked.plan))
     i, n = part(asked.shard)
     out = Path(asked.out)
     command = shlex.join(["selftaught", "study", *words])
     cells = design.cells(asked.study, setup)
     device = device_named(asked.device)
-    with processes(device), Progress(show=rank() == 0) as progress:
+    with (
+        processes(device),
+        Progress(show=rank() == 0) as progress,
+        take_share(asked.threads, asked.workers, progress.say) as share,
+    ):
         conduct = Conduct(
-            device=device, workers=asked.workers, watched=64, album=False, show=progress.entry, say=progress.say,
+            device=device, workers=share.workers, threads=None if asked.threads == "auto" else asked.threads,
+            watched=64, album=False, show=progress.entry, say=progress.say,
             note={"command": command, "device": device},
         )  # fmt: skip
         mine = runner.Shard(i, n).of(cells) if i else []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selftaught import adapting, checkpoint, flags, plan, recipe, run
+from selftaught import adapting, checkpoint, flags, plan, recipe, run, threads
 from selftaught.commands.console import device_named, tell
 from selftaught.data.index import Index
 from selftaught.data.paths import counted
@@ -18,6 +18,7 @@ from selftaught.methods import METHODS
 from selftaught.plan import Node, Plan
 from selftaught.progress import Progress
 from selftaught.stage import Data, Stage
+from selftaught.threads import take_share
 from selftaught.train import Stopped, shared_index
 from selftaught.train import train as carry_out
 
@@ -57,7 +58,11 @@ def train(words: list[str]) -> None:
     if resume and not begun and not asked.data:
         raise UserError(f"{out} holds no run to go on with: leave out --resume, and name the images by --data")
     device = device_named(asked.device)
-    with processes(device), Progress(show=rank() == 0) as progress:
+    with (
+        processes(device),
+        Progress(show=rank() == 0) as progress,
+        take_share(asked.threads, asked.workers, progress.say) as share,
+    ):
         indices = []
 
         def index_of(data: Data, seed: int) -> Index:
@@ -67,11 +72,11 @@ def train(words: list[str]) -> None:
 
         if base is None and asked.init:
             words = [*adapting.kept(words, *adapting.network_of(asked.init)), *words]
-        stage = shared(flags.stage_from(words, base, device, index_of))  # rank 0's probe decides
+        stage = shared(flags.stage_from(words, base, device, index_of, progress.say))  # rank 0's choice decides
         stage = run.resolved(stage)
         if resume and begun and base is not None:
             refuse_other(stage, base, out)
-        conduct = conduct_of(asked, device, progress, ["pretrain", *typed], resume)
+        conduct = conduct_of(asked, device, share.workers, progress, ["pretrain", *typed], resume)
         progress.begin(stage)
         if not (resume and begun):
             progress.say(recipe.summary(stage))
@@ -112,16 +117,19 @@ def read_config(file: Path) -> Any:
 
 def check_conduct(asked: Any) -> None:
     """Before anything is looked at."""
-    require(asked.workers >= 0, "--workers", "0 or more", asked.workers)
+    threads.check(asked.threads, asked.workers)
     require(asked.save_every >= 0, "--save-every", "0 or more", asked.save_every)
     if Path(asked.out).is_file():
         raise UserError(f"{asked.out} is a file: choose another --out")
 
 
-def conduct_of(asked: Any, device: str, progress: Progress, words: Sequence[str], resume: bool = False) -> Conduct:
+def conduct_of(
+    asked: Any, device: str, workers: int, progress: Progress, words: Sequence[str], resume: bool = False
+) -> Conduct:
     return Conduct(
-        device=device, workers=asked.workers, on_collapse=asked.on_collapse, save_every=asked.save_every,
-        fsdp=asked.fsdp, resume=resume, show=progress.entry, say=progress.say,
+        device=device, workers=workers, threads=None if asked.threads == "auto" else asked.threads,
+        on_collapse=asked.on_collapse, save_every=asked.save_every, fsdp=asked.fsdp, resume=resume,
+        show=progress.entry, say=progress.say,
         note={"command": shlex.join(["selftaught", *words]), "device": device},
     )  # fmt: skip
 
@@ -137,8 +145,12 @@ def adapt(words: list[str]) -> int:
         raise UserError(f"--{more[0]} and --plan do not go together: write it into the plan")
     asked_for = plan.read(Path(asked.plan)) if asked.plan else chain(words, asked)
     device = device_named(asked.device)
-    with processes(device), Progress(show=rank() == 0) as progress:
-        conduct = conduct_of(asked, device, progress, ["adapt", *words])
+    with (
+        processes(device),
+        Progress(show=rank() == 0) as progress,
+        take_share(asked.threads, asked.workers, progress.say) as share,
+    ):
+        conduct = conduct_of(asked, device, share.workers, progress, ["adapt", *words])
         try:
             folders = adapting.adapt(
                 with_defaults(asked_for), out, conduct, shlex.join(["selftaught", "adapt", *words]),

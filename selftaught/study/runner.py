@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def carry_out(
             known[data, seed] = shared_index(data, seed)
         return known[data, seed]
 
-    check([cell for cell in cells if not is_done(cell, out, index_of)], out, conduct.device, index_of)
+    say = cache(conduct.say)  # each line once, however many cells say it
+    check([cell for cell in cells if not is_done(cell, out, index_of)], out, conduct.device, index_of, say)
     if rank() == 0:
         checkpoint.write_json(out / MARKER, {"selftaught": version("selftaught")})
     for number, cell in enumerate(cells):
@@ -71,7 +73,7 @@ def carry_out(
                 break
             if rank() == 0:  # 200 MB each for a ResNet-18, of hundreds of stages
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        rows = evaluate(cell, folder, conduct.device, progress)
+        rows = evaluate(cell, folder, conduct.device, progress, conduct.workers)
         if rank() == 0:
             images = [
                 {
@@ -125,26 +127,30 @@ def is_done(
     return done is not None
 
 
-def check(cells: Sequence[Cell], out: Path, device: str, index_of: Callable[[Data, int], Index]) -> None:
+def check(
+    cells: Sequence[Cell], out: Path, device: str, index_of: Callable[[Data, int], Index],
+    say: Callable[[str], None] = lambda text: None,
+) -> None:  # fmt: skip
     """One cell of each kind, before the first is trained: what does not fit shall not come to light after hours."""
     kinds: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:
         kinds.setdefault((cell.target, cell.base, cell.variant), cell)
     for (target, base, _), cell in kinds.items():
         try:
-            *_, last = adapting.settle(Plan(nodes=cell.nodes), out, device, index_of).values()
+            *_, last = adapting.settle(Plan(nodes=cell.nodes), out, device, index_of, say).values()
         except UserError as error:
             raise UserError(f"{target} from {base}: {error}") from error
         if cell.labels_from == "auto" and index_of(last.stage.data, last.stage.seed).labels is None:
             raise UserError(f"{target} has no labels to be judged by: use class folders, or write a labels.csv")
 
 
-def evaluate(cell: Cell, folder: Path, device: str, progress: Progress) -> list[dict[str, Any]]:
+def evaluate(cell: Cell, folder: Path, device: str, progress: Progress, workers: int = 2) -> list[dict[str, Any]]:
     """A cell's outcome on its target's test images."""
     protocols: dict[str, Protocol] = {"knn": KNN(), "linear": Linear(), "finetune": cell.finetune or FineTune()}
     judgement = judge(
         folder, cell.data, labels_from=cell.labels_from, protocols=[protocols[p] for p in cell.protocols],
-        labels=cell.labels, against=(), draws=1 if cell.finetune else 5, seed=cell.seed, device=device, progress=progress,
+        labels=cell.labels, against=(), draws=1 if cell.finetune else 5, seed=cell.seed, device=device, workers=workers,
+        progress=progress,
     )  # fmt: skip
     return judgement.rows
 
