@@ -242,6 +242,11 @@ MASKS = [
     (["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"], ["cat/mask/1.png", "dog/mask/1.png"]),
     (few("a", "b", suffix="jpg"), [f"{c}/{i}_mask.png" for c in "ab" for i in range(4)]),
     (few("a", suffix="jpg"), [f"a/{i}{end}.png" for i in range(4) for end in ("_GT", "-mask", "_label", "_seg", "_mask_1")]),
+    (few("img_dir/train", "img_dir/val"), few("ann_dir/train", "ann_dir/val")),
+    (few("input"), few("target")),
+    (few("rgb"), few("depth", "instances")),
+    ([f"Class1/{i:04}.PNG" for i in range(4)], [f"Class1/Label/{i:04}_label.PNG" for i in range(2)]),
+    (few("cat", "dog"), ["cat/mask/1.png", "dog/mask/1.png"]),
     ([f"benign/benign ({i}).png" for i in range(3)], ["benign/benign (0)_mask.png", "benign/benign (0)_mask_1.png"]),
     ([f"{i}_sat.jpg" for i in range(3)], [f"{i}_mask.png" for i in range(3)]),
     ([f"image_{i}.jpg" for i in range(3)], [f"mask_{i}.png" for i in range(3)]),
@@ -264,6 +269,7 @@ def test_masks_beside_their_photographs_are_left_out_and_counted(photos: list[st
         ("mask", "no_mask"), ("with_mask", "without_mask"), ("mask", "glasses", "hat"), ("face", "face_mask", "face_shield"),
         ("labels", "bottles", "caps"), ("Ford GT Coupe", "BMW X5"), ("tile", "brick"), ("photo", "scan"), ("edge", "depth"),
         ("masked", "unmasked"), ("mask", "face"), ("manual", "automatic"),
+        ("target", "background"), ("target", "non_target"),
     ],
 )  # fmt: skip
 def test_classes_that_only_look_like_masks(folders: tuple[str, ...]) -> None:

@@ -138,6 +138,19 @@ def test_a_pack_has_the_index_of_its_folder(folder: Path, packed: Path, tmp_path
     assert torch.equal(build([drawn], seed=4).test, build([folder / "train"], seed=4).test)
 
 
+def test_a_pack_has_the_split_and_the_labels_of_folders_by_other_names(tmp_path: Path) -> None:
+    place = photos(tmp_path / "set", each=3)
+    for name, other in (("train", "train_set"), ("test", "val2017")):
+        (place / name).rename(place / other)
+    (place / "train_set" / "class 2").rename(place / "unlabeled")
+    one, other = build([tmp_path]), build([pack([tmp_path], tmp_path / "p.pack", PNG)])
+    assert (one.names, one.classes, one.split) == (other.names, other.classes, other.split)
+    assert (len(one), one.split, int((one.labels < 0).sum())) == (24, "given", 3)  # type: ignore[operator]
+    for field in ("labels", "test"):
+        assert torch.equal(getattr(one, field), getattr(other, field)), field
+    assert build([tmp_path]).fingerprint == one.fingerprint  # the pack that lies there now is not read with the others
+
+
 @pytest.mark.parametrize(("hold", "workers"), [(True, 0), (False, 0), (False, 2)])
 def test_full_size_png_trains_on_the_batches_of_the_folder(folder: Path, packed: Path, hold: bool, workers: int) -> None:
     epochs = [list(batches_of(build([p]), hold=hold, workers=workers).epoch(1)) for p in (folder, packed)]

@@ -29,7 +29,8 @@ _PHOTO_WORDS = frozenset({
 _MASK_WORDS = frozenset({
     "mask", "masks", "label", "labels", "lbl", "lbls", "seg", "segs", "segmentation", "segmentations", "annot", "annots",
     "annotation", "annotations", "anno", "annos", "gt", "gts", "trimap", "trimaps", "labelmap", "labelmaps", "matte",
-    "mattes", "contour", "contours", "manual", "saliency",
+    "mattes", "contour", "contours", "manual", "saliency", "ann", "anns", "target", "targets", "depth", "depths",
+    "disparity", "instance", "instances", "semantic", "panoptic", "parsing", "overlay", "overlays", "heatmap", "heatmaps",
 })  # fmt: skip
 # Nobody calls a class so: these are masks beside whatever images there are.
 _SURELY_MASKS = frozenset({"annotations", "segmentations", "labelmap", "labelmaps", "trimap", "trimaps"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from selftaught.data.folder_names import (
     TEST_WORDS,
@@ -73,32 +73,36 @@ def _belongs(name: str, photos: Sequence[str], folder: Folder, files: Files) -> 
     if any(map(is_photos, alike)) or (not own and split_sides(photos)) or (own and own <= TRAIN_WORDS | TEST_WORDS):
         return True
     # The names do not tell. Then each has the name of a photograph, and another format where a class may be called so.
-    masks = _stems(folder.folders[name], files, masked_stem)
+    child = folder.folders[name]
+    masks = _stems(child, files, of_masks=True)
     neighbours = alike if own else photos if len(photos) == 1 else []
-    possible = [_stems(folder.folders[photo], files, photo_stem) for photo in neighbours]
+    possible = [_stems(folder.folders[photo], files) for photo in neighbours]
     if not own:
-        possible.append(_stems(folder, files, photo_stem, photos))
-    return any(_covers(stems, masks, is_plural(name)) for stems in possible)
+        possible.append(_stems(folder, files, only=photos))
+    no_class = not photos or is_plural(name) or all(masked_stem(_stem(files.names[i])) for i in child.positions())
+    return any(_covers(stems, masks, no_class) for stems in possible)
 
 
 def _covers(photos: Stems, masks: Stems, same_format: bool) -> bool:
     return masks.keys() <= photos.keys() and (same_format or all(masks[stem].isdisjoint(photos[stem]) for stem in masks))
 
 
-def _stems(
-    folder: Folder, files: Files, owner: Callable[[str], str | None], only: Collection[str] | None = None
-) -> Stems:  # fmt: skip
-    """The stems of all images below a folder, as `owner` calls them; of `only` some of its folders and its own images."""
+def _stems(folder: Folder, files: Files, of_masks: bool = False, only: Collection[str] | None = None) -> Stems:
+    """The stems that masks and photographs share, of all images below a folder; with `only` of its own images and of those
+    below some of its folders.
+    """
     found: Stems = {}
     inside: Iterable[Folder] = folder.below()
     if only is not None:
-        inside = [Folder(folder.path), *(f for name in only for f in folder.folders[name].below())]
-        inside[0].files = folder.files
+        own = Folder(folder.path)
+        own.files = folder.files
+        inside = [own, *(one for name in only for one in folder.folders[name].below())]
     for one in inside:
         where = one.path[len(folder.path) :].strip("/")
         for i in one.files:
-            stem, suffix = _stem(files.names[i]), files.names[i].rpartition(".")[2]
-            found.setdefault(f"{where}/{owner(stem) or stem}", set()).add(suffix.lower())
+            stem, suffix = _stem(files.names[i]), files.names[i].rpartition(".")[2].lower()
+            for shared in {masked_stem(stem) or stem} if of_masks else {stem, photo_stem(stem)}:
+                found.setdefault(f"{where}/{shared}", set()).add(suffix)
     return found
 
 
