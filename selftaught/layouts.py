@@ -168,7 +168,7 @@ LAYOUTS = (
 # What a network is trained with and not a part of, by a word of its names.
 _BESIDE = re.compile(
     r"head|project|predict|classif|prototype|queue|decoder|criterion|loss|metric|probe|memory|logit|text|token_embed"
-    r"|tokenizer|pooler|(^|_)(neck|fc\d*|linear|proj|pred|temperature|center|aux|n_averaged|initted|step|steps|epoch|num_updates"
+    r"|tokenizer|pooler|normaliz|preprocess|augment|(^|_)(mean|std|neck|fc\d*|linear|proj|pred|temperature|center|aux|n_averaged|initted|step|steps|epoch|num_updates"
     r"|decay|mask_token|bias_mask)$",
     re.IGNORECASE,
 )

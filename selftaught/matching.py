@@ -68,7 +68,9 @@ def find_fit(content: Content, network: nn.Module, name: str) -> Fit:
     nearest_fit = max(fits, key=lambda fit: (fit.hits, -len(fit.reading.over)))  # the first of several
     kind = content.config.get("model_type")
     what = f"It is a {kind} of Hugging Face's transformers." if kind else looks_like(nearest_fit.reading.state)
-    raise UserError(f"{content} does not fit {nearest_fit.trouble} {what}")
+    remedy = f"Give weights of {name}, or choose their network by --backbone."
+    remedy = "Save the network without what is left over." if nearest_fit.exact else remedy
+    raise UserError(f"{content} does not fit {nearest_fit.trouble} {what} {remedy}")
 
 
 def _only(content: Content, name: str, fits: Sequence[Fit], passed: Sequence[Reading]) -> Fit | None:
@@ -171,11 +173,11 @@ def _converted(reading: Reading, network: nn.Module, name: str) -> tuple[State, 
     options = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(convert).parameters else {}
     try:
         with torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
-            made = convert(dict(leaves), network, **options)
+            made: dict[str, Tensor] = convert(dict(leaves), network, **options)
+        used = _origins(list(made.values()))
+        state = {key: value.detach() for key, value in made.items() if key not in reading.dropped}
     except Exception:  # it meets names and shapes that it was not written for
         return None
-    used = _origins(list(made.values()))
-    state = {key: value.detach() for key, value in made.items() if key not in reading.dropped}
     left = [key for key, value in leaves.items() if id(value) not in used and key not in reading.dropped]
     state |= {key: given[key] for key in left if not _AUXILIARY.search(key) and given[key].any()}
     notes = [] if not left else [f"left aside by timm: {some(left)}"]

@@ -280,7 +280,7 @@ _MAGIC = (
     (b"%PDF", "it is a PDF"),
     (b"PAR1", "it is a Parquet file, of images or a table: give it by --data"),
 )  # fmt: skip
-_SUFFIXES = {
+_BY_SUFFIX = {
     ".onnx": "it is ONNX, a graph without the names of PyTorch's weights: give the network's state dict",
     ".h5": "Keras and TensorFlow write such files: convert it to PyTorch first",
     ".keras": "Keras writes such files: convert it to PyTorch first",
@@ -300,14 +300,14 @@ def describe(path: Path, head: bytes) -> str | None:
     if found := next((what for magic, what in _MAGIC if head.startswith(magic)), None):
         return found
     if head[4:8] == b"TFL3":
-        return _SUFFIXES[".tflite"]
+        return _BY_SUFFIX[".tflite"]
     if head.startswith(b"PK"):  # which npz and others are, too: `inert` looks into it
         return None if zipfile.is_zipfile(path) else "it is a zip archive without its end, so cut off: fetch it again"
     if (text := _as_text(head)) is not None:
         return _describe_text(path, text)
     if ".data-0" in path.name:
-        return _SUFFIXES[".index"]
-    return None if _is_safetensors(head) else _SUFFIXES.get(path.suffix.lower())
+        return _BY_SUFFIX[".index"]
+    return None if _is_safetensors(head) else _BY_SUFFIX.get(path.suffix.lower())
 
 
 def _as_text(head: bytes) -> str | None:

@@ -101,7 +101,7 @@ NO_WEIGHTS: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("kind", NO_WEIGHTS)
 def test_what_is_no_file_of_weights_is_named(tmp_path: Path, kind: str, suffix: str) -> None:
     content, word = NO_WEIGHTS[kind]
