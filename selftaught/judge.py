@@ -1,5 +1,6 @@
-"""Was it worth it? A run's features beside random ones, the starting weights and others, on labelled images. (Over 200
-lines with what it is judged on and compared with.)
+"""Was it worth it? A run's features beside random ones, the starting weights and others, on labelled images.
+
+Over 200 lines with what it is judged on and compared with.
 """
 
 import datetime
