@@ -70,7 +70,7 @@ def drop(index: Index, place: str) -> None:
 def once(index: Index, number: int) -> float:
     """Images a second of one epoch."""
     store._shelf.reset()  # every round fetches anew
-    images = Images(index.paths, index.sizes, CANVAS, False, groups=index.groups, threads=1)
+    images = Images(index.paths, index.sizes, CANVAS, False, groups=index.groups, pixel_range=index.pixel_range, threads=1)
     batches = Batches(images, index.train, None, batch=BATCH, seed=0)
     began, seen = time.perf_counter(), 0
     for raw in batches.epoch(number):

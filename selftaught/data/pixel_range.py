@@ -100,6 +100,10 @@ def _full(high: float, kind: int) -> float | None:
     return next((white for white in (1.0, 255.0) if high <= 1.05 * white), None)
 
 
+def _spelt(pair: Pair) -> str:
+    return f"{pair[0]:,.6g} to {pair[1]:,.6g}"
+
+
 def used(pixel_range: PixelRange | None, measured: np.ndarray) -> str:
     """What of a range decides what these files [n, 4] look like; nothing where all are of 8 bits."""
     pairs = [(kind, pixel_range.of(kind)) for kind in (INTEGERS, FLOATS)] if pixel_range is not None else []
@@ -117,13 +121,14 @@ def notes(pixel_range: PixelRange | None, measured: np.ndarray, own: PixelRange)
             continue
         which = f"{counted(n, 'image')} of {what}"
         if pair is None:
-            lines.append(f"{which}: each is scaled by itself, as in this run's training")
+            lines.append(f"{which}: each is scaled by its kind or by itself, as in the run's training")
             continue
         bits = round(np.log2(pair[1] + 1)) if pair[1] > 0 else 0
         if kind == INTEGERS and pair == (0, 2**bits - 1):
             which = f"{counted(n, 'image')} of {bits} bits a value"
-        whose = "" if pair == own.of(kind) else ", as in the run's training"
-        lines.append(f"{which}: {pair[0]:,.6g} to {pair[1]:,.6g} are shown as black to white{whose}")
+        there = own.of(kind) or pair
+        whose = "" if pair == there else f", as in the run's training; they themselves hold {_spelt(there)}"
+        lines.append(f"{which}: {_spelt(pair)} are shown as black to white{whose}")
     pages = measured[:, PAGES]
     if several := int((pages > 1).sum()):
         lines.append(
