@@ -43,7 +43,7 @@ class Index:
     test: Tensor  # [N] bool: held out
     split: str  # "given" by train/ and test/ folders, by a column of the "table" of labels, or "drawn" by seed
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files and folders
-    fingerprint: str  # sha256 over relative paths, file sizes and labels: equal for a copy of the same data
+    fingerprint: str  # sha256 over relative paths, file sizes, labels and a table's split: equal for a copy of the same data
     groups: Groups | None = None  # which images of stores lie together; None: all are files
     notes: tuple[str, ...] = ()  # a line each on what one may not expect (columns not used, links, ...)
 
@@ -188,6 +188,9 @@ def build(
         groups=Groups.counted(files.groups, files.bytes),
         notes=tuple(notes),
     )
+    if split == "table":  # earlier versions drew one: a run of theirs was trained on images that are held out here
+        fingerprint = hashlib.sha256(f"{index.fingerprint}/{np.packbits(is_test).tobytes().hex()}".encode()).hexdigest()
+        index = replace(index, fingerprint=fingerprint)
     if cache is not None and len(index) >= recall.LEAST:
         watched = [table] if table else find_tables(places, files)
         witness = recall.Witness.of(scan, [*watched, *(found.paths[i] for i in reasons)], began)
