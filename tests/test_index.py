@@ -523,6 +523,8 @@ def test_a_column_of_the_table_names_the_split(root: Path) -> None:
     assert index.split == "table"
     assert names(index, root, index.held_out.tolist()) == ["a/003.png", "b/003.png"]
     assert "as their table says" in index.describe()
+    table(root / "labels.csv", "image,class,fold of mine\n" + "".join(rows))
+    assert build([root]).fingerprint != index.fingerprint
 
 
 @pytest.mark.parametrize("held_out", ["test", "val", "Valid", "validation"])

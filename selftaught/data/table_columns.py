@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from selftaught.data.folder_names import TEST_WORDS, TRAIN_WORDS
 from selftaught.data.scan import is_image
 from selftaught.data.table_words import (
     CLASS_NAMES,
@@ -21,6 +20,8 @@ from selftaught.data.table_words import (
     OTHER_NAMES,
     PATH_NAMES,
     SPLIT_NAMES,
+    TEST_WORDS,
+    TRAIN_WORDS,
     UNKNOWN,
     WEAK_CLASS_NAMES,
     YES_AND_NO,
@@ -207,9 +208,9 @@ def read_classes(column: Column) -> tuple[list[Classes | None], bool]:
 def read_split(columns: Iterable[Column]) -> tuple[Column, list[bool]] | None:
     """The column that says which images are for testing (or validation), and of each row whether it is."""
     for column in columns:
-        values, train, test = {value.casefold() for value in column.values}, TRAIN_WORDS, TEST_WORDS
-        if column.key in SPLIT_NAMES and values & train and values & test and values <= train | test:
-            return column, [cell.casefold() in test for cell in column.cells]
+        values = {value.casefold() for value in column.values}
+        if column.key in SPLIT_NAMES and values & TRAIN_WORDS and values & TEST_WORDS and values <= TRAIN_WORDS | TEST_WORDS:
+            return column, [cell.casefold() in TEST_WORDS for cell in column.cells]
     return None
 
 

@@ -20,6 +20,8 @@ CLASS_NAMES = _words(
 )
 WEAK_CLASS_NAMES = _words("y tag tags type kind art typ")  # such a column may as well hold another thing
 SPLIT_NAMES = _words("split splits set subset partition phase usage fold")
+TRAIN_WORDS = _words("train training trainval")  # cells of such a column
+TEST_WORDS = _words("test testing val valid validation dev eval evaluation holdout")
 OTHER_NAMES = ID_NAMES | _words(
     "comment comments remark remarks note notes bemerkung bemerkungen kommentar width height breite höhe hoehe w h size "
     "filesize date datum time timestamp year patient subject author photographer source license url md5 sha1 sha256 hash "
