@@ -36,7 +36,7 @@ from selftaught.errors import (
 LOCK = "run.lock"  # in a run's folder: held by the process that trains it
 _COPY = "copy it here again, or delete it"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # what disks without locks answer
-_DRAFT = f".draft-{zlib.crc32(socket.gethostname().encode()):08x}-"  # whose writer is a process of this machine
+DRAFT = f".{zlib.crc32(socket.gethostname().encode()):08x}-"  # in the names of files that a process of this machine writes
 
 
 # Writing
@@ -61,7 +61,7 @@ def _of_another(error: OSError, path: Path) -> bool:
     if not isinstance(error.filename, str | bytes) or error.filename2 is not None:  # a copy names both, whichever it was
         return False
     named = Path(os.fsdecode(error.filename))
-    return not (path.is_relative_to(named) or named.name.startswith(_DRAFT))
+    return not (path.is_relative_to(named) or DRAFT in named.name)
 
 
 def atomic(path: Path, write: Callable[[Path], object]) -> Path:
@@ -86,7 +86,7 @@ def atomic(path: Path, write: Callable[[Path], object]) -> Path:
 def _draft(path: Path) -> Iterator[Path]:
     """A new file beside `path`, of the same suffix and locked, so that others see that its writer lives."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_DRAFT, suffix=f".{path.name}")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{DRAFT}", suffix=path.suffix)
         with contextlib.suppress(OSError):  # without locks nobody sweeps either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
@@ -105,7 +105,7 @@ def _draft(path: Path) -> Iterator[Path]:
 
 def _sweep(folder: Path) -> None:
     """Delete the drafts of processes of this machine that were killed, but for second names of whole files."""
-    for draft in folder.glob(f"{_DRAFT}*"):
+    for draft in folder.glob(f".*{DRAFT}*"):
         with contextlib.suppress(OSError), draft.open("r+b") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(handle.fileno()).st_nlink == 1:

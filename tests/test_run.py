@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     line = last_line(capsys)
     assert line.startswith("selftaught: ")
     assert name in line
-    assert not list(out.rglob(".draft*"))
+    assert not list(out.rglob(f"*{checkpoint.DRAFT}*"))
     if name == "best.pt":
         assert run.read(out).facts["outcome"] == "failed"
         assert main(words) == 0  # nothing was saved, so that it begins again
@@ -292,7 +292,7 @@ def test_whatever_the_disk_says_it_is_one_line(
     assert line.startswith(f"selftaught: o/{'checkpoints/' if name == 'last.pt' else ''}{name} ")
     assert os.strerror(number).lower() in line
     assert (copied / "o" / "checkpoints" / "last.pt").read_bytes() == before
-    assert not list(copied.rglob(".draft*"))
+    assert not list(copied.rglob(f"*{checkpoint.DRAFT}*"))
 
 
 @pytest.mark.parametrize("command", ["report", "export", "pack", "study"])
@@ -562,7 +562,7 @@ def test_killed_at_any_write_it_ends_the_same(
         kills += 1
     assert kills >= 5
     assert weights(out) == weights(tmp_path / "whole")
-    assert not list(out.rglob(".draft*"))
+    assert not list(out.rglob(f"*{checkpoint.DRAFT}*"))
 
 
 @pytest.mark.slow
@@ -633,7 +633,7 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
         assert "Traceback" not in log.read_text()
     assert start(*words("parts")).wait(600) == 0, log.read_text()
     assert result(tmp_path / "parts") == result(tmp_path / "whole")
-    drafts = [file for file in (tmp_path / "parts").rglob(".draft*") if file.parent.name != "features"]
+    drafts = [file for file in (tmp_path / "parts").rglob(f"*{checkpoint.DRAFT}*") if file.parent.name != "features"]
     assert not drafts
 
 

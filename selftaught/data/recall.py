@@ -23,7 +23,7 @@ from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import SUFFIXES, Scan
 
 LEAST = 20_000  # images; smaller sets are walked anew, which takes less than a second
-CHUNK = 1000  # files that a thread looks at in a row
+CHUNK, THREADS = 1000, 16  # files that a thread looks at in a row; threads, as a disk may be far away
 RACE = 2_000_000_000  # nanoseconds; a folder that changed so shortly ago may change again at the same time of its clock
 _FORMAT = 6  # of what is stored, and of the rules by which folders and tables give labels
 
@@ -73,15 +73,20 @@ def _look(path: str | bytes) -> tuple[int, int]:
 def _unchanged(paths: Paths, looks: np.ndarray) -> bool:
     """Whether files have the sizes and stamps `looks` [N, 2]. Several threads ask, as a disk may be far away."""
     text, ends = paths.packed()
-    starts = [0, *ends[:-1].tolist()]
-    changed: list[int] = []
+    changed: list[bool] = []
 
     def look(chunk: int) -> None:
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(starts)) if not changed else 0):
-            if _look(text[starts[i] : int(ends[i])]) != tuple(looks[i].tolist()):
-                return changed.append(i)
+        if changed:
+            return
+        first = chunk * CHUNK
+        start = int(ends[first - 1]) if first else 0
+        for end, was in zip(ends[first : first + CHUNK].tolist(), looks[first : first + CHUNK].tolist(), strict=True):
+            if list(_look(text[start:end])) != was:
+                changed.append(True)
+                return
+            start = end
 
-    in_parallel(-(-len(starts) // CHUNK), look)
+    in_parallel(-(-len(paths) // CHUNK), look, threads=THREADS)
     return not changed
 
 
