@@ -2,11 +2,11 @@
 
     python -m benchmarks.busy [--size 64] [--batch 128] [--steps 40] [--rounds 3] [--busy 1] [--load spin|train] [--quick]
 
-Each case is a process of its own, `selftaught pretrain` on the demo's photo patches, and takes its turn in every round: first
-on the machine as it is, then beside `--busy` programs that each use a core (a loop, or a training with one thread). Speeds
-are the median over steps after the first fifth. Prints ratios [least, most] of speeds in the same round; the first two have
-aims: beside a busy program the default is at least .9 of one thread, and alone at least .95 of all threads. Needs two
-cores or more, and a machine that is otherwise quiet. Writes results/busy.json; `--quick`, one short round, writes nothing.
+Each case is a process of its own, `selftaught pretrain` on the demo's photo patches, and takes its turn in every round:
+first on the machine as it is, then beside `--busy` programs that each use a core (a loop, or a training with one thread).
+Speeds are the median over steps after the first fifth. Prints ratios [least, most] of speeds in the same round. Two have
+aims: beside a busy program the default is at least .9 of one thread, and alone at least .95 of all threads. Needs two cores
+or more, and a machine that is otherwise quiet. Writes results/busy.json; `--quick`, one short round, writes nothing.
 """
 
 import argparse
@@ -34,6 +34,7 @@ network, images = timm.create_model("resnet18"), torch.rand(16, 3, 64, 64)
 while True: network(images).mean().backward()
 """,
 }
+FEW = 4  # images of each folder that --quick keeps
 Run = dict[str, float]
 
 
@@ -81,12 +82,15 @@ if __name__ == "__main__":
     if cores() < 2:
         raise SystemExit("one core: there is nothing to choose")
     if asked.quick:
-        asked.size, asked.batch, asked.steps, asked.rounds, asked.backbone = 32, 32, 5, 1, "resnet10t"
+        asked.size, asked.batch, asked.steps, asked.rounds, asked.backbone = 32, 32, 5, 1, "test_resnet"
     words = ["--method", "moco-v2", "--backbone", asked.backbone, "--stem", "imagenet", "--size", str(asked.size)]
     words += ["--batch", str(asked.batch), "--steps", str(asked.steps)]
     cases = {"default": "auto", "one thread": "1", "all threads": str(cores())}
     runs: dict[str, list[Run]] = {}
     with photo_patches() as (scratch, data):
+        for folder in [data, *data.rglob("*/")] if asked.quick else []:
+            for file in sorted(f for f in folder.iterdir() if f.is_file())[FEW:]:
+                file.unlink()
         for number in range(asked.rounds):
             for place, programs in (("alone", 0), ("busy", asked.busy)):
                 with busy(programs, asked.load):

@@ -161,11 +161,8 @@ def measure_load(root: Path = ROOT, wait: Callable[[float], None] = time.sleep) 
 # ---------------------------------------------------------------------------------------------------- the choice
 
 
-def choose(
-    threads: Count = "auto", workers: Count = "auto", measure: Callable[[], Load] = measure_load, most: int | None = None
-) -> Share:
-    """Threads and data workers. `auto` takes at most `most` threads, by default as many as torch is set to."""
-    most = most or torch.get_num_threads()
+def choose(threads: Count, workers: Count, most: int, measure: Callable[[], Load]) -> Share:
+    """Threads and data workers. `auto` takes at most `most` threads, which is what torch is set to."""
     stated = next((name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(name)), None)
     load = Load(cores=cores())
     if "auto" in (threads, workers) and not stated and most > 1:
@@ -192,7 +189,7 @@ def check(threads: Count, workers: Count) -> None:
 @contextmanager
 def take_share(threads: Count, workers: Count, say: Callable[[str], None]) -> Iterator[Share]:
     """Choose, say what, and compute with so many threads inside. All processes of a training choose what the first does."""
-    share: Share = shared(choose(threads, workers))
+    share: Share = shared(choose(threads, workers, torch.get_num_threads(), measure_load))
     say(share.text)
     with use_threads(share.threads):
         yield share

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from selftaught import precision, recipe
+from selftaught import judge, precision, recipe, run
+from selftaught.cli import main
+from selftaught.errors import UserError
 from selftaught.precision import by_features, cpu_flags, cpu_name, load_or_measure
+from tests.pictures import folder
 
 XEON = """processor : 0
 model name : Intel(R) Xeon(R) Platinum 8488C
@@ -115,3 +118,27 @@ def test_without_a_place_to_remember_it_is_timed(tmp_path: Path) -> None:
 def test_a_gpu_is_asked_what_it_computes_in(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
     assert recipe.faster_in_bf16("resnet18", "imagenet", 32, "cuda") is able
+
+
+def test_an_evaluation_is_made_in_the_precision_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(folder(tmp_path / "images", each=8)), "--out", str(tmp_path / "run"), "--steps", "0"]
+    words += ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--workers", "0"]
+    monkeypatch.setattr(precision, "choose_on_cpu", lambda *_: (False, "a reason"))
+    assert main(["pretrain", *words]) == 0
+    assert "a reason" in capsys.readouterr().err
+    assert run.read(tmp_path / "run").stage.precision == "fp32"
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
+    for name in ("bf16", "fp32"):
+        used: list[str] = []
+
+        def extract(*_: Any, precision: str, used: list[str] = used, **__: Any) -> Any:
+            used.append(precision)
+            raise UserError("enough")
+
+        monkeypatch.setattr(judge, "extract", extract)
+        written["config"]["precision"] = name
+        (tmp_path / "run" / "run.json").write_text(json.dumps(written))
+        assert main(["evaluate", str(tmp_path / "run"), "--workers", "0"]) == 2
+        assert used == [name]

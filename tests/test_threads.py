@@ -142,7 +142,7 @@ def test_what_others_take_of_the_same_quota_is_gone(version: int, tmp_path: Path
 
 
 def share(load: Load, asked: Any = "auto", workers: Any = "auto", most: int = 8) -> tuple[int, int]:
-    found = choose(asked, workers, lambda: load, most)
+    found = choose(asked, workers, most, lambda: load)
     return found.threads, found.workers
 
 
@@ -166,22 +166,22 @@ def test_an_environment_variable_decides_and_nothing_is_measured(name: str, monk
         raise AssertionError("measured")
 
     monkeypatch.setenv(name, "3")
-    found = choose(measure=measure, most=3)
+    found = choose("auto", "auto", 3, measure)
     assert found.threads == 3
     assert name in found.text
     monkeypatch.delenv(name)
-    assert choose(measure=measure, most=1).threads == 1  # one thread is one, on whatever machine
-    assert choose(2, 0, measure=measure, most=4).threads == 2
+    assert choose("auto", "auto", 1, measure).threads == 1  # one thread is one, on whatever machine
+    assert choose(2, 0, 4, measure).threads == 2
 
 
-def test_the_first_line_says_why_there_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_line_says_why_there_are_fewer() -> None:
     for load, part in (
         (Load(cores=8, busy=3), "others use 3"),
         (Load(cores=8, quota=2.5), "2.5"),
         (Load(cores=8, processes=4), "4 processes"),
     ):
-        assert part in choose(measure=lambda load=load: load, most=8).text  # type: ignore[misc]
-    assert "(" not in choose(measure=lambda: Load(cores=8), most=8).text
+        assert part in choose("auto", 0, 8, lambda load=load: load).text  # type: ignore[misc]
+    assert "(" not in choose("auto", 0, 8, lambda: Load(cores=8)).text
 
 
 @pytest.mark.parametrize("command", [["pretrain"], ["adapt"], ["evaluate", "x"], ["study", "data", "--plan", "x"]])
@@ -298,7 +298,6 @@ def test_an_evaluation_computes_with_the_threads_asked_for(
 
     monkeypatch.setattr("selftaught.judge.judge", judged)
     monkeypatch.setattr(threads, "measure_load", lambda: Load(cores=2, busy=1))
-    monkeypatch.setattr(threads.choose, "__defaults__", ("auto", "auto", threads.measure_load, None))
     for more in ([], ["--threads", "2"], ["--workers", "0"]):
         assert main(["evaluate", str(tmp_path / "run"), *more]) == 2
     assert used == [(1, 1), (2, 1), (1, 0)]
