@@ -55,7 +55,10 @@ class Run:
     def pixel_range(self) -> PixelRange | None:
         """By which its images were brought to 8 bits; None: it is from before there was a range for a whole set."""
         written = self.facts["data"].get("pixel_range")
-        return None if written is None else PixelRange.from_json(written)
+        try:
+            return None if written is None else PixelRange.from_json(written)
+        except UserError as error:
+            raise UserError(f"{self.folder / 'run.json'}: {error}; restore it, or begin the run anew") from None
 
     def random(self) -> Backbone:
         """The very network that it began from, had it not had weights: the same seed, the same statistics."""

@@ -122,7 +122,7 @@ def load(path: str | Path) -> Backbone:
         backbone = create(name, stem=stem, mean=mean, std=std, image_size=int(size) if size.isdigit() else None)
     _take(backbone.network, _fitting(content, backbone.network, name).state)
     if "pixel_range" in content.metadata:
-        backbone.pixel_range = PixelRange.from_json(json.loads(content.metadata["pixel_range"]))
+        backbone.pixel_range = _pixel_range(content)
     return backbone
 
 
@@ -264,6 +264,13 @@ def _statistics(content: Content) -> tuple[list[float], list[float]]:
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UserError(f"{content} states no usable mean and std: {stated['mean']} and {stated['std']}.")
     return mean, std
+
+
+def _pixel_range(content: Content) -> PixelRange:
+    try:
+        return PixelRange.from_json(json.loads(content.metadata["pixel_range"]))
+    except (ValueError, UserError):
+        raise UserError(f"{content} states no usable pixel_range: {content.metadata['pixel_range']}.") from None
 
 
 def _check_same_kind(backbone: Backbone, content: Content) -> None:

@@ -109,8 +109,15 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
         said=said,
         classes=classes,
         several=several,
-        pixel_range=PixelRange.from_json(written["pixel_range"]) if "pixel_range" in written else PixelRange(),
+        pixel_range=_pixel_range(location, written),
     )
+
+
+def _pixel_range(location: str, written: dict[str, Any]) -> PixelRange:
+    try:
+        return PixelRange.from_json(written["pixel_range"]) if "pixel_range" in written else PixelRange()
+    except UserError as error:
+        raise UserError(f"{shown(location)}: its {MANIFEST} is damaged ({error}); copy it again, or pack anew") from None
 
 
 def finished(location: str, written: dict[str, Any]) -> None:
