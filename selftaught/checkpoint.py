@@ -217,7 +217,7 @@ def hold_run(folder: Path, say: Callable[[str], None] = lambda text: None) -> It
 
 def refuse_busy(folder: Path) -> None:
     """Raises UserError where another process trains the run in this folder."""
-    with contextlib.suppress(FileNotFoundError, PermissionError), (folder / LOCK).open("rb") as handle:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), (folder / LOCK).open("rb") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -69,7 +69,10 @@ class Run:
     def pixel_range(self) -> PixelRange | None:
         """By which its images were brought to 8 bits; None: it is from before there was a range for a whole set."""
         written = self.facts["data"].get("pixel_range")
-        return None if written is None else PixelRange.from_json(written)
+        try:
+            return None if written is None else PixelRange.from_json(written)
+        except UserError as error:
+            raise UserError(f"{self.folder / 'run.json'}: {error}; restore it, or begin the run anew") from None
 
     def refuse_missing(self, labels: bool = True) -> None:
         """Raises UserError where the images, or a table of `labels`, are not where they lay."""
@@ -124,7 +127,7 @@ def open_backbone(path: Path) -> Backbone:
 
 def is_run(path: Path) -> bool:
     """Whether `path` is the folder of a run or of a plan, and not one that holds weights of another kind."""
-    return any((path / name).is_file() for name in weight_files.RECORDS)
+    return any(os.path.lexists(path / name) for name in weight_files.RECORDS)
 
 
 def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str, Any]) -> None:

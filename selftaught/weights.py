@@ -109,7 +109,7 @@ def load(path: str | Path) -> Backbone:
         backbone = create(name, stem=stem, mean=mean, std=std, image_size=int(size) if size.isdigit() else None)
     _take(backbone.network, find_fit(content, backbone.network, name).state, str(content))
     if "pixel_range" in content.metadata:
-        backbone.pixel_range = PixelRange.from_json(json.loads(content.metadata["pixel_range"]))
+        backbone.pixel_range = _pixel_range(content)
     return backbone
 
 
@@ -256,6 +256,13 @@ def _as_statistics(mean: Any, std: Any) -> tuple[list[float], list[float]] | Non
         return None
     usable = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
     return (mean, std) if usable else None
+
+
+def _pixel_range(content: Content) -> PixelRange:
+    try:
+        return PixelRange.from_json(json.loads(content.metadata["pixel_range"]))
+    except (ValueError, UserError):
+        raise UserError(f"{content} states no usable pixel_range: {content.metadata['pixel_range']}.") from None
 
 
 def _check_same_kind(backbone: Backbone, content: Content) -> None:

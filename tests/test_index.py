@@ -644,7 +644,7 @@ def test_a_split_by_folders_is_a_part_of_the_data(root: Path, files: list[str], 
     for i, name in enumerate(names(index, root)):
         own = index.classes[index.labels[i]] if index.labels is not None and index.labels[i] >= 0 else ""
         plain.update(f"{name}\0{index.paths[i].stat().st_size}\0{own}\n".encode())
-    assert (index.fingerprint == plain.hexdigest()) == known
+    assert (index.listing == plain.hexdigest()) == known
 
 
 def test_the_order_does_not_depend_on_that_of_the_roots_or_the_disk(

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -250,6 +251,48 @@ def test_the_range_is_remembered_and_in_the_fingerprint(tmp_path: Path, monkeypa
     assert others[2].fingerprint == index.fingerprint  # there are no floats
     assert len({index.fingerprint, others[0].fingerprint, others[1].fingerprint}) == 3
     assert all(len(other.notes) == 1 for other in others)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [None, 3, [], {}, {"integers": [0, 1]}, {"integers": [1, 1], "floats": None}, {"integers": [0], "floats": None},
+     {"integers": ["a", 1], "floats": None}, {"integers": None, "floats": [0, float("inf")]}],
+)  # fmt: skip
+def test_a_range_that_is_none_is_refused(tmp_path: Path, written: object) -> None:
+    with pytest.raises(UserError, match="pixel range"):
+        PixelRange.from_json(written)
+    for known in (PixelRange(), PixelRange((-1024.0, 3071.5)), PixelRange((0.0, 255.0), (0.0, 1.0))):
+        assert PixelRange.from_json(json.loads(json.dumps(known.to_json()))) == known
+    root = put(tmp_path / "set", saved((ramp() * 255).astype("u1"), "PNG"))
+    begun(root, tmp_path / "run", build([root]))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    facts["data"]["pixel_range"] = written
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    if written is not None:  # which is how runs of before are known
+        with pytest.raises(UserError, match=r"run\.json"):
+            _ = run.read(tmp_path / "run").pixel_range
+
+
+def test_pillow_s_own_limit_is_none_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rgb = (np.stack([ramp()] * 3, -1) * 4095).astype("u2")
+    files = [
+        saved((ramp() * 4095).astype("u2"), "PNG"),
+        png16(rgb),
+        tiff(rgb),
+        tiff(ramp()),
+        several("GIF", 3),
+        several("MPO", 2),
+    ]
+    files.append(saved((ramp() * 255).astype("u1"), "JPEG"))
+    root = put(tmp_path / "set", *files)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index = build([root])
+        assert len(index) == len(files)
+        for path in index.paths:
+            assert squash(path, 16, index.pixel_range).shape == (3, 16, 16)
+    assert Image.MAX_IMAGE_PIXELS == 10
 
 
 # Runs

@@ -1,4 +1,4 @@
-"""The commands that train: pretrain and adapt."""
+"""The commands that train: pretrain and adapt. Over 200 lines, as both share what checks their flags."""
 
 import dataclasses
 import shlex

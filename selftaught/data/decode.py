@@ -129,6 +129,18 @@ class _Loaded(NamedTuple):
         return _size(self.image) > LARGE
 
 
+def _values(loaded: _Loaded) -> high_depth.Values:
+    """The numbers of an image of more than 8 bits; colours of 16 bits are unpacked once more for their lower bytes."""
+    low, grey = None, False
+    if loaded.image.mode in ("RGB", "RGBA"):
+        with _strict:
+            low = Image.open(io.BytesIO(loaded.data), formats=tuple(_FORMATS))
+            grey = high_depth.is_grey_with_alpha(low)
+            high_depth.prepare(low, low_bytes=True)
+            low.load()
+    return high_depth.Values(loaded.image, low, grey)
+
+
 def _size(image: Image.Image) -> int:
     """The bytes that it takes to decode an image."""
     return image.width * image.height * _BYTES.get(image.mode, _MOST_BYTES)
@@ -211,7 +223,7 @@ def _rgb(loaded: _Loaded, pixel_range: PixelRange | None, at_least: int | None) 
     image, profile = loaded.image, loaded.image.info.get("icc_profile")
     pair = pixel_range.of(loaded.kind) if pixel_range is not None else None
     if pair is not None:
-        image = high_depth.Values(image, loaded.data).shown(pair)
+        image = _values(loaded).shown(pair)
     elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bits(image)
     if image.mode in ("1", "La"):
@@ -274,7 +286,7 @@ def measure(path: Path | str, max_pixels: int = MAX_PIXELS) -> Measured:
         return Measured(header.height, header.width, pages=_pages(header, data))
     with _loaded(data, max_pixels=max_pixels) as loaded:
         image, kind = loaded.image, loaded.kind
-        low, high = (0.0, 0.0) if kind == EIGHT_BITS else high_depth.Values(image, data).limits()
+        low, high = (0.0, 0.0) if kind == EIGHT_BITS else _values(loaded).limits()
         if kind == EIGHT_BITS and image.mode not in _CONVERTIBLE:
             _upright(loaded, None)  # only to see that it can be done
         width, height = image.size if _orientation(image) not in (5, 6, 7, 8) else image.size[::-1]

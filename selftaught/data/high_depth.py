@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator
 
@@ -50,34 +49,34 @@ def prepare(image: Image.Image, low_bytes: bool = False) -> int:
     return kind
 
 
+def is_grey_with_alpha(image: Image.Image) -> bool:
+    """Of a PNG of 16 bits that is opened: whether it holds no colours, which Pillow calls RGBA all the same."""
+    return any(tile[-1] == "LA;16B" for tile in image.tile)  # type: ignore[attr-defined]
+
+
 def _kind(mode: str) -> int:
     return FLOATS if mode == "F" else INTEGERS if mode == "I" or mode.startswith("I;16") else EIGHT_BITS
 
 
 class Values:
-    """The numbers of an image: `image` is loaded, `data` the bytes that it came from."""
+    """The numbers of an image that is loaded. `low`: the same, prepared and loaded with the lower bytes of its colours;
+    `grey`: which has them in G alone.
+    """
 
-    def __init__(self, image: Image.Image, data: bytes) -> None:
-        self.image = image
-        self.low: Image.Image | None = None
-        self.both = False  # in `low`, as R and G
+    def __init__(self, image: Image.Image, low: Image.Image | None, grey: bool) -> None:
+        self.image, self.low, self.grey = image, low, grey
         self.mark = tiff.nodata(image)
-        if image.mode in ("RGB", "RGBA"):
-            self.low = Image.open(io.BytesIO(data), formats=(image.format or "",))
-            self.both = self.low.tile[0][-1] == "LA;16B"
-            prepare(self.low, low_bytes=True)
-            self.low.load()
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, floats [rows, width] or [rows, width, 3]) from top to bottom; NaN where there is no value."""
         width, height = self.image.size
         rows = max(_AT_ONCE // max(width, 1), 1)
         for top in range(0, height, rows):
-            box = (0, top, width, min(top + rows, height))
-            found = np.asarray(self.image.crop(box))
+            box = (0, top, width, min(top + rows, height)) if rows < height else None
+            found = np.asarray(self.image.crop(box) if box else self.image)
             if self.low is not None:
-                low = np.asarray(self.low.crop(box))
-                low = low[..., 1:2] if self.both else low[..., :3]
+                low = np.asarray(self.low.crop(box) if box else self.low)
+                low = low[..., 1:2] if self.grey else low[..., :3]
                 found = found[..., :3].astype(np.float32) * 256 + low
             elif self.image.mode == "I":
                 found = (found.view(np.uint32) if tiff.is_unsigned(self.image) else found).astype(np.float64)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from selftaught.data.paths import counted
+from selftaught.errors import UserError
 
 Pair = tuple[float, float]  # the value that is black, and the one that is white
 
@@ -41,16 +43,20 @@ class PixelRange:
         return {name: None if pair is None else list(pair) for name, pair in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, written: Mapping[str, Sequence[float] | None]) -> PixelRange:
-        """Raises KeyError, TypeError or ValueError where it is none."""
-
-        def pair(found: Sequence[float] | None) -> Pair | None:
-            if found is None:
-                return None
-            low, high = map(float, found)
-            return low, high
-
-        return cls(pair(written["integers"]), pair(written["floats"]))
+    def from_json(cls, written: Any) -> PixelRange:
+        """Raises UserError where it is none."""
+        pairs: list[Pair | None] = []
+        try:
+            for found in (written["integers"], written["floats"]):
+                low, high = map(float, found or (0, 1))
+                if not math.isfinite(high - low) or low >= high:
+                    raise ValueError
+                pairs.append((low, high) if found else None)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                f"a pixel range of {written} is none: it is black and white, for integers and for floats"
+            ) from None
+        return cls(*pairs)
 
 
 def to_eight_bits(values: np.ndarray, pair: Pair) -> np.ndarray:

@@ -140,7 +140,7 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
         said=said,
         classes=classes,
         several=several,
-        pixel_range=PixelRange.from_json(written["pixel_range"]) if "pixel_range" in written else PixelRange(),
+        pixel_range=_pixel_range(location, written),
     )
 
 
@@ -148,6 +148,13 @@ def _digests(entry: dict[str, Any]) -> np.ndarray:
     """What names the content of each row of a shard, as the manifest knows the shard's."""
     whole = np.uint64(int(entry["sha256"][:16], 16))
     return (whole + np.arange(entry["rows"], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
+
+
+def _pixel_range(location: str, written: dict[str, Any]) -> PixelRange:
+    try:
+        return PixelRange.from_json(written["pixel_range"]) if "pixel_range" in written else PixelRange()
+    except UserError as error:
+        raise UserError(f"{shown(location)}: its {MANIFEST} is damaged ({error}); copy it again, or pack anew") from None
 
 
 def finished(location: str, written: dict[str, Any]) -> None:
