@@ -19,6 +19,7 @@ from selftaught.data.index import Index
 from selftaught.distributed import rank
 from selftaught.errors import UserError, require
 from selftaught.evaluation import KNN, Classifier, Features, Linear, Protocol, Results, evaluate, verdict
+from selftaught.evaluation.compare import NothingToScore, refusal
 from selftaught.evaluation.features import cached, extract
 from selftaught.progress import Progress
 from selftaught.stage import Data
@@ -78,12 +79,18 @@ def judge(
     precision = own.stage.precision if own else "fp32"
     known = index.labelled
     train, test = (positions[known[positions]] for positions in (index.train, index.held_out))
+    assert index.labels is not None
+    reason = refusal(index.labels[train], index.labels[test]) if len(train) and len(test) else None
+    if reason and all(p.learns for p in protocols):
+        raise UserError(reason)  # before any image is looked at
 
     def as_positions(positions: Tensor) -> Features:
         assert index.labels is not None
         return Features(positions[:, None].float(), index.labels[positions])
 
     found: dict[str, tuple[Features, Features]] = {}
+    digests = {name: digest(backbone) for name, backbone in compared.items()}
+    same = [name for name, is_ in digests.items() if name != str(learnt) and is_ == digests[str(learnt)]]
     for name, backbone in compared.items():
         backbone.to(device).to(memory_format=torch.channels_last)
 
@@ -94,34 +101,46 @@ def judge(
                 on_progress=progress.of(f"features of {name}"),
             )  # fmt: skip
 
-        def features(positions: Tensor, backbone: Backbone = backbone, make: Any = make) -> Features:
+        def features(positions: Tensor, name: str = name, make: Any = make) -> Features:
             assert index.labels is not None
             if own is None:
                 vectors = make(positions)
             else:
-                key = "/".join([digest(backbone), index.fingerprint, digest(positions), str(width), precision, device])
+                key = "/".join([digests[name], index.fingerprint, digest(positions), str(width), precision, device])
                 vectors = cached(own.folder / "features", key, lambda: make(positions))
             return Features(vectors, index.labels[positions])
 
         if any(not isinstance(p, FineTune | Classifier) for p in protocols):
             found[name] = (features(train), features(test))
+
+    def scored(asked: list[Protocol]) -> Results:
+        assert progress is not None
+        features, doing = found, "evaluating"
+        if isinstance(asked[0], Classifier):
+            told = classifiers(learnt, compared, index, progress)
+            return classified(
+                told, asked[0], index, images, test, seed=seed, progress=progress, size=width, device=device,
+                precision=precision, workers=workers,
+            )  # fmt: skip
+        if isinstance(asked[0], FineTune):
+            asked = [
+                Bound(asked=asked[0], backbones=compared, images=images, size=width, device=device, precision=precision)
+            ]
+            features, doing = {name: (as_positions(train), as_positions(test)) for name in compared}, "fine-tuning"
+        of = evaluate(features, asked, labels=labels, draws=draws, seed=seed, on_progress=progress.of(doing))
+        return replace(of, differences=tuple(d for d in of.differences if d.against not in same))
+
     frozen = [p for p in protocols if not isinstance(p, FineTune | Classifier)]
-    results = Results(rows=())
-    if frozen:
-        results = evaluate(found, frozen, labels=labels, draws=draws, seed=seed, on_progress=progress.of("evaluating"))
-    for asked_own in (p for p in protocols if isinstance(p, Classifier)):
-        told = classifiers(learnt, compared, index, progress)
-        results += classified(
-            told, asked_own, index, images, test, seed=seed, progress=progress, size=width, device=device,
-            precision=precision, workers=workers,
-        )  # fmt: skip
-    for asked in (p for p in protocols if isinstance(p, FineTune)):
-        bound = Bound(asked=asked, backbones=compared, images=images, size=width, device=device, precision=precision)
-        positions = {name: (as_positions(train), as_positions(test)) for name in compared}
-        results += evaluate(
-            positions, [bound], labels=labels, draws=draws, seed=seed, on_progress=progress.of("fine-tuning")
-        )  # fmt: skip
-    judgement = Judgement(results=results, verdict=verdict(results))
+    results, refused = Results(rows=()), []
+    for asked in filter(None, [frozen, *([p] for p in protocols if isinstance(p, FineTune | Classifier))]):
+        try:
+            results += scored(asked)
+        except NothingToScore as error:
+            refused.append(str(error))
+    if refused and not results.rows:
+        raise UserError(refused[0])
+    results += Results(rows=(), notes=tuple(dict.fromkeys(refused)))
+    judgement = Judgement(results=results, verdict=verdict(results, same=same))
     if own and rank() == 0:
         keep(own.folder, judgement, index, [str(r) for r in data] or list(own.stage.data.roots), command)
     return judgement
