@@ -51,3 +51,16 @@ def placements(labels: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         shares.append(torch.from_numpy(share))
         sides.append(2 * number + truth.long())
     return torch.stack(shares, 1), torch.stack(sides, 1)
+
+
+def effective_count(labels: Tensor) -> float:
+    """How many images of classes of one size would say as much: of labels [N] by a balanced accuracy, of [N, C] by an
+    AUROC, of which positives and negatives are the classes. 0 where nothing can be told.
+    """
+    if labels.ndim == 1:
+        counts = torch.bincount(labels)[None]
+        counts = counts[:, counts[0] > 0]
+    else:
+        counts = torch.stack([(labels > 0).sum(0), (labels <= 0).sum(0)])
+        counts = counts[:, (counts > 0).all(0)]
+    return float(counts.shape[1] ** 2 / (1 / counts).sum()) if counts.numel() else 0.0
