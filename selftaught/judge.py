@@ -90,7 +90,7 @@ def judge(
 
     found: dict[str, tuple[Features, Features]] = {}
     digests = {name: digest(backbone) for name, backbone in compared.items()}
-    same = [name for name, is_ in digests.items() if name != str(learnt) and is_ == digests[str(learnt)]]
+    same = same_weights(compared, digests)
     for name, backbone in compared.items():
         backbone.to(device).to(memory_format=torch.channels_last)
 
@@ -128,7 +128,7 @@ def judge(
             ]
             features, doing = {name: (as_positions(train), as_positions(test)) for name in compared}, "fine-tuning"
         of = evaluate(features, asked, labels=labels, draws=draws, seed=seed, on_progress=progress.of(doing))
-        return replace(of, differences=tuple(d for d in of.differences if d.against not in same))
+        return replace(of, differences=tuple(d for d in of.differences if same.get(d.against) != ""))
 
     frozen = [p for p in protocols if not isinstance(p, FineTune | Classifier)]
     results, refused = Results(rows=()), []
@@ -188,6 +188,17 @@ def backbones_of(learnt: Path, own: run.Run | None, against: Sequence[str], prog
         else:
             found[str(Path(name))] = run.open_backbone(Path(name))
     return found
+
+
+def same_weights(compared: dict[str, Backbone], digests: dict[str, str]) -> dict[str, str]:
+    """Those whose weights are the first one's, each with what differs all the same, in words."""
+    first, *others = compared
+    network = digest(compared[first].network)
+    return {
+        name: "" if digests[name] == digests[first] else ", but for the mean and std that pixels are normalised by"
+        for name in others
+        if digest(compared[name].network) == network
+    }
 
 
 def keep(folder: Path, judgement: Judgement, index: Index, roots: list[str], command: str) -> None:

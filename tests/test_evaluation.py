@@ -366,9 +366,9 @@ def test_verdict_says_worse_first() -> None:
 
 def test_verdict_of_weights_that_are_the_same() -> None:
     better = difference("random", 0.121, 0.098, 0.142)
-    text = verdict(Results(rows=(), differences=(better,)), same=("init", "runs/c"))
-    assert text.startswith("These are the starting weights. Runs/c has the same weights. +12.1 points over random")
-    assert "one backbone" not in verdict(Results(rows=()), same=("init",))
+    text = verdict(Results(rows=(), differences=(better,)), same={"init": "", "runs/c": ", but"})
+    assert text.startswith("These are the starting weights. Runs/c has the same weights, but. +12.1 points over random")
+    assert "one backbone" not in verdict(Results(rows=()), same={"init": ""})
 
 
 def test_verdict_names_the_conditions_that_cannot_be_told_apart() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 GAP = 0.1  # a difference that test images should be able to show: where they cannot, they are too few
 NAMES: Mapping[str, str] = {"random": "random initialisation", "init": "the starting weights"}
@@ -83,7 +84,7 @@ class Results:
         )
 
 
-def verdict(results: Results, names: Mapping[str, str] = NAMES, same: Sequence[str] = ()) -> str:
+def verdict(results: Results, names: Mapping[str, str] = NAMES, same: Mapping[str, str] = MappingProxyType({})) -> str:
     """The differences in plain words, one sentence for each backbone compared with, what got worse first of
     all.
 
@@ -91,7 +92,7 @@ def verdict(results: Results, names: Mapping[str, str] = NAMES, same: Sequence[s
     difference whose interval contains zero is "not distinguishable", whatever its size; where there are too few
     test images to show one of GAP, it says so, and how many it takes. AUROC speaks only where there is no accuracy.
     `names` are the words for backbones; others speak for themselves. `same` are those whose weights are the judged
-    ones.
+    ones, each with what differs all the same, in words.
     """
     differences = [d for d in results.differences if d.metric == "balanced_accuracy"] or list(results.differences)
     if not differences and not same:
@@ -99,7 +100,7 @@ def verdict(results: Results, names: Mapping[str, str] = NAMES, same: Sequence[s
     against = list(dict.fromkeys(d.against for d in differences))
     parts = [_Comparison(names.get(name, name), [d for d in differences if d.against == name]) for name in against]
     # all that is worse, then all that is better, then what cannot be told apart
-    sentences = [SAME.get(name, f"{names.get(name, name)} has the same weights") for name in same]
+    sentences = [SAME.get(name, f"{names.get(name, name)} has the same weights") + but for name, but in same.items()]
     sentences += [p.worse() for p in parts] + [p.better() for p in parts] + [p.same() for p in parts]
     return " ".join(s[0].upper() + s[1:] + "." for s in sentences if s)
 
