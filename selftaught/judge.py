@@ -146,8 +146,8 @@ def judge(
 
     frozen = [p for p in protocols if not isinstance(p, FineTune | Classifier)]
     results, refused = Results(rows=()), []
-    groups: list[list[Protocol]] = [frozen, *([p] for p in protocols if isinstance(p, FineTune | Classifier))]
-    for asked in filter(None, groups):
+    single: list[list[Protocol]] = [[p] for p in protocols if isinstance(p, FineTune | Classifier)]
+    for asked in filter(None, [frozen, *single]):
         try:
             results += scored(asked)
         except NothingToScore as error:
