@@ -339,6 +339,14 @@ def no_longer_a_folder(sandbox: Sandbox) -> None:
     sandbox.write("run/features", b"")
 
 
+def _elsewhere(sandbox: Sandbox) -> None:
+    """The run was trained on a folder that is no more."""
+    file = sandbox / "run" / "run.json"
+    written = json.loads(file.read_text())
+    written["config"]["data"]["roots"] = [os.path.join(sandbox.path, "gone", "photos")]
+    file.write_text(json.dumps(written))
+
+
 FILES = [
     Case(id="journal-torn", what="a journal whose last line is torn", prepare=torn_journal, words=COMMANDS["resume"]),
     Case(
@@ -512,14 +520,6 @@ FILES = [
         names=("photos",),
     ),
 ]
-
-
-def _elsewhere(sandbox: Sandbox) -> None:
-    """The run was trained on a folder that is no more."""
-    file = sandbox / "run" / "run.json"
-    written = json.loads(file.read_text())
-    written["config"]["data"]["roots"] = [os.path.join(sandbox.path, "gone", "photos")]
-    file.write_text(json.dumps(written))
 
 
 @pytest.mark.parametrize("case", rows(FILES))
