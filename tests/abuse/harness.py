@@ -43,6 +43,7 @@ EVALUATE = ("evaluate", "run", "--protocol", "knn", "--labels", "all", "--agains
 
 DONE, REFUSED, EITHER = "done", "refused", "done, or refused"
 SECONDS = 60  # within which a command must have ended
+PATIENCE = float(os.environ.get("ABUSE_PATIENCE", "1"))  # times that, on a machine that is slow or paused now and then
 
 CACHE = "cache"  # the only place besides --out that a command may write to
 _WRITES = ("--out", "--to")  # flags that name such a place
@@ -140,7 +141,7 @@ def rows(cases: Sequence[Case]) -> list[Any]:
     """For pytest.mark.parametrize."""
     ids = [case.id for case in cases]
     assert len(set(ids)) == len(ids), sorted(i for i in ids if ids.count(i) > 1)
-    return [pytest.param(case, id=case.id, marks=pytest.mark.timeout(case.seconds)) for case in cases]
+    return [pytest.param(case, id=case.id, marks=pytest.mark.timeout(PATIENCE * case.seconds)) for case in cases]
 
 
 def carry_out(case: Case, sandbox: "Sandbox") -> Outcome:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.abuse.harness import Outcome, Sandbox, environment, run_main, snapshot
+from tests.abuse.harness import PATIENCE, Outcome, Sandbox, environment, run_main, snapshot
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.abuse.preload"])
@@ -47,7 +47,7 @@ class Running:
 
     def wait(self, seconds: float = 120, writes: Sequence[str] = ()) -> Outcome:
         """How it ended; -9 after kill -9. It is killed if that takes longer than `seconds`."""
-        self.process.join(seconds)
+        self.process.join(PATIENCE * seconds)
         hangs = not self.ended
         if hangs:
             self.process.kill()
@@ -58,7 +58,7 @@ class Running:
 
     def wait_for(self, file: Path, seconds: float = 60) -> None:
         """Until a file is there and holds something."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + PATIENCE * seconds
         while not (file.exists() and file.stat().st_size):
             assert not self.ended, f"ended too soon\n{self.said}"
             assert time.monotonic() < until, f"no {file} after {seconds} s\n{self.said}"
