@@ -11,12 +11,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 KEEP_TORCH := import importlib.metadata as m; \
 	print(*(f"{d.name}=={d.version}" for d in m.distributions() if d.name in ("torch", "torchvision")), sep="\n")
 
-.PHONY: help demo test lint format clean distclean
+.PHONY: help demo test abuse lint format clean distclean
 .NOTPARALLEL: # two pips at once would spoil .venv
 
 help:
 	@echo "make demo       train on the photographs that come along, and write demo/report.html (some minutes)"
 	@echo "make test       ruff, mypy and the test suite: all that a change must pass"
+	@echo "make abuse      bad inputs, kills and full disks, for a release; writes docs/reliability.md (half an hour)"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make format     let ruff put the code into shape"
 	@echo "make clean      remove caches and what was built; make distclean removes .venv too"
@@ -26,6 +27,9 @@ demo: $(VENV)/installed-demo
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+abuse: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.abuse.table
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

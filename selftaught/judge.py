@@ -23,6 +23,7 @@ from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import rank
 from selftaught.errors import FileError, UserError, require
 from selftaught.evaluation import KNN, Classifier, Features, Linear, Protocol, Results, evaluate, verdict
+from selftaught.evaluation.compare import NothingToScore, refusal
 from selftaught.evaluation.features import cached, extract
 from selftaught.progress import Progress
 from selftaught.stage import Data
@@ -85,6 +86,10 @@ def judge(
     precision = own.stage.precision if own else "fp32"
     known = index.labelled
     train, test = (positions[known[positions]] for positions in (index.train, index.held_out))
+    assert index.labels is not None
+    reason = refusal(index.labels[train], index.labels[test]) if len(train) and len(test) else None
+    if reason and all(p.learns for p in protocols):
+        raise UserError(reason)  # before any image is looked at
 
     troubles: set[str] = set()
 
@@ -96,6 +101,8 @@ def judge(
             progress.say(text)
 
     found: dict[str, tuple[Features, Features]] = {}
+    digests = {name: digest(backbone) for name, backbone in compared.items()}
+    same = same_weights(compared, digests)
     for name, backbone in compared.items():
         backbone.to(device).to(memory_format=torch.channels_last)
 
@@ -106,36 +113,49 @@ def judge(
                 on_progress=progress.of(f"features of {name}"),
             )  # fmt: skip
 
-        def features(positions: Tensor, backbone: Backbone = backbone, make: Any = make) -> Features:
+        def features(positions: Tensor, name: str = name, make: Any = make) -> Features:
             assert index.labels is not None
             if own is None:
                 vectors = make(positions)
             else:
-                key = "/".join([digest(backbone), index.fingerprint, digest(positions), str(width), precision, device])
+                key = "/".join([digests[name], index.fingerprint, digest(positions), str(width), precision, device])
                 vectors = cached(own.folder / "features", key, lambda: make(positions), len(positions), tell)
             return Features(vectors, index.labels[positions])
 
         if any(not isinstance(p, FineTune | Classifier) for p in protocols):
             found[name] = (features(train), features(test))
+
+    def scored(asked: list[Protocol]) -> Results:
+        assert progress is not None
+        features, doing = found, "evaluating"
+        if isinstance(asked[0], Classifier):
+            told = classifiers(learnt, compared, index, progress)
+            return classified(
+                told, asked[0], index, images, test, seed=seed, progress=progress, size=width, device=device,
+                precision=precision, workers=workers,
+            )  # fmt: skip
+        if isinstance(asked[0], FineTune):
+            asked = [
+                Bound(asked=asked[0], backbones=compared, images=images, size=width, device=device, precision=precision)
+            ]
+            assert index.labels is not None
+            sides = (number_images(train, index.labels), number_images(test, index.labels))
+            features, doing = dict.fromkeys(compared, sides), "fine-tuning"
+        of = evaluate(features, asked, labels=labels, draws=draws, seed=seed, on_progress=progress.of(doing))
+        return replace(of, differences=tuple(d for d in of.differences if same.get(d.against) != ""))
+
     frozen = [p for p in protocols if not isinstance(p, FineTune | Classifier)]
-    results = Results(rows=())
-    if frozen:
-        results = evaluate(found, frozen, labels=labels, draws=draws, seed=seed, on_progress=progress.of("evaluating"))
-    for asked_own in (p for p in protocols if isinstance(p, Classifier)):
-        told = classifiers(learnt, compared, index, progress)
-        results += classified(
-            told, asked_own, index, images, test, seed=seed, progress=progress, size=width, device=device,
-            precision=precision, workers=workers,
-        )  # fmt: skip
-    for asked in (p for p in protocols if isinstance(p, FineTune)):
-        bound = Bound(asked=asked, backbones=compared, images=images, size=width, device=device, precision=precision)
-        assert index.labels is not None
-        sides = (number_images(train, index.labels), number_images(test, index.labels))
-        positions = dict.fromkeys(compared, sides)
-        results += evaluate(
-            positions, [bound], labels=labels, draws=draws, seed=seed, on_progress=progress.of("fine-tuning")
-        )  # fmt: skip
-    judgement = Judgement(results=results, verdict=verdict(results))
+    results, refused = Results(rows=()), []
+    single: list[list[Protocol]] = [[p] for p in protocols if isinstance(p, FineTune | Classifier)]
+    for asked in filter(None, [frozen, *single]):
+        try:
+            results += scored(asked)
+        except NothingToScore as error:
+            refused.append(str(error))
+    if refused and not results.rows:
+        raise UserError(refused[0])
+    results += Results(rows=(), notes=tuple(dict.fromkeys(refused)))
+    judgement = Judgement(results=results, verdict=verdict(results, same=same))
     if own and rank() == 0:
         try:
             keep(own.folder, judgement, index, [str(r) for r in data] or list(own.stage.data.roots), command, progress.say)
@@ -192,6 +212,17 @@ def backbones_of(learnt: Path, own: run.Run | None, against: Sequence[str], prog
         else:
             found[str(Path(name))] = run.open_backbone(Path(name))
     return found
+
+
+def same_weights(compared: dict[str, Backbone], digests: dict[str, str]) -> dict[str, str]:
+    """Those whose weights are the first one's, each with what differs all the same, in words."""
+    first, *others = compared
+    network = digest(compared[first].network)
+    return {
+        name: "" if digests[name] == digests[first] else ", but for the mean and std that pixels are normalised by"
+        for name in others
+        if digest(compared[name].network) == network
+    }
 
 
 def keep(

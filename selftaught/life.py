@@ -21,6 +21,7 @@ from selftaught.data.paths import counted, listed
 from selftaught.distributed import anywhere, gather_values, is_sharded, own_share, rank, same, shared
 from selftaught.errors import FileError, UserError, damage_error
 from selftaught.evaluation.features import extract
+from selftaught.evaluation.metrics import effective_count
 from selftaught.fit import Report
 from selftaught.journal import Journal
 from selftaught.networks import running_statistics
@@ -80,7 +81,9 @@ class Life:
         self.log_every = max(trainee.stage.steps // 500, 1)
         self.journal: Journal | None = None
         self.bank, self.voted, self.watched = sample(trainee.index, conduct.watched)
-        self.guard = watch.Guard(voters=0 if trainee.stage.init else len(self.voted))
+        labels = trainee.index.labels
+        judged = labels is not None and not trainee.stage.init and len(self.voted) > 0
+        self.guard = watch.Guard(voters=effective_count(labels[self.voted]) if labels is not None and judged else 0)
         self.candidates: list[Candidate] = []
         scored = choice.sample(trainee.index) if trainee.stage.keep == "best" else self.bank
         again = [own_share(positions) for positions in (self.bank, self.voted, self.watched, scored)]

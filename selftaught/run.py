@@ -325,7 +325,10 @@ def _is_relative(name: str) -> bool:
 def resolved(stage: Stage) -> Stage:
     """The same with the runs that the folders of plans stand for."""
     if stage.init:
-        stage = replace(stage, init=str(resolve(Path(stage.init))))
+        before = resolve(Path(stage.init))
+        if is_run(before):
+            read(before)  # its record is a part of what leads here: damage is named before anything is trained
+        stage = replace(stage, init=str(before))
     if isinstance(stage.method, Distillation.Config) and stage.method.teacher:
         stage = replace(stage, method=replace(stage.method, teacher=str(resolve(Path(stage.method.teacher)))))
     return stage

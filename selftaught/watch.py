@@ -3,7 +3,7 @@ collapse.
 
 The loss does not show it: it may fall while every image gets the same features. The thresholds below were set
 on recorded runs (MoCo, SimCLR, BYOL, supervised; ResNet-18 and a pretrained EfficientNet-Lite; SGD and
-AdamW): see `Guard`.
+AdamW): see `Guard`. Over 200 lines with the reasons of its thresholds.
 """
 
 import math
@@ -18,6 +18,8 @@ from torch import Tensor
 from selftaught.evaluation.knn import KNN
 from selftaught.evaluation.metrics import auroc, balanced_accuracy
 from selftaught.evaluation.protocol import Features
+
+LOST = 10  # votes that chance does not take away one after the other
 
 
 @torch.no_grad()
@@ -54,6 +56,8 @@ def votes(vectors: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) ->
     """
     if not all(bool(torch.isfinite(v).all()) for v in (vectors, bank)):
         return {}
+    if any(len(found.unique(dim=0)) < 2 for found in (labels, bank_labels)):
+        return {}
     values = KNN().score(Features(bank.double(), bank_labels), vectors.double()).values.cpu()
     labels = labels.cpu()
     accuracy = balanced_accuracy(labels, values) if labels.ndim == 1 else auroc(labels, values)[0]
@@ -80,9 +84,11 @@ class Guard:
       healthy runs: above .88 after ten steps, above .95 after twenty;
     - the loss sits within 1 % of `chance`, and rank or std fell below .8 of the start;
     - chance is 0 (the loss of agreeing on a constant) and the loss is below .01, whatever the features look like;
-    - `voters` is set and kNN fell below .92 of the start, by more than three standard errors of so many votes. Recorded
-      at rates 100 times too high, where rank and std may recover while nothing is learnt: .58 to .91 of the start, for
-      hundreds of steps; in 41 healthy runs: above .93 at every observation, and above 1 soon.
+    - `voters` is set and kNN fell below .92 of the start, by more than three standard errors of so many votes (Wilson's,
+      which hold for few votes, and for all or none right) and by no fewer than ten votes (that ten of ten change for the
+      worse has a chance of one in a thousand). Recorded at rates 100 times too high, where rank and std may recover while
+      nothing is learnt: .58 to .91 of the start, for hundreds of steps; in 41 healthy runs: above .93 at every
+      observation, and above 1 soon.
 
     In the first `settle` steps, while the running statistics of batch norm catch up (healthy runs without warm-up
     fell to .42 of the rank), only .2 of the rank and .3 of the std are bad. Rank may fall while classes form, as in
@@ -91,7 +97,8 @@ class Guard:
 
     patience: int = 3
     settle: int = 20
-    voters: int = 0  # images whose kNN is judged: of a run from random weights, as given ones may have to get worse first
+    voters: float = 0  # `effective_count` of the images whose kNN is judged: of a run from random weights, as given ones
+    # may have to get worse first
     start: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     bad: int = 0
@@ -159,7 +166,7 @@ class Guard:
         if step < self.settle or not self.voters or not {"knn"} <= features.keys() & self.start.keys():
             return []
         now, start = features["knn"], self.start["knn"]
-        noise = 3 * math.sqrt(start * (1 - start) / self.voters)
+        noise = max(start - least(start, self.voters), LOST / self.voters)
         return [f"kNN {100 * now:.1f} %, {100 * start:.1f} % at the start"] if now < start - max(0.08 * start, noise) else []
 
     def _cause(self, step: int, stuck: bool, chance: float | None) -> str:
@@ -190,6 +197,13 @@ class Guard:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on as the guard that gave `state` would have."""
         self.start, self.best, self.bad = dict(state["start"]), dict(state["best"]), int(state["bad"])
+
+
+def least(share: float, count: float, errors: float = 3.0) -> float:
+    """Wilson's lower limit of a share of `count` votes, so many standard errors below it."""
+    more = errors**2 / count
+    middle = share + more / 2
+    return (middle - math.sqrt(more * share * (1 - share) + more**2 / 4)) / (1 + more)
 
 
 def _at_chance(loss: float | None, chance: float | None) -> bool:

@@ -200,7 +200,7 @@ def test_evaluate_report_and_export_take_the_outcome(
     compared = judge.backbones_of(out, run.read(out), ["random", "init"], Progress(show=False))
     assert same(dict(compared["init"].network.state_dict()), tensors(brought))  # what the user brought, not the source's
     assert same(dict(compared[str(out)].network.state_dict()), tensors(stages(out)["target"]))
-    text = printed(["show", str(out)])
+    text = " ".join(printed(["show", str(out)]).split())  # a long verdict is wrapped
     assert json.loads((stages(out)["target"] / "evaluation.json").read_text())[0]["verdict"] in text
     assert main(["export", str(out), "--to", str(tmp_path / "b.safetensors")]) == 0
     assert same(tensors(tmp_path / "b.safetensors"), tensors(stages(out)["target"]))

@@ -17,9 +17,11 @@ from selftaught.evaluation import (
     KNN,
     PROTOCOLS,
     Budget,
+    Classifier,
     Difference,
     Features,
     Linear,
+    Protocol,
     Results,
     Row,
     cached,
@@ -28,12 +30,10 @@ from selftaught.evaluation import (
     extract,
     verdict,
 )
-from selftaught.evaluation.intervals import interval, resample_counts
 from selftaught.evaluation.metrics import (
     auroc,
     balanced_accuracy,
-    resampled_auroc,
-    resampled_balanced_accuracy,
+    placements,
 )
 from selftaught.evaluation.protocol import Scores
 
@@ -144,57 +144,14 @@ def test_auroc_is_sklearns_and_skips_what_has_none() -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_resampled_metrics_are_the_metrics_of_the_resampled_images(several: bool) -> None:
+def test_an_auroc_is_the_mean_of_the_placements_of_either_side(several: bool) -> None:
     rng = torch.Generator().manual_seed(0)
     labels = torch.randint(2, (40, 3) if several else (40,), generator=rng)
     values = (torch.randn(40, 3 if several else 2, generator=rng) * 3).round()  # with ties
-    (counts,) = resample_counts(labels, 25, seed=3)
-    areas = resampled_auroc(labels, values, counts)
-    if not several:
-        correct = (values.argmax(1) == labels)[:, None]
-        accuracies = resampled_balanced_accuracy(labels, correct, counts)
-    for i, row in enumerate(counts):
-        again = torch.repeat_interleave(torch.arange(40), torch.from_numpy(row).long())
-        assert areas[i] == pytest.approx(auroc(labels[again], values[again])[0])
-        if not several:
-            assert accuracies[i, 0] == pytest.approx(balanced_accuracy(labels[again], values[again]))
-
-
-# Intervals
-
-
-def test_resamples_keep_the_classes_and_come_in_blocks() -> None:
-    labels = torch.tensor([0] * 3 + [1] * 30 + [2] * 1)
-    whole = np.concatenate(list(resample_counts(labels, 50, seed=1)))
-    for c in labels.unique():
-        assert (whole[:, (labels == c).numpy()].sum(1) == int((labels == c).sum())).all()
-    blocks = list(resample_counts(labels, 50, seed=1, block=7 * len(labels)))
-    assert [len(block) for block in blocks] == [7] * 7 + [1]
-
-
-@pytest.mark.parametrize(("between", "images"), [(0.0, 100), (0.08, 100), (0.08, 800)])
-def test_intervals_cover_the_truth_about_19_times_in_20(between: float, images: int) -> None:
-    """Five draws whose accuracies vary by `between` (standard deviation); test images right or wrong by chance."""
-    rng, truth, covered = np.random.default_rng(0), 0.7, []
-    labels = torch.arange(images) % 4
-    for trial in range(150):
-        # an image's difficulty is its own: draws agree on most images
-        ability = truth + between * rng.standard_normal(5)
-        difficulty = rng.random(images)
-        correct = torch.from_numpy(difficulty[:, None] < ability)
-        points = np.asarray([float(correct[:, d].double().mean()) for d in range(5)])
-        tables = [resampled_balanced_accuracy(labels, correct, c) for c in resample_counts(labels, 200, trial)]
-        low, high = interval(np.concatenate(tables), points, trial)
-        covered.append(low <= truth <= high)
-    assert 0.90 <= np.mean(covered) <= 0.995
-
-
-def test_a_single_draw_has_the_interval_of_its_images() -> None:
-    correct = torch.arange(400)[:, None] % 4 != 0
-    (counts,) = resample_counts(torch.zeros(400, dtype=torch.long), 2000, seed=0)
-    low, high = interval(resampled_balanced_accuracy(torch.zeros(400), correct, counts), np.asarray([0.75]), seed=0)
-    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
-    assert (low, high) == (pytest.approx(0.75 - half, abs=0.01), pytest.approx(0.75 + half, abs=0.01))
+    shares, sides = placements(labels, values)
+    for side in (0, 1):
+        means = [float(shares[sides[:, q] == 2 * q + side, q].mean()) for q in range(shares.shape[1])]
+        assert np.mean(means) == pytest.approx(auroc(labels, values)[0])
 
 
 # Comparisons
@@ -236,7 +193,8 @@ def test_a_backbone_is_not_distinguishable_from_itself_and_pairing_sees_small_di
     backbones = {"ours": (train, test), "same": (train, test), "spoilt": (train, Features(slightly, test.labels))}
     results = evaluate(backbones, [KNN()], labels=("20",), draws=5, resamples=300)
     same, spoilt = results.differences
-    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    assert same.mean == 0
+    assert -0.02 < same.low < 0 < same.high < 0.02  # four hundred test images do not say more
     assert not same.worse
     assert not same.better
     assert spoilt.better
@@ -267,6 +225,69 @@ def test_notes_say_what_a_reader_should_know() -> None:
     assert results.rows[1].draws == 1
     unseen = evaluate({"a": (train.take(torch.arange(50)[train.labels != 3]), test)}, [KNN()], labels=("all",))
     assert any("1 classes have test images but no training images" in note for note in unseen.notes)
+
+
+@pytest.mark.parametrize("a_class", [1, 2, 3])
+def test_noise_on_few_test_images_is_not_called_better_and_the_verdict_says_how_many_it_takes(a_class: int) -> None:
+    rng, called, needed = torch.Generator().manual_seed(0), 0, []
+    train, test = torch.arange(3).repeat(10), torch.arange(3).repeat(a_class)
+    for _ in range(20):
+        one, other = (
+            (Features(torch.randn(30, 8, generator=rng), train), Features(torch.randn(len(test), 8, generator=rng), test))
+            for _ in range(2)
+        )
+        results = evaluate({"one": one, "other": other}, [KNN()], labels=("2", "all"), draws=3, resamples=200)
+        called += sum(d.better or d.worse for d in results.differences)
+        assert all(d.low < d.high for d in (*results.differences, *results.rows))
+        needed += [d.needed for d in results.differences]
+        if not any(d.better or d.worse for d in results.differences):
+            assert "too few test images to tell" in verdict(results)
+    assert called <= 3  # of 40
+    assert all(n > 3 * len(test) for n in needed)
+    assert Results.from_json(results.to_json()) == results
+
+
+def test_enough_test_images_need_no_more() -> None:
+    results = evaluate({"a": features(1.0, count=1600), "b": features(1.0, count=1600, seed=1)}, [KNN()], labels=("all",))
+    assert [d.needed for d in results.differences] == [0]
+    assert "too few" not in verdict(results)
+
+
+@pytest.mark.parametrize("protocol", [KNN(), Linear()])
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (torch.zeros(8, dtype=torch.long), torch.arange(2).repeat(4)),  # one class, the first
+        (torch.ones(8, dtype=torch.long), torch.arange(2).repeat(4)),  # another one
+        (torch.zeros(8, dtype=torch.long), torch.zeros(8, dtype=torch.long)),  # and the test images, too
+        (torch.arange(2).repeat(4), torch.full((8,), 2)),  # no class of the test images was learnt
+        (torch.ones(8, 2, dtype=torch.long), torch.eye(2, dtype=torch.long).repeat(4, 1)),  # each image has both
+        (torch.tensor([[1, 0]] * 8), torch.eye(2, dtype=torch.long).repeat(4, 1)),  # one of two, always the same
+        (torch.eye(2, dtype=torch.long).repeat(4, 1), torch.zeros(8, 2, dtype=torch.long)),  # no test image has any
+    ],
+)
+def test_what_cannot_be_learnt_or_scored_has_no_score(protocol: Protocol, train: Tensor, test: Tensor) -> None:
+    vectors = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UserError):
+        evaluate({"a": (Features(vectors, train), Features(vectors, test))}, [protocol], labels=("all",))
+
+
+def test_a_classifier_is_scored_where_nothing_can_be_learnt_and_the_others_are_left_out() -> None:
+    vectors = torch.eye(2).repeat(4, 1)
+    train, test = Features(vectors, torch.zeros(8, dtype=torch.long)), Features(vectors, torch.arange(2).repeat(4))
+    results = evaluate({"a": (train, test)}, [KNN(), Classifier()], labels=("all",))
+    assert {(row.protocol, row.mean) for row in results.rows} == {("classifier", 1.0)}
+    assert any("of one class" in note for note in results.notes)
+
+
+def test_a_class_that_no_training_image_has_is_left_out_of_aurocs() -> None:
+    labels = torch.stack([torch.arange(40) % 2, (torch.arange(40) % 4) // 2], 1)
+    vectors = labels + 0.1 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    lacking = labels.clone()
+    lacking[:, 1] = 0
+    results = evaluate({"a": (Features(vectors, lacking), Features(vectors, labels))}, [KNN(), Linear()], labels=("all",))
+    assert [row.mean for row in results.rows] == pytest.approx([1, 1])
+    assert any("1 of 2 classes are not in AUROC: no training image" in note for note in results.notes)
 
 
 def test_protocols_never_see_test_labels() -> None:
@@ -341,6 +362,13 @@ def test_verdict_says_worse_first() -> None:
         "+20.0 points with all labels by kNN (95 % interval +10.0 to +30.0). "
         "+3.0 points over the starting weights with 5 labels a class (95 % interval +1.0 to +5.0)."
     )
+
+
+def test_verdict_of_weights_that_are_the_same() -> None:
+    better = difference("random", 0.121, 0.098, 0.142)
+    text = verdict(Results(rows=(), differences=(better,)), same={"init": "", "runs/c": ", but"})
+    assert text.startswith("These are the starting weights. Runs/c has the same weights, but. +12.1 points over random")
+    assert "one backbone" not in verdict(Results(rows=()), same={"init": ""})
 
 
 def test_verdict_names_the_conditions_that_cannot_be_told_apart() -> None:

@@ -464,6 +464,45 @@ def test_several_runs_stand_side_by_side(full: Path, tmp_path: Path) -> None:
     assert len({str(a["id"]) for a in found.all("image") if a.get("id")}) == 1  # one run has an album
 
 
+def scored(own: str, mean: float, against: str = "random", gain: float = 0.1) -> dict[str, Any]:
+    """An evaluation of `own`, compared with one other backbone."""
+    setting = {"protocol": "knn", "labels": "all", "metric": "balanced_accuracy"}
+    rows = [(own, mean), (against, mean - gain)]
+    return {
+        "data": "labelled/", "fingerprint": "e" * 64,
+        "rows": [{"backbone": b, **setting, "mean": m, "low": m - 0.05, "high": m + 0.05, "draws": 1} for b, m in rows],
+        "differences": [
+            {"backbone": own, "against": against, **setting, "mean": gain, "low": gain - 0.02, "high": gain + 0.02}
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("spelt", ["{folder}", "a", "runs/a", "./runs/a", "{folder}/../a"])
+@pytest.mark.parametrize("own", [True, False], ids=["evaluated itself", "only as a baseline"])
+def test_a_run_that_another_was_evaluated_against_is_one_row(tmp_path: Path, spelt: str, own: bool) -> None:
+    a = fake_run(tmp_path / "runs" / "a", evaluations=[scored("runs/a", 0.6)] if own else [])
+    against = spelt.format(folder=a)
+    b = fake_run(tmp_path / "runs" / "b", evaluations=[scored("elsewhere/b", 0.65, against=against, gain=0.05)])
+    for folders, expected in (((a, b), ["a", "b"]), ((b, a), ["b", "a"])):
+        runs = load_all(folders)
+        (found,) = scores.tables(runs, ["A", "B"])
+        lines = found.groups[0].lines
+        assert [line.name for line in lines if line.letter] == expected
+        assert [line.name for line in lines if not line.letter] == (["random initialisation"] if own else [])
+        (gained,) = [line for line in lines if line.name == "b"]
+        assert gained.gains["a"].mean == 0.05
+        assert "b) is above" in scores.between(runs, ["A", "B"], [found])[0]  # by the paired difference
+
+
+def test_a_run_evaluated_from_two_places_is_one_row(tmp_path: Path) -> None:
+    a = fake_run(tmp_path / "a", evaluations=[scored("a", 0.6), scored("../x/a", 0.7), scored("../x/a", 0.8, "a", 0.0)])
+    (found,) = scores.tables(load_all([a]), ["A"])
+    assert [(line.letter, line.name, line.score.mean) for line in found.groups[0].lines] == [
+        ("A", "a", 0.8),
+        ("", "random initialisation", 0.6),
+    ]
+
+
 def test_one_run_named_twice_is_one(full: Path) -> None:
     assert len(load_all([full, full / "."])) == 1
 

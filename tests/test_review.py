@@ -8,7 +8,6 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -20,7 +19,6 @@ from selftaught import backbones, clustering, distributed, recipe, run, weights
 from selftaught.cli import main
 from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
-from selftaught.evaluation.intervals import interval
 from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
 from selftaught.method import Setting
@@ -232,12 +230,6 @@ def test_several_classes_an_image_from_start_to_end(tmp_path: Path) -> None:
     assert main(["evaluate", str(tmp_path / "run"), "--labels", "all", "--workers", "0"]) == 0
     rows_found = json.loads((tmp_path / "run" / "evaluation.json").read_text())[0]["rows"]
     assert {row["metric"] for row in rows_found} == {"auroc"}
-
-
-def test_an_interval_leaves_out_resamples_without_a_value() -> None:
-    table = np.array([[0.5], [np.nan], [0.7], [0.6]])
-    low, high = interval(table, np.array([0.6]), seed=0)
-    assert 0.5 <= low <= high <= 0.7
 
 
 def test_messages_for_what_is_not_there(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.evaluation import KNN, Features
-from selftaught.evaluation.metrics import balanced_accuracy
+from selftaught.evaluation.metrics import balanced_accuracy, effective_count
 from selftaught.watch import Guard, effective_rank, measure, votes
 
 # Recorded runs of ResNet-18 (unless it says otherwise) on photographs of 32 pixels: K with a chance level of ln(K), then
@@ -247,6 +247,61 @@ def test_features_that_become_worse_than_random_ones_are_called_so(voters: int, 
         warnings += [said] if said else []
     assert guard.collapsed == stopped
     assert any("kNN 55.1 %, 67.4 % at the start" in w and "--optimizer.lr" in w for w in warnings) == stopped
+
+
+@pytest.mark.parametrize("voters", [1, 2, 3, 5, 9, 20])
+@pytest.mark.parametrize("start", [1.0, 0.9, 0.5])
+def test_few_votes_are_no_collapse(voters: int, start: float) -> None:
+    """However few are right later, as long as fewer than ten were lost; the features are healthy."""
+    guard = Guard(voters=voters)
+    for step, knn in ((0, start), *((25 + 5 * i, max(start - 9 / voters, 0)) for i in range(5))):
+        assert guard.observe(step, {"std": 0.4, "rank": 20.0, "knn": knn}) is None
+    assert not guard.collapsed
+
+
+@pytest.mark.parametrize(("start", "now"), [(1.0, 0.8), (0.95, 0.8), (0.674, 0.54), (0.5, 0.38)])
+def test_many_votes_that_are_lost_are_one(start: float, now: float) -> None:
+    guard = Guard(voters=256)
+    for step, knn in ((0, start), (25, now), (30, now), (35, now)):
+        guard.observe(step, {"std": 0.4, "rank": 20.0, "knn": knn})
+    assert guard.collapsed
+
+
+def test_chance_alone_stops_hardly_any_run() -> None:
+    """The same share of right votes before and later, counted three times: voters of every number, few and many."""
+    rng = torch.Generator().manual_seed(0)
+    for voters in (3, 10, 30, 100, 300):
+        stopped = 0
+        for share in (0.5, 0.8, 0.95, 1.0):
+            for _ in range(100):
+                right = (torch.rand(4, voters, generator=rng) < share).double().mean(1).tolist()
+                guard = Guard(voters=voters, patience=1)
+                for step, knn in zip((0, 25, 30, 35), right, strict=True):
+                    guard.observe(step, {"std": 0.4, "rank": 20.0, "knn": knn})
+                stopped += guard.bad > 0
+        assert stopped <= 8  # of 400, at a patience of one
+
+
+@pytest.mark.parametrize(
+    ("labels", "count"),
+    [
+        (torch.arange(100) % 4, 100),
+        (torch.tensor([0] * 99 + [3]), 4 / (1 + 1 / 99)),  # half of the score hangs on one image
+        (torch.tensor([5]), 1),
+        (torch.arange(2).repeat(50)[:, None], 25),  # an AUROC of fifty and fifty
+        (torch.tensor([[1, 0]] + [[0, 0]] * 99), 1 / (1 + 1 / 99)),  # one positive; a class that no image has
+        (torch.zeros(3, 2, dtype=torch.long), 0),
+    ],
+)
+def test_votes_count_as_much_as_their_rarest_class_lets_them(labels: Tensor, count: float) -> None:
+    assert effective_count(labels) == pytest.approx(count)
+
+
+def test_votes_of_one_class_say_nothing() -> None:
+    (bank, bank_labels), (vectors, labels) = labelled(90, 0), labelled(60, 1)
+    assert votes(vectors, labels, bank, torch.zeros_like(bank_labels)) == {}
+    assert votes(vectors, torch.zeros_like(labels), bank, bank_labels) == {}
+    assert votes(vectors, torch.ones(60, 2), bank, torch.ones(90, 2)) == {}
 
 
 def test_samples_too_small_to_judge_raise_no_alarm() -> None:

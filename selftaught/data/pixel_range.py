@@ -17,7 +17,7 @@ EIGHT_BITS, INTEGERS, FLOATS = 0, 1, 2  # kinds of values
 KIND, LOW, HIGH, PAGES = range(4)  # columns of what is measured of a file; zeros of the usual one
 _TAIL = 0.001  # of an image's values, at each end: hot pixels do not count
 _RARE = 0.01  # of the images, at each end: a file of another scale does not count
-SAMPLE = 1 << 18  # values of an image, evenly spaced
+SAMPLE = 1 << 16  # values of an image, evenly spaced
 _MISSING = 1e30  # floats from here on, and below minus this, are marks of "no data"
 
 
@@ -62,8 +62,11 @@ class PixelRange:
 def to_eight_bits(values: np.ndarray, pair: Pair) -> np.ndarray:
     """Floats of any shape to uint8: black at the first of the pair and below, white at the second; NaN is black."""
     low, high = pair
-    shown = (values - low) * (255.0 / (high - low))
-    return np.rint(np.nan_to_num(shown, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255)).astype(np.uint8)
+    shown = values - low
+    shown *= 255.0 / (high - low)
+    np.rint(shown.clip(0, 255, out=shown), out=shown)
+    shown[np.isnan(shown)] = 0
+    return shown.astype(np.uint8)
 
 
 def limits(values: np.ndarray) -> Pair:

@@ -15,6 +15,10 @@ class Classifier(Protocol):
     def name(self) -> str:
         return "classifier"
 
+    @property
+    def learns(self) -> bool:
+        return False
+
     def describe(self) -> str:
         return "the classifier that it was trained with"
 

@@ -1,10 +1,8 @@
-"""Balanced accuracy and area under the ROC curve; and the same under many resamplings of the test images at
-once.
-"""
+"""Balanced accuracy and area under the ROC curve, and what each image adds to it."""
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from scipy.stats import rankdata
 from sklearn.metrics import recall_score, roc_auc_score
 from torch import Tensor
 
@@ -37,34 +35,32 @@ def _questions(labels: Tensor, values: Tensor, *, skip: bool) -> list[tuple[Tens
     return [(t, s) for t, s in questions if not skip or (bool(t.any()) and not bool(t.all()))]
 
 
-def resampled_balanced_accuracy(labels: Tensor, correct: Tensor, counts: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Balanced accuracy [R, K] of K outcomes when test image m appears counts[r, m] times.
+def placements(labels: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What an AUROC is the mean of: for each image and question the share of the other side's images on whose right side
+    it is (a tie counts half), [M, Q] float64; and which side it is on, [M, Q]: 2 q, or 2 q + 1 for the positives of
+    question q.
 
-    correct [M, K] 0/1: was image m given its class; every class must appear in every row of counts [R, M].
+    The mean over either side's images is the area. Every question must have images on both sides.
     """
-    right = correct.numpy().astype(np.float32)
-    recalls = []
-    for name in labels.unique():
-        where = (labels == name).numpy()
-        recalls.append(counts[:, where] @ right[where] / counts[:, where].sum(1, keepdims=True))
-    return np.mean(np.asarray(recalls, dtype=np.float64), axis=0)
+    shares, sides = [], []
+    for number, (truth, score) in enumerate(_questions(labels, values, skip=False)):
+        yes, ranks = truth.numpy(), rankdata(score.numpy())
+        share = np.empty(len(yes))
+        share[yes] = (ranks[yes] - rankdata(score.numpy()[yes])) / (~yes).sum()
+        share[~yes] = 1 - (ranks[~yes] - rankdata(score.numpy()[~yes])) / yes.sum()
+        shares.append(torch.from_numpy(share))
+        sides.append(2 * number + truth.long())
+    return torch.stack(shares, 1), torch.stack(sides, 1)
 
 
-def resampled_auroc(labels: Tensor, values: Tensor, counts: NDArray[np.float32]) -> NDArray[np.float64]:
-    """AUROC [R] when test image m appears counts[r, m] times; classes with one value in a row are skipped in
-    that row.
+def effective_count(labels: Tensor) -> float:
+    """How many images of classes of one size would say as much: of labels [N] by a balanced accuracy, of [N, C] by an
+    AUROC, of which positives and negatives are the classes. 0 where nothing can be told.
     """
-    areas = []
-    for truth, score in _questions(labels, values, skip=True):
-        order = torch.argsort(score, stable=True)
-        yes = truth[order].numpy()
-        _, tie = np.unique(score[order].numpy(), return_inverse=True)
-        starts = np.flatnonzero(np.r_[True, tie[1:] != tie[:-1]])
-        weight = counts[:, order.numpy()].astype(np.float64)
-        positive = np.add.reduceat(weight * yes, starts, axis=1)
-        negative = np.add.reduceat(weight * ~yes, starts, axis=1)
-        below = np.cumsum(negative, axis=1) - 0.5 * negative  # a tie counts half
-        pairs = positive.sum(1) * negative.sum(1)
-        with np.errstate(invalid="ignore"):
-            areas.append(np.where(pairs > 0, (positive * below).sum(1) / pairs, np.nan))
-    return np.nanmean(np.asarray(areas), axis=0)
+    if labels.ndim == 1:
+        counts = torch.bincount(labels)[None]
+        counts = counts[:, counts[0] > 0]
+    else:
+        counts = torch.stack([(labels > 0).sum(0), (labels <= 0).sum(0)])
+        counts = counts[:, (counts > 0).all(0)]
+    return float(counts.shape[1] ** 2 / (1 / counts).sum()) if counts.numel() else 0.0

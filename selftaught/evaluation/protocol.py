@@ -68,6 +68,11 @@ class Protocol(ABC):
     def name(self) -> str:
         """The word for it on the command line and in result rows."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether it learns from the training images, so that these must be of several classes."""
+        return True
+
     def of(self, backbone: str) -> "Protocol":
         """The same for one of the backbones, where it needs the backbone itself."""
         return self

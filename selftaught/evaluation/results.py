@@ -3,8 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
+GAP = 0.1  # a difference that test images should be able to show: where they cannot, they are too few
 NAMES: Mapping[str, str] = {"random": "random initialisation", "init": "the starting weights"}
+SAME: Mapping[str, str] = {  # of weights that are no others
+    "random": "these are the random weights, nothing was learnt",
+    "init": "these are the starting weights",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,7 @@ class Difference:
     mean: float
     low: float
     high: float
+    needed: int = 0  # about how many test images can tell a difference of GAP, where there are fewer
 
     @property
     def worse(self) -> bool:
@@ -77,21 +84,24 @@ class Results:
         )
 
 
-def verdict(results: Results, names: Mapping[str, str] = NAMES) -> str:
+def verdict(results: Results, names: Mapping[str, str] = NAMES, same: Mapping[str, str] = MappingProxyType({})) -> str:
     """The differences in plain words, one sentence for each backbone compared with, what got worse first of
     all.
 
     "+12.1 points over random initialisation with 5 labels a class (95 % interval +9.8 to +14.2)." A
-    difference whose interval contains zero is "not distinguishable", whatever its size. AUROC speaks only
-    where there is no accuracy. `names` are the words for backbones; others speak for themselves.
+    difference whose interval contains zero is "not distinguishable", whatever its size; where there are too few
+    test images to show one of GAP, it says so, and how many it takes. AUROC speaks only where there is no accuracy.
+    `names` are the words for backbones; others speak for themselves. `same` are those whose weights are the judged
+    ones, each with what differs all the same, in words.
     """
     differences = [d for d in results.differences if d.metric == "balanced_accuracy"] or list(results.differences)
-    if not differences:
+    if not differences and not same:
         return "Nothing to compare with: only one backbone was evaluated."
     against = list(dict.fromkeys(d.against for d in differences))
     parts = [_Comparison(names.get(name, name), [d for d in differences if d.against == name]) for name in against]
     # all that is worse, then all that is better, then what cannot be told apart
-    sentences = [p.worse() for p in parts] + [p.better() for p in parts] + [p.same() for p in parts]
+    sentences = [SAME.get(name, f"{names.get(name, name)} has the same weights") + but for name, but in same.items()]
+    sentences += [p.worse() for p in parts] + [p.better() for p in parts] + [p.same() for p in parts]
     return " ".join(s[0].upper() + s[1:] + "." for s in sentences if s)
 
 
@@ -115,7 +125,9 @@ class _Comparison:
         if not found:
             return ""
         where = "" if len(found) == len(self.differences) else " " + ", ".join(self._condition(d) for d in found)
-        return f"not distinguishable from {self.name}{where}"
+        needed = max(d.needed for d in found)
+        few = f": too few test images to tell, {100 * GAP:.0f} points take about {needed:,}" if needed else ""
+        return f"not distinguishable from {self.name}{where}{few}"
 
     def _numbers(self, found: Sequence[Difference]) -> str:
         return "; ".join(f"{_points(d)} {self._condition(d)} {_interval(d)}" for d in found)

@@ -4,9 +4,11 @@ Over 200 lines: the page and the terminal say the same of the same numbers, so o
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from selftaught.report.read import Run, number
+from selftaught.run import resolve
 
 Effect = Literal["better", "worse", "unclear"]
 
@@ -178,26 +180,38 @@ def overall(evaluation: Mapping[str, Any]) -> Effect | None:
 def between(runs: Sequence[Run], letters: Sequence[str], found: Sequence[Table]) -> tuple[str, ...]:
     """What the tables say about the runs against each other, a sentence for each two evaluated ones.
 
-    Runs are evaluated apart, with no paired difference; so only intervals that do not even overlap count, which is
-    stricter than a test of the difference."""
+    Where one was evaluated against the other, the paired difference counts. Else only intervals that do not even overlap
+    do, which is stricter than a test of the difference."""
     sentences = []
-    evaluated = [letter for run, letter in zip(runs, letters, strict=True) if any(map(rows_of, run.evaluations))]
+    scored = {line.letter for table in found for group in table.groups for line in group.lines}
+    evaluated = [letter for letter in letters if letter in scored]
+    names = dict(zip(letters, (run.name for run in runs), strict=True))
     for i, first in enumerate(evaluated):
         for second in evaluated[i + 1 :]:
             above: dict[str, list[str]] = {first: [], second: []}
             shared = 0
             for table in found:
                 for group in table.groups:
-                    own = {line.letter: line.score for line in group.lines if line.letter}
+                    own = {line.letter: line for line in group.lines if line.letter}
                     if first not in own or second not in own:
                         continue
                     shared += 1
-                    if own[first].low > own[second].high:
-                        above[first].append(_place(group.setting, found, table))
-                    elif own[second].low > own[first].high:
-                        above[second].append(_place(group.setting, found, table))
+                    effect = _effect(own[first], own[second], names)
+                    if effect != "unclear":
+                        above[first if effect == "better" else second].append(_place(group.setting, found, table))
             sentences.append(_sentence(first, second, runs, letters, above, shared))
     return tuple(sentences)
+
+
+def _effect(first: Line, second: Line, names: Mapping[str, str]) -> Effect:
+    """Of the first line's run against the second's."""
+    if gain := first.gains.get(names[second.letter]):
+        return gain.effect
+    if gain := second.gains.get(names[first.letter]):
+        turned: dict[Effect, Effect] = {"better": "worse", "worse": "better", "unclear": "unclear"}
+        return turned[gain.effect]
+    apart = first.score.low > second.score.high, second.score.low > first.score.high
+    return "better" if apart[0] else "worse" if apart[1] else "unclear"
 
 
 def _place(setting: Setting, found: Sequence[Table], table: Table) -> str:
@@ -224,36 +238,46 @@ def _sentence(
     ]
     if not parts:
         settings = "the one setting they share" if shared == 1 else f"any of the {shared} settings they share"
-        return f"{names[first]} and {names[second]} are not distinguishable in {settings}: their intervals overlap."
+        return f"{names[first]} and {names[second]} are not distinguishable in {settings}."
     rest = shared - len(above[first]) - len(above[second])
-    return ". ".join(parts) + (f". In the other {rest} their intervals overlap." if rest else ".")
+    return ". ".join(parts) + (f". In the other {rest} they are not distinguishable." if rest else ".")
+
+
+TRAINED = ""  # the name of a run's own backbone among what was scored with it
 
 
 def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
     scores: dict[Setting, dict[tuple[str, str], Score]] = {}  # (letter of the run, name) -> score
+    borrowed: dict[Setting, dict[str, Score]] = {}  # letter of a run -> what another one's evaluation says of it
     gains: dict[Setting, dict[str, dict[str, Score]]] = {}  # letter -> baseline -> difference
-    trained: set[tuple[str, str]] = set()
+    names = dict(zip(letters, (run.name for run in runs), strict=True))
     left_out, data = 0, ""
     for run, letter in zip(runs, letters, strict=True):
         for evaluation in run.evaluations:
             if data_key(evaluation) != key:
                 continue
-            data = data_words(evaluation)
-            trained.add((letter, str(trained_name(evaluation))))
+            data, trained = data_words(evaluation), trained_name(evaluation)
             for row in rows_of(evaluation):
+                name = str(row.get("backbone"))
+                of = letter if name == str(trained) else letter_of(name, runs, letters)
                 if (pair := read_score(row)) is None:
                     left_out += 1
-                else:
-                    scores.setdefault(pair[0], {})[letter, str(row.get("backbone"))] = pair[1]
+                elif name == str(trained) or of is None:
+                    scores.setdefault(pair[0], {})[letter, name if of is None else TRAINED] = pair[1]
+                elif of != letter:
+                    borrowed.setdefault(pair[0], {})[of] = pair[1]
             for row in rows_of(evaluation, "differences"):
+                of = letter_of(str(row.get("against")), runs, letters)
                 if (pair := read_score(row)) is None:
                     left_out += 1
-                else:
-                    against = backbone_words(str(row.get("against")))
+                elif of != letter:
+                    against = backbone_words(str(row.get("against"))) if of is None else names[of]
                     gains.setdefault(pair[0], {}).setdefault(letter, {})[against] = pair[1]
-    names = dict(zip(letters, (run.name for run in runs), strict=True))
+    for setting, others in borrowed.items():
+        for letter, score in others.items():
+            scores.setdefault(setting, {}).setdefault((letter, TRAINED), score)  # what its own evaluation says comes first
     groups = tuple(
-        Group(setting=setting, lines=_lines(scores[setting], gains.get(setting, {}), trained, names))
+        Group(setting=setting, lines=_lines(scores[setting], gains.get(setting, {}), names))
         for setting in sorted(scores, key=lambda setting: setting.order)
     )
     ends = [end for group in groups for line in group.lines for end in (line.score.low, line.score.high)]
@@ -264,19 +288,32 @@ def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
     return Table(data=data, groups=groups, baselines=tuple(baselines), low=low, high=high, left_out=left_out)
 
 
+def letter_of(name: str, runs: Sequence[Run], letters: Sequence[str]) -> str | None:
+    """The letter of the run that a baseline is, by its folder; evaluations may name it from wherever they were made."""
+    if name in BASELINES:
+        return None
+    place = Path(name)
+    here = resolve(place).resolve() if place.exists() else place
+    found = [letter for run, letter in zip(runs, letters, strict=True) if run.folder == here]
+    parts = place.parts
+    if not found and parts and ".." not in parts:
+        found = [x for run, x in zip(runs, letters, strict=True) if run.folder.parts[-len(parts) :] == parts]
+    return found[0] if len(found) == 1 else None
+
+
 def _lines(
     scores: Mapping[tuple[str, str], Score],
     gains: Mapping[str, Mapping[str, Score]],
-    trained: set[tuple[str, str]],
     names: Mapping[str, str],
 ) -> tuple[Line, ...]:
     """Trained backbones first, by run. The same baseline with the same numbers in several runs is one line."""
     found: list[tuple[str, str, Score]] = []  # name, letter, score
     for (letter, backbone), score in scores.items():
-        if (letter, backbone) in trained:
+        if backbone == TRAINED:
             found.append((names[letter], letter, score))
+    found.sort(key=lambda line: list(names).index(line[1]))
     for (letter, backbone), score in scores.items():
-        if (letter, backbone) in trained:
+        if backbone == TRAINED:
             continue
         name = backbone_words(backbone)
         same_name = {other for (_, b), other in scores.items() if b == backbone}

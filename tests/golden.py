@@ -1,0 +1,93 @@
+"""Golden values: losses and weights that a change of structure must not change.
+
+`python -m tests.golden` records them in tests/laws/golden.json. Record them anew only for a change that is meant,
+in a commit of its own that says why.
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from selftaught.cli import main
+from selftaught.data import patches
+from selftaught.fit import Loop, fit
+from selftaught.methods import METHODS
+from selftaught.step import Step
+from tests.laws.toys import IMAGES, batch, build, fitting
+
+FILE = Path(__file__).parent / "laws" / "golden.json"
+HARD = {"plain": (), "hexa": ("adversarial", "cutmix")}
+TRAINABLE = [name for name in METHODS if name != "distillation"]  # a run of it needs a teacher's run
+WIDTHS = {"hidden": 64, "dim": 32}  # of heads, which would take most of the time
+RUN = [
+    "--backbone",
+    "resnet10t",
+    "--stem",
+    "imagenet",
+    "--size",
+    "32",
+    "--batch",
+    "8",
+    "--steps",
+    "20",
+    "--precision",
+    "fp32",
+    "--workers",
+    "0",
+]
+
+
+def record_losses(name: str, hard: str) -> list[float]:
+    """The losses of three steps on fixed batches, in float64: equal on every machine but for rounding."""
+    step = Step(build(name, dtype=torch.float64), fitting(name, *HARD[hard]))
+    optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 0.05}], lr=0, momentum=0.9)
+    loop = Loop(steps=3, steps_per_epoch=3, schedule=lambda p: 1.0)
+    batches = [batch(16, seed=10 + i, first=16 * i % IMAGES, dtype=torch.float64) for i in range(3)]
+    return [r.loss.item() for r in fit(step, step.method, lambda epoch, first: batches[first:], optimizer, loop)]
+
+
+def hash_weights(name: str, hard: str, images: Path, out: Path) -> str:
+    """A hash of the backbone of a run of 20 steps on photo patches; `out` is the run's folder."""
+    flags = ["--hard", *HARD[hard]] if HARD[hard] else []
+    fields = {f.name for f in dataclasses.fields(METHODS[name].Config)}
+    flags += [f"--method.{field}={width}" for field, width in WIDTHS.items() if field in fields]
+    torch.set_num_threads(1)
+    assert main(["pretrain", "--data", str(images), "--out", str(out), "--method", name, *RUN, *flags]) == 0
+    tensors = load_file(out / "backbone.safetensors")
+    total = hashlib.sha256()
+    for key in sorted(tensors):
+        total.update(key.encode() + tensors[key].contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def machine() -> str:
+    """What the bits of a float32 training depend on: the processor and the build of torch."""
+    cpu = "unknown"
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        cpu = next((line.split(":", 1)[1].strip() for line in info.open() if line.startswith("model name")), cpu)
+    return f"{cpu or platform.processor()}, torch {torch.__version__}"
+
+
+def record() -> None:
+    values = json.loads(FILE.read_text()) if FILE.exists() else {"losses": {}, "weights": {}}
+    values["losses"] = {f"{n} {h}": record_losses(n, h) for n in METHODS for h in HARD}
+    weights = {}
+    with tempfile.TemporaryDirectory() as folder:
+        patches.write(Path(folder, "images"), seed=0)
+        for name in TRAINABLE:
+            for hard in HARD:
+                out = Path(folder, f"{name}-{hard}")
+                weights[f"{name} {hard}"] = hash_weights(name, hard, Path(folder, "images"), out)
+    values["weights"][machine()] = weights
+    FILE.write_text(json.dumps(values, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    record()

@@ -1,0 +1,64 @@
+"""What `evaluate` says of weights that are no others, and of labels that leave nothing to learn."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from selftaught.cli import main
+from selftaught.errors import UserError
+from selftaught.evaluation import KNN, Protocol
+from selftaught.judge import judge
+from selftaught.tuning import FineTune
+from tests.pictures import folder
+
+SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
+SHORT = FineTune(steps=(1,), epochs=(), rates=(0.01,), batch=8)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder(tmp_path_factory.mktemp("images"), classes=2)
+
+
+@pytest.fixture(scope="module")
+def begun(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of no step: what it began from is what it leaves."""
+    out = tmp_path_factory.mktemp("runs") / "begun"
+    assert main(["pretrain", "--data", str(images), "--out", str(out), "--steps", "0", *SMALL]) == 0
+    return out
+
+
+@pytest.mark.parametrize("protocol", [KNN(), SHORT], ids=["knn", "finetune"])
+def test_weights_that_are_no_others_have_rows_but_no_difference(begun: Path, protocol: Protocol, tmp_path: Path) -> None:
+    copied = tmp_path / "copied.safetensors"
+    shutil.copyfile(begun / "backbone.safetensors", copied)
+    found = judge(begun, protocols=[protocol], labels=["all"], against=["random", str(copied)], workers=0)
+    assert {row.backbone for row in found.results.rows} == {str(begun), "random", str(copied)}
+    assert found.results.differences == ()
+    assert "these are the random weights" in found.verdict.lower()
+    assert f"{copied} has the same weights".lower() in found.verdict.lower()
+
+
+@pytest.mark.parametrize("statistics", ["weights", "data"])
+def test_the_starting_weights_are_called_so(images: Path, begun: Path, tmp_path: Path, statistics: str) -> None:
+    """As a run leaves them that kept its start; pixels may be normalised in another way."""
+    other = folder(tmp_path / "other", classes=2, size=48, seed=3)
+    words = ["--init", str(begun), "--statistics", statistics, "--seed", "1", "--out", str(tmp_path / "run")]
+    assert main(["pretrain", "--data", str(other), "--steps", "0", *words, *SMALL]) == 0
+    found = judge(tmp_path / "run", protocols=[KNN()], labels=["all"], workers=0)
+    assert found.verdict.startswith("These are the starting weights")
+    assert ("mean and std" in found.verdict) == (statistics == "data")
+    assert {d.against for d in found.results.differences} == {"random"} | ({"init"} if statistics == "data" else set())
+
+
+def test_training_images_of_one_class_are_refused_before_any_is_looked_at(
+    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(tmp_path / "data" / "train", classes=1)
+    folder(tmp_path / "data" / "test", classes=2, each=4)
+    monkeypatch.setattr("selftaught.judge.extract", lambda *args, **options: pytest.fail("features were made"))
+    with pytest.raises(UserError, match="of one class"):
+        judge(begun, [tmp_path / "data"], protocols=[KNN(), SHORT], labels=["all"], workers=0)
+    words = ["evaluate", str(begun), "--data", str(tmp_path / "data"), "--workers", "0"]
+    assert main(words) == 2
