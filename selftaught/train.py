@@ -14,7 +14,7 @@ from selftaught import checkpoint, pictures, run
 from selftaught.data.index import Index
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import anywhere, local_rank, rank, shared, wait, world_size, wrap
-from selftaught.errors import UserError
+from selftaught.errors import FileError, UserError
 from selftaught.fit import Diverged, Loop, Report, fit
 from selftaught.life import ASKED, Collapsed, Conduct, Life
 from selftaught.sharding import shard
@@ -124,6 +124,8 @@ def follow(life: Life, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
         return life.end("done")
     except UserError as error:  # on this rank, perhaps alone: nothing here may wait for the others
         life.fail(outcome_of(error), str(error))
+        if isinstance(error, FileError) and life.journal and any((life.out / "checkpoints").glob("*.pt")):
+            raise FileError(f"{error}; the last checkpoint stays, and can be gone on with") from error
         raise
 
 

@@ -263,6 +263,89 @@ def test_a_plans_folder_is_weights_to_begin_from(
     assert same(tensors(tmp_path / "alone"), tensors(stages(out)["target"]))
 
 
+# ----------------------------------------------------------------------------------------- the outcome's own place
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_outcome_lies_in_the_plans_own_folder(
+    chain: tuple[list[str], Path, str], tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, place = tmp_path / "out", stages(chain[1])["target"]
+    shutil.copytree(chain[1], out)
+    for name in ("backbone.safetensors", "run.json"):
+        (out / name).unlink()
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    assert printed([*chain[0][:-1], str(out)]) == chain[2].replace(str(chain[1]), str(out))
+    own, there = out / "backbone.safetensors", stages(out)["target"] / "backbone.safetensors"
+    assert own.read_bytes() == there.read_bytes()
+    assert own.samefile(there) is links  # nothing is there twice
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["copied_from"] == str(place.relative_to(chain[1]))
+    assert facts["outcome"] == "done"
+    assert run.read(out).folder == stages(out)["target"]  # commands look into the stage, as long as it is there
+    base = run.read(out).base
+    shutil.rmtree(out / "stages")
+    assert run.read(out).folder == out
+    assert run.read(out).base == base
+    assert same(dict(run.open_backbone(out).network.state_dict()), tensors(place))
+    assert main(["show", str(out)]) == 0
+    assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
+    (out / "plan.json").unlink()
+    assert run.read(out).folder == out
+
+
+def test_another_outcome_takes_its_place(
+    chain: tuple[list[str], Path, str], tmp_path: Path, images: Path, brought: Path, no_pictures: None
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(chain[1], out)
+    before = tensors(out)
+    words = ["--init", str(brought), "--target", str(images / "base"), "--steps", "1", "--keep", "last", *SMALL, *HERE]
+    with stopped_at(1):
+        assert main(["adapt", *words, "--out", str(out)]) == 0
+    assert same(tensors(out), before)  # the one that is finished stays till the next one is
+    assert main(["evaluate", str(out), *HERE]) == 2 or not run.read(out).facts["finished"]
+    assert main(["adapt", *words, "--out", str(out)]) == 0
+    assert not same(tensors(out), before)
+    assert same(tensors(out), tensors(stages(out)["target"]))
+
+
+def test_a_plan_and_a_run_do_not_share_a_folder(
+    chain: tuple[list[str], Path, str], images: Path, brought: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = chain
+    before = times(out)
+    data = ["--data", str(images / "target"), *SMALL, *HERE, "--steps", "1"]
+    for words in (["--resume"], data, [*data, "--resume"]):
+        assert main(["pretrain", "--out", str(out), *words]) == 2
+        assert "adapt" in capsys.readouterr().err.splitlines()[-1]
+    target = ["--init", str(brought), "--target", str(images / "target"), *SMALL, *HERE]
+    assert main(["adapt", *target, "--out", str(brought)]) == 2
+    assert "--out" in capsys.readouterr().err.splitlines()[-1]
+    assert times(out) == before
+
+
+def test_a_stage_of_an_older_version_is_gone_on_with(
+    images: Path, brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named by the sizes of its images."""
+
+    def build_as_before(*args: Any, **more: Any) -> Index:
+        index = real(*args, **more)
+        return replace(index, fingerprint=index.listing)
+
+    real, asked, out = data_index.build, written_plan(images, brought), tmp_path / "out"
+    new = [s.identity for s in settled(asked, out).values()]
+    with monkeypatch.context() as patch:
+        patch.setattr(data_index, "build", build_as_before)
+        older = [s.identity for s in settled(asked, out).values()]
+    assert not set(older) & set(new)
+    for identity in older:
+        shutil.copytree(brought, out / "stages" / identity)
+    assert [s.identity for s in settled(asked, out).values()] == older
+
+
 # --------------------------------------------------------------------------------------------------- identity
 
 

@@ -473,4 +473,34 @@ def test_features_are_made_once_for_a_key(tmp_path: Path) -> None:
         file.write_bytes(b"torn")
     cached(folder, "weights A, data B", make)
     assert len(made) == 3
+    cached(folder, "weights A, data B", make, count=3)
+    assert len(made) == 3
     assert [file.suffix for file in folder.iterdir()] == [".safetensors"] * 2
+
+
+@pytest.mark.parametrize("harm", ["a folder", "flipped", "another shape", "another key", "unwritable"])
+def test_features_that_are_damaged_are_made_again(tmp_path: Path, harm: str) -> None:
+    told: list[str] = []
+    vectors = torch.rand(50, 3)
+    folder = tmp_path / "features"
+    if harm == "unwritable":
+        folder.write_text("in the way")
+    else:
+        cached(folder, "key", lambda: vectors)
+        (file,) = folder.iterdir()
+        data = bytearray(file.read_bytes())
+        if harm == "a folder":
+            file.unlink()
+            file.mkdir()
+        elif harm == "flipped":
+            data[-5] ^= 1
+            file.write_bytes(data)
+        else:
+            other = cached(tmp_path / "other", "key" if harm == "another shape" else "other", lambda: torch.rand(49, 3))
+            file.write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
+            assert len(other) == 49
+    assert torch.equal(cached(folder, "key", lambda: vectors, 50, told.append), vectors)
+    assert len(told) == (2 if harm == "a folder" else 1)
+    if harm in ("flipped", "another shape", "another key"):
+        assert torch.equal(cached(folder, "key", lambda: torch.zeros(1), 50, told.append), vectors)
+        assert len(told) == 1

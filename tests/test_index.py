@@ -6,7 +6,7 @@ import random
 import shutil
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -645,6 +645,45 @@ def test_a_split_by_folders_is_a_part_of_the_data(root: Path, files: list[str], 
         own = index.classes[index.labels[i]] if index.labels is not None and index.labels[i] >= 0 else ""
         plain.update(f"{name}\0{index.paths[i].stat().st_size}\0{own}\n".encode())
     assert (index.listing == plain.hexdigest()) == known
+
+
+def rewrite(file: Path, data: bytes) -> None:
+    """In its place, as cp does."""
+    file.write_bytes(data)
+
+
+def swap(file: Path, data: bytes) -> None:
+    """By a new file under its name, as rsync does."""
+    other = file.with_suffix(".new")
+    other.write_bytes(data)
+    os.utime(other, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    other.rename(file)
+
+
+@pytest.mark.parametrize("way", [rewrite, swap])
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".png"])
+def test_other_pixels_under_the_same_name_size_and_time_are_other_data(
+    root: Path, decoded: list[str], way: Callable[[Path, bytes], None], suffix: str
+) -> None:
+    root.mkdir()
+    for i in range(3):
+        Image.new("L", (9, 9), 40 + i).save(root / f"{i}{suffix}", compress_level=0)
+    first = build([root])
+    file = root / f"1{suffix}"
+    before, folder = file.stat(), root.stat()
+    Image.new("L", (9, 9), 200).save(root / f"x{suffix}", compress_level=0)
+    data = (root / f"x{suffix}").read_bytes()
+    (root / f"x{suffix}").unlink()
+    assert len(data) == before.st_size
+    way(file, data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(root, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    decoded.clear()
+    second = build([root])
+    assert decoded == [f"1{suffix}"]
+    assert second.fingerprint != first.fingerprint
+    assert second.listing == first.listing
+    assert second.subset("50%", 0).fingerprint != first.subset("50%", 0).fingerprint
 
 
 def test_the_order_does_not_depend_on_that_of_the_roots_or_the_disk(

@@ -326,6 +326,50 @@ def test_a_damaged_shard_is_named(packed: Path, tmp_path: Path, capsys: pytest.C
     assert all("damaged" in reason for _, reason in images.lost)
 
 
+NO_MANIFEST = {
+    "empty": "", "half": '{"format": 1, "shar', "binary": "\x82\x00", "null": "null", "list": "[]", "object": "{}",
+    "no shards": '{"format": 1, "shards": [], "finished": true}', "folder": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", [*NO_MANIFEST, "settings", "shards", "sha256", "index"])
+def test_a_damaged_manifest_is_one_line(
+    packed: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    out = shutil.copytree(packed, tmp_path / "p.pack")
+    file = out / "pack.json"
+    written = json.loads(file.read_text())
+    file.unlink()
+    if harm == "folder":
+        file.mkdir()
+    elif harm in NO_MANIFEST:
+        file.write_bytes(NO_MANIFEST[harm].encode("latin-1"))  # type: ignore[union-attr]
+    else:
+        harmed = {"settings": 5, "shards": [5], "index": {"file": "../x"}}.get(harm)
+        shards = [{**entry, "sha256": "no sum"} for entry in written["shards"]]
+        file.write_text(json.dumps({**written, **({"shards": shards} if harm == "sha256" else {harm: harmed})}))
+    for words in (["pack", "--verify", str(out)], ["pack", str(folder), "--out", str(out)]):
+        assert "pack.json" in refused(words, capsys)
+    with pytest.raises(UserError, match=r"pack\.json"):
+        build([out])
+
+
+def test_a_pack_of_other_pixels_is_other_data(folder: Path, tmp_path: Path) -> None:
+    """Of the same names and sizes in bytes; and the same pack elsewhere is the same."""
+    root = shutil.copytree(folder, tmp_path / "photos")
+    for number in (0, 1):
+        for i, file in enumerate(sorted(root.rglob("*.png"))):
+            Image.new("L", (9, 9), i + 100 * number).save(file.with_suffix(".bmp"))
+            file.unlink(missing_ok=True)
+        for i, file in enumerate(sorted(root.rglob("*.bmp"))):
+            Image.new("L", (9, 9), i + 100 * number).save(file)
+        pack([root], tmp_path / f"{number}.pack", PNG)
+    one, other = (build([tmp_path / f"{number}.pack"]) for number in (0, 1))
+    assert one.names == other.names
+    assert one.fingerprint != other.fingerprint
+    assert build([shutil.copytree(tmp_path / "0.pack", tmp_path / "moved")]).fingerprint == one.fingerprint
+
+
 def test_a_pack_that_is_none(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = shutil.copytree(packed, tmp_path / "p.pack")
     (out / "pack.json").write_text("{")

@@ -547,15 +547,24 @@ def test_a_second_time_does_nothing(
     assert (out / "separability.csv").read_bytes() == table
 
 
-def test_a_cell_that_is_gone_is_judged_again_and_no_other(
-    done: tuple[Path, dict[str, Any]], plan: Path, trainings: list[str], judged: list[str]
+@pytest.mark.parametrize("harm", ["gone", "empty", "half", "no scores", "of other images"])
+def test_a_cell_that_is_gone_or_damaged_is_judged_again_and_no_other(
+    done: tuple[Path, dict[str, Any]], plan: Path, trainings: list[str], judged: list[str], harm: str
 ) -> None:
     out, _ = done
     table = (out / "separability.csv").read_bytes()
     (cell,) = [c for c in design.cells("separability", design.read(plan)) if c.variant == "HPT-BN"]
     file = out / "cells" / f"{cell.key}.json"
-    before = json.loads(file.read_text())
-    file.unlink()
+    text = file.read_text()
+    before = json.loads(text)
+    if harm == "gone":
+        file.unlink()
+    elif harm == "of other images":
+        file.write_text(json.dumps({**before, "images": [{**i, "fingerprint": "another"} for i in before["images"]]}))
+    else:
+        file.write_text({"empty": "", "half": text[: len(text) // 2], "no scores": "{}"}[harm])
+        said(words("separability", plan, out, "--shard", "0/1"))  # what is there is gathered all the same
+        assert len(json.loads((out / "separability.json").read_text())["rows"]) > 0
     said(words("separability", plan, out))
     assert judged == [cell.key]
     assert not trainings
