@@ -181,6 +181,11 @@ def other_things(sandbox: Sandbox) -> None:
     sandbox.write("out/diary.txt", "a diary")
 
 
+def into(place: str) -> list[str]:
+    """The training with another --out."""
+    return [place if word == "out" else word for word in STEPS]
+
+
 PERMISSIONS = [
     Case(
         id="out-is-file",
@@ -195,7 +200,7 @@ PERMISSIONS = [
         id="out-below-file",
         what="--out lies below a file",
         prepare=a_file("diary"),
-        words=(*STEPS, "--out", "diary/run"),
+        words=into("diary/run"),
         promise=REFUSED,
         names=("diary",),
         then=still_a_diary("diary"),
@@ -222,7 +227,7 @@ PERMISSIONS = [
         id="out-parent-read-only",
         what="--out lies in a folder that must not be written to",
         prepare=read_only("locked"),
-        words=[w if w != "out" else "locked/out" for w in STEPS],
+        words=into("locked/out"),
         promise=REFUSED,
         names=("locked",),
         permissions=True,
@@ -230,7 +235,7 @@ PERMISSIONS = [
     Case(
         id="out-proc",
         what="--out in /proc, where nothing can be written",
-        words=[w if w != "out" else "/proc/out" for w in STEPS],
+        words=into("/proc/out"),
         promise=REFUSED,
         names=("/proc",),
     ),
@@ -253,7 +258,7 @@ PERMISSIONS = [
     Case(
         id="out-long-name",
         what="--out has a name of 300 letters",
-        words=[w if w != "out" else "n" * 300 for w in STEPS],
+        words=into("n" * 300),
         promise=REFUSED,
         names=("nnn",),
     ),
@@ -265,7 +270,7 @@ PERMISSIONS = [
         promise=REFUSED,
         names=("out",),
     ),
-    Case(id="out-odd-name", what="--out is called [/red] 🦩", words=[w if w != "out" else "[/red] 🦩" for w in STEPS]),
+    Case(id="out-odd-name", what="--out is called [/red] 🦩", words=into("[/red] 🦩")),
     Case(
         id="run-read-only",
         what="a run that may be read alone: `evaluate`",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -339,7 +340,7 @@ def no_longer_a_folder(sandbox: Sandbox) -> None:
     sandbox.write("run/features", b"")
 
 
-def _elsewhere(sandbox: Sandbox) -> None:
+def images_elsewhere(sandbox: Sandbox) -> None:
     """The run was trained on a folder that is no more."""
     file = sandbox / "run" / "run.json"
     written = json.loads(file.read_text())
@@ -436,7 +437,7 @@ FILES = [
     Case(
         id="album-gone",
         what="an album that is gone",
-        prepare=lambda s: __import__("shutil").rmtree(s / "run" / "album"),
+        prepare=lambda s: shutil.rmtree(s / "run" / "album"),
         words=COMMANDS["report"],
     ),
     Case(
@@ -514,7 +515,7 @@ FILES = [
     Case(
         id="images-gone",
         what="--resume after the images are gone",
-        prepare=_elsewhere,
+        prepare=images_elsewhere,
         words=COMMANDS["resume"],
         promise=REFUSED,
         names=("photos",),
