@@ -15,7 +15,8 @@ from typing import Any
 from benchmarks.common import kept, write
 from selftaught import flags, journal, run
 from selftaught.data import patches
-from selftaught.life import Collapsed, Conduct
+from selftaught.errors import Collapsed
+from selftaught.life import Conduct
 from selftaught.methods import METHODS
 from selftaught.train import shared_index, train
 

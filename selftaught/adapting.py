@@ -12,7 +12,7 @@ from pathlib import Path
 
 import timm
 
-from selftaught import checkpoint, flags, heads, run, weights
+from selftaught import files, flags, heads, run, weights
 from selftaught.data.index import Index
 from selftaught.distributed import rank, shared, wait
 from selftaught.errors import UserError
@@ -137,7 +137,7 @@ def as_begun(stage: Stage, folder: Path) -> Stage:
 def carry_out(settled: Settled, out: Path, conduct: Conduct, index: Index | None = None) -> Path:
     """Train a stage, or go on with it, or take what is there; return its folder. Its ancestors must be done."""
     folder, name = settled.folder(out), settled.node.name
-    alone = checkpoint.locked(  # several parts of a study may want one stage
+    alone = files.locked(  # several parts of a study may want one stage
         folder.with_suffix(".lock"), lambda: conduct.say(f"{name}: another process trains it in {folder}; waiting"),
         conduct.say,
     )  # fmt: skip
@@ -189,7 +189,7 @@ def note(out: Path, plan: Plan, stages: dict[str, Settled], command: str) -> Non
     """Write down what the folders are called, and which is the plan's outcome."""
     last = plan.leaves[-1]
     root = next((n for n in plan.ancestors(last.name) if n.after is None), last)
-    checkpoint.write_json(
+    files.write_json(
         out / run.PLAN,
         {
             "command": command,

@@ -58,7 +58,7 @@ def ended(words: list[str]) -> int:
     try:
         return dispatch(words)
     except UserError as error:
-        from selftaught.life import Collapsed
+        from selftaught.errors import Collapsed
 
         err.print(f"[bold red]selftaught:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
         return 3 if isinstance(error, Collapsed) else 2
@@ -106,7 +106,7 @@ class Demo:
 
 def demo(words: list[str]) -> int:
     asked = tyro.cli(Demo, prog="selftaught demo", args=words)
-    from selftaught.demo import demo as carry_out
+    from selftaught.demo import run_demo as carry_out
 
     print(carry_out(Path(asked.out), asked.steps, asked.seed, main, asked.threads))
     return 0

@@ -12,7 +12,7 @@ from selftaught.words import Count
 COMMON = ("--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
 
 
-def demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int], threads: Count = "auto") -> Path:
+def run_demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int], threads: Count = "auto") -> Path:
     """Write the images, train twice, evaluate, and write the report; `run` carries out a command line."""
     share = [] if threads == "auto" else ["--threads", str(threads)]
     images = out / "images"

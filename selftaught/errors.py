@@ -85,3 +85,20 @@ def require(fine: bool, name: str, rule: str, value: float) -> None:
     """Refuse a setting that makes no sense, or is no number."""
     if not fine or not math.isfinite(value):
         raise UserError(f"{name} must be {rule}, and not {value:g}")
+
+
+class Diverged(UserError):
+    """The loss is no finite number any more."""
+
+
+class Collapsed(UserError):
+    """The features fell into one point; the run is stopped and says why."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; it is saved."""
+
+
+def outcome_of(error: UserError) -> str:
+    """What a run that ended so says of itself."""
+    return "collapsed" if isinstance(error, Collapsed) else "diverged" if isinstance(error, Diverged) else "failed"

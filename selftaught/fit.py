@@ -1,7 +1,6 @@
 """The one training loop: a generator, so that logging, watching and saving stay outside it."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,16 +10,13 @@ from torch import Tensor, nn
 
 from selftaught.data.ahead import Ahead
 from selftaught.distributed import rank, unsynchronised, whole
-from selftaught.errors import UserError
+from selftaught.errors import Diverged
 from selftaught.method import Batch, Method, Tensors, zip_tensors
 from selftaught.networks import frozen_statistics, running_statistics
+from selftaught.seeding import key
 from selftaught.step import Outcome
 
 MOST_SKIPS = 10  # steps in a row whose gradients are not finite, before training stops
-
-
-class Diverged(UserError):
-    """The loss is no finite number any more."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +156,3 @@ def joined(done: Done) -> tuple[Batch, Tensors, Tensors]:
 
 def mean(values: list[Tensor]) -> Tensor:
     return torch.stack(values).mean()
-
-
-def key(*parts: object) -> int:
-    """A seed from what makes a random event unique."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

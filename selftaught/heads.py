@@ -8,7 +8,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from selftaught import checkpoint, weights
+from selftaught import files, weights
 from selftaught.distributed import rank
 from selftaught.errors import UserError
 from selftaught.matching import check_values
@@ -40,7 +40,7 @@ def save(head: nn.Sequential, classes: tuple[str, ...], several: bool, file: Pat
     state = weights.portable(head.state_dict())
     if rank() != 0:
         return file
-    return checkpoint.atomic(file, lambda draft: draft.write_bytes(weights.serialise(state, metadata)))
+    return files.atomic(file, lambda draft: draft.write_bytes(weights.serialise(state, metadata)))
 
 
 def load(run: str | Path) -> Trained:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from selftaught.checkpoint import write_text, writing
+from selftaught.files import write_text, writing
 
 
 class Journal:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftaught import checkpoint, run, weight_files
+from selftaught import files, run, weight_files
 from selftaught.backbones import Backbone
 from selftaught.classifying import classified, classifiers
 from selftaught.data.images import Images, default_canvas
@@ -241,15 +241,15 @@ def keep(
         **json.loads(judgement.results.to_json()),
         "verdict": judgement.verdict,
     }
-    with checkpoint.locked(file.with_suffix(".lock"), say=say):
+    with files.locked(file.with_suffix(".lock"), say=say):
         try:
             earlier = run.evaluations(folder)
         except FileError:
             earlier, aside = [], file.with_name(f"{file.name}.damaged")
-            with checkpoint.writing(aside):
+            with files.writing(aside):
                 file.rename(aside)
             say(f"{file} cannot be read: it is kept as {aside.name}, and a new one is begun")
-        checkpoint.write_json(file, [*earlier, now])
+        files.write_json(file, [*earlier, now])
 
 
 def digest(of: nn.Module | Tensor) -> str:

@@ -13,29 +13,45 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from selftaught import checkpoint, choice, heads, run, sharding, watch, weights
+from selftaught import checkpoint, choice, files, heads, run, sharding, watch, weights
 from selftaught.backbones import Backbone
 from selftaught.choice import Candidate
 from selftaught.data.index import Index
-from selftaught.data.paths import counted, listed
 from selftaught.distributed import anywhere, gather_values, is_sharded, own_share, rank, same, shared
-from selftaught.errors import FileError, UserError, damage_error
+from selftaught.errors import Collapsed, FileError, UserError, damage_error
 from selftaught.evaluation.features import extract
 from selftaught.evaluation.metrics import effective_count
 from selftaught.fit import Report
 from selftaught.journal import Journal
 from selftaught.networks import running_statistics
+from selftaught.text import counted, listed
 from selftaught.threads import WaitDetector
 from selftaught.trainee import Trainee
 
 CHECKPOINTS = ("last.pt", "best.pt")  # what a run goes on with: the first of them that is whole
+
+
 WATCHED = 256  # held-back images whose features are followed
+
+
 MEASURES = 20  # how often in a whole run, and
+
+
 RARELY = 50  # steps between them at least: a measurement costs as much as some four steps
+
+
 EARLY = (10, 25, 50, 100, 200, 400)  # besides: a collapse shows soon
+
+
 SOON = 5  # steps after a measurement that looked like one
+
+
 MOST_LOST = 0.1  # share of the training images that may vanish or break before training stops
+
+
 NAMED = 20  # lost images whose names run.json holds
+
+
 ASKED = 8  # steps between questions that all ranks answer: each costs a collective
 
 
@@ -55,10 +71,6 @@ class Conduct:
     show: Callable[[dict[str, Any]], None] = lambda entry: None  # each journal entry, as it is made
     say: Callable[[str], None] = lambda text: None  # what a person should know
     note: dict[str, Any] = field(default_factory=dict)  # more for run.json: the command, the versions
-
-
-class Collapsed(UserError):
-    """The features fell into one point; the run is stopped and says why."""
 
 
 class Life:
@@ -343,10 +355,10 @@ class Life:
         """A candidate's weights in the run's place."""
         beside = kept.with_name(f"{kept.stem}-{heads.FILE}")  # the start's head has learnt nothing: there is none
         if beside.is_file():
-            checkpoint.atomic(head, lambda draft: shutil.copyfile(beside, draft))
+            files.atomic(head, lambda draft: shutil.copyfile(beside, draft))
         else:
             head.unlink(missing_ok=True)
-        checkpoint.atomic(file, lambda draft: shutil.copyfile(kept, draft))
+        files.atomic(file, lambda draft: shutil.copyfile(kept, draft))
 
     def close(self, outcome: str, **more: Any) -> None:
         if self.first:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from selftaught import backbones
-from selftaught.checkpoint import locked, write_json
 from selftaught.data.cache import default_cache
+from selftaught.files import locked, write_json
 
 BF16 = ("amx_bf16", "avx512_bf16")  # what Linux calls the instructions that multiply and add in bfloat16 on x86
 X86 = ("x86_64", "amd64", "i386", "i686")

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from selftaught import checkpoint, heads, run
+from selftaught import files, heads, run
 
 FILES = ("backbone.safetensors", heads.FILE)
 
@@ -16,13 +16,13 @@ def publish_outcome(out: Path, stage: Path, say: Callable[[str], None] = lambda 
     What lies there of another outcome is replaced. Commands go on looking into the stage's folder, as long as it is there.
     """
     facts = {**run.read(stage).facts, "folder": os.path.realpath(out), run.COPY: stage.relative_to(out).as_posix()}
-    with checkpoint.locked(out / "outcome.lock", say=say):
+    with files.locked(out / "outcome.lock", say=say):
         for name in FILES:
             if (stage / name).is_file():
-                checkpoint.atomic(out / name, lambda draft, source=stage / name: link(source, draft))  # type: ignore[misc]
+                files.atomic(out / name, lambda draft, source=stage / name: link(source, draft))  # type: ignore[misc]
             else:
                 (out / name).unlink(missing_ok=True)
-        checkpoint.write_json(out / "run.json", facts)
+        files.write_json(out / "run.json", facts)
     say(f"its outcome lies in {out / FILES[0]}, too")
 
 

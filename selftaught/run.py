@@ -12,15 +12,15 @@ from typing import Any
 import timm
 import torch
 
-from selftaught import backbones, checkpoint, weight_files, weights
+from selftaught import backbones, files, weight_files, weights
 from selftaught.backbones import Backbone
 from selftaught.data.index import Index
 from selftaught.data.locations import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
-from selftaught.fit import key
 from selftaught.methods.distillation import Distillation
 from selftaught.recipe import from_json, to_json
+from selftaught.seeding import key
 from selftaught.stage import Stage
 
 PLAN = "plan.json"  # what a plan's stages are called, in the folder that holds them
@@ -155,7 +155,7 @@ def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str
         "finished": outcome == "done",
         **note,
     }
-    checkpoint.write_json(folder / "run.json", facts)
+    files.write_json(folder / "run.json", facts)
 
 
 def lineage(stage: Stage) -> list[dict[str, Any]]:
@@ -195,7 +195,7 @@ def holds_own(folder: Path) -> bool:
 
 def read_plan(folder: Path) -> dict[str, Any]:
     """What a plan's folder says of its stages. Raises FileError where that makes no sense."""
-    written: dict[str, Any] = checkpoint.read_json(folder / PLAN, dict, _AGAIN)
+    written: dict[str, Any] = files.read_json(folder / PLAN, dict, _AGAIN)
     try:
         whole = {"folder", "after", "init"} <= set.intersection(*(set(stage) for stage in written["stages"].values()))
         whole = whole and "base" in written and written["outcome"] in written["stages"]
@@ -214,7 +214,7 @@ def _outcome(folder: Path) -> str:
 def facts_of(folder: Path) -> dict[str, Any] | None:
     """What run.json in this very folder says; None where that is not to be had."""
     try:
-        facts: dict[str, Any] = checkpoint.read_json(folder / "run.json", dict)
+        facts: dict[str, Any] = files.read_json(folder / "run.json", dict)
     except UserError:
         return None
     return facts
@@ -239,7 +239,7 @@ def read(folder: Path) -> Run:
     file = folder / "run.json"
     if not os.path.lexists(file):
         raise UserError(f"{folder} is not a run: it has no run.json; give a folder that `selftaught pretrain --out` wrote")
-    facts: dict[str, Any] = checkpoint.read_json(file, dict, _ANEW)
+    facts: dict[str, Any] = files.read_json(file, dict, _ANEW)
     if lacking := [name for name in ("config", "data", "outcome", "finished") if name not in facts]:
         raise damage_error(file, f"it lacks {', '.join(lacking)}", _ANEW)
     if not isinstance(facts["data"], dict) or not {"fingerprint", "train"} <= facts["data"].keys():
@@ -256,7 +256,7 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     file = folder / EVALUATIONS
     if not os.path.lexists(file):
         return []
-    written: list[Any] = checkpoint.read_json(file, list)
+    written: list[Any] = files.read_json(file, list)
     needs = {"data", "rows", "verdict"}
     if not all(isinstance(one, dict) and needs <= one.keys() and isinstance(one["data"], list) for one in written):
         raise damage_error(file, "it tells no evaluations", "move it away")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftaught import checkpoint, distributed
+from selftaught import checkpoint, distributed, files
 from selftaught.errors import FileError
 from selftaught.method import Encoder
 from selftaught.networks import Teacher
@@ -55,7 +55,7 @@ def save(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], fi
     if distributed.shared(_names(file) == folder):
         return
     try:
-        with checkpoint.writing(file.parent / folder):
+        with files.writing(file.parent / folder):
             distributed.save_shards(step, optimizer, file.parent / folder)
         if distributed.rank() == 0:
             checkpoint.save(file, {**state, "shards": folder})

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from selftaught import checkpoint, pictures, run
+from selftaught import files, pictures, run
 from selftaught.data.index import Index
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import anywhere, local_rank, rank, shared, wait, world_size, wrap
-from selftaught.errors import FileError, UserError
-from selftaught.fit import Diverged, Loop, Report, fit
-from selftaught.life import ASKED, Collapsed, Conduct, Life
+from selftaught.errors import FileError, Stopped, UserError, outcome_of
+from selftaught.fit import Loop, Report, fit
+from selftaught.life import ASKED, Conduct, Life
 from selftaught.sharding import shard
 from selftaught.stage import Data, Stage
 from selftaught.threads import threads_of_run, use_threads
@@ -24,10 +24,6 @@ from selftaught.trainee import assemble
 
 # SIGUSR1 is what SLURM sends ahead of the end of a job (sbatch --signal=USR1@120).
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-
-class Stopped(Exception):
-    """A signal asked the run to end; it is saved."""
 
 
 def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | None = None) -> Path:
@@ -85,7 +81,7 @@ def alone(out: Path, conduct: Conduct) -> Iterator[None]:
         refusal: UserError | None = None
         if rank() == 0:
             try:
-                stack.enter_context(checkpoint.hold_run(out, conduct.say))
+                stack.enter_context(files.hold_run(out, conduct.say))
                 if not conduct.resume and run.begun(out):  # since it was last looked at
                     refusal = UserError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
             except UserError as error:
@@ -127,11 +123,6 @@ def follow(life: Life, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
         if isinstance(error, FileError) and life.journal and any((life.out / "checkpoints").glob("*.pt")):
             raise FileError(f"{error}; the last checkpoint stays, and can be gone on with") from error
         raise
-
-
-def outcome_of(error: UserError) -> str:
-    """What a run that ended so says of itself."""
-    return "collapsed" if isinstance(error, Collapsed) else "diverged" if isinstance(error, Diverged) else "failed"
 
 
 def shared_index(

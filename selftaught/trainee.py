@@ -22,8 +22,8 @@ from selftaught.data.views import Augment, centre
 from selftaught.devices import sent
 from selftaught.distributed import rank, total, world_size
 from selftaught.errors import UserError
-from selftaught.fit import key
 from selftaught.method import NOISE, Batch, Method
+from selftaught.seeding import key
 from selftaught.stage import Stage, method_of
 from selftaught.step import Step
 

@@ -20,9 +20,10 @@ from selftaught.errors import UserError
 from selftaught.evaluation.linear import stratified_folds
 from selftaught.evaluation.metrics import auroc, balanced_accuracy
 from selftaught.evaluation.protocol import Features, Protocol, Scores, class_count
-from selftaught.fit import MOST_SKIPS, Loop, fit, key
+from selftaught.fit import MOST_SKIPS, Loop, fit
 from selftaught.method import NOISE, Batch
 from selftaught.methods.supervised import Supervised
+from selftaught.seeding import key
 from selftaught.step import Step
 
 CROPS = Views(large=1, scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0)  # random crops and flips alone

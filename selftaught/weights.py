@@ -19,7 +19,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from selftaught import checkpoint, layouts
+from selftaught import files, layouts
 from selftaught.backbones import Backbone, base, build, create, nearest
 from selftaught.data.pixel_range import PixelRange
 from selftaught.dialects import State
@@ -71,7 +71,7 @@ def save(backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None =
         buffer = io.BytesIO()  # what torch's own writer makes of a full disk is no OSError
         torch.save({"state_dict": state, "metadata": metadata}, buffer)
         content = buffer.getvalue()
-    checkpoint.atomic(path, lambda draft: draft.write_bytes(content))
+    files.atomic(path, lambda draft: draft.write_bytes(content))
 
 
 def serialise(state: State, metadata: Mapping[str, str]) -> bytes:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selftaught
-from selftaught import adapting, backbones, checkpoint, fit, flags, judge, life, plan, run, train
+from selftaught import adapting, backbones, fit, flags, judge, life, plan, run, train
 from selftaught.choice import BASE
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults

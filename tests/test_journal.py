@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from selftaught import checkpoint
-from selftaught.checkpoint import all_finite, atomic, write_json
+from selftaught.checkpoint import all_finite
+from selftaught.files import atomic, write_json
 from selftaught.journal import Journal, read
 
 

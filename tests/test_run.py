@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selftaught import checkpoint, judge, life, run, train
+from selftaught import checkpoint, files, judge, life, run, train
 from selftaught.cli import main
 from selftaught.errors import FileError, UserError
 from selftaught.journal import Journal
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     line = last_line(capsys)
     assert line.startswith("selftaught: ")
     assert name in line
-    assert not list(out.rglob(f"*{checkpoint.DRAFT}*"))
+    assert not list(out.rglob(f"*{files.DRAFT}*"))
     if name == "best.pt":
         assert run.read(out).facts["outcome"] == "failed"
         assert main(words) == 0  # nothing was saved, so that it begins again
@@ -292,7 +292,7 @@ def test_whatever_the_disk_says_it_is_one_line(
     assert line.startswith(f"selftaught: o/{'checkpoints/' if name == 'last.pt' else ''}{name} ")
     assert os.strerror(number).lower() in line
     assert (copied / "o" / "checkpoints" / "last.pt").read_bytes() == before
-    assert not list(copied.rglob(f"*{checkpoint.DRAFT}*"))
+    assert not list(copied.rglob(f"*{files.DRAFT}*"))
 
 
 @pytest.mark.parametrize("command", ["report", "export", "pack", "study"])
@@ -453,7 +453,7 @@ def test_a_run_that_is_being_trained_is_not_trained_beside_that(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(copied)
-    with checkpoint.hold_run(copied / "o"):
+    with files.hold_run(copied / "o"):
         assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 2
         line = last_line(capsys)
         assert str(os.getpid()) in line
@@ -470,7 +470,7 @@ def test_a_lock_ends_with_its_process_whoever_it_has_forked(tmp_path: Path) -> N
     read, write = os.pipe()
     parent = os.fork()
     if parent == 0:
-        with checkpoint.hold_run(tmp_path):
+        with files.hold_run(tmp_path):
             if os.fork() == 0:  # the worker
                 os.close(read)
                 time.sleep(20)
@@ -480,11 +480,11 @@ def test_a_lock_ends_with_its_process_whoever_it_has_forked(tmp_path: Path) -> N
         os._exit(0)
     assert os.read(read, 4) == b"held"
     with pytest.raises(UserError):
-        checkpoint.refuse_busy(tmp_path)
+        files.refuse_busy(tmp_path)
     os.kill(parent, 9)
     os.waitpid(parent, 0)
-    checkpoint.refuse_busy(tmp_path)
-    with checkpoint.hold_run(tmp_path):
+    files.refuse_busy(tmp_path)
+    with files.hold_run(tmp_path):
         pass
 
 
@@ -493,12 +493,12 @@ def test_a_disk_without_locks_is_said_once(tmp_path: Path, number: int, monkeypa
     def refuse(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(checkpoint.fcntl, "flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
     told: list[str] = []
     for _ in range(2):
-        with checkpoint.hold_run(tmp_path, told.append), checkpoint.locked(tmp_path / "other.lock", say=told.append):
-            checkpoint.refuse_busy(tmp_path)
-            checkpoint.write_json(tmp_path / "run.json", {})
+        with files.hold_run(tmp_path, told.append), files.locked(tmp_path / "other.lock", say=told.append):
+            files.refuse_busy(tmp_path)
+            files.write_json(tmp_path / "run.json", {})
     assert len(told) == 1
 
 
@@ -562,7 +562,7 @@ def test_killed_at_any_write_it_ends_the_same(
         kills += 1
     assert kills >= 5
     assert weights(out) == weights(tmp_path / "whole")
-    assert not list(out.rglob(f"*{checkpoint.DRAFT}*"))
+    assert not list(out.rglob(f"*{files.DRAFT}*"))
 
 
 @pytest.mark.slow
@@ -633,7 +633,7 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
         assert "Traceback" not in log.read_text()
     assert start(*words("parts")).wait(600) == 0, log.read_text()
     assert result(tmp_path / "parts") == result(tmp_path / "whole")
-    drafts = [file for file in (tmp_path / "parts").rglob(f"*{checkpoint.DRAFT}*") if file.parent.name != "features"]
+    drafts = [file for file in (tmp_path / "parts").rglob(f"*{files.DRAFT}*") if file.parent.name != "features"]
     assert not drafts
 
 
@@ -670,6 +670,6 @@ def test_an_evaluation_moves_a_damaged_one_aside_under_its_lock(tmp_path: Path, 
 
 def test_a_file_error_is_both(tmp_path: Path) -> None:
     with pytest.raises(FileError) as caught:
-        checkpoint.read_json(tmp_path / "none.json", dict)
+        files.read_json(tmp_path / "none.json", dict)
     assert isinstance(caught.value, OSError)
     assert isinstance(caught.value, UserError)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selftaught import adapting, checkpoint, fit, heads, life, plan, run, train
+from selftaught import adapting, fit, heads, life, plan, run, train
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
 from selftaught.data.images import Images, default_canvas

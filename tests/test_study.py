@@ -17,15 +17,14 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from selftaught import adapting, train
+from selftaught import adapting, errors
 from selftaught.cli import main
 from selftaught.data import index as data_index
 from selftaught.data.index import Index
 from selftaught.data.scan import Root, Scan
 from selftaught.data.views import Views
-from selftaught.errors import UserError
-from selftaught.fit import Diverged
-from selftaught.life import Collapsed, Conduct
+from selftaught.errors import Collapsed, Diverged, UserError
+from selftaught.life import Conduct
 from selftaught.plan import Plan
 from selftaught.progress import Progress
 from selftaught.stage import Data
@@ -675,11 +674,11 @@ ROW = {"protocol": "knn", "labels": "all", "metric": "auroc", "mean": 0.5, "low"
 
 def test_what_ends_a_cell_leaves_no_half_of_it(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
-        raise train.Stopped("in the middle")
+        raise errors.Stopped("in the middle")
 
     monkeypatch.setattr(runner, "evaluate", broken)
     cell = cell_of(plan, "separability", "random")
-    with pytest.raises(train.Stopped):
+    with pytest.raises(errors.Stopped):
         runner.carry_out([cell], tmp_path, *quiet())
     assert not (tmp_path / "cells").exists()
     assert runner.gather([cell], tmp_path) == []

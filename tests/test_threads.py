@@ -220,7 +220,7 @@ def test_the_demo_hands_its_threads_on(tmp_path: Path) -> None:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(demo, "read", lambda _: type("Done", (), {"facts": {"finished": True}}))
-            demo.demo(tmp_path / f"{asked}", 2, 0, note, asked)  # type: ignore[arg-type]
+            demo.run_demo(tmp_path / f"{asked}", 2, 0, note, asked)  # type: ignore[arg-type]
         working = [words for words in typed if words[0] in ("pretrain", "evaluate")]
         assert len(working) == 4
         assert all((words[-2:] == ["--threads", "3"]) is expected for words in working)

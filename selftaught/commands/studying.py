@@ -9,16 +9,15 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from selftaught import checkpoint
+from selftaught import files
 from selftaught.commands.console import device_named, tell
 from selftaught.distributed import processes, rank
-from selftaught.errors import UserError
+from selftaught.errors import Stopped, UserError
 from selftaught.life import Conduct
 from selftaught.progress import Progress, clock
 from selftaught.study import design, figures, page, runner, tables
 from selftaught.study.design import Cell
 from selftaught.threads import check, take_share
-from selftaught.train import Stopped
 from selftaught.words import Count, reader
 
 
@@ -94,11 +93,11 @@ def gather(study: str, cells: list[Cell], out: Path, command: str, plan: Path) -
     points = tables.by_seed(rows, [c for c in dict.fromkeys((c.variant, c.x) for c in cells)])
     done = sum((out / "cells" / f"{c.key}.json").exists() for c in cells)
     found = [*tables.findings(study, points), *tables.fallen(rows)]
-    checkpoint.write_json(
+    files.write_json(
         out / f"{study}.json",
         {"command": command, "plan": plan.read_text(), "done": done, "cells": len(cells), "findings": found, "rows": rows},
     )
-    checkpoint.write_text(out / f"{study}.csv", tables.as_csv(points))
+    files.write_text(out / f"{study}.csv", tables.as_csv(points))
     drawn = figures.draw(study, points, out)
     for line in found:
         tell(line)

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selftaught import adapting, checkpoint, flags, plan, recipe, run, threads
+from selftaught import adapting, files, flags, plan, recipe, run, threads
 from selftaught.commands.console import device_named, tell
 from selftaught.data.index import Index
-from selftaught.data.paths import counted
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import processes, rank, shared
-from selftaught.errors import UserError, require
+from selftaught.errors import Stopped, UserError, require
 from selftaught.life import Conduct
 from selftaught.methods import METHODS
 from selftaught.plan import Node, Plan
 from selftaught.progress import Progress
 from selftaught.stage import Data, Stage
+from selftaught.text import counted
 from selftaught.threads import take_share
-from selftaught.train import Stopped, shared_index
+from selftaught.train import shared_index
 from selftaught.train import train as carry_out
 
 
@@ -39,7 +39,7 @@ def train(words: list[str]) -> None:
     base, config = None, flags.chosen(words, "config")
     pixel_range: PixelRange | None = PixelRange()  # measured on the images, but a run goes on with its own
     if known is not None:
-        checkpoint.refuse_busy(known)
+        files.refuse_busy(known)
         if run.is_plan(known):
             raise UserError(f"{out} holds stages of `selftaught adapt`: go on by the same command, or choose another --out")
     begun = known is not None and run.begun(known)
@@ -108,7 +108,7 @@ def refuse_other(stage: Stage, base: Stage, out: str | None) -> None:
 
 def read_config(file: Path) -> Any:
     try:
-        written = checkpoint.read_json(file, dict)
+        written = files.read_json(file, dict)
     except UserError as error:
         raise UserError(f"--config: {error}") from error
     stage = recipe.from_json(written.get("config", written))

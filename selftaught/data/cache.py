@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from selftaught.checkpoint import atomic
 from selftaught.errors import FileError
+from selftaught.files import atomic
 
 _failed: set[Path | None] = set()  # folders that could not be written, of which it was said
 

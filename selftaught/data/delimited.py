@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from selftaught.data.paths import shown
 from selftaught.data.scan import is_image
 from selftaught.errors import UserError
+from selftaught.text import shown
 
 Records = list[tuple[int, list[str]]]  # line number and cells
 

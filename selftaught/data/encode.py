@@ -11,10 +11,10 @@ from PIL import Image
 
 from selftaught.data.damage import Unreadable
 from selftaught.data.decode import as_stored, shrunk
-from selftaught.data.paths import shown
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.store import read
 from selftaught.errors import UserError, require
+from selftaught.text import shown
 
 Format = Literal["jpeg", "webp", "png"]
 QUALITY = 90

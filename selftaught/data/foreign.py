@@ -19,10 +19,10 @@ from selftaught.data.columns import Rows
 from selftaught.data.damage import MAX_PIXELS, Unreadable
 from selftaught.data.decode import is_unusual, measure, quiet
 from selftaught.data.machine import in_parallel
-from selftaught.data.paths import shown
 from selftaught.data.shard import Shard
 from selftaught.data.verdicts import Verdicts, digest, larger
 from selftaught.errors import UserError
+from selftaught.text import shown
 
 
 def rows_of(

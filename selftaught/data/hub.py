@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 
 from selftaught.data.folder_names import plain_side, split_sides
-from selftaught.data.paths import shown
 from selftaught.errors import UserError
+from selftaught.text import shown
 
 # As selftaught has always read them: these words begin the names of rows, which old runs know.
 _FIRST_WORDS = ("train", "training", "test", "testing", "val", "valid", "validation")

@@ -16,10 +16,11 @@ from selftaught.data.locations import spelt
 from selftaught.data.machine import free_memory, in_parallel
 from selftaught.data.order import Groups
 from selftaught.data.originals import Originals
-from selftaught.data.paths import Paths, shown
+from selftaught.data.paths import Paths
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.store import announce, keep
 from selftaught.errors import UserError
+from selftaught.text import shown
 
 _GIVE_UP = 100  # so many files in a row gone means that the disk is gone
 

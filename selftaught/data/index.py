@@ -24,7 +24,7 @@ from selftaught.data.layout import read_layout
 from selftaught.data.nearest_tables import find_tables
 from selftaught.data.order import Groups
 from selftaught.data.parts import without_masks
-from selftaught.data.paths import Paths, counted, listed, shown
+from selftaught.data.paths import Paths
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
 from selftaught.data.split import draw_split
@@ -33,6 +33,7 @@ from selftaught.data.table_labels import label_by_tables
 from selftaught.data.verdicts import check
 from selftaught.errors import UserError
 from selftaught.evaluation.draws import Budget, draw
+from selftaught.text import counted, listed, shown
 
 _MOST_UNREADABLE = 0.10  # of the image files; with more, the folder is not what the user thinks it is
 

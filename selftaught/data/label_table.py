@@ -10,7 +10,6 @@ from pathlib import Path
 
 from selftaught.data.delimited import TextTable, read_table
 from selftaught.data.image_lookup import BY_NAME, Match, find_images, spell
-from selftaught.data.paths import counted, shown
 from selftaught.data.scan import Files, Root
 from selftaught.data.table_columns import (
     Classes,
@@ -25,6 +24,7 @@ from selftaught.data.table_columns import (
 )
 from selftaught.data.table_words import CLASS_NAMES, PATH_NAMES, UNKNOWN
 from selftaught.errors import UserError
+from selftaught.text import counted, shown
 
 Lookup = Callable[[Sequence[str]], list[Match]]  # of paths as cells have them, the images that they mean
 _SAMPLE = 200  # rows by which the column of paths is chosen

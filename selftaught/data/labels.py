@@ -8,9 +8,9 @@ import numpy as np
 
 from selftaught.data.folder_names import is_part, plain_side, split_sides
 from selftaught.data.layout import Layout
-from selftaught.data.paths import counted, shown
 from selftaught.data.scan import Files, Root
 from selftaught.errors import UserError
+from selftaught.text import counted, shown
 
 
 def label(

@@ -13,8 +13,8 @@ import numpy as np
 
 from selftaught.data.folder_names import is_more, is_photos, plain_side, split_sides
 from selftaught.data.folders import Folder, trees
-from selftaught.data.paths import counted, shown
 from selftaught.data.scan import Files
+from selftaught.text import counted, shown
 
 # What a folder is for among its neighbours. "class": it lies beside the val/ that holds images of its class.
 # "outside": its images are trained on and have no class.

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selftaught.data.folder_names import is_hidden, plain_side
-from selftaught.data.paths import shown
 from selftaught.errors import UserError
+from selftaught.text import shown
 
 T = TypeVar("T")
 

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 
 from selftaught.data.delimited import WORKBOOKS, read_table
-from selftaught.data.paths import listed, shown
 from selftaught.data.scan import Files, Root
 from selftaught.data.table_columns import Column
 from selftaught.data.table_words import CLASS_NAMES
 from selftaught.errors import UserError
+from selftaught.text import listed, shown
 
 LABELS = "labels.csv"
 METADATA = ("metadata.csv", "metadata.jsonl")  # of the Hugging Face hub

@@ -24,16 +24,16 @@ from typing import Any
 
 import torch
 
-from selftaught.checkpoint import atomic, locked, write_json
 from selftaught.data import locations, rows
 from selftaught.data.damage import MAX_PIXELS
 from selftaught.data.encode import Encoded, Encoding, encode
 from selftaught.data.index import Index, build
 from selftaught.data.machine import in_parallel
-from selftaught.data.paths import counted, listed, shown
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import SUFFIXES
 from selftaught.errors import UserError
+from selftaught.files import atomic, locked, write_json
+from selftaught.text import counted, listed, shown
 
 _GROUP_IMAGES, _GROUP_BYTES = 64, 1 << 20  # a row group ends with whichever is reached first
 _AT_ONCE = 256  # images that are encoded side by side before they are written

@@ -18,8 +18,8 @@ from selftaught.data.folder_names import (
     split_sides,
 )  # fmt: skip
 from selftaught.data.folders import Folder, trees
-from selftaught.data.paths import counted, shown
 from selftaught.data.scan import Files
+from selftaught.text import counted, shown
 
 Stems = dict[str, set[str]]  # the path of a file below a folder, without its suffix: the suffixes that are there
 

@@ -1,4 +1,4 @@
-"""Paths: very many of them in little memory, and in words for people."""
+"""A million paths in little memory."""
 
 from __future__ import annotations
 
@@ -55,19 +55,3 @@ class Paths(Sequence[Path]):
 
     def __repr__(self) -> str:
         return f"Paths({len(self)} paths)"
-
-
-def shown(path: str | Path) -> str:
-    """A path that any terminal and any JSON takes: what is not printable, or not UTF-8, as an escape."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def listed(failed: Sequence[tuple[str, str]], most: int = 5) -> str:
-    """The first of some (path as shown, reason), and how many more there are."""
-    more = f", and {len(failed) - most:,} more" if len(failed) > most else ""
-    return ", ".join(f"{path} ({reason})" for path, reason in failed[:most]) + more
-
-
-def counted(n: int, one: str, many: str | None = None) -> str:
-    return f"{n:,} {one if n == 1 else many or one + 's'}"

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from selftaught.data.paths import counted
 from selftaught.errors import UserError
+from selftaught.text import counted
 
 Pair = tuple[float, float]  # the value that is black, and the one that is white
 

@@ -13,10 +13,10 @@ import numpy as np
 from selftaught.data import columns, foreign, hub, locations, store
 from selftaught.data.columns import Rows
 from selftaught.data.damage import MAX_PIXELS
-from selftaught.data.paths import shown
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.scan import Files, Root
 from selftaught.errors import UserError, damage_error, read_error
+from selftaught.text import shown
 
 MANIFEST = "pack.json"
 FORMAT = 1  # of packs

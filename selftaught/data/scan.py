@@ -17,8 +17,8 @@ from selftaught.data import store
 from selftaught.data.damage import Unreadable, why
 from selftaught.data.folder_names import is_hidden
 from selftaught.data.locations import is_url, spelt, stamp
-from selftaught.data.paths import counted, shown
 from selftaught.errors import UserError
+from selftaught.text import counted, shown
 
 try:
     from PIL import AvifImagePlugin

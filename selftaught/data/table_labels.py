@@ -13,10 +13,10 @@ import numpy as np
 from selftaught.data.label_table import LabelTable, read_label_table
 from selftaught.data.labels import _encoded
 from selftaught.data.nearest_tables import LABELS, nearest_tables
-from selftaught.data.paths import counted, shown
 from selftaught.data.scan import Files, Root
 from selftaught.data.table_columns import Classes, too_many
 from selftaught.errors import UserError
+from selftaught.text import counted, shown
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from selftaught.checkpoint import atomic
 from selftaught.distributed import anywhere, gather, own_share, rank
 from selftaught.errors import FileError, UserError
+from selftaught.files import atomic
 
 
 class Images(Protocol):

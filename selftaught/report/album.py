@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from selftaught.checkpoint import atomic, write_text
+from selftaught.files import atomic, write_text
 
 LARGEST = 160  # pixels a side of a picture in the album: the page holds them all
 PLAIN = 72  # up to this side pictures are kept exactly (PNG); larger ones are JPEG

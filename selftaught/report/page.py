@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from selftaught.checkpoint import write_text
+from selftaught.files import write_text
 from selftaught.report import charts, scores
 from selftaught.report.charts import Chart, Series, chart
 from selftaught.report.read import Run, load_all, number

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selftaught import checkpoint
 from selftaught.errors import UserError
 from selftaught.study.tables import Rows, budget, labelled
 
@@ -73,7 +72,7 @@ def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     files = [name.with_name(name.name + suffix) for suffix in (".png", ".svg")]
     for file in files:
-        checkpoint.atomic(file, lambda draft: figure.savefig(draft, dpi=130))
+        files.atomic(file, lambda draft: figure.savefig(draft, dpi=130))
     pyplot.close(figure)
     return files
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from selftaught.checkpoint import write_text
+from selftaught.files import write_text
 from selftaught.study.tables import PROTOCOLS, Rows
 
 ABOUT = {

@@ -9,19 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from selftaught import adapting, checkpoint
+from selftaught import adapting, files
 from selftaught.data.index import Index
 from selftaught.distributed import rank, wait
-from selftaught.errors import FileError, UserError, damage_error
+from selftaught.errors import Collapsed, Diverged, FileError, UserError, damage_error, outcome_of
 from selftaught.evaluation import KNN, Linear, Protocol
-from selftaught.fit import Diverged
 from selftaught.judge import judge
-from selftaught.life import Collapsed, Conduct
+from selftaught.life import Conduct
 from selftaught.plan import Plan
 from selftaught.progress import Progress
 from selftaught.stage import Data
 from selftaught.study.design import Cell
-from selftaught.train import outcome_of, shared_index
+from selftaught.train import shared_index
 from selftaught.tuning import FineTune
 
 MARKER = "study.json"  # by which `data.scan` knows the folder, with all its figures, as one that holds no images of a set
@@ -53,7 +52,7 @@ def carry_out(
     say = cache(conduct.say)  # each line once, however many cells say it
     check([cell for cell in cells if not is_done(cell, out, index_of)], out, conduct.device, index_of, say)
     if rank() == 0:
-        checkpoint.write_json(out / MARKER, {"selftaught": version("selftaught")})
+        files.write_json(out / MARKER, {"selftaught": version("selftaught")})
     for number, cell in enumerate(cells):
         told(number, cell)
         if is_done(cell, out, index_of, progress.say):
@@ -84,7 +83,7 @@ def carry_out(
                 for s in stages.values()
             ]
             done = {"outcome": outcome, "folder": str(folder.relative_to(out)), "rows": rows, "images": images}
-            checkpoint.write_json(file_of(cell, out), {**cell.judged, **done})
+            files.write_json(file_of(cell, out), {**cell.judged, **done})
         wait()  # the others will ask whether it is there
 
 
@@ -97,7 +96,7 @@ def read_cell(cell: Cell, out: Path) -> dict[str, Any] | None:
     file = file_of(cell, out)
     if not os.path.lexists(file):
         return None
-    done: dict[str, Any] = checkpoint.read_json(file, dict)
+    done: dict[str, Any] = files.read_json(file, dict)
     scored = {"protocol", "labels", "metric", "mean", "low", "high"}
     rows = done.get("rows")
     whole = isinstance(rows, list) and all(isinstance(row, dict) and scored <= row.keys() for row in rows)
