@@ -32,7 +32,7 @@ def one(kind: str, data: str, folder: Path, steps: int, size: int, seed: int) ->
     words += ["--size", str(size), "--batch", "128", "--steps", str(steps), "--seed", str(seed)]
     words += ["--workers", "0", "--stem", "imagenet"]
     precision = () if "--precision" in more else ("--precision", "bf16")
-    with mock.patch("selftaught.data.images.free_memory", return_value=memory):
+    with mock.patch("selftaught.data.loading.images.free_memory", return_value=memory):
         main([*words, *precision, *more])
     rows = evaluated(folder / "run", "--labels", "all", "--workers", "0")
     return [

@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import photo_patches, said, spread, write
-from selftaught.data.machine import cores
+from selftaught.data.io.parallel import cores
 
 AIMS = {"busy: default by one thread": 0.9, "alone: default by all threads": 0.95}
 LOADS = {

@@ -20,7 +20,7 @@ import torch
 
 from selftaught import journal, run
 from selftaught.cli import main
-from selftaught.data import patches
+from selftaught.data import demo_images as patches
 
 RESULTS = Path(__file__).parent / "results"
 

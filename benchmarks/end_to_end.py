@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import said, spread, write
-from selftaught.data.machine import cores
+from selftaught.data.io.parallel import cores
 
 SKIP = 2  # steps that are not counted
 Run = dict[str, float]
@@ -54,7 +54,7 @@ def train_peer(data: str, size: int, batch: int, steps: int, precision: str) -> 
     from torchvision.models import resnet18
 
     from benchmarks.peers import Pictures, moco
-    from selftaught.data.index import build
+    from selftaught.data.index.build import build
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last if precision == "bf16" else torch.contiguous_format

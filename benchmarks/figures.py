@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from selftaught import backbones, recipe
-from selftaught.data.images import Images
-from selftaught.data.patches import photographs
+from selftaught.data.demo_images import photographs
+from selftaught.data.loading.images import Images
 from selftaught.data.views import Augment, Views, centre
 from selftaught.fit import Loop, fit
 from selftaught.losses import most_similar, standardized

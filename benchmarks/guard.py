@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common import kept, write
 from selftaught import flags, journal, run
-from selftaught.data import patches
+from selftaught.data import demo_images as patches
 from selftaught.errors import Collapsed
 from selftaught.life import Conduct
 from selftaught.methods import METHODS

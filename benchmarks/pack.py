@@ -25,13 +25,15 @@ import torch
 
 from benchmarks.common import kept, write
 from selftaught import flags
-from selftaught.data import order, store
-from selftaught.data.batches import Batches
-from selftaught.data.encode import Encoding
-from selftaught.data.images import Images
-from selftaught.data.index import Index, build
-from selftaught.data.order import Groups
-from selftaught.data.pack import pack
+from selftaught.data.index.build import Index, build
+from selftaught.data.loading import sampler
+from selftaught.data.loading.images import Images
+from selftaught.data.loading.loader import Batches
+from selftaught.data.pack.encode import Encoding
+from selftaught.data.pack.write import pack
+from selftaught.data.parquet import row_cache as store
+from selftaught.data.parquet import row_groups as order
+from selftaught.data.parquet.row_groups import Groups
 from selftaught.evaluation import KNN
 from selftaught.judge import judge
 from selftaught.life import Conduct
@@ -106,7 +108,7 @@ def shuffling() -> dict[str, float]:
     n, classes, batch = 400_000, 100, 256
     of = torch.arange(n) // 64
     rng = torch.Generator().manual_seed(0)
-    windowed = order.epoch(n, batch, 0, 0, Groups(of, torch.bincount(of) * 16_000))
+    windowed = sampler.epoch(n, batch, 0, 0, Groups(of, torch.bincount(of) * 16_000))
     orders = {"in windows": windowed, "perfect": torch.randperm(n, generator=rng)[: windowed.numel()].view(-1, batch)}
     by_class = torch.arange(n) * classes // n
     labels = {"a pack": by_class[torch.randperm(n, generator=rng)], "a store sorted by class": by_class}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught import backbones, weights
-from selftaught.data.index import build
+from selftaught.data.index.build import build
 
 RATE = 0.06  # of SGD without momentum, in all examples but SwAV's
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, photo_patches, write
-from selftaught.data.machine import cores
+from selftaught.data.io.parallel import cores
 
 SETS = {"ImageNet, 200 epochs": 200 * 1_281_167, "a billion images, once": 10**9}
 

@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 
 from benchmarks.common import interleaved, ratios, said, write
-from selftaught.data import patches
+from selftaught.data import demo_images as patches
 from selftaught.data.decode import decode
-from selftaught.data.images import Images, default_canvas
-from selftaught.data.index import build
+from selftaught.data.index.build import build
+from selftaught.data.loading.images import Images, default_canvas
 from selftaught.data.views import Augment, Views
 from selftaught.memory import keep_freed
 from selftaught.methods import METHODS

@@ -13,7 +13,7 @@ from pathlib import Path
 import timm
 
 from selftaught import files, flags, heads, run, weights
-from selftaught.data.index import Index
+from selftaught.data.index.build import Index
 from selftaught.distributed import rank, shared, wait
 from selftaught.errors import UserError
 from selftaught.identity import identify, origin

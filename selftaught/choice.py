@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selftaught.data.index import Index
+from selftaught.data.index.build import Index
 from selftaught.evaluation import KNN, Features, Linear
 from selftaught.evaluation.linear import stratified_folds
 from selftaught.evaluation.metrics import auroc

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from selftaught import heads, run
-from selftaught.data.images import Images
-from selftaught.data.index import Index
+from selftaught.data.index.build import Index
+from selftaught.data.loading.images import Images
 from selftaught.errors import UserError
 from selftaught.evaluation import Classifier, Features, Results, evaluate
 from selftaught.evaluation.features import extract

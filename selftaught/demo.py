@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from selftaught.data import patches
+from selftaught.data import demo_images as patches
 from selftaught.errors import UserError
 from selftaught.run import read
 from selftaught.words import Count

@@ -10,9 +10,9 @@ import tyro
 from tyro.conf import arg
 
 from selftaught import plan, recipe
-from selftaught.data.damage import MAX_PIXELS
-from selftaught.data.index import Index
-from selftaught.data.locations import spelt
+from selftaught.data.index.build import Index
+from selftaught.data.io.filesystem import spelt
+from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.views import Views
 from selftaught.errors import UserError, require
 from selftaught.hard import HARD

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from selftaught import files, run, weight_files
 from selftaught.backbones import Backbone
 from selftaught.classifying import classified, classifiers
-from selftaught.data.images import Images, default_canvas
-from selftaught.data.index import Index
+from selftaught.data.index.build import Index
+from selftaught.data.loading.images import Images, default_canvas
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import rank
 from selftaught.errors import FileError, UserError, require

@@ -16,7 +16,7 @@ from torch import Tensor
 from selftaught import checkpoint, choice, files, heads, run, sharding, watch, weights
 from selftaught.backbones import Backbone
 from selftaught.choice import Candidate
-from selftaught.data.index import Index
+from selftaught.data.index.build import Index
 from selftaught.distributed import anywhere, gather_values, is_sharded, own_share, rank, same, shared
 from selftaught.errors import Collapsed, FileError, UserError, damage_error
 from selftaught.evaluation.features import extract

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from selftaught import backbones
-from selftaught.data.cache import default_cache
+from selftaught.data.io.cache_folder import default_cache
 from selftaught.files import locked, write_json
 
 BF16 = ("amx_bf16", "avx512_bf16")  # what Linux calls the instructions that multiply and add in bfloat16 on x86

@@ -11,7 +11,7 @@ import cattrs
 import torch
 
 from selftaught import backbones, precision
-from selftaught.data.index import Index
+from selftaught.data.index.build import Index
 from selftaught.data.views import Views
 from selftaught.errors import UserError
 from selftaught.hard import HARD

@@ -14,8 +14,8 @@ import torch
 
 from selftaught import backbones, files, weight_files, weights
 from selftaught.backbones import Backbone
-from selftaught.data.index import Index
-from selftaught.data.locations import is_url
+from selftaught.data.index.build import Index
+from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
 from selftaught.methods.distillation import Distillation

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from selftaught import trainable
-from selftaught.data import index as data_index
-from selftaught.data.damage import MAX_PIXELS
-from selftaught.data.index import Index
+from selftaught.data.index import build as data_index
+from selftaught.data.index.build import Index
+from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.pixel_range import PixelRange
 from selftaught.data.views import Views
 from selftaught.errors import UserError, require

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from selftaught.data.machine import cores
+from selftaught.data.io.parallel import cores
 from selftaught.distributed import shared
 from selftaught.errors import require
 from selftaught.words import Count

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from selftaught import files, pictures, run
-from selftaught.data.index import Index
+from selftaught.data.index.build import Index
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import anywhere, local_rank, rank, shared, wait, world_size, wrap
 from selftaught.errors import FileError, Stopped, UserError, outcome_of

@@ -14,10 +14,10 @@ from selftaught import backbones, heads, weights
 from selftaught.backbones import Backbone
 from selftaught.compiling import compile_backbones
 from selftaught.data.ahead import idle
-from selftaught.data.batches import Batches, Raw
-from selftaught.data.images import Images, default_canvas, statistics
-from selftaught.data.index import Index
-from selftaught.data.originals import Originals
+from selftaught.data.index.build import Index
+from selftaught.data.loading.images import Images, default_canvas, statistics
+from selftaught.data.loading.loader import Batches, Raw
+from selftaught.data.loading.ragged import Originals
 from selftaught.data.views import Augment, centre
 from selftaught.devices import sent
 from selftaught.distributed import rank, total, world_size

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from selftaught.backbones import Backbone
-from selftaught.data.images import Images
+from selftaught.data.loading.images import Images
 from selftaught.data.views import Augment, Views, centre
 from selftaught.errors import UserError
 from selftaught.evaluation.linear import stratified_folds

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from selftaught.cli import main
-from selftaught.data import patches
+from selftaught.data import demo_images as patches
 from selftaught.fit import Loop, fit
 from selftaught.methods import METHODS
 from selftaught.step import Step

@@ -31,10 +31,10 @@ from selftaught import adapting, backbones, fit, flags, judge, life, plan, run, 
 from selftaught.choice import BASE
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
-from selftaught.data import index as data_index
-from selftaught.data.images import Images, default_canvas, statistics
-from selftaught.data.index import Index
-from selftaught.data.scan import Root, Scan
+from selftaught.data.index import build as data_index
+from selftaught.data.index.build import Index
+from selftaught.data.index.scan import Root, Scan
+from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.data.views import centre
 from selftaught.errors import UserError
 from selftaught.life import Conduct

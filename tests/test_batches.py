@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from selftaught.data.batches import Batches, Raw
-from selftaught.data.images import Images
+from selftaught.data.loading.images import Images
+from selftaught.data.loading.loader import Batches, Raw
 from selftaught.errors import UserError
 
 N = 23

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from selftaught import choice
 from selftaught.choice import Candidate, choose, label_scores, log_spaced
-from selftaught.data.index import Index
-from selftaught.data.paths import Paths
+from selftaught.data.index.build import Index
+from selftaught.data.io.paths import Paths
 
 
 def labelled(step: int, knn: float, linear: float, rank: float = 1.0) -> Candidate:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
 
+from selftaught.data.index.label_budget import Budget, draw
 from selftaught.errors import UserError
 from selftaught.evaluation import (
     KNN,
     PROTOCOLS,
-    Budget,
     Classifier,
     Difference,
     Features,
@@ -25,7 +25,6 @@ from selftaught.evaluation import (
     Results,
     Row,
     cached,
-    draw,
     evaluate,
     extract,
     verdict,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selftaught.data import store
-from selftaught.data.hub import choose_set, splits_of
-from selftaught.data.index import build
+from selftaught.data.index.build import build
+from selftaught.data.index.hub import choose_set, splits_of
+from selftaught.data.parquet import row_cache as store
 from selftaught.errors import UserError
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra that reads packs: pip install -e '.[dev]'")

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from selftaught.data import decode as decode_module
-from selftaught.data import images as images_module
-from selftaught.data.damage import Unreadable
 from selftaught.data.decode import decode, measure, pixels, squash
-from selftaught.data.images import Images, default_canvas, statistics
-from selftaught.data.machine import in_parallel
-from selftaught.data.paths import Paths
+from selftaught.data.io.integrity import Unreadable
+from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.paths import Paths
+from selftaught.data.loading import images as images_module
+from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.errors import UserError
 
 

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from selftaught.data import scan, verdicts
 from selftaught.data.decode import Measured
-from selftaught.data.index import Index, build
-from selftaught.data.scan import Files
-from selftaught.data.split import draw_split
+from selftaught.data.index import file_checks as verdicts
+from selftaught.data.index import scan
+from selftaught.data.index.build import Index, build
+from selftaught.data.index.scan import Files
+from selftaught.data.index.split import draw_split
 from selftaught.errors import UserError
 
 

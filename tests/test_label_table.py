@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selftaught.data.delimited import decode_text, find_separator, fit_rows, read_table, split_rows
-from selftaught.data.image_lookup import find_images
-from selftaught.data.scan import Files, Root
-from selftaught.data.table_columns import (
+from selftaught.data.index.scan import Files, Root
+from selftaught.data.index.tables.delimited import decode_text, find_separator, fit_rows, read_table, split_rows
+from selftaught.data.index.tables.image_lookup import find_images
+from selftaught.data.index.tables.table_columns import (
     Column,
     choose_classes,
     choose_path,
@@ -23,7 +23,7 @@ from selftaught.data.table_columns import (
     read_flags,
     read_split,
 )
-from selftaught.data.table_labels import TableLabels, label_by_tables
+from selftaught.data.index.tables.table_labels import TableLabels, label_by_tables
 from selftaught.errors import UserError
 
 # An index needs no pixels to be labelled: these files are names only.

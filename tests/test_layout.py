@@ -4,11 +4,11 @@ from itertools import product
 
 import pytest
 
-from selftaught.data.folder_names import is_masks
-from selftaught.data.labels import label
-from selftaught.data.layout import read_layout
-from selftaught.data.parts import without_masks
-from selftaught.data.scan import Files, Root
+from selftaught.data.index.folder_names import is_masks
+from selftaught.data.index.labels import label
+from selftaught.data.index.layout import read_layout
+from selftaught.data.index.masks import without_masks
+from selftaught.data.index.scan import Files, Root
 
 HERE = [Root("/r", "/r", is_file=True)]  # so that no labels.csv is looked for
 HELD_OUT = "held out"

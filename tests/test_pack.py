@@ -23,14 +23,18 @@ from safetensors.torch import load_file
 
 from selftaught import run
 from selftaught.cli import main
-from selftaught.data import foreign, locations, order, store
-from selftaught.data import pack as packing
-from selftaught.data.batches import Batches, Raw
-from selftaught.data.encode import Encoding
-from selftaught.data.images import Images, statistics
-from selftaught.data.index import Index, build
-from selftaught.data.order import Groups
-from selftaught.data.pack import pack, verify
+from selftaught.data.index import huggingface as foreign
+from selftaught.data.index.build import Index, build
+from selftaught.data.io import filesystem as locations
+from selftaught.data.loading import sampler
+from selftaught.data.loading.images import Images, statistics
+from selftaught.data.loading.loader import Batches, Raw
+from selftaught.data.pack import write as packing
+from selftaught.data.pack.encode import Encoding
+from selftaught.data.pack.write import pack, verify
+from selftaught.data.parquet import row_cache as store
+from selftaught.data.parquet import row_groups as order
+from selftaught.data.parquet.row_groups import Groups
 from selftaught.errors import UserError
 from selftaught.evaluation.features import extract
 from tests.stopping import stopped_at
@@ -490,11 +494,11 @@ def test_a_large_store_is_shuffled_in_windows_as_well_as_all_at_once() -> None:
     of = torch.arange(n) // 64
     groups = Groups(of, torch.bincount(of) * 16_000)
     assert groups.scattered
-    table = order.epoch(n, batch, 0, 1, groups)
+    table = sampler.epoch(n, batch, 0, 1, groups)
     assert table.shape == (n // batch, batch)
     assert len(table.unique()) == table.numel()
-    assert torch.equal(table, order.epoch(n, batch, 0, 1, groups))
-    assert not torch.equal(table, order.epoch(n, batch, 0, 2, groups))
+    assert torch.equal(table, sampler.epoch(n, batch, 0, 1, groups))
+    assert not torch.equal(table, sampler.epoch(n, batch, 0, 2, groups))
     by_class = torch.arange(n) * classes // n
     hashed = by_class[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
 
@@ -583,7 +587,7 @@ class Mean(torch.nn.Module):
 def test_stopped_in_mid_epoch_and_resumed_from_a_pack(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["--backbone", "test_resnet", "--size", "24", "--batch", "8", "--precision", "fp32", "--workers", "2"]
     words = ["pretrain", "--data", str(packed), "--steps", "9", *small]
-    monkeypatch.setattr("selftaught.data.images.free_memory", lambda: 0)  # nothing is held
+    monkeypatch.setattr("selftaught.data.loading.images.free_memory", lambda: 0)  # nothing is held
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     with stopped_at(4):
         assert main([*words, "--out", str(tmp_path / "parts")]) == 0

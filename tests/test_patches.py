@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from selftaught.data import patches
+from selftaught.data import demo_images as patches
 from selftaught.errors import UserError
 
 SMALL = {"size": 24, "train_per_class": 13, "test_per_class": 5}

@@ -17,12 +17,12 @@ from PIL import Image, ImageCms
 import selftaught
 from selftaught import backbones, flags, judge, run, train, weights
 from selftaught.data import decode as decode_module
-from selftaught.data import machine
-from selftaught.data.damage import Unreadable
 from selftaught.data.decode import decode, measure, pixels, squash
-from selftaught.data.encode import Encoding
-from selftaught.data.index import Index, build
-from selftaught.data.machine import in_parallel
+from selftaught.data.index.build import Index, build
+from selftaught.data.io import parallel as machine
+from selftaught.data.io.integrity import Unreadable
+from selftaught.data.io.parallel import in_parallel
+from selftaught.data.pack.encode import Encoding
 from selftaught.data.pixel_range import FLOATS, INTEGERS, PixelRange, measure_range, to_eight_bits
 from selftaught.errors import UserError
 from selftaught.progress import Progress
@@ -242,7 +242,7 @@ def test_8_bit_files_of_a_mixed_set_stay_as_they_are(tmp_path: Path) -> None:
 def test_the_range_is_remembered_and_in_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = put(tmp_path / "set", *(tiff((ramp(k) * 5000 + 27315).astype("u2")) for k in range(6)))
     index = build([root])
-    monkeypatch.setattr("selftaught.data.verdicts.measure", lambda *_: pytest.fail("it is decoded again"))
+    monkeypatch.setattr("selftaught.data.index.file_checks.measure", lambda *_: pytest.fail("it is decoded again"))
     again = build([root])
     assert (again.pixel_range, again.fingerprint, again.notes) == (index.pixel_range, index.fingerprint, index.notes)
     others = [build([root], pixel_range=r) for r in (None, PixelRange((0, 65535)), PixelRange(floats=(0, 1)))]
@@ -363,7 +363,7 @@ def test_a_run_goes_on_with_the_range_that_it_began_with(tmp_path: Path, monkeyp
 
 def test_a_pack_is_scaled_once_and_says_how(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    from selftaught.data.pack import pack
+    from selftaught.data.pack.write import pack
 
     root = put(tmp_path / "set", *(tiff((ramp(k) * 1023).astype("u2")) for k in range(4)))
     rgb = (np.stack([ramp()] * 3, -1) * 1023).astype("u2")

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 import selftaught
 from selftaught import journal, judge, run
 from selftaught.cli import main
-from selftaught.data import images as images_module
-from selftaught.data.index import build
+from selftaught.data.index.build import build
+from selftaught.data.loading import images as images_module
 from selftaught.evaluation.results import Results
 from selftaught.life import Life
 from selftaught.methods import moco

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from selftaught.data import index as index_module
-from selftaught.data import recall
-from selftaught.data.index import Index, build
+from selftaught.data.index import build as index_module
+from selftaught.data.index import cache as recall
+from selftaught.data.index.build import Index, build
 
 OLD = time.time() - 1000
 

@@ -8,9 +8,10 @@ from PIL import Image
 
 from selftaught import adapting
 from selftaught.cli import main
-from selftaught.data import recall, scan
-from selftaught.data.index import Index, build
-from selftaught.data.scan import SUFFIXES, UNREADABLE_SUFFIXES, Root, Scan
+from selftaught.data.index import cache as recall
+from selftaught.data.index import scan
+from selftaught.data.index.build import Index, build
+from selftaught.data.index.scan import SUFFIXES, UNREADABLE_SUFFIXES, Root, Scan
 from selftaught.errors import UserError
 from selftaught.plan import Node, Plan
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from selftaught import adapting, fit, heads, life, plan, run, train
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
-from selftaught.data.images import Images, default_canvas
+from selftaught.data.loading.images import Images, default_canvas
 from selftaught.evaluation.features import extract
 from selftaught.losses import soft_cross_entropy
 from selftaught.methods.distillation import Distillation

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from selftaught import adapting, errors
 from selftaught.cli import main
-from selftaught.data import index as data_index
-from selftaught.data.index import Index
-from selftaught.data.scan import Root, Scan
+from selftaught.data.index import build as data_index
+from selftaught.data.index.build import Index
+from selftaught.data.index.scan import Root, Scan
 from selftaught.data.views import Views
 from selftaught.errors import Collapsed, Diverged, UserError
 from selftaught.life import Conduct

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from selftaught import backbones, tuning
 from selftaught.cli import main
-from selftaught.data import index as data_index
-from selftaught.data.images import Images, default_canvas
-from selftaught.data.index import Index
+from selftaught.data.index import build as data_index
+from selftaught.data.index.build import Index
+from selftaught.data.loading.images import Images, default_canvas
 from selftaught.errors import UserError
 from selftaught.evaluation import Features, Results, Scores, evaluate
 from selftaught.tuning import Bound, FineTune, drops, goodness, number_images

@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from selftaught.data.damage import MAX_PIXELS
-from selftaught.data.encode import Encoding, Format
+from selftaught.data.io.integrity import MAX_PIXELS
+from selftaught.data.pack.encode import Encoding, Format
 from selftaught.errors import UserError, require
 
 
@@ -41,7 +41,7 @@ class Pack:
 
 def pack(words: list[str]) -> int:
     asked = tyro.cli(Pack, prog="selftaught pack", args=words or ["--help"])
-    from selftaught.data import pack as packing
+    from selftaught.data.pack import write as packing
     from selftaught.progress import Progress
 
     if asked.verify is not None:

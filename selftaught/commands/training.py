@@ -8,7 +8,7 @@ from typing import Any
 
 from selftaught import adapting, files, flags, plan, recipe, run, threads
 from selftaught.commands.console import device_named, tell
-from selftaught.data.index import Index
+from selftaught.data.index.build import Index
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import processes, rank, shared
 from selftaught.errors import Stopped, UserError, require

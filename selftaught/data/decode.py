@@ -22,10 +22,10 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from selftaught.data import color_profile, high_depth, tiff
-from selftaught.data.damage import MAX_PIXELS, Unreadable, damage
-from selftaught.data.machine import LARGE, MemoryBudget
+from selftaught.data.io.integrity import MAX_PIXELS, Unreadable, damage
+from selftaught.data.io.parallel import LARGE, MemoryBudget
+from selftaught.data.parquet.row_cache import read
 from selftaught.data.pixel_range import EIGHT_BITS, PixelRange
-from selftaught.data.store import read
 
 try:
     from simplejpeg import decode_jpeg

@@ -2,9 +2,9 @@
 intervals.
 """
 
+from selftaught.data.index.label_budget import Budget, draw
 from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.compare import evaluate
-from selftaught.evaluation.draws import Budget, draw
 from selftaught.evaluation.features import cached, extract
 from selftaught.evaluation.knn import KNN, nearest
 from selftaught.evaluation.linear import Linear

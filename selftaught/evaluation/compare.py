@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftaught.data.index.label_budget import Budget, draw, shortfall
 from selftaught.errors import UserError
-from selftaught.evaluation.draws import Budget, draw, shortfall
 from selftaught.evaluation.intervals import Intervals, Outcomes, intervals
 from selftaught.evaluation.metrics import auroc, balanced_accuracy, placements
 from selftaught.evaluation.protocol import Features, Protocol, Scores, class_count

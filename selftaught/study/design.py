@@ -15,8 +15,8 @@ import yaml
 from cattrs.v import format_exception
 
 from selftaught.adapting import network_of
+from selftaught.data.index.label_budget import Budget
 from selftaught.errors import UserError
-from selftaught.evaluation.draws import Budget
 from selftaught.plan import CONDUCT, RESERVED, Loader, Node, words
 from selftaught.tuning import FineTune
 

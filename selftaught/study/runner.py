@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selftaught import adapting, files
-from selftaught.data.index import Index
+from selftaught.data.index.build import Index
 from selftaught.distributed import rank, wait
 from selftaught.errors import Collapsed, Diverged, FileError, UserError, damage_error, outcome_of
 from selftaught.evaluation import KNN, Linear, Protocol

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from selftaught.data import patches
+from selftaught.data import demo_images as patches
 from selftaught.methods import METHODS
 from tests import golden
 

@@ -1,0 +1,1 @@
+"""Which images there are: found, checked, labelled and split."""

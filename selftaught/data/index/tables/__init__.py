@@ -1,0 +1,1 @@
+"""Tables of labels, as people and programs write them."""

@@ -1,0 +1,1 @@
+"""Images written into Parquet shards."""

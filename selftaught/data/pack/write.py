@@ -1,0 +1,339 @@
+"""Packing: a set of images into Parquet shards that are read again and again, here or far away, by anything that reads them.
+
+    photos.pack/
+      train-00000-of-00007.parquet   image: {bytes, path}, label or labels, height, width, mask: {bytes, path}
+      test-00000-of-00002.parquet    as Hugging Face's `datasets` names and describes them
+      index.parquet                  of every row all but the pixels, so that a reader need not ask each row group
+      pack.json                      settings, what was packed, and of every file its rows, bytes and sha256
+
+The rows lie in the order of a hash of their names: every row group is a sample of the whole, whatever the folders' order.
+Shards are planned before the first is written, and each is written whole: after a kill the same command goes on with the
+next one, and ends with the same bytes. Over 200 lines with what a rerun may find.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selftaught.data.index import parquet_rows as rows
+from selftaught.data.index.build import Index, build
+from selftaught.data.index.scan import SUFFIXES
+from selftaught.data.io import filesystem as locations
+from selftaught.data.io.integrity import MAX_PIXELS
+from selftaught.data.io.parallel import in_parallel
+from selftaught.data.pack.encode import Encoded, Encoding, encode
+from selftaught.data.pixel_range import PixelRange
+from selftaught.errors import UserError
+from selftaught.files import atomic, locked, write_json
+from selftaught.text import counted, listed, shown
+
+_GROUP_IMAGES, _GROUP_BYTES = 64, 1 << 20  # a row group ends with whichever is reached first
+_AT_ONCE = 256  # images that are encoded side by side before they are written
+_BYTES_PER_PIXEL = {"jpeg": 0.35, "webp": 0.25, "png": 2.0}  # only to plan how many shards there will be
+_INDEX = "index.parquet"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images go into which shard: known before any is written, and the same whenever it is asked for."""
+
+    index: Index
+    masks: dict[int, Path]
+    shards: dict[str, list[int]]  # file: positions of the images, in the order of its rows
+
+
+def pack(
+    roots: Sequence[str | Path],
+    out: Path,
+    encoding: Encoding = Encoding(),
+    *,
+    labels: str = "auto",
+    masks: Path | None = None,
+    shard: int = 256,
+    max_pixels: int = MAX_PIXELS,
+    say: Callable[[str], None] = lambda text: None,
+    on_index: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Pack the images of `roots` into the folder `out`, or go on where that broke off; return `out`.
+
+    labels: as `index.build` takes them. masks: a folder with masks under the relative paths of their images (whatever the
+    suffix). shard: megabytes that a file will have, roughly. max_pixels: as for `index.build`. A split by folders or by a
+    table is kept, and none is drawn.
+
+    Raises UserError for what the user can mend: other settings or other data than `out` was begun with, among them.
+    """
+    locations.needed("pyarrow.parquet")
+    if locations.is_url(str(out)):
+        raise UserError(f"--out {out}: pack into a folder of this machine, and copy that to where it shall be read")
+    if out.exists() and any(out.iterdir()) and not (out / rows.MANIFEST).is_file() and not (out / ".lock").is_file():
+        raise UserError(f"--out {shown(out)} holds other files: choose a new folder")
+    index = build(roots, labels=labels, holdout=0, max_pixels=max_pixels, on_progress=on_index)
+    say(index.describe())
+    plan = _planned(index, _masks_of(index, masks, say), encoding, shard)
+    with locked(out / ".lock", lambda: say(f"another process packs into {shown(out)}; waiting"), say):
+        return _carry_out(plan, out, encoding, shard, say, on_progress)
+
+
+def _carry_out(
+    plan: Plan, out: Path, encoding: Encoding, shard: int, say: Callable[[str], None],
+    on_progress: Callable[[int, int], None] | None,
+) -> Path:  # fmt: skip
+    written = _begun(out, plan, encoding, shard)
+    entries: list[dict[str, Any] | None] = [e if e and _there(out, e) else None for e in written["shards"]]
+    if written["finished"] and all(entries) and written["index"] and _there(out, written["index"]):
+        say(f"{shown(out)} is done already")
+        return out
+    done, total = 0, len(plan.index)
+    for number, (file, positions) in enumerate(plan.shards.items()):
+        if entries[number] is None:
+            so_far = done
+
+            def progress(n: int, so_far: int = so_far) -> None:
+                if on_progress is not None:
+                    on_progress(so_far + n, total)
+
+            atomic(out / file, lambda draft, rows=positions: _write(draft, plan, rows, encoding, progress))  # type: ignore[misc]
+            entries[number] = _entry(out / file, len(positions))
+            write_json(out / rows.MANIFEST, {**written, "shards": entries, "finished": False})
+        done += len(positions)
+    atomic(out / _INDEX, lambda draft: _write_index(draft, out, plan))
+    finished = {**written, "shards": entries, "index": _entry(out / _INDEX, total), "finished": True}
+    write_json(out / rows.MANIFEST, finished)
+    size = sum(e["bytes"] for e in entries if e) / 1e6
+    say(f"{shown(out)}: {counted(total, 'image')} in {counted(len(entries), 'shard')}, {size:,.1f} MB: --data {out}")
+    return out
+
+
+def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, Any]:
+    """What the manifest in `out` says, or a new one; refuses what was begun with other settings or other data."""
+    index = plan.index
+    source, older = _source(plan, index.fingerprint), _source(plan, index.listing)  # as older versions know it
+    several = index.labels is not None and index.labels.dim() == 2
+    new: dict[str, Any] = {
+        "format": rows.FORMAT,
+        "settings": {**asdict(encoding), "quality": encoding.options.get("quality"), "shard": shard},
+        "source": source,
+        "images": len(index),
+        "classes": list(index.classes),
+        "several": several,
+        "split": index.split,
+        "masks": len(plan.masks),
+        "pixel_range": (index.pixel_range or PixelRange()).to_json(),
+        "versions": {name: version(name) for name in ("selftaught", "pyarrow", "pillow")},
+        "shards": [None] * len(plan.shards),
+        "index": None,
+        "finished": False,
+    }
+    known = rows.manifest(str(out))
+    if known is None:
+        write_json(out / rows.MANIFEST, new)
+        return new
+    if changed := [k for k, v in new["settings"].items() if known["settings"].get(k) != v]:
+        said = ", ".join(f"--{k} {known['settings'].get(k)}" for k in changed)
+        raise UserError(f"{shown(out)} was begun with {said}: ask for the same again, or choose another --out")
+    if known["source"] == older:
+        new["source"] = older
+    same = len(known["shards"]) == len(new["shards"])
+    if not same or any(known[k] != new[k] for k in ("source", "classes", "several", "split", "masks")):
+        raise UserError(
+            f"the images, labels or masks have changed since {shown(out)} was begun: choose another --out, or delete it"
+        )
+    return known
+
+
+def _source(plan: Plan, fingerprint: str) -> str:
+    """What names that which is packed."""
+    source = hashlib.sha256(fingerprint.encode())
+    for position, mask in sorted(plan.masks.items()):
+        source.update(f"{plan.index.names[position]}\0{mask.suffix}\0{mask.stat().st_size}\n".encode())
+    return source.hexdigest()
+
+
+def _planned(index: Index, masks: dict[int, Path], encoding: Encoding, shard: int) -> Plan:
+    if shard < 1:
+        raise UserError(f"--shard must be 1 megabyte or more, and not {shard}")
+    shards: dict[str, list[int]] = {}
+    for split, positions in (("train", index.train.tolist()), ("test", index.held_out.tolist())):
+        if not positions:
+            continue
+        positions.sort(key=lambda i: (hashlib.sha256(bytes(index.names[i])).digest(), i))
+        size = torch.tensor([encoding.pixels(*index.sizes[i].tolist()) for i in positions], dtype=torch.float64)
+        ends = (size * _BYTES_PER_PIXEL[encoding.format]).cumsum(0)
+        n = min(max(round(float(ends[-1]) / (shard << 20)), 1), len(positions))
+        cuts = torch.searchsorted(ends, ends[-1] / n * torch.arange(1, n, dtype=torch.float64)).tolist()
+        parts = [positions[a:b] for a, b in zip([0, *cuts], [*cuts, len(positions)], strict=True) if b > a]
+        shards |= {f"{split}-{i:05}-of-{len(parts):05}.parquet": part for i, part in enumerate(parts)}
+    return Plan(index, masks, shards)
+
+
+def _masks_of(index: Index, folder: Path | None, say: Callable[[str], None]) -> dict[int, Path]:
+    """The mask of each image that has one: the file of the same path below `folder`, whatever its suffix."""
+    if folder is None:
+        return {}
+    found = {p.relative_to(folder).with_suffix(""): p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
+    masks = {i: found[name] for i in range(len(index)) if (name := index.names[i].with_suffix("")) in found}
+    if not masks:
+        raise UserError(f"--masks {shown(folder)}: no image has a mask there; a mask has the path of its image")
+    if len(masks) < max(len(index), len(found)):
+        without = f"{len(index) - len(masks):,} of {counted(len(index), 'image')} without a mask"
+        say(f"{without}, {len(found) - len(masks):,} masks without an image")
+    return masks
+
+
+def _schema(plan: Plan) -> Any:
+    """Arrow's, with what Hugging Face's `datasets` reads from it."""
+    import pyarrow as pa
+
+    index = plan.index
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields: list[tuple[str, Any]] = [("image", image)]
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    if index.labels is not None:
+        several = index.labels.dim() == 2
+        named = {"names": list(index.classes), "_type": "ClassLabel"}
+        name = "labels" if several else "label"
+        fields.append((name, pa.list_(pa.int64()) if several else pa.int64()))
+        features[name] = {"feature": named, "_type": "Sequence"} if several else named
+    fields += [("height", pa.int32()), ("width", pa.int32())]
+    features |= {name: {"dtype": "int32", "_type": "Value"} for name in ("height", "width")}
+    if plan.masks:
+        fields.append(("mask", image))
+        features["mask"] = {"_type": "Image"}
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _write(draft: Path, plan: Plan, positions: list[int], encoding: Encoding, progress: Callable[[int], None]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema(plan)
+    small = [name for name in schema.names if name not in ("image", "mask")]
+    with pq.ParquetWriter(
+        draft, schema, compression="none", use_dictionary=False, write_statistics=small, write_page_checksum=True
+    ) as writer:  # fmt: skip
+        for group in _groups(_encoded(plan, positions, encoding, progress)):
+            writer.write_table(pa.Table.from_pylist([_row(plan, i, one) for i, one in group], schema))
+
+
+def _encoded(
+    plan: Plan, positions: list[int], encoding: Encoding, progress: Callable[[int], None]
+) -> Iterator[tuple[int, Encoded]]:  # fmt: skip
+    for at in range(0, len(positions), _AT_ONCE):
+        part = positions[at : at + _AT_ONCE]
+        done: list[Encoded] = [None] * len(part)  # type: ignore[list-item]
+
+        def one(j: int, part: list[int] = part, done: list[Encoded] = done) -> None:
+            i = part[j]
+            height, width = plan.index.sizes[i].tolist()
+            done[j] = encode(plan.index.paths[i], encoding, plan.masks.get(i), (height, width), plan.index.pixel_range)
+
+        in_parallel(len(part), one, on_progress=lambda n, _, at=at: progress(at + n))  # type: ignore[misc]
+        yield from zip(part, done, strict=True)
+
+
+def _groups(images: Iterator[tuple[int, Encoded]]) -> Iterator[list[tuple[int, Encoded]]]:
+    group: list[tuple[int, Encoded]] = []
+    for image in images:
+        group.append(image)
+        if len(group) == _GROUP_IMAGES or sum(len(one.image) for _, one in group) >= _GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _row(plan: Plan, i: int, one: Encoded) -> dict[str, Any]:
+    name = os.fsencode(plan.index.names[i].as_posix()).decode("utf-8", "backslashreplace")
+    if plan.index.split == "table":  # a pack has no such table: its names say the split
+        name = f"{'test' if plan.index.test[i] else 'train'}/{name}"
+    row: dict[str, Any] = {
+        "image": {"bytes": one.image, "path": name}, "height": one.height, "width": one.width, **_label(plan.index, i),
+    }  # fmt: skip
+    if plan.masks:
+        row["mask"] = None if one.mask is None else {"bytes": one.mask, "path": name}
+    return row
+
+
+def _label(index: Index, i: int) -> dict[str, Any]:
+    if index.labels is None:
+        return {}
+    label = index.labels[i]
+    if label.dim():
+        return {"labels": None if label[0] < 0 else torch.nonzero(label).flatten().tolist()}
+    return {"label": None if label < 0 else int(label)}
+
+
+def _write_index(draft: Path, out: Path, plan: Plan) -> None:
+    """Of every row all but the pixels, read back from the shards, which are thereby checked."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    tables, groups = [], 0
+    for file in plan.shards:
+        with pq.ParquetFile(out / file, page_checksum_verification=True) as shard:
+            columns = [name for name in shard.schema_arrow.names if name not in ("image", "mask")]
+            for g in range(shard.num_row_groups):
+                table = shard.read_row_group(g, columns=["image", *columns])
+                image = table.column("image").combine_chunks()
+                told = {
+                    "name": image.field("path"),
+                    "bytes": pc.binary_length(image.field("bytes")),
+                    "group": pa.array([groups] * len(table), pa.int32()),
+                    **{name: table.column(name).combine_chunks() for name in columns},
+                }
+                tables.append(pa.table(told))
+                groups += 1
+    pq.write_table(pa.concat_tables(tables), draft, compression="zstd", row_group_size=1 << 20)
+
+
+def _entry(file: Path, n: int) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"file": file.name, "rows": n, "bytes": file.stat().st_size, "sha256": digest}
+
+
+def _there(out: Path, entry: dict[str, Any]) -> bool:
+    file = out / entry["file"]
+    return file.is_file() and file.stat().st_size == entry["bytes"]
+
+
+def verify(location: str) -> str:
+    """Whether every file of a pack, here or at a URL, has the bytes that it was written with: a line that says so.
+
+    Raises UserError that names the files which have not.
+    """
+    location = locations.spelt(location)
+    written = rows.manifest(location)
+    if written is None:
+        raise UserError(f"{shown(location)} is no pack: it has no {rows.MANIFEST}")
+    rows.finished(location, written)
+    bad = []
+    for entry in [*written["shards"], written["index"]]:
+        digest = hashlib.sha256()
+        try:
+            file = locations.within(location, entry["file"])
+            size = locations.facts(file)[0]
+            if size != entry["bytes"]:
+                bad.append((entry["file"], "damaged"))
+                continue
+            for start in range(0, entry["bytes"], 8 << 20):
+                digest.update(locations.fetch(file, start, min(start + (8 << 20), entry["bytes"])))
+        except FileNotFoundError:
+            bad.append((entry["file"], "missing"))
+            continue
+        if digest.hexdigest() != entry["sha256"]:
+            bad.append((entry["file"], "damaged"))
+    if bad:
+        raise UserError(f"{shown(location)}: {listed(bad)}; copy them again, or delete them and pack again")
+    return f"{shown(location)}: {counted(len(written['shards']), 'shard')} and the index are as they were written"

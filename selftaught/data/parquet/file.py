@@ -1,0 +1,125 @@
+"""One Parquet file of images: its footer, its row groups, and which of its columns holds the images."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from selftaught.data.io import filesystem as locations
+from selftaught.data.io.integrity import Unreadable
+from selftaught.errors import UserError
+
+
+class Shard:
+    """One Parquet file: its footer is read once, its row groups when asked for.
+
+    Raises FileNotFoundError; Unreadable where the bytes are not those of a Parquet file with images.
+    """
+
+    def __init__(self, location: str) -> None:
+        parquet = locations.needed("pyarrow.parquet")
+        self.location = location
+        self.size, self.stamp = locations.facts(location)
+        self.metadata = self._arrow(lambda: parquet.read_metadata(self._source()))
+        self.schema = self.metadata.schema.to_arrow_schema()
+        self.features = _features(self.schema)
+        groups = range(self.metadata.num_row_groups)
+        self.ends = np.cumsum([self.metadata.row_group(g).num_rows for g in groups], dtype=np.int64)
+        self.image = _image_column(self.schema, self.features)
+
+    def __len__(self) -> int:
+        return int(self.metadata.num_rows)
+
+    def group(self, row: int) -> tuple[int, int]:
+        """The row group that holds a row, and the row's place in it."""
+        group = int(np.searchsorted(self.ends, row, side="right"))
+        return group, row - (int(self.ends[group - 1]) if group else 0)
+
+    def encoded(self, group: int, column: str) -> Any:
+        """The bytes of a column of images, of one row group: an Arrow array of binaries."""
+        import pyarrow.types as kinds
+
+        kind = self.schema.field(column).type
+        table = self.read([group], [f"{column}.bytes" if kinds.is_struct(kind) else column])
+        array = table.column(column).combine_chunks()
+        return array.flatten()[0] if kinds.is_struct(kind) else array
+
+    def read(self, groups: Sequence[int], columns: Sequence[str]) -> Any:
+        """An Arrow table of some columns."""
+        parquet = locations.needed("pyarrow.parquet")
+
+        def table() -> Any:
+            with parquet.ParquetFile(
+                self._source(), metadata=self.metadata, pre_buffer=False, page_checksum_verification=True
+            ) as file:
+                return file.read_row_groups(list(groups), columns=list(columns), use_threads=False)
+
+        return self._arrow(table)
+
+    def _source(self) -> Any:
+        return _Remote(self.location, self.size) if locations.is_url(self.location) else self.location
+
+    def _arrow(self, work: Callable[[], Any]) -> Any:
+        """What Arrow says of damaged bytes, as a reason."""
+        try:
+            return work()
+        except (FileNotFoundError, UserError):
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())[:200]
+            raise Unreadable(f"damaged: {locations.base(self.location)}: {said}") from None
+
+
+class _Remote(io.RawIOBase):
+    """A remote file as Arrow reads it: exactly the ranges that it asks for."""
+
+    def __init__(self, location: str, size: int) -> None:
+        self.location, self.size, self.at = location, size, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.at = offset + (0, self.at, self.size)[whence]
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = self.size if size is None or size < 0 else min(self.at + size, self.size)
+        data = locations.fetch(self.location, self.at, end) if end > self.at else b""
+        self.at += len(data)
+        return data
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What Hugging Face's `datasets` notes about the columns; nothing where they were written by another."""
+    try:
+        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _image_column(schema: Any, features: dict[str, Any]) -> str | None:
+    """The column that holds images: one that is declared so, or a struct with bytes, or bytes under a telling name."""
+    import pyarrow.types as kinds
+
+    usual = ("image", "img", "jpg", "jpeg", "png", "webp")
+
+    def holds(field: Any) -> bool:
+        if kinds.is_struct(field.type):
+            return field.type.get_field_index("bytes") >= 0
+        declared = (features.get(field.name) or {}).get("_type") == "Image" or field.name in usual
+        return declared and (kinds.is_binary(field.type) or kinds.is_large_binary(field.type))
+
+    names = [field.name for field in schema if holds(field)]
+    return next((name for name in (*usual, *names) if name in names), None)
