@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from selftaught import backbones, recipe
 from selftaught.data.demo_images import photographs
 from selftaught.data.loading.images import Images
-from selftaught.data.views import Augment, Views, centre
 from selftaught.fit import Loop, fit
 from selftaught.losses import most_similar, standardized
 from selftaught.method import NOISE, Batch, Method, Setting, leaves
 from selftaught.methods import METHODS
 from selftaught.optim import AdamW, Cosine
 from selftaught.step import Step
+from selftaught.views.augment import Augment, centre
+from selftaught.views.spec import Views
 
 OUT = Path(__file__).parents[1] / "docs" / "figures" / "methods"
 LARGEST = 60_000  # bytes of a picture

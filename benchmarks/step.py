@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from benchmarks.common import interleaved, ratios, said, spread, write
 from selftaught import backbones
 from selftaught.compiling import compile_backbones
-from selftaught.data.views import Augment, Views
 from selftaught.fit import Loop, fit
 from selftaught.method import NOISE, Batch, Method, Setting
 from selftaught.methods import METHODS
 from selftaught.optim import SGD, Cosine
 from selftaught.recipe import config_for, views_for
 from selftaught.step import HardExample, Step
+from selftaught.views.augment import Augment
+from selftaught.views.spec import Views
 
 IMAGES = 50_000  # that the method is told of: the sizes of queues and memories
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

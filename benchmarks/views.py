@@ -26,10 +26,11 @@ from selftaught.data import demo_images as patches
 from selftaught.data.decode import decode
 from selftaught.data.index.build import build
 from selftaught.data.loading.images import Images, default_canvas
-from selftaught.data.views import Augment, Views
 from selftaught.memory import keep_freed
 from selftaught.methods import METHODS
 from selftaught.recipe import views_for
+from selftaught.views.augment import Augment
+from selftaught.views.spec import Views
 
 WIDTH, HEIGHT = 500, 375
 

@@ -13,7 +13,6 @@ from selftaught import plan, recipe
 from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import spelt
 from selftaught.data.io.integrity import MAX_PIXELS
-from selftaught.data.views import Views
 from selftaught.errors import UserError, require
 from selftaught.hard import HARD
 from selftaught.method import Setting
@@ -21,6 +20,7 @@ from selftaught.methods import DEFAULT, METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.recipes import find_recipe
 from selftaught.stage import Data, Stage
+from selftaught.views.spec import Views
 from selftaught.words import Count, reader
 
 ABOUT = "Teach a backbone from images without labels, or adapt one that you have."

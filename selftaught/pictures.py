@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from selftaught.data.views import centre
 from selftaught.evaluation.features import extract
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.mixed import Mixed, partner
@@ -15,6 +14,7 @@ from selftaught.report import album
 from selftaught.seeding import key
 from selftaught.step import HardExample, objective, part_name
 from selftaught.trainee import Trainee
+from selftaught.views.augment import centre
 
 MOST = 1000  # images on the map
 SHOWN = 4  # images of each kind of hard example

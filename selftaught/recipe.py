@@ -12,7 +12,6 @@ import torch
 
 from selftaught import backbones, precision
 from selftaught.data.index.build import Index
-from selftaught.data.views import Views
 from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.method import Method, Setting
@@ -21,6 +20,7 @@ from selftaught.optim import LARS, OPTIMIZERS, SGD, AdamW, Optimizer
 from selftaught.recipes import find_recipe
 from selftaught.stage import Stage, method_of
 from selftaught.step import HardExample
+from selftaught.views.spec import Views
 
 
 def find(name: str, among: Iterable[str], what: str) -> str:

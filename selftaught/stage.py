@@ -9,12 +9,12 @@ from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.pixel_range import PixelRange
-from selftaught.data.views import Views
 from selftaught.errors import UserError, require
 from selftaught.method import Method
 from selftaught.methods import DEFAULT, METHODS
 from selftaught.optim import SGD, Cosine, Optimizer
 from selftaught.step import HardExample
+from selftaught.views.spec import Views
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.data.loading.loader import Batches, Raw
 from selftaught.data.loading.ragged import Originals
-from selftaught.data.views import Augment, centre
 from selftaught.devices import sent
 from selftaught.distributed import rank, total, world_size
 from selftaught.errors import UserError
@@ -26,6 +25,7 @@ from selftaught.method import NOISE, Batch, Method
 from selftaught.seeding import key
 from selftaught.stage import Stage, method_of
 from selftaught.step import Step
+from selftaught.views.augment import Augment, centre
 
 
 @dataclass

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from selftaught.backbones import Backbone
 from selftaught.data.loading.images import Images
-from selftaught.data.views import Augment, Views, centre
 from selftaught.errors import UserError
 from selftaught.evaluation.linear import stratified_folds
 from selftaught.evaluation.metrics import auroc, balanced_accuracy
@@ -25,6 +24,8 @@ from selftaught.method import NOISE, Batch
 from selftaught.methods.supervised import Supervised
 from selftaught.seeding import key
 from selftaught.step import Step
+from selftaught.views.augment import Augment, centre
+from selftaught.views.spec import Views
 
 CROPS = Views(large=1, scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0)  # random crops and flips alone
 DROPS = (1 / 3, 2 / 3)  # of training, where the rate falls to a tenth

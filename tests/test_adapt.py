@@ -35,12 +35,12 @@ from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.index.scan import Root, Scan
 from selftaught.data.loading.images import Images, default_canvas, statistics
-from selftaught.data.views import centre
 from selftaught.errors import UserError
 from selftaught.life import Conduct
 from selftaught.progress import Progress
 from selftaught.stage import Data, Stage
 from selftaught.trainee import assemble
+from selftaught.views.augment import centre
 from tests.pictures import folder
 from tests.several import spawned
 from tests.stopping import stopped_at

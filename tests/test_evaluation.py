@@ -422,7 +422,7 @@ class Tiny(nn.Module):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_features_come_in_order_in_evaluation_mode(workers: int) -> None:
-    pytest.importorskip("selftaught.data.views")
+    pytest.importorskip("selftaught.views.augment")
     backbone = Tiny().train()
     backbone.frozen.eval()
     statistics = backbone.norm.running_mean
@@ -445,12 +445,12 @@ def test_features_come_in_order_in_evaluation_mode(workers: int) -> None:
 
 
 def test_features_of_no_images_are_an_empty_table() -> None:
-    pytest.importorskip("selftaught.data.views")
+    pytest.importorskip("selftaught.views.augment")
     assert extract(Tiny(), Canvases(3), torch.tensor([], dtype=torch.long), size=4).shape == (0, 4)
 
 
 def test_bf16_gives_single_precision_features() -> None:
-    pytest.importorskip("selftaught.data.views")
+    pytest.importorskip("selftaught.views.augment")
     vectors = extract(nn.Sequential(Tiny(), nn.Linear(4, 3)), Canvases(3), torch.arange(3), size=4, precision="bf16")
     assert vectors.dtype == torch.float32
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selftaught import flags, recipe
-from selftaught.data.views import Views
 from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.method import Method
@@ -17,6 +16,7 @@ from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.recipes import RECIPES, find_recipe
 from selftaught.stage import Data, Stage
+from selftaught.views.spec import Views
 from tests.pictures import folder
 
 stages = st.builds(

@@ -22,7 +22,6 @@ from selftaught.cli import main
 from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.index.scan import Root, Scan
-from selftaught.data.views import Views
 from selftaught.errors import Collapsed, Diverged, UserError
 from selftaught.life import Conduct
 from selftaught.plan import Plan
@@ -32,6 +31,7 @@ from selftaught.study import design, figures, page, runner, tables
 from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths, Setup, Target
 from selftaught.study.runner import Shard
 from selftaught.tuning import FineTune
+from selftaught.views.spec import Views
 from tests.pictures import folder
 from tests.several import together
 from tests.stopping import stopped_at

@@ -10,9 +10,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from selftaught.data import views as module
-from selftaught.data.views import Augment, Views, centre
 from selftaught.errors import UserError
+from selftaught.views import augment as augment_module
+from selftaught.views import batched, sampling
+from selftaught.views.augment import Augment, centre
+from selftaught.views.spec import Views
 
 PLAIN: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "gray": 0.0, "blur": 0.0}
 
@@ -34,11 +36,11 @@ def square(count: int) -> Tensor:
     return torch.ones(count)
 
 
-def draw(box: Tensor, **changes: Tensor) -> module._Draw:
+def draw(box: Tensor, **changes: Tensor) -> sampling._Draw:
     """Boxes [B, 4] as shares of the image, and nothing else unless asked for."""
     never = torch.zeros(len(box), dtype=torch.bool)
     plain = torch.stack([torch.eye(3), torch.zeros(3, 3)])[:, None].expand(2, len(box), 3, 3)
-    nothing = module._Draw(box=box, flip=never, colour=plain, sigma=never.float(), solarize=never)
+    nothing = sampling._Draw(box=box, flip=never, colour=plain, sigma=never.float(), solarize=never)
     return dataclasses.replace(nothing, **changes)
 
 
@@ -60,7 +62,7 @@ def test_crop_flip_resize_and_blur_are_torchvisions(canvas: int, size: int) -> N
     flip = torch.tensor([False, True, True, False])
     sigma = torch.tensor([0.0, 1.3, 0.0, 2.0])
     drawn = [draw(boxes / canvas, flip=flip, sigma=sigma)]
-    made, rounded = (module._render(pixels, drawn, [size], 6, singly_from)[0] for singly_from in (10**6, 1))
+    made, rounded = (augment_module._render(pixels, drawn, [size], 6, singly_from)[0] for singly_from in (10**6, 1))
     torch.testing.assert_close(rounded, made, atol=1.01 / 255, rtol=0)  # to a grey level
     assert (rounded - made).abs().mean() < 0.4 / 255
     for image, box, flipped, blur, view in zip(pixels, boxes.tolist(), flip, sigma.tolist(), made, strict=True):
@@ -76,7 +78,7 @@ def test_boxes_between_pixels_never_see_outside() -> None:
     pixels[:, :, 10:31, 20:41] = 255  # all the pixels that the box touches
     box = torch.tensor([[10.4, 20.7, 20.2, 19.6]]) / canvas
     for size in (8, 64):
-        (view,) = module._render(pixels, [draw(box)], [size], 0, 10**6)
+        (view,) = augment_module._render(pixels, [draw(box)], [size], 0, 10**6)
         torch.testing.assert_close(view, torch.ones_like(view))
 
 
@@ -87,7 +89,7 @@ def colours(count: int, **settings: float) -> tuple[Tensor, Tensor]:
     strength = torch.rand(count, 4, generator=seeded(1))
     always, never = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
     order = torch.rand(count, 4, generator=seeded(2))
-    return strength, module._colour(Views(**jitter), order, strength, always, never)
+    return strength, sampling._colour(Views(**jitter), order, strength, always, never)
 
 
 def coloured(images: Tensor, colour: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ def test_jitters_in_every_order_are_torchvisions() -> None:
     settings = Views(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.0)
     always = torch.ones(64, dtype=torch.bool)
     gray = torch.arange(64) % 4 == 0
-    made = coloured(images, module._colour(settings, orders, strength, always, gray))
+    made = coloured(images, sampling._colour(settings, orders, strength, always, gray))
     seen = set()
     for index, image in enumerate(images):
         order = orders[index].argsort().tolist()
@@ -156,9 +158,9 @@ def test_a_whole_view_is_torchvisions_one_by_one(canvas: int) -> None:
     pixels = pictures(count, canvas, 0.35, 0.6)
     settings = Views(brightness=0.2, contrast=0.4, saturation=0.4, hue=0.0, large=1)
     (view,) = Augment(settings, size)(pixels, aspect, seeded(5))
-    (drawn,) = module._draw(settings, aspect, [settings.scale], seeded(5))
+    (drawn,) = sampling._draw(settings, aspect, [settings.scale], seeded(5))
     # The boxes are real-valued, which torchvision cannot do: crops are held to it above.
-    (crop,) = module._render(pixels, [draw(drawn.box, flip=drawn.flip)], [size], 6, module.SINGLY_FROM)
+    (crop,) = augment_module._render(pixels, [draw(drawn.box, flip=drawn.flip)], [size], 6, augment_module.SINGLY_FROM)
     expected = coloured(crop, drawn.colour)
     for index, sigma in enumerate(drawn.sigma.tolist()):
         if sigma:
@@ -187,7 +189,7 @@ def test_crops_follow_the_law_of_random_resized_crop(aspect: float, scale: tuple
         drawn = [crop.make_params([image]) for _ in range(1500)]
     theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in drawn], dtype=torch.float)
     settings = Views()
-    boxes = module._draw(settings, torch.full((6000,), width / height), [scale], seeded())[0].box
+    boxes = sampling._draw(settings, torch.full((6000,), width / height), [scale], seeded())[0].box
     ours = boxes * torch.tensor([height, width, height, width])
 
     def measures(box: Tensor) -> dict[str, Tensor]:
@@ -246,7 +248,7 @@ def test_the_order_of_chance_is_fixed() -> None:
     settings = [Views(), Views(**PLAIN), Views(small=2)]
     boxes = []
     for generator, views in zip(generators, settings, strict=True):
-        boxes.append(module._draw(views, square(5), [views.scale] * 2, generator)[0].box)
+        boxes.append(sampling._draw(views, square(5), [views.scale] * 2, generator)[0].box)
 
     assert torch.equal(boxes[0], boxes[1])
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
@@ -259,7 +261,7 @@ def test_handling_few_images_or_many_at_a_time_is_the_same(monkeypatch: pytest.M
     pixels, aspect, augment = pictures(7, 100), torch.linspace(0.5, 2, 7), Augment(Views(small=1), 72)
     made = []
     for cache in (1, 10**9):
-        monkeypatch.setattr(module, "CACHE", cache)
+        monkeypatch.setattr(batched, "CACHE", cache)
         made.append(augment(pixels, aspect, seeded()))
     for one, two in zip(*made, strict=True):
         torch.testing.assert_close(one, two, atol=5e-6, rtol=0)
@@ -312,7 +314,7 @@ def test_nothing_asked_for_is_the_plain_resize(pipeline: Any) -> None:
 
 def test_how_often_things_happen() -> None:
     settings = Views(solarize=0.3)
-    (drawn,) = module._draw(settings, square(20000), [settings.scale], seeded())
+    (drawn,) = sampling._draw(settings, square(20000), [settings.scale], seeded())
     plain = (drawn.colour[0] == torch.eye(3)).all((1, 2))
     grey = (drawn.colour[0] - drawn.colour[0][:, :1]).abs().amax((1, 2)) < 1e-6
     for happened, share in (

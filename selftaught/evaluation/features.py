@@ -54,7 +54,7 @@ def extract(
     was afterwards. Images that are not held in memory are decoded by `workers` processes. The backbone must
     be on `device` already. Of several processes all call it: each computes a share, and all get the whole.
     """
-    from selftaught.data.views import centre
+    from selftaught.views.augment import centre
 
     device = torch.device(device)
     wanted, positions = len(positions), own_share(positions.cpu())

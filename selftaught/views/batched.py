@@ -1,0 +1,120 @@
+"""Views of a whole batch at once, as products of banded matrices: the pipeline of accelerators and small images."""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from selftaught.devices import sent
+from selftaught.views.sampling import _Draw
+
+CACHE = 1 << 20  # bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
+
+
+MEMORY = 1 << 28  # the same on an accelerator, where it only bounds the memory
+
+
+def _together(pixels: Tensor, draws: list[_Draw], sizes: list[int], radius: int) -> tuple[Tensor, ...]:
+    canvas, device = pixels.shape[-1], pixels.device
+    room = (CACHE if device.type == "cpu" else MEMORY) // (12 * canvas * canvas)
+    together = max(1, min(len(pixels), room))
+    floats = torch.empty(together, canvas, 3, canvas, device=device)  # each product is then one of two plain matrices
+    bands = _all_bands(draws, sizes, radius, canvas, device)
+    makers = [_Maker(draw, *both) for draw, both in zip(draws, bands, strict=True)]
+    for low in range(0, len(pixels), together):
+        some = pixels[low : low + together]
+        images = floats[: len(some)].copy_(some.transpose(1, 2))  # once for all views
+        for maker in makers:
+            maker.make(images, slice(low, low + len(some)))
+    return tuple(maker.out.permute(0, 3, 1, 2) for maker in makers)
+
+
+class _Maker:
+    """Makes one view of each image of a batch, some images at a time."""
+
+    def __init__(self, draw: _Draw, rows: Tensor, columns: Tensor) -> None:
+        size, device = rows.shape[1], rows.device
+        self.rows, self.columns = rows, columns.mT
+        self.of_pixel, self.of_mean = sent(draw.colour / 255, device)
+        self.solarize = sent(draw.solarize[:, None, None], device) if draw.solarize.any() else None
+        self.out = torch.empty(len(draw.box), size, size, 3, device=device)
+
+    def make(self, images: Tensor, part: slice) -> None:
+        """images float [b, C, 3, C] in 0..255, which are `part` of the batch."""
+        b, size = len(images), self.out.shape[1]
+        low = self.rows[part] @ images.flatten(2)
+        small = low.view(b, -1, images.shape[3]) @ self.columns[part]
+        flat = small.view(b, size, 3, size).transpose(1, 2).reshape(b, 3, -1)
+        mean = flat.mean(2, keepdim=True)
+        view = torch.baddbmm(self.of_mean[part] @ mean, self.of_pixel[part], flat).clamp_(0, 1)
+        if self.solarize is not None:
+            view = torch.where(self.solarize[part] & (view >= 0.5), 1 - view, view)
+        self.out[part] = view.view(b, 3, size, size).permute(0, 2, 3, 1)
+
+
+def _all_bands(
+    draws: list[_Draw], sizes: list[int], radius: int, canvas: int, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """For each draw the matrices of its rows and its columns; those of one size are made at once."""
+    found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(draws)
+    for size in set(sizes):
+        places = [i for i, s in enumerate(sizes) if s == size]
+        some = [draws[i] for i in places]
+        top, left, height, width = (torch.cat([draw.box for draw in some]) * canvas).unbind(1)
+        flip, sigma = torch.cat([draw.flip for draw in some]), torch.cat([draw.sigma for draw in some])
+        rows = _bands(top, height, torch.zeros_like(flip), sigma, radius, size, canvas, device)
+        columns = _bands(left, width, flip, sigma, radius, size, canvas, device)
+        for i, *bands in zip(places, rows.chunk(len(places)), columns.chunk(len(places)), strict=True):
+            found[i] = (bands[0], bands[1])
+    return found
+
+
+def _bands(
+    start: Tensor, length: Tensor, flip: Tensor, sigma: Tensor, radius: int, size: int, canvas: int, device: torch.device
+) -> Tensor:
+    """Crop, flip, triangle-filter resize and blur of one axis as a matrix [B, size, canvas]. start, length [B] in canvas
+    pixels.
+    """
+    reach = math.ceil(2 * max(1.0, float((length / size).max())))
+    blurred = (sigma > 0).nonzero().flatten()
+    start, length, sigma, flipped = sent(torch.stack([start, length, sigma, flip.to(sigma)]), device)[..., None]
+    row = torch.arange(size, device=device)
+    row = torch.where(flipped > 0, size - 1 - row, row)
+    scale = length / size
+    support = scale.clamp(min=1)  # half the triangle's width: it averages when shrinking, else interpolates
+    middle = start + (row + 0.5) * scale
+    taps = torch.arange(reach, device=device)
+    source = (middle - support + 0.5).floor()[..., None] + taps  # [B, size, taps] canvas pixels
+    weight = (1 - (source + 0.5 - middle[..., None]).abs() / support[..., None]).clamp(min=0)
+    slack = 1e-3  # of a pixel: a box that ends between two pixels must not see the next by a rounding error
+    low, high = (start + slack).floor()[..., None], (start + length - slack).ceil()[..., None]
+    weight = weight * ((source >= low) & (source < high))
+    weight = weight / weight.sum(2, keepdim=True)
+    source = source.long().clamp(0, canvas - 1)
+    matrix = torch.zeros(len(start), size, canvas, device=device).scatter_add_(2, source, weight)
+    if len(blurred):
+        blurred = sent(blurred, device)
+        matrix[blurred] = _blurs(sigma[blurred, 0], radius, size) @ matrix[blurred]
+    return matrix
+
+
+@lru_cache(maxsize=8)
+def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
+    """[size, 2 reach + 1]: the pixels around each pixel of a line, reflected at its ends as torchvision does."""
+    near = torch.arange(size, device=device)[:, None] + torch.arange(-reach, reach + 1, device=device)
+    return size - 1 - (size - 1 - near.abs()).abs()
+
+
+def _kernels(sigma: Tensor, reach: int) -> Tensor:
+    """sigma [n] -> [n, 2 reach + 1]: Gaussians."""
+    offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(min=0.01)  # all weight on one
+    return (-0.5 * offset.square()).clamp(min=-80).softmax(1)  # the clamp: subnormal numbers are slow
+
+
+def _blurs(sigma: Tensor, radius: int, size: int) -> Tensor:
+    """sigma [n] -> [n, size, size]: Gaussians along one axis."""
+    reach = min(radius, size - 1)
+    kernel = _kernels(sigma, reach)
+    places = _reflected(size, reach, sigma.device).expand(len(sigma), -1, -1)
+    return sigma.new_zeros(len(sigma), size, size).scatter_add_(2, places, kernel[:, None].expand_as(places))
