@@ -19,13 +19,14 @@ from matplotlib import pyplot
 from PIL import Image
 from torch import Tensor, nn
 
-from selftaught import backbones, recipe
+from selftaught import recipe
 from selftaught.data.demo_images import photographs
 from selftaught.data.loading.images import Images
 from selftaught.fit import Loop, fit
 from selftaught.losses import most_similar, standardized
 from selftaught.method import NOISE, Batch, Method, Setting, leaves
 from selftaught.methods import METHODS
+from selftaught.models import backbone as backbones
 from selftaught.optim import AdamW, Cosine
 from selftaught.step import Step
 from selftaught.views.augment import Augment, centre

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftaught import backbones, weights
 from selftaught.data.index.build import build
+from selftaught.models import backbone as backbones
+from selftaught.models.weights import io as weights
 
 RATE = 0.06  # of SGD without momentum, in all examples but SwAV's
 

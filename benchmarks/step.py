@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import interleaved, ratios, said, spread, write
-from selftaught import backbones
 from selftaught.compiling import compile_backbones
 from selftaught.fit import Loop, fit
 from selftaught.method import NOISE, Batch, Method, Setting
 from selftaught.methods import METHODS
+from selftaught.models import backbone as backbones
 from selftaught.optim import SGD, Cosine
 from selftaught.recipe import config_for, views_for
 from selftaught.step import HardExample, Step

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `import selftaught` stays quick
-    from selftaught.backbones import Backbone
     from selftaught.judge import Judgement
+    from selftaught.models.backbone import Backbone
 
 __all__ = ["evaluate", "load", "pretrain"]
 
@@ -50,7 +50,7 @@ def load(path: str | Path) -> Backbone:
     uint8 pixels in 0..255 are taken, too. Its `pixel_range` says which values of more than 8 bits were 0 and 1 in training.
     Raises ValueError when it is called with other shapes, kinds or ranges; warns of negative pixels.
     """
-    from selftaught.input_check import PixelCheck
+    from selftaught.models.input_check import PixelCheck
     from selftaught.run import open_backbone
 
     backbone = open_backbone(Path(path)).eval()

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import timm
 
-from selftaught import files, flags, heads, run, weights
+from selftaught import files, flags, run
 from selftaught.data.index.build import Index
 from selftaught.distributed import rank, shared, wait
 from selftaught.errors import UserError
 from selftaught.identity import identify, origin
 from selftaught.life import Conduct
+from selftaught.models import heads
+from selftaught.models.weights import io as weights
 from selftaught.plan import Node, Plan
 from selftaught.publish import publish_outcome
 from selftaught.stage import Data, Stage, method_of

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selftaught import heads, run
+from selftaught import run
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images
 from selftaught.errors import UserError
 from selftaught.evaluation import Classifier, Features, Results, evaluate
 from selftaught.evaluation.features import extract
+from selftaught.models import heads
 from selftaught.progress import Progress
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from selftaught.backbones import Backbone
 from selftaught.errors import UserError
+from selftaught.models.backbone import Backbone
 
 # There is one for each way that backbones are used: with and without gradients, sizes of views, norms that look away. At
 # the ninth torch would go on uncompiled.

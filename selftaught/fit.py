@@ -12,7 +12,7 @@ from selftaught.data.ahead import Ahead
 from selftaught.distributed import rank, unsynchronised, whole
 from selftaught.errors import Diverged
 from selftaught.method import Batch, Method, Tensors, zip_tensors
-from selftaught.networks import frozen_statistics, running_statistics
+from selftaught.models.batch_norm import frozen_statistics, running_statistics
 from selftaught.seeding import key
 from selftaught.step import Outcome
 

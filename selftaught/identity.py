@@ -6,8 +6,10 @@ from pathlib import Path
 
 import timm
 
-from selftaught import heads, recipe, run, weight_files
+from selftaught import recipe, run
 from selftaught.errors import UserError
+from selftaught.models import heads
+from selftaught.models.weights import weight_files
 from selftaught.stage import Stage
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftaught import files, run, weight_files
-from selftaught.backbones import Backbone
+from selftaught import files, run
 from selftaught.classifying import classified, classifiers
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas
@@ -25,6 +24,8 @@ from selftaught.errors import FileError, UserError, require
 from selftaught.evaluation import KNN, Classifier, Features, Linear, Protocol, Results, evaluate, verdict
 from selftaught.evaluation.compare import NothingToScore, refusal
 from selftaught.evaluation.features import cached, extract
+from selftaught.models.backbone import Backbone
+from selftaught.models.weights import weight_files
 from selftaught.progress import Progress
 from selftaught.stage import Data
 from selftaught.tuning import Bound, FineTune, number_images

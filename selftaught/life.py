@@ -13,8 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from selftaught import checkpoint, choice, files, heads, run, sharding, watch, weights
-from selftaught.backbones import Backbone
+from selftaught import checkpoint, choice, files, run, sharding, watch
 from selftaught.choice import Candidate
 from selftaught.data.index.build import Index
 from selftaught.distributed import anywhere, gather_values, is_sharded, own_share, rank, same, shared
@@ -23,7 +22,10 @@ from selftaught.evaluation.features import extract
 from selftaught.evaluation.metrics import effective_count
 from selftaught.fit import Report
 from selftaught.journal import Journal
-from selftaught.networks import running_statistics
+from selftaught.models import heads
+from selftaught.models.backbone import Backbone
+from selftaught.models.batch_norm import running_statistics
+from selftaught.models.weights import io as weights
 from selftaught.text import counted, listed
 from selftaught.threads import WaitDetector
 from selftaught.trainee import Trainee

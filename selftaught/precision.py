@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from selftaught import backbones
 from selftaught.data.io.cache_folder import default_cache
 from selftaught.files import locked, write_json
+from selftaught.models import backbone as backbones
 
 BF16 = ("amx_bf16", "avx512_bf16")  # what Linux calls the instructions that multiply and add in bfloat16 on x86
 X86 = ("x86_64", "amd64", "i386", "i686")

@@ -5,7 +5,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from selftaught import files, heads, run
+from selftaught import files, run
+from selftaught.models import heads
 
 FILES = ("backbone.safetensors", heads.FILE)
 

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import cattrs
 import torch
 
-from selftaught import backbones, precision
+from selftaught import precision
 from selftaught.data.index.build import Index
 from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.method import Method, Setting
 from selftaught.methods import METHODS
+from selftaught.models import backbone as backbones
 from selftaught.optim import LARS, OPTIMIZERS, SGD, AdamW, Optimizer
 from selftaught.recipes import find_recipe
 from selftaught.stage import Stage, method_of

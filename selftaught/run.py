@@ -12,13 +12,16 @@ from typing import Any
 import timm
 import torch
 
-from selftaught import backbones, files, weight_files, weights
-from selftaught.backbones import Backbone
+from selftaught import files
 from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
 from selftaught.methods.distillation import Distillation
+from selftaught.models import backbone as backbones
+from selftaught.models.backbone import Backbone
+from selftaught.models.weights import io as weights
+from selftaught.models.weights import weight_files
 from selftaught.recipe import from_json, to_json
 from selftaught.seeding import key
 from selftaught.stage import Stage

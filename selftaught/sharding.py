@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selftaught import checkpoint, distributed, files
 from selftaught.errors import FileError
 from selftaught.method import Encoder
-from selftaught.networks import Teacher
+from selftaught.models.teacher import Teacher
 from selftaught.step import Step
 
 BLOCK = re.compile(r"(.*\.)?blocks\.\d+")  # as timm names the equal parts of ViTs and others

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from selftaught import trainable
 from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.io.integrity import MAX_PIXELS
@@ -12,6 +11,7 @@ from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, require
 from selftaught.method import Method
 from selftaught.methods import DEFAULT, METHODS
+from selftaught.models import trainable
 from selftaught.optim import SGD, Cosine, Optimizer
 from selftaught.step import HardExample
 from selftaught.views.spec import Views

@@ -16,7 +16,7 @@ from selftaught.devices import full_precision
 from selftaught.distributed import gather, is_sharded, world_size
 from selftaught.errors import UserError, require
 from selftaught.method import Batch, Method, Tensors, detach, leaves, map_tensors
-from selftaught.networks import batch_norms, frozen_statistics, swapped
+from selftaught.models.batch_norm import batch_norms, frozen_statistics, swapped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from selftaught import backbones, heads, weights
-from selftaught.backbones import Backbone
 from selftaught.compiling import compile_backbones
 from selftaught.data.ahead import idle
 from selftaught.data.index.build import Index
@@ -22,6 +20,10 @@ from selftaught.devices import sent
 from selftaught.distributed import rank, total, world_size
 from selftaught.errors import UserError
 from selftaught.method import NOISE, Batch, Method
+from selftaught.models import backbone as backbones
+from selftaught.models import heads
+from selftaught.models.backbone import Backbone
+from selftaught.models.weights import io as weights
 from selftaught.seeding import key
 from selftaught.stage import Stage, method_of
 from selftaught.step import Step

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selftaught.backbones import Backbone
 from selftaught.data.loading.images import Images
 from selftaught.errors import UserError
 from selftaught.evaluation.linear import stratified_folds
@@ -22,6 +21,7 @@ from selftaught.evaluation.protocol import Features, Protocol, Scores, class_cou
 from selftaught.fit import MOST_SKIPS, Loop, fit
 from selftaught.method import NOISE, Batch
 from selftaught.methods.supervised import Supervised
+from selftaught.models.backbone import Backbone
 from selftaught.seeding import key
 from selftaught.step import Step
 from selftaught.views.augment import Augment, centre

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selftaught
-from selftaught import adapting, backbones, fit, flags, judge, life, plan, run, train
+from selftaught import adapting, fit, flags, judge, life, plan, run, train
 from selftaught.choice import BASE
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
@@ -37,6 +37,7 @@ from selftaught.data.index.scan import Root, Scan
 from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.errors import UserError
 from selftaught.life import Conduct
+from selftaught.models import backbone as backbones
 from selftaught.progress import Progress
 from selftaught.stage import Data, Stage
 from selftaught.trainee import assemble

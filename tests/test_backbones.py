@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from selftaught import backbones
 from selftaught.errors import UserError
+from selftaught.models import backbone as backbones
 from tests.networks import RESNET, VIT, assert_same_weights, features, normalised, pixels
 
 

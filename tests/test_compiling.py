@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selftaught import backbones, run, trainee
-from selftaught.backbones import Backbone
+from selftaught import run, trainee
 from selftaught.cli import main
 from selftaught.compiling import compile_backbones
 from selftaught.errors import UserError
@@ -22,6 +21,8 @@ from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
 from selftaught.method import NOISE, Batch, Setting
 from selftaught.methods import METHODS
+from selftaught.models import backbone as backbones
+from selftaught.models.backbone import Backbone
 from selftaught.recipe import config_for
 from selftaught.stage import Data, Stage
 from selftaught.step import HardExample, Step

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import selftaught
-from selftaught import backbones, weights
-from selftaught.backbones import Backbone
 from selftaught.data.pixel_range import PixelRange
+from selftaught.models import backbone as backbones
+from selftaught.models.backbone import Backbone
+from selftaught.models.weights import io as weights
 
 PIXELS = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).mul(255).byte()
 

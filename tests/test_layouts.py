@@ -12,8 +12,10 @@ import torchvision
 from lightly.models import ResNetGenerator
 from torch import nn
 
-from selftaught import backbones, dialects, weights
 from selftaught.errors import UserError
+from selftaught.models import backbone as backbones
+from selftaught.models.weights import io as weights
+from selftaught.models.weights import key_maps as dialects
 from tests.networks import features, lived_in, normalised, pixels
 
 State = dict[str, torch.Tensor]

@@ -9,11 +9,14 @@ import timm
 import torch
 from torch import nn
 
-from selftaught import backbones, heads, run, weights
-from selftaught.backbones import Backbone
+from selftaught import run
 from selftaught.cli import main
 from selftaught.errors import UserError
-from selftaught.networks import mlp
+from selftaught.models import backbone as backbones
+from selftaught.models import heads
+from selftaught.models.backbone import Backbone
+from selftaught.models.layers import mlp
+from selftaught.models.weights import io as weights
 from tests.networks import RESNET, assert_same_weights, features, lived_in, normalised, pixels
 
 State = dict[str, torch.Tensor]

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from selftaught import backbones
 from selftaught.errors import UserError
 from selftaught.losses import most_similar, pick_nce
 from selftaught.method import Batch, Setting, detach
@@ -26,6 +25,7 @@ from selftaught.methods.patch_grid import Context, automatic_side, cut, drop_col
 from selftaught.methods.simclr import SimCLR
 from selftaught.methods.simclr_v2 import SimCLRV2
 from selftaught.methods.supervised import Supervised
+from selftaught.models import backbone as backbones
 from selftaught.optim import OPTIMIZERS
 from selftaught.stage import method_of
 from tests.formulas import close, cosine, double, drifted, few, normal, plain_info_nce, seeds, shuffle, unit

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
 from selftaught.methods import METHODS
-from selftaught.networks import Normalize, Teacher, batch_norms, frozen_statistics, mlp, on_views, swapped
+from selftaught.models.batch_norm import batch_norms, frozen_statistics, swapped
+from selftaught.models.layers import Normalize, mlp, on_views
+from selftaught.models.teacher import Teacher
 from selftaught.optim import SGD
 from selftaught.step import HardExample, Step
 from tests.laws.toys import Toy, batch, build, rng

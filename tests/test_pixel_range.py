@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageCms
 
 import selftaught
-from selftaught import backbones, flags, judge, run, train, weights
+from selftaught import flags, judge, run, train
 from selftaught.data import decode as decode_module
 from selftaught.data.decode import decode, measure, pixels, squash
 from selftaught.data.index.build import Index, build
@@ -25,6 +25,8 @@ from selftaught.data.io.parallel import in_parallel
 from selftaught.data.pack.encode import Encoding
 from selftaught.data.pixel_range import FLOATS, INTEGERS, PixelRange, measure_range, to_eight_bits
 from selftaught.errors import UserError
+from selftaught.models import backbone as backbones
+from selftaught.models.weights import io as weights
 from selftaught.progress import Progress
 from selftaught.stage import Data, Stage
 from selftaught.trainee import assemble

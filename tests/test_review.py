@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import selftaught
-from selftaught import backbones, clustering, distributed, recipe, run, weights
+from selftaught import clustering, distributed, recipe, run
 from selftaught.cli import main
 from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
@@ -25,6 +25,8 @@ from selftaught.method import Setting
 from selftaught.methods.pcl import PCL
 from selftaught.methods.simclr import SimCLR
 from selftaught.methods.swav import SwAV
+from selftaught.models import backbone as backbones
+from selftaught.models.weights import io as weights
 from selftaught.optim import SGD
 from selftaught.step import Step
 from selftaught.trainee import assemble

@@ -20,14 +20,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selftaught import adapting, fit, heads, life, plan, run, train
+from selftaught import adapting, fit, life, plan, run, train
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.evaluation.features import extract
 from selftaught.losses import soft_cross_entropy
 from selftaught.methods.distillation import Distillation
-from selftaught.networks import Expert, mlp
+from selftaught.models import heads
+from selftaught.models.layers import mlp
+from selftaught.models.teacher import Expert
 from selftaught.step import Step
 from selftaught.trainee import Trainee, assemble
 from tests.laws.toys import IMAGES, Toy, batch, build, rng

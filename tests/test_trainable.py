@@ -8,8 +8,10 @@ import timm
 import torch
 from torch import nn
 
-from selftaught import backbones, trainable, weights
 from selftaught.errors import UserError
+from selftaught.models import backbone as backbones
+from selftaught.models import trainable
+from selftaught.models.weights import io as weights
 from tests.networks import RESNET, VIT, features, pixels
 
 

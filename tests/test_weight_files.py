@@ -14,9 +14,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from selftaught import backbones, heads, weight_files, weights
 from selftaught.cli import main
 from selftaught.errors import UserError
+from selftaught.models import backbone as backbones
+from selftaught.models import heads
+from selftaught.models.weights import io as weights
+from selftaught.models.weights import weight_files
 from tests.networks import RESNET, assert_same_weights, lived_in
 
 

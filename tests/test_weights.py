@@ -15,8 +15,10 @@ import torch
 import torchvision
 from torch import nn
 
-from selftaught import backbones, inert, weights
 from selftaught.errors import UserError
+from selftaught.models import backbone as backbones
+from selftaught.models.weights import io as weights
+from selftaught.models.weights import safe_unpickle as inert
 from tests.networks import RESNET, VIT, assert_same_weights, features, lived_in, normalised, pixels
 
 

@@ -146,8 +146,11 @@ class Export:
 
 def export(words: list[str]) -> int:
     asked = tyro.cli(Export, prog="selftaught export", args=words)
-    from selftaught import backbones, run, weight_files, weights
+    from selftaught import run
     from selftaught.errors import UserError
+    from selftaught.models import backbone as backbones
+    from selftaught.models.weights import io as weights
+    from selftaught.models.weights import weight_files
 
     source, to = weight_files.folder_of(Path(asked.run)), Path(asked.to)
     if to.is_dir():

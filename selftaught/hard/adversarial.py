@@ -7,7 +7,7 @@ from torch import Tensor
 
 from selftaught.errors import require
 from selftaught.method import Method, Tensors, detach, leaves, map_tensors, zip_tensors
-from selftaught.networks import frozen_statistics
+from selftaught.models.batch_norm import frozen_statistics
 from selftaught.step import HardExample, objective
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from selftaught.losses import barlow
 from selftaught.method import Encoder, Method, Setting
 from selftaught.methods.siamese import Siamese
-from selftaught.networks import mlp
+from selftaught.models.layers import mlp
 
 
 class BarlowTwins(Siamese):

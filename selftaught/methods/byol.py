@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from selftaught.losses import cosine_distance
 from selftaught.method import Encoder
 from selftaught.methods.taught import Taught
-from selftaught.networks import Teacher, mlp, on_views
+from selftaught.models.layers import mlp, on_views
+from selftaught.models.teacher import Teacher
 
 
 class BYOL(Taught):

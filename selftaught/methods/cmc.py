@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from selftaught.errors import UserError
 from selftaught.method import Batch, Encoder, Method
 from selftaught.methods.memory import Memory, MemoryConfig
-from selftaught.networks import Normalize, on_views
+from selftaught.models.layers import Normalize, on_views
 
 TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # from linear RGB
 KNEE = 6 / 29  # of Lab's cube root, which is straight below it

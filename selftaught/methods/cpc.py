@@ -11,7 +11,7 @@ from selftaught.errors import UserError, require
 from selftaught.losses import pick_nce
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.methods.patch_grid import Context, automatic_side, cut, drop_colours
-from selftaught.networks import unit
+from selftaught.models.layers import unit
 
 
 class CPC(Method):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selftaught.clustering import UNSEEN, check_clusters, kmeans, table, whiten
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Counter, on_views
+from selftaught.models.layers import Counter, on_views
 
 
 class DeepCluster(Method):

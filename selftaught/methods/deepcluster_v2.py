@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from selftaught.clustering import UNSEEN, check_clusters, kmeans
 from selftaught.distributed import gather
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Normalize, mlp, on_views
+from selftaught.models.layers import Normalize, mlp, on_views
 
 
 class DeepClusterV2(Method):

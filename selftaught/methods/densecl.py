@@ -14,7 +14,8 @@ from selftaught.losses import info_nce, most_similar
 from selftaught.method import Batch, Encoder, Method, map_tensors
 from selftaught.methods.moco import check_queue, enqueue, random_keys
 from selftaught.methods.moco_v2 import MoCoV2
-from selftaught.networks import Normalize, Teacher, mlp
+from selftaught.models.layers import Normalize, mlp
+from selftaught.models.teacher import Teacher
 
 Seen = tuple[Tensor, Tensor, Tensor]  # of a view: embedding [B, D], those of its places [B, D, S], the map [B, C, S]
 

@@ -11,7 +11,8 @@ from selftaught.errors import require
 from selftaught.losses import cosine_distance
 from selftaught.method import Batch, Encoder
 from selftaught.methods.taught import Taught
-from selftaught.networks import Counter, Teacher, mlp, on_views
+from selftaught.models.layers import Counter, mlp, on_views
+from selftaught.models.teacher import Teacher
 
 
 class DirectPred(Taught):

@@ -10,7 +10,8 @@ from selftaught.devices import full_precision
 from selftaught.errors import UserError
 from selftaught.losses import soft_cross_entropy
 from selftaught.method import Batch, Encoder, Method
-from selftaught.networks import Expert, mlp
+from selftaught.models.layers import mlp
+from selftaught.models.teacher import Expert
 
 
 class Distillation(Method):

@@ -8,7 +8,7 @@ from selftaught.losses import info_nce
 from selftaught.method import Batch, Encoder, Method
 from selftaught.methods.jigsaw import Jigsaw, shuffled_pieces
 from selftaught.methods.moco_v2 import MoCoV2
-from selftaught.networks import mlp
+from selftaught.models.layers import mlp
 
 
 class InfoMin(Method):

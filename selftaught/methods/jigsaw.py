@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.methods.patch_grid import cut
-from selftaught.networks import Normalize
+from selftaught.models.layers import Normalize
 
 GRID = 3  # pieces along each side
 

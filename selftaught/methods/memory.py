@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from selftaught.distributed import gather
 from selftaught.losses import nce
 from selftaught.method import Method, Setting
-from selftaught.networks import Counter
+from selftaught.models.layers import Counter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from selftaught.distributed import collect, deal, gather
 from selftaught.errors import UserError
 from selftaught.losses import info_nce
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Normalize, Teacher, teacher_momentum
+from selftaught.models.layers import Normalize
+from selftaught.models.teacher import Teacher, teacher_momentum
 
 
 class MoCo(Method):

@@ -7,7 +7,7 @@ from torch import nn
 
 from selftaught.method import Setting
 from selftaught.methods.moco import MoCo
-from selftaught.networks import mlp
+from selftaught.models.layers import mlp
 
 
 class MoCoV2(MoCo):

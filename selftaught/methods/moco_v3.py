@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from selftaught.losses import pick_nce
 from selftaught.method import Encoder
 from selftaught.methods.taught import Taught
-from selftaught.networks import Normalize, Teacher, mlp, on_views
+from selftaught.models.layers import Normalize, mlp, on_views
+from selftaught.models.teacher import Teacher
 
 
 class MoCoV3(Taught):

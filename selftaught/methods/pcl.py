@@ -16,7 +16,7 @@ from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.methods.moco import MoCo
 from selftaught.methods.moco_v1 import MoCoV1
 from selftaught.methods.moco_v2 import MoCoV2
-from selftaught.networks import Counter
+from selftaught.models.layers import Counter
 
 
 class PCL(Method):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from selftaught.method import Batch, Encoder, Method
 from selftaught.methods.jigsaw import Jigsaw, shuffled_pieces
 from selftaught.methods.memory import Memory, MemoryConfig
-from selftaught.networks import Normalize
+from selftaught.models.layers import Normalize
 
 
 class PIRL(Method):

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from selftaught.method import Batch, Method
-from selftaught.networks import on_views
+from selftaught.models.layers import on_views
 
 
 class Siamese(Method):

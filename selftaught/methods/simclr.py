@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selftaught.losses import nt_xent
 from selftaught.method import Batch, Encoder, Method, Setting, detach
 from selftaught.methods.siamese import Siamese
-from selftaught.networks import Normalize, mlp
+from selftaught.models.layers import Normalize, mlp
 
 
 class SimCLR(Siamese):

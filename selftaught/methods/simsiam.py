@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from selftaught.losses import cosine_distance
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import mlp, on_views
+from selftaught.models.layers import mlp, on_views
 
 Pairs = tuple[tuple[Tensor, Tensor], ...]  # of each view: the predictor's output and the projector's
 

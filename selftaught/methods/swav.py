@@ -12,7 +12,7 @@ from selftaught.distributed import gather, own
 from selftaught.errors import UserError, require
 from selftaught.losses import sinkhorn, soft_cross_entropy
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.networks import Counter, Normalize, mlp, on_views
+from selftaught.models.layers import Counter, Normalize, mlp, on_views
 
 
 class SwAV(Method):

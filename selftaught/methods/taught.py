@@ -6,7 +6,8 @@ from typing import Self
 from torch import Tensor, nn
 
 from selftaught.method import Batch, Encoder, Method, Setting, Tensors
-from selftaught.networks import Teacher, on_views, rising, teacher_momentum
+from selftaught.models.layers import on_views
+from selftaught.models.teacher import Teacher, rising, teacher_momentum
 
 
 class Taught(Method):

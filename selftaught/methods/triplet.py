@@ -10,7 +10,7 @@ from selftaught.errors import require
 from selftaught.losses import triplet
 from selftaught.method import Encoder, Method, Setting
 from selftaught.methods.siamese import Siamese
-from selftaught.networks import Normalize, mlp
+from selftaught.models.layers import Normalize, mlp
 
 
 class Triplet(Siamese):

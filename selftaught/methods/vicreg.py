@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selftaught.losses import spread_loss, squared_covariance
 from selftaught.method import Encoder, Method, Setting
 from selftaught.methods.siamese import Siamese
-from selftaught.networks import mlp
+from selftaught.models.layers import mlp
 
 
 class VICReg(Siamese):

@@ -12,7 +12,7 @@ from selftaught.fit import Loop, fit
 from selftaught.hard import CutMix, MixUp
 from selftaught.method import Batch, detach, leaves
 from selftaught.methods import METHODS
-from selftaught.networks import frozen_statistics
+from selftaught.models.batch_norm import frozen_statistics
 from selftaught.step import HardExample, Step, objective, part_name
 from tests.laws.toys import HARD, IMAGES, batch, build, earlier, fitting, rng, takes
 

@@ -10,7 +10,8 @@ from selftaught.distributed import own
 from selftaught.hard import Adversarial, CutMix, MixUp
 from selftaught.method import NOISE, Batch, Encoder, Method
 from selftaught.methods import METHODS
-from selftaught.networks import batch_norms, mlp
+from selftaught.models.batch_norm import batch_norms
+from selftaught.models.layers import mlp
 from selftaught.step import HardExample, part_name
 
 IMAGES = 64

@@ -8,11 +8,12 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from selftaught import files, weights
+from selftaught import files
 from selftaught.distributed import rank
 from selftaught.errors import UserError
-from selftaught.matching import check_values
-from selftaught.networks import mlp
+from selftaught.models.layers import mlp
+from selftaught.models.weights import io as weights
+from selftaught.models.weights.matching import check_values
 
 FILE = "head.safetensors"
 UNLABELLED = ", or leave the labels out by --labels-from none"  # what can be taught on may be anything

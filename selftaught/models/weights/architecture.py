@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from selftaught.layouts import Reading
+from selftaught.models.weights.formats import Reading
 
 State = Mapping[str, Tensor]
 

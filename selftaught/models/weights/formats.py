@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from selftaught.dialects import Dialect, State, translated
+from selftaught.models.weights.key_maps import Dialect, State, translated
 
 # Where a state dict lies in a file.
 USUAL = (

@@ -19,17 +19,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from selftaught import files, layouts
-from selftaught.backbones import Backbone, base, build, create, nearest
+from selftaught import files
 from selftaught.data.pixel_range import PixelRange
-from selftaught.dialects import State
 from selftaught.distributed import rank, whole
 from selftaught.errors import UserError
-from selftaught.layouts import Reading
-from selftaught.likeness import candidates, small_stem
-from selftaught.matching import check_values, compare, find_fit
-from selftaught.trainable import plain_state
-from selftaught.weight_files import SUFFIXES, Content, read, some, stated
+from selftaught.models.backbone import Backbone, base, build, create, nearest
+from selftaught.models.trainable import plain_state
+from selftaught.models.weights import formats as layouts
+from selftaught.models.weights.architecture import candidates, small_stem
+from selftaught.models.weights.formats import Reading
+from selftaught.models.weights.key_maps import State
+from selftaught.models.weights.matching import check_values, compare, find_fit
+from selftaught.models.weights.weight_files import SUFFIXES, Content, read, some, stated
 
 _PICKLED = (".pth", ".pt")
 

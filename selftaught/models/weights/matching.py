@@ -20,13 +20,13 @@ import torch
 from timm.models import model_entrypoint
 from torch import Tensor, nn
 
-from selftaught import layouts
-from selftaught.backbones import base
-from selftaught.dialects import State
 from selftaught.errors import UserError
-from selftaught.layouts import Reading
-from selftaught.likeness import looks_like
-from selftaught.weight_files import Content, some
+from selftaught.models.backbone import base
+from selftaught.models.weights import formats as layouts
+from selftaught.models.weights.architecture import looks_like
+from selftaught.models.weights.formats import Reading
+from selftaught.models.weights.key_maps import State
+from selftaught.models.weights.weight_files import Content, some
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,8 @@ import safetensors
 import torch
 from torch import Tensor
 
-from selftaught import inert
 from selftaught.errors import UserError
+from selftaught.models.weights import safe_unpickle as inert
 
 BACKBONE = "backbone.safetensors"  # of a run
 RECORDS = ("run.json", "plan.json")  # what a run's folder, and that of `adapt`, say of themselves

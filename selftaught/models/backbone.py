@@ -10,11 +10,11 @@ import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from selftaught.convolutions import safe
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
 from selftaught.method import Encoder
-from selftaught.trainable import norm_parameters, set_trainable
+from selftaught.models.strided_conv import safe
+from selftaught.models.trainable import norm_parameters, set_trainable
 
 __all__ = ["Backbone", "build", "check_patches", "create", "norm_parameters", "recipe", "set_trainable"]
 

@@ -1,0 +1,1 @@
+"""Weights of networks: read from every tool's files, and written."""
