@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import interleaved, ratios, said, spread, write
-from selftaught.clustering import kmeans
 from selftaught.evaluation import KNN, Features, Linear
 from selftaught.evaluation.metrics import balanced_accuracy
+from selftaught.methods.parts.kmeans import kmeans
 
 CLASSES, NEIGHBOURS, TEMPERATURE, ITERATIONS = 10, 200, 0.1, 10
 Case = Callable[[], Any]

@@ -28,7 +28,7 @@ from selftaught.method import NOISE, Batch, Method, Setting, leaves
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbones
 from selftaught.optim import AdamW, Cosine
-from selftaught.step import Step
+from selftaught.training.step import Step
 from selftaught.views.augment import Augment, centre
 from selftaught.views.spec import Views
 

@@ -15,7 +15,7 @@ import torch
 from benchmarks.common import interleaved, peak_memory, ratios, said, spread, write
 from benchmarks.step import DEVICE, Trained, parsed
 from selftaught.hard import Adversarial, CutMix, MixUp
-from selftaught.step import HardExample
+from selftaught.hard.base import HardExample
 
 PLAIN = "plain"
 CASES: dict[str, tuple[HardExample, ...]] = {

@@ -14,7 +14,7 @@ from selftaught.errors import Diverged
 from selftaught.method import Batch, Method, Tensors, zip_tensors
 from selftaught.models.batch_norm import frozen_statistics, running_statistics
 from selftaught.seeding import key
-from selftaught.step import Outcome
+from selftaught.training.step import Outcome
 
 MOST_SKIPS = 10  # steps in a row whose gradients are not finite, before training stops
 

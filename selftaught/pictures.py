@@ -7,12 +7,12 @@ import torch
 
 from selftaught.evaluation.features import extract
 from selftaught.hard import Adversarial, CutMix
+from selftaught.hard.base import HardExample, objective, part_name
 from selftaught.hard.mixed import Mixed, partner
 from selftaught.method import Batch, Tensors, detach, leaves
 from selftaught.models.batch_norm import frozen_statistics
 from selftaught.report import album
 from selftaught.seeding import key
-from selftaught.step import HardExample, objective, part_name
 from selftaught.trainee import Trainee
 from selftaught.views.augment import centre
 

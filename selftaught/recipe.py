@@ -14,13 +14,13 @@ from selftaught import precision
 from selftaught.data.index.build import Index
 from selftaught.errors import UserError
 from selftaught.hard import HARD
+from selftaught.hard.base import HardExample
 from selftaught.method import Method, Setting
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbones
 from selftaught.optim import LARS, OPTIMIZERS, SGD, AdamW, Optimizer
 from selftaught.recipes import find_recipe
 from selftaught.stage import Stage, method_of
-from selftaught.step import HardExample
 from selftaught.views.spec import Views
 
 

@@ -17,7 +17,7 @@ from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
-from selftaught.methods.distillation import Distillation
+from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import backbone as backbones
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import io as weights

@@ -14,7 +14,7 @@ from selftaught import checkpoint, distributed, files
 from selftaught.errors import FileError
 from selftaught.method import Encoder
 from selftaught.models.teacher import Teacher
-from selftaught.step import Step
+from selftaught.training.step import Step
 
 BLOCK = re.compile(r"(.*\.)?blocks\.\d+")  # as timm names the equal parts of ViTs and others
 

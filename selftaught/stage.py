@@ -9,11 +9,11 @@ from selftaught.data.index.build import Index
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, require
+from selftaught.hard.base import HardExample
 from selftaught.method import Method
 from selftaught.methods import DEFAULT, METHODS
 from selftaught.models import trainable
 from selftaught.optim import SGD, Cosine, Optimizer
-from selftaught.step import HardExample
 from selftaught.views.spec import Views
 
 

@@ -26,7 +26,7 @@ from selftaught.models.backbone import Backbone
 from selftaught.models.weights import io as weights
 from selftaught.seeding import key
 from selftaught.stage import Stage, method_of
-from selftaught.step import Step
+from selftaught.training.step import Step
 from selftaught.views.augment import Augment, centre
 
 

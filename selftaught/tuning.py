@@ -20,10 +20,10 @@ from selftaught.evaluation.metrics import auroc, balanced_accuracy
 from selftaught.evaluation.protocol import Features, Protocol, Scores, class_count
 from selftaught.fit import MOST_SKIPS, Loop, fit
 from selftaught.method import NOISE, Batch
-from selftaught.methods.supervised import Supervised
+from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models.backbone import Backbone
 from selftaught.seeding import key
-from selftaught.step import Step
+from selftaught.training.step import Step
 from selftaught.views.augment import Augment, centre
 from selftaught.views.spec import Views
 

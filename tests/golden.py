@@ -18,7 +18,7 @@ from selftaught.cli import main
 from selftaught.data import demo_images as patches
 from selftaught.fit import Loop, fit
 from selftaught.methods import METHODS
-from selftaught.step import Step
+from selftaught.training.step import Step
 from tests.laws.toys import IMAGES, batch, build, fitting
 
 FILE = Path(__file__).parent / "laws" / "golden.json"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selftaught.clustering import kmeans
+from selftaught.methods.parts.kmeans import kmeans
 from tests.laws.toys import rng
 
 few = settings(max_examples=25, deadline=None)

@@ -19,13 +19,14 @@ from selftaught.compiling import compile_backbones
 from selftaught.errors import UserError
 from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
+from selftaught.hard.base import HardExample
 from selftaught.method import NOISE, Batch, Setting
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbones
 from selftaught.models.backbone import Backbone
 from selftaught.recipe import config_for
 from selftaught.stage import Data, Stage
-from selftaught.step import HardExample, Step
+from selftaught.training.step import Step
 from tests.networks import RESNET, VIT
 from tests.pictures import folder
 from tests.stopping import stopped_at

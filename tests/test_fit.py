@@ -19,7 +19,7 @@ from selftaught.method import Batch
 from selftaught.methods import METHODS
 from selftaught.optim import LARS, OPTIMIZERS, SGD, AdamW, Cosine, Optimizer
 from selftaught.seeding import key
-from selftaught.step import Step
+from selftaught.training.step import Step
 from tests.laws.toys import HARD, batch, build
 
 few = settings(max_examples=40, deadline=None)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from selftaught.hard import Adversarial, CutMix, MixUp
+from selftaught.hard.base import HardExample, objective
 from selftaught.hard.mixed import partner, spread
 from selftaught.method import Batch, Method, Tensors, detach
-from selftaught.step import HardExample, Step, objective
+from selftaught.training.step import Step
 from tests.laws.toys import HARD, batch, build, rng
 
 few = settings(max_examples=40, deadline=None)

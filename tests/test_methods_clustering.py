@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from selftaught.clustering import kmeans, table, whiten
 from selftaught.fit import Loop, fit
 from selftaught.losses import concentration, proto_nce
 from selftaught.method import Batch, Method, Setting, detach
 from selftaught.methods import METHODS
-from selftaught.methods.pcl import PCL
-from selftaught.methods.swav import SwAV
+from selftaught.methods.clustering.pcl import PCL
+from selftaught.methods.clustering.swav import SwAV
+from selftaught.methods.parts.kmeans import kmeans, table, whiten
 from selftaught.optim import OPTIMIZERS, SGD, Optimizer
-from selftaught.step import Step
+from selftaught.training.step import Step
 from tests.formulas import (
     Rows,
     close,

@@ -14,15 +14,15 @@ from selftaught.errors import UserError
 from selftaught.losses import info_nce, margin_contrastive, nce, triplet
 from selftaught.method import Batch, Method, Setting
 from selftaught.methods import METHODS
-from selftaught.methods.cmc import CMC, coloured, light_and_colour
-from selftaught.methods.infomin import InfoMin
-from selftaught.methods.instance_discrimination import InstanceDiscrimination
-from selftaught.methods.jigsaw import Jigsaw, shuffled_pieces
-from selftaught.methods.margin_contrastive import MarginContrastive
-from selftaught.methods.memory import Memory, MemoryConfig
-from selftaught.methods.moco_v2 import MoCoV2
-from selftaught.methods.pirl import PIRL
-from selftaught.methods.triplet import Triplet
+from selftaught.methods.contrastive.cmc import CMC, coloured, light_and_colour
+from selftaught.methods.contrastive.infomin import InfoMin
+from selftaught.methods.contrastive.instance_discrimination import InstanceDiscrimination
+from selftaught.methods.contrastive.margin_contrastive import MarginContrastive
+from selftaught.methods.contrastive.moco_v2 import MoCoV2
+from selftaught.methods.contrastive.pirl import PIRL
+from selftaught.methods.contrastive.triplet import Triplet
+from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
+from selftaught.methods.parts.memory_bank import Memory, MemoryConfig
 from tests.formulas import Row, Rows, close, dot, few, normal, rotation, seeds, unit
 from tests.laws.toys import IMAGES, Toy, batch, build, config, rng
 

@@ -15,16 +15,16 @@ from selftaught.errors import UserError
 from selftaught.losses import most_similar, pick_nce
 from selftaught.method import Batch, Setting, detach
 from selftaught.methods import METHODS
-from selftaught.methods.cpc import CPC
-from selftaught.methods.densecl import DenseCL
-from selftaught.methods.moco import enqueue
-from selftaught.methods.moco_v1 import MoCoV1
-from selftaught.methods.moco_v2 import MoCoV2
-from selftaught.methods.moco_v3 import MoCoV3, _patch_projection
-from selftaught.methods.patch_grid import Context, automatic_side, cut, drop_colours
-from selftaught.methods.simclr import SimCLR
-from selftaught.methods.simclr_v2 import SimCLRV2
-from selftaught.methods.supervised import Supervised
+from selftaught.methods.contrastive.cpc import CPC
+from selftaught.methods.contrastive.densecl import DenseCL
+from selftaught.methods.contrastive.moco import enqueue
+from selftaught.methods.contrastive.moco_v1 import MoCoV1
+from selftaught.methods.contrastive.moco_v2 import MoCoV2
+from selftaught.methods.contrastive.moco_v3 import MoCoV3, _patch_projection
+from selftaught.methods.contrastive.simclr import SimCLR
+from selftaught.methods.contrastive.simclr_v2 import SimCLRV2
+from selftaught.methods.parts.patches import Context, automatic_side, cut, drop_colours
+from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models import backbone as backbones
 from selftaught.optim import OPTIMIZERS
 from selftaught.stage import method_of

@@ -15,12 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from selftaught.fit import Loop, fit
 from selftaught.hard import CutMix
+from selftaught.hard.base import objective
 from selftaught.losses import barlow, spread_loss, squared_covariance
 from selftaught.method import detach, leaves
-from selftaught.methods.directpred import DirectPred, direct_predictor
-from selftaught.methods.vicreg import VICReg
+from selftaught.methods.decorrelation.vicreg import VICReg
+from selftaught.methods.self_distillation.directpred import DirectPred, direct_predictor
 from selftaught.optim import OPTIMIZERS, SGD, Cosine, Optimizer
-from selftaught.step import Step, objective
+from selftaught.training.step import Step
 from tests.formulas import (
     Rows,
     close,

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
+from selftaught.hard.base import HardExample
 from selftaught.methods import METHODS
 from selftaught.models.batch_norm import batch_norms, frozen_statistics, swapped
 from selftaught.models.layers import Normalize, mlp, on_views
 from selftaught.models.teacher import Teacher
 from selftaught.optim import SGD
-from selftaught.step import HardExample, Step
+from selftaught.training.step import Step
 from tests.laws.toys import Toy, batch, build, rng
 
 few = settings(max_examples=25, deadline=None)

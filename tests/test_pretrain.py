@@ -21,7 +21,7 @@ from selftaught.data.index.build import build
 from selftaught.data.loading import images as images_module
 from selftaught.evaluation.results import Results
 from selftaught.life import Life
-from selftaught.methods import moco
+from selftaught.methods.contrastive import moco
 from selftaught.watch import Guard
 from tests.pictures import folder
 from tests.several import begin, kill, together

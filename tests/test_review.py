@@ -15,21 +15,22 @@ import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import selftaught
-from selftaught import clustering, distributed, recipe, run
+from selftaught import distributed, recipe, run
 from selftaught.cli import main
 from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
 from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
 from selftaught.method import Setting
-from selftaught.methods.pcl import PCL
-from selftaught.methods.simclr import SimCLR
-from selftaught.methods.swav import SwAV
+from selftaught.methods.clustering.pcl import PCL
+from selftaught.methods.clustering.swav import SwAV
+from selftaught.methods.contrastive.simclr import SimCLR
+from selftaught.methods.parts import kmeans as clustering
 from selftaught.models import backbone as backbones
 from selftaught.models.weights import io as weights
 from selftaught.optim import SGD
-from selftaught.step import Step
 from selftaught.trainee import assemble
+from selftaught.training.step import Step
 from tests.laws.toys import batch, build
 from tests.pictures import folder
 from tests.several import spawned

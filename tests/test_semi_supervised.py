@@ -26,12 +26,12 @@ from selftaught.commands.training import with_defaults
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.evaluation.features import extract
 from selftaught.losses import soft_cross_entropy
-from selftaught.methods.distillation import Distillation
+from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import heads
 from selftaught.models.layers import mlp
 from selftaught.models.teacher import Expert
-from selftaught.step import Step
 from selftaught.trainee import Trainee, assemble
+from selftaught.training.step import Step
 from tests.laws.toys import IMAGES, Toy, batch, build, rng
 from tests.pictures import folder
 

@@ -14,7 +14,7 @@ from selftaught import checkpoint, journal, run, sharding
 from selftaught.cli import main
 from selftaught.distributed import wait, whole
 from selftaught.optim import SGD, AdamW, Optimizer
-from selftaught.step import Step
+from selftaught.training.step import Step
 from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder
 from tests.several import begin, kill, spawned, together

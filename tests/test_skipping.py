@@ -10,7 +10,7 @@ from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
 from selftaught.method import Batch
 from selftaught.methods import METHODS
-from selftaught.step import Step
+from selftaught.training.step import Step
 from tests.laws.toys import batch, build
 
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from selftaught.fit import Loop, fit
 from selftaught.methods import METHODS
-from selftaught.step import Step
+from selftaught.training.step import Step
 from tests.laws.toys import batch, build
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default")

@@ -4,8 +4,8 @@ Each one turns (inputs, targets) of *any* method into one more loss.
 """
 
 from selftaught.hard.adversarial import Adversarial
+from selftaught.hard.base import HardExample
 from selftaught.hard.mixed import CutMix, MixUp
-from selftaught.step import HardExample
 
 HARD: dict[str, type[HardExample]] = {"adversarial": Adversarial, "cutmix": CutMix, "mixup": MixUp}
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from selftaught.errors import require
+from selftaught.hard.base import HardExample, objective
 from selftaught.method import Method, Tensors, detach, leaves, map_tensors, zip_tensors
 from selftaught.models.batch_norm import frozen_statistics
-from selftaught.step import HardExample, objective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from selftaught.devices import sent
 from selftaught.errors import require
+from selftaught.hard.base import HardExample, objective
 from selftaught.method import Method, Tensors, leaves, map_tensors
-from selftaught.step import HardExample, objective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,30 +1,30 @@
 """Every method, by the name it has on the command line. A new one is a file beside this one, and two lines here."""
 
 from selftaught.method import Method
-from selftaught.methods.barlow_twins import BarlowTwins
-from selftaught.methods.byol import BYOL
-from selftaught.methods.cmc import CMC
-from selftaught.methods.cpc import CPC
-from selftaught.methods.deepcluster import DeepCluster
-from selftaught.methods.deepcluster_v2 import DeepClusterV2
-from selftaught.methods.densecl import DenseCL
-from selftaught.methods.directpred import DirectPred
-from selftaught.methods.distillation import Distillation
-from selftaught.methods.infomin import InfoMin
-from selftaught.methods.instance_discrimination import InstanceDiscrimination
-from selftaught.methods.margin_contrastive import MarginContrastive
-from selftaught.methods.moco_v1 import MoCoV1
-from selftaught.methods.moco_v2 import MoCoV2
-from selftaught.methods.moco_v3 import MoCoV3
-from selftaught.methods.pcl import PCL
-from selftaught.methods.pirl import PIRL
-from selftaught.methods.simclr import SimCLR
-from selftaught.methods.simclr_v2 import SimCLRV2
-from selftaught.methods.simsiam import SimSiam
-from selftaught.methods.supervised import Supervised
-from selftaught.methods.swav import SwAV
-from selftaught.methods.triplet import Triplet
-from selftaught.methods.vicreg import VICReg
+from selftaught.methods.clustering.deepcluster import DeepCluster
+from selftaught.methods.clustering.deepcluster_v2 import DeepClusterV2
+from selftaught.methods.clustering.pcl import PCL
+from selftaught.methods.clustering.swav import SwAV
+from selftaught.methods.contrastive.cmc import CMC
+from selftaught.methods.contrastive.cpc import CPC
+from selftaught.methods.contrastive.densecl import DenseCL
+from selftaught.methods.contrastive.infomin import InfoMin
+from selftaught.methods.contrastive.instance_discrimination import InstanceDiscrimination
+from selftaught.methods.contrastive.margin_contrastive import MarginContrastive
+from selftaught.methods.contrastive.moco_v1 import MoCoV1
+from selftaught.methods.contrastive.moco_v2 import MoCoV2
+from selftaught.methods.contrastive.moco_v3 import MoCoV3
+from selftaught.methods.contrastive.pirl import PIRL
+from selftaught.methods.contrastive.simclr import SimCLR
+from selftaught.methods.contrastive.simclr_v2 import SimCLRV2
+from selftaught.methods.contrastive.triplet import Triplet
+from selftaught.methods.decorrelation.barlow_twins import BarlowTwins
+from selftaught.methods.decorrelation.vicreg import VICReg
+from selftaught.methods.distillation.logits import Distillation
+from selftaught.methods.self_distillation.byol import BYOL
+from selftaught.methods.self_distillation.directpred import DirectPred
+from selftaught.methods.self_distillation.simsiam import SimSiam
+from selftaught.methods.supervised.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
     "barlow-twins": BarlowTwins,

@@ -12,7 +12,7 @@ from selftaught.fit import clipped_norm
 from selftaught.methods import METHODS
 from selftaught.optim import SGD
 from selftaught.sharding import shard
-from selftaught.step import Step
+from selftaught.training.step import Step
 from tests.laws.toys import HARD, Deep, batch, build, mine, rng, takes
 from tests.several import WORLD, spawned
 

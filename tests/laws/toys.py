@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from selftaught.distributed import own
 from selftaught.hard import Adversarial, CutMix, MixUp
+from selftaught.hard.base import HardExample, part_name
 from selftaught.method import NOISE, Batch, Encoder, Method
 from selftaught.methods import METHODS
 from selftaught.models.batch_norm import batch_norms
 from selftaught.models.layers import mlp
-from selftaught.step import HardExample, part_name
 
 IMAGES = 64
 SMALL = {

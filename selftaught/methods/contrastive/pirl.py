@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from selftaught.method import Batch, Encoder, Method
-from selftaught.methods.jigsaw import Jigsaw, shuffled_pieces
-from selftaught.methods.memory import Memory, MemoryConfig
+from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
+from selftaught.methods.parts.memory_bank import Memory, MemoryConfig
 from selftaught.models.layers import Normalize
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selftaught.errors import UserError, require
 from selftaught.losses import pick_nce
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.methods.patch_grid import Context, automatic_side, cut, drop_colours
+from selftaught.methods.parts.patches import Context, automatic_side, cut, drop_colours
 from selftaught.models.layers import unit
 
 

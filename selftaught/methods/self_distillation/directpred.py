@@ -10,7 +10,7 @@ from selftaught.distributed import gather
 from selftaught.errors import require
 from selftaught.losses import cosine_distance
 from selftaught.method import Batch, Encoder
-from selftaught.methods.taught import Taught
+from selftaught.methods.parts.teacher_student import Taught
 from selftaught.models.layers import Counter, mlp, on_views
 from selftaught.models.teacher import Teacher
 

@@ -12,8 +12,8 @@ from selftaught.distributed import collect, deal, gather
 from selftaught.errors import UserError
 from selftaught.losses import info_nce, most_similar
 from selftaught.method import Batch, Encoder, Method, map_tensors
-from selftaught.methods.moco import check_queue, enqueue, random_keys
-from selftaught.methods.moco_v2 import MoCoV2
+from selftaught.methods.contrastive.moco import check_queue, enqueue, random_keys
+from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.models.layers import Normalize, mlp
 from selftaught.models.teacher import Teacher
 

@@ -9,13 +9,13 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from selftaught.clustering import UNSEEN, check_clusters, kmeans, table
 from selftaught.devices import sent
 from selftaught.losses import concentration, proto_nce
 from selftaught.method import Batch, Encoder, Method, Setting
-from selftaught.methods.moco import MoCo
-from selftaught.methods.moco_v1 import MoCoV1
-from selftaught.methods.moco_v2 import MoCoV2
+from selftaught.methods.contrastive.moco import MoCo
+from selftaught.methods.contrastive.moco_v1 import MoCoV1
+from selftaught.methods.contrastive.moco_v2 import MoCoV2
+from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans, table
 from selftaught.models.layers import Counter
 
 

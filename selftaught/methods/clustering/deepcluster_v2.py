@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.clustering import UNSEEN, check_clusters, kmeans
 from selftaught.distributed import gather
 from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans
 from selftaught.models.layers import Normalize, mlp, on_views
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from selftaught.methods.patch_grid import cut
+from selftaught.methods.parts.patches import cut
 from selftaught.models.layers import Normalize
 
 GRID = 3  # pieces along each side

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.clustering import UNSEEN, check_clusters, kmeans, table, whiten
 from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans, table, whiten
 from selftaught.models.layers import Counter, on_views
 
 

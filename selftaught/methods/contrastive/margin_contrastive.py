@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from selftaught.errors import require
 from selftaught.losses import margin_contrastive
 from selftaught.method import Encoder, Method, Setting
-from selftaught.methods.siamese import Siamese
+from selftaught.methods.parts.two_view import Siamese
 from selftaught.models.layers import Normalize, mlp
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from selftaught.losses import cosine_distance
 from selftaught.method import Encoder
-from selftaught.methods.taught import Taught
+from selftaught.methods.parts.teacher_student import Taught
 from selftaught.models.layers import mlp, on_views
 from selftaught.models.teacher import Teacher
 

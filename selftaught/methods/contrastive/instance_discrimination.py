@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from selftaught.method import Batch, Encoder, Method
-from selftaught.methods.memory import Memory, MemoryConfig
+from selftaught.methods.parts.memory_bank import Memory, MemoryConfig
 from selftaught.models.layers import Normalize
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,41 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from selftaught.devices import full_precision
-from selftaught.distributed import gather, is_sharded, world_size
-from selftaught.errors import UserError, require
+from selftaught.distributed import is_sharded, world_size
+from selftaught.errors import UserError
+from selftaught.hard.base import HardExample, objective, part_name
 from selftaught.method import Batch, Method, Tensors, detach, leaves, map_tensors
 from selftaught.models.batch_norm import batch_norms, frozen_statistics, swapped
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardExample(ABC):
-    """One more loss, made from a method's own verbs: views whose pseudo-labels are hard to predict.
-
-    (HEXA: Li et al., 2020, https://arxiv.org/abs/2012.13493; the paper's settings are not public: these are ours.)
-    """
-
-    weight: float = 1.0  # beside the clean loss's 1
-    start: float = 0.0  # share of training before the first hard example
-    crops: Literal["large", "all"] = "large"  # of multi-crop views: all of them, or the large ones alone
-    norm: Literal["shared", "auxiliary"] = "shared"  # whose batch norm hard examples pass through
-
-    def __post_init__(self) -> None:
-        require(self.weight >= 0, "--hard.*.weight", "0 or more", self.weight)
-        require(0 <= self.start < 1, "--hard.*.start", "a share of training, from 0 to below 1", self.start)
-
-    @property
-    def reuses_gradient(self) -> bool:
-        """Whether `loss` wants the clean loss's gradient at the inputs, which is then nearly free."""
-        return False
-
-    @abstractmethod
-    def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
-        """inputs, and targets computed from clean views and held fixed -> scalar.
-
-        `rng` is in the same state on every rank; `slope` is the loss's gradient at `inputs`, or None where the clean pass
-        does not give it.
-        """
 
 
 @dataclass(frozen=True)
@@ -55,15 +24,6 @@ class Outcome:
     parts: dict[str, Tensor]  # "clean", "adversarial", ...: each unweighted, detached
     predictions: Tensors  # of the clean views, detached
     targets: Tensors  # detached
-
-
-def objective(method: Method, predictions: Tensors, targets: Tensors) -> Tensor:
-    """The method's loss, at full precision, over the global batch where it compares samples."""
-    predictions, targets = map_tensors(full_precision, predictions), map_tensors(full_precision, targets)
-    if method.couples_samples:
-        predictions, targets = map_tensors(gather, predictions), map_tensors(gather, targets)
-    with torch.autocast(leaves(predictions)[0].device.type, enabled=False):
-        return method.loss(predictions, targets)
 
 
 class Step(nn.Module):
@@ -133,10 +93,6 @@ class Step(nn.Module):
         else:
             with frozen_statistics(self.method):
                 yield
-
-
-def part_name(hard: HardExample) -> str:
-    return type(hard).__name__.lower()
 
 
 def first_crops(method: Method, hard: HardExample, inputs: Tensors | None) -> Tensors | None:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from selftaught.losses import info_nce
 from selftaught.method import Batch, Encoder, Method
-from selftaught.methods.jigsaw import Jigsaw, shuffled_pieces
-from selftaught.methods.moco_v2 import MoCoV2
+from selftaught.methods.contrastive.moco_v2 import MoCoV2
+from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
 from selftaught.models.layers import mlp
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from selftaught.losses import barlow
 from selftaught.method import Encoder, Method, Setting
-from selftaught.methods.siamese import Siamese
+from selftaught.methods.parts.two_view import Siamese
 from selftaught.models.layers import mlp
 
 

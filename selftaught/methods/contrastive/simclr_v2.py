@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from selftaught.methods.simclr import SimCLR
+from selftaught.methods.contrastive.simclr import SimCLR
 
 
 class SimCLRV2(SimCLR):

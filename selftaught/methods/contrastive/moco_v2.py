@@ -6,7 +6,7 @@ from typing import Self
 from torch import nn
 
 from selftaught.method import Setting
-from selftaught.methods.moco import MoCo
+from selftaught.methods.contrastive.moco import MoCo
 from selftaught.models.layers import mlp
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from selftaught.losses import spread_loss, squared_covariance
 from selftaught.method import Encoder, Method, Setting
-from selftaught.methods.siamese import Siamese
+from selftaught.methods.parts.two_view import Siamese
 from selftaught.models.layers import mlp
 
 

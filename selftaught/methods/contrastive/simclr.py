@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from selftaught.losses import nt_xent
 from selftaught.method import Batch, Encoder, Method, Setting, detach
-from selftaught.methods.siamese import Siamese
+from selftaught.methods.parts.two_view import Siamese
 from selftaught.models.layers import Normalize, mlp
 
 

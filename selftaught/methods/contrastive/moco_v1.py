@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from selftaught.methods.moco import MoCo
+from selftaught.methods.contrastive.moco import MoCo
 
 
 class MoCoV1(MoCo):

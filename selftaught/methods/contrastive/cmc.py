@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from selftaught.errors import UserError
 from selftaught.method import Batch, Encoder, Method
-from selftaught.methods.memory import Memory, MemoryConfig
+from selftaught.methods.parts.memory_bank import Memory, MemoryConfig
 from selftaught.models.layers import Normalize, on_views
 
 TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # from linear RGB

@@ -1,0 +1,58 @@
+"""What a hard example is: one more loss, made from a method's own verbs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from selftaught.devices import full_precision
+from selftaught.distributed import gather
+from selftaught.errors import require
+from selftaught.method import Method, Tensors, leaves, map_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardExample(ABC):
+    """One more loss, made from a method's own verbs: views whose pseudo-labels are hard to predict.
+
+    (HEXA: Li et al., 2020, https://arxiv.org/abs/2012.13493; the paper's settings are not public: these are ours.)
+    """
+
+    weight: float = 1.0  # beside the clean loss's 1
+    start: float = 0.0  # share of training before the first hard example
+    crops: Literal["large", "all"] = "large"  # of multi-crop views: all of them, or the large ones alone
+    norm: Literal["shared", "auxiliary"] = "shared"  # whose batch norm hard examples pass through
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, "--hard.*.weight", "0 or more", self.weight)
+        require(0 <= self.start < 1, "--hard.*.start", "a share of training, from 0 to below 1", self.start)
+
+    @property
+    def reuses_gradient(self) -> bool:
+        """Whether `loss` wants the clean loss's gradient at the inputs, which is then nearly free."""
+        return False
+
+    @abstractmethod
+    def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
+        """inputs, and targets computed from clean views and held fixed -> scalar.
+
+        `rng` is in the same state on every rank; `slope` is the loss's gradient at `inputs`, or None where the clean pass
+        does not give it.
+        """
+
+
+def objective(method: Method, predictions: Tensors, targets: Tensors) -> Tensor:
+    """The method's loss, at full precision, over the global batch where it compares samples."""
+    predictions, targets = map_tensors(full_precision, predictions), map_tensors(full_precision, targets)
+    if method.couples_samples:
+        predictions, targets = map_tensors(gather, predictions), map_tensors(gather, targets)
+    with torch.autocast(leaves(predictions)[0].device.type, enabled=False):
+        return method.loss(predictions, targets)
+
+
+def part_name(hard: HardExample) -> str:
+    return type(hard).__name__.lower()

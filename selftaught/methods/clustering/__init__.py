@@ -1,0 +1,1 @@
+"""Methods whose pseudo-labels are clusters."""

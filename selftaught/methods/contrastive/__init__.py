@@ -1,0 +1,1 @@
+"""Contrastive methods: views of one image close together, those of others apart."""

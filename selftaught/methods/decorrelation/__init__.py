@@ -1,0 +1,1 @@
+"""Methods that keep the dimensions of features apart."""

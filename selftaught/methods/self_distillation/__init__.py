@@ -1,0 +1,1 @@
+"""Methods that predict their own features of another view, without negatives."""
