@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import interleaved, ratios, said, spread, write
-from selftaught.evaluation import KNN, Features, Linear
-from selftaught.evaluation.metrics import balanced_accuracy
+from selftaught.features.knn import KNN
+from selftaught.features.linear import Linear
+from selftaught.features.metrics import balanced_accuracy
+from selftaught.features.protocol import Features
 from selftaught.methods.parts.kmeans import kmeans
 
 CLASSES, NEIGHBOURS, TEMPERATURE, ITERATIONS = 10, 200, 0.1, 10

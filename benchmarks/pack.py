@@ -34,7 +34,7 @@ from selftaught.data.pack.write import pack
 from selftaught.data.parquet import row_cache as store
 from selftaught.data.parquet import row_groups as order
 from selftaught.data.parquet.row_groups import Groups
-from selftaught.evaluation import KNN
+from selftaught.features.knn import KNN
 from selftaught.judge import judge
 from selftaught.life import Conduct
 from selftaught.train import shared_index, train

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.data.index.build import Index
-from selftaught.evaluation import KNN, Features, Linear
-from selftaught.evaluation.linear import stratified_folds
-from selftaught.evaluation.metrics import auroc
+from selftaught.features.knn import KNN
+from selftaught.features.linear import Linear, stratified_folds
+from selftaught.features.metrics import auroc
+from selftaught.features.protocol import Features
 
 MOST = 2000  # labelled images that are scored, and
 FEW = 1000  # up to which number they are split into five parts; beyond, into two

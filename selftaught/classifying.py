@@ -12,8 +12,11 @@ from selftaught import run
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images
 from selftaught.errors import UserError
-from selftaught.evaluation import Classifier, Features, Results, evaluate
-from selftaught.evaluation.features import extract
+from selftaught.evaluation.classifier import Classifier
+from selftaught.evaluation.compare import evaluate
+from selftaught.evaluation.results import Results
+from selftaught.features.extract import extract
+from selftaught.features.protocol import Features
 from selftaught.models import heads
 from selftaught.progress import Progress
 

@@ -21,9 +21,13 @@ from selftaught.data.loading.images import Images, default_canvas
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import rank
 from selftaught.errors import FileError, UserError, require
-from selftaught.evaluation import KNN, Classifier, Features, Linear, Protocol, Results, evaluate, verdict
-from selftaught.evaluation.compare import NothingToScore, refusal
-from selftaught.evaluation.features import cached, extract
+from selftaught.evaluation.classifier import Classifier
+from selftaught.evaluation.compare import NothingToScore, evaluate, refusal
+from selftaught.evaluation.results import Results, verdict
+from selftaught.features.extract import cached, extract
+from selftaught.features.knn import KNN
+from selftaught.features.linear import Linear
+from selftaught.features.protocol import Features, Protocol
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import weight_files
 from selftaught.progress import Progress

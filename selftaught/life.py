@@ -13,13 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from selftaught import checkpoint, choice, files, run, sharding, watch
+from selftaught import checkpoint, choice, files, run, sharding
 from selftaught.choice import Candidate
 from selftaught.data.index.build import Index
 from selftaught.distributed import anywhere, gather_values, is_sharded, own_share, rank, same, shared
 from selftaught.errors import Collapsed, FileError, UserError, damage_error
-from selftaught.evaluation.features import extract
-from selftaught.evaluation.metrics import effective_count
+from selftaught.features import statistics
+from selftaught.features.extract import extract
+from selftaught.features.metrics import effective_count
 from selftaught.fit import Report
 from selftaught.journal import Journal
 from selftaught.models import heads
@@ -29,6 +30,7 @@ from selftaught.models.weights import io as weights
 from selftaught.text import counted, listed
 from selftaught.threads import WaitDetector
 from selftaught.trainee import Trainee
+from selftaught.training import collapse as watch
 
 CHECKPOINTS = ("last.pt", "best.pt")  # what a run goes on with: the first of them that is whole
 
@@ -251,7 +253,7 @@ class Life:
         vectors, closer = (self.features(positions, share, backbone) for share in (1.0, 0.7))
         if not self.finite([backbone.state_dict(), vectors, closer]):
             return
-        scores = watch.measure(vectors, closer)
+        scores = statistics.measure(vectors, closer)
         if t.index.labels is not None:
             scores |= choice.label_scores(vectors, t.index.labels[positions])
         name = "base" if step == choice.BASE else f"step-{step}"
@@ -263,11 +265,11 @@ class Life:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Of two centre crops of every watched image: the whole one, and a closer one."""
-        found = watch.measure(self.features(self.watched, 1.0), self.features(self.watched, 0.7))
+        found = statistics.measure(self.features(self.watched, 1.0), self.features(self.watched, 0.7))
         labels = self.trainee.index.labels
         if labels is not None and len(self.bank) and len(self.voted):
             bank, voted = self.features(self.bank, 1.0), self.features(self.voted, 1.0)
-            found |= watch.votes(voted, labels[self.voted], bank, labels[self.bank])
+            found |= statistics.votes(voted, labels[self.voted], bank, labels[self.bank])
         return found
 
     def features(self, positions: Tensor, share: float, backbone: Backbone | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from selftaught.evaluation.features import extract
+from selftaught.features.extract import extract
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.base import HardExample, objective, part_name
 from selftaught.hard.mixed import Mixed, partner

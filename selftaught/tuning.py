@@ -15,9 +15,9 @@ from torch import Tensor
 
 from selftaught.data.loading.images import Images
 from selftaught.errors import UserError
-from selftaught.evaluation.linear import stratified_folds
-from selftaught.evaluation.metrics import auroc, balanced_accuracy
-from selftaught.evaluation.protocol import Features, Protocol, Scores, class_count
+from selftaught.features.linear import stratified_folds
+from selftaught.features.metrics import auroc, balanced_accuracy
+from selftaught.features.protocol import Features, Protocol, Scores, class_count
 from selftaught.fit import MOST_SKIPS, Loop, fit
 from selftaught.method import NOISE, Batch
 from selftaught.methods.supervised.supervised import Supervised

@@ -14,27 +14,15 @@ from torch import Tensor, nn
 
 from selftaught.data.index.label_budget import Budget, draw
 from selftaught.errors import UserError
-from selftaught.evaluation import (
-    KNN,
-    PROTOCOLS,
-    Classifier,
-    Difference,
-    Features,
-    Linear,
-    Protocol,
-    Results,
-    Row,
-    cached,
-    evaluate,
-    extract,
-    verdict,
-)
-from selftaught.evaluation.metrics import (
-    auroc,
-    balanced_accuracy,
-    placements,
-)
-from selftaught.evaluation.protocol import Scores
+from selftaught.evaluation import PROTOCOLS
+from selftaught.evaluation.classifier import Classifier
+from selftaught.evaluation.compare import evaluate
+from selftaught.evaluation.results import Difference, Results, Row, verdict
+from selftaught.features.extract import cached, extract
+from selftaught.features.knn import KNN
+from selftaught.features.linear import Linear
+from selftaught.features.metrics import auroc, balanced_accuracy, placements
+from selftaught.features.protocol import Features, Protocol, Scores
 
 one_class = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(torch.tensor)
 several_classes = st.integers(1, 5).flatmap(

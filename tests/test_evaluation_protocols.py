@@ -13,10 +13,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.evaluation import KNN, Features, Linear, nearest
-from selftaught.evaluation.knn import largest
-from selftaught.evaluation.lbfgs import minimise
-from selftaught.evaluation.linear import _Problem, stratified_folds
+from selftaught.features.knn import KNN, largest, nearest
+from selftaught.features.lbfgs import minimise
+from selftaught.features.linear import Linear, _Problem, stratified_folds
+from selftaught.features.protocol import Features
 
 
 def blobs(count: int, classes: int = 4, dimensions: int = 12, spread: float = 1.5, seed: int = 0) -> Features:

@@ -7,7 +7,8 @@ import pytest
 
 from selftaught.cli import main
 from selftaught.errors import UserError
-from selftaught.evaluation import KNN, Protocol
+from selftaught.features.knn import KNN
+from selftaught.features.protocol import Protocol
 from selftaught.judge import judge
 from selftaught.tuning import FineTune
 from tests.pictures import folder

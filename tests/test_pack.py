@@ -36,7 +36,7 @@ from selftaught.data.parquet import row_cache as store
 from selftaught.data.parquet import row_groups as order
 from selftaught.data.parquet.row_groups import Groups
 from selftaught.errors import UserError
-from selftaught.evaluation.features import extract
+from selftaught.features.extract import extract
 from tests.stopping import stopped_at
 
 SKIPPED = "needs the extra that reads packs: pip install -e '.[dev]'"

@@ -22,7 +22,7 @@ from selftaught.data.loading import images as images_module
 from selftaught.evaluation.results import Results
 from selftaught.life import Life
 from selftaught.methods.contrastive import moco
-from selftaught.watch import Guard
+from selftaught.training.collapse import Guard
 from tests.pictures import folder
 from tests.several import begin, kill, together
 from tests.stopping import stopped_at

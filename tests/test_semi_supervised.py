@@ -24,7 +24,7 @@ from selftaught import adapting, fit, life, plan, run, train
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
 from selftaught.data.loading.images import Images, default_canvas
-from selftaught.evaluation.features import extract
+from selftaught.features.extract import extract
 from selftaught.losses import soft_cross_entropy
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import heads

@@ -19,7 +19,9 @@ from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.errors import UserError
-from selftaught.evaluation import Features, Results, Scores, evaluate
+from selftaught.evaluation.compare import evaluate
+from selftaught.evaluation.results import Results
+from selftaught.features.protocol import Features, Scores
 from selftaught.models import backbone as backbones
 from selftaught.tuning import Bound, FineTune, drops, goodness, number_images
 from tests.networks import RESNET, assert_same_weights

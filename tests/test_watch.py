@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selftaught.evaluation import KNN, Features
-from selftaught.evaluation.metrics import balanced_accuracy, effective_count
-from selftaught.watch import Guard, effective_rank, measure, votes
+from selftaught.features.knn import KNN
+from selftaught.features.metrics import balanced_accuracy, effective_count
+from selftaught.features.protocol import Features
+from selftaught.features.statistics import effective_rank, measure, votes
+from selftaught.training.collapse import Guard
 
 # Recorded runs of ResNet-18 (unless it says otherwise) on photographs of 32 pixels: K with a chance level of ln(K), then
 # "step std rank loss" of each observation. Batch 128 and ten steps of warm-up unless it says otherwise.

@@ -11,8 +11,8 @@ from tyro.conf import Positional, arg
 
 from selftaught.commands.console import device_named, plain, tell
 from selftaught.evaluation.classifier import Classifier
-from selftaught.evaluation.knn import KNN
-from selftaught.evaluation.linear import Linear
+from selftaught.features.knn import KNN
+from selftaught.features.linear import Linear
 from selftaught.tuning import FineTune
 from selftaught.words import Count, reader
 

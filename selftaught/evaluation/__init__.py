@@ -5,11 +5,11 @@ intervals.
 from selftaught.data.index.label_budget import Budget, draw
 from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.compare import evaluate
-from selftaught.evaluation.features import cached, extract
-from selftaught.evaluation.knn import KNN, nearest
-from selftaught.evaluation.linear import Linear
-from selftaught.evaluation.protocol import Features, Protocol, Scores
 from selftaught.evaluation.results import Difference, Results, Row, verdict
+from selftaught.features.extract import cached, extract
+from selftaught.features.knn import KNN, nearest
+from selftaught.features.linear import Linear
+from selftaught.features.protocol import Features, Protocol, Scores
 
 PROTOCOLS: dict[str, type[KNN] | type[Linear]] = {"knn": KNN, "linear": Linear}
 

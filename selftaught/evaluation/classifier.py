@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from selftaught.evaluation.protocol import Features, Protocol, Scores
+from selftaught.features.protocol import Features, Protocol, Scores
 
 
 @dataclass(frozen=True, kw_only=True)

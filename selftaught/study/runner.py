@@ -13,7 +13,9 @@ from selftaught import adapting, files
 from selftaught.data.index.build import Index
 from selftaught.distributed import rank, wait
 from selftaught.errors import Collapsed, Diverged, FileError, UserError, damage_error, outcome_of
-from selftaught.evaluation import KNN, Linear, Protocol
+from selftaught.features.knn import KNN
+from selftaught.features.linear import Linear
+from selftaught.features.protocol import Protocol
 from selftaught.judge import judge
 from selftaught.life import Conduct
 from selftaught.plan import Plan

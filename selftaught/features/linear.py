@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.evaluation.lbfgs import minimise
-from selftaught.evaluation.protocol import Features, Protocol, Scores, class_count
+from selftaught.features.lbfgs import minimise
+from selftaught.features.protocol import Features, Protocol, Scores, class_count
 
 
 @dataclass(frozen=True, kw_only=True)

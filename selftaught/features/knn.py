@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.evaluation.protocol import Features, Protocol, Scores, class_count
+from selftaught.features.protocol import Features, Protocol, Scores, class_count
 
 
 @dataclass(frozen=True, kw_only=True)

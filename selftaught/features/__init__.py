@@ -1,0 +1,1 @@
+"""Frozen features, and what is measured on them."""

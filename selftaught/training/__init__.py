@@ -1,0 +1,1 @@
+"""Training: one stage in a run folder."""
