@@ -19,7 +19,7 @@ from matplotlib import pyplot
 from PIL import Image
 from torch import Tensor, nn
 
-from selftaught import recipe
+from selftaught.config import defaults as recipe
 from selftaught.data.demo_images import photographs
 from selftaught.data.loading.images import Images
 from selftaught.fit import Loop, fit

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import kept, write
-from selftaught import flags, journal, run
+from selftaught import journal, run
+from selftaught.config import flags
+from selftaught.config.stage import shared_index
 from selftaught.data import demo_images as patches
 from selftaught.errors import Collapsed
 from selftaught.life import Conduct
 from selftaught.methods import METHODS
-from selftaught.train import shared_index, train
+from selftaught.train import train
 
 FACTOR = 100
 COMMON = ("--backbone", "resnet10t", "--stem", "imagenet", "--size", "32", "--batch", "64", "--precision", "fp32")

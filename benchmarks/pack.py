@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import kept, write
-from selftaught import flags
+from selftaught.config import flags
+from selftaught.config.stage import shared_index
 from selftaught.data.index.build import Index, build
 from selftaught.data.loading import sampler
 from selftaught.data.loading.images import Images
@@ -37,7 +38,7 @@ from selftaught.data.parquet.row_groups import Groups
 from selftaught.features.knn import KNN
 from selftaught.judge import judge
 from selftaught.life import Conduct
-from selftaught.train import shared_index, train
+from selftaught.train import train
 
 CANVAS, BATCH = 64, 64
 SERVER = """

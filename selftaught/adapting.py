@@ -12,7 +12,9 @@ from pathlib import Path
 
 import timm
 
-from selftaught import files, flags, run
+from selftaught import files, run
+from selftaught.config import flags
+from selftaught.config.stage import Data, Stage, method_of, shared_index
 from selftaught.data.index.build import Index
 from selftaught.distributed import rank, shared, wait
 from selftaught.errors import UserError
@@ -22,8 +24,7 @@ from selftaught.models import heads
 from selftaught.models.weights import io as weights
 from selftaught.plan import Node, Plan
 from selftaught.publish import publish_outcome
-from selftaught.stage import Data, Stage, method_of
-from selftaught.train import shared_index, train
+from selftaught.train import train
 from selftaught.trainee import check
 
 

@@ -14,9 +14,9 @@ from typing import Annotated
 import tyro
 
 from selftaught.commands.console import err, plain
+from selftaught.config.flag_values import Count, reader
 from selftaught.errors import UserError, describe_error
 from selftaught.memory import keep_freed
-from selftaught.words import Count, reader
 
 COMMANDS = {  # name: (module, what it is for)
     "pretrain": ("training", "teach a backbone from a folder of images"),
@@ -82,7 +82,7 @@ def dispatch(words: list[str]) -> int:
 
         print(f"selftaught {version('selftaught')}")
         return 0
-    from selftaught.recipe import find
+    from selftaught.config.registry import find
 
     name = find(words[0], COMMANDS, "command")
     if name == "demo":

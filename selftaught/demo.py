@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from selftaught.config.flag_values import Count
 from selftaught.data import demo_images as patches
 from selftaught.errors import UserError
 from selftaught.run import read
-from selftaught.words import Count
 
 COMMON = ("--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import timm
 
-from selftaught import recipe, run
+from selftaught import run
+from selftaught.config import serialization
+from selftaught.config.stage import Stage
 from selftaught.errors import UserError
 from selftaught.models import heads
 from selftaught.models.weights import weight_files
-from selftaught.stage import Stage
 
 
 def origin(init: str | None, head: bool = False) -> str:
@@ -38,7 +39,7 @@ def identify(stage: Stage, fingerprint: str, start: str, teacher: str, precise: 
     """A hash of a stage, its ancestors and its teacher: of what the data holds and not of where it lies, nor of what a
     probe of the machine's speed chose.
     """
-    written = recipe.to_json(stage)
+    written = serialization.to_json(stage)
     written["data"] = {**written["data"], "roots": fingerprint, "labels": "as the fingerprint says"}
     written["data"].pop("max_pixels")  # as the fingerprint says
     written["init"] = start

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from selftaught import files, run
 from selftaught.classifying import classified, classifiers
+from selftaught.config.stage import Data
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.data.pixel_range import PixelRange
@@ -31,7 +32,6 @@ from selftaught.features.protocol import Features, Protocol
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import weight_files
 from selftaught.progress import Progress
-from selftaught.stage import Data
 from selftaught.tuning import Bound, FineTune, number_images
 
 PROTOCOLS: tuple[Protocol, ...] = (KNN(), Linear())

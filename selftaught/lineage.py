@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from selftaught import recipe, run
+from selftaught import run
+from selftaught.config import registry
 from selftaught.errors import UserError
 
 
@@ -37,7 +38,7 @@ def described(name: str, begun: str, place: Path) -> dict[str, Any]:
     except UserError as error:
         judged, trouble = [], [str(error)]
     teacher = run.teacher_of(stage)
-    method = " + ".join([recipe.method_name(stage), *map(recipe.hard_name, stage.hard)])
+    method = " + ".join([registry.method_name(stage), *map(registry.hard_name, stage.hard)])
     data = f"{', '.join(stage.data.roots)} ({found.facts['data']['train']:,} images)"
     said = [
         f"{data}; {method}; {stage.backbone}, {stage.size} px",
@@ -50,7 +51,7 @@ def described(name: str, begun: str, place: Path) -> dict[str, Any]:
     ]
     return {
         "stage": name, "from": begun, "folder": str(place), "outcome": found.facts["outcome"],
-        "data": list(stage.data.roots), "images": found.facts["data"]["train"], "method": recipe.method_name(stage),
-        "hard": [recipe.hard_name(h) for h in stage.hard], "trainable": stage.trainable, "steps": stage.steps,
+        "data": list(stage.data.roots), "images": found.facts["data"]["train"], "method": registry.method_name(stage),
+        "hard": [registry.hard_name(h) for h in stage.hard], "trainable": stage.trainable, "steps": stage.steps,
         "teacher": teacher, "choice": chosen, "evaluations": judged, "said": said,
     }  # fmt: skip

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from selftaught.stage import Stage
+from selftaught.config.stage import Stage
 
 
 class Progress:

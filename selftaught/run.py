@@ -13,6 +13,8 @@ import timm
 import torch
 
 from selftaught import files
+from selftaught.config.serialization import from_json, to_json
+from selftaught.config.stage import Stage
 from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
@@ -22,9 +24,7 @@ from selftaught.models import backbone as backbones
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import io as weights
 from selftaught.models.weights import weight_files
-from selftaught.recipe import from_json, to_json
 from selftaught.seeding import key
-from selftaught.stage import Stage
 
 PLAN = "plan.json"  # what a plan's stages are called, in the folder that holds them
 COPY = "copied_from"  # in the run.json of a plan's own folder: the stage whose outcome lies there, too

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
+from selftaught.config.flag_values import Count
 from selftaught.data.io.parallel import cores
 from selftaught.distributed import shared
 from selftaught.errors import require
-from selftaught.words import Count
 
 ROOT = Path("/")
 PROBE = 0.3  # seconds that the machine is looked at

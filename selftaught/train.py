@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from selftaught import files, pictures, run
+from selftaught.config.stage import Stage, shared_index
 from selftaught.data.index.build import Index
 from selftaught.data.pixel_range import PixelRange
-from selftaught.distributed import anywhere, local_rank, rank, shared, wait, world_size, wrap
+from selftaught.distributed import anywhere, local_rank, rank, shared, world_size, wrap
 from selftaught.errors import FileError, Stopped, UserError, outcome_of
 from selftaught.fit import Loop, Report, fit
 from selftaught.life import ASKED, Conduct, Life
 from selftaught.sharding import shard
-from selftaught.stage import Data, Stage
 from selftaught.threads import threads_of_run, use_threads
 from selftaught.trainee import assemble
 
@@ -123,20 +123,6 @@ def follow(life: Life, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
         if isinstance(error, FileError) and life.journal and any((life.out / "checkpoints").glob("*.pt")):
             raise FileError(f"{error}; the last checkpoint stays, and can be gone on with") from error
         raise
-
-
-def shared_index(
-    data: Data, seed: int, on_progress: Callable[[int, int], None] | None = None,
-    pixel_range: PixelRange | None = PixelRange(),
-) -> Index:  # fmt: skip
-    """The index, made by rank 0 and read from its cache by the others. `pixel_range`: as for `build`."""
-    if rank() == 0:
-        try:
-            return data.index(seed, on_progress, pixel_range)
-        finally:
-            wait()  # in any case: what rank 0 refuses, the others will refuse for themselves
-    wait()
-    return data.index(seed, pixel_range=pixel_range)
 
 
 @contextmanager

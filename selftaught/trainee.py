@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from selftaught.compiling import compile_backbones
+from selftaught.config.stage import Stage, method_of
 from selftaught.data.ahead import idle
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas, statistics
@@ -25,7 +26,6 @@ from selftaught.models import heads
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import io as weights
 from selftaught.seeding import key
-from selftaught.stage import Stage, method_of
 from selftaught.training.step import Step
 from selftaught.views.augment import Augment, centre
 

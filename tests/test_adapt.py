@@ -27,10 +27,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selftaught
-from selftaught import adapting, fit, flags, judge, life, plan, run, train
+from selftaught import adapting, fit, judge, life, plan, run, train
 from selftaught.choice import BASE
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
+from selftaught.config import flags
+from selftaught.config.stage import Data, Stage
 from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.index.scan import Root, Scan
@@ -39,7 +41,6 @@ from selftaught.errors import UserError
 from selftaught.life import Conduct
 from selftaught.models import backbone as backbones
 from selftaught.progress import Progress
-from selftaught.stage import Data, Stage
 from selftaught.trainee import assemble
 from selftaught.views.augment import centre
 from tests.pictures import folder

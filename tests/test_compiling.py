@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from selftaught import run, trainee
 from selftaught.cli import main
 from selftaught.compiling import compile_backbones
+from selftaught.config.defaults import config_for
+from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
 from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
@@ -24,8 +26,6 @@ from selftaught.method import NOISE, Batch, Setting
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbones
 from selftaught.models.backbone import Backbone
-from selftaught.recipe import config_for
-from selftaught.stage import Data, Stage
 from selftaught.training.step import Step
 from tests.networks import RESNET, VIT
 from tests.pictures import folder

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from selftaught.config.stage import method_of
 from selftaught.errors import UserError
 from selftaught.losses import most_similar, pick_nce
 from selftaught.method import Batch, Setting, detach
@@ -27,7 +28,6 @@ from selftaught.methods.parts.patches import Context, automatic_side, cut, drop_
 from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models import backbone as backbones
 from selftaught.optim import OPTIMIZERS
-from selftaught.stage import method_of
 from tests.formulas import close, cosine, double, drifted, few, normal, plain_info_nce, seeds, shuffle, unit
 from tests.laws.toys import IMAGES, Toy, batch, build, config
 

@@ -15,7 +15,9 @@ import torch
 from PIL import Image, ImageCms
 
 import selftaught
-from selftaught import flags, judge, run, train
+from selftaught import judge, run, train
+from selftaught.config import flags
+from selftaught.config.stage import Data, Stage
 from selftaught.data import decode as decode_module
 from selftaught.data.decode import decode, measure, pixels, squash
 from selftaught.data.index.build import Index, build
@@ -28,7 +30,6 @@ from selftaught.errors import UserError
 from selftaught.models import backbone as backbones
 from selftaught.models.weights import io as weights
 from selftaught.progress import Progress
-from selftaught.stage import Data, Stage
 from selftaught.trainee import assemble
 
 SIDE = 24

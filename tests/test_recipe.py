@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selftaught import flags, recipe
+from selftaught.config import defaults as recipe
+from selftaught.config import flags, registry, serialization
+from selftaught.config.recipes import RECIPES, find_recipe
+from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.method import Method
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
-from selftaught.recipes import RECIPES, find_recipe
-from selftaught.stage import Data, Stage
 from selftaught.views.spec import Views
 from tests.pictures import folder
 
@@ -37,7 +38,7 @@ stages = st.builds(
 @settings(max_examples=60, deadline=None)
 @given(stages)
 def test_a_stage_written_and_read_is_the_same(stage: Stage) -> None:
-    assert recipe.from_json(json.loads(json.dumps(recipe.to_json(stage)))) == stage
+    assert serialization.from_json(json.loads(json.dumps(serialization.to_json(stage)))) == stage
 
 
 @pytest.mark.parametrize(
@@ -50,9 +51,9 @@ def test_a_stage_written_and_read_is_the_same(stage: Stage) -> None:
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, object], word: str) -> None:
-    written = recipe.to_json(Stage(data=Data(roots=("a",)), size=32)) | change
+    written = serialization.to_json(Stage(data=Data(roots=("a",)), size=32)) | change
     with pytest.raises(UserError, match=word):
-        recipe.from_json(written)
+        serialization.from_json(written)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_every_field_is_a_flag(images: Path) -> None:
     )  # fmt: skip
     assert isinstance(made.method, METHODS["simclr"].Config)
     assert made.method.temperature == 0.3
-    assert [recipe.hard_name(h) for h in made.hard] == ["cutmix", "adversarial"]
+    assert [registry.hard_name(h) for h in made.hard] == ["cutmix", "adversarial"]
     assert made.hard[1].eps == 2  # type: ignore[attr-defined]
     assert (made.optimizer.lr, made.views.pipeline, made.views.flip) == (0.01, "reference", 0.1)
     assert (made.schedule.warmup, made.seed, made.batch) == (0.2, 7, 8)

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import selftaught
-from selftaught import distributed, recipe, run
+from selftaught import distributed, run
 from selftaught.cli import main
+from selftaught.config import defaults as recipe
 from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
 from selftaught.fit import Loop, fit

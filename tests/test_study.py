@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from selftaught import adapting, errors
 from selftaught.cli import main
+from selftaught.config.stage import Data
 from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.index.scan import Root, Scan
@@ -26,7 +27,6 @@ from selftaught.errors import Collapsed, Diverged, UserError
 from selftaught.life import Conduct
 from selftaught.plan import Plan
 from selftaught.progress import Progress
-from selftaught.stage import Data
 from selftaught.study import design, figures, page, runner, tables
 from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths, Setup, Target
 from selftaught.study.runner import Shard

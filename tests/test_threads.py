@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from selftaught import demo, flags, plan, run, threads
+from selftaught import demo, plan, run, threads
 from selftaught.cli import main
+from selftaught.config import flags
 from selftaught.errors import UserError
 from selftaught.threads import Load, WaitDetector, busy_cores, choose, measure_load, threads_of_run
 from tests.pictures import folder

@@ -10,11 +10,11 @@ import tyro
 from tyro.conf import Positional, arg
 
 from selftaught.commands.console import device_named, plain, tell
+from selftaught.config.flag_values import Count, reader
 from selftaught.evaluation.classifier import Classifier
 from selftaught.features.knn import KNN
 from selftaught.features.linear import Linear
 from selftaught.tuning import FineTune
-from selftaught.words import Count, reader
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from selftaught import files
 from selftaught.commands.console import device_named, tell
+from selftaught.config.flag_values import Count, reader
 from selftaught.distributed import processes, rank
 from selftaught.errors import Stopped, UserError
 from selftaught.life import Conduct
@@ -18,7 +19,6 @@ from selftaught.progress import Progress, clock
 from selftaught.study import design, figures, page, runner, tables
 from selftaught.study.design import Cell
 from selftaught.threads import check, take_share
-from selftaught.words import Count, reader
 
 
 @dataclasses.dataclass(kw_only=True)

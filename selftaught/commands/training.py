@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selftaught import adapting, files, flags, plan, recipe, run, threads
+from selftaught import adapting, files, plan, run, threads
 from selftaught.commands.console import device_named, tell
+from selftaught.config import flags, registry, serialization
+from selftaught.config.stage import Data, Stage, shared_index
 from selftaught.data.index.build import Index
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import processes, rank, shared
@@ -16,10 +18,8 @@ from selftaught.life import Conduct
 from selftaught.methods import METHODS
 from selftaught.plan import Node, Plan
 from selftaught.progress import Progress
-from selftaught.stage import Data, Stage
 from selftaught.text import counted
 from selftaught.threads import take_share
-from selftaught.train import shared_index
 from selftaught.train import train as carry_out
 
 
@@ -79,10 +79,10 @@ def train(words: list[str]) -> None:
         conduct = conduct_of(asked, device, share.workers, progress, ["pretrain", *typed], resume)
         progress.begin(stage)
         if not (resume and begun):
-            progress.say(recipe.summary(stage))
+            progress.say(registry.summary(stage))
         file = carry_out(stage, Path(asked.out), conduct, indices[-1])
         progress.say(
-            f"{recipe.method_name(stage)}: {stage.steps} steps done; the backbone is in {file}{lost_in(file.parent)}"
+            f"{registry.method_name(stage)}: {stage.steps} steps done; the backbone is in {file}{lost_in(file.parent)}"
         )
 
 
@@ -111,7 +111,7 @@ def read_config(file: Path) -> Any:
         written = files.read_json(file, dict)
     except UserError as error:
         raise UserError(f"--config: {error}") from error
-    stage = recipe.from_json(written.get("config", written))
+    stage = serialization.from_json(written.get("config", written))
     return run.with_places(stage, lambda name: run.located(name, written, file.parent))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selftaught import adapting, files
+from selftaught.config.stage import Data, shared_index
 from selftaught.data.index.build import Index
 from selftaught.distributed import rank, wait
 from selftaught.errors import Collapsed, Diverged, FileError, UserError, damage_error, outcome_of
@@ -20,9 +21,7 @@ from selftaught.judge import judge
 from selftaught.life import Conduct
 from selftaught.plan import Plan
 from selftaught.progress import Progress
-from selftaught.stage import Data
 from selftaught.study.design import Cell
-from selftaught.train import shared_index
 from selftaught.tuning import FineTune
 
 MARKER = "study.json"  # by which `data.scan` knows the folder, with all its figures, as one that holds no images of a set

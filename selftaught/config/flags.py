@@ -9,7 +9,12 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from selftaught import plan, recipe
+from selftaught import plan
+from selftaught.config import defaults as recipe
+from selftaught.config import registry
+from selftaught.config.flag_values import Count, reader
+from selftaught.config.recipes import find_recipe
+from selftaught.config.stage import Data, Stage
 from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import spelt
 from selftaught.data.io.integrity import MAX_PIXELS
@@ -18,10 +23,7 @@ from selftaught.hard import HARD
 from selftaught.method import Setting
 from selftaught.methods import DEFAULT, METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
-from selftaught.recipes import find_recipe
-from selftaught.stage import Data, Stage
 from selftaught.views.spec import Views
-from selftaught.words import Count, reader
 
 ABOUT = "Teach a backbone from images without labels, or adapt one that you have."
 
@@ -143,8 +145,8 @@ def parse_adapt(args: Sequence[str]) -> Any:
 
 def kinds_asked(args: Sequence[str], base: Stage | None) -> tuple[str, str]:
     """The method's and the optimizer's name; raises UserError where a flag is another one's."""
-    method = recipe.find(name_of(args, base, "method"), METHODS, "method")
-    optimizer = recipe.find(name_of(args, base, "optimizer"), OPTIMIZERS, "optimizer")
+    method = registry.find(name_of(args, base, "method"), METHODS, "method")
+    optimizer = registry.find(name_of(args, base, "optimizer"), OPTIMIZERS, "optimizer")
     refuse_others(args, "method", method, {name: m.Config for name, m in METHODS.items()})
     refuse_others(args, "optimizer", optimizer, OPTIMIZERS)
     return method, optimizer
@@ -175,11 +177,11 @@ def grouped(args: Sequence[str]) -> list[tuple[str, list[str]]]:
 def of_base(base: Stage, method: str, optimizer: str) -> dict[str, Any]:
     """The groups' defaults, from a stage to start from; a group of another kind starts from its own."""
     groups: dict[str, Any] = {"views_fields": base.views, "schedule_fields": base.schedule}
-    if recipe.method_name(base) == method:
+    if registry.method_name(base) == method:
         groups["method_fields"] = base.method
-    if recipe.optimizer_name(base) == optimizer:
+    if registry.optimizer_name(base) == optimizer:
         groups["optimizer_fields"] = base.optimizer
-    groups["hard_fields"] = HARD_FIELDS(**{recipe.hard_name(h): h for h in base.hard})
+    groups["hard_fields"] = HARD_FIELDS(**{registry.hard_name(h): h for h in base.hard})
     return groups
 
 
@@ -219,7 +221,7 @@ def stage_from(
     steps = steps_of(given, base, index, batch, device)
     accumulate = pick("accumulate", lambda: 1)
     defaults = of_base(base, method_name, optimizer_name) if base else {}
-    if base is None or recipe.method_name(base) != method_name:
+    if base is None or registry.method_name(base) != method_name:
         features = recipe.features_of(backbone)
         images, parts = len(index.train), max(accumulate, 1)
         setting = Setting(images=images, batch=batch, steps=steps, features=features, parts=parts, begun=begun)
@@ -231,7 +233,7 @@ def stage_from(
     if precision == "auto":
         precision = "bf16" if recipe.faster_in_bf16(backbone, stem, size, device) else "fp32"
         say(f"precision: {precision} ({recipe.precision_reason(backbone, stem, size, device)})")
-    names = given["hard"] if given["hard"] is not None else [recipe.hard_name(h) for h in base.hard] if base else ()
+    names = given["hard"] if given["hard"] is not None else [registry.hard_name(h) for h in base.hard] if base else ()
     refuse_idle(args, method_name, names)
     views: Views = asked.views_fields
     fields = asked.method_fields
@@ -268,7 +270,7 @@ def refuse_idle(args: Sequence[str], method: str, hard: Sequence[str]) -> None:
 
 
 def name_of(args: Sequence[str], base: Stage | None, what: Literal["method", "optimizer"]) -> str:
-    named = {"method": (recipe.method_name, DEFAULT), "optimizer": (recipe.optimizer_name, "sgd")}
+    named = {"method": (registry.method_name, DEFAULT), "optimizer": (registry.optimizer_name, "sgd")}
     of, default = named[what]
     return chosen(args, what) or (of(base) if base else default)
 

@@ -8,6 +8,7 @@ from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.pixel_range import PixelRange
+from selftaught.distributed import rank, wait
 from selftaught.errors import UserError, require
 from selftaught.hard.base import HardExample
 from selftaught.method import Method
@@ -83,3 +84,17 @@ class Stage:
 
 def method_of(config: Method.Config) -> type[Method]:
     return next(m for m in METHODS.values() if m.Config is type(config))
+
+
+def shared_index(
+    data: Data, seed: int, on_progress: Callable[[int, int], None] | None = None,
+    pixel_range: PixelRange | None = PixelRange(),
+) -> Index:  # fmt: skip
+    """The index, made by rank 0 and read from its cache by the others. `pixel_range`: as for `build`."""
+    if rank() == 0:
+        try:
+            return data.index(seed, on_progress, pixel_range)
+        finally:
+            wait()  # in any case: what rank 0 refuses, the others will refuse for themselves
+    wait()
+    return data.index(seed, pixel_range=pixel_range)
