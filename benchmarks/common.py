@@ -18,9 +18,10 @@ from typing import Any
 import timm
 import torch
 
-from selftaught import journal, run
 from selftaught.cli import main
 from selftaught.data import demo_images as patches
+from selftaught.loggers import jsonl as journal
+from selftaught.runs import folder as run
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import kept, write
-from selftaught import journal, run
 from selftaught.config import flags
 from selftaught.config.stage import shared_index
 from selftaught.data import demo_images as patches
 from selftaught.errors import Collapsed
 from selftaught.life import Conduct
+from selftaught.loggers import jsonl as journal
 from selftaught.methods import METHODS
+from selftaught.runs import folder as run
 from selftaught.train import train
 
 FACTOR = 100

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import evaluated, kept, training_seconds, write
-from selftaught import run
 from selftaught.cli import main
+from selftaught.runs import folder as run
 
 BOTH = ["--hard", "adversarial", "cutmix"]
 CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {

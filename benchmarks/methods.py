@@ -24,11 +24,11 @@ from scipy import stats
 import selftaught
 from benchmarks import peers
 from benchmarks.common import RESULTS, kept, machine, training_seconds, write
-from selftaught import run
 from selftaught.cli import main
 from selftaught.config.registry import find
 from selftaught.memory import keep_freed
 from selftaught.methods import METHODS
+from selftaught.runs import folder as run
 
 HEXA = ("adversarial", "cutmix")
 NAMES = [name for name, m in METHODS.items() if not (m.needs_labels or hasattr(m.Config, "teacher"))]  # on images alone

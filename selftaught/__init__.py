@@ -51,7 +51,7 @@ def load(path: str | Path) -> Backbone:
     Raises ValueError when it is called with other shapes, kinds or ranges; warns of negative pixels.
     """
     from selftaught.models.input_check import PixelCheck
-    from selftaught.run import open_backbone
+    from selftaught.runs.folder import open_backbone
 
     backbone = open_backbone(Path(path)).eval()
     backbone.register_forward_pre_hook(PixelCheck(), with_kwargs=True)

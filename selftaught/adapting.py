@@ -12,7 +12,7 @@ from pathlib import Path
 
 import timm
 
-from selftaught import files, run
+from selftaught import files
 from selftaught.config import flags
 from selftaught.config.stage import Data, Stage, method_of, shared_index
 from selftaught.data.index.build import Index
@@ -24,6 +24,7 @@ from selftaught.models import heads
 from selftaught.models.weights import io as weights
 from selftaught.plan import Node, Plan
 from selftaught.publish import publish_outcome
+from selftaught.runs import folder as run
 from selftaught.train import train
 from selftaught.trainee import check
 

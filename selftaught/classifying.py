@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selftaught import run
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images
 from selftaught.errors import UserError
@@ -17,8 +16,9 @@ from selftaught.evaluation.compare import evaluate
 from selftaught.evaluation.results import Results
 from selftaught.features.extract import extract
 from selftaught.features.protocol import Features
+from selftaught.loggers.terminal import Progress
 from selftaught.models import heads
-from selftaught.progress import Progress
+from selftaught.runs import folder as run
 
 
 def classifiers(learnt: Path, names: Iterable[str], index: Index, progress: Progress) -> dict[str, heads.Trained]:

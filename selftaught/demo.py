@@ -7,7 +7,7 @@ from pathlib import Path
 from selftaught.config.flag_values import Count
 from selftaught.data import demo_images as patches
 from selftaught.errors import UserError
-from selftaught.run import read
+from selftaught.runs.folder import read
 
 COMMON = ("--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import timm
 
-from selftaught import run
 from selftaught.config import serialization
 from selftaught.config.stage import Stage
 from selftaught.errors import UserError
 from selftaught.models import heads
 from selftaught.models.weights import weight_files
+from selftaught.runs import folder as run
 
 
 def origin(init: str | None, head: bool = False) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftaught import files, run
+from selftaught import files
 from selftaught.classifying import classified, classifiers
 from selftaught.config.stage import Data
 from selftaught.data.index.build import Index
@@ -29,9 +29,10 @@ from selftaught.features.extract import cached, extract
 from selftaught.features.knn import KNN
 from selftaught.features.linear import Linear
 from selftaught.features.protocol import Features, Protocol
+from selftaught.loggers.terminal import Progress
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import weight_files
-from selftaught.progress import Progress
+from selftaught.runs import folder as run
 from selftaught.tuning import Bound, FineTune, number_images
 
 PROTOCOLS: tuple[Protocol, ...] = (KNN(), Linear())

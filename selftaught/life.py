@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from selftaught import checkpoint, choice, files, run, sharding
+from selftaught import checkpoint, choice, files, sharding
 from selftaught.choice import Candidate
 from selftaught.data.index.build import Index
 from selftaught.distributed import anywhere, gather_values, is_sharded, own_share, rank, same, shared
@@ -22,11 +22,12 @@ from selftaught.features import statistics
 from selftaught.features.extract import extract
 from selftaught.features.metrics import effective_count
 from selftaught.fit import Report
-from selftaught.journal import Journal
+from selftaught.loggers.jsonl import Journal
 from selftaught.models import heads
 from selftaught.models.backbone import Backbone
 from selftaught.models.batch_norm import running_statistics
 from selftaught.models.weights import io as weights
+from selftaught.runs import folder as run
 from selftaught.text import counted, listed
 from selftaught.threads import WaitDetector
 from selftaught.trainee import Trainee

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from selftaught import run
 from selftaught.config import registry
 from selftaught.errors import UserError
+from selftaught.runs import folder as run
 
 
 def lineage(folder: Path) -> list[dict[str, Any]]:

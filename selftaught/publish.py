@@ -5,8 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from selftaught import files, run
+from selftaught import files
 from selftaught.models import heads
+from selftaught.runs import folder as run
 
 FILES = ("backbone.safetensors", heads.FILE)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from selftaught import files, pictures, run
+from selftaught import files, pictures
 from selftaught.config.stage import Stage, shared_index
 from selftaught.data.index.build import Index
 from selftaught.data.pixel_range import PixelRange
@@ -18,6 +18,7 @@ from selftaught.distributed import anywhere, local_rank, rank, shared, world_siz
 from selftaught.errors import FileError, Stopped, UserError, outcome_of
 from selftaught.fit import Loop, Report, fit
 from selftaught.life import ASKED, Conduct, Life
+from selftaught.runs import folder as run
 from selftaught.sharding import shard
 from selftaught.threads import threads_of_run, use_threads
 from selftaught.trainee import assemble

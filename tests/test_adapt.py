@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selftaught
-from selftaught import adapting, fit, judge, life, plan, run, train
+from selftaught import adapting, fit, judge, life, plan, train
 from selftaught.choice import BASE
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
@@ -39,8 +39,9 @@ from selftaught.data.index.scan import Root, Scan
 from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.errors import UserError
 from selftaught.life import Conduct
+from selftaught.loggers.terminal import Progress
 from selftaught.models import backbone as backbones
-from selftaught.progress import Progress
+from selftaught.runs import folder as run
 from selftaught.trainee import assemble
 from selftaught.views.augment import centre
 from tests.pictures import folder

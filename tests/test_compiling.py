@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selftaught import run, trainee
+from selftaught import trainee
 from selftaught.cli import main
 from selftaught.compiling import compile_backbones
 from selftaught.config.defaults import config_for
@@ -26,6 +26,7 @@ from selftaught.method import NOISE, Batch, Setting
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbones
 from selftaught.models.backbone import Backbone
+from selftaught.runs import folder as run
 from selftaught.training.step import Step
 from tests.networks import RESNET, VIT
 from tests.pictures import folder

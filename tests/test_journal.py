@@ -9,7 +9,7 @@ import torch
 from selftaught import checkpoint
 from selftaught.checkpoint import all_finite
 from selftaught.files import atomic, write_json
-from selftaught.journal import Journal, read
+from selftaught.loggers.jsonl import Journal, read
 
 
 def entries(*steps: int) -> list[dict[str, int]]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from selftaught import journal, train
+from selftaught import train
 from selftaught.cli import main
+from selftaught.loggers import jsonl as journal
 from tests.pictures import folder
 
 SMALL = [

@@ -9,7 +9,6 @@ import timm
 import torch
 from torch import nn
 
-from selftaught import run
 from selftaught.cli import main
 from selftaught.errors import UserError
 from selftaught.models import backbone as backbones
@@ -17,6 +16,7 @@ from selftaught.models import heads
 from selftaught.models.backbone import Backbone
 from selftaught.models.layers import mlp
 from selftaught.models.weights import io as weights
+from selftaught.runs import folder as run
 from tests.networks import RESNET, assert_same_weights, features, lived_in, normalised, pixels
 
 State = dict[str, torch.Tensor]

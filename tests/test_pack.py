@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from selftaught import run
 from selftaught.cli import main
 from selftaught.data.index import huggingface as foreign
 from selftaught.data.index.build import Index, build
@@ -37,6 +36,7 @@ from selftaught.data.parquet import row_groups as order
 from selftaught.data.parquet.row_groups import Groups
 from selftaught.errors import UserError
 from selftaught.features.extract import extract
+from selftaught.runs import folder as run
 from tests.stopping import stopped_at
 
 SKIPPED = "needs the extra that reads packs: pip install -e '.[dev]'"

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageCms
 
 import selftaught
-from selftaught import judge, run, train
+from selftaught import judge, train
 from selftaught.config import flags
 from selftaught.config.stage import Data, Stage
 from selftaught.data import decode as decode_module
@@ -27,9 +27,10 @@ from selftaught.data.io.parallel import in_parallel
 from selftaught.data.pack.encode import Encoding
 from selftaught.data.pixel_range import FLOATS, INTEGERS, PixelRange, measure_range, to_eight_bits
 from selftaught.errors import UserError
+from selftaught.loggers.terminal import Progress
 from selftaught.models import backbone as backbones
 from selftaught.models.weights import io as weights
-from selftaught.progress import Progress
+from selftaught.runs import folder as run
 from selftaught.trainee import assemble
 
 SIDE = 24

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from selftaught.errors import UserError
 from selftaught.report import album, charts, page, scores, table
-from selftaught.report.read import Run, load_all
+from selftaught.runs.reader import Run, load_all
 
 PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "rocket.jpg")
 

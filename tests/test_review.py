@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import selftaught
-from selftaught import distributed, run
+from selftaught import distributed
 from selftaught.cli import main
 from selftaught.config import defaults as recipe
 from selftaught.distributed import synchronise_norms
@@ -30,6 +30,7 @@ from selftaught.methods.parts import kmeans as clustering
 from selftaught.models import backbone as backbones
 from selftaught.models.weights import io as weights
 from selftaught.optim import SGD
+from selftaught.runs import folder as run
 from selftaught.trainee import assemble
 from selftaught.training.step import Step
 from tests.laws.toys import batch, build

@@ -19,12 +19,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selftaught import checkpoint, files, judge, life, run, train
+from selftaught import checkpoint, files, judge, life, train
 from selftaught.cli import main
 from selftaught.errors import FileError, UserError
-from selftaught.journal import Journal
-from selftaught.journal import read as read_journal
 from selftaught.life import CHECKPOINTS
+from selftaught.loggers.jsonl import Journal
+from selftaught.loggers.jsonl import read as read_journal
+from selftaught.runs import folder as run
 from tests.pictures import folder
 from tests.stopping import stopped_at
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selftaught import checkpoint, journal, run, sharding
+from selftaught import checkpoint, sharding
 from selftaught.cli import main
 from selftaught.distributed import wait, whole
+from selftaught.loggers import jsonl as journal
 from selftaught.optim import SGD, AdamW, Optimizer
+from selftaught.runs import folder as run
 from selftaught.training.step import Step
 from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder

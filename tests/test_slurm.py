@@ -12,8 +12,9 @@ from types import FrameType
 import pytest
 
 from benchmarks import slurm
-from selftaught import run, train
+from selftaught import train
 from selftaught.cli import main
+from selftaught.runs import folder as run
 from selftaught.train import STOPPING
 from tests.pictures import folder
 from tests.stopping import stopped_at

@@ -25,8 +25,8 @@ from selftaught.data.index.build import Index
 from selftaught.data.index.scan import Root, Scan
 from selftaught.errors import Collapsed, Diverged, UserError
 from selftaught.life import Conduct
+from selftaught.loggers.terminal import Progress
 from selftaught.plan import Plan
-from selftaught.progress import Progress
 from selftaught.study import design, figures, page, runner, tables
 from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths, Setup, Target
 from selftaught.study.runner import Shard

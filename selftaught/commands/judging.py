@@ -56,7 +56,7 @@ def evaluate(words: list[str]) -> int:
     asked = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
     from selftaught.distributed import processes, rank
     from selftaught.judge import judge
-    from selftaught.progress import Progress
+    from selftaught.loggers.terminal import Progress
     from selftaught.report import table
     from selftaught.threads import check, take_share
 
@@ -146,11 +146,11 @@ class Export:
 
 def export(words: list[str]) -> int:
     asked = tyro.cli(Export, prog="selftaught export", args=words)
-    from selftaught import run
     from selftaught.errors import UserError
     from selftaught.models import backbone as backbones
     from selftaught.models.weights import io as weights
     from selftaught.models.weights import weight_files
+    from selftaught.runs import folder as run
 
     source, to = weight_files.folder_of(Path(asked.run)), Path(asked.to)
     if to.is_dir():

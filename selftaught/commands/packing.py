@@ -42,7 +42,7 @@ class Pack:
 def pack(words: list[str]) -> int:
     asked = tyro.cli(Pack, prog="selftaught pack", args=words or ["--help"])
     from selftaught.data.pack import write as packing
-    from selftaught.progress import Progress
+    from selftaught.loggers.terminal import Progress
 
     if asked.verify is not None:
         if asked.images or asked.out is not None:

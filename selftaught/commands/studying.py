@@ -15,7 +15,7 @@ from selftaught.config.flag_values import Count, reader
 from selftaught.distributed import processes, rank
 from selftaught.errors import Stopped, UserError
 from selftaught.life import Conduct
-from selftaught.progress import Progress, clock
+from selftaught.loggers.terminal import Progress, clock
 from selftaught.study import design, figures, page, runner, tables
 from selftaught.study.design import Cell
 from selftaught.threads import check, take_share

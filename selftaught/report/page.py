@@ -19,7 +19,7 @@ from PIL import Image
 from selftaught.files import write_text
 from selftaught.report import charts, scores
 from selftaught.report.charts import Chart, Series, chart
-from selftaught.report.read import Run, load_all, number
+from selftaught.runs.reader import Run, load_all, number
 
 FEATURES = (
     ("std", "Spread", "1: features lie all around the sphere. 0: all images look the same to the backbone.", (0.0, 1.0)),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selftaught.report.read import Run, number
-from selftaught.run import resolve
+from selftaught.runs.folder import resolve
+from selftaught.runs.reader import Run, number
 
 Effect = Literal["better", "worse", "unclear"]
 

@@ -19,8 +19,8 @@ from selftaught.features.linear import Linear
 from selftaught.features.protocol import Protocol
 from selftaught.judge import judge
 from selftaught.life import Conduct
+from selftaught.loggers.terminal import Progress
 from selftaught.plan import Plan
-from selftaught.progress import Progress
 from selftaught.study.design import Cell
 from selftaught.tuning import FineTune
 

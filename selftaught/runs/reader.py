@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selftaught.errors import UserError
-from selftaught.run import resolve
+from selftaught.runs.folder import resolve
 
 
 @dataclass(frozen=True, kw_only=True)
