@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from selftaught.config import defaults as recipe
 from selftaught.data.demo_images import photographs
 from selftaught.data.loading.images import Images
-from selftaught.fit import Loop, fit
 from selftaught.losses import most_similar, standardized
 from selftaught.method import NOISE, Batch, Method, Setting, leaves
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbones
 from selftaught.optim import AdamW, Cosine
+from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from selftaught.views.augment import Augment, centre
 from selftaught.views.spec import Views

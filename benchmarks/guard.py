@@ -17,11 +17,11 @@ from selftaught.config import flags
 from selftaught.config.stage import shared_index
 from selftaught.data import demo_images as patches
 from selftaught.errors import Collapsed
-from selftaught.life import Conduct
 from selftaught.loggers import jsonl as journal
 from selftaught.methods import METHODS
 from selftaught.runs import folder as run
-from selftaught.train import train
+from selftaught.training.runtime import Conduct
+from selftaught.training.trainer import train
 
 FACTOR = 100
 COMMON = ("--backbone", "resnet10t", "--stem", "imagenet", "--size", "32", "--batch", "64", "--precision", "fp32")

@@ -37,8 +37,8 @@ from selftaught.data.parquet import row_groups as order
 from selftaught.data.parquet.row_groups import Groups
 from selftaught.features.knn import KNN
 from selftaught.judge import judge
-from selftaught.life import Conduct
-from selftaught.train import train
+from selftaught.training.runtime import Conduct
+from selftaught.training.trainer import train
 
 CANVAS, BATCH = 64, 64
 SERVER = """

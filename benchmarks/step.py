@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import interleaved, ratios, said, spread, write
-from selftaught.compiling import compile_backbones
 from selftaught.config.defaults import config_for, views_for
-from selftaught.fit import Loop, fit
 from selftaught.hard.base import HardExample
 from selftaught.method import NOISE, Batch, Method, Setting
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbones
 from selftaught.optim import SGD, Cosine
+from selftaught.training.compile import compile_backbones
+from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from selftaught.views.augment import Augment
 from selftaught.views.spec import Views

@@ -19,14 +19,14 @@ from selftaught.data.index.build import Index
 from selftaught.distributed import rank, shared, wait
 from selftaught.errors import UserError
 from selftaught.identity import identify, origin
-from selftaught.life import Conduct
 from selftaught.models import heads
 from selftaught.models.weights import io as weights
 from selftaught.plan import Node, Plan
 from selftaught.publish import publish_outcome
 from selftaught.runs import folder as run
-from selftaught.train import train
-from selftaught.trainee import check
+from selftaught.training.runtime import Conduct
+from selftaught.training.session import check
+from selftaught.training.trainer import train
 
 
 @dataclass(frozen=True)

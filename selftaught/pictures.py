@@ -13,7 +13,7 @@ from selftaught.method import Batch, Tensors, detach, leaves
 from selftaught.models.batch_norm import frozen_statistics
 from selftaught.report import album
 from selftaught.seeding import key
-from selftaught.trainee import Trainee
+from selftaught.training.session import Trainee
 from selftaught.views.augment import centre
 
 MOST = 1000  # images on the map

@@ -18,11 +18,11 @@ from selftaught.errors import UserError
 from selftaught.features.linear import stratified_folds
 from selftaught.features.metrics import auroc, balanced_accuracy
 from selftaught.features.protocol import Features, Protocol, Scores, class_count
-from selftaught.fit import MOST_SKIPS, Loop, fit
 from selftaught.method import NOISE, Batch
 from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models.backbone import Backbone
 from selftaught.seeding import key
+from selftaught.training.loop import MOST_SKIPS, Loop, fit
 from selftaught.training.step import Step
 from selftaught.views.augment import Augment, centre
 from selftaught.views.spec import Views

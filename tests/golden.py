@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from selftaught.cli import main
 from selftaught.data import demo_images as patches
-from selftaught.fit import Loop, fit
 from selftaught.methods import METHODS
+from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.laws.toys import IMAGES, batch, build, fitting
 

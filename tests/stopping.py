@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from selftaught import fit
+from selftaught.training import loop as fit
 
 
 @contextlib.contextmanager

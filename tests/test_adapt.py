@@ -27,8 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selftaught
-from selftaught import adapting, fit, judge, life, plan, train
-from selftaught.choice import BASE
+from selftaught import adapting, judge, plan
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
 from selftaught.config import flags
@@ -38,11 +37,15 @@ from selftaught.data.index.build import Index
 from selftaught.data.index.scan import Root, Scan
 from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.errors import UserError
-from selftaught.life import Conduct
 from selftaught.loggers.terminal import Progress
 from selftaught.models import backbone as backbones
 from selftaught.runs import folder as run
-from selftaught.trainee import assemble
+from selftaught.training import loop as fit
+from selftaught.training import trainer as life
+from selftaught.training import trainer as train
+from selftaught.training.runtime import Conduct
+from selftaught.training.selection import BASE
+from selftaught.training.session import assemble
 from selftaught.views.augment import centre
 from tests.pictures import folder
 from tests.several import spawned

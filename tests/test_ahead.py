@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selftaught import fit, trainee
 from selftaught.cli import main
-from selftaught.data import ahead
-from selftaught.data.ahead import Ahead, idle
 from selftaught.errors import UserError
 from selftaught.method import Batch
+from selftaught.training import loop as fit
+from selftaught.training import prefetch as ahead
+from selftaught.training import session as trainee
+from selftaught.training.prefetch import Ahead, idle
 from tests.laws.toys import batch
 from tests.pictures import folder
 from tests.stopping import stopped_at

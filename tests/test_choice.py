@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selftaught import choice
-from selftaught.choice import Candidate, choose, label_scores, log_spaced
 from selftaught.data.index.build import Index
 from selftaught.data.io.paths import Paths
+from selftaught.training import selection as choice
+from selftaught.training.selection import Candidate, choose, label_scores, log_spaced
 
 
 def labelled(step: int, knn: float, linear: float, rank: float = 1.0) -> Candidate:

@@ -13,13 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selftaught import trainee
 from selftaught.cli import main
-from selftaught.compiling import compile_backbones
 from selftaught.config.defaults import config_for
 from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
-from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.base import HardExample
 from selftaught.method import NOISE, Batch, Setting
@@ -27,6 +24,9 @@ from selftaught.methods import METHODS
 from selftaught.models import backbone as backbones
 from selftaught.models.backbone import Backbone
 from selftaught.runs import folder as run
+from selftaught.training import session as trainee
+from selftaught.training.compile import compile_backbones
+from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.networks import RESNET, VIT
 from tests.pictures import folder

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
-from selftaught.fit import MOST_SKIPS, Loop, Report, fit
 from selftaught.hard import CutMix
 from selftaught.method import Batch
 from selftaught.methods import METHODS
 from selftaught.optim import LARS, OPTIMIZERS, SGD, AdamW, Cosine, Optimizer
 from selftaught.seeding import key
+from selftaught.training.loop import MOST_SKIPS, Loop, Report, fit
 from selftaught.training.step import Step
 from tests.laws.toys import HARD, batch, build
 

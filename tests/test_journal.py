@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from selftaught import checkpoint
-from selftaught.checkpoint import all_finite
 from selftaught.files import atomic, write_json
 from selftaught.loggers.jsonl import Journal, read
+from selftaught.training import checkpoint
+from selftaught.training.checkpoint import all_finite
 
 
 def entries(*steps: int) -> list[dict[str, int]]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from selftaught import train
 from selftaught.cli import main
 from selftaught.loggers import jsonl as journal
+from selftaught.training import trainer as train
 from tests.pictures import folder
 
 SMALL = [

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from selftaught.fit import Loop, fit
 from selftaught.losses import concentration, proto_nce
 from selftaught.method import Batch, Method, Setting, detach
 from selftaught.methods import METHODS
@@ -21,6 +20,7 @@ from selftaught.methods.clustering.pcl import PCL
 from selftaught.methods.clustering.swav import SwAV
 from selftaught.methods.parts.kmeans import kmeans, table, whiten
 from selftaught.optim import OPTIMIZERS, SGD, Optimizer
+from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.formulas import (
     Rows,

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from selftaught.fit import Loop, fit
 from selftaught.hard import CutMix
 from selftaught.hard.base import objective
 from selftaught.losses import barlow, spread_loss, squared_covariance
@@ -21,6 +20,7 @@ from selftaught.method import detach, leaves
 from selftaught.methods.decorrelation.vicreg import VICReg
 from selftaught.methods.self_distillation.directpred import DirectPred, direct_predictor
 from selftaught.optim import OPTIMIZERS, SGD, Cosine, Optimizer
+from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.formulas import (
     Rows,

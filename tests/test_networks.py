@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.base import HardExample
 from selftaught.methods import METHODS
@@ -16,6 +15,7 @@ from selftaught.models.batch_norm import batch_norms, frozen_statistics, swapped
 from selftaught.models.layers import Normalize, mlp, on_views
 from selftaught.models.teacher import Teacher
 from selftaught.optim import SGD
+from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.laws.toys import Toy, batch, build, rng
 

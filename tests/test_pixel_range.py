@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageCms
 
 import selftaught
-from selftaught import judge, train
+from selftaught import judge
 from selftaught.config import flags
 from selftaught.config.stage import Data, Stage
 from selftaught.data import decode as decode_module
@@ -31,7 +31,8 @@ from selftaught.loggers.terminal import Progress
 from selftaught.models import backbone as backbones
 from selftaught.models.weights import io as weights
 from selftaught.runs import folder as run
-from selftaught.trainee import assemble
+from selftaught.training import trainer as train
+from selftaught.training.session import assemble
 
 SIDE = 24
 

@@ -20,11 +20,11 @@ from selftaught.cli import main
 from selftaught.data.index.build import build
 from selftaught.data.loading import images as images_module
 from selftaught.evaluation.results import Results
-from selftaught.life import Life
 from selftaught.loggers import jsonl as journal
 from selftaught.methods.contrastive import moco
 from selftaught.runs import folder as run
 from selftaught.training.collapse import Guard
+from selftaught.training.trainer import Life
 from tests.pictures import folder
 from tests.several import begin, kill, together
 from tests.stopping import stopped_at

@@ -20,7 +20,6 @@ from selftaught.cli import main
 from selftaught.config import defaults as recipe
 from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
-from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
 from selftaught.method import Setting
 from selftaught.methods.clustering.pcl import PCL
@@ -31,7 +30,8 @@ from selftaught.models import backbone as backbones
 from selftaught.models.weights import io as weights
 from selftaught.optim import SGD
 from selftaught.runs import folder as run
-from selftaught.trainee import assemble
+from selftaught.training.loop import Loop, fit
+from selftaught.training.session import assemble
 from selftaught.training.step import Step
 from tests.laws.toys import batch, build
 from tests.pictures import folder

@@ -19,13 +19,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selftaught import checkpoint, files, judge, life, train
+from selftaught import files, judge
 from selftaught.cli import main
 from selftaught.errors import FileError, UserError
-from selftaught.life import CHECKPOINTS
 from selftaught.loggers.jsonl import Journal
 from selftaught.loggers.jsonl import read as read_journal
 from selftaught.runs import folder as run
+from selftaught.training import checkpoint, runtime
+from selftaught.training import trainer as life
+from selftaught.training import trainer as train
+from selftaught.training.trainer import CHECKPOINTS
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -461,7 +464,7 @@ def test_a_run_that_is_being_trained_is_not_trained_beside_that(
         assert os.uname().nodename in line
         stage, index = run.read(Path("o")).stage, run.read(Path("o")).stage.data.index(0)
         with pytest.raises(UserError, match=str(os.getpid())):
-            train.train(stage, Path("o"), life.Conduct(workers=0, resume=True), index)
+            train.train(stage, Path("o"), runtime.Conduct(workers=0, resume=True), index)
         assert main(["evaluate", "o", *SCORED]) == 0  # looking is allowed
     assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0
 
@@ -507,7 +510,7 @@ def test_a_run_that_came_to_be_meanwhile_is_not_overwritten(copied: Path, monkey
     monkeypatch.chdir(copied)
     stage = run.read(Path("o")).stage
     with pytest.raises(UserError, match="--resume"):
-        train.train(stage, Path("o"), life.Conduct(workers=0), stage.data.index(0))
+        train.train(stage, Path("o"), runtime.Conduct(workers=0), stage.data.index(0))
 
 
 # ------------------------------------------------------------------------------------------------ the clock

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selftaught import adapting, fit, life, plan, train
+from selftaught import adapting, plan
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
 from selftaught.data.loading.images import Images, default_canvas
@@ -31,7 +31,10 @@ from selftaught.models import heads
 from selftaught.models.layers import mlp
 from selftaught.models.teacher import Expert
 from selftaught.runs import folder as run
-from selftaught.trainee import Trainee, assemble
+from selftaught.training import loop as fit
+from selftaught.training import trainer as life
+from selftaught.training import trainer as train
+from selftaught.training.session import Trainee, assemble
 from selftaught.training.step import Step
 from tests.laws.toys import IMAGES, Toy, batch, build, rng
 from tests.pictures import folder

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selftaught import checkpoint, sharding
 from selftaught.cli import main
 from selftaught.distributed import wait, whole
 from selftaught.loggers import jsonl as journal
 from selftaught.optim import SGD, AdamW, Optimizer
 from selftaught.runs import folder as run
+from selftaught.training import checkpoint
+from selftaught.training import fsdp as sharding
 from selftaught.training.step import Step
 from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from selftaught.errors import UserError
-from selftaught.fit import Loop, fit
 from selftaught.hard import Adversarial, CutMix
 from selftaught.method import Batch
 from selftaught.methods import METHODS
+from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.laws.toys import batch, build
 

@@ -12,10 +12,11 @@ from types import FrameType
 import pytest
 
 from benchmarks import slurm
-from selftaught import train
 from selftaught.cli import main
 from selftaught.runs import folder as run
-from selftaught.train import STOPPING
+from selftaught.training import signals
+from selftaught.training import trainer as train
+from selftaught.training.signals import STOPPING
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -187,7 +188,7 @@ def test_slurm_sends_sigterm_twice_and_neither_kills() -> None:
 
     before = {number: signal.signal(number, dies) for number in STOPPING}
     try:
-        with train.signals() as received:
+        with signals.signals() as received:
             for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR1, signal.SIGINT):
                 signal.raise_signal(number)
             with pytest.raises(RuntimeError):  # a second Ctrl-C

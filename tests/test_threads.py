@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from selftaught import demo, plan, threads
+from selftaught import demo, plan
 from selftaught.cli import main
 from selftaught.config import flags
 from selftaught.errors import UserError
 from selftaught.runs import folder as run
-from selftaught.threads import Load, WaitDetector, busy_cores, choose, measure_load, threads_of_run
+from selftaught.training import threads
+from selftaught.training.threads import Load, WaitDetector, busy_cores, choose, measure_load, threads_of_run
 from tests.pictures import folder
 from tests.stopping import stopped_at
 

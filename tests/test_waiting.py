@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from selftaught.fit import Loop, fit
 from selftaught.methods import METHODS
+from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.laws.toys import batch, build
 

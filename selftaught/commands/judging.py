@@ -58,7 +58,7 @@ def evaluate(words: list[str]) -> int:
     from selftaught.judge import judge
     from selftaught.loggers.terminal import Progress
     from selftaught.report import table
-    from selftaught.threads import check, take_share
+    from selftaught.training.threads import check, take_share
 
     check(asked.threads, asked.workers)
     protocols = [getattr(asked, name) for name in asked.protocol]

@@ -14,11 +14,11 @@ from selftaught.commands.console import device_named, tell
 from selftaught.config.flag_values import Count, reader
 from selftaught.distributed import processes, rank
 from selftaught.errors import Stopped, UserError
-from selftaught.life import Conduct
 from selftaught.loggers.terminal import Progress, clock
 from selftaught.study import design, figures, page, runner, tables
 from selftaught.study.design import Cell
-from selftaught.threads import check, take_share
+from selftaught.training.runtime import Conduct
+from selftaught.training.threads import check, take_share
 
 
 @dataclasses.dataclass(kw_only=True)

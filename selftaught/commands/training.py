@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selftaught import adapting, files, plan, threads
+from selftaught import adapting, files, plan
 from selftaught.commands.console import device_named, tell
 from selftaught.config import flags, registry, serialization
 from selftaught.config.stage import Data, Stage, shared_index
@@ -14,14 +14,15 @@ from selftaught.data.index.build import Index
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import processes, rank, shared
 from selftaught.errors import Stopped, UserError, require
-from selftaught.life import Conduct
 from selftaught.loggers.terminal import Progress
 from selftaught.methods import METHODS
 from selftaught.plan import Node, Plan
 from selftaught.runs import folder as run
 from selftaught.text import counted
-from selftaught.threads import take_share
-from selftaught.train import train as carry_out
+from selftaught.training import threads
+from selftaught.training.runtime import Conduct
+from selftaught.training.threads import take_share
+from selftaught.training.trainer import train as carry_out
 
 
 def pretrain(words: list[str]) -> int:

@@ -18,10 +18,10 @@ from selftaught.features.knn import KNN
 from selftaught.features.linear import Linear
 from selftaught.features.protocol import Protocol
 from selftaught.judge import judge
-from selftaught.life import Conduct
 from selftaught.loggers.terminal import Progress
 from selftaught.plan import Plan
 from selftaught.study.design import Cell
+from selftaught.training.runtime import Conduct
 from selftaught.tuning import FineTune
 
 MARKER = "study.json"  # by which `data.scan` knows the folder, with all its figures, as one that holds no images of a set

@@ -31,10 +31,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from selftaught import checkpoint, fit
 from selftaught.cli import main
 from selftaught.data.io import filesystem as locations
 from selftaught.data.loading import images as images_in_memory
+from selftaught.training import checkpoint
+from selftaught.training import loop as fit
 
 # A network of milliseconds; the rest keeps the timing of the machine out of the outcome.
 SMALL = ("--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0")

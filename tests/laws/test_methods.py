@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from selftaught.fit import Loop, fit
 from selftaught.hard import CutMix, MixUp
 from selftaught.hard.base import HardExample, objective, part_name
 from selftaught.method import Batch, detach, leaves
 from selftaught.methods import METHODS
 from selftaught.models.batch_norm import frozen_statistics
+from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.laws.toys import HARD, IMAGES, batch, build, earlier, fitting, rng, takes
 

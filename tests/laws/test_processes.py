@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from selftaught.distributed import collect, deal, whole, wrap
-from selftaught.fit import clipped_norm
 from selftaught.methods import METHODS
 from selftaught.optim import SGD
-from selftaught.sharding import shard
+from selftaught.training.fsdp import shard
+from selftaught.training.loop import clipped_norm
 from selftaught.training.step import Step
 from tests.laws.toys import HARD, Deep, batch, build, mine, rng, takes
 from tests.several import WORLD, spawned

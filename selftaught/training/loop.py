@@ -8,12 +8,12 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from selftaught.data.ahead import Ahead
 from selftaught.distributed import rank, unsynchronised, whole
 from selftaught.errors import Diverged
 from selftaught.method import Batch, Method, Tensors, zip_tensors
 from selftaught.models.batch_norm import frozen_statistics, running_statistics
 from selftaught.seeding import key
+from selftaught.training.prefetch import Ahead
 from selftaught.training.step import Outcome
 
 MOST_SKIPS = 10  # steps in a row whose gradients are not finite, before training stops

@@ -5,23 +5,35 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from selftaught import checkpoint, choice, files, sharding
-from selftaught.choice import Candidate
+from selftaught import files, pictures
+from selftaught.config.stage import Stage, shared_index
 from selftaught.data.index.build import Index
-from selftaught.distributed import anywhere, gather_values, is_sharded, own_share, rank, same, shared
-from selftaught.errors import Collapsed, FileError, UserError, damage_error
+from selftaught.data.pixel_range import PixelRange
+from selftaught.distributed import (
+    anywhere,
+    gather_values,
+    is_sharded,
+    local_rank,
+    own_share,
+    rank,
+    same,
+    shared,
+    world_size,
+    wrap,
+)
+from selftaught.errors import Collapsed, FileError, Stopped, UserError, damage_error, outcome_of
 from selftaught.features import statistics
 from selftaught.features.extract import extract
 from selftaught.features.metrics import effective_count
-from selftaught.fit import Report
 from selftaught.loggers.jsonl import Journal
 from selftaught.models import heads
 from selftaught.models.backbone import Backbone
@@ -29,14 +41,20 @@ from selftaught.models.batch_norm import running_statistics
 from selftaught.models.weights import io as weights
 from selftaught.runs import folder as run
 from selftaught.text import counted, listed
-from selftaught.threads import WaitDetector
-from selftaught.trainee import Trainee
+from selftaught.training import checkpoint
 from selftaught.training import collapse as watch
+from selftaught.training import fsdp as sharding
+from selftaught.training import selection as choice
+from selftaught.training.fsdp import shard
+from selftaught.training.loop import Loop, Report, fit
+from selftaught.training.monitor import sample
+from selftaught.training.runtime import Conduct
+from selftaught.training.selection import Candidate
+from selftaught.training.session import Trainee, assemble
+from selftaught.training.signals import signals
+from selftaught.training.threads import WaitDetector, threads_of_run, use_threads
 
 CHECKPOINTS = ("last.pt", "best.pt")  # what a run goes on with: the first of them that is whole
-
-
-WATCHED = 256  # held-back images whose features are followed
 
 
 MEASURES = 20  # how often in a whole run, and
@@ -58,24 +76,6 @@ NAMED = 20  # lost images whose names run.json holds
 
 
 ASKED = 8  # steps between questions that all ranks answer: each costs a collective
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conduct:
-    """How a run is carried out, which does not change its outcome."""
-
-    device: str = "cpu"
-    workers: int = 2
-    threads: int | None = None  # that compute; as a run that goes on began, or else as torch is set
-    on_collapse: Literal["stop", "warn"] = "stop"
-    save_every: float = 120.0  # seconds between checkpoints
-    fsdp: bool = False  # each process holds its share of weights, gradients and the optimizer's memory
-    watched: int = WATCHED  # images whose features are followed; with labels, four times as many vote on them
-    album: bool = True  # pictures at the end
-    resume: bool = False
-    show: Callable[[dict[str, Any]], None] = lambda entry: None  # each journal entry, as it is made
-    say: Callable[[str], None] = lambda text: None  # what a person should know
-    note: dict[str, Any] = field(default_factory=dict)  # more for run.json: the command, the versions
 
 
 class Life:
@@ -401,21 +401,100 @@ def finite(value: Tensor | float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def sample(index: Index, number: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of the labelled images that vote, of those that are voted on, and of those whose features are watched:
-    fixed for a data set. Held-back images are voted on and watched; where there are few, training images are watched
-    besides, and where there are none, some are voted on that do not vote.
+def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | None = None) -> Path:
+    """Carry out `stage` in the folder `out`, or go on where it broke off; return the backbone's file.
+
+    `index` is that of the stage's data, where it has been made already.
+
+    Raises UserError for what the user can mend (another process that trains in `out`, a full disk), Collapsed when the
+    features fell into one point, Stopped after SIGTERM or Ctrl-C. What was learnt is saved as far as the disk takes it.
     """
-    rng = torch.Generator().manual_seed(0)
+    begun = run.read(out) if conduct.resume and run.begun(out) else None
+    if index is None or (begun is not None and begun.pixel_range != index.pixel_range):
+        index = shared_index(stage.data, stage.seed, pixel_range=begun.pixel_range if begun else PixelRange())
+    facts = begun.facts if begun else {}
+    with use_threads(threads_of_run(facts.get("threads"), conduct.threads, conduct.say)):
+        return carry_out(stage, out, conduct, index, facts)
 
-    def some(positions: Tensor, most: int) -> Tensor:
-        return positions[torch.randperm(len(positions), generator=rng)[:most]]
 
-    known = index.labelled
-    bank, held = some(index.train[known[index.train]], 5 * number), some(index.held_out, number)
-    voted = held[known[held]]
-    if not len(voted):
-        half = min(number, len(bank) // 2)
-        bank, voted = bank[half:], bank[:half]
-    watched = torch.cat([held, some(index.train, number)])[:number]
-    return bank[: 4 * number], voted, watched
+def carry_out(stage: Stage, out: Path, conduct: Conduct, index: Index, facts: Mapping[str, Any]) -> Path:
+    """`facts`: of the run that goes on."""
+    device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
+    # On a CPU views of images that are held differ a little from those of images that are not: a run goes on as it began.
+    held = facts.get("held") if device.type == "cpu" else None
+    trainee = assemble(stage, index, device, conduct.workers, conduct.say, hold=held)
+    steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
+    if not steps_per_epoch and stage.steps:
+        raise UserError(f"{len(index.train)} training images are fewer than a batch of {stage.batch}: lower --batch")
+    step, method = trainee.step, trainee.method
+    if conduct.fsdp and world_size() == 1:
+        conduct.say("one process holds all: --fsdp has nothing to share out")
+    elif conduct.fsdp and stage.compile:
+        raise UserError("--compile and --fsdp do not go together: leave one of them out")
+    elif conduct.fsdp:
+        shard(step, device)
+    optimizer = stage.optimizer.build(step.named_parameters(), [f"method.{part}." for part in method.steady])
+    loop = Loop(
+        steps=stage.steps, steps_per_epoch=steps_per_epoch, schedule=stage.schedule, accumulate=stage.accumulate,
+        clip=stage.clip, bf16=stage.precision == "bf16", seed=stage.seed,
+    )  # fmt: skip
+    with alone(out, conduct):
+        file = follow(Life(trainee, optimizer, out, conduct), optimizer, loop)
+        if stage.steps and conduct.album:
+            try:
+                with trainee.eagerly():
+                    pictures.draw(trainee, out / "album" if rank() == 0 else None)
+            except (OSError, RuntimeError) as error:
+                conduct.say(f"the run is done and saved, but its pictures could not be made: {error}")
+    return file
+
+
+@contextmanager
+def alone(out: Path, conduct: Conduct) -> Iterator[None]:
+    """Hold the run's folder, by rank 0; what it is refused, every process is."""
+    with ExitStack() as stack:
+        refusal: UserError | None = None
+        if rank() == 0:
+            try:
+                stack.enter_context(files.hold_run(out, conduct.say))
+                if not conduct.resume and run.begun(out):  # since it was last looked at
+                    refusal = UserError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+            except UserError as error:
+                refusal = error
+        refusal = shared(refusal)
+        if refusal is not None:
+            raise refusal
+        yield
+
+
+def follow(life: Life, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
+    """Train from where the run is to its end, in its folder; return the backbone's file."""
+    trainee = life.trainee
+    stage, step = trainee.stage, trainee.step
+    try:
+        start = life.begin()
+        step.train()
+        if stage.trainable == "none" and start < stage.steps:
+            trainee.refresh(stage.steps)
+            start = life.step = stage.steps
+            life.look(None)
+            life.consider()
+        reports: Iterable[Report] = ()
+        if start < stage.steps:
+            wrapped = wrap(step, trainee.device)
+            reports = fit(wrapped, trainee.method, trainee.epochs, optimizer, loop, start, trainee.overview)
+        with signals() as received:
+            for report in reports:
+                life.after(report)
+                due = report.step % ASKED == 0 or report.step + 1 == stage.steps or world_size() == 1
+                if due and anywhere(bool(received)):
+                    life.save()
+                    life.end("stopped")
+                    raise Stopped(f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume")
+        life.save()
+        return life.end("done")
+    except UserError as error:  # on this rank, perhaps alone: nothing here may wait for the others
+        life.fail(outcome_of(error), str(error))
+        if isinstance(error, FileError) and life.journal and any((life.out / "checkpoints").glob("*.pt")):
+            raise FileError(f"{error}; the last checkpoint stays, and can be gone on with") from error
+        raise

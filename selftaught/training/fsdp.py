@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftaught import checkpoint, distributed, files
+from selftaught import distributed, files
 from selftaught.errors import FileError
 from selftaught.method import Encoder
 from selftaught.models.teacher import Teacher
+from selftaught.training import checkpoint
 from selftaught.training.step import Step
 
 BLOCK = re.compile(r"(.*\.)?blocks\.\d+")  # as timm names the equal parts of ViTs and others

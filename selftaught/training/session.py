@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from selftaught.compiling import compile_backbones
 from selftaught.config.stage import Stage, method_of
-from selftaught.data.ahead import idle
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.data.loading.loader import Batches, Raw
@@ -26,6 +24,8 @@ from selftaught.models import heads
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import io as weights
 from selftaught.seeding import key
+from selftaught.training.compile import compile_backbones
+from selftaught.training.prefetch import idle
 from selftaught.training.step import Step
 from selftaught.views.augment import Augment, centre
 

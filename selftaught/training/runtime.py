@@ -1,0 +1,25 @@
+"""How a stage is carried out, which does not change its outcome: device, workers, saving."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+WATCHED = 256  # held-back images whose features are followed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conduct:
+    """How a run is carried out, which does not change its outcome."""
+
+    device: str = "cpu"
+    workers: int = 2
+    threads: int | None = None  # that compute; as a run that goes on began, or else as torch is set
+    on_collapse: Literal["stop", "warn"] = "stop"
+    save_every: float = 120.0  # seconds between checkpoints
+    fsdp: bool = False  # each process holds its share of weights, gradients and the optimizer's memory
+    watched: int = WATCHED  # images whose features are followed; with labels, four times as many vote on them
+    album: bool = True  # pictures at the end
+    resume: bool = False
+    show: Callable[[dict[str, Any]], None] = lambda entry: None  # each journal entry, as it is made
+    say: Callable[[str], None] = lambda text: None  # what a person should know
+    note: dict[str, Any] = field(default_factory=dict)  # more for run.json: the command, the versions
