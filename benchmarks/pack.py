@@ -35,8 +35,8 @@ from selftaught.data.pack.write import pack
 from selftaught.data.parquet import row_cache as store
 from selftaught.data.parquet import row_groups as order
 from selftaught.data.parquet.row_groups import Groups
+from selftaught.evaluation.evaluate import judge
 from selftaught.features.knn import KNN
-from selftaught.judge import judge
 from selftaught.training.runtime import Conduct
 from selftaught.training.trainer import train
 

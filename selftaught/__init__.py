@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `import selftaught` stays quick
-    from selftaught.judge import Judgement
+    from selftaught.evaluation.evaluate import Judgement
     from selftaught.models.backbone import Backbone
 
 __all__ = ["evaluate", "load", "pretrain"]
@@ -38,8 +38,8 @@ def pretrain(*data: str | Path, out: str | Path, **flags: Any) -> Path:
 
 
 def evaluate(run: str | Path, *data: str | Path, **options: Any) -> Judgement:
-    """Score a run's features on labelled images beside random ones; `options` are those of `selftaught.judge.judge`."""
-    from selftaught.judge import judge
+    """Score a run's features on labelled images beside random ones; `options` are those of `selftaught.evaluation.evaluate.judge`."""
+    from selftaught.evaluation.evaluate import judge
 
     return judge(run, data, **options)
 

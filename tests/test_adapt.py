@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selftaught
-from selftaught import adapting, judge, plan
+from selftaught import adapting, plan
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
 from selftaught.config import flags
@@ -37,6 +37,7 @@ from selftaught.data.index.build import Index
 from selftaught.data.index.scan import Root, Scan
 from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.errors import UserError
+from selftaught.evaluation import evaluate as judge
 from selftaught.loggers.terminal import Progress
 from selftaught.models import backbone as backbones
 from selftaught.runs import folder as run

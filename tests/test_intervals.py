@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, rankdata
 
-from selftaught.evaluation.intervals import PAIRED, Intervals, Outcomes, intervals
+from selftaught.evaluation.bootstrap import PAIRED, Intervals, Outcomes, intervals
 
 Array = NDArray[np.float64]
 RESAMPLES = 400

@@ -7,10 +7,10 @@ import pytest
 
 from selftaught.cli import main
 from selftaught.errors import UserError
+from selftaught.evaluation.evaluate import judge
+from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
 from selftaught.features.protocol import Protocol
-from selftaught.judge import judge
-from selftaught.tuning import FineTune
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
@@ -58,7 +58,7 @@ def test_training_images_of_one_class_are_refused_before_any_is_looked_at(
 ) -> None:
     folder(tmp_path / "data" / "train", classes=1)
     folder(tmp_path / "data" / "test", classes=2, each=4)
-    monkeypatch.setattr("selftaught.judge.extract", lambda *args, **options: pytest.fail("features were made"))
+    monkeypatch.setattr("selftaught.evaluation.evaluate.extract", lambda *args, **options: pytest.fail("features were made"))
     with pytest.raises(UserError, match="of one class"):
         judge(begun, [tmp_path / "data"], protocols=[KNN(), SHORT], labels=["all"], workers=0)
     words = ["evaluate", str(begun), "--data", str(tmp_path / "data"), "--workers", "0"]

@@ -15,7 +15,6 @@ import torch
 from PIL import Image, ImageCms
 
 import selftaught
-from selftaught import judge
 from selftaught.config import flags
 from selftaught.config.stage import Data, Stage
 from selftaught.data import decode as decode_module
@@ -27,6 +26,7 @@ from selftaught.data.io.parallel import in_parallel
 from selftaught.data.pack.encode import Encoding
 from selftaught.data.pixel_range import FLOATS, INTEGERS, PixelRange, measure_range, to_eight_bits
 from selftaught.errors import UserError
+from selftaught.evaluation import evaluate as judge
 from selftaught.loggers.terminal import Progress
 from selftaught.models import backbone as backbones
 from selftaught.models.weights import io as weights

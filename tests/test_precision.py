@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from selftaught import judge
 from selftaught.cli import main
 from selftaught.config import defaults as recipe
 from selftaught.config import precision
 from selftaught.config.precision import by_features, cpu_flags, cpu_name, load_or_measure
 from selftaught.errors import UserError
+from selftaught.evaluation import evaluate as judge
 from selftaught.runs import folder as run
 from tests.pictures import folder
 

@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import selftaught
-from selftaught import judge
 from selftaught.cli import main
 from selftaught.data.index.build import build
 from selftaught.data.loading import images as images_module
+from selftaught.evaluation import evaluate as judge
 from selftaught.evaluation.results import Results
 from selftaught.loggers import jsonl as journal
 from selftaught.methods.contrastive import moco

@@ -20,8 +20,9 @@ from rich.console import Console
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.report import album, charts, page, scores, table
+from selftaught.report import charts, page, scores, table
 from selftaught.runs.reader import Run, load_all
+from selftaught.visualize import album
 
 PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "rocket.jpg")
 

@@ -19,9 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selftaught import files, judge
+from selftaught import files
 from selftaught.cli import main
 from selftaught.errors import FileError, UserError
+from selftaught.evaluation import evaluate as judge
 from selftaught.loggers.jsonl import Journal
 from selftaught.loggers.jsonl import read as read_journal
 from selftaught.runs import folder as run

@@ -24,13 +24,13 @@ from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.index.scan import Root, Scan
 from selftaught.errors import Collapsed, Diverged, UserError
+from selftaught.evaluation.finetune import FineTune
 from selftaught.loggers.terminal import Progress
 from selftaught.plan import Plan
 from selftaught.study import design, figures, page, runner, tables
 from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths, Setup, Target
 from selftaught.study.runner import Shard
 from selftaught.training.runtime import Conduct
-from selftaught.tuning import FineTune
 from selftaught.views.spec import Views
 from tests.pictures import folder
 from tests.several import together

@@ -299,7 +299,7 @@ def test_an_evaluation_computes_with_the_threads_asked_for(
         used.append((torch.get_num_threads(), workers))
         raise UserError("enough")
 
-    monkeypatch.setattr("selftaught.judge.judge", judged)
+    monkeypatch.setattr("selftaught.evaluation.evaluate.judge", judged)
     monkeypatch.setattr(threads, "measure_load", lambda: Load(cores=2, busy=1))
     for more in ([], ["--threads", "2"], ["--workers", "0"]):
         assert main(["evaluate", str(tmp_path / "run"), *more]) == 2

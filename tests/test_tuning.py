@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from selftaught import tuning
 from selftaught.cli import main
 from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.errors import UserError
+from selftaught.evaluation import finetune as tuning
 from selftaught.evaluation.compare import evaluate
+from selftaught.evaluation.finetune import Bound, FineTune, drops, goodness, number_images
 from selftaught.evaluation.results import Results
 from selftaught.features.protocol import Features, Scores
 from selftaught.models import backbone as backbones
-from selftaught.tuning import Bound, FineTune, drops, goodness, number_images
 from tests.networks import RESNET, assert_same_weights
 from tests.pictures import folder
 

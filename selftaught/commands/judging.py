@@ -12,9 +12,9 @@ from tyro.conf import Positional, arg
 from selftaught.commands.console import device_named, plain, tell
 from selftaught.config.flag_values import Count, reader
 from selftaught.evaluation.classifier import Classifier
+from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
 from selftaught.features.linear import Linear
-from selftaught.tuning import FineTune
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -55,7 +55,7 @@ class Evaluate:
 def evaluate(words: list[str]) -> int:
     asked = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
     from selftaught.distributed import processes, rank
-    from selftaught.judge import judge
+    from selftaught.evaluation.evaluate import judge
     from selftaught.loggers.terminal import Progress
     from selftaught.report import table
     from selftaught.training.threads import check, take_share

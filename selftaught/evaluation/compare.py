@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selftaught.data.index.label_budget import Budget, draw, shortfall
 from selftaught.errors import UserError
-from selftaught.evaluation.intervals import Intervals, Outcomes, intervals
+from selftaught.evaluation.bootstrap import Intervals, Outcomes, intervals
 from selftaught.evaluation.results import GAP, Difference, Results, Row
 from selftaught.features.metrics import auroc, balanced_accuracy, placements
 from selftaught.features.protocol import Features, Protocol, Scores, class_count

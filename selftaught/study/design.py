@@ -17,8 +17,8 @@ from cattrs.v import format_exception
 from selftaught.adapting import network_of
 from selftaught.data.index.label_budget import Budget
 from selftaught.errors import UserError
+from selftaught.evaluation.finetune import FineTune
 from selftaught.plan import CONDUCT, RESERVED, Loader, Node, words
-from selftaught.tuning import FineTune
 
 Flags = Mapping[str, Any]
 DECIDED = {

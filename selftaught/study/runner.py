@@ -14,15 +14,15 @@ from selftaught.config.stage import Data, shared_index
 from selftaught.data.index.build import Index
 from selftaught.distributed import rank, wait
 from selftaught.errors import Collapsed, Diverged, FileError, UserError, damage_error, outcome_of
+from selftaught.evaluation.evaluate import judge
+from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
 from selftaught.features.linear import Linear
 from selftaught.features.protocol import Protocol
-from selftaught.judge import judge
 from selftaught.loggers.terminal import Progress
 from selftaught.plan import Plan
 from selftaught.study.design import Cell
 from selftaught.training.runtime import Conduct
-from selftaught.tuning import FineTune
 
 MARKER = "study.json"  # by which `data.scan` knows the folder, with all its figures, as one that holds no images of a set
 

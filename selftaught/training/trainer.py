@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selftaught import files, pictures
+from selftaught import files
 from selftaught.config.stage import Stage, shared_index
 from selftaught.data.index.build import Index
 from selftaught.data.pixel_range import PixelRange
@@ -53,6 +53,7 @@ from selftaught.training.selection import Candidate
 from selftaught.training.session import Trainee, assemble
 from selftaught.training.signals import signals
 from selftaught.training.threads import WaitDetector, threads_of_run, use_threads
+from selftaught.visualize import snapshots as pictures
 
 CHECKPOINTS = ("last.pt", "best.pt")  # what a run goes on with: the first of them that is whole
 

@@ -11,10 +11,10 @@ from selftaught.hard.base import HardExample, objective, part_name
 from selftaught.hard.mixed import Mixed, partner
 from selftaught.method import Batch, Tensors, detach, leaves
 from selftaught.models.batch_norm import frozen_statistics
-from selftaught.report import album
 from selftaught.seeding import key
 from selftaught.training.session import Trainee
 from selftaught.views.augment import centre
+from selftaught.visualize import album
 
 MOST = 1000  # images on the map
 SHOWN = 4  # images of each kind of hard example

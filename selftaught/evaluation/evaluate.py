@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from selftaught import files
-from selftaught.classifying import classified, classifiers
 from selftaught.config.stage import Data
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import rank
 from selftaught.errors import FileError, UserError, require
-from selftaught.evaluation.classifier import Classifier
+from selftaught.evaluation.classifier import Classifier, classified, classifiers
 from selftaught.evaluation.compare import NothingToScore, evaluate, refusal
+from selftaught.evaluation.finetune import Bound, FineTune, number_images
 from selftaught.evaluation.results import Results, verdict
 from selftaught.features.extract import cached, extract
 from selftaught.features.knn import KNN
@@ -33,7 +33,6 @@ from selftaught.loggers.terminal import Progress
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import weight_files
 from selftaught.runs import folder as run
-from selftaught.tuning import Bound, FineTune, number_images
 
 PROTOCOLS: tuple[Protocol, ...] = (KNN(), Linear())
 LABELS = ("5", "20", "all")
