@@ -24,9 +24,9 @@ def pretrain(*data: str | Path, out: str | Path, **flags: Any) -> Path:
     `flags` are those of the command line, a dot written as two underscores: method="moco-v2",
     hard=("adversarial", "cutmix"), method__temperature=0.1, steps=1000. Raises UserError for bad input.
     """
-    from selftaught import plan
     from selftaught.commands.training import train
     from selftaught.errors import UserError
+    from selftaught.pipeline import plan
 
     words = ["--out", str(out), *(["--data", *map(str, data)] if data else [])]
     words += plan.words({name.replace("__", "."): value for name, value in flags.items() if value is not None})

@@ -27,7 +27,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selftaught
-from selftaught import adapting, plan
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
 from selftaught.config import flags
@@ -40,6 +39,8 @@ from selftaught.errors import UserError
 from selftaught.evaluation import evaluate as judge
 from selftaught.loggers.terminal import Progress
 from selftaught.models import backbone as backbones
+from selftaught.pipeline import execute as adapting
+from selftaught.pipeline import plan
 from selftaught.runs import folder as run
 from selftaught.training import loop as fit
 from selftaught.training import trainer as life

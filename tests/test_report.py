@@ -20,7 +20,8 @@ from rich.console import Console
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.report import charts, page, scores, table
+from selftaught.report import charts, page, scores
+from selftaught.report import console_tables as table
 from selftaught.runs.reader import Run, load_all
 from selftaught.visualize import album
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from selftaught import adapting
 from selftaught.cli import main
 from selftaught.data.index import cache as recall
 from selftaught.data.index import scan
 from selftaught.data.index.build import Index, build
 from selftaught.data.index.scan import SUFFIXES, UNREADABLE_SUFFIXES, Root, Scan
 from selftaught.errors import UserError
-from selftaught.plan import Node, Plan
+from selftaught.pipeline import execute as adapting
+from selftaught.pipeline.plan import Node, Plan
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selftaught import adapting, plan
 from selftaught.cli import main
 from selftaught.commands.training import with_defaults
 from selftaught.data.loading.images import Images, default_canvas
@@ -30,6 +29,8 @@ from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import heads
 from selftaught.models.layers import mlp
 from selftaught.models.teacher import Expert
+from selftaught.pipeline import execute as adapting
+from selftaught.pipeline import plan
 from selftaught.runs import folder as run
 from selftaught.training import loop as fit
 from selftaught.training import trainer as life

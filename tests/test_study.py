@@ -17,7 +17,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from selftaught import adapting, errors
+from selftaught import errors
 from selftaught.cli import main
 from selftaught.config.stage import Data
 from selftaught.data.index import build as data_index
@@ -26,8 +26,10 @@ from selftaught.data.index.scan import Root, Scan
 from selftaught.errors import Collapsed, Diverged, UserError
 from selftaught.evaluation.finetune import FineTune
 from selftaught.loggers.terminal import Progress
-from selftaught.plan import Plan
-from selftaught.study import design, figures, page, runner, tables
+from selftaught.pipeline import execute as adapting
+from selftaught.pipeline.plan import Plan
+from selftaught.study import design, figures, runner, tables
+from selftaught.study import report as page
 from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths, Setup, Target
 from selftaught.study.runner import Shard
 from selftaught.training.runtime import Conduct

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from selftaught import demo, plan
+from selftaught import demo
 from selftaught.cli import main
 from selftaught.config import flags
 from selftaught.errors import UserError
+from selftaught.pipeline import plan
 from selftaught.runs import folder as run
 from selftaught.training import threads
 from selftaught.training.threads import Load, WaitDetector, busy_cores, choose, measure_load, threads_of_run

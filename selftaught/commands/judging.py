@@ -57,7 +57,7 @@ def evaluate(words: list[str]) -> int:
     from selftaught.distributed import processes, rank
     from selftaught.evaluation.evaluate import judge
     from selftaught.loggers.terminal import Progress
-    from selftaught.report import table
+    from selftaught.report import console_tables as table
     from selftaught.training.threads import check, take_share
 
     check(asked.threads, asked.workers)
@@ -118,7 +118,7 @@ def show(words: list[str]) -> int:
     from rich.console import Console
     from rich.tree import Tree
 
-    from selftaught import lineage
+    from selftaught.pipeline import lineage
 
     rows = lineage.lineage(Path(asked.run))
     if asked.json:
@@ -183,7 +183,7 @@ class Methods:
 def methods(words: list[str]) -> int:
     asked = tyro.cli(Methods, prog="selftaught methods", args=words)
     from selftaught.catalogue import catalogue
-    from selftaught.report import table
+    from selftaught.report import console_tables as table
 
     if asked.json:
         print(json.dumps(catalogue(), indent=2))

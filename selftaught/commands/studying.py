@@ -15,7 +15,8 @@ from selftaught.config.flag_values import Count, reader
 from selftaught.distributed import processes, rank
 from selftaught.errors import Stopped, UserError
 from selftaught.loggers.terminal import Progress, clock
-from selftaught.study import design, figures, page, runner, tables
+from selftaught.study import design, figures, runner, tables
+from selftaught.study import report as page
 from selftaught.study.design import Cell
 from selftaught.training.runtime import Conduct
 from selftaught.training.threads import check, take_share

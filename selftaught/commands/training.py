@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selftaught import adapting, files, plan
+from selftaught import files
 from selftaught.commands.console import device_named, tell
 from selftaught.config import flags, registry, serialization
 from selftaught.config.stage import Data, Stage, shared_index
@@ -16,7 +16,9 @@ from selftaught.distributed import processes, rank, shared
 from selftaught.errors import Stopped, UserError, require
 from selftaught.loggers.terminal import Progress
 from selftaught.methods import METHODS
-from selftaught.plan import Node, Plan
+from selftaught.pipeline import execute as adapting
+from selftaught.pipeline import plan
+from selftaught.pipeline.plan import Node, Plan
 from selftaught.runs import folder as run
 from selftaught.text import counted
 from selftaught.training import threads

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import arg
 
-from selftaught import plan
 from selftaught.config import defaults as recipe
 from selftaught.config import registry
 from selftaught.config.flag_values import Count, reader
@@ -23,6 +22,7 @@ from selftaught.hard import HARD
 from selftaught.method import Setting
 from selftaught.methods import DEFAULT, METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
+from selftaught.pipeline import plan
 from selftaught.views.spec import Views
 
 ABOUT = "Teach a backbone from images without labels, or adapt one that you have."

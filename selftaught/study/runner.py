@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from selftaught import adapting, files
+from selftaught import files
 from selftaught.config.stage import Data, shared_index
 from selftaught.data.index.build import Index
 from selftaught.distributed import rank, wait
@@ -20,7 +20,8 @@ from selftaught.features.knn import KNN
 from selftaught.features.linear import Linear
 from selftaught.features.protocol import Protocol
 from selftaught.loggers.terminal import Progress
-from selftaught.plan import Plan
+from selftaught.pipeline import execute as adapting
+from selftaught.pipeline.plan import Plan
 from selftaught.study.design import Cell
 from selftaught.training.runtime import Conduct
 

@@ -18,11 +18,11 @@ from selftaught.config.stage import Data, Stage, method_of, shared_index
 from selftaught.data.index.build import Index
 from selftaught.distributed import rank, shared, wait
 from selftaught.errors import UserError
-from selftaught.identity import identify, origin
 from selftaught.models import heads
 from selftaught.models.weights import io as weights
-from selftaught.plan import Node, Plan
-from selftaught.publish import publish_outcome
+from selftaught.pipeline.fingerprint import identify, origin
+from selftaught.pipeline.plan import Node, Plan
+from selftaught.pipeline.publish import publish_outcome
 from selftaught.runs import folder as run
 from selftaught.training.runtime import Conduct
 from selftaught.training.session import check

@@ -1,0 +1,1 @@
+"""Stages that begin from one another: hierarchical pretraining."""
