@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.common import evaluated, kept, write
-from selftaught.cli import main
+from selftaught.cli.main import main
 
 HELD, ANEW = 2**60, 0  # bytes of memory that seem to be free: images are held there, or read anew in every epoch
 KINDS: dict[str, tuple[int, tuple[str, ...]]] = {

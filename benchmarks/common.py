@@ -18,7 +18,7 @@ from typing import Any
 import timm
 import torch
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.data import demo_images as patches
 from selftaught.loggers import jsonl as journal
 from selftaught.runs import folder as run

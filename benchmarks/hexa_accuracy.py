@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import evaluated, kept, training_seconds, write
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.runs import folder as run
 
 BOTH = ["--hard", "adversarial", "cutmix"]

@@ -24,9 +24,9 @@ from scipy import stats
 import selftaught
 from benchmarks import peers
 from benchmarks.common import RESULTS, kept, machine, training_seconds, write
-from selftaught.cli import main
+from selftaught.cli.main import main
+from selftaught.cli.malloc import keep_freed
 from selftaught.config.registry import find
-from selftaught.memory import keep_freed
 from selftaught.methods import METHODS
 from selftaught.runs import folder as run
 

@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 
 from benchmarks.common import interleaved, ratios, said, write
+from selftaught.cli.malloc import keep_freed
 from selftaught.config.defaults import views_for
 from selftaught.data import demo_images as patches
 from selftaught.data.decode import decode
 from selftaught.data.index.build import build
 from selftaught.data.loading.images import Images, default_canvas
-from selftaught.memory import keep_freed
 from selftaught.methods import METHODS
 from selftaught.views.augment import Augment
 from selftaught.views.spec import Views

@@ -24,7 +24,7 @@ def pretrain(*data: str | Path, out: str | Path, **flags: Any) -> Path:
     `flags` are those of the command line, a dot written as two underscores: method="moco-v2",
     hard=("adversarial", "cutmix"), method__temperature=0.1, steps=1000. Raises UserError for bad input.
     """
-    from selftaught.commands.training import train
+    from selftaught.cli.pretrain import train
     from selftaught.errors import UserError
     from selftaught.pipeline import plan
 

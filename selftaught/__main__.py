@@ -2,6 +2,6 @@
 
 import sys
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 
 sys.exit(main())

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.data import demo_images as patches
 from selftaught.methods import METHODS
 from selftaught.training.loop import Loop, fit

@@ -27,8 +27,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selftaught
-from selftaught.cli import main
-from selftaught.commands.training import with_defaults
+from selftaught.cli.adapt import with_defaults
+from selftaught.cli.main import main
 from selftaught.config import flags
 from selftaught.config.stage import Data, Stage
 from selftaught.data.index import build as data_index

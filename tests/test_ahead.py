@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.errors import UserError
 from selftaught.method import Batch
 from selftaught.training import loop as fit

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.config.defaults import config_for
 from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.errors import UserError
 from selftaught.evaluation.evaluate import judge
 from selftaught.evaluation.finetune import FineTune

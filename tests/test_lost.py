@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.loggers import jsonl as journal
 from selftaught.training import trainer as train
 from tests.pictures import folder

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.errors import UserError
 from selftaught.models import backbone as backbones
 from selftaught.models import heads

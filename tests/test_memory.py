@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from selftaught.memory import keep_freed
+from selftaught.cli.malloc import keep_freed
 
 PROGRAM = """
 import resource

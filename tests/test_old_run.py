@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from selftaught import load
-from selftaught.cli import main
+from selftaught.cli.main import main
 
 OLD = Path(__file__).parent / "old_run"
 

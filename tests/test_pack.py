@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.data.index import huggingface as foreign
 from selftaught.data.index.build import Index, build
 from selftaught.data.io import filesystem as locations

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.config import defaults as recipe
 from selftaught.config import precision
 from selftaught.config.precision import by_features, cpu_flags, cpu_name, load_or_measure

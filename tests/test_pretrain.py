@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import selftaught
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.data.index.build import build
 from selftaught.data.loading import images as images_module
 from selftaught.evaluation import evaluate as judge

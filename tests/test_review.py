@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import selftaught
 from selftaught import distributed
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.config import defaults as recipe
 from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from selftaught import files
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.errors import FileError, UserError
 from selftaught.evaluation import evaluate as judge
 from selftaught.loggers.jsonl import Journal

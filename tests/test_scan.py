@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.data.index import cache as recall
 from selftaught.data.index import scan
 from selftaught.data.index.build import Index, build

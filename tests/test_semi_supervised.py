@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selftaught.cli import main
-from selftaught.commands.training import with_defaults
+from selftaught.cli.adapt import with_defaults
+from selftaught.cli.main import main
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.features.extract import extract
 from selftaught.losses import soft_cross_entropy

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.distributed import wait, whole
 from selftaught.loggers import jsonl as journal
 from selftaught.optim import SGD, AdamW, Optimizer

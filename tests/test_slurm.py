@@ -12,7 +12,7 @@ from types import FrameType
 import pytest
 
 from benchmarks import slurm
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.runs import folder as run
 from selftaught.training import signals
 from selftaught.training import trainer as train

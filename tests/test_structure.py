@@ -133,7 +133,7 @@ def test_a_long_file_says_why() -> None:
 
 
 def test_saying_how_it_is_used_waits_for_no_torch() -> None:
-    code = "import sys, selftaught.cli as c; c.main(['--help']); assert 'torch' not in sys.modules"
+    code = "import sys, selftaught.cli.main as c; c.main(['--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pretrain" in done.stdout

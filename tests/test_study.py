@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from selftaught import errors
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.config.stage import Data
 from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from selftaught import demo
-from selftaught.cli import main
+from selftaught.cli import demo
+from selftaught.cli.main import main
 from selftaught.config import flags
 from selftaught.errors import UserError
 from selftaught.pipeline import plan

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.errors import UserError
 from selftaught.models import backbone as backbones
 from selftaught.models import heads

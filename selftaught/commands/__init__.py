@@ -1,1 +1,1 @@
-"""The commands, by what they are about; `selftaught.cli` calls them."""
+"""The commands, by what they are about; `selftaught.cli.main` calls them."""

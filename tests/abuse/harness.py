@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from selftaught.cli import main
+from selftaught.cli.main import main
 from selftaught.data.io import filesystem as locations
 from selftaught.data.loading import images as images_in_memory
 from selftaught.training import checkpoint

@@ -1,13 +1,41 @@
-"""The demo: a plain method and its HEXA version, on photographs that come along, compared with random weights."""
+"""`selftaught demo`: all of it on photographs that come along."""
 
+from __future__ import annotations
+
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from selftaught.config.flag_values import Count
+import tyro
+
+from selftaught.cli.main import main
+from selftaught.config.flag_values import Count, reader
 from selftaught.data import demo_images as patches
 from selftaught.errors import UserError
 from selftaught.runs.folder import read
+
+
+@dataclasses.dataclass(kw_only=True)
+class Demo:
+    """Train a plain method and its HEXA version on photographs that come along, and compare both."""
+
+    out: str = "demo"
+    steps: int = 120
+    """of each of the two trainings"""
+    seed: int = 0
+    threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
+    """that compute; auto: one for each free core"""
+
+
+def demo(words: list[str]) -> int:
+    asked = tyro.cli(Demo, prog="selftaught demo", args=words)
+    from selftaught.cli.demo import run_demo as carry_out
+
+    print(carry_out(Path(asked.out), asked.steps, asked.seed, main, asked.threads))
+    return 0
+
 
 COMMON = ("--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
 

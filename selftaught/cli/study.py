@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from selftaught import files
-from selftaught.commands.console import device_named, tell
+from selftaught.cli.console import device_named, tell
 from selftaught.config.flag_values import Count, reader
 from selftaught.distributed import processes, rank
 from selftaught.errors import Stopped, UserError

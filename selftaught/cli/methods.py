@@ -1,11 +1,33 @@
-"""What there is to train with, told from the classes themselves."""
+"""`selftaught methods`: what there is to train with."""
 
 import dataclasses
+import json
 from typing import Any
+
+import tyro
 
 from selftaught.hard import HARD
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS
+
+
+@dataclasses.dataclass(kw_only=True)
+class Methods:
+    """What there is to train with: methods, hard examples and optimizers, with their fields and papers."""
+
+    json: bool = False
+
+
+def methods(words: list[str]) -> int:
+    asked = tyro.cli(Methods, prog="selftaught methods", args=words)
+    from selftaught.cli.methods import catalogue
+    from selftaught.report import console_tables as table
+
+    if asked.json:
+        print(json.dumps(catalogue(), indent=2))
+    else:
+        table.show(table.methods(catalogue()))
+    return 0
 
 
 def catalogue() -> list[dict[str, Any]]:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from selftaught.commands.console import err, plain
-from selftaught.config.flag_values import Count, reader
+from selftaught.cli.console import err, plain
+from selftaught.cli.demo import demo
+from selftaught.cli.malloc import keep_freed
 from selftaught.errors import UserError, describe_error
-from selftaught.memory import keep_freed
 
 COMMANDS = {  # name: (module, what it is for)
     "pretrain": ("training", "teach a backbone from a folder of images"),
@@ -90,23 +85,3 @@ def dispatch(words: list[str]) -> int:
     module = importlib.import_module(f"selftaught.commands.{COMMANDS[name][0]}")  # each command loads what it needs alone
     command: Callable[[list[str]], int] = getattr(module, name)
     return command(words[1:])
-
-
-@dataclasses.dataclass(kw_only=True)
-class Demo:
-    """Train a plain method and its HEXA version on photographs that come along, and compare both."""
-
-    out: str = "demo"
-    steps: int = 120
-    """of each of the two trainings"""
-    seed: int = 0
-    threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
-    """that compute; auto: one for each free core"""
-
-
-def demo(words: list[str]) -> int:
-    asked = tyro.cli(Demo, prog="selftaught demo", args=words)
-    from selftaught.demo import run_demo as carry_out
-
-    print(carry_out(Path(asked.out), asked.steps, asked.seed, main, asked.threads))
-    return 0
