@@ -120,8 +120,8 @@ def evaluated(what: Path, *more: str) -> list[dict[str, Any]]:
 
 def training_seconds(folder: Path) -> float:
     """Of a run's training alone, at the speed that it had when nothing disturbed it: others' work only slows a run."""
-    speeds = [e["images_per_s"] for e in journal.read(folder / "journal.jsonl") if e["images_per_s"]]
-    stage = run.read(folder).stage
+    speeds = [e["images_per_s"] for e in journal.read_journal(folder / "journal.jsonl") if e["images_per_s"]]
+    stage = run.read_run(folder).stage
     return stage.steps * stage.batch / statistics.quantiles(speeds, n=10)[-1]
 
 

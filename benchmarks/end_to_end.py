@@ -54,7 +54,7 @@ def train_peer(data: str, size: int, batch: int, steps: int, precision: str) -> 
     from torchvision.models import resnet18
 
     from benchmarks.peers import Pictures, moco
-    from selftaught.data.index.build import build
+    from selftaught.data.index.build import build_index
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
@@ -63,7 +63,7 @@ def train_peer(data: str, size: int, batch: int, steps: int, precision: str) -> 
     made = moco(network, size)
     modules = made.modules.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     optimizer = made.optimizer(p for p in modules.parameters() if p.requires_grad)
-    index = build([Path(data)])
+    index = build_index([Path(data)])
     pictures = Pictures([index.paths[i] for i in index.train.tolist()], made.transform)
     loader = torch.utils.data.DataLoader(pictures, batch, shuffle=True, drop_last=True, num_workers=cores())
     step, waited, began = 0, 0.0, 0.0

@@ -20,7 +20,7 @@ from selftaught.errors import Collapsed
 from selftaught.loggers import jsonl as journal
 from selftaught.methods import METHODS
 from selftaught.runs import folder as run
-from selftaught.training.runtime import Conduct
+from selftaught.training.runtime import Runtime
 from selftaught.training.trainer import train
 
 FACTOR = 100
@@ -50,13 +50,13 @@ def one(method: str, factor: float, data: Path, folder: Path, steps: int, seed: 
         stage = flags.stage_from([*words, "--optimizer.lr", str(rate)], None, "cpu", shared_index)
     said: list[str] = []
     try:
-        train(stage, folder, Conduct(say=said.append, album=False, workers=0))
+        train(stage, folder, Runtime(say=said.append, album=False, workers=0))
     except Collapsed as collapsed:
         said.append(str(collapsed))
-    entries = [e["features"] for e in journal.read(folder / "journal.jsonl") if e["features"]]
+    entries = [e["features"] for e in journal.read_journal(folder / "journal.jsonl") if e["features"]]
     return {
-        "method": method, "factor": factor, "seed": seed, "outcome": run.read(folder).facts["outcome"],
-        "step": journal.read(folder / "journal.jsonl")[-1]["step"], "warnings": said,
+        "method": method, "factor": factor, "seed": seed, "outcome": run.read_run(folder).facts["outcome"],
+        "step": journal.read_journal(folder / "journal.jsonl")[-1]["step"], "warnings": said,
         "knn": [entries[0].get("knn"), entries[-1].get("knn")], "rank": [entries[0].get("rank"), entries[-1].get("rank")],
     }  # fmt: skip
 

@@ -26,7 +26,7 @@ from benchmarks import peers
 from benchmarks.common import RESULTS, kept, machine, training_seconds, write
 from selftaught.cli.main import main
 from selftaught.cli.malloc import keep_freed
-from selftaught.config.registry import find
+from selftaught.config.registry import find_name
 from selftaught.methods import METHODS
 from selftaught.runs import folder as run
 
@@ -46,7 +46,7 @@ def place(asked: argparse.Namespace, name: str, part: str, seed: int) -> Path:
 
 def done(folder: Path) -> bool:
     """A collapse is an outcome; a run that a signal stopped goes on."""
-    stopped = run.begun(folder) and run.read(folder).facts["outcome"] not in ("done", "collapsed")
+    stopped = run.has_run(folder) and run.read_run(folder).facts["outcome"] not in ("done", "collapsed")
     return (folder / "backbone.safetensors").exists() and not stopped
 
 
@@ -126,7 +126,7 @@ def collect(asked: argparse.Namespace) -> list[Row]:
             print(f"{folder.name} is left out: {other.name} is not done")
             continue
         ours = (folder / "run.json").exists()
-        facts = run.read(folder).facts | {"steps": run.read(folder).stage.steps} if ours else peers.facts(folder)
+        facts = run.read_run(folder).facts | {"steps": run.read_run(folder).stage.steps} if ours else peers.facts(folder)
         seconds = training_seconds(folder) if ours else facts["seconds"]
         judged = kept(folder / "judged.json", evaluate, folder, other, asked.data, asked.size)
         about = {"method": name, "seed": seed, "steps": facts["steps"], "seconds": round(seconds), "cpu": cpu}
@@ -306,7 +306,7 @@ if __name__ == "__main__":
     for seed in asked.seeds:
         for part in asked.parts:
             for name in asked.only:
-                train(find(name, NAMES, "method"), part, asked, seed)
+                train(find_name(name, NAMES, "method"), part, asked, seed)
     if asked.train_only:
         raise SystemExit
     budget = f"--steps {asked.steps} --size {asked.size} --batch {asked.batch}"

@@ -26,7 +26,7 @@ import torch
 from benchmarks.common import kept, write
 from selftaught.config import flags
 from selftaught.config.stage import shared_index
-from selftaught.data.index.build import Index, build
+from selftaught.data.index.build import Index, build_index
 from selftaught.data.loading import sampler
 from selftaught.data.loading.images import Images
 from selftaught.data.loading.loader import Batches
@@ -35,9 +35,9 @@ from selftaught.data.pack.write import pack
 from selftaught.data.parquet import row_cache as store
 from selftaught.data.parquet import row_groups as order
 from selftaught.data.parquet.row_groups import Groups
-from selftaught.evaluation.evaluate import judge
+from selftaught.evaluation.evaluate import evaluate_run
 from selftaught.features.knn import KNN
-from selftaught.training.runtime import Conduct
+from selftaught.training.runtime import Runtime
 from selftaught.training.trainer import train
 
 CANVAS, BATCH = 64, 64
@@ -85,7 +85,7 @@ def speed(data: Path, packs: dict[str, Path], rounds: int, port: int) -> dict[st
     place = next(iter(packs.values()))
     with served(place.parent, port) as url:
         sets = {"folder": str(data), **{name: str(p) for name, p in packs.items()}, "pack over HTTP": f"{url}/{place.name}"}
-        indices = {name: build([where]) for name, where in sets.items()}
+        indices = {name: build_index([where]) for name, where in sets.items()}
         found: dict[str, Any] = {"warm": {name: [] for name in sets}, "cold": {name: [] for name in sets}}
         for number in range(rounds + 1):
             for state in ("cold", "warm"):
@@ -127,8 +127,8 @@ def one(name: str, place: Path, folder: Path, steps: int, seed: int) -> dict[str
         "--stem", "imagenet", "--size", "32",
         "--batch", "64", "--precision", "fp32", "--steps", str(steps), "--seed", str(seed),
     ]  # fmt: skip
-    train(flags.stage_from(words, None, "cpu", shared_index), folder, Conduct(album=False, workers=0))
-    judged = judge(folder, protocols=[KNN()], labels=["all"], against=[] if seed else ["random"], workers=0)
+    train(flags.stage_from(words, None, "cpu", shared_index), folder, Runtime(album=False, workers=0))
+    judged = evaluate_run(folder, protocols=[KNN()], labels=["all"], against=[] if seed else ["random"], workers=0)
     knn = {Path(r["backbone"]).name: [r["mean"], r["low"], r["high"]] for r in judged.rows}
     return {"data": name, "seed": seed, "knn": knn}
 
@@ -161,7 +161,7 @@ if __name__ == "__main__":
     for place, encoding in zip(packs.values(), (Encoding(), Encoding(size=CANVAS)), strict=True):
         pack([asked.data], place, encoding)
     command = f"python -m benchmarks.pack --data {asked.data.name}/ --out runs/pack --steps {asked.steps}"
-    result: dict[str, Any] = {"command": command, "images": len(build([asked.data]))}
+    result: dict[str, Any] = {"command": command, "images": len(build_index([asked.data]))}
     if "speed" in asked.only:
         result["speed"] = speed(asked.data, packs, asked.rounds, asked.port)
     if "shuffling" in asked.only:

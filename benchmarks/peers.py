@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftaught.data.index.build import build
+from selftaught.data.index.build import build_index
 from selftaught.models import backbone as backbones
 from selftaught.models.weights import io as weights
 
@@ -198,7 +198,7 @@ class Pictures(torch.utils.data.Dataset[list[Tensor]]):
 def train(name: str, data: str, folder: Path, *, size: int, batch: int, steps: int, seed: int) -> Path:
     """Train as the example does, for `steps`, on the images that selftaught would train on; write its backbone."""
     torch.manual_seed(seed)
-    index = build([Path(data)], seed=seed)
+    index = build_index([Path(data)], seed=seed)
     backbone = backbones.create("resnet18", image_size=size)
     network: Any = backbone.network
     peer = PEERS[name](network, size)
@@ -219,7 +219,7 @@ def train(name: str, data: str, folder: Path, *, size: int, batch: int, steps: i
                 print(f"lightly {name}: step {step} of {steps}, loss {float(loss.detach()):.3f}", flush=True)
             if step == steps:
                 break
-    weights.save(backbone, folder / "backbone.safetensors", {"size": str(size)})
+    weights.save_backbone(backbone, folder / "backbone.safetensors", {"size": str(size)})
     seconds = time.perf_counter() - began
     (folder / "peer.json").write_text(
         json.dumps({"seconds": seconds, "steps": steps, "loss": float(loss.detach()), "outcome": "done"})

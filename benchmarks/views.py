@@ -26,7 +26,7 @@ from selftaught.cli.malloc import keep_freed
 from selftaught.config.defaults import views_for
 from selftaught.data import demo_images as patches
 from selftaught.data.decode import decode
-from selftaught.data.index.build import build
+from selftaught.data.index.build import build_index
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.methods import METHODS
 from selftaught.views.augment import Augment
@@ -61,7 +61,7 @@ def views_of(size: int) -> Views:
 
 
 def ours(files: list[Path], size: int, folder: Path) -> Callable[[], object]:
-    index = build([folder], labels="none")
+    index = build_index([folder], labels="none")
     images = Images(index.paths, index.sizes, default_canvas(index.sizes, size), hold=False, threads=1)
     augment, rng = Augment(views_of(size), size), torch.Generator().manual_seed(0)
 

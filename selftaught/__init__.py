@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `import selftaught` stays quick
-    from selftaught.evaluation.evaluate import Judgement
+    from selftaught.evaluation.evaluate import Evaluation
     from selftaught.models.backbone import Backbone
 
 __all__ = ["evaluate", "load", "pretrain"]
@@ -37,11 +37,11 @@ def pretrain(*data: str | Path, out: str | Path, **flags: Any) -> Path:
     return Path(out)
 
 
-def evaluate(run: str | Path, *data: str | Path, **options: Any) -> Judgement:
+def evaluate(run: str | Path, *data: str | Path, **options: Any) -> Evaluation:
     """Score a run's features on labelled images beside random ones; `options` are those of `selftaught.evaluation.evaluate.judge`."""
-    from selftaught.evaluation.evaluate import judge
+    from selftaught.evaluation.evaluate import evaluate_run
 
-    return judge(run, data, **options)
+    return evaluate_run(run, data, **options)
 
 
 def load(path: str | Path) -> Backbone:

@@ -44,7 +44,7 @@ def local_rank() -> int:
 
 
 @contextmanager
-def processes(device: str) -> Iterator[None]:
+def process_group(device: str) -> Iterator[None]:
     """Join the other processes, when torchrun started several; leave them in the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -58,7 +58,7 @@ def processes(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def wait() -> None:
+def wait_for_rank0() -> None:
     """For rank 0, however long it takes: collectives give up after some minutes."""
     if world_size() == 1:
         return
@@ -93,7 +93,7 @@ def synchronise_norms(step: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def unsynchronised(step: nn.Module, really: bool = True) -> Iterator[None]:
+def no_sync(step: nn.Module, really: bool = True) -> Iterator[None]:
     """Leave the gradients of this backward pass local: the next one will send their sum."""
     if really and isinstance(step, DistributedDataParallel):
         with step.no_sync():
@@ -126,12 +126,12 @@ class _Gather(torch.autograd.Function):
         return grad.chunk(world_size())[rank()]
 
 
-def own(x: Tensor) -> Tensor:
+def local_chunk(x: Tensor) -> Tensor:
     """[world * B, ...], the same on every rank -> this rank's [B, ...]."""
     return x.chunk(world_size())[rank()]
 
 
-def own_share(x: Tensor) -> Tensor:
+def local_share(x: Tensor) -> Tensor:
     """[N, ...] of any length, the same on every rank -> this rank's [ceil(N / world), ...]; the last entry stands in where
     there are too few. The first N of what `gather` makes of them are all, in their order.
     """
@@ -142,28 +142,28 @@ def own_share(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def deal(x: Tensor) -> Tensor:
+def shuffle_batch(x: Tensor) -> Tensor:
     """Deal the global batch out like cards, so that batch norm meets other company (He et al., 2020, section 3.3)."""
     return x if world_size() == 1 else gather(x)[rank() :: world_size()]
 
 
 @torch.no_grad()
-def collect(x: Tensor) -> Tensor:
-    """Undo `deal` on what was computed from the dealt batch."""
+def unshuffle_batch(x: Tensor) -> Tensor:
+    """Undo `shuffle_batch` on what was computed from the dealt batch."""
     if world_size() == 1:
         return x
-    return own(gather(x).unflatten(0, (world_size(), len(x))).transpose(0, 1).flatten(0, 1))
+    return local_chunk(gather(x).unflatten(0, (world_size(), len(x))).transpose(0, 1).flatten(0, 1))
 
 
 @torch.no_grad()
-def total(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum over all ranks, in place."""
     if world_size() > 1:
         dist.all_reduce(x)
     return x
 
 
-def shared(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """Rank 0's `value`, on every rank."""
     if world_size() == 1:
         return value
@@ -182,16 +182,16 @@ def gather_values(value: Any) -> list[Any]:
 
 
 @torch.no_grad()
-def same(tensors: Iterable[Tensor]) -> None:
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Let every rank have rank 0's values, in place."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def anywhere(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank."""
-    return flag if world_size() == 1 else bool(total(torch.tensor([float(flag)], device=_device())).item())
+    return flag if world_size() == 1 else bool(all_reduce_sum(torch.tensor([float(flag)], device=_device())).item())
 
 
 # ----------------------------------------------------------------------------------------------------- shards
@@ -217,7 +217,7 @@ def is_sharded(parameters: Iterable[Tensor]) -> bool:
 
 
 @torch.no_grad()
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """A parameter brought together from its shards, on every rank; other tensors as they are."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 

@@ -15,7 +15,7 @@ from selftaught.method import Batch
 from selftaught.training import loop as fit
 from selftaught.training import prefetch as ahead
 from selftaught.training import session as trainee
-from selftaught.training.prefetch import Ahead, idle
+from selftaught.training.prefetch import Prefetcher, idle
 from tests.laws.toys import batch
 from tests.pictures import folder
 from tests.stopping import stopped_at
@@ -111,7 +111,7 @@ def used(i: int) -> list[Any]:
 
 
 def test_each_batch_is_made_beside_waited_for_and_kept(streams: Streams) -> None:
-    batches = Ahead(source(streams, 3), GPU)
+    batches = Prefetcher(source(streams, 3), GPU)
     for i in range(3):
         assert next(batches).index.name == f"{i}c"  # type: ignore[attr-defined]
         streams.told.append(f"step {i}")
@@ -125,7 +125,7 @@ def test_each_batch_is_made_beside_waited_for_and_kept(streams: Streams) -> None
 
 
 def test_without_preparing_no_batch_is_made_before_it_is_asked_for(streams: Streams) -> None:
-    batches = Ahead(source(streams, 3), GPU)
+    batches = Prefetcher(source(streams, 3), GPU)
     for i in range(3):
         next(batches)
         assert [told for told in streams.told if "made on" in told[0]][-1] == (f"batch {i} made on", "side")
@@ -134,7 +134,7 @@ def test_without_preparing_no_batch_is_made_before_it_is_asked_for(streams: Stre
 
 def test_one_stream_serves_every_epoch(streams: Streams) -> None:
     for _ in range(3):
-        assert len(list(Ahead(source(streams, 2), GPU))) == 2
+        assert len(list(Prefetcher(source(streams, 2), GPU))) == 2
     assert streams.told.count("stream") == 1
 
 
@@ -143,7 +143,7 @@ def test_an_error_comes_in_its_turn(streams: Streams) -> None:
         yield batch(seed=0)
         raise UserError("nothing can be read any more")
 
-    batches = Ahead(failing(), GPU)
+    batches = Prefetcher(failing(), GPU)
     next(batches)
     batches.prepare()  # while the first one's step is under way, which is to come to its end
     assert streams.now == "main"
@@ -161,7 +161,7 @@ def test_on_a_cpu_nothing_is_made_before_it_is_asked_for() -> None:
             made.append(i)
             yield batch(seed=i)
 
-    batches = Ahead(source(), torch.device("cpu"))
+    batches = Prefetcher(source(), torch.device("cpu"))
     for i in range(3):
         assert torch.equal(next(batches).views[0], batch(seed=i).views[0])
         batches.prepare()
@@ -187,7 +187,7 @@ def test_a_run_is_the_same_bit_for_bit(
     """Epochs of four steps; stopped in the middle of one, with a batch made that was not used yet."""
     words = ["pretrain", "--data", str(folder(tmp_path / "images")), *SMALL, *more, "--method", "byol"]
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
-    monkeypatch.setattr(fit, "Ahead", lambda batches, device: Ahead(batches, GPU))
+    monkeypatch.setattr(fit, "Prefetcher", lambda batches, device: Prefetcher(batches, GPU))
     monkeypatch.setattr(trainee, "idle", lambda device, wait: idle(GPU, wait))
     with stopped_at(2):
         assert main([*words, "--out", str(tmp_path / "ahead")]) == 0
@@ -207,7 +207,7 @@ def test_on_a_gpu_batches_are_the_same() -> None:
             yield Batch(views, one.index.cuda(), one.label.cuda(), one.noise.cuda())
 
     device = torch.device("cuda", torch.cuda.current_device())
-    batches, sums = Ahead(source(), device), []
+    batches, sums = Prefetcher(source(), device), []
     for one in batches:
         for _ in range(20):
             torch.rand(2048, 2048, device=device) @ torch.rand(2048, 2048, device=device)

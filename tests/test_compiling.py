@@ -164,7 +164,7 @@ def test_a_compiled_run_goes_on_as_it_began(
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--no-compile"]) == 2
     assert "(compile)" in capsys.readouterr().err
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--workers", "0"]) == 0
-    assert run.read(tmp_path / "parts").stage.compile
+    assert run.read_run(tmp_path / "parts").stage.compile
     weights = [load_file(tmp_path / name / "backbone.safetensors") for name in ("plain", "whole", "parts")]
     for key, plain in weights[0].items():
         assert torch.equal(weights[1][key], weights[2][key]), key

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selftaught.data.index.build import build
+from selftaught.data.index.build import build_index
 from selftaught.data.index.hub import choose_set, splits_of
 from selftaught.data.parquet import row_cache as store
 from selftaught.errors import UserError
@@ -61,12 +61,12 @@ def photos(root: Path, *names: str) -> None:
 def test_a_folder_of_the_hub_with_its_split(root: Path, train: str, test: str) -> None:
     write(root / train, n=10)
     write(root / test, n=6)
-    index = build([root])
+    index = build_index([root])
     assert (len(index), index.split, index.classes) == (16, "given", ("0", "1"))
     held_out = [str(index.paths[i]) for i in index.held_out.tolist()]
     assert held_out == [f"{root / test}/{row}" for row in range(6)]
-    assert build([root / train]).split == "drawn"
-    assert len(build([(root / train).parent])) == (10 if (root / train).parent != (root / test).parent else 16)
+    assert build_index([root / train]).split == "drawn"
+    assert len(build_index([(root / train).parent])) == (10 if (root / train).parent != (root / test).parent else 16)
 
 
 def test_several_configurations_are_refused_by_name_unless_one_is_named(root: Path) -> None:
@@ -74,12 +74,12 @@ def test_several_configurations_are_refused_by_name_unless_one_is_named(root: Pa
         for split in ("train", "test"):
             write(root / language / split / "0000.parquet")
     with pytest.raises(UserError, match=r"de, en.*/de") as caught:
-        build([root])
+        build_index([root])
     assert "\n" not in str(caught.value)
-    index = build([root / "en"])
+    index = build_index([root / "en"])
     assert (len(index), len(index.held_out)) == (16, 8)
     write(root / "0000.parquet", n=3)  # files of no configuration are one set, and it is said what is not in it
-    index = build([root])
+    index = build_index([root])
     assert len(index) == 3
     assert any("de/" in note or "de," in note for note in index.notes)
 
@@ -90,25 +90,25 @@ def test_packs_and_hidden_folders_are_none_of_the_files(root: Path) -> None:
     (root / "mine.pack/pack.json").write_text("{}")
     write(root / ".cache/b.parquet")
     write(root / "@eaDir/c.parquet")
-    index = build([root])
+    index = build_index([root])
     assert len(index) == 4
     assert any("mine.pack" in note for note in index.notes)
     (root / "a.parquet").unlink()
     with pytest.raises(UserError, match=r"mine\.pack"):
-        build([root])
+        build_index([root])
 
 
 def test_beside_image_files_what_there_is_more_of_is_read_and_the_rest_is_said(root: Path) -> None:
     write(root / "data/train.parquet", n=8)
     photos(root, "logo.png", "figure.png")
-    index = build([root])
+    index = build_index([root])
     assert len(index) == 8
     assert any("2 image files" in note for note in index.notes)
     photos(root, *(f"{c}/{i}.png" for c in "ab" for i in range(9)))
-    index = build([root])
+    index = build_index([root])
     assert (len(index), index.classes) == (20, ("a", "b"))
     assert any("1 Parquet file" in note and "train.parquet" in note for note in index.notes)
-    both = build([root, root / "data/train.parquet"])  # who wants both names both
+    both = build_index([root, root / "data/train.parquet"])  # who wants both names both
     assert len(both) == 28
     assert not any("Parquet file" in note for note in both.notes)
 
@@ -117,7 +117,7 @@ def test_a_damaged_table_beside_image_files_does_not_matter(root: Path) -> None:
     photos(root, "a/0.png", "a/1.png", "b/0.png")
     (root / "table.parquet").write_bytes(b"no parquet")
     pq.write_table(pa.table({"a": list(range(100))}), root / "numbers.parquet")
-    index = build([root])
+    index = build_index([root])
     assert (len(index), index.classes) == (3, ("a", "b"))
     assert any("2 Parquet files" in note for note in index.notes)
 
@@ -127,27 +127,27 @@ def test_a_damaged_table_beside_image_files_does_not_matter(root: Path) -> None:
 def test_rows_that_no_path_tells_apart_are_held_out_by_the_seed(root: Path, path: Callable[[int], str], files: int) -> None:
     for i in range(files):
         write(root / f"part-{i}.parquet", n=40 // files, path=path, labels=False)
-    indices = [build([root], seed=seed) for seed in range(4)]
+    indices = [build_index([root], seed=seed) for seed in range(4)]
     drawn = {tuple(index.held_out.tolist()) for index in indices}
     assert len(drawn) == 4
     assert all(len(held_out) == 8 for held_out in drawn)
     assert min(map(max, drawn)) > 8  # not the first ones
     assert len(set(indices[0].names)) == 40
     assert indices[0].classes == (("a", "b") if path(0) == "a/image.png" else ())  # the files are no classes
-    assert [str(p) for p in build([root]).paths] == [str(p) for p in indices[0].paths]
+    assert [str(p) for p in build_index([root]).paths] == [str(p) for p in indices[0].paths]
 
 
 def test_rows_of_paths_of_their_own_keep_their_names(root: Path) -> None:
     write(root / "train.parquet", n=4, path=lambda row: f"{row}.png")
-    assert [name.as_posix() for name in build([root]).names] == [f"train/{row}.png" for row in range(4)]
+    assert [name.as_posix() for name in build_index([root]).names] == [f"train/{row}.png" for row in range(4)]
     store._shelf.reset()
     write(root / "train.parquet", n=2)
-    assert [name.as_posix() for name in build([root]).names] == ["train/000000", "train/000001"]
+    assert [name.as_posix() for name in build_index([root]).names] == ["train/000000", "train/000001"]
 
 
 def test_labels_are_kept_where_the_paths_are_alike(root: Path) -> None:
     write(root / "a.parquet", n=6, path=lambda row: "image.png")
-    index = build([root])
+    index = build_index([root])
     assert index.labels is not None
     rows = [int(path.name) for path in index.paths]
     assert index.labels.tolist() == [row % 2 for row in rows]

@@ -19,7 +19,7 @@ from PIL import Image
 from selftaught.data.decode import Measured
 from selftaught.data.index import file_checks as verdicts
 from selftaught.data.index import scan
-from selftaught.data.index.build import Index, build
+from selftaught.data.index.build import Index, build_index
 from selftaught.data.index.scan import Files
 from selftaught.data.index.split import draw_split
 from selftaught.errors import UserError
@@ -75,7 +75,7 @@ def test_all_suffixes_in_any_case_nested_in_any_way(root: Path) -> None:
     put(root, *good, size=(7, 5))
     put(root, ".hidden.png", "b/.thumbs/m.png", "__MACOSX/n.png")
     (root / "notes.txt").write_text("no image")
-    index = build([root])
+    index = build_index([root])
     assert names(index, root) == sorted(good)
     assert index.sizes.tolist() == [[5, 7]] * len(good)
     assert index.sizes.dtype == torch.int64
@@ -90,10 +90,10 @@ def test_roots_may_be_files_strings_and_overlap(root: Path, tmp_path: Path, monk
     put(root, "a.png", "in/b.png", "in/c.png")
     put(tmp_path, "alone.png")
     monkeypatch.chdir(tmp_path)
-    index = build(["alone.png", str(root / "in"), root, root / "a.png", root / "in" / ".." / "in"])
+    index = build_index(["alone.png", str(root / "in"), root, root / "a.png", root / "in" / ".." / "in"])
     assert sorted(path.name for path in index.paths) == ["a.png", "alone.png", "b.png", "c.png"]
     assert all(path.is_absolute() for path in index.paths)
-    assert [path.name for path in build([root / "in" / "c.png"]).paths] == ["c.png"]
+    assert [path.name for path in build_index([root / "in" / "c.png"]).paths] == ["c.png"]
 
 
 def test_links_are_followed_and_every_image_counts_once(root: Path, tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_links_are_followed_and_every_image_counts_once(root: Path, tmp_path: Pa
         (root / name).symlink_to(tmp_path / "blob")
     for i in range(15):
         put(root, f"real/more{i}.png")
-    index = build([root])
+    index = build_index([root])
     found = [name for name in names(index, root) if "more" not in name]
     assert found == ["far/c.png", "far/deep/d.png", "named again.png", "real/a.png", "real/b.png"]
     assert [Path(path).name for path, _ in index.unreadable] == ["self.png"]
     assert any("counted already" in note for note in index.notes)
-    both = build([root, tmp_path / "elsewhere"])
+    both = build_index([root, tmp_path / "elsewhere"])
     assert len(both) == len(index)
 
 
@@ -144,7 +144,7 @@ def test_what_cannot_be_read_is_listed_by_name(root: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "scandir", locked_scandir)
     monkeypatch.setattr(scan.os, "stat", locked_stat)
-    index = build([root])
+    index = build_index([root])
     assert len(index) == 61
     reasons = {path.removeprefix(str(root) + "/"): reason for path, reason in index.unreadable}
     assert reasons == {
@@ -165,7 +165,7 @@ def test_a_folder_without_permission(root: Path) -> None:
     put(root, *numbered("good", 3), "locked/x.png")
     (root / "locked").chmod(0)
     try:
-        assert [Path(path).name for path, _ in build([root]).unreadable] == ["locked"]
+        assert [Path(path).name for path, _ in build_index([root]).unreadable] == ["locked"]
     finally:
         (root / "locked").chmod(0o755)
 
@@ -177,12 +177,12 @@ def test_names_that_are_no_utf8(root: Path, tmp_path: Path) -> None:
         shutil.copy(root / "caf/000.png", os.fsencode(root) + b"/" + name)
     (root / "broken.png").write_bytes(b"x")
     os.rename(root / "broken.png", os.fsencode(root) + b"/broken\xfe.png")
-    index = build([root])
+    index = build_index([root])
     assert len(index) == 12
     assert all(path.exists() for path in index.paths)
     assert index.unreadable[0][0].endswith("broken\\xfe.png")
     index.describe().encode("utf-8")  # any terminal takes it
-    assert build([root]).fingerprint == index.fingerprint
+    assert build_index([root]).fingerprint == index.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_more_than_a_tenth_unreadable_stops(root: Path, bad: int, message: str |
     for i in range(bad):
         (root / f"x/bad{i}.jpg").write_bytes(b"")
     if message is None:
-        assert len(build([root])) == 9
+        assert len(build_index([root])) == 9
         return
     with pytest.raises(UserError, match=message) as caught:
-        build([root])
+        build_index([root])
     assert "\n" not in str(caught.value)
 
 
@@ -204,15 +204,15 @@ def test_nothing_there_stops_with_what_is_looked_for(root: Path, tmp_path: Path)
     root.mkdir()
     (root / "a.txt").write_text("x")
     with pytest.raises(UserError, match=r"no images in .*: looked for jpg .* gif"):
-        build([root])
+        build_index([root])
     with pytest.raises(UserError, match="no such file or folder"):
-        build([root / "nowhere"])
+        build_index([root / "nowhere"])
     with pytest.raises(UserError, match="is no image file"):
-        build([root / "a.txt"])
+        build_index([root / "a.txt"])
     with pytest.raises(UserError, match="no data"):
-        build([])
+        build_index([])
     with pytest.raises(UserError, match="held-out share"):
-        build([root], holdout=1)
+        build_index([root], holdout=1)
 
 
 # The cache
@@ -244,42 +244,42 @@ def same(one: Index, other: Index) -> bool:
 def test_a_second_index_decodes_only_what_changed(root: Path, decoded: list[str]) -> None:
     put(root, *numbered("a", 12))
     (root / "bad.png").write_bytes(b"bad")
-    first = build([root])
+    first = build_index([root])
     assert len(decoded) == 13
     decoded.clear()
-    assert same(build([root]), first)
+    assert same(build_index([root]), first)
     assert decoded == []
     put(root, "a/new.png")
     (root / "a/000.png").unlink()
     put(root, "a/001.png", size=(9, 9))
     os.utime(root / "a/002.png", ns=(1, 1))
     put(root, "bad.png")
-    changed = build([root])
+    changed = build_index([root])
     assert sorted(decoded) == ["001.png", "002.png", "bad.png", "new.png"]
     assert len(changed) == 13
     assert changed.unreadable == ()
     assert changed.sizes[names(changed, root).index("a/001.png")].tolist() == [9, 9]
     assert changed.fingerprint != first.fingerprint
     decoded.clear()
-    build([root / "a/003.png", root / "a/004.png"])  # kept apart, with their folder
-    build([root / "a/004.png"])
-    build([root / "a/003.png"])
-    build([root])
+    build_index([root / "a/003.png", root / "a/004.png"])  # kept apart, with their folder
+    build_index([root / "a/004.png"])
+    build_index([root / "a/003.png"])
+    build_index([root])
     assert sorted(decoded) == ["003.png", "004.png"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
 def test_a_damaged_cache_is_built_anew(root: Path, own_cache: Path, decoded: list[str], damage: bytes | None) -> None:
     put(root, *numbered("a", 5))
-    first = build([root])
+    first = build_index([root])
     (file,) = (own_cache / "selftaught" / "index").iterdir()
     good = file.read_bytes()
     at = good.index(b"000.png")
     file.write_bytes(good[:at] + b"999" + good[at + 3 :] if damage is None else damage)
     decoded.clear()
-    assert same(build([root]), first)
+    assert same(build_index([root]), first)
     assert len(decoded) == 5
-    assert same(build([root]), first)
+    assert same(build_index([root]), first)
     assert len(decoded) == 5
 
 
@@ -289,13 +289,13 @@ def test_no_damage_to_the_cache_changes_an_index(tmp_path_factory, place: int, v
     folder = tmp_path_factory.getbasetemp() / "damage"
     if not folder.exists():
         put(folder / "images", *numbered("a", 3))
-    expected = build([folder / "images"], cache=folder / "good")
+    expected = build_index([folder / "images"], cache=folder / "good")
     (file,) = (folder / "good" / "index").iterdir()
     data = bytearray(file.read_bytes())
     data[place % len(data)] = value
     (folder / "bad" / "index").mkdir(parents=True, exist_ok=True)
     (folder / "bad" / "index" / file.name).write_bytes(data)
-    assert same(build([folder / "images"], cache=folder / "bad"), expected)
+    assert same(build_index([folder / "images"], cache=folder / "bad"), expected)
 
 
 def test_what_may_pass_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,20 +307,20 @@ def test_what_may_pass_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyP
             return reads(path if "003" not in path else "/nowhere", max_pixels)
 
         patch.setattr(verdicts, "measure", failing)
-        assert len(build([root]).unreadable) == 1
-    assert build([root]).unreadable == ()
+        assert len(build_index([root]).unreadable) == 1
+    assert build_index([root]).unreadable == ()
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(root: Path, tmp_path: Path) -> None:
     put(root, *numbered("a", 3))
     (tmp_path / "file").write_text("no folder")
-    assert len(build([root], cache=tmp_path / "file")) == 3
+    assert len(build_index([root], cache=tmp_path / "file")) == 3
 
 
 def test_writers_at_once_and_an_interrupted_one(root: Path, own_cache: Path, decoded: list[str]) -> None:
     put(root, *numbered("a", 30))
     results: list[Index] = []
-    threads = [threading.Thread(target=lambda: results.append(build([root]))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: results.append(build_index([root]))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -336,9 +336,9 @@ def test_writers_at_once_and_an_interrupted_one(root: Path, own_cache: Path, dec
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build([root], on_progress=interrupt)
+        build_index([root], on_progress=interrupt)
     so_far = len(decoded)
-    build([root])
+    build_index([root])
     assert len(decoded) == 30  # nothing twice
     assert so_far > 0
 
@@ -346,7 +346,7 @@ def test_writers_at_once_and_an_interrupted_one(root: Path, own_cache: Path, dec
 def test_progress(root: Path) -> None:
     put(root, *numbered("a", 8))
     seen: list[tuple[int, int]] = []
-    build([root], on_progress=lambda done, n: seen.append((done, n)))
+    build_index([root], on_progress=lambda done, n: seen.append((done, n)))
     assert seen[-1] == (8, 8)
 
 
@@ -357,17 +357,17 @@ def test_class_folders(root: Path) -> None:
     put(root, "cat/a.png", "cat/deep/b.png", "dog/c.png", "dog/d.png")
     expected = {"cat/a.png": "cat", "cat/deep/b.png": "cat", "dog/c.png": "dog", "dog/d.png": "dog"}
     for labels in ("auto", "folders"):
-        index = build([root], labels=labels)
+        index = build_index([root], labels=labels)
         assert labelled(index, root) == expected
         assert index.labels is not None
         assert index.labels.dtype == torch.int64
-    assert build([root], labels="none").labels is None
+    assert build_index([root], labels="none").labels is None
     put(root, "10/e.png", "9/f.png")
-    assert build([root]).classes == ("10", "9", "cat", "dog")
+    assert build_index([root]).classes == ("10", "9", "cat", "dog")
     shutil.rmtree(root / "cat")
     shutil.rmtree(root / "dog")
     put(root, "10/g.png", "9/h.png")
-    assert build([root]).classes == ("9", "10")  # numbers by their size
+    assert build_index([root]).classes == ("9", "10")  # numbers by their size
 
 
 @pytest.mark.parametrize(
@@ -383,14 +383,14 @@ def test_class_folders(root: Path) -> None:
 )
 def test_folders_that_are_no_classes(root: Path, files: list[str], objection: str) -> None:
     put(root, *files)
-    index = build([root])
+    index = build_index([root])
     assert index.labels is None
     assert index.classes == ()
     if len({file.split("/")[0] for file in files if "/" in file}) > 1:
         assert any(objection in note for note in index.notes)  # auto says why it took none
     if "no class" in objection or "one folder" in objection:
         with pytest.raises(UserError, match=objection):
-            build([root], labels="folders")
+            build_index([root], labels="folders")
 
 
 def table(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -403,31 +403,31 @@ def test_a_csv_of_classes(root: Path, tmp_path: Path) -> None:
     rows = 'file,class\nx/a.png,tree\n"x/b b.png",stone\n./c.png,tree\ne\u0301.png,stone\n'
     expected = {"x/a.png": "tree", "x/b b.png": "stone", "c.png": "tree", "é.png": "stone"}
     inside = table(root / "labels.csv", rows)
-    assert labelled(build([root]), root) == expected  # found by its name
-    assert labelled(build([root], labels=str(inside)), root) == expected
+    assert labelled(build_index([root]), root) == expected  # found by its name
+    assert labelled(build_index([root], labels=str(inside)), root) == expected
     with pytest.raises(UserError, match="no class folder"):
-        build([root], labels="folders")
+        build_index([root], labels="folders")
     inside.unlink()
     outside = table(tmp_path / "t.csv", rows)  # paths from the root
-    assert labelled(build([root], labels=outside), root) == expected
+    assert labelled(build_index([root], labels=outside), root) == expected
     table(outside, rows.replace(",", ";"), "utf-16")
-    assert labelled(build([root], labels=outside), root) == expected
+    assert labelled(build_index([root], labels=outside), root) == expected
     windows = rows.replace("x/", f"{root.name}\\x\\").replace("./c", f"{root.name}/c").replace(".png", "")
     table(outside, windows.replace("e\u0301", f"{root.name}/é"), "utf-8-sig")  # paths from the CSV, no suffixes
-    assert labelled(build([root], labels=outside), root) == expected
-    assert build([root], labels=outside).notes == ()
+    assert labelled(build_index([root], labels=outside), root) == expected
+    assert build_index([root], labels=outside).notes == ()
 
 
 def test_a_csv_of_several_classes_an_image(root: Path) -> None:
     put(root, "a.png", "b.png", "c.png")
     table(root / "labels.csv", "file,class\na.png,x|y\nb.png,\nc.png,y | z\n")
-    by_bars = build([root])
+    by_bars = build_index([root])
     assert by_bars.classes == ("x", "y", "z")
     assert by_bars.labels is not None
     assert by_bars.labels.dtype == torch.int8
     assert by_bars.labels.tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 1]]
     table(root / "labels.csv", "file,z,y,x\na.png,0,1,1\nb.png,0,0,0\nc.png,1,1,0\n")
-    by_columns = build([root])
+    by_columns = build_index([root])
     assert by_columns.classes == ("z", "y", "x")  # as the header has them
     assert by_columns.labels is not None
     assert by_columns.labels.flip(1).tolist() == by_bars.labels.tolist()
@@ -437,11 +437,11 @@ def test_a_csv_of_several_classes_an_image(root: Path) -> None:
 def test_columns_and_rows_that_are_not_used_are_said(root: Path) -> None:
     put(root, "a.png", "b.png")
     table(root / "labels.csv", "file,class,camera\na.png,x,1\nb.png,y,2\nmissing.png,y,2\n")
-    notes = build([root]).notes
+    notes = build_index([root]).notes
     assert any("columns not used: camera" in note for note in notes)
     assert any("1 row of" in note for note in notes)
     table(root / "labels.csv", "file,class\na.png,x\nb.png,x\n")
-    index = build([root])
+    index = build_index([root])
     assert index.labels is None
     assert any("one class only" in note for note in index.notes)
 
@@ -453,7 +453,7 @@ def test_a_few_labels_among_many_images(root: Path) -> None:
     for text in ("x", "x|y"):  # one class an image, and several
         rows = [f"{name},{text if i % 2 else 'z'}\n" for i, name in enumerate(names[:10])]
         table(root / "labels.csv", "file,class\n" + "".join(rows))
-        index = build([root])
+        index = build_index([root])
         assert index.labels is not None
         assert index.labelled.tolist() == [True] * 10 + [False] * 30
         assert (index.labels[10:] == -1).all()
@@ -461,7 +461,7 @@ def test_a_few_labels_among_many_images(root: Path) -> None:
         assert index.labelled[index.held_out].all()
         assert any("30 of 40 images have no row" in note for note in index.notes)
     table(root / "labels.csv", "file,class\n" + "".join(f"{name},{'xyz'[i % 3]}\n" for i, name in enumerate(names)))
-    assert build([root]).fingerprint != index.fingerprint
+    assert build_index([root]).fingerprint != index.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -480,24 +480,24 @@ def test_a_csv_that_does_not_fit_stops_with_its_line(root: Path, text: str, mess
     put(root, "a.png", "b.png")
     table(root / "labels.csv", text)
     with pytest.raises(UserError, match=message) as caught:
-        build([root])
+        build_index([root])
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="labels 'nonsense': no such file"):
-        build([root], labels="nonsense")
+        build_index([root], labels="nonsense")
 
 
 def test_tables_in_the_folders_of_a_split(root: Path) -> None:
     for part in ("train", "test"):
         put(root, *numbered(part, 6))
         table(root / part / "labels.csv", "image,class\n" + "".join(f"{i:03}.png,{'ab'[i % 2]}\n" for i in range(6)))
-    index = build([root])
+    index = build_index([root])
     assert (index.split, index.classes) == ("given", ("a", "b"))
     assert labelled(index, root) == {name: "ab"[int(name[-5]) % 2] for name in numbered("train", 6) + numbered("test", 6)}
     assert any("train/labels.csv (6 images)" in note for note in index.notes)
     split = root / "labels.csv"  # which is above, and so is not asked
     table(split, "image,class,split\ntrain/000.png,c,test\ntest/000.png,d,train\n")
-    assert labelled(build([root]), root) == labelled(index, root)
-    index = build([root], labels=split)
+    assert labelled(build_index([root]), root) == labelled(index, root)
+    index = build_index([root], labels=split)
     assert index.split == "given"
     assert any("as folders name one" in note for note in index.notes)
 
@@ -505,7 +505,7 @@ def test_tables_in_the_folders_of_a_split(root: Path) -> None:
 def test_a_table_without_a_header_is_read(root: Path) -> None:
     put(root, "a.png", "b.png")
     table(root / "labels.csv", "a.png,x\nb.png,y\n")
-    index = build([root])
+    index = build_index([root])
     assert labelled(index, root) == {"a.png": "x", "b.png": "y"}
     assert any("no header" in note for note in index.notes)
 
@@ -520,19 +520,19 @@ def test_a_column_of_the_table_names_the_split(root: Path) -> None:
         for i, name in enumerate(numbered("a", 4) + numbered("b", 4))
     ]
     table(root / "labels.csv", "image,class,split\n" + "".join(rows))
-    index = build([root])
+    index = build_index([root])
     assert index.split == "table"
     assert names(index, root, index.held_out.tolist()) == ["a/003.png", "b/003.png"]
     assert "as their table says" in index.describe()
     table(root / "labels.csv", "image,class,fold of mine\n" + "".join(rows))
-    assert build([root]).fingerprint != index.fingerprint
+    assert build_index([root]).fingerprint != index.fingerprint
 
 
 @pytest.mark.parametrize("held_out", ["test", "val", "Valid", "validation"])
 def test_a_given_split_is_kept(root: Path, held_out: str) -> None:
     put(root, *numbered("train/cat", 4), *numbered("train/dog", 3))
     put(root, *numbered(f"{held_out}/cat", 2), *numbered(f"{held_out}/fox", 1))
-    index = build([root])
+    index = build_index([root])
     assert index.split == "given"
     assert index.classes == ("cat", "dog", "fox")  # a class may be in one part only
     assert all(name.startswith(held_out) for name in names(index, root, index.held_out.tolist()))
@@ -541,7 +541,7 @@ def test_a_given_split_is_kept(root: Path, held_out: str) -> None:
     assert len(index.held_out) == 3
     assert "as their folders say" in index.describe()
     put(root, *numbered("unlabelled", 2))
-    more = build([root])
+    more = build_index([root])
     assert len(more.train) == 9
     assert more.classes == index.classes
     assert int(more.labelled.sum()) == 10
@@ -550,7 +550,7 @@ def test_a_given_split_is_kept(root: Path, held_out: str) -> None:
 
 def test_a_lone_train_folder_is_looked_through(root: Path) -> None:
     put(root, *numbered("train/cat", 5), *numbered("train/dog", 5))
-    index = build([root])
+    index = build_index([root])
     assert (index.split, index.classes) == ("drawn", ("cat", "dog"))
     assert len(index.held_out) == 2
 
@@ -583,17 +583,17 @@ def test_a_drawn_split_is_stratified(counts: list[int], holdout: float, seed: in
 
 def test_the_drawn_split_depends_on_the_seed_and_hardly_on_additions(root: Path) -> None:
     put(root, *numbered("cat", 50), *numbered("dog", 50))
-    index = build([root])
+    index = build_index([root])
     assert len(index.held_out) == 20
     held_out = set(names(index, root, index.held_out.tolist()))
-    other = build([root], seed=1)
+    other = build_index([root], seed=1)
     assert set(names(other, root, other.held_out.tolist())) != held_out
-    assert len(build([root], holdout=0).held_out) == 0
+    assert len(build_index([root], holdout=0).held_out) == 0
     put(root, *[f"cat/new{i}.png" for i in range(10)])
-    later = build([root])
+    later = build_index([root])
     moved = held_out ^ set(names(later, root, later.held_out.tolist()))
     assert len([name for name in moved if "new" not in name]) <= 4
-    unlabelled = build([root], labels="none", holdout=0.5)
+    unlabelled = build_index([root], labels="none", holdout=0.5)
     assert len(unlabelled.held_out) == 55
 
 
@@ -616,18 +616,18 @@ def test_a_draw_with_several_classes_an_image_shares_out_the_rare_ones() -> None
 
 def test_the_fingerprint_is_that_of_the_data_and_not_of_its_place(root: Path, tmp_path: Path) -> None:
     put(root, *numbered("cat", 3), *numbered("dog", 3))
-    first = build([root])
+    first = build_index([root])
     copy = tmp_path / "copy"
     shutil.copytree(root, copy)
     for path in copy.rglob("*.png"):
         os.utime(path, ns=(5, 5))
-    twin = build([copy])
+    twin = build_index([copy])
     assert twin.fingerprint == first.fingerprint
     assert torch.equal(twin.test, first.test)
     assert names(twin, copy) == names(first, root)
-    assert build([root], labels="none").fingerprint != first.fingerprint
+    assert build_index([root], labels="none").fingerprint != first.fingerprint
     shutil.move(copy / "cat/000.png", copy / "dog/999.png")
-    assert build([copy]).fingerprint != first.fingerprint
+    assert build_index([copy]).fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -640,7 +640,7 @@ def test_the_fingerprint_is_that_of_the_data_and_not_of_its_place(root: Path, tm
 def test_a_split_by_folders_is_a_part_of_the_data(root: Path, files: list[str], known: bool) -> None:
     """That by the first folder was so from the beginning: old runs go on. That by others held nothing out for them."""
     put(root, *files)
-    index = build([root])
+    index = build_index([root])
     plain = hashlib.sha256()
     for i, name in enumerate(names(index, root)):
         own = index.classes[index.labels[i]] if index.labels is not None and index.labels[i] >= 0 else ""
@@ -669,7 +669,7 @@ def test_other_pixels_under_the_same_name_size_and_time_are_other_data(
     root.mkdir()
     for i in range(3):
         Image.new("L", (9, 9), 40 + i).save(root / f"{i}{suffix}", compress_level=0)
-    first = build([root])
+    first = build_index([root])
     file = root / f"1{suffix}"
     before, folder = file.stat(), root.stat()
     Image.new("L", (9, 9), 200).save(root / f"x{suffix}", compress_level=0)
@@ -680,7 +680,7 @@ def test_other_pixels_under_the_same_name_size_and_time_are_other_data(
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     os.utime(root, ns=(folder.st_atime_ns, folder.st_mtime_ns))
     decoded.clear()
-    second = build([root])
+    second = build_index([root])
     assert decoded == [f"1{suffix}"]
     assert second.fingerprint != first.fingerprint
     assert second.listing == first.listing
@@ -692,7 +692,7 @@ def test_the_order_does_not_depend_on_that_of_the_roots_or_the_disk(
 ) -> None:
     put(root, *numbered("a", 5), *numbered("c", 5))
     put(tmp_path / "other", *numbered("b", 5), *numbered("d", 5))
-    first = build([root, tmp_path / "other"])
+    first = build_index([root, tmp_path / "other"])
     scandir = os.scandir
 
     class Shuffled:
@@ -707,4 +707,4 @@ def test_the_order_does_not_depend_on_that_of_the_roots_or_the_disk(
             pass
 
     monkeypatch.setattr(os, "scandir", Shuffled)
-    assert same(build([tmp_path / "other", root]), first)
+    assert same(build_index([tmp_path / "other", root]), first)

@@ -25,7 +25,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = backbones.create("resnet10t")
     backbone.pixel_range = PixelRange(integers=(-1024, 3071))
     path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
-    weights.save(backbone, path)
+    weights.save_backbone(backbone, path)
     return path
 
 
@@ -48,7 +48,7 @@ def backbone(file: Path) -> Backbone:
     ids=["floats", "uint8", "doubles", "channels last", "overshoot", "black"],
 )
 def test_what_is_clear_is_taken(file: Path, backbone: Backbone, given: Tensor) -> None:
-    wanted = weights.load(file).eval()((given / 255 if given.dtype == torch.uint8 else given).float())
+    wanted = weights.load_backbone(file).eval()((given / 255 if given.dtype == torch.uint8 else given).float())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):

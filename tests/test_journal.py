@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from selftaught.files import atomic, write_json
-from selftaught.loggers.jsonl import Journal, read
+from selftaught.loggers.jsonl import Journal, read_journal
 from selftaught.training import checkpoint
 from selftaught.training.checkpoint import all_finite
 
@@ -27,16 +27,16 @@ def written(path: Path, *steps: int) -> Path:
 def test_what_is_written_is_read_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "journal.jsonl"
     journal = Journal(path, after=0)
-    assert read(path) == []
+    assert read_journal(path) == []
     for step in (1, 2):
         journal.write({"step": step, "loss": 0.5, "name": "line\nbreak, \u2028 and é"})
-        assert read(path) == journal.entries  # before it is closed: others look on
+        assert read_journal(path) == journal.entries  # before it is closed: others look on
         assert len(path.read_bytes().splitlines()) == step
     journal.close()
 
 
 def test_there_need_not_be_one(tmp_path: Path) -> None:
-    assert read(tmp_path / "none.jsonl") == []
+    assert read_journal(tmp_path / "none.jsonl") == []
     assert Journal(tmp_path / "new.jsonl", after=5).entries == []
 
 
@@ -46,25 +46,25 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     kept = (1, 2, 3) if cut == 1 else (1, 2)  # without its line break alone, a line is still whole
-    assert read(path) == entries(*kept)
+    assert read_journal(path) == entries(*kept)
     journal = Journal(path, after=9)
     journal.write({"step": 4})
     journal.close()
-    assert read(path) == entries(*kept, 4)
+    assert read_journal(path) == entries(*kept, 4)
 
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
     path = written(tmp_path / "journal.jsonl", 10, 20, 30, 40)
     journal = Journal(path, after=20)
-    assert journal.entries == read(path) == entries(10, 20)
+    assert journal.entries == read_journal(path) == entries(10, 20)
     journal.write({"step": 30})
     journal.close()
-    assert read(path) == entries(10, 20, 30)
+    assert read_journal(path) == entries(10, 20, 30)
 
 
 def test_a_run_from_the_beginning_starts_a_new_journal(tmp_path: Path) -> None:
     path = written(tmp_path / "journal.jsonl", 10, 20)
-    assert Journal(path, after=0).entries == read(path) == []
+    assert Journal(path, after=0).entries == read_journal(path) == []
 
 
 # Checkpoints
@@ -82,7 +82,7 @@ def test_a_file_is_put_in_its_place_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=["disk", "stop"])
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "last.pt"
-    checkpoint.save(path, {"w": torch.ones(3)})
+    checkpoint.save_checkpoint(path, {"w": torch.ones(3)})
 
     def write(draft: Path) -> None:
         draft.write_bytes(b"half of")
@@ -90,7 +90,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, error: BaseException
 
     with pytest.raises(type(error)):
         atomic(path, write)
-    assert torch.equal(checkpoint.load(path)["w"], torch.ones(3))
+    assert torch.equal(checkpoint.load_checkpoint(path)["w"], torch.ones(3))
     assert list(tmp_path.iterdir()) == [path]  # and no draft
 
 
@@ -102,12 +102,12 @@ def test_a_failed_first_write_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_checkpoint_comes_back_as_it_was_and_runs_no_code(tmp_path: Path) -> None:
     state = {"step": {"w": torch.rand(3), "n": torch.tensor(3)}, "next": 7, "best": None, "peaks": [0.1, 0.2]}
-    back = checkpoint.load(checkpoint.save(tmp_path / "last.pt", state))
+    back = checkpoint.load_checkpoint(checkpoint.save_checkpoint(tmp_path / "last.pt", state))
     assert torch.equal(back["step"]["w"], state["step"]["w"])  # type: ignore[index]
     assert {k: v for k, v in back.items() if k != "step"} == {k: v for k, v in state.items() if k != "step"}
     torch.save({"path": Path("x")}, tmp_path / "pickle.pt")
     with pytest.raises(Exception, match="Weights only"):
-        checkpoint.load(tmp_path / "pickle.pt")
+        checkpoint.load_checkpoint(tmp_path / "pickle.pt")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -410,7 +410,7 @@ class TestGuess:
         assert weights.guess_name(tmp_path / "a.pth") == "vit_tiny_patch16_224"
 
     def test_our_own_files_say_it(self, tmp_path):
-        weights.save(backbones.create("test_resnet", stem="cifar"), tmp_path / "a.safetensors")
+        weights.save_backbone(backbones.create("test_resnet", stem="cifar"), tmp_path / "a.safetensors")
         assert weights.guess(tmp_path / "a.safetensors") == ("test_resnet", "cifar")
 
     def test_names_of_pretrained_weights(self):

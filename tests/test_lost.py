@@ -52,7 +52,7 @@ def test_few_lost_images_are_reported(tmp_path: Path, lose: Any, capsys: pytest.
     facts = json.loads((out / "run.json").read_text())
     assert facts["lost"] == 2
     assert [path for path, _ in facts["lost_images"]] == [str(file) for file in gone]
-    assert journal.read(out / "journal.jsonl")[-1]["lost"] == 2
+    assert journal.read_journal(out / "journal.jsonl")[-1]["lost"] == 2
     last = " ".join(capsys.readouterr().err.split("\n")[-2:])
     assert "2 images" in last
 

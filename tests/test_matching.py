@@ -196,12 +196,12 @@ class TestValues:
         backbone = backbones.create(RESNET)
         backbone.network.load_state_dict(damaged(backbone.network.state_dict(), key, value))
         path = tmp_path / f"b{suffix}"
-        weights.save(backbone, path)
+        weights.save_backbone(backbone, path)
         (tmp_path / "run").mkdir()
-        weights.save(backbone, tmp_path / "run" / "backbone.safetensors")
+        weights.save_backbone(backbone, tmp_path / "run" / "backbone.safetensors")
         fresh = backbones.create(RESNET)
         before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-        for read in (weights.load, weights.guess, run.open_backbone, lambda p: weights.load_weights(fresh, p)):
+        for read in (weights.load_backbone, weights.guess, run.open_backbone, lambda p: weights.load_weights(fresh, p)):
             for source in (path, tmp_path / "run"):
                 with pytest.raises(UserError, match=re.escape(key)) as error:
                     read(source)
@@ -246,21 +246,21 @@ class TestValues:
 
     @pytest.mark.parametrize("value", ["[NaN, 0.1, 0.1]", "[Infinity, 0.1, 0.1]", "[0.1, 0.1]", '"x"'])
     def test_statistics(self, tmp_path: Path, value: str) -> None:
-        weights.save(backbones.create(RESNET), tmp_path / "b.pth")
+        weights.save_backbone(backbones.create(RESNET), tmp_path / "b.pth")
         content = torch.load(tmp_path / "b.pth")
         for which in ("mean", "std"):
             torch.save({**content, "metadata": {**content["metadata"], which: value}}, tmp_path / "b.pth")
             with pytest.raises(UserError, match="mean and std"):
-                weights.load(tmp_path / "b.pth")
+                weights.load_backbone(tmp_path / "b.pth")
 
     def test_a_head(self, tmp_path: Path) -> None:
         head = mlp(4, 3)
         with torch.no_grad():
             head[-1].weight[0, 0] = float("nan")
-        weights.save(backbones.create(RESNET), tmp_path / "backbone.safetensors")
-        heads.save(head, (), False, tmp_path / heads.FILE)
+        weights.save_backbone(backbones.create(RESNET), tmp_path / "backbone.safetensors")
+        heads.save_head(head, (), False, tmp_path / heads.FILE)
         with pytest.raises(UserError, match=r"NaN.*0\.weight"):
-            heads.load(tmp_path)
+            heads.load_head(tmp_path)
 
     def test_what_timm_fetches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         create_model = timm.create_model

@@ -22,7 +22,7 @@ from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.methods.contrastive.pirl import PIRL
 from selftaught.methods.contrastive.triplet import Triplet
 from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
-from selftaught.methods.parts.memory_bank import Memory, MemoryConfig
+from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from tests.formulas import Row, Rows, close, dot, few, normal, rotation, seeds, unit
 from tests.laws.toys import IMAGES, Toy, batch, build, config, rng
 
@@ -169,11 +169,11 @@ def test_a_margin_that_makes_no_sense_is_refused(kind: type[Method], margin: flo
 # The memory
 
 
-def memory(images: int = 12, seen: int = 9, **change: object) -> Memory:
+def memory(images: int = 12, seen: int = 9, **change: object) -> MemoryBank:
     """In double precision; images from `seen` on were never shown."""
     torch.manual_seed(0)
     values = {"dim": 4, "negatives": 5, "loss": "softmax", "temperature": 0.3, **change}
-    it = Memory(MemoryConfig(**values), images).double()  # type: ignore[arg-type]
+    it = MemoryBank(MemoryConfig(**values), images).double()  # type: ignore[arg-type]
     it.fill([(torch.arange(seen), unit(seen, 4, seed=7))])
     return it
 
@@ -272,7 +272,7 @@ def test_half_precision_leaves_the_constant_of_nce_as_it_is() -> None:
     """It is found once, before the first epoch, under autocast."""
     found = []
     for bf16 in (False, True):
-        it = Memory(MemoryConfig(dim=4, loss="nce", temperature=0.07), 64)
+        it = MemoryBank(MemoryConfig(dim=4, loss="nce", temperature=0.07), 64)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             it.fill([(torch.arange(64), unit(64, 4, seed=3).float())])
         found.append(it.log_z)
@@ -346,7 +346,7 @@ def test_one_row_for_all_images_costs_what_chance_costs(name: str) -> None:
     method = METHODS[name](change, Toy(norm=True), IMAGES)
     same = unit(1, 8, seed=0).float()
     for it in method.modules():
-        if isinstance(it, Memory):
+        if isinstance(it, MemoryBank):
             it.fill([(torch.arange(IMAGES), same.expand(IMAGES, -1))])
             assert it.loss(same.expand(8, -1), torch.arange(8)).item() == pytest.approx(method.chance())
     nce_method = METHODS[name](dataclasses.replace(change, loss="nce"), Toy(norm=True), IMAGES)  # type: ignore[call-arg]

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from selftaught.cli.main import main
 from selftaught.data.index import huggingface as foreign
-from selftaught.data.index.build import Index, build
+from selftaught.data.index.build import Index, build_index
 from selftaught.data.io import filesystem as locations
 from selftaught.data.loading import sampler
 from selftaught.data.loading.images import Images, statistics
@@ -125,21 +125,21 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_pack_has_the_index_of_its_folder(folder: Path, packed: Path, tmp_path: Path) -> None:
-    one, other = build([folder]), build([packed])
+    one, other = build_index([folder]), build_index([packed])
     assert (one.names, one.classes, one.split) == (other.names, other.classes, other.split)
     assert other.split == "given"
     for field in ("sizes", "labels", "test"):
         assert torch.equal(getattr(one, field), getattr(other, field)), field
     assert one.subset("5", 0).names == other.subset("5", 0).names
     assert len(other.subset("50%", 0).groups.of) == len(other.subset("50%", 0))  # type: ignore[union-attr]
-    copied = build([shutil.copytree(packed, tmp_path / "elsewhere")])
+    copied = build_index([shutil.copytree(packed, tmp_path / "elsewhere")])
     assert copied.fingerprint == other.fingerprint
     assert copied.paths != other.paths
-    assert build([folder], labels="none").fingerprint != other.fingerprint
-    assert build([packed], labels="none").labels is None
-    assert torch.equal(build([packed], labels="folders").labels, one.labels)  # type: ignore[arg-type]
+    assert build_index([folder], labels="none").fingerprint != other.fingerprint
+    assert build_index([packed], labels="none").labels is None
+    assert torch.equal(build_index([packed], labels="folders").labels, one.labels)  # type: ignore[arg-type]
     drawn = pack([folder / "train"], tmp_path / "drawn.pack", PNG)
-    assert torch.equal(build([drawn], seed=4).test, build([folder / "train"], seed=4).test)
+    assert torch.equal(build_index([drawn], seed=4).test, build_index([folder / "train"], seed=4).test)
 
 
 def test_a_pack_has_the_split_and_the_labels_of_folders_by_other_names(tmp_path: Path) -> None:
@@ -147,20 +147,20 @@ def test_a_pack_has_the_split_and_the_labels_of_folders_by_other_names(tmp_path:
     for name, other in (("train", "train_set"), ("test", "val2017")):
         (place / name).rename(place / other)
     (place / "train_set" / "class 2").rename(place / "unlabeled")
-    one, other = build([tmp_path]), build([pack([tmp_path], tmp_path / "p.pack", PNG)])
+    one, other = build_index([tmp_path]), build_index([pack([tmp_path], tmp_path / "p.pack", PNG)])
     assert (one.names, one.classes, one.split) == (other.names, other.classes, other.split)
     assert (len(one), one.split, int((one.labels < 0).sum())) == (24, "given", 3)  # type: ignore[operator]
     for field in ("labels", "test"):
         assert torch.equal(getattr(one, field), getattr(other, field)), field
-    assert build([tmp_path]).fingerprint == one.fingerprint  # the pack that lies there now is not read with the others
+    assert build_index([tmp_path]).fingerprint == one.fingerprint  # the pack that lies there now is not read with the others
 
 
 @pytest.mark.parametrize(("hold", "workers"), [(True, 0), (False, 0), (False, 2)])
 def test_full_size_png_trains_on_the_batches_of_the_folder(folder: Path, packed: Path, hold: bool, workers: int) -> None:
-    epochs = [list(batches_of(build([p]), hold=hold, workers=workers).epoch(1)) for p in (folder, packed)]
+    epochs = [list(batches_of(build_index([p]), hold=hold, workers=workers).epoch(1)) for p in (folder, packed)]
     assert alike(*epochs)
-    assert statistics(images_of(build([folder])), torch.arange(60)) == statistics(
-        images_of(build([packed])), torch.arange(60)
+    assert statistics(images_of(build_index([folder])), torch.arange(60)) == statistics(
+        images_of(build_index([packed])), torch.arange(60)
     )
 
 
@@ -190,12 +190,12 @@ def test_images_are_brought_down_once_and_never_up(tmp_path: Path, format: Any, 
     smooth.resize((20, 12)).save(place / "b.jpg", quality=95)
     smooth.save(place / "c.png")
     smooth.convert("RGBA").save(place / "d.png")
-    index = build([pack([place], tmp_path / "p.pack", Encoding(size=16, format=format))])
+    index = build_index([pack([place], tmp_path / "p.pack", Encoding(size=16, format=format))])
     assert index.sizes.tolist() == [[24, 16], [12, 20], [16, 24], [16, 24]]
     data = [store.read(path) for path in index.paths]
     assert all(d.startswith(magic) for d in data)
     assert (data[1] == (place / "b.jpg").read_bytes()) == (format == "jpeg")  # no second loss where nothing changes
-    folder_, pack_ = (images_of(build([p]), canvas=12) for p in (place, tmp_path / "p.pack"))
+    folder_, pack_ = (images_of(build_index([p]), canvas=12) for p in (place, tmp_path / "p.pack"))
     for i in range(4):
         assert (folder_[i].float() - pack_[i].float()).abs().mean() < 4
 
@@ -203,13 +203,13 @@ def test_images_are_brought_down_once_and_never_up(tmp_path: Path, format: Any, 
 def test_several_labels_and_unknown_ones(tmp_path: Path) -> None:
     place = photos(tmp_path / "photos", each=3) / "train"
     (place / "labels.csv").write_text("path,class\nclass 0/000,sun|sea\nclass 0/001,\nclass 1/000,sea\nclass 2/002,sun\n")
-    one, other = build([place]), build([pack([place], tmp_path / "p.pack", PNG)])
+    one, other = build_index([place]), build_index([pack([place], tmp_path / "p.pack", PNG)])
     assert one.labels is not None
     assert one.labels.dim() == 2
     assert one.classes == other.classes == ("sea", "sun")
     assert torch.equal(one.labels, other.labels)  # type: ignore[arg-type]
     (place / "labels.csv").write_text("path,class\nclass 0/000,sun\nclass 1/000,sea\n")
-    one, other = build([place]), build([pack([place], tmp_path / "q.pack", PNG)])
+    one, other = build_index([place]), build_index([pack([place], tmp_path / "q.pack", PNG)])
     assert torch.equal(one.labels, other.labels)  # type: ignore[arg-type]
     assert int((other.labels < 0).sum()) == 7  # type: ignore[operator]
 
@@ -218,7 +218,7 @@ def test_a_split_by_a_table_is_kept(tmp_path: Path) -> None:
     place = photos(tmp_path / "photos", each=3) / "train"
     rows = [f"class {k}/00{i},{'xyz'[k]},{'train' if i else 'test'}\n" for k in range(3) for i in range(3)]
     (place / "labels.csv").write_text("path,class,split\n" + "".join(rows))
-    one, other = build([place]), build([pack([place], tmp_path / "p.pack", PNG)])
+    one, other = build_index([place]), build_index([pack([place], tmp_path / "p.pack", PNG)])
     assert (one.split, other.split) == ("table", "given")
     assert {f"test/{one.names[i]}" for i in one.held_out.tolist()} == {str(other.names[i]) for i in other.held_out.tolist()}
     assert len(other.held_out) == 3
@@ -235,7 +235,7 @@ def test_masks_come_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     words = ["pack", str(place), "--masks", str(masks.parent), "--size", "12", "--out"]
     assert main([*words, str(tmp_path / "p.pack")]) == 0
     assert "5 of 6 images without a mask" in capsys.readouterr().err
-    index = build([tmp_path / "p.pack"])
+    index = build_index([tmp_path / "p.pack"])
     at = [name.as_posix() for name in index.names].index("class 1/000.png")
     mask = np.asarray(Image.open(io.BytesIO(store.read(index.paths[at], "mask"))))
     assert mask.shape == (12, 15)
@@ -274,7 +274,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
     victim.join()
     assert list(out.glob(".*.parquet"))  # in the middle of a shard
     with pytest.raises(UserError, match="not finished: run the same"):
-        build([out])
+        build_index([out])
     kept = (out / "train-00000-of-00006.parquet").stat().st_mtime_ns
     monkeypatch.setattr(packing, "encode", real)
     pack([folder], out, PNG, shard=20)
@@ -302,7 +302,7 @@ def test_a_rerun_does_nothing_and_another_wish_is_refused(tmp_path: Path, capsys
     shutil.copy(place / "train/class 0/000.png", place / "train/class 0/new.png")
     assert "have changed" in refused(words, capsys)
     again = pack([out], tmp_path / "again.pack", Encoding(size=8))  # a pack can be packed
-    assert build([again]).names == build([out]).names
+    assert build_index([again]).names == build_index([out]).names
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
@@ -321,10 +321,10 @@ def test_a_damaged_shard_is_named(packed: Path, tmp_path: Path, capsys: pytest.C
     assert file.name in refused(["pack", "--verify", str(out)], capsys)
     if harm != "flip":  # which costs too much to see each time
         with pytest.raises(UserError, match=f"{file.name} is (damaged|missing)"):
-            build([out])
+            build_index([out])
         return
-    images = images_of(build([out]))
-    raws = list(Batches(images, build([out]).train, None, batch=4, seed=0).once())
+    images = images_of(build_index([out]))
+    raws = list(Batches(images, build_index([out]).train, None, batch=4, seed=0).once())
     assert len(raws) == 15
     assert len(images.lost) == 4  # of one row group, and others stand in for them
     assert all("damaged" in reason for _, reason in images.lost)
@@ -355,7 +355,7 @@ def test_a_damaged_manifest_is_one_line(
     for words in (["pack", "--verify", str(out)], ["pack", str(folder), "--out", str(out)]):
         assert "pack.json" in refused(words, capsys)
     with pytest.raises(UserError, match=r"pack\.json"):
-        build([out])
+        build_index([out])
 
 
 def test_a_pack_of_other_pixels_is_other_data(folder: Path, tmp_path: Path) -> None:
@@ -368,33 +368,33 @@ def test_a_pack_of_other_pixels_is_other_data(folder: Path, tmp_path: Path) -> N
         for i, file in enumerate(sorted(root.rglob("*.bmp"))):
             Image.new("L", (9, 9), i + 100 * number).save(file)
         pack([root], tmp_path / f"{number}.pack", PNG)
-    one, other = (build([tmp_path / f"{number}.pack"]) for number in (0, 1))
+    one, other = (build_index([tmp_path / f"{number}.pack"]) for number in (0, 1))
     assert one.names == other.names
     assert one.fingerprint != other.fingerprint
-    assert build([shutil.copytree(tmp_path / "0.pack", tmp_path / "moved")]).fingerprint == one.fingerprint
+    assert build_index([shutil.copytree(tmp_path / "0.pack", tmp_path / "moved")]).fingerprint == one.fingerprint
 
 
 def test_a_pack_that_is_none(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = shutil.copytree(packed, tmp_path / "p.pack")
     (out / "pack.json").write_text("{")
     with pytest.raises(UserError, match=r"pack\.json is damaged"):
-        build([out])
+        build_index([out])
     (out / "pack.json").write_text('{"format": 99, "shards": []}')
     with pytest.raises(UserError, match="another version"):
-        build([out])
+        build_index([out])
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError, match=r"x\.parquet cannot be read \(damaged"):
-        build([tmp_path / "x.parquet"])
+        build_index([tmp_path / "x.parquet"])
     pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="has no images"):
-        build([tmp_path / "x.parquet"])
+        build_index([tmp_path / "x.parquet"])
     with pytest.raises(UserError, match="no such file"):
-        build([tmp_path / "none.pack"])
+        build_index([tmp_path / "none.pack"])
     with pytest.raises(UserError, match="query or a password"):
-        build(["https://me:secret@host/p.pack"])
+        build_index(["https://me:secret@host/p.pack"])
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"pip install 'selftaught\[pack\]'"):
-        build([packed])
+        build_index([packed])
 
 
 # What others wrote
@@ -402,7 +402,7 @@ def test_a_pack_that_is_none(packed: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def hugging_face(root: Path, folder: Path, *, names: bool = True, n: int = 30) -> Path:
     """The images of `folder` as `datasets` would write them: no sizes, a class label, splits in the files' names."""
-    index = build([folder])
+    index = build_index([folder])
     root.mkdir()
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     label = {"names": ["zebra", "ape", "bee"], "_type": "ClassLabel"}
@@ -430,43 +430,43 @@ def test_hugging_face_files_are_read_as_they_are(
     seen: list[str] = []
     real = foreign.measure
     monkeypatch.setattr(foreign, "measure", lambda path, most: (seen.append(path), real(path, most))[1])
-    index = build([root])
+    index = build_index([root])
     assert len(seen) == len(index) == 45
     assert index.classes == ("zebra", "ape", "bee")
     assert index.split == "given"
     assert int(index.test.sum()) == 15
     assert index.sizes.tolist() == [[24, 30]] * 45
     assert any("columns not used: note" in note for note in index.notes)
-    again = build([root])
+    again = build_index([root])
     assert len(seen) == 45  # remembered
     assert again.fingerprint == index.fingerprint
     assert torch.equal(again.sizes, index.sizes)
     shutil.move(root, tmp_path / "moved")
-    assert build([tmp_path / "moved"]).fingerprint == index.fingerprint
-    pixels = {images_of(build([folder]))[i].numpy().tobytes() for i in range(75)}
-    assert all(image.numpy().tobytes() in pixels for image in images_of(build([tmp_path / "moved"])))  # type: ignore[attr-defined]
-    single = build([tmp_path / "moved" / "train-00000-of-00001.parquet"])
+    assert build_index([tmp_path / "moved"]).fingerprint == index.fingerprint
+    pixels = {images_of(build_index([folder]))[i].numpy().tobytes() for i in range(75)}
+    assert all(image.numpy().tobytes() in pixels for image in images_of(build_index([tmp_path / "moved"])))  # type: ignore[attr-defined]
+    single = build_index([tmp_path / "moved" / "train-00000-of-00001.parquet"])
     assert len(single) == 30
     assert single.split == "drawn"
 
 
 def test_columns_of_other_makes(folder: Path, tmp_path: Path) -> None:
-    data = [path.read_bytes() for path in build([folder]).paths[:20]]
+    data = [path.read_bytes() for path in build_index([folder]).paths[:20]]
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"img": data, "label": ["b", "a"] * 9 + ["a", None]}), file)
-    index = build([file])
+    index = build_index([file])
     assert index.classes == ("a", "b")
     assert int((index.labels < 0).sum()) == 1  # type: ignore[operator]
     data[3] = b"no image"
     pq.write_table(pa.table({"png": data, "labels": [[0, 2], [], [2]] * 6 + [None, [0]]}), file)
-    index = build([file])
+    index = build_index([file])
     assert index.labels is not None
     assert index.classes == ("0", "2")
     assert index.labels.shape == (19, 2)
     assert index.unreadable[0][1].startswith("not an image")
     assert index.unreadable[0][0].endswith("a.parquet/3")
     pq.write_table(pa.table({"jpg": data[4:], "label": [-1] * 16, "height": [24] * 16, "width": [30] * 16}), file)
-    index = build([file])
+    index = build_index([file])
     assert index.labels is None
     assert index.sizes.tolist() == [[24, 30]] * 16
 
@@ -476,8 +476,8 @@ def test_a_folder_of_images_beside_a_table_stays_one_and_both_kinds_go_together(
 ) -> None:
     place = photos(tmp_path / "photos", each=3)
     pq.write_table(pa.table({"a": [1]}), place / "table.parquet")
-    assert len(build([place])) == 24
-    index = build([place / "train", packed, packed])
+    assert len(build_index([place])) == 24
+    index = build_index([place / "train", packed, packed])
     assert len(index) == 9 + 75
     assert index.classes == ("class 0", "class 1", "class 2")
     assert bool(index.labelled.all())
@@ -529,13 +529,13 @@ def test_a_large_store_is_shuffled_in_windows_as_well_as_all_at_once() -> None:
 
 @pytest.mark.usefixtures("scattered")
 def test_any_start_any_processes_and_any_workers_see_the_same_batches(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = build([packed])
+    index = build_index([packed])
     assert index.groups is not None
     assert index.groups.scattered
     whole = list(batches_of(index, 8).epoch(2))
     indices = torch.cat([raw.index for raw in whole]).tolist()
     assert len(set(indices)) == 56
-    plain = list(batches_of(build([packed.parent / "photos.pack"]), 8, hold=True).epoch(2))
+    plain = list(batches_of(build_index([packed.parent / "photos.pack"]), 8, hold=True).epoch(2))
     assert alike(plain, whole)  # held in memory or not, which free memory decides
     assert alike(list(batches_of(index, 8).epoch(2, 3)), whole[3:])
     for workers in (1, 2):
@@ -554,7 +554,7 @@ def test_any_start_any_processes_and_any_workers_see_the_same_batches(packed: Pa
 
 @pytest.mark.usefixtures("scattered")
 def test_each_group_of_a_large_store_is_read_about_once(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = build([packed])
+    index = build_index([packed])
     groups = len(index.groups.of[index.train].unique())  # type: ignore[union-attr]
     read: list[int] = []
     real = store.Shard.encoded
@@ -591,7 +591,7 @@ def test_stopped_in_mid_epoch_and_resumed_from_a_pack(packed: Path, tmp_path: Pa
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     with stopped_at(4):
         assert main([*words, "--out", str(tmp_path / "parts")]) == 0
-    assert run.read(tmp_path / "parts").facts["outcome"] == "stopped"
+    assert run.read_run(tmp_path / "parts").facts["outcome"] == "stopped"
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--workers", "0"]) == 0
     one, other = (load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -664,7 +664,7 @@ async def broken_off(request: web.Request) -> web.StreamResponse:
 
 
 def test_over_http_it_is_the_same_data_even_from_a_server_that_fails_now_and_then(packed: Path, tmp_path: Path) -> None:
-    here = build([packed])
+    here = build_index([packed])
     expected = list(batches_of(here).epoch(0))
     with serving(packed.parent) as server:
         url = f"{server.url}/photos.pack"
@@ -678,7 +678,7 @@ def test_over_http_it_is_the_same_data_even_from_a_server_that_fails_now_and_the
             return broken_off(request) if count % 7 == 5 and request.headers.get("Range") else None
 
         server.harm = moody
-        index = build([url])
+        index = build_index([url])
         assert index.fingerprint == here.fingerprint
         assert str(index.paths[0]).startswith("http:/")
         assert alike(list(batches_of(index).epoch(0)), expected)
@@ -688,9 +688,9 @@ def test_over_http_it_is_the_same_data_even_from_a_server_that_fails_now_and_the
         ranges = [r for path, r in server.requests if path.endswith(".parquet")]
         assert ranges
         server.harm = lambda request: None
-        single = build([f"{url}/train-00000-of-00001.parquet"])  # of a pack just a file
+        single = build_index([f"{url}/train-00000-of-00001.parquet"])  # of a pack just a file
         assert len(single) == 60
-        assert len(build([server.url + "/photos.pack/"])) == 75
+        assert len(build_index([server.url + "/photos.pack/"])) == 75
 
 
 @pytest.mark.usefixtures("scattered")
@@ -699,8 +699,8 @@ def test_over_http_a_large_pack_comes_in_parts_and_what_fails_is_one_line(
 ) -> None:
     with serving(packed.parent) as server:
         url = f"{server.url}/photos.pack"
-        index = build([url])
-        expected = list(batches_of(build([packed])).epoch(0))
+        index = build_index([url])
+        expected = list(batches_of(build_index([packed])).epoch(0))
         server.requests.clear()
         assert alike(list(batches_of(index).epoch(0)), expected)
         parts = [r for path, r in server.requests if r]
@@ -732,14 +732,14 @@ async def web_whole(packed: Path) -> web.StreamResponse:
 def test_hugging_face_files_over_http(folder: Path, tmp_path: Path) -> None:
     root = hugging_face(tmp_path / "hf", folder)
     with serving(tmp_path) as server:
-        index = build([f"{server.url}/hf"])
-        assert index.fingerprint == build([root]).fingerprint
+        index = build_index([f"{server.url}/hf"])
+        assert index.fingerprint == build_index([root]).fingerprint
         server.requests.clear()
         store._shelf.reset()
-        assert build([f"{server.url}/hf"]).fingerprint == index.fingerprint
+        assert build_index([f"{server.url}/hf"]).fingerprint == index.fingerprint
         assert sum(bool(r) for _, r in server.requests) < 45  # small columns alone: what was decoded is remembered
         with pytest.raises(UserError, match="neither a pack nor Parquet files"):
-            build([f"{server.url}/nothing"])
+            build_index([f"{server.url}/nothing"])
 
 
 def hub(root: Path, folder: Path) -> Path:
@@ -753,9 +753,9 @@ def hub(root: Path, folder: Path) -> Path:
 
 
 def test_a_folder_of_the_hub_over_http(folder: Path, tmp_path: Path) -> None:
-    here = build([hub(tmp_path / "hub", folder)])
+    here = build_index([hub(tmp_path / "hub", folder)])
     with serving(tmp_path) as server:  # which does not tell folders from files
-        index = build([f"{server.url}/hub"])
+        index = build_index([f"{server.url}/hub"])
     assert (index.fingerprint, index.split, len(index.held_out)) == (here.fingerprint, "given", 15)
 
 
@@ -776,21 +776,21 @@ def test_from_s3(packed: Path, folder: Path, tmp_path: Path, monkeypatch: pytest
         s3 = s3fs.S3FileSystem()
         s3.mkdir("bucket")
         s3.put(str(packed), "bucket/photos.pack", recursive=True)
-        index, here = build(["s3://bucket/photos.pack"]), build([packed])
+        index, here = build_index(["s3://bucket/photos.pack"]), build_index([packed])
         assert index.fingerprint == here.fingerprint
         expected = list(batches_of(here).epoch(0))
         assert alike(list(batches_of(index).epoch(0)), expected)
         assert alike(list(batches_of(index, workers=2).epoch(0)), expected)
         s3.put(str(hugging_face(tmp_path / "hf", folder)), "bucket/hf/data", recursive=True)
-        assert len(build(["s3://bucket/hf"])) == 45
+        assert len(build_index(["s3://bucket/hf"])) == 45
         with pytest.raises(UserError, match="neither a pack nor"):
-            build(["s3://bucket/none"])
-        here = build([hub(tmp_path / "hub", folder)])
+            build_index(["s3://bucket/none"])
+        here = build_index([hub(tmp_path / "hub", folder)])
         s3.put(str(tmp_path / "hub"), "bucket/hub", recursive=True)
-        assert build(["s3://bucket/hub"]).fingerprint == here.fingerprint
+        assert build_index(["s3://bucket/hub"]).fingerprint == here.fingerprint
         s3.put(str(tmp_path / "hub" / "default"), "bucket/hub/other", recursive=True)
         with pytest.raises(UserError, match="default, other"):
-            build(["s3://bucket/hub"])
-        assert build(["s3://bucket/hub/other"]).fingerprint == here.fingerprint
+            build_index(["s3://bucket/hub"])
+        assert build_index(["s3://bucket/hub/other"]).fingerprint == here.fingerprint
     finally:
         server.stop()

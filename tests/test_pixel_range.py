@@ -19,7 +19,7 @@ from selftaught.config import flags
 from selftaught.config.stage import Data, Stage
 from selftaught.data import decode as decode_module
 from selftaught.data.decode import decode, measure, pixels, squash
-from selftaught.data.index.build import Index, build
+from selftaught.data.index.build import Index, build_index
 from selftaught.data.io import parallel as machine
 from selftaught.data.io.integrity import Unreadable
 from selftaught.data.io.parallel import in_parallel
@@ -32,7 +32,7 @@ from selftaught.models import backbone as backbones
 from selftaught.models.weights import io as weights
 from selftaught.runs import folder as run
 from selftaught.training import trainer as train
-from selftaught.training.session import assemble
+from selftaught.training.session import build_session
 
 SIDE = 24
 
@@ -133,7 +133,7 @@ SETS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], tuple[float, float]]] 
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_is_shown_by_its_own_range(tmp_path: Path, name: str, compressed: bool, order: str) -> None:
     make, (low, high) = SETS[name]
-    index = build([put(tmp_path / "set", *(tiff(make(ramp(k)), order, compressed) for k in range(4)))])
+    index = build_index([put(tmp_path / "set", *(tiff(make(ramp(k)), order, compressed) for k in range(4)))])
     assert index.unreadable == ()
     assert index.pixel_range is not None
     pair = index.pixel_range.floats if make(ramp()).dtype.kind == "f" else index.pixel_range.integers
@@ -147,7 +147,7 @@ def test_a_set_is_shown_by_its_own_range(tmp_path: Path, name: str, compressed: 
 @pytest.mark.parametrize("name", ["12 bits in 16", "16 bits"])
 def test_a_png_as_a_tiff(tmp_path: Path, name: str) -> None:
     make, (low, high) = SETS[name]
-    index = build([put(tmp_path / "set", *(saved(make(ramp(k)), "PNG") for k in range(4)), suffix="png")])
+    index = build_index([put(tmp_path / "set", *(saved(make(ramp(k)), "PNG") for k in range(4)), suffix="png")])
     assert index.pixel_range == PixelRange((low, high))
     assert np.abs(np.asarray(decode(index.paths[1], index.pixel_range))[..., 0] - ramp(1) * 255).max() < 2
 
@@ -167,7 +167,7 @@ def test_colours_of_more_than_8_bits_keep_them(tmp_path: Path, kind: str, bits: 
         "compressed": lambda: tiff(rgb, compressed=True),
         "planes": lambda: tiff(rgb.transpose(2, 0, 1)),
     }[kind]()
-    index = build([put(tmp_path / "set", data, data, suffix="png")])
+    index = build_index([put(tmp_path / "set", data, data, suffix="png")])
     assert index.pixel_range == PixelRange((0, top))
     wanted = rgb[..., :1].repeat(3, -1) if kind.startswith("grey") else rgb
     assert np.abs(np.asarray(decode(index.paths[0], index.pixel_range)) - wanted * (255 / top)).max() <= 0.51
@@ -186,7 +186,7 @@ def test_where_0_is_white_and_where_nothing_was_measured(tmp_path: Path) -> None
     floats = np.asarray(marked).copy()
     floats[:12] = -9999
     Image.fromarray(floats).save(out, "TIFF", tiffinfo={42113: "-9999"})  # as GDAL notes it
-    index = build([put(tmp_path / "marked", out.getvalue(), out.getvalue())])
+    index = build_index([put(tmp_path / "marked", out.getvalue(), out.getvalue())])
     assert index.pixel_range == PixelRange(floats=(0, 1)) or index.pixel_range.floats[0] > 0.4  # type: ignore[union-attr, index]
     grey = np.asarray(decode(index.paths[0], index.pixel_range))[..., 0]
     assert spread(grey[:12]) == (0, 0)
@@ -198,7 +198,7 @@ def test_floats_that_are_no_numbers(tmp_path: Path, odd: float, share: float) ->
     values = ramp().astype("f4").reshape(-1)
     values[: max(int(share * values.size), 1)] = odd
     data = tiff(values.reshape(SIDE, SIDE))
-    index = build([put(tmp_path / "set", data, tiff(ramp().astype("f4")), data)])
+    index = build_index([put(tmp_path / "set", data, tiff(ramp().astype("f4")), data)])
     assert index.pixel_range == PixelRange(floats=(0, 1))
     grey = np.asarray(decode(index.paths[0], index.pixel_range))[..., 0].reshape(-1)
     assert grey[0] == (255 if odd == np.inf else 0)
@@ -209,7 +209,7 @@ def test_floats_that_are_no_numbers(tmp_path: Path, odd: float, share: float) ->
 @pytest.mark.parametrize("value", [0, 1, 255, 1000, 65535])
 def test_constant_images_divide_by_nothing(tmp_path: Path, kind: str, value: int) -> None:
     data = tiff(np.full((SIDE, SIDE), value, kind))
-    index = build([put(tmp_path / "set", data, data)])
+    index = build_index([put(tmp_path / "set", data, data)])
     with np.errstate(all="raise"):
         low, high = spread(np.asarray(decode(index.paths[0], index.pixel_range)))
     assert low == high
@@ -235,22 +235,22 @@ def test_brightness_stays_comparable_and_a_rare_image_does_not_count() -> None:
 def test_8_bit_files_of_a_mixed_set_stay_as_they_are(tmp_path: Path) -> None:
     plain = (ramp() * 200).astype("u1")
     root = put(tmp_path / "set", saved(plain, "PNG"), saved((ramp() * 4095).astype("u2"), "PNG"), suffix="png")
-    index = build([root])
+    index = build_index([root])
     assert index.pixel_range == PixelRange((0, 4095))
     assert np.array_equal(np.asarray(decode(index.paths[0], index.pixel_range))[..., 0], plain)
     assert any("1 image" in note for note in index.notes)
-    alone = build([put(tmp_path / "plain", saved(plain, "PNG"), suffix="png")])
+    alone = build_index([put(tmp_path / "plain", saved(plain, "PNG"), suffix="png")])
     assert alone.pixel_range == PixelRange()
     assert alone.notes == ()
 
 
 def test_the_range_is_remembered_and_in_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = put(tmp_path / "set", *(tiff((ramp(k) * 5000 + 27315).astype("u2")) for k in range(6)))
-    index = build([root])
+    index = build_index([root])
     monkeypatch.setattr("selftaught.data.index.file_checks.measure", lambda *_: pytest.fail("it is decoded again"))
-    again = build([root])
+    again = build_index([root])
     assert (again.pixel_range, again.fingerprint, again.notes) == (index.pixel_range, index.fingerprint, index.notes)
-    others = [build([root], pixel_range=r) for r in (None, PixelRange((0, 65535)), PixelRange(floats=(0, 1)))]
+    others = [build_index([root], pixel_range=r) for r in (None, PixelRange((0, 65535)), PixelRange(floats=(0, 1)))]
     assert [other.pixel_range for other in others[:2]] == [None, PixelRange((0, 65535))]
     assert others[2].pixel_range == replace(index.pixel_range, floats=(0, 1))  # type: ignore[type-var]
     assert others[2].fingerprint == index.fingerprint  # there are no floats
@@ -269,13 +269,13 @@ def test_a_range_that_is_none_is_refused(tmp_path: Path, written: object) -> Non
     for known in (PixelRange(), PixelRange((-1024.0, 3071.5)), PixelRange((0.0, 255.0), (0.0, 1.0))):
         assert PixelRange.from_json(json.loads(json.dumps(known.to_json()))) == known
     root = put(tmp_path / "set", saved((ramp() * 255).astype("u1"), "PNG"))
-    begun(root, tmp_path / "run", build([root]))
+    begun(root, tmp_path / "run", build_index([root]))
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     facts["data"]["pixel_range"] = written
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     if written is not None:  # which is how runs of before are known
         with pytest.raises(UserError, match=r"run\.json"):
-            _ = run.read(tmp_path / "run").pixel_range
+            _ = run.read_run(tmp_path / "run").pixel_range
 
 
 def test_pillow_s_own_limit_is_none_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_pillow_s_own_limit_is_none_and_stays(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        index = build([root])
+        index = build_index([root])
         assert len(index) == len(files)
         for path in index.paths:
             assert squash(path, 16, index.pixel_range).shape == (3, 16, 16)
@@ -306,7 +306,7 @@ def test_pillow_s_own_limit_is_none_and_stays(tmp_path: Path, monkeypatch: pytes
 def begun(root: Path, out: Path, index: Index, **data: float) -> Stage:
     """A run of no steps, in its folder."""
     stage = Stage(data=Data(roots=(str(root),), **data), size=32, backbone="resnet10t", batch=4, steps=2)  # type: ignore[arg-type]
-    run.write(out, stage, index, "stopped", {})
+    run.write_run(out, stage, index, "stopped", {})
     return stage
 
 
@@ -318,8 +318,8 @@ def test_a_run_keeps_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     out = tmp_path / "run"
     index = Data(roots=(str(root),)).index(0)
     stage = begun(root, out, index)
-    weights.save(assemble(stage, index, torch.device("cpu"), 0).backbone, out / "backbone.safetensors")
-    known = run.read(out)
+    weights.save_backbone(build_session(stage, index, torch.device("cpu"), 0).backbone, out / "backbone.safetensors")
+    known = run.read_run(out)
     assert known.pixel_range == PixelRange((0, 4095))
     assert known.facts["data"]["pixel_range"] == {"integers": [0, 4095], "floats": None}
     assert known.backbone().pixel_range == known.random().pixel_range == known.pixel_range
@@ -329,12 +329,12 @@ def test_a_run_keeps_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     images = judge.Images
     monkeypatch.setattr(judge, "Images", lambda *a, **k: (taken.append(k["pixel_range"]), images(*a, **k))[1])
     for learnt in (out, out / "backbone.safetensors"):
-        judge.judge(learnt, [other], protocols=[judge.KNN()], labels=["all"], against=[], size=32, draws=1)
+        judge.evaluate_run(learnt, [other], protocols=[judge.KNN()], labels=["all"], against=[], size=32, draws=1)
     written = json.loads((out / "run.json").read_text())
     del written["data"]["pixel_range"]  # as runs were before
     (out / "run.json").write_text(json.dumps(written))
-    assert run.read(out).pixel_range is None
-    judge.judge(out, [other], protocols=[judge.KNN()], labels=["all"], against=[], draws=1)
+    assert run.read_run(out).pixel_range is None
+    judge.evaluate_run(out, [other], protocols=[judge.KNN()], labels=["all"], against=[], draws=1)
     assert taken == [PixelRange((0, 4095))] * 2 + [None]
 
 
@@ -342,7 +342,7 @@ def test_a_run_keeps_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_goes_on_with_the_range_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
     root, out = put(tmp_path / "set", *(tiff((ramp(k) * 4095).astype("u2")) for k in range(12))), tmp_path / "run"
     kept = None if old else PixelRange((0, 2**13 - 1))  # as another version may have measured it
-    index = build([root], holdout=0.25, pixel_range=kept)
+    index = build_index([root], holdout=0.25, pixel_range=kept)
     stage = begun(root, out, index, holdout=0.25)
     if old:
         written = json.loads((out / "run.json").read_text())
@@ -360,7 +360,7 @@ def test_a_run_goes_on_with_the_range_that_it_began_with(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="enough"):
         train.train(stage, out, train.Conduct(resume=True), stage.data.index(0))
     assert [i.pixel_range for i in taken] == [kept, kept]
-    assert [i.fingerprint for i in taken] == [index.fingerprint] * 2 == [run.read(out).facts["data"]["fingerprint"]] * 2
+    assert [i.fingerprint for i in taken] == [index.fingerprint] * 2 == [run.read_run(out).facts["data"]["fingerprint"]] * 2
     with pytest.raises(UserError, match="enough"):
         train.train(stage, tmp_path / "new")
     assert taken[2].pixel_range == PixelRange((0, 4095))
@@ -375,7 +375,7 @@ def test_a_pack_is_scaled_once_and_says_how(tmp_path: Path) -> None:
     put(root / "colours", png16(rgb), suffix="png")
     said: list[str] = []
     packed = pack([root], tmp_path / "pack", Encoding(format="png"), say=said.append)
-    index = build([packed])
+    index = build_index([packed])
     assert index.pixel_range == PixelRange((0, 1023))
     assert all(spread(pixels(path, 10**4, index.pixel_range).numpy()) == (0, 255) for path in index.paths)
     assert all(measure(path).kind == 0 for path in index.paths)
@@ -391,8 +391,8 @@ def test_rows_of_other_parquet_files_are_measured(tmp_path: Path) -> None:
     ]
     (tmp_path / "hub").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "hub" / "train.parquet")
-    index = build([tmp_path / "hub"])
-    assert index.pixel_range == build([tmp_path / "hub"]).pixel_range == PixelRange((0, 4095))
+    index = build_index([tmp_path / "hub"])
+    assert index.pixel_range == build_index([tmp_path / "hub"]).pixel_range == PixelRange((0, 4095))
     assert any("12 bits" in note for note in index.notes)
 
 
@@ -412,7 +412,7 @@ def test_pages_that_are_not_used_are_counted(tmp_path: Path, kind: str, n: int) 
     if kind == "AVIF" and "AVIF" not in decode_module._FORMATS:
         pytest.skip("Pillow without AVIF")
     root = put(tmp_path / "set", *[several(kind, n)] * 3)
-    index = build([root])
+    index = build_index([root])
     assert len(index) == 3
     assert [measure(path).pages for path in index.paths] == [0 if n == 1 else n] * 3
     assert len(index.notes) == (n > 1)
@@ -542,10 +542,10 @@ def test_larger_images_than_asked_for_are_left_out_and_taken_in_again(tmp_path: 
     sizes = [(20, 20)] * 12 + [(100, 90)]
     root = put(tmp_path / "set", *(saved(np.zeros(size, "u1"), "PNG") for size in sizes), suffix="png")
     for _ in range(2):  # decoded, and remembered
-        (left,) = build([root], max_pixels=8999).unreadable
+        (left,) = build_index([root], max_pixels=8999).unreadable
         assert "--max-pixels" in left[1]
         assert "attack" not in left[1]
-        assert len(build([root], max_pixels=9000)) == 13
+        assert len(build_index([root], max_pixels=9000)) == 13
     assert Data(roots=(str(root),), max_pixels=8999).index(0).fingerprint != Data(roots=(str(root),)).index(0).fingerprint
 
 
@@ -588,7 +588,7 @@ def test_evaluation_takes_the_limit_of_the_run_or_another(tmp_path: Path) -> Non
         put(root / name, *(saved(np.zeros((20, 20 + k), "u1"), "PNG") for k in range(12)), suffix="png")
     data = Data(roots=(str(root),), max_pixels=20 * 30)
     begun(root, tmp_path / "run", data.index(0), max_pixels=20 * 30)
-    known = run.read(tmp_path / "run")
+    known = run.read_run(tmp_path / "run")
     assert known.stage.data.max_pixels == 600
     assert known.facts["data"]["images"] == 22
     for most, images in ((None, 22), (10**6, 24)):

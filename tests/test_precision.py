@@ -131,7 +131,7 @@ def test_an_evaluation_is_made_in_the_precision_of_the_run(
     monkeypatch.setattr(precision, "choose_on_cpu", lambda *_: (False, "a reason"))
     assert main(["pretrain", *words]) == 0
     assert "a reason" in capsys.readouterr().err
-    assert run.read(tmp_path / "run").stage.precision == "fp32"
+    assert run.read_run(tmp_path / "run").stage.precision == "fp32"
     written = json.loads((tmp_path / "run" / "run.json").read_text())
     for name in ("bf16", "fp32"):
         used: list[str] = []

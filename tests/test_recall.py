@@ -12,7 +12,7 @@ from PIL import Image
 
 from selftaught.data.index import build as index_module
 from selftaught.data.index import cache as recall
-from selftaught.data.index.build import Index, build
+from selftaught.data.index.build import Index, build_index
 
 OLD = time.time() - 1000
 
@@ -52,14 +52,14 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_the_second_index_is_recalled_and_the_same(root: Path, tmp_path: Path, scans: list[int]) -> None:
-    first = build([root], cache=tmp_path / "cache")
+    first = build_index([root], cache=tmp_path / "cache")
     assert len(first.unreadable) == 1
-    assert same(build([root], cache=tmp_path / "cache"), first)
+    assert same(build_index([root], cache=tmp_path / "cache"), first)
     assert len(scans) == 1
     for other in ({"seed": 1}, {"holdout": 0.5}, {"labels": "folders"}):
-        build([root], cache=tmp_path / "cache", **other)  # type: ignore[arg-type]
+        build_index([root], cache=tmp_path / "cache", **other)  # type: ignore[arg-type]
     assert len(scans) == 4
-    build([root / "cat"], cache=tmp_path / "cache", labels="none")
+    build_index([root / "cat"], cache=tmp_path / "cache", labels="none")
     assert len(scans) == 5
 
 
@@ -94,11 +94,11 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_is_followed(root: Path, tmp_path: Path, change: str, scans: list[int]) -> None:
-    before = build([root], cache=tmp_path / "cache")
+    before = build_index([root], cache=tmp_path / "cache")
     CHANGES[change](root)
-    after = build([root], cache=tmp_path / "cache")
+    after = build_index([root], cache=tmp_path / "cache")
     assert len(scans) == 2
-    assert same(after, build([root], cache=tmp_path / "other"))
+    assert same(after, build_index([root], cache=tmp_path / "other"))
     assert after.fingerprint != before.fingerprint
 
 
@@ -111,8 +111,8 @@ def test_a_table_written_anew_in_its_place_is_read_again(root: Path, tmp_path: P
     if file.endswith("labels.csv"):
         (root / file).write_text("image,class\ncat/00.png,a\ncat/01.png,b\n")
     settled(root)
-    before = build([root], cache=tmp_path / "cache")
-    assert same(build([root], cache=tmp_path / "cache"), before)
+    before = build_index([root], cache=tmp_path / "cache")
+    assert same(build_index([root], cache=tmp_path / "cache"), before)
     assert len(scans) == 1
     rows = [("00.png", "x"), ("01.png", "y")]
     if file.endswith("jsonl"):
@@ -120,23 +120,23 @@ def test_a_table_written_anew_in_its_place_is_read_again(root: Path, tmp_path: P
     else:
         (root / file).write_text("file_name,label\n" + "".join(f"cat/{name},{kind}\n" for name, kind in rows))
     settled(root)
-    assert build([root], cache=tmp_path / "cache").classes == ("x", "y")
+    assert build_index([root], cache=tmp_path / "cache").classes == ("x", "y")
     assert len(scans) == 2
 
 
 def test_what_may_change_unseen_is_not_remembered(root: Path, tmp_path: Path, scans: list[int]) -> None:
     (root / "link").symlink_to(tmp_path)
     for _ in range(2):
-        build([root], cache=tmp_path / "cache")
+        build_index([root], cache=tmp_path / "cache")
     (root / "link").unlink()  # and now the folder has only just changed
     for _ in range(2):
-        build([root], cache=tmp_path / "cache")
+        build_index([root], cache=tmp_path / "cache")
     assert len(scans) == 4
 
 
 def test_a_damaged_memory_is_as_none(root: Path, tmp_path: Path, scans: list[int]) -> None:
-    first = build([root], cache=tmp_path / "cache")
+    first = build_index([root], cache=tmp_path / "cache")
     (file,) = (tmp_path / "cache" / "index").glob("*.whole.npz")
     file.write_bytes(file.read_bytes()[:-100])
-    assert same(build([root], cache=tmp_path / "cache"), first)
+    assert same(build_index([root], cache=tmp_path / "cache"), first)
     assert len(scans) == 2

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.report import charts, page, scores
+from selftaught.report import charts, page, samples, scores
 from selftaught.report import console_tables as table
 from selftaught.runs.reader import Run, load_all
 from selftaught.visualize import album
@@ -435,9 +435,9 @@ def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
 def test_pictures_come_from_the_album_only(full: Path) -> None:
     (full / "secret.png").write_bytes((full / "album" / "views.png").read_bytes())
     (full / "album" / "torn.png").write_bytes((full / "album" / "views.png").read_bytes()[:2000])
-    assert page.embed(full, "views.png") is not None
+    assert samples.embed_picture(full, "views.png") is not None
     for name in ("../secret.png", str(full / "secret.png"), "map.json", "torn.png", "none.png", None, 3, ".."):
-        assert page.embed(full, name) is None, name
+        assert samples.embed_picture(full, name) is None, name
 
 
 def test_several_runs_stand_side_by_side(full: Path, tmp_path: Path) -> None:

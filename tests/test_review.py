@@ -31,7 +31,7 @@ from selftaught.models.weights import io as weights
 from selftaught.optim import SGD
 from selftaught.runs import folder as run
 from selftaught.training.loop import Loop, fit
-from selftaught.training.session import assemble
+from selftaught.training.session import build_session
 from selftaught.training.step import Step
 from tests.laws.toys import batch, build
 from tests.pictures import folder
@@ -114,7 +114,7 @@ def waited() -> float:
     began = time.perf_counter()
     if dist.get_rank() == 0:
         time.sleep(6)
-    distributed.wait()
+    distributed.wait_for_rank0()
     return time.perf_counter() - began
 
 
@@ -143,7 +143,7 @@ def test_what_is_no_in_python_is_no(images: Path, tmp_path: Path) -> None:
     out = selftaught.pretrain(
         images, out=tmp_path / "run", method="moco-v3", method__freeze_patches=False, resume=False, **small
     )
-    assert run.read(out).stage.method.freeze_patches is False  # type: ignore[attr-defined]
+    assert run.read_run(out).stage.method.freeze_patches is False  # type: ignore[attr-defined]
 
 
 def test_resuming_on_other_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,14 +246,14 @@ def test_messages_for_what_is_not_there(images: Path, tmp_path: Path, capsys: py
     assert "--resume" in capsys.readouterr().err
     (tmp_path / "list.json").write_text("[]")
     assert main(["pretrain", "--config", str(tmp_path / "list.json"), "--out", str(tmp_path / "new")]) == 2
-    assert run.begun(tmp_path / "run")
+    assert run.has_run(tmp_path / "run")
 
 
 def test_pseudo_labels_are_made_of_other_views_than_those_that_must_predict_them(images: Path, tmp_path: Path) -> None:
     """The clustering met the very pixels that were then trained on: nothing asked for invariance."""
     assert main(["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL]) == 0
-    stage = run.read(tmp_path / "run").stage
-    trainee = assemble(stage, stage.data.index(stage.seed), torch.device("cpu"), 0)
+    stage = run.read_run(tmp_path / "run").stage
+    trainee = build_session(stage, stage.data.index(stage.seed), torch.device("cpu"), 0)
     labelled, trained = next(iter(trainee.overview(1))), next(iter(trainee.epochs(1, 0)))
     assert torch.equal(labelled.index, trained.index)
     assert not torch.equal(labelled.views[0], trained.views[0])
@@ -316,12 +316,12 @@ def test_a_collapse_stays_one_when_it_is_resumed(images: Path, tmp_path: Path, c
     out = tmp_path / "run"
     words = ["pretrain", "--data", str(images), "--out", str(out), "--method", "simsiam", "--optimizer.lr", "100", *SMALL]
     assert main([*words, "--steps", "60"]) == 3
-    reason = run.read(out).facts["reason"]
+    reason = run.read_run(out).facts["reason"]
     capsys.readouterr()
     for _ in range(2):
         assert main(["pretrain", "--out", str(out), "--resume"]) == 3
         assert reason in " ".join(capsys.readouterr().err.split())
-        assert run.read(out).facts["outcome"] == "collapsed"
+        assert run.read_run(out).facts["outcome"] == "collapsed"
     assert main(["export", str(out), "--to", str(tmp_path / "b.safetensors")]) == 0
     assert "do not use this backbone" in " ".join(capsys.readouterr().err.split())
 
@@ -369,7 +369,7 @@ def test_what_cannot_be_carried_out_is_refused_before_any_image_is_read(
 def test_a_reason_is_said_in_words(tmp_path: Path) -> None:
     (tmp_path / "junk.pth").write_bytes(b"junk\x00\n")  # whose reader fails with a KeyError, which says nothing
     with pytest.raises(UserError, match=r"is broken, or no PyTorch file: \w+\.$"):
-        weights.load(tmp_path / "junk.pth")
+        weights.load_backbone(tmp_path / "junk.pth")
 
 
 def test_the_help_of_adapt_says_what_adapt_does(capsys: pytest.CaptureFixture[str]) -> None:

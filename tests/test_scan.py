@@ -9,7 +9,7 @@ from PIL import Image
 from selftaught.cli.main import main
 from selftaught.data.index import cache as recall
 from selftaught.data.index import scan
-from selftaught.data.index.build import Index, build
+from selftaught.data.index.build import Index, build_index
 from selftaught.data.index.scan import SUFFIXES, UNREADABLE_SUFFIXES, Root, Scan
 from selftaught.errors import UserError
 from selftaught.pipeline import execute as adapting
@@ -64,21 +64,21 @@ PRODUCTS = {
 @pytest.mark.parametrize("kind", PRODUCTS)
 @pytest.mark.parametrize("place", ["own", "runs/own", "blue/own", "blue/deep/own"])
 def test_a_folder_of_this_product_holds_no_images(photos: Path, kind: str, place: str) -> None:
-    before = build([photos])
+    before = build_index([photos])
     put(photos / place, *PRODUCTS[kind])
-    after = build([photos])
+    after = build_index([photos])
     assert same(before, after)
     assert any("1 folder" in note and place in note for note in after.notes)
     put(photos / place, "album/later.png", "stages/0af/later.png", "more.jpg")  # it grows
-    assert same(before, build([photos]))
+    assert same(before, build_index([photos]))
 
 
 @pytest.mark.parametrize("kind", ["a run", "a plan", "a study"])
 def test_a_run_in_the_very_folder_of_the_images(photos: Path, kind: str) -> None:
     """cd photos; selftaught pretrain --data . --out . : the images stay, and what was written is none."""
-    before = build([photos])
+    before = build_index([photos])
     put(photos, *PRODUCTS[kind])
-    assert same(before, build([photos]))
+    assert same(before, build_index([photos]))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_is_named_itself_is_read(photos: Path) -> None:
     (photos / "link").symlink_to(photos / "runs/a")
     assert len(found(photos)) == 12
     with pytest.raises(UserError, match="runs"):  # there is nothing else, and it is said what there is
-        build([photos / "runs"])
+        build_index([photos / "runs"])
 
 
 def test_a_run_kept_among_the_images_changes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,10 +109,10 @@ def test_a_run_kept_among_the_images_changes_nothing(photos: Path, monkeypatch: 
     plan = Plan(nodes=(Node(name="own", words=tuple(words)),))
 
     def identity() -> str:
-        index = build(["."])
-        return adapting.settle(plan, Path("adapted"), "cpu", lambda data, seed: index)["own"].identity
+        index = build_index(["."])
+        return adapting.resolve_plan(plan, Path("adapted"), "cpu", lambda data, seed: index)["own"].identity
 
-    before, own = build(["."]), identity()
+    before, own = build_index(["."]), identity()
     assert main(["pretrain", *words, "--out", "runs/a"]) == 0
     assert list(Path("runs/a/album").glob("*.png"))
     put(
@@ -122,7 +122,7 @@ def test_a_run_kept_among_the_images_changes_nothing(photos: Path, monkeypatch: 
         "adapted/stages/0af/journal.jsonl",
         "adapted/stages/n.png",
     )
-    assert same(before, build(["."]))
+    assert same(before, build_index(["."]))
     assert identity() == own
 
 
@@ -133,7 +133,7 @@ def test_a_remembered_index_follows_runs_and_new_images(photos: Path, monkeypatc
     def index() -> Index:
         for folder, _, _ in os.walk(photos):
             os.utime(folder, (10**9, 10**9 + len(os.listdir(folder))))  # as if nothing had been written for a while
-        return build([photos])
+        return build_index([photos])
 
     first = index()
     put(photos / "runs/a", "album/later.png")
@@ -155,26 +155,26 @@ JUNK = [
 
 @pytest.mark.parametrize("junk", JUNK)
 def test_folders_of_systems_are_passed_over_and_counted(photos: Path, junk: str) -> None:
-    before = build([photos])
+    before = build_index([photos])
     put(photos, junk, f"blue/{junk}", f"red/deep/{junk}")
-    after = build([photos])
+    after = build_index([photos])
     assert same(before, after)
     assert any(note.startswith("3 ") and junk.partition("/")[0] in note for note in after.notes)
 
 
 def test_hidden_files_are_passed_over_and_counted(photos: Path) -> None:
-    before = build([photos])
+    before = build_index([photos])
     put(photos, "blue/._0.png", "blue/.0.png", ".x.jpg", "Thumbs.db", ".DS_Store", "blue/desktop.ini", "notes.txt")
-    after = build([photos])
+    after = build_index([photos])
     assert same(before, after)
     assert any(note.startswith("3 hidden") for note in after.notes)
 
 
 def test_an_empty_file_makes_no_class(photos: Path) -> None:
-    before = build([photos])
+    before = build_index([photos])
     (photos / "green").mkdir()
     (photos / "green/0.jpg").touch()
-    after = build([photos])
+    after = build_index([photos])
     assert same(before, after)
     assert [reason for _, reason in after.unreadable] == ["empty file"]
 
@@ -194,20 +194,20 @@ def test_formats_that_are_not_usual_are_read(tmp_path: Path, suffix: str) -> Non
     picture = Image.linear_gradient("L").resize((9, 7))
     kind = "JPEG" if suffix.lower() in (".jpe", ".jfif") else "PPM"
     picture.convert({".ppm": "RGB", ".pbm": "1"}.get(suffix, "L")).save(tmp_path / f"a{suffix}", kind)
-    assert build([tmp_path]).sizes.tolist() == [[7, 9]]
+    assert build_index([tmp_path]).sizes.tolist() == [[7, 9]]
 
 
 @pytest.mark.parametrize("suffix", UNREADABLE_SUFFIXES)
 def test_pictures_that_cannot_be_read_are_counted_with_a_remedy(photos: Path, suffix: str) -> None:
-    before = build([photos])
+    before = build_index([photos])
     put(photos, f"blue/x{suffix}", f"new/y{suffix.upper()}")
-    after = build([photos])
+    after = build_index([photos])
     assert same(before, after)
     assert any(f"2 {suffix[1:]}" in note and UNREADABLE_SUFFIXES[suffix] in note for note in after.notes)
     with pytest.raises(UserError, match=suffix[1:]):
-        build([photos / "new"])
+        build_index([photos / "new"])
     with pytest.raises(UserError, match="cannot be read here"):
-        build([photos / f"blue/x{suffix}"])
+        build_index([photos / f"blue/x{suffix}"])
 
 
 def test_heic_is_read_where_its_extra_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,14 +28,14 @@ from selftaught.losses import soft_cross_entropy
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import heads
 from selftaught.models.layers import mlp
-from selftaught.models.teacher import Expert
+from selftaught.models.teacher import FrozenTeacher
 from selftaught.pipeline import execute as adapting
 from selftaught.pipeline import plan
 from selftaught.runs import folder as run
 from selftaught.training import loop as fit
 from selftaught.training import trainer as life
 from selftaught.training import trainer as train
-from selftaught.training.session import Trainee, assemble
+from selftaught.training.session import Session, build_session
 from selftaught.training.step import Step
 from tests.laws.toys import IMAGES, Toy, batch, build, rng
 from tests.pictures import folder
@@ -83,10 +83,10 @@ def stages(out: Path) -> dict[str, Path]:
     return {name: out / stage["folder"] for name, stage in written.items()}
 
 
-def begun(place: Path, **change: Any) -> Trainee:
+def begun(place: Path, **change: Any) -> Session:
     """A stage as it began."""
-    stage = replace(run.read(place).stage, **change)
-    return assemble(stage, stage.data.index(stage.seed), torch.device("cpu"), 0)
+    stage = replace(run.read_run(place).stage, **change)
+    return build_session(stage, stage.data.index(stage.seed), torch.device("cpu"), 0)
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -144,7 +144,7 @@ def test_what_the_teacher_says_adds_up_in_half_precision() -> None:
 def test_the_teacher_rests() -> None:
     """It judges each image alone, by the statistics that it has learnt, and learns nothing more."""
     method = build("distillation").train()
-    assert isinstance(method.teacher, Expert)
+    assert isinstance(method.teacher, FrozenTeacher)
     assert not any(part.training for part in method.teacher.modules())
     assert not any(p.requires_grad for p in method.teacher.parameters())
     before = {key: value.clone() for key, value in method.teacher.state_dict().items()}
@@ -182,7 +182,7 @@ def test_the_heads_first_layer_crosses(done: Path) -> None:
     first = {key: value for key, value in tuned.classifier.state_dict().items() if not key.startswith("3.")}
     assert same(first, {key: value for key, value in left.items() if key[0] in "012"})
     assert tuned.classifier[3].out_features == 3
-    plain = begun(place["tuned"], method=replace(run.read(place["tuned"]).stage.method, head_layers=0)).method
+    plain = begun(place["tuned"], method=replace(run.read_run(place["tuned"]).stage.method, head_layers=0)).method
     assert [type(layer) for layer in plain.classifier] == [nn.Linear]
     assert plain.classifier[0].in_features == plain.backbone.features
 
@@ -194,10 +194,10 @@ def test_the_teacher_is_what_was_fine_tuned(done: Path, images: Path) -> None:
     assert same(dict(teacher[0].network.state_dict()), load_file(place["tuned"] / "backbone.safetensors"))
     assert same(dict(teacher[1].state_dict()), load_file(place["tuned"] / "head.safetensors"))
     assert (student.classes, student.backbone.name) == (("class 0", "class 1", "class 2"), "test_vit")
-    assert run.read(done).stage.init is None
+    assert run.read_run(done).stage.init is None
     assert len(student.index.train) > len(begun(place["tuned"]).batches.positions) == 18
     assert heads.classifier(place["student"]).classes == ("class 0", "class 1", "class 2")
-    assert not heads.load(place["pretrain"]).classes
+    assert not heads.load_head(place["pretrain"]).classes
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main(["show", str(done)]) == 0
@@ -218,7 +218,7 @@ def test_without_a_plan_it_is_the_same(done: Path, images: Path, tmp_path: Path)
             assert same(load_file(tmp_path / name / file), load_file(place[name] / file))
     again = ["--method.teacher", str(done), "--out", str(tmp_path / "of a plan")]  # which stands for its outcome
     assert main([*words, *student[:2], *again, "--steps", "1"]) == 0
-    assert run.read(tmp_path / "of a plan").stage.method.teacher == str(place["student"])
+    assert run.read_run(tmp_path / "of a plan").stage.method.teacher == str(place["student"])
 
 
 def test_where_nothing_was_learnt_no_head_is_left(done: Path, images: Path, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_classifier_is_kept_as_it_ended(images: Path, tmp_path: Path) -> None:
 def test_a_student_is_named_by_its_teacher_too(done: Path, images: Path, tmp_path: Path) -> None:
     def names(out: str = "out", of: Path = images, **change: dict[str, Any]) -> dict[str, str]:
         asked = with_defaults(plan.read(three_steps(of, tmp_path / "plan.yaml", **change)))
-        settled = adapting.settle(asked, tmp_path / out, "cpu", lambda data, seed: data.index(seed))
+        settled = adapting.resolve_plan(asked, tmp_path / out, "cpu", lambda data, seed: data.index(seed))
         return {name: s.identity for name, s in settled.items()}
 
     first = names()
@@ -285,7 +285,7 @@ def test_a_student_is_named_by_its_teacher_too(done: Path, images: Path, tmp_pat
     begins = {"after": None, "init": str(stages(done)["pretrain"])}
     alone = names(tuned=begins)["tuned"]
     shutil.copytree(begins["init"], tmp_path / "brought")
-    heads.save(mlp(96, 96, 96, 128), (), False, tmp_path / "brought" / "head.safetensors")
+    heads.save_head(mlp(96, 96, 96, 128), (), False, tmp_path / "brought" / "head.safetensors")
     assert names(tuned={**begins, "init": str(tmp_path / "brought")})["tuned"] != alone
 
 
@@ -323,7 +323,7 @@ def test_broken_off_anywhere_it_ends_the_same(
             break
     assert not left, "some places were never reached"
     for name, place in stages(tmp_path / "out").items():
-        assert run.read(place).facts["outcome"] == "done"
+        assert run.read_run(place).facts["outcome"] == "done"
         for file in ("backbone.safetensors", "head.safetensors"):
             assert same(load_file(place / file), load_file(stages(done)[name] / file)), (name, file)
 
@@ -342,10 +342,10 @@ def test_the_own_classifier_is_scored(done: Path, images: Path, capsys: pytest.C
         (str(place[name]), "classifier", "own", 1) for name in ("tuned", "student")
     ]
     assert "random has no classifier of its own" in said.err
-    stage = run.read(place["tuned"]).stage
+    stage = run.read_run(place["tuned"]).stage
     index = replace(stage.data, subset="all").index(stage.seed)
     shown = Images(index.paths, index.sizes, default_canvas(index.sizes, 32))
-    logits = extract(heads.load(place["tuned"]).network, shown, index.held_out, size=32)
+    logits = extract(heads.load_head(place["tuned"]).network, shown, index.held_out, size=32)
     labels = index.labels[index.held_out]
     right = [(logits.argmax(1) == labels)[labels == c].double().mean() for c in range(3)]
     assert rows[0]["mean"] == pytest.approx(float(sum(right) / 3))
@@ -361,11 +361,11 @@ def test_columns_go_by_the_names_of_classes(
     """A classifier whose classes are in another order says the same."""
     tuned, other = stages(done)["tuned"], tmp_path / "other"
     shutil.copytree(tuned, other)
-    known = heads.load(tuned)
+    known = heads.load_head(tuned)
     order = [2, 0, 1]
     last = known.network[1][-1]
     last.weight.data, last.bias.data = last.weight.data[order], last.bias.data[order]
-    heads.save(known.network[1], tuple(known.classes[i] for i in order), False, other / "head.safetensors")
+    heads.save_head(known.network[1], tuple(known.classes[i] for i in order), False, other / "head.safetensors")
     means = []
     for place in (tuned, other):
         capsys.readouterr()
@@ -414,8 +414,8 @@ def test_a_bad_command_is_refused(done: Path, images: Path, tmp_path: Path, caps
     (broken / "head.safetensors").write_bytes(b"no head")
     several = tmp_path / "several"
     shutil.copytree(place["tuned"], several)
-    known = heads.load(place["tuned"])
-    heads.save(known.network[1], known.classes, True, several / "head.safetensors")
+    known = heads.load_head(place["tuned"])
+    heads.save_head(known.network[1], known.classes, True, several / "head.safetensors")
 
     def distil(teacher: Path, of: list[str] = out) -> str:
         return refused(["pretrain", "--method", "distillation", "--method.teacher", str(teacher), *of], capsys)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from selftaught.cli.main import main
-from selftaught.distributed import wait, whole
+from selftaught.distributed import full_tensor, wait_for_rank0
 from selftaught.loggers import jsonl as journal
 from selftaught.optim import SGD, AdamW, Optimizer
 from selftaught.runs import folder as run
@@ -55,8 +55,8 @@ def everything(step: Step, optimizer: torch.optim.Optimizer) -> list[Any]:
     names = {p: name for name, p in step.named_parameters()}
     moments = {names[p]: of for p, of in optimizer.state.items()}
     return [
-        {name: whole(value).clone() for name, value in step.state_dict().items()},
-        {name: {k: whole(v).clone() for k, v in sorted(of.items())} for name, of in sorted(moments.items())},
+        {name: full_tensor(value).clone() for name, value in step.state_dict().items()},
+        {name: {k: full_tensor(v).clone() for k, v in sorted(of.items())} for name, of in sorted(moments.items())},
         [{k: v for k, v in group.items() if k not in ("params", "fused", "foreach")} for group in optimizer.param_groups],
     ]
 
@@ -67,9 +67,9 @@ def saved_and_restored(place: Path, plain: dict[str, Any], asked: Optimizer) -> 
     was = everything(step, optimizer)
     file = place / "last.pt"
     sharding.save(step, optimizer, {"next": 2}, file)
-    wait()  # until rank 0 has written it
+    wait_for_rank0()  # until rank 0 has written it
     again = trained(1, 0, True, asked)
-    sharding.restore(*again, checkpoint.load(file), place)
+    sharding.restore(*again, checkpoint.load_checkpoint(file), place)
     other = trained(1, 1, True, asked)
     sharding.restore(
         *other, {"step": was[0], "optimizer": copy.deepcopy(plain)}, place
@@ -89,7 +89,7 @@ def test_shards_and_whole_checkpoints_become_each_other(asked: Optimizer, tmp_pa
         torch.testing.assert_close(other[0], was[0], rtol=0, atol=0)
         torch.testing.assert_close(other[1:], everything(*alone)[1:], rtol=0, atol=0)
     back = trained(1, 1, False, asked)
-    sharding.restore(*back, checkpoint.load(tmp_path / "last.pt"), tmp_path)
+    sharding.restore(*back, checkpoint.load_checkpoint(tmp_path / "last.pt"), tmp_path)
     torch.testing.assert_close(everything(*back), found[0][0], rtol=0, atol=0)
 
 
@@ -119,7 +119,7 @@ def test_shared_out_or_not_it_is_the_same_training(images: Path, shared_out: Pat
     out = tmp_path / "whole"
     together(tmp_path / "log", "pretrain", "--data", str(images), *TRAINING, *SMALL, "--out", str(out))
     torch.testing.assert_close(weights(shared_out), weights(out), rtol=1e-4, atol=1e-6)
-    kept = [run.read(folder).facts["choice"] for folder in (shared_out, out)]
+    kept = [run.read_run(folder).facts["choice"] for folder in (shared_out, out)]
     assert kept[0]["kept"] == kept[1]["kept"]
     kinds = [{f.is_dir() for f in (folder / "checkpoints").glob("last-*")} for folder in (shared_out, out)]
     assert kinds == [{True}, set()]
@@ -129,11 +129,13 @@ def test_killed_while_shared_out_and_resumed_it_ends_the_same(images: Path, shar
     out, log = tmp_path / "parts", tmp_path / "log"
     words = ["pretrain", "--out", str(out), "--fsdp", "--workers", "0", "--save-every", "0"]
     victim = begin(log, *words, "--data", str(images), *TRAINING, *SMALL)
-    while victim.poll() is None and len(journal.read(out / "journal.jsonl")) < 10:  # shards are saved at every eighth step
+    while (
+        victim.poll() is None and len(journal.read_journal(out / "journal.jsonl")) < 10
+    ):  # shards are saved at every eighth step
         time.sleep(0.05)
     assert victim.poll() is None, log.read_text()
     kill(victim, out)
-    assert checkpoint.load(out / "checkpoints" / "last.pt")["next"] == 8
+    assert checkpoint.load_checkpoint(out / "checkpoints" / "last.pt")["next"] == 8
     together(log, *words, "--resume")
     torch.testing.assert_close(weights(out), weights(shared_out), rtol=0, atol=0)
     assert [f.name for f in (out / "checkpoints").glob("last-*")] == ["last-12"]  # those of before are gone

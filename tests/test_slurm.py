@@ -209,9 +209,9 @@ def test_several_processes_look_for_signals_at_the_last_step_too(tmp_path: Path,
     ]  # fmt: skip
     with stopped_at(10, by=signal.SIGUSR1) as made:
         assert main(words) == 0
-        assert run.read(tmp_path / "run").facts["outcome"] == "stopped"
+        assert run.read_run(tmp_path / "run").facts["outcome"] == "stopped"
         assert main([*words, "--resume"]) == 0
-    assert run.read(tmp_path / "run").facts["outcome"] == "done"
+    assert run.read_run(tmp_path / "run").facts["outcome"] == "done"
     assert len(made) == 11
 
 

@@ -32,7 +32,7 @@ from selftaught.study import design, figures, runner, tables
 from selftaught.study import report as page
 from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths, Setup, Target
 from selftaught.study.runner import Shard
-from selftaught.training.runtime import Conduct
+from selftaught.training.runtime import Runtime
 from selftaught.views.spec import Views
 from tests.pictures import folder
 from tests.several import together
@@ -194,9 +194,9 @@ def test_test_images_are_the_same_for_training_and_judging(tmp_path: Path) -> No
     (cell,) = [c for c in design.cells("data", replace(ONE, targets={"t": target})) if (c.variant, c.x) == ("Target", "10%")]
     words = [*cell.nodes[0].words, "--backbone", "test_resnet", "--batch", "2", "--precision", "fp32"]
     plan = Plan(nodes=(replace(cell.nodes[0], words=tuple(words)),))
-    (settled,) = adapting.settle(plan, tmp_path, "cpu", lambda data, seed: data.index(seed)).values()
-    trained_on, judged_on = settled.stage.data.index(0), data_index.build([images], labels=cell.labels_from)
-    by_folders = data_index.build([images])
+    (settled,) = adapting.resolve_plan(plan, tmp_path, "cpu", lambda data, seed: data.index(seed)).values()
+    trained_on, judged_on = settled.stage.data.index(0), data_index.build_index([images], labels=cell.labels_from)
+    by_folders = data_index.build_index([images])
 
     def names(index: Index, held_out: bool) -> set[str]:
         return {str(index.paths[i]) for i in (index.held_out if held_out else index.train).tolist()}
@@ -630,15 +630,15 @@ def test_a_source_is_the_same_stage_with_and_without_what_follows(plan: Path, tm
 
     cells = {c.variant: c for c in design.cells("sequential", design.read(plan))}
     identities = {
-        variant: [s.identity for s in adapting.settle(Plan(nodes=cell.nodes), tmp_path, "cpu", index_of).values()]
+        variant: [s.identity for s in adapting.resolve_plan(Plan(nodes=cell.nodes), tmp_path, "cpu", index_of).values()]
         for variant, cell in cells.items()
     }
     assert identities["B+S+T"][:1] == identities["B+S"]
     assert len({identity for found in identities.values() for identity in found}) == 4  # B, S, T after B, T after S
 
 
-def quiet() -> tuple[Conduct, Progress]:
-    return Conduct(workers=0, watched=64, album=False), Progress(show=False)
+def quiet() -> tuple[Runtime, Progress]:
+    return Runtime(workers=0, watched=64, album=False), Progress(show=False)
 
 
 def cell_of(plan: Path, study: str, variant: str, x: str = "") -> Cell:
@@ -651,15 +651,15 @@ def test_a_training_that_came_to_no_good_is_a_result_that_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What would follow is left out, and what there is, is scored."""
-    real = adapting.carry_out
+    real = adapting.execute_stage
 
-    def carry_out(settled: adapting.Settled, *args: Any) -> Path:
+    def carry_out(settled: adapting.ResolvedStage, *args: Any) -> Path:
         folder = real(settled, *args)
         if settled.node.name == "source":
             raise end("source: why")
         return folder
 
-    monkeypatch.setattr(adapting, "carry_out", carry_out)
+    monkeypatch.setattr(adapting, "execute_stage", carry_out)
     monkeypatch.setattr(runner, "evaluate", lambda cell, folder, *_: [ROW])
     cell = cell_of(plan, "sequential", "B+S+T")
     runner.carry_out([cell], tmp_path, *quiet())

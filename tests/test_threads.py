@@ -255,16 +255,16 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
     words = ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), "--steps", "4", *SMALL]
     with stopped_at(2):
         assert main([*words, "--threads", "1"]) == 0
-    assert run.read(tmp_path / "run").facts["threads"] == 1
+    assert run.read_run(tmp_path / "run").facts["threads"] == 1
     resume = ["pretrain", "--out", str(tmp_path / "run"), "--resume", "--workers", "0"]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what a new run would take
     with stopped_at(1):
         assert main(resume) == 0
     assert used == [1] * 3
-    assert run.read(tmp_path / "run").facts["threads"] == 1
+    assert run.read_run(tmp_path / "run").facts["threads"] == 1
     assert main([*resume, "--threads", "2"]) == 0  # as asked for now
     assert used[3:] == [2]
-    assert run.read(tmp_path / "run").facts["threads"] == 2
+    assert run.read_run(tmp_path / "run").facts["threads"] == 2
     assert torch.get_num_threads() == 2  # as before the commands
 
 

@@ -166,8 +166,8 @@ class TestLora:
     def test_what_is_written_is_a_plain_network_of_timm(self, backbone, tmp_path, suffix):
         trainable.set_trainable(backbone, "lora")
         trained(backbone)
-        weights.save(backbone, tmp_path / f"b{suffix}")
-        again = weights.load(tmp_path / f"b{suffix}")
+        weights.save_backbone(backbone, tmp_path / f"b{suffix}")
+        again = weights.load_backbone(tmp_path / f"b{suffix}")
         assert set(again.network.state_dict()) == set(timm.create_model(VIT, num_classes=0).state_dict())
         torch.testing.assert_close(features(again, pixels()), features(backbone, pixels()))
         assert all("lora_" in key for key in moving(backbone))  # writing changed nothing

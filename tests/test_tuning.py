@@ -20,7 +20,7 @@ from selftaught.data.loading.images import Images, default_canvas
 from selftaught.errors import UserError
 from selftaught.evaluation import finetune as tuning
 from selftaught.evaluation.compare import evaluate
-from selftaught.evaluation.finetune import Bound, FineTune, drops, goodness, number_images
+from selftaught.evaluation.finetune import BoundFineTune, FineTune, drops, goodness, number_images
 from selftaught.evaluation.results import Results
 from selftaught.features.protocol import Features, Scores
 from selftaught.models import backbone as backbones
@@ -33,7 +33,7 @@ QUICK = FineTune(steps=(3,), epochs=(), rates=(0.05,), batch=16)
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     """Three classes of 16 images, 3 of each held out."""
-    return data_index.build([folder(tmp_path_factory.mktemp("images") / "set")])
+    return data_index.build_index([folder(tmp_path_factory.mktemp("images") / "set")])
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def features(index: Index, positions: Tensor, labels: Tensor | None = None) -> F
 
 
 @pytest.fixture
-def bound(images: Images, backbone: backbones.Backbone) -> Bound:
+def bound(images: Images, backbone: backbones.Backbone) -> BoundFineTune:
     asked = {"images": images, "size": 32, "device": "cpu", "precision": "fp32"}
-    return Bound(asked=QUICK, backbones={"own": backbone}, tuned="own", **asked)  # type: ignore[arg-type]
+    return BoundFineTune(asked=QUICK, backbones={"own": backbone}, tuned="own", **asked)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_the_rate_falls_to_a_tenth_twice() -> None:
         assert (rates[0], rates[length // 2], rates[-1]) == pytest.approx((1, 0.1, 0.01))
 
 
-def test_every_length_is_tried_with_every_rate(bound: Bound) -> None:
+def test_every_length_is_tried_with_every_rate(bound: BoundFineTune) -> None:
     article = replace(bound, asked=FineTune())
     assert article.settings(1000) == [(2500, 0.01), (2500, 0.001), (270, 0.01), (270, 0.001)]  # 3 batches of 256 an epoch
     assert article.settings(100)[2:] == [(90, 0.01), (90, 0.001)]  # one batch, of all there are
@@ -117,12 +117,12 @@ def test_settings_that_make_no_sense_are_refused(asked: dict[str, Any]) -> None:
 
 
 def test_it_has_to_be_bound_to_a_backbone(train: Features) -> None:
-    with pytest.raises(TypeError, match="Bound"):
+    with pytest.raises(TypeError, match="BoundFineTune"):
         QUICK.score(train, train.vectors)
 
 
 def test_the_head_learns_a_hundred_times_faster_and_everything_moves(
-    bound: Bound, train: Features, test: Features, fitted: list[dict[str, Any]]
+    bound: BoundFineTune, train: Features, test: Features, fitted: list[dict[str, Any]]
 ) -> None:
     replace(bound, asked=replace(QUICK, steps=(6,), rates=(0.5,))).score(train, test.vectors)
     (only,) = fitted
@@ -140,7 +140,7 @@ def test_the_head_learns_a_hundred_times_faster_and_everything_moves(
 
 
 def test_the_backbone_given_is_left_as_it_was(
-    bound: Bound, backbone: backbones.Backbone, train: Features, test: Features
+    bound: BoundFineTune, backbone: backbones.Backbone, train: Features, test: Features
 ) -> None:
     before = copy.deepcopy(backbone)
     bound.score(train, test.vectors)
@@ -149,7 +149,7 @@ def test_the_backbone_given_is_left_as_it_was(
     assert backbone.training == before.training
 
 
-def test_each_backbone_is_tuned_for_itself(bound: Bound, train: Features, test: Features) -> None:
+def test_each_backbone_is_tuned_for_itself(bound: BoundFineTune, train: Features, test: Features) -> None:
     torch.manual_seed(1)
     both = replace(bound, backbones={**bound.backbones, "other": backbones.create(RESNET)})
     own, other = (both.of(name).score(train, test.vectors).values for name in ("own", "other"))
@@ -157,7 +157,7 @@ def test_each_backbone_is_tuned_for_itself(bound: Bound, train: Features, test: 
     assert torch.equal(own, bound.score(train, test.vectors).values)
 
 
-def test_the_same_seed_is_the_same_result(bound: Bound, train: Features, test: Features) -> None:
+def test_the_same_seed_is_the_same_result(bound: BoundFineTune, train: Features, test: Features) -> None:
     torch.manual_seed(123)  # whatever was drawn before
     one = bound.score(train, test.vectors).values
     assert torch.equal(bound.score(train, test.vectors).values, one)
@@ -171,13 +171,13 @@ def test_the_same_seed_is_the_same_result(bound: Bound, train: Features, test: F
 LEARNS = FineTune(steps=(32,), epochs=(), rates=(0.5,), batch=16)
 
 
-def test_separable_images_are_learnt(bound: Bound, train: Features, test: Features) -> None:
+def test_separable_images_are_learnt(bound: BoundFineTune, train: Features, test: Features) -> None:
     scores = replace(bound, asked=LEARNS).score(train, test.vectors)
     assert scores.values.shape == (9, 3)
     assert goodness(test.labels, scores.values) > 0.8  # chance is a third
 
 
-def test_several_classes_an_image_are_learnt(bound: Bound, index: Index, fitted: list[dict[str, Any]]) -> None:
+def test_several_classes_an_image_are_learnt(bound: BoundFineTune, index: Index, fitted: list[dict[str, Any]]) -> None:
     """By binary cross-entropy, scored by AUROC; the class that every image has is in no mean."""
     labels = several(index).to(torch.int8)
     train, test = (features(index, positions, labels) for positions in (index.train, index.held_out))
@@ -196,18 +196,18 @@ def test_several_classes_an_image_are_learnt(bound: Bound, index: Index, fitted:
 
 
 def test_a_setting_is_chosen_on_kept_out_training_images(
-    bound: Bound, train: Features, test: Features, monkeypatch: pytest.MonkeyPatch
+    bound: BoundFineTune, train: Features, test: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what was chosen is then trained on all of them. Test images are looked at once, at the end."""
     tried: list[tuple[set[float], set[float], int, float]] = []
 
-    def tune(self: Bound, part: Features, seen: Tensor, steps: int, rate: float) -> Tensor:
+    def tune(self: BoundFineTune, part: Features, seen: Tensor, steps: int, rate: float) -> Tensor:
         tried.append((set(part.vectors[:, 0].tolist()), set(seen[:, 0].tolist()), steps, rate))
         right = torch.nn.functional.one_hot(labels_of[seen[:, 0].long()], 3).float()
         return right if (steps, rate) == (7, 0.5) else -right
 
     labels_of = index_labels(train, test)
-    monkeypatch.setattr(Bound, "tune", tune)
+    monkeypatch.setattr(BoundFineTune, "tune", tune)
     asked = FineTune(steps=(3, 7), epochs=(), rates=(0.1, 0.5))
     scores = replace(bound, asked=asked).score(train, test.vectors)
     assert scores.chosen == {"steps": 7, "rate": 0.5}
@@ -231,16 +231,16 @@ def index_labels(*parts: Features) -> Tensor:
 
 
 def test_test_labels_change_no_prediction(
-    bound: Bound, train: Features, test: Features, monkeypatch: pytest.MonkeyPatch
+    bound: BoundFineTune, train: Features, test: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[Scores] = []
-    real = Bound.score
+    real = BoundFineTune.score
 
-    def score(self: Bound, *args: Any) -> Scores:
+    def score(self: BoundFineTune, *args: Any) -> Scores:
         said.append(real(self, *args))
         return said[-1]
 
-    monkeypatch.setattr(Bound, "score", score)
+    monkeypatch.setattr(BoundFineTune, "score", score)
     asked = replace(bound, asked=replace(QUICK, rates=(0.1, 0.0001)))
     mixed = Features(test.vectors, test.labels.roll(4))
     for held_out in (test, mixed):
@@ -250,12 +250,14 @@ def test_test_labels_change_no_prediction(
     assert one.chosen == other.chosen
 
 
-def test_one_setting_needs_no_choice(bound: Bound, train: Features, test: Features, fitted: list[dict[str, Any]]) -> None:
+def test_one_setting_needs_no_choice(
+    bound: BoundFineTune, train: Features, test: Features, fitted: list[dict[str, Any]]
+) -> None:
     assert bound.score(train, test.vectors).chosen == {"steps": 3, "rate": 0.05}
     assert len(fitted) == 1
 
 
-def test_two_images_are_too_few_to_choose_on(bound: Bound, train: Features, test: Features) -> None:
+def test_two_images_are_too_few_to_choose_on(bound: BoundFineTune, train: Features, test: Features) -> None:
     """Batch norm cannot be trained on the one that would be left."""
     firsts = torch.tensor([int((train.labels == c).nonzero()[0]) for c in (0, 1)])
     asked = replace(bound, asked=replace(QUICK, rates=(0.05, 0.01)))
@@ -273,13 +275,13 @@ def test_a_class_that_was_not_there_to_learn_counts_as_wrong() -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 30])  # so short that nobody gives up, and long enough
-def test_a_rate_that_diverges_is_scored_as_chance(steps: int, bound: Bound, train: Features, test: Features) -> None:
+def test_a_rate_that_diverges_is_scored_as_chance(steps: int, bound: BoundFineTune, train: Features, test: Features) -> None:
     wild = FineTune(steps=(steps,), epochs=(), rates=(1e30,), batch=16)
     found = evaluate({"own": (train, test)}, [replace(bound, asked=wild)], labels=("all",), resamples=10)
     assert [(r.metric, r.mean) for r in found.rows] == [("balanced_accuracy", pytest.approx(1 / 3))]
 
 
-def test_a_rate_that_diverges_is_chance_for_several_classes_too(bound: Bound, index: Index) -> None:
+def test_a_rate_that_diverges_is_chance_for_several_classes_too(bound: BoundFineTune, index: Index) -> None:
     wild = FineTune(steps=(2,), epochs=(), rates=(1e30,), batch=16)
     labels = several(index)
     train, test = (features(index, positions, labels) for positions in (index.train, index.held_out))
@@ -287,14 +289,14 @@ def test_a_rate_that_diverges_is_chance_for_several_classes_too(bound: Bound, in
     assert [(r.metric, r.mean) for r in found.rows] == [("auroc", 0.5)]
 
 
-def test_of_a_wild_rate_and_a_tame_one_the_tame_one_is_taken(bound: Bound, train: Features, test: Features) -> None:
+def test_of_a_wild_rate_and_a_tame_one_the_tame_one_is_taken(bound: BoundFineTune, train: Features, test: Features) -> None:
     asked = replace(LEARNS, rates=(1e30, 0.5))
     scores = replace(bound, asked=asked).score(train, test.vectors)
     assert scores.chosen["rate"] == 0.5
     assert goodness(test.labels, scores.values) > 1 / 3
 
 
-def test_images_that_are_gone_are_no_bad_rate(bound: Bound, index: Index, train: Features, test: Features) -> None:
+def test_images_that_are_gone_are_no_bad_rate(bound: BoundFineTune, index: Index, train: Features, test: Features) -> None:
     gone = Images([Path("nowhere.png")] * len(index), index.sizes, 32, hold=False)
     with pytest.raises(UserError, match="no image can be read"):
         replace(bound, images=gone).score(train, test.vectors)

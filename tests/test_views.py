@@ -36,11 +36,11 @@ def square(count: int) -> Tensor:
     return torch.ones(count)
 
 
-def draw(box: Tensor, **changes: Tensor) -> sampling._Draw:
+def draw(box: Tensor, **changes: Tensor) -> sampling.ViewParameters:
     """Boxes [B, 4] as shares of the image, and nothing else unless asked for."""
     never = torch.zeros(len(box), dtype=torch.bool)
     plain = torch.stack([torch.eye(3), torch.zeros(3, 3)])[:, None].expand(2, len(box), 3, 3)
-    nothing = sampling._Draw(box=box, flip=never, colour=plain, sigma=never.float(), solarize=never)
+    nothing = sampling.ViewParameters(box=box, flip=never, colour=plain, sigma=never.float(), solarize=never)
     return dataclasses.replace(nothing, **changes)
 
 
@@ -89,7 +89,7 @@ def colours(count: int, **settings: float) -> tuple[Tensor, Tensor]:
     strength = torch.rand(count, 4, generator=seeded(1))
     always, never = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
     order = torch.rand(count, 4, generator=seeded(2))
-    return strength, sampling._colour(Views(**jitter), order, strength, always, never)
+    return strength, sampling.sample_colours(Views(**jitter), order, strength, always, never)
 
 
 def coloured(images: Tensor, colour: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def test_jitters_in_every_order_are_torchvisions() -> None:
     settings = Views(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.0)
     always = torch.ones(64, dtype=torch.bool)
     gray = torch.arange(64) % 4 == 0
-    made = coloured(images, sampling._colour(settings, orders, strength, always, gray))
+    made = coloured(images, sampling.sample_colours(settings, orders, strength, always, gray))
     seen = set()
     for index, image in enumerate(images):
         order = orders[index].argsort().tolist()
@@ -158,7 +158,7 @@ def test_a_whole_view_is_torchvisions_one_by_one(canvas: int) -> None:
     pixels = pictures(count, canvas, 0.35, 0.6)
     settings = Views(brightness=0.2, contrast=0.4, saturation=0.4, hue=0.0, large=1)
     (view,) = Augment(settings, size)(pixels, aspect, seeded(5))
-    (drawn,) = sampling._draw(settings, aspect, [settings.scale], seeded(5))
+    (drawn,) = sampling.sample_parameters(settings, aspect, [settings.scale], seeded(5))
     # The boxes are real-valued, which torchvision cannot do: crops are held to it above.
     (crop,) = augment_module._render(pixels, [draw(drawn.box, flip=drawn.flip)], [size], 6, augment_module.SINGLY_FROM)
     expected = coloured(crop, drawn.colour)
@@ -189,7 +189,7 @@ def test_crops_follow_the_law_of_random_resized_crop(aspect: float, scale: tuple
         drawn = [crop.make_params([image]) for _ in range(1500)]
     theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in drawn], dtype=torch.float)
     settings = Views()
-    boxes = sampling._draw(settings, torch.full((6000,), width / height), [scale], seeded())[0].box
+    boxes = sampling.sample_parameters(settings, torch.full((6000,), width / height), [scale], seeded())[0].box
     ours = boxes * torch.tensor([height, width, height, width])
 
     def measures(box: Tensor) -> dict[str, Tensor]:
@@ -248,7 +248,7 @@ def test_the_order_of_chance_is_fixed() -> None:
     settings = [Views(), Views(**PLAIN), Views(small=2)]
     boxes = []
     for generator, views in zip(generators, settings, strict=True):
-        boxes.append(sampling._draw(views, square(5), [views.scale] * 2, generator)[0].box)
+        boxes.append(sampling.sample_parameters(views, square(5), [views.scale] * 2, generator)[0].box)
 
     assert torch.equal(boxes[0], boxes[1])
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
@@ -314,7 +314,7 @@ def test_nothing_asked_for_is_the_plain_resize(pipeline: Any) -> None:
 
 def test_how_often_things_happen() -> None:
     settings = Views(solarize=0.3)
-    (drawn,) = sampling._draw(settings, square(20000), [settings.scale], seeded())
+    (drawn,) = sampling.sample_parameters(settings, square(20000), [settings.scale], seeded())
     plain = (drawn.colour[0] == torch.eye(3)).all((1, 2))
     grey = (drawn.colour[0] - drawn.colour[0][:, :1]).abs().amax((1, 2)) < 1e-6
     for happened, share in (

@@ -14,7 +14,7 @@ from selftaught.features.knn import KNN
 from selftaught.features.metrics import balanced_accuracy, effective_count
 from selftaught.features.protocol import Features
 from selftaught.features.statistics import effective_rank, measure, votes
-from selftaught.training.collapse import Guard
+from selftaught.training.collapse import CollapseDetector
 
 # Recorded runs of ResNet-18 (unless it says otherwise) on photographs of 32 pixels: K with a chance level of ln(K), then
 # "step std rank loss" of each observation. Batch 128 and ten steps of warm-up unless it says otherwise.
@@ -146,7 +146,7 @@ def chance(k: int | None) -> float | None:
     return None if k is None else math.log(k)  # ln(1) = 0: the loss of agreeing on a constant
 
 
-def run(guard: Guard, recording: str, k: int | None) -> list[str]:
+def run(guard: CollapseDetector, recording: str, k: int | None) -> list[str]:
     """The warnings of a run that is stopped when the guard says so."""
     warnings = []
     for step, features, loss in observations(recording):
@@ -162,14 +162,14 @@ def run(guard: Guard, recording: str, k: int | None) -> list[str]:
 def test_healthy_runs_raise_no_alarm(name: str, every: int) -> None:
     k, recording = HEALTHY[name]
     rows = recording.split("|")
-    assert run(Guard(), "|".join(rows[::every]), k) == []
-    assert run(Guard(patience=1), recording, None) == []
+    assert run(CollapseDetector(), "|".join(rows[::every]), k) == []
+    assert run(CollapseDetector(patience=1), recording, None) == []
 
 
 @pytest.mark.parametrize("name", COLLAPSED)
 def test_collapse_is_called_early_with_its_cause_and_its_cure(name: str) -> None:
     k, recording = COLLAPSED[name]
-    guard = Guard()
+    guard = CollapseDetector()
     warnings = run(guard, recording, k)
     assert guard.collapsed, warnings
     assert int(warnings[0].split(":")[0].removeprefix("step ")) <= 30
@@ -181,7 +181,7 @@ def test_collapse_is_called_early_with_its_cause_and_its_cure(name: str) -> None
 
 
 def test_a_run_that_recovers_is_warned_of_and_not_stopped() -> None:
-    guard = Guard()
+    guard = CollapseDetector()
     features = {"std": 0.4, "rank": 40.0}
     guard.observe(0, features)
     for step in range(100, 1000, 100):
@@ -192,7 +192,7 @@ def test_a_run_that_recovers_is_warned_of_and_not_stopped() -> None:
 
 
 def test_patience_counts_observations_in_a_row() -> None:
-    guard = Guard(patience=5)
+    guard = CollapseDetector(patience=5)
     guard.observe(0, {"std": 0.4, "rank": 40.0})
     said = [guard.observe(100 + i, {"std": 0.01, "rank": 1.0}) is not None for i in range(6)]
     assert said == [True, False, False, False, True, False]
@@ -200,7 +200,7 @@ def test_patience_counts_observations_in_a_row() -> None:
 
 
 def test_features_that_are_not_finite_are_a_collapse_at_once() -> None:
-    guard = Guard()
+    guard = CollapseDetector()
     guard.observe(0, {"std": 0.4, "rank": 40.0})
     warning = guard.observe(5, measure(torch.full((4, 3), torch.nan)))
     assert guard.collapsed
@@ -213,20 +213,20 @@ def test_features_that_are_not_finite_are_a_collapse_at_once() -> None:
 def test_a_loss_at_its_chance_level_lowers_the_bar_and_alone_says_nothing() -> None:
     level = math.log(4097)
     for rank, alarm in ((30.0, True), (39.0, False)):
-        guard = Guard()
+        guard = CollapseDetector()
         guard.observe(0, {"std": 0.4, "rank": 40.0})
         warning = guard.observe(100, {"std": 0.4, "rank": rank}, loss=8.30, chance=level)
         assert (warning is not None) == alarm
         if warning:
             assert "chance level 8.32" in warning
-    guard = Guard()
+    guard = CollapseDetector()
     guard.observe(0, {"std": 0.4, "rank": 40.0})
     assert guard.observe(100, {"std": 0.4, "rank": 30.0}, loss=7.2, chance=level) is None
 
 
 def test_classes_that_form_are_no_collapse() -> None:
     """In supervised training features gather in as many points as there are classes."""
-    guard = Guard(patience=1)
+    guard = CollapseDetector(patience=1)
     guard.observe(0, {"std": 0.3, "rank": 46.0, "knn": 0.25})
     assert guard.observe(500, {"std": 0.8, "rank": 9.0, "knn": 0.9}) is None
     assert guard.observe(600, {"std": 0.8, "rank": 9.0, "knn": 0.25}) is not None
@@ -243,7 +243,7 @@ HARMED = [(0, 0.224, 13.41, 0.674), (10, 0.118, 2.27, 0.49), (25, 0.652, 5.7, 0.
     ("voters", "knn", "stopped"), [(500, True, True), (0, True, False), (20, True, False), (500, False, False)]
 )
 def test_features_that_become_worse_than_random_ones_are_called_so(voters: int, knn: bool, stopped: bool) -> None:
-    guard, warnings = Guard(voters=voters), []
+    guard, warnings = CollapseDetector(voters=voters), []
     for step, std, rank, vote in HARMED:
         said = guard.observe(step, {"std": std, "rank": rank} | ({"knn": vote} if knn else {}))
         warnings += [said] if said else []
@@ -255,7 +255,7 @@ def test_features_that_become_worse_than_random_ones_are_called_so(voters: int, 
 @pytest.mark.parametrize("start", [1.0, 0.9, 0.5])
 def test_few_votes_are_no_collapse(voters: int, start: float) -> None:
     """However few are right later, as long as fewer than ten were lost; the features are healthy."""
-    guard = Guard(voters=voters)
+    guard = CollapseDetector(voters=voters)
     for step, knn in ((0, start), *((25 + 5 * i, max(start - 9 / voters, 0)) for i in range(5))):
         assert guard.observe(step, {"std": 0.4, "rank": 20.0, "knn": knn}) is None
     assert not guard.collapsed
@@ -263,7 +263,7 @@ def test_few_votes_are_no_collapse(voters: int, start: float) -> None:
 
 @pytest.mark.parametrize(("start", "now"), [(1.0, 0.8), (0.95, 0.8), (0.674, 0.54), (0.5, 0.38)])
 def test_many_votes_that_are_lost_are_one(start: float, now: float) -> None:
-    guard = Guard(voters=256)
+    guard = CollapseDetector(voters=256)
     for step, knn in ((0, start), (25, now), (30, now), (35, now)):
         guard.observe(step, {"std": 0.4, "rank": 20.0, "knn": knn})
     assert guard.collapsed
@@ -277,7 +277,7 @@ def test_chance_alone_stops_hardly_any_run() -> None:
         for share in (0.5, 0.8, 0.95, 1.0):
             for _ in range(100):
                 right = (torch.rand(4, voters, generator=rng) < share).double().mean(1).tolist()
-                guard = Guard(voters=voters, patience=1)
+                guard = CollapseDetector(voters=voters, patience=1)
                 for step, knn in zip((0, 25, 30, 35), right, strict=True):
                     guard.observe(step, {"std": 0.4, "rank": 20.0, "knn": knn})
                 stopped += guard.bad > 0
@@ -307,7 +307,7 @@ def test_votes_of_one_class_say_nothing() -> None:
 
 
 def test_samples_too_small_to_judge_raise_no_alarm() -> None:
-    guard = Guard(patience=1)
+    guard = CollapseDetector(patience=1)
     for step in range(0, 200, 20):
         assert guard.observe(step, measure(torch.randn(1, 8))) is None
 
@@ -315,10 +315,10 @@ def test_samples_too_small_to_judge_raise_no_alarm() -> None:
 @pytest.mark.parametrize("name", [*HEALTHY, *COLLAPSED])
 def test_a_resumed_guard_goes_on_exactly(name: str) -> None:
     k, recording = (HEALTHY | COLLAPSED)[name]
-    whole, resumed = Guard(), Guard()
+    whole, resumed = CollapseDetector(), CollapseDetector()
     for step, features, loss in observations(recording):
         state = json.loads(json.dumps(resumed.state_dict()))
-        resumed = Guard()
+        resumed = CollapseDetector()
         resumed.load_state_dict(state)
         expected = whole.observe(step, features, loss=loss, chance=chance(k))
         assert resumed.observe(step, features, loss=loss, chance=chance(k)) == expected

@@ -110,7 +110,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path, kind: str, suffix: 
     content, word = NO_WEIGHTS[kind]
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    for read in (weights.guess, weights.load, lambda p: weights.load_weights(backbones.create(RESNET), p)):
+    for read in (weights.guess, weights.load_backbone, lambda p: weights.load_weights(backbones.create(RESNET), p)):
         with pytest.raises(UserError) as error:
             read(path)
         assert str(path) in str(error.value)
@@ -262,7 +262,7 @@ class TestRuns:
     def folder(self, tmp_path: Path, backbone: backbones.Backbone) -> Path:
         folder = tmp_path / "run"
         (folder / "checkpoints").mkdir(parents=True)
-        weights.save(backbone, folder / "backbone.safetensors", {"size": "32"})
+        weights.save_backbone(backbone, folder / "backbone.safetensors", {"size": "32"})
         config = {"backbone": backbone.name, "stem": backbone.stem, "size": 32}
         (folder / "run.json").write_text(json.dumps({"config": config}))
         step = {f"method.backbone.{key}": value for key, value in backbone.state_dict().items()}
@@ -277,7 +277,7 @@ class TestRuns:
         source = folder / file
         assert "with its mean and std" in taken(source, backbone)
         assert weights.guess(source) == (RESNET, "imagenet")
-        again = weights.load(source)
+        again = weights.load_backbone(source)
         assert_same_weights(again, backbone)
         assert again.image_size == 32
 
@@ -285,7 +285,7 @@ class TestRuns:
         moved = (folder / "checkpoints" / "last.pt").rename(tmp_path / "step.pt")
         assert "with its mean and std" in taken(moved, backbone)
         with pytest.raises(UserError, match="which network"):
-            weights.load(moved)
+            weights.load_backbone(moved)
 
     def test_a_plan(self, folder: Path, tmp_path: Path, backbone: backbones.Backbone) -> None:
         stages = {"target": {"folder": "run"}}
@@ -318,7 +318,7 @@ class TestRuns:
 
     @pytest.mark.parametrize("file", ["head.safetensors", "evaluation.json", "journal.jsonl"])
     def test_other_files_of_it_name_the_right_one(self, folder: Path, file: str) -> None:
-        heads.save(torch.nn.Sequential(torch.nn.Linear(2, 3)), (), False, folder / "head.safetensors")
+        heads.save_head(torch.nn.Sequential(torch.nn.Linear(2, 3)), (), False, folder / "head.safetensors")
         for name in ("evaluation.json", "journal.jsonl"):
             (folder / name).write_text('{"step": 0}\n')
         with pytest.raises(UserError, match=r"run's (folder|head)"):
@@ -328,7 +328,7 @@ class TestRuns:
 class TestExport:
     @pytest.fixture
     def source(self, tmp_path: Path, backbone: backbones.Backbone) -> Path:
-        weights.save(backbone, tmp_path / "b.safetensors")
+        weights.save_backbone(backbone, tmp_path / "b.safetensors")
         return tmp_path / "b.safetensors"
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -31,8 +31,8 @@ class TestRoundTrip:
         mean, std = np.random.default_rng(0).uniform(0.1, 0.9, (2, 3)).tolist()
         backbone = backbones.create(name, stem=stem, mean=mean, std=std, image_size=size)
         lived_in(backbone.network)
-        weights.save(backbone, tmp_path / f"b{suffix}")
-        again = weights.load(tmp_path / f"b{suffix}")
+        weights.save_backbone(backbone, tmp_path / f"b{suffix}")
+        again = weights.load_backbone(tmp_path / f"b{suffix}")
         assert (again.name, again.stem, again.image_size, again.features) == (
             name,
             stem,
@@ -44,14 +44,14 @@ class TestRoundTrip:
 
     def test_channels_last_weights_survive(self, tmp_path, suffix):
         backbone = backbones.create(RESNET).to(memory_format=torch.channels_last)
-        weights.save(backbone, tmp_path / f"b{suffix}")
-        assert_same_weights(weights.load(tmp_path / f"b{suffix}"), backbone)
+        weights.save_backbone(backbone, tmp_path / f"b{suffix}")
+        assert_same_weights(weights.load_backbone(tmp_path / f"b{suffix}"), backbone)
 
     def test_timm_alone_reads_the_export(self, tmp_path, suffix):
         backbone = backbones.create("resnet18")
         lived_in(backbone.network)
         path = tmp_path / f"b{suffix}"
-        weights.save(backbone, path)
+        weights.save_backbone(backbone, path)
         network = timm.create_model("resnet18", num_classes=0)
         if suffix == ".safetensors":
             network.load_state_dict(safetensors.torch.load_file(path))
@@ -68,7 +68,7 @@ class TestRoundTrip:
         backbone = backbones.create(name, stem=stem, image_size=size)
         lived_in(backbone.network)
         path = tmp_path / f"b{suffix}"
-        weights.save(backbone, path)
+        weights.save_backbone(backbone, path)
         scope: dict = {}
         exec(backbones.recipe(backbone, path), scope)
         side = size or 64
@@ -76,7 +76,7 @@ class TestRoundTrip:
 
     def test_metadata_is_strings_with_the_extra_beside(self, tmp_path, suffix):
         path = tmp_path / f"b{suffix}"
-        weights.save(backbones.create(RESNET, image_size=48), path, {"method": "moco-v2"})
+        weights.save_backbone(backbones.create(RESNET, image_size=48), path, {"method": "moco-v2"})
         if suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata()
@@ -95,7 +95,7 @@ class TestRoundTrip:
     def test_a_failing_write_keeps_the_old_file_and_leaves_nothing_else(self, tmp_path, suffix, monkeypatch):
         path = tmp_path / f"b{suffix}"
         backbone = backbones.create(RESNET)
-        weights.save(backbone, path)
+        weights.save_backbone(backbone, path)
         before = path.read_bytes()
 
         def full(*_, **__):
@@ -103,31 +103,31 @@ class TestRoundTrip:
 
         monkeypatch.setattr(weights.os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
-            weights.save(backbones.create(RESNET), path)
+            weights.save_backbone(backbones.create(RESNET), path)
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
 
     def test_loading_leaves_random_numbers_alone(self, tmp_path, suffix):
         path = tmp_path / f"b{suffix}"
-        weights.save(backbones.create(RESNET), path)
+        weights.save_backbone(backbones.create(RESNET), path)
         torch.manual_seed(0)
         expected = torch.rand(3)
         torch.manual_seed(0)
-        weights.load(path)
+        weights.load_backbone(path)
         assert torch.equal(torch.rand(3), expected)
 
     def test_init_takes_over_weights_and_statistics(self, tmp_path, suffix):
         path = tmp_path / f"b{suffix}"
         source = backbones.create(RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
         lived_in(source.network)
-        weights.save(source, path)
+        weights.save_backbone(source, path)
         backbone = backbones.create(RESNET)
         assert "with its mean and std" in weights.load_weights(backbone, path)
         assert_same_weights(backbone, source)
 
     def test_init_from_another_stem_or_network_is_refused(self, tmp_path, suffix):
         path = tmp_path / f"b{suffix}"
-        weights.save(backbones.create(RESNET, stem="cifar"), path)
+        weights.save_backbone(backbones.create(RESNET, stem="cifar"), path)
         with pytest.raises(UserError, match="cifar stem"):
             weights.load_weights(backbones.create(RESNET), path)
         with pytest.raises(UserError, match=f"weights of {RESNET}, but the backbone is resnet18"):
@@ -136,12 +136,12 @@ class TestRoundTrip:
 
 def test_extra_does_not_replace_metadata(tmp_path):
     with pytest.raises(ValueError, match="name"):
-        weights.save(backbones.create(RESNET), tmp_path / "b.pth", {"name": "other"})
+        weights.save_backbone(backbones.create(RESNET), tmp_path / "b.pth", {"name": "other"})
 
 
 def test_unknown_suffix(tmp_path):
     with pytest.raises(UserError, match=r"\.safetensors or \.pth"):
-        weights.save(backbones.create(RESNET), tmp_path / "b.onnx")
+        weights.save_backbone(backbones.create(RESNET), tmp_path / "b.onnx")
 
 
 def torchvision_resnet18() -> nn.Module:
@@ -267,7 +267,7 @@ class TestForeignFiles:
 
     def test_a_run_folder(self, tmp_path):
         source = backbones.create(RESNET)
-        weights.save(source, tmp_path / "run" / "backbone.safetensors")
+        weights.save_backbone(source, tmp_path / "run" / "backbone.safetensors")
         backbone = backbones.create(RESNET)
         weights.load_weights(backbone, tmp_path / "run")
         assert_same_weights(backbone, source)
@@ -347,20 +347,20 @@ class TestRefusals:
         with pytest.raises(UserError, match="no file"):
             weights.load_weights(backbones.create(RESNET), tmp_path / "absent.pth")
         with pytest.raises(UserError, match="no file"):
-            weights.load(tmp_path)
+            weights.load_backbone(tmp_path)
 
     def test_load_wants_a_file_of_ours(self, tmp_path, state):
         with pytest.raises(UserError, match="does not say which network"):
-            weights.load(written(tmp_path, state))
+            weights.load_backbone(written(tmp_path, state))
 
     def test_unusable_statistics(self, tmp_path):
         path = tmp_path / "b.pth"
-        weights.save(backbones.create(RESNET), path)
+        weights.save_backbone(backbones.create(RESNET), path)
         content = torch.load(path, weights_only=True)
         content["metadata"]["std"] = "[0.2, 0.0, 0.2]"
         torch.save(content, path)
         with pytest.raises(UserError, match="mean and std"):
-            weights.load(path)
+            weights.load_backbone(path)
 
 
 class TestPickledObjects:

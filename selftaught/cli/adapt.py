@@ -9,7 +9,7 @@ from typing import Any
 from selftaught.cli.console import device_named, tell
 from selftaught.cli.pretrain import check_conduct, conduct_of, lost_in
 from selftaught.config import flags
-from selftaught.distributed import processes, rank
+from selftaught.distributed import process_group, rank
 from selftaught.errors import Stopped, UserError
 from selftaught.loggers.terminal import Progress
 from selftaught.methods import METHODS
@@ -31,22 +31,22 @@ def adapt(words: list[str]) -> int:
     asked_for = plan.read(Path(asked.plan)) if asked.plan else chain(words, asked)
     device = device_named(asked.device)
     with (
-        processes(device),
+        process_group(device),
         Progress(show=rank() == 0) as progress,
         take_share(asked.threads, asked.workers, progress.say) as share,
     ):
         conduct = conduct_of(asked, device, share.workers, progress, ["adapt", *words])
         try:
-            folders = adapting.adapt(
+            folders = adapting.execute_plan(
                 with_defaults(asked_for), out, conduct, shlex.join(["selftaught", "adapt", *words]),
-                progress.of("reading images"), progress.begin,
+                progress.of("reading images"), lambda stage: progress.begin(stage.steps),
             )  # fmt: skip
         except Stopped as stopped:
             tell(f"{stopped}: the same command goes on with it".replace("; go on with --resume", ""))
             return 0
         if rank() == 0:
             place = folders[asked_for.leaves[-1].name]  # which plan.json names, unless another plan has begun there since
-            facts = run.read(place).facts
+            facts = run.read_run(place).facts
             if "choice" in facts:
                 print(facts["choice"]["text"])
             print(f"the backbone is in {place / 'backbone.safetensors'}{lost_in(place)}")
@@ -64,7 +64,7 @@ def chain(words: Sequence[str], asked: Any) -> Plan:
     common: list[str] = []
     target = ["--data", *asked.target]
     for name, values in flags.grouped(words):
-        if name in flags.CONDUCT | flags.ADAPTING:
+        if name in flags.CONDUCT | flags.ADAPTING | {"out"}:
             continue
         alone = name.startswith("hard") or name in ("trainable", "steps", "epochs", "keep", "subset", "labels-from")
         (target if alone else common).extend([f"--{name}", *values])

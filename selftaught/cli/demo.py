@@ -10,11 +10,13 @@ from typing import Annotated
 
 import tyro
 
-from selftaught.cli.main import main
+from selftaught.cli.evaluate import evaluate
+from selftaught.cli.pretrain import pretrain
+from selftaught.cli.report import report
 from selftaught.config.flag_values import Count, reader
 from selftaught.data import demo_images as patches
 from selftaught.errors import UserError
-from selftaught.runs.folder import read
+from selftaught.runs.folder import read_run
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -27,14 +29,6 @@ class Demo:
     seed: int = 0
     threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
     """that compute; auto: one for each free core"""
-
-
-def demo(words: list[str]) -> int:
-    asked = tyro.cli(Demo, prog="selftaught demo", args=words)
-    from selftaught.cli.demo import run_demo as carry_out
-
-    print(carry_out(Path(asked.out), asked.steps, asked.seed, main, asked.threads))
-    return 0
 
 
 COMMON = ("--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
@@ -62,7 +56,7 @@ def run_demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], in
         ]
         begun = (folder / "run.json").exists()
         carry_out(run, [*(["pretrain", "--out", str(folder), "--resume"] if begun else words), *share])
-        if not read(folder).facts["finished"]:
+        if not read_run(folder).facts["finished"]:
             raise UserError(f"the demo was stopped; the same command goes on with it ({folder})")
     carry_out(run, ["evaluate", str(plain), "--labels", "5", "all", *share])
     carry_out(run, ["evaluate", str(hexa), "--labels", "5", "all", "--against", "random", str(plain), *share])
@@ -76,3 +70,16 @@ def carry_out(run: Callable[[Sequence[str]], int], words: Sequence[str]) -> None
     if run(words):
         raise UserError(f"the demo's command failed: selftaught {' '.join(words)}")
     print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
+
+
+STEPS = {"pretrain": pretrain, "evaluate": evaluate, "report": report}
+
+
+def run_command(words: Sequence[str]) -> int:
+    return STEPS[words[0]](list(words[1:]))
+
+
+def demo(words: list[str]) -> int:
+    asked = tyro.cli(Demo, prog="selftaught demo", args=words)
+    print(run_demo(Path(asked.out), asked.steps, asked.seed, run_command))
+    return 0

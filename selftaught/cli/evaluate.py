@@ -53,8 +53,8 @@ class Evaluate:
 
 def evaluate(words: list[str]) -> int:
     asked = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
-    from selftaught.distributed import processes, rank
-    from selftaught.evaluation.evaluate import judge
+    from selftaught.distributed import process_group, rank
+    from selftaught.evaluation.evaluate import evaluate_run
     from selftaught.loggers.terminal import Progress
     from selftaught.report import console_tables as table
     from selftaught.training.threads import check, take_share
@@ -63,11 +63,11 @@ def evaluate(words: list[str]) -> int:
     protocols = [getattr(asked, name) for name in asked.protocol]
     device = device_named(asked.device)
     with (
-        processes(device),
+        process_group(device),
         Progress(show=rank() == 0) as progress,
         take_share(asked.threads, asked.workers, progress.say) as share,
     ):
-        judgement = judge(
+        judgement = evaluate_run(
             asked.run, asked.data, labels_from=asked.labels_from, max_pixels=asked.max_pixels, protocols=protocols,
             labels=asked.labels, against=asked.against, size=asked.size, draws=asked.draws, seed=asked.seed,
             device=device, workers=share.workers, progress=progress,

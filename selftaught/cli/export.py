@@ -32,11 +32,11 @@ def export(words: list[str]) -> int:
     backbone = run.open_backbone(source)
     if to.exists() and any(file.samefile(to) for file in weight_files.locate(source)):
         raise UserError(f"--to {to} is the file that is exported: choose another name")
-    if run.is_run(source) and (doubt := run.read(source).doubt):
+    if run.is_run(source) and (doubt := run.read_run(source).doubt):
         tell(f"{asked.run}: {doubt}")
     replaced = " in place of the file that was there" if to.exists() else ""
     try:
-        weights.save(backbone, to)
+        weights.save_backbone(backbone, to)
     except OSError as error:
         why = error.strerror or str(error)
         raise UserError(f"--to {to} cannot be written: {why}. Nothing was changed there: choose another place") from error

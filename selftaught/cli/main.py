@@ -9,21 +9,20 @@ import sys
 from collections.abc import Callable, Sequence
 
 from selftaught.cli.console import err, plain
-from selftaught.cli.demo import demo
 from selftaught.cli.malloc import keep_freed
 from selftaught.errors import UserError, describe_error
 
 COMMANDS = {  # name: (module, what it is for)
-    "pretrain": ("training", "teach a backbone from a folder of images"),
-    "pack": ("packing", "images into a store that is quick to read again and again, here or far away"),
-    "adapt": ("training", "lead a backbone that you have to your images, through stages, if that is worth it"),
-    "evaluate": ("judging", "score frozen features with few labels, beside random initialisation"),
-    "study": ("studying", "the experiments of hierarchical pretraining, on your images"),
-    "report": ("judging", "one HTML page of a run, or of several side by side"),
-    "show": ("judging", "what led to a run: its stages, their data, weights and scores"),
-    "export": ("judging", "write the backbone for timm or torch"),
-    "methods": ("judging", "what there is to train with"),
-    "demo": ("", "all of it on photographs that come along, in some minutes"),
+    "pretrain": ("pretrain", "teach a backbone from a folder of images"),
+    "pack": ("pack", "images into a store that is quick to read again and again, here or far away"),
+    "adapt": ("adapt", "lead a backbone that you have to your images, through stages, if that is worth it"),
+    "evaluate": ("evaluate", "score frozen features with few labels, beside random initialisation"),
+    "study": ("study", "the experiments of hierarchical pretraining, on your images"),
+    "report": ("report", "one HTML page of a run, or of several side by side"),
+    "show": ("report", "what led to a run: its stages, their data, weights and scores"),
+    "export": ("export", "write the backbone for timm or torch"),
+    "methods": ("methods", "what there is to train with"),
+    "demo": ("demo", "all of it on photographs that come along, in some minutes"),
 }
 
 
@@ -77,11 +76,9 @@ def dispatch(words: list[str]) -> int:
 
         print(f"selftaught {version('selftaught')}")
         return 0
-    from selftaught.config.registry import find
+    from selftaught.config.registry import find_name
 
-    name = find(words[0], COMMANDS, "command")
-    if name == "demo":
-        return demo(words[1:])
-    module = importlib.import_module(f"selftaught.commands.{COMMANDS[name][0]}")  # each command loads what it needs alone
+    name = find_name(words[0], COMMANDS, "command")
+    module = importlib.import_module(f"selftaught.cli.{COMMANDS[name][0]}")  # each command loads what it needs alone
     command: Callable[[list[str]], int] = getattr(module, name)
     return command(words[1:])

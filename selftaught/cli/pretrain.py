@@ -12,14 +12,14 @@ from selftaught.config import flags, registry, serialization
 from selftaught.config.stage import Data, Stage, shared_index
 from selftaught.data.index.build import Index
 from selftaught.data.pixel_range import PixelRange
-from selftaught.distributed import processes, rank, shared
+from selftaught.distributed import broadcast_object, process_group, rank
 from selftaught.errors import Stopped, UserError, require
 from selftaught.loggers.terminal import Progress
 from selftaught.pipeline import execute as adapting
 from selftaught.runs import folder as run
-from selftaught.text import counted
+from selftaught.text import count_text
 from selftaught.training import threads
-from selftaught.training.runtime import Conduct
+from selftaught.training.runtime import Runtime
 from selftaught.training.threads import take_share
 from selftaught.training.trainer import train as carry_out
 
@@ -43,10 +43,10 @@ def train(words: list[str]) -> None:
         files.refuse_busy(known)
         if run.is_plan(known):
             raise UserError(f"{out} holds stages of `selftaught adapt`: go on by the same command, or choose another --out")
-    begun = known is not None and run.begun(known)
+    begun = known is not None and run.has_run(known)
     if resume and begun:
         assert known is not None
-        before = run.read(known)
+        before = run.read_run(known)
         base, pixel_range = before.stage, before.pixel_range
         if flags.chosen(words, "data") is None:
             before.refuse_missing(labels=flags.chosen(words, "labels-from") is None)
@@ -60,7 +60,7 @@ def train(words: list[str]) -> None:
         raise UserError(f"{out} holds no run to go on with: leave out --resume, and name the images by --data")
     device = device_named(asked.device)
     with (
-        processes(device),
+        process_group(device),
         Progress(show=rank() == 0) as progress,
         take_share(asked.threads, asked.workers, progress.say) as share,
     ):
@@ -72,13 +72,13 @@ def train(words: list[str]) -> None:
             return indices[-1]
 
         if base is None and asked.init:
-            words = [*adapting.kept(words, *adapting.network_of(asked.init)), *words]
-        stage = shared(flags.stage_from(words, base, device, index_of, progress.say))  # rank 0's choice decides
+            words = [*adapting.network_flags(words, *adapting.network_of(asked.init)), *words]
+        stage = broadcast_object(flags.stage_from(words, base, device, index_of, progress.say))  # rank 0's choice decides
         stage = run.resolved(stage)
         if resume and begun and base is not None:
             refuse_other(stage, base, out)
         conduct = conduct_of(asked, device, share.workers, progress, ["pretrain", *typed], resume)
-        progress.begin(stage)
+        progress.begin(stage.steps)
         if not (resume and begun):
             progress.say(registry.summary(stage))
         file = carry_out(stage, Path(asked.out), conduct, indices[-1])
@@ -89,8 +89,8 @@ def train(words: list[str]) -> None:
 
 def lost_in(folder: Path) -> str:
     """What the last line says of images that vanished or broke during training."""
-    lost = run.read(folder).facts.get("lost", 0) if rank() == 0 else 0
-    return f"; {counted(lost, 'image')} vanished or broke meanwhile (run.json names them)" if lost else ""
+    lost = run.read_run(folder).facts.get("lost", 0) if rank() == 0 else 0
+    return f"; {count_text(lost, 'image')} vanished or broke meanwhile (run.json names them)" if lost else ""
 
 
 def refuse_other(stage: Stage, base: Stage, out: str | None) -> None:
@@ -126,8 +126,8 @@ def check_conduct(asked: Any) -> None:
 
 def conduct_of(
     asked: Any, device: str, workers: int, progress: Progress, words: Sequence[str], resume: bool = False
-) -> Conduct:
-    return Conduct(
+) -> Runtime:
+    return Runtime(
         device=device, workers=workers, threads=None if asked.threads == "auto" else asked.threads,
         on_collapse=asked.on_collapse, save_every=asked.save_every, fsdp=asked.fsdp, resume=resume,
         show=progress.entry, say=progress.say,

@@ -12,13 +12,13 @@ from tyro.conf import Positional
 from selftaught import files
 from selftaught.cli.console import device_named, tell
 from selftaught.config.flag_values import Count, reader
-from selftaught.distributed import processes, rank
+from selftaught.distributed import process_group, rank
 from selftaught.errors import Stopped, UserError
 from selftaught.loggers.terminal import Progress, clock
 from selftaught.study import design, figures, runner, tables
 from selftaught.study import report as page
 from selftaught.study.design import Cell
-from selftaught.training.runtime import Conduct
+from selftaught.training.runtime import Runtime
 from selftaught.training.threads import check, take_share
 
 
@@ -51,11 +51,11 @@ def study(words: list[str]) -> int:
     cells = design.cells(asked.study, setup)
     device = device_named(asked.device)
     with (
-        processes(device),
+        process_group(device),
         Progress(show=rank() == 0) as progress,
         take_share(asked.threads, asked.workers, progress.say) as share,
     ):
-        conduct = Conduct(
+        conduct = Runtime(
             device=device, workers=share.workers, threads=None if asked.threads == "auto" else asked.threads,
             watched=64, album=False, show=progress.entry, say=progress.say,
             note={"command": command, "device": device},

@@ -22,7 +22,6 @@ from selftaught.hard import HARD
 from selftaught.method import Setting
 from selftaught.methods import DEFAULT, METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
-from selftaught.pipeline import plan
 from selftaught.views.spec import Views
 
 ABOUT = "Teach a backbone from images without labels, or adapt one that you have."
@@ -79,7 +78,14 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
 OTHERWISE = {"statistics": "data", "keep": "best"}  # what happens without, where it is not as in pretrain
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 # How it is done, which changes no outcome, or its last digits alone.
-CONDUCT = {"out", *plan.CONDUCT}
+CONDUCT = {
+    "device",
+    "threads",
+    "workers",
+    "on-collapse",
+    "save-every",
+    "fsdp",
+}  # how a stage is carried out, which changes no outcome: for all stages of a plan
 DEFAULTS: dict[str, Any] = {
     "data": (), "target": (), "source": (), "compile": False, "resume": False, "device": "auto", "threads": "auto",
     "workers": "auto", "on_collapse": "stop", "save_every": 120.0, "fsdp": False,
@@ -145,8 +151,8 @@ def parse_adapt(args: Sequence[str]) -> Any:
 
 def kinds_asked(args: Sequence[str], base: Stage | None) -> tuple[str, str]:
     """The method's and the optimizer's name; raises UserError where a flag is another one's."""
-    method = registry.find(name_of(args, base, "method"), METHODS, "method")
-    optimizer = registry.find(name_of(args, base, "optimizer"), OPTIMIZERS, "optimizer")
+    method = registry.find_name(name_of(args, base, "method"), METHODS, "method")
+    optimizer = registry.find_name(name_of(args, base, "optimizer"), OPTIMIZERS, "optimizer")
     refuse_others(args, "method", method, {name: m.Config for name, m in METHODS.items()})
     refuse_others(args, "optimizer", optimizer, OPTIMIZERS)
     return method, optimizer

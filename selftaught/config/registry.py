@@ -11,7 +11,7 @@ from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS
 
 
-def find(name: str, among: Iterable[str], what: str) -> str:
+def find_name(name: str, among: Iterable[str], what: str) -> str:
     """`name`, if it is one of them; else a UserError with the nearest."""
     names = sorted(among)
     if name in names:

@@ -5,7 +5,7 @@ from typing import Any
 import cattrs
 
 from selftaught.config.defaults import OLD_MAX_PIXELS
-from selftaught.config.registry import find
+from selftaught.config.registry import find_name
 from selftaught.config.stage import Stage
 from selftaught.errors import UserError
 from selftaught.hard import HARD
@@ -33,7 +33,7 @@ def _converter() -> cattrs.Converter:
 
         def structure(value: dict[str, Any], _: type, kinds: dict[str, type] = kinds, base: type = base) -> Any:
             what = {Method.Config: "method", HardExample: "hard example", Optimizer: "optimizer"}[base]
-            kind = kinds[find(value["name"], kinds, what)]
+            kind = kinds[find_name(value["name"], kinds, what)]
             return plain.structure({k: v for k, v in value.items() if k != "name"}, kind)
 
         converter.register_unstructure_hook(base, unstructure)

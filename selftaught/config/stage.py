@@ -8,7 +8,7 @@ from selftaught.data.index import build as data_index
 from selftaught.data.index.build import Index
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.pixel_range import PixelRange
-from selftaught.distributed import rank, wait
+from selftaught.distributed import rank, wait_for_rank0
 from selftaught.errors import UserError, require
 from selftaught.hard.base import HardExample
 from selftaught.method import Method
@@ -36,8 +36,8 @@ class Data:
         self, seed: int, on_progress: Callable[[int, int], None] | None = None,
         pixel_range: PixelRange | None = PixelRange(),
     ) -> Index:  # fmt: skip
-        """`pixel_range`: as for `build`."""
-        index = data_index.build(
+        """`pixel_range`: as for `build_index`."""
+        index = data_index.build_index(
             self.roots, labels=self.labels, holdout=self.holdout, seed=seed, on_progress=on_progress,
             max_pixels=self.max_pixels, pixel_range=pixel_range,
         )  # fmt: skip
@@ -90,11 +90,11 @@ def shared_index(
     data: Data, seed: int, on_progress: Callable[[int, int], None] | None = None,
     pixel_range: PixelRange | None = PixelRange(),
 ) -> Index:  # fmt: skip
-    """The index, made by rank 0 and read from its cache by the others. `pixel_range`: as for `build`."""
+    """The index, made by rank 0 and read from its cache by the others. `pixel_range`: as for `build_index`."""
     if rank() == 0:
         try:
             return data.index(seed, on_progress, pixel_range)
         finally:
-            wait()  # in any case: what rank 0 refuses, the others will refuse for themselves
-    wait()
+            wait_for_rank0()  # in any case: what rank 0 refuses, the others will refuse for themselves
+    wait_for_rank0()
     return data.index(seed, pixel_range=pixel_range)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from selftaught.errors import UserError
-from selftaught.text import counted
+from selftaught.text import count_text
 
 Pair = tuple[float, float]  # the value that is black, and the one that is white
 
@@ -128,19 +128,19 @@ def notes(pixel_range: PixelRange | None, measured: np.ndarray, own: PixelRange)
         pair = pixel_range.of(kind) if pixel_range is not None else None
         if not n:
             continue
-        which = f"{counted(n, 'image')} of {what}"
+        which = f"{count_text(n, 'image')} of {what}"
         if pair is None:
             lines.append(f"{which}: each is scaled by its kind or by itself, as in the run's training")
             continue
         bits = round(np.log2(pair[1] + 1)) if pair[1] > 0 else 0
         if kind == INTEGERS and pair == (0, 2**bits - 1):
-            which = f"{counted(n, 'image')} of {bits} bits a value"
+            which = f"{count_text(n, 'image')} of {bits} bits a value"
         there = own.of(kind) or pair
         whose = "" if pair == there else f", as in the run's training; they themselves hold {_spelt(there)}"
         lines.append(f"{which}: {_spelt(pair)} are shown as black to white{whose}")
     pages = measured[:, PAGES]
     if several := int((pages > 1).sum()):
         lines.append(
-            f"{counted(several, 'file')} of several pages or frames, {int(pages.sum()):,} in all: the first of each is used"
+            f"{count_text(several, 'file')} of several pages or frames, {int(pages.sum()):,} in all: the first of each is used"
         )
     return lines

@@ -48,12 +48,12 @@ def classifiers(learnt: Path, names: Iterable[str], index: Index, progress: Prog
                 raise UserError(f"{name} is a backbone alone: give the folder of a run of supervised or distillation")
             progress.say(f"{name} has no classifier of its own: left out there")
             continue
-        found[name] = heads.classifier(run.resolve(Path(name)))
+        found[name] = heads.classifier(run.resolve_run(Path(name)))
         heads.refuse_other(name, found[name].classes, index.classes)
     return found
 
 
-def classified(
+def score_classifiers(
     found: Mapping[str, heads.Trained], protocol: Classifier, index: Index, images: Images, test: Tensor, *, seed: int,
     progress: Progress, **how: Any,
 ) -> Results:  # fmt: skip

@@ -21,9 +21,9 @@ from selftaught.data.loading.images import Images, default_canvas
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import rank
 from selftaught.errors import FileError, UserError, require
-from selftaught.evaluation.classifier import Classifier, classified, classifiers
+from selftaught.evaluation.classifier import Classifier, classifiers, score_classifiers
 from selftaught.evaluation.compare import NothingToScore, evaluate, refusal
-from selftaught.evaluation.finetune import Bound, FineTune, number_images
+from selftaught.evaluation.finetune import BoundFineTune, FineTune, number_images
 from selftaught.evaluation.results import Results, verdict
 from selftaught.features.extract import cached, extract
 from selftaught.features.knn import KNN
@@ -40,7 +40,7 @@ AGAINST = ("random", "init")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class Evaluation:
     results: Results
     verdict: str  # in plain words
 
@@ -50,7 +50,7 @@ class Judgement:
         return [asdict(row) for row in self.results.rows]
 
 
-def judge(
+def evaluate_run(
     learnt: str | Path,
     data: Sequence[str | Path] = (),
     *,
@@ -66,7 +66,7 @@ def judge(
     workers: int = 2,
     progress: Progress | None = None,
     command: str = "",
-) -> Judgement:
+) -> Evaluation:
     """Score the run's folder or backbone's file `learnt` on labelled images, by default those it was trained on.
 
     Labels are drawn from the training side of the split alone, scores come from the other side, which `learnt` never
@@ -75,7 +75,7 @@ def judge(
     """
     progress = progress or Progress(show=False)
     learnt = weight_files.folder_of(Path(learnt))
-    own = run.read(learnt) if run.is_run(learnt) else None
+    own = run.read_run(learnt) if run.is_run(learnt) else None
     if own and own.doubt:
         progress.say(f"{learnt}: {own.doubt}")
     compared = backbones_of(learnt, own, against, progress)
@@ -135,13 +135,15 @@ def judge(
         features, doing = found, "evaluating"
         if isinstance(asked[0], Classifier):
             told = classifiers(learnt, compared, index, progress)
-            return classified(
+            return score_classifiers(
                 told, asked[0], index, images, test, seed=seed, progress=progress, size=width, device=device,
                 precision=precision, workers=workers,
             )  # fmt: skip
         if isinstance(asked[0], FineTune):
             asked = [
-                Bound(asked=asked[0], backbones=compared, images=images, size=width, device=device, precision=precision)
+                BoundFineTune(
+                    asked=asked[0], backbones=compared, images=images, size=width, device=device, precision=precision
+                )
             ]
             assert index.labels is not None
             sides = (number_images(train, index.labels), number_images(test, index.labels))
@@ -160,7 +162,7 @@ def judge(
     if refused and not results.rows:
         raise UserError(refused[0])
     results += Results(rows=(), notes=tuple(dict.fromkeys(refused)))
-    judgement = Judgement(results=results, verdict=verdict(results, same=same))
+    judgement = Evaluation(results=results, verdict=verdict(results, same=same))
     if own and rank() == 0:
         try:
             keep(own.folder, judgement, index, [str(r) for r in data] or list(own.stage.data.roots), command, progress.say)
@@ -231,7 +233,7 @@ def same_weights(compared: dict[str, Backbone], digests: dict[str, str]) -> dict
 
 
 def keep(
-    folder: Path, judgement: Judgement, index: Index, roots: list[str], command: str,
+    folder: Path, judgement: Evaluation, index: Index, roots: list[str], command: str,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:  # fmt: skip
     """Add a judgement to a run's evaluation.json, which two parts of a study may do at once. One that is damaged is moved

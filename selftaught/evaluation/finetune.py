@@ -62,11 +62,11 @@ class FineTune(Protocol):
         return f"the whole network, {' or '.join(lengths)}, rate {rates}, {self.head:g} times that for the head"
 
     def score(self, train: Features, test: Tensor) -> Scores:
-        raise TypeError("fine-tuning is of a backbone: bind it to some by `Bound`")
+        raise TypeError("fine-tuning is of a backbone: bind it to some by `BoundFineTune`")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Bound(Protocol):
+class BoundFineTune(Protocol):
     """A `FineTune` of certain backbones on certain images. Features are the images' positions: [N, 1]."""
 
     asked: FineTune
@@ -162,7 +162,7 @@ class Bound(Protocol):
 
 
 def number_images(positions: Tensor, labels: Tensor) -> Features:
-    """Positions [n] as the vectors [n, 1] that `Bound` takes for features, in float64, which is exact; labels of all."""
+    """Positions [n] as the vectors [n, 1] that `BoundFineTune` takes for features, in float64, which is exact; labels of all."""
     return Features(positions[:, None].double(), labels[positions])
 
 

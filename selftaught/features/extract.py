@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from selftaught.distributed import anywhere, gather, own_share, rank
+from selftaught.distributed import any_rank, gather, local_share, rank
 from selftaught.errors import FileError, UserError
 from selftaught.files import atomic
 
@@ -57,7 +57,7 @@ def extract(
     from selftaught.views.augment import centre
 
     device = torch.device(device)
-    wanted, positions = len(positions), own_share(positions.cpu())
+    wanted, positions = len(positions), local_share(positions.cpu())
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     parts: list[Tensor] = []
@@ -109,7 +109,7 @@ def cached(
     """
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     found = known(path, key, count)
-    if not anywhere(found is None):
+    if not any_rank(found is None):
         assert found is not None
         return found
     if os.path.lexists(path):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selftaught.devices import full_precision
+from selftaught.devices import upcast
 from selftaught.distributed import gather
 from selftaught.errors import require
 from selftaught.method import Method, Tensors, leaves, map_tensors
@@ -47,7 +47,7 @@ class HardExample(ABC):
 
 def objective(method: Method, predictions: Tensors, targets: Tensors) -> Tensor:
     """The method's loss, at full precision, over the global batch where it compares samples."""
-    predictions, targets = map_tensors(full_precision, predictions), map_tensors(full_precision, targets)
+    predictions, targets = map_tensors(upcast, predictions), map_tensors(upcast, targets)
     if method.couples_samples:
         predictions, targets = map_tensors(gather, predictions), map_tensors(gather, targets)
     with torch.autocast(leaves(predictions)[0].device.type, enabled=False):

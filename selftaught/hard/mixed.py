@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selftaught.devices import sent
+from selftaught.devices import to_device
 from selftaught.errors import require
 from selftaught.hard.base import HardExample, objective
 from selftaught.method import Method, Tensors, leaves, map_tensors
@@ -79,4 +79,4 @@ def spread(mask: Tensor, image: Tensor) -> Tensor:
     """Enlarge the mask to the image's size, where views differ in size, without blurring it."""
     if mask.numel() != 1 and mask.shape != image.shape[-2:]:
         mask = F.interpolate(mask[None, None], size=image.shape[-2:], mode="nearest-exact")[0, 0]
-    return sent(mask.to(image.dtype), image.device)
+    return to_device(mask.to(image.dtype), image.device)

@@ -32,7 +32,7 @@ class Journal:
             os.fsync(self._file.fileno())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_journal(path: Path) -> list[dict[str, Any]]:
     """The entries of a journal; lines that are torn or make no sense are left out."""
     return parse(path)[0]
 

@@ -9,8 +9,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from selftaught.config.stage import Stage
-
 
 class Progress:
     """Shows the step, the loss, images a second, time left, the share of time spent waiting, the features' spread."""
@@ -42,8 +40,9 @@ class Progress:
     def say(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
 
-    def begin(self, stage: Stage) -> None:
-        self.steps, self.first, self.features = stage.steps, None, {}
+    def begin(self, steps: int) -> None:
+        """Expect a stage of so many steps."""
+        self.steps, self.first, self.features = steps, None, {}
 
     def entry(self, entry: dict[str, Any]) -> None:
         """Show a journal entry."""

@@ -28,7 +28,7 @@ class Trained:
     several: bool  # an image may have several of them
 
 
-def save(head: nn.Sequential, classes: tuple[str, ...], several: bool, file: Path) -> Path:
+def save_head(head: nn.Sequential, classes: tuple[str, ...], several: bool, file: Path) -> Path:
     """Write a head; atomic. What it takes to build it again stands beside the weights. Of several processes all call it, and
     rank 0 writes.
     """
@@ -44,7 +44,7 @@ def save(head: nn.Sequential, classes: tuple[str, ...], several: bool, file: Pat
     return files.atomic(file, lambda draft: draft.write_bytes(weights.serialise(state, metadata)))
 
 
-def load(run: str | Path) -> Trained:
+def load_head(run: str | Path) -> Trained:
     """What a run left; random numbers elsewhere are not disturbed. Raises UserError where there is no head."""
     folder = Path(run)
     file = folder / FILE
@@ -65,12 +65,12 @@ def load(run: str | Path) -> Trained:
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} is no readable head ({' '.join(str(error).split())}): train {run} again") from error
     check_values(state, str(file), fresh)
-    return Trained(nn.Sequential(weights.load(folder / "backbone.safetensors"), head), tuple(classes), several)
+    return Trained(nn.Sequential(weights.load_backbone(folder / "backbone.safetensors"), head), tuple(classes), several)
 
 
 def classifier(run: str | Path) -> Trained:
     """The same of a run whose outputs are classes."""
-    found = load(run)
+    found = load_head(run)
     if not found.classes:
         raise UserError(f"{run} has a head, but tells no classes: give a run of supervised or distillation")
     return found

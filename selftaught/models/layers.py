@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.devices import full_precision
+from selftaught.devices import upcast
 
 
 def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Sequential:
@@ -20,7 +20,7 @@ def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Seq
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
     """Of length 1 along `dim`, in full precision: similarities need the digits."""
-    return F.normalize(full_precision(x), dim=dim)
+    return F.normalize(upcast(x), dim=dim)
 
 
 class Normalize(nn.Module):

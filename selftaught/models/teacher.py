@@ -36,7 +36,7 @@ def rising(momentum: float, progress: float) -> float:
     return 1 - (1 - momentum) * (1 + math.cos(math.pi * progress)) / 2
 
 
-class Expert(Teacher):
+class FrozenTeacher(Teacher):
     """A teacher that learns no more: it always judges by what its batch norms remember."""
 
     def __init__(self, taught: nn.Module) -> None:

@@ -16,7 +16,7 @@ from selftaught import files
 from selftaught.config import flags
 from selftaught.config.stage import Data, Stage, method_of, shared_index
 from selftaught.data.index.build import Index
-from selftaught.distributed import rank, shared, wait
+from selftaught.distributed import broadcast_object, rank, wait_for_rank0
 from selftaught.errors import UserError
 from selftaught.models import heads
 from selftaught.models.weights import io as weights
@@ -24,13 +24,13 @@ from selftaught.pipeline.fingerprint import identify, origin
 from selftaught.pipeline.plan import Node, Plan
 from selftaught.pipeline.publish import publish_outcome
 from selftaught.runs import folder as run
-from selftaught.training.runtime import Conduct
+from selftaught.training.runtime import Runtime
 from selftaught.training.session import check
 from selftaught.training.trainer import train
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedStage:
     """A node with all that decides it: ready to be trained."""
 
     node: Node
@@ -43,16 +43,16 @@ class Settled:
         return out / "stages" / self.identity
 
 
-def settle(
+def resolve_plan(
     plan: Plan, out: Path, device: str, index_of: Callable[[Data, int], Index],
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Settled]:  # fmt: skip
+) -> dict[str, ResolvedStage]:  # fmt: skip
     """Every stage of a plan, by name. Images are counted, nothing is trained; the same on every rank."""
-    found: dict[str, Settled] = {}
+    found: dict[str, ResolvedStage] = {}
     for node in plan.nodes:
         try:
             before, teacher = (found[name] if name else None for name in (node.after, node.teacher))
-            found[node.name] = settle_one(node, before, teacher, out, device, index_of, say)
+            found[node.name] = resolve_stage(node, before, teacher, out, device, index_of, say)
         except SystemExit:
             raise UserError(f"stage {node.name} cannot be read: {' '.join(node.words)}") from None
         except UserError as error:
@@ -60,38 +60,42 @@ def settle(
     return found
 
 
-def settle_one(
-    node: Node, before: Settled | None, teacher: Settled | None, out: Path, device: str,
+def resolve_stage(
+    node: Node, before: ResolvedStage | None, teacher: ResolvedStage | None, out: Path, device: str,
     index_of: Callable[[Data, int], Index], say: Callable[[str], None],
-) -> Settled:  # fmt: skip
+) -> ResolvedStage:  # fmt: skip
     words = ["--out", str(out), *node.words]
     if teacher:
         words += taught_by(teacher, words, out)
     if before:
-        words = [*kept(node.words, before.stage.backbone, before.stage.stem), *words]
+        words = [*network_flags(node.words, before.stage.backbone, before.stage.stem), *words]
         words += ["--init", str(before.folder(out))]
     elif node.init is not None:
-        words = [*kept(node.words, *network_of(node.init)), *words, "--init", str(run.resolve(Path(node.init)))]
+        words = [*network_flags(node.words, *network_of(node.init)), *words, "--init", str(run.resolve_run(Path(node.init)))]
     if flags.chosen(words, "data") is None:
         raise UserError("it has no images: give it data")
-    stage = run.resolved(shared(flags.stage_from(words, None, device, index_of, say)))
+    stage = run.resolved(broadcast_object(flags.stage_from(words, None, device, index_of, say)))
     root = before.root if before else stage.init
     if before and root is not None and stage.keep == "best":
         stage = replace(stage, base=root)  # a stage in between may have made them worse
     index = index_of(stage.data, stage.seed)
     check(stage, index)
     classes = classes_of(stage, index, before, teacher)
-    start = before.identity if before else shared(origin(stage.init, head=stage.method.earlier(stage.init) is not None))
-    taught = teacher.identity if teacher else shared(origin(run.teacher_of(stage), head=True))
+    start = (
+        before.identity
+        if before
+        else broadcast_object(origin(stage.init, head=stage.method.earlier(stage.init) is not None))
+    )
+    taught = teacher.identity if teacher else broadcast_object(origin(run.teacher_of(stage), head=True))
     precise = flags.chosen(node.words, "precision") not in (None, "auto")
     # An older version knew contents by their sizes: what it began is gone on with.
     identity, older = (identify(stage, data, start, taught, precise) for data in (index.fingerprint, index.listing))
-    if shared(run.begun(out / "stages" / older) and not run.begun(out / "stages" / identity)):
+    if broadcast_object(run.has_run(out / "stages" / older) and not run.has_run(out / "stages" / identity)):
         identity = older
-    return Settled(node, as_begun(stage, out / "stages" / identity), identity, root, classes)
+    return ResolvedStage(node, as_begun(stage, out / "stages" / identity), identity, root, classes)
 
 
-def kept(given: Sequence[str], backbone: str | None, stem: str | None) -> list[str]:
+def network_flags(given: Sequence[str], backbone: str | None, stem: str | None) -> list[str]:
     """The network of the weights, as flags, where none is asked for."""
     wanted = {"backbone": backbone, "stem": stem}
     return [w for name, value in wanted.items() if value and flags.chosen(given, name) is None for w in (f"--{name}", value)]
@@ -105,7 +109,7 @@ def network_of(init: str) -> tuple[str | None, str | None]:
     return (init.partition(".")[0], "imagenet") if timm.is_model(init) else (None, None)
 
 
-def taught_by(teacher: Settled, words: Sequence[str], out: Path) -> list[str]:
+def taught_by(teacher: ResolvedStage, words: Sequence[str], out: Path) -> list[str]:
     """A teacher that is a stage of the same plan, as a flag."""
     if flags.name_of(words, None, "method") != "distillation":
         raise UserError("only distillation has a teacher: give it `method: distillation`, or leave the teacher out")
@@ -114,7 +118,7 @@ def taught_by(teacher: Settled, words: Sequence[str], out: Path) -> list[str]:
     return ["--method.teacher", str(teacher.folder(out))]
 
 
-def classes_of(stage: Stage, index: Index, before: Settled | None, teacher: Settled | None) -> tuple[str, ...]:
+def classes_of(stage: Stage, index: Index, before: ResolvedStage | None, teacher: ResolvedStage | None) -> tuple[str, ...]:
     """The classes that a stage will tell; raises UserError where the head that it goes on from will not do."""
     earlier, kind = stage.method.earlier(stage.init), method_of(stage.method)
     if kind.needs_labels:
@@ -123,7 +127,7 @@ def classes_of(stage: Stage, index: Index, before: Settled | None, teacher: Sett
             if wanted > there:
                 raise UserError(f"--method.head-layers {wanted}: {before.node.name} has a head of {there} hidden layers")
         elif earlier:
-            heads.load(earlier)
+            heads.load_head(earlier)
         return index.classes
     if earlier is None:
         return ()
@@ -135,10 +139,10 @@ def classes_of(stage: Stage, index: Index, before: Settled | None, teacher: Sett
 
 def as_begun(stage: Stage, folder: Path) -> Stage:
     """The stage in the precision that it was begun with, if it was."""
-    return replace(stage, precision=run.read(folder).stage.precision) if run.begun(folder) else stage
+    return replace(stage, precision=run.read_run(folder).stage.precision) if run.has_run(folder) else stage
 
 
-def carry_out(settled: Settled, out: Path, conduct: Conduct, index: Index | None = None) -> Path:
+def execute_stage(settled: ResolvedStage, out: Path, conduct: Runtime, index: Index | None = None) -> Path:
     """Train a stage, or go on with it, or take what is there; return its folder. Its ancestors must be done."""
     folder, name = settled.folder(out), settled.node.name
     alone = files.locked(  # several parts of a study may want one stage
@@ -146,9 +150,9 @@ def carry_out(settled: Settled, out: Path, conduct: Conduct, index: Index | None
         conduct.say,
     )  # fmt: skip
     with alone if rank() == 0 else nullcontext():
-        wait()
-        begun = shared(run.begun(folder))  # asked once: rank 0 will have begun before the last one looks
-        if begun and shared(run.read(folder).facts["finished"]):
+        wait_for_rank0()
+        begun = broadcast_object(run.has_run(folder))  # asked once: rank 0 will have begun before the last one looks
+        if begun and broadcast_object(run.read_run(folder).facts["finished"]):
             conduct.say(f"{name}: done already, in {folder}")
             return folder
         conduct = replace(conduct, resume=True) if begun else conduct
@@ -160,8 +164,8 @@ def carry_out(settled: Settled, out: Path, conduct: Conduct, index: Index | None
     return folder
 
 
-def adapt(
-    plan: Plan, out: Path, conduct: Conduct, command: str = "",
+def execute_plan(
+    plan: Plan, out: Path, conduct: Runtime, command: str = "",
     on_progress: Callable[[int, int], None] | None = None, begin: Callable[[Stage], None] = lambda stage: None,
 ) -> dict[str, Path]:  # fmt: skip
     """Carry out every stage of a plan; return their folders by name. What is done already is not done again.
@@ -176,20 +180,22 @@ def adapt(
             conduct.say("\n".join([", ".join(data.roots), known[data, seed].describe()]))
         return known[data, seed]
 
-    if shared(run.holds_own(out)):
+    if broadcast_object(run.holds_own(out)):
         raise UserError(f"{out} holds a run of its own: choose another --out for stages")
-    stages = settle(plan, out, conduct.device, index_of, cache(conduct.say))  # each line once, however many stages say it
+    stages = resolve_plan(
+        plan, out, conduct.device, index_of, cache(conduct.say)
+    )  # each line once, however many stages say it
     if rank() == 0:
         note(out, plan, stages, command)
     for settled in stages.values():
         begin(settled.stage)
-        carry_out(settled, out, conduct, known[settled.stage.data, settled.stage.seed])
+        execute_stage(settled, out, conduct, known[settled.stage.data, settled.stage.seed])
     if rank() == 0:
         publish_outcome(out, stages[plan.leaves[-1].name].folder(out), conduct.say)
     return {name: settled.folder(out) for name, settled in stages.items()}
 
 
-def note(out: Path, plan: Plan, stages: dict[str, Settled], command: str) -> None:
+def note(out: Path, plan: Plan, stages: dict[str, ResolvedStage], command: str) -> None:
     """Write down what the folders are called, and which is the plan's outcome."""
     last = plan.leaves[-1]
     root = next((n for n in plan.ancestors(last.name) if n.after is None), last)

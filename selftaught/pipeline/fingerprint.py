@@ -20,7 +20,7 @@ def origin(init: str | None, head: bool = False) -> str:
     """
     if init is None:
         return "random"
-    path = run.resolve(Path(init))
+    path = run.resolve_run(Path(init))
     if not path.exists():
         if not timm.is_model(init):
             raise UserError(f"--init {init} is neither a run nor a file, and timm knows no weights of this name")

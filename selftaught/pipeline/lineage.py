@@ -13,14 +13,14 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
     if run.is_plan(folder):
         written = run.read_plan(folder)
         places = {name: folder / s["folder"] for name, s in written["stages"].items()}
-        places[written["outcome"]] = run.resolve(folder)
+        places[written["outcome"]] = run.resolve_run(folder)
         known = {name: (places[name], s["after"] or s["init"] or "random weights") for name, s in written["stages"].items()}
         return [described(name, begun, place) for name, (place, begun) in known.items()]
     rows: list[dict[str, Any]] = []
     place: Path | None = folder
     while place is not None:
-        stage = run.read(place).stage
-        before = run.resolve(Path(stage.init)) if stage.init else None
+        stage = run.read_run(place).stage
+        before = run.resolve_run(Path(stage.init)) if stage.init else None
         before = before if before and (before / "run.json").is_file() else None
         rows.insert(0, described(place.name, before.name if before else stage.init or "random weights", place))
         place = before
@@ -31,7 +31,7 @@ def described(name: str, begun: str, place: Path) -> dict[str, Any]:
     """A stage as facts, and `said`: the same in lines."""
     if not (place / "run.json").is_file():
         return {"stage": name, "from": begun, "folder": str(place), "outcome": "not begun", "said": []}
-    found = run.read(place)
+    found = run.read_run(place)
     stage, chosen = found.stage, found.facts.get("choice")
     try:
         judged, trouble = run.evaluations(place), []

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from selftaught.config.flags import CONDUCT
 from selftaught.errors import UserError
 
 RESERVED = {"out", "resume", "config"}  # what a plan decides itself
-CONDUCT = {"device", "threads", "workers", "on-collapse", "save-every", "fsdp"}  # given once, to the command, for all stages
 TOP = {"init", "defaults", "stages"}
 
 

@@ -17,7 +17,7 @@ def publish_outcome(out: Path, stage: Path, say: Callable[[str], None] = lambda 
 
     What lies there of another outcome is replaced. Commands go on looking into the stage's folder, as long as it is there.
     """
-    facts = {**run.read(stage).facts, "folder": os.path.realpath(out), run.COPY: stage.relative_to(out).as_posix()}
+    facts = {**run.read_run(stage).facts, "folder": os.path.realpath(out), run.COPY: stage.relative_to(out).as_posix()}
     with files.locked(out / "outcome.lock", say=say):
         for name in FILES:
             if (stage / name).is_file():

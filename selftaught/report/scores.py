@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selftaught.runs.folder import resolve
+from selftaught.runs.folder import resolve_run
 from selftaught.runs.reader import Run, number
 
 Effect = Literal["better", "worse", "unclear"]
@@ -293,7 +293,7 @@ def letter_of(name: str, runs: Sequence[Run], letters: Sequence[str]) -> str | N
     if name in BASELINES:
         return None
     place = Path(name)
-    here = resolve(place).resolve() if place.exists() else place
+    here = resolve_run(place).resolve() if place.exists() else place
     found = [letter for run, letter in zip(runs, letters, strict=True) if run.folder == here]
     parts = place.parts
     if not found and parts and ".." not in parts:

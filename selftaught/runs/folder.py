@@ -51,7 +51,7 @@ class Run:
         if file.is_dir():
             raise read_error(file, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
         try:
-            return weights.load(file)
+            return weights.load_backbone(file)
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}; --out {self.folder} --resume writes it anew") from error
 
@@ -103,7 +103,7 @@ class Run:
         if init is None:
             return None
         backbone = self.random()
-        weights.load_weights(backbone, resolve(Path(init)))
+        weights.load_weights(backbone, resolve_run(Path(init)))
         return backbone
 
 
@@ -125,7 +125,7 @@ def open_backbone(path: Path) -> Backbone:
     """From a run's folder, or from a file that `export` or `pretrain` wrote."""
     if not path.exists():
         raise UserError(f"there is no {path}: give a run's folder, or a file that export wrote")
-    return read(path).backbone() if is_run(path) else weights.load(path)
+    return read_run(path).backbone() if is_run(path) else weights.load_backbone(path)
 
 
 def is_run(path: Path) -> bool:
@@ -133,7 +133,7 @@ def is_run(path: Path) -> bool:
     return any(os.path.lexists(path / name) for name in weight_files.RECORDS)
 
 
-def write(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str, Any]) -> None:
+def write_run(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str, Any]) -> None:
     labels = index.labels is not None
     facts = {
         "selftaught": version("selftaught"),
@@ -166,8 +166,8 @@ def lineage(stage: Stage) -> list[dict[str, Any]]:
     own = {"init": stage.init, "teacher": teacher_of(stage), "data": list(stage.data.roots), "steps": stage.steps}
     before = Path(stage.init) if stage.init else None
     try:
-        if before and (resolve(before) / "run.json").is_file():
-            return [*read(before).facts["lineage"], own]
+        if before and (resolve_run(before) / "run.json").is_file():
+            return [*read_run(before).facts["lineage"], own]
     except (UserError, KeyError, TypeError):  # it decides nothing
         pass
     return [own]
@@ -176,7 +176,7 @@ def lineage(stage: Stage) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------ a folder, read back
 
 
-def resolve(folder: Path) -> Path:
+def resolve_run(folder: Path) -> Path:
     """The run that a folder stands for: itself, or the outcome of the plan that it holds; also by its run.json."""
     folder = weight_files.folder_of(folder)
     if not is_plan(folder):
@@ -223,22 +223,22 @@ def facts_of(folder: Path) -> dict[str, Any] | None:
     return facts
 
 
-def begun(folder: Path) -> bool:
+def has_run(folder: Path) -> bool:
     """Whether a folder holds a run of which something would be lost: one that failed before it saved is none."""
     try:
-        facts = read(folder).facts
+        facts = read_run(folder).facts
     except UserError:
         return (folder / "run.json").exists()
     return facts["outcome"] != "failed" or any((folder / "checkpoints").glob("*.pt"))
 
 
-def read(folder: Path) -> Run:
+def read_run(folder: Path) -> Run:
     """A run, or the outcome of a plan. Raises UserError when the folder holds neither."""
     folder, base = weight_files.folder_of(folder), None
     if is_plan(folder):
         written = read_plan(folder)
         base = written["base"] and located(str(written["base"]), written, folder)
-        folder = resolve(folder)
+        folder = resolve_run(folder)
     file = folder / "run.json"
     if not os.path.lexists(file):
         raise UserError(f"{folder} is not a run: it has no run.json; give a folder that `selftaught pretrain --out` wrote")
@@ -328,12 +328,12 @@ def _is_relative(name: str) -> bool:
 def resolved(stage: Stage) -> Stage:
     """The same with the runs that the folders of plans stand for."""
     if stage.init:
-        before = resolve(Path(stage.init))
+        before = resolve_run(Path(stage.init))
         if is_run(before):
-            read(before)  # its record is a part of what leads here: damage is named before anything is trained
+            read_run(before)  # its record is a part of what leads here: damage is named before anything is trained
         stage = replace(stage, init=str(before))
     if isinstance(stage.method, Distillation.Config) and stage.method.teacher:
-        stage = replace(stage, method=replace(stage.method, teacher=str(resolve(Path(stage.method.teacher)))))
+        stage = replace(stage, method=replace(stage.method, teacher=str(resolve_run(Path(stage.method.teacher)))))
     return stage
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selftaught.errors import UserError
-from selftaught.runs.folder import resolve
+from selftaught.runs.folder import resolve_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ def load_all(folders: Sequence[Path]) -> tuple[Run, ...]:
     """The runs of these folders, each with the shortest name that tells it from the others.
 
     Raises UserError where a folder is no run."""
-    unique = list(dict.fromkeys(resolve(Path(folder)).resolve() for folder in folders))
+    unique = list(dict.fromkeys(resolve_run(Path(folder)).resolve() for folder in folders))
     if not unique:
         raise UserError("no run was given: name at least one folder that `selftaught pretrain --out` wrote")
     return tuple(load(folder, name) for folder, name in zip(unique, _names(unique), strict=True))

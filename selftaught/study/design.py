@@ -14,11 +14,12 @@ import cattrs
 import yaml
 from cattrs.v import format_exception
 
+from selftaught.config.flags import CONDUCT
 from selftaught.data.index.label_budget import Budget
 from selftaught.errors import UserError
 from selftaught.evaluation.finetune import FineTune
 from selftaught.pipeline.execute import network_of
-from selftaught.pipeline.plan import CONDUCT, RESERVED, Loader, Node, words
+from selftaught.pipeline.plan import RESERVED, Loader, Node, words
 
 Flags = Mapping[str, Any]
 DECIDED = {

@@ -12,9 +12,9 @@ from typing import Any
 from selftaught import files
 from selftaught.config.stage import Data, shared_index
 from selftaught.data.index.build import Index
-from selftaught.distributed import rank, wait
+from selftaught.distributed import rank, wait_for_rank0
 from selftaught.errors import Collapsed, Diverged, FileError, UserError, damage_error, outcome_of
-from selftaught.evaluation.evaluate import judge
+from selftaught.evaluation.evaluate import evaluate_run
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
 from selftaught.features.linear import Linear
@@ -23,7 +23,7 @@ from selftaught.loggers.terminal import Progress
 from selftaught.pipeline import execute as adapting
 from selftaught.pipeline.plan import Plan
 from selftaught.study.design import Cell
-from selftaught.training.runtime import Conduct
+from selftaught.training.runtime import Runtime
 
 MARKER = "study.json"  # by which `data.scan` knows the folder, with all its figures, as one that holds no images of a set
 
@@ -40,7 +40,7 @@ class Shard:
 
 
 def carry_out(
-    cells: Sequence[Cell], out: Path, conduct: Conduct, progress: Progress,
+    cells: Sequence[Cell], out: Path, conduct: Runtime, progress: Progress,
     told: Callable[[int, Cell], None] = lambda done, cell: None,
 ) -> None:  # fmt: skip
     """Every cell that is not done yet. A stage that several cells share is trained once; what broke off goes on."""
@@ -59,17 +59,17 @@ def carry_out(
         told(number, cell)
         if is_done(cell, out, index_of, progress.say):
             continue
-        stages = adapting.settle(Plan(nodes=cell.nodes), out, conduct.device, index_of)
+        stages = adapting.resolve_plan(Plan(nodes=cell.nodes), out, conduct.device, index_of)
         outcome, folder = "done", out
         for settled in stages.values():
-            progress.begin(settled.stage)
+            progress.begin(settled.stage.steps)
             data = known[settled.stage.data, settled.stage.seed]
             try:
-                folder = adapting.carry_out(settled, out, conduct, data)
+                folder = adapting.execute_stage(settled, out, conduct, data)
             except (Collapsed, Diverged) as error:  # a result, too: the same command would come to it again
                 folder, outcome = settled.folder(out), outcome_of(error)
                 progress.say(str(error))
-            wait()  # rank 0 may still be writing
+            wait_for_rank0()  # rank 0 may still be writing
             if outcome != "done":
                 break
             if rank() == 0:  # 200 MB each for a ResNet-18, of hundreds of stages
@@ -86,7 +86,7 @@ def carry_out(
             ]
             done = {"outcome": outcome, "folder": str(folder.relative_to(out)), "rows": rows, "images": images}
             files.write_json(file_of(cell, out), {**cell.judged, **done})
-        wait()  # the others will ask whether it is there
+        wait_for_rank0()  # the others will ask whether it is there
 
 
 def file_of(cell: Cell, out: Path) -> Path:
@@ -138,7 +138,7 @@ def check(
         kinds.setdefault((cell.target, cell.base, cell.variant), cell)
     for (target, base, _), cell in kinds.items():
         try:
-            *_, last = adapting.settle(Plan(nodes=cell.nodes), out, device, index_of, say).values()
+            *_, last = adapting.resolve_plan(Plan(nodes=cell.nodes), out, device, index_of, say).values()
         except UserError as error:
             raise UserError(f"{target} from {base}: {error}") from error
         if cell.labels_from == "auto" and index_of(last.stage.data, last.stage.seed).labels is None:
@@ -148,7 +148,7 @@ def check(
 def evaluate(cell: Cell, folder: Path, device: str, progress: Progress, workers: int = 2) -> list[dict[str, Any]]:
     """A cell's outcome on its target's test images."""
     protocols: dict[str, Protocol] = {"knn": KNN(), "linear": Linear(), "finetune": cell.finetune or FineTune()}
-    judgement = judge(
+    judgement = evaluate_run(
         folder, cell.data, labels_from=cell.labels_from, protocols=[protocols[p] for p in cell.protocols],
         labels=cell.labels, against=(), draws=1 if cell.finetune else 5, seed=cell.seed, device=device, workers=workers,
         progress=progress,

@@ -13,7 +13,7 @@ from selftaught.errors import (
 from selftaught.files import _COPY, atomic
 
 
-def save(path: Path, state: dict[str, Any]) -> Path:
+def save_checkpoint(path: Path, state: dict[str, Any]) -> Path:
     def write(draft: Path) -> None:
         with draft.open("wb") as file:  # torch's own writer does not tell why it failed
             torch.save(state, file)
@@ -21,7 +21,7 @@ def save(path: Path, state: dict[str, Any]) -> Path:
     return atomic(path, write)
 
 
-def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Never runs code from the file. Raises FileError where it is cut off, or no checkpoint."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)

@@ -9,7 +9,7 @@ LOST = 10  # votes that chance does not take away one after the other
 
 
 @dataclass(kw_only=True)
-class Guard:
+class CollapseDetector:
     """Warns when features collapse, and calls it a collapse after `patience` observations in a row.
 
     It compares with the first observation (before training) and with the best so far, never with fixed values: a

@@ -53,13 +53,13 @@ def save(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], fi
     it named before goes last: whenever the power fails, `file` names a whole one.
     """
     folder = f"{file.stem}-{state['next']}"
-    if distributed.shared(_names(file) == folder):
+    if distributed.broadcast_object(_names(file) == folder):
         return
     try:
         with files.writing(file.parent / folder):
             distributed.save_shards(step, optimizer, file.parent / folder)
         if distributed.rank() == 0:
-            checkpoint.save(file, {**state, "shards": folder})
+            checkpoint.save_checkpoint(file, {**state, "shards": folder})
     except FileError:  # no process has got further
         if distributed.rank() == 0:
             shutil.rmtree(file.parent / folder, ignore_errors=True)
@@ -73,7 +73,7 @@ def save(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], fi
 def _names(file: Path) -> str | None:
     """The folder that a checkpoint names; None where there is none, or it is damaged."""
     with contextlib.suppress(FileError):
-        folder: str | None = checkpoint.load(file).get("shards")
+        folder: str | None = checkpoint.load_checkpoint(file).get("shards")
         return folder
     return None
 

@@ -8,12 +8,12 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from selftaught.distributed import rank, unsynchronised, whole
+from selftaught.distributed import full_tensor, no_sync, rank
 from selftaught.errors import Diverged
 from selftaught.method import Batch, Method, Tensors, zip_tensors
 from selftaught.models.batch_norm import frozen_statistics, running_statistics
 from selftaught.seeding import key
-from selftaught.training.prefetch import Ahead
+from selftaught.training.prefetch import Prefetcher
 from selftaught.training.step import Outcome
 
 MOST_SKIPS = 10  # steps in a row whose gradients are not finite, before training stops
@@ -70,7 +70,7 @@ def fit(
             torch.manual_seed(key(loop.seed, "epoch", epoch))
             with autocast, frozen_statistics(method):
                 method.before_epoch(overview(epoch) if overview else epochs(epoch, 0))
-        batches = Ahead(epochs(epoch, first), device)
+        batches = Prefetcher(epochs(epoch, first), device)
         for number in range(number, min((epoch + 1) * loop.steps_per_epoch, loop.steps)):  # noqa: B020
             method.progress = number / loop.steps
             lr_factor = loop.schedule((number + 0.5) / loop.steps)  # in the middle of the step: never quite 0
@@ -106,8 +106,8 @@ def fit(
 def clipped_norm(parameters: list[nn.Parameter], clip: float) -> Tensor:
     """The gradients' norm, before they are clipped to `clip`; 0 leaves them as they are (and costs no pass over them)."""
     if clip:
-        return whole(nn.utils.clip_grad_norm_(parameters, clip))
-    return whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        return full_tensor(nn.utils.clip_grad_norm_(parameters, clip))
+    return full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 Done = list[tuple[Batch, Outcome]]
@@ -126,7 +126,7 @@ def backward(
     """
     done: Done = []
     for i, batch in enumerate(batches):
-        with unsynchronised(step, i < len(batches) - 1):
+        with no_sync(step, i < len(batches) - 1):
             with autocast:
                 outcome = step(batch, rng)
             (outcome.loss / len(batches)).backward()

@@ -13,7 +13,7 @@ from selftaught.method import Batch
 T = TypeVar("T")
 
 
-class Ahead(Iterator[Batch]):
+class Prefetcher(Iterator[Batch]):
     """`batches`, in order, each made when it is asked for; on a GPU by `prepare`, where that was called before.
 
     When to prepare is for the loop to say: a step is under way and nothing has waited for it yet. An iterator that looked

@@ -8,7 +8,7 @@ WATCHED = 256  # held-back images whose features are followed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conduct:
+class Runtime:
     """How a run is carried out, which does not change its outcome."""
 
     device: str = "cpu"

@@ -14,9 +14,9 @@ from selftaught.config.stage import Stage, method_of
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.data.loading.loader import Batches, Raw
-from selftaught.data.loading.ragged import Originals
-from selftaught.devices import sent
-from selftaught.distributed import rank, total, world_size
+from selftaught.data.loading.ragged import RaggedImages
+from selftaught.devices import to_device
+from selftaught.distributed import all_reduce_sum, rank, world_size
 from selftaught.errors import UserError
 from selftaught.method import NOISE, Batch, Method
 from selftaught.models import backbone as backbones
@@ -31,7 +31,7 @@ from selftaught.views.augment import Augment, centre
 
 
 @dataclass
-class Trainee:
+class Session:
     stage: Stage
     index: Index
     images: Images
@@ -98,16 +98,16 @@ class Trainee:
             norm.momentum = momentum
             for seen in (norm.running_mean, norm.running_var):
                 if seen is not None:
-                    total(seen).div_(world_size())
+                    all_reduce_sum(seen).div_(world_size())
         self.backbone.train()
 
     def batch(self, raw: Raw, seed: int) -> Batch:
         rng = torch.Generator().manual_seed(seed)
-        index, label = sent(raw.index, self.device), sent(raw.label, self.device)
+        index, label = to_device(raw.index, self.device), to_device(raw.label, self.device)
         views = self.augment(self.moved(raw.pixels), raw.aspect, rng)
-        return Batch(views, index, label, sent(torch.rand(len(raw.index), NOISE, generator=rng), self.device))
+        return Batch(views, index, label, to_device(torch.rand(len(raw.index), NOISE, generator=rng), self.device))
 
-    def moved(self, pixels: Tensor | Originals) -> Tensor | Originals:
+    def moved(self, pixels: Tensor | RaggedImages) -> Tensor | RaggedImages:
         return pixels.to(self.device, non_blocking=True) if isinstance(pixels, Tensor) else pixels
 
 
@@ -135,10 +135,10 @@ def check(stage: Stage, index: Index) -> None:
             backbones.set_trainable(network, stage.trainable)
 
 
-def assemble(
+def build_session(
     stage: Stage, index: Index, device: torch.device, workers: int, say: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int, int], None] | None = None, hold: bool | None = None,
-) -> Trainee:  # fmt: skip
+) -> Session:  # fmt: skip
     """Everything that `stage` needs, at its start: untrained, or with its starting weights. `hold`: as for `Images`."""
     check(stage, index)
     method = method_of(stage.method)
@@ -171,14 +171,14 @@ def assemble(
         compile_backbones(step, device)
         say("the backbone is compiled in the first steps, each of which may take a minute")
     classes = index.classes if method.needs_labels else earlier.classes if earlier else ()
-    return Trainee(stage, index, images, batches, augment, step, device, classes)
+    return Session(stage, index, images, batches, augment, step, device, classes)
 
 
 def earlier_of(stage: Stage, index: Index) -> heads.Trained | None:
     """The network of an earlier stage that this one's method goes on from, or is taught by."""
     run, method = stage.method.earlier(stage.init), method_of(stage.method)
     if run is None or method.needs_labels:
-        return heads.load(run) if run else None
+        return heads.load_head(run) if run else None
     teacher = heads.classifier(run)
     if teacher.several:
         raise UserError(f"{run} tells several classes an image: a teacher tells one")

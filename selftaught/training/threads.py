@@ -19,7 +19,7 @@ import torch
 
 from selftaught.config.flag_values import Count
 from selftaught.data.io.parallel import cores
-from selftaught.distributed import shared
+from selftaught.distributed import broadcast_object
 from selftaught.errors import require
 
 ROOT = Path("/")
@@ -189,7 +189,7 @@ def check(threads: Count, workers: Count) -> None:
 @contextmanager
 def take_share(threads: Count, workers: Count, say: Callable[[str], None]) -> Iterator[Share]:
     """Choose, say what, and compute with so many threads inside. All processes of a training choose what the first does."""
-    share: Share = shared(choose(threads, workers, torch.get_num_threads(), measure_load))
+    share: Share = broadcast_object(choose(threads, workers, torch.get_num_threads(), measure_load))
     say(share.text)
     with use_threads(share.threads):
         yield share

@@ -19,14 +19,14 @@ from selftaught.config.stage import Stage, shared_index
 from selftaught.data.index.build import Index
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import (
-    anywhere,
+    any_rank,
+    broadcast_object,
+    broadcast_tensors,
     gather_values,
     is_sharded,
     local_rank,
-    own_share,
+    local_share,
     rank,
-    same,
-    shared,
     world_size,
     wrap,
 )
@@ -40,7 +40,7 @@ from selftaught.models.backbone import Backbone
 from selftaught.models.batch_norm import running_statistics
 from selftaught.models.weights import io as weights
 from selftaught.runs import folder as run
-from selftaught.text import counted, listed
+from selftaught.text import count_text, list_reasons
 from selftaught.training import checkpoint
 from selftaught.training import collapse as watch
 from selftaught.training import fsdp as sharding
@@ -48,9 +48,9 @@ from selftaught.training import selection as choice
 from selftaught.training.fsdp import shard
 from selftaught.training.loop import Loop, Report, fit
 from selftaught.training.monitor import sample
-from selftaught.training.runtime import Conduct
+from selftaught.training.runtime import Runtime
 from selftaught.training.selection import Candidate
-from selftaught.training.session import Trainee, assemble
+from selftaught.training.session import Session, build_session
 from selftaught.training.signals import signals
 from selftaught.training.threads import WaitDetector, threads_of_run, use_threads
 from selftaught.visualize import snapshots as pictures
@@ -79,13 +79,13 @@ NAMED = 20  # lost images whose names run.json holds
 ASKED = 8  # steps between questions that all ranks answer: each costs a collective
 
 
-class Life:
+class Trainer:
     """A run's folder as it is lived: journal, watch, checkpoints.
 
     Every rank measures its share of the images and knows the same; rank 0 alone writes, but for the shards of a network.
     """
 
-    def __init__(self, trainee: Trainee, optimizer: torch.optim.Optimizer, out: Path, conduct: Conduct) -> None:
+    def __init__(self, trainee: Session, optimizer: torch.optim.Optimizer, out: Path, conduct: Runtime) -> None:
         self.trainee, self.optimizer, self.out, self.conduct = trainee, optimizer, out, conduct
         self.first = rank() == 0
         self.sharded = is_sharded(trainee.step.parameters())
@@ -101,10 +101,12 @@ class Life:
         self.bank, self.voted, self.watched = sample(trainee.index, conduct.watched)
         labels = trainee.index.labels
         judged = labels is not None and not trainee.stage.init and len(self.voted) > 0
-        self.guard = watch.Guard(voters=effective_count(labels[self.voted]) if labels is not None and judged else 0)
+        self.guard = watch.CollapseDetector(
+            voters=effective_count(labels[self.voted]) if labels is not None and judged else 0
+        )
         self.candidates: list[Candidate] = []
         scored = choice.sample(trainee.index) if trainee.stage.keep == "best" else self.bank
-        again = [own_share(positions) for positions in (self.bank, self.voted, self.watched, scored)]
+        again = [local_share(positions) for positions in (self.bank, self.voted, self.watched, scored)]
         trainee.images.keep(torch.cat(again).unique())
         self.stops = choice.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
         self.clock = self.saved = time.perf_counter()
@@ -118,7 +120,7 @@ class Life:
             self.restore(files)
             if self.guard.collapsed and self.conduct.on_collapse == "stop":
                 # it would only collapse again, or end as though done
-                raise Collapsed(run.read(self.out).facts.get("reason") or "the features collapsed")
+                raise Collapsed(run.read_run(self.out).facts.get("reason") or "the features collapsed")
         if self.first:
             self.write_run("running")
             self.journal = Journal(self.out / "journal.jsonl", after=self.step)
@@ -143,7 +145,7 @@ class Life:
                 error = damage
             except Exception as misfit:  # what another version wrote fails in many ways, each for the same reason
                 error = damage_error(file, f"it does not fit: {misfit!r}", "take the version that wrote it, or delete it")
-            if not anywhere(error is not None):
+            if not any_rank(error is not None):
                 if failures:
                     self.conduct.say(f"{failures[0]}; going on with {file.name}, from step {self.step}")
                 return
@@ -152,7 +154,7 @@ class Life:
 
     def take(self, file: Path) -> None:
         """Be where a checkpoint was written."""
-        state = checkpoint.load(file, self.trainee.device)
+        state = checkpoint.load_checkpoint(file, self.trainee.device)
         sharding.restore(self.trainee.step, self.optimizer, state, file.parent)
         self.guard.load_state_dict(state["guard"])
         self.step, self.skipped, self.seconds = state["next"], state["skipped"], state["seconds"]
@@ -161,7 +163,7 @@ class Life:
 
     def refuse_other_data(self) -> None:
         """A resumed run goes on with the images that it began with: its order and memories count them."""
-        was, index = run.read(self.out).facts["data"]["fingerprint"], self.trainee.index
+        was, index = run.read_run(self.out).facts["data"]["fingerprint"], self.trainee.index
         if was not in (index.fingerprint, index.listing):
             raise UserError(
                 f"the images have changed since {self.out} was begun: bring the old ones back to go on with it, or begin a "
@@ -189,13 +191,13 @@ class Life:
     def due(self) -> bool:
         """Whether it is time to save; shards, which all ranks save at once, by rank 0's clock."""
         late = time.perf_counter() - self.saved > self.conduct.save_every
-        return (self.step % ASKED == 0 and bool(shared(late))) if self.sharded else late
+        return (self.step % ASKED == 0 and bool(broadcast_object(late))) if self.sharded else late
 
     def look(self, report: Report | None) -> None:
         """Measure the features, and ask the guard. The clock of images a second stands still meanwhile."""
         began = time.perf_counter()
         self.looked = self.step
-        same(running_statistics(self.trainee.step))  # on CPUs each rank's norms saw images of their own
+        broadcast_tensors(running_statistics(self.trainee.step))  # on CPUs each rank's norms saw images of their own
         features = self.measure()
         self.report_lost()
         spent = time.perf_counter() - began
@@ -212,9 +214,9 @@ class Life:
         if report and quality > self.best:
             self.best = quality
             self.save("best.pt")
-        self.guard.bad = shared(self.guard.bad)  # every rank looks again at the same step
+        self.guard.bad = broadcast_object(self.guard.bad)  # every rank looks again at the same step
         if self.guard.collapsed and self.conduct.on_collapse == "stop":
-            raise Collapsed(shared(warning) or "the features collapsed")
+            raise Collapsed(broadcast_object(warning) or "the features collapsed")
 
     def report_lost(self) -> None:
         """Say which images vanished or broke since they were indexed; raise UserError where training has too few left."""
@@ -223,12 +225,12 @@ class Life:
         self.lost = lost
         if not new:
             return
-        self.conduct.say(f"{counted(len(lost), 'image')} vanished or broke since they were indexed: {listed(new)}")
+        self.conduct.say(f"{count_text(len(lost), 'image')} vanished or broke since they were indexed: {list_reasons(new)}")
         images = len(self.trainee.index.paths)
         if len(lost) > MOST_LOST * images:
             raise UserError(
-                f"{len(lost):,} of {counted(images, 'image')} vanished or broke during training, for example "
-                f"{listed(lost[:1])}: bring them back and give the same command with --resume"
+                f"{len(lost):,} of {count_text(images, 'image')} vanished or broke during training, for example "
+                f"{list_reasons(lost[:1])}: bring them back and give the same command with --resume"
             )
 
     def consider(self) -> None:
@@ -236,7 +238,7 @@ class Life:
         if self.step not in self.stops or any(c.step == self.step for c in self.candidates):
             return
         began = time.perf_counter()
-        same(running_statistics(self.trainee.step))
+        broadcast_tensors(running_statistics(self.trainee.step))
         t = self.trainee
         if self.step == 0 and t.stage.base is not None:
             with torch.random.fork_rng(devices=[]):
@@ -328,19 +330,19 @@ class Life:
         if self.sharded:
             sharding.save(self.trainee.step, self.optimizer, state, file)
         else:
-            checkpoint.save(file, {**state, "step": network, "optimizer": self.optimizer.state_dict()})
+            checkpoint.save_checkpoint(file, {**state, "step": network, "optimizer": self.optimizer.state_dict()})
 
     def finite(self, state: Any) -> bool:
         """Of shards, on every rank."""
-        return not anywhere(not checkpoint.all_finite(state)) if self.sharded else checkpoint.all_finite(state)
+        return not any_rank(not checkpoint.all_finite(state)) if self.sharded else checkpoint.all_finite(state)
 
     def write(self, backbone: Backbone, file: Path, beside: Path | None) -> None:
         """Weights for others: a backbone's and, in a file beside it, the method's head where later stages can use it."""
         head = self.trainee.method.kept_head()
         if head is not None and beside is not None:
             labels = self.trainee.index.labels
-            heads.save(head, self.trainee.classes, labels is not None and labels.dim() == 2, beside)
-        weights.save(backbone, file, {"size": str(self.trainee.stage.size)})
+            heads.save_head(head, self.trainee.classes, labels is not None and labels.dim() == 2, beside)
+        weights.save_backbone(backbone, file, {"size": str(self.trainee.stage.size)})
 
     def end(self, outcome: str, **more: Any) -> Path:
         file, head = self.out / "backbone.safetensors", self.out / heads.FILE
@@ -390,7 +392,7 @@ class Life:
     def write_run(self, outcome: str, **more: Any) -> None:
         t = self.trainee
         facts = {**self.conduct.note, "held": t.images.hold, "threads": torch.get_num_threads(), **self.lost_facts()}
-        run.write(self.out, t.stage, t.index, outcome, {**facts, **more})
+        run.write_run(self.out, t.stage, t.index, outcome, {**facts, **more})
 
     def lost_facts(self) -> dict[str, Any]:
         """What run.json says of images that vanished or broke."""
@@ -402,7 +404,7 @@ def finite(value: Tensor | float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | None = None) -> Path:
+def train(stage: Stage, out: Path, conduct: Runtime = Runtime(), index: Index | None = None) -> Path:
     """Carry out `stage` in the folder `out`, or go on where it broke off; return the backbone's file.
 
     `index` is that of the stage's data, where it has been made already.
@@ -410,7 +412,7 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
     Raises UserError for what the user can mend (another process that trains in `out`, a full disk), Collapsed when the
     features fell into one point, Stopped after SIGTERM or Ctrl-C. What was learnt is saved as far as the disk takes it.
     """
-    begun = run.read(out) if conduct.resume and run.begun(out) else None
+    begun = run.read_run(out) if conduct.resume and run.has_run(out) else None
     if index is None or (begun is not None and begun.pixel_range != index.pixel_range):
         index = shared_index(stage.data, stage.seed, pixel_range=begun.pixel_range if begun else PixelRange())
     facts = begun.facts if begun else {}
@@ -418,12 +420,12 @@ def train(stage: Stage, out: Path, conduct: Conduct = Conduct(), index: Index | 
         return carry_out(stage, out, conduct, index, facts)
 
 
-def carry_out(stage: Stage, out: Path, conduct: Conduct, index: Index, facts: Mapping[str, Any]) -> Path:
+def carry_out(stage: Stage, out: Path, conduct: Runtime, index: Index, facts: Mapping[str, Any]) -> Path:
     """`facts`: of the run that goes on."""
     device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
     # On a CPU views of images that are held differ a little from those of images that are not: a run goes on as it began.
     held = facts.get("held") if device.type == "cpu" else None
-    trainee = assemble(stage, index, device, conduct.workers, conduct.say, hold=held)
+    trainee = build_session(stage, index, device, conduct.workers, conduct.say, hold=held)
     steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
     if not steps_per_epoch and stage.steps:
         raise UserError(f"{len(index.train)} training images are fewer than a batch of {stage.batch}: lower --batch")
@@ -440,7 +442,7 @@ def carry_out(stage: Stage, out: Path, conduct: Conduct, index: Index, facts: Ma
         clip=stage.clip, bf16=stage.precision == "bf16", seed=stage.seed,
     )  # fmt: skip
     with alone(out, conduct):
-        file = follow(Life(trainee, optimizer, out, conduct), optimizer, loop)
+        file = follow(Trainer(trainee, optimizer, out, conduct), optimizer, loop)
         if stage.steps and conduct.album:
             try:
                 with trainee.eagerly():
@@ -451,24 +453,24 @@ def carry_out(stage: Stage, out: Path, conduct: Conduct, index: Index, facts: Ma
 
 
 @contextmanager
-def alone(out: Path, conduct: Conduct) -> Iterator[None]:
+def alone(out: Path, conduct: Runtime) -> Iterator[None]:
     """Hold the run's folder, by rank 0; what it is refused, every process is."""
     with ExitStack() as stack:
         refusal: UserError | None = None
         if rank() == 0:
             try:
                 stack.enter_context(files.hold_run(out, conduct.say))
-                if not conduct.resume and run.begun(out):  # since it was last looked at
+                if not conduct.resume and run.has_run(out):  # since it was last looked at
                     refusal = UserError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
             except UserError as error:
                 refusal = error
-        refusal = shared(refusal)
+        refusal = broadcast_object(refusal)
         if refusal is not None:
             raise refusal
         yield
 
 
-def follow(life: Life, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
+def follow(life: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
     """Train from where the run is to its end, in its folder; return the backbone's file."""
     trainee = life.trainee
     stage, step = trainee.stage, trainee.step
@@ -488,7 +490,7 @@ def follow(life: Life, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
             for report in reports:
                 life.after(report)
                 due = report.step % ASKED == 0 or report.step + 1 == stage.steps or world_size() == 1
-                if due and anywhere(bool(received)):
+                if due and any_rank(bool(received)):
                     life.save()
                     life.end("stopped")
                     raise Stopped(f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume")

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.views.batched import _together
-from selftaught.views.per_image import _singly
-from selftaught.views.reference import _reference
-from selftaught.views.sampling import _Draw, _draw
+from selftaught.views.batched import render_batch
+from selftaught.views.per_image import render_images
+from selftaught.views.reference import render_reference
+from selftaught.views.sampling import ViewParameters, sample_parameters
 from selftaught.views.spec import Views
 
 SINGLY_FROM = 120  # canvas side from which, on a CPU, resizing images one by one is quicker than matrix products
@@ -58,9 +58,9 @@ class Augment:
         aspect = aspect.detach().cpu().float()
         if views.pipeline == "reference":
             seed = int(torch.randint(2**62, (), generator=generator))
-            return _reference(views, pixels, aspect, sizes, scales, seed)
+            return render_reference(views, pixels, aspect, sizes, scales, seed)
         with torch.autocast("cpu", enabled=False):
-            draws = _draw(views, aspect, scales, generator)
+            draws = sample_parameters(views, aspect, scales, generator)
         return _render(pixels, draws, sizes, math.ceil(3 * views.blur_sigma[1]), SINGLY_FROM)
 
 
@@ -76,7 +76,7 @@ def centre(pixels: Tensor | Sequence[Tensor], aspect: Tensor, size: int, share: 
     shape = share * torch.stack([aspect.clamp(max=1), (1 / aspect).clamp(max=1)], 1)  # height, width
     never = torch.zeros(len(aspect), dtype=torch.bool)
     plain = torch.stack([torch.eye(3), torch.zeros(3, 3)])[:, None].expand(2, len(aspect), 3, 3)
-    draw = _Draw(torch.cat([(1 - shape) / 2, shape], 1), never, plain, never.float(), never)
+    draw = ViewParameters(torch.cat([(1 - shape) / 2, shape], 1), never, plain, never.float(), never)
     return _render(pixels, [draw], [size], 0, NEVER)[0]
 
 
@@ -84,7 +84,7 @@ def centre(pixels: Tensor | Sequence[Tensor], aspect: Tensor, size: int, share: 
 
 
 def _render(
-    pixels: Tensor | Sequence[Tensor], draws: list[_Draw], sizes: list[int], radius: int, singly_from: int
+    pixels: Tensor | Sequence[Tensor], draws: list[ViewParameters], sizes: list[int], radius: int, singly_from: int
 ) -> tuple[Tensor, ...]:
     """For each draw a view [B, 3, size, size] of each image; blurs reach `radius` pixels of the view. On a CPU canvases of
     a side of `singly_from` or more are worked on one by one.
@@ -92,5 +92,5 @@ def _render(
     device = pixels.device.type if isinstance(pixels, Tensor) else "cpu"
     with torch.autocast(device, enabled=False):  # 8 bits of mantissa would merge grey levels
         if isinstance(pixels, Tensor) and (device != "cpu" or pixels.shape[-1] < singly_from):
-            return _together(pixels, draws, sizes, radius)
-        return _singly(list(pixels), draws, sizes, radius)
+            return render_batch(pixels, draws, sizes, radius)
+        return render_images(list(pixels), draws, sizes, radius)

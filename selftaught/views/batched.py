@@ -6,8 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from selftaught.devices import sent
-from selftaught.views.sampling import _Draw
+from selftaught.devices import to_device
+from selftaught.views.sampling import ViewParameters
 
 CACHE = 1 << 20  # bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
 
@@ -15,13 +15,13 @@ CACHE = 1 << 20  # bytes of float pixels worked on at a time on a CPU: about wha
 MEMORY = 1 << 28  # the same on an accelerator, where it only bounds the memory
 
 
-def _together(pixels: Tensor, draws: list[_Draw], sizes: list[int], radius: int) -> tuple[Tensor, ...]:
+def render_batch(pixels: Tensor, draws: list[ViewParameters], sizes: list[int], radius: int) -> tuple[Tensor, ...]:
     canvas, device = pixels.shape[-1], pixels.device
     room = (CACHE if device.type == "cpu" else MEMORY) // (12 * canvas * canvas)
     together = max(1, min(len(pixels), room))
     floats = torch.empty(together, canvas, 3, canvas, device=device)  # each product is then one of two plain matrices
     bands = _all_bands(draws, sizes, radius, canvas, device)
-    makers = [_Maker(draw, *both) for draw, both in zip(draws, bands, strict=True)]
+    makers = [BatchRenderer(draw, *both) for draw, both in zip(draws, bands, strict=True)]
     for low in range(0, len(pixels), together):
         some = pixels[low : low + together]
         images = floats[: len(some)].copy_(some.transpose(1, 2))  # once for all views
@@ -30,14 +30,14 @@ def _together(pixels: Tensor, draws: list[_Draw], sizes: list[int], radius: int)
     return tuple(maker.out.permute(0, 3, 1, 2) for maker in makers)
 
 
-class _Maker:
+class BatchRenderer:
     """Makes one view of each image of a batch, some images at a time."""
 
-    def __init__(self, draw: _Draw, rows: Tensor, columns: Tensor) -> None:
+    def __init__(self, draw: ViewParameters, rows: Tensor, columns: Tensor) -> None:
         size, device = rows.shape[1], rows.device
         self.rows, self.columns = rows, columns.mT
-        self.of_pixel, self.of_mean = sent(draw.colour / 255, device)
-        self.solarize = sent(draw.solarize[:, None, None], device) if draw.solarize.any() else None
+        self.of_pixel, self.of_mean = to_device(draw.colour / 255, device)
+        self.solarize = to_device(draw.solarize[:, None, None], device) if draw.solarize.any() else None
         self.out = torch.empty(len(draw.box), size, size, 3, device=device)
 
     def make(self, images: Tensor, part: slice) -> None:
@@ -54,7 +54,7 @@ class _Maker:
 
 
 def _all_bands(
-    draws: list[_Draw], sizes: list[int], radius: int, canvas: int, device: torch.device
+    draws: list[ViewParameters], sizes: list[int], radius: int, canvas: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
     """For each draw the matrices of its rows and its columns; those of one size are made at once."""
     found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(draws)
@@ -78,7 +78,7 @@ def _bands(
     """
     reach = math.ceil(2 * max(1.0, float((length / size).max())))
     blurred = (sigma > 0).nonzero().flatten()
-    start, length, sigma, flipped = sent(torch.stack([start, length, sigma, flip.to(sigma)]), device)[..., None]
+    start, length, sigma, flipped = to_device(torch.stack([start, length, sigma, flip.to(sigma)]), device)[..., None]
     row = torch.arange(size, device=device)
     row = torch.where(flipped > 0, size - 1 - row, row)
     scale = length / size
@@ -94,7 +94,7 @@ def _bands(
     source = source.long().clamp(0, canvas - 1)
     matrix = torch.zeros(len(start), size, canvas, device=device).scatter_add_(2, source, weight)
     if len(blurred):
-        blurred = sent(blurred, device)
+        blurred = to_device(blurred, device)
         matrix[blurred] = _blurs(sigma[blurred, 0], radius, size) @ matrix[blurred]
     return matrix
 
@@ -106,7 +106,7 @@ def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
     return size - 1 - (size - 1 - near.abs()).abs()
 
 
-def _kernels(sigma: Tensor, reach: int) -> Tensor:
+def blur_kernels(sigma: Tensor, reach: int) -> Tensor:
     """sigma [n] -> [n, 2 reach + 1]: Gaussians."""
     offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(min=0.01)  # all weight on one
     return (-0.5 * offset.square()).clamp(min=-80).softmax(1)  # the clamp: subnormal numbers are slow
@@ -115,6 +115,6 @@ def _kernels(sigma: Tensor, reach: int) -> Tensor:
 def _blurs(sigma: Tensor, radius: int, size: int) -> Tensor:
     """sigma [n] -> [n, size, size]: Gaussians along one axis."""
     reach = min(radius, size - 1)
-    kernel = _kernels(sigma, reach)
+    kernel = blur_kernels(sigma, reach)
     places = _reflected(size, reach, sigma.device).expand(len(sigma), -1, -1)
     return sigma.new_zeros(len(sigma), size, size).scatter_add_(2, places, kernel[:, None].expand_as(places))

@@ -6,29 +6,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selftaught.views.batched import _kernels
-from selftaught.views.sampling import _Draw
+from selftaught.views.batched import blur_kernels
+from selftaught.views.sampling import ViewParameters
 
 BLOCK = 16  # about how many rows (columns) a blur makes at once: more multiply more zeros, fewer make more calls
 
 
-def _singly(images: Sequence[Tensor], draws: list[_Draw], sizes: list[int], radius: int) -> tuple[Tensor, ...]:
+def render_images(
+    images: Sequence[Tensor], draws: list[ViewParameters], sizes: list[int], radius: int
+) -> tuple[Tensor, ...]:
     """Image by image, each in its own size: torch resizes 8-bit pixels on a CPU ten times as fast as a matrix product.
 
     So values are rounded to grey levels between the resize and what follows, and boxes to pixels, as torchvision's are.
     """
     made = [torch.empty(len(images), size, size, 3) for size in sizes]
-    makers = [_Single(draw, out, radius) for draw, out in zip(draws, made, strict=True)]
+    makers = [ImageRenderer(draw, out, radius) for draw, out in zip(draws, made, strict=True)]
     for i in range(len(images)):  # both views of an image while the cache holds it
         for maker in makers:
             maker.make(images[i], i)
     return tuple(out.permute(0, 3, 1, 2) for out in made)
 
 
-class _Single:
+class ImageRenderer:
     """Makes one view of each image of a batch, an image at a time; its buffers stay in the cache."""
 
-    def __init__(self, draw: _Draw, out: Tensor, radius: int) -> None:
+    def __init__(self, draw: ViewParameters, out: Tensor, radius: int) -> None:
         self.size = size = out.shape[1]
         self.out, self.reach = out, min(radius, size - 1)
         self.box, self.flip, self.blurred = draw.box.tolist(), draw.flip.tolist(), (draw.sigma > 0).tolist()
@@ -37,7 +39,7 @@ class _Single:
         self.view, self.other = torch.empty(3, size, size), torch.empty(3, size, size)
         self.block = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(math.log(n / BLOCK)))
         window = self.block + 2 * self.reach
-        kernels = _kernels(draw.sigma, self.reach)
+        kernels = blur_kernels(draw.sigma, self.reach)
         self.bands = torch.zeros(len(kernels), self.block, window)  # a block of a line as products of its window
         shape = (len(kernels), self.block, kernels.shape[1])
         diagonals = self.bands.as_strided(shape, (self.block * window, window + 1, 1))

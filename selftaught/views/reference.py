@@ -12,7 +12,7 @@ from selftaught.views.spec import Views
 # The same by torchvision ---------------------------------------------------------------------------
 
 
-def _reference(
+def render_reference(
     views: Views,
     pixels: Tensor | Sequence[Tensor],
     aspect: Tensor,

@@ -28,7 +28,7 @@ CHROMA_TURN = torch.linalg.inv(_YIQ) @ _TURN @ _YIQ
 
 
 @dataclass(frozen=True)
-class _Draw:
+class ViewParameters:
     """What chance decided for one view of each of B images."""
 
     box: Tensor  # [B, 4] top, left, height, width as shares of the image
@@ -38,25 +38,30 @@ class _Draw:
     solarize: Tensor  # [B] bool
 
 
-def _draw(views: Views, aspect: Tensor, scales: Sequence[tuple[float, float]], generator: torch.Generator) -> list[_Draw]:
+def sample_parameters(
+    views: Views, aspect: Tensor, scales: Sequence[tuple[float, float]], generator: torch.Generator
+) -> list[ViewParameters]:
     """A table of uniform numbers a view, with a row an image, and what they mean. aspect [B]."""
     tables = [torch.rand(len(aspect), 2 * TRIES + 16, generator=generator) for _ in scales]
-    area = torch.cat([_between(table[:, :TRIES], scale) for table, scale in zip(tables, scales, strict=True)])
+    area = torch.cat([scale_uniform(table[:, :TRIES], scale) for table, scale in zip(tables, scales, strict=True)])
     ratio, corner, order, strength, chance = torch.split(torch.cat(tables)[:, TRIES:], [TRIES, 2, 4, 5, 5], 1)
     flip, jitter, gray, blur, solarize = chance.unbind(1)
-    sigma = _between(strength[:, 4], views.blur_sigma)
-    box = _boxes(area, ratio, corner, aspect.repeat(len(scales)), views.ratio)
-    colour = _colour(views, order, strength[:, :4], jitter < views.jitter, gray < views.gray)
+    sigma = scale_uniform(strength[:, 4], views.blur_sigma)
+    box = sample_boxes(area, ratio, corner, aspect.repeat(len(scales)), views.ratio)
+    colour = sample_colours(views, order, strength[:, :4], jitter < views.jitter, gray < views.gray)
     sigma = torch.where(blur < views.blur, sigma, 0.0)
     each = [x.split(len(aspect)) for x in (box, flip < views.flip, colour.transpose(0, 1), sigma, solarize < views.solarize)]
-    return [_Draw(box=b, flip=f, colour=c.transpose(0, 1), sigma=s, solarize=z) for b, f, c, s, z in zip(*each, strict=True)]
+    return [
+        ViewParameters(box=b, flip=f, colour=c.transpose(0, 1), sigma=s, solarize=z)
+        for b, f, c, s, z in zip(*each, strict=True)
+    ]
 
 
-def _between(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
+def scale_uniform(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
     return bounds[0] + (bounds[1] - bounds[0]) * uniform
 
 
-def _boxes(
+def sample_boxes(
     area: Tensor,
     ratio: Tensor,
     corner: Tensor,
@@ -68,7 +73,7 @@ def _boxes(
     The area is uniform, the ratio log-uniform; the first candidate that fits into the image is taken; where
     none does, the largest centred box of an allowed ratio.
     """
-    ratio = _between(ratio, (math.log(ratios[0]), math.log(ratios[1]))).exp() / aspect[:, None]
+    ratio = scale_uniform(ratio, (math.log(ratios[0]), math.log(ratios[1]))).exp() / aspect[:, None]
     height, width = (area / ratio).sqrt(), (area * ratio).sqrt()  # as shares of the image's height and width
     fits = (height <= 1) & (width <= 1)
     first = fits.int().argmax(1, keepdim=True)  # of equals, argmax takes the first
@@ -79,7 +84,7 @@ def _boxes(
     return torch.cat([(1 - shape) * torch.where(found, corner, 0.5), shape], 1)
 
 
-def _colour(views: Views, order: Tensor, strength: Tensor, jitter: Tensor, gray: Tensor) -> Tensor:
+def sample_colours(views: Views, order: Tensor, strength: Tensor, jitter: Tensor, gray: Tensor) -> Tensor:
     """Uniform order, strength [B, 4]; jitter, gray [B] bool -> [2, B, 3, 3] as `_Draw.colour`.
 
     Contrast mixes in the mean grey of what it is given, which is linear in the mean of the crop: so a second

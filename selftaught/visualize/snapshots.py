@@ -12,7 +12,7 @@ from selftaught.hard.mixed import Mixed, partner
 from selftaught.method import Batch, Tensors, detach, leaves
 from selftaught.models.batch_norm import frozen_statistics
 from selftaught.seeding import key
-from selftaught.training.session import Trainee
+from selftaught.training.session import Session
 from selftaught.views.augment import centre
 from selftaught.visualize import album
 
@@ -20,7 +20,7 @@ MOST = 1000  # images on the map
 SHOWN = 4  # images of each kind of hard example
 
 
-def draw(trainee: Trainee, folder: Path | None) -> None:
+def draw(trainee: Session, folder: Path | None) -> None:
     """Write the album of a trained run into `folder`; None on ranks that only take part in the computing."""
     raw = next(iter(trainee.batches.epoch(0)))
     batch = trainee.batch(raw, key(trainee.stage.seed, "album"))
@@ -50,7 +50,7 @@ def draw(trainee: Trainee, folder: Path | None) -> None:
     album.write_map(folder, vectors, thumbnails, labels, index.classes, limit=MOST)
 
 
-def hard_entries(trainee: Trainee, hard: HardExample, batch: Batch) -> list[dict[str, Any]]:
+def hard_entries(trainee: Session, hard: HardExample, batch: Batch) -> list[dict[str, Any]]:
     """A few images before and after, with the loss of their batch before and after."""
     method = trainee.method
     rng = torch.Generator().manual_seed(key(trainee.stage.seed, "album"))

@@ -428,4 +428,4 @@ def copied(of: Path, to: Path) -> Path:
 
 
 def is_readable_checkpoint(file: Path) -> bool:
-    return bool(checkpoint.load(file))
+    return bool(checkpoint.load_checkpoint(file))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from selftaught.distributed import collect, deal, whole, wrap
+from selftaught.distributed import full_tensor, shuffle_batch, unshuffle_batch, wrap
 from selftaught.methods import METHODS
 from selftaught.optim import SGD
 from selftaught.training.fsdp import shard
@@ -37,18 +37,18 @@ def outcome(name: str, hard: tuple[str, ...], sharded: bool = False) -> dict[str
     result = wrapped(data, rng())
     result.loss.backward()
     step.method.after_backward()
-    gradients = {k: whole(p.grad).clone() for k, p in step.named_parameters() if p.grad is not None}
+    gradients = {k: full_tensor(p.grad).clone() for k, p in step.named_parameters() if p.grad is not None}
     norm = clipped_norm(list(step.parameters()), clip=0.1)
     optimizer.step()
     step.method.after_step(data, result.predictions, result.targets)
-    weights = {k: whole(p.detach()) for k, p in step.named_parameters()}
+    weights = {k: full_tensor(p.detach()) for k, p in step.named_parameters()}
     return {"gradients": gradients, "norm": {"": norm}, "weights": weights, "buffers": dict(step.method.named_buffers())}
 
 
 def all_outcomes() -> dict[str, Any]:
     cards = mine(batch(8)).views[0]
-    assert torch.equal(collect(deal(cards)), cards)
-    assert not torch.equal(deal(cards), cards)
+    assert torch.equal(unshuffle_batch(shuffle_batch(cards)), cards)
+    assert not torch.equal(shuffle_batch(cards), cards)
     return {f"{case} {sharded}": outcome(*case, sharded) for case in CASES for sharded in (False, True)}
 
 

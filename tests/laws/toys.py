@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftaught.distributed import own
+from selftaught.distributed import local_chunk
 from selftaught.hard import Adversarial, CutMix, MixUp
 from selftaught.hard.base import HardExample, part_name
 from selftaught.method import NOISE, Batch, Encoder, Method
@@ -99,7 +99,12 @@ def earlier(name: str) -> list[nn.Sequential]:
 
 def mine(whole: Batch) -> Batch:
     """This process's share of a global batch."""
-    return Batch(tuple(own(v) for v in whole.views), own(whole.index), own(whole.label), own(whole.noise))
+    return Batch(
+        tuple(local_chunk(v) for v in whole.views),
+        local_chunk(whole.index),
+        local_chunk(whole.label),
+        local_chunk(whole.noise),
+    )
 
 
 def batch(n: int = 8, seed: int = 1, first: int = 0, dtype: torch.dtype = torch.float32, size: int = 16) -> Batch:

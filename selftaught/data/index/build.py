@@ -34,7 +34,7 @@ from selftaught.data.parquet.row_cache import Place
 from selftaught.data.parquet.row_groups import Groups
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
-from selftaught.text import counted, listed, shown
+from selftaught.text import count_text, list_reasons, printable
 
 _MOST_UNREADABLE = 0.10  # of the image files; with more, the folder is not what the user thinks it is
 
@@ -114,11 +114,11 @@ class Index:
         held_out = int(self.test.sum())
         how = {"given": "as their folders say", "table": "as their table says"}.get(self.split, "drawn by the seed")
         lines = [
-            f"{counted(len(self), 'image')}, {self._classes()}: {len(self) - held_out:,} to train on, "
+            f"{count_text(len(self), 'image')}, {self._classes()}: {len(self) - held_out:,} to train on, "
             f"{held_out:,} held out ({how})"
         ]
         if self.unreadable:
-            lines.append(f"{len(self.unreadable):,} not readable: {listed(self.unreadable)}")
+            lines.append(f"{len(self.unreadable):,} not readable: {list_reasons(self.unreadable)}")
         return "\n".join([*lines, *self.notes])
 
     def _classes(self) -> str:
@@ -129,7 +129,7 @@ class Index:
         return f"{len(self.classes)} {kind} ({shown})"
 
 
-def build(
+def build_index(
     roots: Sequence[Path | str],
     *,
     labels: str | Path = "auto",
@@ -183,7 +183,7 @@ def build(
     )  # fmt: skip
     readable = [i for i in range(len(found)) if i not in reasons]
     failed = [*((found.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
-    unreadable = sorted((shown(path), reason) for path, reason in failed)
+    unreadable = sorted((printable(path), reason) for path, reason in failed)
     _refuse_bad_sets(places, len(readable), unreadable, notes)
 
     files = found.chosen(readable)
@@ -228,7 +228,7 @@ def build(
         index = replace(index, listing=listing, fingerprint=fingerprint)
     if cache is not None and len(index) >= recall.LEAST:
         watched = [table] if table else find_tables(places, files)
-        witness = recall.Witness.of(scan, [*watched, *(found.paths[i] for i in reasons)], began)
+        witness = recall.CacheStamp.of(scan, [*watched, *(found.paths[i] for i in reasons)], began)
         if witness is not None:
             recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness, forgotten)
     return replace(index, notes=(*notes, *forgotten)) if forgotten else index
@@ -238,14 +238,14 @@ def _refuse_bad_sets(
     places: Sequence[Root], readable: int, unreadable: Sequence[tuple[str, str]], notes: Sequence[str]
 ) -> None:  # fmt: skip
     bad = sum(is_image(path) or Place.of(path) is not None for path, _ in unreadable)  # and not the folders
-    named = ", ".join(shown(place.path) for place in places[:3]) + (", ..." if len(places) > 3 else "")
+    named = ", ".join(printable(place.path) for place in places[:3]) + (", ..." if len(places) > 3 else "")
     if readable + bad == 0:
-        because = f"; not readable: {listed(unreadable)}" if unreadable else ""
+        because = f"; not readable: {list_reasons(unreadable)}" if unreadable else ""
         raise UserError("; ".join([f"no images in {named}: looked for {SUFFIX_NAMES}{because}", *notes]))
     if bad > _MOST_UNREADABLE * (readable + bad):
         raise UserError(
-            f"{bad:,} of {counted(readable + bad, 'image file')} in {named} cannot be read, more than "
-            f"{_MOST_UNREADABLE:.0%}: {listed(unreadable)}; repair or remove them"
+            f"{bad:,} of {count_text(readable + bad, 'image file')} in {named} cannot be read, more than "
+            f"{_MOST_UNREADABLE:.0%}: {list_reasons(unreadable)}; repair or remove them"
         )
 
 

@@ -36,7 +36,7 @@ def key(question: Sequence[object]) -> str:
 
 
 @dataclass(frozen=True)
-class Witness:
+class CacheStamp:
     """What an index was made from beside its images: if all of it is as it was, so is the index.
 
     A folder's stamp tells of files that came, went or were renamed, and not of those written anew in their place: these are
@@ -48,7 +48,7 @@ class Witness:
     began: int  # when the scan did
 
     @classmethod
-    def of(cls, scan: Scan, others: Sequence[str], began: int) -> Witness | None:
+    def of(cls, scan: Scan, others: Sequence[str], began: int) -> CacheStamp | None:
         """None where it met what may change unseen: stores, links, places that cannot be read, a folder still changing."""
         restless = began - scan.latest < RACE
         if scan.links or scan.unreadable or restless or any(place.is_file or place.is_store for place in scan.places):
@@ -90,7 +90,7 @@ def _unchanged(paths: Paths, looks: np.ndarray) -> bool:
     return not changed
 
 
-def store(cache: Path, name: str, fields: Fields, looks: np.ndarray, witness: Witness, notes: list[str]) -> None:
+def store(cache: Path, name: str, fields: Fields, looks: np.ndarray, witness: CacheStamp, notes: list[str]) -> None:
     """Remember `fields` of an Index, with size and stamp [N, 2] of its files; notes say where that cannot be."""
     arrays = {"sizes": fields["sizes"].numpy(), "looks": looks}
     for n in ("paths", "names"):
@@ -117,7 +117,7 @@ def load(cache: Path, name: str) -> Fields | None:
     with contextlib.suppress(Exception), np.load(_file(cache, name), allow_pickle=False) as stored:
         said = json.loads(stored["said"].tobytes().decode("utf-8", "surrogateescape"))
         folders, watched = ([tuple(entry) for entry in said[n]] for n in ("folders", "watched"))
-        if not Witness(folders, watched, said["began"]).stands():
+        if not CacheStamp(folders, watched, said["began"]).stands():
             return None
         paths, names = (Paths.unpacked(stored[f"{n} text"].tobytes(), stored[f"{n} ends"]) for n in ("paths", "names"))
         if not _unchanged(paths, stored["looks"]):

@@ -32,14 +32,14 @@ def check(
     """Heights and widths [n, 2] (zeros where unreadable), the columns of `pixel_range` [n, 4], and the reasons; by decoding
     what the cache does not know. The files' digests are filled in; notes say where the cache cannot be written.
     """
-    numbers = np.zeros((len(files), 4), dtype=np.int64)  # as in `Verdicts`
+    numbers = np.zeros((len(files), 4), dtype=np.int64)  # as in `FileChecks`
     measured = np.zeros((len(files), 4))
     numbers[:, 0], numbers[:, 1] = files.bytes, files.changed
     reasons: dict[int, str] = {}
     members: dict[str, list[int]] = {place.folder: [] for place in places}
     for i, root in enumerate(files.roots):
         members[places[root].folder].append(i)
-    known = {folder: Verdicts.load(cache, folder) for folder in members}
+    known = {folder: FileChecks.load(cache, folder) for folder in members}
     todo = []
     for folder, inside in members.items():
         for i in inside:
@@ -74,7 +74,7 @@ def check(
             sure = [i for i in inside if i not in unsure]
             said = {files.names[i]: reasons[i] for i in sure if i in reasons}
             digests = np.array([files.digests[i] for i in sure], dtype=np.int64)
-            verdicts = Verdicts((files.names[i] for i in sure), numbers[sure], measured[sure], said, digests)
+            verdicts = FileChecks((files.names[i] for i in sure), numbers[sure], measured[sure], said, digests)
             if folder not in whole:
                 verdicts = verdicts.beside(known[folder])
             if todo or len(verdicts.rows) != len(known[folder].rows):
@@ -99,7 +99,7 @@ def digest(data: bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
 
 
-class Verdicts:
+class FileChecks:
     """What is known of the files of one folder: `numbers` [n, 4] (bytes, stamp, height, width), `measured` [n, 4] (the
     columns of `pixel_range`) and `digests` [n] in the `rows` of their names, and by name the `reasons` why some cannot be
     read.
@@ -128,7 +128,7 @@ class Verdicts:
     def digest(self, name: str) -> int:
         return int(self.digests[self.rows[name]])
 
-    def beside(self, older: Verdicts) -> Verdicts:
+    def beside(self, older: FileChecks) -> FileChecks:
         """These, and of all other files what was known."""
         others = {name: row for name, row in older.rows.items() if name not in self.rows}
         said = {name: reason for name, reason in older.reasons.items() if name in others}
@@ -139,7 +139,7 @@ class Verdicts:
                 (self.numbers, older.numbers), (self.measured, older.measured), (self.digests, older.digests)
             )
         )  # fmt: skip
-        return Verdicts([*self.rows, *others], numbers, measured, self.reasons | said, digests)
+        return FileChecks([*self.rows, *others], numbers, measured, self.reasons | said, digests)
 
     @staticmethod
     def _file(cache: Path, folder: str) -> Path:
@@ -148,7 +148,7 @@ class Verdicts:
         return cache / "index" / (hashlib.sha256(os.fsencode(key)).hexdigest()[:32] + ".npz")
 
     @classmethod
-    def load(cls, cache: Path | None, folder: str) -> Verdicts:
+    def load(cls, cache: Path | None, folder: str) -> FileChecks:
         if cache is not None:
             # Missing, torn or overwritten by anything at all: as if it were not there.
             with contextlib.suppress(Exception), np.load(cls._file(cache, folder), allow_pickle=False) as stored:

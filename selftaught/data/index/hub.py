@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from selftaught.data.index.folder_names import plain_side, split_sides
 from selftaught.errors import UserError
-from selftaught.text import shown
+from selftaught.text import printable
 
 # As selftaught has always read them: these words begin the names of rows, which old runs know.
 _FIRST_WORDS = ("train", "training", "test", "testing", "val", "valid", "validation")
@@ -29,17 +29,17 @@ def choose_set(location: str, files: Sequence[str], notes: list[str]) -> list[st
         configuration = "/".join(name for name in folders if name.lower() != "data" and plain_side(name) is None)
         sets.setdefault(configuration, []).append(file)
     if "" in sets and len(sets) > 1:
-        others = ", ".join(shown(name) for name in sorted(sets) if name)
+        others = ", ".join(printable(name) for name in sorted(sets) if name)
         notes.append(f"Parquet files in {others} are not read: name such a folder as data itself")
     elif len(sets) > 1:
         names = sorted(sets)
         more = f", and {len(names) - 8:,} more" if len(names) > 8 else ""
         raise UserError(
-            f"{shown(location)} holds several sets of Parquet files ({', '.join(map(shown, names[:8]))}{more}): name the "
-            f"folder of one, such as {shown(location)}/{shown(names[0])}"
+            f"{printable(location)} holds several sets of Parquet files ({', '.join(map(printable, names[:8]))}{more}): name the "
+            f"folder of one, such as {printable(location)}/{printable(names[0])}"
         )
     elif sets and "" not in sets:
-        notes.append(f"the Parquet files of {shown(location)}/{shown(next(iter(sets)))}")
+        notes.append(f"the Parquet files of {printable(location)}/{printable(next(iter(sets)))}")
     return sorted(sets.get("") or next(iter(sets.values()), []))
 
 

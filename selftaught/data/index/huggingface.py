@@ -17,7 +17,7 @@ import numpy as np
 from selftaught.data.decode import is_unusual, measure, quiet
 from selftaught.data.index import hub
 from selftaught.data.index import parquet_columns as columns
-from selftaught.data.index.file_checks import Verdicts, digest, larger
+from selftaught.data.index.file_checks import FileChecks, digest, larger
 from selftaught.data.index.parquet_columns import Rows
 from selftaught.data.io import filesystem as locations
 from selftaught.data.io.integrity import MAX_PIXELS, Unreadable
@@ -26,7 +26,7 @@ from selftaught.data.parquet import row_cache as store
 from selftaught.data.parquet import row_groups as order
 from selftaught.data.parquet.file import Shard
 from selftaught.errors import UserError
-from selftaught.text import shown
+from selftaught.text import printable
 
 
 def rows_of(
@@ -41,11 +41,11 @@ def rows_of(
         shards[i] = shard = opened(files[i])
         if shard.image is None:
             known = ", ".join(shard.schema.names)
-            raise UserError(f"{shown(files[i])} has no images: none of its columns ({known}) holds a file's bytes")
+            raise UserError(f"{printable(files[i])} has no images: none of its columns ({known}) holds a file's bytes")
         try:
             tables[i] = shard.read(range(shard.metadata.num_row_groups), columns.small(shard))
         except Unreadable as error:
-            raise UserError(f"{shown(files[i])} cannot be read ({error}): copy it again") from None
+            raise UserError(f"{printable(files[i])} cannot be read ({error}): copy it again") from None
 
     in_parallel(len(files), read, threads=8)
     rows, unused = Rows(), set[str]()
@@ -96,9 +96,9 @@ def opened(location: str) -> Shard:
     try:
         return store.shard(location)
     except FileNotFoundError:
-        raise UserError(f"{shown(location)}: no such file or folder") from None
+        raise UserError(f"{printable(location)}: no such file or folder") from None
     except Unreadable as error:
-        raise UserError(f"{shown(location)} cannot be read ({error}): copy it again") from None
+        raise UserError(f"{printable(location)} cannot be read ({error}): copy it again") from None
 
 
 def _measure(
@@ -107,7 +107,7 @@ def _measure(
 ) -> None:  # fmt: skip
     """Heights, widths, bytes, digests and unusual values: as told, as remembered, or by decoding. `rows` is filled in."""
     rows.digests = np.zeros(len(rows), dtype=np.int64)
-    numbers = np.zeros((len(rows), 4), dtype=np.int64)  # as in `Verdicts`: bytes, a stamp of the file, height, width
+    numbers = np.zeros((len(rows), 4), dtype=np.int64)  # as in `FileChecks`: bytes, a stamp of the file, height, width
     measured = np.zeros((len(rows), 4))
     todo: list[int] = []
     first = 0
@@ -116,7 +116,7 @@ def _measure(
         n, told = len(shard), {"height", "width"} <= set(table.column_names)
         here, stamp = slice(first, first + n), _number(f"{shard.size} {shard.stamp} {told}")
         spans[shard.location] = here
-        known = Verdicts.load(cache, shard.location)
+        known = FileChecks.load(cache, shard.location)
         numbers[here, 1] = stamp
         if len(known.rows) == n and bool((known.numbers[:, 1] == stamp).all()):
             numbers[here], measured[here], rows.digests[here] = known.numbers, known.measured, known.digests
@@ -152,7 +152,7 @@ def _measure(
         inside = range(here.start, here.stop)
         if not fresh.isdisjoint(inside) and passing.isdisjoint(inside):
             said = {str(i - here.start): rows.reasons[i] for i in inside if i in rows.reasons}
-            verdicts = Verdicts(map(str, range(len(inside))), numbers[here], measured[here], said, rows.digests[here])
+            verdicts = FileChecks(map(str, range(len(inside))), numbers[here], measured[here], said, rows.digests[here])
             verdicts.store(cache, location, forgotten)
     rows.reasons |= larger(numbers[:, 2:], max_pixels)
     rows.bytes, rows.sizes, rows.measured = numbers[:, 0], numbers[:, 2:], measured

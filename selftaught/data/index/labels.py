@@ -10,7 +10,7 @@ from selftaught.data.index.folder_names import is_part, plain_side, split_sides
 from selftaught.data.index.layout import Layout
 from selftaught.data.index.scan import Files, Root
 from selftaught.errors import UserError
-from selftaught.text import counted, shown
+from selftaught.text import count_text, printable
 
 
 def label(
@@ -51,15 +51,15 @@ def _class_folders(files: Files, layout: Layout, insisted: bool = False) -> tupl
     taught = np.flatnonzero((layout.depth >= 0) & ~layout.test)
     loose = sum(not names[i] for i in taught)
     if "" in names and (len(classes) < 2 or 2 * loose > len(taught) or not len(taught)):
-        example = shown(files.paths[names.index("")])
-        return names, f"{counted(names.count(''), 'image')} of {len(names):,} in no class folder, for example {example}"
+        example = printable(files.paths[names.index("")])
+        return names, f"{count_text(names.count(''), 'image')} of {len(names):,} in no class folder, for example {example}"
     if len(classes) < 2:
-        return names, f"all images are in one folder, {shown(classes[0])}"
+        return names, f"all images are in one folder, {printable(classes[0])}"
     if insisted:
         return names, None
     divided = all(split for name, split in known.values() if name)
     if layout.sets or divided or split_sides(classes) or all(map(is_part, classes)):
-        parts = ", ".join(map(shown, classes[:4]))
+        parts = ", ".join(map(printable, classes[:4]))
         return names, f"{parts} look like parts of a data set; name the one that is meant as the data"
     held_out = {names[i] for i in np.flatnonzero(layout.test)} - {""}
     if len(held_out) > 1 and len(classes) > len(held_out) + 1 and held_out.isdisjoint(names[i] for i in taught):
@@ -71,7 +71,7 @@ def _class_folders(files: Files, layout: Layout, insisted: bool = False) -> tupl
 
 def _note_unlabelled(names: Sequence[str], files: Files, layout: Layout, notes: list[str]) -> None:
     if missing := names.count(""):
-        of, example = counted(len(names), "image"), shown(files.paths[names.index("")])
+        of, example = count_text(len(names), "image"), printable(files.paths[names.index("")])
         notes.append(f"{missing:,} of {of} lie in no class folder and have no label, for example {example}")
     if layout.test.any() and not any(names[i] for i in np.flatnonzero(layout.test).tolist()):
         notes.append("no held-out image has a label: no accuracy can be measured on them")
@@ -89,7 +89,7 @@ def _told_labels(
         if objection is not None:
             notes.append(f"folders not taken as classes: {objection}")
     if missing := found.count(None):
-        notes.append(f"{missing:,} of {counted(len(files), 'image')} have no label")
+        notes.append(f"{missing:,} of {count_text(len(files), 'image')} have no label")
     return _encoded(found, files.classes, files.several)
 
 
@@ -110,4 +110,4 @@ def _encoded(
         rows = np.zeros((len(names), len(classes)), dtype=np.int8)
         for i, row in enumerate(names):
             rows[i, slice(None) if row is None else [number[name] for name in row]] = -1 if row is None else 1
-    return rows, tuple(shown(name) for name in classes)
+    return rows, tuple(printable(name) for name in classes)

@@ -14,7 +14,7 @@ import numpy as np
 from selftaught.data.index.folder_names import is_more, is_photos, plain_side, split_sides
 from selftaught.data.index.folders import Folder, trees
 from selftaught.data.index.scan import Files
-from selftaught.text import counted, shown
+from selftaught.text import count_text, printable
 
 # What a folder is for among its neighbours. "class": it lies beside the val/ that holds images of its class.
 # "outside": its images are trained on and have no class.
@@ -121,7 +121,7 @@ class _Reader:
         i = next(inner.positions())
         if self.files.groups[i] < 0:  # the rows of a store lie in no folder
             root = self.files.paths[i].removesuffix(self.files.names[i])
-            self._wrapped.append(shown(root + inner.path))
+            self._wrapped.append(printable(root + inner.path))
 
     def notes(self) -> list[str]:
         """What was taken for what, a line each."""
@@ -133,8 +133,10 @@ class _Reader:
             notes.append(f"the split: {train or 'the class folders'} to train on, {test} held out")
         if outside := sum(self._outside.values()) + self._loose:
             where = "the train and test folders" if self.given else "the class folders"
-            named = f" ({_some([f'{shown(name)}: {n:,}' for name, n in self._outside.items()])})" if self._outside else ""
-            notes.append(f"{counted(outside, 'image')} outside of {where}: trained on{named}")
+            named = (
+                f" ({_some([f'{printable(name)}: {n:,}' for name, n in self._outside.items()])})" if self._outside else ""
+            )
+            notes.append(f"{count_text(outside, 'image')} outside of {where}: trained on{named}")
         if self._undivided:
             notes.append(
                 f"train and test folders in {_some(self._undivided)}, where few of the images are, are not taken as the "
@@ -145,7 +147,7 @@ class _Reader:
 
 def _some(names: list[str], most: int = 4) -> str:
     more = f", and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(shown, names[:most])) + more
+    return ", ".join(map(printable, names[:most])) + more
 
 
 def _is_unlabelled(name: str) -> bool:

@@ -19,7 +19,7 @@ from selftaught.data.index.folder_names import (  # fmt: skip
 )
 from selftaught.data.index.folders import Folder, trees
 from selftaught.data.index.scan import Files
-from selftaught.text import counted, shown
+from selftaught.text import count_text, printable
 
 Stems = dict[str, set[str]]  # the path of a file below a folder, without its suffix: the suffixes that are there
 
@@ -42,15 +42,17 @@ def without_masks(files: Files, notes: list[str]) -> Files:
                     todo.append(child)
             beside += _masks_beside(folder.files, files)
     if in_folders:
-        named = ", ".join(f"{shown(name)} ({n:,})" for name, n in in_folders.most_common(5))
+        named = ", ".join(f"{printable(name)} ({n:,})" for name, n in in_folders.most_common(5))
         more = f", and {len(in_folders) - 5:,} more" if len(in_folders) > 5 else ""
         notes.append(
-            f"{counted(len(masks), 'image')} left out as masks or other parts of a data set: {named}{more}; "
+            f"{count_text(len(masks), 'image')} left out as masks or other parts of a data set: {named}{more}; "
             "name such a folder itself to train on it"
         )
     if beside:
-        example = shown(files.paths[min(beside)])
-        notes.append(f"{counted(len(beside), 'image')} left out as masks of the images beside them, for example {example}")
+        example = printable(files.paths[min(beside)])
+        notes.append(
+            f"{count_text(len(beside), 'image')} left out as masks of the images beside them, for example {example}"
+        )
     masks.update(beside)
     return files.chosen(i for i in range(len(files)) if i not in masks) if masks else files
 

@@ -20,7 +20,7 @@ from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.parquet import row_cache as store
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
-from selftaught.text import shown
+from selftaught.text import printable
 
 MANIFEST = "pack.json"
 FORMAT = 1  # of packs
@@ -35,13 +35,13 @@ def manifest(location: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise read_error(shown(file), error) from None
+        raise read_error(printable(file), error) from None
     except (ValueError, RecursionError) as error:
-        raise damage_error(shown(file), error, _ANEW) from None
+        raise damage_error(printable(file), error, _ANEW) from None
     if isinstance(written, dict) and written.get("format", FORMAT) != FORMAT:
-        raise UserError(f"{shown(location)} was packed by another version of selftaught: take that one, or pack anew")
+        raise UserError(f"{printable(location)} was packed by another version of selftaught: take that one, or pack anew")
     if not _is_manifest(written):
-        raise damage_error(shown(file), "it is not what a pack says of itself", _ANEW)
+        raise damage_error(printable(file), "it is not what a pack says of itself", _ANEW)
     return written
 
 
@@ -80,7 +80,7 @@ def of(
     except OSError:
         files = []
     if not files:
-        raise UserError(f"{shown(location)}: neither a pack nor Parquet files are there; name a folder that holds some")
+        raise UserError(f"{printable(location)}: neither a pack nor Parquet files are there; name a folder that holds some")
     rows = foreign.rows_of(files, cache, on_progress, forgotten, max_pixels)
     rows.notes[:0] = notes
     return rows
@@ -131,7 +131,7 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
     column = {name: table.column(name) for name in names}
     firsts = np.cumsum([0] + [entry["rows"] for entry in shards])
     if firsts[-1] != len(table):
-        raise UserError(f"{shown(location)}: {MANIFEST} and its index differ; copy it again, or pack anew")
+        raise UserError(f"{printable(location)}: {MANIFEST} and its index differ; copy it again, or pack anew")
     files = [locations.within(location, entry["file"]) for entry in shards]
     said, classes, several = columns.labels(column, {}, written["classes"])
     return Rows(
@@ -158,13 +158,15 @@ def _pixel_range(location: str, written: dict[str, Any]) -> PixelRange:
     try:
         return PixelRange.from_json(written["pixel_range"]) if "pixel_range" in written else PixelRange()
     except UserError as error:
-        raise UserError(f"{shown(location)}: its {MANIFEST} is damaged ({error}); copy it again, or pack anew") from None
+        raise UserError(f"{printable(location)}: its {MANIFEST} is damaged ({error}); copy it again, or pack anew") from None
 
 
 def finished(location: str, written: dict[str, Any]) -> None:
     """Refuses a pack that is not."""
     if not written["finished"] or None in (*written["shards"], written["index"]):
-        raise UserError(f"{shown(location)} is not finished: run the same `selftaught pack` again, which goes on with it")
+        raise UserError(
+            f"{printable(location)} is not finished: run the same `selftaught pack` again, which goes on with it"
+        )
 
 
 def check_size(location: str, entry: dict[str, Any]) -> None:
@@ -173,9 +175,9 @@ def check_size(location: str, entry: dict[str, Any]) -> None:
     try:
         size = locations.facts(file)[0]
     except FileNotFoundError:
-        raise UserError(f"{shown(file)} is missing: copy it again, or run the same `selftaught pack` again") from None
+        raise UserError(f"{printable(file)} is missing: copy it again, or run the same `selftaught pack` again") from None
     if size != entry["bytes"]:
         raise UserError(
-            f"{shown(file)} is damaged: {size:,} bytes where {MANIFEST} says {entry['bytes']:,}; copy it again, "
+            f"{printable(file)} is damaged: {size:,} bytes where {MANIFEST} says {entry['bytes']:,}; copy it again, "
             "or delete it and run the same `selftaught pack` again"
         )

@@ -18,7 +18,7 @@ from selftaught.data.io.filesystem import is_url, spelt, stamp
 from selftaught.data.io.integrity import Unreadable, why
 from selftaught.data.parquet import row_cache as store
 from selftaught.errors import UserError
-from selftaught.text import counted, shown
+from selftaught.text import count_text, printable
 
 try:
     from PIL import AvifImagePlugin
@@ -95,12 +95,12 @@ class Root:
             return cls(location, location, is_file=False, is_store=True)
         path = Path(location)
         if not path.exists():
-            raise UserError(f"{shown(path)}: no such file or folder")
+            raise UserError(f"{printable(path)}: no such file or folder")
         is_store = path.name.endswith(".parquet") if path.is_file() else (path / "pack.json").is_file()
         if path.is_file() and not is_image(path.name) and not is_store:
             if remedy := UNREADABLE_SUFFIXES.get(path.suffix.lower()):
-                raise UserError(f"{shown(path)} cannot be read here: {remedy}")
-            raise UserError(f"{shown(path)} is no image file: known are {SUFFIX_NAMES}, and parquet")
+                raise UserError(f"{printable(path)} cannot be read here: {remedy}")
+            raise UserError(f"{printable(path)} is no image file: known are {SUFFIX_NAMES}, and parquet")
         return cls(os.path.abspath(path), os.path.realpath(path), path.is_file(), is_store)
 
     @property
@@ -203,22 +203,22 @@ class Scan:
         """What was not taken, a line each."""
         notes = list(self._said)
         if self._hidden:
-            notes.append(f"{counted(self._hidden, 'hidden image file')} passed over")
+            notes.append(f"{count_text(self._hidden, 'hidden image file')} passed over")
         if self._system:
-            named = ", ".join(f"{shown(name)} ({n:,})" for name, n in self._system.most_common(5))
+            named = ", ".join(f"{printable(name)} ({n:,})" for name, n in self._system.most_common(5))
             more = f", and {len(self._system) - 5:,} more" if len(self._system) > 5 else ""
-            notes.append(f"{counted(self._system.total(), 'hidden or system folder')} passed over: {named}{more}")
+            notes.append(f"{count_text(self._system.total(), 'hidden or system folder')} passed over: {named}{more}")
         if self._own:
-            example = shown(min(self._own))
-            notes.append(f"{counted(len(self._own), 'folder')} that selftaught wrote passed over, for example {example}")
+            example = printable(min(self._own))
+            notes.append(f"{count_text(len(self._own), 'folder')} that selftaught wrote passed over, for example {example}")
         if self._unread:
             remedies: dict[str, list[str]] = {}
             for suffix, n in self._unread.most_common():
                 remedies.setdefault(UNREADABLE_SUFFIXES[suffix], []).append(f"{n:,} {suffix[1:]}")
             said = "; ".join(f"{', '.join(found)} ({remedy})" for remedy, found in remedies.items())
-            notes.append(f"{counted(self._unread.total(), 'picture')} that cannot be read here: {said}")
+            notes.append(f"{count_text(self._unread.total(), 'picture')} that cannot be read here: {said}")
         if self._again:
-            notes.append(f"{counted(self._again, 'link or path', 'links or paths')} to images that are counted already")
+            notes.append(f"{count_text(self._again, 'link or path', 'links or paths')} to images that are counted already")
         return notes
 
     def _walk(self, path: str, real: str, root: int) -> None:
@@ -281,11 +281,13 @@ class Scan:
                 self.places[root] = replace(self.places[root], is_store=True)
             if rows > files[root] > 0:
                 self._said.append(
-                    f"{counted(files[root], 'image file')} beside Parquet files of {counted(rows, 'image')} left out"
+                    f"{count_text(files[root], 'image file')} beside Parquet files of {count_text(rows, 'image')} left out"
                 )
             elif found and files[root]:
-                several = f"{counted(len(found), 'Parquet file')} beside {counted(files[root], 'image file')}"
-                self._said.append(f"{several} not read, for example {shown(found[0])}: if it holds images, name it as data")
+                several = f"{count_text(len(found), 'Parquet file')} beside {count_text(files[root], 'image file')}"
+                self._said.append(
+                    f"{several} not read, for example {printable(found[0])}: if it holds images, name it as data"
+                )
         return stores
 
     def _link(self, entry: os.DirEntry[str], holder: str, root: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from selftaught.data.index.folder_names import is_hidden, plain_side
 from selftaught.errors import UserError
-from selftaught.text import shown
+from selftaught.text import printable
 
 T = TypeVar("T")
 
@@ -167,7 +167,7 @@ def _patiently(location: str, ask: Callable[[Any, str], T]) -> T:
                 said = " ".join(str(error).split())[:200] or type(error).__name__
                 often = "" if left else f" after {_TRIES} tries"
                 raise UserError(
-                    f"{shown(location)} cannot be read{often} ({said}): is the server there, and are the credentials right?"
+                    f"{printable(location)} cannot be read{often} ({said}): is the server there, and are the credentials right?"
                 ) from None
             time.sleep(_PAUSE * 2 ** (_TRIES - 1 - left))
     raise AssertionError
@@ -195,5 +195,5 @@ def _system(location: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(location, **options)
     except (ImportError, ValueError) as error:  # a kind that it does not know, or one whose library is missing
-        raise UserError(f"{shown(location)}: {error}") from None
+        raise UserError(f"{printable(location)}: {error}") from None
     return system, path

@@ -15,12 +15,12 @@ from selftaught.data.io.filesystem import spelt
 from selftaught.data.io.integrity import Unreadable
 from selftaught.data.io.parallel import free_memory, in_parallel
 from selftaught.data.io.paths import Paths
-from selftaught.data.loading.ragged import Originals
+from selftaught.data.loading.ragged import RaggedImages
 from selftaught.data.parquet.row_cache import announce, keep
 from selftaught.data.parquet.row_groups import Groups
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
-from selftaught.text import shown
+from selftaught.text import printable
 
 _GIVE_UP = 100  # so many files in a row gone means that the disk is gone
 
@@ -115,7 +115,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         self.reasons.setdefault(i, reason)
         if self.strict:
             raise UserError(
-                f"{shown(spelt(self.paths[i]))} cannot be read any more ({reason}): give the same command again, which "
+                f"{printable(spelt(self.paths[i]))} cannot be read any more ({reason}): give the same command again, which "
                 "looks through the images anew"
             )
 
@@ -139,7 +139,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         in_parallel(len(slots), one, threads=threads or self.threads)
         return canvases, shown
 
-    def originals(self, positions: Tensor, slots: Tensor, *, threads: int | None = None) -> tuple[Originals, Tensor]:
+    def originals(self, positions: Tensor, slots: Tensor, *, threads: int | None = None) -> tuple[RaggedImages, Tensor]:
         """As `take`, of images that are not held, in their own sizes (a large JPEG at 1/2, 1/4 or 1/8 where that leaves all
         but an eighth of the canvas): views made of these skip one resampling, and cost half the time on a CPU.
         """
@@ -152,7 +152,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
             found[j], shown[j] = self._one(positions, int(slots[j]), load)
 
         in_parallel(len(slots), one, threads=threads or self.threads)
-        return Originals(found), shown
+        return RaggedImages(found), shown
 
     def _one(self, positions: Tensor | range, slot: int, load: Callable[[Path], Tensor] | None = None) -> tuple[Tensor, int]:
         """The first readable image from positions[slot] on, going round at the end, and which it is; its canvas, if

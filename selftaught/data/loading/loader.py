@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from selftaught.data.decode import quiet
 from selftaught.data.loading import sampler
 from selftaught.data.loading.images import Images
-from selftaught.data.loading.ragged import Originals, joined
+from selftaught.data.loading.ragged import RaggedImages, joined
 from selftaught.errors import UserError
 
 # What a worker sends: pixels, which images they really are, and what it found lost; or why nothing can be
 # read any more.
-_Loaded = tuple[Tensor | Originals, Tensor, list[tuple[int, str]]] | str
+_Loaded = tuple[Tensor | RaggedImages, Tensor, list[tuple[int, str]]] | str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,7 +31,7 @@ class Raw:
     that one's, and `index` stays the lost one's, so that every index comes exactly once an epoch.
     """
 
-    pixels: Tensor | Originals  # uint8 [B, 3, C, C], whole images squashed to squares; or B of their own sizes
+    pixels: Tensor | RaggedImages  # uint8 [B, 3, C, C], whole images squashed to squares; or B of their own sizes
     aspect: Tensor  # [B] float: true width / height
     index: Tensor  # [B] long, place within the `positions` of the batches, 0..n-1
     label: Tensor  # [B] long, -1 without labels; or [B, classes] int8
@@ -43,7 +43,7 @@ class Batches:
     `batch` is for one process; `rank` of `world` processes takes its slice of a global batch of batch *
     world. The order of epoch e is a function of (seed, e) alone. Held images come by one `index_select`;
     others from `workers` processes (0: from threads of this one), which draw no random numbers, and, if `own_size`,
-    as `Originals`. `pin` puts batches into pinned memory for a GPU.
+    as `RaggedImages`. `pin` puts batches into pinned memory for a GPU.
     """
 
     def __init__(
@@ -134,9 +134,9 @@ class Batches:
         finally:
             del arriving, loader  # kept alive by a traceback, workers would need 5 s to end once it is gone
 
-    def _whole(self, parts: list[_Loaded]) -> tuple[Tensor | Originals, Tensor]:
+    def _whole(self, parts: list[_Loaded]) -> tuple[Tensor | RaggedImages, Tensor]:
         """The parts of a batch as one, and what they found lost noted."""
-        pixels: list[Tensor | Originals] = []
+        pixels: list[Tensor | RaggedImages] = []
         shown: list[Tensor] = []
         for part in parts:
             if isinstance(part, str):
@@ -156,7 +156,7 @@ class Batches:
         ahead = -(-groups.ahead // self.batch)
         return [steps[: ahead + 1] if k == 0 else steps[k + ahead : k + ahead + 1] for k in range(len(steps))]
 
-    def _raw(self, pixels: Tensor | Originals, shown: Tensor, slots: Tensor, pin: bool) -> Raw:
+    def _raw(self, pixels: Tensor | RaggedImages, shown: Tensor, slots: Tensor, pin: bool) -> Raw:
         label = torch.full((len(slots),), -1) if self.labels is None else self.labels[shown]
         return Raw(
             pixels=pixels.pin_memory() if pin and isinstance(pixels, Tensor) else pixels,
@@ -197,7 +197,7 @@ class _Schedule:
 class _Reader(Dataset[_Loaded]):
     """What a worker process does: reads a whole batch of slots at a time."""
 
-    def __init__(self, images: Images, positions: Tensor, load: Callable[..., tuple[Tensor | Originals, Tensor]]) -> None:
+    def __init__(self, images: Images, positions: Tensor, load: Callable[..., tuple[Tensor | RaggedImages, Tensor]]) -> None:
         self.images = images
         self.positions = positions
         self.load = load

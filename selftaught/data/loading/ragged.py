@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Originals(Sequence[Tensor]):
+class RaggedImages(Sequence[Tensor]):
     """Images in their own sizes: uint8 [3, h, w] each. Sent to another process as one piece of memory."""
 
     def __init__(self, images: Sequence[Tensor]) -> None:
@@ -22,17 +22,17 @@ class Originals(Sequence[Tensor]):
     def __getitem__(self, i: Any) -> Any:
         return self.images[i]
 
-    def __reduce__(self) -> tuple[Callable[..., Originals], tuple[Tensor, list[tuple[int, ...]]]]:
+    def __reduce__(self) -> tuple[Callable[..., RaggedImages], tuple[Tensor, list[tuple[int, ...]]]]:
         rows = [image.permute(1, 2, 0) for image in self.images]
         return _unpacked, (torch.cat([row.flatten() for row in rows]), [tuple(row.shape) for row in rows])
 
 
-def _unpacked(flat: Tensor, shapes: list[tuple[int, ...]]) -> Originals:
+def _unpacked(flat: Tensor, shapes: list[tuple[int, ...]]) -> RaggedImages:
     parts = flat.split([math.prod(shape) for shape in shapes])
-    return Originals([part.view(shape).permute(2, 0, 1) for part, shape in zip(parts, shapes, strict=True)])
+    return RaggedImages([part.view(shape).permute(2, 0, 1) for part, shape in zip(parts, shapes, strict=True)])
 
 
-def joined(parts: Sequence[Tensor | Originals]) -> Tensor | Originals:
+def joined(parts: Sequence[Tensor | RaggedImages]) -> Tensor | RaggedImages:
     """Parts of a batch as one."""
     tensors = [part for part in parts if isinstance(part, Tensor)]
-    return torch.cat(tensors) if tensors else Originals([image for part in parts for image in part])
+    return torch.cat(tensors) if tensors else RaggedImages([image for part in parts for image in part])

@@ -14,7 +14,7 @@ from selftaught.data.io.integrity import Unreadable
 from selftaught.data.parquet.row_cache import read
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, require
-from selftaught.text import shown
+from selftaught.text import printable
 
 Format = Literal["jpeg", "webp", "png"]
 QUALITY = 90
@@ -66,7 +66,7 @@ def encode(
         same = plain is not None and plain.lower() == encoding.format
         data = read(path) if same else _saved(image, encoding.format, path, **encoding.options)
     except Unreadable as error:
-        raise UserError(f"{shown(path)} cannot be read any more ({error}): run the same command again") from None
+        raise UserError(f"{printable(path)} cannot be read any more ({error}): run the same command again") from None
     return Encoded(data, image.height, image.width, None if mask is None else _mask(mask, shape, image.size))
 
 
@@ -75,12 +75,12 @@ def _mask(mask: Path, shape: tuple[int, int] | None, size: tuple[int, int]) -> b
     try:
         image = as_stored(mask)
     except Unreadable as error:
-        raise UserError(f"the mask {shown(mask)} cannot be read ({error}): repair or remove it") from None
+        raise UserError(f"the mask {printable(mask)} cannot be read ({error}): repair or remove it") from None
     if shape is not None and (image.height, image.width) != shape:
         said = f"{image.width} x {image.height} pixels and its image {shape[1]} x {shape[0]}"
-        raise UserError(f"the mask {shown(mask)} has {said}: they must be the same")
+        raise UserError(f"the mask {printable(mask)} has {said}: they must be the same")
     if image.mode not in _MASKS:
-        raise UserError(f"the mask {shown(mask)} is of mode {image.mode}: save it as PNG with one value a pixel")
+        raise UserError(f"the mask {printable(mask)} is of mode {image.mode}: save it as PNG with one value a pixel")
     if image.size == size and image.format == "PNG":
         return read(mask)
     return _saved(image.resize(size, Image.Resampling.NEAREST), "png", mask)
@@ -91,5 +91,5 @@ def _saved(image: Image.Image, format: str, path: Path, **options: Any) -> bytes
     try:
         image.save(out, format, **options)
     except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels, JPEG at 65,535
-        raise UserError(f"{shown(path)} cannot be written as {format} ({error}): choose another --format") from None
+        raise UserError(f"{printable(path)} cannot be written as {format} ({error}): choose another --format") from None
     return out.getvalue()

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from selftaught.data.index import parquet_rows as rows
-from selftaught.data.index.build import Index, build
+from selftaught.data.index.build import Index, build_index
 from selftaught.data.index.scan import SUFFIXES
 from selftaught.data.io import filesystem as locations
 from selftaught.data.io.integrity import MAX_PIXELS
@@ -34,7 +34,7 @@ from selftaught.data.pack.encode import Encoded, Encoding, encode
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
 from selftaught.files import atomic, locked, write_json
-from selftaught.text import counted, listed, shown
+from selftaught.text import count_text, list_reasons, printable
 
 _GROUP_IMAGES, _GROUP_BYTES = 64, 1 << 20  # a row group ends with whichever is reached first
 _AT_ONCE = 256  # images that are encoded side by side before they are written
@@ -76,11 +76,11 @@ def pack(
     if locations.is_url(str(out)):
         raise UserError(f"--out {out}: pack into a folder of this machine, and copy that to where it shall be read")
     if out.exists() and any(out.iterdir()) and not (out / rows.MANIFEST).is_file() and not (out / ".lock").is_file():
-        raise UserError(f"--out {shown(out)} holds other files: choose a new folder")
-    index = build(roots, labels=labels, holdout=0, max_pixels=max_pixels, on_progress=on_index)
+        raise UserError(f"--out {printable(out)} holds other files: choose a new folder")
+    index = build_index(roots, labels=labels, holdout=0, max_pixels=max_pixels, on_progress=on_index)
     say(index.describe())
     plan = _planned(index, _masks_of(index, masks, say), encoding, shard)
-    with locked(out / ".lock", lambda: say(f"another process packs into {shown(out)}; waiting"), say):
+    with locked(out / ".lock", lambda: say(f"another process packs into {printable(out)}; waiting"), say):
         return _carry_out(plan, out, encoding, shard, say, on_progress)
 
 
@@ -91,7 +91,7 @@ def _carry_out(
     written = _begun(out, plan, encoding, shard)
     entries: list[dict[str, Any] | None] = [e if e and _there(out, e) else None for e in written["shards"]]
     if written["finished"] and all(entries) and written["index"] and _there(out, written["index"]):
-        say(f"{shown(out)} is done already")
+        say(f"{printable(out)} is done already")
         return out
     done, total = 0, len(plan.index)
     for number, (file, positions) in enumerate(plan.shards.items()):
@@ -110,7 +110,9 @@ def _carry_out(
     finished = {**written, "shards": entries, "index": _entry(out / _INDEX, total), "finished": True}
     write_json(out / rows.MANIFEST, finished)
     size = sum(e["bytes"] for e in entries if e) / 1e6
-    say(f"{shown(out)}: {counted(total, 'image')} in {counted(len(entries), 'shard')}, {size:,.1f} MB: --data {out}")
+    say(
+        f"{printable(out)}: {count_text(total, 'image')} in {count_text(len(entries), 'shard')}, {size:,.1f} MB: --data {out}"
+    )
     return out
 
 
@@ -140,13 +142,13 @@ def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, A
         return new
     if changed := [k for k, v in new["settings"].items() if known["settings"].get(k) != v]:
         said = ", ".join(f"--{k} {known['settings'].get(k)}" for k in changed)
-        raise UserError(f"{shown(out)} was begun with {said}: ask for the same again, or choose another --out")
+        raise UserError(f"{printable(out)} was begun with {said}: ask for the same again, or choose another --out")
     if known["source"] == older:
         new["source"] = older
     same = len(known["shards"]) == len(new["shards"])
     if not same or any(known[k] != new[k] for k in ("source", "classes", "several", "split", "masks")):
         raise UserError(
-            f"the images, labels or masks have changed since {shown(out)} was begun: choose another --out, or delete it"
+            f"the images, labels or masks have changed since {printable(out)} was begun: choose another --out, or delete it"
         )
     return known
 
@@ -183,9 +185,9 @@ def _masks_of(index: Index, folder: Path | None, say: Callable[[str], None]) -> 
     found = {p.relative_to(folder).with_suffix(""): p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
     masks = {i: found[name] for i in range(len(index)) if (name := index.names[i].with_suffix("")) in found}
     if not masks:
-        raise UserError(f"--masks {shown(folder)}: no image has a mask there; a mask has the path of its image")
+        raise UserError(f"--masks {printable(folder)}: no image has a mask there; a mask has the path of its image")
     if len(masks) < max(len(index), len(found)):
-        without = f"{len(index) - len(masks):,} of {counted(len(index), 'image')} without a mask"
+        without = f"{len(index) - len(masks):,} of {count_text(len(index), 'image')} without a mask"
         say(f"{without}, {len(found) - len(masks):,} masks without an image")
     return masks
 
@@ -316,7 +318,7 @@ def verify(location: str) -> str:
     location = locations.spelt(location)
     written = rows.manifest(location)
     if written is None:
-        raise UserError(f"{shown(location)} is no pack: it has no {rows.MANIFEST}")
+        raise UserError(f"{printable(location)} is no pack: it has no {rows.MANIFEST}")
     rows.finished(location, written)
     bad = []
     for entry in [*written["shards"], written["index"]]:
@@ -335,5 +337,5 @@ def verify(location: str) -> str:
         if digest.hexdigest() != entry["sha256"]:
             bad.append((entry["file"], "damaged"))
     if bad:
-        raise UserError(f"{shown(location)}: {listed(bad)}; copy them again, or delete them and pack again")
-    return f"{shown(location)}: {counted(len(written['shards']), 'shard')} and the index are as they were written"
+        raise UserError(f"{printable(location)}: {list_reasons(bad)}; copy them again, or delete them and pack again")
+    return f"{printable(location)}: {count_text(len(written['shards']), 'shard')} and the index are as they were written"

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from selftaught.devices import sent
+from selftaught.devices import to_device
 from selftaught.losses import concentration, proto_nce
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.methods.contrastive.moco import MoCo
@@ -81,7 +81,7 @@ class PCL(Method):
         each = zip(self.prototypes.split(self.sizes), self.concentrations.split(self.sizes), clusters.unbind(1), strict=True)
         losses = []
         for prototypes, phi, label in each:
-            others = sent(torch.randperm(len(prototypes), generator=rng)[: self.config.negatives], label.device)
+            others = to_device(torch.randperm(len(prototypes), generator=rng)[: self.config.negatives], label.device)
             losses.append(proto_nce(query, prototypes.to(query), phi.to(query), label, others))
         return self.moco.loss(predictions, keys) + torch.stack(losses).mean()
 

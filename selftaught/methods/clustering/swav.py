@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.distributed import gather, own
+from selftaught.distributed import gather, local_chunk
 from selftaught.errors import UserError, require
 from selftaught.losses import sinkhorn, soft_cross_entropy
 from selftaught.method import Batch, Encoder, Method, Setting
@@ -80,7 +80,7 @@ class SwAV(Method):
             use_queue = self.progress >= self.config.queue_start and 0 < len(past) <= self.stored.value
             pool = torch.cat([everyone, past]) if use_queue else everyone
             balanced = sinkhorn(self.scores(pool), self.config.epsilon, self.config.iterations)
-            codes.append(own(balanced[: len(everyone)]))
+            codes.append(local_chunk(balanced[: len(everyone)]))
         return tuple(codes)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:

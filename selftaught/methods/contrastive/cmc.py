@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from selftaught.errors import UserError
 from selftaught.method import Batch, Encoder, Method
-from selftaught.methods.parts.memory_bank import Memory, MemoryConfig
+from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize, on_views
 
 TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # from linear RGB
@@ -36,7 +36,7 @@ class CMC(Method):
         self.light_head, self.colour_head = (
             nn.Sequential(nn.Linear(backbone.features, config.dim), Normalize()) for _ in range(2)
         )
-        self.lights, self.colours = Memory(config, images), Memory(config, images)
+        self.lights, self.colours = MemoryBank(config, images), MemoryBank(config, images)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return light_and_colour(batch.views[0])

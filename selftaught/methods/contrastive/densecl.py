@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.distributed import collect, deal, gather
+from selftaught.distributed import gather, shuffle_batch, unshuffle_batch
 from selftaught.errors import UserError
 from selftaught.losses import info_nce, most_similar
 from selftaught.method import Batch, Encoder, Method, map_tensors
@@ -53,7 +53,7 @@ class DenseCL(Method):
 
     def targets(self, batch: Batch, predictions: tuple[Seen, ...]) -> tuple[Seen, ...]:
         others = batch.views[1::-1][: len(predictions)]
-        return tuple(map_tensors(collect, self.teacher(deal(keys))) for keys in others)
+        return tuple(map_tensors(unshuffle_batch, self.teacher(shuffle_batch(keys))) for keys in others)
 
     def loss(self, predictions: tuple[Seen, ...], targets: tuple[Seen, ...]) -> Tensor:
         t = self.config.temperature

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from selftaught.method import Batch, Encoder, Method
-from selftaught.methods.parts.memory_bank import Memory, MemoryConfig
+from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize
 
 
@@ -24,7 +24,7 @@ class InstanceDiscrimination(Method):
         super().__init__(config, backbone, images)
         self.backbone = backbone
         self.network = nn.Sequential(backbone, nn.Linear(backbone.features, config.dim), Normalize())
-        self.memory = Memory(config, images)
+        self.memory = MemoryBank(config, images)
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch.views[0]

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from selftaught.errors import require
 from selftaught.losses import margin_contrastive
 from selftaught.method import Encoder, Method, Setting
-from selftaught.methods.parts.two_view import Siamese
+from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
 
 
-class MarginContrastive(Siamese):
+class MarginContrastive(TwoView):
     """Pull the views of an image together, and push different images apart as long as they are nearer than a margin."""
 
     paper = "Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.distributed import collect, deal, gather
+from selftaught.distributed import gather, shuffle_batch, unshuffle_batch
 from selftaught.errors import UserError
 from selftaught.losses import info_nce
 from selftaught.method import Batch, Encoder, Method, Setting
@@ -20,7 +20,7 @@ from selftaught.models.teacher import Teacher, teacher_momentum
 class MoCo(Method):
     """Recognise an image by its momentum-encoded key, among a queue of past keys. A version says which head it has."""
 
-    local_norms: ClassVar[bool] = True  # and keys meet other company in theirs: see `deal`
+    local_norms: ClassVar[bool] = True  # and keys meet other company in theirs: see `shuffle_batch`
 
     queue: Tensor
     oldest: Tensor
@@ -65,7 +65,7 @@ class MoCo(Method):
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         others = batch.views[1::-1][: len(predictions)]
-        return tuple(collect(self.teacher(deal(keys))) for keys in others)
+        return tuple(unshuffle_batch(self.teacher(shuffle_batch(keys))) for keys in others)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)

@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from selftaught.losses import pick_nce
 from selftaught.method import Encoder
-from selftaught.methods.parts.teacher_student import Taught
+from selftaught.methods.parts.teacher_student import TeacherStudent
 from selftaught.models.layers import Normalize, mlp, on_views
 from selftaught.models.teacher import Teacher
 
 
-class MoCoV3(Taught):
+class MoCoV3(TeacherStudent):
     """Recognise an image by its momentum-encoded key, among the keys of the batch; no queue."""
 
     paper = "Chen et al., 2021, https://arxiv.org/abs/2104.02057"
     couples_samples = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Taught.Config):
+    class Config(TeacherStudent.Config):
         layers: int = 3  # of the projection head; the predictor has two
         momentum: float = 0.99  # of the key encoder at the start; it rises to 1 along a cosine
         temperature: float = 0.2  # the paper's for ViTs; its ResNet-50 has 1

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from selftaught.method import Batch, Encoder, Method
 from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
-from selftaught.methods.parts.memory_bank import Memory, MemoryConfig
+from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize
 
 
@@ -27,7 +27,7 @@ class PIRL(Method):
         self.backbone = backbone
         self.network = nn.Sequential(backbone, nn.Linear(backbone.features, config.dim), Normalize())
         self.jigsaw = Jigsaw(backbone, nn.Linear(backbone.features, config.dim), config.dim)
-        self.memory = Memory(config, images)
+        self.memory = MemoryBank(config, images)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return batch.views[0], shuffled_pieces(batch.views[1], batch.noise)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from selftaught.losses import nt_xent
 from selftaught.method import Batch, Encoder, Method, Setting, detach
-from selftaught.methods.parts.two_view import Siamese
+from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
 
 
-class SimCLR(Siamese):
+class SimCLR(TwoView):
     """Recognise an image in another view of it, among all images of the batch."""
 
     paper = "Chen et al., 2020, https://arxiv.org/abs/2002.05709"

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from selftaught.errors import require
 from selftaught.losses import triplet
 from selftaught.method import Encoder, Method, Setting
-from selftaught.methods.parts.two_view import Siamese
+from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
 
 
-class Triplet(Siamese):
+class Triplet(TwoView):
     """Keep the other view of an image nearer than the nearest image beyond it, by a margin."""
 
     paper = "Schroff et al., 2015, https://arxiv.org/abs/1503.03832"

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from selftaught.losses import barlow
 from selftaught.method import Encoder, Method, Setting
-from selftaught.methods.parts.two_view import Siamese
+from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import mlp
 
 
-class BarlowTwins(Siamese):
+class BarlowTwins(TwoView):
     """Make each dimension agree with itself in the other view, and with no other dimension."""
 
     paper = "Zbontar et al., 2021, https://arxiv.org/abs/2103.03230"

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from selftaught.losses import spread_loss, squared_covariance
 from selftaught.method import Encoder, Method, Setting
-from selftaught.methods.parts.two_view import Siamese
+from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import mlp
 
 
-class VICReg(Siamese):
+class VICReg(TwoView):
     """Bring the views of an image together; keep each dimension's spread, and dimensions uncorrelated."""
 
     paper = "Bardes et al., 2021, https://arxiv.org/abs/2105.04906"

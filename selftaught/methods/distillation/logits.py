@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from selftaught.devices import full_precision
+from selftaught.devices import upcast
 from selftaught.errors import UserError
 from selftaught.losses import soft_cross_entropy
 from selftaught.method import Batch, Encoder, Method
 from selftaught.models.layers import mlp
-from selftaught.models.teacher import Expert
+from selftaught.models.teacher import FrozenTeacher
 
 
 class Distillation(Method):
@@ -42,7 +42,7 @@ class Distillation(Method):
         assert isinstance(last, nn.Linear)
         self.classifier = mlp(backbone.features, last.out_features)
         self.network = nn.Sequential(backbone, self.classifier)
-        self.teacher = Expert(earlier)
+        self.teacher = FrozenTeacher(earlier)
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch.views[0]
@@ -51,7 +51,7 @@ class Distillation(Method):
         return self.network(inputs)
 
     def targets(self, batch: Batch, predictions: Tensor) -> Tensor:
-        said = full_precision(self.teacher(batch.views[0]))  # of the very view that the student sees
+        said = upcast(self.teacher(batch.views[0]))  # of the very view that the student sees
         return (said / self.temperature).softmax(1)
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selftaught.devices import full_precision
-from selftaught.distributed import gather, rank, total, world_size
+from selftaught.devices import upcast
+from selftaught.distributed import all_reduce_sum, gather, rank, world_size
 from selftaught.errors import UserError
 
 UNSEEN = -1  # in place of a cluster: an image that no clustering has met yet
@@ -48,7 +48,7 @@ def _lloyd(points: Tensor, clusters: int, iterations: int, rng: torch.Generator 
             nearest = closest(part, centroids)
             sums.index_add_(0, nearest, part)
             counts += torch.bincount(nearest, minlength=clusters)
-        total(sums), total(counts)
+        all_reduce_sum(sums), all_reduce_sum(counts)
         centroids = F.normalize(torch.where(counts[:, None] > 0, sums, centroids), dim=1)
     nearest = torch.cat([closest(part, centroids) for part in mine.split(chunk)] or [counts.new_zeros(0).long()])
     nearest = F.pad(nearest, (0, share - len(nearest)))  # the last ranks' shares may be short
@@ -72,7 +72,7 @@ def table(parts: Iterable[tuple[Tensor, Tensor]], images: int) -> tuple[Tensor, 
     """
     rows, seen = torch.empty(0), torch.empty(0, dtype=torch.bool)
     for index, features in parts:
-        index, features = gather(index), gather(full_precision(features))
+        index, features = gather(index), gather(upcast(features))
         if not len(rows):
             rows, seen = features.new_zeros(images, features.shape[1]), index.new_zeros(images, dtype=torch.bool)
         rows[index], seen[index] = features, True

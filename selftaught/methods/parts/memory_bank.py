@@ -30,7 +30,7 @@ class MemoryConfig(Method.Config):
         return replace(self, negatives=min(setting.images, 65536), loss="softmax")
 
 
-class Memory(nn.Module):
+class MemoryBank(nn.Module):
     """The last embeddings of every image, of unit norm, the same on every rank (Wu et al., 2018)."""
 
     rows: Tensor

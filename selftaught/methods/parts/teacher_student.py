@@ -10,7 +10,7 @@ from selftaught.models.layers import on_views
 from selftaught.models.teacher import Teacher, rising, teacher_momentum
 
 
-class Taught(Method):
+class TeacherStudent(Method):
     """A method of this kind makes the network and its teacher, and says how predictions are made and compared."""
 
     network: nn.Module  # from pixels to embeddings [B, dim]: what the teacher follows

@@ -6,7 +6,7 @@ from selftaught.method import Batch, Method
 from selftaught.models.layers import on_views
 
 
-class Siamese(Method):
+class TwoView(Method):
     """A method of this kind makes the network, and says how embeddings are compared."""
 
     couples_samples = True  # that is what keeps them apart

@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 from selftaught.losses import cosine_distance
 from selftaught.method import Encoder
-from selftaught.methods.parts.teacher_student import Taught
+from selftaught.methods.parts.teacher_student import TeacherStudent
 from selftaught.models.layers import mlp, on_views
 from selftaught.models.teacher import Teacher
 
 
-class BYOL(Taught):
+class BYOL(TeacherStudent):
     """Predict a slow teacher's embedding of the other view; no negatives."""
 
     paper = "Grill et al., 2020, https://arxiv.org/abs/2006.07733"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Taught.Config):
+    class Config(TeacherStudent.Config):
         """What all such methods have; `hidden` is the predictor's width, too."""
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:

@@ -10,12 +10,12 @@ from selftaught.distributed import gather
 from selftaught.errors import require
 from selftaught.losses import cosine_distance
 from selftaught.method import Batch, Encoder
-from selftaught.methods.parts.teacher_student import Taught
+from selftaught.methods.parts.teacher_student import TeacherStudent
 from selftaught.models.layers import Counter, mlp, on_views
 from selftaught.models.teacher import Teacher
 
 
-class DirectPred(Taught):
+class DirectPred(TeacherStudent):
     """BYOL with a linear predictor that is not learnt: the embeddings' correlations say what it is."""
 
     paper = "Tian et al., 2021, https://arxiv.org/abs/2102.06810; Wang et al., 2021, https://arxiv.org/abs/2110.04947"
@@ -23,7 +23,7 @@ class DirectPred(Taught):
     predictor: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Taught.Config):
+    class Config(TeacherStudent.Config):
         predictor: Literal["directpred", "directset", "directcopy"] = "directpred"
         eps: float = 0.1  # added to every eigenvalue of the predictor, whose largest is 1
         rho: float = 0.3  # of the moving average: how much of the past a step keeps

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from selftaught import files
 from selftaught.data.pixel_range import PixelRange
-from selftaught.distributed import rank, whole
+from selftaught.distributed import full_tensor, rank
 from selftaught.errors import UserError
 from selftaught.models.backbone import Backbone, base, build, create, nearest
 from selftaught.models.trainable import plain_state
@@ -38,7 +38,7 @@ _PICKLED = (".pth", ".pt")
 # Out
 
 
-def save(backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None = None) -> None:
+def save_backbone(backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None = None) -> None:
     """Write the network's weights under timm's own names, by suffix as `.safetensors` or `.pth`; atomic.
 
     Beside them stand name, stem, mean, std, image_size, pixel_range and `extra` as strings: a safetensors file's metadata,
@@ -90,14 +90,14 @@ def serialise(state: State, metadata: Mapping[str, str]) -> bytes:
 
 def portable(state: State) -> State:
     """As others can read it: brought together where several processes share it, and on the CPU."""
-    return {key: whole(value).detach().cpu().contiguous() for key, value in state.items()}
+    return {key: full_tensor(value).detach().cpu().contiguous() for key, value in state.items()}
 
 
 # In
 
 
-def load(path: str | Path) -> Backbone:
-    """The backbone in a file written by `save`; random numbers elsewhere are not disturbed."""
+def load_backbone(path: str | Path) -> Backbone:
+    """The backbone in a file written by `save_backbone`; random numbers elsewhere are not disturbed."""
     content = read(path)
     if not content.ours:
         raise UserError(

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 
 
-class Inert:
+class OpaqueObject:
     """Stands for an object whose class is unknown: it takes whatever a pickle does to it, and keeps its state alone."""
 
     state: Any = None
 
-    def __new__(cls, *_: Any, **__: Any) -> "Inert":
+    def __new__(cls, *_: Any, **__: Any) -> "OpaqueObject":
         return object.__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def __call__(self, *_: Any, **__: Any) -> "Inert":
-        return Inert()
+    def __call__(self, *_: Any, **__: Any) -> "OpaqueObject":
+        return OpaqueObject()
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -56,7 +56,7 @@ def _tensors(module: str, name: str) -> Callable[..., Any] | None:
 
 
 def load(path: Path) -> tuple[Any, list[str]]:
-    """The content of a PyTorch file, and the names in it that were replaced by `Inert`, sorted.
+    """The content of a PyTorch file, and the names in it that were replaced by `OpaqueObject`, sorted.
 
     Raises whatever the reader raises when the file is no PyTorch file, and ValueError for what it must not be.
     """
@@ -68,7 +68,7 @@ def load(path: Path) -> tuple[Any, list[str]]:
             if known := _tensors(module, name):
                 return known
             met.add(f"{module}.{name}")
-            return type("Inert", (Inert,), {})
+            return type("OpaqueObject", (OpaqueObject,), {})
 
     # torch.load takes the reader of pickles as an argument, and finds nothing in a file but through it.
     reader: Any = SimpleNamespace(
@@ -117,14 +117,14 @@ def _some(names: list[str]) -> str:
 
 def _opened(content: Any, depth: int = 0) -> Any:
     """The same with each pickled module replaced by its state dict; what lies deeper than any layout stays closed."""
-    if isinstance(content, Inert):
+    if isinstance(content, OpaqueObject):
         return _state_dict(content)
     if isinstance(content, dict) and depth < 5:
         return {key: _opened(value, depth + 1) for key, value in content.items()}
     return content
 
 
-def _state_dict(module: Inert, prefix: str = "") -> dict[str, Tensor] | Inert:
+def _state_dict(module: OpaqueObject, prefix: str = "") -> dict[str, Tensor] | OpaqueObject:
     state = module.state
     kept = ("_parameters", "_buffers", "_modules")
     if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in kept):
@@ -135,6 +135,6 @@ def _state_dict(module: Inert, prefix: str = "") -> dict[str, Tensor] | Inert:
         if isinstance(value, Tensor) and not (isinstance(unsaved, set) and key in unsaved):
             found[f"{prefix}{key}"] = value
     for key, child in state["_modules"].items():
-        if isinstance(child, Inert) and isinstance(inner := _state_dict(child, f"{prefix}{key}."), dict):
+        if isinstance(child, OpaqueObject) and isinstance(inner := _state_dict(child, f"{prefix}{key}."), dict):
             found.update(inner)
     return found

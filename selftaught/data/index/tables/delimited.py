@@ -14,7 +14,7 @@ from pathlib import Path
 
 from selftaught.data.index.scan import is_image
 from selftaught.errors import UserError
-from selftaught.text import shown
+from selftaught.text import printable
 
 Records = list[tuple[int, list[str]]]  # line number and cells
 
@@ -57,7 +57,7 @@ def read_table(path: Path, *, raw_names: bool = False) -> TextTable:
 
     raw_names: the names of the images are no UTF-8, so that bytes of the table that are none stay as the names have them.
     """
-    at = shown(path)
+    at = printable(path)
     try:
         data = path.read_bytes()
     except OSError as error:

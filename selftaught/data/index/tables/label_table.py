@@ -24,7 +24,7 @@ from selftaught.data.index.tables.table_columns import (
 )
 from selftaught.data.index.tables.table_words import CLASS_NAMES, PATH_NAMES, UNKNOWN
 from selftaught.errors import UserError
-from selftaught.text import counted, shown
+from selftaught.text import count_text, printable
 
 Lookup = Callable[[Sequence[str]], list[Match]]  # of paths as cells have them, the images that they mean
 _SAMPLE = 200  # rows by which the column of paths is chosen
@@ -86,7 +86,7 @@ def read_label_table(path: Path, places: Sequence[Root], files: Files, members: 
     """A table for the images at `members`: with a column of paths, from its own folder or from a root, and with a column of
     classes, or of several as `a|b`, or with columns of yes and no, one a class.
     """
-    at, folder = shown(path), os.path.dirname(os.path.abspath(path))
+    at, folder = printable(path), os.path.dirname(os.path.abspath(path))
 
     def find(cells: Sequence[str]) -> list[Match]:
         return find_images(cells, folder, places, files, members)
@@ -213,7 +213,7 @@ def _different_rows(lines: Sequence[int], paths: Sequence[str], classes: Sequenc
         if before is None:
             rows[name] = i
         elif (own := classes[i]) is not None and set(own) != set(before):
-            raise UserError(f"{at}, line {lines[i]}: {shown(path)} has another class further up; leave one of the two")
+            raise UserError(f"{at}, line {lines[i]}: {printable(path)} has another class further up; leave one of the two")
     return list(rows.values())
 
 
@@ -232,7 +232,7 @@ def _notes_on_classes(chosen: Sequence[Column], classes: Sequence[Classes | None
         cells = Counter(cell for i in unknown for cell in {column.cells[i] for column in chosen} & UNKNOWN)
         words = ", ".join(cell or "empty" for cell, _ in cells.most_common(3))
         which = "a cell that does not say" if len(chosen) > 1 else "no class"
-        notes.append(f"{counted(len(unknown), 'row')} with {which} ({words}), so not labelled")
+        notes.append(f"{count_text(len(unknown), 'row')} with {which} ({words}), so not labelled")
     if doubtful := sorted({name for row in classes for name in row or () if name.casefold() in _DOUBTFUL}):
         notes.append(f"{doubtful[0]} is taken as a class; leave the cells of images without a class empty")
     if len(chosen) == 1:

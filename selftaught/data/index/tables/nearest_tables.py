@@ -12,7 +12,7 @@ from selftaught.data.index.tables.delimited import WORKBOOKS, read_table
 from selftaught.data.index.tables.table_columns import Column
 from selftaught.data.index.tables.table_words import CLASS_NAMES
 from selftaught.errors import UserError
-from selftaught.text import listed, shown
+from selftaught.text import list_reasons, printable
 
 LABELS = "labels.csv"
 METADATA = ("metadata.csv", "metadata.jsonl")  # of the Hugging Face hub
@@ -47,7 +47,7 @@ def nearest_tables(places: Sequence[Root], files: Files, notes: list[str]) -> li
         for name in list(names):
             reason = f"{names[0]} lies beside it" if name != names[0] else _objection(Path(folder, name))
             if reason:
-                ignored.append((shown(os.path.join(folder, name)), reason))
+                ignored.append((printable(os.path.join(folder, name)), reason))
                 names.remove(name)
         return Path(folder, names[0]) if names else None
 
@@ -59,9 +59,9 @@ def nearest_tables(places: Sequence[Root], files: Files, notes: list[str]) -> li
     for place in places:
         for name in (f"labels{suffix}" for suffix in WORKBOOKS):
             if not place.is_file and os.path.isfile(path := os.path.join(place.path, name)):
-                ignored.append((shown(path), f"a spreadsheet's own file: save it as {LABELS}"))
+                ignored.append((printable(path), f"a spreadsheet's own file: save it as {LABELS}"))
     if ignored:
-        notes.append(f"not read for labels: {listed(ignored)}")
+        notes.append(f"not read for labels: {list_reasons(ignored)}")
     return tables
 
 

@@ -16,7 +16,7 @@ from selftaught.data.index.tables.label_table import LabelTable, read_label_tabl
 from selftaught.data.index.tables.nearest_tables import LABELS, nearest_tables
 from selftaught.data.index.tables.table_columns import Classes, too_many
 from selftaught.errors import UserError
-from selftaught.text import counted, shown
+from selftaught.text import count_text, printable
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def label_by_tables(source: str, places: Sequence[Root], files: Files, notes: li
     tables = [read_label_table(path, places, files, own) for path, own in members.items()]
     usual = {os.path.join(place.path, LABELS) for place in places}
     if len(tables) > 1 or (source == "auto" and str(tables[0].path) not in usual):
-        read = [f"{shown(table.path)} ({counted(len(table.labels), 'image')})" for table in tables]
+        read = [f"{printable(table.path)} ({count_text(len(table.labels), 'image')})" for table in tables]
         notes.append(f"labels are read from {_first(read)}")
     covered = {i for own in members.values() for i in own}
     return join_tables(tables, files, covered, notes)
@@ -61,17 +61,17 @@ def join_tables(tables: Sequence[LabelTable], files: Files, covered: set[int], n
     rows: dict[int, Classes | None] = {**from_stores}
     for table in tables:
         rows |= table.labels
-    names = _first([shown(table.path) for table in tables])
+    names = _first([printable(table.path) for table in tables])
     missing = [path for i, path in enumerate(files.paths) if i not in rows]
     _refuse_no_labels(tables, rows, missing, names, len(files))
     notes += _notes_on_tables(tables, files)
     if missing:
         notes.append(
-            f"{len(missing):,} of {counted(len(files), 'image')} have no row in {names} and so no label, for example "
-            f"{shown(missing[0])}"
+            f"{len(missing):,} of {count_text(len(files), 'image')} have no row in {names} and so no label, for example "
+            f"{printable(missing[0])}"
         )
     if unused := sum(table.unused for table in tables):
-        notes.append(f"{counted(unused, 'row')} of {names} without an image")
+        notes.append(f"{count_text(unused, 'row')} of {names} without an image")
     first = dict.fromkeys(files.classes if from_stores else ())
     first |= dict.fromkeys(name for table in tables for name in table.rows.columns)
     several = any(table.rows.several for table in tables) or (bool(from_stores) and files.several)
@@ -85,7 +85,7 @@ def join_tables(tables: Sequence[LabelTable], files: Files, covered: set[int], n
         return TableLabels(None, (), test)
     if too_many(classes, n := sum(row is not None for row in rows.values())):
         raise UserError(
-            f"{names}: {len(classes):,} classes for {counted(n, 'image')} are too many; leave out what is no class "
+            f"{names}: {len(classes):,} classes for {count_text(n, 'image')} are too many; leave out what is no class "
             '(sizes, dates, captions), or take no labels ("none")'
         )
     return TableLabels(labels, classes, test)
@@ -102,10 +102,12 @@ def _refuse_no_labels(
         remedy = 'name each image by its path from the folder of the CSV, or take no labels ("none")'
         if table := next((table for table in tables if table.claims.ambiguous), None):
             path = table.rows.paths[table.claims.ambiguous[0][0]]
-            raise UserError(f"{names}: the same names lie in several folders, for example {shown(path)}: {remedy}")
+            raise UserError(f"{names}: the same names lie in several folders, for example {printable(path)}: {remedy}")
         if not all(table.is_utf for table in tables):
             remedy = f"save it as UTF-8, which it is not, and {remedy}"
-        raise UserError(f"not one of {counted(n, 'image')} has a row in {names}, for example {shown(missing[0])}: {remedy}")
+        raise UserError(
+            f"not one of {count_text(n, 'image')} has a row in {names}, for example {printable(missing[0])}: {remedy}"
+        )
     if all(row is None for row in rows.values()):
         remedy = "columns of 0 and 1 need a cell for every class" if tables[0].rows.columns else "write classes into it"
         raise UserError(f'{names}: no image has a known class there; {remedy}, or take no labels ("none")')
@@ -117,7 +119,7 @@ def _refuse_empty_cells(tables: Sequence[LabelTable], classes: Sequence[str]) ->
         if table.rows.empty is not None:
             line, path = table.rows.empty
             raise UserError(
-                f"{shown(table.path)}, line {line}: no class for {shown(path)}, and all others are {', '.join(classes)}: "
+                f"{printable(table.path)}, line {line}: no class for {printable(path)}, and all others are {', '.join(classes)}: "
                 "name two classes or more"
             )
 
@@ -145,15 +147,15 @@ def _notes_on_tables(tables: Iterable[LabelTable], files: Files) -> list[str]:
         if not table.is_utf:
             own.append("not in UTF-8, so read as Windows-1252; save it as UTF-8 if letters are wrong")
         if table.claims.by_name:
-            own.append(f"{counted(table.claims.by_name, 'image')} by file name, as the row has not all folders")
+            own.append(f"{count_text(table.claims.by_name, 'image')} by file name, as the row has not all folders")
         if images := table.claims.conflicts:
-            example = shown(files.paths[images[0]])
+            example = printable(files.paths[images[0]])
             own.append(
-                f"{counted(len(images), 'image')} with rows of different classes, so not labelled, for example {example}"
+                f"{count_text(len(images), 'image')} with rows of different classes, so not labelled, for example {example}"
             )
         if rows := table.claims.ambiguous:
-            both = " and ".join(shown(files.paths[i]) for i in rows[0][1][:2])
-            own.append(f"{counted(len(rows), 'row')} of one name and several images, so not used, for example of {both}")
+            both = " and ".join(printable(files.paths[i]) for i in rows[0][1][:2])
+            own.append(f"{count_text(len(rows), 'row')} of one name and several images, so not used, for example of {both}")
         for note in own:
-            notes[note].append(shown(table.path))
+            notes[note].append(printable(table.path))
     return [f"{_first(names)}: {note}" for note, names in notes.items()]

@@ -1,0 +1,147 @@
+"""Pictures of a run: views, hard examples, neighbours and the map."""
+
+import base64
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from selftaught.report.format import as_list, format_integer, format_sentence
+from selftaught.runs.reader import Run, number
+
+# Pictures
+
+
+def embed_views(run: Run) -> dict[str, Any] | None:
+    said = run.album.get("views")
+    picture = embed_picture(run.folder, "views.png")
+    if picture is None:
+        return None
+    columns = as_list(said.get("columns")) if isinstance(said, dict) else []
+    return {"src": picture, "columns": [str(column) for column in columns]}
+
+
+def embed_hard(run: Run) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for entry in as_list(run.album.get("hard")):
+        if not isinstance(entry, dict):
+            continue
+        kind = str(entry.get("kind", "hard"))
+        chain = [
+            ("clean", "Clean", "clean view"),
+            ("perturbation", "Perturbation", "perturbation, magnified around grey"),
+            ("partner", "Mixed in", "view that is mixed in"),
+            ("hard", kind.capitalize(), f"{kind} example made of it"),
+        ]
+        pictures = [
+            {"src": picture, "label": label, "alt": f"{alt} of hard example {len(found) + 1}"}
+            for key, label, alt in chain
+            if (picture := embed_picture(run.folder, entry.get(key))) is not None
+        ]
+        before, after = number(entry.get("loss_before")), number(entry.get("loss_after"))
+        change = None
+        if before is not None and after is not None:
+            share = f" ({100 * (after - before) / abs(before):+.0f} %)" if before else ""
+            word = "harder" if after > before else "easier" if after < before else "as hard as before"
+            change = {"before": f"{before:.2f}", "after": f"{after:.2f}", "word": word + share.replace("-", "\u2212")}
+        if pictures:
+            found.append({"kind": kind, "pictures": pictures, "change": change, "note": format_sentence(entry.get("note"))})
+    return found
+
+
+def embed_neighbours(run: Run) -> dict[str, Any] | None:
+    said = run.album.get("neighbours")
+    if not isinstance(said, dict):
+        return None
+    groups, pairs = [], []
+    for i, group in enumerate(g for g in as_list(said.get("groups")) if isinstance(g, dict)):
+        query = embed_picture(run.folder, group.get("query"))
+        labels, similarity = as_list(group.get("labels")), as_list(group.get("similarity"))
+        near = []
+        for rank, name in enumerate(as_list(group.get("neighbours"))):
+            if (picture := embed_picture(run.folder, name)) is None:
+                continue
+            label = str(labels[rank]) if run.labelled and rank < len(labels) else None
+            cosine = number(similarity[rank]) if rank < len(similarity) else None
+            same = None if label is None else label == str(group.get("label"))
+            near.append({"src": picture, "label": label, "cosine": cosine, "same": same, "rank": rank + 1})
+        label = str(group["label"]) if run.labelled and group.get("label") is not None else None
+        if query and near:
+            groups.append({"src": query, "label": label, "near": near, "number": i + 1})
+            pairs += [one["same"] for one in near if one["same"] is not None]
+    return (
+        {"groups": groups, "of": format_integer(said.get("of")), "same": sum(pairs), "pairs": len(pairs)} if groups else None
+    )
+
+
+def embed_map(run: Run) -> dict[str, Any] | None:
+    """Points, legend and a sample of thumbnails of the map, in the coordinates of its SVG."""
+    said = run.album.get("map")
+    if not isinstance(said, dict):
+        return None
+    found = [p for p in as_list(said.get("points")) if isinstance(p, list) and len(p) == 2]
+    places = [(x, y) for p in found if (x := number(p[0])) is not None and (y := number(p[1])) is not None]
+    if not places or len(places) != len(as_list(said.get("points"))):
+        return None
+    width, height, margin, side = 640, 480, 24, 36
+    labels = as_list(said.get("labels")) if run.labelled else []
+    labels = [int(k) if number(k) is not None else -1 for k in labels] if len(labels) == len(places) else []
+    classes = [str(name) for name in as_list(said.get("classes"))]
+    inner_width, inner_height = width - 2 * margin, height - 2 * margin
+    places = [(round(margin + x * inner_width, 1), round(margin + y * inner_height, 1)) for x, y in places]
+    points = [{"x": x, "y": y, "k": labels[i] if labels else -1} for i, (x, y) in enumerate(places)]
+    tile, columns = number(said.get("tile")), number(said.get("columns"))
+    sprite = embed_picture(run.folder, said.get("sprite")) if tile and columns else None
+    counts = {k: labels.count(k) for k in sorted(set(labels))}
+    return {
+        "points": points,
+        "width": width,
+        "height": height,
+        "side": side,
+        "sprite": sprite,
+        "tile": int(tile or 0),
+        "columns": int(columns or 0),
+        "rows": -(-len(points) // int(columns)) if columns else 0,
+        "sample": sample_points(places, side + 6) if sprite else [],
+        "legend": [
+            {"k": k, "name": _class_name(k, classes), "count": count} for k, count in counts.items() if len(counts) <= 64
+        ],
+        "names": {k: _class_name(k, classes) for k in counts},
+        "of": number(said.get("of")),
+        "method": str(said.get("method") or ""),
+    }
+
+
+def sample_points(points: Sequence[tuple[float, float]], gap: float, most: int = 42) -> list[int]:
+    """Positions of points whose thumbnails do not cover each other, taken in an order that is spread over the set."""
+    stride = next(s for s in (7919, 7907, 7901) if len(points) % s)  # primes: a walk that meets every point once
+    chosen: list[int] = []
+    for i in ((k * stride) % len(points) for k in range(len(points))):
+        x, y = points[i]
+        if all(max(abs(x - points[j][0]), abs(y - points[j][1])) >= gap for j in chosen):
+            chosen.append(i)
+        if len(chosen) == most:
+            break
+    return chosen
+
+
+def _class_name(k: int, classes: Sequence[str]) -> str:
+    return "none or several" if k < 0 else classes[k] if k < len(classes) else f"class {k}"
+
+
+def embed_picture(folder: Path, name: object) -> str | None:
+    """A picture of the album as a data URI; None where it is missing, outside of the album, or no picture."""
+    if not isinstance(name, str) or Path(name).name != name:
+        return None
+    try:
+        content = (folder / "album" / name).read_bytes()
+        with Image.open(BytesIO(content)) as picture:
+            kind = picture.format
+            picture.load()  # a torn file would show as a hole in the page
+    except (OSError, SyntaxError, ValueError):
+        return None
+    if kind not in ("PNG", "JPEG", "WEBP"):
+        return None
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
