@@ -19,9 +19,9 @@ import timm
 import torch
 
 from selftaught.cli.main import main
-from selftaught.data import demo_images as patches
-from selftaught.loggers import jsonl as journal
-from selftaught.runs import folder as run
+from selftaught.data import demo_images
+from selftaught.loggers import jsonl
+from selftaught.runs import folder as run_folder
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -120,8 +120,8 @@ def evaluated(what: Path, *more: str) -> list[dict[str, Any]]:
 
 def training_seconds(folder: Path) -> float:
     """Of a run's training alone, at the speed that it had when nothing disturbed it: others' work only slows a run."""
-    speeds = [e["images_per_s"] for e in journal.read_journal(folder / "journal.jsonl") if e["images_per_s"]]
-    stage = run.read_run(folder).stage
+    speeds = [e["images_per_s"] for e in jsonl.read_journal(folder / "journal.jsonl") if e["images_per_s"]]
+    stage = run_folder.read_run(folder).stage
     return stage.steps * stage.batch / statistics.quantiles(speeds, n=10)[-1]
 
 
@@ -129,5 +129,5 @@ def training_seconds(folder: Path) -> float:
 def photo_patches() -> Iterator[tuple[Path, Path]]:
     """A folder for what lasts as long as the benchmark, and in it the demo's images."""
     with tempfile.TemporaryDirectory() as scratch:
-        patches.write(Path(scratch) / "images", seed=0)
+        demo_images.write(Path(scratch) / "images", seed=0)
         yield Path(scratch), Path(scratch) / "images"

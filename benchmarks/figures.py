@@ -19,13 +19,13 @@ from matplotlib import pyplot
 from PIL import Image
 from torch import Tensor, nn
 
-from selftaught.config import defaults as recipe
+from selftaught.config import defaults
 from selftaught.data.demo_images import photographs
 from selftaught.data.loading.images import Images
 from selftaught.losses import most_similar, standardized
 from selftaught.method import NOISE, Batch, Method, Setting, leaves
 from selftaught.methods import METHODS
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.optim import AdamW, Cosine
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
@@ -71,7 +71,7 @@ class Photographs:
         self.pixels, self.aspect = torch.stack([images[i] for i in range(len(images))]), images.aspect
         self.size = SIZES.get(name, SIZE)
         method = METHODS[name]
-        views = recipe.views_for(method, self.size, Views(small=2 if method.multi_crop else 0))
+        views = defaults.views_for(method, self.size, Views(small=2 if method.multi_crop else 0))
         self.augment = Augment(views, self.size)
         self.times = TOGETHER.get(name, 1)
 
@@ -88,7 +88,7 @@ class Photographs:
 def trained(name: str, data: Photographs) -> Method:
     """The method after a brief training, in training mode as its loss sees it."""
     torch.manual_seed(0)
-    backbone = backbones.create(NETWORK, image_size=data.size)
+    backbone = backbone_module.create(NETWORK, image_size=data.size)
     batch = len(data.names) * data.times
     known = METHODS[name].Config()
     fitting = {k: v for k, v in SMALL.items() if hasattr(known, k)}

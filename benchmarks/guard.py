@@ -15,11 +15,11 @@ from typing import Any
 from benchmarks.common import kept, write
 from selftaught.config import flags
 from selftaught.config.stage import shared_index
-from selftaught.data import demo_images as patches
+from selftaught.data import demo_images
 from selftaught.errors import Collapsed
-from selftaught.loggers import jsonl as journal
+from selftaught.loggers import jsonl
 from selftaught.methods import METHODS
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 from selftaught.training.runtime import Runtime
 from selftaught.training.trainer import train
 
@@ -50,13 +50,13 @@ def one(method: str, factor: float, data: Path, folder: Path, steps: int, seed: 
         stage = flags.stage_from([*words, "--optimizer.lr", str(rate)], None, "cpu", shared_index)
     said: list[str] = []
     try:
-        train(stage, folder, Runtime(say=said.append, album=False, workers=0))
+        train(stage, folder, Runtime(say=said.append, workers=0))
     except Collapsed as collapsed:
         said.append(str(collapsed))
-    entries = [e["features"] for e in journal.read_journal(folder / "journal.jsonl") if e["features"]]
+    entries = [e["features"] for e in jsonl.read_journal(folder / "journal.jsonl") if e["features"]]
     return {
-        "method": method, "factor": factor, "seed": seed, "outcome": run.read_run(folder).facts["outcome"],
-        "step": journal.read_journal(folder / "journal.jsonl")[-1]["step"], "warnings": said,
+        "method": method, "factor": factor, "seed": seed, "outcome": run_folder.read_run(folder).facts["outcome"],
+        "step": jsonl.read_journal(folder / "journal.jsonl")[-1]["step"], "warnings": said,
         "knn": [entries[0].get("knn"), entries[-1].get("knn")], "rank": [entries[0].get("rank"), entries[-1].get("rank")],
     }  # fmt: skip
 
@@ -83,7 +83,7 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     images = asked.out / "images"
     if not images.exists():
-        patches.write(images, seed=0)
+        demo_images.write(images, seed=0)
     results = []
     for factor in asked.factors:
         for name in asked.only:

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.common import evaluated, kept, training_seconds, write
 from selftaught.cli.main import main
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 
 BOTH = ["--hard", "adversarial", "cutmix"]
 CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
@@ -69,7 +69,7 @@ def collect(out: Path, data: str) -> dict[str, Any]:
     for folder in sorted(out.iterdir()):
         if not (folder / "backbone.safetensors").exists():
             continue
-        facts = run.read_run(folder)
+        facts = run_folder.read_run(folder)
         rows = kept(folder / "rows.json", evaluated, folder, "--labels", "20", "all")
         for row in rows:
             name = "random" if row["backbone"] == "random" else folder.name
@@ -111,5 +111,5 @@ if __name__ == "__main__":
     seeds = " ".join(map(str, asked.seeds))
     command = f"python -m benchmarks.hexa_accuracy --data images/ --out runs/hexa --steps {asked.steps} --seeds {seeds}"
     command += f" --backbone {asked.backbone} --size {asked.size} --name {asked.name}"
-    images = run.read_run(next(asked.out.glob("*/"))).facts["data"]["train"]
+    images = run_folder.read_run(next(asked.out.glob("*/"))).facts["data"]["train"]
     write(asked.name, {"command": command, "images": images, "runs": result})

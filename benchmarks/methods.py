@@ -28,7 +28,7 @@ from selftaught.cli.main import main
 from selftaught.cli.malloc import keep_freed
 from selftaught.config.registry import find_name
 from selftaught.methods import METHODS
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 
 HEXA = ("adversarial", "cutmix")
 NAMES = [name for name, m in METHODS.items() if not (m.needs_labels or hasattr(m.Config, "teacher"))]  # on images alone
@@ -46,7 +46,7 @@ def place(asked: argparse.Namespace, name: str, part: str, seed: int) -> Path:
 
 def done(folder: Path) -> bool:
     """A collapse is an outcome; a run that a signal stopped goes on."""
-    stopped = run.has_run(folder) and run.read_run(folder).facts["outcome"] not in ("done", "collapsed")
+    stopped = run_folder.has_run(folder) and run_folder.read_run(folder).facts["outcome"] not in ("done", "collapsed")
     return (folder / "backbone.safetensors").exists() and not stopped
 
 
@@ -126,7 +126,11 @@ def collect(asked: argparse.Namespace) -> list[Row]:
             print(f"{folder.name} is left out: {other.name} is not done")
             continue
         ours = (folder / "run.json").exists()
-        facts = run.read_run(folder).facts | {"steps": run.read_run(folder).stage.steps} if ours else peers.facts(folder)
+        facts = (
+            run_folder.read_run(folder).facts | {"steps": run_folder.read_run(folder).stage.steps}
+            if ours
+            else peers.facts(folder)
+        )
         seconds = training_seconds(folder) if ours else facts["seconds"]
         judged = kept(folder / "judged.json", evaluate, folder, other, asked.data, asked.size)
         about = {"method": name, "seed": seed, "steps": facts["steps"], "seconds": round(seconds), "cpu": cpu}

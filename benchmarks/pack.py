@@ -32,8 +32,7 @@ from selftaught.data.loading.images import Images
 from selftaught.data.loading.loader import Batches
 from selftaught.data.pack.encode import Encoding
 from selftaught.data.pack.write import pack
-from selftaught.data.parquet import row_cache as store
-from selftaught.data.parquet import row_groups as order
+from selftaught.data.parquet import row_cache, row_groups
 from selftaught.data.parquet.row_groups import Groups
 from selftaught.evaluation.evaluate import evaluate_run
 from selftaught.features.knn import KNN
@@ -72,7 +71,7 @@ def drop(index: Index, place: str) -> None:
 
 def once(index: Index, number: int) -> float:
     """Images a second of one epoch."""
-    store._shelf.reset()  # every round fetches anew
+    row_cache._shelf.reset()  # every round fetches anew
     images = Images(index.paths, index.sizes, CANVAS, False, groups=index.groups, pixel_range=index.pixel_range, threads=1)
     batches = Batches(images, index.train, None, batch=BATCH, seed=0)
     began, seen = time.perf_counter(), 0
@@ -127,7 +126,7 @@ def one(name: str, place: Path, folder: Path, steps: int, seed: int) -> dict[str
         "--stem", "imagenet", "--size", "32",
         "--batch", "64", "--precision", "fp32", "--steps", str(steps), "--seed", str(seed),
     ]  # fmt: skip
-    train(flags.stage_from(words, None, "cpu", shared_index), folder, Runtime(album=False, workers=0))
+    train(flags.stage_from(words, None, "cpu", shared_index), folder, Runtime(workers=0))
     judged = evaluate_run(folder, protocols=[KNN()], labels=["all"], against=[] if seed else ["random"], workers=0)
     knn = {Path(r["backbone"]).name: [r["mean"], r["low"], r["high"]] for r in judged.rows}
     return {"data": name, "seed": seed, "knn": knn}
@@ -135,15 +134,15 @@ def one(name: str, place: Path, folder: Path, steps: int, seed: int) -> dict[str
 
 def accuracy(data: Path, packed: Path, out: Path, steps: int, seeds: list[int]) -> list[dict[str, Any]]:
     kinds = {"folder": data, "pack, resized": packed, "pack, resized, in windows": packed}
-    results, before = [], (order.CACHE, order.WINDOW)
+    results, before = [], (row_groups.CACHE, row_groups.WINDOW)
     size = sum(file.stat().st_size for file in packed.glob("train-*.parquet"))
     for seed in seeds:
         for name, place in kinds.items():
-            order.CACHE, order.WINDOW = (size // 4, size // 8) if "windows" in name else before
+            row_groups.CACHE, row_groups.WINDOW = (size // 4, size // 8) if "windows" in name else before
             folder = out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
             results.append(kept(folder / "pack.json", one, name, place, folder, steps, seed))
             print(results[-1], flush=True)
-    order.CACHE, order.WINDOW = before
+    row_groups.CACHE, row_groups.WINDOW = before
     return results
 
 

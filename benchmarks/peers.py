@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.data.index.build import build_index
-from selftaught.models import backbone as backbones
-from selftaught.models.weights import io as weights
+from selftaught.models import backbone as backbone_module
+from selftaught.models.weights import io as weights_io
 
 RATE = 0.06  # of SGD without momentum, in all examples but SwAV's
 
@@ -199,7 +199,7 @@ def train(name: str, data: str, folder: Path, *, size: int, batch: int, steps: i
     """Train as the example does, for `steps`, on the images that selftaught would train on; write its backbone."""
     torch.manual_seed(seed)
     index = build_index([Path(data)], seed=seed)
-    backbone = backbones.create("resnet18", image_size=size)
+    backbone = backbone_module.create("resnet18", image_size=size)
     network: Any = backbone.network
     peer = PEERS[name](network, size)
     optimizer = peer.optimizer(p for p in peer.modules.parameters() if p.requires_grad)
@@ -219,7 +219,7 @@ def train(name: str, data: str, folder: Path, *, size: int, batch: int, steps: i
                 print(f"lightly {name}: step {step} of {steps}, loss {float(loss.detach()):.3f}", flush=True)
             if step == steps:
                 break
-    weights.save_backbone(backbone, folder / "backbone.safetensors", {"size": str(size)})
+    weights_io.save_backbone(backbone, folder / "backbone.safetensors", {"size": str(size)})
     seconds = time.perf_counter() - began
     (folder / "peer.json").write_text(
         json.dumps({"seconds": seconds, "steps": steps, "loss": float(loss.detach()), "outcome": "done"})

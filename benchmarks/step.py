@@ -26,7 +26,7 @@ from selftaught.config.defaults import config_for, views_for
 from selftaught.hard.base import HardExample
 from selftaught.method import NOISE, Batch, Method, Setting
 from selftaught.methods import METHODS
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.optim import SGD, Cosine
 from selftaught.training.compile import compile_backbones
 from selftaught.training.loop import Loop, fit
@@ -49,7 +49,7 @@ class Trained:
         kind = METHODS[name]
         self.bf16 = bf16
         stem: Any = "cifar" if size <= 40 and network.startswith("resnet") else "imagenet"
-        backbone = backbones.create(network, stem=stem, image_size=size)
+        backbone = backbone_module.create(network, stem=stem, image_size=size)
         config = config_for(kind, Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features), 10)
         self.step = Step(kind(config, backbone, IMAGES), hard).to(DEVICE).to(memory_format=torch.channels_last).train()
         if compiled:
@@ -91,7 +91,7 @@ def calls(module: nn.Module, into: list[Call]) -> Iterator[None]:
     def note(called: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         into.append((called, tuple(arguments[0].shape), torch.is_grad_enabled()))
 
-    kept = [m.register_forward_pre_hook(note) for m in module.modules() if isinstance(m, backbones.Backbone)]
+    kept = [m.register_forward_pre_hook(note) for m in module.modules() if isinstance(m, backbone_module.Backbone)]
     try:
         yield
     finally:

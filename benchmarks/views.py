@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.common import interleaved, ratios, said, write
 from selftaught.cli.malloc import keep_freed
 from selftaught.config.defaults import views_for
-from selftaught.data import demo_images as patches
+from selftaught.data import demo_images
 from selftaught.data.decode import decode
 from selftaught.data.index.build import build_index
 from selftaught.data.loading.images import Images, default_canvas
@@ -39,7 +39,7 @@ def photographs(folder: Path, number: int) -> list[Path]:
     """Crops of photographs, each another, as JPEGs of the size that ImageNet's have most often."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, sources = np.random.default_rng(0), []
-    for package, file in patches.PHOTOGRAPHS.values():
+    for package, file in demo_images.PHOTOGRAPHS.values():
         found = importlib.util.find_spec(package)
         assert found is not None
         assert found.origin is not None

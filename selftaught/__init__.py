@@ -38,7 +38,7 @@ def pretrain(*data: str | Path, out: str | Path, **flags: Any) -> Path:
 
 
 def evaluate(run: str | Path, *data: str | Path, **options: Any) -> Evaluation:
-    """Score a run's features on labelled images beside random ones; `options` are those of `selftaught.evaluation.evaluate.judge`."""
+    """Score a run's features on labelled images beside random ones; `options` as for `evaluate_run`."""
     from selftaught.evaluation.evaluate import evaluate_run
 
     return evaluate_run(run, data, **options)

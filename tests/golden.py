@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from selftaught.cli.main import main
-from selftaught.data import demo_images as patches
+from selftaught.data import demo_images
 from selftaught.methods import METHODS
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
@@ -80,7 +80,7 @@ def record() -> None:
     values["losses"] = {f"{n} {h}": record_losses(n, h) for n in METHODS for h in HARD}
     weights = {}
     with tempfile.TemporaryDirectory() as folder:
-        patches.write(Path(folder, "images"), seed=0)
+        demo_images.write(Path(folder, "images"), seed=0)
         for name in TRAINABLE:
             for hard in HARD:
                 out = Path(folder, f"{name}-{hard}")

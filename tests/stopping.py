@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from selftaught.training import loop as fit
+from selftaught.training import loop
 
 
 @contextlib.contextmanager
 def stopped_at(*steps: int, by: signal.Signals = signal.SIGTERM) -> Iterator[list[int]]:
     """`by` is raised in these of the steps that are made inside, counted from 1; grows by an entry a step."""
-    real, made = fit.backward, list[int]()
+    real, made = loop.backward, list[int]()
 
     def interrupted(*args: Any) -> Any:
         made.append(len(made) + 1)
@@ -22,5 +22,5 @@ def stopped_at(*steps: int, by: signal.Signals = signal.SIGTERM) -> Iterator[lis
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "backward", interrupted)
+        patch.setattr(loop, "backward", interrupted)
         yield made

@@ -31,24 +31,22 @@ from selftaught.cli.adapt import with_defaults
 from selftaught.cli.main import main
 from selftaught.config import flags
 from selftaught.config.stage import Data, Stage
-from selftaught.data.index import build as data_index
+from selftaught.data.index import build
 from selftaught.data.index.build import Index
 from selftaught.data.index.scan import Root, Scan
 from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.errors import UserError
-from selftaught.evaluation import evaluate as judge
+from selftaught.evaluation import evaluate
 from selftaught.loggers.terminal import Progress
-from selftaught.models import backbone as backbones
-from selftaught.pipeline import execute as adapting
-from selftaught.pipeline import plan
-from selftaught.runs import folder as run
-from selftaught.training import loop as fit
-from selftaught.training import trainer as life
-from selftaught.training import trainer as train
+from selftaught.models import backbone as backbone_module
+from selftaught.pipeline import execute, plan
+from selftaught.runs import folder as run_folder
+from selftaught.training import loop, trainer
 from selftaught.training.runtime import Runtime
 from selftaught.training.selection import BASE
 from selftaught.training.session import build_session
 from selftaught.views.augment import centre
+from selftaught.visualize import snapshots
 from tests.pictures import folder
 from tests.several import spawned
 from tests.stopping import stopped_at
@@ -87,7 +85,7 @@ def chain(images: Path, brought: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.pictures, "draw", lambda *_: None)
+    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
 
 
 def printed(words: list[str], code: int = 0) -> str:
@@ -135,9 +133,9 @@ def index_of(data: Data, seed: int) -> Index:
     return data.index(seed)
 
 
-def settled(written: Any, out: Path = Path("out")) -> dict[str, adapting.ResolvedStage]:
+def settled(written: Any, out: Path = Path("out")) -> dict[str, execute.ResolvedStage]:
     """A plan's stages as they would be trained."""
-    return adapting.resolve_plan(with_defaults(plan.from_mapping(written, "plan")), out, "cpu", index_of)
+    return execute.resolve_plan(with_defaults(plan.from_mapping(written, "plan")), out, "cpu", index_of)
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -146,7 +144,7 @@ def settled(written: Any, out: Path = Path("out")) -> dict[str, adapting.Resolve
 def test_the_first_line_says_what_was_kept(chain: tuple[list[str], Path, str]) -> None:
     _, out, text = chain
     first, second = text.splitlines()
-    assert first == run.read_run(out).facts["choice"]["text"]
+    assert first == run_folder.read_run(out).facts["choice"]["text"]
     assert first.startswith(("kept: step ", "training did not help: "))
     assert second == f"the backbone is in {stages(out)['target'] / 'backbone.safetensors'}"
 
@@ -162,17 +160,17 @@ def test_a_plan_leaves_its_folder(chain: tuple[list[str], Path, str], brought: P
     }
     assert {place.parent for place in stages(out).values()} == {out / "stages"}
     for name, place in stages(out).items():
-        facts = run.read_run(place).facts
+        facts = run_folder.read_run(place).facts
         assert (facts["outcome"], "choice" in facts) == ("done", name == "target")
         assert (place / "album" / "views.png").is_file()
-    source, target = (run.read_run(place).stage for place in stages(out).values())
+    source, target = (run_folder.read_run(place).stage for place in stages(out).values())
     assert (source.steps, source.hard, source.keep) == (5, (), "last")  # the hard examples are the target's
     assert (target.steps, len(target.hard), target.keep) == (12, 1, "best")
     assert source.backbone == target.backbone == "test_resnet"  # as the weights say
     assert {file.name for file in (stages(out)["target"] / "checkpoints").glob("*.safetensors")} == {
         f"{name}.safetensors" for name in ("base", "step-0", "step-10", "step-12")
     }
-    kept = run.read_run(out).facts["choice"]["kept"]
+    kept = run_folder.read_run(out).facts["choice"]["kept"]
     name = "base" if kept == BASE else f"step-{kept}"
     assert same(tensors(stages(out)["target"]), tensors(stages(out)["target"] / "checkpoints" / f"{name}.safetensors"))
     assert not list(out.rglob(".*"))  # no drafts left
@@ -187,7 +185,7 @@ def test_show_tells_the_lineage(chain: tuple[list[str], Path, str], brought: Pat
         ("source", str(brought), "done"),
         ("target", "source", "done"),
     ]
-    assert rows[1]["choice"] == run.read_run(out).facts["choice"]
+    assert rows[1]["choice"] == run_folder.read_run(out).facts["choice"]
     text = printed(["show", str(out)])
     order = [str(brought), "source: done", "target: done", rows[1]["choice"]["text"]]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
@@ -205,7 +203,7 @@ def test_evaluate_report_and_export_take_the_outcome(
     assert main([*words, *HERE]) == 0
     assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {str(out), "random", "init"}
     assert (stages(out)["target"] / "evaluation.json").is_file()
-    compared = judge.backbones_of(out, run.read_run(out), ["random", "init"], Progress(show=False))
+    compared = evaluate.backbones_of(out, run_folder.read_run(out), ["random", "init"], Progress(show=False))
     assert same(dict(compared["init"].network.state_dict()), tensors(brought))  # what the user brought, not the source's
     assert same(dict(compared[str(out)].network.state_dict()), tensors(stages(out)["target"]))
     text = " ".join(printed(["show", str(out)]).split())  # a long verdict is wrapped
@@ -232,7 +230,7 @@ def test_what_is_done_is_not_done_again(chain: tuple[list[str], Path, str], imag
     assert stages(out)["one"] == source
     assert before.items() <= times(out / "stages").items()
     assert sum(place.is_dir() for place in (out / "stages").iterdir()) == 3
-    assert run.read_run(out).stage.trainable == "norm"
+    assert run_folder.read_run(out).stage.trainable == "norm"
     assert printed(words) == text  # and back again
 
 
@@ -242,7 +240,7 @@ def test_another_plan_that_began_there_meanwhile_is_not_told_of(
     """Two plans may share a folder and its stages; each says at its end what it did itself."""
     words, out, text = chain
     shutil.copytree(out, tmp_path / "shared")
-    real = adapting.execute_plan
+    real = execute.execute_plan
 
     def disturbed(*args: Any) -> Any:
         folders = real(*args)
@@ -251,7 +249,7 @@ def test_another_plan_that_began_there_meanwhile_is_not_told_of(
         (tmp_path / "shared" / "plan.json").write_text(json.dumps(noted))
         return folders
 
-    monkeypatch.setattr(adapting, "execute_plan", disturbed)
+    monkeypatch.setattr(execute, "execute_plan", disturbed)
     assert printed([*words[:-1], str(tmp_path / "shared")]) == text.replace(str(out), str(tmp_path / "shared"))
 
 
@@ -263,7 +261,7 @@ def test_a_plans_folder_is_weights_to_begin_from(
     assert main(["adapt", *words, "--out", str(tmp_path / "more")]) == 0
     begun = stages(tmp_path / "more")["target"] / "checkpoints" / "step-0.safetensors"
     assert same(tensors(begun), tensors(stages(out)["target"]))
-    start = run.read_run(tmp_path / "more").start()
+    start = run_folder.read_run(tmp_path / "more").start()
     assert start is not None
     assert same(dict(start.network.state_dict()), tensors(stages(out)["target"]))
     words = ["--init", str(out), "--data", str(images / "base"), "--steps", "0", *SMALL, *HERE]
@@ -291,16 +289,16 @@ def test_the_outcome_lies_in_the_plans_own_folder(
     facts = json.loads((out / "run.json").read_text())
     assert facts["copied_from"] == str(place.relative_to(chain[1]))
     assert facts["outcome"] == "done"
-    assert run.read_run(out).folder == stages(out)["target"]  # commands look into the stage, as long as it is there
-    base = run.read_run(out).base
+    assert run_folder.read_run(out).folder == stages(out)["target"]  # commands look into the stage, as long as it is there
+    base = run_folder.read_run(out).base
     shutil.rmtree(out / "stages")
-    assert run.read_run(out).folder == out
-    assert run.read_run(out).base == base
-    assert same(dict(run.open_backbone(out).network.state_dict()), tensors(place))
+    assert run_folder.read_run(out).folder == out
+    assert run_folder.read_run(out).base == base
+    assert same(dict(run_folder.open_backbone(out).network.state_dict()), tensors(place))
     assert main(["show", str(out)]) == 0
     assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
     (out / "plan.json").unlink()
-    assert run.read_run(out).folder == out
+    assert run_folder.read_run(out).folder == out
 
 
 def test_another_outcome_takes_its_place(
@@ -313,7 +311,7 @@ def test_another_outcome_takes_its_place(
     with stopped_at(1):
         assert main(["adapt", *words, "--out", str(out)]) == 0
     assert same(tensors(out), before)  # the one that is finished stays till the next one is
-    assert main(["evaluate", str(out), *HERE]) == 2 or not run.read_run(out).facts["finished"]
+    assert main(["evaluate", str(out), *HERE]) == 2 or not run_folder.read_run(out).facts["finished"]
     assert main(["adapt", *words, "--out", str(out)]) == 0
     assert not same(tensors(out), before)
     assert same(tensors(out), tensors(stages(out)["target"]))
@@ -343,10 +341,10 @@ def test_a_stage_of_an_older_version_is_gone_on_with(
         index = real(*args, **more)
         return replace(index, fingerprint=index.listing)
 
-    real, asked, out = data_index.build_index, written_plan(images, brought), tmp_path / "out"
+    real, asked, out = build.build_index, written_plan(images, brought), tmp_path / "out"
     new = [s.identity for s in settled(asked, out).values()]
     with monkeypatch.context() as patch:
-        patch.setattr(data_index, "build_index", build_as_before)
+        patch.setattr(build, "build_index", build_as_before)
         older = [s.identity for s in settled(asked, out).values()]
     assert not set(older) & set(new)
     for identity in older:
@@ -430,7 +428,7 @@ def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path, no_pictur
     out = tmp_path / "out"
     assert main(["adapt", "--plan", str(file), "--out", str(out), *HERE]) == 0
     known = stages(out)
-    found = {name: run.read_run(place) for name, place in known.items()}
+    found = {name: run_folder.read_run(place) for name, place in known.items()}
     assert {name: r.stage.init for name, r in found.items()} == {
         "source": str(brought), "left": str(known["source"]), "alone": None, "right": str(known["source"])
     }  # fmt: skip
@@ -439,7 +437,7 @@ def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path, no_pictur
     assert {name: r.stage.keep for name, r in found.items()} == {
         "source": "last", "left": "best", "alone": "last", "right": "last"
     }  # fmt: skip
-    assert run.read_run(out).folder == known["right"]  # the last leaf is the outcome
+    assert run_folder.read_run(out).folder == known["right"]  # the last leaf is the outcome
     assert json.loads((out / "plan.json").read_text())["base"] == str(brought)
     rows = json.loads(printed(["show", str(out), "--json"]))
     assert [r["from"] for r in rows] == [str(brought), "source", "random weights", "source"]
@@ -546,10 +544,12 @@ def test_only_the_backbone_crosses(chain: tuple[list[str], Path, str], brought: 
     assert same(tensors(begun), tensors(source))
     assert any(key.endswith("running_var") for key in tensors(begun))
     for place in (brought, source, target):
-        for one, other in zip(stated(place / "backbone.safetensors"), of_data(run.read_run(place).stage), strict=True):
+        for one, other in zip(
+            stated(place / "backbone.safetensors"), of_data(run_folder.read_run(place).stage), strict=True
+        ):
             assert one == pytest.approx(other, rel=1e-6)
     assert stated(begun) == stated(target / "backbone.safetensors") != stated(source / "backbone.safetensors")
-    stage = run.read_run(target).stage
+    stage = run_folder.read_run(target).stage
     index = stage.data.index(stage.seed)
     heir, new = (
         dict(build_session(s, index, torch.device("cpu"), 0).step.state_dict()) for s in (stage, replace(stage, init=None))
@@ -567,7 +567,7 @@ def moving(network: nn.Module) -> set[str]:
 
 
 def check_norms_alone(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
-    may = moving(backbones.create("test_resnet").network)
+    may = moving(backbone_module.create("test_resnet").network)
     assert same({k: v for k, v in after.items() if k not in may}, {k: v for k, v in before.items() if k not in may})
     moved = {key.rpartition(".")[2] for key in may if not torch.equal(after[key], before[key])}
     assert moved == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -582,11 +582,11 @@ def test_hpt_bn_moves_the_norms_alone(images: Path, brought: Path, tmp_path: Pat
 
 def state_after(words: list[str], out: Path) -> dict[str, Tensor]:
     known: list[Any] = []
-    train.assemble = lambda *args, **more: known.append(build_session(*args, **more)) or known[0]  # type: ignore[assignment, func-returns-value]
-    train.pictures.draw = lambda *_: None  # type: ignore[assignment]
-    life.same = lambda _: None  # so that what each process saw is still to be seen in its norms
+    trainer.build_session = lambda *args, **more: known.append(build_session(*args, **more)) or known[0]  # type: ignore[assignment, func-returns-value]
+    snapshots.draw = lambda *_: None  # type: ignore[assignment]
+    trainer.broadcast_tensors = lambda _: None  # so that what each process saw is still to be seen in its norms
     stage = flags.stage_from(["--out", "x", *words], None, "cpu", index_of)
-    train.train(stage, out, Runtime(workers=0))
+    trainer.train(stage, out, Runtime(workers=0))
     return dict(known[0].step.state_dict())
 
 
@@ -609,11 +609,11 @@ def test_none_refreshes_the_statistics_and_moves_nothing_else(
     before, after = tensors(brought), tensors(tmp_path / "refreshed")
     seen = {key for key in before if key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")}
     assert same({k: v for k, v in before.items() if k not in seen}, {k: v for k, v in after.items() if k not in seen})
-    stage = run.read_run(tmp_path / "refreshed").stage
+    stage = run_folder.read_run(tmp_path / "refreshed").stage
     index = stage.data.index(stage.seed)
     assert len(index.train) == 39
     pixels = Images(index.paths, index.sizes, default_canvas(index.sizes, 32))
-    backbone = run.open_backbone(tmp_path / "refreshed").train()
+    backbone = run_folder.open_backbone(tmp_path / "refreshed").train()
     expected: dict[str, Tensor] = {}
 
     def measure(name: str) -> Callable[..., None]:
@@ -638,7 +638,7 @@ def test_none_over_several_batches_is_their_mean(images: Path, brought: Path, tm
     words = ["--init", str(brought), "--target", str(images / "target"), "--trainable", "none", "--keep", "last"]
     assert main(["adapt", *words, "--steps", "4", *SMALL, *HERE, "--out", str(tmp_path / "out")]) == 0
     place = stages(tmp_path / "out")["target"]
-    stage = run.read_run(place).stage
+    stage = run_folder.read_run(place).stage
     trainee = build_session(stage, stage.data.index(stage.seed), torch.device("cpu"), 0)
     first = next(m for m in trainee.backbone.network.modules() if isinstance(m, nn.BatchNorm2d))
     name = next(n for n, m in trainee.backbone.network.named_modules() if m is first)
@@ -662,7 +662,7 @@ def test_when_training_makes_it_worse_the_start_is_returned(
     text = printed(["adapt", *words, "--optimizer.lr", rate, *SMALL, *HERE, "--out", str(tmp_path / "out")])
     assert text.startswith(("training did not help: ", "nothing that was trained could be scored; kept: the start"))
     assert "kept: the start" in text.splitlines()[0]
-    found = run.read_run(tmp_path / "out")
+    found = run_folder.read_run(tmp_path / "out")
     assert found.facts["choice"]["worse"]
     assert same(tensors(found.folder), tensors(brought))
     json.loads((found.folder / "run.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
@@ -676,7 +676,7 @@ def test_a_collapse_hands_out_the_start_and_is_said(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("selftaught: target: ")
     assert "--optimizer.lr" in last
-    found = run.read_run(tmp_path / "out")
+    found = run_folder.read_run(tmp_path / "out")
     assert not found.facts["finished"]
     assert same(tensors(found.folder), tensors(brought))
 
@@ -685,7 +685,7 @@ def test_without_labels_the_rank_decides(images: Path, brought: Path, tmp_path: 
     words = ["--init", str(brought), "--target", str(images / "target"), "--labels-from", "none", "--steps", "12"]
     text = printed(["adapt", *words, *SMALL, *HERE, "--out", str(tmp_path / "out")])
     assert "effective rank: without labels, or with too few to score by, nothing better can be said" in text.splitlines()[0]
-    found = run.read_run(tmp_path / "out")
+    found = run_folder.read_run(tmp_path / "out")
     chosen = found.facts["choice"]
     assert "linear" not in chosen["start"]
     assert chosen["worse"] == (chosen["best"]["rank"] <= chosen["start"]["rank"])
@@ -696,7 +696,7 @@ def test_the_better_checkpoint_is_kept(
     images: Path, brought: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.7, 0.9, 0.8, 0.6])  # at steps 0, 10, 20, 22
-    monkeypatch.setattr(life.choice, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores)))
+    monkeypatch.setattr(trainer.selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores)))
     words = ["--init", str(brought), "--target", str(images / "target"), "--steps", "22", *SMALL, *HERE]
     text = printed(["adapt", *words, "--out", str(tmp_path / "out")])
     assert text.startswith("kept: step 10, 70.0 % at the start, 90.0 % there")
@@ -710,7 +710,7 @@ def test_a_source_that_made_it_worse_is_noticed(
 ) -> None:
     """What the user brought competes with what came of the stage in between, and with the target's checkpoints."""
     scores = iter([0.9, 0.5, 0.6, 0.7])  # of what was brought; of the target's steps 0, 10, 12
-    monkeypatch.setattr(life.choice, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores)))
+    monkeypatch.setattr(trainer.selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores)))
     words = ["--init", str(brought), "--source", str(images / "source"), "--target", str(images / "target")]
     asked = ["adapt", *words, "--source-steps", "2", "--steps", "12", *SMALL, *HERE, "--out", str(tmp_path / "out")]
     text = printed(asked)
@@ -727,10 +727,10 @@ def test_zero_steps_take_the_weights_in_and_write_them(images: Path, brought: Pa
     pixels = torch.rand(4, 3, 32, 32)
     expected = selftaught.load(brought)(pixels)
     for place in ("taken", "adapted"):
-        assert same(tensors(run.read_run(tmp_path / place).folder), tensors(brought))
+        assert same(tensors(run_folder.read_run(tmp_path / place).folder), tensors(brought))
         assert torch.equal(selftaught.load(tmp_path / place)(pixels), expected)
     assert main([*asked, "--out", str(tmp_path / "own")]) == 0  # the same weights, the pixels by their own data
-    own = run.read_run(tmp_path / "own")
+    own = run_folder.read_run(tmp_path / "own")
     assert same(tensors(own.folder), tensors(brought))
     assert stated(own.folder / "backbone.safetensors")[0] == pytest.approx(of_data(own.stage)[0], rel=1e-6)
 
@@ -753,10 +753,10 @@ def three_stages(images: Path, file: Path, lengths: tuple[int, int, int] = (6, 5
 def check_same_plan(one: Path, other: Path) -> None:
     assert [place.name for place in stages(one).values()] == [place.name for place in stages(other).values()]
     for a, b in zip(stages(one).values(), stages(other).values(), strict=True):
-        assert run.read_run(a).facts["outcome"] == run.read_run(b).facts["outcome"] == "done"
+        assert run_folder.read_run(a).facts["outcome"] == run_folder.read_run(b).facts["outcome"] == "done"
         assert same(tensors(a), tensors(b))
-        assert run.read_run(a).facts.get("choice") == run.read_run(b).facts.get("choice")
-    assert "choice" in run.read_run(one).facts
+        assert run_folder.read_run(a).facts.get("choice") == run_folder.read_run(b).facts.get("choice")
+    assert "choice" in run_folder.read_run(one).facts
 
 
 class Crash(Exception):
@@ -788,10 +788,10 @@ def test_broken_off_anywhere_it_ends_as_if_it_never_broke(
         monkeypatch.setattr(module, name, broken)
 
     # 12 steps, and those that are done again
-    sabotage(fit, "backward", {3: signal.SIGTERM, 6: signal.SIGUSR1, 10: None})
-    sabotage(checkpoint, "save", {2: None, 14: None})
-    sabotage(life.weights, "save", {4: None})  # of a candidate
-    sabotage(life.run, "write", {4: None})
+    sabotage(loop, "backward", {3: signal.SIGTERM, 6: signal.SIGUSR1, 10: None})
+    sabotage(trainer.checkpoint, "save_checkpoint", {2: None, 14: None})
+    sabotage(trainer.weights_io, "save_backbone", {4: None})  # of a candidate
+    sabotage(trainer.run_folder, "write_run", {4: None})
     tries = 0
     while not (tmp_path / "parts" / "plan.json").exists() or not finished(tmp_path / "parts"):
         tries += 1
@@ -805,7 +805,7 @@ def test_broken_off_anywhere_it_ends_as_if_it_never_broke(
 def finished(out: Path) -> bool:
     """Whether all stages of a plan are done."""
     places = stages(out).values()
-    return all((place / "run.json").exists() and run.read_run(place).facts["finished"] for place in places)
+    return all((place / "run.json").exists() and run_folder.read_run(place).facts["finished"] for place in places)
 
 
 def test_what_a_signal_stopped_is_shown_and_gone_on_with(
@@ -889,7 +889,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Index:
     for i in range(4):
         (root / "rare").mkdir(exist_ok=True)
         shutil.copy(root / "class 0" / f"{i:03}.png", root / "rare" / f"{i}.png")
-    return data_index.build_index([root])
+    return build.build_index([root])
 
 
 def held(index: Index) -> set[str]:

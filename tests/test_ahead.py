@@ -12,9 +12,7 @@ from safetensors.torch import load_file
 from selftaught.cli.main import main
 from selftaught.errors import UserError
 from selftaught.method import Batch
-from selftaught.training import loop as fit
-from selftaught.training import prefetch as ahead
-from selftaught.training import session as trainee
+from selftaught.training import loop, prefetch, session
 from selftaught.training.prefetch import Prefetcher, idle
 from tests.laws.toys import batch
 from tests.pictures import folder
@@ -89,10 +87,10 @@ class Seen:
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Streams]:
     found = Streams()
-    monkeypatch.setattr(ahead, "streams", lambda device: found)
-    ahead.side.cache_clear()
+    monkeypatch.setattr(prefetch, "streams", lambda device: found)
+    prefetch.side.cache_clear()
     yield found
-    ahead.side.cache_clear()
+    prefetch.side.cache_clear()
 
 
 def source(streams: Streams, n: int) -> Iterator[Batch]:
@@ -187,8 +185,8 @@ def test_a_run_is_the_same_bit_for_bit(
     """Epochs of four steps; stopped in the middle of one, with a batch made that was not used yet."""
     words = ["pretrain", "--data", str(folder(tmp_path / "images")), *SMALL, *more, "--method", "byol"]
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
-    monkeypatch.setattr(fit, "Prefetcher", lambda batches, device: Prefetcher(batches, GPU))
-    monkeypatch.setattr(trainee, "idle", lambda device, wait: idle(GPU, wait))
+    monkeypatch.setattr(loop, "Prefetcher", lambda batches, device: Prefetcher(batches, GPU))
+    monkeypatch.setattr(session, "idle", lambda device, wait: idle(GPU, wait))
     with stopped_at(2):
         assert main([*words, "--out", str(tmp_path / "ahead")]) == 0
     assert main(["pretrain", "--out", str(tmp_path / "ahead"), "--resume", *more[:2]]) == 0

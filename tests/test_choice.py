@@ -11,7 +11,7 @@ from torch import Tensor
 
 from selftaught.data.index.build import Index
 from selftaught.data.io.paths import Paths
-from selftaught.training import selection as choice
+from selftaught.training import selection
 from selftaught.training.selection import Candidate, choose, label_scores, log_spaced
 
 
@@ -160,7 +160,7 @@ def test_where_labels_say_nothing_there_is_no_score(labels: Tensor) -> None:
 
 
 def test_many_images_take_two_parts_and_give_the_same_answer() -> None:
-    labels = torch.arange(choice.FEW + 200) % 3
+    labels = torch.arange(selection.FEW + 200) % 3
     assert min(label_scores(clusters(labels), labels).values()) > 0.99
 
 
@@ -182,16 +182,16 @@ def index(labels: Tensor | None, count: int) -> Index:
 
 def test_labelled_training_images_are_scored_and_no_held_out_one() -> None:
     labels = torch.where(torch.arange(100) % 3 == 0, torch.arange(100) % 2, -1)
-    positions = choice.sample(index(labels, 100))
+    positions = selection.sample(index(labels, 100))
     assert sorted(positions.tolist()) == [i for i in range(100) if i % 5 and i % 3 == 0]
 
 
 @pytest.mark.parametrize(
     ("labels", "most"),
-    [(None, choice.UNLABELLED), (torch.full((5000,), -1), choice.UNLABELLED), (torch.zeros(5000), choice.MOST)],
+    [(None, selection.UNLABELLED), (torch.full((5000,), -1), selection.UNLABELLED), (torch.zeros(5000), selection.MOST)],
 )
 def test_no_more_images_than_needed(labels: Tensor | None, most: int) -> None:
-    positions = choice.sample(index(labels, 5000))
+    positions = selection.sample(index(labels, 5000))
     assert len(positions.unique()) == most
     assert (positions % 5 != 0).all()
-    assert torch.equal(positions, choice.sample(index(labels, 5000)))
+    assert torch.equal(positions, selection.sample(index(labels, 5000)))

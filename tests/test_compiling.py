@@ -21,10 +21,10 @@ from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.base import HardExample
 from selftaught.method import NOISE, Batch, Setting
 from selftaught.methods import METHODS
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
-from selftaught.runs import folder as run
-from selftaught.training import session as trainee
+from selftaught.runs import folder as run_folder
+from selftaught.training import session
 from selftaught.training.compile import compile_backbones
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
@@ -47,7 +47,7 @@ def anew():
 
 def step_of(name: str, hard: tuple[HardExample, ...], network: str = RESNET) -> Step:
     torch.manual_seed(0)
-    backbone = backbones.create(network, image_size=64)
+    backbone = backbone_module.create(network, image_size=64)
     kind = METHODS[name]
     config = config_for(kind, Setting(images=64, batch=8, steps=10, features=backbone.features), 5)
     return Step(kind(config, backbone, 64), hard).to(memory_format=torch.channels_last).train()
@@ -152,7 +152,7 @@ def test_a_compiled_run_goes_on_as_it_began(
         graphs.append(graph)
         return graph
 
-    monkeypatch.setattr(trainee, "compile_backbones", partial(compile_backbones, backend=counted))
+    monkeypatch.setattr(session, "compile_backbones", partial(compile_backbones, backend=counted))
     words = ["pretrain", "--data", str(folder(tmp_path / "images")), *SMALL, "--method", "byol", "--hard", "cutmix"]
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
     assert graphs == []
@@ -164,7 +164,7 @@ def test_a_compiled_run_goes_on_as_it_began(
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--no-compile"]) == 2
     assert "(compile)" in capsys.readouterr().err
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--workers", "0"]) == 0
-    assert run.read_run(tmp_path / "parts").stage.compile
+    assert run_folder.read_run(tmp_path / "parts").stage.compile
     weights = [load_file(tmp_path / name / "backbone.safetensors") for name in ("plain", "whole", "parts")]
     for key, plain in weights[0].items():
         assert torch.equal(weights[1][key], weights[2][key]), key

@@ -10,7 +10,7 @@ from PIL import Image
 
 from selftaught.data.index.build import build_index
 from selftaught.data.index.hub import choose_set, splits_of
-from selftaught.data.parquet import row_cache as store
+from selftaught.data.parquet import row_cache
 from selftaught.errors import UserError
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra that reads packs: pip install -e '.[dev]'")
@@ -20,7 +20,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    store._shelf.reset()
+    row_cache._shelf.reset()
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_rows_that_no_path_tells_apart_are_held_out_by_the_seed(root: Path, path
 def test_rows_of_paths_of_their_own_keep_their_names(root: Path) -> None:
     write(root / "train.parquet", n=4, path=lambda row: f"{row}.png")
     assert [name.as_posix() for name in build_index([root]).names] == [f"train/{row}.png" for row in range(4)]
-    store._shelf.reset()
+    row_cache._shelf.reset()
     write(root / "train.parquet", n=2)
     assert [name.as_posix() for name in build_index([root]).names] == ["train/000000", "train/000001"]
 

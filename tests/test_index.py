@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from selftaught.data.decode import Measured
-from selftaught.data.index import file_checks as verdicts
-from selftaught.data.index import scan
+from selftaught.data.index import file_checks, scan
 from selftaught.data.index.build import Index, build_index
 from selftaught.data.index.scan import Files
 from selftaught.data.index.split import draw_split
@@ -222,13 +221,13 @@ def test_nothing_there_stops_with_what_is_looked_for(root: Path, tmp_path: Path)
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are really decoded, as they are."""
     seen: list[str] = []
-    measure = verdicts.measure
+    measure = file_checks.measure
 
     def noting(path: str, max_pixels: int) -> Measured:
         seen.append(os.path.basename(path))
         return measure(path, max_pixels)
 
-    monkeypatch.setattr(verdicts, "measure", noting)
+    monkeypatch.setattr(file_checks, "measure", noting)
     return seen
 
 
@@ -301,12 +300,12 @@ def test_no_damage_to_the_cache_changes_an_index(tmp_path_factory, place: int, v
 def test_what_may_pass_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root, *numbered("a", 20))
     with monkeypatch.context() as patch:
-        reads = verdicts.measure
+        reads = file_checks.measure
 
         def failing(path: str, max_pixels: int) -> Measured:
             return reads(path if "003" not in path else "/nowhere", max_pixels)
 
-        patch.setattr(verdicts, "measure", failing)
+        patch.setattr(file_checks, "measure", failing)
         assert len(build_index([root]).unreadable) == 1
     assert build_index([root]).unreadable == ()
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import selftaught
 from selftaught.data.pixel_range import PixelRange
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
-from selftaught.models.weights import io as weights
+from selftaught.models.weights import io as weights_io
 
 PIXELS = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).mul(255).byte()
 
@@ -22,10 +22,10 @@ PIXELS = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).mu
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    backbone = backbones.create("resnet10t")
+    backbone = backbone_module.create("resnet10t")
     backbone.pixel_range = PixelRange(integers=(-1024, 3071))
     path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
-    weights.save_backbone(backbone, path)
+    weights_io.save_backbone(backbone, path)
     return path
 
 
@@ -48,7 +48,7 @@ def backbone(file: Path) -> Backbone:
     ids=["floats", "uint8", "doubles", "channels last", "overshoot", "black"],
 )
 def test_what_is_clear_is_taken(file: Path, backbone: Backbone, given: Tensor) -> None:
-    wanted = weights.load_backbone(file).eval()((given / 255 if given.dtype == torch.uint8 else given).float())
+    wanted = weights_io.load_backbone(file).eval()((given / 255 if given.dtype == torch.uint8 else given).float())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):

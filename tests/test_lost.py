@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from selftaught.cli.main import main
-from selftaught.loggers import jsonl as journal
-from selftaught.training import trainer as train
+from selftaught.loggers import jsonl
+from selftaught.training import trainer
 from tests.pictures import folder
 
 SMALL = [
@@ -32,14 +32,14 @@ def lose(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`lose(files)` deletes files when all is indexed and nothing is loaded."""
 
     def arrange(files: list[Path]) -> None:
-        assemble = train.assemble
+        assemble = trainer.build_session
 
         def later(*args: Any, **kwargs: Any) -> Any:
             for file in files:
                 file.unlink()
             return assemble(*args, **kwargs)
 
-        monkeypatch.setattr(train, "assemble", later)
+        monkeypatch.setattr(trainer, "build_session", later)
 
     return arrange
 
@@ -52,7 +52,7 @@ def test_few_lost_images_are_reported(tmp_path: Path, lose: Any, capsys: pytest.
     facts = json.loads((out / "run.json").read_text())
     assert facts["lost"] == 2
     assert [path for path, _ in facts["lost_images"]] == [str(file) for file in gone]
-    assert journal.read_journal(out / "journal.jsonl")[-1]["lost"] == 2
+    assert jsonl.read_journal(out / "journal.jsonl")[-1]["lost"] == 2
     last = " ".join(capsys.readouterr().err.split("\n")[-2:])
     assert "2 images" in last
 

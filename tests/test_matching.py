@@ -11,12 +11,12 @@ from torch import nn
 
 from selftaught.cli.main import main
 from selftaught.errors import UserError
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.models import heads
 from selftaught.models.backbone import Backbone
 from selftaught.models.layers import mlp
-from selftaught.models.weights import io as weights
-from selftaught.runs import folder as run
+from selftaught.models.weights import io as weights_io
+from selftaught.runs import folder as run_folder
 from tests.networks import RESNET, assert_same_weights, features, lived_in, normalised, pixels
 
 State = dict[str, torch.Tensor]
@@ -55,8 +55,8 @@ def saved(tmp_path: Path, content: Any) -> Path:
 
 
 def taken(tmp_path: Path, content: Any, expected: nn.Module) -> str:
-    backbone = backbones.create(RESNET)
-    line = weights.load_weights(backbone, saved(tmp_path, content))
+    backbone = backbone_module.create(RESNET)
+    line = weights_io.load_weights(backbone, saved(tmp_path, content))
     assert_same_weights(backbone.network, expected)
     return line
 
@@ -94,7 +94,7 @@ class TestWrappers:
         """A wrapper holds nothing beside what it wraps."""
         content = {**at("encoder.module.", state), "encoder.other.weight": torch.ones(2)}
         with pytest.raises(UserError, match=r"encoder\.other"):
-            weights.load_weights(backbones.create(RESNET), saved(tmp_path, content))
+            weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
 
     @pytest.mark.parametrize("prefix", ["module.", "module.module.", "module.encoder.module."])
     @pytest.mark.parametrize("place", [None, "swa_state_dict", "averaged_model"])
@@ -121,7 +121,7 @@ class TestPlaces:
         line = taken(tmp_path, content, resnet)
         assert key in line
         assert "average" in line
-        assert weights.guess(saved(tmp_path, content)) is None  # that such a file is read does not say what it is
+        assert weights_io.guess(saved(tmp_path, content)) is None  # that such a file is read does not say what it is
 
     @pytest.mark.parametrize(
         "key", ["teacher", "student", "backbone", "encoder", "net", "weights", "module", "target_encoder"]
@@ -153,7 +153,7 @@ class TestPlaces:
     def test_several_to_choose_from_are_listed(self, tmp_path: Path, state: State, flat: bool) -> None:
         content = {**at("left.", state), **at("right.", other(state))} if flat else {"left": state, "right": other(state)}
         with pytest.raises(UserError, match=r"2 networks.*left.*right"):
-            weights.load_weights(backbones.create(RESNET), saved(tmp_path, content))
+            weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
 
     def test_one_network_under_two_names(self, tmp_path: Path, resnet: nn.Module, state: State) -> None:
         taken(tmp_path, {**at("backbone.", state), **at("model.0.", state)}, resnet)
@@ -168,8 +168,8 @@ class TestPlaces:
         places = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
         body = {f"0.{places[key.partition('.')[0]]}.{key.partition('.')[2]}": v for key, v in network.state_dict().items()}
         content = {"model": {**body, "1.2.weight": torch.ones(3), "1.8.weight": torch.ones(3, 3)}, "opt": {"state": []}}
-        backbone = backbones.create("resnet18")
-        weights.load_weights(backbone, saved(tmp_path, content))
+        backbone = backbone_module.create("resnet18")
+        weights_io.load_weights(backbone, saved(tmp_path, content))
         assert_same_weights(backbone.network, network)
 
 
@@ -193,15 +193,20 @@ class TestValues:
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_at_every_entrance(self, tmp_path: Path, damage: str, suffix: str) -> None:
         key, value = DAMAGES[damage]
-        backbone = backbones.create(RESNET)
+        backbone = backbone_module.create(RESNET)
         backbone.network.load_state_dict(damaged(backbone.network.state_dict(), key, value))
         path = tmp_path / f"b{suffix}"
-        weights.save_backbone(backbone, path)
+        weights_io.save_backbone(backbone, path)
         (tmp_path / "run").mkdir()
-        weights.save_backbone(backbone, tmp_path / "run" / "backbone.safetensors")
-        fresh = backbones.create(RESNET)
+        weights_io.save_backbone(backbone, tmp_path / "run" / "backbone.safetensors")
+        fresh = backbone_module.create(RESNET)
         before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-        for read in (weights.load_backbone, weights.guess, run.open_backbone, lambda p: weights.load_weights(fresh, p)):
+        for read in (
+            weights_io.load_backbone,
+            weights_io.guess,
+            run_folder.open_backbone,
+            lambda p: weights_io.load_weights(fresh, p),
+        ):
             for source in (path, tmp_path / "run"):
                 with pytest.raises(UserError, match=re.escape(key)) as error:
                     read(source)
@@ -212,52 +217,52 @@ class TestValues:
         assert not (tmp_path / "out.pth").exists()
         torch.save(backbone.network.state_dict(), tmp_path / "foreign.pth")
         with pytest.raises(UserError, match=re.escape(key)):
-            weights.load_weights(fresh, tmp_path / "foreign.pth")
+            weights_io.load_weights(fresh, tmp_path / "foreign.pth")
 
     @pytest.mark.parametrize("keys", [None, ["layer2.0.conv1.weight"], ["conv1.0.weight", "layer4.0.conv2.weight"]])
     def test_layers_of_zeros(self, tmp_path: Path, state: State, keys: list[str] | None) -> None:
         content = {key: torch.zeros_like(value) if keys is None or key in keys else value for key, value in state.items()}
         with pytest.raises(UserError, match=re.escape(keys[0] if keys else "conv1.0.weight")) as error:
-            weights.load_weights(backbones.create(RESNET), saved(tmp_path, content))
+            weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
         assert f"{len(keys)} of" in str(error.value) if keys else "zeros" in str(error.value)
 
     def test_what_begins_at_zero_may_be_zero(self, tmp_path: Path, resnet: nn.Module, state: State) -> None:
         state = {key: torch.zeros_like(v) if key.endswith("bias") or key == "bn1.weight" else v for key, v in state.items()}
-        weights.load_weights(backbones.create(RESNET), saved(tmp_path, state))
+        weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, state))
 
     def test_what_overflows_in_the_networks_precision(self, tmp_path: Path, state: State) -> None:
         large = {key: value.double() * 1e300 if value.ndim > 1 else value for key, value in state.items()}
         with pytest.raises(UserError, match="infinity"):
-            weights.load_weights(backbones.create(RESNET), saved(tmp_path, large))
+            weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, large))
 
     @pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool])
     def test_whole_numbers_are_no_weights(self, tmp_path: Path, state: State, kind: torch.dtype) -> None:
         content = {key: value.to(kind) if value.ndim > 1 else value for key, value in state.items()}
         with pytest.raises(UserError, match=re.escape(str(kind))):
-            weights.load_weights(backbones.create(RESNET), saved(tmp_path, content))
+            weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
 
     @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
     def test_other_precisions_are_taken(self, tmp_path: Path, state: State, kind: torch.dtype) -> None:
         content = {key: value.to(kind) if value.is_floating_point() else value for key, value in state.items()}
-        backbone = backbones.create(RESNET)
-        weights.load_weights(backbone, saved(tmp_path, content))
+        backbone = backbone_module.create(RESNET)
+        weights_io.load_weights(backbone, saved(tmp_path, content))
         expected = {key: value.to(state[key].dtype) for key, value in content.items()}
         torch.testing.assert_close(dict(backbone.network.state_dict()), expected, rtol=0, atol=0)
 
     @pytest.mark.parametrize("value", ["[NaN, 0.1, 0.1]", "[Infinity, 0.1, 0.1]", "[0.1, 0.1]", '"x"'])
     def test_statistics(self, tmp_path: Path, value: str) -> None:
-        weights.save_backbone(backbones.create(RESNET), tmp_path / "b.pth")
+        weights_io.save_backbone(backbone_module.create(RESNET), tmp_path / "b.pth")
         content = torch.load(tmp_path / "b.pth")
         for which in ("mean", "std"):
             torch.save({**content, "metadata": {**content["metadata"], which: value}}, tmp_path / "b.pth")
             with pytest.raises(UserError, match="mean and std"):
-                weights.load_backbone(tmp_path / "b.pth")
+                weights_io.load_backbone(tmp_path / "b.pth")
 
     def test_a_head(self, tmp_path: Path) -> None:
         head = mlp(4, 3)
         with torch.no_grad():
             head[-1].weight[0, 0] = float("nan")
-        weights.save_backbone(backbones.create(RESNET), tmp_path / "backbone.safetensors")
+        weights_io.save_backbone(backbone_module.create(RESNET), tmp_path / "backbone.safetensors")
         heads.save_head(head, (), False, tmp_path / heads.FILE)
         with pytest.raises(UserError, match=r"NaN.*0\.weight"):
             heads.load_head(tmp_path)
@@ -273,7 +278,7 @@ class TestValues:
 
         monkeypatch.setattr(timm, "create_model", fake)
         with pytest.raises(UserError, match=r"a1_in1k.*bn1\.weight"):
-            weights.load_weights(backbones.create("resnet18"), "resnet18.a1_in1k")
+            weights_io.load_weights(backbone_module.create("resnet18"), "resnet18.a1_in1k")
 
 
 def small(name: str, size: int, **options: Any) -> Backbone:
@@ -375,7 +380,7 @@ class TestConversions:
         source, fresh = small(name, size, **options), small(name, size, **options)
         for value in fresh.network.state_dict().values():
             value.add_(1)
-        weights.load_weights(fresh, saved(tmp_path, written(dict(source.network.state_dict()))))
+        weights_io.load_weights(fresh, saved(tmp_path, written(dict(source.network.state_dict()))))
         torch.testing.assert_close(features(fresh, pixels(size)), features(source, pixels(size)), atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("kind", ["DINOv2", "DINOv2, registers", "DINOv2, training"])
@@ -383,14 +388,14 @@ class TestConversions:
         name, size, options, written = CONVERTED[kind]
         state = dict(small(name, size, **options).network.state_dict())
         fresh = small(name, 112, **options)
-        assert "from 4x4 to 8x8" in weights.load_weights(fresh, saved(tmp_path, written(state)))
+        assert "from 4x4 to 8x8" in weights_io.load_weights(fresh, saved(tmp_path, written(state)))
         expected = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), fresh.network)["pos_embed"]
         torch.testing.assert_close(fresh.network.pos_embed.detach(), expected, atol=1e-6, rtol=1e-6)
 
     def test_another_patch_size(self, tmp_path: Path) -> None:
         source, fresh = small("vit_base_patch16_224", 64, patch_size=8), small("vit_base_patch16_224", 128)
         state = dict(source.network.state_dict())
-        assert "from 8x8 to 16x16" in weights.load_weights(fresh, saved(tmp_path, state))
+        assert "from 8x8 to 16x16" in weights_io.load_weights(fresh, saved(tmp_path, state))
         expected = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), fresh.network)
         torch.testing.assert_close(dict(fresh.network.state_dict()), expected)
 
@@ -400,7 +405,7 @@ class TestConversions:
         state = dinov3(dict(backbone.network.state_dict()))
         state["blocks.1.attn.qkv.bias"] = torch.ones(192)
         with pytest.raises(UserError, match=r"blocks\.1\.attn\.qkv\.bias"):
-            weights.load_weights(backbone, saved(tmp_path, state))
+            weights_io.load_weights(backbone, saved(tmp_path, state))
 
     @pytest.mark.parametrize("kind", ["swin", "convnextv2"])
     def test_convolutions_and_windows(self, tmp_path: Path, kind: str) -> None:
@@ -423,7 +428,7 @@ class TestConversions:
             theirs["layers.0.blocks.0.attn.relative_position_index"] = torch.ones(49, 49, dtype=torch.long)
         theirs |= {"head.weight": torch.ones(5, 64), "head.bias": torch.ones(5)}
         backbone = Backbone(network, name=name, stem="imagenet", mean=(0, 0, 0), std=(1, 1, 1))
-        weights.load_weights(backbone, saved(tmp_path, {"model": theirs}))
+        weights_io.load_weights(backbone, saved(tmp_path, {"model": theirs}))
         assert torch.equal(features(backbone, pixels(56)), features(source, pixels(56)))
 
     @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3_qkvb", "resnet10t"])
@@ -435,7 +440,7 @@ class TestConversions:
             position = torch.zeros(1, 1, 384)
             state["register_tokens"] = state.pop("reg_token")
             state["pos_embed"] = torch.cat([position, state["pos_embed"]], 1)
-        assert weights.guess(saved(tmp_path, {"model": state})) == (name, "imagenet")
+        assert weights_io.guess(saved(tmp_path, {"model": state})) == (name, "imagenet")
 
 
 class TestChannels:
@@ -443,22 +448,22 @@ class TestChannels:
     def test_grey_images_give_the_same_features(self, tmp_path: Path, name: str) -> None:
         options = {"img_size": 64} if "vit" in name else {}
         source = randomised(timm.create_model(name, num_classes=0, in_chans=1, **options))
-        backbone = backbones.create(name, image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
-        assert "grey" in weights.load_weights(backbone, saved(tmp_path, dict(source.state_dict())))
+        backbone = backbone_module.create(name, image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
+        assert "grey" in weights_io.load_weights(backbone, saved(tmp_path, dict(source.state_dict())))
         grey = pixels()[:, :1]
         torch.testing.assert_close(features(backbone, grey.repeat(1, 3, 1, 1)), features(source, grey), atol=1e-4, rtol=1e-4)
 
     def test_a_fourth_channel_is_left_aside_as_timm_does(self, tmp_path: Path, state: State) -> None:
         first = torch.rand(16, 4, 3, 3)
-        backbone = backbones.create(RESNET)
-        assert "four channels" in weights.load_weights(backbone, saved(tmp_path, {**state, "conv1.0.weight": first}))
+        backbone = backbone_module.create(RESNET)
+        assert "four channels" in weights_io.load_weights(backbone, saved(tmp_path, {**state, "conv1.0.weight": first}))
         torch.testing.assert_close(backbone.network.conv1[0].weight.detach(), first[:, :3] * 4 / 3)
 
     @pytest.mark.parametrize("channels", [2, 6, 13])
     def test_others_are_refused(self, tmp_path: Path, state: State, channels: int) -> None:
         content = {**state, "conv1.0.weight": torch.rand(16, channels, 3, 3)}
         with pytest.raises(UserError, match=rf"conv1\.0\.weight \[16, {channels}, 3, 3\]"):
-            weights.load_weights(backbones.create(RESNET), saved(tmp_path, content))
+            weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
 
 
 def of_transformers(kind: str) -> tuple[Any, Any, str, dict[str, Any]]:
@@ -524,7 +529,7 @@ class TestTransformers:
             pytest.skip(f"this timm has no {name}")
         network = timm.create_model(name, num_classes=0, **options)
         backbone = Backbone(network, name=name, stem="imagenet", mean=(0, 0, 0), std=(1, 1, 1), image_size=size)
-        weights.load_weights(backbone, tmp_path)
+        weights_io.load_weights(backbone, tmp_path)
         with torch.no_grad():
             expected = extract(original, pixels(size))
         torch.testing.assert_close(features(backbone, pixels(size)), expected, atol=1e-4, rtol=1e-4)
@@ -542,9 +547,9 @@ class TestTransformers:
                 key = f"encoder.stages.{int(found[1]) - 1}.layers.{found[2]}.{rest}"
             theirs[f"resnet.{key}"] = value
         path = saved(tmp_path, {**theirs, "classifier.1.weight": torch.ones(2, 512), "classifier.1.bias": torch.ones(2)})
-        assert weights.guess(path) == ("resnet18", "imagenet")
-        backbone = backbones.create("resnet18")
-        weights.load_weights(backbone, path)
+        assert weights_io.guess(path) == ("resnet18", "imagenet")
+        backbone = backbone_module.create("resnet18")
+        weights_io.load_weights(backbone, path)
         assert torch.equal(features(backbone, pixels()), features(network, normalised(pixels())))
 
     @pytest.mark.parametrize("prefix", ["", "vit.", "dinov2."])
@@ -578,7 +583,7 @@ class TestTransformers:
         theirs |= {"classifier.weight": torch.ones(2, 64)} if prefix else {"pooler.dense.weight": torch.ones(64, 64)}
         if kind == "DINOv2":
             theirs[f"{prefix}embeddings.mask_token"] = torch.zeros(1, 64)
-        weights.load_weights(fresh, saved(tmp_path, theirs))
+        weights_io.load_weights(fresh, saved(tmp_path, theirs))
         assert_same_weights(fresh.network, source.network)
 
     @pytest.mark.parametrize(
@@ -586,11 +591,11 @@ class TestTransformers:
         [("vit_base_patch16_224", {"num_attention_heads": 4}), (RESNET, {"downsample_in_bottleneck": True})],
     )
     def test_settings_that_say_it_computes_something_else(self, tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
-        backbone = small(name, 64) if "vit" in name else backbones.create(name)
+        backbone = small(name, 64) if "vit" in name else backbone_module.create(name)
         torch.save(dict(backbone.network.state_dict()), tmp_path / "pytorch_model.bin")
         (tmp_path / "config.json").write_text(str(settings).replace("'", '"').replace("True", "true"))
         with pytest.raises(UserError, match=name):
-            weights.load_weights(backbone, tmp_path)
+            weights_io.load_weights(backbone, tmp_path)
 
     @pytest.mark.parametrize("told", [True, False])
     def test_one_that_is_not_known_is_named(self, tmp_path: Path, told: bool) -> None:
@@ -599,7 +604,7 @@ class TestTransformers:
         if told:
             (tmp_path / "config.json").write_text('{"model_type": "swin"}')
         with pytest.raises(UserError, match="swin" if told else "transformers"):
-            weights.load_weights(backbones.create(RESNET), tmp_path)
+            weights_io.load_weights(backbone_module.create(RESNET), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -608,4 +613,4 @@ class TestTransformers:
 )
 def test_what_holds_no_network_is_named(tmp_path: Path, key: str, word: str) -> None:
     with pytest.raises(UserError, match=word):
-        weights.load_weights(backbones.create(RESNET), saved(tmp_path, {key: torch.ones(5)}))
+        weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, {key: torch.ones(5)}))

@@ -26,7 +26,7 @@ from selftaught.methods.contrastive.simclr import SimCLR
 from selftaught.methods.contrastive.simclr_v2 import SimCLRV2
 from selftaught.methods.parts.patches import Context, automatic_side, cut, drop_colours
 from selftaught.methods.supervised.supervised import Supervised
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.optim import OPTIMIZERS
 from tests.formulas import close, cosine, double, drifted, few, normal, plain_info_nce, seeds, shuffle, unit
 from tests.laws.toys import IMAGES, Toy, batch, build, config
@@ -212,10 +212,10 @@ def test_moco_v3s_temperature_does_not_scale_the_gradient_much() -> None:
 def test_a_vits_patch_projection_stays_as_it_began(freeze: bool, optimizer: str) -> None:
     """A stage lets all of a backbone learn after the method was made; decay must not move it either."""
     torch.manual_seed(0)
-    backbone = backbones.create("vit_tiny_patch16_224", image_size=32)
+    backbone = backbone_module.create("vit_tiny_patch16_224", image_size=32)
     backbone.network.blocks = backbone.network.blocks[:1]
     method = MoCoV3(MoCoV3.Config(hidden=16, dim=8, freeze_patches=freeze), backbone, IMAGES)
-    backbones.set_trainable(backbone, "all")
+    backbone_module.set_trainable(backbone, "all")
     before = {k: p.clone() for k, p in backbone.named_parameters()}
     built = dataclasses.replace(OPTIMIZERS[optimizer](), weight_decay=0.1).build(method.named_parameters())
     for group in built.param_groups:
@@ -232,7 +232,7 @@ def test_a_vits_patch_projection_stays_as_it_began(freeze: bool, optimizer: str)
 
 
 def test_other_networks_patches_learn() -> None:
-    swin = backbones.create("swin_tiny_patch4_window7_224", image_size=224)
+    swin = backbone_module.create("swin_tiny_patch4_window7_224", image_size=224)
     assert not _patch_projection(swin)
 
 
@@ -396,7 +396,7 @@ def test_the_dense_queue_holds_the_mean_place_of_each_key() -> None:
 
 @pytest.mark.parametrize(("size", "stem", "side"), [(64, "imagenet", 2), (32, "cifar", 4), (32, "imagenet", 1)])
 def test_a_resnets_places(size: int, stem: str, side: int) -> None:
-    method = DenseCL(config("densecl"), backbones.create("resnet18", stem=stem), IMAGES)
+    method = DenseCL(config("densecl"), backbone_module.create("resnet18", stem=stem), IMAGES)
     pixels = batch(2, size=size).views[0]
     if side == 1:
         with pytest.raises(UserError, match="larger views"):

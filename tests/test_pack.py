@@ -22,21 +22,21 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from selftaught.cli.main import main
-from selftaught.data.index import huggingface as foreign
+from selftaught.data.index import huggingface
 from selftaught.data.index.build import Index, build_index
-from selftaught.data.io import filesystem as locations
+from selftaught.data.io import filesystem
+from selftaught.data.io.source import read_bytes
 from selftaught.data.loading import sampler
 from selftaught.data.loading.images import Images, statistics
 from selftaught.data.loading.loader import Batches, Raw
-from selftaught.data.pack import write as packing
+from selftaught.data.pack import write
 from selftaught.data.pack.encode import Encoding
 from selftaught.data.pack.write import pack, verify
-from selftaught.data.parquet import row_cache as store
-from selftaught.data.parquet import row_groups as order
+from selftaught.data.parquet import row_cache, row_groups
 from selftaught.data.parquet.row_groups import Groups
 from selftaught.errors import UserError
 from selftaught.features.extract import extract
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 from tests.stopping import stopped_at
 
 SKIPPED = "needs the extra that reads packs: pip install -e '.[dev]'"
@@ -52,10 +52,10 @@ PNG = Encoding(format="png")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(locations, "_PAUSE", 0.01)
-    store._shelf.reset()
+    monkeypatch.setattr(filesystem, "_PAUSE", 0.01)
+    row_cache._shelf.reset()
     yield
-    store._shelf.reset()
+    row_cache._shelf.reset()
 
 
 def photos(root: Path, each: int = 20, size: tuple[int, int] = (30, 24)) -> Path:
@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All pixels of `folder`, in many small row groups."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_GROUP_IMAGES", 4)
+        patch.setattr(write, "_GROUP_IMAGES", 4)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return pack([folder], tmp_path_factory.mktemp("packed") / "photos.pack", PNG)
 
@@ -89,8 +89,8 @@ def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scattered(monkeypatch: pytest.MonkeyPatch, packed: Path) -> None:
     """As if the pack were many times larger than the cache."""
     size = sum(file.stat().st_size for file in packed.glob("t*.parquet"))
-    monkeypatch.setattr(order, "CACHE", size // 2)
-    monkeypatch.setattr(order, "WINDOW", size // 4)
+    monkeypatch.setattr(row_groups, "CACHE", size // 2)
+    monkeypatch.setattr(row_groups, "WINDOW", size // 4)
 
 
 def images_of(index: Index, hold: bool | None = False, canvas: int = 24) -> Images:
@@ -192,7 +192,7 @@ def test_images_are_brought_down_once_and_never_up(tmp_path: Path, format: Any, 
     smooth.convert("RGBA").save(place / "d.png")
     index = build_index([pack([place], tmp_path / "p.pack", Encoding(size=16, format=format))])
     assert index.sizes.tolist() == [[24, 16], [12, 20], [16, 24], [16, 24]]
-    data = [store.read(path) for path in index.paths]
+    data = [read_bytes(path) for path in index.paths]
     assert all(d.startswith(magic) for d in data)
     assert (data[1] == (place / "b.jpg").read_bytes()) == (format == "jpeg")  # no second loss where nothing changes
     folder_, pack_ = (images_of(build_index([p]), canvas=12) for p in (place, tmp_path / "p.pack"))
@@ -237,11 +237,11 @@ def test_masks_come_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "5 of 6 images without a mask" in capsys.readouterr().err
     index = build_index([tmp_path / "p.pack"])
     at = [name.as_posix() for name in index.names].index("class 1/000.png")
-    mask = np.asarray(Image.open(io.BytesIO(store.read(index.paths[at], "mask"))))
+    mask = np.asarray(Image.open(io.BytesIO(read_bytes(index.paths[at], "mask"))))
     assert mask.shape == (12, 15)
     assert set(np.unique(mask)) == {0, 7}  # no value in between
     with pytest.raises(ValueError, match="no bytes"):
-        store.read(index.paths[at - 1], "mask")
+        read_bytes(index.paths[at - 1], "mask")
     Image.fromarray(values[:5]).save(masks / "000.png")
     assert "must be the same" in refused([*words, str(tmp_path / "q.pack")], capsys)
     (masks / "000.png").rename(masks / "x.png")
@@ -254,16 +254,16 @@ def test_masks_come_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_killed_and_run_again_it_ends_with_the_same_bytes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(packing._BYTES_PER_PIXEL, "png", 3000.0)  # several shards of so few images
+    monkeypatch.setitem(write._BYTES_PER_PIXEL, "png", 3000.0)  # several shards of so few images
     whole = pack([folder], tmp_path / "whole.pack", PNG, shard=20)
     assert len(list(whole.glob("train-*-of-00006.parquet"))) == 6
-    out, real = tmp_path / "parts.pack", packing.encode
+    out, real = tmp_path / "parts.pack", write.encode
 
     def slow(*asked: Any) -> Any:
         time.sleep(0.02)
         return real(*asked)
 
-    monkeypatch.setattr(packing, "encode", slow)
+    monkeypatch.setattr(write, "encode", slow)
     victim = get_context("fork").Process(target=pack, args=([folder], out, PNG), kwargs={"shard": 20})
     victim.start()
     while victim.is_alive() and not ((out / "train-00001-of-00006.parquet").exists() and list(out.glob(".*.parquet"))):
@@ -276,7 +276,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
     with pytest.raises(UserError, match="not finished: run the same"):
         build_index([out])
     kept = (out / "train-00000-of-00006.parquet").stat().st_mtime_ns
-    monkeypatch.setattr(packing, "encode", real)
+    monkeypatch.setattr(write, "encode", real)
     pack([folder], out, PNG, shard=20)
     assert contents(out) == contents(whole)
     assert (out / "train-00000-of-00006.parquet").stat().st_mtime_ns == kept  # gone on with, not begun anew
@@ -428,8 +428,8 @@ def test_hugging_face_files_are_read_as_they_are(
 ) -> None:
     root = hugging_face(tmp_path / "hf", folder, names=names)
     seen: list[str] = []
-    real = foreign.measure
-    monkeypatch.setattr(foreign, "measure", lambda path, most: (seen.append(path), real(path, most))[1])
+    real = huggingface.measure
+    monkeypatch.setattr(huggingface, "measure", lambda path, most: (seen.append(path), real(path, most))[1])
     index = build_index([root])
     assert len(seen) == len(index) == 45
     assert index.classes == ("zebra", "ape", "bee")
@@ -512,7 +512,7 @@ def test_a_large_store_is_shuffled_in_windows_as_well_as_all_at_once() -> None:
 
     def fetches(readers: int) -> float:
         """Of a group, with as many groups kept as a process keeps."""
-        kept, found = order.CACHE // (64 * 16_000), 0
+        kept, found = row_groups.CACHE // (64 * 16_000), 0
         for reader in range(readers):
             latest: dict[int, None] = {}
             for step in of[table.view(len(table), readers, -1)[:, reader]].tolist():
@@ -557,13 +557,13 @@ def test_each_group_of_a_large_store_is_read_about_once(packed: Path, monkeypatc
     index = build_index([packed])
     groups = len(index.groups.of[index.train].unique())  # type: ignore[union-attr]
     read: list[int] = []
-    real = store.Shard.encoded
-    monkeypatch.setattr(store.Shard, "encoded", lambda self, *asked: (read.append(asked[0]), real(self, *asked))[1])
-    store._shelf.reset()
+    real = row_cache.Shard.encoded
+    monkeypatch.setattr(row_cache.Shard, "encoded", lambda self, *asked: (read.append(asked[0]), real(self, *asked))[1])
+    row_cache._shelf.reset()
     list(batches_of(index, 4).epoch(0))
     assert groups <= len(read) <= 1.5 * groups
     read.clear()
-    store._shelf.reset()
+    row_cache._shelf.reset()
     images = images_of(index)
     features = extract(Mean(), images, torch.arange(75).flip(0), size=8, batch=10)
     assert len(read) <= 1.2 * len(index.groups.bytes)  # type: ignore[union-attr]
@@ -591,7 +591,7 @@ def test_stopped_in_mid_epoch_and_resumed_from_a_pack(packed: Path, tmp_path: Pa
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     with stopped_at(4):
         assert main([*words, "--out", str(tmp_path / "parts")]) == 0
-    assert run.read_run(tmp_path / "parts").facts["outcome"] == "stopped"
+    assert run_folder.read_run(tmp_path / "parts").facts["outcome"] == "stopped"
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--workers", "0"]) == 0
     one, other = (load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -706,15 +706,15 @@ def test_over_http_a_large_pack_comes_in_parts_and_what_fails_is_one_line(
         parts = [r for path, r in server.requests if r]
         assert 15 <= len(parts) <= 30  # 15 row groups, footers, and little twice
         server.harm = lambda request: answered(404) if "train" in request.path else None
-        store._shelf.reset()
+        row_cache._shelf.reset()
         with pytest.raises(UserError, match=r"no image can be read any more.*no such file"):
             list(batches_of(index).epoch(0))
         server.harm = lambda request: web_whole(packed) if "train" in request.path and request.method == "GET" else None
-        store._shelf.reset()
+        row_cache._shelf.reset()
         with pytest.raises(UserError, match="knows no Range"):
             list(batches_of(index).epoch(0))
         assert "is no pack" in refused(["pack", "--verify", f"{server.url}/none"], capsys)
-    store._shelf.reset()
+    row_cache._shelf.reset()
     for read in (
         lambda: list(batches_of(index, workers=1).epoch(0)),
         lambda: extract(Mean(), images_of(index), index.train, size=8, workers=1),
@@ -735,7 +735,7 @@ def test_hugging_face_files_over_http(folder: Path, tmp_path: Path) -> None:
         index = build_index([f"{server.url}/hf"])
         assert index.fingerprint == build_index([root]).fingerprint
         server.requests.clear()
-        store._shelf.reset()
+        row_cache._shelf.reset()
         assert build_index([f"{server.url}/hf"]).fingerprint == index.fingerprint
         assert sum(bool(r) for _, r in server.requests) < 45  # small columns alone: what was decoded is remembered
         with pytest.raises(UserError, match="neither a pack nor Parquet files"):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from selftaught.data import demo_images as patches
+from selftaught.data import demo_images
 from selftaught.errors import UserError
 
 SMALL = {"size": 24, "train_per_class": 13, "test_per_class": 5}
@@ -25,15 +25,15 @@ def digest(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return patches.write(tmp_path_factory.mktemp("data") / "patches", **SMALL)
+    return demo_images.write(tmp_path_factory.mktemp("data") / "patches", **SMALL)
 
 
-@pytest.mark.parametrize("name", sorted(patches.PHOTOGRAPHS))
+@pytest.mark.parametrize("name", sorted(demo_images.PHOTOGRAPHS))
 def test_train_and_test_share_no_pixel(name):
-    with Image.open(patches.photographs()[name]) as photo:
+    with Image.open(demo_images.photographs()[name]) as photo:
         width, height = photo.size
     seen = {"train": np.zeros((height, width), bool), "test": np.zeros((height, width), bool)}
-    for patch in patches.plan(name, width, height, seed=0, train=188, test=50):
+    for patch in demo_images.plan(name, width, height, seed=0, train=188, test=50):
         left, top, right, bottom = patch.box
         seen[patch.split][top:bottom, left:right] = True
     assert not (seen["train"] & seen["test"]).any()
@@ -43,7 +43,7 @@ def test_train_and_test_share_no_pixel(name):
 
 @given(width=st.integers(8, 900), height=st.integers(8, 900), seed=st.integers(0, 99))
 def test_a_patch_is_a_square_inside_its_cell(width, height, seed):
-    plan = patches.plan("any", width, height, seed=seed, train=24, test=8)
+    plan = demo_images.plan("any", width, height, seed=seed, train=24, test=8)
     assert [sum(patch.split == split for patch in plan) for split in ("train", "test")] == [24, 8]
     for patch in plan:
         left, top, right, bottom = patch.box
@@ -58,20 +58,20 @@ def test_a_patch_is_a_square_inside_its_cell(width, height, seed):
 
 
 def test_scale_is_random_between_half_a_cell_and_a_whole_one():
-    sides = [p.box[2] - p.box[0] for p in patches.plan("any", 800, 800, seed=0, train=300, test=0)]
+    sides = [p.box[2] - p.box[0] for p in demo_images.plan("any", 800, 800, seed=0, train=300, test=0)]
     assert min(sides) in range(100, 105)
     assert max(sides) in range(196, 201)
 
 
 def test_resizing_lets_nothing_in_from_outside_the_box(tmp_path, monkeypatch):
     """A photograph whose train cells are white and test cells black gives patches without a shade between."""
-    plan = patches.plan("cat", 203, 187, seed=0, train=40, test=20)
+    plan = demo_images.plan("cat", 203, 187, seed=0, train=40, test=20)
     photo = np.full((187, 203, 3), 255, np.uint8)
     for row, column in {patch.cell for patch in plan if patch.split == "test"}:
         photo[row * 187 // 4 : (row + 1) * 187 // 4, column * 203 // 4 : (column + 1) * 203 // 4] = 0
     Image.fromarray(photo).save(tmp_path / "photo.png")
-    monkeypatch.setattr(patches, "photographs", lambda: {"cat": tmp_path / "photo.png"})
-    written = patches.write(tmp_path / "out", size=32, train_per_class=40, test_per_class=20)
+    monkeypatch.setattr(demo_images, "photographs", lambda: {"cat": tmp_path / "photo.png"})
+    written = demo_images.write(tmp_path / "out", size=32, train_per_class=40, test_per_class=20)
     for split, value in (("train", 255), ("test", 0)):
         files = sorted((written / split / "cat").iterdir())
         assert files
@@ -82,8 +82,8 @@ def test_resizing_lets_nothing_in_from_outside_the_box(tmp_path, monkeypatch):
 
 def test_layout(folder):
     for split, count in (("train", 13), ("test", 5)):
-        assert sorted(path.name for path in (folder / split).iterdir()) == sorted(patches.PHOTOGRAPHS)
-        for name in patches.PHOTOGRAPHS:
+        assert sorted(path.name for path in (folder / split).iterdir()) == sorted(demo_images.PHOTOGRAPHS)
+        for name in demo_images.PHOTOGRAPHS:
             files = sorted((folder / split / name).glob("*.png"))
             assert len(files) == count
             with Image.open(files[0]) as image:
@@ -92,8 +92,8 @@ def test_layout(folder):
 
 
 def test_every_photograph_is_another_one():
-    contents = {hashlib.sha256(path.read_bytes()).hexdigest() for path in patches.photographs().values()}
-    assert len(contents) == len(patches.PHOTOGRAPHS) == 16
+    contents = {hashlib.sha256(path.read_bytes()).hexdigest() for path in demo_images.photographs().values()}
+    assert len(contents) == len(demo_images.PHOTOGRAPHS) == 16
 
 
 def test_same_arguments_same_bytes_without_the_network(folder, tmp_path, monkeypatch):
@@ -103,49 +103,49 @@ def test_same_arguments_same_bytes_without_the_network(folder, tmp_path, monkeyp
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert digest(patches.write(tmp_path / "again", **SMALL)) == digest(folder)
+    assert digest(demo_images.write(tmp_path / "again", **SMALL)) == digest(folder)
 
 
 def test_another_seed_gives_other_patches(folder, tmp_path):
-    other = digest(patches.write(tmp_path / "other", **SMALL, seed=1))
+    other = digest(demo_images.write(tmp_path / "other", **SMALL, seed=1))
     mine = digest(folder)
     assert other.keys() == mine.keys()
     assert sum(other[key] != mine[key] for key in mine) > 0.9 * len(mine)
 
 
 def test_a_second_call_writes_nothing(tmp_path):
-    first = patches.write(tmp_path / "p", **SMALL)
+    first = demo_images.write(tmp_path / "p", **SMALL)
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
-    assert patches.write(tmp_path / "p", **SMALL) == first
+    assert demo_images.write(tmp_path / "p", **SMALL) == first
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
 
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "p").mkdir()
-    assert len(list(patches.write(tmp_path / "p", **SMALL).glob("*/*/*.png"))) == 16 * 18
+    assert len(list(demo_images.write(tmp_path / "p", **SMALL).glob("*/*/*.png"))) == 16 * 18
 
 
 def test_something_else_is_never_overwritten(tmp_path):
     mine = tmp_path / "holiday.txt"
     mine.write_text("mine")
     with pytest.raises(UserError, match="something else"):
-        patches.write(tmp_path, **SMALL)
+        demo_images.write(tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
 
 
 def test_other_arguments_or_a_missing_patch_are_refused(tmp_path):
-    written = patches.write(tmp_path / "p", **SMALL)
+    written = demo_images.write(tmp_path / "p", **SMALL)
     with pytest.raises(UserError, match="something else"):
-        patches.write(written, **{**SMALL, "size": 32})
+        demo_images.write(written, **{**SMALL, "size": 32})
     (written / "train" / "cat" / "0000.png").unlink()
     with pytest.raises(UserError, match="something else"):
-        patches.write(written, **SMALL)
+        demo_images.write(written, **SMALL)
 
 
 def test_without_scikit_image_it_says_how_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(patches, "find_spec", lambda name: None if name == "skimage" else importlib.util.find_spec(name))
+    monkeypatch.setattr(demo_images, "find_spec", lambda name: None if name == "skimage" else importlib.util.find_spec(name))
     with pytest.raises(UserError, match=r"pip install 'selftaught\[demo\]'"):
-        patches.write(tmp_path / "p", **SMALL)
+        demo_images.write(tmp_path / "p", **SMALL)
     assert not list(tmp_path.iterdir())
 
 
@@ -153,7 +153,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(patches.Path, "write_text", full)
+    monkeypatch.setattr(demo_images.Path, "write_text", full)
     with pytest.raises(OSError, match="No space"):
-        patches.write(tmp_path / "p", **SMALL)
+        demo_images.write(tmp_path / "p", **SMALL)
     assert not list(tmp_path.iterdir())

@@ -20,18 +20,18 @@ from selftaught.config.stage import Data, Stage
 from selftaught.data import decode as decode_module
 from selftaught.data.decode import decode, measure, pixels, squash
 from selftaught.data.index.build import Index, build_index
-from selftaught.data.io import parallel as machine
+from selftaught.data.io import parallel
 from selftaught.data.io.integrity import Unreadable
 from selftaught.data.io.parallel import in_parallel
 from selftaught.data.pack.encode import Encoding
 from selftaught.data.pixel_range import FLOATS, INTEGERS, PixelRange, measure_range, to_eight_bits
 from selftaught.errors import UserError
-from selftaught.evaluation import evaluate as judge
+from selftaught.evaluation import evaluate
 from selftaught.loggers.terminal import Progress
-from selftaught.models import backbone as backbones
-from selftaught.models.weights import io as weights
-from selftaught.runs import folder as run
-from selftaught.training import trainer as train
+from selftaught.models import backbone
+from selftaught.models.weights import io as weights_io
+from selftaught.runs import folder as run_folder
+from selftaught.training import trainer
 from selftaught.training.session import build_session
 
 SIDE = 24
@@ -275,7 +275,7 @@ def test_a_range_that_is_none_is_refused(tmp_path: Path, written: object) -> Non
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     if written is not None:  # which is how runs of before are known
         with pytest.raises(UserError, match=r"run\.json"):
-            _ = run.read_run(tmp_path / "run").pixel_range
+            _ = run_folder.read_run(tmp_path / "run").pixel_range
 
 
 def test_pillow_s_own_limit_is_none_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def test_pillow_s_own_limit_is_none_and_stays(tmp_path: Path, monkeypatch: pytes
 def begun(root: Path, out: Path, index: Index, **data: float) -> Stage:
     """A run of no steps, in its folder."""
     stage = Stage(data=Data(roots=(str(root),), **data), size=32, backbone="resnet10t", batch=4, steps=2)  # type: ignore[arg-type]
-    run.write_run(out, stage, index, "stopped", {})
+    run_folder.write_run(out, stage, index, "stopped", {})
     return stage
 
 
@@ -318,23 +318,23 @@ def test_a_run_keeps_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     out = tmp_path / "run"
     index = Data(roots=(str(root),)).index(0)
     stage = begun(root, out, index)
-    weights.save_backbone(build_session(stage, index, torch.device("cpu"), 0).backbone, out / "backbone.safetensors")
-    known = run.read_run(out)
+    weights_io.save_backbone(build_session(stage, index, torch.device("cpu"), 0).backbone, out / "backbone.safetensors")
+    known = run_folder.read_run(out)
     assert known.pixel_range == PixelRange((0, 4095))
     assert known.facts["data"]["pixel_range"] == {"integers": [0, 4095], "floats": None}
     assert known.backbone().pixel_range == known.random().pixel_range == known.pixel_range
-    assert "4095" in backbones.recipe(known.backbone(), out)
+    assert "4095" in backbone.recipe(known.backbone(), out)
 
     taken: list[PixelRange | None] = []  # evaluated by the run's range, and not by the images' own
-    images = judge.Images
-    monkeypatch.setattr(judge, "Images", lambda *a, **k: (taken.append(k["pixel_range"]), images(*a, **k))[1])
+    images = evaluate.Images
+    monkeypatch.setattr(evaluate, "Images", lambda *a, **k: (taken.append(k["pixel_range"]), images(*a, **k))[1])
     for learnt in (out, out / "backbone.safetensors"):
-        judge.evaluate_run(learnt, [other], protocols=[judge.KNN()], labels=["all"], against=[], size=32, draws=1)
+        evaluate.evaluate_run(learnt, [other], protocols=[evaluate.KNN()], labels=["all"], against=[], size=32, draws=1)
     written = json.loads((out / "run.json").read_text())
     del written["data"]["pixel_range"]  # as runs were before
     (out / "run.json").write_text(json.dumps(written))
-    assert run.read_run(out).pixel_range is None
-    judge.evaluate_run(out, [other], protocols=[judge.KNN()], labels=["all"], against=[], draws=1)
+    assert run_folder.read_run(out).pixel_range is None
+    evaluate.evaluate_run(out, [other], protocols=[evaluate.KNN()], labels=["all"], against=[], draws=1)
     assert taken == [PixelRange((0, 4095))] * 2 + [None]
 
 
@@ -354,15 +354,19 @@ def test_a_run_goes_on_with_the_range_that_it_began_with(tmp_path: Path, monkeyp
         taken.append(index)
         raise UserError("that is enough")
 
-    monkeypatch.setattr(train, "assemble", assembled)
+    monkeypatch.setattr(trainer, "build_session", assembled)
     with pytest.raises(UserError, match="enough"):
         selftaught.pretrain(out=out, resume=True)
     with pytest.raises(UserError, match="enough"):
-        train.train(stage, out, train.Conduct(resume=True), stage.data.index(0))
+        trainer.train(stage, out, trainer.Runtime(resume=True), stage.data.index(0))
     assert [i.pixel_range for i in taken] == [kept, kept]
-    assert [i.fingerprint for i in taken] == [index.fingerprint] * 2 == [run.read_run(out).facts["data"]["fingerprint"]] * 2
+    assert (
+        [i.fingerprint for i in taken]
+        == [index.fingerprint] * 2
+        == [run_folder.read_run(out).facts["data"]["fingerprint"]] * 2
+    )
     with pytest.raises(UserError, match="enough"):
-        train.train(stage, tmp_path / "new")
+        trainer.train(stage, tmp_path / "new")
     assert taken[2].pixel_range == PixelRange((0, 4095))
 
 
@@ -559,9 +563,9 @@ def test_large_images_wait_for_memory_and_are_the_same(tmp_path: Path, mode: str
     pixel_range = PixelRange((0, 65535))
     usual = squash(paths[0], 32, pixel_range)
 
-    monkeypatch.setattr(machine, "LARGE", 1000)
+    monkeypatch.setattr(parallel, "LARGE", 1000)
     monkeypatch.setattr(decode_module, "LARGE", 1000)
-    monkeypatch.setattr(machine, "free_memory", lambda: 10**7)
+    monkeypatch.setattr(parallel, "free_memory", lambda: 10**7)
     memory = decode_module._memory
     at_once: list[int] = []
     reduce = decode_module._upright
@@ -576,7 +580,7 @@ def test_large_images_wait_for_memory_and_are_the_same(tmp_path: Path, mode: str
     assert memory._held == 0
     assert max(at_once) <= 10**7 // 2
     assert all((found[k].float() - usual.float()).abs().mean() < (40 if mode == "1" else 3) for k in range(6))
-    monkeypatch.setattr(machine, "free_memory", lambda: 10**4)
+    monkeypatch.setattr(parallel, "free_memory", lambda: 10**4)
     with pytest.raises(Unreadable, match="memory") as caught:
         squash(paths[0], 32, pixel_range)
     assert caught.value.passing
@@ -588,11 +592,11 @@ def test_evaluation_takes_the_limit_of_the_run_or_another(tmp_path: Path) -> Non
         put(root / name, *(saved(np.zeros((20, 20 + k), "u1"), "PNG") for k in range(12)), suffix="png")
     data = Data(roots=(str(root),), max_pixels=20 * 30)
     begun(root, tmp_path / "run", data.index(0), max_pixels=20 * 30)
-    known = run.read_run(tmp_path / "run")
+    known = run_folder.read_run(tmp_path / "run")
     assert known.stage.data.max_pixels == 600
     assert known.facts["data"]["images"] == 22
     for most, images in ((None, 22), (10**6, 24)):
-        index = judge.labelled(known, [], "auto", most, 0, known.pixel_range, Progress(show=False))
+        index = evaluate.labelled(known, [], "auto", most, 0, known.pixel_range, Progress(show=False))
         assert len(index) == images
 
 

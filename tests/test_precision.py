@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from selftaught.cli.main import main
-from selftaught.config import defaults as recipe
-from selftaught.config import precision
+from selftaught.config import defaults, precision
 from selftaught.config.precision import by_features, cpu_flags, cpu_name, load_or_measure
 from selftaught.errors import UserError
-from selftaught.evaluation import evaluate as judge
-from selftaught.runs import folder as run
+from selftaught.evaluation import evaluate
+from selftaught.runs import folder as run_folder
 from tests.pictures import folder
 
 XEON = """processor : 0
@@ -120,7 +119,7 @@ def test_without_a_place_to_remember_it_is_timed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("able", [True, False])
 def test_a_gpu_is_asked_what_it_computes_in(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
-    assert recipe.faster_in_bf16("resnet18", "imagenet", 32, "cuda") is able
+    assert defaults.faster_in_bf16("resnet18", "imagenet", 32, "cuda") is able
 
 
 def test_an_evaluation_is_made_in_the_precision_of_the_run(
@@ -131,7 +130,7 @@ def test_an_evaluation_is_made_in_the_precision_of_the_run(
     monkeypatch.setattr(precision, "choose_on_cpu", lambda *_: (False, "a reason"))
     assert main(["pretrain", *words]) == 0
     assert "a reason" in capsys.readouterr().err
-    assert run.read_run(tmp_path / "run").stage.precision == "fp32"
+    assert run_folder.read_run(tmp_path / "run").stage.precision == "fp32"
     written = json.loads((tmp_path / "run" / "run.json").read_text())
     for name in ("bf16", "fp32"):
         used: list[str] = []
@@ -140,7 +139,7 @@ def test_an_evaluation_is_made_in_the_precision_of_the_run(
             used.append(precision)
             raise UserError("enough")
 
-        monkeypatch.setattr(judge, "extract", extract)
+        monkeypatch.setattr(evaluate, "extract", extract)
         written["config"]["precision"] = name
         (tmp_path / "run" / "run.json").write_text(json.dumps(written))
         assert main(["evaluate", str(tmp_path / "run"), "--workers", "0"]) == 2

@@ -18,11 +18,11 @@ import selftaught
 from selftaught.cli.main import main
 from selftaught.data.index.build import build_index
 from selftaught.data.loading import images as images_module
-from selftaught.evaluation import evaluate as judge
+from selftaught.evaluation import evaluate
 from selftaught.evaluation.results import Results
-from selftaught.loggers import jsonl as journal
+from selftaught.loggers import jsonl
 from selftaught.methods.contrastive import moco
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 from selftaught.training.collapse import CollapseDetector
 from selftaught.training.trainer import Trainer
 from tests.pictures import folder
@@ -59,7 +59,7 @@ def test_the_guard_compares_the_clean_loss_with_chance(
     monkeypatch.setattr(CollapseDetector, "observe", lambda self, step, features, *, loss, chance: told.append(loss))
     words = ["pretrain", "--data", str(images), "--out", str(tmp_path), "--steps", "4", "--combine", "sum", *SMALL]
     assert main([*words, "--hard", "cutmix"]) == 0
-    last = journal.read_journal(tmp_path / "journal.jsonl")[-1]
+    last = jsonl.read_journal(tmp_path / "journal.jsonl")[-1]
     assert told[-1] == last["losses"]["clean"] < last["loss"]
 
 
@@ -68,7 +68,7 @@ def test_a_run_leaves_its_folder(trained: Path) -> None:
     assert facts["outcome"] == "done"
     assert facts["data"]["images"] == 48
     assert facts["data"]["labels"]
-    entries = journal.read_journal(trained / "journal.jsonl")
+    entries = jsonl.read_journal(trained / "journal.jsonl")
     assert [e["step"] for e in entries] == list(range(13))
     assert set(entries[-1]["losses"]) == {"clean", "adversarial", "cutmix"}
     assert set(entries[-1]["features"]) >= {"std", "rank", "alignment", "uniformity", "knn"}
@@ -92,12 +92,12 @@ def test_stopped_and_resumed_it_ends_as_if_it_never_stopped(method: str, images:
     assert main(["pretrain", *words, "--out", str(tmp_path / "whole")]) == 0
     with stopped_at(3, 9):  # within an epoch of four steps, twice
         assert main(["pretrain", *words, "--out", str(tmp_path / "parts")]) == 0
-        assert run.read_run(tmp_path / "parts").facts["outcome"] == "stopped"
+        assert run_folder.read_run(tmp_path / "parts").facts["outcome"] == "stopped"
         for _ in range(2):
             assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume"]) == 0
-    assert run.read_run(tmp_path / "parts").facts["outcome"] == "done"
+    assert run_folder.read_run(tmp_path / "parts").facts["outcome"] == "done"
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
-    entries = [journal.read_journal(tmp_path / name / "journal.jsonl") for name in ("parts", "whole")]
+    entries = [jsonl.read_journal(tmp_path / name / "journal.jsonl") for name in ("parts", "whole")]
     assert [(e["step"], e["loss"], e["features"]) for e in entries[0]] == [
         (e["step"], e["loss"], e["features"]) for e in entries[1]
     ]
@@ -111,7 +111,7 @@ def test_a_run_goes_on_as_it_began_with_less_memory_too(
     for free, name in ((2**40, "held"), (0, "read")):
         monkeypatch.setattr(images_module, "free_memory", lambda free=free: free)
         assert main(["pretrain", *words, "--out", str(tmp_path / name)]) == 0
-        assert run.read_run(tmp_path / name).facts["held"] is (name == "held")
+        assert run_folder.read_run(tmp_path / name).facts["held"] is (name == "held")
     assert weights(tmp_path / "held") != weights(tmp_path / "read")
     monkeypatch.setattr(images_module, "free_memory", lambda: 2**40)
     with stopped_at(1):
@@ -129,7 +129,7 @@ def test_killed_in_two_processes_and_resumed_it_ends_the_same(images: Path, tmp_
     new = ["--data", str(images), "--method", "moco-v2", "--hard", "adversarial", "cutmix", "--steps", "14", *SMALL]
     together(tmp_path / "whole.log", *words("whole"), *new)
     victim = begin(log, *words("parts"), *new)
-    while victim.poll() is None and len(journal.read_journal(out / "journal.jsonl")) < 5:
+    while victim.poll() is None and len(jsonl.read_journal(out / "journal.jsonl")) < 5:
         time.sleep(0.05)
     assert victim.poll() is None, log.read_text()
     kill(victim, out)
@@ -178,7 +178,7 @@ def test_a_collapse_is_stopped_with_its_reason(tmp_path: Path, capsys: pytest.Ca
     assert main(["pretrain", *words, "--optimizer.lr", "20"]) in (2, 3)
     said = capsys.readouterr().err
     assert "--optimizer.lr" in said
-    facts = run.read_run(tmp_path / "run").facts
+    facts = run_folder.read_run(tmp_path / "run").facts
     assert facts["outcome"] in ("collapsed", "diverged")
     assert not facts["finished"]
 
@@ -190,7 +190,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_reason(
     words = ["--data", str(images), "--out", str(tmp_path / "run"), "--method", "moco-v2", "--steps", "40", *SMALL]
     assert main(["pretrain", *words]) == 2
     assert "--optimizer.lr" in capsys.readouterr().err
-    facts = run.read_run(tmp_path / "run").facts
+    facts = run_folder.read_run(tmp_path / "run").facts
     assert facts["outcome"] == "diverged"
     assert not facts["finished"]
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
@@ -206,11 +206,11 @@ def test_what_looks_like_a_collapse_is_looked_at_again_soon(
     monkeypatch.setattr(Trainer, "measure", measure)
     words = ["--data", str(images), "--steps", "200", *SMALL]
     assert main(["pretrain", *words, "--out", str(tmp_path / "run")]) == 3
-    seen = [e["step"] for e in journal.read_journal(tmp_path / "run" / "journal.jsonl") if e["features"]]
+    seen = [e["step"] for e in jsonl.read_journal(tmp_path / "run" / "journal.jsonl") if e["features"]]
     assert seen == [0, 10, 15, 20]
     monkeypatch.setattr(Trainer, "measure", lambda life: {"std": 0.4 if life.step != 10 else 0.01, "rank": 40.0})
     assert main(["pretrain", *words, "--out", str(tmp_path / "sound"), "--steps", "60"]) == 0
-    seen = [e["step"] for e in journal.read_journal(tmp_path / "sound" / "journal.jsonl") if e["features"]]
+    seen = [e["step"] for e in jsonl.read_journal(tmp_path / "sound" / "journal.jsonl") if e["features"]]
     assert seen == [0, 10, 15, 25, 50, 60]
 
 
@@ -232,7 +232,7 @@ def test_bad_files_are_named_and_the_rest_is_trained_on(tmp_path: Path, capsys: 
     words = ["--data", str(images), "--out", str(tmp_path / "run"), "--steps", "3", *SMALL]
     assert main(["pretrain", *words]) == 0
     said = capsys.readouterr().err
-    data = run.read_run(tmp_path / "run").facts["data"]
+    data = run_folder.read_run(tmp_path / "run").facts["data"]
     assert {Path(p).name for p, _ in data["unreadable"]} == {"cut.jpg", "cut.png", "empty.jpg", "words.jpg", "gone.png"}
     assert data["images"] == 95
     for name in ("cut.jpg", "cut.png", "empty.jpg", "words.jpg", "gone.png"):
@@ -276,7 +276,7 @@ def test_without_labels_no_accuracy_is_shown(images: Path, tmp_path: Path, capsy
     for i, file in enumerate(sorted(images.rglob("*.png"))):
         shutil.copy(file, flat / f"{i}.png")
     assert main(["pretrain", "--data", str(flat), "--out", str(tmp_path / "run"), "--steps", "2", *SMALL]) == 0
-    assert all("knn" not in e["features"] for e in journal.read_journal(tmp_path / "run" / "journal.jsonl") if e["features"])
+    assert all("knn" not in e["features"] for e in jsonl.read_journal(tmp_path / "run" / "journal.jsonl") if e["features"])
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert "labels" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
@@ -293,10 +293,10 @@ def test_evaluate_prints_one_json_list(trained: Path, capsys: pytest.CaptureFixt
 
 
 def test_evaluations_at_once_are_all_kept(trained: Path, tmp_path: Path) -> None:
-    judgement = judge.Evaluation(results=Results(rows=()), verdict="")
-    index = build_index([Path(run.read_run(trained).stage.data.roots[0])])
+    judgement = evaluate.Evaluation(results=Results(rows=()), verdict="")
+    index = build_index([Path(run_folder.read_run(trained).stage.data.roots[0])])
     with ThreadPoolExecutor(8) as several:
-        for done in [several.submit(judge.keep, tmp_path, judgement, index, ["images"], f"{i}") for i in range(24)]:
+        for done in [several.submit(evaluate.keep, tmp_path, judgement, index, ["images"], f"{i}") for i in range(24)]:
             done.result()
     assert {e["command"] for e in json.loads((tmp_path / "evaluation.json").read_text())} == {f"{i}" for i in range(24)}
 
@@ -338,6 +338,6 @@ def test_four_lines_of_python(images: Path, tmp_path: Path) -> None:
     out = selftaught.pretrain(
         images, out=tmp_path / "run", steps=3, backbone="test_resnet", batch=8, method__temperature=0.3
     )
-    assert run.read_run(out).stage.method.temperature == 0.3  # type: ignore[attr-defined]
+    assert run_folder.read_run(out).stage.method.temperature == 0.3  # type: ignore[attr-defined]
     assert selftaught.evaluate(out, labels=("all",)).verdict
     assert selftaught.load(out)(torch.rand(2, 3, 32, 32)).shape == (2, 96)

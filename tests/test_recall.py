@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selftaught.data.index import build as index_module
-from selftaught.data.index import cache as recall
+from selftaught.data.index import build, cache
 from selftaught.data.index.build import Index, build_index
 
 OLD = time.time() - 1000
@@ -25,7 +24,7 @@ def settled(root: Path) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(recall, "LEAST", 1)
+    monkeypatch.setattr(cache, "LEAST", 1)
     root = tmp_path / "photos"
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
@@ -46,8 +45,8 @@ def same(one: Index, other: Index) -> bool:
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows whenever folders are really walked."""
     done: list[int] = []
-    scan = index_module.Scan
-    monkeypatch.setattr(index_module, "Scan", lambda places: (done.append(1), scan(places))[1])
+    scan = build.Scan
+    monkeypatch.setattr(build, "Scan", lambda places: (done.append(1), scan(places))[1])
     return done
 
 

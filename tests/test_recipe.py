@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selftaught.config import defaults as recipe
-from selftaught.config import flags, registry, serialization
+from selftaught.config import defaults, flags, registry, serialization
 from selftaught.config.recipes import RECIPES, find_recipe
 from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
@@ -86,14 +85,14 @@ def test_every_field_is_a_flag(images: Path) -> None:
 def test_defaults_follow_the_data(images: Path) -> None:
     made = stage(images)
     assert made.size == 32
-    assert made.method.hidden == recipe.features_of("test_resnet")  # type: ignore[attr-defined]  # as wide as the features
+    assert made.method.hidden == defaults.features_of("test_resnet")  # type: ignore[attr-defined]  # as wide as the features
     assert stage(images, "--method", "moco-v2").method.queue <= 39  # type: ignore[attr-defined]
     assert made.batch <= 39
     assert made.steps > 0
 
 
 def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
-    rates = [recipe.optimizer_for(METHODS["supervised"], "sgd", batch, begun=False).lr for batch in (64, 256, 4096)]
+    rates = [defaults.optimizer_for(METHODS["supervised"], "sgd", batch, begun=False).lr for batch in (64, 256, 4096)]
     assert rates == pytest.approx([0.015, 0.06, 0.96])
     vicreg = stage(images, "--method", "vicreg", "--batch", "8")
     assert (vicreg.optimizer.lr, vicreg.clip) == (0.00625, 5.0)
@@ -104,8 +103,8 @@ def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(monkeypatch
     slow = dataclasses.replace(RECIPES["simsiam"], lr=0.05)  # a rate below the common one, as none has now
     monkeypatch.setitem(RECIPES, "simsiam", slow)
     for name, there in (("simclr", 0.06), ("simsiam", 0.05)):
-        assert recipe.optimizer_for(METHODS[name], "sgd", 256, begun=True).lr == there
-    assert recipe.optimizer_for(METHODS["simclr"], "sgd", 256, begun=False).lr == 0.24
+        assert defaults.optimizer_for(METHODS[name], "sgd", 256, begun=True).lr == there
+    assert defaults.optimizer_for(METHODS["simclr"], "sgd", 256, begun=False).lr == 0.24
 
 
 def test_tuned_rates_stand_in_one_table() -> None:

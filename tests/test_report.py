@@ -20,8 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.report import charts, page, samples, scores
-from selftaught.report import console_tables as table
+from selftaught.report import charts, console_tables, page, samples, scores
 from selftaught.runs.reader import Run, load_all
 from selftaught.visualize import album
 
@@ -679,10 +678,10 @@ def test_views_stand_beside_their_image(tmp_path: Path) -> None:
 def test_tables_for_the_terminal() -> None:
     console = Console(width=80, record=True, file=StringIO())
     said = evaluation()
-    console.print(table.evaluation(said["rows"], said["differences"]))
-    console.print(table.evaluation([]))
+    console.print(console_tables.evaluation(said["rows"], said["differences"]))
+    console.print(console_tables.evaluation([]))
     console.print(
-        table.methods(
+        console_tables.methods(
             [
                 {
                     "name": "moco[v2]",

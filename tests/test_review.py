@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import selftaught
 from selftaught import distributed
 from selftaught.cli.main import main
-from selftaught.config import defaults as recipe
+from selftaught.config import defaults
 from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
 from selftaught.hard import Adversarial, CutMix
@@ -25,11 +25,11 @@ from selftaught.method import Setting
 from selftaught.methods.clustering.pcl import PCL
 from selftaught.methods.clustering.swav import SwAV
 from selftaught.methods.contrastive.simclr import SimCLR
-from selftaught.methods.parts import kmeans as clustering
-from selftaught.models import backbone as backbones
-from selftaught.models.weights import io as weights
+from selftaught.methods.parts import kmeans
+from selftaught.models import backbone as backbone_module
+from selftaught.models.weights import io as weights_io
 from selftaught.optim import SGD
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 from selftaught.training.loop import Loop, fit
 from selftaught.training.session import build_session
 from selftaught.training.step import Step
@@ -70,7 +70,7 @@ def test_synchronised_norms_keep_timms_activations() -> None:
 
 def test_a_backbone_that_a_method_holds_twice_keeps_them_too() -> None:
     """The second visit took timm's synchronised norms for plain ones, and their activations away."""
-    backbone = backbones.create("test_efficientnet", image_size=32)
+    backbone = backbone_module.create("test_efficientnet", image_size=32)
     method = SimCLR(SimCLR.Config(hidden=16, dim=8), backbone, 64)
     step, pixels = Step(method).eval(), torch.rand(2, 3, 32, 32)
     names = set(step.state_dict())
@@ -95,14 +95,14 @@ def test_norms_of_their_own_may_come_in_later() -> None:
 
 def test_bfloat16_is_not_chosen_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert not recipe.faster_in_bf16("resnet18", "imagenet", 32, "cuda")
+    assert not defaults.faster_in_bf16("resnet18", "imagenet", 32, "cuda")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("clusters", [10, 3000, 100_000])
 def test_clusters_are_compared_in_blocks_that_fit(device: str, clusters: int) -> None:
     """Blocks of 65,536 points took 26 GB for the 100,000 clusters that PCL makes of ImageNet."""
-    assert clusters <= clusters * clustering.block(torch.device(device), clusters) <= 2**28
+    assert clusters <= clusters * kmeans.block(torch.device(device), clusters) <= 2**28
 
 
 def waited() -> float:
@@ -143,7 +143,7 @@ def test_what_is_no_in_python_is_no(images: Path, tmp_path: Path) -> None:
     out = selftaught.pretrain(
         images, out=tmp_path / "run", method="moco-v3", method__freeze_patches=False, resume=False, **small
     )
-    assert run.read_run(out).stage.method.freeze_patches is False  # type: ignore[attr-defined]
+    assert run_folder.read_run(out).stage.method.freeze_patches is False  # type: ignore[attr-defined]
 
 
 def test_resuming_on_other_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,13 +246,13 @@ def test_messages_for_what_is_not_there(images: Path, tmp_path: Path, capsys: py
     assert "--resume" in capsys.readouterr().err
     (tmp_path / "list.json").write_text("[]")
     assert main(["pretrain", "--config", str(tmp_path / "list.json"), "--out", str(tmp_path / "new")]) == 2
-    assert run.has_run(tmp_path / "run")
+    assert run_folder.has_run(tmp_path / "run")
 
 
 def test_pseudo_labels_are_made_of_other_views_than_those_that_must_predict_them(images: Path, tmp_path: Path) -> None:
     """The clustering met the very pixels that were then trained on: nothing asked for invariance."""
     assert main(["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL]) == 0
-    stage = run.read_run(tmp_path / "run").stage
+    stage = run_folder.read_run(tmp_path / "run").stage
     trainee = build_session(stage, stage.data.index(stage.seed), torch.device("cpu"), 0)
     labelled, trained = next(iter(trainee.overview(1))), next(iter(trainee.epochs(1, 0)))
     assert torch.equal(labelled.index, trained.index)
@@ -316,12 +316,12 @@ def test_a_collapse_stays_one_when_it_is_resumed(images: Path, tmp_path: Path, c
     out = tmp_path / "run"
     words = ["pretrain", "--data", str(images), "--out", str(out), "--method", "simsiam", "--optimizer.lr", "100", *SMALL]
     assert main([*words, "--steps", "60"]) == 3
-    reason = run.read_run(out).facts["reason"]
+    reason = run_folder.read_run(out).facts["reason"]
     capsys.readouterr()
     for _ in range(2):
         assert main(["pretrain", "--out", str(out), "--resume"]) == 3
         assert reason in " ".join(capsys.readouterr().err.split())
-        assert run.read_run(out).facts["outcome"] == "collapsed"
+        assert run_folder.read_run(out).facts["outcome"] == "collapsed"
     assert main(["export", str(out), "--to", str(tmp_path / "b.safetensors")]) == 0
     assert "do not use this backbone" in " ".join(capsys.readouterr().err.split())
 
@@ -369,7 +369,7 @@ def test_what_cannot_be_carried_out_is_refused_before_any_image_is_read(
 def test_a_reason_is_said_in_words(tmp_path: Path) -> None:
     (tmp_path / "junk.pth").write_bytes(b"junk\x00\n")  # whose reader fails with a KeyError, which says nothing
     with pytest.raises(UserError, match=r"is broken, or no PyTorch file: \w+\.$"):
-        weights.load_backbone(tmp_path / "junk.pth")
+        weights_io.load_backbone(tmp_path / "junk.pth")
 
 
 def test_the_help_of_adapt_says_what_adapt_does(capsys: pytest.CaptureFixture[str]) -> None:

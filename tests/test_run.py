@@ -22,14 +22,12 @@ from safetensors.torch import load_file
 from selftaught import files
 from selftaught.cli.main import main
 from selftaught.errors import FileError, UserError
-from selftaught.evaluation import evaluate as judge
-from selftaught.loggers.jsonl import Journal
-from selftaught.loggers.jsonl import read_journal as read_journal
-from selftaught.runs import folder as run
-from selftaught.training import checkpoint, runtime
-from selftaught.training import trainer as life
-from selftaught.training import trainer as train
+from selftaught.evaluation import evaluate
+from selftaught.loggers.jsonl import Journal, read_journal
+from selftaught.runs import folder as run_folder
+from selftaught.training import checkpoint, runtime, trainer
 from selftaught.training.trainer import CHECKPOINTS
+from selftaught.visualize import snapshots
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -41,7 +39,7 @@ STEPS = 12
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.pictures, "draw", lambda *_: None)
+    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("project")
     folder(place / "photos", classes=2)
     with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.pictures, "draw", lambda *_: None)
+        patch.setattr(snapshots, "draw", lambda *_: None)
         assert main(["pretrain", "--data", "photos", "--out", "o", "--steps", str(STEPS), *SMALL]) == 0
         assert main(["evaluate", "o", *SCORED]) == 0
         assert main(["adapt", "--init", "o", "--target", "photos", "--out", "r", "--steps", "2", *SMALL]) == 0
@@ -138,7 +136,7 @@ def test_what_is_only_remembered_is_made_again(
     told = capsys.readouterr()
     assert json.loads(told.out) == rows
     assert "features" in told.err
-    assert len(run.evaluations(copied / "o")) == 1
+    assert len(run_folder.evaluations(copied / "o")) == 1
     assert (copied / "o" / "evaluation.json.damaged").exists()
     assert main(["show", "o"]) == 0
     assert main(["report", "o", "--out", "page.html"]) == 0
@@ -169,7 +167,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
     else:
         harm(last, how)
     if how == "folder":
-        monkeypatch.setattr(life.Trainer, "due", lambda _: False)
+        monkeypatch.setattr(trainer.Trainer, "due", lambda _: False)
         assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 2  # trained, and the folder cannot be replaced
         assert "last.pt" in last_line(capsys)
         shutil.rmtree(last)
@@ -202,7 +200,7 @@ def test_an_older_checkpoint_loses_no_candidate(project: Path, tmp_path: Path, m
     (tmp_path / "parts" / "checkpoints" / "last.pt").write_bytes(b"")
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", *HERE]) == 0
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
-    one, other = (run.read_run(tmp_path / name).facts["choice"] for name in ("whole", "parts"))
+    one, other = (run_folder.read_run(tmp_path / name).facts["choice"] for name in ("whole", "parts"))
     assert one == other
 
 
@@ -249,7 +247,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     assert name in line
     assert not list(out.rglob(f"*{files.DRAFT}*"))
     if name == "best.pt":
-        assert run.read_run(out).facts["outcome"] == "failed"
+        assert run_folder.read_run(out).facts["outcome"] == "failed"
         assert main(words) == 0  # nothing was saved, so that it begins again
         assert weights(out) == weights(project / "o")
 
@@ -266,8 +264,8 @@ def test_the_last_good_checkpoint_stays(
         assert main(["pretrain", "--out", str(out), "--resume", "--save-every", "0", *HERE]) == 2
     assert "last.pt" in last_line(capsys)
     assert (out / "checkpoints" / "last.pt").read_bytes() == last
-    assert run.read_run(out).facts["outcome"] == "failed"
-    assert run.read_run(out).doubt
+    assert run_folder.read_run(out).facts["outcome"] == "failed"
+    assert run_folder.read_run(out).doubt
     assert main(["pretrain", "--out", str(out), "--resume", *HERE]) == 0
     assert weights(out) == weights(project / "o")
 
@@ -366,7 +364,7 @@ def test_a_run_is_used_from_another_folder(
     assert main(["evaluate", o, *SCORED]) == 0
     assert main(["evaluate", r, *SCORED[:-2], "--against", "init", *HERE, "--json"]) == 0
     assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {r, "init"}
-    rows = run.lineage(run.read_run(project / "r").stage)
+    rows = run_folder.lineage(run_folder.read_run(project / "r").stage)
     assert len(rows) == 2
     assert main(["show", r]) == 0
     assert main(["pretrain", "--config", f"{o}/run.json", "--out", "again", *HERE]) == 0
@@ -391,7 +389,7 @@ def test_a_run_is_resumed_from_another_folder(
     assert main(["pretrain", "--out", "../p/o", "--resume", *HERE]) == 0
     assert weights(place / "o") == weights(project / "o")
     monkeypatch.chdir(place)
-    assert run.read_run(Path("o")).stage.data.roots == (str(place / "photos"),)
+    assert run_folder.read_run(Path("o")).stage.data.roots == (str(place / "photos"),)
     assert main(["evaluate", "o", *SCORED]) == 0
 
 
@@ -400,9 +398,9 @@ def test_a_project_that_was_moved_is_found_beside_its_runs(
 ) -> None:
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
-    found = run.read_run(Path("../copied/o"))
+    found = run_folder.read_run(Path("../copied/o"))
     assert found.stage.data.roots == (str(copied / "photos"),)
-    assert run.read_run(Path("../copied/r")).base == str(copied / "o")
+    assert run_folder.read_run(Path("../copied/r")).base == str(copied / "o")
     assert main(["evaluate", "../copied/o", *SCORED]) == 0
 
 
@@ -424,7 +422,7 @@ def test_missing_images_are_named_with_the_way_to_name_new_ones(
     assert "--data" in line
     assert main([*resume, "--data", "new"]) == 0  # the same images
     assert weights(tmp_path / "elsewhere") == weights(project / "o")
-    assert run.read_run(Path("elsewhere")).facts["data"]["roots"] == ["new"]
+    assert run_folder.read_run(Path("elsewhere")).facts["data"]["roots"] == ["new"]
     assert main(["evaluate", "elsewhere", *SCORED]) == 0
 
 
@@ -443,12 +441,12 @@ def test_a_run_of_an_older_version_is_read(copied: Path, monkeypatch: pytest.Mon
     file = copied / "o" / "run.json"
     facts = json.loads(file.read_text())
     del facts["places"], facts["folder"]
-    index = run.read_run(Path("o")).stage.data.index(0)
+    index = run_folder.read_run(Path("o")).stage.data.index(0)
     facts["data"]["fingerprint"] = index.listing
     file.write_text(json.dumps(facts))
     assert main(["evaluate", "o", *SCORED]) == 0
     assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0
-    assert run.read_run(Path("o")).facts["data"]["fingerprint"] == index.fingerprint
+    assert run_folder.read_run(Path("o")).facts["data"]["fingerprint"] == index.fingerprint
 
 
 # ------------------------------------------------------------------------------------------------ two processes
@@ -463,9 +461,9 @@ def test_a_run_that_is_being_trained_is_not_trained_beside_that(
         line = last_line(capsys)
         assert str(os.getpid()) in line
         assert os.uname().nodename in line
-        stage, index = run.read_run(Path("o")).stage, run.read_run(Path("o")).stage.data.index(0)
+        stage, index = run_folder.read_run(Path("o")).stage, run_folder.read_run(Path("o")).stage.data.index(0)
         with pytest.raises(UserError, match=str(os.getpid())):
-            train.train(stage, Path("o"), runtime.Runtime(workers=0, resume=True), index)
+            trainer.train(stage, Path("o"), runtime.Runtime(workers=0, resume=True), index)
         assert main(["evaluate", "o", *SCORED]) == 0  # looking is allowed
     assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0
 
@@ -509,9 +507,9 @@ def test_a_disk_without_locks_is_said_once(tmp_path: Path, number: int, monkeypa
 
 def test_a_run_that_came_to_be_meanwhile_is_not_overwritten(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copied)
-    stage = run.read_run(Path("o")).stage
+    stage = run_folder.read_run(Path("o")).stage
     with pytest.raises(UserError, match="--resume"):
-        train.train(stage, Path("o"), runtime.Runtime(workers=0), stage.data.index(0))
+        trainer.train(stage, Path("o"), runtime.Runtime(workers=0), stage.data.index(0))
 
 
 # ------------------------------------------------------------------------------------------------ the clock
@@ -558,9 +556,9 @@ def test_killed_at_any_write_it_ends_the_same(
 
     monkeypatch.setattr(Path, "replace", replace)
     kills = 0
-    while not (out / "run.json").exists() or not run.read_run(out).facts["finished"]:
+    while not (out / "run.json").exists() or not run_folder.read_run(out).facts["finished"]:
         calls, at = 0, 1 + kills
-        begun = run.has_run(out)
+        begun = run_folder.has_run(out)
         with contextlib.suppress(Killed):
             assert main(["pretrain", "--out", str(out), "--resume", "--save-every", "0", *HERE] if begun else words) == 0
             break
@@ -602,7 +600,7 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
             *SMALL,
         ]
         if command == "pretrain":
-            begun = run.has_run(tmp_path / out)
+            begun = run_folder.has_run(tmp_path / out)
             return ["pretrain", "--out", out, "--resume", "--save-every", "0.1", *HERE] if begun else new
         if command == "pack":
             return ["pack", "photos", "--out", out, "--size", "24", "--shard", "1"]
@@ -611,10 +609,10 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
     def result(out: Path) -> Any:
         if command == "pretrain":
             journal = [(e["step"], e["loss"], e["features"]) for e in read_journal(out / "journal.jsonl")]
-            return weights(out), journal, run.read_run(out).facts["choice"]
+            return weights(out), journal, run_folder.read_run(out).facts["choice"]
         if command == "pack":
             return {file.name: file.read_bytes() for file in out.iterdir() if file.name != ".lock"}
-        return [{**row, "backbone": ""} for row in run.evaluations(out)[-1]["rows"]]
+        return [{**row, "backbone": ""} for row in run_folder.evaluations(out)[-1]["rows"]]
 
     if command == "evaluate":
         assert start("pretrain", "--data", "photos", "--out", "whole", "--steps", "3", *SMALL).wait(600) == 0
@@ -661,14 +659,14 @@ def test_a_journal_is_torn_at_most_at_its_end(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_moves_a_damaged_one_aside_under_its_lock(tmp_path: Path, project: Path) -> None:
-    index = run.read_run(project / "o").stage.data.index(0) if (project / "photos").exists() else None
+    index = run_folder.read_run(project / "o").stage.data.index(0) if (project / "photos").exists() else None
     assert index is not None
-    (tmp_path / run.EVALUATIONS).write_text("[1, 2")
+    (tmp_path / run_folder.EVALUATIONS).write_text("[1, 2")
     said: list[str] = []
-    judgement = judge.Evaluation(results=judge.Results(rows=()), verdict="")
-    judge.keep(tmp_path, judgement, index, ["photos"], "one", said.append)
-    judge.keep(tmp_path, judgement, index, ["photos"], "two", said.append)
-    assert [e["command"] for e in run.evaluations(tmp_path)] == ["one", "two"]
+    judgement = evaluate.Evaluation(results=evaluate.Results(rows=()), verdict="")
+    evaluate.keep(tmp_path, judgement, index, ["photos"], "one", said.append)
+    evaluate.keep(tmp_path, judgement, index, ["photos"], "two", said.append)
+    assert [e["command"] for e in run_folder.evaluations(tmp_path)] == ["one", "two"]
     assert len(said) == 1
     assert (tmp_path / "evaluation.json.damaged").read_text() == "[1, 2"
 

@@ -7,12 +7,11 @@ import pytest
 from PIL import Image
 
 from selftaught.cli.main import main
-from selftaught.data.index import cache as recall
-from selftaught.data.index import scan
+from selftaught.data.index import cache, scan
 from selftaught.data.index.build import Index, build_index
 from selftaught.data.index.scan import SUFFIXES, UNREADABLE_SUFFIXES, Root, Scan
 from selftaught.errors import UserError
-from selftaught.pipeline import execute as adapting
+from selftaught.pipeline import execute
 from selftaught.pipeline.plan import Node, Plan
 
 
@@ -110,7 +109,7 @@ def test_a_run_kept_among_the_images_changes_nothing(photos: Path, monkeypatch: 
 
     def identity() -> str:
         index = build_index(["."])
-        return adapting.resolve_plan(plan, Path("adapted"), "cpu", lambda data, seed: index)["own"].identity
+        return execute.resolve_plan(plan, Path("adapted"), "cpu", lambda data, seed: index)["own"].identity
 
     before, own = build_index(["."]), identity()
     assert main(["pretrain", *words, "--out", "runs/a"]) == 0
@@ -127,7 +126,7 @@ def test_a_run_kept_among_the_images_changes_nothing(photos: Path, monkeypatch: 
 
 
 def test_a_remembered_index_follows_runs_and_new_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall, "LEAST", 1)
+    monkeypatch.setattr(cache, "LEAST", 1)
     put(photos / "runs/a", *PRODUCTS["a run"])
 
     def index() -> Index:

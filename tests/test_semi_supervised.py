@@ -29,14 +29,12 @@ from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import heads
 from selftaught.models.layers import mlp
 from selftaught.models.teacher import FrozenTeacher
-from selftaught.pipeline import execute as adapting
-from selftaught.pipeline import plan
-from selftaught.runs import folder as run
-from selftaught.training import loop as fit
-from selftaught.training import trainer as life
-from selftaught.training import trainer as train
+from selftaught.pipeline import execute, plan
+from selftaught.runs import folder as run_folder
+from selftaught.training import loop, trainer
 from selftaught.training.session import Session, build_session
 from selftaught.training.step import Step
+from selftaught.visualize import snapshots
 from tests.laws.toys import IMAGES, Toy, batch, build, rng
 from tests.pictures import folder
 
@@ -51,7 +49,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.pictures, "draw", lambda *_: None)
+    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
 
 
 def three_steps(images: Path, file: Path, **change: dict[str, Any]) -> Path:
@@ -73,7 +71,7 @@ def done(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "semi"
     file = three_steps(images, out.with_suffix(".yaml"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.pictures, "draw", lambda *_: None)
+        patch.setattr(snapshots, "draw", lambda *_: None)
         assert main(["adapt", "--plan", str(file), "--out", str(out), *HERE]) == 0
     return out
 
@@ -85,7 +83,7 @@ def stages(out: Path) -> dict[str, Path]:
 
 def begun(place: Path, **change: Any) -> Session:
     """A stage as it began."""
-    stage = replace(run.read_run(place).stage, **change)
+    stage = replace(run_folder.read_run(place).stage, **change)
     return build_session(stage, stage.data.index(stage.seed), torch.device("cpu"), 0)
 
 
@@ -182,7 +180,7 @@ def test_the_heads_first_layer_crosses(done: Path) -> None:
     first = {key: value for key, value in tuned.classifier.state_dict().items() if not key.startswith("3.")}
     assert same(first, {key: value for key, value in left.items() if key[0] in "012"})
     assert tuned.classifier[3].out_features == 3
-    plain = begun(place["tuned"], method=replace(run.read_run(place["tuned"]).stage.method, head_layers=0)).method
+    plain = begun(place["tuned"], method=replace(run_folder.read_run(place["tuned"]).stage.method, head_layers=0)).method
     assert [type(layer) for layer in plain.classifier] == [nn.Linear]
     assert plain.classifier[0].in_features == plain.backbone.features
 
@@ -194,7 +192,7 @@ def test_the_teacher_is_what_was_fine_tuned(done: Path, images: Path) -> None:
     assert same(dict(teacher[0].network.state_dict()), load_file(place["tuned"] / "backbone.safetensors"))
     assert same(dict(teacher[1].state_dict()), load_file(place["tuned"] / "head.safetensors"))
     assert (student.classes, student.backbone.name) == (("class 0", "class 1", "class 2"), "test_vit")
-    assert run.read_run(done).stage.init is None
+    assert run_folder.read_run(done).stage.init is None
     assert len(student.index.train) > len(begun(place["tuned"]).batches.positions) == 18
     assert heads.classifier(place["student"]).classes == ("class 0", "class 1", "class 2")
     assert not heads.load_head(place["pretrain"]).classes
@@ -218,7 +216,7 @@ def test_without_a_plan_it_is_the_same(done: Path, images: Path, tmp_path: Path)
             assert same(load_file(tmp_path / name / file), load_file(place[name] / file))
     again = ["--method.teacher", str(done), "--out", str(tmp_path / "of a plan")]  # which stands for its outcome
     assert main([*words, *student[:2], *again, "--steps", "1"]) == 0
-    assert run.read_run(tmp_path / "of a plan").stage.method.teacher == str(place["student"])
+    assert run_folder.read_run(tmp_path / "of a plan").stage.method.teacher == str(place["student"])
 
 
 def test_where_nothing_was_learnt_no_head_is_left(done: Path, images: Path, tmp_path: Path) -> None:
@@ -235,10 +233,10 @@ def test_the_kept_head_is_that_of_the_kept_backbone(
 ) -> None:
     def choose(candidates: list[Any]) -> Any:
         kept = next(c for c in candidates if c.step == best)
-        return life.choice.Choice(kept=kept, start=candidates[0], best=candidates[-1])
+        return trainer.selection.Choice(kept=kept, start=candidates[0], best=candidates[-1])
 
-    monkeypatch.setattr(life.choice, "choose", choose)
-    monkeypatch.setattr(life.choice, "log_spaced", lambda steps: {0, 2, 4})
+    monkeypatch.setattr(trainer.selection, "choose", choose)
+    monkeypatch.setattr(trainer.selection, "log_spaced", lambda steps: {0, 2, 4})
     words = ["--data", str(images), "--init", str(stages(done)["pretrain"]), *SMALL, "--steps", "4", "--keep", "best"]
     assert main(["pretrain", *words, "--method", "supervised", "--out", str(tmp_path / "run")]) == 0
     kept, there = tmp_path / "run" / "head.safetensors", tmp_path / "run" / "checkpoints"
@@ -263,7 +261,7 @@ def test_a_classifier_is_kept_as_it_ended(images: Path, tmp_path: Path) -> None:
 def test_a_student_is_named_by_its_teacher_too(done: Path, images: Path, tmp_path: Path) -> None:
     def names(out: str = "out", of: Path = images, **change: dict[str, Any]) -> dict[str, str]:
         asked = with_defaults(plan.read(three_steps(of, tmp_path / "plan.yaml", **change)))
-        settled = adapting.resolve_plan(asked, tmp_path / out, "cpu", lambda data, seed: data.index(seed))
+        settled = execute.resolve_plan(asked, tmp_path / out, "cpu", lambda data, seed: data.index(seed))
         return {name: s.identity for name, s in settled.items()}
 
     first = names()
@@ -313,17 +311,17 @@ def test_broken_off_anywhere_it_ends_the_same(
 
         monkeypatch.setattr(module, name, broken)
 
-    crash(fit, "backward", 3, 8, 14)  # in each of the stages
-    crash(life.heads, "save", 1, 3)  # between the last checkpoint and the head,
-    crash(life.weights, "save", 2, 4)  # and between the head and the backbone
-    crash(checkpoint, "save", 4, 9)
+    crash(loop, "backward", 3, 8, 14)  # in each of the stages
+    crash(trainer.heads, "save_head", 1, 3)  # between the last checkpoint and the head,
+    crash(trainer.weights_io, "save_backbone", 2, 4)  # and between the head and the backbone
+    crash(trainer.checkpoint, "save_checkpoint", 4, 9)
     for _ in range(20):
         with contextlib.suppress(Crash):
             assert main([*words, "--save-every", "0"]) == 0
             break
     assert not left, "some places were never reached"
     for name, place in stages(tmp_path / "out").items():
-        assert run.read_run(place).facts["outcome"] == "done"
+        assert run_folder.read_run(place).facts["outcome"] == "done"
         for file in ("backbone.safetensors", "head.safetensors"):
             assert same(load_file(place / file), load_file(stages(done)[name] / file)), (name, file)
 
@@ -342,7 +340,7 @@ def test_the_own_classifier_is_scored(done: Path, images: Path, capsys: pytest.C
         (str(place[name]), "classifier", "own", 1) for name in ("tuned", "student")
     ]
     assert "random has no classifier of its own" in said.err
-    stage = run.read_run(place["tuned"]).stage
+    stage = run_folder.read_run(place["tuned"]).stage
     index = replace(stage.data, subset="all").index(stage.seed)
     shown = Images(index.paths, index.sizes, default_canvas(index.sizes, 32))
     logits = extract(heads.load_head(place["tuned"]).network, shown, index.held_out, size=32)

@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 
 from selftaught.cli.main import main
 from selftaught.distributed import full_tensor, wait_for_rank0
-from selftaught.loggers import jsonl as journal
+from selftaught.loggers import jsonl
 from selftaught.optim import SGD, AdamW, Optimizer
-from selftaught.runs import folder as run
-from selftaught.training import checkpoint
-from selftaught.training import fsdp as sharding
+from selftaught.runs import folder as run_folder
+from selftaught.training import checkpoint, fsdp
 from selftaught.training.step import Step
 from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder
@@ -35,7 +34,7 @@ TRAINING = [
 def trained(seed: int, steps: int, sharded: bool, asked: Optimizer) -> tuple[Step, torch.optim.Optimizer]:
     step = Step(build("byol", seed=seed, norm=False, toy=Deep))
     if sharded:
-        sharding.shard(step, torch.device("cpu"))
+        fsdp.shard(step, torch.device("cpu"))
     optimizer = asked.build(step.named_parameters())
     for group in optimizer.param_groups:
         group["lr"] = group["peak"]
@@ -66,14 +65,12 @@ def saved_and_restored(place: Path, plain: dict[str, Any], asked: Optimizer) -> 
     step, optimizer = trained(0, 2, True, asked)
     was = everything(step, optimizer)
     file = place / "last.pt"
-    sharding.save(step, optimizer, {"next": 2}, file)
+    fsdp.save(step, optimizer, {"next": 2}, file)
     wait_for_rank0()  # until rank 0 has written it
     again = trained(1, 0, True, asked)
-    sharding.restore(*again, checkpoint.load_checkpoint(file), place)
+    fsdp.restore(*again, checkpoint.load_checkpoint(file), place)
     other = trained(1, 1, True, asked)
-    sharding.restore(
-        *other, {"step": was[0], "optimizer": copy.deepcopy(plain)}, place
-    )  # theirs lies in memory that is shared
+    fsdp.restore(*other, {"step": was[0], "optimizer": copy.deepcopy(plain)}, place)  # theirs lies in memory that is shared
     restored = everything(*other)
     learn(*other, 2)
     return [was, everything(*again), restored]
@@ -89,7 +86,7 @@ def test_shards_and_whole_checkpoints_become_each_other(asked: Optimizer, tmp_pa
         torch.testing.assert_close(other[0], was[0], rtol=0, atol=0)
         torch.testing.assert_close(other[1:], everything(*alone)[1:], rtol=0, atol=0)
     back = trained(1, 1, False, asked)
-    sharding.restore(*back, checkpoint.load_checkpoint(tmp_path / "last.pt"), tmp_path)
+    fsdp.restore(*back, checkpoint.load_checkpoint(tmp_path / "last.pt"), tmp_path)
     torch.testing.assert_close(everything(*back), found[0][0], rtol=0, atol=0)
 
 
@@ -119,7 +116,7 @@ def test_shared_out_or_not_it_is_the_same_training(images: Path, shared_out: Pat
     out = tmp_path / "whole"
     together(tmp_path / "log", "pretrain", "--data", str(images), *TRAINING, *SMALL, "--out", str(out))
     torch.testing.assert_close(weights(shared_out), weights(out), rtol=1e-4, atol=1e-6)
-    kept = [run.read_run(folder).facts["choice"] for folder in (shared_out, out)]
+    kept = [run_folder.read_run(folder).facts["choice"] for folder in (shared_out, out)]
     assert kept[0]["kept"] == kept[1]["kept"]
     kinds = [{f.is_dir() for f in (folder / "checkpoints").glob("last-*")} for folder in (shared_out, out)]
     assert kinds == [{True}, set()]
@@ -130,7 +127,7 @@ def test_killed_while_shared_out_and_resumed_it_ends_the_same(images: Path, shar
     words = ["pretrain", "--out", str(out), "--fsdp", "--workers", "0", "--save-every", "0"]
     victim = begin(log, *words, "--data", str(images), *TRAINING, *SMALL)
     while (
-        victim.poll() is None and len(journal.read_journal(out / "journal.jsonl")) < 10
+        victim.poll() is None and len(jsonl.read_journal(out / "journal.jsonl")) < 10
     ):  # shards are saved at every eighth step
         time.sleep(0.05)
     assert victim.poll() is None, log.read_text()

@@ -13,9 +13,8 @@ import pytest
 
 from benchmarks import slurm
 from selftaught.cli.main import main
-from selftaught.runs import folder as run
-from selftaught.training import signals
-from selftaught.training import trainer as train
+from selftaught.runs import folder as run_folder
+from selftaught.training import signals, trainer
 from selftaught.training.signals import STOPPING
 from tests.pictures import folder
 from tests.stopping import stopped_at
@@ -202,16 +201,16 @@ def test_slurm_sends_sigterm_twice_and_neither_kills() -> None:
 
 def test_several_processes_look_for_signals_at_the_last_step_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They look at every eighth step; one that came after the last of these was lost, and a plan's next stage began."""
-    monkeypatch.setattr(train, "world_size", lambda: 2)
+    monkeypatch.setattr(trainer, "world_size", lambda: 2)
     words = [
         "pretrain", "--data", str(folder(tmp_path / "images")), "--backbone", "test_resnet", "--size", "32", "--batch", "8",
         "--steps", "11", "--precision", "fp32", "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     with stopped_at(10, by=signal.SIGUSR1) as made:
         assert main(words) == 0
-        assert run.read_run(tmp_path / "run").facts["outcome"] == "stopped"
+        assert run_folder.read_run(tmp_path / "run").facts["outcome"] == "stopped"
         assert main([*words, "--resume"]) == 0
-    assert run.read_run(tmp_path / "run").facts["outcome"] == "done"
+    assert run_folder.read_run(tmp_path / "run").facts["outcome"] == "done"
     assert len(made) == 11
 
 

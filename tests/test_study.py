@@ -20,16 +20,15 @@ from safetensors.torch import load_file
 from selftaught import errors
 from selftaught.cli.main import main
 from selftaught.config.stage import Data
-from selftaught.data.index import build as data_index
+from selftaught.data.index import build
 from selftaught.data.index.build import Index
 from selftaught.data.index.scan import Root, Scan
 from selftaught.errors import Collapsed, Diverged, UserError
 from selftaught.evaluation.finetune import FineTune
 from selftaught.loggers.terminal import Progress
-from selftaught.pipeline import execute as adapting
+from selftaught.pipeline import execute
 from selftaught.pipeline.plan import Plan
-from selftaught.study import design, figures, runner, tables
-from selftaught.study import report as page
+from selftaught.study import design, figures, report, runner, tables
 from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths, Setup, Target
 from selftaught.study.runner import Shard
 from selftaught.training.runtime import Runtime
@@ -194,9 +193,9 @@ def test_test_images_are_the_same_for_training_and_judging(tmp_path: Path) -> No
     (cell,) = [c for c in design.cells("data", replace(ONE, targets={"t": target})) if (c.variant, c.x) == ("Target", "10%")]
     words = [*cell.nodes[0].words, "--backbone", "test_resnet", "--batch", "2", "--precision", "fp32"]
     plan = Plan(nodes=(replace(cell.nodes[0], words=tuple(words)),))
-    (settled,) = adapting.resolve_plan(plan, tmp_path, "cpu", lambda data, seed: data.index(seed)).values()
-    trained_on, judged_on = settled.stage.data.index(0), data_index.build_index([images], labels=cell.labels_from)
-    by_folders = data_index.build_index([images])
+    (settled,) = execute.resolve_plan(plan, tmp_path, "cpu", lambda data, seed: data.index(seed)).values()
+    trained_on, judged_on = settled.stage.data.index(0), build.build_index([images], labels=cell.labels_from)
+    by_folders = build.build_index([images])
 
     def names(index: Index, held_out: bool) -> set[str]:
         return {str(index.paths[i]) for i in (index.held_out if held_out else index.train).tolist()}
@@ -513,13 +512,13 @@ def test_every_stage_is_trained_once(done: tuple[Path, dict[str, Any]]) -> None:
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages that are trained."""
     seen: list[str] = []
-    real = adapting.train
+    real = execute.train
 
     def noted(stage: Any, out: Path, *args: Any) -> Path:
         seen.append(out.name)
         return real(stage, out, *args)
 
-    monkeypatch.setattr(adapting, "train", noted)
+    monkeypatch.setattr(execute, "train", noted)
     return seen
 
 
@@ -630,7 +629,7 @@ def test_a_source_is_the_same_stage_with_and_without_what_follows(plan: Path, tm
 
     cells = {c.variant: c for c in design.cells("sequential", design.read(plan))}
     identities = {
-        variant: [s.identity for s in adapting.resolve_plan(Plan(nodes=cell.nodes), tmp_path, "cpu", index_of).values()]
+        variant: [s.identity for s in execute.resolve_plan(Plan(nodes=cell.nodes), tmp_path, "cpu", index_of).values()]
         for variant, cell in cells.items()
     }
     assert identities["B+S+T"][:1] == identities["B+S"]
@@ -638,7 +637,7 @@ def test_a_source_is_the_same_stage_with_and_without_what_follows(plan: Path, tm
 
 
 def quiet() -> tuple[Runtime, Progress]:
-    return Runtime(workers=0, watched=64, album=False), Progress(show=False)
+    return Runtime(workers=0, watched=64), Progress(show=False)
 
 
 def cell_of(plan: Path, study: str, variant: str, x: str = "") -> Cell:
@@ -651,15 +650,15 @@ def test_a_training_that_came_to_no_good_is_a_result_that_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What would follow is left out, and what there is, is scored."""
-    real = adapting.execute_stage
+    real = execute.execute_stage
 
-    def carry_out(settled: adapting.ResolvedStage, *args: Any) -> Path:
+    def carry_out(settled: execute.ResolvedStage, *args: Any) -> Path:
         folder = real(settled, *args)
         if settled.node.name == "source":
             raise end("source: why")
         return folder
 
-    monkeypatch.setattr(adapting, "execute_stage", carry_out)
+    monkeypatch.setattr(execute, "execute_stage", carry_out)
     monkeypatch.setattr(runner, "evaluate", lambda cell, folder, *_: [ROW])
     cell = cell_of(plan, "sequential", "B+S+T")
     runner.carry_out([cell], tmp_path, *quiet())
@@ -821,7 +820,7 @@ def test_every_study_is_drawn(study: str, tmp_path: Path, panels: list[Any]) -> 
         assert [axis.get_title() for axis in figure.axes] == ["tile, from lite", "tile, from moco"]
         assert sorted(legend(figure)) == sorted({p["variant"] for p in points})
         assert all(ticks(axis) == XS[study] for axis in figure.axes)
-    text = page.write(study, points, ["found"], files, tmp_path, command="c", plan="p", done=1, total=2).read_text()
+    text = report.write(study, points, ["found"], files, tmp_path, command="c", plan="p", done=1, total=2).read_text()
     assert text.count("data:image/png;base64,") == len(protocols)
     assert "http" not in text
 
@@ -845,7 +844,7 @@ def test_each_number_of_labels_has_a_figure_where_they_are_no_axis(tmp_path: Pat
     for figure in panels:
         hpt = next(line for line in figure.axes[0].lines if line.get_label() == "HPT")
         assert list(hpt.get_xdata()) == [12, 50]
-    assert [page.heading(f.stem.removeprefix("separability-")) for f in files][1] == "kNN, labels: total100"
+    assert [report.heading(f.stem.removeprefix("separability-")) for f in files][1] == "kNN, labels: total100"
 
 
 def test_what_is_not_done_yet_is_no_error(tmp_path: Path, panels: list[Any]) -> None:

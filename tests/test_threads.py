@@ -13,7 +13,7 @@ from selftaught.cli.main import main
 from selftaught.config import flags
 from selftaught.errors import UserError
 from selftaught.pipeline import plan
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 from selftaught.training import threads
 from selftaught.training.threads import Load, WaitDetector, busy_cores, choose, measure_load, threads_of_run
 from tests.pictures import folder
@@ -223,7 +223,7 @@ def test_the_demo_hands_its_threads_on(tmp_path: Path) -> None:
             return 0
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(demo, "read", lambda _: type("Done", (), {"facts": {"finished": True}}))
+            patch.setattr(demo.run_folder, "read_run", lambda _: type("Done", (), {"facts": {"finished": True}}))
             demo.run_demo(tmp_path / f"{asked}", 2, 0, note, asked)  # type: ignore[arg-type]
         working = [words for words in typed if words[0] in ("pretrain", "evaluate")]
         assert len(working) == 4
@@ -255,16 +255,16 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
     words = ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), "--steps", "4", *SMALL]
     with stopped_at(2):
         assert main([*words, "--threads", "1"]) == 0
-    assert run.read_run(tmp_path / "run").facts["threads"] == 1
+    assert run_folder.read_run(tmp_path / "run").facts["threads"] == 1
     resume = ["pretrain", "--out", str(tmp_path / "run"), "--resume", "--workers", "0"]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what a new run would take
     with stopped_at(1):
         assert main(resume) == 0
     assert used == [1] * 3
-    assert run.read_run(tmp_path / "run").facts["threads"] == 1
+    assert run_folder.read_run(tmp_path / "run").facts["threads"] == 1
     assert main([*resume, "--threads", "2"]) == 0  # as asked for now
     assert used[3:] == [2]
-    assert run.read_run(tmp_path / "run").facts["threads"] == 2
+    assert run_folder.read_run(tmp_path / "run").facts["threads"] == 2
     assert torch.get_num_threads() == 2  # as before the commands
 
 
@@ -300,7 +300,7 @@ def test_an_evaluation_computes_with_the_threads_asked_for(
         used.append((torch.get_num_threads(), workers))
         raise UserError("enough")
 
-    monkeypatch.setattr("selftaught.evaluation.evaluate.judge", judged)
+    monkeypatch.setattr("selftaught.evaluation.evaluate.evaluate_run", judged)
     monkeypatch.setattr(threads, "measure_load", lambda: Load(cores=2, busy=1))
     for more in ([], ["--threads", "2"], ["--workers", "0"]):
         assert main(["evaluate", str(tmp_path / "run"), *more]) == 2

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from selftaught.errors import UserError
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.models import trainable
-from selftaught.models.weights import io as weights
+from selftaught.models.weights import io as weights_io
 from tests.networks import RESNET, VIT, features, pixels
 
 
@@ -37,7 +37,7 @@ def trained(backbone: nn.Module, steps: int = 2) -> set[str]:
 class TestTrainable:
     @pytest.mark.parametrize("name", [RESNET, VIT, "test_convnext", "test_efficientnet_gn", "test_vit3"])
     def test_norm_is_every_affine_norm_parameter_and_nothing_else(self, name):
-        backbone = backbones.create(name, image_size=64)
+        backbone = backbone_module.create(name, image_size=64)
         trainable.set_trainable(backbone, "norm")
         moving = {key for key, parameter in backbone.named_parameters() if parameter.requires_grad}
         # By the names of the layers' classes: another way to find them than the code's own.
@@ -49,13 +49,13 @@ class TestTrainable:
         assert moving
 
     def test_all_undoes_norm(self):
-        backbone = backbones.create(RESNET)
+        backbone = backbone_module.create(RESNET)
         trainable.set_trainable(backbone, "norm")
         trainable.set_trainable(backbone, "all")
         assert all(parameter.requires_grad for parameter in backbone.parameters())
 
     def test_a_step_moves_norms_alone(self):
-        backbone = backbones.create(RESNET)
+        backbone = backbone_module.create(RESNET)
         trainable.set_trainable(backbone, "norm")
         before = {key: value.clone() for key, value in backbone.named_parameters()}
         moving = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
@@ -89,7 +89,7 @@ class TestTrainable:
 
     @pytest.mark.parametrize("name", [RESNET, VIT])
     def test_none_leaves_everything_as_it_was(self, name):
-        backbone = backbones.create(name, image_size=64)
+        backbone = backbone_module.create(name, image_size=64)
         trainable.set_trainable(backbone, "none")
         assert not trained(backbone)
 
@@ -108,13 +108,13 @@ class TestLast:
         ],
     )
     def test_the_last_parts_and_what_follows_them(self, name, what, beginnings):
-        backbone = backbones.create(name, image_size=64)
+        backbone = backbone_module.create(name, image_size=64)
         trainable.set_trainable(backbone, what)
         expected = {f"network.{key}" for key, _ in backbone.network.named_parameters() if key.startswith(tuple(beginnings))}
         assert moving(backbone) == expected
 
     def test_the_frozen_part_is_exactly_what_it_was(self):
-        backbone = backbones.create("resnet18")
+        backbone = backbone_module.create("resnet18")
         trainable.set_trainable(backbone, "last-1")
         changed = trained(backbone)
         assert changed
@@ -122,14 +122,14 @@ class TestLast:
         assert any("running_mean" in key for key in changed)
 
     def test_copies_keep_the_frozen_statistics_too(self):
-        backbone = backbones.create("resnet18")
+        backbone = backbone_module.create("resnet18")
         trainable.set_trainable(backbone, "last-1")
         copied = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(backbone)).requires_grad_(False).train()
         assert copied.network.layer4[0].bn1.training
         assert not copied.network.layer1[0].bn1.training
 
     def test_all_undoes_it(self):
-        backbone = backbones.create("resnet18")
+        backbone = backbone_module.create("resnet18")
         trainable.set_trainable(backbone, "last-1")
         trainable.set_trainable(backbone, "all")
         assert backbone.network.bn1.training
@@ -137,7 +137,7 @@ class TestLast:
 
     @pytest.mark.parametrize(("name", "most"), [("resnet18", 4), (VIT, 6), ("test_convnext", 4)])
     def test_more_than_there_are(self, name, most):
-        backbone = backbones.create(name, image_size=64)
+        backbone = backbone_module.create(name, image_size=64)
         trainable.set_trainable(backbone, f"last-{most}")
         assert not any(key.startswith(("network.conv1", "network.patch_embed", "network.stem")) for key in moving(backbone))
         with pytest.raises(UserError, match=f"last-{most} is all but its stem"):
@@ -146,9 +146,9 @@ class TestLast:
 
 class TestLora:
     @pytest.fixture
-    def backbone(self) -> backbones.Backbone:
+    def backbone(self) -> backbone_module.Backbone:
         pytest.importorskip("peft")
-        return backbones.create(VIT, image_size=64)
+        return backbone_module.create(VIT, image_size=64)
 
     def test_it_begins_as_the_network_that_it_was(self, backbone):
         before = features(backbone, pixels())
@@ -166,8 +166,8 @@ class TestLora:
     def test_what_is_written_is_a_plain_network_of_timm(self, backbone, tmp_path, suffix):
         trainable.set_trainable(backbone, "lora")
         trained(backbone)
-        weights.save_backbone(backbone, tmp_path / f"b{suffix}")
-        again = weights.load_backbone(tmp_path / f"b{suffix}")
+        weights_io.save_backbone(backbone, tmp_path / f"b{suffix}")
+        again = weights_io.load_backbone(tmp_path / f"b{suffix}")
         assert set(again.network.state_dict()) == set(timm.create_model(VIT, num_classes=0).state_dict())
         torch.testing.assert_close(features(again, pixels()), features(backbone, pixels()))
         assert all("lora_" in key for key in moving(backbone))  # writing changed nothing
@@ -182,7 +182,7 @@ class TestLora:
     def test_it_is_for_vits(self):
         pytest.importorskip("peft")
         with pytest.raises(UserError, match="for ViTs"):
-            trainable.set_trainable(backbones.create(RESNET), "lora")
+            trainable.set_trainable(backbone_module.create(RESNET), "lora")
 
     def test_twice_is_refused(self, backbone):
         trainable.set_trainable(backbone, "lora")
@@ -192,4 +192,4 @@ class TestLora:
     def test_without_peft_it_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "peft", None)
         with pytest.raises(UserError, match=r'pip install "selftaught\[lora\]"'):
-            trainable.set_trainable(backbones.create(VIT, image_size=64), "lora")
+            trainable.set_trainable(backbone_module.create(VIT, image_size=64), "lora")

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from selftaught.cli.main import main
-from selftaught.data.index import build as data_index
+from selftaught.data.index import build
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.errors import UserError
-from selftaught.evaluation import finetune as tuning
+from selftaught.evaluation import finetune
 from selftaught.evaluation.compare import evaluate
 from selftaught.evaluation.finetune import BoundFineTune, FineTune, drops, goodness, number_images
 from selftaught.evaluation.results import Results
 from selftaught.features.protocol import Features, Scores
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from tests.networks import RESNET, assert_same_weights
 from tests.pictures import folder
 
@@ -33,7 +33,7 @@ QUICK = FineTune(steps=(3,), epochs=(), rates=(0.05,), batch=16)
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     """Three classes of 16 images, 3 of each held out."""
-    return data_index.build_index([folder(tmp_path_factory.mktemp("images") / "set")])
+    return build.build_index([folder(tmp_path_factory.mktemp("images") / "set")])
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def images(index: Index) -> Images:
 
 
 @pytest.fixture(scope="module")
-def backbone() -> backbones.Backbone:
+def backbone() -> backbone_module.Backbone:
     torch.manual_seed(0)
-    return backbones.create(RESNET).requires_grad_(False)  # as whoever evaluates may have left it
+    return backbone_module.create(RESNET).requires_grad_(False)  # as whoever evaluates may have left it
 
 
 def features(index: Index, positions: Tensor, labels: Tensor | None = None) -> Features:
@@ -53,7 +53,7 @@ def features(index: Index, positions: Tensor, labels: Tensor | None = None) -> F
 
 
 @pytest.fixture
-def bound(images: Images, backbone: backbones.Backbone) -> BoundFineTune:
+def bound(images: Images, backbone: backbone_module.Backbone) -> BoundFineTune:
     asked = {"images": images, "size": 32, "device": "cpu", "precision": "fp32"}
     return BoundFineTune(asked=QUICK, backbones={"own": backbone}, tuned="own", **asked)  # type: ignore[arg-type]
 
@@ -79,14 +79,14 @@ def several(index: Index) -> Tensor:
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What was given to every training: the optimizer's groups, the method, and its parameters at the beginning."""
     seen: list[dict[str, Any]] = []
-    real = tuning.fit
+    real = finetune.fit
 
     def fit(step: Any, method: Any, epochs: Any, optimizer: Any, loop: Any) -> Iterator[Any]:
         before = {name: p.detach().clone() for name, p in method.named_parameters()}
         seen.append({"method": method, "groups": optimizer.param_groups, "loop": loop, "before": before})
         return real(step, method, epochs, optimizer, loop)
 
-    monkeypatch.setattr(tuning, "fit", fit)
+    monkeypatch.setattr(finetune, "fit", fit)
     return seen
 
 
@@ -140,7 +140,7 @@ def test_the_head_learns_a_hundred_times_faster_and_everything_moves(
 
 
 def test_the_backbone_given_is_left_as_it_was(
-    bound: BoundFineTune, backbone: backbones.Backbone, train: Features, test: Features
+    bound: BoundFineTune, backbone: backbone_module.Backbone, train: Features, test: Features
 ) -> None:
     before = copy.deepcopy(backbone)
     bound.score(train, test.vectors)
@@ -151,7 +151,7 @@ def test_the_backbone_given_is_left_as_it_was(
 
 def test_each_backbone_is_tuned_for_itself(bound: BoundFineTune, train: Features, test: Features) -> None:
     torch.manual_seed(1)
-    both = replace(bound, backbones={**bound.backbones, "other": backbones.create(RESNET)})
+    both = replace(bound, backbones={**bound.backbones, "other": backbone_module.create(RESNET)})
     own, other = (both.of(name).score(train, test.vectors).values for name in ("own", "other"))
     assert not torch.equal(own, other)
     assert torch.equal(own, bound.score(train, test.vectors).values)

@@ -16,29 +16,29 @@ import torch
 
 from selftaught.cli.main import main
 from selftaught.errors import UserError
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.models import heads
-from selftaught.models.weights import io as weights
+from selftaught.models.weights import io as weights_io
 from selftaught.models.weights import weight_files
 from tests.networks import RESNET, assert_same_weights, lived_in
 
 
 @pytest.fixture(scope="module")
-def backbone() -> backbones.Backbone:
-    made = backbones.create(RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_size=32)
+def backbone() -> backbone_module.Backbone:
+    made = backbone_module.create(RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_size=32)
     lived_in(made.network)
     return made
 
 
 @pytest.fixture
-def state(backbone: backbones.Backbone) -> dict[str, torch.Tensor]:
+def state(backbone: backbone_module.Backbone) -> dict[str, torch.Tensor]:
     return dict(backbone.network.state_dict())
 
 
-def taken(source: Path, backbone: backbones.Backbone) -> str:
+def taken(source: Path, backbone: backbone_module.Backbone) -> str:
     """Load `source` into a fresh network, and compare."""
-    fresh = backbones.create(RESNET)
-    line = weights.load_weights(fresh, source)
+    fresh = backbone_module.create(RESNET)
+    line = weights_io.load_weights(fresh, source)
     assert "\n" not in line
     assert_same_weights(fresh.network, backbone.network)
     return line
@@ -110,7 +110,11 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path, kind: str, suffix: 
     content, word = NO_WEIGHTS[kind]
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    for read in (weights.guess, weights.load_backbone, lambda p: weights.load_weights(backbones.create(RESNET), p)):
+    for read in (
+        weights_io.guess,
+        weights_io.load_backbone,
+        lambda p: weights_io.load_weights(backbone_module.create(RESNET), p),
+    ):
         with pytest.raises(UserError) as error:
             read(path)
         assert str(path) in str(error.value)
@@ -157,7 +161,7 @@ def test_what_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("name", ["https://example.org/a.pth", "hf-hub:timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"])
 def test_what_is_no_path(name: str) -> None:
     with pytest.raises(UserError, match="no file"):
-        weights.load_weights(backbones.create(RESNET), name)
+        weights_io.load_weights(backbone_module.create(RESNET), name)
 
 
 def test_a_link_to_nothing(tmp_path: Path) -> None:
@@ -169,7 +173,7 @@ def test_a_link_to_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin", ".ckpt"])
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
 def test_the_content_says_what_it_is_and_not_the_suffix(
-    tmp_path: Path, backbone: backbones.Backbone, state: dict[str, torch.Tensor], kind: str, suffix: str
+    tmp_path: Path, backbone: backbone_module.Backbone, state: dict[str, torch.Tensor], kind: str, suffix: str
 ) -> None:
     path = tmp_path / f"weights{suffix}"
     safetensors.torch.save_file(state, path) if kind == "safetensors" else torch.save(state, path)
@@ -179,7 +183,7 @@ def test_the_content_says_what_it_is_and_not_the_suffix(
 class TestFolders:
     @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "checkpoint.pth", "anything.ckpt"])
     def test_one_file_of_weights(
-        self, tmp_path: Path, backbone: backbones.Backbone, state: dict[str, torch.Tensor], name: str
+        self, tmp_path: Path, backbone: backbone_module.Backbone, state: dict[str, torch.Tensor], name: str
     ) -> None:
         (tmp_path / "README.md").write_text("about it")
         save = safetensors.torch.save_file if name.endswith(".safetensors") else torch.save
@@ -187,7 +191,7 @@ class TestFolders:
         taken(tmp_path, backbone)
 
     def test_a_snapshot_of_timm_on_the_hub(
-        self, tmp_path: Path, backbone: backbones.Backbone, state: dict[str, torch.Tensor]
+        self, tmp_path: Path, backbone: backbone_module.Backbone, state: dict[str, torch.Tensor]
     ) -> None:
         folder = tmp_path / "models--timm--test" / "snapshots" / "0123abc"
         folder.mkdir(parents=True)
@@ -196,9 +200,9 @@ class TestFolders:
         config = {"architecture": RESNET, "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}}
         (folder / "config.json").write_text(json.dumps(config))
         for source in (folder, folder.parents[1], folder / "model.safetensors"):
-            assert weights.guess(source) == (RESNET, "imagenet")
-            fresh = backbones.create(RESNET)
-            weights.load_weights(fresh, source)
+            assert weights_io.guess(source) == (RESNET, "imagenet")
+            fresh = backbone_module.create(RESNET)
+            weights_io.load_weights(fresh, source)
             assert_same_weights(fresh.network, backbone.network)
             torch.testing.assert_close(fresh.mean, torch.tensor([0.5, 0.4, 0.3]))
         assert set(weight_files.sources(folder)) == {folder / "model.safetensors", folder / "config.json"}
@@ -208,13 +212,13 @@ class TestFolders:
         safetensors.torch.save_file(state, tmp_path / "model.safetensors")
         written = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2] if usable else [0.2, 0, float("nan")]}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
-        fresh = backbones.create(RESNET)
-        weights.load_weights(fresh, tmp_path)
+        fresh = backbone_module.create(RESNET)
+        weights_io.load_weights(fresh, tmp_path)
         assert bool(fresh.mean[0] == 0.5) == usable
 
     @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
     def test_several_files_that_weights_are_spread_over(
-        self, tmp_path: Path, backbone: backbones.Backbone, state: dict[str, torch.Tensor], suffix: str
+        self, tmp_path: Path, backbone: backbone_module.Backbone, state: dict[str, torch.Tensor], suffix: str
     ) -> None:
         stem = "model" if suffix == "safetensors" else "pytorch_model"
         names = [f"{stem}-0000{i}-of-00003.{suffix}" for i in (1, 2, 3)]
@@ -246,7 +250,7 @@ class TestFolders:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text("x")
         with pytest.raises(UserError, match=below[0].split("/")[-1][:3] if below else "no file") as error:
-            weights.guess(tmp_path)
+            weights_io.guess(tmp_path)
         assert "\n" not in str(error.value)
 
     def test_a_checkpoint_of_several_processes(self, tmp_path: Path) -> None:
@@ -259,10 +263,10 @@ class TestRuns:
     """A run's folder and every file that it wrote."""
 
     @pytest.fixture
-    def folder(self, tmp_path: Path, backbone: backbones.Backbone) -> Path:
+    def folder(self, tmp_path: Path, backbone: backbone_module.Backbone) -> Path:
         folder = tmp_path / "run"
         (folder / "checkpoints").mkdir(parents=True)
-        weights.save_backbone(backbone, folder / "backbone.safetensors", {"size": "32"})
+        weights_io.save_backbone(backbone, folder / "backbone.safetensors", {"size": "32"})
         config = {"backbone": backbone.name, "stem": backbone.stem, "size": 32}
         (folder / "run.json").write_text(json.dumps({"config": config}))
         step = {f"method.backbone.{key}": value for key, value in backbone.state_dict().items()}
@@ -273,21 +277,21 @@ class TestRuns:
         return folder
 
     @pytest.mark.parametrize("file", ["", "run.json", "backbone.safetensors", "checkpoints/last.pt"])
-    def test_it_is_taken(self, folder: Path, backbone: backbones.Backbone, file: str) -> None:
+    def test_it_is_taken(self, folder: Path, backbone: backbone_module.Backbone, file: str) -> None:
         source = folder / file
         assert "with its mean and std" in taken(source, backbone)
-        assert weights.guess(source) == (RESNET, "imagenet")
-        again = weights.load_backbone(source)
+        assert weights_io.guess(source) == (RESNET, "imagenet")
+        again = weights_io.load_backbone(source)
         assert_same_weights(again, backbone)
         assert again.image_size == 32
 
-    def test_a_checkpoint_that_was_moved(self, folder: Path, tmp_path: Path, backbone: backbones.Backbone) -> None:
+    def test_a_checkpoint_that_was_moved(self, folder: Path, tmp_path: Path, backbone: backbone_module.Backbone) -> None:
         moved = (folder / "checkpoints" / "last.pt").rename(tmp_path / "step.pt")
         assert "with its mean and std" in taken(moved, backbone)
         with pytest.raises(UserError, match="which network"):
-            weights.load_backbone(moved)
+            weights_io.load_backbone(moved)
 
-    def test_a_plan(self, folder: Path, tmp_path: Path, backbone: backbones.Backbone) -> None:
+    def test_a_plan(self, folder: Path, tmp_path: Path, backbone: backbone_module.Backbone) -> None:
         stages = {"target": {"folder": "run"}}
         (tmp_path / "plan.json").write_text(json.dumps({"outcome": "target", "stages": stages}))
         taken(tmp_path, backbone)
@@ -327,8 +331,8 @@ class TestRuns:
 
 class TestExport:
     @pytest.fixture
-    def source(self, tmp_path: Path, backbone: backbones.Backbone) -> Path:
-        weights.save_backbone(backbone, tmp_path / "b.safetensors")
+    def source(self, tmp_path: Path, backbone: backbone_module.Backbone) -> Path:
+        weights_io.save_backbone(backbone, tmp_path / "b.safetensors")
         return tmp_path / "b.safetensors"
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -339,7 +343,7 @@ class TestExport:
         assert len({name.read_bytes() for name in names}) == 1
 
     def test_an_existing_file_is_replaced_and_that_is_said(
-        self, source: Path, tmp_path: Path, backbone: backbones.Backbone, capsys: pytest.CaptureFixture[str]
+        self, source: Path, tmp_path: Path, backbone: backbone_module.Backbone, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "x.pth").write_text("old")
         assert main(["export", str(source), "--to", str(tmp_path / "x.pth")]) == 0
@@ -372,7 +376,7 @@ class TestExport:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(weights.os, "fsync", full)
+        monkeypatch.setattr(weights_io.os, "fsync", full)
         assert main(["export", str(source), "--to", str(to)]) == 2
         told = capsys.readouterr().err.strip().splitlines()
         assert len(told) == 1

@@ -16,9 +16,9 @@ import torchvision
 from torch import nn
 
 from selftaught.errors import UserError
-from selftaught.models import backbone as backbones
-from selftaught.models.weights import io as weights
-from selftaught.models.weights import safe_unpickle as inert
+from selftaught.models import backbone as backbone_module
+from selftaught.models.weights import io as weights_io
+from selftaught.models.weights import safe_unpickle
 from tests.networks import RESNET, VIT, assert_same_weights, features, lived_in, normalised, pixels
 
 
@@ -29,10 +29,10 @@ class TestRoundTrip:
     )
     def test_load_gives_back_what_was_saved(self, tmp_path, suffix, name, stem, size):
         mean, std = np.random.default_rng(0).uniform(0.1, 0.9, (2, 3)).tolist()
-        backbone = backbones.create(name, stem=stem, mean=mean, std=std, image_size=size)
+        backbone = backbone_module.create(name, stem=stem, mean=mean, std=std, image_size=size)
         lived_in(backbone.network)
-        weights.save_backbone(backbone, tmp_path / f"b{suffix}")
-        again = weights.load_backbone(tmp_path / f"b{suffix}")
+        weights_io.save_backbone(backbone, tmp_path / f"b{suffix}")
+        again = weights_io.load_backbone(tmp_path / f"b{suffix}")
         assert (again.name, again.stem, again.image_size, again.features) == (
             name,
             stem,
@@ -43,15 +43,15 @@ class TestRoundTrip:
         assert torch.equal(features(again, pixels()), features(backbone, pixels()))
 
     def test_channels_last_weights_survive(self, tmp_path, suffix):
-        backbone = backbones.create(RESNET).to(memory_format=torch.channels_last)
-        weights.save_backbone(backbone, tmp_path / f"b{suffix}")
-        assert_same_weights(weights.load_backbone(tmp_path / f"b{suffix}"), backbone)
+        backbone = backbone_module.create(RESNET).to(memory_format=torch.channels_last)
+        weights_io.save_backbone(backbone, tmp_path / f"b{suffix}")
+        assert_same_weights(weights_io.load_backbone(tmp_path / f"b{suffix}"), backbone)
 
     def test_timm_alone_reads_the_export(self, tmp_path, suffix):
-        backbone = backbones.create("resnet18")
+        backbone = backbone_module.create("resnet18")
         lived_in(backbone.network)
         path = tmp_path / f"b{suffix}"
-        weights.save_backbone(backbone, path)
+        weights_io.save_backbone(backbone, path)
         network = timm.create_model("resnet18", num_classes=0)
         if suffix == ".safetensors":
             network.load_state_dict(safetensors.torch.load_file(path))
@@ -65,18 +65,18 @@ class TestRoundTrip:
         [(RESNET, "imagenet", 48), ("resnet26t", "cifar", 32), (VIT, "imagenet", 64)],
     )
     def test_the_recipe_runs(self, tmp_path, suffix, name, stem, size):
-        backbone = backbones.create(name, stem=stem, image_size=size)
+        backbone = backbone_module.create(name, stem=stem, image_size=size)
         lived_in(backbone.network)
         path = tmp_path / f"b{suffix}"
-        weights.save_backbone(backbone, path)
+        weights_io.save_backbone(backbone, path)
         scope: dict = {}
-        exec(backbones.recipe(backbone, path), scope)
+        exec(backbone_module.recipe(backbone, path), scope)
         side = size or 64
         assert torch.equal(features(scope["network"], pixels(side)), features(backbone.network, pixels(side)))
 
     def test_metadata_is_strings_with_the_extra_beside(self, tmp_path, suffix):
         path = tmp_path / f"b{suffix}"
-        weights.save_backbone(backbones.create(RESNET, image_size=48), path, {"method": "moco-v2"})
+        weights_io.save_backbone(backbone_module.create(RESNET, image_size=48), path, {"method": "moco-v2"})
         if suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata()
@@ -94,54 +94,54 @@ class TestRoundTrip:
 
     def test_a_failing_write_keeps_the_old_file_and_leaves_nothing_else(self, tmp_path, suffix, monkeypatch):
         path = tmp_path / f"b{suffix}"
-        backbone = backbones.create(RESNET)
-        weights.save_backbone(backbone, path)
+        backbone = backbone_module.create(RESNET)
+        weights_io.save_backbone(backbone, path)
         before = path.read_bytes()
 
         def full(*_, **__):
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(weights.os, "fsync", full)
+        monkeypatch.setattr(weights_io.os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
-            weights.save_backbone(backbones.create(RESNET), path)
+            weights_io.save_backbone(backbone_module.create(RESNET), path)
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
 
     def test_loading_leaves_random_numbers_alone(self, tmp_path, suffix):
         path = tmp_path / f"b{suffix}"
-        weights.save_backbone(backbones.create(RESNET), path)
+        weights_io.save_backbone(backbone_module.create(RESNET), path)
         torch.manual_seed(0)
         expected = torch.rand(3)
         torch.manual_seed(0)
-        weights.load_backbone(path)
+        weights_io.load_backbone(path)
         assert torch.equal(torch.rand(3), expected)
 
     def test_init_takes_over_weights_and_statistics(self, tmp_path, suffix):
         path = tmp_path / f"b{suffix}"
-        source = backbones.create(RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+        source = backbone_module.create(RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
         lived_in(source.network)
-        weights.save_backbone(source, path)
-        backbone = backbones.create(RESNET)
-        assert "with its mean and std" in weights.load_weights(backbone, path)
+        weights_io.save_backbone(source, path)
+        backbone = backbone_module.create(RESNET)
+        assert "with its mean and std" in weights_io.load_weights(backbone, path)
         assert_same_weights(backbone, source)
 
     def test_init_from_another_stem_or_network_is_refused(self, tmp_path, suffix):
         path = tmp_path / f"b{suffix}"
-        weights.save_backbone(backbones.create(RESNET, stem="cifar"), path)
+        weights_io.save_backbone(backbone_module.create(RESNET, stem="cifar"), path)
         with pytest.raises(UserError, match="cifar stem"):
-            weights.load_weights(backbones.create(RESNET), path)
+            weights_io.load_weights(backbone_module.create(RESNET), path)
         with pytest.raises(UserError, match=f"weights of {RESNET}, but the backbone is resnet18"):
-            weights.load_weights(backbones.create("resnet18"), path)
+            weights_io.load_weights(backbone_module.create("resnet18"), path)
 
 
 def test_extra_does_not_replace_metadata(tmp_path):
     with pytest.raises(ValueError, match="name"):
-        weights.save_backbone(backbones.create(RESNET), tmp_path / "b.pth", {"name": "other"})
+        weights_io.save_backbone(backbone_module.create(RESNET), tmp_path / "b.pth", {"name": "other"})
 
 
 def test_unknown_suffix(tmp_path):
     with pytest.raises(UserError, match=r"\.safetensors or \.pth"):
-        weights.save_backbone(backbones.create(RESNET), tmp_path / "b.onnx")
+        weights_io.save_backbone(backbone_module.create(RESNET), tmp_path / "b.onnx")
 
 
 def torchvision_resnet18() -> nn.Module:
@@ -173,8 +173,8 @@ class TestForeignFiles:
     """Features after loading equal the original network's exactly, for every layout that is accepted."""
 
     def assert_taken_over(self, path: Path, original: nn.Module, says: str = "", name: str = "resnet18") -> None:
-        backbone = backbones.create(name)
-        line = weights.load_weights(backbone, path)
+        backbone = backbone_module.create(name)
+        line = weights_io.load_weights(backbone, path)
         assert says in line
         assert "\n" not in line
         images = pixels()
@@ -234,8 +234,8 @@ class TestForeignFiles:
         path = written(tmp_path, original.state_dict(), suffix)
         original.reset_classifier(0)
         size = 160
-        backbone = backbones.create(name, image_size=size)
-        assert f"head dropped ({head}.bias, {head}.weight)" in weights.load_weights(backbone, path)
+        backbone = backbone_module.create(name, image_size=size)
+        assert f"head dropped ({head}.bias, {head}.weight)" in weights_io.load_weights(backbone, path)
         images = pixels(size)
         assert torch.equal(features(backbone, images), features(original, normalised(images)))
 
@@ -251,25 +251,25 @@ class TestForeignFiles:
         self.assert_taken_over(path, original)
 
     def test_statistics_are_kept_when_the_file_states_none(self, tmp_path):
-        backbone = backbones.create("resnet18", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-        line = weights.load_weights(backbone, written(tmp_path, torchvision_resnet18().state_dict()))
+        backbone = backbone_module.create("resnet18", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+        line = weights_io.load_weights(backbone, written(tmp_path, torchvision_resnet18().state_dict()))
         assert "mean and std kept" in line
         assert torch.equal(backbone.mean, torch.tensor([0.1, 0.2, 0.3]))
 
     def test_vit_of_another_image_size(self, tmp_path):
         source = timm.create_model(VIT, num_classes=0, img_size=64)
-        backbone = backbones.create(VIT, image_size=96)
-        line = weights.load_weights(backbone, written(tmp_path, source.state_dict()))
+        backbone = backbone_module.create(VIT, image_size=96)
+        line = weights_io.load_weights(backbone, written(tmp_path, source.state_dict()))
         assert "resampled from 4x4 to 6x6" in line
         # As timm itself would do it when it loads pretrained weights.
         expected = timm.models.vision_transformer.checkpoint_filter_fn(source.state_dict(), backbone.network)
         torch.testing.assert_close(backbone.network.pos_embed, expected["pos_embed"])
 
     def test_a_run_folder(self, tmp_path):
-        source = backbones.create(RESNET)
-        weights.save_backbone(source, tmp_path / "run" / "backbone.safetensors")
-        backbone = backbones.create(RESNET)
-        weights.load_weights(backbone, tmp_path / "run")
+        source = backbone_module.create(RESNET)
+        weights_io.save_backbone(source, tmp_path / "run" / "backbone.safetensors")
+        backbone = backbone_module.create(RESNET)
+        weights_io.load_weights(backbone, tmp_path / "run")
         assert_same_weights(backbone, source)
 
 
@@ -279,10 +279,10 @@ class TestRefusals:
         return {key: value for key, value in torchvision_resnet18().state_dict().items() if not key.startswith("fc.")}
 
     def refused(self, tmp_path, content, match: str, name: str = "resnet18", **options) -> None:
-        backbone = backbones.create(name, **options)
+        backbone = backbone_module.create(name, **options)
         before = {key: value.clone() for key, value in backbone.state_dict().items()}
         with pytest.raises(UserError, match=match) as error:
-            weights.load_weights(backbone, written(tmp_path, content))
+            weights_io.load_weights(backbone, written(tmp_path, content))
         assert "\n" not in str(error.value)
         torch.testing.assert_close(before, dict(backbone.state_dict()), rtol=0, atol=0)
 
@@ -306,7 +306,7 @@ class TestRefusals:
         self.refused(tmp_path, timm.create_model(name).state_dict(), rf"looks like {name}\.")
 
     def test_says_that_the_stem_differs(self, tmp_path):
-        content = backbones.create("resnet18", stem="cifar").network.state_dict()
+        content = backbone_module.create("resnet18", stem="cifar").network.state_dict()
         self.refused(tmp_path, content, "looks like resnet18 with the cifar stem")
 
     def test_says_which_vit_it_looks_like(self, tmp_path):
@@ -334,33 +334,33 @@ class TestRefusals:
         path = tmp_path / f"broken{suffix}"
         path.write_bytes(content)
         with pytest.raises(UserError, match="broken"):
-            weights.load_weights(backbones.create(RESNET), path)
+            weights_io.load_weights(backbone_module.create(RESNET), path)
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
     def test_truncated_file(self, tmp_path, suffix):
         path = written(tmp_path, dict(timm.create_model(RESNET).state_dict()), suffix)
         path.write_bytes(path.read_bytes()[:-1000])
         with pytest.raises(UserError, match="weights"):
-            weights.load_weights(backbones.create(RESNET), path)
+            weights_io.load_weights(backbone_module.create(RESNET), path)
 
     def test_missing_file(self, tmp_path):
         with pytest.raises(UserError, match="no file"):
-            weights.load_weights(backbones.create(RESNET), tmp_path / "absent.pth")
+            weights_io.load_weights(backbone_module.create(RESNET), tmp_path / "absent.pth")
         with pytest.raises(UserError, match="no file"):
-            weights.load_backbone(tmp_path)
+            weights_io.load_backbone(tmp_path)
 
     def test_load_wants_a_file_of_ours(self, tmp_path, state):
         with pytest.raises(UserError, match="does not say which network"):
-            weights.load_backbone(written(tmp_path, state))
+            weights_io.load_backbone(written(tmp_path, state))
 
     def test_unusable_statistics(self, tmp_path):
         path = tmp_path / "b.pth"
-        weights.save_backbone(backbones.create(RESNET), path)
+        weights_io.save_backbone(backbone_module.create(RESNET), path)
         content = torch.load(path, weights_only=True)
         content["metadata"]["std"] = "[0.2, 0.0, 0.2]"
         torch.save(content, path)
         with pytest.raises(UserError, match="mean and std"):
-            weights.load_backbone(path)
+            weights_io.load_backbone(path)
 
 
 class TestPickledObjects:
@@ -384,12 +384,12 @@ class TestPickledObjects:
         content = {"hyper_parameters": {"callback": trap, "args": argparse.Namespace(lr=np.float64(0.1))}}
         content |= {"state_dict": state, "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}], "epoch": 3}
         torch.save(content, path, _use_new_zipfile_serialization=modern)
-        backbone = backbones.create("resnet18")
-        line = weights.load_weights(backbone, path)
+        backbone = backbone_module.create("resnet18")
+        line = weights_io.load_weights(backbone, path)
         assert "pickled objects left closed" in line
         assert "exec" in line
         assert torch.equal(features(backbone, pixels()), features(network, normalised(pixels())))
-        assert weights.guess_name(path) == "resnet18"
+        assert weights_io.guess_name(path) == "resnet18"
 
     def test_the_trap_is_a_real_one(self, tmp_path):
         ran = tmp_path / "ran"
@@ -407,19 +407,19 @@ class TestPickledObjects:
         path = tmp_path / "plain.pt"
         path.write_bytes(pickle.dumps(trap, protocol=protocol))
         with pytest.raises(UserError, match=r"plain\.pt"):
-            weights.load_weights(backbones.create(RESNET), path)
+            weights_io.load_weights(backbone_module.create(RESNET), path)
 
     @pytest.mark.parametrize("key", ["state_dict", "model", "teacher"])
     def test_a_trap_in_the_place_of_the_weights(self, tmp_path, trap, key):
         torch.save({key: trap}, tmp_path / "a.pth")
         with pytest.raises(UserError, match=r"no state dict.*stay closed"):
-            weights.load_weights(backbones.create(RESNET), tmp_path / "a.pth")
+            weights_io.load_weights(backbone_module.create(RESNET), tmp_path / "a.pth")
 
     def test_a_trap_as_a_tensor(self, tmp_path, trap):
         _, state = headless()
         torch.save({"state_dict": {**state, "bn1.weight": trap}}, tmp_path / "a.pth")
         with pytest.raises(UserError, match=r"1 missing \(bn1\.weight\)"):
-            weights.load_weights(backbones.create("resnet18"), tmp_path / "a.pth")
+            weights_io.load_weights(backbone_module.create("resnet18"), tmp_path / "a.pth")
 
     def test_what_a_pickle_names_cannot_be_changed(self, tmp_path):
         """Pickles can set attributes of what they name: here of the function that rebuilds tensors."""
@@ -429,11 +429,11 @@ class TestPickledObjects:
         with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "b.pth", "w") as new:
             for name in old.namelist():
                 new.writestr(name, vandal if name.endswith("data.pkl") else old.read(name))
-        content, _ = inert.load(tmp_path / "b.pth")
+        content, _ = safe_unpickle.load(tmp_path / "b.pth")
         assert content.__defaults__ is None  # it was done, to a function that lives as long as this content
         assert torch._utils._rebuild_tensor_v2.__defaults__ == before
         with pytest.raises(UserError, match="no state dict"):
-            weights.load_weights(backbones.create(RESNET), tmp_path / "b.pth")
+            weights_io.load_weights(backbone_module.create(RESNET), tmp_path / "b.pth")
 
     def test_a_view_beyond_its_storage_is_refused(self, tmp_path):
         class Wide:
@@ -442,19 +442,19 @@ class TestPickledObjects:
 
         torch.save({"a": Wide(), "b": argparse.Namespace()}, tmp_path / "a.pth")
         with pytest.raises(UserError, match="broken"):
-            weights.load_weights(backbones.create(RESNET), tmp_path / "a.pth")
+            weights_io.load_weights(backbone_module.create(RESNET), tmp_path / "a.pth")
 
     def test_a_whole_pickled_module_gives_its_tensors(self, tmp_path):
         network, _ = headless()
         torch.save({"model": network, "epoch": 1}, tmp_path / "whole.pt")
-        backbone = backbones.create("resnet18")
-        assert "left closed" in weights.load_weights(backbone, tmp_path / "whole.pt")
+        backbone = backbone_module.create("resnet18")
+        assert "left closed" in weights_io.load_weights(backbone, tmp_path / "whole.pt")
         assert torch.equal(features(backbone, pixels()), features(network, normalised(pixels())))
 
     def test_torchscript_is_code_and_refused(self, tmp_path):
         torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "a.pt")
         with pytest.raises(UserError, match="TorchScript"):
-            weights.load_weights(backbones.create(RESNET), tmp_path / "a.pt")
+            weights_io.load_weights(backbone_module.create(RESNET), tmp_path / "a.pt")
 
 
 class TestPretrainedNames:
@@ -476,32 +476,32 @@ class TestPretrainedNames:
         return fetched
 
     def test_weights_and_statistics_are_taken_over(self, hub):
-        backbone = backbones.create(VIT, image_size=160)
-        line = weights.load_weights(backbone, f"{VIT}.r160_in1k")
+        backbone = backbone_module.create(VIT, image_size=160)
+        line = weights_io.load_weights(backbone, f"{VIT}.r160_in1k")
         assert "with its mean and std" in line
         assert_same_weights(backbone.network, hub[0])
         assert backbone.mean.tolist() == [0.5, 0.5, 0.5]
 
     def test_another_network_is_refused(self, hub):
         with pytest.raises(UserError, match="weights of resnet50"):
-            weights.load_weights(backbones.create("resnet18"), "resnet50.a1_in1k")
+            weights_io.load_weights(backbone_module.create("resnet18"), "resnet50.a1_in1k")
 
     def test_cifar_stem_is_refused(self, hub):
         with pytest.raises(UserError, match="imagenet stem"):
-            weights.load_weights(backbones.create("resnet18", stem="cifar"), "resnet18.a1_in1k")
+            weights_io.load_weights(backbone_module.create("resnet18", stem="cifar"), "resnet18.a1_in1k")
 
     @pytest.mark.parametrize("name", ["resnet18.a9_in1k", "resnet18_a1"])
     def test_unknown_name(self, hub, name):
         with pytest.raises(UserError, match=r"neither a file nor weights.*resnet18\.a1_in1k"):
-            weights.load_weights(backbones.create("resnet18"), name)
+            weights_io.load_weights(backbone_module.create("resnet18"), name)
         assert not hub
 
     def test_no_network_is_said(self, monkeypatch):
-        backbone = backbones.create("resnet18")
+        backbone = backbone_module.create("resnet18")
 
         def offline(*_, **__):
             raise ConnectionError("Name or service not known")
 
         monkeypatch.setattr(timm, "create_model", offline)
         with pytest.raises(UserError, match="needs the network"):
-            weights.load_weights(backbone, "resnet18.a1_in1k")
+            weights_io.load_weights(backbone, "resnet18.a1_in1k")

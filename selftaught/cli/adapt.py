@@ -13,10 +13,9 @@ from selftaught.distributed import process_group, rank
 from selftaught.errors import Stopped, UserError
 from selftaught.loggers.terminal import Progress
 from selftaught.methods import METHODS
-from selftaught.pipeline import execute as adapting
-from selftaught.pipeline import plan
+from selftaught.pipeline import execute, plan
 from selftaught.pipeline.plan import Node, Plan
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 from selftaught.training.threads import take_share
 
 # ---------------------------------------------------------------------------------------------------- adapt
@@ -37,7 +36,7 @@ def adapt(words: list[str]) -> int:
     ):
         conduct = conduct_of(asked, device, share.workers, progress, ["adapt", *words])
         try:
-            folders = adapting.execute_plan(
+            folders = execute.execute_plan(
                 with_defaults(asked_for), out, conduct, shlex.join(["selftaught", "adapt", *words]),
                 progress.of("reading images"), lambda stage: progress.begin(stage.steps),
             )  # fmt: skip
@@ -46,7 +45,7 @@ def adapt(words: list[str]) -> int:
             return 0
         if rank() == 0:
             place = folders[asked_for.leaves[-1].name]  # which plan.json names, unless another plan has begun there since
-            facts = run.read_run(place).facts
+            facts = run_folder.read_run(place).facts
             if "choice" in facts:
                 print(facts["choice"]["text"])
             print(f"the backbone is in {place / 'backbone.safetensors'}{lost_in(place)}")

@@ -14,7 +14,7 @@ from selftaught.cli.evaluate import evaluate
 from selftaught.cli.pretrain import pretrain
 from selftaught.cli.report import report
 from selftaught.config.flag_values import Count, reader
-from selftaught.data import demo_images as patches
+from selftaught.data import demo_images
 from selftaught.errors import UserError
 from selftaught.runs.folder import read_run
 
@@ -39,7 +39,7 @@ def run_demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], in
     share = [] if threads == "auto" else ["--threads", str(threads)]
     images = out / "images"
     if not images.exists():
-        patches.write(images, seed=seed)
+        demo_images.write(images, seed=seed)
     plain, hexa = out / "moco-v2", out / "hexa-moco"
     for folder, hard in ((plain, ()), (hexa, ("--hard", "adversarial", "cutmix"))):
         words = [

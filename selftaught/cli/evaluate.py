@@ -56,7 +56,7 @@ def evaluate(words: list[str]) -> int:
     from selftaught.distributed import process_group, rank
     from selftaught.evaluation.evaluate import evaluate_run
     from selftaught.loggers.terminal import Progress
-    from selftaught.report import console_tables as table
+    from selftaught.report import console_tables
     from selftaught.training.threads import check, take_share
 
     check(asked.threads, asked.workers)
@@ -78,7 +78,7 @@ def evaluate(words: list[str]) -> int:
     if asked.json:
         print(json.dumps(judgement.rows))
     differences = [dataclasses.asdict(d) for d in judgement.results.differences]
-    table.show(table.evaluation(judgement.rows, differences), stderr=True)
+    console_tables.show(console_tables.evaluation(judgement.rows, differences), stderr=True)
     for text in (*judgement.results.notes, judgement.verdict):
         tell(text)
     return 0

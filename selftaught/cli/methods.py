@@ -21,12 +21,12 @@ class Methods:
 def methods(words: list[str]) -> int:
     asked = tyro.cli(Methods, prog="selftaught methods", args=words)
     from selftaught.cli.methods import catalogue
-    from selftaught.report import console_tables as table
+    from selftaught.report import console_tables
 
     if asked.json:
         print(json.dumps(catalogue(), indent=2))
     else:
-        table.show(table.methods(catalogue()))
+        console_tables.show(console_tables.methods(catalogue()))
     return 0
 
 

@@ -41,19 +41,19 @@ class Pack:
 
 def pack(words: list[str]) -> int:
     asked = tyro.cli(Pack, prog="selftaught pack", args=words or ["--help"])
-    from selftaught.data.pack import write as packing
+    from selftaught.data.pack import write
     from selftaught.loggers.terminal import Progress
 
     if asked.verify is not None:
         if asked.images or asked.out is not None:
             raise UserError("--verify looks at a pack that is there: leave out the images and --out")
-        print(packing.verify(asked.verify))
+        print(write.verify(asked.verify))
         return 0
     if not asked.images or asked.out is None:
         raise UserError("name the images and a folder for the pack, as in `selftaught pack photos/ --out photos.pack`")
     require(asked.max_pixels >= 1, "--max-pixels", "1 or more", asked.max_pixels)
     with Progress() as progress:
-        packing.pack(
+        write.pack(
             asked.images, Path(asked.out), Encoding(size=asked.size, format=asked.format, quality=asked.quality),
             labels=asked.labels_from, masks=Path(asked.masks) if asked.masks else None, shard=asked.shard,
             max_pixels=asked.max_pixels, say=progress.say, on_index=progress.of("reading images"),

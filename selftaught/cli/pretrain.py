@@ -15,13 +15,14 @@ from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import broadcast_object, process_group, rank
 from selftaught.errors import Stopped, UserError, require
 from selftaught.loggers.terminal import Progress
-from selftaught.pipeline import execute as adapting
-from selftaught.runs import folder as run
+from selftaught.pipeline import execute
+from selftaught.runs import folder as run_folder
 from selftaught.text import count_text
 from selftaught.training import threads
 from selftaught.training.runtime import Runtime
 from selftaught.training.threads import take_share
-from selftaught.training.trainer import train as carry_out
+from selftaught.training.trainer import train as train_command
+from selftaught.visualize import snapshots
 
 
 def pretrain(words: list[str]) -> int:
@@ -41,12 +42,12 @@ def train(words: list[str]) -> None:
     pixel_range: PixelRange | None = PixelRange()  # measured on the images, but a run goes on with its own
     if known is not None:
         files.refuse_busy(known)
-        if run.is_plan(known):
+        if run_folder.is_plan(known):
             raise UserError(f"{out} holds stages of `selftaught adapt`: go on by the same command, or choose another --out")
-    begun = known is not None and run.has_run(known)
+    begun = known is not None and run_folder.has_run(known)
     if resume and begun:
         assert known is not None
-        before = run.read_run(known)
+        before = run_folder.read_run(known)
         base, pixel_range = before.stage, before.pixel_range
         if flags.chosen(words, "data") is None:
             before.refuse_missing(labels=flags.chosen(words, "labels-from") is None)
@@ -72,16 +73,16 @@ def train(words: list[str]) -> None:
             return indices[-1]
 
         if base is None and asked.init:
-            words = [*adapting.network_flags(words, *adapting.network_of(asked.init)), *words]
+            words = [*execute.network_flags(words, *execute.network_of(asked.init)), *words]
         stage = broadcast_object(flags.stage_from(words, base, device, index_of, progress.say))  # rank 0's choice decides
-        stage = run.resolved(stage)
+        stage = run_folder.resolved(stage)
         if resume and begun and base is not None:
             refuse_other(stage, base, out)
         conduct = conduct_of(asked, device, share.workers, progress, ["pretrain", *typed], resume)
         progress.begin(stage.steps)
         if not (resume and begun):
             progress.say(registry.summary(stage))
-        file = carry_out(stage, Path(asked.out), conduct, indices[-1])
+        file = train_command(stage, Path(asked.out), conduct, indices[-1])
         progress.say(
             f"{registry.method_name(stage)}: {stage.steps} steps done; the backbone is in {file}{lost_in(file.parent)}"
         )
@@ -89,7 +90,7 @@ def train(words: list[str]) -> None:
 
 def lost_in(folder: Path) -> str:
     """What the last line says of images that vanished or broke during training."""
-    lost = run.read_run(folder).facts.get("lost", 0) if rank() == 0 else 0
+    lost = run_folder.read_run(folder).facts.get("lost", 0) if rank() == 0 else 0
     return f"; {count_text(lost, 'image')} vanished or broke meanwhile (run.json names them)" if lost else ""
 
 
@@ -97,10 +98,10 @@ def refuse_other(stage: Stage, base: Stage, out: str | None) -> None:
     """A resumed run has the settings that it was begun with. Its images and their table of labels may lie elsewhere now:
     whether they are the same, the fingerprint tells.
     """
-    table = base.data.labels not in run.LABELS and stage.data.labels not in run.LABELS
+    table = base.data.labels not in run_folder.LABELS and stage.data.labels not in run_folder.LABELS
     labels = stage.data.labels if table else base.data.labels
     base = dataclasses.replace(base, data=dataclasses.replace(base.data, roots=stage.data.roots, labels=labels))
-    if other := flags.differences(run.absolute(stage), run.absolute(base)):
+    if other := flags.differences(run_folder.absolute(stage), run_folder.absolute(base)):
         raise UserError(
             f"{out} was begun with other settings ({', '.join(other)}): leave those flags out to go on with it, or begin a "
             "new run in another --out"
@@ -113,7 +114,7 @@ def read_config(file: Path) -> Any:
     except UserError as error:
         raise UserError(f"--config: {error}") from error
     stage = serialization.from_json(written.get("config", written))
-    return run.with_places(stage, lambda name: run.located(name, written, file.parent))
+    return run_folder.with_places(stage, lambda name: run_folder.located(name, written, file.parent))
 
 
 def check_conduct(asked: Any) -> None:
@@ -130,6 +131,6 @@ def conduct_of(
     return Runtime(
         device=device, workers=workers, threads=None if asked.threads == "auto" else asked.threads,
         on_collapse=asked.on_collapse, save_every=asked.save_every, fsdp=asked.fsdp, resume=resume,
-        show=progress.entry, say=progress.say,
+        draw=snapshots.draw, show=progress.entry, say=progress.say,
         note={"command": shlex.join(["selftaught", *words]), "device": device},
     )  # fmt: skip

@@ -15,8 +15,7 @@ from selftaught.config.flag_values import Count, reader
 from selftaught.distributed import process_group, rank
 from selftaught.errors import Stopped, UserError
 from selftaught.loggers.terminal import Progress, clock
-from selftaught.study import design, figures, runner, tables
-from selftaught.study import report as page
+from selftaught.study import design, figures, report, runner, tables
 from selftaught.study.design import Cell
 from selftaught.training.runtime import Runtime
 from selftaught.training.threads import check, take_share
@@ -57,7 +56,7 @@ def study(words: list[str]) -> int:
     ):
         conduct = Runtime(
             device=device, workers=share.workers, threads=None if asked.threads == "auto" else asked.threads,
-            watched=64, album=False, show=progress.entry, say=progress.say,
+            watched=64, show=progress.entry, say=progress.say,
             note={"command": command, "device": device},
         )  # fmt: skip
         mine = runner.Shard(i, n).of(cells) if i else []
@@ -102,6 +101,6 @@ def gather(study: str, cells: list[Cell], out: Path, command: str, plan: Path) -
     drawn = figures.draw(study, points, out)
     for line in found:
         tell(line)
-    return page.write(
+    return report.write(
         study, points, found, drawn, out, command=command, plan=plan.read_text(), done=done, total=len(cells)
     )  # fmt: skip

@@ -11,7 +11,7 @@ from selftaught.config import precision
 from selftaught.config.recipes import find_recipe
 from selftaught.data.index.build import Index
 from selftaught.method import Method, Setting
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.optim import LARS, SGD, AdamW, Optimizer
 from selftaught.views.spec import Views
 
@@ -74,7 +74,7 @@ def config_for(method: type[Method], setting: Setting, classes: int) -> Method.C
 @lru_cache
 def features_of(backbone: str) -> int:
     with torch.device("meta"):
-        return backbones.create(backbone).features
+        return backbone_module.create(backbone).features
 
 
 def faster_in_bf16(backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 
 from selftaught.data.io.cache_folder import default_cache
 from selftaught.files import locked, write_json
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 
 BF16 = ("amx_bf16", "avx512_bf16")  # what Linux calls the instructions that multiply and add in bfloat16 on x86
 X86 = ("x86_64", "amd64", "i386", "i686")
@@ -36,7 +36,7 @@ def choose(backbone: str, stem: Stem, size: int, device: str) -> Choice:
 @lru_cache
 def choose_on_cpu(backbone: str, stem: Stem, size: int) -> Choice:
     with torch.device("meta"):
-        network = backbones.create(backbone, stem=stem, image_size=size)
+        network = backbone_module.create(backbone, stem=stem, image_size=size)
     cpuinfo = cpu_description()
     choice = by_features(cpu_flags(cpuinfo), platform.machine(), torch.backends.mkldnn.is_available(), grouping(network))
     if choice is not None:
@@ -120,7 +120,7 @@ def contents(file: Path) -> dict[str, bool]:
 
 def is_faster(backbone: str, stem: Stem, size: int) -> bool:
     """Whether bf16 is at least a tenth faster than fp32 in a few steps of this very network."""
-    network = backbones.create(backbone, stem=stem, image_size=size).to(memory_format=torch.channels_last)
+    network = backbone_module.create(backbone, stem=stem, image_size=size).to(memory_format=torch.channels_last)
     images = torch.rand(16, 3, size, size).to(memory_format=torch.channels_last)
 
     def seconds(bf16: bool) -> float:

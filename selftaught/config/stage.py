@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from selftaught.data.index import build as data_index
+from selftaught.data.index import build
 from selftaught.data.index.build import Index
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.pixel_range import PixelRange
@@ -37,7 +37,7 @@ class Data:
         pixel_range: PixelRange | None = PixelRange(),
     ) -> Index:  # fmt: skip
         """`pixel_range`: as for `build_index`."""
-        index = data_index.build_index(
+        index = build.build_index(
             self.roots, labels=self.labels, holdout=self.holdout, seed=seed, on_progress=on_progress,
             max_pixels=self.max_pixels, pixel_range=pixel_range,
         )  # fmt: skip

@@ -24,7 +24,7 @@ from torch import Tensor
 from selftaught.data import color_profile, high_depth, tiff
 from selftaught.data.io.integrity import MAX_PIXELS, Unreadable, damage
 from selftaught.data.io.parallel import LARGE, MemoryBudget
-from selftaught.data.parquet.row_cache import read
+from selftaught.data.io.source import read_bytes
 from selftaught.data.pixel_range import EIGHT_BITS, PixelRange
 
 try:
@@ -260,7 +260,7 @@ def decode(path: Path | str, pixel_range: PixelRange | None = None) -> Image.Ima
     transparency is laid on white. Without a range, see `PixelRange`. Raises `Unreadable` with the reason: not an image,
     empty, truncated, ...
     """
-    with _loaded(read(path)) as loaded:
+    with _loaded(read_bytes(path)) as loaded:
         return _upright(loaded, pixel_range)
 
 
@@ -280,7 +280,7 @@ def measure(path: Path | str, max_pixels: int = MAX_PIXELS) -> Measured:
 
     The usual JPEG is decoded at 1/8: all its bits are read, which is what finds damage, and most arithmetic is spared.
     """
-    data = read(path)
+    data = read_bytes(path)
     if quick := _plain_jpeg(data, 1, max_pixels=max_pixels):
         header = quick[1]
         return Measured(header.height, header.width, pages=_pages(header, data))
@@ -328,7 +328,7 @@ def shrunk(path: Path | str, side: int | None, pixel_range: PixelRange | None = 
     A JPEG is decoded at a fraction where that leaves twice the side or more; the rest is done by Lanczos' filter.
     """
     at_least = 2 * side if side else None
-    with _loaded(read(path), at_least) as loaded:
+    with _loaded(read_bytes(path), at_least) as loaded:
         stored = loaded.image
         image, plain = _upright(loaded, pixel_range, at_least), stored.mode in ("RGB", "L") and not loaded.kind
         plain = plain and "transparency" not in stored.info and _orientation(stored) == 1
@@ -341,7 +341,7 @@ def shrunk(path: Path | str, side: int | None, pixel_range: PixelRange | None = 
 
 def as_stored(path: Path | str) -> Image.Image:
     """The values of a file as they stand, for a mask, where they name classes. Raises `Unreadable`."""
-    with _loaded(read(path)) as loaded:
+    with _loaded(read_bytes(path)) as loaded:
         return loaded.image
 
 
@@ -352,7 +352,7 @@ def pixels(path: Path | str, at_least: int, pixel_range: PixelRange | None = Non
     short side of `at_least` or more: half the time for 500x375 to 96 px, at a mean difference of 1.2 grey levels. Of other
     very large images (see `machine.LARGE`) squares of pixels are averaged likewise.
     """
-    data = read(path)
+    data = read_bytes(path)
     if quick := _plain_jpeg(data, at_least, pixel_range is not None):
         return quick[0]
     with _loaded(data, at_least) as loaded:

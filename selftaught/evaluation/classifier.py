@@ -17,7 +17,7 @@ from selftaught.features.extract import extract
 from selftaught.features.protocol import Features, Protocol, Scores
 from selftaught.loggers.terminal import Progress
 from selftaught.models import heads
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def classifiers(learnt: Path, names: Iterable[str], index: Index, progress: Prog
                 raise UserError(f"{name} is a backbone alone: give the folder of a run of supervised or distillation")
             progress.say(f"{name} has no classifier of its own: left out there")
             continue
-        found[name] = heads.classifier(run.resolve_run(Path(name)))
+        found[name] = heads.classifier(run_folder.resolve_run(Path(name)))
         heads.refuse_other(name, found[name].classes, index.classes)
     return found
 

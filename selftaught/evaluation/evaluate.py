@@ -32,7 +32,7 @@ from selftaught.features.protocol import Features, Protocol
 from selftaught.loggers.terminal import Progress
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import weight_files
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 
 PROTOCOLS: tuple[Protocol, ...] = (KNN(), Linear())
 LABELS = ("5", "20", "all")
@@ -75,7 +75,7 @@ def evaluate_run(
     """
     progress = progress or Progress(show=False)
     learnt = weight_files.folder_of(Path(learnt))
-    own = run.read_run(learnt) if run.is_run(learnt) else None
+    own = run_folder.read_run(learnt) if run_folder.is_run(learnt) else None
     if own and own.doubt:
         progress.say(f"{learnt}: {own.doubt}")
     compared = backbones_of(learnt, own, against, progress)
@@ -172,7 +172,7 @@ def evaluate_run(
 
 
 def labelled(
-    own: run.Run | None, roots: list[str], labels_from: str, max_pixels: int | None, seed: int,
+    own: run_folder.Run | None, roots: list[str], labels_from: str, max_pixels: int | None, seed: int,
     pixel_range: PixelRange | None, progress: Progress,
 ) -> Index:  # fmt: skip
     """The labelled images, split as they were for training: what was held out then is held out now."""
@@ -198,12 +198,14 @@ def labelled(
     return index
 
 
-def backbones_of(learnt: Path, own: run.Run | None, against: Sequence[str], progress: Progress) -> dict[str, Backbone]:
+def backbones_of(
+    learnt: Path, own: run_folder.Run | None, against: Sequence[str], progress: Progress
+) -> dict[str, Backbone]:
     """What is judged, first, and what it is compared with."""
-    found = {str(learnt): run.open_backbone(learnt)}
+    found = {str(learnt): run_folder.open_backbone(learnt)}
     for name in against:
         if name == "random":
-            found[name] = own.random() if own else run.random_like(found[str(learnt)], seed=0)
+            found[name] = own.random() if own else run_folder.random_like(found[str(learnt)], seed=0)
         elif name == "init":
             try:
                 start = own.start() if own else None
@@ -217,7 +219,7 @@ def backbones_of(learnt: Path, own: run.Run | None, against: Sequence[str], prog
             elif tuple(against) != AGAINST:  # then somebody asked for it by name
                 progress.say("there were no starting weights: 'init' is left out (it began from random ones)")
         else:
-            found[str(Path(name))] = run.open_backbone(Path(name))
+            found[str(Path(name))] = run_folder.open_backbone(Path(name))
     return found
 
 
@@ -239,7 +241,7 @@ def keep(
     """Add a judgement to a run's evaluation.json, which two parts of a study may do at once. One that is damaged is moved
     aside. Raises FileError where it cannot be written.
     """
-    file = folder / run.EVALUATIONS
+    file = folder / run_folder.EVALUATIONS
     now = {
         "data": roots,
         "fingerprint": index.fingerprint,
@@ -250,7 +252,7 @@ def keep(
     }
     with files.locked(file.with_suffix(".lock"), say=say):
         try:
-            earlier = run.evaluations(folder)
+            earlier = run_folder.evaluations(folder)
         except FileError:
             earlier, aside = [], file.with_name(f"{file.name}.damaged")
             with files.writing(aside):

@@ -12,7 +12,7 @@ from selftaught import files
 from selftaught.distributed import rank
 from selftaught.errors import UserError
 from selftaught.models.layers import mlp
-from selftaught.models.weights import io as weights
+from selftaught.models.weights import io as weights_io
 from selftaught.models.weights.matching import check_values
 
 FILE = "head.safetensors"
@@ -38,10 +38,10 @@ def save_head(head: nn.Sequential, classes: tuple[str, ...], several: bool, file
         "classes": json.dumps(classes),
         "several": json.dumps(several),
     }
-    state = weights.portable(head.state_dict())
+    state = weights_io.portable(head.state_dict())
     if rank() != 0:
         return file
-    return files.atomic(file, lambda draft: draft.write_bytes(weights.serialise(state, metadata)))
+    return files.atomic(file, lambda draft: draft.write_bytes(weights_io.serialise(state, metadata)))
 
 
 def load_head(run: str | Path) -> Trained:
@@ -65,7 +65,7 @@ def load_head(run: str | Path) -> Trained:
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} is no readable head ({' '.join(str(error).split())}): train {run} again") from error
     check_values(state, str(file), fresh)
-    return Trained(nn.Sequential(weights.load_backbone(folder / "backbone.safetensors"), head), tuple(classes), several)
+    return Trained(nn.Sequential(weights_io.load_backbone(folder / "backbone.safetensors"), head), tuple(classes), several)
 
 
 def classifier(run: str | Path) -> Trained:

@@ -19,11 +19,11 @@ from selftaught.data.index.build import Index
 from selftaught.distributed import broadcast_object, rank, wait_for_rank0
 from selftaught.errors import UserError
 from selftaught.models import heads
-from selftaught.models.weights import io as weights
+from selftaught.models.weights import io as weights_io
 from selftaught.pipeline.fingerprint import identify, origin
 from selftaught.pipeline.plan import Node, Plan
 from selftaught.pipeline.publish import publish_outcome
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 from selftaught.training.runtime import Runtime
 from selftaught.training.session import check
 from selftaught.training.trainer import train
@@ -71,10 +71,15 @@ def resolve_stage(
         words = [*network_flags(node.words, before.stage.backbone, before.stage.stem), *words]
         words += ["--init", str(before.folder(out))]
     elif node.init is not None:
-        words = [*network_flags(node.words, *network_of(node.init)), *words, "--init", str(run.resolve_run(Path(node.init)))]
+        words = [
+            *network_flags(node.words, *network_of(node.init)),
+            *words,
+            "--init",
+            str(run_folder.resolve_run(Path(node.init))),
+        ]
     if flags.chosen(words, "data") is None:
         raise UserError("it has no images: give it data")
-    stage = run.resolved(broadcast_object(flags.stage_from(words, None, device, index_of, say)))
+    stage = run_folder.resolved(broadcast_object(flags.stage_from(words, None, device, index_of, say)))
     root = before.root if before else stage.init
     if before and root is not None and stage.keep == "best":
         stage = replace(stage, base=root)  # a stage in between may have made them worse
@@ -86,11 +91,11 @@ def resolve_stage(
         if before
         else broadcast_object(origin(stage.init, head=stage.method.earlier(stage.init) is not None))
     )
-    taught = teacher.identity if teacher else broadcast_object(origin(run.teacher_of(stage), head=True))
+    taught = teacher.identity if teacher else broadcast_object(origin(run_folder.teacher_of(stage), head=True))
     precise = flags.chosen(node.words, "precision") not in (None, "auto")
     # An older version knew contents by their sizes: what it began is gone on with.
     identity, older = (identify(stage, data, start, taught, precise) for data in (index.fingerprint, index.listing))
-    if broadcast_object(run.has_run(out / "stages" / older) and not run.has_run(out / "stages" / identity)):
+    if broadcast_object(run_folder.has_run(out / "stages" / older) and not run_folder.has_run(out / "stages" / identity)):
         identity = older
     return ResolvedStage(node, as_begun(stage, out / "stages" / identity), identity, root, classes)
 
@@ -105,7 +110,7 @@ def network_of(init: str) -> tuple[str | None, str | None]:
     """The backbone and the stem that weights are of, where they say so."""
     path = Path(init)
     if path.exists():
-        return weights.guess(path) or (None, None)
+        return weights_io.guess(path) or (None, None)
     return (init.partition(".")[0], "imagenet") if timm.is_model(init) else (None, None)
 
 
@@ -139,7 +144,7 @@ def classes_of(stage: Stage, index: Index, before: ResolvedStage | None, teacher
 
 def as_begun(stage: Stage, folder: Path) -> Stage:
     """The stage in the precision that it was begun with, if it was."""
-    return replace(stage, precision=run.read_run(folder).stage.precision) if run.has_run(folder) else stage
+    return replace(stage, precision=run_folder.read_run(folder).stage.precision) if run_folder.has_run(folder) else stage
 
 
 def execute_stage(settled: ResolvedStage, out: Path, conduct: Runtime, index: Index | None = None) -> Path:
@@ -151,8 +156,8 @@ def execute_stage(settled: ResolvedStage, out: Path, conduct: Runtime, index: In
     )  # fmt: skip
     with alone if rank() == 0 else nullcontext():
         wait_for_rank0()
-        begun = broadcast_object(run.has_run(folder))  # asked once: rank 0 will have begun before the last one looks
-        if begun and broadcast_object(run.read_run(folder).facts["finished"]):
+        begun = broadcast_object(run_folder.has_run(folder))  # asked once: rank 0 will have begun before the last one looks
+        if begun and broadcast_object(run_folder.read_run(folder).facts["finished"]):
             conduct.say(f"{name}: done already, in {folder}")
             return folder
         conduct = replace(conduct, resume=True) if begun else conduct
@@ -180,7 +185,7 @@ def execute_plan(
             conduct.say("\n".join([", ".join(data.roots), known[data, seed].describe()]))
         return known[data, seed]
 
-    if broadcast_object(run.holds_own(out)):
+    if broadcast_object(run_folder.holds_own(out)):
         raise UserError(f"{out} holds a run of its own: choose another --out for stages")
     stages = resolve_plan(
         plan, out, conduct.device, index_of, cache(conduct.say)
@@ -200,12 +205,12 @@ def note(out: Path, plan: Plan, stages: dict[str, ResolvedStage], command: str) 
     last = plan.leaves[-1]
     root = next((n for n in plan.ancestors(last.name) if n.after is None), last)
     files.write_json(
-        out / run.PLAN,
+        out / run_folder.PLAN,
         {
             "command": command,
             "base": root.init,
             "outcome": last.name,
-            **run.whereabouts(out, *(node.init for node in plan.nodes if node.init)),
+            **run_folder.whereabouts(out, *(node.init for node in plan.nodes if node.init)),
             "stages": {
                 name: {
                     "folder": f"stages/{s.identity}",

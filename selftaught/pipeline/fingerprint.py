@@ -11,7 +11,7 @@ from selftaught.config.stage import Stage
 from selftaught.errors import UserError
 from selftaught.models import heads
 from selftaught.models.weights import weight_files
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 
 
 def origin(init: str | None, head: bool = False) -> str:
@@ -20,7 +20,7 @@ def origin(init: str | None, head: bool = False) -> str:
     """
     if init is None:
         return "random"
-    path = run.resolve_run(Path(init))
+    path = run_folder.resolve_run(Path(init))
     if not path.exists():
         if not timm.is_model(init):
             raise UserError(f"--init {init} is neither a run nor a file, and timm knows no weights of this name")
@@ -44,7 +44,7 @@ def identify(stage: Stage, fingerprint: str, start: str, teacher: str, precise: 
     written["data"].pop("max_pixels")  # as the fingerprint says
     written["init"] = start
     written["base"] = stage.base is not None  # which one, the ancestors' hash says
-    if run.teacher_of(stage):
+    if run_folder.teacher_of(stage):
         written["method"] = {**written["method"], "teacher": teacher}
     if not stage.compile:
         written.pop("compile")  # stages that were trained before there was a choice keep their names

@@ -5,22 +5,22 @@ from typing import Any
 
 from selftaught.config import registry
 from selftaught.errors import UserError
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 
 
 def lineage(folder: Path) -> list[dict[str, Any]]:
     """What led to a run, or every stage of a plan: facts of each, the first one first."""
-    if run.is_plan(folder):
-        written = run.read_plan(folder)
+    if run_folder.is_plan(folder):
+        written = run_folder.read_plan(folder)
         places = {name: folder / s["folder"] for name, s in written["stages"].items()}
-        places[written["outcome"]] = run.resolve_run(folder)
+        places[written["outcome"]] = run_folder.resolve_run(folder)
         known = {name: (places[name], s["after"] or s["init"] or "random weights") for name, s in written["stages"].items()}
         return [described(name, begun, place) for name, (place, begun) in known.items()]
     rows: list[dict[str, Any]] = []
     place: Path | None = folder
     while place is not None:
-        stage = run.read_run(place).stage
-        before = run.resolve_run(Path(stage.init)) if stage.init else None
+        stage = run_folder.read_run(place).stage
+        before = run_folder.resolve_run(Path(stage.init)) if stage.init else None
         before = before if before and (before / "run.json").is_file() else None
         rows.insert(0, described(place.name, before.name if before else stage.init or "random weights", place))
         place = before
@@ -31,13 +31,13 @@ def described(name: str, begun: str, place: Path) -> dict[str, Any]:
     """A stage as facts, and `said`: the same in lines."""
     if not (place / "run.json").is_file():
         return {"stage": name, "from": begun, "folder": str(place), "outcome": "not begun", "said": []}
-    found = run.read_run(place)
+    found = run_folder.read_run(place)
     stage, chosen = found.stage, found.facts.get("choice")
     try:
-        judged, trouble = run.evaluations(place), []
+        judged, trouble = run_folder.evaluations(place), []
     except UserError as error:
         judged, trouble = [], [str(error)]
-    teacher = run.teacher_of(stage)
+    teacher = run_folder.teacher_of(stage)
     method = " + ".join([registry.method_name(stage), *map(registry.hard_name, stage.hard)])
     data = f"{', '.join(stage.data.roots)} ({found.facts['data']['train']:,} images)"
     said = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from selftaught import files
 from selftaught.models import heads
-from selftaught.runs import folder as run
+from selftaught.runs import folder as run_folder
 
 FILES = ("backbone.safetensors", heads.FILE)
 
@@ -17,7 +17,11 @@ def publish_outcome(out: Path, stage: Path, say: Callable[[str], None] = lambda 
 
     What lies there of another outcome is replaced. Commands go on looking into the stage's folder, as long as it is there.
     """
-    facts = {**run.read_run(stage).facts, "folder": os.path.realpath(out), run.COPY: stage.relative_to(out).as_posix()}
+    facts = {
+        **run_folder.read_run(stage).facts,
+        "folder": os.path.realpath(out),
+        run_folder.COPY: stage.relative_to(out).as_posix(),
+    }
     with files.locked(out / "outcome.lock", say=say):
         for name in FILES:
             if (stage / name).is_file():

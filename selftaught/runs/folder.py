@@ -20,9 +20,9 @@ from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
 from selftaught.methods.distillation.logits import Distillation
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
-from selftaught.models.weights import io as weights
+from selftaught.models.weights import io as weights_io
 from selftaught.models.weights import weight_files
 from selftaught.seeding import key
 
@@ -51,7 +51,7 @@ class Run:
         if file.is_dir():
             raise read_error(file, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
         try:
-            return weights.load_backbone(file)
+            return weights_io.load_backbone(file)
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}; --out {self.folder} --resume writes it anew") from error
 
@@ -103,14 +103,14 @@ class Run:
         if init is None:
             return None
         backbone = self.random()
-        weights.load_weights(backbone, resolve_run(Path(init)))
+        weights_io.load_weights(backbone, resolve_run(Path(init)))
         return backbone
 
 
 def random_like(learnt: Backbone, seed: int) -> Backbone:
     """The same network with the random weights that a stage of this seed begins from."""
     torch.manual_seed(key(seed, "weights"))
-    backbone = backbones.create(
+    backbone = backbone_module.create(
         learnt.name,
         stem=learnt.stem,
         mean=learnt.mean.tolist(),
@@ -125,7 +125,7 @@ def open_backbone(path: Path) -> Backbone:
     """From a run's folder, or from a file that `export` or `pretrain` wrote."""
     if not path.exists():
         raise UserError(f"there is no {path}: give a run's folder, or a file that export wrote")
-    return read_run(path).backbone() if is_run(path) else weights.load_backbone(path)
+    return read_run(path).backbone() if is_run(path) else weights_io.load_backbone(path)
 
 
 def is_run(path: Path) -> bool:

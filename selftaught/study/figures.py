@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from selftaught import files
 from selftaught.errors import UserError
 from selftaught.study.tables import Rows, budget, labelled
 
@@ -70,11 +71,11 @@ def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
             names |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = min(len(names), 3 * len(bases))
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    files = [name.with_name(name.name + suffix) for suffix in (".png", ".svg")]
-    for file in files:
-        files.atomic(file, lambda draft: figure.savefig(draft, dpi=130))
+    pictures = [name.with_name(name.name + suffix) for suffix in (".png", ".svg")]
+    for picture in pictures:
+        files.atomic(picture, lambda draft: figure.savefig(draft, dpi=130))
     pyplot.close(figure)
-    return files
+    return pictures
 
 
 def style(variant: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from selftaught.features.knn import KNN
 from selftaught.features.linear import Linear
 from selftaught.features.protocol import Protocol
 from selftaught.loggers.terminal import Progress
-from selftaught.pipeline import execute as adapting
+from selftaught.pipeline import execute
 from selftaught.pipeline.plan import Plan
 from selftaught.study.design import Cell
 from selftaught.training.runtime import Runtime
@@ -59,13 +59,13 @@ def carry_out(
         told(number, cell)
         if is_done(cell, out, index_of, progress.say):
             continue
-        stages = adapting.resolve_plan(Plan(nodes=cell.nodes), out, conduct.device, index_of)
+        stages = execute.resolve_plan(Plan(nodes=cell.nodes), out, conduct.device, index_of)
         outcome, folder = "done", out
         for settled in stages.values():
             progress.begin(settled.stage.steps)
             data = known[settled.stage.data, settled.stage.seed]
             try:
-                folder = adapting.execute_stage(settled, out, conduct, data)
+                folder = execute.execute_stage(settled, out, conduct, data)
             except (Collapsed, Diverged) as error:  # a result, too: the same command would come to it again
                 folder, outcome = settled.folder(out), outcome_of(error)
                 progress.say(str(error))
@@ -138,7 +138,7 @@ def check(
         kinds.setdefault((cell.target, cell.base, cell.variant), cell)
     for (target, base, _), cell in kinds.items():
         try:
-            *_, last = adapting.resolve_plan(Plan(nodes=cell.nodes), out, device, index_of, say).values()
+            *_, last = execute.resolve_plan(Plan(nodes=cell.nodes), out, device, index_of, say).values()
         except UserError as error:
             raise UserError(f"{target} from {base}: {error}") from error
         if cell.labels_from == "auto" and index_of(last.stage.data, last.stage.seed).labels is None:

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from selftaught.training.session import Session
 
 WATCHED = 256  # held-back images whose features are followed
 
@@ -18,7 +21,7 @@ class Runtime:
     save_every: float = 120.0  # seconds between checkpoints
     fsdp: bool = False  # each process holds its share of weights, gradients and the optimizer's memory
     watched: int = WATCHED  # images whose features are followed; with labels, four times as many vote on them
-    album: bool = True  # pictures at the end
+    draw: Callable[[Session, Path | None], None] | None = None  # pictures at the end, into a folder
     resume: bool = False
     show: Callable[[dict[str, Any]], None] = lambda entry: None  # each journal entry, as it is made
     say: Callable[[str], None] = lambda text: None  # what a person should know

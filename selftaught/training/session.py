@@ -19,10 +19,10 @@ from selftaught.devices import to_device
 from selftaught.distributed import all_reduce_sum, rank, world_size
 from selftaught.errors import UserError
 from selftaught.method import NOISE, Batch, Method
-from selftaught.models import backbone as backbones
+from selftaught.models import backbone as backbone_module
 from selftaught.models import heads
 from selftaught.models.backbone import Backbone
-from selftaught.models.weights import io as weights
+from selftaught.models.weights import io as weights_io
 from selftaught.seeding import key
 from selftaught.training.compile import compile_backbones
 from selftaught.training.prefetch import idle
@@ -131,8 +131,8 @@ def check(stage: Stage, index: Index) -> None:
         )
     if stage.trainable not in ("all", "norm", "none"):
         with torch.device("meta"):
-            network = backbones.create(stage.backbone, stem=stage.stem, image_size=stage.size)
-            backbones.set_trainable(network, stage.trainable)
+            network = backbone_module.create(stage.backbone, stem=stage.stem, image_size=stage.size)
+            backbone_module.set_trainable(network, stage.trainable)
 
 
 def build_session(
@@ -155,15 +155,15 @@ def build_session(
     )  # fmt: skip
     torch.manual_seed(key(stage.seed, "weights"))
     mean, std = statistics(images, index.train)
-    backbone = backbones.create(stage.backbone, stem=stage.stem, mean=mean, std=std, image_size=stage.size)
+    backbone = backbone_module.create(stage.backbone, stem=stage.stem, mean=mean, std=std, image_size=stage.size)
     backbone.pixel_range = index.pixel_range
     augment = Augment(stage.views, stage.size)
     if stage.views.small:
-        backbones.check_patches(backbone.network, stage.backbone, augment.small_size)
+        backbone_module.check_patches(backbone.network, stage.backbone, augment.small_size)
     if stage.init:
-        say(weights.load_weights(backbone, stage.init, own_statistics=stage.statistics == "weights"))
+        say(weights_io.load_weights(backbone, stage.init, own_statistics=stage.statistics == "weights"))
     torch.manual_seed(key(stage.seed, "head"))
-    backbones.set_trainable(backbone, stage.trainable)  # before the method copies it for a teacher
+    backbone_module.set_trainable(backbone, stage.trainable)  # before the method copies it for a teacher
     made = method(stage.method, backbone, len(positions), *([earlier.network] if earlier else []))
     step = Step(made, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)

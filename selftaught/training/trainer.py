@@ -38,13 +38,10 @@ from selftaught.loggers.jsonl import Journal
 from selftaught.models import heads
 from selftaught.models.backbone import Backbone
 from selftaught.models.batch_norm import running_statistics
-from selftaught.models.weights import io as weights
-from selftaught.runs import folder as run
+from selftaught.models.weights import io as weights_io
+from selftaught.runs import folder as run_folder
 from selftaught.text import count_text, list_reasons
-from selftaught.training import checkpoint
-from selftaught.training import collapse as watch
-from selftaught.training import fsdp as sharding
-from selftaught.training import selection as choice
+from selftaught.training import checkpoint, collapse, fsdp, selection
 from selftaught.training.fsdp import shard
 from selftaught.training.loop import Loop, Report, fit
 from selftaught.training.monitor import sample
@@ -53,7 +50,6 @@ from selftaught.training.selection import Candidate
 from selftaught.training.session import Session, build_session
 from selftaught.training.signals import signals
 from selftaught.training.threads import WaitDetector, threads_of_run, use_threads
-from selftaught.visualize import snapshots as pictures
 
 CHECKPOINTS = ("last.pt", "best.pt")  # what a run goes on with: the first of them that is whole
 
@@ -101,14 +97,14 @@ class Trainer:
         self.bank, self.voted, self.watched = sample(trainee.index, conduct.watched)
         labels = trainee.index.labels
         judged = labels is not None and not trainee.stage.init and len(self.voted) > 0
-        self.guard = watch.CollapseDetector(
+        self.guard = collapse.CollapseDetector(
             voters=effective_count(labels[self.voted]) if labels is not None and judged else 0
         )
         self.candidates: list[Candidate] = []
-        scored = choice.sample(trainee.index) if trainee.stage.keep == "best" else self.bank
+        scored = selection.sample(trainee.index) if trainee.stage.keep == "best" else self.bank
         again = [local_share(positions) for positions in (self.bank, self.voted, self.watched, scored)]
         trainee.images.keep(torch.cat(again).unique())
-        self.stops = choice.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
+        self.stops = selection.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
         self.clock = self.saved = time.perf_counter()
         self.images = 0
         self.waits = WaitDetector(torch.get_num_threads() if self.first and trainee.device.type == "cpu" else 1)
@@ -120,7 +116,7 @@ class Trainer:
             self.restore(files)
             if self.guard.collapsed and self.conduct.on_collapse == "stop":
                 # it would only collapse again, or end as though done
-                raise Collapsed(run.read_run(self.out).facts.get("reason") or "the features collapsed")
+                raise Collapsed(run_folder.read_run(self.out).facts.get("reason") or "the features collapsed")
         if self.first:
             self.write_run("running")
             self.journal = Journal(self.out / "journal.jsonl", after=self.step)
@@ -155,7 +151,7 @@ class Trainer:
     def take(self, file: Path) -> None:
         """Be where a checkpoint was written."""
         state = checkpoint.load_checkpoint(file, self.trainee.device)
-        sharding.restore(self.trainee.step, self.optimizer, state, file.parent)
+        fsdp.restore(self.trainee.step, self.optimizer, state, file.parent)
         self.guard.load_state_dict(state["guard"])
         self.step, self.skipped, self.seconds = state["next"], state["skipped"], state["seconds"]
         self.best, self.looked = state["best"], state["looked"]
@@ -163,7 +159,7 @@ class Trainer:
 
     def refuse_other_data(self) -> None:
         """A resumed run goes on with the images that it began with: its order and memories count them."""
-        was, index = run.read_run(self.out).facts["data"]["fingerprint"], self.trainee.index
+        was, index = run_folder.read_run(self.out).facts["data"]["fingerprint"], self.trainee.index
         if was not in (index.fingerprint, index.listing):
             raise UserError(
                 f"the images have changed since {self.out} was begun: bring the old ones back to go on with it, or begin a "
@@ -242,9 +238,9 @@ class Trainer:
         t = self.trainee
         if self.step == 0 and t.stage.base is not None:
             with torch.random.fork_rng(devices=[]):
-                base = run.random_like(t.backbone, 0)
-            weights.load_weights(base, t.stage.base, own_statistics=False)
-            self.compete(base.to(t.device).to(memory_format=torch.channels_last), choice.BASE)
+                base = run_folder.random_like(t.backbone, 0)
+            weights_io.load_weights(base, t.stage.base, own_statistics=False)
+            self.compete(base.to(t.device).to(memory_format=torch.channels_last), selection.BASE)
         self.compete(t.backbone, self.step)
         spent = time.perf_counter() - began
         self.seconds += spent
@@ -253,18 +249,18 @@ class Trainer:
     def compete(self, backbone: Backbone, step: int) -> None:
         """Score weights, and keep them beside the run."""
         t = self.trainee
-        positions = choice.sample(t.index)
+        positions = selection.sample(t.index)
         vectors, closer = (self.features(positions, share, backbone) for share in (1.0, 0.7))
         if not self.finite([backbone.state_dict(), vectors, closer]):
             return
         scores = statistics.measure(vectors, closer)
         if t.index.labels is not None:
-            scores |= choice.label_scores(vectors, t.index.labels[positions])
-        name = "base" if step == choice.BASE else f"step-{step}"
+            scores |= selection.label_scores(vectors, t.index.labels[positions])
+        name = "base" if step == selection.BASE else f"step-{step}"
         file = f"checkpoints/{name}.safetensors"
         self.write(backbone, self.out / file, self.out / f"checkpoints/{name}-{heads.FILE}" if step > 0 else None)
         self.candidates.append(Candidate(step=step, file=file, scores=scores))
-        self.conduct.say(f"{name}: {choice.said(self.candidates[-1])}")
+        self.conduct.say(f"{name}: {selection.said(self.candidates[-1])}")
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -328,7 +324,7 @@ class Trainer:
             "candidates": [asdict(c) for c in self.candidates],
         }
         if self.sharded:
-            sharding.save(self.trainee.step, self.optimizer, state, file)
+            fsdp.save(self.trainee.step, self.optimizer, state, file)
         else:
             checkpoint.save_checkpoint(file, {**state, "step": network, "optimizer": self.optimizer.state_dict()})
 
@@ -342,12 +338,12 @@ class Trainer:
         if head is not None and beside is not None:
             labels = self.trainee.index.labels
             heads.save_head(head, self.trainee.classes, labels is not None and labels.dim() == 2, beside)
-        weights.save_backbone(backbone, file, {"size": str(self.trainee.stage.size)})
+        weights_io.save_backbone(backbone, file, {"size": str(self.trainee.stage.size)})
 
     def end(self, outcome: str, **more: Any) -> Path:
         file, head = self.out / "backbone.safetensors", self.out / heads.FILE
         if self.candidates and self.step:
-            chosen = choice.choose(self.candidates)
+            chosen = selection.choose(self.candidates)
             more["choice"] = chosen.facts()
             self.conduct.say(chosen.text)
             if self.first:
@@ -392,7 +388,7 @@ class Trainer:
     def write_run(self, outcome: str, **more: Any) -> None:
         t = self.trainee
         facts = {**self.conduct.note, "held": t.images.hold, "threads": torch.get_num_threads(), **self.lost_facts()}
-        run.write_run(self.out, t.stage, t.index, outcome, {**facts, **more})
+        run_folder.write_run(self.out, t.stage, t.index, outcome, {**facts, **more})
 
     def lost_facts(self) -> dict[str, Any]:
         """What run.json says of images that vanished or broke."""
@@ -412,7 +408,7 @@ def train(stage: Stage, out: Path, conduct: Runtime = Runtime(), index: Index | 
     Raises UserError for what the user can mend (another process that trains in `out`, a full disk), Collapsed when the
     features fell into one point, Stopped after SIGTERM or Ctrl-C. What was learnt is saved as far as the disk takes it.
     """
-    begun = run.read_run(out) if conduct.resume and run.has_run(out) else None
+    begun = run_folder.read_run(out) if conduct.resume and run_folder.has_run(out) else None
     if index is None or (begun is not None and begun.pixel_range != index.pixel_range):
         index = shared_index(stage.data, stage.seed, pixel_range=begun.pixel_range if begun else PixelRange())
     facts = begun.facts if begun else {}
@@ -443,10 +439,10 @@ def carry_out(stage: Stage, out: Path, conduct: Runtime, index: Index, facts: Ma
     )  # fmt: skip
     with alone(out, conduct):
         file = follow(Trainer(trainee, optimizer, out, conduct), optimizer, loop)
-        if stage.steps and conduct.album:
+        if stage.steps and conduct.draw:
             try:
                 with trainee.eagerly():
-                    pictures.draw(trainee, out / "album" if rank() == 0 else None)
+                    conduct.draw(trainee, out / "album" if rank() == 0 else None)
             except (OSError, RuntimeError) as error:
                 conduct.say(f"the run is done and saved, but its pictures could not be made: {error}")
     return file
@@ -460,7 +456,7 @@ def alone(out: Path, conduct: Runtime) -> Iterator[None]:
         if rank() == 0:
             try:
                 stack.enter_context(files.hold_run(out, conduct.say))
-                if not conduct.resume and run.has_run(out):  # since it was last looked at
+                if not conduct.resume and run_folder.has_run(out):  # since it was last looked at
                     refusal = UserError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
             except UserError as error:
                 refusal = error

@@ -32,10 +32,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from selftaught.cli.main import main
-from selftaught.data.io import filesystem as locations
-from selftaught.data.loading import images as images_in_memory
-from selftaught.training import checkpoint
-from selftaught.training import loop as fit
+from selftaught.data.io import filesystem
+from selftaught.data.loading import images
+from selftaught.training import checkpoint, loop
 
 # A network of milliseconds; the rest keeps the timing of the machine out of the outcome.
 SMALL = ("--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0")
@@ -400,7 +399,7 @@ def full_disk(after: int) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def at_step(number: int, event: Callable[[], object]) -> Iterator[None]:
     """`event()` happens in the `number`-th training step that is made inside."""
-    real, made = fit.backward, list[int]()
+    real, made = loop.backward, list[int]()
 
     def interrupted(*args: Any) -> Any:
         made.append(len(made) + 1)
@@ -409,18 +408,18 @@ def at_step(number: int, event: Callable[[], object]) -> Iterator[None]:
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "backward", interrupted)
+        patch.setattr(loop, "backward", interrupted)
         yield
 
 
 def read_from_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no memory to hold images in: they are read when they are needed."""
-    monkeypatch.setattr(images_in_memory, "free_memory", lambda: 0)
+    monkeypatch.setattr(images, "free_memory", lambda: 0)
 
 
 def wait_less(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that fails is asked again after milliseconds."""
-    monkeypatch.setattr(locations, "_PAUSE", 0.001)
+    monkeypatch.setattr(filesystem, "_PAUSE", 0.001)
 
 
 def copied(of: Path, to: Path) -> Path:

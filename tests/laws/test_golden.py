@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from selftaught.data import demo_images as patches
+from selftaught.data import demo_images
 from selftaught.methods import METHODS
 from tests import golden
 
@@ -21,7 +21,7 @@ def test_losses_of_three_steps(name: str, hard: str) -> None:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden") / "images"
-    patches.write(folder, seed=0)
+    demo_images.write(folder, seed=0)
     return folder
 
 

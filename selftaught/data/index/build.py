@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from selftaught.data import pixel_range as ranges
+from selftaught.data import pixel_range as pixel_range_module
 from selftaught.data.index import cache as recall
-from selftaught.data.index import parquet_rows as rows
 from selftaught.data.index.file_checks import check
 from selftaught.data.index.label_budget import Budget, draw
 from selftaught.data.index.labels import label
@@ -30,11 +30,13 @@ from selftaught.data.index.tables.table_labels import label_by_tables
 from selftaught.data.io.cache_folder import default_cache
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.io.paths import Paths
-from selftaught.data.parquet.row_cache import Place
-from selftaught.data.parquet.row_groups import Groups
+from selftaught.data.io.source import Place
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
 from selftaught.text import count_text, list_reasons, printable
+
+if TYPE_CHECKING:
+    from selftaught.data.parquet.row_groups import Groups
 
 _MOST_UNREADABLE = 0.10  # of the image files; with more, the folder is not what the user thinks it is
 
@@ -178,9 +180,14 @@ def build_index(
     forgotten: list[str] = []  # notes of this call alone
     scan.files = without_masks(scan.files, notes)
     checked = check(places, scan.files, cache, on_progress, forgotten, max_pixels)
-    found, sizes, measured, reasons, packed = rows.join(
-        places, scan.files, *checked, cache, on_progress, notes, forgotten, max_pixels
-    )  # fmt: skip
+    found, packed = scan.files, PixelRange()
+    sizes, measured, reasons = checked
+    if any(place.is_store for place in places):
+        from selftaught.data.index import parquet_rows  # for those who have Parquet files
+
+        found, sizes, measured, reasons, packed = parquet_rows.join(
+            places, scan.files, *checked, cache, on_progress, notes, forgotten, max_pixels
+        )  # fmt: skip
     readable = [i for i in range(len(found)) if i not in reasons]
     failed = [*((found.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
     unreadable = sorted((printable(path), reason) for path, reason in failed)
@@ -200,10 +207,10 @@ def build_index(
     if split == "drawn":
         is_test = draw_split(files, known, holdout, seed)
     measured = measured[readable]
-    own = packed.or_else(ranges.measure_range(measured))
+    own = packed.or_else(pixel_range_module.measure_range(measured))
     pixel_range = None if pixel_range is None else pixel_range.or_else(own)
-    notes += ranges.notes(pixel_range, measured, own)
-    listing, fingerprint = _fingerprints(files, known, classes, ranges.used(pixel_range, measured))
+    notes += pixel_range_module.notes(pixel_range, measured, own)
+    listing, fingerprint = _fingerprints(files, known, classes, pixel_range_module.used(pixel_range, measured))
     index = Index(
         paths=Paths(files.paths),
         names=Paths(files.names),
@@ -216,7 +223,7 @@ def build_index(
         fingerprint=fingerprint,
         listing=listing,
         pixel_range=pixel_range,
-        groups=Groups.counted(files.groups, files.bytes),
+        groups=_count_groups(files),
         notes=tuple(notes),
     )
     if split == "table" or (split == "given" and not np.array_equal(is_test, _first_folder_tests(files))):
@@ -232,6 +239,15 @@ def build_index(
         if witness is not None:
             recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness, forgotten)
     return replace(index, notes=(*notes, *forgotten)) if forgotten else index
+
+
+def _count_groups(files: Files) -> Groups | None:
+    """Which images lie together in row groups; None: all are files."""
+    if max(files.groups) < 0:
+        return None
+    from selftaught.data.parquet.row_groups import Groups
+
+    return Groups.counted(files.groups, files.bytes)
 
 
 def _refuse_bad_sets(

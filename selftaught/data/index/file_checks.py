@@ -15,8 +15,9 @@ import PIL
 from selftaught.data.decode import measure, quiet, refuse_larger
 from selftaught.data.index.scan import Files, Root
 from selftaught.data.io.cache_folder import remember
-from selftaught.data.io.integrity import MAX_PIXELS, Unreadable, read
+from selftaught.data.io.integrity import MAX_PIXELS, Unreadable
 from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.source import read_bytes
 
 _FORMAT = 2  # of the remembered verdicts
 
@@ -58,7 +59,7 @@ def check(
         try:
             height, width, *measured[i] = measure(files.paths[i], max_pixels)
             numbers[i, 2:] = height, width
-            files.digests[i] = digest(read(files.paths[i]))
+            files.digests[i] = digest(read_bytes(files.paths[i]))
         except Unreadable as error:
             reasons[i] = str(error)
             if error.passing:

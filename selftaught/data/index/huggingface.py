@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 
 from selftaught.data.decode import is_unusual, measure, quiet
-from selftaught.data.index import hub
-from selftaught.data.index import parquet_columns as columns
+from selftaught.data.index import hub, parquet_columns
 from selftaught.data.index.file_checks import FileChecks, digest, larger
 from selftaught.data.index.parquet_columns import Rows
-from selftaught.data.io import filesystem as locations
+from selftaught.data.io import filesystem
 from selftaught.data.io.integrity import MAX_PIXELS, Unreadable
 from selftaught.data.io.parallel import in_parallel
-from selftaught.data.parquet import row_cache as store
-from selftaught.data.parquet import row_groups as order
+from selftaught.data.io.source import read_bytes
+from selftaught.data.parquet import row_cache, row_groups
 from selftaught.data.parquet.file import Shard
 from selftaught.errors import UserError
 from selftaught.text import printable
@@ -43,7 +42,7 @@ def rows_of(
             known = ", ".join(shard.schema.names)
             raise UserError(f"{printable(files[i])} has no images: none of its columns ({known}) holds a file's bytes")
         try:
-            tables[i] = shard.read(range(shard.metadata.num_row_groups), columns.small(shard))
+            tables[i] = shard.read(range(shard.metadata.num_row_groups), parquet_columns.small(shard))
         except Unreadable as error:
             raise UserError(f"{printable(files[i])} cannot be read ({error}): copy it again") from None
 
@@ -52,19 +51,20 @@ def rows_of(
     splits = hub.splits_of(files)
     group = 0
     for shard, table, split in zip(shards, tables, splits, strict=True):
-        n, stem = len(shard), locations.base(shard.location).removesuffix(".parquet")
+        n, stem = len(shard), filesystem.base(shard.location).removesuffix(".parquet")
         names = [None] * n
         if shard.image in table.column_names:
             names = table.column(shard.image).combine_chunks().flatten()[0].to_pylist()
         given = table.column("split").to_pylist() if "split" in table.column_names else [split] * n
         rows.pathless |= {len(rows.names) + row for row, name in enumerate(names) if not name}
         rows.names += [
-            columns.named(part, name, f"{stem}/{row:06}") for row, (part, name) in enumerate(zip(given, names, strict=True))
+            parquet_columns.named(part, name, f"{stem}/{row:06}")
+            for row, (part, name) in enumerate(zip(given, names, strict=True))
         ]
         rows.paths += [f"{shard.location}/{row}" for row in range(n)]
         rows.groups = np.append(rows.groups, group + np.searchsorted(shard.ends, np.arange(n), side="right"))
         group += len(shard.ends)
-        said, classes, several = columns.labels({c: table.column(c) for c in table.column_names}, shard.features)
+        said, classes, several = parquet_columns.labels({c: table.column(c) for c in table.column_names}, shard.features)
         if said is not None or rows.said is not None:
             rows.said = [*(rows.said or [None] * (len(rows) - n)), *(said or [None] * n)]
         rows.classes, rows.several = tuple(dict.fromkeys([*rows.classes, *classes])), rows.several or several
@@ -75,7 +75,7 @@ def rows_of(
         rows.notes.append(f"columns not used: {', '.join(sorted(unused))}")
     _measure(rows, shards, tables, cache, on_progress, forgotten, max_pixels)
     largest = int(np.bincount(rows.groups, weights=rows.bytes).max()) if len(rows) else 0
-    if rows.bytes.sum() > order.CACHE and largest > order.WINDOW // 16:
+    if rows.bytes.sum() > row_groups.CACHE and largest > row_groups.WINDOW // 16:
         rows.notes.append(
             f"row groups of {largest >> 20:,} MB are too large to be shuffled well: `selftaught pack` makes small ones"
         )
@@ -94,7 +94,7 @@ def _tell_apart(names: list[str], places: Sequence[tuple[str, int]]) -> None:
 def opened(location: str) -> Shard:
     """A Parquet file; raises UserError where there is none, or one that is damaged."""
     try:
-        return store.shard(location)
+        return row_cache.shard(location)
     except FileNotFoundError:
         raise UserError(f"{printable(location)}: no such file or folder") from None
     except Unreadable as error:
@@ -128,14 +128,14 @@ def _measure(
                 numbers[here, 3] = table.column("width").to_numpy()
         first += n
     passing = set[int]()
-    ahead = order.ahead(len(rows), sum(shard.size for shard in shards))
+    ahead = row_groups.ahead(len(rows), sum(shard.size for shard in shards))
 
     def one(j: int) -> None:
         i = todo[j]
         if j % ahead == 0:
-            store.announce(rows.paths[k] for k in todo[j : j + 2 * ahead])
+            row_cache.announce(rows.paths[k] for k in todo[j : j + 2 * ahead])
         try:
-            data = store.read(rows.paths[i])
+            data = read_bytes(rows.paths[i])
             numbers[i, 0], rows.digests[i] = len(data), digest(data)
             if not numbers[i, 2:].all() or is_unusual(data):
                 height, width, *measured[i] = measure(rows.paths[i], max_pixels)

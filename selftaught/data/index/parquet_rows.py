@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from selftaught.data.index import hub
-from selftaught.data.index import huggingface as foreign
-from selftaught.data.index import parquet_columns as columns
+from selftaught.data.index import hub, huggingface, parquet_columns
 from selftaught.data.index.parquet_columns import Rows
 from selftaught.data.index.scan import Files, Root
-from selftaught.data.io import filesystem as locations
+from selftaught.data.io import filesystem
 from selftaught.data.io.integrity import MAX_PIXELS
-from selftaught.data.parquet import row_cache as store
+from selftaught.data.parquet import row_cache
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
 from selftaught.text import printable
@@ -29,9 +27,9 @@ _ANEW = "copy it again, or pack anew"
 
 def manifest(location: str) -> dict[str, Any] | None:
     """What a pack says of itself; None: there is no pack. Raises UserError for one that is damaged."""
-    file = locations.within(location, MANIFEST)
+    file = filesystem.within(location, MANIFEST)
     try:
-        written = json.loads(locations.fetch(file))
+        written = json.loads(filesystem.fetch(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -60,7 +58,7 @@ def _is_entry(entry: Any) -> bool:
     kinds = {"file": str, "rows": int, "bytes": int, "sha256": str}
     if not isinstance(entry, dict) or not all(isinstance(entry.get(name), kind) for name, kind in kinds.items()):
         return False
-    return re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None and entry["file"] == locations.base(entry["file"])
+    return re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None and entry["file"] == filesystem.base(entry["file"])
 
 
 def of(
@@ -68,20 +66,20 @@ def of(
     max_pixels: int = MAX_PIXELS,
 ) -> Rows:  # fmt: skip
     """The rows of a pack, of a Parquet file or of a folder of these. Raises UserError for what is none of them."""
-    store.forget(location)
+    row_cache.forget(location)
     single = location.endswith(".parquet")
     written = None if single else manifest(location)
     if written is not None:
         return _of_pack(location, written)
     notes: list[str] = []
     try:
-        below = [] if single else hub.choose_set(location, locations.listed(location), notes)
-        files = [location] if single else [locations.within(location, file) for file in below]
+        below = [] if single else hub.choose_set(location, filesystem.listed(location), notes)
+        files = [location] if single else [filesystem.within(location, file) for file in below]
     except OSError:
         files = []
     if not files:
         raise UserError(f"{printable(location)}: neither a pack nor Parquet files are there; name a folder that holds some")
-    rows = foreign.rows_of(files, cache, on_progress, forgotten, max_pixels)
+    rows = huggingface.rows_of(files, cache, on_progress, forgotten, max_pixels)
     rows.notes[:0] = notes
     return rows
 
@@ -123,17 +121,17 @@ def join(
 def _of_pack(location: str, written: dict[str, Any]) -> Rows:
     finished(location, written)
     shards = written["shards"]
-    for entry in [] if locations.is_url(location) else [*shards, written["index"]]:
+    for entry in [] if filesystem.is_url(location) else [*shards, written["index"]]:
         check_size(location, entry)
-    index = foreign.opened(locations.within(location, written["index"]["file"]))
+    index = huggingface.opened(filesystem.within(location, written["index"]["file"]))
     names = index.schema.names
     table = index.read(range(index.metadata.num_row_groups), names)
     column = {name: table.column(name) for name in names}
     firsts = np.cumsum([0] + [entry["rows"] for entry in shards])
     if firsts[-1] != len(table):
         raise UserError(f"{printable(location)}: {MANIFEST} and its index differ; copy it again, or pack anew")
-    files = [locations.within(location, entry["file"]) for entry in shards]
-    said, classes, several = columns.labels(column, {}, written["classes"])
+    files = [filesystem.within(location, entry["file"]) for entry in shards]
+    said, classes, several = parquet_columns.labels(column, {}, written["classes"])
     return Rows(
         paths=[f"{file}/{row}" for file, entry in zip(files, shards, strict=True) for row in range(entry["rows"])],
         names=column["name"].to_pylist(),
@@ -171,9 +169,9 @@ def finished(location: str, written: dict[str, Any]) -> None:
 
 def check_size(location: str, entry: dict[str, Any]) -> None:
     """Refuses a file of a pack that is missing or of another size, which costs nothing to see."""
-    file = locations.within(location, entry["file"])
+    file = filesystem.within(location, entry["file"])
     try:
-        size = locations.facts(file)[0]
+        size = filesystem.facts(file)[0]
     except FileNotFoundError:
         raise UserError(f"{printable(file)} is missing: copy it again, or run the same `selftaught pack` again") from None
     if size != entry["bytes"]:

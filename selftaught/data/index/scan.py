@@ -16,7 +16,6 @@ from pathlib import Path
 from selftaught.data.index.folder_names import is_hidden
 from selftaught.data.io.filesystem import is_url, spelt, stamp
 from selftaught.data.io.integrity import Unreadable, why
-from selftaught.data.parquet import row_cache as store
 from selftaught.errors import UserError
 from selftaught.text import count_text, printable
 
@@ -333,10 +332,12 @@ class Scan:
 
 def _count_rows(files: Iterable[str]) -> int:
     """How many images Parquet files hold."""
+    from selftaught.data.parquet import row_cache  # for those who have Parquet files
+
     rows = 0
     for file in files:
         try:
-            shard = store.shard(file)
+            shard = row_cache.shard(file)
         except (UserError, Unreadable, OSError):  # among image files it is only what they lie beside
             continue
         rows += len(shard) if shard.image is not None else 0

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,11 +17,12 @@ from selftaught.data.io.integrity import Unreadable
 from selftaught.data.io.parallel import free_memory, in_parallel
 from selftaught.data.io.paths import Paths
 from selftaught.data.loading.ragged import RaggedImages
-from selftaught.data.parquet.row_cache import announce, keep
-from selftaught.data.parquet.row_groups import Groups
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
 from selftaught.text import printable
+
+if TYPE_CHECKING:
+    from selftaught.data.parquet.row_groups import Groups
 
 _GIVE_UP = 100  # so many files in a row gone means that the disk is gone
 
@@ -103,12 +105,16 @@ class Images(torch.utils.data.Dataset[Tensor]):
             known = self._announced.setdefault(os.getpid(), set())
             last = {group: i for group, i in last.items() if group not in known}
             known.update(last)
-        announce(self.paths[i] for i in last.values())
+        from selftaught.data.parquet import row_cache
+
+        row_cache.announce(self.paths[i] for i in last.values())
 
     def keep(self, positions: Tensor) -> None:
         """Keeps the bytes of these images at hand, where bringing them in again and again would bring in their groups."""
         if self.groups is not None and self.groups.scattered and not self.hold:
-            keep(self.paths[i] for i in positions[self.groups.as_stored(positions)].tolist())
+            from selftaught.data.parquet import row_cache
+
+            row_cache.keep(self.paths[i] for i in positions[self.groups.as_stored(positions)].tolist())
 
     def mark_lost(self, i: int, reason: str) -> None:
         """Notes that image i cannot be read any more (also for what a worker process found)."""

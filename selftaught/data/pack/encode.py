@@ -11,7 +11,7 @@ from PIL import Image
 
 from selftaught.data.decode import as_stored, shrunk
 from selftaught.data.io.integrity import Unreadable
-from selftaught.data.parquet.row_cache import read
+from selftaught.data.io.source import read_bytes
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, require
 from selftaught.text import printable
@@ -64,7 +64,7 @@ def encode(
     try:
         image, plain = shrunk(path, encoding.size, pixel_range)
         same = plain is not None and plain.lower() == encoding.format
-        data = read(path) if same else _saved(image, encoding.format, path, **encoding.options)
+        data = read_bytes(path) if same else _saved(image, encoding.format, path, **encoding.options)
     except Unreadable as error:
         raise UserError(f"{printable(path)} cannot be read any more ({error}): run the same command again") from None
     return Encoded(data, image.height, image.width, None if mask is None else _mask(mask, shape, image.size))
@@ -82,7 +82,7 @@ def _mask(mask: Path, shape: tuple[int, int] | None, size: tuple[int, int]) -> b
     if image.mode not in _MASKS:
         raise UserError(f"the mask {printable(mask)} is of mode {image.mode}: save it as PNG with one value a pixel")
     if image.size == size and image.format == "PNG":
-        return read(mask)
+        return read_bytes(mask)
     return _saved(image.resize(size, Image.Resampling.NEAREST), "png", mask)
 
 

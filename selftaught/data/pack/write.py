@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from selftaught.data.index import parquet_rows as rows
+from selftaught.data.index import parquet_rows
 from selftaught.data.index.build import Index, build_index
 from selftaught.data.index.scan import SUFFIXES
-from selftaught.data.io import filesystem as locations
+from selftaught.data.io import filesystem
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.io.parallel import in_parallel
 from selftaught.data.pack.encode import Encoded, Encoding, encode
@@ -72,10 +72,10 @@ def pack(
 
     Raises UserError for what the user can mend: other settings or other data than `out` was begun with, among them.
     """
-    locations.needed("pyarrow.parquet")
-    if locations.is_url(str(out)):
+    filesystem.needed("pyarrow.parquet")
+    if filesystem.is_url(str(out)):
         raise UserError(f"--out {out}: pack into a folder of this machine, and copy that to where it shall be read")
-    if out.exists() and any(out.iterdir()) and not (out / rows.MANIFEST).is_file() and not (out / ".lock").is_file():
+    if out.exists() and any(out.iterdir()) and not (out / parquet_rows.MANIFEST).is_file() and not (out / ".lock").is_file():
         raise UserError(f"--out {printable(out)} holds other files: choose a new folder")
     index = build_index(roots, labels=labels, holdout=0, max_pixels=max_pixels, on_progress=on_index)
     say(index.describe())
@@ -104,11 +104,11 @@ def _carry_out(
 
             atomic(out / file, lambda draft, rows=positions: _write(draft, plan, rows, encoding, progress))  # type: ignore[misc]
             entries[number] = _entry(out / file, len(positions))
-            write_json(out / rows.MANIFEST, {**written, "shards": entries, "finished": False})
+            write_json(out / parquet_rows.MANIFEST, {**written, "shards": entries, "finished": False})
         done += len(positions)
     atomic(out / _INDEX, lambda draft: _write_index(draft, out, plan))
     finished = {**written, "shards": entries, "index": _entry(out / _INDEX, total), "finished": True}
-    write_json(out / rows.MANIFEST, finished)
+    write_json(out / parquet_rows.MANIFEST, finished)
     size = sum(e["bytes"] for e in entries if e) / 1e6
     say(
         f"{printable(out)}: {count_text(total, 'image')} in {count_text(len(entries), 'shard')}, {size:,.1f} MB: --data {out}"
@@ -122,7 +122,7 @@ def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, A
     source, older = _source(plan, index.fingerprint), _source(plan, index.listing)  # as older versions know it
     several = index.labels is not None and index.labels.dim() == 2
     new: dict[str, Any] = {
-        "format": rows.FORMAT,
+        "format": parquet_rows.FORMAT,
         "settings": {**asdict(encoding), "quality": encoding.options.get("quality"), "shard": shard},
         "source": source,
         "images": len(index),
@@ -136,9 +136,9 @@ def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, A
         "index": None,
         "finished": False,
     }
-    known = rows.manifest(str(out))
+    known = parquet_rows.manifest(str(out))
     if known is None:
-        write_json(out / rows.MANIFEST, new)
+        write_json(out / parquet_rows.MANIFEST, new)
         return new
     if changed := [k for k, v in new["settings"].items() if known["settings"].get(k) != v]:
         said = ", ".join(f"--{k} {known['settings'].get(k)}" for k in changed)
@@ -315,22 +315,22 @@ def verify(location: str) -> str:
 
     Raises UserError that names the files which have not.
     """
-    location = locations.spelt(location)
-    written = rows.manifest(location)
+    location = filesystem.spelt(location)
+    written = parquet_rows.manifest(location)
     if written is None:
-        raise UserError(f"{printable(location)} is no pack: it has no {rows.MANIFEST}")
-    rows.finished(location, written)
+        raise UserError(f"{printable(location)} is no pack: it has no {parquet_rows.MANIFEST}")
+    parquet_rows.finished(location, written)
     bad = []
     for entry in [*written["shards"], written["index"]]:
         digest = hashlib.sha256()
         try:
-            file = locations.within(location, entry["file"])
-            size = locations.facts(file)[0]
+            file = filesystem.within(location, entry["file"])
+            size = filesystem.facts(file)[0]
             if size != entry["bytes"]:
                 bad.append((entry["file"], "damaged"))
                 continue
             for start in range(0, entry["bytes"], 8 << 20):
-                digest.update(locations.fetch(file, start, min(start + (8 << 20), entry["bytes"])))
+                digest.update(filesystem.fetch(file, start, min(start + (8 << 20), entry["bytes"])))
         except FileNotFoundError:
             bad.append((entry["file"], "missing"))
             continue

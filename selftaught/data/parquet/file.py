@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from selftaught.data.io import filesystem as locations
+from selftaught.data.io import filesystem
 from selftaught.data.io.integrity import Unreadable
 from selftaught.errors import UserError
 
@@ -21,9 +21,9 @@ class Shard:
     """
 
     def __init__(self, location: str) -> None:
-        parquet = locations.needed("pyarrow.parquet")
+        parquet = filesystem.needed("pyarrow.parquet")
         self.location = location
-        self.size, self.stamp = locations.facts(location)
+        self.size, self.stamp = filesystem.facts(location)
         self.metadata = self._arrow(lambda: parquet.read_metadata(self._source()))
         self.schema = self.metadata.schema.to_arrow_schema()
         self.features = _features(self.schema)
@@ -50,7 +50,7 @@ class Shard:
 
     def read(self, groups: Sequence[int], columns: Sequence[str]) -> Any:
         """An Arrow table of some columns."""
-        parquet = locations.needed("pyarrow.parquet")
+        parquet = filesystem.needed("pyarrow.parquet")
 
         def table() -> Any:
             with parquet.ParquetFile(
@@ -61,7 +61,7 @@ class Shard:
         return self._arrow(table)
 
     def _source(self) -> Any:
-        return _Remote(self.location, self.size) if locations.is_url(self.location) else self.location
+        return _Remote(self.location, self.size) if filesystem.is_url(self.location) else self.location
 
     def _arrow(self, work: Callable[[], Any]) -> Any:
         """What Arrow says of damaged bytes, as a reason."""
@@ -71,7 +71,7 @@ class Shard:
             raise
         except Exception as error:
             said = " ".join(str(error).split())[:200]
-            raise Unreadable(f"damaged: {locations.base(self.location)}: {said}") from None
+            raise Unreadable(f"damaged: {filesystem.base(self.location)}: {said}") from None
 
 
 class _Remote(io.RawIOBase):
@@ -95,7 +95,7 @@ class _Remote(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         end = self.size if size is None or size < 0 else min(self.at + size, self.size)
-        data = locations.fetch(self.location, self.at, end) if end > self.at else b""
+        data = filesystem.fetch(self.location, self.at, end) if end > self.at else b""
         self.at += len(data)
         return data
 

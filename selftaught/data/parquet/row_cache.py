@@ -8,39 +8,20 @@ from __future__ import annotations
 
 import os
 import queue
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from selftaught.data.io import filesystem as locations
-from selftaught.data.io import integrity as damage
+from selftaught.data.io import integrity
 from selftaught.data.io.integrity import Unreadable
-from selftaught.data.parquet import row_groups as order
+from selftaught.data.io.source import Place
+from selftaught.data.parquet import row_groups
 from selftaught.data.parquet.file import Shard
 
-_ROW = re.compile(r"(.+\.parquet)/(\d+)", re.DOTALL)
 _THREADS = 8  # that fetch: what they do is waiting
-
-
-_spelt = lru_cache(1024)(locations.spelt)
-
-
-class Place(NamedTuple):
-    """Where an image lies."""
-
-    shard: str
-    row: int
-
-    @classmethod
-    def of(cls, path: Path | str) -> Place | None:
-        """The row that a path names; None: it names a file."""
-        found = _ROW.fullmatch(os.fspath(path))
-        return cls(_spelt(found[1]), int(found[2])) if found else None
 
 
 class _Shelf:
@@ -118,7 +99,7 @@ class _Shelf:
                     found = self.bytes_of(place, None)
                 except (OSError, Unreadable):  # whoever reads it will find out
                     continue
-                if found and self._held + len(found) <= order.CACHE:  # photographs as they are may be too many
+                if found and self._held + len(found) <= row_groups.CACHE:  # photographs as they are may be too many
                     self._held += len(found)
                     self._kept[place] = found
 
@@ -144,7 +125,7 @@ class _Shelf:
             future.set_result(array)
             self._bytes += array.nbytes if self._groups.get(key) is future else 0  # else it was forgotten meanwhile
             for old in list(self._groups):
-                if self._bytes <= order.CACHE:
+                if self._bytes <= row_groups.CACHE:
                     break
                 if old != key and self._groups[old].done():
                     self._drop(old)
@@ -181,18 +162,12 @@ def forget(location: str) -> None:
     _shelf.forget(location)
 
 
-def read(path: Path | str, column: str | None = None) -> bytes:
-    """All bytes of an image, be it a file or a row of a store; of a row also those of another `column` of images ("mask").
-
-    Raises `Unreadable` where there are none to be had, and UserError where a server fails.
-    """
-    place = Place.of(path)
-    if place is None:
-        return damage.read(path)
+def read_row(place: Place, column: str | None = None) -> bytes:
+    """The bytes of a row's image, or of another `column` of images; as `read_bytes`, which reads files, too."""
     try:
         found = _shelf.bytes_of(place, column)
     except OSError as error:
-        raise Unreadable(damage.why(error), passing=True) from None
+        raise Unreadable(integrity.why(error), passing=True) from None
     if not found:
         raise Unreadable("the row holds no bytes")
     return found

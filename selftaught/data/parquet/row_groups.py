@@ -65,3 +65,19 @@ class Groups:
         some = present[torch.linspace(0, len(present) - 1, min(64, len(present))).round().long()]
         inside = positions[torch.isin(self.of[positions], some)]
         return inside[torch.linspace(0, len(inside) - 1, min(most, len(inside))).round().long()]
+
+    def order(self, steps: int, batch: int, rng: torch.Generator) -> Tensor:
+        """A random order of the N images, [steps, batch], in which those of a group are read at about one time.
+
+        The images of a batch are sorted by a random number of their group's. The k-th slice of every batch then comes
+        from the same groups while these last, whoever reads it, of however many processes.
+        """
+        present, of = torch.unique(self.of, return_inverse=True)
+        shuffled = torch.randperm(len(present), generator=rng)
+        ends = self.bytes[present[shuffled]].cumsum(0)
+        begins = torch.empty_like(ends)
+        begins[shuffled] = ends - self.bytes[present[shuffled]]  # in bytes: a window always fits into the cache
+        when = begins[of] + WINDOW * torch.rand(len(self.of), generator=rng, dtype=torch.float64)
+        order = when.argsort(stable=True)[: steps * batch].view(steps, batch)
+        lane = torch.rand(len(present), generator=rng)[of[order]]
+        return order.gather(1, lane.argsort(dim=1, stable=True))

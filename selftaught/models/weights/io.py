@@ -25,7 +25,7 @@ from selftaught.distributed import full_tensor, rank
 from selftaught.errors import UserError
 from selftaught.models.backbone import Backbone, base, build, create, nearest
 from selftaught.models.trainable import plain_state
-from selftaught.models.weights import formats as layouts
+from selftaught.models.weights import formats
 from selftaught.models.weights.architecture import candidates, small_stem
 from selftaught.models.weights.formats import Reading
 from selftaught.models.weights.key_maps import State
@@ -163,7 +163,7 @@ def guess(source: str | Path) -> tuple[str, str] | None:
         check_values(content.data.get("state_dict", content.data), str(content))
         return content.metadata["name"], content.metadata["stem"]
     named = [content.architecture] if content.architecture else []
-    for find in (layouts.readings, _elsewhere):
+    for find in (formats.readings, _elsewhere):
         unlike = False
         for reading in find(content.data):
             stem = "cifar" if small_stem(reading.state) else "imagenet"
@@ -182,7 +182,7 @@ def guess(source: str | Path) -> tuple[str, str] | None:
 
 
 def _elsewhere(data: Any) -> list[Reading]:
-    return layouts.prefer(list(layouts.search(data)), layouts.PAIRS)
+    return formats.prefer(list(formats.search(data)), formats.PAIRS)
 
 
 @functools.lru_cache(maxsize=16)
@@ -288,8 +288,8 @@ def _said(reading: Reading, content: Content, plain: bool) -> list[str]:
         notes.append(f"read as a file of {layout.tool}" + (f" (the {layout.which})" if layout.which else ""))
     if reading.dialect:
         notes.append(f"in the names of {reading.dialect.whose}")
-    if reading.under not in layouts.USUAL and not layout.tool:
-        kind = ", an average of weights" if layouts.AVERAGES & layouts.words(reading) else ""
+    if reading.under not in formats.USUAL and not layout.tool:
+        kind = ", an average of weights" if formats.AVERAGES & formats.words(reading) else ""
         notes.append(f'from "{".".join(reading.under)}"{kind}')
     if reading.prefix:
         notes.append(f'found under "{reading.prefix}"')

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from selftaught.errors import UserError
 from selftaught.models.backbone import base
-from selftaught.models.weights import formats as layouts
+from selftaught.models.weights import formats
 from selftaught.models.weights.architecture import looks_like
 from selftaught.models.weights.formats import Reading
 from selftaught.models.weights.key_maps import State
@@ -47,14 +47,14 @@ def find_fit(content: Content, network: nn.Module, name: str) -> Fit:
     that comes nearest, or about several to choose from.
     """
     fits: list[Fit] = []
-    for reading in layouts.readings(content.data):
-        if content.ours and reading.layout is not layouts.LAYOUTS[-1]:
+    for reading in formats.readings(content.data):
+        if content.ours and reading.layout is not formats.LAYOUTS[-1]:
             continue
         fits.append(compare(reading, network, name, content))
         if not fits[-1].trouble:
             return fits[-1]
-    places = [] if content.ours or any(fit.unlike for fit in fits) else list(layouts.search(content.data))
-    kept = layouts.prefer(places, layouts.PAIRS)
+    places = [] if content.ours or any(fit.unlike for fit in fits) else list(formats.search(content.data))
+    kept = formats.prefer(places, formats.PAIRS)
     elsewhere = [compare(reading, network, name, content) for reading in kept]
     if fit := _only(content, name, elsewhere, [reading for reading in places if reading not in kept]):
         return fit
@@ -85,7 +85,7 @@ def _only(content: Content, name: str, fits: Sequence[Fit], passed: Sequence[Rea
         others = {other.layout.prefix for other in around if other.under == under} - {prefix, ""}
         if all(key.startswith(tuple(others)) for key in fit.reading.over):
             usable.append(fit)
-    meant = layouts.prefer([fit.reading for fit in usable], layouts.FOLLOWERS)
+    meant = formats.prefer([fit.reading for fit in usable], formats.FOLLOWERS)
     found = [fit for fit in usable if fit.reading in meant]
     if len(found) > 1 and any(not _equal(fit.state, found[0].state) for fit in found[1:]):
         listed = some([_place(fit.reading) for fit in found], show=6)
@@ -126,7 +126,7 @@ def _compare(
     reading: Reading, given: State, notes: Sequence[str], network: nn.Module, name: str, content: Content
 ) -> Fit:  # fmt: skip
     own, state, notes = network.state_dict(), dict(given), list(notes)
-    if head := sorted(key for key in state if key not in own and layouts.is_beside(key.partition(".")[0])):
+    if head := sorted(key for key in state if key not in own and formats.is_beside(key.partition(".")[0])):
         notes.append(f"its head dropped ({some(head)})")
         state = {key: value for key, value in state.items() if key not in head}
     notes += _fit_channels(network, state)

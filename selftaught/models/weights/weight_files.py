@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.models.weights import safe_unpickle as inert
+from selftaught.models.weights import safe_unpickle
 
 BACKBONE = "backbone.safetensors"  # of a run
 RECORDS = ("run.json", "plan.json")  # what a run's folder, and that of `adapt`, say of themselves
@@ -199,13 +199,13 @@ def _read_file(path: Path) -> Content:
         return _read_safetensors(path)
     closed: list[str] = []
     try:
-        inert.refuse_archives(path)
+        safe_unpickle.refuse_archives(path)
         with warnings.catch_warnings(), path.open("rb") as file:  # by its name torch would judge what it is
             warnings.simplefilter("ignore")  # of old formats, which are read all the same
             try:
                 data = torch.load(file, map_location="cpu", weights_only=True)
             except UnpicklingError:
-                data, closed = inert.load(path)
+                data, closed = safe_unpickle.load(path)
     except Exception as error:  # broken bytes make the reader fail in many ways, each for the same reason
         reason = (str(error).splitlines() or [""])[0]
         reason = reason if " " in reason else type(error).__name__  # of a KeyError, the key says nothing

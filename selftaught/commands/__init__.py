@@ -1,1 +1,0 @@
-"""The commands, by what they are about; `selftaught.cli.main` calls them."""
