@@ -223,7 +223,7 @@ def test_the_demo_hands_its_threads_on(tmp_path: Path) -> None:
             return 0
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(demo.run_folder, "read_run", lambda _: type("Done", (), {"facts": {"finished": True}}))
+            patch.setattr(demo, "read_run", lambda _: type("Done", (), {"facts": {"finished": True}}))
             demo.run_demo(tmp_path / f"{asked}", 2, 0, note, asked)  # type: ignore[arg-type]
         working = [words for words in typed if words[0] in ("pretrain", "evaluate")]
         assert len(working) == 4

@@ -30,7 +30,7 @@ from selftaught.data.index.tables.table_labels import label_by_tables
 from selftaught.data.io.cache_folder import default_cache
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.io.paths import Paths
-from selftaught.data.io.source import Place
+from selftaught.data.io.row_path import Place
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
 from selftaught.text import count_text, list_reasons, printable

@@ -17,7 +17,7 @@ from typing import Any
 
 from selftaught.data.io import integrity
 from selftaught.data.io.integrity import Unreadable
-from selftaught.data.io.source import Place
+from selftaught.data.io.row_path import Place
 from selftaught.data.parquet import row_groups
 from selftaught.data.parquet.file import Shard
 
