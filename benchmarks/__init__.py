@@ -1,1 +1,3 @@
-"""One script a claim: `python -m benchmarks.NAME` prints a table and writes benchmarks/results/NAME.json."""
+"""One script a claim: `python -m benchmarks.NAME` prints a table and writes
+benchmarks/results/NAME.json.
+"""

@@ -1,9 +1,12 @@
-"""What is made fast must not learn less: trainings that differ in one such thing alone, and what their features are worth.
+"""What is made fast must not learn less: trainings that differ in one such thing alone, and what
+their features are worth.
 
-    python -m benchmarks.alike --data imagenette128/ --out runs/alike [--steps 300] [--seeds 0 1] [--only ...]
+    python -m benchmarks.alike --data imagenette128/ --out runs/alike [--steps 300] [--seeds 0 1]
+    [--only ...]
 
-MoCo-v2 with a ResNet-10-T; kNN and linear probe with all labels on the data's own test split, of each kind for every seed.
-Prints and writes results/alike.json; what is done is not done again. Folders and packs are compared in benchmarks.pack.
+MoCo-v2 with a ResNet-10-T; kNN and linear probe with all labels on the data's own test split, of
+each kind for every seed. Prints and writes results/alike.json; what is done is not done again.
+Folders and packs are compared in benchmarks.pack.
 """
 
 import argparse
@@ -15,7 +18,10 @@ from unittest import mock
 from benchmarks.common import evaluated, kept, write
 from selftaught.cli.main import main
 
-HELD, ANEW = 2**60, 0  # bytes of memory that seem to be free: images are held there, or read anew in every epoch
+HELD, ANEW = (
+    2**60,
+    0,
+)  # bytes of memory that seem to be free: images are held there, or read anew in every epoch
 KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "as it is": (HELD, ()),
     "reference views": (HELD, ("--views", "reference")),
@@ -26,9 +32,21 @@ KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
 SCORE = ("protocol", "mean", "low", "high")
 
 
-def one(kind: str, data: str, folder: Path, steps: int, size: int, seed: int) -> list[dict[str, Any]]:
+def one(
+    kind: str, data: str, folder: Path, steps: int, size: int, seed: int
+) -> list[dict[str, Any]]:
     memory, more = KINDS[kind]
-    words = ["pretrain", "--data", data, "--out", str(folder / "run"), "--method", "moco-v2", "--backbone", "resnet10t"]
+    words = [
+        "pretrain",
+        "--data",
+        data,
+        "--out",
+        str(folder / "run"),
+        "--method",
+        "moco-v2",
+        "--backbone",
+        "resnet10t",
+    ]
     words += ["--size", str(size), "--batch", "128", "--steps", str(steps), "--seed", str(seed)]
     words += ["--workers", "0", "--stem", "imagenet"]
     precision = () if "--precision" in more else ("--precision", "bf16")
@@ -36,14 +54,20 @@ def one(kind: str, data: str, folder: Path, steps: int, size: int, seed: int) ->
         main([*words, *precision, *more])
     rows = evaluated(folder / "run", "--labels", "all", "--workers", "0")
     return [
-        {"kind": "random" if row["backbone"] == "random" else kind, "seed": seed, **{k: row[k] for k in SCORE}}
+        {
+            "kind": "random" if row["backbone"] == "random" else kind,
+            "seed": seed,
+            **{k: row[k] for k in SCORE},
+        }
         for row in rows
         if row["metric"] == "balanced_accuracy"
     ]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(KINDS), choices=list(KINDS))
@@ -56,9 +80,16 @@ if __name__ == "__main__":
         for kind in asked.only:
             folder = asked.out / f"{kind.replace(' ', '-')}-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
-            found += kept(folder / "rows.json", one, kind, asked.data, folder, asked.steps, asked.size, seed)
+            found += kept(
+                folder / "rows.json", one, kind, asked.data, folder, asked.steps, asked.size, seed
+            )
     for kind in ("random", *asked.only):
         for protocol in ("knn", "linear"):
-            scores = [100 * r["mean"] for r in found if r["kind"] == kind and r["protocol"] == protocol]
-            print(f"{kind:18} {protocol:6} {mean(scores):5.1f} % ({', '.join(f'{s:.1f}' for s in scores)})")
+            scores = [
+                100 * r["mean"] for r in found if r["kind"] == kind and r["protocol"] == protocol
+            ]
+            print(
+                f"{kind:18} {protocol:6} {mean(scores):5.1f} %"
+                f" ({', '.join(f'{s:.1f}' for s in scores)})"
+            )
     write("alike", {"rows": found})

@@ -1,12 +1,16 @@
-"""Training beside a busy program, and alone: with the threads that are chosen by default, with one, and with all.
+"""Training beside a busy program, and alone: with the threads that are chosen by default, with one,
+and with all.
 
-    python -m benchmarks.busy [--size 64] [--batch 128] [--steps 40] [--rounds 3] [--busy 1] [--load spin|train] [--quick]
+    python -m benchmarks.busy [--size 64] [--batch 128] [--steps 40] [--rounds 3] [--busy 1] [--load
+    spin|train] [--quick]
 
-Each case is a process of its own, `selftaught pretrain` on the demo's photo patches, and takes its turn in every round:
-first on the machine as it is, then beside `--busy` programs that each use a core (a loop, or a training with one thread).
-Speeds are the median over steps after the first fifth. Prints ratios [least, most] of speeds in the same round. Two have
-aims: beside a busy program the default is at least .9 of one thread, and alone at least .95 of all threads. Needs two cores
-or more, and a machine that is otherwise quiet. Writes results/busy.json; `--quick`, one short round, writes nothing.
+Each case is a process of its own, `selftaught pretrain` on the demo's photo patches, and takes its
+turn in every round: first on the machine as it is, then beside `--busy` programs that each use a
+core (a loop, or a training with one thread). Speeds are the median over steps after the first
+fifth. Prints ratios [least, most] of speeds in the same round. Two have
+aims: beside a busy program the default is at least .9 of one thread, and alone at least .95 of all
+threads. Needs two cores or more, and a machine that is otherwise quiet. Writes results/busy.json;
+`--quick`, one short round, writes nothing.
 """
 
 import argparse
@@ -27,12 +31,14 @@ from selftaught.data.io.parallel import cores
 AIMS = {"busy: default by one thread": 0.9, "alone: default by all threads": 0.95}
 LOADS = {
     "spin": "while True: pass",
-    "train": """
+    "train": (
+        """
 import timm, torch
 torch.set_num_threads(1)
 network, images = timm.create_model("resnet18"), torch.rand(16, 3, 64, 64)
 while True: network(images).mean().backward()
-""",
+"""
+    ),
 }
 FEW = 4  # images of each folder that --quick keeps
 Run = dict[str, float]
@@ -40,9 +46,23 @@ Run = dict[str, float]
 
 def trained(data: Path, out: Path, words: list[str], threads: str) -> Run:
     """By the command line, as a user runs it; no variable of the environment decides on threads."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    command = [sys.executable, "-m", "selftaught", "pretrain", "--data", str(data), "--out", str(out), *words]
-    subprocess.run([*command, "--threads", threads], check=True, capture_output=True, env=environment)
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "selftaught",
+        "pretrain",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        *words,
+    ]
+    subprocess.run(
+        [*command, "--threads", threads], check=True, capture_output=True, env=environment
+    )
     entries = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     speeds = [e["images_per_s"] for e in entries if e["images_per_s"]]
     used = json.loads((out / "run.json").read_text())["threads"]
@@ -69,7 +89,9 @@ def ratio(runs: dict[str, list[Run]], case: str, reference: str) -> dict[str, fl
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=40)
@@ -82,8 +104,23 @@ if __name__ == "__main__":
     if cores() < 2:
         raise SystemExit("one core: there is nothing to choose")
     if asked.quick:
-        asked.size, asked.batch, asked.steps, asked.rounds, asked.backbone = 32, 32, 5, 1, "test_resnet"
-    words = ["--method", "moco-v2", "--backbone", asked.backbone, "--stem", "imagenet", "--size", str(asked.size)]
+        asked.size, asked.batch, asked.steps, asked.rounds, asked.backbone = (
+            32,
+            32,
+            5,
+            1,
+            "test_resnet",
+        )
+    words = [
+        "--method",
+        "moco-v2",
+        "--backbone",
+        asked.backbone,
+        "--stem",
+        "imagenet",
+        "--size",
+        str(asked.size),
+    ]
     words += ["--batch", str(asked.batch), "--steps", str(asked.steps)]
     cases = {"default": "auto", "one thread": "1", "all threads": str(cores())}
     runs: dict[str, list[Run]] = {}
@@ -96,14 +133,19 @@ if __name__ == "__main__":
                 with busy(programs, asked.load):
                     for name, threads in cases.items():
                         out = scratch / f"{place}-{threads}-{number}"
-                        runs.setdefault(f"{place}: {name}", []).append(trained(data, out, words, threads))
+                        runs.setdefault(f"{place}: {name}", []).append(
+                            trained(data, out, words, threads)
+                        )
     found: dict[str, Any] = {}
     for name, done in runs.items():
         found[name] = {
             "images_per_s": spread([run["images_per_s"] for run in done]),
             "threads": sorted({int(run["threads"]) for run in done}),
         }
-        print(f"{name:20} {said(found[name]['images_per_s'])} images/s, threads {found[name]['threads']}")
+        print(
+            f"{name:20} {said(found[name]['images_per_s'])} images/s, threads"
+            f" {found[name]['threads']}"
+        )
     ratios = {}
     for title in (*AIMS, "busy: all threads by one thread", "alone: one thread by all threads"):
         place, pair = title.split(": ")
@@ -112,5 +154,8 @@ if __name__ == "__main__":
         aim = f" (aim: {AIMS[title]})" if title in AIMS else ""
         print(f"{title:34} {said(ratios[title])}{aim}")
     if not asked.quick:
-        settings = {name: getattr(asked, name) for name in ("size", "batch", "steps", "rounds", "busy", "load", "backbone")}
+        settings = {
+            name: getattr(asked, name)
+            for name in ("size", "batch", "steps", "rounds", "busy", "load", "backbone")
+        }
         write("busy", {"settings": settings, "runs": found, "ratios": ratios, "aims": AIMS})

@@ -28,10 +28,17 @@ RESULTS = Path(__file__).parent / "results"
 
 def machine() -> dict[str, Any]:
     """Hardware, versions and commit."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain", "selftaught"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "selftaught"], capture_output=True, text=True, check=False
+    )
     described = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    cpu = next((line.split(":")[1].strip() for line in described.splitlines() if "model name" in line), platform.processor())
+    cpu = next(
+        (line.split(":")[1].strip() for line in described.splitlines() if "model name" in line),
+        platform.processor(),
+    )
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -48,7 +55,10 @@ Times = dict[str, list[float]]  # by case, the seconds of each round
 
 
 def interleaved(
-    cases: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, clock: Callable[[], float] = time.perf_counter
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
     """Every case once a round, in turn: what disturbs the machine disturbs all of them alike."""
     found: Times = {name: [] for name in cases}
@@ -69,8 +79,14 @@ def wait_for_gpu() -> None:
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at most. (getrusage's figure begins with that of the process that started it.)"""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    """Bytes that this process held at most. (getrusage's figure begins with that of the process
+    that started it.)
+    """
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -94,11 +110,15 @@ def typed() -> str:
 
 
 def write(name: str, result: dict[str, Any]) -> Path:
-    """Its `command` is what was typed, unless the result gathers what several commands did and names one for all."""
+    """Its `command` is what was typed, unless the result gathers what several commands did and
+    names one for all.
+    """
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{name}.json"
     command = result.get("command") or typed()
-    file.write_text(json.dumps({"machine": machine(), **result, "command": command}, indent=1) + "\n")
+    file.write_text(
+        json.dumps({"machine": machine(), **result, "command": command}, indent=1) + "\n"
+    )
     return file
 
 
@@ -119,8 +139,12 @@ def evaluated(what: Path, *more: str) -> list[dict[str, Any]]:
 
 
 def training_seconds(folder: Path) -> float:
-    """Of a run's training alone, at the speed that it had when nothing disturbed it: others' work only slows a run."""
-    speeds = [e["images_per_s"] for e in jsonl.read_journal(folder / "journal.jsonl") if e["images_per_s"]]
+    """Of a run's training alone, at the speed that it had when nothing disturbed it: others' work
+    only slows a run.
+    """
+    speeds = [
+        e["images_per_s"] for e in jsonl.read_journal(folder / "journal.jsonl") if e["images_per_s"]
+    ]
     stage = run_folder.read_run(folder).stage
     return stage.steps * stage.batch / statistics.quantiles(speeds, n=10)[-1]
 

@@ -1,11 +1,13 @@
 """Training from a folder of images, all in all: ours beside lightly's example, in turns.
 
-    python -m benchmarks.end_to_end --data imagenette128/ [--size 96] [--batch 128] [--steps 12] [--rounds 3]
+    python -m benchmarks.end_to_end --data imagenette128/ [--size 96] [--batch 128] [--steps 12]
+    [--rounds 3]
 
-Each turn is a process of its own: `selftaught pretrain --method moco-v2`, and lightly's MoCo example (its transform, heads,
-loss and optimizer, a DataLoader with a worker a core), with the same backbone, images, batch and steps, at float32 and at
-bfloat16 with channels_last. Speeds are of source images, after the first two steps. `as shipped` is ours as it comes beside
-lightly's as it comes (float32). Prints medians and ratios [least, most], writes results/end_to_end.json.
+Each turn is a process of its own: `selftaught pretrain --method moco-v2`, and lightly's MoCo
+example (its transform, heads, loss and optimizer, a DataLoader with a worker a core), with the same
+backbone, images, batch and steps, at float32 and at bfloat16 with channels_last. Speeds are of
+source images, after the first two steps. `as shipped` is ours as it comes beside lightly's as it
+comes (float32). Prints medians and ratios [least, most], writes results/end_to_end.json.
 """
 
 import argparse
@@ -31,10 +33,33 @@ def ours(data: str, size: int, batch: int, steps: int, precision: str) -> Run:
     """By the command line, as a user runs it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        words = ["pretrain", "--data", data, "--out", str(out), "--method", "moco-v2", "--backbone", "resnet18"]
-        words += ["--size", str(size), "--batch", str(batch), "--steps", str(steps), "--precision", precision]
-        subprocess.run([sys.executable, "-m", "selftaught", *words], check=True, capture_output=True)
-        entries = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()][1 + SKIP :]
+        words = [
+            "pretrain",
+            "--data",
+            data,
+            "--out",
+            str(out),
+            "--method",
+            "moco-v2",
+            "--backbone",
+            "resnet18",
+        ]
+        words += [
+            "--size",
+            str(size),
+            "--batch",
+            str(batch),
+            "--steps",
+            str(steps),
+            "--precision",
+            precision,
+        ]
+        subprocess.run(
+            [sys.executable, "-m", "selftaught", *words], check=True, capture_output=True
+        )
+        entries = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()][
+            1 + SKIP :
+        ]
     seconds = sum(batch / e["images_per_s"] for e in entries)
     waited = sum(e["wait"] * batch / e["images_per_s"] for e in entries)
     return {"images_per_s": len(entries) * batch / seconds, "wait": waited / seconds}
@@ -42,9 +67,23 @@ def ours(data: str, size: int, batch: int, steps: int, precision: str) -> Run:
 
 def peer(data: str, size: int, batch: int, steps: int, precision: str) -> Run:
     """In a process of its own, as ours."""
-    words = ["--peer", precision, "--data", data, "--size", str(size), "--batch", str(batch), "--steps", str(steps)]
+    words = [
+        "--peer",
+        precision,
+        "--data",
+        data,
+        "--size",
+        str(size),
+        "--batch",
+        str(batch),
+        "--steps",
+        str(steps),
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.end_to_end", *words], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.end_to_end", *words],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     found: Run = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -65,7 +104,9 @@ def train_peer(data: str, size: int, batch: int, steps: int, precision: str) -> 
     optimizer = made.optimizer(p for p in modules.parameters() if p.requires_grad)
     index = build_index([Path(data)])
     pictures = Pictures([index.paths[i] for i in index.train.tolist()], made.transform)
-    loader = torch.utils.data.DataLoader(pictures, batch, shuffle=True, drop_last=True, num_workers=cores())
+    loader = torch.utils.data.DataLoader(
+        pictures, batch, shuffle=True, drop_last=True, num_workers=cores()
+    )
     step, waited, began = 0, 0.0, 0.0
     last = time.perf_counter()
     while step < steps:
@@ -90,7 +131,9 @@ def train_peer(data: str, size: int, batch: int, steps: int, precision: str) -> 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--batch", type=int, default=128)
@@ -108,11 +151,17 @@ if __name__ == "__main__":
             runs.setdefault(f"selftaught {precision}", []).append(ours(*what, precision))
             runs.setdefault(f"lightly {precision}", []).append(peer(*what, precision))
     found: dict[str, Any] = {
-        name: {quantity: spread([run[quantity] for run in done]) for quantity in ("images_per_s", "wait")}
+        name: {
+            quantity: spread([run[quantity] for run in done])
+            for quantity in ("images_per_s", "wait")
+        }
         for name, done in runs.items()
     }
     for name, values in found.items():
-        print(f"{name:18} {said(values['images_per_s'])} images/s, waiting for data {100 * values['wait']['median']:.1f} %")
+        print(
+            f"{name:18} {said(values['images_per_s'])} images/s, waiting for data"
+            f" {100 * values['wait']['median']:.1f} %"
+        )
     compared = {}
     for title, one, other in (
         ("bf16", "selftaught bf16", "lightly bf16"),

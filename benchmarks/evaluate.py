@@ -1,11 +1,13 @@
-"""How long evaluation takes: kNN, the linear probe and k-means, beside faiss, scikit-learn and lightly.
+"""How long evaluation takes: kNN, the linear probe and k-means, beside faiss, scikit-learn and
+lightly.
 
     python -m benchmarks.evaluate [--scale 1.0] [--rounds 3]
 
-At scale 1: kNN of 10,000 queries among 50,000 x 512 features (k = 200), a linear probe on those, k-means of 100,000 x 128
-into 3,000 (spherical, 10 iterations). The features are drawn around class centres, so close that many are mistaken.
-Interleaved; prints seconds (median) and each one's ratio to ours, and its accuracy or objective; writes
-results/evaluate.json. Needs `pip install 'selftaught[bench]'`.
+At scale 1: kNN of 10,000 queries among 50,000 x 512 features (k = 200), a linear probe on those,
+k-means of 100,000 x 128 into 3,000 (spherical, 10 iterations). The features are drawn around class
+centres, so close that many are mistaken. Interleaved; prints seconds (median) and each one's ratio
+to ours, and its accuracy or objective; writes results/evaluate.json. Needs `pip install
+'selftaught[bench]'`.
 """
 
 import argparse
@@ -32,7 +34,9 @@ def features(number: int, width: int, seed: int) -> Features:
     rng = torch.Generator().manual_seed(seed)
     centres = torch.randn(CLASSES, width, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, CLASSES, (number,), generator=rng)
-    return Features(F.normalize(centres[labels] + 9 * torch.randn(number, width, generator=rng), dim=1), labels)
+    return Features(
+        F.normalize(centres[labels] + 9 * torch.randn(number, width, generator=rng), dim=1), labels
+    )
 
 
 def vote(similarity: Tensor, labels: Tensor) -> Tensor:
@@ -56,18 +60,24 @@ def knn_cases(train: Features, test: Features) -> dict[str, Case]:
 
     def by_lightly() -> Tensor:
         found = [
-            knn_predict(part, bank, train.labels, CLASSES, knn_k=NEIGHBOURS, knn_t=TEMPERATURE)[:, 0]
+            knn_predict(part, bank, train.labels, CLASSES, knn_k=NEIGHBOURS, knn_t=TEMPERATURE)[
+                :, 0
+            ]
             for part in test.vectors.split(512)
         ]
         return F.one_hot(torch.cat(found), CLASSES).float()
 
     def by_sklearn() -> Tensor:
         """Without weights: it has none of this kind."""
-        kind = KNeighborsClassifier(NEIGHBOURS, algorithm="brute", metric="cosine").fit(train.vectors, train.labels)
+        kind = KNeighborsClassifier(NEIGHBOURS, algorithm="brute", metric="cosine").fit(
+            train.vectors, train.labels
+        )
         return torch.from_numpy(kind.predict_proba(test.vectors))
 
     return {
-        "selftaught": lambda: KNN(neighbours=NEIGHBOURS, temperature=TEMPERATURE).score(train, test.vectors).values,
+        "selftaught": lambda: (
+            KNN(neighbours=NEIGHBOURS, temperature=TEMPERATURE).score(train, test.vectors).values
+        ),
         "faiss": by_faiss,
         "lightly": by_lightly,
         "scikit-learn": by_sklearn,
@@ -75,13 +85,17 @@ def knn_cases(train: Features, test: Features) -> dict[str, Case]:
 
 
 def linear_cases(train: Features, test: Features) -> dict[str, Case]:
-    """Ours chooses its penalty among several besides; the others fit once, with theirs as it comes."""
+    """Ours chooses its penalty among several besides; the others fit once, with theirs as it
+    comes.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     def by_sklearn() -> Tensor:
-        fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200)).fit(train.vectors, train.labels)
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200)).fit(
+            train.vectors, train.labels
+        )
         return torch.from_numpy(fitted.predict_proba(test.vectors))
 
     def by_sgd() -> Tensor:
@@ -117,7 +131,9 @@ def kmeans_cases(points: Tensor, clusters: int) -> dict[str, Case]:
         return objective(torch.from_numpy(found.centroids))
 
     def by_sklearn() -> float:
-        found = KMeans(clusters, init="random", n_init=1, max_iter=ITERATIONS, tol=0, random_state=0).fit(points)
+        found = KMeans(
+            clusters, init="random", n_init=1, max_iter=ITERATIONS, tol=0, random_state=0
+        ).fit(points)
         return objective(torch.from_numpy(found.cluster_centers_).float())
 
     def ours() -> float:
@@ -127,7 +143,9 @@ def kmeans_cases(points: Tensor, clusters: int) -> dict[str, Case]:
     return {"selftaught": ours, "faiss": by_faiss, "scikit-learn": by_sklearn}
 
 
-def compare(title: str, cases: dict[str, Case], rounds: int, quality: Callable[[Any], float]) -> dict[str, Any]:
+def compare(
+    title: str, cases: dict[str, Case], rounds: int, quality: Callable[[Any], float]
+) -> dict[str, Any]:
     kept: dict[str, Any] = {}
 
     def keeping(name: str) -> Case:
@@ -141,16 +159,23 @@ def compare(title: str, cases: dict[str, Case], rounds: int, quality: Callable[[
     print(title)
     for name in cases:
         ratio = ratios(times, name, "selftaught")
-        found[name] = {"seconds": spread(times[name]), "times_ours": ratio, "quality": quality(kept[name])}
+        found[name] = {
+            "seconds": spread(times[name]),
+            "times_ours": ratio,
+            "quality": quality(kept[name]),
+        }
         print(
-            f"  {name:26} {found[name]['seconds']['median']:8.2f} s  {said(ratio):>22}  {found[name]['quality']:.4f}",
+            f"  {name:26} {found[name]['seconds']['median']:8.2f} s  {said(ratio):>22} "
+            f" {found[name]['quality']:.4f}",
             flush=True,
         )
     return found
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
@@ -160,7 +185,10 @@ if __name__ == "__main__":
     def accuracy(values: Tensor) -> float:
         return balanced_accuracy(test.labels, values)
 
-    print("seconds, times ours: median [least, most]; balanced accuracy, or mean cosine to the centroid")
+    print(
+        "seconds, times ours: median [least, most]; balanced accuracy, or mean cosine to the"
+        " centroid"
+    )
     found = {
         "knn": compare("kNN", knn_cases(train, test), asked.rounds, accuracy),
         "linear": compare("linear probe", linear_cases(train, test), asked.rounds, accuracy),

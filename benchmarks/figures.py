@@ -1,8 +1,10 @@
-"""A picture for each method's page: its views, and what it makes of them. `python -m benchmarks.figures [METHOD ...]`
+"""A picture for each method's page: its views, and what it makes of them. `python -m
+benchmarks.figures [METHOD ...]`
 
-Sixteen photographs that come along (`selftaught.data.patches`), the method's own `inputs`, and its own predictions and
-targets after a hundred steps of a tiny network on these very photographs: a picture of what is learnt, and no
-measurement. Over 200 lines: what there is to see differs from method to method, and each kind is a function here.
+Sixteen photographs that come along (`selftaught.data.patches`), the method's own `inputs`, and its
+own predictions and targets after a hundred steps of a tiny network on these very photographs: a
+picture of what is learnt, and no measurement. Over 200 lines: what there is to see differs from
+method to method, and each kind is a function here.
 """
 
 import dataclasses
@@ -35,16 +37,31 @@ from selftaught.views.spec import Views
 OUT = Path(__file__).parents[1] / "docs" / "figures" / "methods"
 LARGEST = 60_000  # bytes of a picture
 STEPS = 120
-WIDTH, HEIGHT, TILE, TALL = 8.0, 2.75, 0.81, 1.9  # inches: of a picture, of a photograph's row, of a matrix
+WIDTH, HEIGHT, TILE, TALL = (
+    8.0,
+    2.75,
+    0.81,
+    1.9,
+)  # inches: of a picture, of a photograph's row, of a matrix
 CANVAS = 128
 SIZES = {"cpc": 96, "densecl": 96}  # pixels of a view, where there are parts of it to see; else
 SIZE = 64
 SHOWN = ("cat", "coffee", "pagoda")  # the photographs whose views are drawn
 NETWORK = "test_resnet"
 SMALL = {
-    "queue": 8, "negatives": 16, "clusters": 5, "prototypes": 5, "clusterings": 2, "classes": 16, "hidden": 64, "dim": 24,
-}  # fmt: skip
-TOGETHER = {"barlow-twins": 8, "vicreg": 8}  # views of each photograph in a batch: statistics need many
+    "queue": 8,
+    "negatives": 16,
+    "clusters": 5,
+    "prototypes": 5,
+    "clusterings": 2,
+    "classes": 16,
+    "hidden": 64,
+    "dim": 24,
+}
+TOGETHER = {
+    "barlow-twins": 8,
+    "vicreg": 8,
+}  # views of each photograph in a batch: statistics need many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +85,10 @@ class Photographs:
         self.names = list(files)
         sizes = torch.tensor([Image.open(file).size[::-1] for file in files.values()])
         images = Images(list(files.values()), sizes, CANVAS)
-        self.pixels, self.aspect = torch.stack([images[i] for i in range(len(images))]), images.aspect
+        self.pixels, self.aspect = (
+            torch.stack([images[i] for i in range(len(images))]),
+            images.aspect,
+        )
         self.size = SIZES.get(name, SIZE)
         method = METHODS[name]
         views = defaults.views_for(method, self.size, Views(small=2 if method.multi_crop else 0))
@@ -96,7 +116,9 @@ def trained(name: str, data: Photographs) -> Method:
     config = dataclasses.replace(known.suited(setting), **fitting)
     earlier = []
     if name == "distillation":
-        config = dataclasses.replace(config, temperature=4.0)  # such that more than one class is to be seen
+        config = dataclasses.replace(
+            config, temperature=4.0
+        )  # such that more than one class is to be seen
         teacher = trained("supervised", data)
         earlier = [nn.Sequential(teacher.backbone, teacher.kept_head())]
     method = METHODS[name](config, backbone, len(data.names), *earlier)
@@ -112,7 +134,8 @@ def trained(name: str, data: Photographs) -> Method:
     return method
 
 
-# ------------------------------------------------------------------------------------------------ what is learnt
+# ------------------------------------------------------------------------------------------------
+# what is learnt
 
 
 def alike(x: Tensor, y: Tensor) -> Tensor:
@@ -126,28 +149,65 @@ def diagonal(n: int) -> tuple[tuple[int, int], ...]:
 def others(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     """Each view among the other views of the batch."""
     values = alike(said[0], targets[0])
-    return [Panel(title="cosine similarity", values=values, rows="view 1", columns="view 2", marks=diagonal(len(values)))]
+    return [
+        Panel(
+            title="cosine similarity",
+            values=values,
+            rows="view 1",
+            columns="view 2",
+            marks=diagonal(len(values)),
+        )
+    ]
 
 
 def teachers(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     """What is predicted, and what a teacher says of the other view."""
-    first = said[0][0] if isinstance(said[0], tuple) else said[0]  # SimSiam: beside it what it was made of
+    first = (
+        said[0][0] if isinstance(said[0], tuple) else said[0]
+    )  # SimSiam: beside it what it was made of
     values = alike(first, targets[0])
-    columns = "teacher's embedding of view 2" if hasattr(method, "teacher") else "embedding of view 2, no gradient"
-    return [Panel(title="cosine similarity", values=values, rows="prediction from view 1", columns=columns,
-                  marks=diagonal(len(values)))]  # fmt: skip
+    columns = (
+        "teacher's embedding of view 2"
+        if hasattr(method, "teacher")
+        else "embedding of view 2, no gradient"
+    )
+    return [
+        Panel(
+            title="cosine similarity",
+            values=values,
+            rows="prediction from view 1",
+            columns=columns,
+            marks=diagonal(len(values)),
+        )
+    ]
 
 
 def directpred(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     panels = teachers(method, (said[0] @ method.predictor,), targets, batch)
-    return [*panels, Panel(title="predictor, set not learnt", values=method.predictor, rows="dimension",
-                           columns="dimension", signed=True)]  # fmt: skip
+    return [
+        *panels,
+        Panel(
+            title="predictor, set not learnt",
+            values=method.predictor,
+            rows="dimension",
+            columns="dimension",
+            signed=True,
+        ),
+    ]
 
 
-def queued(moco: Any, query: Tensor, key: Tensor, title: str = "cosine similarity", rows: str = "query") -> Panel:
+def queued(
+    moco: Any, query: Tensor, key: Tensor, title: str = "cosine similarity", rows: str = "query"
+) -> Panel:
     values = alike(query, torch.cat([key, moco.queue]))
-    return Panel(title=title, values=values, rows=rows, columns="keys of the batch | queue", marks=diagonal(len(query)),
-                 line=len(key))  # fmt: skip
+    return Panel(
+        title=title,
+        values=values,
+        rows=rows,
+        columns="keys of the batch | queue",
+        marks=diagonal(len(query)),
+        line=len(key),
+    )
 
 
 def moco(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
@@ -164,21 +224,36 @@ def densecl(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     match = most_similar(found, key_found)[0]
     marks = tuple(enumerate(match.tolist()))
     side = int(places.shape[2] ** 0.5)
-    return [queued(method, query, key, "whole views"),
-            Panel(title="places of one image", values=alike(places[0].T, key_places[0].T), marks=marks,
-                  rows=f"{side} x {side} places of view 1", columns="places of view 2")]  # fmt: skip
+    return [
+        queued(method, query, key, "whole views"),
+        Panel(
+            title="places of one image",
+            values=alike(places[0].T, key_places[0].T),
+            marks=marks,
+            rows=f"{side} x {side} places of view 1",
+            columns="places of view 2",
+        ),
+    ]
 
 
 def memory(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     """Embeddings beside the rows that are remembered."""
 
     def panel(title: str, x: Tensor, of: Any, rows: str, columns: str = "remembered rows") -> Panel:
-        return Panel(title=title, values=alike(x, of.rows), rows=rows, columns=columns, marks=diagonal(len(x)))
+        return Panel(
+            title=title,
+            values=alike(x, of.rows),
+            rows=rows,
+            columns=columns,
+            marks=diagonal(len(x)),
+        )
 
     if hasattr(method, "memory"):
         if isinstance(said, tuple):
-            return [panel("whole view", said[0], method.memory, "view 1"),
-                    panel("shuffled pieces", said[1], method.memory, "pieces of view 2")]  # fmt: skip
+            return [
+                panel("whole view", said[0], method.memory, "view 1"),
+                panel("shuffled pieces", said[1], method.memory, "pieces of view 2"),
+            ]
         return [panel("cosine similarity", said, method.memory, "view")]
     told = [(int(i), int(i)) for i in targets if i >= 0]
     lights = panel("colour asks lightness", said[1], method.lights, "ab", "remembered L")
@@ -197,7 +272,11 @@ def deepcluster(method: Any, said: Any, targets: Any, batch: Batch) -> list[Pane
 
 def deepcluster_v2(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     return [
-        assigned(f"clustering {h + 1}", said[0] @ method.prototypes[h].T / method.config.temperature, targets[:, h])
+        assigned(
+            f"clustering {h + 1}",
+            said[0] @ method.prototypes[h].T / method.config.temperature,
+            targets[:, h],
+        )
         for h in range(len(method.prototypes))
     ]
 
@@ -205,28 +284,48 @@ def deepcluster_v2(method: Any, said: Any, targets: Any, batch: Batch) -> list[P
 def swav(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (method.scores(said[0]) / method.config.temperature).softmax(1)
     words = {"columns": "prototypes"}
-    return [Panel(title="predicted", values=guess, rows="view 1", **words),
-            Panel(title="target: balanced code", values=targets[1], rows="view 2", **words)]  # fmt: skip
+    return [
+        Panel(title="predicted", values=guess, rows="view 1", **words),
+        Panel(title="target: balanced code", values=targets[1], rows="view 2", **words),
+    ]
 
 
 def pcl(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     keys, clusters = targets
     own = slice(0, method.sizes[0])
     logits = said[0] @ method.prototypes[own].T / method.concentrations[own]
-    return [queued(method.moco, said[0], keys[0]), assigned("its prototype", logits, clusters[:, 0], "query")]
+    return [
+        queued(method.moco, said[0], keys[0]),
+        assigned("its prototype", logits, clusters[:, 0], "query"),
+    ]
 
 
 def barlow(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     values = standardized(said[0]).T @ standardized(targets[0]) / len(said[0])
-    return [Panel(title="cross-correlation", values=values, rows="dimension, view 1", columns="dimension, view 2",
-                  marks=(), signed=True)]  # fmt: skip
+    return [
+        Panel(
+            title="cross-correlation",
+            values=values,
+            rows="dimension, view 1",
+            columns="dimension, view 2",
+            marks=(),
+            signed=True,
+        )
+    ]
 
 
 def vicreg(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     z = said[0] - said[0].mean(0)
-    return [*others(method, [x[:16] for x in said], [x[:16] for x in targets], batch),
-            Panel(title="covariance, view 1", values=z.T @ z / (len(z) - 1), rows="dimension", columns="dimension",
-                  signed=True)]  # fmt: skip
+    return [
+        *others(method, [x[:16] for x in said], [x[:16] for x in targets], batch),
+        Panel(
+            title="covariance, view 1",
+            values=z.T @ z / (len(z) - 1),
+            rows="dimension",
+            columns="dimension",
+            signed=True,
+        ),
+    ]
 
 
 def cpc(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
@@ -234,54 +333,101 @@ def cpc(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     nearest, rows = method.config.nearest, targets.shape[1]
     guess = said[0][:2, 0, 0, : rows - nearest].flatten(0, 2)
     place = torch.arange(2 * rows * rows).view(2, rows, rows)[:, nearest:].flatten()
-    return [Panel(title="cosine similarity, two photographs", values=alike(guess, targets[:2].flatten(0, 2)),
-                  rows=f"said from {nearest} rows above", columns="patches, row by row", line=rows * rows,
-                  marks=tuple(enumerate(place.tolist())))]  # fmt: skip
+    return [
+        Panel(
+            title="cosine similarity, two photographs",
+            values=alike(guess, targets[:2].flatten(0, 2)),
+            rows=f"said from {nearest} rows above",
+            columns="patches, row by row",
+            line=rows * rows,
+            marks=tuple(enumerate(place.tolist())),
+        )
+    ]
 
 
 def supervised(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
-    return [Panel(title="predicted probability", values=said.softmax(1), rows="view", columns="classes",
-                  marks=tuple(enumerate(targets.tolist())))]  # fmt: skip
+    return [
+        Panel(
+            title="predicted probability",
+            values=said.softmax(1),
+            rows="view",
+            columns="classes",
+            marks=tuple(enumerate(targets.tolist())),
+        )
+    ]
 
 
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (said / method.temperature).softmax(1)
-    return [Panel(title="teacher's probability", values=targets, rows="view", columns="classes"),
-            Panel(title="student's", values=guess, rows="view", columns="classes")]  # fmt: skip
+    return [
+        Panel(title="teacher's probability", values=targets, rows="view", columns="classes"),
+        Panel(title="student's", values=guess, rows="view", columns="classes"),
+    ]
 
 
 SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
-    "barlow-twins": barlow, "byol": teachers, "cmc": memory, "cpc": cpc, "deepcluster": deepcluster,
-    "deepcluster-v2": deepcluster_v2, "densecl": densecl, "directpred": directpred, "distillation": distillation,
-    "infomin": infomin, "instance-discrimination": memory, "margin-contrastive": others, "moco-v1": moco, "moco-v2": moco,
-    "moco-v3": teachers, "pcl": pcl, "pirl": memory, "simclr": others, "simclr-v2": others, "simsiam": teachers,
-    "supervised": supervised, "swav": swav, "triplet": others, "vicreg": vicreg,
-}  # fmt: skip
+    "barlow-twins": barlow,
+    "byol": teachers,
+    "cmc": memory,
+    "cpc": cpc,
+    "deepcluster": deepcluster,
+    "deepcluster-v2": deepcluster_v2,
+    "densecl": densecl,
+    "directpred": directpred,
+    "distillation": distillation,
+    "infomin": infomin,
+    "instance-discrimination": memory,
+    "margin-contrastive": others,
+    "moco-v1": moco,
+    "moco-v2": moco,
+    "moco-v3": teachers,
+    "pcl": pcl,
+    "pirl": memory,
+    "simclr": others,
+    "simclr-v2": others,
+    "simsiam": teachers,
+    "supervised": supervised,
+    "swav": swav,
+    "triplet": others,
+    "vicreg": vicreg,
+}
 
 
-# ------------------------------------------------------------------------------------------------------ what is seen
+# --------------------------------------------------------------------------------------------------
+# what is seen
 
 
 def pictures(method: Method, batch: Batch) -> list[tuple[str, Tensor]]:
-    """Titles and pictures [B, 3, H, W] of what the network gets, parts side by side; then of what a key encoder gets."""
+    """Titles and pictures [B, 3, H, W] of what the network gets, parts side by side; then of what a
+    key encoder gets.
+    """
     seen = leaves(method.inputs(batch))
     keys = hasattr(method, "queue") or hasattr(method, "moco")
     alone = [view for view in batch.views if keys and not any(view is one for one in seen)]
     found = []
     for x in [*seen, *alone]:
         if x.ndim == 6:
-            found.append((f"{x.shape[1]} x {x.shape[2]} patches", mosaic(x.flatten(1, 2), x.shape[1])))
+            found.append(
+                (f"{x.shape[1]} x {x.shape[2]} patches", mosaic(x.flatten(1, 2), x.shape[1]))
+            )
         elif x.ndim == 5:
             found.append(("shuffled pieces", mosaic(x, 3)))
         elif type(method).__name__ == "CMC":
             found.append(("L" if not found else "ab", x))
         else:
             small = x.shape[-1] < batch.views[0].shape[-1]
-            kind = "small view" if small else "key's view" if any(x is one for one in alone) else "view"
+            kind = (
+                "small view"
+                if small
+                else "key's view"
+                if any(x is one for one in alone)
+                else "view"
+            )
             found.append((kind, x))
     kinds = [kind for kind, _ in found]
     return [
-        (f"{kind} {kinds[: i + 1].count(kind)}" if kinds.count(kind) > 1 else kind, x) for i, (kind, x) in enumerate(found)
+        (f"{kind} {kinds[: i + 1].count(kind)}" if kinds.count(kind) > 1 else kind, x)
+        for i, (kind, x) in enumerate(found)
     ]
 
 
@@ -305,7 +451,9 @@ def draw(name: str, out: Path = OUT) -> Path:
         targets = method.targets(batch, said)
         panels = SEEN[name](method, said, targets, batch)
         seen = [("photograph", data.plain()), *pictures(method, batch)]
-    left = min(TILE * len(seen), 0.55 * WIDTH)  # inches; what is seen takes this much, what is learnt the rest
+    left = min(
+        TILE * len(seen), 0.55 * WIDTH
+    )  # inches; what is seen takes this much, what is learnt the rest
     figure = pyplot.figure(figsize=(WIDTH, HEIGHT), dpi=100)
 
     def place(x: float, y: float, wide: float, high: float) -> Any:
@@ -315,8 +463,13 @@ def draw(name: str, out: Path = OUT) -> Path:
     for column, (title, x) in enumerate(seen):
         drawn = side * (0.5 if title.startswith("small") else 1.0)
         for row, photograph in enumerate(SHOWN):
-            axis = place(0.05 + column * left / len(seen), HEIGHT - 0.32 - row * TILE - side, drawn, drawn)
-            axis.imshow(x[data.names.index(photograph)].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="antialiased")
+            axis = place(
+                0.05 + column * left / len(seen), HEIGHT - 0.32 - row * TILE - side, drawn, drawn
+            )
+            axis.imshow(
+                x[data.names.index(photograph)].permute(1, 2, 0).clamp(0, 1).numpy(),
+                interpolation="antialiased",
+            )
             axis.axis("off")
             if row == 0:
                 middle = 0.05 + column * left / len(seen) + drawn / 2
@@ -324,24 +477,34 @@ def draw(name: str, out: Path = OUT) -> Path:
     room = (WIDTH - left - 0.2) / len(panels)
     for i, panel in enumerate(panels):
         rows, columns = panel.values.shape
-        cell = min(TALL / rows, (room - 0.8) / columns)  # square, unless that would be too narrow to see
+        cell = min(
+            TALL / rows, (room - 0.8) / columns
+        )  # square, unless that would be too narrow to see
         wide, high = max(cell * columns, 0.6), TALL if columns < rows else max(cell * rows, 0.9)
         x, y = left + 0.2 + (i + 0.5) * room - wide / 2 - 0.05, 0.4 + (TALL - high) / 2
         axis = place(x, y, wide, high)
         most = float(panel.values.abs().max()) if panel.signed else None
         shown = axis.imshow(
-            panel.values.numpy(), aspect="auto", interpolation="nearest", cmap="RdBu_r" if panel.signed else "viridis",
-            vmin=None if most is None else -most, vmax=most,
-        )  # fmt: skip
+            panel.values.numpy(),
+            aspect="auto",
+            interpolation="nearest",
+            cmap="RdBu_r" if panel.signed else "viridis",
+            vmin=None if most is None else -most,
+            vmax=most,
+        )
         for row, column in panel.marks:
-            axis.add_patch(pyplot.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="#ff2d2d", lw=0.9))
+            axis.add_patch(
+                pyplot.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="#ff2d2d", lw=0.9)
+            )
         if panel.line is not None:
             axis.axvline(panel.line - 0.5, color="white", lw=2)
         axis.set(xticks=[], yticks=[])
         axis.set_title(panel.title, fontsize=8)
         axis.set_xlabel(panel.columns, fontsize=7)
         axis.set_ylabel(panel.rows, fontsize=7)
-        figure.colorbar(shown, cax=place(x + wide + 0.05, y, 0.06, high)).ax.tick_params(labelsize=6, length=2, pad=1)
+        figure.colorbar(shown, cax=place(x + wide + 0.05, y, 0.06, high)).ax.tick_params(
+            labelsize=6, length=2, pad=1
+        )
     return save(figure, out / f"{name}.png")
 
 

@@ -1,11 +1,13 @@
-"""Does the guard leave healthy runs alone, and stop those that collapse? Every method, and some at rates far too high.
+"""Does the guard leave healthy runs alone, and stop those that collapse? Every method, and some at
+rates far too high.
 
-    python -m benchmarks.guard --out runs/guard [--steps 60] [--only moco-v2 byol] [--factors 1 100] [--name guard]
+    python -m benchmarks.guard --out runs/guard [--steps 60] [--only moco-v2 byol] [--factors 1 100]
+    [--name guard]
 
-Trains on the demo's photo patches (ResNet-10-t, 32 px, batch 64): each method in its own recipe, which must end without a
-warning; and in the same recipe at 100 times its rate, which must be stopped with the reason, unless it recovers while the
-rate falls (try more steps). Prints a table with kNN before and after, and writes results/NAME.json. What is done already
-is not done again.
+Trains on the demo's photo patches (ResNet-10-t, 32 px, batch 64): each method in its own recipe,
+which must end without a warning; and in the same recipe at 100 times its rate, which must be
+stopped with the reason, unless it recovers while the rate falls (try more steps). Prints a table
+with kNN before and after, and writes results/NAME.json. What is done already is not done again.
 """
 
 import argparse
@@ -24,12 +26,25 @@ from selftaught.training.runtime import Runtime
 from selftaught.training.trainer import train
 
 FACTOR = 100
-COMMON = ("--backbone", "resnet10t", "--stem", "imagenet", "--size", "32", "--batch", "64", "--precision", "fp32")
+COMMON = (
+    "--backbone",
+    "resnet10t",
+    "--stem",
+    "imagenet",
+    "--size",
+    "32",
+    "--batch",
+    "64",
+    "--precision",
+    "fp32",
+)
 
 LARGER = ["--size", "64"]  # DenseCL compares places, of which 32 pixels leave one
 
 
-def one(method: str, factor: float, data: Path, folder: Path, steps: int, seed: int) -> dict[str, Any]:
+def one(
+    method: str, factor: float, data: Path, folder: Path, steps: int, seed: int
+) -> dict[str, Any]:
     words = [
         "--out",
         str(folder),
@@ -55,27 +70,40 @@ def one(method: str, factor: float, data: Path, folder: Path, steps: int, seed: 
         said.append(str(collapsed))
     entries = [e["features"] for e in jsonl.read_journal(folder / "journal.jsonl") if e["features"]]
     return {
-        "method": method, "factor": factor, "seed": seed, "outcome": run_folder.read_run(folder).facts["outcome"],
-        "step": jsonl.read_journal(folder / "journal.jsonl")[-1]["step"], "warnings": said,
-        "knn": [entries[0].get("knn"), entries[-1].get("knn")], "rank": [entries[0].get("rank"), entries[-1].get("rank")],
-    }  # fmt: skip
+        "method": method,
+        "factor": factor,
+        "seed": seed,
+        "outcome": run_folder.read_run(folder).facts["outcome"],
+        "step": jsonl.read_journal(folder / "journal.jsonl")[-1]["step"],
+        "warnings": said,
+        "knn": [entries[0].get("knn"), entries[-1].get("knn")],
+        "rank": [entries[0].get("rank"), entries[-1].get("rank")],
+    }
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    lines = [f"{'':28} {'lr x':>6} {'outcome':>10} {'step':>5} {'warnings':>8} {'kNN %':>14} {'rank':>12}"]
+    lines = [
+        f"{'':28} {'lr x':>6} {'outcome':>10} {'step':>5} {'warnings':>8} {'kNN %':>14}"
+        f" {'rank':>12}"
+    ]
     for r in results:
         (a, b), (p, q) = r["knn"], r["rank"]
         lines.append(
-            f"{r['method']:28} {r['factor']:6g} {r['outcome']:>10} {r['step']:5} {len(r['warnings']):8} "
-            f"{100 * (a or 0):5.1f} -> {100 * (b or 0):5.1f} {p or 0:5.1f} -> {q or 0:5.1f}"
+            f"{r['method']:28} {r['factor']:6g} {r['outcome']:>10} {r['step']:5}"
+            f" {len(r['warnings']):8} {100 * (a or 0):5.1f} -> {100 * (b or 0):5.1f} {p or 0:5.1f}"
+            f" -> {q or 0:5.1f}"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels])
+    parser.add_argument(
+        "--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels]
+    )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--factors", type=float, nargs="*", default=[1, FACTOR])
     parser.add_argument("--name", default="guard")
@@ -89,8 +117,13 @@ if __name__ == "__main__":
         for name in asked.only:
             for seed in asked.seeds:
                 file = asked.out / f"{name}-x{factor:g}-{seed}" / "guard.json"
-                results.append(kept(file, one, name, factor, images, file.parent, asked.steps, seed))
+                results.append(
+                    kept(file, one, name, factor, images, file.parent, asked.steps, seed)
+                )
                 print(table(results[-1:]).splitlines()[1], flush=True)
     print(table(results))
-    command = f"python -m benchmarks.guard --out runs/{asked.name} --steps {asked.steps} --name {asked.name}"
+    command = (
+        f"python -m benchmarks.guard --out runs/{asked.name} --steps {asked.steps} --name"
+        f" {asked.name}"
+    )
     write(asked.name, {"command": command, "runs": results})

@@ -1,9 +1,12 @@
-"""What hard examples cost: a step with them beside a plain step of the same method, and the memory that they take.
+"""What hard examples cost: a step with them beside a plain step of the same method, and the memory
+that they take.
 
-    python -m benchmarks.hexa [--networks resnet50:96:16 resnet18:64:32] [--methods moco-v2 deepcluster-v2] [--rounds 7]
+    python -m benchmarks.hexa [--networks resnet50:96:16 resnet18:64:32] [--methods moco-v2
+    deepcluster-v2] [--rounds 7]
 
-Interleaved; prints the ratio's median [least, most], and the peak memory of a fresh process that makes three steps (on a
-GPU: of torch's allocator). Writes results/hexa.json. What hard examples bring is benchmarks.hexa_accuracy.
+Interleaved; prints the ratio's median [least, most], and the peak memory of a fresh process that
+makes three steps (on a GPU: of torch's allocator). Writes results/hexa.json. What hard examples
+bring is benchmarks.hexa_accuracy.
 """
 
 import argparse
@@ -41,7 +44,9 @@ def memory(method: str, network: str, case: str, threads: int) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="*", default=["resnet50:96:16", "resnet18:64:32"])
     parser.add_argument("--methods", nargs="*", default=["moco-v2", "deepcluster-v2"])
     parser.add_argument("--rounds", type=int, default=7)
@@ -50,8 +55,13 @@ if __name__ == "__main__":
     spawn = multiprocessing.get_context("spawn")
     for network in asked.networks:
         for method in asked.methods:
-            print(f"{method} on {network}: a step's seconds / those of a plain step; peak memory of the process")
-            trained = {case: Trained(method, *parsed(network), True, hard) for case, hard in CASES.items()}
+            print(
+                f"{method} on {network}: a step's seconds / those of a plain step; peak memory of"
+                " the process"
+            )
+            trained = {
+                case: Trained(method, *parsed(network), True, hard) for case, hard in CASES.items()
+            }
             times = interleaved({case: one.once for case, one in trained.items()}, asked.rounds)
             del trained
             for case in CASES:

@@ -1,11 +1,15 @@
-"""Does HEXA help? Plain methods and their HEXA versions, at equal steps and at equal time, beside random weights.
+"""Does HEXA help? Plain methods and their HEXA versions, at equal steps and at equal time, beside
+random weights.
 
-    python -m benchmarks.hexa_accuracy --data imagenette128/ --out runs/hexa [--only moco-v2 hexa-moco] [--steps 300]
-                                       [--seeds 0] [--backbone resnet18] [--size 64] [--name hexa_accuracy]
+    python -m benchmarks.hexa_accuracy --data imagenette128/ --out runs/hexa [--only moco-v2
+    hexa-moco] [--steps 300]
+                                       [--seeds 0] [--backbone resnet18] [--size 64] [--name
+                                       hexa_accuracy]
 
-Runs whatever is not done yet (a run that was cut off goes on), evaluates all that is done by kNN and linear probe on
-the data's own test split, prints a table and writes results/hexa_accuracy.json. Several may work on one folder, each on its
-own `--only`. "long" is the plain method for as many steps as take the time of its HEXA version.
+Runs whatever is not done yet (a run that was cut off goes on), evaluates all that is done by kNN
+and linear probe on the data's own test split, prints a table and writes results/hexa_accuracy.json.
+Several may work on one folder, each on its own `--only`. "long" is the plain method for as many
+steps as take the time of its HEXA version.
 """
 
 import argparse
@@ -27,7 +31,10 @@ CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
     "moco-v2 + adversarial": ("moco-v2", ["--hard", "adversarial"]),
     "moco-v2 + cutmix": ("moco-v2", ["--hard", "cutmix"]),
     "moco-v2 + mixup": ("moco-v2", ["--hard", "mixup"]),
-    "moco-v2 + adversarial, eps 4": ("moco-v2", ["--hard", "adversarial", "--hard.adversarial.eps", "4"]),
+    "moco-v2 + adversarial, eps 4": (
+        "moco-v2",
+        ["--hard", "adversarial", "--hard.adversarial.eps", "4"],
+    ),
     "hexa-moco, auxiliary norm": (
         "moco-v2",
         [*BOTH, "--hard.adversarial.norm", "auxiliary", "--hard.cutmix.norm", "auxiliary"],
@@ -35,17 +42,28 @@ CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
     "moco-v2, lr x2": ("moco-v2", ["--optimizer.lr", "0.24"]),
     "hexa-moco, lr x2": ("moco-v2", [*BOTH, "--optimizer.lr", "0.24"]),
     "hexa-moco, sum": ("moco-v2", [*BOTH, "--combine", "sum"]),
-    "hexa-moco, half weights": ("moco-v2", [*BOTH, "--hard.adversarial.weight", "0.5", "--hard.cutmix.weight", "0.5"]),
-    "hexa-moco, after a third": ("moco-v2", [*BOTH, "--hard.adversarial.start", "0.33", "--hard.cutmix.start", "0.33"]),
+    "hexa-moco, half weights": (
+        "moco-v2",
+        [*BOTH, "--hard.adversarial.weight", "0.5", "--hard.cutmix.weight", "0.5"],
+    ),
+    "hexa-moco, after a third": (
+        "moco-v2",
+        [*BOTH, "--hard.adversarial.start", "0.33", "--hard.cutmix.start", "0.33"],
+    ),
     "deepcluster-v2 + cutmix": ("deepcluster-v2", ["--hard", "cutmix"]),
     "deepcluster-v2 + adversarial": ("deepcluster-v2", ["--hard", "adversarial"]),
 }
-LONG = {"moco-v2, long": ("moco-v2", "hexa-moco"), "deepcluster-v2, long": ("deepcluster-v2", "hexa-dcluster")}
+LONG = {
+    "moco-v2, long": ("moco-v2", "hexa-moco"),
+    "deepcluster-v2, long": ("deepcluster-v2", "hexa-dcluster"),
+}
 COMMON = ["--batch", "128", "--precision", "bf16", "--workers", "0"]
 NETWORK = ["--backbone", "resnet18", "--size", "64"]
 
 
-def train(name: str, data: str, out: Path, steps: int, seed: int, network: Sequence[str] = NETWORK) -> None:
+def train(
+    name: str, data: str, out: Path, steps: int, seed: int, network: Sequence[str] = NETWORK
+) -> None:
     folder = out / f"{name.replace(', ', '-').replace(' + ', '+').replace(' ', '-')}-{seed}"
     if name in LONG:
         plain, hexa = (out / f"{n}-{seed}" for n in LONG[name])
@@ -60,7 +78,17 @@ def train(name: str, data: str, out: Path, steps: int, seed: int, network: Seque
     if (folder / "run.json").exists():
         main(["pretrain", "--out", str(folder), "--resume", "--workers", "0"])
         return
-    words = ["pretrain", "--data", data, "--out", str(folder), "--method", method, "--steps", str(steps)]
+    words = [
+        "pretrain",
+        "--data",
+        data,
+        "--out",
+        str(folder),
+        "--method",
+        method,
+        "--steps",
+        str(steps),
+    ]
     main([*words, "--seed", str(seed), *network, *COMMON, *more])
 
 
@@ -77,7 +105,11 @@ def collect(out: Path, data: str) -> dict[str, Any]:
             entry[f"{row['protocol']} {row['labels']}"] = [row["mean"], row["low"], row["high"]]
             if name != "random":
                 steps = facts.stage.steps
-                entry |= {"steps": steps, "seconds": training_seconds(folder), "outcome": facts.facts["outcome"]}
+                entry |= {
+                    "steps": steps,
+                    "seconds": training_seconds(folder),
+                    "outcome": facts.facts["outcome"],
+                }
                 command = facts.facts["command"].replace(str(out), "runs/hexa")
                 entry["command"] = command.replace(data, "images/")
     return found
@@ -93,7 +125,9 @@ def table(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[*CONFIGURATIONS, *LONG])
@@ -105,11 +139,21 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     for seed in asked.seeds:
         for name in asked.only:
-            train(name, asked.data, asked.out, asked.steps, seed, ["--backbone", asked.backbone, "--size", asked.size])
+            train(
+                name,
+                asked.data,
+                asked.out,
+                asked.steps,
+                seed,
+                ["--backbone", asked.backbone, "--size", asked.size],
+            )
     result = collect(asked.out, asked.data)
     print(table(result))
     seeds = " ".join(map(str, asked.seeds))
-    command = f"python -m benchmarks.hexa_accuracy --data images/ --out runs/hexa --steps {asked.steps} --seeds {seeds}"
+    command = (
+        f"python -m benchmarks.hexa_accuracy --data images/ --out runs/hexa --steps {asked.steps}"
+        f" --seeds {seeds}"
+    )
     command += f" --backbone {asked.backbone} --size {asked.size} --name {asked.name}"
     images = run_folder.read_run(next(asked.out.glob("*/"))).facts["data"]["train"]
     write(asked.name, {"command": command, "images": images, "runs": result})

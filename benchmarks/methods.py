@@ -1,14 +1,19 @@
-"""Every method on one real data set under one budget: plain, with HEXA at equal steps and at equal time, beside lightly's.
+"""Every method on one real data set under one budget: plain, with HEXA at equal steps and at equal
+time, beside lightly's.
 
-    python -m benchmarks.methods --data imagenette128/ --out runs/methods [--only byol barlow-twins] [--seeds 0 1]
-                                 [--parts plain hexa long peer] [--steps 400] [--size 48] [--batch 64] [--docs]
+    python -m benchmarks.methods --data imagenette128/ --out runs/methods [--only byol barlow-twins]
+    [--seeds 0 1]
+                                 [--parts plain hexa long peer] [--steps 400] [--size 48] [--batch
+                                 64] [--docs]
 
-Trains what is not there yet, evaluates what is (kNN and linear probe on the data's own test split, beside random weights
-and its counterpart), prints a table and writes results/methods.json. What that file tells of runs under the same budget that
-are not in the folder stays: a table may come from several machines. `long` is the plain method for as many steps as take its
-HEXA version's time. `peer` is the method of the same name as lightly's example has it (its transform, heads, loss and
-optimizer), on the same images, backbone, batch and steps: see benchmarks/peers.py. Several may work on one folder, each on
-its own `--only`. `--docs` writes the tables into README.md and docs/methods/, between their marks.
+Trains what is not there yet, evaluates what is (kNN and linear probe on the data's own test split,
+beside random weights and its counterpart), prints a table and writes results/methods.json. What
+that file tells of runs under the same budget that are not in the folder stays: a table may come
+from several machines. `long` is the plain method for as many steps as take its HEXA version's time.
+`peer` is the method of the same name as lightly's example has it (its transform, heads, loss and
+optimizer), on the same images, backbone, batch and steps: see benchmarks/peers.py. Several may work
+on one folder, each on its own `--only`. `--docs` writes the tables into README.md and
+docs/methods/, between their marks.
 """
 
 import argparse
@@ -31,9 +36,21 @@ from selftaught.methods import METHODS
 from selftaught.runs import folder as run_folder
 
 HEXA = ("adversarial", "cutmix")
-NAMES = [name for name, m in METHODS.items() if not (m.needs_labels or hasattr(m.Config, "teacher"))]  # on images alone
-COUNTERPART = {"plain": None, "hexa": "plain", "long": "hexa", "peer": "plain"}  # what each is compared with, image by image
-WORDS = {"plain": "", "hexa": "HEXA, equal steps", "long": "plain, in HEXA's time", "peer": "lightly's defaults"}
+NAMES = [
+    name for name, m in METHODS.items() if not (m.needs_labels or hasattr(m.Config, "teacher"))
+]  # on images alone
+COUNTERPART = {
+    "plain": None,
+    "hexa": "plain",
+    "long": "hexa",
+    "peer": "plain",
+}  # what each is compared with, image by image
+WORDS = {
+    "plain": "",
+    "hexa": "HEXA, equal steps",
+    "long": "plain, in HEXA's time",
+    "peer": "lightly's defaults",
+}
 COLUMNS = [(protocol, labels) for protocol in ("knn", "linear") for labels in ("20", "all")]
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +63,10 @@ def place(asked: argparse.Namespace, name: str, part: str, seed: int) -> Path:
 
 def done(folder: Path) -> bool:
     """A collapse is an outcome; a run that a signal stopped goes on."""
-    stopped = run_folder.has_run(folder) and run_folder.read_run(folder).facts["outcome"] not in ("done", "collapsed")
+    stopped = run_folder.has_run(folder) and run_folder.read_run(folder).facts["outcome"] not in (
+        "done",
+        "collapsed",
+    )
     return (folder / "backbone.safetensors").exists() and not stopped
 
 
@@ -54,10 +74,16 @@ def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
     """Nothing where it is done, or where there is no such run."""
     folder, steps = place(asked, name, part, seed), asked.steps
     hard = [h for h in HEXA if h not in METHODS[name].unfit] if part == "hexa" else []
-    if done(folder) or (part == "hexa" and not hard) or (part == "peer" and name not in peers.PEERS):
+    if (
+        done(folder)
+        or (part == "hexa" and not hard)
+        or (part == "peer" and name not in peers.PEERS)
+    ):
         return
     if part == "peer":
-        peers.train(name, asked.data, folder, size=asked.size, batch=asked.batch, steps=steps, seed=seed)
+        peers.train(
+            name, asked.data, folder, size=asked.size, batch=asked.batch, steps=steps, seed=seed
+        )
         return
     if part == "long":
         plain, hexa = (place(asked, name, p, seed) for p in ("plain", "hexa"))
@@ -69,8 +95,26 @@ def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
     if (folder / "run.json").exists():
         words += ["--resume"]
     else:
-        words += ["--data", asked.data, "--method", name, "--backbone", "resnet18", "--size", str(asked.size)]
-        words += ["--batch", str(asked.batch), "--steps", str(steps), "--seed", str(seed), "--precision", "bf16"]
+        words += [
+            "--data",
+            asked.data,
+            "--method",
+            name,
+            "--backbone",
+            "resnet18",
+            "--size",
+            str(asked.size),
+        ]
+        words += [
+            "--batch",
+            str(asked.batch),
+            "--steps",
+            str(steps),
+            "--seed",
+            str(seed),
+            "--precision",
+            "bf16",
+        ]
         words += ["--hard", *hard] if hard else []
     code = main(words)
     if not done(folder):
@@ -79,9 +123,14 @@ def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
 
 def evaluate(folder: Path, other: Path | None, data: str, size: int) -> dict[str, list[Row]]:
     """The scores of the run and of random weights, and its differences to `other`."""
-    what, against = (f if f is None or (f / "run.json").exists() else f / "backbone.safetensors" for f in (folder, other))
+    what, against = (
+        f if f is None or (f / "run.json").exists() else f / "backbone.safetensors"
+        for f in (folder, other)
+    )
     compared = ["random", *([str(against)] if against else [])]
-    results = selftaught.evaluate(str(what), data, size=size, labels=("20", "all"), against=compared, workers=0).results
+    results = selftaught.evaluate(
+        str(what), data, size=size, labels=("20", "all"), against=compared, workers=0
+    ).results
     about = json.loads(results.to_json())
     first = about["rows"][0]["backbone"]
     return {
@@ -99,22 +148,36 @@ def recorded(command: str) -> list[Row]:
 
 
 def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Both, in order; of the same run and score, the new. What had been compared with a run that is replaced is compared
+    """Both, in order; of the same run and score, the new. What had been compared with a run that is
+    replaced is compared
     anew: by the intervals of both means, for the images that were paired are no longer at hand.
     """
-    rows = {(r["method"], r["part"], r["seed"], r["protocol"], r["labels"]): r for r in [*old, *new]}
+    rows = {
+        (r["method"], r["part"], r["seed"], r["protocol"], r["labels"]): r for r in [*old, *new]
+    }
     for (method, part, *rest), row in rows.items():
         other = rows.get((method, COUNTERPART.get(part), *rest))
-        if other and "over" in row and row["over"].setdefault("than", other["mean"]) != other["mean"]:
+        if (
+            other
+            and "over" in row
+            and row["over"].setdefault("than", other["mean"]) != other["mean"]
+        ):
             mean = row["mean"] - other["mean"]
             below = math.hypot(row["mean"] - row["low"], other["high"] - other["mean"])
             above = math.hypot(row["high"] - row["mean"], other["mean"] - other["low"])
-            row["over"] = {"mean": mean, "low": mean - below, "high": mean + above, "than": other["mean"]}
+            row["over"] = {
+                "mean": mean,
+                "low": mean - below,
+                "high": mean + above,
+                "than": other["mean"],
+            }
     return [rows[key] for key in sorted(rows)]
 
 
 def collect(asked: argparse.Namespace) -> list[Row]:
-    """One row for each run and each way of scoring it; `over` is what it gains over its counterpart."""
+    """One row for each run and each way of scoring it; `over` is what it gains over its
+    counterpart.
+    """
     found, cpu = [], machine()["cpu"]
     for folder in sorted(Path(asked.out).iterdir()):
         if not done(folder):
@@ -133,13 +196,25 @@ def collect(asked: argparse.Namespace) -> list[Row]:
         )
         seconds = training_seconds(folder) if ours else facts["seconds"]
         judged = kept(folder / "judged.json", evaluate, folder, other, asked.data, asked.size)
-        about = {"method": name, "seed": seed, "steps": facts["steps"], "seconds": round(seconds), "cpu": cpu}
+        about = {
+            "method": name,
+            "seed": seed,
+            "steps": facts["steps"],
+            "seconds": round(seconds),
+            "cpu": cpu,
+        }
         about["outcome"] = facts["outcome"]
         over = {(d["protocol"], d["labels"], d["metric"]): d for d in judged["differences"]}
         for which, key in ((part, "rows"), ("random", "random")):
             for row in judged[key]:
-                scored = {k: row[k] for k in ("protocol", "labels", "metric", "mean", "low", "high")}
-                gain = over.get((row["protocol"], row["labels"], row["metric"])) if which == part else None
+                scored = {
+                    k: row[k] for k in ("protocol", "labels", "metric", "mean", "low", "high")
+                }
+                gain = (
+                    over.get((row["protocol"], row["labels"], row["metric"]))
+                    if which == part
+                    else None
+                )
                 more = {"over": {k: gain[k] for k in ("mean", "low", "high")}} if gain else {}
                 found.append({**about, "part": which, **scored, **more})
     return [r for r in found if r["metric"] == "balanced_accuracy"]
@@ -151,9 +226,16 @@ def chosen(rows: Sequence[Row], **where: Any) -> list[Row]:
 
 
 def average(rows: Sequence[Row], **where: Any) -> float | None:
-    """Over seeds, in per cent: random weights of one seed are the same ones, however many runs were set beside them."""
+    """Over seeds, in per cent: random weights of one seed are the same ones, however many runs were
+    set beside them.
+    """
     of = chosen(rows, **where)
-    return 100 * mean(mean(r["mean"] for r in chosen(of, seed=seed)) for seed in {r["seed"] for r in of}) if of else None
+    return (
+        100
+        * mean(mean(r["mean"] for r in chosen(of, seed=seed)) for seed in {r["seed"] for r in of})
+        if of
+        else None
+    )
 
 
 def with_interval(points: float, low: float, high: float) -> str:
@@ -161,10 +243,13 @@ def with_interval(points: float, low: float, high: float) -> str:
 
 
 def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """Per cent, means over seeds, in Markdown; in the last column what the linear probe with all labels gains over the
-    counterpart, with the 95 % interval of each seed.
+    """Per cent, means over seeds, in Markdown; in the last column what the linear probe with all
+    labels gains over the counterpart, with the 95 % interval of each seed.
     """
-    heads = [f"{'kNN' if p == 'knn' else p}, {'all' if b == 'all' else b + ' a class'}" for p, b in COLUMNS]
+    heads = [
+        f"{'kNN' if p == 'knn' else p}, {'all' if b == 'all' else b + ' a class'}"
+        for p, b in COLUMNS
+    ]
     text = [
         f"| | seeds | steps | minutes | {' | '.join(heads)} | over its counterpart |",
         "| --- " * (5 + len(COLUMNS)) + "|",
@@ -182,50 +267,75 @@ def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
             seeds, steps = str(len({r["seed"] for r in of})), f"{mean(r['steps'] for r in of):.0f}"
             minutes = f"{mean(r['seconds'] for r in of) / 60:.1f}"
         cells = [f"{s:.1f}" if s is not None else "" for s in scores]
-        text.append(f"| {' | '.join([label, seeds, steps, minutes, *cells, gained(of, 'linear')])} |")
+        text.append(
+            f"| {' | '.join([label, seeds, steps, minutes, *cells, gained(of, 'linear')])} |"
+        )
     return text
 
 
 def setting(asked: argparse.Namespace, command: str, rows: Sequence[Row]) -> str:
     machines = " and ".join(sorted({r["cpu"] for r in rows}))
     return (
-        f"{Path(asked.data).name}, ResNet-18 from scratch, {asked.size} px, {asked.steps} steps of {asked.batch} images "
-        f"(minutes on one core of {machines}, undisturbed); balanced accuracy in % of frozen features on the test images; "
-        f"means over seeds where there are several. `{command}`"
+        f"{Path(asked.data).name}, ResNet-18 from scratch, {asked.size} px, {asked.steps} steps of"
+        f" {asked.batch} images (minutes on one core of {machines}, undisturbed); balanced accuracy"
+        " in % of frozen features on the test images; means over seeds where there are several."
+        f" `{command}`"
     )
 
 
 def told(rows: Sequence[Row], protocol: str) -> str:
-    """A mean over seeds in per cent, and whether it is above or below its counterpart's by intervals of every seed."""
+    """A mean over seeds in per cent, and whether it is above or below its counterpart's by
+    intervals of every seed.
+    """
     of = chosen(rows, protocol=protocol, labels="all")
     over = [r["over"] for r in of if "over" in r]
-    mark = " ▲" if over and all(o["low"] > 0 for o in over) else " ▼" if over and all(o["high"] < 0 for o in over) else ""
+    mark = (
+        " ▲"
+        if over and all(o["low"] > 0 for o in over)
+        else " ▼"
+        if over and all(o["high"] < 0 for o in over)
+        else ""
+    )
     return f"{average(of):.1f}{mark}" if of else ""
 
 
 def overview(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """A line for each method, kNN / linear probe with all labels; of parts that were not run there is no column."""
+    """A line for each method, kNN / linear probe with all labels; of parts that were not run there
+    is no column.
+    """
     parts = [part for part in COUNTERPART if any(r["part"] == part for r in rows)]
-    text = [f"| | minutes | {' | '.join(WORDS[part] or 'plain' for part in parts)} |", "| --- " * (2 + len(parts)) + "|"]
+    text = [
+        f"| | minutes | {' | '.join(WORDS[part] or 'plain' for part in parts)} |",
+        "| --- " * (2 + len(parts)) + "|",
+    ]
 
     def scores(of: Sequence[Row]) -> str:
         return " / ".join(told(of, protocol) for protocol in ("knn", "linear")) if of else ""
 
-    text.append(f"| random weights | | {scores(chosen(rows, part='random'))} |" + " |" * (len(parts) - 1))
+    text.append(
+        f"| random weights | | {scores(chosen(rows, part='random'))} |" + " |" * (len(parts) - 1)
+    )
     for name in names:
         mine = [r for r in rows if r["method"] == name and r["part"] != "random"]
         if mine:
             minutes = mean([r["seconds"] for r in chosen(mine, part="plain")] or [0]) / 60
             cells = [scores(chosen(mine, part=part)) for part in parts]
-            text.append(f"| [`{name}`](docs/methods/{name}.md) | {minutes:.1f} | {' | '.join(cells)} |")
+            text.append(
+                f"| [`{name}`](docs/methods/{name}.md) | {minutes:.1f} | {' | '.join(cells)} |"
+            )
     return text
 
 
 def helped(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Methods that HEXA makes better, worse, or neither that can be told, at equal steps (linear probe, all labels)."""
+    """Methods that HEXA makes better, worse, or neither that can be told, at equal steps (linear
+    probe, all labels).
+    """
     found: dict[str, list[str]] = {"better": [], "worse": [], "level": []}
     for name in NAMES:
-        gains = [r["over"] for r in chosen(rows, method=name, part="hexa", protocol="linear", labels="all")]
+        gains = [
+            r["over"]
+            for r in chosen(rows, method=name, part="hexa", protocol="linear", labels="all")
+        ]
         if gains:
             better, worse = all(g["low"] > 0 for g in gains), all(g["high"] < 0 for g in gains)
             found["better" if better else "worse" if worse else "level"].append(name)
@@ -239,23 +349,34 @@ def gained(rows: Sequence[Row], protocol: str) -> str:
 
 
 def across(rows: Sequence[Row], protocol: str) -> tuple[float, float, float]:
-    """What HEXA gains in points as a mean over methods, with the 95 % interval of that mean: methods vary, and seeds."""
+    """What HEXA gains in points as a mean over methods, with the 95 % interval of that mean:
+    methods vary, and seeds.
+    """
     of = chosen(rows, part="hexa", protocol=protocol, labels="all")
-    gains = [100 * mean(r["over"]["mean"] for r in chosen(of, method=name)) for name in {r["method"] for r in of}]
+    gains = [
+        100 * mean(r["over"]["mean"] for r in chosen(of, method=name))
+        for name in {r["method"] for r in of}
+    ]
     half = stats.t.ppf(0.975, len(gains) - 1) * stdev(gains) / math.sqrt(len(gains))
     return mean(gains), mean(gains) - half, mean(gains) + half
 
 
 def between_seeds(rows: Sequence[Row], protocol: str) -> tuple[int, float]:
-    """Of how many methods there are plain runs of several seeds, and by how many points two differ (standard deviation)."""
+    """Of how many methods there are plain runs of several seeds, and by how many points two differ
+    (standard deviation).
+    """
     of = chosen(rows, part="plain", protocol=protocol, labels="all")
-    scores = [[100 * r["mean"] for r in chosen(of, method=name)] for name in {r["method"] for r in of}]
+    scores = [
+        [100 * r["mean"] for r in chosen(of, method=name)] for name in {r["method"] for r in of}
+    ]
     several = [s for s in scores if len(s) > 1]
     return len(several), math.sqrt(2 * mean(stdev(s) ** 2 for s in several))
 
 
 def on_top(rows: Sequence[Row]) -> list[str]:
-    """What HEXA adds to each method at equal steps, and what plain training in its time, where that was run, has over it."""
+    """What HEXA adds to each method at equal steps, and what plain training in its time, where that
+    was run, has over it.
+    """
     found = helped(rows)
     names = [name for which in found.values() for name in which]
     counts = ", ".join(f"{which} for {len(of)}" for which, of in found.items())
@@ -265,11 +386,14 @@ def on_top(rows: Sequence[Row]) -> list[str]:
     knn, linear = (with_interval(*across(rows, protocol)) for protocol in ("knn", "linear"))
     twice, deviation = between_seeds(rows, "linear")
     text = [
-        f"Of {len(names)} methods, by the linear probe at equal steps, HEXA is {counts} "
-        "(better, worse: by every seed's interval). "
-        f"The mean gain over methods is {knn} points by kNN and {linear} by the linear probe (95 % intervals). "
-        "The table's intervals hold the chance that lies in the test images. That of a training's seed comes on top: "
-        f"two plain runs of one method differ by {deviation:.1f} points (linear, standard deviation over {twice} methods).",
+        (
+            f"Of {len(names)} methods, by the linear probe at equal steps, HEXA is {counts}"
+            f" (better, worse: by every seed's interval). The mean gain over methods is {knn}"
+            f" points by kNN and {linear} by the linear probe (95 % intervals). The table's"
+            " intervals hold the chance that lies in the test images. That of a training's seed"
+            f" comes on top: two plain runs of one method differ by {deviation:.1f} points (linear,"
+            f" standard deviation over {twice} methods)."
+        ),
         "",
         f"| {' | '.join(heads)} |",
         "| --- " * len(heads) + "|",
@@ -277,7 +401,10 @@ def on_top(rows: Sequence[Row]) -> list[str]:
     for name in names:
         of = {part: chosen(rows, method=name, part=part) for part in COUNTERPART}
         seeds = {r["seed"] for r in of["hexa"]}  # each on one machine
-        minutes = [f"{mean(r['seconds'] for r in of[p] if r['seed'] in seeds) / 60:.1f}" for p in ("plain", "hexa")]
+        minutes = [
+            f"{mean(r['seconds'] for r in of[p] if r['seed'] in seeds) / 60:.1f}"
+            for p in ("plain", "hexa")
+        ]
         gains = [gained(of["hexa"], "knn"), gained(of["hexa"], "linear")]
         gains += [gained(of["long"], "linear")] if longer else []
         text.append(f"| {' | '.join([f'[`{name}`]({name}.md)', *minutes, *gains])} |")
@@ -294,11 +421,15 @@ def fill(file: Path, text: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--only", nargs="*", default=NAMES)
-    parser.add_argument("--parts", nargs="*", default=["plain", "hexa", "peer"], choices=list(COUNTERPART))
+    parser.add_argument(
+        "--parts", nargs="*", default=["plain", "hexa", "peer"], choices=list(COUNTERPART)
+    )
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--size", type=int, default=48)
@@ -314,7 +445,9 @@ if __name__ == "__main__":
     if asked.train_only:
         raise SystemExit
     budget = f"--steps {asked.steps} --size {asked.size} --batch {asked.batch}"
-    command = f"python -m benchmarks.methods --data {Path(asked.data).name}/ --out runs/methods {budget}"
+    command = (
+        f"python -m benchmarks.methods --data {Path(asked.data).name}/ --out runs/methods {budget}"
+    )
     rows = joined(recorded(command), collect(asked))
     print("\n".join(lines(rows, NAMES)))
     print({which: len(names) for which, names in helped(rows).items()}, helped(rows))
@@ -325,4 +458,7 @@ if __name__ == "__main__":
         fill(ROOT / "docs" / "methods" / "hexa.md", [hexa, "", *on_top(rows)])
         for name in NAMES:
             if of := chosen(rows, method=name):
-                fill(ROOT / "docs" / "methods" / f"{name}.md", [setting(asked, command, of), "", *lines(rows, [name])])
+                fill(
+                    ROOT / "docs" / "methods" / f"{name}.md",
+                    [setting(asked, command, of), "", *lines(rows, [name])],
+                )

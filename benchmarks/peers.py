@@ -1,7 +1,9 @@
-"""Methods as lightly ships them in its examples, for side-by-side runs: its transforms, heads, losses and optimizers.
+"""Methods as lightly ships them in its examples, for side-by-side runs: its transforms, heads,
+losses and optimizers.
 
-Each has the widths, temperatures and rates of the example of its name in lightly 1.6 (examples/pytorch), which are what
-somebody who takes that library begins with. Needs `pip install 'selftaught[bench]'`.
+Each has the widths, temperatures and rates of the example of its name in lightly 1.6
+(examples/pytorch), which are what somebody who takes that library begins with. Needs `pip install
+'selftaught[bench]'`.
 """
 
 import copy
@@ -24,12 +26,16 @@ RATE = 0.06  # of SGD without momentum, in all examples but SwAV's
 
 @dataclass
 class Peer:
-    """What an example makes: its modules, the views it asks for, and the loss of one batch of views."""
+    """What an example makes: its modules, the views it asks for, and the loss of one batch of
+    views.
+    """
 
     modules: nn.Module
     transform: Any
     loss: Callable[[list[Tensor], float], Tensor]  # of the views, at a share of training
-    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer] = lambda p: torch.optim.SGD(p, lr=RATE)
+    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer] = lambda p: (
+        torch.optim.SGD(p, lr=RATE)
+    )
 
 
 def moco(backbone: nn.Module, size: int) -> Peer:
@@ -55,16 +61,27 @@ def simclr(backbone: nn.Module, size: int) -> Peer:
     from lightly.transforms import SimCLRTransform
 
     student, criterion = nn.Sequential(backbone, SimCLRProjectionHead(512, 512, 128)), NTXentLoss()
-    return Peer(student, SimCLRTransform(input_size=size), lambda v, _: criterion(student(v[0]), student(v[1])))
+    return Peer(
+        student,
+        SimCLRTransform(input_size=size),
+        lambda v, _: criterion(student(v[0]), student(v[1])),
+    )
 
 
 def byol(backbone: nn.Module, size: int) -> Peer:
     from lightly.loss import NegativeCosineSimilarity
     from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
     from lightly.models.utils import update_momentum
-    from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+    from lightly.transforms.byol_transform import (
+        BYOLTransform,
+        BYOLView1Transform,
+        BYOLView2Transform,
+    )
 
-    student, predictor = nn.Sequential(backbone, BYOLProjectionHead(512, 1024, 256)), BYOLPredictionHead(256, 1024, 256)
+    student, predictor = (
+        nn.Sequential(backbone, BYOLProjectionHead(512, 1024, 256)),
+        BYOLPredictionHead(256, 1024, 256),
+    )
     teacher = copy.deepcopy(student).requires_grad_(False)
     criterion = NegativeCosineSimilarity()
 
@@ -83,7 +100,10 @@ def simsiam(backbone: nn.Module, size: int) -> Peer:
     from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
     from lightly.transforms import SimSiamTransform
 
-    student, predictor = nn.Sequential(backbone, SimSiamProjectionHead(512, 512, 128)), SimSiamPredictionHead(128, 64, 128)
+    student, predictor = (
+        nn.Sequential(backbone, SimSiamProjectionHead(512, 512, 128)),
+        SimSiamPredictionHead(128, 64, 128),
+    )
     criterion = NegativeCosineSimilarity()
 
     def loss(views: list[Tensor], _: float) -> Tensor:
@@ -96,9 +116,16 @@ def simsiam(backbone: nn.Module, size: int) -> Peer:
 def barlow_twins(backbone: nn.Module, size: int) -> Peer:
     from lightly.loss import BarlowTwinsLoss
     from lightly.models.modules import BarlowTwinsProjectionHead
-    from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+    from lightly.transforms.byol_transform import (
+        BYOLTransform,
+        BYOLView1Transform,
+        BYOLView2Transform,
+    )
 
-    student, criterion = nn.Sequential(backbone, BarlowTwinsProjectionHead(512, 2048, 2048)), BarlowTwinsLoss()
+    student, criterion = (
+        nn.Sequential(backbone, BarlowTwinsProjectionHead(512, 2048, 2048)),
+        BarlowTwinsLoss(),
+    )
     views = BYOLTransform(BYOLView1Transform(input_size=size), BYOLView2Transform(input_size=size))
     return Peer(student, views, lambda v, _: criterion(student(v[0]), student(v[1])))
 
@@ -108,8 +135,15 @@ def vicreg(backbone: nn.Module, size: int) -> Peer:
     from lightly.models.modules import BarlowTwinsProjectionHead
     from lightly.transforms import VICRegTransform
 
-    student, criterion = nn.Sequential(backbone, BarlowTwinsProjectionHead(512, 2048, 2048)), VICRegLoss()
-    return Peer(student, VICRegTransform(input_size=size), lambda v, _: criterion(student(v[0]), student(v[1])))
+    student, criterion = (
+        nn.Sequential(backbone, BarlowTwinsProjectionHead(512, 2048, 2048)),
+        VICRegLoss(),
+    )
+    return Peer(
+        student,
+        VICRegTransform(input_size=size),
+        lambda v, _: criterion(student(v[0]), student(v[1])),
+    )
 
 
 def swav(backbone: nn.Module, size: int) -> Peer:
@@ -117,7 +151,11 @@ def swav(backbone: nn.Module, size: int) -> Peer:
     from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
     from lightly.transforms import SwaVTransform
 
-    head, prototypes, criterion = SwaVProjectionHead(512, 512, 128), SwaVPrototypes(128, n_prototypes=512), SwaVLoss()
+    head, prototypes, criterion = (
+        SwaVProjectionHead(512, 512, 128),
+        SwaVPrototypes(128, n_prototypes=512),
+        SwaVLoss(),
+    )
 
     def loss(views: list[Tensor], _: float) -> Tensor:
         prototypes.normalize()
@@ -125,18 +163,28 @@ def swav(backbone: nn.Module, size: int) -> Peer:
         return criterion(scores[:2], scores[2:])
 
     crops = SwaVTransform(crop_sizes=(size, size // 4 * 2))
-    return Peer(nn.ModuleList([backbone, head, prototypes]), crops, loss, lambda p: torch.optim.Adam(p, lr=0.001))
+    return Peer(
+        nn.ModuleList([backbone, head, prototypes]),
+        crops,
+        loss,
+        lambda p: torch.optim.Adam(p, lr=0.001),
+    )
 
 
 class Dense(nn.Module):
-    """One embedding of an image and one of each place: features [B, P, 512], [B, 128], [B, P, 128]."""
+    """One embedding of an image and one of each place: features [B, P, 512], [B, 128], [B, P,
+    128].
+    """
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
         from lightly.models.modules import DenseCLProjectionHead
 
         self.backbone = backbone
-        self.whole, self.places = DenseCLProjectionHead(512, 512, 128), DenseCLProjectionHead(512, 512, 128)
+        self.whole, self.places = (
+            DenseCLProjectionHead(512, 512, 128),
+            DenseCLProjectionHead(512, 512, 128),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features: Tensor = self.backbone.forward_features(x)
@@ -195,8 +243,12 @@ class Pictures(torch.utils.data.Dataset[list[Tensor]]):
         return views
 
 
-def train(name: str, data: str, folder: Path, *, size: int, batch: int, steps: int, seed: int) -> Path:
-    """Train as the example does, for `steps`, on the images that selftaught would train on; write its backbone."""
+def train(
+    name: str, data: str, folder: Path, *, size: int, batch: int, steps: int, seed: int
+) -> Path:
+    """Train as the example does, for `steps`, on the images that selftaught would train on; write
+    its backbone.
+    """
     torch.manual_seed(seed)
     index = build_index([Path(data)], seed=seed)
     backbone = backbone_module.create("resnet18", image_size=size)
@@ -216,13 +268,18 @@ def train(name: str, data: str, folder: Path, *, size: int, batch: int, steps: i
             optimizer.step()
             step += 1
             if step % 50 == 0 or step == steps:
-                print(f"lightly {name}: step {step} of {steps}, loss {float(loss.detach()):.3f}", flush=True)
+                print(
+                    f"lightly {name}: step {step} of {steps}, loss {float(loss.detach()):.3f}",
+                    flush=True,
+                )
             if step == steps:
                 break
     weights_io.save_backbone(backbone, folder / "backbone.safetensors", {"size": str(size)})
     seconds = time.perf_counter() - began
     (folder / "peer.json").write_text(
-        json.dumps({"seconds": seconds, "steps": steps, "loss": float(loss.detach()), "outcome": "done"})
+        json.dumps(
+            {"seconds": seconds, "steps": steps, "loss": float(loss.detach()), "outcome": "done"}
+        )
     )
     return folder
 

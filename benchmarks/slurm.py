@@ -1,11 +1,13 @@
-"""Does a run survive SLURM? A real one is started here, jobs are stopped in every way, and the outcomes compared bit by bit.
+"""Does a run survive SLURM? A real one is started here, jobs are stopped in every way, and the
+outcomes compared bit by bit.
 
     apt-get install slurm-wlm munge
     python -m benchmarks.slurm
 
-Needs root and Debian's slurm-wlm, on a machine that is no node of a cluster: munged, slurmctld and slurmd run for the length
-of the script, on ports and in a folder of their own, as a cluster of one node. Takes some minutes; prints what it does, and
-exits with 1 when something does not hold. Over 200 lines: a cluster, and six ways to be stopped.
+Needs root and Debian's slurm-wlm, on a machine that is no node of a cluster: munged, slurmctld and
+slurmd run for the length of the script, on ports and in a folder of their own, as a cluster of one
+node. Takes some minutes; prints what it does, and exits with 1 when something does not hold. Over
+200 lines: a cluster, and six ways to be stopped.
 """
 
 import argparse
@@ -35,7 +37,13 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 Found = TypeVar("Found")
 PATIENCE = 300.0  # seconds that anything may take
 BEGAN = time.monotonic()
-FLAGS: dict[str, Any] = {"method": "moco-v2", "backbone": "test_resnet", "size": 32, "batch": 16, "precision": "fp32"}
+FLAGS: dict[str, Any] = {
+    "method": "moco-v2",
+    "backbone": "test_resnet",
+    "size": 32,
+    "batch": 16,
+    "precision": "fp32",
+}
 HERE = ("--device", "cpu", "--workers", "0")
 
 CONF = """
@@ -102,7 +110,9 @@ def until(what: str, found: Callable[[], Found], patience: float = PATIENCE) -> 
 
 def call(*words: str) -> str:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=2 * PATIENCE)
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, timeout=2 * PATIENCE
+        )
     except subprocess.TimeoutExpired as late:
         raise Wrong(str(late)) from late
     if done.returncode:
@@ -110,14 +120,19 @@ def call(*words: str) -> str:
     return done.stdout
 
 
-# ---------------------------------------------------------------------------------------------------- the cluster
+# --------------------------------------------------------------------------------------------------
+# the cluster
 
 
 def missing() -> str | None:
     """Why this cannot run here, if it cannot."""
     if os.geteuid() != 0:
         return "it needs root"
-    absent = [name for name in ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel") if not shutil.which(name)]
+    absent = [
+        name
+        for name in ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel")
+        if not shutil.which(name)
+    ]
     return f"{', '.join(absent)} not found: apt-get install slurm-wlm munge" if absent else None
 
 
@@ -139,8 +154,15 @@ def cluster(folder: Path) -> Iterator[None]:
     conf = folder / "slurm.conf"
     conf.write_text(CONF.format(host=host, folder=folder, ports=ports))
     os.environ["SLURM_CONF"] = str(conf)
-    munge = [f"--{name}={folder}/munge.{name.partition('-')[0]}" for name in ("socket", "key-file", "pid-file", "seed-file")]
-    commands = (["munged", "--foreground", *munge], ["slurmctld", "-D", "-c"], ["slurmd", "-D", "-c"])
+    munge = [
+        f"--{name}={folder}/munge.{name.partition('-')[0]}"
+        for name in ("socket", "key-file", "pid-file", "seed-file")
+    ]
+    commands = (
+        ["munged", "--foreground", *munge],
+        ["slurmctld", "-D", "-c"],
+        ["slurmd", "-D", "-c"],
+    )
     daemons: list[tuple[str, subprocess.Popen[bytes]]] = []
     try:
         for command in commands:
@@ -169,7 +191,9 @@ def idle(daemons: list[tuple[str, "subprocess.Popen[bytes]"]]) -> bool:
     for name, daemon in daemons:
         if daemon.poll() is not None:
             raise Wrong(f"{name} ended with {daemon.returncode}")
-    asked = subprocess.run(["sinfo", "--noheader", "-o", "%T"], capture_output=True, text=True, check=False)
+    asked = subprocess.run(
+        ["sinfo", "--noheader", "-o", "%T"], capture_output=True, text=True, check=False
+    )
     return "idle" in asked.stdout.split()
 
 
@@ -183,12 +207,15 @@ def stop(name: str, daemon: "subprocess.Popen[bytes]") -> None:
         say(f"{name} had to be killed")
 
 
-# ------------------------------------------------------------------------------------------------------- its jobs
+# --------------------------------------------------------------------------------------------------
+# its jobs
 
 
 def sbatch(*words: str, script: str = "selftaught") -> str:
     """Submit a command by a template of ours; returns the job's number."""
-    flags = [word for word in words if word.startswith("-") and "=" in word]  # as sbatch takes them, in one word each
+    flags = [
+        word for word in words if word.startswith("-") and "=" in word
+    ]  # as sbatch takes them, in one word each
     command = [word for word in words if word not in flags]
     job = call("sbatch", "--parsable", *flags, f"examples/slurm/{script}.sbatch", *command).strip()
     say(f"job {job}: {' '.join([*flags, *command])}")
@@ -206,10 +233,15 @@ def restarts(job: str) -> int:
 
 def ends(job: str) -> None:
     """Wait for a job that must end well."""
-    until(f"an end of job {job}", lambda: facts(job)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"))
+    until(
+        f"an end of job {job}",
+        lambda: facts(job)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"),
+    )
     state = facts(job)
     if state["JobState"] != "COMPLETED" or state["ExitCode"] != "0:0":
-        raise Wrong(f"job {job} is {state['JobState']} with {state['ExitCode']}; it said:\n{output(job)}")
+        raise Wrong(
+            f"job {job} is {state['JobState']} with {state['ExitCode']}; it said:\n{output(job)}"
+        )
 
 
 def output(job: str) -> str:
@@ -253,16 +285,24 @@ def compare(out: Path, whole: Path, *names: str) -> None:
         assert other is not None
         a, b = load_file(one / "backbone.safetensors"), load_file(other / "backbone.safetensors")
         same = a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-        require(same and len(a) > 10, f"{name or 'its'} backbone is an uninterrupted run's, bit for bit: {len(a)} tensors")
+        require(
+            same and len(a) > 10,
+            f"{name or 'its'} backbone is an uninterrupted run's, bit for bit: {len(a)} tensors",
+        )
 
 
 def went_on(job: str, *lengths: int) -> None:
     """Every stage began once, although the job was begun several times."""
     text = output(job)
     begun = [text.count(f"step 0 of {steps:,} ") for steps in lengths]
-    stops = dict.fromkeys(re.findall(r"stopped at step (\d+) of (\d+)", text))  # each process says so
+    stops = dict.fromkeys(
+        re.findall(r"stopped at step (\d+) of (\d+)", text)
+    )  # each process says so
     told = ", ".join(f"{at} of {of}" for at, of in stops) or "none"
-    require(begun == [1] * len(lengths), f"every stage began once; stops at step {told}; {restarts(job)} restarts")
+    require(
+        begun == [1] * len(lengths),
+        f"every stage began once; stops at step {told}; {restarts(job)} restarts",
+    )
 
 
 def ends_as(job: str, plan: Path, out: Path, whole: Path) -> None:
@@ -272,27 +312,48 @@ def ends_as(job: str, plan: Path, out: Path, whole: Path) -> None:
     compare(out, whole, "source", "target")
 
 
-# ------------------------------------------------------------------------------------------------------ the ways
+# --------------------------------------------------------------------------------------------------
+# the ways
 
 
 def begin_without_warning(plan: Path) -> str:
-    say("A. adapt, far too long for its time limit of a minute, and nothing warns of it (goes on meanwhile)")
+    say(
+        "A. adapt, far too long for its time limit of a minute, and nothing warns of it (goes on"
+        " meanwhile)"
+    )
     return sbatch(
-        "--time=1", "--signal=B:CONT@1", "--cpus-per-task=1", "adapt", "--plan", str(plan), "--out", "runs/a", *HERE
-    )  # fmt: skip
+        "--time=1",
+        "--signal=B:CONT@1",
+        "--cpus-per-task=1",
+        "adapt",
+        "--plan",
+        str(plan),
+        "--out",
+        "runs/a",
+        *HERE,
+    )
 
 
 def end_without_warning(job: str) -> None:
-    """SLURM sends SIGTERM, twice, and then kills; the job saves, goes back, goes on; a plain scancel ends it for good."""
+    """SLURM sends SIGTERM, twice, and then kills; the job saves, goes back, goes on; a plain
+    scancel ends it for good.
+    """
     say("A. adapt, far too long for its time limit of a minute, continued")
     until("a requeue", lambda: restarts(job) > 0)
     out, text = Path("runs/a"), output(job)
     require("DUE TO TIME LIMIT" in text, "SLURM ended the job at its limit")
     saved = [int(n) for n in re.findall(r"stopped at step (\d+) of", text)]
-    require(bool(saved), f"it saved nevertheless, at step {saved[0] if saved else None}, and went back into the queue")
+    require(
+        bool(saved),
+        f"it saved nevertheless, at step {saved[0] if saved else None}, and went back into the"
+        " queue",
+    )
     call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     before = restarts(job)
-    until("training after the restart", lambda: facts(job)["JobState"] == "RUNNING" and step(out, "target") > saved[-1])
+    until(
+        "training after the restart",
+        lambda: facts(job)["JobState"] == "RUNNING" and step(out, "target") > saved[-1],
+    )
     require(True, f"it went on, and is at step {step(out, 'target')}")
     call("scancel", job)
     until("its end", lambda: facts(job)["JobState"] == "CANCELLED")
@@ -306,13 +367,23 @@ def end_without_warning(job: str) -> None:
 
 
 def two_processes(plan: Path) -> None:
-    say("B. adapt in two processes, stopped by `scancel --signal=USR1 --batch`; the uninterrupted one is by torchrun")
+    say(
+        "B. adapt in two processes, stopped by `scancel --signal=USR1 --batch`; the uninterrupted"
+        " one is by torchrun"
+    )
     out, whole = Path("runs/b"), Path("runs/b-whole")
     torchrun = ("torchrun", "--standalone", "--nproc-per-node=2", "-m", "selftaught")
     selftaught("adapt", "--plan", str(plan), "--out", str(whole), *HERE, before=torchrun)
     job = sbatch(
-        "--ntasks-per-node=2", "--cpus-per-task=1", "adapt", "--plan", str(plan), "--out", str(out), *HERE
-    )  # fmt: skip
+        "--ntasks-per-node=2",
+        "--cpus-per-task=1",
+        "adapt",
+        "--plan",
+        str(plan),
+        "--out",
+        str(out),
+        *HERE,
+    )
     until("training in target", lambda: step(out, "target") >= 20)
     call("scancel", "--signal=USR1", "--batch", job)
     until("a requeue", lambda: restarts(job) == 1)
@@ -329,18 +400,31 @@ def batch_signal(plan: Path) -> None:
         until(f"training in {name}", lambda name=name: step(out, name) >= 20)  # type: ignore[misc]
         call("scancel", "--signal=USR1", "--batch", job)
         until("a requeue", lambda number=number: restarts(job) == number)  # type: ignore[misc]
-        require(outcome(out, name) == "stopped", f"{name} is saved and the job is back in the queue")
+        require(
+            outcome(out, name) == "stopped", f"{name} is saved and the job is back in the queue"
+        )
     ends_as(job, plan, out, whole)
 
 
 def warned_of_the_limit(plan: Path) -> None:
-    say("D. adapt, longer than its time limit of a minute, warned by SLURM itself (--signal=B:USR1@55)")
+    say(
+        "D. adapt, longer than its time limit of a minute, warned by SLURM itself"
+        " (--signal=B:USR1@55)"
+    )
     out, whole = Path("runs/d"), Path("runs/d-whole")
     selftaught("adapt", "--plan", str(plan), "--out", str(whole), *HERE)
     # SLURM looks at the limits twice a minute: some 5 to 35 seconds after each start.
     job = sbatch(
-        "--time=1", "--signal=B:USR1@55", "--cpus-per-task=1", "adapt", "--plan", str(plan), "--out", str(out), *HERE
-    )  # fmt: skip
+        "--time=1",
+        "--signal=B:USR1@55",
+        "--cpus-per-task=1",
+        "adapt",
+        "--plan",
+        str(plan),
+        "--out",
+        str(out),
+        *HERE,
+    )
     until("a requeue", lambda: restarts(job) or facts(job)["JobState"] == "COMPLETED")
     require(restarts(job) > 0, "the warning came and the job went back into the queue")
     call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
@@ -348,13 +432,31 @@ def warned_of_the_limit(plan: Path) -> None:
 
 
 def preempted() -> None:
-    say("E. pretrain in a partition that a more urgent job takes the node from; it goes on with the same flags and --resume")
-    flags = ["--data", "images/source", *(word for k, v in FLAGS.items() for word in (f"--{k}", str(v))), "--epochs", "200"]
+    say(
+        "E. pretrain in a partition that a more urgent job takes the node from; it goes on with the"
+        " same flags and --resume"
+    )
+    flags = [
+        "--data",
+        "images/source",
+        *(word for k, v in FLAGS.items() for word in (f"--{k}", str(v))),
+        "--epochs",
+        "200",
+    ]
     out, whole = Path("runs/e"), Path("runs/e-whole")
     selftaught("pretrain", *flags, "--out", str(whole), *HERE)
-    job = sbatch("--partition=spare", "--cpus-per-task=4", "pretrain", *flags, "--out", str(out), *HERE)
+    job = sbatch(
+        "--partition=spare", "--cpus-per-task=4", "pretrain", *flags, "--out", str(out), *HERE
+    )
     until("training", lambda: step(out) >= 20)
-    urgent = call("sbatch", "--parsable", "--partition=urgent", "--cpus-per-task=6", "--output=urgent.out", "--wrap=sleep 3")
+    urgent = call(
+        "sbatch",
+        "--parsable",
+        "--partition=urgent",
+        "--cpus-per-task=6",
+        "--output=urgent.out",
+        "--wrap=sleep 3",
+    )
     say(f"job {urgent.strip()} wants 6 of 8 cores, at once")
     until("a requeue", lambda: restarts(job) == 1)
     require(outcome(out) == "stopped", "it is saved and the job is back in the queue")
@@ -362,12 +464,18 @@ def preempted() -> None:
     ends(job)
     steps = json.loads((out / "run.json").read_text())["config"]["steps"]
     went_on(job, steps)
-    require("--resume" in json.loads((out / "run.json").read_text())["command"], "--resume was added on the restart")
+    require(
+        "--resume" in json.loads((out / "run.json").read_text())["command"],
+        "--resume was added on the restart",
+    )
     compare(out, whole)
 
 
 def array(base: Path) -> None:
-    say("F. a study as an array of two, one of which is stopped: the one whose number is that of the whole array")
+    say(
+        "F. a study as an array of two, one of which is stopped: the one whose number is that of"
+        " the whole array"
+    )
     written = {
         "bases": {"ours": str(base)},
         "targets": {"target": {"data": "images/target"}},
@@ -384,23 +492,32 @@ def array(base: Path) -> None:
     until("both tasks", lambda: all(facts(task)["JobState"] == "RUNNING" for task in tasks))
     chosen, other = sorted(tasks, key=lambda task: facts(task)["JobId"] != job)
     require(facts(chosen)["JobId"] == job, f"task {chosen} has the array's own number, {job}")
-    # A stop between two trainings, during an evaluation say, is as good; yet here it is to hit a training.
-    until("a long training", lambda: re.search(r"\bstep (10|25|50|100|200) of 400 [^\n]*\n$", output(chosen)))
+    # A stop between two trainings, during an evaluation say, is as good; yet here it is to hit a
+    # training.
+    until(
+        "a long training",
+        lambda: re.search(r"\bstep (10|25|50|100|200) of 400 [^\n]*\n$", output(chosen)),
+    )
     call("scancel", "--signal=USR1", "--batch", chosen)
     until("a requeue", lambda: restarts(chosen) == 1)
     for task in tasks:
         ends(task)
-    require("stopped; the same command goes on" in output(chosen), "it said that it stopped, went back and ended")
+    require(
+        "stopped; the same command goes on" in output(chosen),
+        "it said that it stopped, went back and ended",
+    )
     require(restarts(other) == 0, "the other task was left alone")
     selftaught(*study, str(out), "--shard", "0/2", *HERE)
     one, two = (json.loads((place / "separability.json").read_text()) for place in (out, whole))
     require(one["done"] == one["cells"] == two["done"], f"all {one['cells']} cells are done")
     require(
-        bool(one["rows"]) and one["rows"] == two["rows"], f"its {len(one['rows'])} scores are those of the unsplit study"
+        bool(one["rows"]) and one["rows"] == two["rows"],
+        f"its {len(one['rows'])} scores are those of the unsplit study",
     )
 
 
-# ------------------------------------------------------------------------------------------------------ all of it
+# --------------------------------------------------------------------------------------------------
+# all of it
 
 
 def images(root: Path, seed: int, classes: int = 3, each: int = 16) -> None:
@@ -435,8 +552,12 @@ def a_minute() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", action="store_true", help="leave the folder with runs and logs behind")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the folder with runs and logs behind"
+    )
     asked = parser.parse_args()
     if reason := missing():
         print(f"cannot run here: {reason}", file=sys.stderr)
@@ -455,7 +576,9 @@ def main() -> int:
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
     work = folder / "work"
-    shutil.copytree(EXAMPLES, work / "examples")  # jobs are submitted from the folder that holds them
+    shutil.copytree(
+        EXAMPLES, work / "examples"
+    )  # jobs are submitted from the folder that holds them
     os.chdir(work)
     for seed, name in enumerate(("source", "target")):
         images(Path("images") / name, seed)

@@ -1,10 +1,12 @@
-"""From the command to the first step, for sets of few images and of very many; and how long their index takes.
+"""From the command to the first step, for sets of few images and of very many; and how long their
+index takes.
 
     python -m benchmarks.startup [--images 16 10000 1000000] --scratch scratch/
 
-Writes sets of small JPEGs (once) into class folders, indexes each twice (the first time every file is decoded to see that
-it is whole, the second time the index is remembered), and then runs `selftaught pretrain`. Prints seconds of both, and from
-the start of the process to the end of its first step; writes results/startup.json.
+Writes sets of small JPEGs (once) into class folders, indexes each twice (the first time every file
+is decoded to see that it is whole, the second time the index is remembered), and then runs
+`selftaught pretrain`. Prints seconds of both, and from the start of the process to the end of its
+first step; writes results/startup.json.
 """
 
 import argparse
@@ -55,16 +57,46 @@ def images(folder: Path, number: int) -> None:
 def indexed(data: Path, cache: Path) -> float:
     """Seconds that the index takes, in a process of its own."""
     words = [sys.executable, "-c", INDEXED, str(data)]
-    done = subprocess.run(words, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        words,
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return float(done.stdout.split()[1])
 
 
 def first_step(data: Path, cache: Path, out: Path) -> float:
     """Seconds until the journal holds a first step."""
-    words = [sys.executable, "-m", "selftaught", "pretrain", "--data", str(data), "--out", str(out), "--steps", "1"]
-    words += ["--method", "moco-v2", "--backbone", "resnet18", "--size", "32", "--stem", "imagenet", "--batch", "4"]
+    words = [
+        sys.executable,
+        "-m",
+        "selftaught",
+        "pretrain",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--steps",
+        "1",
+    ]
+    words += [
+        "--method",
+        "moco-v2",
+        "--backbone",
+        "resnet18",
+        "--size",
+        "32",
+        "--stem",
+        "imagenet",
+        "--batch",
+        "4",
+    ]
     began = time.perf_counter()
-    running = subprocess.Popen(words, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, stderr=subprocess.PIPE)
+    running = subprocess.Popen(
+        words, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, stderr=subprocess.PIPE
+    )
     journal = out / "journal.jsonl"
     while running.poll() is None or journal.exists():
         lines = journal.read_text().splitlines() if journal.exists() else []
@@ -79,7 +111,9 @@ def first_step(data: Path, cache: Path, out: Path) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, nargs="*", default=[16, 10_000, 1_000_000])
     parser.add_argument("--scratch", type=Path, required=True)
     asked = parser.parse_args()
@@ -88,8 +122,15 @@ if __name__ == "__main__":
         folder = asked.scratch / str(number)
         images(folder / "images", number)
         cache = folder / f"cache-{time.time_ns()}"  # no index is remembered
-        row = {"first index": indexed(folder / "images", cache), "index again": indexed(folder / "images", cache)}
+        row = {
+            "first index": indexed(folder / "images", cache),
+            "index again": indexed(folder / "images", cache),
+        }
         row["first step"] = first_step(folder / "images", cache, folder / f"run-{time.time_ns()}")
         found[str(number)] = row
-        print(f"{number:9,} images: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in row.items()), flush=True)
+        print(
+            f"{number:9,} images: "
+            + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in row.items()),
+            flush=True,
+        )
     write("startup", {"seconds": found})

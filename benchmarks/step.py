@@ -1,14 +1,17 @@
-"""What a method's training step costs beside the bare network: forward and backward of the very same view passes.
+"""What a method's training step costs beside the bare network: forward and backward of the very
+same view passes.
 
-    python -m benchmarks.step [--networks resnet18:32:64 resnet50:96:16] [--only moco-v2 byol] [--rounds 7]
+    python -m benchmarks.step [--networks resnet18:32:64 resnet50:96:16] [--only moco-v2 byol]
+    [--rounds 7]
 
-A step is all that `fit` does for a batch: views already made, forward, loss, backward, optimizer, teacher, queue, memory.
-The bare network is every call that the step made of its backbone and its teacher's, replayed with the same shapes: forward,
-and backward where gradients were asked for. Interleaved; prints the ratio's median [least, most] and the memory of a step on
-a GPU, and writes results/step.json. `network:pixels:batch`.
+A step is all that `fit` does for a batch: views already made, forward, loss, backward, optimizer,
+teacher, queue, memory. The bare network is every call that the step made of its backbone and its
+teacher's, replayed with the same shapes: forward, and backward where gradients were asked for.
+Interleaved; prints the ratio's median [least, most] and the memory of a step on a GPU, and writes
+results/step.json. `network:pixels:batch`.
 
-With --compile: a step, compiled, beside the same step as it is (on a CPU in CPU time: give it one thread), and how long
-the first two took; in results/compile_bf16.json (or _fp32).
+With --compile: a step, compiled, beside the same step as it is (on a CPU in CPU time: give it one
+thread), and how long the first two took; in results/compile_bf16.json (or _fp32).
 """
 
 import argparse
@@ -42,16 +45,29 @@ class Trained:
     """A method in training, a step at a time, on one batch of views."""
 
     def __init__(
-        self, name: str, network: str, size: int, batch: int, bf16: bool, hard: tuple[HardExample, ...] = (),
+        self,
+        name: str,
+        network: str,
+        size: int,
+        batch: int,
+        bf16: bool,
+        hard: tuple[HardExample, ...] = (),
         compiled: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         torch.manual_seed(0)
         kind = METHODS[name]
         self.bf16 = bf16
         stem: Any = "cifar" if size <= 40 and network.startswith("resnet") else "imagenet"
         backbone = backbone_module.create(network, stem=stem, image_size=size)
-        config = config_for(kind, Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features), 10)
-        self.step = Step(kind(config, backbone, IMAGES), hard).to(DEVICE).to(memory_format=torch.channels_last).train()
+        config = config_for(
+            kind, Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features), 10
+        )
+        self.step = (
+            Step(kind(config, backbone, IMAGES), hard)
+            .to(DEVICE)
+            .to(memory_format=torch.channels_last)
+            .train()
+        )
         if compiled:
             compile_backbones(self.step, DEVICE)
         views = views_for(kind, size, Views())
@@ -91,7 +107,11 @@ def calls(module: nn.Module, into: list[Call]) -> Iterator[None]:
     def note(called: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         into.append((called, tuple(arguments[0].shape), torch.is_grad_enabled()))
 
-    kept = [m.register_forward_pre_hook(note) for m in module.modules() if isinstance(m, backbone_module.Backbone)]
+    kept = [
+        m.register_forward_pre_hook(note)
+        for m in module.modules()
+        if isinstance(m, backbone_module.Backbone)
+    ]
     try:
         yield
     finally:
@@ -105,7 +125,10 @@ def bare(trained: Trained) -> Callable[[], None]:
     with calls(trained.step, found):
         trained.once()
     assert found, "the method never called its backbone"
-    images = [torch.rand(shape, device=DEVICE).contiguous(memory_format=torch.channels_last) for _, shape, _ in found]
+    images = [
+        torch.rand(shape, device=DEVICE).contiguous(memory_format=torch.channels_last)
+        for _, shape, _ in found
+    ]
 
     def replay() -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=trained.bf16):
@@ -127,12 +150,16 @@ def beside_compiled(made: Callable[..., Trained], rounds: int) -> dict[str, Any]
     for _ in range(2):
         compiled.once()
     first = time.perf_counter() - began
-    clock = time.perf_counter if DEVICE.type == "cuda" else time.process_time  # of a CPU that others use, too
+    clock = (
+        time.perf_counter if DEVICE.type == "cuda" else time.process_time
+    )  # of a CPU that others use, too
     times = interleaved({"plain": plain.once, "compiled": compiled.once}, rounds, clock=clock)
     return {
-        "ratio": ratios(times, "compiled", "plain"), "seconds": spread(times["compiled"]), "plain": spread(times["plain"]),
+        "ratio": ratios(times, "compiled", "plain"),
+        "seconds": spread(times["compiled"]),
+        "plain": spread(times["plain"]),
         "first": first,
-    }  # fmt: skip
+    }
 
 
 def parsed(text: str) -> tuple[str, int, int]:
@@ -141,9 +168,13 @@ def parsed(text: str) -> tuple[str, int, int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="*", default=["resnet18:32:64", "resnet50:96:16"])
-    parser.add_argument("--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels])
+    parser.add_argument(
+        "--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels]
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--compile", action="store_true")
@@ -157,7 +188,8 @@ if __name__ == "__main__":
             if asked.compile:
                 found.setdefault(network, {})[name] = one = beside_compiled(made, asked.rounds)
                 print(
-                    f"  {name:24} {said(one['ratio'])}  {1e3 * one['seconds']['median']:8.0f} ms, first {one['first']:.0f} s"
+                    f"  {name:24} {said(one['ratio'])}  {1e3 * one['seconds']['median']:8.0f} ms,"
+                    f" first {one['first']:.0f} s"
                 )
                 continue
             try:
@@ -168,5 +200,9 @@ if __name__ == "__main__":
                 continue
             ratio = ratios(times, "step", "bare")
             found.setdefault(network, {})[name] = {"ratio": ratio, "seconds": spread(times["step"])}
-            print(f"  {name:24} {said(ratio)}  {1e3 * found[network][name]['seconds']['median']:8.0f} ms", flush=True)
+            print(
+                f"  {name:24} {said(ratio)} "
+                f" {1e3 * found[network][name]['seconds']['median']:8.0f} ms",
+                flush=True,
+            )
     write(f"compile_{asked.precision}" if asked.compile else "step", {"results": found})

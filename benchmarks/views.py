@@ -1,11 +1,12 @@
-"""Source images a second and core, from a JPEG to two MoCo-v2 views: ours, torchvision, lightly, kornia, albumentations.
+"""Source images a second and core, from a JPEG to two MoCo-v2 views: ours, torchvision, lightly,
+kornia, albumentations.
 
     python -m benchmarks.views [--sizes 224 96 32] [--rounds 5] [--images 128]
 
-JPEGs of 500x375, made from the demo's photographs, are read, decoded and made into the two views of a training step, one
-thread each, in turn. Then the same at 32 pixels from arrays that are in memory already. CPU seconds of this process, so that
-other work on the machine shows little. Prints a table, writes results/views.json. Needs `pip install
-'selftaught[bench,fast]'`.
+JPEGs of 500x375, made from the demo's photographs, are read, decoded and made into the two views of
+a training step, one thread each, in turn. Then the same at 32 pixels from arrays that are in memory
+already. CPU seconds of this process, so that other work on the machine shows little. Prints a
+table, writes results/views.json. Needs `pip install 'selftaught[bench,fast]'`.
 """
 
 import argparse
@@ -62,7 +63,9 @@ def views_of(size: int) -> Views:
 
 def ours(files: list[Path], size: int, folder: Path) -> Callable[[], object]:
     index = build_index([folder], labels="none")
-    images = Images(index.paths, index.sizes, default_canvas(index.sizes, size), hold=False, threads=1)
+    images = Images(
+        index.paths, index.sizes, default_canvas(index.sizes, size), hold=False, threads=1
+    )
     augment, rng = Augment(views_of(size), size), torch.Generator().manual_seed(0)
 
     def batches() -> None:
@@ -73,7 +76,9 @@ def ours(files: list[Path], size: int, folder: Path) -> Callable[[], object]:
     return batches
 
 
-def each(transform: Callable[[Any], object], load: Callable[[Any], Any], sources: Iterable[Any]) -> Callable[[], object]:
+def each(
+    transform: Callable[[Any], object], load: Callable[[Any], Any], sources: Iterable[Any]
+) -> Callable[[], object]:
     """As a DataLoader's worker does it: an image at a time, then stacked into batches of 64."""
     sources = list(sources)
 
@@ -97,9 +102,14 @@ def torchvision_v1(size: int) -> Callable[[Any], object]:
     jitter = t.ColorJitter(0.4, 0.4, 0.4, 0.1)
     blur = t.GaussianBlur(2 * (size // 20) + 1, (0.1, 2.0))
     steps = [
-        t.RandomResizedCrop(size, scale=(0.2, 1.0)), t.RandomApply([jitter], p=0.8), t.RandomGrayscale(p=0.2),
-        t.RandomApply([blur], p=0.5), t.RandomHorizontalFlip(), t.ToTensor(), t.Normalize([0.5] * 3, [0.2] * 3),
-    ]  # fmt: skip
+        t.RandomResizedCrop(size, scale=(0.2, 1.0)),
+        t.RandomApply([jitter], p=0.8),
+        t.RandomGrayscale(p=0.2),
+        t.RandomApply([blur], p=0.5),
+        t.RandomHorizontalFlip(),
+        t.ToTensor(),
+        t.Normalize([0.5] * 3, [0.2] * 3),
+    ]
     once = t.Compose(steps)
     return lambda image: [once(image), once(image)]
 
@@ -111,10 +121,14 @@ def torchvision_v2(size: int) -> Callable[[Any], object]:
     jitter = t.ColorJitter(0.4, 0.4, 0.4, 0.1)
     blur = t.GaussianBlur(2 * (size // 20) + 1, (0.1, 2.0))
     steps = [
-        t.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True), t.RandomApply([jitter], p=0.8),
-        t.RandomGrayscale(p=0.2), t.RandomApply([blur], p=0.5), t.RandomHorizontalFlip(),
-        t.ToDtype(torch.float32, scale=True), t.Normalize([0.5] * 3, [0.2] * 3),
-    ]  # fmt: skip
+        t.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
+        t.RandomApply([jitter], p=0.8),
+        t.RandomGrayscale(p=0.2),
+        t.RandomApply([blur], p=0.5),
+        t.RandomHorizontalFlip(),
+        t.ToDtype(torch.float32, scale=True),
+        t.Normalize([0.5] * 3, [0.2] * 3),
+    ]
     once, load = t.Compose(steps), t.ToImage()
 
     def twice(image: Any) -> object:
@@ -138,9 +152,12 @@ def albumentations(size: int) -> Callable[[Any], object]:
     steps = [
         a.RandomResizedCrop(size=(size, size), scale=(0.2, 1.0)),
         a.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1), p=0.8),
-        a.ToGray(p=0.2), a.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5), a.HorizontalFlip(p=0.5),
-        a.Normalize([0.5] * 3, [0.2] * 3), ToTensorV2(),
-    ]  # fmt: skip
+        a.ToGray(p=0.2),
+        a.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
+        a.HorizontalFlip(p=0.5),
+        a.Normalize([0.5] * 3, [0.2] * 3),
+        ToTensorV2(),
+    ]
     once = a.Compose(steps)
 
     def twice(image: Any) -> object:
@@ -156,16 +173,21 @@ def kornia(files: list[Path], size: int) -> Callable[[], object]:
     from torchvision.transforms.functional import pil_to_tensor
 
     once = k.AugmentationSequential(
-        k.RandomResizedCrop((size, size), scale=(0.2, 1.0)), k.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+        k.RandomResizedCrop((size, size), scale=(0.2, 1.0)),
+        k.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
         k.RandomGrayscale(p=0.2),
-        k.RandomGaussianBlur((2 * (size // 20) + 3,) * 2, (0.1, 2.0), p=0.5), k.RandomHorizontalFlip(p=0.5),
+        k.RandomGaussianBlur((2 * (size // 20) + 3,) * 2, (0.1, 2.0), p=0.5),
+        k.RandomHorizontalFlip(p=0.5),
         k.Normalize([0.5] * 3, [0.2] * 3),
-    )  # fmt: skip
+    )
     side = min(2 * size, HEIGHT)
 
     def epoch() -> None:
         for low in range(0, len(files), 64):
-            squares = [pil_to_tensor(rgb(f).resize((side, side), Image.Resampling.BICUBIC)) for f in files[low : low + 64]]
+            squares = [
+                pil_to_tensor(rgb(f).resize((side, side), Image.Resampling.BICUBIC))
+                for f in files[low : low + 64]
+            ]
             batch = torch.stack(squares).float() / 255
             once(batch)
             once(batch)
@@ -188,7 +210,9 @@ def held(files: list[Path], size: int = 32) -> dict[str, Callable[[], object]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="*", default=[224, 96, 32])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=128)
@@ -197,7 +221,10 @@ if __name__ == "__main__":
     keep_freed()  # as the command line does, and here for all of them
     packages = ("torchvision", "lightly", "kornia", "albumentations", "pillow")
     found: dict[str, Any] = {}
-    print(f"source images a second and core (median), and how many times lightly's: median [least, most] of {asked.rounds}")
+    print(
+        "source images a second and core (median), and how many times lightly's: median [least,"
+        f" most] of {asked.rounds}"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         files = photographs(folder, asked.images)
@@ -205,7 +232,9 @@ if __name__ == "__main__":
         def report(where: str, times: dict[str, list[float]], number: Callable[[str], int]) -> None:
             found[where] = {}
             for name, seconds in times.items():
-                ratio = ratios({n: [s / number(n) for s in times[n]] for n in times}, "lightly", name)
+                ratio = ratios(
+                    {n: [s / number(n) for s in times[n]] for n in times}, "lightly", name
+                )
                 speed = number(name) / sorted(seconds)[len(seconds) // 2]
                 found[where][name] = {"images_per_s": speed, "times_lightly": ratio}
                 print(f"{where:22} {name:16} {speed:8.0f} {said(ratio):>22}", flush=True)
@@ -222,5 +251,9 @@ if __name__ == "__main__":
             times = interleaved(cases, asked.rounds, clock=time.process_time)
             report(f"{size} px from JPEG", times, lambda _: len(files))
         times = interleaved(held(files), asked.rounds, clock=time.process_time)
-        report("32 px from memory", times, lambda name: len(files) * (16 if name == "selftaught" else 1))
+        report(
+            "32 px from memory",
+            times,
+            lambda name: len(files) * (16 if name == "selftaught" else 1),
+        )
     write("views", {"packages": {p: version(p) for p in packages}, "results": found})

@@ -1,6 +1,8 @@
-"""Many processes: the only file that names torch.distributed. Everything here is a no-op in a single process.
+"""Many processes: the only file that names torch.distributed. Everything here is a no-op in a
+single process.
 
-Over 200 lines, because it is the only one: gradients, tensors, values and shards have their collectives here.
+Over 200 lines, because it is the only one: gradients, tensors, values and shards have their
+collectives here.
 """
 
 import os
@@ -77,15 +79,23 @@ def wrap(step: nn.Module, device: torch.device) -> nn.Module:
     synchronise_norms(step, device)
     with warnings.catch_warnings():  # newer releases have another word for the same
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-        # The methods keep their memories equal themselves; the norms' running statistics serve rank 0 alone.
-        return DistributedDataParallel(step, device_ids=[device.index] if on_gpu else None, broadcast_buffers=False)
+        # The methods keep their memories equal themselves; the norms' running statistics serve rank
+        # 0 alone.
+        return DistributedDataParallel(
+            step, device_ids=[device.index] if on_gpu else None, broadcast_buffers=False
+        )
 
 
 def synchronise_norms(step: nn.Module, device: torch.device) -> None:
-    """Batch norm over all GPUs, in place; on CPUs it stays each process's own, and where a part has `local_norms`."""
-    if device.type == "cuda" and not any(getattr(module, "local_norms", False) for module in step.modules()):
-        # timm's function, as torch's own drops the activations that timm's norms hold; and each norm once, as it drops them
-        # itself from one that it has made before, and methods hold their backbone twice.
+    """Batch norm over all GPUs, in place; on CPUs it stays each process's own, and where a part has
+    `local_norms`.
+    """
+    if device.type == "cuda" and not any(
+        getattr(module, "local_norms", False) for module in step.modules()
+    ):
+        # timm's function, as torch's own drops the activations that timm's norms hold; and each
+        # norm once, as it drops them itself from one that it has made before, and methods hold
+        # their backbone twice.
         for holder in list(step.modules()):
             for name, child in holder.named_children():
                 if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
@@ -132,8 +142,9 @@ def local_chunk(x: Tensor) -> Tensor:
 
 
 def local_share(x: Tensor) -> Tensor:
-    """[N, ...] of any length, the same on every rank -> this rank's [ceil(N / world), ...]; the last entry stands in where
-    there are too few. The first N of what `gather` makes of them are all, in their order.
+    """[N, ...] of any length, the same on every rank -> this rank's [ceil(N / world), ...]; the
+    last entry stands in where there are too few. The first N of what `gather` makes of them are
+    all, in their order.
     """
     if world_size() == 1 or not len(x):
         return x
@@ -143,7 +154,9 @@ def local_share(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shuffle_batch(x: Tensor) -> Tensor:
-    """Deal the global batch out like cards, so that batch norm meets other company (He et al., 2020, section 3.3)."""
+    """Deal the global batch out like cards, so that batch norm meets other company (He et al.,
+    2020, section 3.3).
+    """
     return x if world_size() == 1 else gather(x)[rank() :: world_size()]
 
 
@@ -191,16 +204,22 @@ def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank."""
-    return flag if world_size() == 1 else bool(all_reduce_sum(torch.tensor([float(flag)], device=_device())).item())
+    return (
+        flag
+        if world_size() == 1
+        else bool(all_reduce_sum(torch.tensor([float(flag)], device=_device())).item())
+    )
 
 
-# ----------------------------------------------------------------------------------------------------- shards
+# --------------------------------------------------------------------------------------------------
+# shards
 
 
 def shard(root: nn.Module, units: Iterable[nn.Module], device: torch.device) -> None:
     """Leave each process its share of every parameter of `root`, in place (FSDP2).
 
-    A unit's parameters are brought together while it computes and let go again; units within units come first.
+    A unit's parameters are brought together while it computes and let go again; units within units
+    come first.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
     for unit in (*units, root):
@@ -208,7 +227,8 @@ def shard(root: nn.Module, units: Iterable[nn.Module], device: torch.device) -> 
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     # A class token is a view of all tokens; nothing here writes into one in place.
     warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
-    # Whatever is called first would take itself for the root of all: features are looked at before the first step.
+    # Whatever is called first would take itself for the root of all: features are looked at before
+    # the first step.
     fully_shard.state(root)._lazy_init()  # type: ignore[attr-defined]
 
 
@@ -229,7 +249,9 @@ def local(x: Tensor) -> Tensor:
 
 def cut_like(x: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, as `like` is sharded; where that is whole, as it is."""
-    return distribute_tensor(x, like.device_mesh, like.placements) if isinstance(like, DTensor) else x
+    return (
+        distribute_tensor(x, like.device_mesh, like.placements) if isinstance(like, DTensor) else x
+    )
 
 
 def save_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -239,19 +261,25 @@ def save_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path)
 
 
 def load_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Each rank reads its own share, into any number of processes, or all of it where nothing is sharded."""
+    """Each rank reads its own share, into any number of processes, or all of it where nothing is
+    sharded.
+    """
     states, names = _states(step, optimizer)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*single process.*")
         with _first_failure():
             load(states, checkpoint_id=folder)
     weights = {name: states["step"][first] for name, first in names.items()}
-    state_dict.set_state_dict(step, optimizer, model_state_dict=weights, optim_state_dict=states["optimizer"])
+    state_dict.set_state_dict(
+        step, optimizer, model_state_dict=weights, optim_state_dict=states["optimizer"]
+    )
 
 
 @contextmanager
 def _first_failure() -> Iterator[None]:
-    """torch collects what failed on each rank in an exception that is no Exception: raise what failed first instead."""
+    """torch collects what failed on each rank in an exception that is no Exception: raise what
+    failed first instead.
+    """
     try:
         yield
     except CheckpointException as error:
@@ -259,11 +287,18 @@ def _first_failure() -> Iterator[None]:
         raise failure from None
 
 
-def _states(step: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, str]]:
-    """Weights and moments, and for each weight the first of the names that it has: methods hold their backbone twice."""
+def _states(
+    step: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Weights and moments, and for each weight the first of the names that it has: methods hold
+    their backbone twice.
+    """
     weights, moments = state_dict.get_state_dict(step, optimizer)
     first: dict[int, str] = {}
-    tensors = [*step.named_parameters(remove_duplicate=False), *step.named_buffers(remove_duplicate=False)]
+    tensors = [
+        *step.named_parameters(remove_duplicate=False),
+        *step.named_buffers(remove_duplicate=False),
+    ]
     known = {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
     names = {name: known.get(name, name) for name in weights}
     return {"step": {name: weights[name] for name in names.values()}, "optimizer": moments}, names

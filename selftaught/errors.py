@@ -23,7 +23,9 @@ REMEDIES = {  # by the number that the system gives
     errno.EROFS: "choose another place, or mount this disk for writing",
     errno.EACCES: _ELSEWHERE,
     errno.EPERM: _ELSEWHERE,
-    errno.EIO: "the disk or its connection fails: look into the system's log, or choose another one",
+    errno.EIO: (
+        "the disk or its connection fails: look into the system's log, or choose another one"
+    ),
     errno.EISDIR: "a folder lies in its place: move that away",
     errno.ENOTEMPTY: "a folder lies in its place: move that away",
     errno.ENOTDIR: _PATH,
@@ -56,18 +58,25 @@ def damage_error(path: str | os.PathLike[str], reason: object, remedy: str) -> F
 def describe_error(error: OSError) -> str:
     """An error of the system that nothing else has put into words, in one line."""
     names = [name for name in (error.filename, error.filename2) if name is not None]
-    where = " and ".join(os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in names)
+    where = " and ".join(
+        os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in names
+    )
     return f"{where}: {_why(error)}" if where else _why(error)
 
 
 def _why(error: OSError) -> str:
-    reason = error.strerror.lower() if error.strerror else " ".join(str(error).split()) or type(error).__name__
+    reason = (
+        error.strerror.lower()
+        if error.strerror
+        else " ".join(str(error).split()) or type(error).__name__
+    )
     remedy = REMEDIES.get(error.errno or 0, "look at the disk, or choose another place")
     return f"{reason}; {remedy}"
 
 
 def find_system_error(error: BaseException, until: BaseException | None = None) -> OSError | None:
-    """The error of the system that another stems from, if it does: libraries wrap it, or tell its number alone.
+    """The error of the system that another stems from, if it does: libraries wrap it, or tell its
+    number alone.
 
     `until`: what was being handled before, and says nothing of this one.
     """
@@ -101,4 +110,10 @@ class Stopped(Exception):
 
 def outcome_of(error: UserError) -> str:
     """What a run that ended so says of itself."""
-    return "collapsed" if isinstance(error, Collapsed) else "diverged" if isinstance(error, Diverged) else "failed"
+    return (
+        "collapsed"
+        if isinstance(error, Collapsed)
+        else "diverged"
+        if isinstance(error, Diverged)
+        else "failed"
+    )

@@ -1,7 +1,9 @@
-"""Files that are whole or not there: checkpoints and everything else a run writes; and locks, which processes hold.
+"""Files that are whole or not there: checkpoints and everything else a run writes; and locks, which
+processes hold.
 
-Every file that the package writes goes through `atomic`, or through `writing` where it grows line by line: what the system
-refuses becomes one line there, with the file and a remedy. Over 200 lines with the locks.
+Every file that the package writes goes through `atomic`, or through `writing` where it grows line
+by line: what the system refuses becomes one line there, with the file and a remedy. Over 200 lines
+with the locks.
 """
 
 import contextlib
@@ -36,10 +38,17 @@ LOCK = "run.lock"  # in a run's folder: held by the process that trains it
 _COPY = "copy it here again, or delete it"
 
 
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # what disks without locks answer
+_NO_LOCKS = (
+    errno.ENOLCK,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EBADF,
+)  # what disks without locks answer
 
 
-DRAFT = f".{zlib.crc32(socket.gethostname().encode()):08x}-"  # in the names of files that a process of this machine writes
+# in the names of files that a process of this machine writes
+DRAFT = f".{zlib.crc32(socket.gethostname().encode()):08x}-"
 
 
 # Writing
@@ -56,12 +65,18 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as error:
         if (cause := find_system_error(error, before)) is None:
             raise
-        raise (FileError(describe_error(cause)) if _of_another(cause, path) else write_error(path, cause)) from error
+        raise (
+            FileError(describe_error(cause))
+            if _of_another(cause, path)
+            else write_error(path, cause)
+        ) from error
 
 
 def _of_another(error: OSError, path: Path) -> bool:
     """Whether it is another file that the system complains of: one that `path` is made from."""
-    if not isinstance(error.filename, str | bytes) or error.filename2 is not None:  # a copy names both, whichever it was
+    if (
+        not isinstance(error.filename, str | bytes) or error.filename2 is not None
+    ):  # a copy names both, whichever it was
         return False
     named = Path(os.fsdecode(error.filename))
     return not (path.is_relative_to(named) or DRAFT in named.name)
@@ -87,9 +102,13 @@ def atomic(path: Path, write: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    """A new file beside `path`, of the same suffix and locked, so that others see that its writer lives."""
+    """A new file beside `path`, of the same suffix and locked, so that others see that its writer
+    lives.
+    """
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{DRAFT}", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}{DRAFT}", suffix=path.suffix
+        )
         with contextlib.suppress(OSError):  # without locks nobody sweeps either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
@@ -107,7 +126,9 @@ def _draft(path: Path) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete the drafts of processes of this machine that were killed, but for second names of whole files."""
+    """Delete the drafts of processes of this machine that were killed, but for second names of
+    whole files.
+    """
     for draft in folder.glob(f".*{DRAFT}*"):
         with contextlib.suppress(OSError), draft.open("r+b") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,7 +148,9 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def read_json(path: Path, kind: type, remedy: str = _COPY) -> Any:
-    """What a JSON file says, which must be of a `kind`. Raises FileError where it is not there, or makes no sense."""
+    """What a JSON file says, which must be of a `kind`. Raises FileError where it is not there, or
+    makes no sense.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -135,7 +158,9 @@ def read_json(path: Path, kind: type, remedy: str = _COPY) -> Any:
     except (ValueError, RecursionError) as error:
         raise damage_error(path, error if path.stat().st_size else "it is empty", remedy) from error
     if not isinstance(value, kind):
-        raise damage_error(path, f"it holds no JSON {'object' if kind is dict else kind.__name__}", remedy)
+        raise damage_error(
+            path, f"it holds no JSON {'object' if kind is dict else kind.__name__}", remedy
+        )
     return value
 
 
@@ -159,9 +184,13 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 @contextmanager
 def locked(
-    file: Path, waiting: Callable[[], None] = lambda: None, say: Callable[[str], None] = lambda text: None
+    file: Path,
+    waiting: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
-    """Hold the lock `file`, after waiting for whoever holds it; a process that dies lets go of it."""
+    """Hold the lock `file`, after waiting for whoever holds it; a process that dies lets go of
+    it.
+    """
     with _opened(file) as handle:
         if not _take(handle, file, say):
             waiting()
@@ -171,7 +200,9 @@ def locked(
 
 @contextmanager
 def hold_run(folder: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Hold a run's folder while it is trained. Raises UserError at once where another process does."""
+    """Hold a run's folder while it is trained. Raises UserError at once where another process
+    does.
+    """
     file = folder / LOCK
     with _opened(file) as handle:
         for _ in range(20):  # whoever only looks lets go at once
@@ -183,14 +214,20 @@ def hold_run(folder: Path, say: Callable[[str], None] = lambda text: None) -> It
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         with writing(file):
             handle.truncate(0)
-            handle.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")
+            handle.write(
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+                + "\n"
+            )
             handle.flush()
         yield
 
 
 def refuse_busy(folder: Path) -> None:
     """Raises UserError where another process trains the run in this folder."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), (folder / LOCK).open("rb") as handle:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError),
+        (folder / LOCK).open("rb") as handle,
+    ):
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -204,11 +241,14 @@ def _busy(folder: Path) -> UserError:
     with contextlib.suppress(OSError, ValueError):
         holder = json.loads((folder / LOCK).read_text(encoding="utf-8"))
     if not isinstance(holder, dict) or not {"pid", "host", "since"} <= holder.keys():
-        return UserError(f"{folder} is being trained by another process: wait for its end, or choose another --out")
+        return UserError(
+            f"{folder} is being trained by another process: wait for its end, or choose another"
+            " --out"
+        )
     pid, host = holder["pid"], holder["host"]
     return UserError(
-        f"{folder} is being trained by process {pid} on {host}, since {holder['since']}: wait for its end, "
-        f"or stop it (kill {pid})"
+        f"{folder} is being trained by process {pid} on {host}, since {holder['since']}: wait for"
+        f" its end, or stop it (kill {pid})"
     )
 
 

@@ -1,4 +1,6 @@
-"""What a self-supervised method is: pseudo-labels, and a network that predicts them. Read this file first."""
+"""What a self-supervised method is: pseudo-labels, and a network that predicts them. Read this file
+first.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,30 @@ Tensors = Any  # a tensor, or a (nested) tuple of tensors, each with the batch f
 
 NOISE = 16  # random numbers that come with every image
 SHARES = (  # hyperparameters that are at most 1
-    "momentum", "warmup", "freeze_prototypes", "queue_start", "dense", "dense_start", "jigsaw", "colour_drop", "smoothing",
-)  # fmt: skip
+    "momentum",
+    "warmup",
+    "freeze_prototypes",
+    "queue_start",
+    "dense",
+    "dense_start",
+    "jigsaw",
+    "colour_drop",
+    "smoothing",
+)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Views of B images. A view is an image in pixel space: float [B, 3, H, W] in [0, 1]; the backbone normalises."""
+    """Views of B images. A view is an image in pixel space: float [B, 3, H, W] in [0, 1]; the
+    backbone normalises.
+    """
 
     views: tuple[Tensor, ...]  # the large views first; resolutions may differ
     index: Tensor  # [B] position of each image in the training set
     label: Tensor  # [B] class, or -1 when unlabelled
-    noise: Tensor  # [B, NOISE] uniform in [0, 1): for a method's own random choices about each image
+    noise: (
+        Tensor  # [B, NOISE] uniform in [0, 1): for a method's own random choices about each image
+    )
 
 
 class Encoder(nn.Module):
@@ -41,7 +55,9 @@ class Encoder(nn.Module):
 
     def with_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, `features`] and the map [B, `channels`, h, w] that they are pooled from."""
-        features, found = self(pixels, mapped=True)  # a call: what compiles or shards a network stands around its calls
+        features, found = self(
+            pixels, mapped=True
+        )  # a call: what compiles or shards a network stands around its calls
         return features, found
 
 
@@ -60,8 +76,8 @@ class Setting:
 class Method(nn.Module, ABC):
     """Predict pseudo-labels (`targets`) from images (`inputs`).
 
-    The four verbs are called in the order they are written here. Hard examples reuse the last three with other
-    inputs, which is why a method never hears of them.
+    The four verbs are called in the order they are written here. Hard examples reuse the last three
+    with other inputs, which is why a method never hears of them.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -69,8 +85,8 @@ class Method(nn.Module, ABC):
         """Hyperparameters, as published; each method extends it with its own."""
 
         def __post_init__(self) -> None:
-            """A count that is 1 or more as published stays so; nothing is negative; a softmax has some temperature; a share
-            is no more than all.
+            """A count that is 1 or more as published stays so; nothing is negative; a softmax has
+            some temperature; a share is no more than all.
             """
             for f in fields(self):
                 value, flag = getattr(self, f.name), f"--method.{f.name.replace('_', '-')}"
@@ -79,7 +95,12 @@ class Method(nn.Module, ABC):
                     require(value >= least, flag, f"{least} or more", value)
                 elif isinstance(value, float):
                     sharp = f.name in ("temperature", "epsilon")
-                    require(value > 0 if sharp else value >= 0, flag, "above 0" if sharp else "0 or more", value)
+                    require(
+                        value > 0 if sharp else value >= 0,
+                        flag,
+                        "above 0" if sharp else "0 or more",
+                        value,
+                    )
                     require(value <= 1 or f.name not in SHARES, flag, "a share, from 0 to 1", value)
 
         def suited(self, setting: Setting) -> Self:
@@ -87,12 +108,16 @@ class Method(nn.Module, ABC):
             return self
 
         def earlier(self, init: str | None) -> str | None:
-            """The run whose head it goes on from, where `init`'s backbone is not all that it takes."""
+            """The run whose head it goes on from, where `init`'s backbone is not all that it
+            takes.
+            """
             return None
 
         @property
         def least(self) -> int:
-            """Images that each process must have in a part of a batch: batch norms of vectors need two."""
+            """Images that each process must have in a part of a batch: batch norms of vectors need
+            two.
+            """
             return 1
 
         @property
@@ -103,23 +128,37 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str] = ""  # authors, year, address
     views: ClassVar[int] = 2  # large views that it needs
     multi_crop: ClassVar[bool] = False  # inputs are views, and small ones may follow the large ones
-    couples_samples: ClassVar[bool] = False  # the loss compares the samples of a batch with each other
+    couples_samples: ClassVar[bool] = (
+        False  # the loss compares the samples of a batch with each other
+    )
     couples_targets: ClassVar[bool] = False  # the targets do
     needs_labels: ClassVar[bool] = False
-    classifies: ClassVar[bool] = False  # its head tells classes: it can be scored as it is, and teach
+    classifies: ClassVar[bool] = (
+        False  # its head tells classes: it can be scored as it is, and teach
+    )
     unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
-    steady: ClassVar[tuple[str, ...]] = ()  # its parts whose learning rate stays at the peak throughout
-    augment: ClassVar[Mapping[str, Any]] = {}  # how its views differ from MoCo-v2's, by default: fields of Views
-    lr: ClassVar[float] = 0.06  # of SGD with momentum .9, for 256 images a step, where no recipe was tuned
-    clip: ClassVar[float] = 0.0  # norm at which its gradients are clipped, where no recipe was tuned; 0 = not at all
+    steady: ClassVar[
+        tuple[str, ...]
+    ] = ()  # its parts whose learning rate stays at the peak throughout
+    augment: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # how its views differ from MoCo-v2's, by default: fields of Views
+    lr: ClassVar[float] = (
+        0.06  # of SGD with momentum .9, for 256 images a step, where no recipe was tuned
+    )
+    clip: ClassVar[float] = (
+        0.0  # norm at which its gradients are clipped, where no recipe was tuned; 0 = not at all
+    )
 
     backbone: Encoder
     progress: float = 0.0  # share of training done, written by the loop
 
     @abstractmethod
-    def __init__(self, config: Any, backbone: Encoder, images: int, earlier: nn.Sequential | None = None) -> None:
-        """`images` is the training set's size; `earlier`, the backbone and head of the run that `config.earlier` names,
-        is given to those methods alone that name one.
+    def __init__(
+        self, config: Any, backbone: Encoder, images: int, earlier: nn.Sequential | None = None
+    ) -> None:
+        """`images` is the training set's size; `earlier`, the backbone and head of the run that
+        `config.earlier` names, is given to those methods alone that name one.
         """
         super().__init__()
 
@@ -144,19 +183,23 @@ class Method(nn.Module, ABC):
         return None
 
     def chance(self) -> float | None:
-        """The loss of a network that says the same of every image, where that is known: a loss stuck there is collapse."""
+        """The loss of a network that says the same of every image, where that is known: a loss
+        stuck there is collapse.
+        """
         return None
 
     def before_epoch(self, batches: Iterable[Batch]) -> None:
-        """Relabel the data set, for methods that cluster it. `batches` is one pass over this process's share; batch norms
-        are in training mode and remember nothing of it.
+        """Relabel the data set, for methods that cluster it. `batches` is one pass over this
+        process's share; batch norms are in training mode and remember nothing of it.
         """
 
     def after_backward(self) -> None:
         """Edit gradients before the optimizer reads them."""
 
     def after_step(self, batch: Batch, predictions: Tensors, targets: Tensors) -> None:
-        """Update what learns without gradients: teachers, queues, memories. Predictions and targets are detached."""
+        """Update what learns without gradients: teachers, queues, memories. Predictions and targets
+        are detached.
+        """
 
 
 def map_tensors(fn: Callable[[Tensor], Tensor], tree: Tensors) -> Tensors:

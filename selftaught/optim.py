@@ -38,9 +38,15 @@ class SGD(Optimizer):
 
     def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
         found = groups(parameters, self, steady)
-        fused = not any(is_sharded(group["params"]) for group in found)  # torch's fused kernel knows no shards
-        optimizer = torch.optim.SGD(found, lr=0.0, momentum=self.momentum, fused=fused, foreach=not fused)
-        if fused and self.momentum:  # it wants them of all in a group or of none, and some norms come in later
+        fused = not any(
+            is_sharded(group["params"]) for group in found
+        )  # torch's fused kernel knows no shards
+        optimizer = torch.optim.SGD(
+            found, lr=0.0, momentum=self.momentum, fused=fused, foreach=not fused
+        )
+        if (
+            fused and self.momentum
+        ):  # it wants them of all in a group or of none, and some norms come in later
             for p in (p for group in found for p in group["params"]):
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return optimizer
@@ -53,12 +59,16 @@ class AdamW(Optimizer):
     betas: tuple[float, float] = (0.9, 0.999)
 
     def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups(parameters, self, steady), lr=0.0, betas=self.betas, fused=True)
+        return torch.optim.AdamW(
+            groups(parameters, self, steady), lr=0.0, betas=self.betas, fused=True
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LARS(Optimizer):
-    """Layer-wise rates for large batches (You et al., 2017); norms and biases take the plain rate."""
+    """Layer-wise rates for large batches (You et al., 2017); norms and biases take the plain
+    rate.
+    """
 
     lr: float = 0.3
     weight_decay: float = 1e-6
@@ -75,26 +85,37 @@ class LARS(Optimizer):
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW, "lars": LARS}
 
 
-def groups(parameters: Named, optimizer: Optimizer, steady: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Weights, which decay, and norms and biases, which do not; of each first those whose rate follows the schedule."""
+def groups(
+    parameters: Named, optimizer: Optimizer, steady: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """Weights, which decay, and norms and biases, which do not; of each first those whose rate
+    follows the schedule.
+    """
     steady = tuple(steady)
-    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {(s, w): [] for s in (False, True) for w in (True, False)}
+    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {
+        (s, w): [] for s in (False, True) for w in (True, False)
+    }
     for name, p in parameters:
         if p.requires_grad:
             parts[name.startswith(steady), p.ndim > 1].append(p)
     return [
         {
-            "params": ps, "peak": optimizer.lr, "steady": still,
-            "weight_decay": optimizer.weight_decay if weights else 0.0, "always_adapt": weights,  # the last: for LARS
+            "params": ps,
+            "peak": optimizer.lr,
+            "steady": still,
+            "weight_decay": optimizer.weight_decay if weights else 0.0,
+            "always_adapt": weights,  # the last: for LARS
         }
         for (still, weights), ps in parts.items()
         if ps
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """Linear warm-up, then half a cosine; shares of the peak as a function of progress in [0, 1]."""
+    """Linear warm-up, then half a cosine; shares of the peak as a function of progress in [0,
+    1].
+    """
 
     warmup: float = 0.05  # share of training
     final: float = 0.0

@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 def printable(path: str | Path) -> str:
-    """A path that any terminal and any JSON takes: what is not printable, or not UTF-8, as an escape."""
+    """A path that any terminal and any JSON takes: what is not printable, or not UTF-8, as an
+    escape.
+    """
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -1,4 +1,6 @@
-"""One thread a test process: small tensors gain nothing from more, and lose much on a busy machine."""
+"""One thread a test process: small tensors gain nothing from more, and lose much on a busy
+machine.
+"""
 
 import torch
 

@@ -1,4 +1,6 @@
-"""Papers' formulas in plain loops that several tests ask, the words they are written in, and numbers to try them on."""
+"""Papers' formulas in plain loops that several tests ask, the words they are written in, and
+numbers to try them on.
+"""
 
 import dataclasses
 import math
@@ -40,7 +42,9 @@ def shuffle(n: int, seed: int) -> Tensor:
 
 
 def close(mine: Tensor, theirs: float | Tensor, rtol: float = 1e-9) -> None:
-    torch.testing.assert_close(mine, torch.as_tensor(theirs, dtype=mine.dtype), rtol=rtol, atol=1e-10)
+    torch.testing.assert_close(
+        mine, torch.as_tensor(theirs, dtype=mine.dtype), rtol=rtol, atol=1e-10
+    )
 
 
 # Methods in double precision, so that a formula and a method agree in nine digits
@@ -49,11 +53,15 @@ def close(mine: Tensor, theirs: float | Tensor, rtol: float = 1e-9) -> None:
 def make(name: str, dtype: torch.dtype = torch.float64, **fields: Any) -> Method:
     """As the laws' `build`, but before the first epoch, and with other fields."""
     torch.manual_seed(0)
-    return METHODS[name](dataclasses.replace(config(name), **fields), Toy(norm=False), IMAGES).to(dtype)
+    return METHODS[name](dataclasses.replace(config(name), **fields), Toy(norm=False), IMAGES).to(
+        dtype
+    )
 
 
 def double(name: str, **fields: Any) -> Method:
-    """The same in the middle of training, and without batch norm: what it says of an image is that image's alone."""
+    """The same in the middle of training, and without batch norm: what it says of an image is that
+    image's alone.
+    """
     method = make(name, **fields)
     method.progress = 0.5
     for module in method.modules():
@@ -72,7 +80,10 @@ def drifted(network: nn.Module) -> None:
 
 def multi_crop(n: int = 8, small: int = 2, seed: int = 1, first: int = 0) -> Batch:
     """Two large views and some small ones."""
-    data, crops = batch(n, seed, first, torch.float64), batch(n, seed + 100, first, torch.float64, size=9)
+    data, crops = (
+        batch(n, seed, first, torch.float64),
+        batch(n, seed + 100, first, torch.float64, size=9),
+    )
     return dataclasses.replace(data, views=(*data.views, *crops.views[:small]))
 
 
@@ -98,9 +109,13 @@ def surprise(logits: Row, label: int) -> float:
 
 
 def plain_info_nce(query: Row, key: Row, negatives: Rows, temperature: float) -> float:
-    """van den Oord et al., 2018, equation 4; He et al., 2020, equation 1: of one query, whose key is no negative."""
+    """van den Oord et al., 2018, equation 4; He et al., 2020, equation 1: of one query, whose key
+    is no negative.
+    """
     positive = math.exp(dot(query, key) / temperature)
-    return -math.log(positive / (positive + sum(math.exp(dot(query, n) / temperature) for n in negatives)))
+    return -math.log(
+        positive / (positive + sum(math.exp(dot(query, n) / temperature) for n in negatives))
+    )
 
 
 def plain_byol(x: Rows, y: Rows) -> float:
@@ -113,7 +128,9 @@ def plain_byol(x: Rows, y: Rows) -> float:
 
 
 def plain_sinkhorn(scores: Rows, epsilon: float, iterations: int) -> Rows:
-    """Caron et al., 2020, appendix A.1: prototypes to 1 / K, then samples to 1 / B, and the samples last of all."""
+    """Caron et al., 2020, appendix A.1: prototypes to 1 / K, then samples to 1 / B, and the samples
+    last of all.
+    """
     samples, prototypes = range(len(scores)), range(len(scores[0]))
     q = [[math.exp(scores[b][k] / epsilon) for b in samples] for k in prototypes]
     everything = sum(map(sum, q))

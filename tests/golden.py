@@ -1,7 +1,7 @@
 """Golden values: losses and weights that a change of structure must not change.
 
-`python -m tests.golden` records them in tests/laws/golden.json. Record them anew only for a change that is meant,
-in a commit of its own that says why.
+`python -m tests.golden` records them in tests/laws/golden.json. Record them anew only for a change
+that is meant, in a commit of its own that says why.
 """
 
 import dataclasses
@@ -23,7 +23,9 @@ from tests.laws.toys import IMAGES, batch, build, fitting
 
 FILE = Path(__file__).parent / "laws" / "golden.json"
 HARD = {"plain": (), "hexa": ("adversarial", "cutmix")}
-TRAINABLE = [name for name in METHODS if name != "distillation"]  # a run of it needs a teacher's run
+TRAINABLE = [
+    name for name in METHODS if name != "distillation"
+]  # a run of it needs a teacher's run
 WIDTHS = {"hidden": 64, "dim": 32}  # of heads, which would take most of the time
 RUN = [
     "--backbone",
@@ -44,12 +46,17 @@ RUN = [
 
 
 def record_losses(name: str, hard: str) -> list[float]:
-    """The losses of three steps on fixed batches, in float64: equal on every machine but for rounding."""
+    """The losses of three steps on fixed batches, in float64: equal on every machine but for
+    rounding.
+    """
     step = Step(build(name, dtype=torch.float64), fitting(name, *HARD[hard]))
     optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 0.05}], lr=0, momentum=0.9)
     loop = Loop(steps=3, steps_per_epoch=3, schedule=lambda p: 1.0)
     batches = [batch(16, seed=10 + i, first=16 * i % IMAGES, dtype=torch.float64) for i in range(3)]
-    return [r.loss.item() for r in fit(step, step.method, lambda epoch, first: batches[first:], optimizer, loop)]
+    return [
+        r.loss.item()
+        for r in fit(step, step.method, lambda epoch, first: batches[first:], optimizer, loop)
+    ]
 
 
 def hash_weights(name: str, hard: str, images: Path, out: Path) -> str:
@@ -58,7 +65,10 @@ def hash_weights(name: str, hard: str, images: Path, out: Path) -> str:
     fields = {f.name for f in dataclasses.fields(METHODS[name].Config)}
     flags += [f"--method.{field}={width}" for field, width in WIDTHS.items() if field in fields]
     torch.set_num_threads(1)
-    assert main(["pretrain", "--data", str(images), "--out", str(out), "--method", name, *RUN, *flags]) == 0
+    assert (
+        main(["pretrain", "--data", str(images), "--out", str(out), "--method", name, *RUN, *flags])
+        == 0
+    )
     tensors = load_file(out / "backbone.safetensors")
     total = hashlib.sha256()
     for key in sorted(tensors):
@@ -71,7 +81,14 @@ def machine() -> str:
     cpu = "unknown"
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        cpu = next((line.split(":", 1)[1].strip() for line in info.open() if line.startswith("model name")), cpu)
+        cpu = next(
+            (
+                line.split(":", 1)[1].strip()
+                for line in info.open()
+                if line.startswith("model name")
+            ),
+            cpu,
+        )
     return f"{cpu or platform.processor()}, torch {torch.__version__}"
 
 

@@ -21,7 +21,9 @@ def features(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def lived_in(network: nn.Module) -> nn.Module:
-    """Give every vector (norm statistics, affine parameters) other values than a fresh network has."""
+    """Give every vector (norm statistics, affine parameters) other values than a fresh network
+    has.
+    """
     generator = torch.Generator().manual_seed(1)
     for value in network.state_dict().values():
         if value.is_floating_point() and value.ndim == 1:
@@ -29,7 +31,9 @@ def lived_in(network: nn.Module) -> nn.Module:
     return network
 
 
-def normalised(images: torch.Tensor, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)) -> torch.Tensor:
+def normalised(
+    images: torch.Tensor, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+) -> torch.Tensor:
     return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 

@@ -16,7 +16,9 @@ def folder(root: Path, classes: int = 3, each: int = 16, size: int = 40, seed: i
         for i in range(each):
             wave = np.sin((across * np.cos(c) + down * np.sin(c)) / 2 + rng.uniform(0, 6))
             image = (
-                128 + 60 * wave[..., None] * np.array([1, c / classes, 1 - c / classes]) + rng.normal(0, 15, (size, size, 3))
+                128
+                + 60 * wave[..., None] * np.array([1, c / classes, 1 - c / classes])
+                + rng.normal(0, 15, (size, size, 3))
             )
             Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(place / f"{i:03}.png")
     return root

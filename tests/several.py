@@ -14,11 +14,21 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 WORLD = 2
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}", "-m", "selftaught"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    f"--nproc-per-node={WORLD}",
+    "-m",
+    "selftaught",
+]
 
 
 def spawned(task: Callable[..., Any], place: Path, *arguments: Any) -> list[Any]:
-    """What `task(*arguments)` returns in each of two processes that have joined; files in between lie in `place`."""
+    """What `task(*arguments)` returns in each of two processes that have joined; files in between
+    lie in `place`.
+    """
     context = mp.spawn(_worker, (str(place), task, arguments), nprocs=WORLD, join=False)
     for process in context.processes:
         process.join(timeout=120)
@@ -35,7 +45,9 @@ def spawned(task: Callable[..., Any], place: Path, *arguments: Any) -> list[Any]
 
 def _worker(rank: int, place: str, task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=WORLD)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{place}/store", rank=rank, world_size=WORLD
+    )
     torch.save(task(*arguments), f"{place}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # spawned gloo workers can hang at interpreter exit
@@ -45,7 +57,11 @@ def begin(log: Path, *words: str) -> subprocess.Popen[bytes]:
     """`selftaught WORDS` in two processes; what they say goes to the end of `log`."""
     with log.open("ab") as said:
         return subprocess.Popen(
-            [*TORCHRUN, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=said, stderr=said, start_new_session=True
+            [*TORCHRUN, *words],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
         )
 
 
@@ -56,7 +72,9 @@ def together(log: Path, *words: str) -> str:
 
 
 def kill(running: subprocess.Popen[bytes], out: Path) -> None:
-    """As kill -9 does, torchrun and its workers (which have sessions of their own, and `out` in their command)."""
+    """As kill -9 does, torchrun and its workers (which have sessions of their own, and `out` in
+    their command).
+    """
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     subprocess.run(["pkill", "-9", "-f", str(out)], check=False)

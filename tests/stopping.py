@@ -12,7 +12,9 @@ from selftaught.training import loop
 
 @contextlib.contextmanager
 def stopped_at(*steps: int, by: signal.Signals = signal.SIGTERM) -> Iterator[list[int]]:
-    """`by` is raised in these of the steps that are made inside, counted from 1; grows by an entry a step."""
+    """`by` is raised in these of the steps that are made inside, counted from 1; grows by an entry
+    a step.
+    """
     real, made = loop.backward, list[int]()
 
     def interrupted(*args: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Plans of stages: what a stage takes over, what moves, which weights are kept, and that breaking off changes nothing.
+"""Plans of stages: what a stage takes over, what moves, which weights are kept, and that breaking
+off changes nothing.
 
 One file, over 200 lines: the stages are tiny, and most tests look at the same three runs.
 """
@@ -68,17 +69,48 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def brought(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that a user has already."""
     out = tmp_path_factory.mktemp("runs") / "brought"
-    words = ["--data", str(images / "base"), "--backbone", "test_resnet", "--steps", "3", "--seed", "5", *SMALL, *HERE]
+    words = [
+        "--data",
+        str(images / "base"),
+        "--backbone",
+        "test_resnet",
+        "--steps",
+        "3",
+        "--seed",
+        "5",
+        *SMALL,
+        *HERE,
+    ]
     assert main(["pretrain", *words, "--out", str(out)]) == 0
     return out
 
 
 @pytest.fixture(scope="module")
-def chain(images: Path, brought: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path, str]:
+def chain(
+    images: Path, brought: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], Path, str]:
     """Base -> Source -> Target: the command, its folder, and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "hpt"
-    data = ["--init", str(brought), "--source", str(images / "source"), "--target", str(images / "target")]
-    words = ["adapt", *data, "--method", "moco-v2", "--hard", "cutmix", "--source-steps", "5", "--steps", "12"]
+    data = [
+        "--init",
+        str(brought),
+        "--source",
+        str(images / "source"),
+        "--target",
+        str(images / "target"),
+    ]
+    words = [
+        "adapt",
+        *data,
+        "--method",
+        "moco-v2",
+        "--hard",
+        "cutmix",
+        "--source-steps",
+        "5",
+        "--steps",
+        "12",
+    ]
     words += [*SMALL, *HERE, "--out", str(out)]
     return words, out, printed(words)
 
@@ -106,12 +138,18 @@ def tensors(file: Path) -> dict[str, Tensor]:
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Bitwise."""
-    return one.keys() == other.keys() and all(one[k].numpy().tobytes() == other[k].numpy().tobytes() for k in one)
+    return one.keys() == other.keys() and all(
+        one[k].numpy().tobytes() == other[k].numpy().tobytes() for k in one
+    )
 
 
 def times(root: Path) -> dict[str, int]:
     """When each file was written; a lock says nothing."""
-    return {str(file): file.stat().st_mtime_ns for file in root.rglob("*") if file.is_file() and file.suffix != ".lock"}
+    return {
+        str(file): file.stat().st_mtime_ns
+        for file in root.rglob("*")
+        if file.is_file() and file.suffix != ".lock"
+    }
 
 
 def stated(file: Path) -> tuple[list[float], list[float]]:
@@ -135,10 +173,13 @@ def index_of(data: Data, seed: int) -> Index:
 
 def settled(written: Any, out: Path = Path("out")) -> dict[str, execute.ResolvedStage]:
     """A plan's stages as they would be trained."""
-    return execute.resolve_plan(with_defaults(plan.from_mapping(written, "plan")), out, "cpu", index_of)
+    return execute.resolve_plan(
+        with_defaults(plan.from_mapping(written, "plan")), out, "cpu", index_of
+    )
 
 
-# ------------------------------------------------------------------------------------------------ the command
+# ------------------------------------------------------------------------------------------------
+# the command
 
 
 def test_the_first_line_says_what_was_kept(chain: tuple[list[str], Path, str]) -> None:
@@ -164,18 +205,27 @@ def test_a_plan_leaves_its_folder(chain: tuple[list[str], Path, str], brought: P
         assert (facts["outcome"], "choice" in facts) == ("done", name == "target")
         assert (place / "album" / "views.png").is_file()
     source, target = (run_folder.read_run(place).stage for place in stages(out).values())
-    assert (source.steps, source.hard, source.keep) == (5, (), "last")  # the hard examples are the target's
+    assert (source.steps, source.hard, source.keep) == (
+        5,
+        (),
+        "last",
+    )  # the hard examples are the target's
     assert (target.steps, len(target.hard), target.keep) == (12, 1, "best")
     assert source.backbone == target.backbone == "test_resnet"  # as the weights say
-    assert {file.name for file in (stages(out)["target"] / "checkpoints").glob("*.safetensors")} == {
-        f"{name}.safetensors" for name in ("base", "step-0", "step-10", "step-12")
-    }
+    assert {
+        file.name for file in (stages(out)["target"] / "checkpoints").glob("*.safetensors")
+    } == {f"{name}.safetensors" for name in ("base", "step-0", "step-10", "step-12")}
     kept = run_folder.read_run(out).facts["choice"]["kept"]
     name = "base" if kept == BASE else f"step-{kept}"
-    assert same(tensors(stages(out)["target"]), tensors(stages(out)["target"] / "checkpoints" / f"{name}.safetensors"))
+    assert same(
+        tensors(stages(out)["target"]),
+        tensors(stages(out)["target"] / "checkpoints" / f"{name}.safetensors"),
+    )
     assert not list(out.rglob(".*"))  # no drafts left
     assert list(out.rglob("*.png"))
-    assert not [name for name in Scan([Root.of(out.parent)]).files.names if name.startswith(f"{out.name}/")]
+    assert not [
+        name for name in Scan([Root.of(out.parent)]).files.names if name.startswith(f"{out.name}/")
+    ]
 
 
 def test_show_tells_the_lineage(chain: tuple[list[str], Path, str], brought: Path) -> None:
@@ -190,21 +240,45 @@ def test_show_tells_the_lineage(chain: tuple[list[str], Path, str], brought: Pat
     order = [str(brought), "source: done", "target: done", rows[1]["choice"]["text"]]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     assert "cutmix" in text
-    alone = json.loads(printed(["show", str(stages(out)["target"]), "--json"]))  # a stage knows its ancestors by itself
+    alone = json.loads(
+        printed(["show", str(stages(out)["target"]), "--json"])
+    )  # a stage knows its ancestors by itself
     assert [r["folder"] for r in alone] == [str(p) for p in (brought, *stages(out).values())]
     assert main(["show", str(out / "stages")]) == 2
 
 
 def test_evaluate_report_and_export_take_the_outcome(
-    chain: tuple[list[str], Path, str], brought: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chain: tuple[list[str], Path, str],
+    brought: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, out, _ = chain
-    words = ["evaluate", str(out), "--against", "random", "init", "--protocol", "knn", "--labels", "all", "--json"]
+    words = [
+        "evaluate",
+        str(out),
+        "--against",
+        "random",
+        "init",
+        "--protocol",
+        "knn",
+        "--labels",
+        "all",
+        "--json",
+    ]
     assert main([*words, *HERE]) == 0
-    assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {str(out), "random", "init"}
+    assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {
+        str(out),
+        "random",
+        "init",
+    }
     assert (stages(out)["target"] / "evaluation.json").is_file()
-    compared = evaluate.backbones_of(out, run_folder.read_run(out), ["random", "init"], Progress(show=False))
-    assert same(dict(compared["init"].network.state_dict()), tensors(brought))  # what the user brought, not the source's
+    compared = evaluate.backbones_of(
+        out, run_folder.read_run(out), ["random", "init"], Progress(show=False)
+    )
+    assert same(
+        dict(compared["init"].network.state_dict()), tensors(brought)
+    )  # what the user brought, not the source's
     assert same(dict(compared[str(out)].network.state_dict()), tensors(stages(out)["target"]))
     text = " ".join(printed(["show", str(out)]).split())  # a long verdict is wrapped
     assert json.loads((stages(out)["target"] / "evaluation.json").read_text())[0]["verdict"] in text
@@ -215,7 +289,9 @@ def test_evaluate_report_and_export_take_the_outcome(
     assert selftaught.load(out)(torch.rand(2, 3, 32, 32)).shape == (2, 96)
 
 
-def test_what_is_done_is_not_done_again(chain: tuple[list[str], Path, str], images: Path, brought: Path) -> None:
+def test_what_is_done_is_not_done_again(
+    chain: tuple[list[str], Path, str], images: Path, brought: Path
+) -> None:
     words, out, text = chain
     before = times(out / "stages")
     assert printed(words) == text
@@ -225,7 +301,11 @@ def test_what_is_done_is_not_done_again(chain: tuple[list[str], Path, str], imag
     common = {"method": "moco-v2", "size": 32, "batch": 8, "precision": "fp32"}
     first = {"data": [str(images / "source")], "steps": 5}
     second = {"after": "one", "data": str(images / "target"), "steps": 2, "trainable": "norm"}
-    written.write_text(yaml.safe_dump({"init": str(brought), "defaults": common, "stages": {"one": first, "two": second}}))
+    written.write_text(
+        yaml.safe_dump(
+            {"init": str(brought), "defaults": common, "stages": {"one": first, "two": second}}
+        )
+    )
     assert main(["adapt", "--plan", str(written), "--out", str(out), *HERE]) == 0
     assert stages(out)["one"] == source
     assert before.items() <= times(out / "stages").items()
@@ -250,7 +330,9 @@ def test_another_plan_that_began_there_meanwhile_is_not_told_of(
         return folders
 
     monkeypatch.setattr(execute, "execute_plan", disturbed)
-    assert printed([*words[:-1], str(tmp_path / "shared")]) == text.replace(str(out), str(tmp_path / "shared"))
+    assert printed([*words[:-1], str(tmp_path / "shared")]) == text.replace(
+        str(out), str(tmp_path / "shared")
+    )
 
 
 def test_a_plans_folder_is_weights_to_begin_from(
@@ -269,7 +351,8 @@ def test_a_plans_folder_is_weights_to_begin_from(
     assert same(tensors(tmp_path / "alone"), tensors(stages(out)["target"]))
 
 
-# ----------------------------------------------------------------------------------------- the outcome's own place
+# ----------------------------------------------------------------------------------------- the
+# outcome's own place
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -281,7 +364,9 @@ def test_the_outcome_lies_in_the_plans_own_folder(
     for name in ("backbone.safetensors", "run.json"):
         (out / name).unlink()
     if not links:
-        monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+        monkeypatch.setattr(
+            Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here"))
+        )
     assert printed([*chain[0][:-1], str(out)]) == chain[2].replace(str(chain[1]), str(out))
     own, there = out / "backbone.safetensors", stages(out)["target"] / "backbone.safetensors"
     assert own.read_bytes() == there.read_bytes()
@@ -289,7 +374,9 @@ def test_the_outcome_lies_in_the_plans_own_folder(
     facts = json.loads((out / "run.json").read_text())
     assert facts["copied_from"] == str(place.relative_to(chain[1]))
     assert facts["outcome"] == "done"
-    assert run_folder.read_run(out).folder == stages(out)["target"]  # commands look into the stage, as long as it is there
+    assert (
+        run_folder.read_run(out).folder == stages(out)["target"]
+    )  # commands look into the stage, as long as it is there
     base = run_folder.read_run(out).base
     shutil.rmtree(out / "stages")
     assert run_folder.read_run(out).folder == out
@@ -302,23 +389,43 @@ def test_the_outcome_lies_in_the_plans_own_folder(
 
 
 def test_another_outcome_takes_its_place(
-    chain: tuple[list[str], Path, str], tmp_path: Path, images: Path, brought: Path, no_pictures: None
+    chain: tuple[list[str], Path, str],
+    tmp_path: Path,
+    images: Path,
+    brought: Path,
+    no_pictures: None,
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(chain[1], out)
     before = tensors(out)
-    words = ["--init", str(brought), "--target", str(images / "base"), "--steps", "1", "--keep", "last", *SMALL, *HERE]
+    words = [
+        "--init",
+        str(brought),
+        "--target",
+        str(images / "base"),
+        "--steps",
+        "1",
+        "--keep",
+        "last",
+        *SMALL,
+        *HERE,
+    ]
     with stopped_at(1):
         assert main(["adapt", *words, "--out", str(out)]) == 0
     assert same(tensors(out), before)  # the one that is finished stays till the next one is
-    assert main(["evaluate", str(out), *HERE]) == 2 or not run_folder.read_run(out).facts["finished"]
+    assert (
+        main(["evaluate", str(out), *HERE]) == 2 or not run_folder.read_run(out).facts["finished"]
+    )
     assert main(["adapt", *words, "--out", str(out)]) == 0
     assert not same(tensors(out), before)
     assert same(tensors(out), tensors(stages(out)["target"]))
 
 
 def test_a_plan_and_a_run_do_not_share_a_folder(
-    chain: tuple[list[str], Path, str], images: Path, brought: Path, capsys: pytest.CaptureFixture[str]
+    chain: tuple[list[str], Path, str],
+    images: Path,
+    brought: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, out, _ = chain
     before = times(out)
@@ -352,14 +459,19 @@ def test_a_stage_of_an_older_version_is_gone_on_with(
     assert [s.identity for s in settled(asked, out).values()] == older
 
 
-# --------------------------------------------------------------------------------------------------- identity
+# --------------------------------------------------------------------------------------------------
+# identity
 
 
 def written_plan(images: Path, brought: Path, **change: Any) -> dict[str, Any]:
     defaults = {"size": 32, "batch": 8, "steps": 3, "holdout": 0.25}
     source = {"data": str(images / "source")}
     target = {"after": "source", "data": str(images / "target"), **change}
-    return {"init": str(brought), "defaults": defaults, "stages": {"source": source, "target": target}}
+    return {
+        "init": str(brought),
+        "defaults": defaults,
+        "stages": {"source": source, "target": target},
+    }
 
 
 def test_a_stage_is_named_by_what_decides_it(
@@ -373,7 +485,9 @@ def test_a_stage_is_named_by_what_decides_it(
 
     first = names(written_plan(images, brought))
     assert names(written_plan(images, brought), "elsewhere") == first
-    assert names(written_plan(images, brought, precision="auto")) == first  # what a probe chooses decides nothing
+    assert (
+        names(written_plan(images, brought, precision="auto")) == first
+    )  # what a probe chooses decides nothing
     shutil.copytree(images, tmp_path / "copy")
     shutil.copytree(brought, tmp_path / "copied run")
     assert names(written_plan(tmp_path / "copy", brought)) == first
@@ -390,28 +504,51 @@ def test_a_stage_is_named_by_what_decides_it(
     source["stages"]["source"]["seed"] = 1
     assert not set(names(source)) & set(first)  # an ancestor changes all that follow
     (tmp_path / "copy" / "target" / "class 0" / "000.png").unlink()
-    assert [a == b for a, b in zip(names(written_plan(tmp_path / "copy", brought)), first, strict=True)] == [True, False]
-    words = ["--data", str(images / "base"), "--backbone", "test_resnet", "--steps", "0", "--seed", "6", *SMALL, *HERE]
+    assert [
+        a == b for a, b in zip(names(written_plan(tmp_path / "copy", brought)), first, strict=True)
+    ] == [True, False]
+    words = [
+        "--data",
+        str(images / "base"),
+        "--backbone",
+        "test_resnet",
+        "--steps",
+        "0",
+        "--seed",
+        "6",
+        *SMALL,
+        *HERE,
+    ]
     assert main(["pretrain", *words, "--out", str(tmp_path / "other base")]) == 0
     assert not set(names(written_plan(images, tmp_path / "other base"))) & set(first)
 
 
-def test_labels_count_by_what_they_say_and_not_by_where_they_lie(images: Path, brought: Path, tmp_path: Path) -> None:
+def test_labels_count_by_what_they_say_and_not_by_where_they_lie(
+    images: Path, brought: Path, tmp_path: Path
+) -> None:
     files = sorted((images / "target").rglob("*.png"))
-    lines = ["file,class", *(f"{file.relative_to(images / 'target')},{file.parent.name}" for file in files)]
+    lines = [
+        "file,class",
+        *(f"{file.relative_to(images / 'target')},{file.parent.name}" for file in files),
+    ]
     common = {"size": 32, "steps": 2, "precision": "fp32"}
     names = []
     for place in ("here", "there"):
         shutil.copytree(images / "target", tmp_path / place)
         (tmp_path / f"{place}.csv").write_text("\n".join(lines))
-        of = {**common, "data": str(tmp_path / place), "labels_from": str(tmp_path / f"{place}.csv")}
+        of = {
+            **common,
+            "data": str(tmp_path / place),
+            "labels_from": str(tmp_path / f"{place}.csv"),
+        }
         names.append(settled({"init": str(brought), "stages": {"only": of}})["only"].identity)
     of = {**common, "data": str(images / "target"), "labels_from": "none"}
     names.append(settled({"init": str(brought), "stages": {"only": of}})["only"].identity)
     assert names[0] == names[1] != names[2]
 
 
-# ------------------------------------------------------------------------------------------------------ plans
+# --------------------------------------------------------------------------------------------------
+# plans
 
 
 def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path, no_pictures: None) -> None:
@@ -421,8 +558,10 @@ def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path, no_pictur
         defaults: {{size: 32, batch: 8, precision: fp32, steps: 2}}
         stages:
           source: {{data: "{images / "source"}"}}
-          left: {{after: source, data: "{images / "target"}", hard: [cutmix], hard.cutmix.weight: 0.5}}
-          alone: {{init: null, backbone: test_resnet, data: ["{images / "target"}"], optimizer: adamw, optimizer.lr: 0.001}}
+          left: {{after: source, data: "{images / "target"}", hard: [cutmix],
+                  hard.cutmix.weight: 0.5}}
+          alone: {{init: null, backbone: test_resnet, data: ["{images / "target"}"],
+                   optimizer: adamw, optimizer.lr: 0.001}}
           right: {{after: source, data: "{images / "target"}", trainable: norm, keep: last}}
     """)
     out = tmp_path / "out"
@@ -430,13 +569,19 @@ def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path, no_pictur
     known = stages(out)
     found = {name: run_folder.read_run(place) for name, place in known.items()}
     assert {name: r.stage.init for name, r in found.items()} == {
-        "source": str(brought), "left": str(known["source"]), "alone": None, "right": str(known["source"])
-    }  # fmt: skip
+        "source": str(brought),
+        "left": str(known["source"]),
+        "alone": None,
+        "right": str(known["source"]),
+    }
     assert found["left"].stage.hard[0].weight == 0.5
     assert found["alone"].stage.optimizer.lr == 0.001
     assert {name: r.stage.keep for name, r in found.items()} == {
-        "source": "last", "left": "best", "alone": "last", "right": "last"
-    }  # fmt: skip
+        "source": "last",
+        "left": "best",
+        "alone": "last",
+        "right": "last",
+    }
     assert run_folder.read_run(out).folder == known["right"]  # the last leaf is the outcome
     assert json.loads((out / "plan.json").read_text())["base"] == str(brought)
     rows = json.loads(printed(["show", str(out), "--json"]))
@@ -458,22 +603,34 @@ GOOD = "data: {target}, backbone: test_resnet, size: 32, batch: 8, precision: fp
     ("text", "words"),
     [
         ("stages: {only: {GOOD}}\nstage: 1", ["stage not understood", "defaults, init, stages"]),
-        ("stages: {one: {GOOD, after: two}, two: {GOOD, after: one}}", ["one", "after two", "no such stage before it"]),
+        (
+            "stages: {one: {GOOD, after: two}, two: {GOOD, after: one}}",
+            ["one", "after two", "no such stage before it"],
+        ),
         ("stages: {one: {GOOD, after: one}}", ["one is to begin after one"]),
         ("stages: {one: {GOOD, after: nobody}}", ["nobody", "no such stage"]),
         ("stages: {one: {GOOD}, two: {GOOD, after: one, init: base.pth}}", ["two", "choose one"]),
         ("stages: {only: {GOOD, out: x}}", ["only", "out", "for the plan to decide"]),
         ("stages: {only: {GOOD, resume: true}}", ["only", "resume", "for the plan to decide"]),
         ("stages: {only: {GOOD, config: x.json}}", ["only", "config", "for the plan to decide"]),
-        ("stages: {only: {GOOD, on_collapse: warn}}", ["only", "--on-collapse", "selftaught adapt"]),
+        (
+            "stages: {only: {GOOD, on_collapse: warn}}",
+            ["only", "--on-collapse", "selftaught adapt"],
+        ),
         ("stages: {only: {GOOD, fsdp: true}}", ["only", "--fsdp", "selftaught adapt"]),
-        ("defaults: {device: cuda}\nstages: {only: {GOOD}}", ["only", "--device", "selftaught adapt"]),
+        (
+            "defaults: {device: cuda}\nstages: {only: {GOOD}}",
+            ["only", "--device", "selftaught adapt"],
+        ),
         ("stages: {one: {GOOD}, two: {GOOD, stepz: 3}}", ["stage two cannot be read", "--stepz"]),
         ("stages: {one: {GOOD}, two: {GOOD, seed: x}}", ["stage two: --seed takes a whole number"]),
         ("stages: {one: {GOOD}, two: {GOOD, help: 1}}", ["stage two cannot be read"]),
         ("stages: {one: {GOOD}, two: {GOOD, method: moco}}", ["stage two: ", "moco-v2"]),
         ("stages: {one: {GOOD}, two: {GOOD, optimizer: {lr: 1}}}", ["optimizer.lr"]),
-        ("stages: {one: {GOOD}, two: {GOOD, hard.cutmix.weight: 2}}", ["stage two: ", "--hard.cutmix.weight", "cutmix"]),
+        (
+            "stages: {one: {GOOD}, two: {GOOD, hard.cutmix.weight: 2}}",
+            ["stage two: ", "--hard.cutmix.weight", "cutmix"],
+        ),
         ("stages: {one: {GOOD}, two: {data: {nowhere}, steps: 2}}", ["stage two: ", "nowhere"]),
         ("stages: {one: {GOOD}, two: {steps: 2, after: one}}", ["stage two: ", "no images"]),
         ("stages: {one: {GOOD}, two: {GOOD, init: nowhere.pth}}", ["stage two: ", "nowhere.pth"]),
@@ -519,11 +676,19 @@ def test_a_bad_plan_is_refused_before_anything_is_trained(
         (["--init", "{target}", "--target", "{target}"], "not a run"),
         (["--init", "{brought}", "--target", "{target}", "--backbone", "resnet19"], "resnet18"),
         (["--init", "{brought}", "--target", "{target}", "--method", "moco"], "moco-v2"),
-        (["--init", "{brought}", "--target", "{target}", "--steps", "2", "--epochs", "2"], "not both"),
+        (
+            ["--init", "{brought}", "--target", "{target}", "--steps", "2", "--epochs", "2"],
+            "not both",
+        ),
     ],
 )
 def test_a_bad_command_is_refused(
-    words: list[str], word: str, images: Path, brought: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    word: str,
+    images: Path,
+    brought: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     known = {"{target}": str(images / "target"), "{brought}": str(brought)}
     asked = ["adapt", "--out", str(tmp_path / "out"), *HERE, *(known.get(w, w) for w in words)]
@@ -534,7 +699,8 @@ def test_a_bad_command_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------------------------------- what crosses, what moves
+# ------------------------------------------------------------------------------------- what
+# crosses, what moves
 
 
 def test_only_the_backbone_crosses(chain: tuple[list[str], Path, str], brought: Path) -> None:
@@ -545,19 +711,31 @@ def test_only_the_backbone_crosses(chain: tuple[list[str], Path, str], brought: 
     assert any(key.endswith("running_var") for key in tensors(begun))
     for place in (brought, source, target):
         for one, other in zip(
-            stated(place / "backbone.safetensors"), of_data(run_folder.read_run(place).stage), strict=True
+            stated(place / "backbone.safetensors"),
+            of_data(run_folder.read_run(place).stage),
+            strict=True,
         ):
             assert one == pytest.approx(other, rel=1e-6)
-    assert stated(begun) == stated(target / "backbone.safetensors") != stated(source / "backbone.safetensors")
+    assert (
+        stated(begun)
+        == stated(target / "backbone.safetensors")
+        != stated(source / "backbone.safetensors")
+    )
     stage = run_folder.read_run(target).stage
     index = stage.data.index(stage.seed)
     heir, new = (
-        dict(build_session(s, index, torch.device("cpu"), 0).step.state_dict()) for s in (stage, replace(stage, init=None))
+        dict(build_session(s, index, torch.device("cpu"), 0).step.state_dict())
+        for s in (stage, replace(stage, init=None))
     )
     crossed = {key for key in heir if not torch.equal(heir[key], new[key])}
     assert any("running_var" in key for key in crossed)
-    assert all(key.startswith(("method.backbone.", "method.network.0.", "method.teacher.network.0.")) for key in crossed)
-    assert "method.queue" in heir.keys() - crossed  # head, queue and all else are as in a run that never had a parent
+    assert all(
+        key.startswith(("method.backbone.", "method.network.0.", "method.teacher.network.0."))
+        for key in crossed
+    )
+    assert (
+        "method.queue" in heir.keys() - crossed
+    )  # head, queue and all else are as in a run that never had a parent
 
 
 def moving(network: nn.Module) -> set[str]:
@@ -568,47 +746,109 @@ def moving(network: nn.Module) -> set[str]:
 
 def check_norms_alone(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
     may = moving(backbone_module.create("test_resnet").network)
-    assert same({k: v for k, v in after.items() if k not in may}, {k: v for k, v in before.items() if k not in may})
+    assert same(
+        {k: v for k, v in after.items() if k not in may},
+        {k: v for k, v in before.items() if k not in may},
+    )
     moved = {key.rpartition(".")[2] for key in may if not torch.equal(after[key], before[key])}
     assert moved == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
-def test_hpt_bn_moves_the_norms_alone(images: Path, brought: Path, tmp_path: Path, no_pictures: None) -> None:
-    words = ["--init", str(brought), "--target", str(images / "target"), "--trainable", "norm", "--steps", "4"]
+def test_hpt_bn_moves_the_norms_alone(
+    images: Path, brought: Path, tmp_path: Path, no_pictures: None
+) -> None:
+    words = [
+        "--init",
+        str(brought),
+        "--target",
+        str(images / "target"),
+        "--trainable",
+        "norm",
+        "--steps",
+        "4",
+    ]
     hard = ["--hard", "adversarial", "cutmix"]
-    assert main(["adapt", *words, *hard, "--keep", "last", *SMALL, *HERE, "--out", str(tmp_path / "bn")]) == 0
+    assert (
+        main(
+            ["adapt", *words, *hard, "--keep", "last", *SMALL, *HERE, "--out", str(tmp_path / "bn")]
+        )
+        == 0
+    )
     check_norms_alone(tensors(brought), tensors(stages(tmp_path / "bn")["target"]))
 
 
 def state_after(words: list[str], out: Path) -> dict[str, Tensor]:
     known: list[Any] = []
-    trainer.build_session = lambda *args, **more: known.append(build_session(*args, **more)) or known[0]  # type: ignore[assignment, func-returns-value]
+    trainer.build_session = lambda *args, **more: (
+        known.append(build_session(*args, **more)) or known[0]
+    )  # type: ignore[assignment, func-returns-value]
     snapshots.draw = lambda *_: None  # type: ignore[assignment]
-    trainer.broadcast_tensors = lambda _: None  # so that what each process saw is still to be seen in its norms
+    trainer.broadcast_tensors = lambda _: (
+        None
+    )  # so that what each process saw is still to be seen in its norms
     stage = flags.stage_from(["--out", "x", *words], None, "cpu", index_of)
     trainer.train(stage, out, Runtime(workers=0))
     return dict(known[0].step.state_dict())
 
 
-def test_hpt_bn_moves_the_norms_alone_in_two_processes(images: Path, brought: Path, tmp_path: Path) -> None:
-    words = ["--init", str(brought), "--data", str(images / "target"), "--trainable", "norm", "--steps", "4", *SMALL]
+def test_hpt_bn_moves_the_norms_alone_in_two_processes(
+    images: Path, brought: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--init",
+        str(brought),
+        "--data",
+        str(images / "target"),
+        "--trainable",
+        "norm",
+        "--steps",
+        "4",
+        *SMALL,
+    ]
     words += ["--backbone", "test_resnet", "--method", "simclr"]
     one, other = spawned(state_after, tmp_path, words, tmp_path / "run")
     check_norms_alone(tensors(brought), tensors(tmp_path / "run"))
     own = {key for key in one if not torch.equal(one[key], other[key])}
     assert own  # each process has seen images of its own,
-    assert all("running_" in key for key in own)  # and yet all that learns is the same: the norms' gradients are shared
+    assert all(
+        "running_" in key for key in own
+    )  # and yet all that learns is the same: the norms' gradients are shared
 
 
 def test_none_refreshes_the_statistics_and_moves_nothing_else(
     images: Path, brought: Path, tmp_path: Path, no_pictures: None
 ) -> None:
-    words = ["--init", str(brought), "--data", str(images / "target"), "--trainable", "none", "--size", "32"]
-    whole = ["--batch", "39", "--steps", "1", "--precision", "fp32", "--statistics", "data"]  # all at once
+    words = [
+        "--init",
+        str(brought),
+        "--data",
+        str(images / "target"),
+        "--trainable",
+        "none",
+        "--size",
+        "32",
+    ]
+    whole = [
+        "--batch",
+        "39",
+        "--steps",
+        "1",
+        "--precision",
+        "fp32",
+        "--statistics",
+        "data",
+    ]  # all at once
     assert main(["pretrain", *words, *whole, *HERE, "--out", str(tmp_path / "refreshed")]) == 0
     before, after = tensors(brought), tensors(tmp_path / "refreshed")
-    seen = {key for key in before if key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")}
-    assert same({k: v for k, v in before.items() if k not in seen}, {k: v for k, v in after.items() if k not in seen})
+    seen = {
+        key
+        for key in before
+        if key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    assert same(
+        {k: v for k, v in before.items() if k not in seen},
+        {k: v for k, v in after.items() if k not in seen},
+    )
     stage = run_folder.read_run(tmp_path / "refreshed").stage
     index = stage.data.index(stage.seed)
     assert len(index.train) == 39
@@ -634,9 +874,22 @@ def test_none_refreshes_the_statistics_and_moves_nothing_else(
         assert not torch.equal(after[key], before[key])
 
 
-def test_none_over_several_batches_is_their_mean(images: Path, brought: Path, tmp_path: Path, no_pictures: None) -> None:
-    words = ["--init", str(brought), "--target", str(images / "target"), "--trainable", "none", "--keep", "last"]
-    assert main(["adapt", *words, "--steps", "4", *SMALL, *HERE, "--out", str(tmp_path / "out")]) == 0
+def test_none_over_several_batches_is_their_mean(
+    images: Path, brought: Path, tmp_path: Path, no_pictures: None
+) -> None:
+    words = [
+        "--init",
+        str(brought),
+        "--target",
+        str(images / "target"),
+        "--trainable",
+        "none",
+        "--keep",
+        "last",
+    ]
+    assert (
+        main(["adapt", *words, "--steps", "4", *SMALL, *HERE, "--out", str(tmp_path / "out")]) == 0
+    )
     place = stages(tmp_path / "out")["target"]
     stage = run_folder.read_run(place).stage
     trainee = build_session(stage, stage.data.index(stage.seed), torch.device("cpu"), 0)
@@ -651,27 +904,57 @@ def test_none_over_several_batches_is_their_mean(images: Path, brought: Path, tm
     torch.testing.assert_close(tensors(place)[f"{name}.running_mean"], torch.stack(means).mean(0))
 
 
-# ------------------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------------- what
+# is kept
 
 
 @pytest.mark.parametrize("rate", ["50", "1e30"])  # that makes it no better; that breaks it
 def test_when_training_makes_it_worse_the_start_is_returned(
     rate: str, images: Path, brought: Path, tmp_path: Path, no_pictures: None
 ) -> None:
-    words = ["--init", str(brought), "--target", str(images / "target"), "--steps", "10", "--on-collapse", "warn"]
-    text = printed(["adapt", *words, "--optimizer.lr", rate, *SMALL, *HERE, "--out", str(tmp_path / "out")])
-    assert text.startswith(("training did not help: ", "nothing that was trained could be scored; kept: the start"))
+    words = [
+        "--init",
+        str(brought),
+        "--target",
+        str(images / "target"),
+        "--steps",
+        "10",
+        "--on-collapse",
+        "warn",
+    ]
+    text = printed(
+        ["adapt", *words, "--optimizer.lr", rate, *SMALL, *HERE, "--out", str(tmp_path / "out")]
+    )
+    assert text.startswith(
+        ("training did not help: ", "nothing that was trained could be scored; kept: the start")
+    )
     assert "kept: the start" in text.splitlines()[0]
     found = run_folder.read_run(tmp_path / "out")
     assert found.facts["choice"]["worse"]
     assert same(tensors(found.folder), tensors(brought))
-    json.loads((found.folder / "run.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    json.loads(
+        (found.folder / "run.json").read_text(),
+        parse_constant=lambda word: pytest.fail(f"{word} is no JSON"),
+    )
 
 
 def test_a_collapse_hands_out_the_start_and_is_said(
-    images: Path, brought: Path, tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
+    images: Path,
+    brought: Path,
+    tmp_path: Path,
+    no_pictures: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["--init", str(brought), "--target", str(images / "target"), "--steps", "30", "--optimizer.lr", "1e30"]
+    words = [
+        "--init",
+        str(brought),
+        "--target",
+        str(images / "target"),
+        "--steps",
+        "30",
+        "--optimizer.lr",
+        "1e30",
+    ]
     assert main(["adapt", *words, *SMALL, *HERE, "--out", str(tmp_path / "out")]) == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("selftaught: target: ")
@@ -681,23 +964,51 @@ def test_a_collapse_hands_out_the_start_and_is_said(
     assert same(tensors(found.folder), tensors(brought))
 
 
-def test_without_labels_the_rank_decides(images: Path, brought: Path, tmp_path: Path, no_pictures: None) -> None:
-    words = ["--init", str(brought), "--target", str(images / "target"), "--labels-from", "none", "--steps", "12"]
+def test_without_labels_the_rank_decides(
+    images: Path, brought: Path, tmp_path: Path, no_pictures: None
+) -> None:
+    words = [
+        "--init",
+        str(brought),
+        "--target",
+        str(images / "target"),
+        "--labels-from",
+        "none",
+        "--steps",
+        "12",
+    ]
     text = printed(["adapt", *words, *SMALL, *HERE, "--out", str(tmp_path / "out")])
-    assert "effective rank: without labels, or with too few to score by, nothing better can be said" in text.splitlines()[0]
+    assert (
+        "effective rank: without labels, or with too few to score by, nothing better can be said"
+        in text.splitlines()[0]
+    )
     found = run_folder.read_run(tmp_path / "out")
     chosen = found.facts["choice"]
     assert "linear" not in chosen["start"]
     assert chosen["worse"] == (chosen["best"]["rank"] <= chosen["start"]["rank"])
-    assert same(tensors(found.folder), tensors(found.folder / "checkpoints" / f"step-{chosen['kept']}.safetensors"))
+    assert same(
+        tensors(found.folder),
+        tensors(found.folder / "checkpoints" / f"step-{chosen['kept']}.safetensors"),
+    )
 
 
 def test_the_better_checkpoint_is_kept(
     images: Path, brought: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.7, 0.9, 0.8, 0.6])  # at steps 0, 10, 20, 22
-    monkeypatch.setattr(trainer.selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores)))
-    words = ["--init", str(brought), "--target", str(images / "target"), "--steps", "22", *SMALL, *HERE]
+    monkeypatch.setattr(
+        trainer.selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores))
+    )
+    words = [
+        "--init",
+        str(brought),
+        "--target",
+        str(images / "target"),
+        "--steps",
+        "22",
+        *SMALL,
+        *HERE,
+    ]
     text = printed(["adapt", *words, "--out", str(tmp_path / "out")])
     assert text.startswith("kept: step 10, 70.0 % at the start, 90.0 % there")
     place = stages(tmp_path / "out")["target"]
@@ -708,19 +1019,50 @@ def test_the_better_checkpoint_is_kept(
 def test_a_source_that_made_it_worse_is_noticed(
     images: Path, brought: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the user brought competes with what came of the stage in between, and with the target's checkpoints."""
+    """What the user brought competes with what came of the stage in between, and with the target's
+    checkpoints.
+    """
     scores = iter([0.9, 0.5, 0.6, 0.7])  # of what was brought; of the target's steps 0, 10, 12
-    monkeypatch.setattr(trainer.selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores)))
-    words = ["--init", str(brought), "--source", str(images / "source"), "--target", str(images / "target")]
-    asked = ["adapt", *words, "--source-steps", "2", "--steps", "12", *SMALL, *HERE, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(
+        trainer.selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores))
+    )
+    words = [
+        "--init",
+        str(brought),
+        "--source",
+        str(images / "source"),
+        "--target",
+        str(images / "target"),
+    ]
+    asked = [
+        "adapt",
+        *words,
+        "--source-steps",
+        "2",
+        "--steps",
+        "12",
+        *SMALL,
+        *HERE,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     text = printed(asked)
-    assert text.startswith("training did not help: 90.0 % as it was brought, 70.0 % at best, after 12 steps")
+    assert text.startswith(
+        "training did not help: 90.0 % as it was brought, 70.0 % at best, after 12 steps"
+    )
     assert same(tensors(stages(tmp_path / "out")["target"]), tensors(brought))
 
 
-def test_zero_steps_take_the_weights_in_and_write_them(images: Path, brought: Path, tmp_path: Path) -> None:
+def test_zero_steps_take_the_weights_in_and_write_them(
+    images: Path, brought: Path, tmp_path: Path
+) -> None:
     words = ["--init", str(brought), "--steps", "0", *SMALL, *HERE]
-    assert main(["pretrain", *words, "--data", str(images / "target"), "--out", str(tmp_path / "taken")]) == 0
+    assert (
+        main(
+            ["pretrain", *words, "--data", str(images / "target"), "--out", str(tmp_path / "taken")]
+        )
+        == 0
+    )
     asked = ["adapt", *words, "--target", str(images / "target")]
     text = printed([*asked, "--statistics", "weights", "--out", str(tmp_path / "adapted")])
     assert text.startswith("the backbone is in ")  # nothing was chosen
@@ -729,33 +1071,61 @@ def test_zero_steps_take_the_weights_in_and_write_them(images: Path, brought: Pa
     for place in ("taken", "adapted"):
         assert same(tensors(run_folder.read_run(tmp_path / place).folder), tensors(brought))
         assert torch.equal(selftaught.load(tmp_path / place)(pixels), expected)
-    assert main([*asked, "--out", str(tmp_path / "own")]) == 0  # the same weights, the pixels by their own data
+    assert (
+        main([*asked, "--out", str(tmp_path / "own")]) == 0
+    )  # the same weights, the pixels by their own data
     own = run_folder.read_run(tmp_path / "own")
     assert same(tensors(own.folder), tensors(brought))
-    assert stated(own.folder / "backbone.safetensors")[0] == pytest.approx(of_data(own.stage)[0], rel=1e-6)
+    assert stated(own.folder / "backbone.safetensors")[0] == pytest.approx(
+        of_data(own.stage)[0], rel=1e-6
+    )
 
 
-# ---------------------------------------------------------------------------------------------- breaking off
+# ----------------------------------------------------------------------------------------------
+# breaking off
 
 
-def three_stages(images: Path, file: Path, lengths: tuple[int, int, int] = (6, 5, 12), **more: Any) -> Path:
+def three_stages(
+    images: Path, file: Path, lengths: tuple[int, int, int] = (6, 5, 12), **more: Any
+) -> Path:
     one, two, three = lengths
     defaults = {"backbone": "test_resnet", "size": 32, "batch": 8, "precision": "fp32", **more}
-    base = {"data": str(images / "base"), "steps": one, "method": "moco-v2", "hard": ["adversarial", "cutmix"]}
+    base = {
+        "data": str(images / "base"),
+        "steps": one,
+        "method": "moco-v2",
+        "hard": ["adversarial", "cutmix"],
+    }
     source = {"after": "base", "data": str(images / "source"), "steps": two, "method": "byol"}
-    target = {"after": "source", "data": str(images / "target"), "steps": three, "trainable": "norm"}
+    target = {
+        "after": "source",
+        "data": str(images / "target"),
+        "steps": three,
+        "trainable": "norm",
+    }
     file.write_text(
-        yaml.safe_dump({"defaults": defaults, "stages": {"base": base, "source": source, "target": target}}, sort_keys=False)
+        yaml.safe_dump(
+            {"defaults": defaults, "stages": {"base": base, "source": source, "target": target}},
+            sort_keys=False,
+        )
     )
     return file
 
 
 def check_same_plan(one: Path, other: Path) -> None:
-    assert [place.name for place in stages(one).values()] == [place.name for place in stages(other).values()]
+    assert [place.name for place in stages(one).values()] == [
+        place.name for place in stages(other).values()
+    ]
     for a, b in zip(stages(one).values(), stages(other).values(), strict=True):
-        assert run_folder.read_run(a).facts["outcome"] == run_folder.read_run(b).facts["outcome"] == "done"
+        assert (
+            run_folder.read_run(a).facts["outcome"]
+            == run_folder.read_run(b).facts["outcome"]
+            == "done"
+        )
         assert same(tensors(a), tensors(b))
-        assert run_folder.read_run(a).facts.get("choice") == run_folder.read_run(b).facts.get("choice")
+        assert run_folder.read_run(a).facts.get("choice") == run_folder.read_run(b).facts.get(
+            "choice"
+        )
     assert "choice" in run_folder.read_run(one).facts
 
 
@@ -766,13 +1136,20 @@ class Crash(Exception):
 def test_broken_off_anywhere_it_ends_as_if_it_never_broke(
     images: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["adapt", "--plan", str(three_stages(images, tmp_path / "plan.yaml", (4, 3, 5), labels_from="none")), *HERE]
+    words = [
+        "adapt",
+        "--plan",
+        str(three_stages(images, tmp_path / "plan.yaml", (4, 3, 5), labels_from="none")),
+        *HERE,
+    ]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     counts: dict[str, int] = {}
     left: set[tuple[str, int]] = set()
 
     def sabotage(module: Any, name: str, at: dict[int, int | None]) -> None:
-        """Break off at these calls of a function, all tries counted: by a signal, or (None) by a crash within."""
+        """Break off at these calls of a function, all tries counted: by a signal, or (None) by a
+        crash within.
+        """
         real, label = getattr(module, name), f"{module.__name__}.{name}"
         left.update((label, number) for number in at)
 
@@ -805,29 +1182,54 @@ def test_broken_off_anywhere_it_ends_as_if_it_never_broke(
 def finished(out: Path) -> bool:
     """Whether all stages of a plan are done."""
     places = stages(out).values()
-    return all((place / "run.json").exists() and run_folder.read_run(place).facts["finished"] for place in places)
+    return all(
+        (place / "run.json").exists() and run_folder.read_run(place).facts["finished"]
+        for place in places
+    )
 
 
 def test_what_a_signal_stopped_is_shown_and_gone_on_with(
     images: Path, tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["adapt", "--plan", str(three_stages(images, tmp_path / "plan.yaml")), *HERE, "--out", str(tmp_path / "out")]
+    words = [
+        "adapt",
+        "--plan",
+        str(three_stages(images, tmp_path / "plan.yaml")),
+        *HERE,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     with stopped_at(1, by=signal.SIGUSR1):
         assert main(words) == 0
     said = capsys.readouterr()
     assert said.out == ""
     assert "the same command goes on with it" in said.err.strip().splitlines()[-1]
-    assert [r["outcome"] for r in json.loads(printed(["show", str(tmp_path / "out"), "--json"]))] == [
-        "stopped", "not begun", "not begun"
-    ]  # fmt: skip
+    assert [
+        r["outcome"] for r in json.loads(printed(["show", str(tmp_path / "out"), "--json"]))
+    ] == ["stopped", "not begun", "not begun"]
     assert "target: not begun" in printed(["show", str(tmp_path / "out")])
     assert main(["evaluate", str(tmp_path / "out")]) == 2
-    assert main(["adapt", "--init", str(tmp_path / "out"), "--target", str(images / "target"), "--out", "x"]) == 2
+    assert (
+        main(
+            [
+                "adapt",
+                "--init",
+                str(tmp_path / "out"),
+                "--target",
+                str(images / "target"),
+                "--out",
+                "x",
+            ]
+        )
+        == 2
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_ten_random_moments_it_ends_as_if_it_never_was(images: Path, tmp_path: Path) -> None:
+def test_killed_at_ten_random_moments_it_ends_as_if_it_never_was(
+    images: Path, tmp_path: Path
+) -> None:
     words = [
         "adapt",
         "--plan",
@@ -843,8 +1245,11 @@ def test_killed_at_ten_random_moments_it_ends_as_if_it_never_was(images: Path, t
         with log.open("wb") as opened:
             process = subprocess.Popen(
                 [sys.executable, "-m", "selftaught", *words, "--out", str(out)],
-                env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=opened, stderr=opened, start_new_session=True,
-            )  # fmt: skip
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=opened,
+                stderr=opened,
+                start_new_session=True,
+            )
         while process.poll() is None and b" steps, in " not in log.read_bytes():
             time.sleep(0.01)
         return process
@@ -857,7 +1262,9 @@ def test_killed_at_ten_random_moments_it_ends_as_if_it_never_was(images: Path, t
     kills, moments = 0, []
     parts = tmp_path / "parts"
     while kills < 10 or not finished(parts):
-        if kills < 10 and (parts / "plan.json").exists() and finished(parts):  # too soon: once more from the start
+        if (
+            kills < 10 and (parts / "plan.json").exists() and finished(parts)
+        ):  # too soon: once more from the start
             check_same_plan(tmp_path / "whole", parts)
             shutil.rmtree(parts)
         process = start(parts)
@@ -879,7 +1286,8 @@ def reached(out: Path) -> tuple[tuple[str, int], ...]:
     return tuple((file.parent.name, len(file.read_bytes())) for file in found)
 
 
-# ------------------------------------------------------------------------------------------------ a part of the data
+# ------------------------------------------------------------------------------------------------ a
+# part of the data
 
 
 @pytest.fixture(scope="module")
@@ -900,7 +1308,10 @@ def shown(index: Index) -> set[str]:
     return {str(index.paths[i]) for i in index.train.tolist()}
 
 
-@pytest.mark.parametrize("parts", [("1%", "10%", "25%", "100%"), ("1", "2", "5", "100"), ("total:4", "total:9", "total:50")])
+@pytest.mark.parametrize(
+    "parts",
+    [("1%", "10%", "25%", "100%"), ("1", "2", "5", "100"), ("total:4", "total:9", "total:50")],
+)
 def test_smaller_parts_lie_within_larger_ones(parts: tuple[str, ...], uneven: Index) -> None:
     smaller: set[str] = set()
     for part in parts:
@@ -928,16 +1339,22 @@ def test_every_class_is_there(uneven: Index) -> None:
 def test_a_share_is_of_the_training_images(uneven: Index) -> None:
     count = len(uneven.train)
     assert [len(uneven.subset(p, 0).train) for p in ("0.1%", "10%", "12.5%", "100%")] == [
-        1, round(0.1 * count), round(0.125 * count), count
-    ]  # fmt: skip
+        1,
+        round(0.1 * count),
+        round(0.125 * count),
+        count,
+    ]
     assert uneven.subset("all", 0) is uneven
     index = uneven.subset("10%", 0)
     assert f"10% of the training images: {len(index.train)} of {count}" in index.describe()
-    assert len({uneven.subset(p, 0).fingerprint for p in ("all", "10%", "20%", "5", "total:9")}) == 5
+    assert (
+        len({uneven.subset(p, 0).fingerprint for p in ("all", "10%", "20%", "5", "total:9")}) == 5
+    )
 
 
 @pytest.mark.parametrize(
-    "part", ["0%", "101%", "-5%", "x%", "%", "five", "0", "-1", "1.5", "total:3", "total:0", "total:x", ""]
+    "part",
+    ["0%", "101%", "-5%", "x%", "%", "five", "0", "-1", "1.5", "total:3", "total:0", "total:x", ""],
 )
 def test_a_part_that_makes_no_sense_is_refused(part: str, uneven: Index) -> None:
     with pytest.raises(UserError):
@@ -953,9 +1370,19 @@ def test_labels_cannot_be_counted_where_there_are_none(uneven: Index) -> None:
 
 
 def test_a_stage_takes_a_part_of_its_data(images: Path, brought: Path) -> None:
-    only = {"data": str(images / "target"), "size": 32, "batch": 4, "precision": "fp32", "steps": 2, "subset": "50%"}
+    only = {
+        "data": str(images / "target"),
+        "size": 32,
+        "batch": 4,
+        "precision": "fp32",
+        "steps": 2,
+        "subset": "50%",
+    }
     half, all_of_it = (
-        settled({"init": str(brought), "stages": {"only": s}})["only"] for s in (only, {**only, "subset": "all"})
+        settled({"init": str(brought), "stages": {"only": s}})["only"]
+        for s in (only, {**only, "subset": "all"})
     )
-    assert len(half.stage.data.index(0).train) == round(0.5 * len(all_of_it.stage.data.index(0).train))
+    assert len(half.stage.data.index(0).train) == round(
+        0.5 * len(all_of_it.stage.data.index(0).train)
+    )
     assert half.identity != all_of_it.identity

@@ -1,4 +1,6 @@
-"""Batches made ahead on a GPU: the same ones, in order, each waited for and its memory kept; told by a stand-in for one."""
+"""Batches made ahead on a GPU: the same ones, in order, each waited for and its memory kept; told
+by a stand-in for one.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +98,12 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Streams]:
 def source(streams: Streams, n: int) -> Iterator[Batch]:
     for i in range(n):
         streams.told.append((f"batch {i} made on", streams.now))
-        yield Batch(*[(seen(streams, i, "a"), seen(streams, i, "b")), *(seen(streams, i, part) for part in "cde")])  # type: ignore[arg-type, misc]
+        yield Batch(
+            *[
+                (seen(streams, i, "a"), seen(streams, i, "b")),
+                *(seen(streams, i, part) for part in "cde"),
+            ]
+        )  # type: ignore[arg-type, misc]
 
 
 def seen(streams: Streams, i: int, part: str) -> Seen:
@@ -104,7 +111,9 @@ def seen(streams: Streams, i: int, part: str) -> Seen:
 
 
 def used(i: int) -> list[Any]:
-    """What must be told before batch `i` is used: those of its tensors that stay on the CPU have no stream."""
+    """What must be told before batch `i` is used: those of its tensors that stay on the CPU have no
+    stream.
+    """
     return [("main", "waits for", "side"), *((f"{i}{part}", "kept for", "main") for part in "abcd")]
 
 
@@ -126,7 +135,10 @@ def test_without_preparing_no_batch_is_made_before_it_is_asked_for(streams: Stre
     batches = Prefetcher(source(streams, 3), GPU)
     for i in range(3):
         next(batches)
-        assert [told for told in streams.told if "made on" in told[0]][-1] == (f"batch {i} made on", "side")
+        assert [told for told in streams.told if "made on" in told[0]][-1] == (
+            f"batch {i} made on",
+            "side",
+        )
     assert list(batches) == []
 
 
@@ -175,15 +187,38 @@ def test_waiting_counts_while_the_device_has_nothing_to_do(streams: Streams) -> 
         assert idle(GPU, lambda: "raw") == ("raw", 0.0)
 
 
-SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--steps", "7"]
+SMALL = [
+    "--backbone",
+    "test_resnet",
+    "--size",
+    "32",
+    "--batch",
+    "8",
+    "--precision",
+    "fp32",
+    "--steps",
+    "7",
+]
 
 
-@pytest.mark.parametrize("more", [["--workers", "2"], ["--workers", "0", "--accumulate", "2", "--views", "reference"]])
+@pytest.mark.parametrize(
+    "more", [["--workers", "2"], ["--workers", "0", "--accumulate", "2", "--views", "reference"]]
+)
 def test_a_run_is_the_same_bit_for_bit(
     more: list[str], streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Epochs of four steps; stopped in the middle of one, with a batch made that was not used yet."""
-    words = ["pretrain", "--data", str(folder(tmp_path / "images")), *SMALL, *more, "--method", "byol"]
+    """Epochs of four steps; stopped in the middle of one, with a batch made that was not used
+    yet.
+    """
+    words = [
+        "pretrain",
+        "--data",
+        str(folder(tmp_path / "images")),
+        *SMALL,
+        *more,
+        "--method",
+        "byol",
+    ]
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
     monkeypatch.setattr(loop, "Prefetcher", lambda batches, device: Prefetcher(batches, GPU))
     monkeypatch.setattr(session, "idle", lambda device, wait: idle(GPU, wait))
@@ -191,7 +226,9 @@ def test_a_run_is_the_same_bit_for_bit(
         assert main([*words, "--out", str(tmp_path / "ahead")]) == 0
     assert main(["pretrain", "--out", str(tmp_path / "ahead"), "--resume", *more[:2]]) == 0
     assert ("main", "waits for", "side") in streams.told
-    one, other = (load_file(tmp_path / name / "backbone.safetensors") for name in ("plain", "ahead"))
+    one, other = (
+        load_file(tmp_path / name / "backbone.safetensors") for name in ("plain", "ahead")
+    )
     for name, weight in one.items():
         assert torch.equal(weight, other[name]), name
 
@@ -212,4 +249,6 @@ def test_on_a_gpu_batches_are_the_same() -> None:
         batches.prepare()
         sums.append(one.views[0].double().sum() + one.noise.double().sum())
         del one
-    assert [s.item() for s in sums] == [(b.views[0].double().sum() + b.noise.double().sum()).item() for b in source()]
+    assert [s.item() for s in sums] == [
+        (b.views[0].double().sum() + b.noise.double().sum()).item() for b in source()
+    ]

@@ -11,22 +11,30 @@ from tests.networks import RESNET, VIT, assert_same_weights, features, normalise
 
 
 class TestCreate:
-    @pytest.mark.parametrize("name", [RESNET, "test_convnext", "test_efficientnet", VIT, "mobilenetv3_small_050"])
+    @pytest.mark.parametrize(
+        "name", [RESNET, "test_convnext", "test_efficientnet", VIT, "mobilenetv3_small_050"]
+    )
     def test_features_is_the_width_of_what_comes_out(self, name):
         backbone = backbone_module.create(name, image_size=64)
         assert features(backbone, pixels()).shape == (2, backbone.features)
 
     def test_it_normalises_once(self):
         backbone = backbone_module.create(RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-        expected = features(backbone.network, normalised(pixels(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+        expected = features(
+            backbone.network, normalised(pixels(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        )
         assert torch.equal(features(backbone, pixels()), expected)
 
     def test_gradients_of_tiny_views_are_those_of_full_precision(self):
-        """oneDNN left those of taps that see nothing but padding unwritten, in bfloat16: what memory held, NaN here."""
+        """oneDNN left those of taps that see nothing but padding unwritten, in bfloat16: what
+        memory held, NaN here.
+        """
         torch.manual_seed(0)
         backbone = backbone_module.create("resnet18").eval()
         for norm in (m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)):
-            nn.init.ones_(norm.weight)  # the last of each block begins at 0, and lets no gradient through
+            nn.init.ones_(
+                norm.weight
+            )  # the last of each block begins at 0, and lets no gradient through
         tiny = torch.rand(8, 3, 16, 16)  # the last stage's stride then meets maps of one pixel
         found = {}
         for bf16 in (False, True):
@@ -41,7 +49,10 @@ class TestCreate:
         taps = torch.zeros(3, 3, dtype=torch.bool)
         taps[1, 1] = True
         assert (found[True][:, :, ~taps] == 0).all()
-        assert nn.functional.cosine_similarity(found[True].flatten(), found[False].flatten(), dim=0) > 0.9
+        assert (
+            nn.functional.cosine_similarity(found[True].flatten(), found[False].flatten(), dim=0)
+            > 0.9
+        )
 
     def test_same_seed_same_weights_whatever_options_were_tried(self):
         torch.manual_seed(3)
@@ -70,7 +81,11 @@ class TestCreate:
 
     def test_cifar_stem_is_the_published_one(self):
         network = backbone_module.create("resnet18", stem="cifar").network
-        assert (network.conv1.kernel_size, network.conv1.stride, network.conv1.bias) == ((3, 3), (1, 1), None)
+        assert (network.conv1.kernel_size, network.conv1.stride, network.conv1.bias) == (
+            (3, 3),
+            (1, 1),
+            None,
+        )
         assert isinstance(network.maxpool, nn.Identity)
 
     @pytest.mark.parametrize("name", [VIT, "test_convnext"])
@@ -94,7 +109,9 @@ class TestCreate:
             backbone_module.create(VIT, image_size=50)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100", "convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100", "convnext_atto"]
+)
 def test_a_map_comes_with_the_features_that_are_pooled_from_it(name: str) -> None:
     backbone = backbone_module.create(name, image_size=64).eval()
     pixels = torch.rand(2, 3, 64, 64)

@@ -1,4 +1,6 @@
-"""Batches: one order for all processes, exact resumption in mid-epoch, and nothing random in the workers."""
+"""Batches: one order for all processes, exact resumption in mid-epoch, and nothing random in the
+workers.
+"""
 
 from pathlib import Path
 
@@ -38,7 +40,10 @@ LABELS = torch.arange(N) * 10
 
 
 def same(one: Raw, other: Raw) -> bool:
-    return all(torch.equal(getattr(one, f), getattr(other, f)) for f in ("pixels", "aspect", "index", "label"))
+    return all(
+        torch.equal(getattr(one, f), getattr(other, f))
+        for f in ("pixels", "aspect", "index", "label")
+    )
 
 
 def check(raw: Raw) -> None:
@@ -75,14 +80,18 @@ def test_an_epoch_shows_whole_batches_and_each_image_once(images: Images, worker
 
 def test_workers_give_what_none_give(images: Images) -> None:
     def epoch(workers: int) -> list[Raw]:
-        return list(Batches(images, POSITIONS, LABELS, batch=4, seed=3, workers=workers).epoch(5, 1))
+        return list(
+            Batches(images, POSITIONS, LABELS, batch=4, seed=3, workers=workers).epoch(5, 1)
+        )
 
     assert all(same(a, b) for a, b in zip(epoch(0), epoch(2), strict=True))
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shape=st.sampled_from([(b, w) for b in range(1, 5) for w in range(1, 4) if b * w <= len(POSITIONS)]),
+    shape=st.sampled_from(
+        [(b, w) for b in range(1, 5) for w in range(1, 4) if b * w <= len(POSITIONS)]
+    ),
     seed=st.integers(0, 9),
     number=st.integers(0, 3),
     data=st.data(),
@@ -92,7 +101,10 @@ def test_any_start_and_any_number_of_processes(
 ) -> None:
     batch, world = shape
     one = Batches(held, POSITIONS, LABELS, batch=batch * world, seed=seed)
-    ranks = [Batches(held, POSITIONS, LABELS, batch=batch, seed=seed, rank=r, world=world) for r in range(world)]
+    ranks = [
+        Batches(held, POSITIONS, LABELS, batch=batch, seed=seed, rank=r, world=world)
+        for r in range(world)
+    ]
     assert {b.steps_per_epoch for b in [one, *ranks]} == {len(POSITIONS) // (batch * world)}
     whole = list(one.epoch(number))
     start = data.draw(st.integers(0, one.steps_per_epoch))
@@ -105,7 +117,9 @@ def test_any_start_and_any_number_of_processes(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_come_in_their_own_sizes_where_that_is_asked_for(images: Images, workers: int) -> None:
+def test_images_come_in_their_own_sizes_where_that_is_asked_for(
+    images: Images, workers: int
+) -> None:
     batches = Batches(images, POSITIONS, LABELS, batch=4, seed=3, workers=workers, own_size=True)
     squares = Batches(images, POSITIONS, LABELS, batch=4, seed=3).epoch(0)
     for raw, square in zip(batches.epoch(0), squares, strict=True):
@@ -161,7 +175,9 @@ def test_a_lost_image_is_stood_in_for(tmp_path: Path, workers: int, hold: bool) 
         images = Images(images.paths, torch.tensor([[4, i + 1] for i in range(N)]), 4, True)
     batches = Batches(images, POSITIONS, LABELS, batch=4, seed=1, workers=workers)
     raws = list(batches.once())
-    index, label = (torch.cat([getattr(raw, field) for raw in raws]) for field in ("index", "label"))
+    index, label = (
+        torch.cat([getattr(raw, field) for raw in raws]) for field in ("index", "label")
+    )
     assert index.tolist() == list(range(11))
     shown = torch.cat([raw.pixels[:, 0, 0, 0] for raw in raws]).long()
     expected = [1, 3, 7, 7, 9, 11, 13, 15, 17, 19, 1]  # the next of the positions, going round
@@ -183,7 +199,9 @@ def test_all_lost_is_one_clear_line(tmp_path: Path, workers: int) -> None:
 
 
 def test_fewer_images_than_a_batch(held: Images) -> None:
-    with pytest.raises(UserError, match="11 images are fewer than a batch of 12; use a batch of at most 11"):
+    with pytest.raises(
+        UserError, match="11 images are fewer than a batch of 12; use a batch of at most 11"
+    ):
         Batches(held, POSITIONS, None, batch=12, seed=0).epoch(0)
     few = Batches(held, POSITIONS, None, batch=6, seed=0, world=2)
     with pytest.raises(UserError, match=r"6 in each of 2 processes.*at most 5"):

@@ -11,11 +11,18 @@ def row(part: str, seed: int, mean: float, **more: Any) -> dict[str, Any]:
 
 
 def test_results_of_earlier_runs_stay_and_what_they_were_compared_with_is_remembered() -> None:
-    """A peer's gain over a plain run that was since replaced would be the gain over something else."""
+    """A peer's gain over a plain run that was since replaced would be the gain over something
+    else.
+    """
     methods = pytest.importorskip("benchmarks.methods", reason="needs what benchmarks compare with")
     over = {"mean": -0.1, "low": -0.11, "high": -0.09}
     old = methods.joined(
-        [], [row("plain", 0, 0.4), row("peer", 0, 0.3, over=dict(over)), row("peer", 1, 0.3, over=dict(over))]
+        [],
+        [
+            row("plain", 0, 0.4),
+            row("peer", 0, 0.3, over=dict(over)),
+            row("peer", 1, 0.3, over=dict(over)),
+        ],
     )
     kept = methods.joined(old, [row("plain", 1, 0.5)])
     assert len(kept) == 4
@@ -23,7 +30,9 @@ def test_results_of_earlier_runs_stay_and_what_they_were_compared_with_is_rememb
     replaced = methods.joined(kept, [row("plain", 0, 0.5)])
     (peer,) = (r for r in replaced if r["part"] == "peer" and r["seed"] == 0)
     assert peer["over"]["mean"] == pytest.approx(-0.2)
-    assert peer["over"]["high"] - peer["over"]["mean"] == pytest.approx(0.03 * 2**0.5)  # two means, each as sure as it is
+    assert peer["over"]["high"] - peer["over"]["mean"] == pytest.approx(
+        0.03 * 2**0.5
+    )  # two means, each as sure as it is
     assert methods.joined(replaced, []) == replaced
 
 
@@ -33,17 +42,32 @@ def test_a_gain_is_told_beside_what_a_seed_alone_does() -> None:
     def of(name: str, part: str, seed: int, mean: float, **more: Any) -> dict[str, Any]:
         return row(part, seed, mean, **more) | {"method": name}
 
-    plain = [of("simclr", "plain", 0, 0.40), of("simclr", "plain", 1, 0.42), of("byol", "plain", 0, 0.50)]
-    assert methods.between_seeds(plain, "knn") == (1, pytest.approx(2))  # one method has two seeds, two points apart
-    gains = [("simclr", 0, 0.01), ("simclr", 1, 0.03), ("byol", 0, -0.02)]  # means by method: +2 and -2
+    plain = [
+        of("simclr", "plain", 0, 0.40),
+        of("simclr", "plain", 1, 0.42),
+        of("byol", "plain", 0, 0.50),
+    ]
+    assert methods.between_seeds(plain, "knn") == (
+        1,
+        pytest.approx(2),
+    )  # one method has two seeds, two points apart
+    gains = [
+        ("simclr", 0, 0.01),
+        ("simclr", 1, 0.03),
+        ("byol", 0, -0.02),
+    ]  # means by method: +2 and -2
     hexa = [of(name, "hexa", seed, 0.4, over={"mean": gain}) for name, seed, gain in gains]
     gain, low, high = methods.across([*plain, *hexa], "knn")
     assert gain == pytest.approx(0)
-    assert high == pytest.approx(-low) == pytest.approx(12.706 * 2, rel=1e-3)  # t for one degree of freedom, s / sqrt(2) = 2
+    assert (
+        high == pytest.approx(-low) == pytest.approx(12.706 * 2, rel=1e-3)
+    )  # t for one degree of freedom, s / sqrt(2) = 2
 
 
 def test_random_weights_of_a_seed_count_once_however_many_runs_they_stood_beside() -> None:
     methods = pytest.importorskip("benchmarks.methods", reason="needs what benchmarks compare with")
-    rows = [row("random", 0, 0.2) | {"method": name} for name in ("simclr", "byol", "swav")] + [row("random", 1, 0.4)]
+    rows = [row("random", 0, 0.2) | {"method": name} for name in ("simclr", "byol", "swav")] + [
+        row("random", 1, 0.4)
+    ]
     assert methods.average(rows, protocol="knn", labels="all") == pytest.approx(30)
     assert methods.average(rows, protocol="linear") is None

@@ -1,4 +1,6 @@
-"""Which weights are kept: the start's unless a checkpoint is better, by labels where there are any."""
+"""Which weights are kept: the start's unless a checkpoint is better, by labels where there are
+any.
+"""
 
 import math
 from itertools import pairwise
@@ -20,33 +22,49 @@ def labelled(step: int, knn: float, linear: float, rank: float = 1.0) -> Candida
 
 
 def unlabelled(step: int, rank: float) -> Candidate:
-    return Candidate(step=step, file=f"{step}", scores={"rank": rank, "alignment": 0.1, "uniformity": -1.0})
+    return Candidate(
+        step=step, file=f"{step}", scores={"rank": rank, "alignment": 0.1, "uniformity": -1.0}
+    )
 
 
 # The choice
 
 
 def test_the_best_by_labels_wins_whatever_its_rank() -> None:
-    found = choose([labelled(0, 0.6, 0.7, rank=9), labelled(10, 0.7, 0.9, rank=3), labelled(50, 0.8, 0.7, rank=20)])
+    found = choose(
+        [
+            labelled(0, 0.6, 0.7, rank=9),
+            labelled(10, 0.7, 0.9, rank=3),
+            labelled(50, 0.8, 0.7, rank=20),
+        ]
+    )
     assert (found.kept.step, found.worse) == (10, False)
     assert (
         found.text
-        == "kept: step 10, 65.0 % at the start, 80.0 % there (mean AUROC of kNN and linear probe on training labels)"
+        == "kept: step 10, 65.0 % at the start, 80.0 % there (mean AUROC of kNN and linear probe on"
+        " training labels)"
     )
     assert found.facts()["kept"] == 10
     assert found.facts()["start"]["rank"] == 9
 
 
 def test_what_got_worse_is_said_first() -> None:
-    found = choose([labelled(50, 0.5, 0.6), labelled(0, 0.8, 0.8), labelled(10, 0.7, 0.7)])  # in any order
+    found = choose(
+        [labelled(50, 0.5, 0.6), labelled(0, 0.8, 0.8), labelled(10, 0.7, 0.7)]
+    )  # in any order
     assert (found.kept.step, found.best.step, found.worse) == (0, 10, True)
-    assert found.text.startswith("training did not help: 80.0 % at the start, 70.0 % at best, after 10 steps")
+    assert found.text.startswith(
+        "training did not help: 80.0 % at the start, 70.0 % at best, after 10 steps"
+    )
     assert found.text.endswith("kept: the start")
 
 
 def test_a_tie_is_no_reason_to_change() -> None:
     assert choose([labelled(0, 1, 1), labelled(10, 1, 1)]).worse
-    assert choose([labelled(0, 0.5, 0.5), labelled(10, 0.9, 0.7), labelled(20, 0.8, 0.8)]).kept.step == 10  # the earlier
+    assert (
+        choose([labelled(0, 0.5, 0.5), labelled(10, 0.9, 0.7), labelled(20, 0.8, 0.8)]).kept.step
+        == 10
+    )  # the earlier
 
 
 def test_without_labels_the_rank_decides_and_the_text_admits_it() -> None:
@@ -60,7 +78,9 @@ def test_without_labels_the_rank_decides_and_the_text_admits_it() -> None:
 def test_with_nothing_to_compare_the_start_stays() -> None:
     found = choose([labelled(0, 0.5, 0.5)])
     assert (found.kept.step, found.best.step, found.worse) == (0, 0, True)
-    assert found.text.startswith("nothing that was trained could be scored; kept: the start, with 50.0 %")
+    assert found.text.startswith(
+        "nothing that was trained could be scored; kept: the start, with 50.0 %"
+    )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -125,7 +145,9 @@ def test_a_rare_class_counts_as_much_as_a_common_one() -> None:
     labels = torch.cat([torch.arange(190) % 2, torch.full((10,), 2)])
     vectors = clusters(labels)
     assert min(label_scores(vectors, labels).values()) > 0.98
-    vectors[labels == 2] = clusters(torch.arange(10) % 2, seed=1)  # it looks like the others: an accuracy would lose 5 %
+    vectors[labels == 2] = clusters(
+        torch.arange(10) % 2, seed=1
+    )  # it looks like the others: an accuracy would lose 5 %
     blind = label_scores(vectors, labels)
     assert all(score < 0.92 for score in blind.values())
 
@@ -175,9 +197,16 @@ def test_the_same_features_score_the_same() -> None:
 def index(labels: Tensor | None, count: int) -> Index:
     paths = Paths([f"{i}.png" for i in range(count)])
     return Index(
-        paths=paths, names=paths, sizes=torch.ones(count, 2, dtype=torch.long), labels=labels,
-        classes=("a", "b"), test=torch.arange(count) % 5 == 0, split="drawn", unreadable=(), fingerprint="",
-    )  # fmt: skip
+        paths=paths,
+        names=paths,
+        sizes=torch.ones(count, 2, dtype=torch.long),
+        labels=labels,
+        classes=("a", "b"),
+        test=torch.arange(count) % 5 == 0,
+        split="drawn",
+        unreadable=(),
+        fingerprint="",
+    )
 
 
 def test_labelled_training_images_are_scored_and_no_held_out_one() -> None:
@@ -188,7 +217,11 @@ def test_labelled_training_images_are_scored_and_no_held_out_one() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "most"),
-    [(None, selection.UNLABELLED), (torch.full((5000,), -1), selection.UNLABELLED), (torch.zeros(5000), selection.MOST)],
+    [
+        (None, selection.UNLABELLED),
+        (torch.full((5000,), -1), selection.UNLABELLED),
+        (torch.zeros(5000), selection.MOST),
+    ],
 )
 def test_no_more_images_than_needed(labels: Tensor | None, most: int) -> None:
     positions = selection.sample(index(labels, 5000))

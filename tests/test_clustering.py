@@ -1,4 +1,6 @@
-"""Spherical k-means against plain loops, and what it must do where clusters empty or are plain to see."""
+"""Spherical k-means against plain loops, and what it must do where clusters empty or are plain to
+see.
+"""
 
 import pytest
 import torch
@@ -28,7 +30,9 @@ def nearest(point: list[float], centroids: list[list[float]]) -> int:
     return alike.index(max(alike))
 
 
-def plain_kmeans(points: Tensor, clusters: int, iterations: int, seed: int) -> tuple[list[list[float]], list[int]]:
+def plain_kmeans(
+    points: Tensor, clusters: int, iterations: int, seed: int
+) -> tuple[list[list[float]], list[int]]:
     data, centroids = points.tolist(), start(points, clusters, seed).tolist()
     for _ in range(iterations):
         assignment = [nearest(point, centroids) for point in data]
@@ -43,21 +47,29 @@ def plain_kmeans(points: Tensor, clusters: int, iterations: int, seed: int) -> t
 
 @few
 @given(st.integers(1, 30), st.integers(2, 5), st.integers(1, 6), st.integers(1, 6), seeds)
-def test_it_is_the_plain_algorithm(n: int, d: int, clusters: int, iterations: int, seed: int) -> None:
+def test_it_is_the_plain_algorithm(
+    n: int, d: int, clusters: int, iterations: int, seed: int
+) -> None:
     clusters = min(clusters, n)
     points = sphere(n, d, seed)
     centroids, assignment = kmeans(points, clusters, iterations, rng(seed))
     theirs, where = plain_kmeans(points, clusters, iterations, seed)
-    torch.testing.assert_close(centroids, torch.tensor(theirs, dtype=torch.float64), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        centroids, torch.tensor(theirs, dtype=torch.float64), rtol=1e-7, atol=1e-9
+    )
     assert assignment.tolist() == where
 
 
 @few
 @given(st.integers(1, 40), st.integers(2, 5), st.integers(1, 8), seeds)
-def test_centroids_lie_on_the_sphere_and_points_go_to_the_nearest(n: int, d: int, clusters: int, seed: int) -> None:
+def test_centroids_lie_on_the_sphere_and_points_go_to_the_nearest(
+    n: int, d: int, clusters: int, seed: int
+) -> None:
     points = sphere(n, d, seed)
     centroids, assignment = kmeans(points, min(clusters, n), rng=rng(seed))
-    torch.testing.assert_close(centroids.norm(dim=1), torch.ones(len(centroids), dtype=torch.float64))
+    torch.testing.assert_close(
+        centroids.norm(dim=1), torch.ones(len(centroids), dtype=torch.float64)
+    )
     assert assignment.dtype == torch.long
     assert torch.equal(assignment, (points @ centroids.T).argmax(1))
 
@@ -102,7 +114,8 @@ def test_it_finds_clusters_that_are_plain_to_see() -> None:
     found = 0
     for seed in range(60):
         if len(set(truth[torch.randperm(60, generator=rng(seed))[:3]].tolist())) < 3:
-            continue  # k-means is a local search: it may fail where two centroids start in one cluster
+            # k-means is a local search: it may fail where two centroids start in one cluster
+            continue
         centroids, assignment = kmeans(points, 3, 10, rng(seed))
         pairs = set(zip(truth.tolist(), assignment.tolist(), strict=True))
         assert len(pairs) == 3

@@ -32,7 +32,8 @@ from tests.networks import RESNET, VIT
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
-# Nothing to do for a C++ compiler; but what is recorded, how long that holds and its gradients are as with one.
+# Nothing to do for a C++ compiler; but what is recorded, how long that holds and its gradients are
+# as with one.
 RECORDED = "aot_eager"
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -56,14 +57,26 @@ def step_of(name: str, hard: tuple[HardExample, ...], network: str = RESNET) -> 
 def batch(seed: int, small: int = 0) -> Batch:
     rng = torch.Generator().manual_seed(seed)
     views = [torch.rand(8, 3, size, size, generator=rng) for size in [64] * 2 + [32] * small]
-    return Batch(tuple(views), torch.arange(8), torch.full((8,), -1), torch.rand(8, NOISE, generator=rng))
+    return Batch(
+        tuple(views), torch.arange(8), torch.full((8,), -1), torch.rand(8, NOISE, generator=rng)
+    )
 
 
-def trained(step: Step, small: int, bf16: bool, steps: int = 3) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
-    """Losses of some steps, of which the later ones may record nothing anew; and the last one's gradients."""
+def trained(
+    step: Step, small: int, bf16: bool, steps: int = 3
+) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    """Losses of some steps, of which the later ones may record nothing anew; and the last one's
+    gradients.
+    """
     optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 1e-3}], lr=0)
     loop = Loop(steps=steps, steps_per_epoch=steps, schedule=lambda progress: 1.0, bf16=bf16)
-    reports = fit(step, step.method, lambda number, first: (batch(i, small) for i in range(first, steps)), optimizer, loop)
+    reports = fit(
+        step,
+        step.method,
+        lambda number, first: (batch(i, small) for i in range(first, steps)),
+        optimizer,
+        loop,
+    )
     losses = [next(reports).losses]
     with torch.compiler.set_stance("fail_on_recompile"):
         losses += [report.losses for report in reports]
@@ -75,27 +88,50 @@ CASES = {
     "swav-multi-crop": ("swav", (Adversarial(), CutMix()), 3),
     "densecl": ("densecl", (), 0),
     "moco-several-attacks": ("moco-v2", (Adversarial(steps=2, eps=4), CutMix(norm="auxiliary")), 0),
-}  # fmt: skip
+}
 
 
-def same(name: str, hard: tuple[HardExample, ...], small: int, bf16: bool, backend: str, network: str = RESNET) -> None:
+def same(
+    name: str,
+    hard: tuple[HardExample, ...],
+    small: int,
+    bf16: bool,
+    backend: str,
+    network: str = RESNET,
+) -> None:
     plain, compiled = step_of(name, hard, network), step_of(name, hard, network)
     compile_backbones(compiled, CPU, backend)
-    there = [part._compiled_call_impl is not None for part in compiled.modules() if isinstance(part, Backbone)]
+    there = [
+        part._compiled_call_impl is not None
+        for part in compiled.modules()
+        if isinstance(part, Backbone)
+    ]
     assert there == [True] * (1 if name == "swav" else 2)  # the teacher's copy, too
-    (losses, gradients), (theirs, others) = trained(plain, small, bf16), trained(compiled, small, bf16)
+    (losses, gradients), (theirs, others) = (
+        trained(plain, small, bf16),
+        trained(compiled, small, bf16),
+    )
     torch.testing.assert_close(theirs, losses, rtol=3e-2 if bf16 else 1e-4, atol=1e-5)
-    flat, other = torch.cat([g.flatten() for g in gradients]), torch.cat([g.flatten() for g in others])
+    flat, other = (
+        torch.cat([g.flatten() for g in gradients]),
+        torch.cat([g.flatten() for g in others]),
+    )
     assert torch.nn.functional.cosine_similarity(flat, other, dim=0) > (0.95 if bf16 else 0.999)
     state, its = plain.state_dict(), compiled.state_dict()
     assert list(its) == list(state)
     for key, value in state.items():  # what batch norms remember: of clean images alone
         torch.testing.assert_close(
-            its[key], value, rtol=2e-2, atol=2e-2 if bf16 else 2e-3, msg=lambda m, key=key: f"{key}: {m}"
+            its[key],
+            value,
+            rtol=2e-2,
+            atol=2e-2 if bf16 else 2e-3,
+            msg=lambda m, key=key: f"{key}: {m}",
         )
 
 
-@pytest.mark.parametrize(("case", "bf16"), [("byol", False), ("densecl", False), ("swav-multi-crop", True)])
+@pytest.mark.parametrize(
+    ("case", "bf16"), [("byol", False), ("densecl", False), ("swav-multi-crop", True)]
+)
 def test_a_recorded_network_is_the_same(case: str, bf16: bool) -> None:
     same(*CASES[case], bf16, RECORDED)
 
@@ -118,9 +154,18 @@ class Tiny(nn.Sequential):
 
 @needs_compiler
 def test_a_compiled_backbone_is_the_same() -> None:
-    layers = nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    layers = (
+        nn.Conv2d(3, 8, 3, 4),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
     network = Tiny(*layers)  # a compiler takes seconds for each layer
-    plain, compiled = (Backbone(copy.deepcopy(network), name="", stem="", mean=[0.5], std=[0.2]).train() for _ in range(2))
+    plain, compiled = (
+        Backbone(copy.deepcopy(network), name="", stem="", mean=[0.5], std=[0.2]).train()
+        for _ in range(2)
+    )
     compile_backbones(compiled, CPU)
     pixels = torch.rand(8, 3, 32, 32)
     found, wanted = compiled(pixels), plain(pixels)
@@ -139,7 +184,20 @@ def test_a_compiled_network_is_the_same(case: str, bf16: bool) -> None:
     same(*CASES[case], bf16, "inductor")
 
 
-SMALL = ["--backbone", RESNET, "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0", "--steps", "6"]
+SMALL = [
+    "--backbone",
+    RESNET,
+    "--size",
+    "32",
+    "--batch",
+    "8",
+    "--precision",
+    "fp32",
+    "--workers",
+    "0",
+    "--steps",
+    "6",
+]
 
 
 def test_a_compiled_run_goes_on_as_it_began(
@@ -153,11 +211,22 @@ def test_a_compiled_run_goes_on_as_it_began(
         return graph
 
     monkeypatch.setattr(session, "compile_backbones", partial(compile_backbones, backend=counted))
-    words = ["pretrain", "--data", str(folder(tmp_path / "images")), *SMALL, "--method", "byol", "--hard", "cutmix"]
+    words = [
+        "pretrain",
+        "--data",
+        str(folder(tmp_path / "images")),
+        *SMALL,
+        "--method",
+        "byol",
+        "--hard",
+        "cutmix",
+    ]
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
     assert graphs == []
     assert main([*words, "--compile", "--out", str(tmp_path / "whole")]) == 0
-    assert len(graphs) == 4  # an addition; clean and cut-mixed views; the teacher. Nothing that is measured or drawn
+    assert (
+        len(graphs) == 4
+    )  # an addition; clean and cut-mixed views; the teacher. Nothing that is measured or drawn
     with stopped_at(2):
         assert main([*words, "--compile", "--out", str(tmp_path / "parts")]) == 0
     capsys.readouterr()
@@ -165,18 +234,37 @@ def test_a_compiled_run_goes_on_as_it_began(
     assert "(compile)" in capsys.readouterr().err
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--workers", "0"]) == 0
     assert run_folder.read_run(tmp_path / "parts").stage.compile
-    weights = [load_file(tmp_path / name / "backbone.safetensors") for name in ("plain", "whole", "parts")]
+    weights = [
+        load_file(tmp_path / name / "backbone.safetensors") for name in ("plain", "whole", "parts")
+    ]
     for key, plain in weights[0].items():
         assert torch.equal(weights[1][key], weights[2][key]), key
-        torch.testing.assert_close(weights[1][key], plain, rtol=1e-3, atol=1e-3, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            weights[1][key], plain, rtol=1e-3, atol=1e-3, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 def test_without_a_compiler_it_says_so_before_anything_is_written(tmp_path: Path) -> None:
-    words = ["pretrain", "--data", str(folder(tmp_path / "images")), *SMALL, "--compile", "--out", str(tmp_path / "run")]
-    without = os.environ | {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    words = [
+        "pretrain",
+        "--data",
+        str(folder(tmp_path / "images")),
+        *SMALL,
+        "--compile",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    without = os.environ | {
+        "CXX": str(tmp_path / "none"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "selftaught", *words], env=without, capture_output=True, text=True, check=False
-    )  # fmt: skip
+        [sys.executable, "-m", "selftaught", *words],
+        env=without,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2, done.stderr
     said = [line for line in done.stderr.splitlines() if "--compile" in line]
     assert len(said) == 1, done.stderr

@@ -25,7 +25,9 @@ from selftaught.features.protocol import Features, Protocol, Scores
 
 one_class = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(torch.tensor)
 several_classes = st.integers(1, 5).flatmap(
-    lambda c: st.lists(st.lists(st.integers(0, 1), min_size=c, max_size=c), min_size=1, max_size=40).map(torch.tensor)
+    lambda c: st.lists(
+        st.lists(st.integers(0, 1), min_size=c, max_size=c), min_size=1, max_size=40
+    ).map(torch.tensor)
 )
 
 
@@ -34,7 +36,9 @@ several_classes = st.integers(1, 5).flatmap(
 
 @settings(deadline=None)
 @given(one_class, st.integers(1, 12), st.integers(0, 5))
-def test_a_draw_by_class_takes_that_many_or_all_there_are(labels: Tensor, number: int, seed: int) -> None:
+def test_a_draw_by_class_takes_that_many_or_all_there_are(
+    labels: Tensor, number: int, seed: int
+) -> None:
     chosen = draw(labels, per_class=number, seed=seed)
     assert torch.equal(chosen, chosen.unique())
     for c in labels.unique():
@@ -60,7 +64,9 @@ def test_a_draw_in_all_has_every_class(labels: Tensor, total: int, seed: int) ->
 
 @settings(deadline=None)
 @given(several_classes, st.integers(1, 5), st.integers(0, 5))
-def test_draws_of_several_classes_an_image_reach_every_class(labels: Tensor, number: int, seed: int) -> None:
+def test_draws_of_several_classes_an_image_reach_every_class(
+    labels: Tensor, number: int, seed: int
+) -> None:
     there = labels.sum(0)
     chosen = draw(labels, per_class=number, seed=seed)
     assert torch.equal(chosen, chosen.unique())
@@ -90,7 +96,9 @@ def test_budgets_are_read_and_written(text: str) -> None:
     assert str(Budget.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "five", "total:", "total", ":5", "-1", "0", "total:0", "1.5", "most:5"])
+@pytest.mark.parametrize(
+    "text", ["", "five", "total:", "total", ":5", "-1", "0", "total:0", "1.5", "most:5"]
+)
 def test_budgets_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(UserError):
         Budget.parse(text)
@@ -108,7 +116,9 @@ def test_balanced_accuracy_is_sklearns(classes: int, count: int, seed: int) -> N
     values[torch.arange(count), labels] += 0.5
     guesses = values.argmax(1)
     assume(set(guesses.tolist()) <= set(labels.tolist()))  # sklearn warns otherwise
-    assert balanced_accuracy(labels, values) == pytest.approx(balanced_accuracy_score(labels, guesses))
+    assert balanced_accuracy(labels, values) == pytest.approx(
+        balanced_accuracy_score(labels, guesses)
+    )
 
 
 def test_a_class_that_the_scores_do_not_know_counts_as_an_error() -> None:
@@ -136,14 +146,18 @@ def test_an_auroc_is_the_mean_of_the_placements_of_either_side(several: bool) ->
     values = (torch.randn(40, 3 if several else 2, generator=rng) * 3).round()  # with ties
     shares, sides = placements(labels, values)
     for side in (0, 1):
-        means = [float(shares[sides[:, q] == 2 * q + side, q].mean()) for q in range(shares.shape[1])]
+        means = [
+            float(shares[sides[:, q] == 2 * q + side, q].mean()) for q in range(shares.shape[1])
+        ]
         assert np.mean(means) == pytest.approx(auroc(labels, values)[0])
 
 
 # Comparisons
 
 
-def features(quality: float, classes: int = 4, count: int = 240, seed: int = 0) -> tuple[Features, Features]:
+def features(
+    quality: float, classes: int = 4, count: int = 240, seed: int = 0
+) -> tuple[Features, Features]:
     """Features of the same images by a backbone of some quality (0 = noise)."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
@@ -155,10 +169,21 @@ def features(quality: float, classes: int = 4, count: int = 240, seed: int = 0) 
 
 def test_rows_have_exactly_the_agreed_keys_and_survive_json() -> None:
     backbones = {"ours": features(1.0), "random": features(0.2, seed=1)}
-    results = evaluate(backbones, [KNN(), Linear()], labels=("2", "all", "total:30"), draws=3, resamples=50)
+    results = evaluate(
+        backbones, [KNN(), Linear()], labels=("2", "all", "total:30"), draws=3, resamples=50
+    )
     assert len(results.rows) == 2 * 2 * 3
     for row in results.rows:
-        assert list(asdict(row)) == ["backbone", "protocol", "labels", "metric", "mean", "low", "high", "draws"]
+        assert list(asdict(row)) == [
+            "backbone",
+            "protocol",
+            "labels",
+            "metric",
+            "mean",
+            "low",
+            "high",
+            "draws",
+        ]
         assert 0 <= row.low <= row.mean <= row.high <= 1
         assert row.draws == (1 if row.labels == "all" else 3)
         assert row.metric == "balanced_accuracy"
@@ -169,14 +194,22 @@ def test_rows_have_exactly_the_agreed_keys_and_survive_json() -> None:
         gap = rows["ours", d.protocol, d.labels] - rows["random", d.protocol, d.labels]
         assert d.mean == pytest.approx(gap)
     assert Results.from_json(results.to_json()) == results
-    assert results == evaluate(backbones, [KNN(), Linear()], labels=("2", "all", "total:30"), draws=3, resamples=50)
+    assert results == evaluate(
+        backbones, [KNN(), Linear()], labels=("2", "all", "total:30"), draws=3, resamples=50
+    )
 
 
 def test_a_backbone_is_not_distinguishable_from_itself_and_pairing_sees_small_differences() -> None:
     train, test = features(0.7, count=800)
     slightly = test.vectors.clone()
-    slightly[:40] = 0  # forty of four hundred test images spoilt: less than the intervals of either alone
-    backbones = {"ours": (train, test), "same": (train, test), "spoilt": (train, Features(slightly, test.labels))}
+    slightly[:40] = (
+        0  # forty of four hundred test images spoilt: less than the intervals of either alone
+    )
+    backbones = {
+        "ours": (train, test),
+        "same": (train, test),
+        "spoilt": (train, Features(slightly, test.labels)),
+    }
     results = evaluate(backbones, [KNN()], labels=("20",), draws=5, resamples=300)
     same, spoilt = results.differences
     assert same.mean == 0
@@ -189,40 +222,66 @@ def test_a_backbone_is_not_distinguishable_from_itself_and_pairing_sees_small_di
 
 
 def test_two_classes_have_an_auroc_too_and_several_only_that() -> None:
-    two = evaluate({"a": features(1.0, classes=2)}, [KNN(), Linear()], labels=("5",), draws=2, resamples=30)
+    two = evaluate(
+        {"a": features(1.0, classes=2)}, [KNN(), Linear()], labels=("5",), draws=2, resamples=30
+    )
     assert [row.metric for row in two.rows] == ["balanced_accuracy", "auroc"] * 2
     train, test = features(1.0, classes=4)
 
     def multi(x: Features) -> Features:
-        return Features(x.vectors, torch.stack([x.labels == 0, x.labels < 2, x.labels == 3], dim=1).to(torch.uint8))
+        return Features(
+            x.vectors,
+            torch.stack([x.labels == 0, x.labels < 2, x.labels == 3], dim=1).to(torch.uint8),
+        )
 
-    many = evaluate({"a": (multi(train), multi(test))}, [KNN(), Linear()], labels=("5", "all"), draws=2, resamples=30)
+    many = evaluate(
+        {"a": (multi(train), multi(test))},
+        [KNN(), Linear()],
+        labels=("5", "all"),
+        draws=2,
+        resamples=30,
+    )
     assert [row.metric for row in many.rows] == ["auroc"] * 4
-    assert all(row.low <= row.mean <= row.high and row.mean > 0.6 for row in (*two.rows, *many.rows))
+    assert all(
+        row.low <= row.mean <= row.high and row.mean > 0.6 for row in (*two.rows, *many.rows)
+    )
 
 
 def test_notes_say_what_a_reader_should_know() -> None:
     train, test = features(1.0, count=100)
-    scarce = train.take(torch.cat([torch.arange(20), torch.arange(20, 50)[train.labels[20:50] != 3]]))
-    results = evaluate({"a": (scarce, test)}, [KNN()], labels=("8", "total:900"), draws=2, resamples=20)
+    scarce = train.take(
+        torch.cat([torch.arange(20), torch.arange(20, 50)[train.labels[20:50] != 3]])
+    )
+    results = evaluate(
+        {"a": (scarce, test)}, [KNN()], labels=("8", "total:900"), draws=2, resamples=20
+    )
     assert any("only 50 test images" in note for note in results.notes)
     assert any("1 classes have fewer than 8" in note for note in results.notes)
     assert any("total:900 is the same as all" in note for note in results.notes)
     assert results.rows[1].draws == 1
-    unseen = evaluate({"a": (train.take(torch.arange(50)[train.labels != 3]), test)}, [KNN()], labels=("all",))
+    unseen = evaluate(
+        {"a": (train.take(torch.arange(50)[train.labels != 3]), test)}, [KNN()], labels=("all",)
+    )
     assert any("1 classes have test images but no training images" in note for note in unseen.notes)
 
 
 @pytest.mark.parametrize("a_class", [1, 2, 3])
-def test_noise_on_few_test_images_is_not_called_better_and_the_verdict_says_how_many_it_takes(a_class: int) -> None:
+def test_noise_on_few_test_images_is_not_called_better_and_the_verdict_says_how_many_it_takes(
+    a_class: int,
+) -> None:
     rng, called, needed = torch.Generator().manual_seed(0), 0, []
     train, test = torch.arange(3).repeat(10), torch.arange(3).repeat(a_class)
     for _ in range(20):
         one, other = (
-            (Features(torch.randn(30, 8, generator=rng), train), Features(torch.randn(len(test), 8, generator=rng), test))
+            (
+                Features(torch.randn(30, 8, generator=rng), train),
+                Features(torch.randn(len(test), 8, generator=rng), test),
+            )
             for _ in range(2)
         )
-        results = evaluate({"one": one, "other": other}, [KNN()], labels=("2", "all"), draws=3, resamples=200)
+        results = evaluate(
+            {"one": one, "other": other}, [KNN()], labels=("2", "all"), draws=3, resamples=200
+        )
         called += sum(d.better or d.worse for d in results.differences)
         assert all(d.low < d.high for d in (*results.differences, *results.rows))
         needed += [d.needed for d in results.differences]
@@ -234,7 +293,11 @@ def test_noise_on_few_test_images_is_not_called_better_and_the_verdict_says_how_
 
 
 def test_enough_test_images_need_no_more() -> None:
-    results = evaluate({"a": features(1.0, count=1600), "b": features(1.0, count=1600, seed=1)}, [KNN()], labels=("all",))
+    results = evaluate(
+        {"a": features(1.0, count=1600), "b": features(1.0, count=1600, seed=1)},
+        [KNN()],
+        labels=("all",),
+    )
     assert [d.needed for d in results.differences] == [0]
     assert "too few" not in verdict(results)
 
@@ -245,22 +308,41 @@ def test_enough_test_images_need_no_more() -> None:
     [
         (torch.zeros(8, dtype=torch.long), torch.arange(2).repeat(4)),  # one class, the first
         (torch.ones(8, dtype=torch.long), torch.arange(2).repeat(4)),  # another one
-        (torch.zeros(8, dtype=torch.long), torch.zeros(8, dtype=torch.long)),  # and the test images, too
+        (
+            torch.zeros(8, dtype=torch.long),
+            torch.zeros(8, dtype=torch.long),
+        ),  # and the test images, too
         (torch.arange(2).repeat(4), torch.full((8,), 2)),  # no class of the test images was learnt
-        (torch.ones(8, 2, dtype=torch.long), torch.eye(2, dtype=torch.long).repeat(4, 1)),  # each image has both
-        (torch.tensor([[1, 0]] * 8), torch.eye(2, dtype=torch.long).repeat(4, 1)),  # one of two, always the same
-        (torch.eye(2, dtype=torch.long).repeat(4, 1), torch.zeros(8, 2, dtype=torch.long)),  # no test image has any
+        (
+            torch.ones(8, 2, dtype=torch.long),
+            torch.eye(2, dtype=torch.long).repeat(4, 1),
+        ),  # each image has both
+        (
+            torch.tensor([[1, 0]] * 8),
+            torch.eye(2, dtype=torch.long).repeat(4, 1),
+        ),  # one of two, always the same
+        (
+            torch.eye(2, dtype=torch.long).repeat(4, 1),
+            torch.zeros(8, 2, dtype=torch.long),
+        ),  # no test image has any
     ],
 )
-def test_what_cannot_be_learnt_or_scored_has_no_score(protocol: Protocol, train: Tensor, test: Tensor) -> None:
+def test_what_cannot_be_learnt_or_scored_has_no_score(
+    protocol: Protocol, train: Tensor, test: Tensor
+) -> None:
     vectors = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     with pytest.raises(UserError):
-        evaluate({"a": (Features(vectors, train), Features(vectors, test))}, [protocol], labels=("all",))
+        evaluate(
+            {"a": (Features(vectors, train), Features(vectors, test))}, [protocol], labels=("all",)
+        )
 
 
 def test_a_classifier_is_scored_where_nothing_can_be_learnt_and_the_others_are_left_out() -> None:
     vectors = torch.eye(2).repeat(4, 1)
-    train, test = Features(vectors, torch.zeros(8, dtype=torch.long)), Features(vectors, torch.arange(2).repeat(4))
+    train, test = (
+        Features(vectors, torch.zeros(8, dtype=torch.long)),
+        Features(vectors, torch.arange(2).repeat(4)),
+    )
     results = evaluate({"a": (train, test)}, [KNN(), Classifier()], labels=("all",))
     assert {(row.protocol, row.mean) for row in results.rows} == {("classifier", 1.0)}
     assert any("of one class" in note for note in results.notes)
@@ -271,9 +353,15 @@ def test_a_class_that_no_training_image_has_is_left_out_of_aurocs() -> None:
     vectors = labels + 0.1 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     lacking = labels.clone()
     lacking[:, 1] = 0
-    results = evaluate({"a": (Features(vectors, lacking), Features(vectors, labels))}, [KNN(), Linear()], labels=("all",))
+    results = evaluate(
+        {"a": (Features(vectors, lacking), Features(vectors, labels))},
+        [KNN(), Linear()],
+        labels=("all",),
+    )
     assert [row.mean for row in results.rows] == pytest.approx([1, 1])
-    assert any("1 of 2 classes are not in AUROC: no training image" in note for note in results.notes)
+    assert any(
+        "1 of 2 classes are not in AUROC: no training image" in note for note in results.notes
+    )
 
 
 def test_protocols_never_see_test_labels() -> None:
@@ -303,9 +391,13 @@ def test_backbones_on_different_images_are_refused() -> None:
 def test_progress_reaches_its_end() -> None:
     seen: list[tuple[int, int]] = []
     evaluate(
-        {"a": features(1.0), "b": features(0.5)}, [KNN()], labels=("2", "all"), draws=3, resamples=10,
+        {"a": features(1.0), "b": features(0.5)},
+        [KNN()],
+        labels=("2", "all"),
+        draws=3,
+        resamples=10,
         on_progress=lambda done, of: seen.append((done, of)),
-    )  # fmt: skip
+    )
     assert seen[-1] == (8, 8)
 
 
@@ -316,9 +408,15 @@ def difference(
     against: str, mean: float, low: float, high: float, labels: str = "5", protocol: str = "linear"
 ) -> Difference:
     return Difference(
-        backbone="runs/b", against=against, protocol=protocol, labels=labels, metric="balanced_accuracy",
-        mean=mean, low=low, high=high,
-    )  # fmt: skip
+        backbone="runs/b",
+        against=against,
+        protocol=protocol,
+        labels=labels,
+        metric="balanced_accuracy",
+        mean=mean,
+        low=low,
+        high=high,
+    )
 
 
 def words(*differences: Difference) -> str:
@@ -327,9 +425,10 @@ def words(*differences: Difference) -> str:
 
 def test_verdict_of_better_and_same() -> None:
     text = words(difference("random", 0.121, 0.098, 0.142), difference("init", 0.01, -0.02, 0.04))
-    assert text == (
-        "+12.1 points over random initialisation with 5 labels a class (95 % interval +9.8 to +14.2). "
-        "Not distinguishable from the starting weights."
+    assert (
+        text
+        == "+12.1 points over random initialisation with 5 labels a class (95 % interval +9.8 to"
+        " +14.2). Not distinguishable from the starting weights."
     )
 
 
@@ -340,24 +439,29 @@ def test_verdict_says_worse_first() -> None:
         difference("init", 0.03, 0.01, 0.05),
         difference("init", -0.04, -0.06, -0.02, labels="total:1000"),
     )
-    assert text == (
-        "Worse than the starting weights: -4.0 points with 1000 labels in all (95 % interval -6.0 to -2.0). "
-        "Better than random initialisation: "
-        "+12.1 points with 5 labels a class by the linear probe (95 % interval +9.8 to +14.2); "
-        "+20.0 points with all labels by kNN (95 % interval +10.0 to +30.0). "
-        "+3.0 points over the starting weights with 5 labels a class (95 % interval +1.0 to +5.0)."
+    assert (
+        text
+        == "Worse than the starting weights: -4.0 points with 1000 labels in all (95 % interval"
+        " -6.0 to -2.0). Better than random initialisation: +12.1 points with 5 labels a class"
+        " by the linear probe (95 % interval +9.8 to +14.2); +20.0 points with all labels by kNN"
+        " (95 % interval +10.0 to +30.0). +3.0 points over the starting weights with 5 labels a"
+        " class (95 % interval +1.0 to +5.0)."
     )
 
 
 def test_verdict_of_weights_that_are_the_same() -> None:
     better = difference("random", 0.121, 0.098, 0.142)
     text = verdict(Results(rows=(), differences=(better,)), same={"init": "", "runs/c": ", but"})
-    assert text.startswith("These are the starting weights. Runs/c has the same weights, but. +12.1 points over random")
+    assert text.startswith(
+        "These are the starting weights. Runs/c has the same weights, but. +12.1 points over random"
+    )
     assert "one backbone" not in verdict(Results(rows=()), same={"init": ""})
 
 
 def test_verdict_names_the_conditions_that_cannot_be_told_apart() -> None:
-    text = words(difference("other", 0.02, -0.01, 0.05), difference("other", 0.02, 0.01, 0.05, labels="1"))
+    text = words(
+        difference("other", 0.02, -0.01, 0.05), difference("other", 0.02, 0.01, 0.05, labels="1")
+    )
     assert text.endswith("Not distinguishable from other with 5 labels a class.")
     assert "+2.0 points over other with 1 label a class" in text
     assert "one backbone" in words()
@@ -365,13 +469,24 @@ def test_verdict_names_the_conditions_that_cannot_be_told_apart() -> None:
 
 def test_verdict_of_auroc_only_where_there_is_no_accuracy() -> None:
     accuracy = difference("random", 0.1, 0.05, 0.15)
-    area = Difference(**{**asdict(accuracy), "metric": "auroc", "mean": 0.5, "low": 0.4, "high": 0.6})
+    area = Difference(
+        **{**asdict(accuracy), "metric": "auroc", "mean": 0.5, "low": 0.4, "high": 0.6}
+    )
     assert "+50.0" not in words(accuracy, area)
     assert "+50.0 points of AUROC" in words(area)
 
 
 def test_a_row_that_is_not_a_number_cannot_be_written() -> None:
-    row = Row(backbone="a", protocol="knn", labels="5", metric="auroc", mean=float("nan"), low=0.0, high=1.0, draws=5)
+    row = Row(
+        backbone="a",
+        protocol="knn",
+        labels="5",
+        metric="auroc",
+        mean=float("nan"),
+        low=0.0,
+        high=1.0,
+        draws=5,
+    )
     with pytest.raises(ValueError, match="not JSON compliant"):
         Results(rows=(row,)).to_json()
     assert json.loads(Results(rows=()).to_json()) == {"rows": [], "differences": [], "notes": []}
@@ -416,9 +531,14 @@ def test_features_come_in_order_in_evaluation_mode(workers: int) -> None:
     before, seen = statistics.clone(), []
     positions = torch.tensor([9, 0, 200, 3, 3])
     vectors = extract(
-        backbone, Canvases(250), positions, size=4, batch=2, workers=workers,
+        backbone,
+        Canvases(250),
+        positions,
+        size=4,
+        batch=2,
+        workers=workers,
         on_progress=lambda done, of: seen.append((done, of)),
-    )  # fmt: skip
+    )
     expected = (positions / 255 / (1 + 1e-5) ** 0.5)[:, None].expand(5, 4)
     torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(statistics, before)
@@ -437,7 +557,13 @@ def test_features_of_no_images_are_an_empty_table() -> None:
 
 def test_bf16_gives_single_precision_features() -> None:
     pytest.importorskip("selftaught.views.augment")
-    vectors = extract(nn.Sequential(Tiny(), nn.Linear(4, 3)), Canvases(3), torch.arange(3), size=4, precision="bf16")
+    vectors = extract(
+        nn.Sequential(Tiny(), nn.Linear(4, 3)),
+        Canvases(3),
+        torch.arange(3),
+        size=4,
+        precision="bf16",
+    )
     assert vectors.dtype == torch.float32
 
 
@@ -450,7 +576,9 @@ def test_features_are_made_once_for_a_key(tmp_path: Path) -> None:
 
     folder = tmp_path / "not yet there"
     for _ in range(3):
-        assert torch.equal(cached(folder, "weights A, data B", make), torch.arange(6.0).reshape(2, 3).T)
+        assert torch.equal(
+            cached(folder, "weights A, data B", make), torch.arange(6.0).reshape(2, 3).T
+        )
     assert len(made) == 1
     cached(folder, "weights A, data C", make)
     assert len(made) == 2
@@ -463,7 +591,9 @@ def test_features_are_made_once_for_a_key(tmp_path: Path) -> None:
     assert [file.suffix for file in folder.iterdir()] == [".safetensors"] * 2
 
 
-@pytest.mark.parametrize("harm", ["a folder", "flipped", "another shape", "another key", "unwritable"])
+@pytest.mark.parametrize(
+    "harm", ["a folder", "flipped", "another shape", "another key", "unwritable"]
+)
 def test_features_that_are_damaged_are_made_again(tmp_path: Path, harm: str) -> None:
     told: list[str] = []
     vectors = torch.rand(50, 3)
@@ -481,7 +611,11 @@ def test_features_that_are_damaged_are_made_again(tmp_path: Path, harm: str) -> 
             data[-5] ^= 1
             file.write_bytes(data)
         else:
-            other = cached(tmp_path / "other", "key" if harm == "another shape" else "other", lambda: torch.rand(49, 3))
+            other = cached(
+                tmp_path / "other",
+                "key" if harm == "another shape" else "other",
+                lambda: torch.rand(49, 3),
+            )
             file.write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
             assert len(other) == 49
     assert torch.equal(cached(folder, "key", lambda: vectors, 50, told.append), vectors)

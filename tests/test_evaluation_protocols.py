@@ -1,4 +1,6 @@
-"""kNN against plain loops and scikit-learn, the linear probe against its objective, and no look at the test images."""
+"""kNN against plain loops and scikit-learn, the linear probe against its objective, and no look at
+the test images.
+"""
 
 import math
 
@@ -19,7 +21,9 @@ from selftaught.features.linear import Linear, _Problem, stratified_folds
 from selftaught.features.protocol import Features
 
 
-def blobs(count: int, classes: int = 4, dimensions: int = 12, spread: float = 1.5, seed: int = 0) -> Features:
+def blobs(
+    count: int, classes: int = 4, dimensions: int = 12, spread: float = 1.5, seed: int = 0
+) -> Features:
     """Overlapping classes with very unequal variances, as features have."""
     rng = torch.Generator().manual_seed(seed)
     centres = torch.randn(classes, dimensions, generator=torch.Generator().manual_seed(99))
@@ -36,7 +40,9 @@ def several(count: int, classes: int = 5, dimensions: int = 16, seed: int = 0) -
     return Features(vectors, (vectors @ weights + noise > 1).to(torch.uint8))
 
 
-def knn_in_loops(train: Features, test: Tensor, neighbours: int, temperature: float) -> list[list[float]]:
+def knn_in_loops(
+    train: Features, test: Tensor, neighbours: int, temperature: float
+) -> list[list[float]]:
     classes = int(train.labels.max()) + 1
     rows = []
     for query in test.tolist():
@@ -44,7 +50,9 @@ def knn_in_loops(train: Features, test: Tensor, neighbours: int, temperature: fl
         similar = []
         for vector, label in zip(train.vectors.tolist(), train.labels.tolist(), strict=True):
             length = math.sqrt(sum(x * x for x in vector))
-            similar.append((sum(a * b for a, b in zip(query, vector, strict=True)) / norm / length, label))
+            similar.append(
+                (sum(a * b for a, b in zip(query, vector, strict=True)) / norm / length, label)
+            )
         votes = [0.0] * classes
         for cosine, label in sorted(similar, reverse=True)[:neighbours]:
             votes[label] += math.exp(cosine / temperature)
@@ -52,7 +60,9 @@ def knn_in_loops(train: Features, test: Tensor, neighbours: int, temperature: fl
     return rows
 
 
-@pytest.mark.parametrize(("neighbours", "temperature"), [(1, 0.07), (7, 0.07), (20, 0.5), (1000, 0.1)])
+@pytest.mark.parametrize(
+    ("neighbours", "temperature"), [(1, 0.07), (7, 0.07), (20, 0.5), (1000, 0.1)]
+)
 def test_knn_is_the_formula(neighbours: int, temperature: float) -> None:
     train, test = blobs(60), blobs(15, seed=1)
     values = KNN(neighbours=neighbours, temperature=temperature).score(train, test.vectors).values
@@ -62,7 +72,9 @@ def test_knn_is_the_formula(neighbours: int, temperature: float) -> None:
 
 def test_knn_agrees_with_sklearn() -> None:
     train, test = blobs(300), blobs(100, seed=1)
-    peer = KNeighborsClassifier(15, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1))
+    peer = KNeighborsClassifier(
+        15, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1)
+    )
     peer.fit(train.vectors.numpy(), train.labels.numpy())
     expected = torch.from_numpy(peer.predict_proba(test.vectors.numpy()))
     values = KNN(neighbours=15, temperature=0.1).score(train, test.vectors).values
@@ -71,7 +83,9 @@ def test_knn_agrees_with_sklearn() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 25), st.integers(1, 40), st.integers(1, 70))
-def test_blocks_change_nothing(bank: int, neighbours: int, query_block: int, bank_block: int) -> None:
+def test_blocks_change_nothing(
+    bank: int, neighbours: int, query_block: int, bank_block: int
+) -> None:
     vectors = torch.randn(bank, 8, generator=torch.Generator().manual_seed(bank))
     queries = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
     whole = nearest(queries, vectors, neighbours)
@@ -82,7 +96,9 @@ def test_blocks_change_nothing(bank: int, neighbours: int, query_block: int, ban
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 12), st.integers(1, 9), st.booleans())
-def test_the_largest_by_groups_are_the_largest(columns: int, k: int, width: int, equal: bool) -> None:
+def test_the_largest_by_groups_are_the_largest(
+    columns: int, k: int, width: int, equal: bool
+) -> None:
     scores = torch.randn(7, columns, generator=torch.Generator().manual_seed(columns))
     scores = scores.round() if equal else scores
     found, at = largest(scores, min(k, columns), width=width)
@@ -109,7 +125,9 @@ def test_knn_survives_a_temperature_that_would_overflow() -> None:
 def test_lbfgs_solves_each_problem_of_a_batch() -> None:
     rng = torch.Generator().manual_seed(0)
     root = torch.randn(6, 20, 20, generator=rng, dtype=torch.float64)
-    matrix = root @ root.mT + torch.logspace(-1, 2, 6, dtype=torch.float64)[:, None, None] * torch.eye(20)
+    matrix = root @ root.mT + torch.logspace(-1, 2, 6, dtype=torch.float64)[
+        :, None, None
+    ] * torch.eye(20)
     target = torch.randn(6, 20, generator=rng, dtype=torch.float64)
 
     def objective(x: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +159,9 @@ def test_probe_minimises_sklearns_objective(count: int, penalty: float) -> None:
     assert objective(ours[:, :-1], ours[:, -1]) == pytest.approx(least, rel=1e-4)
     if penalty >= 1:  # below, the data are all but separable and the optimum is flat
         values = Linear(penalties=(penalty,)).score(train, test.vectors).values.double()
-        expected = torch.from_numpy(peer.decision_function(standardise(train, test.vectors).numpy()))
+        expected = torch.from_numpy(
+            peer.decision_function(standardise(train, test.vectors).numpy())
+        )
         # sklearn's logits are centred, ours free
         values, expected = (v - v.mean(1, keepdim=True) for v in (values, expected))
         torch.testing.assert_close(values, expected, rtol=2e-3, atol=2e-3)
@@ -153,7 +173,9 @@ def test_probe_of_several_classes_is_one_regression_a_class() -> None:
     for c in range(5):
         x, y = standardise(train, train.vectors).numpy(), train.labels[:, c].numpy()
         peer = LogisticRegression(C=0.5, tol=1e-10, max_iter=10000).fit(x, y)
-        expected = torch.from_numpy(peer.decision_function(standardise(train, test.vectors).numpy()))
+        expected = torch.from_numpy(
+            peer.decision_function(standardise(train, test.vectors).numpy())
+        )
         torch.testing.assert_close(values[:, c].double(), expected, rtol=2e-3, atol=2e-3)
 
 
@@ -212,12 +234,16 @@ def test_choice_is_the_smallest_kept_out_loss() -> None:
 
 @pytest.mark.parametrize("count", [40, 2500], ids=["cross-validation", "one part kept out"])
 def test_test_images_choose_nothing(count: int) -> None:
-    """The scores of a test image do not depend on which other test images there are; their labels are never given."""
+    """The scores of a test image do not depend on which other test images there are; their labels
+    are never given.
+    """
     train, test = blobs(count), blobs(30, seed=1)
     for protocol in (KNN(), Linear()):
         together = protocol.score(train, test.vectors)
         alone = protocol.score(train, test.vectors[:1])
-        shifted = protocol.score(train, torch.cat([test.vectors[:1], 1000 + 100 * test.vectors[1:]]))
+        shifted = protocol.score(
+            train, torch.cat([test.vectors[:1], 1000 + 100 * test.vectors[1:]])
+        )
         assert together.chosen == alone.chosen == shifted.chosen
         torch.testing.assert_close(together.values[:1], alone.values)
         torch.testing.assert_close(together.values[:1], shifted.values[:1])
@@ -250,6 +276,8 @@ def test_constant_features_are_scored_and_not_refused() -> None:
         (torch.full((3, 2), torch.nan), torch.tensor([0, 1, 1]), "not finite"),
     ],
 )
-def test_features_that_cannot_be_evaluated_are_refused(vectors: Tensor, labels: Tensor, words: str) -> None:
+def test_features_that_cannot_be_evaluated_are_refused(
+    vectors: Tensor, labels: Tensor, words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         Features(vectors, labels)

@@ -1,4 +1,6 @@
-"""The training loop: learning rates, decay, clipping, accumulation, bad steps, resuming, and seeds."""
+"""The training loop: learning rates, decay, clipping, accumulation, bad steps, resuming, and
+seeds.
+"""
 
 import copy
 import dataclasses
@@ -33,7 +35,12 @@ def flat(progress: float) -> float:
 
 def parts(data: Batch, n: int) -> list[Batch]:
     cut = zip(*(v.chunk(n) for v in data.views), strict=True)
-    return [Batch(*these) for these in zip(cut, data.index.chunk(n), data.label.chunk(n), data.noise.chunk(n), strict=True)]
+    return [
+        Batch(*these)
+        for these in zip(
+            cut, data.index.chunk(n), data.label.chunk(n), data.noise.chunk(n), strict=True
+        )
+    ]
 
 
 def spoilt(data: Batch) -> Batch:
@@ -64,7 +71,14 @@ def same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 def test_cosine_at_its_landmarks() -> None:
     course = Cosine(warmup=0.1, final=0.2)
-    expected = {0.0: 0.0, 0.05: 0.5, 0.1: 1.0, 0.325: 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2, 0.55: 0.6, 1.0: 0.2}
+    expected = {
+        0.0: 0.0,
+        0.05: 0.5,
+        0.1: 1.0,
+        0.325: 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2,
+        0.55: 0.6,
+        1.0: 0.2,
+    }
     for progress, factor in expected.items():
         assert course(progress) == pytest.approx(factor), progress
     assert Cosine(warmup=0.0)(0.0) == 1.0
@@ -73,7 +87,9 @@ def test_cosine_at_its_landmarks() -> None:
 
 @few
 @given(st.floats(0, 1), st.floats(0, 1), st.lists(st.floats(0, 1), min_size=2, max_size=9))
-def test_cosine_rises_then_falls_and_stays_a_share(warmup: float, final: float, progress: list[float]) -> None:
+def test_cosine_rises_then_falls_and_stays_a_share(
+    warmup: float, final: float, progress: list[float]
+) -> None:
     course = Cosine(warmup=warmup, final=final)
     progress = sorted(progress)
     factors = [course(p) for p in progress]
@@ -109,7 +125,9 @@ def test_every_group_follows_the_course_up_to_its_peak(kind: type[Optimizer]) ->
 @optimizers
 def test_norms_and_biases_do_not_decay(kind: type[Optimizer]) -> None:
     """Where no gradient pulls, decay alone moves the weights."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 2))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 2)
+    )
     for p in network.parameters():
         nn.init.uniform_(p, 0.5, 1.0)
         p.grad = torch.zeros_like(p)
@@ -134,7 +152,9 @@ def test_what_is_frozen_is_not_optimised(kind: type[Optimizer]) -> None:
     optimizer = kind().build(network.named_parameters())
     [group] = optimizer.param_groups  # an empty group would be one more
     assert {id(p) for p in group["params"]} == {id(p) for p in network[1].parameters()}
-    assert all(g["lr"] == 0 for g in optimizer.param_groups)  # nothing moves before the loop has set it
+    assert all(
+        g["lr"] == 0 for g in optimizer.param_groups
+    )  # nothing moves before the loop has set it
 
 
 def test_one_step_of_sgd_is_its_formula() -> None:
@@ -142,7 +162,15 @@ def test_one_step_of_sgd_is_its_formula() -> None:
     data, twin = batch(dtype=torch.float64), copy.deepcopy(step)
     twin(data, torch.Generator()).loss.backward()
     optimizer = SGD(lr=0.1, weight_decay=0.3).build(step.named_parameters())
-    list(fit(step, step.method, lambda e, f: [data], optimizer, Loop(steps=1, steps_per_epoch=1, schedule=lambda p: 0.5)))
+    list(
+        fit(
+            step,
+            step.method,
+            lambda e, f: [data],
+            optimizer,
+            Loop(steps=1, steps_per_epoch=1, schedule=lambda p: 0.5),
+        )
+    )
     for p, q in zip(step.parameters(), twin.parameters(), strict=True):
         assert q.grad is not None
         decay = 0.3 * q if q.ndim > 1 else 0.0
@@ -161,7 +189,9 @@ def test_lars_takes_the_plain_rate_for_biases_and_a_layers_own_for_weights() -> 
     torch.testing.assert_close(layer.bias, before.bias - 1)
     pull, length = torch.ones_like(before.weight), before.weight.norm()
     trust = 0.01 * length / (pull.norm() + 0.1 * length)  # You et al., 2017, equation 6
-    torch.testing.assert_close(layer.weight, before.weight - trust * (pull + 0.1 * before.weight), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        layer.weight, before.weight - trust * (pull + 0.1 * before.weight), rtol=1e-6, atol=1e-9
+    )
 
 
 # Clipping
@@ -183,14 +213,20 @@ def test_clipping_bounds_the_whole_gradient(hard: tuple[CutMix, ...]) -> None:
     free = length_of_one_step(0.0, hard)
     assert free > 0.01
     bound = free.item() / 7
-    torch.testing.assert_close(length_of_one_step(bound, hard), torch.tensor(bound), rtol=1e-3, atol=0)
-    assert length_of_one_step(2 * free.item(), hard) == free  # what is short enough stays bitwise as it is
+    torch.testing.assert_close(
+        length_of_one_step(bound, hard), torch.tensor(bound), rtol=1e-3, atol=0
+    )
+    assert (
+        length_of_one_step(2 * free.item(), hard) == free
+    )  # what is short enough stays bitwise as it is
 
 
 # Accumulation
 
 
-@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not (m.couples_samples or m.couples_targets)])
+@pytest.mark.parametrize(
+    "name", [n for n, m in METHODS.items() if not (m.couples_samples or m.couples_targets)]
+)
 def test_accumulating_is_the_large_batch(name: str) -> None:
     """Weights, teachers, queues and memories after several epochs."""
 
@@ -200,7 +236,10 @@ def test_accumulating_is_the_large_batch(name: str) -> None:
         loop = Loop(steps=5, steps_per_epoch=2, schedule=Cosine(), accumulate=n, clip=0.5)
 
         def epochs(epoch: int, first: int) -> list[Batch]:
-            whole = [batch(8, seed=9 * epoch + i, first=8 * i, dtype=torch.float64) for i in range(first, 2)]
+            whole = [
+                batch(8, seed=9 * epoch + i, first=8 * i, dtype=torch.float64)
+                for i in range(first, 2)
+            ]
             return [part for data in whole for part in parts(data, n)]
 
         return step, list(fit(step, step.method, epochs, optimizer, loop))
@@ -224,7 +263,13 @@ def test_a_step_that_is_not_finite_teaches_nothing(name: str, kind: type[Optimiz
     step = Step(build(name, norm=False), (HARD["adversarial"], HARD["cutmix"]))
     optimizer = kind(lr=0.01).build(step.named_parameters())
     stream = [batch(seed=0), spoilt(batch(seed=1)), spoilt(batch(seed=2)), batch(seed=3)]
-    reports = fit(step, step.method, lambda e, f: stream, optimizer, Loop(steps=4, steps_per_epoch=4, schedule=flat))
+    reports = fit(
+        step,
+        step.method,
+        lambda e, f: stream,
+        optimizer,
+        Loop(steps=4, steps_per_epoch=4, schedule=flat),
+    )
     assert not next(reports).skipped
     good = state(step, optimizer)
     for _ in range(2):
@@ -244,7 +289,9 @@ def train_on(finite: list[bool], skipped: list[bool], lr: float = 0.03) -> None:
     optimizer = SGD(lr=lr).build(step.named_parameters())
     stream = [batch(4) if good else spoilt(batch(4)) for good in finite]
     loop = Loop(steps=len(stream), steps_per_epoch=len(stream), schedule=flat)
-    skipped.extend(report.skipped for report in fit(step, step.method, lambda e, f: stream, optimizer, loop))
+    skipped.extend(
+        report.skipped for report in fit(step, step.method, lambda e, f: stream, optimizer, loop)
+    )
 
 
 @pytest.mark.parametrize(("lr", "advice"), [(0.3, "0.03"), (6.4, "0.64"), (1e-4, "1e-05")])
@@ -323,7 +370,9 @@ events = st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=4).map
 
 @few
 @given(events, events)
-def test_a_key_belongs_to_its_event_alone(one: tuple[object, ...], other: tuple[object, ...]) -> None:
+def test_a_key_belongs_to_its_event_alone(
+    one: tuple[object, ...], other: tuple[object, ...]
+) -> None:
     assert (key(*one) == key(*other)) == (one == other)
     assert 0 <= key(*one) < 2**63
     torch.manual_seed(key(*one))

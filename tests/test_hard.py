@@ -1,4 +1,6 @@
-"""Hard examples as they are made: exact areas, partners, radii, crops of several sizes, and how losses combine."""
+"""Hard examples as they are made: exact areas, partners, radii, crops of several sizes, and how
+losses combine.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -60,7 +62,9 @@ def test_cut_out_areas_differ_from_batch_to_batch() -> None:
 
 @few
 @given(st.integers(2, 40), sides, sides, seeds)
-def test_the_mask_is_spread_over_other_sizes_without_blur(first: int, height: int, width: int, seed: int) -> None:
+def test_the_mask_is_spread_over_other_sizes_without_blur(
+    first: int, height: int, width: int, seed: int
+) -> None:
     mask = CutMix().mask(rng(seed), (first, first))
     other = spread(mask, torch.zeros(2, 3, height, width))
     assert other.shape == (height, width)
@@ -108,7 +112,9 @@ def test_pairs_stay_together_in_halves_of_a_batch() -> None:
 
 @pytest.mark.parametrize("name", ["supervised", "moco-v2", "byol", "swav", "deepcluster-v2"])
 @pytest.mark.parametrize("kind", [CutMix, MixUp])
-def test_pseudo_labels_are_mixed_as_the_images_are(name: str, kind: type[MixUp] | type[CutMix]) -> None:
+def test_pseudo_labels_are_mixed_as_the_images_are(
+    name: str, kind: type[MixUp] | type[CutMix]
+) -> None:
     method, data = build(name, norm=False, dtype=torch.float64), batch(dtype=torch.float64)
     inputs = method.inputs(data)
     targets = detach(method.targets(data, method.predict(inputs)))
@@ -116,7 +122,9 @@ def test_pseudo_labels_are_mixed_as_the_images_are(name: str, kind: type[MixUp] 
     order = [1, 0, 3, 2, 5, 4, 7, 6]
     others = tuple(t[order] for t in targets) if isinstance(targets, tuple) else targets[order]
     predictions = method.predict(mixed)
-    expected = share * method.loss(predictions, targets) + (1 - share) * method.loss(predictions, others)
+    expected = share * method.loss(predictions, targets) + (1 - share) * method.loss(
+        predictions, others
+    )
     torch.testing.assert_close(kind().loss(method, inputs, targets, rng(3), None), expected)
 
 
@@ -129,7 +137,9 @@ def test_a_random_start_stays_in_the_ball(eps: float, steps: int, seed: int) -> 
     method, data = build("supervised"), batch(4, seed=seed)
     x = method.inputs(data).round(decimals=1)  # with values at the very ends of the range
     torch.manual_seed(seed)
-    moved = Adversarial(eps=eps, steps=steps, random_start=1.0).attack(method, x, data.label, rng(seed))
+    moved = Adversarial(eps=eps, steps=steps, random_start=1.0).attack(
+        method, x, data.label, rng(seed)
+    )
     assert (moved - x).abs().max() <= eps / 255 + 1e-6
     assert moved.min() >= 0
     assert moved.max() <= 1
@@ -150,7 +160,9 @@ def test_a_radius_of_nothing_leaves_a_view_as_it_is(steps: int, random_start: fl
     method, data = build("simclr"), batch()
     inputs = method.inputs(data)
     targets = detach(method.targets(data, method.predict(inputs)))
-    attacked = Adversarial(eps=0, steps=steps, random_start=random_start).attack(method, inputs, targets, rng())
+    attacked = Adversarial(eps=0, steps=steps, random_start=random_start).attack(
+        method, inputs, targets, rng()
+    )
     assert all(torch.equal(x, moved) for x, moved in zip(inputs, attacked, strict=True))
 
 
@@ -167,7 +179,9 @@ def test_one_step_is_the_fast_gradient_sign() -> None:
 
 
 @pytest.mark.parametrize("name", ["swav", "deepcluster-v2"])
-@pytest.mark.parametrize("kind", [Adversarial(eps=8), Adversarial(eps=8, random_start=1.0), CutMix(), MixUp()], ids=str)
+@pytest.mark.parametrize(
+    "kind", [Adversarial(eps=8), Adversarial(eps=8, random_start=1.0), CutMix(), MixUp()], ids=str
+)
 @pytest.mark.parametrize("crops", ["large", "all"])
 def test_hard_examples_are_made_of_the_crops_they_ask_for(
     name: str, kind: HardExample, crops: Literal["large", "all"], monkeypatch: pytest.MonkeyPatch
@@ -189,8 +203,12 @@ def test_hard_examples_are_made_of_the_crops_they_ask_for(
     assert len(seen) > 1
     assert all(sizes == wanted for sizes in seen[1:])
     method, inputs = step.method, step.method.inputs(data)[: len(wanted)]
-    if not getattr(hard, "random_start", 0) and not (isinstance(hard, Adversarial) and crops == "large"):
-        alone = hard.loss(method, inputs, outcome.targets, rng(), None)  # else the slope is the whole clean loss's
+    if not getattr(hard, "random_start", 0) and not (
+        isinstance(hard, Adversarial) and crops == "large"
+    ):
+        alone = hard.loss(
+            method, inputs, outcome.targets, rng(), None
+        )  # else the slope is the whole clean loss's
         torch.testing.assert_close(outcome.parts[type(hard).__name__.lower()], alone)
     outcome.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in step.parameters() if p.grad is not None)
@@ -198,7 +216,10 @@ def test_hard_examples_are_made_of_the_crops_they_ask_for(
 
 @pytest.mark.parametrize("name", ["swav", "deepcluster-v2"])
 def test_an_attack_on_large_crops_raises_their_loss(name: str) -> None:
-    step, data = Step(build(name, norm=False, dtype=torch.float64), (Adversarial(eps=8),)), with_small()
+    step, data = (
+        Step(build(name, norm=False, dtype=torch.float64), (Adversarial(eps=8),)),
+        with_small(),
+    )
     data = Batch(tuple(v.double() for v in data.views), data.index, data.label, data.noise)
     outcome = step(data, rng())
     large = objective(step.method, outcome.predictions[:2], outcome.targets)
@@ -214,7 +235,14 @@ class Fixed(HardExample):
 
     value: float = 3.0
 
-    def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
+    def loss(
+        self,
+        method: Method,
+        inputs: Tensors,
+        targets: Tensors,
+        rng: torch.Generator,
+        slope: Tensors | None,
+    ) -> Tensor:
         assert slope is None
         return self.value * next(method.parameters()).sum() * 0 + self.value
 
@@ -231,17 +259,28 @@ class Never(HardExample):
     def reuses_gradient(self) -> bool:
         return True
 
-    def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
+    def loss(
+        self,
+        method: Method,
+        inputs: Tensors,
+        targets: Tensors,
+        rng: torch.Generator,
+        slope: Tensors | None,
+    ) -> Tensor:
         raise AssertionError("computed, though it has no weight, or before its start")
 
 
-@pytest.mark.parametrize("never", [Never(weight=0.0), Never(start=0.6)], ids=["no weight", "too early"])
+@pytest.mark.parametrize(
+    "never", [Never(weight=0.0), Never(start=0.6)], ids=["no weight", "too early"]
+)
 def test_what_does_not_count_is_not_computed(never: Never) -> None:
     data = batch()
     torch.manual_seed(0)
     outcome = Step(build("simclr"), (never,))(data, rng())
     assert set(outcome.parts) == {"clean"}
-    torch.testing.assert_close(outcome.loss, Step(build("simclr"))(data, rng()).loss, rtol=0, atol=0)
+    torch.testing.assert_close(
+        outcome.loss, Step(build("simclr"))(data, rng()).loss, rtol=0, atol=0
+    )
 
 
 def test_what_starts_now_is_computed() -> None:
@@ -255,9 +294,14 @@ def test_what_starts_now_is_computed() -> None:
 @given(st.floats(0.01, 9), st.floats(0.01, 9), st.booleans())
 def test_losses_combine_to_a_weighted_mean_or_sum(one: float, two: float, as_sum: bool) -> None:
     hard = (Fixed(weight=one), Other(weight=two, value=5.0), Never(weight=0.0))
-    outcome = Step(build("supervised", norm=False), hard, "sum" if as_sum else "mean")(batch(), rng())
+    outcome = Step(build("supervised", norm=False), hard, "sum" if as_sum else "mean")(
+        batch(), rng()
+    )
     clean = outcome.parts["clean"]
-    assert {k: v.item() for k, v in outcome.parts.items() if k != "clean"} == {"fixed": 3.0, "other": 5.0}  # unweighted
+    assert {k: v.item() for k, v in outcome.parts.items() if k != "clean"} == {
+        "fixed": 3.0,
+        "other": 5.0,
+    }  # unweighted
     total = clean + one * 3 + two * 5
     torch.testing.assert_close(outcome.loss, total if as_sum else total / (1 + one + two))
 

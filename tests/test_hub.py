@@ -1,4 +1,6 @@
-"""Parquet files in folders, as Hugging Face's hub lays them out; beside image files; with rows that no path tells apart."""
+"""Parquet files in folders, as Hugging Face's hub lays them out; beside image files; with rows that
+no path tells apart.
+"""
 
 import io
 from collections.abc import Callable
@@ -13,7 +15,9 @@ from selftaught.data.index.hub import choose_set, splits_of
 from selftaught.data.parquet import row_cache
 from selftaught.errors import UserError
 
-pa = pytest.importorskip("pyarrow", reason="needs the extra that reads packs: pip install -e '.[dev]'")
+pa = pytest.importorskip(
+    "pyarrow", reason="needs the extra that reads packs: pip install -e '.[dev]'"
+)
 pq = pytest.importorskip("pyarrow.parquet")
 
 
@@ -28,14 +32,22 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def write(file: Path, n: int = 8, path: Callable[[int], str | None] = lambda row: None, labels: bool = True) -> None:
+def write(
+    file: Path,
+    n: int = 8,
+    path: Callable[[int], str | None] = lambda row: None,
+    labels: bool = True,
+) -> None:
     rows = []
     for row in range(n):
         data = io.BytesIO()
         Image.new("RGB", (7, 5), (row, len(file.name), 9)).save(data, "PNG")
         rows.append({"bytes": data.getvalue(), "path": path(row)})
     file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"image": rows} | ({"label": [row % 2 for row in range(n)]} if labels else {})), file)
+    pq.write_table(
+        pa.table({"image": rows} | ({"label": [row % 2 for row in range(n)]} if labels else {})),
+        file,
+    )
 
 
 def photos(root: Path, *names: str) -> None:
@@ -66,7 +78,9 @@ def test_a_folder_of_the_hub_with_its_split(root: Path, train: str, test: str) -
     held_out = [str(index.paths[i]) for i in index.held_out.tolist()]
     assert held_out == [f"{root / test}/{row}" for row in range(6)]
     assert build_index([root / train]).split == "drawn"
-    assert len(build_index([(root / train).parent])) == (10 if (root / train).parent != (root / test).parent else 16)
+    assert len(build_index([(root / train).parent])) == (
+        10 if (root / train).parent != (root / test).parent else 16
+    )
 
 
 def test_several_configurations_are_refused_by_name_unless_one_is_named(root: Path) -> None:
@@ -78,7 +92,9 @@ def test_several_configurations_are_refused_by_name_unless_one_is_named(root: Pa
     assert "\n" not in str(caught.value)
     index = build_index([root / "en"])
     assert (len(index), len(index.held_out)) == (16, 8)
-    write(root / "0000.parquet", n=3)  # files of no configuration are one set, and it is said what is not in it
+    write(
+        root / "0000.parquet", n=3
+    )  # files of no configuration are one set, and it is said what is not in it
     index = build_index([root])
     assert len(index) == 3
     assert any("de/" in note or "de," in note for note in index.notes)
@@ -122,9 +138,13 @@ def test_a_damaged_table_beside_image_files_does_not_matter(root: Path) -> None:
     assert any("2 Parquet files" in note for note in index.notes)
 
 
-@pytest.mark.parametrize("path", [lambda row: "image.png", lambda row: f"{'ab'[row % 2]}/image.png", lambda row: None])
+@pytest.mark.parametrize(
+    "path", [lambda row: "image.png", lambda row: f"{'ab'[row % 2]}/image.png", lambda row: None]
+)
 @pytest.mark.parametrize("files", [1, 2])
-def test_rows_that_no_path_tells_apart_are_held_out_by_the_seed(root: Path, path: Callable[[int], str], files: int) -> None:
+def test_rows_that_no_path_tells_apart_are_held_out_by_the_seed(
+    root: Path, path: Callable[[int], str], files: int
+) -> None:
     for i in range(files):
         write(root / f"part-{i}.parquet", n=40 // files, path=path, labels=False)
     indices = [build_index([root], seed=seed) for seed in range(4)]
@@ -133,16 +153,23 @@ def test_rows_that_no_path_tells_apart_are_held_out_by_the_seed(root: Path, path
     assert all(len(held_out) == 8 for held_out in drawn)
     assert min(map(max, drawn)) > 8  # not the first ones
     assert len(set(indices[0].names)) == 40
-    assert indices[0].classes == (("a", "b") if path(0) == "a/image.png" else ())  # the files are no classes
+    assert indices[0].classes == (
+        ("a", "b") if path(0) == "a/image.png" else ()
+    )  # the files are no classes
     assert [str(p) for p in build_index([root]).paths] == [str(p) for p in indices[0].paths]
 
 
 def test_rows_of_paths_of_their_own_keep_their_names(root: Path) -> None:
     write(root / "train.parquet", n=4, path=lambda row: f"{row}.png")
-    assert [name.as_posix() for name in build_index([root]).names] == [f"train/{row}.png" for row in range(4)]
+    assert [name.as_posix() for name in build_index([root]).names] == [
+        f"train/{row}.png" for row in range(4)
+    ]
     row_cache._shelf.reset()
     write(root / "train.parquet", n=2)
-    assert [name.as_posix() for name in build_index([root]).names] == ["train/000000", "train/000001"]
+    assert [name.as_posix() for name in build_index([root]).names] == [
+        "train/000000",
+        "train/000001",
+    ]
 
 
 def test_labels_are_kept_where_the_paths_are_alike(root: Path) -> None:
@@ -157,8 +184,18 @@ def test_labels_are_kept_where_the_paths_are_alike(root: Path) -> None:
 def test_the_choice_of_files_by_their_names_alone() -> None:
     notes: list[str] = []
     assert choose_set("d", [], notes) == []
-    assert choose_set("d", ["data/a.parquet", "b.parquet"], notes) == ["b.parquet", "data/a.parquet"]
+    assert choose_set("d", ["data/a.parquet", "b.parquet"], notes) == [
+        "b.parquet",
+        "data/a.parquet",
+    ]
     assert notes == []
     assert splits_of(["d/en/train/0.parquet", "d/en/test/0.parquet"]) == ["train", "test"]
-    assert splits_of(["train/a/0.parquet", "train/b/0.parquet"]) == ["", ""]  # what all lie in says nothing
-    assert splits_of(["x/valid-0.parquet", "x/part.parquet", "x/test_tube.parquet"]) == ["valid", "", ""]
+    assert splits_of(["train/a/0.parquet", "train/b/0.parquet"]) == [
+        "",
+        "",
+    ]  # what all lie in says nothing
+    assert splits_of(["x/valid-0.parquet", "x/part.parquet", "x/test_tube.parquet"]) == [
+        "valid",
+        "",
+        "",
+    ]

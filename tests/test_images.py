@@ -28,7 +28,9 @@ from selftaught.errors import UserError
 
 
 def picture(width: int = 48, height: int = 32, seed: int = 0) -> Image.Image:
-    """A smooth picture without symmetry, so that lossy formats stay close and every turn of it differs."""
+    """A smooth picture without symmetry, so that lossy formats stay close and every turn of it
+    differs.
+    """
     small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -60,7 +62,15 @@ def tiff16(rgb: np.ndarray) -> bytes:
     """A TIFF of three 16-bit channels, uncompressed, which Pillow reads but does not write."""
     height, width, _ = rgb.shape
     depths = 8 + 2 + 10 * 12 + 4  # where the three depths stand, after header and directory
-    tags = [(256, width), (257, height), (258, depths), (259, 1), (262, 2), (273, depths + 6), (277, 3)]
+    tags = [
+        (256, width),
+        (257, height),
+        (258, depths),
+        (259, 1),
+        (262, 2),
+        (273, depths + 6),
+        (277, 3),
+    ]
     tags += [(278, height), (279, rgb.size * 2), (284, 1)]
     out = b"II*\0" + struct.pack("<IH", 8, len(tags))
     for tag, value in tags:
@@ -71,7 +81,9 @@ def tiff16(rgb: np.ndarray) -> bytes:
 def far(a: Image.Image, b: Image.Image) -> float:
     """Mean difference of two pictures in grey levels; their sizes must agree."""
     assert a.size == b.size
-    return float(np.abs(np.asarray(a).astype(float) - np.asarray(b.convert("RGB")).astype(float)).mean())
+    return float(
+        np.abs(np.asarray(a).astype(float) - np.asarray(b.convert("RGB")).astype(float)).mean()
+    )
 
 
 FORMATS = {
@@ -99,7 +111,9 @@ def test_each_format_gives_the_picture_back(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_truncated_file_is_refused_and_never_grey(tmp_path: Path, name: str, share: float) -> None:
+def test_a_truncated_file_is_refused_and_never_grey(
+    tmp_path: Path, name: str, share: float
+) -> None:
     kind, options = FORMATS[name]
     data = encoded(picture(160, 120), kind, **options)
     path = written(tmp_path, name, data[: int(len(data) * share)])
@@ -110,8 +124,12 @@ def test_a_truncated_file_is_refused_and_never_grey(tmp_path: Path, name: str, s
                 read(path)
 
 
-@pytest.mark.parametrize("name", ["jpg", "progressive.jpg", "png", "webp", "lossless.webp", "lzw.tif", "gif"])
-def test_a_download_that_reserved_its_space_and_broke_off_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["jpg", "progressive.jpg", "png", "webp", "lossless.webp", "lzw.tif", "gif"]
+)
+def test_a_download_that_reserved_its_space_and_broke_off_is_refused(
+    tmp_path: Path, name: str
+) -> None:
     kind, options = FORMATS[name]
     data = encoded(picture(320, 240), kind, **options)
     half = len(data) // 2
@@ -182,15 +200,21 @@ def header_alone(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-@pytest.mark.parametrize(("width", "height", "most"), [(20_000, 20_000, 300_000_000), (90, 90, 8000)])
-def test_a_larger_image_than_asked_for_is_left_out_with_the_flag(tmp_path: Path, width: int, height: int, most: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "height", "most"), [(20_000, 20_000, 300_000_000), (90, 90, 8000)]
+)
+def test_a_larger_image_than_asked_for_is_left_out_with_the_flag(
+    tmp_path: Path, width: int, height: int, most: int
+) -> None:
     path = written(tmp_path, "large.png", header_alone(width, height))
     with pytest.raises(Unreadable, match="--max-pixels") as caught:
         measure(path, most)
     assert caught.value.passing  # with a higher limit it may be taken
     assert "attack" not in str(caught.value)
     if width == 90:
-        with pytest.raises(Unreadable, match=r"^(?!.*max-pixels)"):  # then its bytes are looked at, which are few
+        with pytest.raises(
+            Unreadable, match=r"^(?!.*max-pixels)"
+        ):  # then its bytes are looked at, which are few
             measure(path, 10**9)
 
 
@@ -239,7 +263,10 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
         "la.png": (encoded(Image.new("LA", (4, 3), (9, 0)), "PNG"), 255),
         "palette.png": (encoded(palette, "PNG", transparency=clear_colour), 255),
         "bytes.png": (encoded(palette, "PNG", transparency=bytes(256)), 255),
-        "key.png": (encoded(Image.new("RGB", (4, 3), (9, 9, 9)), "PNG", transparency=(9, 9, 9)), 255),
+        "key.png": (
+            encoded(Image.new("RGB", (4, 3), (9, 9, 9)), "PNG", transparency=(9, 9, 9)),
+            255,
+        ),
         "gif.gif": (encoded(palette, "GIF", transparency=clear_colour), 255),
     }
     for name, (data, value) in cases.items():
@@ -251,7 +278,9 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
 def test_the_first_frame_of_several(tmp_path: Path, kind: str) -> None:
     others = [picture(seed=seed) for seed in (1, 2)]
-    path = written(tmp_path, "several", encoded(picture(), kind, save_all=True, append_images=others))
+    path = written(
+        tmp_path, "several", encoded(picture(), kind, save_all=True, append_images=others)
+    )
     assert far(decode(path), picture()) < 8
 
 
@@ -259,7 +288,11 @@ def test_one_pixel(tmp_path: Path) -> None:
     path = written(tmp_path, "one.png", encoded(Image.new("1", (1, 1), 1), "PNG"))
     assert measure(path)[:2] == (1, 1)
     assert squash(path, 8).tolist() == np.full((3, 8, 8), 255).tolist()
-    assert squash(written(tmp_path, "line.png", encoded(picture(1, 500), "PNG")), 8).shape == (3, 8, 8)
+    assert squash(written(tmp_path, "line.png", encoded(picture(1, 500), "PNG")), 8).shape == (
+        3,
+        8,
+        8,
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -277,7 +310,10 @@ def test_exif_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
 def test_a_nonsense_orientation_or_broken_exif_is_shown_as_stored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 77
-    assert measure(written(tmp_path, "a.jpg", encoded(picture(), "JPEG", exif=exif)))[:2] == (32, 48)
+    assert measure(written(tmp_path, "a.jpg", encoded(picture(), "JPEG", exif=exif)))[:2] == (
+        32,
+        48,
+    )
     broken = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -286,7 +322,9 @@ def test_a_nonsense_orientation_or_broken_exif_is_shown_as_stored(tmp_path: Path
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(FORMATS)), st.data())
-def test_damage_anywhere_gives_a_picture_or_a_reason(tmp_path_factory, name: str, data: st.DataObject) -> None:  # type: ignore[no-untyped-def]
+def test_damage_anywhere_gives_a_picture_or_a_reason(
+    tmp_path_factory, name: str, data: st.DataObject
+) -> None:  # type: ignore[no-untyped-def]
     kind, options = FORMATS[name]
     good = bytearray(encoded(picture(), kind, **options))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -342,7 +380,9 @@ def test_a_scaled_decode_stays_close_to_the_full_one(tmp_path: Path) -> None:
 def test_pixels_are_those_of_decode(tmp_path: Path, kind: str, turned: int, at_least: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = turned
-    path = written(tmp_path, "a.jpg", encoded(picture(150, 110).convert(kind), "JPEG", quality=90, exif=exif))
+    path = written(
+        tmp_path, "a.jpg", encoded(picture(150, 110).convert(kind), "JPEG", quality=90, exif=exif)
+    )
     made, whole = pixels(path, at_least), decode(path)
     short = min(made.shape[1:])
     assert short >= min(at_least, 110)
@@ -354,10 +394,16 @@ def test_pixels_are_those_of_decode(tmp_path: Path, kind: str, turned: int, at_l
 @pytest.mark.parametrize("at_least", [1, 29, 30, 54, 55, 56, 111, 10**4])
 @pytest.mark.parametrize("kind", ["RGB", "L"])
 @pytest.mark.parametrize(
-    "options", [{}, {"subsampling": 0}, {"subsampling": 1, "progressive": True}, {"quality": 30}], ids=str
+    "options",
+    [{}, {"subsampling": 0}, {"subsampling": 1, "progressive": True}, {"quality": 30}],
+    ids=str,
 )
 def test_the_quick_decoder_gives_pillow_s_values(
-    kind: str, options: dict[str, Any], at_least: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: str,
+    options: dict[str, Any],
+    at_least: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     path = written(tmp_path, "a.jpg", encoded(picture(151, 111).convert(kind), "JPEG", **options))
     quick, by = pixels(path, at_least), decode_module.decode_jpeg
@@ -375,7 +421,9 @@ def test_an_image_of_the_canvas_s_size_is_not_resampled(tmp_path: Path) -> None:
 
 
 def a_set(folder: Path, n: int, canvas: int = 8, hold: bool | None = None) -> Images:
-    paths = [written(folder, f"{i}.png", encoded(picture(6 + i, 9, seed=i), "PNG")) for i in range(n)]
+    paths = [
+        written(folder, f"{i}.png", encoded(picture(6 + i, 9, seed=i), "PNG")) for i in range(n)
+    ]
     return Images(paths, torch.tensor([[9, 6 + i] for i in range(n)]), canvas, hold)
 
 
@@ -399,7 +447,11 @@ def test_held_and_read_images_are_the_same(tmp_path: Path) -> None:
 
 def test_they_are_held_when_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 5 * 3 * 8 * 8
-    for free, processes, hold in ((4 * needed, 1, True), (4 * needed - 4, 1, False), (4 * needed, 2, False)):
+    for free, processes, hold in (
+        (4 * needed, 1, True),
+        (4 * needed - 4, 1, False),
+        (4 * needed, 2, False),
+    ):
         monkeypatch.setattr(images_module, "free_memory", lambda free=free: free)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         assert a_set(tmp_path, 5).hold is hold
@@ -449,7 +501,9 @@ def test_all_lost_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_progress_of_filling(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     images = a_set(tmp_path, 4, hold=False)
-    Images(images.paths, torch.ones(4, 2), 8, True, on_progress=lambda done, n: seen.append((done, n)))
+    Images(
+        images.paths, torch.ones(4, 2), 8, True, on_progress=lambda done, n: seen.append((done, n))
+    )
     assert seen[-1] == (4, 4)
     assert sorted(seen) == seen
 
@@ -462,7 +516,9 @@ def test_in_parallel_does_each_once_and_stops_at_the_first_failure() -> None:
     def count(i: int) -> None:
         counts[i] += 1
 
-    in_parallel(500, count, threads=4, on_progress=lambda done, n: callers.add(threading.get_ident()))
+    in_parallel(
+        500, count, threads=4, on_progress=lambda done, n: callers.add(threading.get_ident())
+    )
     assert counts == [1] * 500
     assert callers == {main}
     in_parallel(0, count)
@@ -479,7 +535,9 @@ def test_in_parallel_does_each_once_and_stops_at_the_first_failure() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)))
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
+)
 def test_paths_are_a_sequence_of_paths(names: list[str]) -> None:
     paths = Paths(names)
     assert list(paths) == [Path(name) for name in names]

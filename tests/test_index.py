@@ -43,7 +43,10 @@ def put(root: Path, *names: str, size: tuple[int, int] = (6, 4)) -> None:
 
 
 def names(index: Index, root: Path, which: Iterable[int] | None = None) -> list[str]:
-    return [index.paths[i].relative_to(root).as_posix() for i in (range(len(index)) if which is None else which)]
+    return [
+        index.paths[i].relative_to(root).as_posix()
+        for i in (range(len(index)) if which is None else which)
+    ]
 
 
 def labelled(index: Index, root: Path) -> dict[str, str]:
@@ -85,11 +88,15 @@ def test_all_suffixes_in_any_case_nested_in_any_way(root: Path) -> None:
     assert "no labels" in index.describe()
 
 
-def test_roots_may_be_files_strings_and_overlap(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_may_be_files_strings_and_overlap(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(root, "a.png", "in/b.png", "in/c.png")
     put(tmp_path, "alone.png")
     monkeypatch.chdir(tmp_path)
-    index = build_index(["alone.png", str(root / "in"), root, root / "a.png", root / "in" / ".." / "in"])
+    index = build_index(
+        ["alone.png", str(root / "in"), root, root / "a.png", root / "in" / ".." / "in"]
+    )
     assert sorted(path.name for path in index.paths) == ["a.png", "alone.png", "b.png", "c.png"]
     assert all(path.is_absolute() for path in index.paths)
     assert [path.name for path in build_index([root / "in" / "c.png"]).paths] == ["c.png"]
@@ -99,7 +106,9 @@ def test_links_are_followed_and_every_image_counts_once(root: Path, tmp_path: Pa
     put(root, "real/a.png", "real/b.png")
     put(tmp_path / "elsewhere", "c.png", "deep/d.png")
     (root / "above").symlink_to(tmp_path)  # would bring in everything
-    (root / "again").symlink_to(root / "real")  # sorts before the real folder, and must not take its images
+    (root / "again").symlink_to(
+        root / "real"
+    )  # sorts before the real folder, and must not take its images
     (root / "loop").symlink_to(root)
     (root / "real" / "inner loop").symlink_to("..")
     (root / "far").symlink_to(tmp_path / "elsewhere")
@@ -159,7 +168,9 @@ def test_what_cannot_be_read_is_listed_by_name(root: Path, monkeypatch: pytest.M
     assert "8 not readable" in index.describe()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is locked to root")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is locked to root"
+)
 def test_a_folder_without_permission(root: Path) -> None:
     put(root, *numbered("good", 3), "locked/x.png")
     (root / "locked").chmod(0)
@@ -185,7 +196,8 @@ def test_names_that_are_no_utf8(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"), [(2, r"2 of 11 image files in .* cannot be read, more than 10%: .*empty"), (1, None)]
+    ("bad", "message"),
+    [(2, r"2 of 11 image files in .* cannot be read, more than 10%: .*empty"), (1, None)],
 )
 def test_more_than_a_tenth_unreadable_stops(root: Path, bad: int, message: str | None) -> None:
     put(root, *numbered("x", 9))
@@ -234,7 +246,14 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def same(one: Index, other: Index) -> bool:
     return (
         (one.paths, one.split, one.classes, one.unreadable, one.fingerprint, one.notes)
-        == (other.paths, other.split, other.classes, other.unreadable, other.fingerprint, other.notes)
+        == (
+            other.paths,
+            other.split,
+            other.classes,
+            other.unreadable,
+            other.fingerprint,
+            other.notes,
+        )
         and torch.equal(one.sizes, other.sizes)
         and torch.equal(one.test, other.test)
     )
@@ -268,7 +287,9 @@ def test_a_second_index_decodes_only_what_changed(root: Path, decoded: list[str]
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
-def test_a_damaged_cache_is_built_anew(root: Path, own_cache: Path, decoded: list[str], damage: bytes | None) -> None:
+def test_a_damaged_cache_is_built_anew(
+    root: Path, own_cache: Path, decoded: list[str], damage: bytes | None
+) -> None:
     put(root, *numbered("a", 5))
     first = build_index([root])
     (file,) = (own_cache / "selftaught" / "index").iterdir()
@@ -316,10 +337,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(root: Path, tmp_path: Pa
     assert len(build_index([root], cache=tmp_path / "file")) == 3
 
 
-def test_writers_at_once_and_an_interrupted_one(root: Path, own_cache: Path, decoded: list[str]) -> None:
+def test_writers_at_once_and_an_interrupted_one(
+    root: Path, own_cache: Path, decoded: list[str]
+) -> None:
     put(root, *numbered("a", 30))
     results: list[Index] = []
-    threads = [threading.Thread(target=lambda: results.append(build_index([root]))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: results.append(build_index([root]))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -411,8 +436,12 @@ def test_a_csv_of_classes(root: Path, tmp_path: Path) -> None:
     assert labelled(build_index([root], labels=outside), root) == expected
     table(outside, rows.replace(",", ";"), "utf-16")
     assert labelled(build_index([root], labels=outside), root) == expected
-    windows = rows.replace("x/", f"{root.name}\\x\\").replace("./c", f"{root.name}/c").replace(".png", "")
-    table(outside, windows.replace("e\u0301", f"{root.name}/é"), "utf-8-sig")  # paths from the CSV, no suffixes
+    windows = (
+        rows.replace("x/", f"{root.name}\\x\\").replace("./c", f"{root.name}/c").replace(".png", "")
+    )
+    table(
+        outside, windows.replace("e\u0301", f"{root.name}/é"), "utf-8-sig"
+    )  # paths from the CSV, no suffixes
     assert labelled(build_index([root], labels=outside), root) == expected
     assert build_index([root], labels=outside).notes == ()
 
@@ -446,7 +475,9 @@ def test_columns_and_rows_that_are_not_used_are_said(root: Path) -> None:
 
 
 def test_a_few_labels_among_many_images(root: Path) -> None:
-    """Two hundred labels for five thousand images: the others are trained on, and only labelled ones are held out."""
+    """Two hundred labels for five thousand images: the others are trained on, and only labelled
+    ones are held out.
+    """
     names = [f"{i:02}.png" for i in range(40)]
     put(root, *names)
     for text in ("x", "x|y"):  # one class an image, and several
@@ -459,14 +490,20 @@ def test_a_few_labels_among_many_images(root: Path) -> None:
         assert len(index.held_out) == 2
         assert index.labelled[index.held_out].all()
         assert any("30 of 40 images have no row" in note for note in index.notes)
-    table(root / "labels.csv", "file,class\n" + "".join(f"{name},{'xyz'[i % 3]}\n" for i, name in enumerate(names)))
+    table(
+        root / "labels.csv",
+        "file,class\n" + "".join(f"{name},{'xyz'[i % 3]}\n" for i, name in enumerate(names)),
+    )
     assert build_index([root]).fingerprint != index.fingerprint
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,class\nc.png,x\nd.png,y\n", "not one of 2 images has a row in .*labels.csv, for example .*a.png"),
+        (
+            "file,class\nc.png,x\nd.png,y\n",
+            "not one of 2 images has a row in .*labels.csv, for example .*a.png",
+        ),
         ("file,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
         ("file,class\na.png,x\nb.png,y\na.png,y\n", "line 4: a.png has another class"),
         ("file,class\na.png,x\nb.png\n", "line 3: 1 columns, but the header has 2"),
@@ -488,10 +525,15 @@ def test_a_csv_that_does_not_fit_stops_with_its_line(root: Path, text: str, mess
 def test_tables_in_the_folders_of_a_split(root: Path) -> None:
     for part in ("train", "test"):
         put(root, *numbered(part, 6))
-        table(root / part / "labels.csv", "image,class\n" + "".join(f"{i:03}.png,{'ab'[i % 2]}\n" for i in range(6)))
+        table(
+            root / part / "labels.csv",
+            "image,class\n" + "".join(f"{i:03}.png,{'ab'[i % 2]}\n" for i in range(6)),
+        )
     index = build_index([root])
     assert (index.split, index.classes) == ("given", ("a", "b"))
-    assert labelled(index, root) == {name: "ab"[int(name[-5]) % 2] for name in numbered("train", 6) + numbered("test", 6)}
+    assert labelled(index, root) == {
+        name: "ab"[int(name[-5]) % 2] for name in numbered("train", 6) + numbered("test", 6)
+    }
     assert any("train/labels.csv (6 images)" in note for note in index.notes)
     split = root / "labels.csv"  # which is above, and so is not asked
     table(split, "image,class,split\ntrain/000.png,c,test\ntest/000.png,d,train\n")
@@ -613,7 +655,9 @@ def test_a_draw_with_several_classes_an_image_shares_out_the_rare_ones() -> None
 # What names the data
 
 
-def test_the_fingerprint_is_that_of_the_data_and_not_of_its_place(root: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_the_data_and_not_of_its_place(
+    root: Path, tmp_path: Path
+) -> None:
     put(root, *numbered("cat", 3), *numbered("dog", 3))
     first = build_index([root])
     copy = tmp_path / "copy"
@@ -632,17 +676,27 @@ def test_the_fingerprint_is_that_of_the_data_and_not_of_its_place(root: Path, tm
 @pytest.mark.parametrize(
     ("files", "known"),
     [
-        (["cat/0.png", "dog/0.png"], True), (["train/cat/0.png", "train/dog/0.png", "Val/cat/0.png"], True),
-        (["set/train/0.png", "set/test/0.png"], False), (["x/train/a.png", "x/test/b.png", "y/train/a.png"], False),
+        (["cat/0.png", "dog/0.png"], True),
+        (["train/cat/0.png", "train/dog/0.png", "Val/cat/0.png"], True),
+        (["set/train/0.png", "set/test/0.png"], False),
+        (["x/train/a.png", "x/test/b.png", "y/train/a.png"], False),
     ],
-)  # fmt: skip
-def test_a_split_by_folders_is_a_part_of_the_data(root: Path, files: list[str], known: bool) -> None:
-    """That by the first folder was so from the beginning: old runs go on. That by others held nothing out for them."""
+)
+def test_a_split_by_folders_is_a_part_of_the_data(
+    root: Path, files: list[str], known: bool
+) -> None:
+    """That by the first folder was so from the beginning: old runs go on. That by others held
+    nothing out for them.
+    """
     put(root, *files)
     index = build_index([root])
     plain = hashlib.sha256()
     for i, name in enumerate(names(index, root)):
-        own = index.classes[index.labels[i]] if index.labels is not None and index.labels[i] >= 0 else ""
+        own = (
+            index.classes[index.labels[i]]
+            if index.labels is not None and index.labels[i] >= 0
+            else ""
+        )
         plain.update(f"{name}\0{index.paths[i].stat().st_size}\0{own}\n".encode())
     assert (index.listing == plain.hexdigest()) == known
 

@@ -48,7 +48,9 @@ def backbone(file: Path) -> Backbone:
     ids=["floats", "uint8", "doubles", "channels last", "overshoot", "black"],
 )
 def test_what_is_clear_is_taken(file: Path, backbone: Backbone, given: Tensor) -> None:
-    wanted = weights_io.load_backbone(file).eval()((given / 255 if given.dtype == torch.uint8 else given).float())
+    wanted = weights_io.load_backbone(file).eval()(
+        (given / 255 if given.dtype == torch.uint8 else given).float()
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):
@@ -80,7 +82,9 @@ def test_what_is_clear_is_taken(file: Path, backbone: Backbone, given: Tensor) -
         ([PIXELS], ["list"]),
     ],
 )
-def test_what_is_not_is_refused_in_one_line(backbone: Backbone, given: object, words: list[str]) -> None:
+def test_what_is_not_is_refused_in_one_line(
+    backbone: Backbone, given: object, words: list[str]
+) -> None:
     with pytest.raises(ValueError, match=r"give|batch") as refused:
         backbone(given)
     assert "\n" not in str(refused.value)

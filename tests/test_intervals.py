@@ -1,4 +1,6 @@
-"""Intervals by simulation: they hold the truth where test images are few, and call noise better or worse one time in 20."""
+"""Intervals by simulation: they hold the truth where test images are few, and call noise better or
+worse one time in 20.
+"""
 
 from itertools import product
 
@@ -15,12 +17,18 @@ RESAMPLES = 400
 
 
 def limits(
-    values: Array, groups: Array, paired: bool = False, points: Array | None = None, sides: int = 1,
+    values: Array,
+    groups: Array,
+    paired: bool = False,
+    points: Array | None = None,
+    sides: int = 1,
     resamples: int = RESAMPLES,
-) -> Intervals:  # fmt: skip
+) -> Intervals:
     """Of trials [T, M] or [T, M, Q], each a score of its own."""
     values = values.reshape(*values.shape[:2], -1).astype(np.float64)
-    outcomes = Outcomes(values=values, groups=groups.reshape(values.shape[1], -1).astype(np.int64), sides=sides)
+    outcomes = Outcomes(
+        values=values, groups=groups.reshape(values.shape[1], -1).astype(np.int64), sides=sides
+    )
     points = outcomes.scores[:, None] if points is None else points
     return intervals(outcomes, points, np.full(len(values), paired), seed=0, resamples=resamples)
 
@@ -48,7 +56,14 @@ def placed(truth: NDArray[np.bool_], scores: Array) -> Array:
 
 
 BALANCED = [(n,) * classes for classes, n in product((2, 3, 10), (1, 2, 3, 5, 20, 100))]
-UNBALANCED = [(100, 1), (1000, 10), (20, 3), (50, 5, 1), (30, 30, 30, 1, 1, 1), (100, 50, 20, 10, 5, 2, 1)]
+UNBALANCED = [
+    (100, 1),
+    (1000, 10),
+    (20, 3),
+    (50, 5, 1),
+    (30, 30, 30, 1, 1, 1),
+    (100, 50, 20, 10, 5, 2, 1),
+]
 
 
 @pytest.mark.parametrize("counts", [*BALANCED, *UNBALANCED], ids=str)
@@ -58,7 +73,9 @@ def test_the_interval_of_a_balanced_accuracy_holds_the_truth(counts: tuple[int, 
     trials = trials_of(len(groups))
     for accuracy in (1 / len(counts), 0.5, 0.9, 0.99, 1.0):
         for spread in (0.0, 0.8):
-            of_class = accuracy + spread * min(accuracy, 1 - accuracy) * np.linspace(-1, 1, len(counts))
+            of_class = accuracy + spread * min(accuracy, 1 - accuracy) * np.linspace(
+                -1, 1, len(counts)
+            )
             found = limits(rng.random((trials, len(groups))) < of_class[groups], groups)
             missed = (found.low > of_class.mean() + 1e-9) | (found.high < of_class.mean() - 1e-9)
             assert missed.mean() <= at_most(0.06, trials), (accuracy, spread)
@@ -77,11 +94,20 @@ def test_so_it_does_with_five_draws_of_the_labels(counts: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize("counts", [*BALANCED, *UNBALANCED], ids=str)
-def test_equal_models_are_called_better_or_worse_one_time_in_twenty(counts: tuple[int, ...]) -> None:
+def test_equal_models_are_called_better_or_worse_one_time_in_twenty(
+    counts: tuple[int, ...],
+) -> None:
     rng, groups = np.random.default_rng(3), np.repeat(np.arange(len(counts)), counts)
     trials = trials_of(len(groups))
     shape = (trials, len(groups))
-    for accuracy, alike in ((0.5, 0.0), (0.5, 0.6), (0.7, 0.95), (0.9, 0.0), (0.9, 0.6), (0.99, 0.6)):
+    for accuracy, alike in (
+        (0.5, 0.0),
+        (0.5, 0.6),
+        (0.7, 0.95),
+        (0.9, 0.0),
+        (0.9, 0.6),
+        (0.99, 0.6),
+    ):
         hard, own = rng.random(shape), rng.random((2, *shape))
         one, other = np.where(rng.random(shape) < alike, hard, own) < accuracy
         found = limits(one * 1.0 - other, groups, paired=True)
@@ -93,7 +119,9 @@ def test_equal_models_are_called_better_or_worse_one_time_in_twenty(counts: tupl
         assert told_apart(drawn) <= at_most(0.05, trials), accuracy
 
 
-@pytest.mark.parametrize("counts", [(1, 1), (3, 3), (5, 5), (1, 100), (5, 100), (20, 20), (100, 100)], ids=str)
+@pytest.mark.parametrize(
+    "counts", [(1, 1), (3, 3), (5, 5), (1, 100), (5, 100), (20, 20), (100, 100)], ids=str
+)
 def test_so_it_is_with_an_auroc(counts: tuple[int, int]) -> None:
     rng = np.random.default_rng(4)
     labels = torch.arange(2).repeat_interleave(torch.tensor(counts))
@@ -106,7 +134,9 @@ def test_so_it_is_with_an_auroc(counts: tuple[int, int]) -> None:
         groups = labels.numpy()
         found = limits(both[0], groups, sides=2)
         assert ((found.low > area) | (found.high < area)).mean() <= at_most(0.06, trials), area
-        assert told_apart(limits(both[0] - both[1], groups, paired=True, sides=2)) <= at_most(0.05, trials), area
+        assert told_apart(limits(both[0] - both[1], groups, paired=True, sides=2)) <= at_most(
+            0.05, trials
+        ), area
 
 
 @pytest.mark.parametrize("counts", [(1, 1, 1), (1, 5, 10, 20), (1, 39)], ids=str)
@@ -120,12 +150,18 @@ def test_and_with_several_classes_an_image(counts: tuple[int, ...]) -> None:
         noise = rng.standard_normal((2, trials, *labels.shape))
         scores = apart + noise
         both = [
-            np.stack([placed(labels.numpy()[:, q] == 1, one[:, :, q]) for q in range(len(counts))], axis=2) for one in scores
+            np.stack(
+                [placed(labels.numpy()[:, q] == 1, one[:, :, q]) for q in range(len(counts))],
+                axis=2,
+            )
+            for one in scores
         ]
         groups = labels.numpy() + 2 * np.arange(len(counts))
         found = limits(both[0], groups, sides=2)
         assert ((found.low > area) | (found.high < area)).mean() <= at_most(0.06, trials), area
-        assert told_apart(limits(both[0] - both[1], groups, paired=True, sides=2)) <= at_most(0.05, trials), area
+        assert told_apart(limits(both[0] - both[1], groups, paired=True, sides=2)) <= at_most(
+            0.05, trials
+        ), area
 
 
 @pytest.mark.parametrize("counts", [*BALANCED, *UNBALANCED], ids=str)
@@ -146,14 +182,19 @@ def test_no_interval_is_a_point(counts: tuple[int, ...], draws: int) -> None:
 
 @pytest.mark.parametrize("counts", [(100,) * 2, (100,) * 10, (300,) * 3, (1000, 200)], ids=str)
 @pytest.mark.parametrize("accuracy", [0.5, 0.7, 0.85])
-def test_of_many_images_it_is_the_plain_bootstraps(counts: tuple[int, ...], accuracy: float) -> None:
+def test_of_many_images_it_is_the_plain_bootstraps(
+    counts: tuple[int, ...], accuracy: float
+) -> None:
     rng, groups = np.random.default_rng(6), np.repeat(np.arange(len(counts)), counts)
     of_class = accuracy + 0.5 * (1 - accuracy) * np.linspace(-1, 1, len(counts))
     hard, own = rng.random((5, len(groups))), rng.random((2, 5, len(groups)))
     one, other = (np.where(rng.random(hard.shape) < 0.6, hard, own) < of_class[groups]) * 1.0
     for paired, values in ((False, one), (True, one - other)):
         plain = np.stack(
-            [values[:, groups == c][:, rng.integers(0, n, (2000, n))].mean(2) for c, n in enumerate(counts)]
+            [
+                values[:, groups == c][:, rng.integers(0, n, (2000, n))].mean(2)
+                for c, n in enumerate(counts)
+            ]
         ).mean(0)
         low, high = np.quantile(plain, [0.025, 0.975], axis=1)
         found = limits(values, groups, paired=paired, resamples=2000)
@@ -187,5 +228,7 @@ def test_scores_are_resampled_alike_whatever_stands_beside_them() -> None:
     assert (together.low[1], together.high[1]) == pytest.approx((alone.low[0], alone.high[0]))
     outcomes = Outcomes(values=values[..., None], groups=np.arange(30)[:, None] % 3)
     paired = np.zeros(4, dtype=bool)
-    whole, parts = (intervals(outcomes, values[:, :1], paired, seed=0, block=b) for b in (2**22, 30 * 7))
+    whole, parts = (
+        intervals(outcomes, values[:, :1], paired, seed=0, block=b) for b in (2**22, 30 * 7)
+    )
     assert whole.low == pytest.approx(parts.low, abs=0.05)

@@ -79,7 +79,9 @@ def test_a_file_is_put_in_its_place_whole(tmp_path: Path) -> None:
         assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()], ids=["disk", "stop"])
+@pytest.mark.parametrize(
+    "error", [OSError("no space left"), KeyboardInterrupt()], ids=["disk", "stop"]
+)
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save_checkpoint(path, {"w": torch.ones(3)})
@@ -101,10 +103,17 @@ def test_a_failed_first_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_comes_back_as_it_was_and_runs_no_code(tmp_path: Path) -> None:
-    state = {"step": {"w": torch.rand(3), "n": torch.tensor(3)}, "next": 7, "best": None, "peaks": [0.1, 0.2]}
+    state = {
+        "step": {"w": torch.rand(3), "n": torch.tensor(3)},
+        "next": 7,
+        "best": None,
+        "peaks": [0.1, 0.2],
+    }
     back = checkpoint.load_checkpoint(checkpoint.save_checkpoint(tmp_path / "last.pt", state))
     assert torch.equal(back["step"]["w"], state["step"]["w"])  # type: ignore[index]
-    assert {k: v for k, v in back.items() if k != "step"} == {k: v for k, v in state.items() if k != "step"}
+    assert {k: v for k, v in back.items() if k != "step"} == {
+        k: v for k, v in state.items() if k != "step"
+    }
     torch.save({"path": Path("x")}, tmp_path / "pickle.pt")
     with pytest.raises(Exception, match="Weights only"):
         checkpoint.load_checkpoint(tmp_path / "pickle.pt")
@@ -112,7 +121,12 @@ def test_a_checkpoint_comes_back_as_it_was_and_runs_no_code(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_one_bad_number_anywhere_is_found(bad: float) -> None:
-    good = {"a": torch.ones(2), "b": [torch.zeros(1), (torch.arange(3), {"c": torch.rand(2, 2)})], "d": "text", "e": None}
+    good = {
+        "a": torch.ones(2),
+        "b": [torch.zeros(1), (torch.arange(3), {"c": torch.rand(2, 2)})],
+        "d": "text",
+        "e": None,
+    }
     assert all_finite(good)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         spoilt = torch.tensor([0.0, bad], dtype=dtype)
@@ -122,4 +136,11 @@ def test_one_bad_number_anywhere_is_found(bad: float) -> None:
 
 
 def test_what_holds_no_fractions_is_finite() -> None:
-    assert all_finite({"n": torch.tensor(2**62), "flags": torch.tensor([True]), "none": [], "empty": torch.zeros(0)})
+    assert all_finite(
+        {
+            "n": torch.tensor(2**62),
+            "flags": torch.tensor([True]),
+            "none": [],
+            "empty": torch.zeros(0),
+        }
+    )

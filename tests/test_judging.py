@@ -13,7 +13,18 @@ from selftaught.features.knn import KNN
 from selftaught.features.protocol import Protocol
 from tests.pictures import folder
 
-SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
+SMALL = [
+    "--backbone",
+    "test_resnet",
+    "--size",
+    "32",
+    "--batch",
+    "8",
+    "--precision",
+    "fp32",
+    "--workers",
+    "0",
+]
 SHORT = FineTune(steps=(1,), epochs=(), rates=(0.01,), batch=8)
 
 
@@ -31,10 +42,14 @@ def begun(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("protocol", [KNN(), SHORT], ids=["knn", "finetune"])
-def test_weights_that_are_no_others_have_rows_but_no_difference(begun: Path, protocol: Protocol, tmp_path: Path) -> None:
+def test_weights_that_are_no_others_have_rows_but_no_difference(
+    begun: Path, protocol: Protocol, tmp_path: Path
+) -> None:
     copied = tmp_path / "copied.safetensors"
     shutil.copyfile(begun / "backbone.safetensors", copied)
-    found = evaluate_run(begun, protocols=[protocol], labels=["all"], against=["random", str(copied)], workers=0)
+    found = evaluate_run(
+        begun, protocols=[protocol], labels=["all"], against=["random", str(copied)], workers=0
+    )
     assert {row.backbone for row in found.results.rows} == {str(begun), "random", str(copied)}
     assert found.results.differences == ()
     assert "these are the random weights" in found.verdict.lower()
@@ -42,15 +57,28 @@ def test_weights_that_are_no_others_have_rows_but_no_difference(begun: Path, pro
 
 
 @pytest.mark.parametrize("statistics", ["weights", "data"])
-def test_the_starting_weights_are_called_so(images: Path, begun: Path, tmp_path: Path, statistics: str) -> None:
+def test_the_starting_weights_are_called_so(
+    images: Path, begun: Path, tmp_path: Path, statistics: str
+) -> None:
     """As a run leaves them that kept its start; pixels may be normalised in another way."""
     other = folder(tmp_path / "other", classes=2, size=48, seed=3)
-    words = ["--init", str(begun), "--statistics", statistics, "--seed", "1", "--out", str(tmp_path / "run")]
+    words = [
+        "--init",
+        str(begun),
+        "--statistics",
+        statistics,
+        "--seed",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(["pretrain", "--data", str(other), "--steps", "0", *words, *SMALL]) == 0
     found = evaluate_run(tmp_path / "run", protocols=[KNN()], labels=["all"], workers=0)
     assert found.verdict.startswith("These are the starting weights")
     assert ("mean and std" in found.verdict) == (statistics == "data")
-    assert {d.against for d in found.results.differences} == {"random"} | ({"init"} if statistics == "data" else set())
+    assert {d.against for d in found.results.differences} == {"random"} | (
+        {"init"} if statistics == "data" else set()
+    )
 
 
 def test_training_images_of_one_class_are_refused_before_any_is_looked_at(
@@ -58,8 +86,13 @@ def test_training_images_of_one_class_are_refused_before_any_is_looked_at(
 ) -> None:
     folder(tmp_path / "data" / "train", classes=1)
     folder(tmp_path / "data" / "test", classes=2, each=4)
-    monkeypatch.setattr("selftaught.evaluation.evaluate.extract", lambda *args, **options: pytest.fail("features were made"))
+    monkeypatch.setattr(
+        "selftaught.evaluation.evaluate.extract",
+        lambda *args, **options: pytest.fail("features were made"),
+    )
     with pytest.raises(UserError, match="of one class"):
-        evaluate_run(begun, [tmp_path / "data"], protocols=[KNN(), SHORT], labels=["all"], workers=0)
+        evaluate_run(
+            begun, [tmp_path / "data"], protocols=[KNN(), SHORT], labels=["all"], workers=0
+        )
     words = ["evaluate", str(begun), "--data", str(tmp_path / "data"), "--workers", "0"]
     assert main(words) == 2

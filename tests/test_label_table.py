@@ -1,4 +1,6 @@
-"""Tables of labels as pandas, spreadsheets, the Hugging Face hub and people write them. (Over 200 lines: many dialects.)"""
+"""Tables of labels as pandas, spreadsheets, the Hugging Face hub and people write them. (Over 200
+lines: many dialects.)
+"""
 
 import csv
 import io
@@ -12,7 +14,13 @@ import numpy as np
 import pytest
 
 from selftaught.data.index.scan import Files, Root
-from selftaught.data.index.tables.delimited import decode_text, find_separator, fit_rows, read_table, split_rows
+from selftaught.data.index.tables.delimited import (
+    decode_text,
+    find_separator,
+    fit_rows,
+    read_table,
+    split_rows,
+)
 from selftaught.data.index.tables.image_lookup import find_images
 from selftaught.data.index.tables.table_columns import (
     Column,
@@ -48,7 +56,11 @@ def told(tables: TableLabels, files: Files) -> dict[str, object]:
     def one(row: np.ndarray) -> object:
         if row.ndim == 0:
             return tables.classes[int(row)] if row >= 0 else None
-        return [name for name, flag in zip(tables.classes, row, strict=True) if flag] if row.min() >= 0 else None
+        return (
+            [name for name, flag in zip(tables.classes, row, strict=True) if flag]
+            if row.min() >= 0
+            else None
+        )
 
     return {path: one(row) for path, row in zip(files.paths, tables.labels, strict=True)}
 
@@ -70,7 +82,11 @@ def read(
     files, notes = files_of([root], [names]), []  # type: tuple[Files, list[str]]
     tables = label_by_tables("auto", roots_of(root), files, notes)
     assert tables is not None
-    return {os.path.relpath(path, root): name for path, name in told(tables, files).items()}, tables, notes
+    return (
+        {os.path.relpath(path, root): name for path, name in told(tables, files).items()},
+        tables,
+        notes,
+    )
 
 
 # One set of labels in many dialects
@@ -109,7 +125,10 @@ KINDS = ["Kater", "Öl", "see; lake"]
 
 def one_hot(yes: str, no: str, unknown: str) -> bytes:
     def row(i: int, path: str, name: str) -> list[str]:
-        return [path, *(unknown if name == "nan" else yes if name == kind else no for kind in KINDS)]
+        return [
+            path,
+            *(unknown if name == "nan" else yes if name == kind else no for kind in KINDS),
+        ]
 
     return dialect(header=["image", *KINDS], row=row)
 
@@ -126,28 +145,51 @@ DIALECTS: dict[str, bytes] = {
     "UTF-16 without a mark": dialect(encoding="utf-16-le"),
     "old Macintosh": dialect(end="\r"),
     "all quoted": dialect(quoting=csv.QUOTE_ALL),
-    "spaces around": dialect(header=(" image ", " class "), row=lambda i, path, name: [f" {path}  ", f" {name} "]),
-    "pandas with index": dialect(header=("", "image", "class"), row=lambda i, path, name: [str(i), path, name]),
-    "pandas with a stored index": dialect(
-        header=("Unnamed: 0", "file_name", "label"), row=lambda i, path, name: [str(7 * i), path, name]
+    "spaces around": dialect(
+        header=(" image ", " class "), row=lambda i, path, name: [f" {path}  ", f" {name} "]
     ),
-    "R": dialect(header=("", "path", "y"), row=lambda i, path, name: [str(i + 1), path, name], quoting=csv.QUOTE_ALL),
-    "R's row numbers": dialect(header=("path", "y"), row=lambda i, path, name: [str(i + 1), path, name]),
+    "pandas with index": dialect(
+        header=("", "image", "class"), row=lambda i, path, name: [str(i), path, name]
+    ),
+    "pandas with a stored index": dialect(
+        header=("Unnamed: 0", "file_name", "label"),
+        row=lambda i, path, name: [str(7 * i), path, name],
+    ),
+    "R": dialect(
+        header=("", "path", "y"),
+        row=lambda i, path, name: [str(i + 1), path, name],
+        quoting=csv.QUOTE_ALL,
+    ),
+    "R's row numbers": dialect(
+        header=("path", "y"), row=lambda i, path, name: [str(i + 1), path, name]
+    ),
     "class first": dialect(header=("class", "image"), row=lambda i, path, name: [name, path]),
     "other columns": dialect(
         header=("id", "width", "patient", "file", "comment", "Class Name", "date"),
-        row=lambda i, path, name: [f"{i + 100}", "640", f"p{i % 2}", path, "sharp, well lit", name, "2020-01-01"],
+        row=lambda i, path, name: [
+            f"{i + 100}",
+            "640",
+            f"p{i % 2}",
+            path,
+            "sharp, well lit",
+            name,
+            "2020-01-01",
+        ],
     ),
     "unknown names of columns": dialect(header=("was", "wohin"), unknown="NA"),
     "no header": dialect(header=None, unknown="?"),
     "empty lines and columns": dialect(
-        header=("image", "class", "", ""), row=lambda i, path, name: [path, name, "", ""], end="\n,,,\n"
+        header=("image", "class", "", ""),
+        row=lambda i, path, name: [path, name, "", ""],
+        end="\n,,,\n",
     ),
     "Windows' paths": dialect(path=lambda path: ".\\" + path.replace("/", "\\")),
     "decomposed letters": dialect(path=lambda path: "./" + unicodedata.normalize("NFD", path)),
     "paths from the folder above": dialect(path=lambda path: f"photos/{path}"),
     "absolute paths of another machine": dialect(path=lambda path: f"/home/anna/photos/{path}"),
-    "Windows' absolute paths": dialect(path=lambda path: "C:\\data\\photos\\" + path.replace("/", "\\")),
+    "Windows' absolute paths": dialect(
+        path=lambda path: "C:\\data\\photos\\" + path.replace("/", "\\")
+    ),
     "web addresses": dialect(path=lambda path: path.replace(" ", "%20").replace("ß", "%C3%9F")),
     "other case": dialect(path=lambda path: path.upper().replace("SS", "ß")),
     "no suffixes": dialect(path=lambda path: path.rsplit(".", 1)[0]),
@@ -172,7 +214,9 @@ def test_one_set_of_labels_in_many_dialects(root: Path, name: str) -> None:
     assert set(tables.classes) == set(KINDS)
 
 
-@pytest.mark.parametrize("name", ["plain", "Excel's CSV", "pandas with index", "no header", "columns of truth"])
+@pytest.mark.parametrize(
+    "name", ["plain", "Excel's CSV", "pandas with index", "no header", "columns of truth"]
+)
 def test_a_table_elsewhere_says_the_same(root: Path, tmp_path: Path, name: str) -> None:
     table = tmp_path / "elsewhere" / "t.txt"
     table.parent.mkdir()
@@ -186,7 +230,9 @@ def test_a_table_elsewhere_says_the_same(root: Path, tmp_path: Path, name: str) 
 # Reading text
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"]
+)
 def test_the_encoding_shows(encoding: str) -> None:
     text = "image,class\nStraße.png,Öl\n"
     assert decode_text(text.encode(encoding))[0].removeprefix("\ufeff") == text
@@ -217,7 +263,10 @@ def test_the_separator_shows(text: str, separator: str) -> None:
 
 def test_rows_of_other_widths() -> None:
     assert split_rows("a,b\n,\n\nc,\n") == [(1, ["a", "b"]), (4, ["c", ""])]
-    assert fit_rows([(1, ["image", "class"]), (2, ["a", "b", "", ""])]) == (["image", "class"], [(2, ["a", "b"])])
+    assert fit_rows([(1, ["image", "class"]), (2, ["a", "b", "", ""])]) == (
+        ["image", "class"],
+        [(2, ["a", "b"])],
+    )
     assert fit_rows([(1, ["image", "class"]), (2, ["7", "a", "b"])])[0] == ["", "image", "class"]
 
 
@@ -247,7 +296,9 @@ def test_what_is_no_table(tmp_path: Path, file: str, content: bytes, message: st
 # Which image a path means
 
 
-def lookup(cells: Sequence[str], names: Sequence[Sequence[str]], folder: str = "/d") -> list[list[str]]:
+def lookup(
+    cells: Sequence[str], names: Sequence[Sequence[str]], folder: str = "/d"
+) -> list[list[str]]:
     folders = [Path(f"/d/{chr(97 + i)}") for i in range(len(names))]
     files = files_of(folders, names)
     matches = find_images(cells, folder, roots_of(*folders), files, range(len(files)))
@@ -279,11 +330,16 @@ def lookup(cells: Sequence[str], names: Sequence[Sequence[str]], folder: str = "
     ],
 )
 def test_which_image_a_path_means(cell: str, found: list[str]) -> None:
-    assert lookup([cell], [["1.png", "x/2.png", "x/3.png", "y/3.png", "007.png"], ["1.png", "B.png", "b.png"]]) == [found]
+    assert lookup(
+        [cell], [["1.png", "x/2.png", "x/3.png", "y/3.png", "007.png"], ["1.png", "B.png", "b.png"]]
+    ) == [found]
 
 
 def test_a_table_in_a_root_means_that_root_first() -> None:
-    assert lookup(["1.png", "2.png"], [["1.png"], ["1.png", "2.png"]], "/d/a") == [["a/1.png"], ["b/2.png"]]
+    assert lookup(["1.png", "2.png"], [["1.png"], ["1.png", "2.png"]], "/d/a") == [
+        ["a/1.png"],
+        ["b/2.png"],
+    ]
 
 
 # What a column holds
@@ -308,7 +364,9 @@ def columns_of(text: str) -> list[Column]:
         ("class,image\nx,a.png\ny,b.png\n", [0, 0], "image"),
     ],
 )
-def test_the_column_of_paths_is_the_one_that_names_images(text: str, images: list[int], name: str) -> None:
+def test_the_column_of_paths_is_the_one_that_names_images(
+    text: str, images: list[int], name: str
+) -> None:
     assert choose_path(columns_of(text), images).name == name
 
 
@@ -373,7 +431,10 @@ def test_columns_of_yes_and_no(text: str, rows: list[object], blank_is_no: bool)
 @pytest.mark.parametrize(
     ("cells", "rows"),
     [
-        (["x", "", "nan", "NaN", "NA", "None", "null", "-1", "?", "y"], [("x",), *[None] * 8, ("y",)]),
+        (
+            ["x", "", "nan", "NaN", "NA", "None", "null", "-1", "?", "y"],
+            [("x",), *[None] * 8, ("y",)],
+        ),
         (["none", "unknown", "mild"], [("none",), ("unknown",), ("mild",)]),
         (["1.0", "2.0", "1", "nan"], [("1",), ("2",), ("1",), None]),
         (["1,0", "2,0"], [("1",), ("2",)]),
@@ -403,13 +464,20 @@ def test_cells_of_classes(cells: list[str], rows: list[object]) -> None:
 def test_measurements_are_no_classes(root: Path, cells: list[str]) -> None:
     names = [f"{i}.png" for i in range(len(cells))]
     with pytest.raises(UserError, match="too many"):
-        read(root, names, "image,value\n" + "".join(f"{name},{cell}\n" for name, cell in zip(names, cells, strict=True)))
+        read(
+            root,
+            names,
+            "image,value\n"
+            + "".join(f"{name},{cell}\n" for name, cell in zip(names, cells, strict=True)),
+        )
 
 
 def test_few_images_a_class_in_one_of_two_tables(root: Path) -> None:
     (root / "test").mkdir()
     names = [f"{i}.png" for i in range(40)]
-    (root / "test" / "labels.csv").write_text("image,class\n" + "".join(f"{i}.png,{i}\n" for i in range(20)))
+    (root / "test" / "labels.csv").write_text(
+        "image,class\n" + "".join(f"{i}.png,{i}\n" for i in range(20))
+    )
     _, tables, _ = read(
         root,
         [*names, *(f"test/{i}.png" for i in range(20))],
@@ -419,9 +487,10 @@ def test_few_images_a_class_in_one_of_two_tables(root: Path) -> None:
 
 
 def test_numbers_of_classes() -> None:
-    assert [normalize_number(value) for value in ("1", "1.0", "1,0", "1.5", "-2.0", "cat", "1e400", "007")] == [
-        "1", "1", "1", "1.5", "-2", "cat", "1e400", "007",
-    ]  # fmt: skip
+    assert [
+        normalize_number(value)
+        for value in ("1", "1.0", "1,0", "1.5", "-2.0", "cat", "1e400", "007")
+    ] == ["1", "1", "1", "1.5", "-2", "cat", "1e400", "007"]
 
 
 # Rows
@@ -436,12 +505,16 @@ def test_rows_that_contradict_each_other(root: Path) -> None:
     found, _, notes = read(root, names, "image,class\nA.png,x\nb.png,y\nc.png,x\na.PNG,y\n")
     assert found == {"a.png": None, "b.png": "y", "c.png": "x"}
     assert any("different classes" in note and "a.png" in note for note in notes)
-    found, _, _ = read(root, names, "image,class\na,x\na.png,y\nb.png,y\nc.png,x\n")  # the one as it is written counts
+    found, _, _ = read(
+        root, names, "image,class\na,x\na.png,y\nb.png,y\nc.png,x\n"
+    )  # the one as it is written counts
     assert found["a.png"] == "y"
 
 
 def test_columns_of_one_class_an_image_and_of_several(root: Path) -> None:
-    one, tables, _ = read(root, ["0.png", "1.png", "2.png"], "image,b,a\n0.png,1,0\n1.png,0,1\n2.png,,1\n")
+    one, tables, _ = read(
+        root, ["0.png", "1.png", "2.png"], "image,b,a\n0.png,1,0\n1.png,0,1\n2.png,,1\n"
+    )
     assert one == {"0.png": "b", "1.png": "a", "2.png": None}
     assert tables.classes == ("b", "a")  # as the header has them
     several, _, _ = read(root, ["0.png", "1.png"], "image,b,a\n0.png,1,1\n1.png,0,1\n")
@@ -452,7 +525,14 @@ def test_what_is_not_labelled_is_told(root: Path) -> None:
     names = [f"{i}.png" for i in range(6)]
     rows = "image,class,remark\n0.png,x,\n1.png,nan,\n2.png,unknown,?\n3.png,y,good\n4.png,y,\n"
     found, _, notes = read(root, names, rows)
-    assert found == {"0.png": "x", "1.png": None, "2.png": "unknown", "3.png": "y", "4.png": "y", "5.png": None}
+    assert found == {
+        "0.png": "x",
+        "1.png": None,
+        "2.png": "unknown",
+        "3.png": "y",
+        "4.png": "y",
+        "5.png": None,
+    }
     said = "\n".join(notes)
     for part in (
         "1 row with no class (nan)",
@@ -496,7 +576,10 @@ def test_every_root_has_its_own_table(tmp_path: Path, file: str) -> None:
         pairs = list(zip(names, classes, strict=True))
         lines = ["file_name,label", *(f"{name},{kind}" for name, kind in pairs)]
         if file.endswith("jsonl"):
-            lines = [json.dumps({"file_name": name, "label": kind, "objects": {"bbox": []}}) for name, kind in pairs]
+            lines = [
+                json.dumps({"file_name": name, "label": kind, "objects": {"bbox": []}})
+                for name, kind in pairs
+            ]
         (folder / file).write_text("\n".join(lines))
     files, notes = files_of(folders, [names, names]), []  # type: tuple[Files, list[str]]
     tables = label_by_tables("auto", roots_of(*folders), files, notes)
@@ -507,7 +590,9 @@ def test_every_root_has_its_own_table(tmp_path: Path, file: str) -> None:
 
 def test_an_image_without_a_row_in_its_own_table_takes_none_of_another(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
-    for folder, text in zip(folders, ("image,class\n0.png,x\n1.png,y\n", "image,class\n1.png,x\n"), strict=True):
+    for folder, text in zip(
+        folders, ("image,class\n0.png,x\n1.png,y\n", "image,class\n1.png,x\n"), strict=True
+    ):
         folder.mkdir()
         (folder / "labels.csv").write_text(text)
     files, notes = files_of(folders, [["0.png", "1.png"]] * 2), []  # type: tuple[Files, list[str]]
@@ -518,12 +603,20 @@ def test_an_image_without_a_row_in_its_own_table_takes_none_of_another(tmp_path:
 
 
 def test_the_nearest_table_above_an_image_decides(root: Path) -> None:
-    names = [f"{folder}{i}.png" for folder in ("", "train/", "train/deep/", "test/x/") for i in range(2)]
+    names = [
+        f"{folder}{i}.png" for folder in ("", "train/", "train/deep/", "test/x/") for i in range(2)
+    ]
     (root / "train").mkdir()
-    (root / "train" / "labels.csv").write_text("image,class\n0.png,c\n1.png,d\ntrain/deep/0.png,d\ndeep/1.png,c\n")
-    found, _, notes = read(root, names, "image,class\n0.png,a\n1.png,b\ntrain/0.png,a\ntest/x/0.png,b\n")
+    (root / "train" / "labels.csv").write_text(
+        "image,class\n0.png,c\n1.png,d\ntrain/deep/0.png,d\ndeep/1.png,c\n"
+    )
+    found, _, notes = read(
+        root, names, "image,class\n0.png,a\n1.png,b\ntrain/0.png,a\ntest/x/0.png,b\n"
+    )
     assert list(found.values()) == ["a", "b", "c", "d", "d", "c", "b", None]
-    assert any("labels.csv (3 images)" in note and "labels.csv (4 images)" in note for note in notes)
+    assert any(
+        "labels.csv (3 images)" in note and "labels.csv (4 images)" in note for note in notes
+    )
     assert any("1 row of" in note for note in notes)  # train/0.png in the table above
 
 
@@ -533,7 +626,10 @@ def test_metadata_without_classes_is_passed_over(root: Path) -> None:
     (root / "metadata.csv").write_text("file_name,label\n0.png,zzz\n")
     found, _, notes = read(root, ["0.png", "x/0.png"], "image,class\n0.png,a\nx/0.png,b\n")
     assert found == {"0.png": "a", "x/0.png": "b"}
-    assert sum("not read for labels" in note and note.count("metadata.csv") == 2 for note in notes) == 1
+    assert (
+        sum("not read for labels" in note and note.count("metadata.csv") == 2 for note in notes)
+        == 1
+    )
 
 
 def test_a_spreadsheet_beside_the_images_is_told(root: Path) -> None:
@@ -560,7 +656,9 @@ def test_one_table_for_several_roots(tmp_path: Path, inside: bool) -> None:
     assert list(told(tables, files).values()) == ["x" if inside else None, "y", None, "x"]
     assert any("several images" in note for note in notes) != inside
     table.write_text(
-        "image,class\na/0.png,x\n1.png,y\nb/0.png,y\n" if not inside else "image,class\n0.png,x\n1.png,y\nb/0.png,y\n"
+        "image,class\na/0.png,x\n1.png,y\nb/0.png,y\n"
+        if not inside
+        else "image,class\n0.png,x\n1.png,y\nb/0.png,y\n"
     )
     tables = label_by_tables(str(table), roots_of(*folders), files, notes)
     assert tables is not None

@@ -1,4 +1,6 @@
-"""What folders say by their names: splits, classes, unlabelled images, masks, and what an archive was unpacked into."""
+"""What folders say by their names: splits, classes, unlabelled images, masks, and what an archive
+was unpacked into.
+"""
 
 from itertools import product
 
@@ -41,19 +43,40 @@ def read(names: list[str], notes: list[str] | None = None) -> dict[str, tuple[st
 
 def expected(names: list[str], place: int, held_out: str = "") -> dict[str, tuple[str, bool]]:
     """The class is the folder at `place`; the folder `held_out` is held out."""
-    return {name: (name.split("/")[place], bool(held_out) and held_out in name.split("/")) for name in names}
+    return {
+        name: (name.split("/")[place], bool(held_out) and held_out in name.split("/"))
+        for name in names
+    }
 
 
 # Splits
 
 SIDES = [
-    ("train", "test"), ("Train", "TEST"), ("training", "testing"), ("train2017", "val2017"), ("training_set", "test_set"),
-    ("train-images", "test-images"), ("imgs_train", "imgs_val"), ("train", "val_set"), ("train", "dev"), ("train", "eval"),
-    ("training", "evaluation"), ("trainset", "testset"), ("TrainingSet", "ValidationSet"), ("train data", "valid data"),
-    ("seg_train", "seg_test"), ("bounding_box_train", "bounding_box_test"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
-    ("DIV2K_train_HR", "DIV2K_valid_HR"), ("01_train", "02_test"), ("train_256", "test_256"), ("labeled", "test"),
-    ("trainval", "test"), ("TRAIN", "Holdout"), ("my_train_data", "my_test_data"),
-]  # fmt: skip
+    ("train", "test"),
+    ("Train", "TEST"),
+    ("training", "testing"),
+    ("train2017", "val2017"),
+    ("training_set", "test_set"),
+    ("train-images", "test-images"),
+    ("imgs_train", "imgs_val"),
+    ("train", "val_set"),
+    ("train", "dev"),
+    ("train", "eval"),
+    ("training", "evaluation"),
+    ("trainset", "testset"),
+    ("TrainingSet", "ValidationSet"),
+    ("train data", "valid data"),
+    ("seg_train", "seg_test"),
+    ("bounding_box_train", "bounding_box_test"),
+    ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
+    ("DIV2K_train_HR", "DIV2K_valid_HR"),
+    ("01_train", "02_test"),
+    ("train_256", "test_256"),
+    ("labeled", "test"),
+    ("trainval", "test"),
+    ("TRAIN", "Holdout"),
+    ("my_train_data", "my_test_data"),
+]
 
 
 @pytest.mark.parametrize(("train", "test"), SIDES)
@@ -70,11 +93,18 @@ def test_a_split_by_any_of_its_names(train: str, test: str, twice: bool) -> None
 @pytest.mark.parametrize(
     "folders",
     [
-        ("train", "bus", "plane"), ("trains", "tests", "buses"), ("trainers", "boots", "test_tube"),
-        ("test_tube", "train_station"), ("valley", "hill"), ("devices", "trainers"), ("valid", "invalid"),
-        ("evaluations", "training_ground", "val_d_isere"), ("test", "exam"), ("Trainspotting", "latest"),
+        ("train", "bus", "plane"),
+        ("trains", "tests", "buses"),
+        ("trainers", "boots", "test_tube"),
+        ("test_tube", "train_station"),
+        ("valley", "hill"),
+        ("devices", "trainers"),
+        ("valid", "invalid"),
+        ("evaluations", "training_ground", "val_d_isere"),
+        ("test", "exam"),
+        ("Trainspotting", "latest"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("around", ["", "set/"])
 def test_classes_that_only_look_like_a_split(folders: tuple[str, ...], around: str) -> None:
     names = few(*(around + folder for folder in folders))
@@ -88,17 +118,23 @@ def test_a_class_called_train_in_a_split_and_beside_its_val() -> None:
     }
     beside = [*few("train", "bus", "plane"), *classes("val", "train", "bus", "plane")]
     found = read(beside)
-    assert {name for name, (_, held_out) in found.items() if held_out} == set(classes("val", "train", "bus", "plane"))
+    assert {name for name, (_, held_out) in found.items() if held_out} == set(
+        classes("val", "train", "bus", "plane")
+    )
     assert {found[name][0] for name in beside} == {"train", "bus", "plane"}
     assert all(own == name.split("/")[-2] for name, (own, _) in found.items())
 
 
 @pytest.mark.parametrize("side", ["train", "test"])
 def test_a_side_without_class_folders(side: str) -> None:
-    """As many competitions give their test images: these have no labels, and the others keep theirs."""
+    """As many competitions give their test images: these have no labels, and the others keep
+    theirs.
+    """
     names = [*classes("train"), *few("test", n=20)]
     found = read(names)
-    assert {name: own for name, own in found.items() if name.startswith("train")} == expected(classes("train"), 1)
+    assert {name: own for name, own in found.items() if name.startswith("train")} == expected(
+        classes("train"), 1
+    )
     assert all(found[name] == (None, True) for name in few("test", n=20))
 
 
@@ -109,7 +145,11 @@ def test_one_class_to_train_on_and_more_to_test() -> None:
 
 def test_several_sets_each_with_a_split_hold_out_all_their_test_images() -> None:
     for domains in (("photo", "sketch"), ("photo", "sketch", "set/cartoon")):
-        names = [name for domain, side in product(domains, ("train", "test")) for name in classes(f"{domain}/{side}")]
+        names = [
+            name
+            for domain, side in product(domains, ("train", "test"))
+            for name in classes(f"{domain}/{side}")
+        ]
         assert read(names) == {name: (None, "test" in name.split("/")) for name in names}
 
 
@@ -129,13 +169,16 @@ def test_folders_of_scenes_that_train_and_test_do_not_share_are_no_classes() -> 
 
 
 @pytest.mark.parametrize(
-    "folder", ["unlabeled", "unlabelled", "Unlabeled2017", "unlabeled_images", "unsup", "extra", "misc"]
+    "folder",
+    ["unlabeled", "unlabelled", "Unlabeled2017", "unlabeled_images", "unsup", "extra", "misc"],
 )
 def test_unlabelled_images_beside_a_split(folder: str) -> None:
     labelled = [*classes("train"), *classes("test")]
     notes: list[str] = []
     found = read([*labelled, *few(folder, n=40)], notes)
-    assert found == expected(labelled, 1, "test") | {name: (None, False) for name in few(folder, n=40)}
+    assert found == expected(labelled, 1, "test") | {
+        name: (None, False) for name in few(folder, n=40)
+    }
     assert any("40" in note and folder in note for note in notes)
 
 
@@ -153,7 +196,9 @@ def test_unlabelled_images_beside_a_split(folder: str) -> None:
 def test_unlabelled_images_beside_one_side_alone(labelled: str, folder: str, around: str) -> None:
     names = classes(around + labelled)
     found = read([*names, *few(around + folder, n=40)])
-    assert found == expected(names, 2 if around else 1) | {name: (None, False) for name in few(around + folder, n=40)}
+    assert found == expected(names, 2 if around else 1) | {
+        name: (None, False) for name in few(around + folder, n=40)
+    }
 
 
 def test_unlabelled_images_among_classes() -> None:
@@ -162,7 +207,9 @@ def test_unlabelled_images_among_classes() -> None:
         held_out = classes("test") if folder else []
         found = read([*names, *more, *held_out])
         place = 1 if folder else 0
-        assert found == expected([*names, *held_out], place, "test") | {name: (None, False) for name in more}
+        assert found == expected([*names, *held_out], place, "test") | {
+            name: (None, False) for name in more
+        }
 
 
 def test_more_images_of_the_same_classes_keep_their_labels() -> None:
@@ -176,7 +223,9 @@ def test_more_images_of_the_same_classes_keep_their_labels() -> None:
 def test_a_loose_image_beside_class_folders_has_no_label() -> None:
     for loose in (["x.png"], ["x.png", "y.png", "z.png"]):
         names, notes = few("a", "b"), list[str]()
-        assert read([*names, *loose], notes) == expected(names, 0) | {name: (None, False) for name in loose}
+        assert read([*names, *loose], notes) == expected(names, 0) | {
+            name: (None, False) for name in loose
+        }
         assert any("x.png" in note for note in notes)
     names = few("a", "b")
     many = [f"{i}.png" for i in range(9)]
@@ -204,7 +253,10 @@ def test_a_wrapping_folder_is_looked_into(around: str, loose: list[str]) -> None
 def test_figures_beside_the_set_are_no_class() -> None:
     names = [*classes("set/train"), *classes("set/test")]
     found = read([*names, "docs/figure.png", "x.png"])
-    assert found == expected(names, 2, "test") | {"docs/figure.png": (None, False), "x.png": (None, False)}
+    assert found == expected(names, 2, "test") | {
+        "docs/figure.png": (None, False),
+        "x.png": (None, False),
+    }
 
 
 @pytest.mark.parametrize("inside", ["images", "JPEGImages", "img"])
@@ -232,29 +284,50 @@ MASKS = [
     (few("train", "test"), few("train_masks")),
     (few("train", "test"), few("masks/train")),
     (few("images"), few("annotations/trimaps")),
-    (few("bottle/train/good", "bottle/test/good", "bottle/test/broken"), few("bottle/ground_truth/broken")),
+    (
+        few("bottle/train/good", "bottle/test/good", "bottle/test/broken"),
+        few("bottle/ground_truth/broken"),
+    ),
     (few("cat/images", "dog/images"), few("cat/masks", "dog/masks")),
-    ([f"leftImg8bit/val/ulm/{i}_leftImg8bit.png" for i in "012"], [f"gtFine/val/ulm/{i}_gtFine_color.png" for i in "012"]),
+    (
+        [f"leftImg8bit/val/ulm/{i}_leftImg8bit.png" for i in "012"],
+        [f"gtFine/val/ulm/{i}_gtFine_color.png" for i in "012"],
+    ),
     (few("Training_Input"), [f"Training_GroundTruth/{i}_segmentation.png" for i in range(4)]),
     (few("whatever", suffix="jpg"), few("mask")),  # called like no other, and of the same stems
     (few("whatever"), few("masks")),
     (few("cat", "dog"), [*few("masks/cat"), *few("masks/dog")]),
     (["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"], ["cat/mask/1.png", "dog/mask/1.png"]),
     (few("a", "b", suffix="jpg"), [f"{c}/{i}_mask.png" for c in "ab" for i in range(4)]),
-    (few("a", suffix="jpg"), [f"a/{i}{end}.png" for i in range(4) for end in ("_GT", "-mask", "_label", "_seg", "_mask_1")]),
+    (
+        few("a", suffix="jpg"),
+        [
+            f"a/{i}{end}.png"
+            for i in range(4)
+            for end in ("_GT", "-mask", "_label", "_seg", "_mask_1")
+        ],
+    ),
     (few("img_dir/train", "img_dir/val"), few("ann_dir/train", "ann_dir/val")),
     (few("input"), few("target")),
     (few("rgb"), few("depth", "instances")),
-    ([f"Class1/{i:04}.PNG" for i in range(4)], [f"Class1/Label/{i:04}_label.PNG" for i in range(2)]),
+    (
+        [f"Class1/{i:04}.PNG" for i in range(4)],
+        [f"Class1/Label/{i:04}_label.PNG" for i in range(2)],
+    ),
     (few("cat", "dog"), ["cat/mask/1.png", "dog/mask/1.png"]),
-    ([f"benign/benign ({i}).png" for i in range(3)], ["benign/benign (0)_mask.png", "benign/benign (0)_mask_1.png"]),
+    (
+        [f"benign/benign ({i}).png" for i in range(3)],
+        ["benign/benign (0)_mask.png", "benign/benign (0)_mask_1.png"],
+    ),
     ([f"{i}_sat.jpg" for i in range(3)], [f"{i}_mask.png" for i in range(3)]),
     ([f"image_{i}.jpg" for i in range(3)], [f"mask_{i}.png" for i in range(3)]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("photos", "masks"), MASKS)
-def test_masks_beside_their_photographs_are_left_out_and_counted(photos: list[str], masks: list[str]) -> None:
+def test_masks_beside_their_photographs_are_left_out_and_counted(
+    photos: list[str], masks: list[str]
+) -> None:
     notes: list[str] = []
     found = read([*photos, *masks], notes)
     assert found.keys() == set(photos)
@@ -266,12 +339,22 @@ def test_masks_beside_their_photographs_are_left_out_and_counted(photos: list[st
 @pytest.mark.parametrize(
     "folders",
     [
-        ("mask", "no_mask"), ("with_mask", "without_mask"), ("mask", "glasses", "hat"), ("face", "face_mask", "face_shield"),
-        ("labels", "bottles", "caps"), ("Ford GT Coupe", "BMW X5"), ("tile", "brick"), ("photo", "scan"), ("edge", "depth"),
-        ("masked", "unmasked"), ("mask", "face"), ("manual", "automatic"),
-        ("target", "background"), ("target", "non_target"),
+        ("mask", "no_mask"),
+        ("with_mask", "without_mask"),
+        ("mask", "glasses", "hat"),
+        ("face", "face_mask", "face_shield"),
+        ("labels", "bottles", "caps"),
+        ("Ford GT Coupe", "BMW X5"),
+        ("tile", "brick"),
+        ("photo", "scan"),
+        ("edge", "depth"),
+        ("masked", "unmasked"),
+        ("mask", "face"),
+        ("manual", "automatic"),
+        ("target", "background"),
+        ("target", "non_target"),
     ],
-)  # fmt: skip
+)
 def test_classes_that_only_look_like_masks(folders: tuple[str, ...]) -> None:
     names = few(*folders)
     assert read(names) == expected(names, 0)

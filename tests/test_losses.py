@@ -1,4 +1,6 @@
-"""Every loss against its paper's formula in plain loops, its gradient, its invariances, and a peer's implementation."""
+"""Every loss against its paper's formula in plain loops, its gradient, its invariances, and a
+peer's implementation.
+"""
 
 import dataclasses
 import math
@@ -36,7 +38,9 @@ temperatures = st.floats(0.05, 2.0)
 
 
 def plain_nt_xent(first: Rows, second: Rows, temperature: float) -> float:
-    """Chen et al., 2020 (SimCLR), equation 1 and algorithm 1: the views of an image stand beside each other."""
+    """Chen et al., 2020 (SimCLR), equation 1 and algorithm 1: the views of an image stand beside
+    each other.
+    """
     z = [view for pair in zip(first, second, strict=True) for view in pair]
 
     def one(i: int, j: int) -> float:
@@ -49,7 +53,11 @@ def plain_nt_xent(first: Rows, second: Rows, temperature: float) -> float:
 @few
 @given(sizes, widths, st.integers(0, 9), temperatures, seeds)
 def test_info_nce_is_its_formula(b: int, d: int, k: int, temperature: float, seed: int) -> None:
-    query, key, negatives = unit(b, d, seed=seed), unit(b, d, seed=seed + 1), unit(k, d, seed=seed + 2)
+    query, key, negatives = (
+        unit(b, d, seed=seed),
+        unit(b, d, seed=seed + 1),
+        unit(k, d, seed=seed + 2),
+    )
     pairs = zip(query.tolist(), key.tolist(), strict=True)
     formula = sum(plain_info_nce(q, own, negatives.tolist(), temperature) for q, own in pairs) / b
     close(info_nce(query, key, negatives, temperature), formula)
@@ -72,9 +80,15 @@ def test_cosine_distance_is_its_formula(b: int, d: int, seed: int) -> None:
 
 @few
 @given(sizes, widths, st.floats(0.05, 1.0), st.integers(1, 5), seeds)
-def test_sinkhorn_is_its_algorithm(b: int, k: int, epsilon: float, iterations: int, seed: int) -> None:
+def test_sinkhorn_is_its_algorithm(
+    b: int, k: int, epsilon: float, iterations: int, seed: int
+) -> None:
     scores = unit(b, 4, seed=seed) @ unit(k, 4, seed=seed + 1).T
-    close(sinkhorn(scores, epsilon, iterations), torch.tensor(plain_sinkhorn(scores.tolist(), epsilon, iterations)), 1e-6)
+    close(
+        sinkhorn(scores, epsilon, iterations),
+        torch.tensor(plain_sinkhorn(scores.tolist(), epsilon, iterations)),
+        1e-6,
+    )
 
 
 @few
@@ -94,9 +108,14 @@ def test_hard_labels_are_a_case_of_soft_ones() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
 def test_supervised_is_its_formula(smoothing: float) -> None:
-    """Szegedy et al., 2015, section 7: the label keeps 1 - s, and all classes, its own too, get an equal share of s."""
+    """Szegedy et al., 2015, section 7: the label keeps 1 - s, and all classes, its own too, get an
+    equal share of s.
+    """
     method, data = double("supervised", smoothing=smoothing), batch(dtype=torch.float64)
-    target = [[(1 - smoothing) * (k == label) + smoothing / 5 for k in range(5)] for label in data.label.tolist()]
+    target = [
+        [(1 - smoothing) * (k == label) + smoothing / 5 for k in range(5)]
+        for label in data.label.tolist()
+    ]
     predictions = method.predict(method.inputs(data))
     formula = plain_cross_entropy(method.network(data.views[0]).tolist(), target)
     close(method.loss(predictions, method.targets(data, predictions)), formula)
@@ -104,12 +123,16 @@ def test_supervised_is_its_formula(smoothing: float) -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_with_several_labels_an_image_each_class_is_asked_for_itself(smoothing: float) -> None:
-    """One logistic loss a class; the mean is over images and classes; yes and no get an equal share of what is smoothed."""
+    """One logistic loss a class; the mean is over images and classes; yes and no get an equal share
+    of what is smoothed.
+    """
     method, data = double("supervised", smoothing=smoothing), batch(dtype=torch.float64)
     label = torch.randint(2, (8, 5), generator=rng(), dtype=torch.int8)
     data = dataclasses.replace(data, label=label)
     predictions = method.predict(method.inputs(data))
-    pairs = zip(method.network(data.views[0]).flatten().tolist(), label.flatten().tolist(), strict=True)
+    pairs = zip(
+        method.network(data.views[0]).flatten().tolist(), label.flatten().tolist(), strict=True
+    )
     costs = [
         (smoothing / 2 + (1 - smoothing) * share) * math.log(1 + math.exp(sign * logit))
         for logit, there in pairs
@@ -139,7 +162,9 @@ def test_assignments_take_no_gradient() -> None:
 
 @few
 @given(sizes, widths, temperatures, seeds)
-def test_the_order_of_the_batch_does_not_matter(b: int, d: int, temperature: float, seed: int) -> None:
+def test_the_order_of_the_batch_does_not_matter(
+    b: int, d: int, temperature: float, seed: int
+) -> None:
     x, y, z = (unit(b, d, seed=seed + s) for s in range(3))
     p = shuffle(b, seed)
     close(info_nce(x[p], y[p], z[p.flip(0)], temperature), info_nce(x, y, z, temperature))
@@ -153,8 +178,15 @@ def test_the_order_of_the_batch_does_not_matter(b: int, d: int, temperature: flo
 
 @few
 @given(sizes, widths, temperatures, seeds)
-def test_turning_all_embeddings_changes_nothing(b: int, d: int, temperature: float, seed: int) -> None:
-    x, y, z, turn = unit(b, d, seed=seed), unit(b, d, seed=seed + 1), unit(5, d, seed=seed + 2), rotation(d, seed + 3)
+def test_turning_all_embeddings_changes_nothing(
+    b: int, d: int, temperature: float, seed: int
+) -> None:
+    x, y, z, turn = (
+        unit(b, d, seed=seed),
+        unit(b, d, seed=seed + 1),
+        unit(5, d, seed=seed + 2),
+        rotation(d, seed + 3),
+    )
     close(info_nce(x @ turn, y @ turn, z @ turn, temperature), info_nce(x, y, z, temperature))
     close(nt_xent(x @ turn, y @ turn, temperature), nt_xent(x, y, temperature))
     close(cosine_distance(x @ turn, y @ turn), cosine_distance(x, y))
@@ -171,7 +203,9 @@ def test_cosine_distance_knows_no_length(b: int, d: int, length: float, seed: in
 
 @few
 @given(sizes, widths, st.floats(-1e3, 1e3), seeds)
-def test_a_shift_of_all_scores_changes_no_assignment(b: int, k: int, shift: float, seed: int) -> None:
+def test_a_shift_of_all_scores_changes_no_assignment(
+    b: int, k: int, shift: float, seed: int
+) -> None:
     scores = unit(b, k, seed=seed)
     close(sinkhorn(scores + shift, 0.05, 3), sinkhorn(scores, 0.05, 3), 1e-6)
 
@@ -196,7 +230,9 @@ def test_prototypes_are_used_equally_in_the_end() -> None:
     scores = unit(32, 8, seed=0) @ unit(5, 8, seed=1).T
     scores[:, 0] += 0.5  # everyone's favourite
     assert (scores / 0.1).softmax(1).sum(0).max() > 2 * 32 / 5
-    torch.testing.assert_close(sinkhorn(scores, 0.1, 50).sum(0), torch.full((5,), 32 / 5).double(), rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        sinkhorn(scores, 0.1, 50).sum(0), torch.full((5,), 32 / 5).double(), rtol=0.01, atol=0
+    )
 
 
 @pytest.mark.parametrize("n", [2, 5])
@@ -221,7 +257,9 @@ def test_nt_xent_is_lightlys(temperature: float) -> None:
 
 
 def test_simclr_without_its_keys_gradient() -> None:
-    """It is the gradient of equation 1 with the other view's embeddings as constants; what is beside a query moves."""
+    """It is the gradient of equation 1 with the other view's embeddings as constants; what is
+    beside a query moves.
+    """
     free, still = (build("simclr", norm=False, dtype=torch.float64) for _ in range(2))
     still.stop_gradient, data = True, batch(dtype=torch.float64)
     x, y = free.predict(free.inputs(data))
@@ -230,7 +268,9 @@ def test_simclr_without_its_keys_gradient() -> None:
     predictions = still.predict(still.inputs(data))
     loss = still.loss(predictions, still.targets(data, predictions))
     close(loss, sum(parts) / 2)
-    for found, wanted in zip(torch.autograd.grad(loss, list(still.parameters())), expected, strict=True):
+    for found, wanted in zip(
+        torch.autograd.grad(loss, list(still.parameters())), expected, strict=True
+    ):
         torch.testing.assert_close(found, wanted)
 
 
@@ -257,7 +297,9 @@ def test_moco_is_lightlys_step_after_step() -> None:
         close(mine, peers, 1e-5)
         parameters = [p for p in method.parameters() if p.requires_grad]
         for a, b in zip(
-            torch.autograd.grad(mine, parameters, retain_graph=True), torch.autograd.grad(peers, parameters), strict=True
+            torch.autograd.grad(mine, parameters, retain_graph=True),
+            torch.autograd.grad(peers, parameters),
+            strict=True,
         ):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
         method.after_step(data, predictions, targets)

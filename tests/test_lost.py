@@ -1,4 +1,6 @@
-"""Images that vanish or break between the index and the end of training are reported, and many of them stop it."""
+"""Images that vanish or break between the index and the end of training are reported, and many of
+them stop it.
+"""
 
 import json
 from pathlib import Path
@@ -44,7 +46,9 @@ def lose(monkeypatch: pytest.MonkeyPatch) -> Any:
     return arrange
 
 
-def test_few_lost_images_are_reported(tmp_path: Path, lose: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_lost_images_are_reported(
+    tmp_path: Path, lose: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     images, out = folder(tmp_path / "images"), tmp_path / "run"
     gone = sorted(images.rglob("*.png"))[3:5]
     lose(gone)
@@ -57,7 +61,9 @@ def test_few_lost_images_are_reported(tmp_path: Path, lose: Any, capsys: pytest.
     assert "2 images" in last
 
 
-def test_many_lost_images_stop_a_run(tmp_path: Path, lose: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_lost_images_stop_a_run(
+    tmp_path: Path, lose: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     images, out = folder(tmp_path / "images"), tmp_path / "run"
     lose(sorted(images.rglob("*.png"))[:6])
     assert main(["pretrain", "--data", str(images), "--out", str(out), *SMALL]) == 2

@@ -1,4 +1,6 @@
-"""`make demo` and `make test` each install what they need, in either order. Nothing is installed here: pip is made up."""
+"""`make demo` and `make test` each install what they need, in either order. Nothing is installed
+here: pip is made up.
+"""
 
 import os
 import shutil
@@ -39,7 +41,9 @@ def made(project: Path, *goals: str) -> tuple[list[str], int]:
     for goal in goals:
         subprocess.run(["make", goal], cwd=project, check=True, capture_output=True)
     installs = (project / "installed").read_text().splitlines()
-    return [line.rpartition(".[")[2].rstrip("]'") for line in installs], len((project / "done").read_text().splitlines())
+    return [line.rpartition(".[")[2].rstrip("]'") for line in installs], len(
+        (project / "done").read_text().splitlines()
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,9 @@ def made(project: Path, *goals: str) -> tuple[list[str], int]:
         (["test", "demo", "test"], ["demo,fast,dev"]),  # which holds what the demo needs
     ],
 )
-def test_each_goal_installs_what_it_needs_once(project: Path, goals: list[str], extras: list[str]) -> None:
+def test_each_goal_installs_what_it_needs_once(
+    project: Path, goals: list[str], extras: list[str]
+) -> None:
     assert made(project, *goals) == (extras, len(goals))
     constraint = (project / "installed").read_text().split("--constraint ")[1].split()[0]
     assert (project / constraint).read_text() == "torch==9.9\n"  # a torch that is there is kept

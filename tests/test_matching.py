@@ -1,4 +1,6 @@
-"""What was read fits a network: through wrappers and other names, at any place in the file, with values that make sense."""
+"""What was read fits a network: through wrappers and other names, at any place in the file, with
+values that make sense.
+"""
 
 import re
 from pathlib import Path
@@ -62,15 +64,35 @@ def taken(tmp_path: Path, content: Any, expected: nn.Module) -> str:
 
 
 WRAPPED = (
-    "module.", "_orig_mod.", "model.", "net.", "encoder.module.", "module.encoder.", "module.encoder.module.",
-    "encoder._orig_mod.", "_orig_mod.module.", "encoder.module._orig_mod.", "model.module.backbone.module.",
-    "model.backbone.", "_fsdp_wrapped_module.", "model._fsdp_wrapped_module.", "_forward_module.model.",
-    "feature_extractor.", "timm_model.", "base_model.model.", "student.backbone.", "0.",
-)  # fmt: skip
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "net.",
+    "encoder.module.",
+    "module.encoder.",
+    "module.encoder.module.",
+    "encoder._orig_mod.",
+    "_orig_mod.module.",
+    "encoder.module._orig_mod.",
+    "model.module.backbone.module.",
+    "model.backbone.",
+    "_fsdp_wrapped_module.",
+    "model._fsdp_wrapped_module.",
+    "_forward_module.model.",
+    "feature_extractor.",
+    "timm_model.",
+    "base_model.model.",
+    "student.backbone.",
+    "0.",
+)
 HEADS: tuple[State, ...] = (
     {"head.0.weight": torch.zeros(8, 96), "head.0.bias": torch.zeros(8)},
     {"fc.weight": torch.ones(3, 96)},
-    {"projector.0.weight": torch.ones(2), "predictor.weight": torch.ones(2), "queue": torch.ones(2)},
+    {
+        "projector.0.weight": torch.ones(2),
+        "predictor.weight": torch.ones(2),
+        "queue": torch.ones(2),
+    },
     {"criterion.center": torch.ones(1, 3), "classifier.module.weight": torch.ones(2)},
     {"normalize.mean": torch.ones(3), "val_accuracy_metric.total": torch.tensor(1)},
 )
@@ -78,7 +100,9 @@ HEADS: tuple[State, ...] = (
 
 class TestWrappers:
     @pytest.mark.parametrize("prefix", WRAPPED)
-    def test_at_any_level(self, tmp_path: Path, resnet: nn.Module, state: State, prefix: str) -> None:
+    def test_at_any_level(
+        self, tmp_path: Path, resnet: nn.Module, state: State, prefix: str
+    ) -> None:
         taken(tmp_path, {"model": at(prefix, state)}, resnet)
         beside = {name: value for head in HEADS for name, value in head.items()}
         line = taken(tmp_path, {"model": {**at(prefix, state), **beside}}, resnet)
@@ -86,7 +110,9 @@ class TestWrappers:
         assert "head dropped" in taken(tmp_path, at(prefix, {**state, **HEADS[0]}), resnet)
 
     @pytest.mark.parametrize("head", HEADS, ids=lambda head: next(iter(head)))
-    def test_what_stands_beside_it_is_named(self, tmp_path: Path, resnet: nn.Module, state: State, head: State) -> None:
+    def test_what_stands_beside_it_is_named(
+        self, tmp_path: Path, resnet: nn.Module, state: State, head: State
+    ) -> None:
         line = taken(tmp_path, {"model": {**at("encoder.module.", state), **head}}, resnet)
         assert all(name.split(".")[0] in line for name in head)
 
@@ -98,47 +124,81 @@ class TestWrappers:
 
     @pytest.mark.parametrize("prefix", ["module.", "module.module.", "module.encoder.module."])
     @pytest.mark.parametrize("place", [None, "swa_state_dict", "averaged_model"])
-    def test_averaged_model(self, tmp_path: Path, resnet: nn.Module, state: State, prefix: str, place: str | None) -> None:
+    def test_averaged_model(
+        self, tmp_path: Path, resnet: nn.Module, state: State, prefix: str, place: str | None
+    ) -> None:
         content: Any = {"n_averaged": torch.tensor(5), **at(prefix, state)}
-        assert "averag" in taken(tmp_path, {place: content, "epoch": 1} if place else content, resnet)
+        assert "averag" in taken(
+            tmp_path, {place: content, "epoch": 1} if place else content, resnet
+        )
 
     def test_torchs_own_average(self, tmp_path: Path, resnet: nn.Module) -> None:
         taken(tmp_path, torch.optim.swa_utils.AveragedModel(resnet).state_dict(), resnet)
-        taken(tmp_path, torch.optim.swa_utils.AveragedModel(nn.DataParallel(resnet)).state_dict(), resnet)
+        taken(
+            tmp_path,
+            torch.optim.swa_utils.AveragedModel(nn.DataParallel(resnet)).state_dict(),
+            resnet,
+        )
 
 
 AVERAGES = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "model_state_dict_ema", "ema_model", "params_ema",
-    "ema_model_state_dict", "shadow",
-)  # fmt: skip
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "model_state_dict_ema",
+    "ema_model",
+    "params_ema",
+    "ema_model_state_dict",
+    "shadow",
+)
 
 
 class TestPlaces:
     @pytest.mark.parametrize("prefix", ["", "module.", "model.backbone."])
     @pytest.mark.parametrize("key", AVERAGES)
-    def test_an_average_alone(self, tmp_path: Path, resnet: nn.Module, state: State, key: str, prefix: str) -> None:
-        content = {"epoch": 3, key: at(prefix, state), "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}
+    def test_an_average_alone(
+        self, tmp_path: Path, resnet: nn.Module, state: State, key: str, prefix: str
+    ) -> None:
+        content = {
+            "epoch": 3,
+            key: at(prefix, state),
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}},
+        }
         line = taken(tmp_path, content, resnet)
         assert key in line
         assert "average" in line
-        assert weights_io.guess(saved(tmp_path, content)) is None  # that such a file is read does not say what it is
+        assert (
+            weights_io.guess(saved(tmp_path, content)) is None
+        )  # that such a file is read does not say what it is
 
     @pytest.mark.parametrize(
-        "key", ["teacher", "student", "backbone", "encoder", "net", "weights", "module", "target_encoder"]
+        "key",
+        ["teacher", "student", "backbone", "encoder", "net", "weights", "module", "target_encoder"],
     )
-    def test_under_one_name(self, tmp_path: Path, resnet: nn.Module, state: State, key: str) -> None:
+    def test_under_one_name(
+        self, tmp_path: Path, resnet: nn.Module, state: State, key: str
+    ) -> None:
         taken(tmp_path, {"epoch": 3, key: state}, resnet)
 
     def test_deep_inside(self, tmp_path: Path, resnet: nn.Module, state: State) -> None:
-        assert "ema.shadow" in taken(tmp_path, {"ema": {"decay": 0.9, "shadow": at("module.", state)}}, resnet)
+        assert "ema.shadow" in taken(
+            tmp_path, {"ema": {"decay": 0.9, "shadow": at("module.", state)}}, resnet
+        )
 
     @pytest.mark.parametrize(
         ("one", "another"),
         [
-            ("model", "model_ema"), ("state_dict", "state_dict_ema"), ("teacher", "student"), ("online", "target"),
-            ("query_net", "key_net"), ("net_a", "net_a_ema"), ("image_tower", "text_tower"), ("branch", "momentum_branch"),
+            ("model", "model_ema"),
+            ("state_dict", "state_dict_ema"),
+            ("teacher", "student"),
+            ("online", "target"),
+            ("query_net", "key_net"),
+            ("net_a", "net_a_ema"),
+            ("image_tower", "text_tower"),
+            ("branch", "momentum_branch"),
         ],
-    )  # fmt: skip
+    )
     @pytest.mark.parametrize("flat", [True, False])
     def test_of_a_pair_the_documented_one(
         self, tmp_path: Path, resnet: nn.Module, state: State, one: str, another: str, flat: bool
@@ -150,24 +210,47 @@ class TestPlaces:
         assert another in taken(tmp_path, content, resnet)
 
     @pytest.mark.parametrize("flat", [True, False])
-    def test_several_to_choose_from_are_listed(self, tmp_path: Path, state: State, flat: bool) -> None:
-        content = {**at("left.", state), **at("right.", other(state))} if flat else {"left": state, "right": other(state)}
+    def test_several_to_choose_from_are_listed(
+        self, tmp_path: Path, state: State, flat: bool
+    ) -> None:
+        content = (
+            {**at("left.", state), **at("right.", other(state))}
+            if flat
+            else {"left": state, "right": other(state)}
+        )
         with pytest.raises(UserError, match=r"2 networks.*left.*right"):
             weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
 
-    def test_one_network_under_two_names(self, tmp_path: Path, resnet: nn.Module, state: State) -> None:
+    def test_one_network_under_two_names(
+        self, tmp_path: Path, resnet: nn.Module, state: State
+    ) -> None:
         taken(tmp_path, {**at("backbone.", state), **at("model.0.", state)}, resnet)
 
-    def test_a_tower_for_text_beside_it(self, tmp_path: Path, resnet: nn.Module, state: State) -> None:
+    def test_a_tower_for_text_beside_it(
+        self, tmp_path: Path, resnet: nn.Module, state: State
+    ) -> None:
         text = {f"text_encoder.layers.{i}.weight": torch.ones(2) for i in range(30)}
         content = {**at("vision.", state), **text, "logit_scale": torch.tensor(1.0)}
         assert "text_encoder" in taken(tmp_path, content, resnet)
 
     def test_a_fastai_body(self, tmp_path: Path) -> None:
         network = randomised(timm.create_model("resnet18", num_classes=0))
-        places = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-        body = {f"0.{places[key.partition('.')[0]]}.{key.partition('.')[2]}": v for key, v in network.state_dict().items()}
-        content = {"model": {**body, "1.2.weight": torch.ones(3), "1.8.weight": torch.ones(3, 3)}, "opt": {"state": []}}
+        places = {
+            "conv1": "0",
+            "bn1": "1",
+            "layer1": "4",
+            "layer2": "5",
+            "layer3": "6",
+            "layer4": "7",
+        }
+        body = {
+            f"0.{places[key.partition('.')[0]]}.{key.partition('.')[2]}": v
+            for key, v in network.state_dict().items()
+        }
+        content = {
+            "model": {**body, "1.2.weight": torch.ones(3), "1.8.weight": torch.ones(3, 3)},
+            "opt": {"state": []},
+        }
         backbone = backbone_module.create("resnet18")
         weights_io.load_weights(backbone, saved(tmp_path, content))
         assert_same_weights(backbone.network, network)
@@ -219,42 +302,67 @@ class TestValues:
         with pytest.raises(UserError, match=re.escape(key)):
             weights_io.load_weights(fresh, tmp_path / "foreign.pth")
 
-    @pytest.mark.parametrize("keys", [None, ["layer2.0.conv1.weight"], ["conv1.0.weight", "layer4.0.conv2.weight"]])
+    @pytest.mark.parametrize(
+        "keys", [None, ["layer2.0.conv1.weight"], ["conv1.0.weight", "layer4.0.conv2.weight"]]
+    )
     def test_layers_of_zeros(self, tmp_path: Path, state: State, keys: list[str] | None) -> None:
-        content = {key: torch.zeros_like(value) if keys is None or key in keys else value for key, value in state.items()}
-        with pytest.raises(UserError, match=re.escape(keys[0] if keys else "conv1.0.weight")) as error:
+        content = {
+            key: torch.zeros_like(value) if keys is None or key in keys else value
+            for key, value in state.items()
+        }
+        with pytest.raises(
+            UserError, match=re.escape(keys[0] if keys else "conv1.0.weight")
+        ) as error:
             weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
         assert f"{len(keys)} of" in str(error.value) if keys else "zeros" in str(error.value)
 
-    def test_what_begins_at_zero_may_be_zero(self, tmp_path: Path, resnet: nn.Module, state: State) -> None:
-        state = {key: torch.zeros_like(v) if key.endswith("bias") or key == "bn1.weight" else v for key, v in state.items()}
+    def test_what_begins_at_zero_may_be_zero(
+        self, tmp_path: Path, resnet: nn.Module, state: State
+    ) -> None:
+        state = {
+            key: torch.zeros_like(v) if key.endswith("bias") or key == "bn1.weight" else v
+            for key, v in state.items()
+        }
         weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, state))
 
     def test_what_overflows_in_the_networks_precision(self, tmp_path: Path, state: State) -> None:
-        large = {key: value.double() * 1e300 if value.ndim > 1 else value for key, value in state.items()}
+        large = {
+            key: value.double() * 1e300 if value.ndim > 1 else value for key, value in state.items()
+        }
         with pytest.raises(UserError, match="infinity"):
             weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, large))
 
     @pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool])
-    def test_whole_numbers_are_no_weights(self, tmp_path: Path, state: State, kind: torch.dtype) -> None:
+    def test_whole_numbers_are_no_weights(
+        self, tmp_path: Path, state: State, kind: torch.dtype
+    ) -> None:
         content = {key: value.to(kind) if value.ndim > 1 else value for key, value in state.items()}
         with pytest.raises(UserError, match=re.escape(str(kind))):
             weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
 
     @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
-    def test_other_precisions_are_taken(self, tmp_path: Path, state: State, kind: torch.dtype) -> None:
-        content = {key: value.to(kind) if value.is_floating_point() else value for key, value in state.items()}
+    def test_other_precisions_are_taken(
+        self, tmp_path: Path, state: State, kind: torch.dtype
+    ) -> None:
+        content = {
+            key: value.to(kind) if value.is_floating_point() else value
+            for key, value in state.items()
+        }
         backbone = backbone_module.create(RESNET)
         weights_io.load_weights(backbone, saved(tmp_path, content))
         expected = {key: value.to(state[key].dtype) for key, value in content.items()}
         torch.testing.assert_close(dict(backbone.network.state_dict()), expected, rtol=0, atol=0)
 
-    @pytest.mark.parametrize("value", ["[NaN, 0.1, 0.1]", "[Infinity, 0.1, 0.1]", "[0.1, 0.1]", '"x"'])
+    @pytest.mark.parametrize(
+        "value", ["[NaN, 0.1, 0.1]", "[Infinity, 0.1, 0.1]", "[0.1, 0.1]", '"x"']
+    )
     def test_statistics(self, tmp_path: Path, value: str) -> None:
         weights_io.save_backbone(backbone_module.create(RESNET), tmp_path / "b.pth")
         content = torch.load(tmp_path / "b.pth")
         for which in ("mean", "std"):
-            torch.save({**content, "metadata": {**content["metadata"], which: value}}, tmp_path / "b.pth")
+            torch.save(
+                {**content, "metadata": {**content["metadata"], which: value}}, tmp_path / "b.pth"
+            )
             with pytest.raises(UserError, match="mean and std"):
                 weights_io.load_backbone(tmp_path / "b.pth")
 
@@ -287,7 +395,9 @@ def small(name: str, size: int, **options: Any) -> Backbone:
         pytest.skip(f"this timm has no {name}")
     options = {"embed_dim": 64, "depth": 2, "num_heads": 2, **options}
     network = randomised(timm.create_model(name, num_classes=0, img_size=size, **options))
-    return Backbone(network, name=name, stem="imagenet", mean=(0, 0, 0), std=(1, 1, 1), image_size=size)
+    return Backbone(
+        network, name=name, stem="imagenet", mean=(0, 0, 0), std=(1, 1, 1), image_size=size
+    )
 
 
 def dinov2(state: State) -> State:
@@ -305,7 +415,9 @@ def dinov3(state: State) -> State:
     renamed = {}
     gated = "blocks.0.mlp.fc1_g.weight" in state
     for key, value in state.items():
-        key = key.replace("reg_token", "storage_tokens").replace("fc1_g", "w1").replace("fc1_x", "w2")
+        key = (
+            key.replace("reg_token", "storage_tokens").replace("fc1_g", "w1").replace("fc1_x", "w2")
+        )
         key = re.sub(r"gamma_([12])", r"ls\1.gamma", key)
         renamed[key.replace("fc2", "w3") if gated else key] = value
     for i in range(2):
@@ -317,8 +429,14 @@ def dinov3(state: State) -> State:
 
 def clip(state: State) -> State:
     renamed = {}
-    names = {"patch_embed.proj": "conv1", "norm_pre": "ln_pre", "attn.qkv.": "attn.in_proj_", "attn.proj": "attn.out_proj",
-             "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}  # fmt: skip
+    names = {
+        "patch_embed.proj": "conv1",
+        "norm_pre": "ln_pre",
+        "attn.qkv.": "attn.in_proj_",
+        "attn.proj": "attn.out_proj",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+    }
     for key, value in state.items():
         for ours, theirs in names.items():
             key = key.replace(ours, theirs)
@@ -329,8 +447,15 @@ def clip(state: State) -> State:
         if key == "pos_embed":
             key, value = "positional_embedding", value[0]
         renamed[f"visual.{key}"] = value
-    text = {"transformer.resblocks.0.ln_1.weight": torch.ones(3), "token_embedding.weight": torch.ones(3, 3)}
-    beside = {"positional_embedding": torch.ones(2, 2), "ln_final.weight": torch.ones(2), "logit_scale": torch.tensor(1.0)}
+    text = {
+        "transformer.resblocks.0.ln_1.weight": torch.ones(3),
+        "token_embedding.weight": torch.ones(3, 3),
+    }
+    beside = {
+        "positional_embedding": torch.ones(2, 2),
+        "ln_final.weight": torch.ones(2),
+        "logit_scale": torch.tensor(1.0),
+    }
     return {**renamed, "visual.proj": torch.ones(64, 8), **text, **beside}
 
 
@@ -338,37 +463,73 @@ CONVERTED: dict[str, tuple[str, int, dict[str, Any], Any]] = {
     "DINOv2": ("vit_small_patch14_dinov2", 56, {}, dinov2),
     "DINOv2, registers": ("vit_small_patch14_reg4_dinov2", 56, {}, dinov2),
     "DINOv2, registers, no mask token": (
-        "vit_small_patch14_reg4_dinov2", 56, {}, lambda s: {k: v for k, v in dinov2(s).items() if k != "mask_token"},
+        "vit_small_patch14_reg4_dinov2",
+        56,
+        {},
+        lambda s: {k: v for k, v in dinov2(s).items() if k != "mask_token"},
     ),
     "DINOv2, training": (
-        "vit_small_patch14_reg4_dinov2", 56, {},
-        lambda s: {"teacher": {**at("backbone.", dinov2(s)), "dino_head.mlp.0.weight": torch.ones(2)}, "iteration": 1},
+        "vit_small_patch14_reg4_dinov2",
+        56,
+        {},
+        lambda s: {
+            "teacher": {**at("backbone.", dinov2(s)), "dino_head.mlp.0.weight": torch.ones(2)},
+            "iteration": 1,
+        },
     ),
     "DINOv2, in chunks": (
-        "vit_small_patch14_dinov2", 56, {},
+        "vit_small_patch14_dinov2",
+        56,
+        {},
         lambda s: {re.sub(r"blocks\.(\d+)", r"blocks.0.\1", k): v for k, v in dinov2(s).items()},
     ),
     "DINOv2, SwiGLU": (
-        "vit_giant_patch14_dinov2", 56, {"mlp_ratio": 2.75},
-        lambda s: {k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v for k, v in dinov2(s).items()},
+        "vit_giant_patch14_dinov2",
+        56,
+        {"mlp_ratio": 2.75},
+        lambda s: {
+            k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v
+            for k, v in dinov2(s).items()
+        },
     ),
     "DINOv3": ("vit_small_patch16_dinov3", 64, {}, dinov3),
     "DINOv3, biases": ("vit_small_patch16_dinov3_qkvb", 64, {}, dinov3),
     "DINOv3, gated": ("vit_small_plus_patch16_dinov3", 64, {}, dinov3),
     "DeiT III": (
-        "deit3_small_patch16_224", 64, {}, lambda s: {re.sub(r"ls(\d)\.gamma", r"gamma_\1", k): v for k, v in s.items()}
+        "deit3_small_patch16_224",
+        64,
+        {},
+        lambda s: {re.sub(r"ls(\d)\.gamma", r"gamma_\1", k): v for k, v in s.items()},
     ),
     "I-JEPA": (
-        "vit_base_patch16_224", 64, {},
-        lambda s: {"encoder": at("module.", other(s)), "target_encoder": at("module.", s), "opt": {}, "epoch": 1},
+        "vit_base_patch16_224",
+        64,
+        {},
+        lambda s: {
+            "encoder": at("module.", other(s)),
+            "target_encoder": at("module.", s),
+            "opt": {},
+            "epoch": 1,
+        },
     ),
     "CLIP": ("vit_base_patch32_clip_224", 64, {}, clip),
-    "CLIP, wrapped": ("vit_base_patch32_clip_224", 64, {}, lambda s: {"state_dict": at("module.", clip(s))}),
-    "OpenCLIP": (
-        "vit_base_patch32_clip_224", 64, {},
-        lambda s: {**at("visual.trunk.", s), "visual.head.proj.weight": torch.ones(2), "text.transformer.x": torch.ones(2)},
+    "CLIP, wrapped": (
+        "vit_base_patch32_clip_224",
+        64,
+        {},
+        lambda s: {"state_dict": at("module.", clip(s))},
     ),
-}  # fmt: skip
+    "OpenCLIP": (
+        "vit_base_patch32_clip_224",
+        64,
+        {},
+        lambda s: {
+            **at("visual.trunk.", s),
+            "visual.head.proj.weight": torch.ones(2),
+            "text.transformer.x": torch.ones(2),
+        },
+    ),
+}
 
 
 class TestConversions:
@@ -381,7 +542,9 @@ class TestConversions:
         for value in fresh.network.state_dict().values():
             value.add_(1)
         weights_io.load_weights(fresh, saved(tmp_path, written(dict(source.network.state_dict()))))
-        torch.testing.assert_close(features(fresh, pixels(size)), features(source, pixels(size)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            features(fresh, pixels(size)), features(source, pixels(size)), atol=1e-5, rtol=1e-5
+        )
 
     @pytest.mark.parametrize("kind", ["DINOv2", "DINOv2, registers", "DINOv2, training"])
     def test_another_image_size(self, tmp_path: Path, kind: str) -> None:
@@ -389,11 +552,16 @@ class TestConversions:
         state = dict(small(name, size, **options).network.state_dict())
         fresh = small(name, 112, **options)
         assert "from 4x4 to 8x8" in weights_io.load_weights(fresh, saved(tmp_path, written(state)))
-        expected = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), fresh.network)["pos_embed"]
+        expected = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), fresh.network)[
+            "pos_embed"
+        ]
         torch.testing.assert_close(fresh.network.pos_embed.detach(), expected, atol=1e-6, rtol=1e-6)
 
     def test_another_patch_size(self, tmp_path: Path) -> None:
-        source, fresh = small("vit_base_patch16_224", 64, patch_size=8), small("vit_base_patch16_224", 128)
+        source, fresh = (
+            small("vit_base_patch16_224", 64, patch_size=8),
+            small("vit_base_patch16_224", 128),
+        )
         state = dict(source.network.state_dict())
         assert "from 8x8 to 16x16" in weights_io.load_weights(fresh, saved(tmp_path, state))
         expected = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), fresh.network)
@@ -410,7 +578,10 @@ class TestConversions:
     @pytest.mark.parametrize("kind", ["swin", "convnextv2"])
     def test_convolutions_and_windows(self, tmp_path: Path, kind: str) -> None:
         if kind == "swin":
-            name, options = "swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
+            name, options = (
+                "swin_tiny_patch4_window7_224",
+                {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)},
+            )
             options["img_size"] = 56
         else:
             name, options = "convnextv2_atto", {"dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1)}
@@ -418,20 +589,28 @@ class TestConversions:
         theirs: State = {}
         for key, value in randomised(source).state_dict().items():
             key = re.sub(r"layers\.1\.downsample", "layers.0.downsample", key)
-            key = re.sub(r"stages\.(\d)\.blocks", r"stages.\1", key.replace("stem.", "downsample_layers.0."))
-            key = re.sub(r"stages\.(\d)\.downsample\.", r"downsample_layers.\1.", key).replace("conv_dw", "dwconv")
+            key = re.sub(
+                r"stages\.(\d)\.blocks", r"stages.\1", key.replace("stem.", "downsample_layers.0.")
+            )
+            key = re.sub(r"stages\.(\d)\.downsample\.", r"downsample_layers.\1.", key).replace(
+                "conv_dw", "dwconv"
+            )
             key = key.replace("mlp.grn.bias", "grn.beta").replace("mlp.grn.weight", "grn.gamma")
             if kind == "convnextv2":
                 key = key.replace("mlp.fc", "pwconv").replace("head.norm", "norm")
             theirs[key] = value.view(1, 1, 1, -1) if "grn" in key else value
         if kind == "swin":
-            theirs["layers.0.blocks.0.attn.relative_position_index"] = torch.ones(49, 49, dtype=torch.long)
+            theirs["layers.0.blocks.0.attn.relative_position_index"] = torch.ones(
+                49, 49, dtype=torch.long
+            )
         theirs |= {"head.weight": torch.ones(5, 64), "head.bias": torch.ones(5)}
         backbone = Backbone(network, name=name, stem="imagenet", mean=(0, 0, 0), std=(1, 1, 1))
         weights_io.load_weights(backbone, saved(tmp_path, {"model": theirs}))
         assert torch.equal(features(backbone, pixels(56)), features(source, pixels(56)))
 
-    @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3_qkvb", "resnet10t"])
+    @pytest.mark.parametrize(
+        "name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3_qkvb", "resnet10t"]
+    )
     def test_the_network_is_guessed(self, tmp_path: Path, name: str) -> None:
         if not timm.is_model(name):
             pytest.skip(f"this timm has no {name}")
@@ -449,14 +628,25 @@ class TestChannels:
         options = {"img_size": 64} if "vit" in name else {}
         source = randomised(timm.create_model(name, num_classes=0, in_chans=1, **options))
         backbone = backbone_module.create(name, image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
-        assert "grey" in weights_io.load_weights(backbone, saved(tmp_path, dict(source.state_dict())))
+        assert "grey" in weights_io.load_weights(
+            backbone, saved(tmp_path, dict(source.state_dict()))
+        )
         grey = pixels()[:, :1]
-        torch.testing.assert_close(features(backbone, grey.repeat(1, 3, 1, 1)), features(source, grey), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            features(backbone, grey.repeat(1, 3, 1, 1)),
+            features(source, grey),
+            atol=1e-4,
+            rtol=1e-4,
+        )
 
-    def test_a_fourth_channel_is_left_aside_as_timm_does(self, tmp_path: Path, state: State) -> None:
+    def test_a_fourth_channel_is_left_aside_as_timm_does(
+        self, tmp_path: Path, state: State
+    ) -> None:
         first = torch.rand(16, 4, 3, 3)
         backbone = backbone_module.create(RESNET)
-        assert "four channels" in weights_io.load_weights(backbone, saved(tmp_path, {**state, "conv1.0.weight": first}))
+        assert "four channels" in weights_io.load_weights(
+            backbone, saved(tmp_path, {**state, "conv1.0.weight": first})
+        )
         torch.testing.assert_close(backbone.network.conv1[0].weight.detach(), first[:, :3] * 4 / 3)
 
     @pytest.mark.parametrize("channels", [2, 6, 13])
@@ -467,12 +657,18 @@ class TestChannels:
 
 
 def of_transformers(kind: str) -> tuple[Any, Any, str, dict[str, Any]]:
-    """A tiny network of Hugging Face's transformers, how its features are had, and timm's name for it."""
+    """A tiny network of Hugging Face's transformers, how its features are had, and timm's name for
+    it.
+    """
     hf: Any = pytest.importorskip("transformers")
     plain = {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256, "image_size": 56,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+        "image_size": 56,
         "patch_size": 14,
-    }  # fmt: skip
+    }
     own = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 56}
     ratio = {key: value for key, value in plain.items() if key != "intermediate_size"}
 
@@ -483,10 +679,20 @@ def of_transformers(kind: str) -> tuple[Any, Any, str, dict[str, Any]]:
         return network(x).pooler_output.flatten(1)
 
     if kind == "ViT":
-        return hf.ViTModel(hf.ViTConfig(**plain)), token, "vit_base_patch16_224", {**own, "patch_size": 14}
+        return (
+            hf.ViTModel(hf.ViTConfig(**plain)),
+            token,
+            "vit_base_patch16_224",
+            {**own, "patch_size": 14},
+        )
     if kind == "ViT, classifier":
         network = hf.ViTForImageClassification(hf.ViTConfig(**plain))
-        return network, lambda n, x: token(n.vit, x), "vit_base_patch16_224", {**own, "patch_size": 14}
+        return (
+            network,
+            lambda n, x: token(n.vit, x),
+            "vit_base_patch16_224",
+            {**own, "patch_size": 14},
+        )
     if kind == "DINOv2":
         return hf.Dinov2Model(hf.Dinov2Config(**ratio)), token, "vit_small_patch14_dinov2", own
     if kind == "DINOv2, registers":
@@ -496,17 +702,32 @@ def of_transformers(kind: str) -> tuple[Any, Any, str, dict[str, Any]]:
         made = hf.Dinov2Model(hf.Dinov2Config(**ratio, use_swiglu_ffn=True))
         return made, token, "vit_giant_patch14_dinov2", {**own, "mlp_ratio": 5.5}
     if kind == "DINOv3":
-        config = hf.DINOv3ViTConfig(**{**plain, "patch_size": 16, "image_size": 64}, num_register_tokens=4)
+        config = hf.DINOv3ViTConfig(
+            **{**plain, "patch_size": 16, "image_size": 64}, num_register_tokens=4
+        )
 
         def mean(network: Any, x: torch.Tensor) -> Any:
             return network(x).last_hidden_state[:, 5:].mean(1)
 
-        return hf.DINOv3ViTModel(config), mean, "vit_small_patch16_dinov3_qkvb", {**own, "img_size": 64}
+        return (
+            hf.DINOv3ViTModel(config),
+            mean,
+            "vit_small_patch16_dinov3_qkvb",
+            {**own, "img_size": 64},
+        )
     if kind == "ResNet":
         config = hf.ResNetConfig(
-            embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
+            embedding_size=64,
+            hidden_sizes=[64, 128, 256, 512],
+            depths=[2, 2, 2, 2],
+            layer_type="basic",
         )
-        return hf.ResNetForImageClassification(config), lambda n, x: pooled(n.resnet, x), "resnet18", {}
+        return (
+            hf.ResNetForImageClassification(config),
+            lambda n, x: pooled(n.resnet, x),
+            "resnet18",
+            {},
+        )
     sizes = {"hidden_sizes": [16, 32, 64, 128], "depths": [2, 1, 1, 1]}
     own = {"dims": (16, 32, 64, 128), "depths": (2, 1, 1, 1)}
     if kind == "ConvNeXt":
@@ -515,8 +736,16 @@ def of_transformers(kind: str) -> tuple[Any, Any, str, dict[str, Any]]:
 
 
 TRANSFORMERS = (
-    "ViT", "ViT, classifier", "DINOv2", "DINOv2, registers", "DINOv2, SwiGLU", "DINOv3", "ResNet", "ConvNeXt", "ConvNeXt V2",
-)  # fmt: skip
+    "ViT",
+    "ViT, classifier",
+    "DINOv2",
+    "DINOv2, registers",
+    "DINOv2, SwiGLU",
+    "DINOv3",
+    "ResNet",
+    "ConvNeXt",
+    "ConvNeXt V2",
+)
 
 
 class TestTransformers:
@@ -528,7 +757,9 @@ class TestTransformers:
         if not timm.is_model(name):
             pytest.skip(f"this timm has no {name}")
         network = timm.create_model(name, num_classes=0, **options)
-        backbone = Backbone(network, name=name, stem="imagenet", mean=(0, 0, 0), std=(1, 1, 1), image_size=size)
+        backbone = Backbone(
+            network, name=name, stem="imagenet", mean=(0, 0, 0), std=(1, 1, 1), image_size=size
+        )
         weights_io.load_weights(backbone, tmp_path)
         with torch.no_grad():
             expected = extract(original, pixels(size))
@@ -538,15 +769,28 @@ class TestTransformers:
         network = randomised(timm.create_model("resnet18", num_classes=0))
         theirs: State = {}
         for key, value in network.state_dict().items():
-            key = re.sub(r"^conv1", "embedder.embedder.convolution", re.sub(r"^bn1", "embedder.embedder.normalization", key))
-            key = key.replace("downsample.0", "shortcut.convolution").replace("downsample.1", "shortcut.normalization")
+            key = re.sub(
+                r"^conv1",
+                "embedder.embedder.convolution",
+                re.sub(r"^bn1", "embedder.embedder.normalization", key),
+            )
+            key = key.replace("downsample.0", "shortcut.convolution").replace(
+                "downsample.1", "shortcut.normalization"
+            )
             found = re.fullmatch(r"layer(\d)\.(\d)\.(.*)", key)
             if found:
                 rest = re.sub(r"conv(\d)", lambda m: f"layer.{int(m[1]) - 1}.convolution", found[3])
                 rest = re.sub(r"bn(\d)", lambda m: f"layer.{int(m[1]) - 1}.normalization", rest)
                 key = f"encoder.stages.{int(found[1]) - 1}.layers.{found[2]}.{rest}"
             theirs[f"resnet.{key}"] = value
-        path = saved(tmp_path, {**theirs, "classifier.1.weight": torch.ones(2, 512), "classifier.1.bias": torch.ones(2)})
+        path = saved(
+            tmp_path,
+            {
+                **theirs,
+                "classifier.1.weight": torch.ones(2, 512),
+                "classifier.1.bias": torch.ones(2),
+            },
+        )
         assert weights_io.guess(path) == ("resnet18", "imagenet")
         backbone = backbone_module.create("resnet18")
         weights_io.load_weights(backbone, path)
@@ -561,12 +805,19 @@ class TestTransformers:
         for value in fresh.network.state_dict().values():
             value.add_(1)
         names = {
-            "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings", "norm.": "layernorm.",
-            "patch_embed.proj": "embeddings.patch_embeddings.projection", "blocks.": "encoder.layer.",
-        }  # fmt: skip
+            "cls_token": "embeddings.cls_token",
+            "pos_embed": "embeddings.position_embeddings",
+            "norm.": "layernorm.",
+            "patch_embed.proj": "embeddings.patch_embeddings.projection",
+            "blocks.": "encoder.layer.",
+        }
         if kind == "ViT":
-            inner = {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense",
-                     "mlp.fc2": "output.dense"}  # fmt: skip
+            inner = {
+                "norm1": "layernorm_before",
+                "norm2": "layernorm_after",
+                "mlp.fc1": "intermediate.dense",
+                "mlp.fc2": "output.dense",
+            }
         else:
             inner = {"ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1"}
         theirs: State = {}
@@ -580,7 +831,11 @@ class TestTransformers:
                     theirs[prefix + key.replace("attn.qkv", f"attention.attention.{which}")] = part
             else:
                 theirs[prefix + key.replace("attn.proj", "attention.output.dense")] = value
-        theirs |= {"classifier.weight": torch.ones(2, 64)} if prefix else {"pooler.dense.weight": torch.ones(64, 64)}
+        theirs |= (
+            {"classifier.weight": torch.ones(2, 64)}
+            if prefix
+            else {"pooler.dense.weight": torch.ones(64, 64)}
+        )
         if kind == "DINOv2":
             theirs[f"{prefix}embeddings.mask_token"] = torch.zeros(1, 64)
         weights_io.load_weights(fresh, saved(tmp_path, theirs))
@@ -588,18 +843,28 @@ class TestTransformers:
 
     @pytest.mark.parametrize(
         ("name", "settings"),
-        [("vit_base_patch16_224", {"num_attention_heads": 4}), (RESNET, {"downsample_in_bottleneck": True})],
+        [
+            ("vit_base_patch16_224", {"num_attention_heads": 4}),
+            (RESNET, {"downsample_in_bottleneck": True}),
+        ],
     )
-    def test_settings_that_say_it_computes_something_else(self, tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    def test_settings_that_say_it_computes_something_else(
+        self, tmp_path: Path, name: str, settings: dict[str, Any]
+    ) -> None:
         backbone = small(name, 64) if "vit" in name else backbone_module.create(name)
         torch.save(dict(backbone.network.state_dict()), tmp_path / "pytorch_model.bin")
-        (tmp_path / "config.json").write_text(str(settings).replace("'", '"').replace("True", "true"))
+        (tmp_path / "config.json").write_text(
+            str(settings).replace("'", '"').replace("True", "true")
+        )
         with pytest.raises(UserError, match=name):
             weights_io.load_weights(backbone, tmp_path)
 
     @pytest.mark.parametrize("told", [True, False])
     def test_one_that_is_not_known_is_named(self, tmp_path: Path, told: bool) -> None:
-        state = {f"encoder.layers.0.blocks.{i}.attention.self.key.weight": torch.ones(2) for i in range(9)}
+        state = {
+            f"encoder.layers.0.blocks.{i}.attention.self.key.weight": torch.ones(2)
+            for i in range(9)
+        }
         torch.save(state, tmp_path / "pytorch_model.bin")
         if told:
             (tmp_path / "config.json").write_text('{"model_type": "swin"}')
@@ -613,4 +878,6 @@ class TestTransformers:
 )
 def test_what_holds_no_network_is_named(tmp_path: Path, key: str, word: str) -> None:
     with pytest.raises(UserError, match=word):
-        weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, {key: torch.ones(5)}))
+        weights_io.load_weights(
+            backbone_module.create(RESNET), saved(tmp_path, {key: torch.ones(5)})
+        )

@@ -25,15 +25,19 @@ print(sum(pages[30:]))
 
 
 def faults(keep: bool) -> int:
-    """Pages that the kernel brings in for buffers that the process has had before. (Some more are needed until it has found
-    places for them that fit.)
+    """Pages that the kernel brings in for buffers that the process has had before. (Some more are
+    needed until it has found places for them that fit.)
     """
-    plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))}
+    plain = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))
+    }
     words = [sys.executable, "-c", PROGRAM.format(keep=keep)]
     return int(subprocess.run(words, env=plain, check=True, capture_output=True, text=True).stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="of glibc")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="of glibc"
+)
 def test_what_is_freed_is_there_for_the_next_step() -> None:
     before = faults(keep=False)
     if before < 3000:

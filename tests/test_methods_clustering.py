@@ -49,7 +49,9 @@ several = st.integers(2, 7)
 # The papers' formulas, sample by sample
 
 
-def plain_proto_nce(query: Rows, prototypes: Rows, phi: list[float], label: list[int], others: list[int]) -> float:
+def plain_proto_nce(
+    query: Rows, prototypes: Rows, phi: list[float], label: list[int], others: list[int]
+) -> float:
     """Li et al., 2020, the second sum of equation 11, for one clustering."""
     total = 0.0
     for q, s in zip(query, label, strict=True):
@@ -61,13 +63,19 @@ def plain_proto_nce(query: Rows, prototypes: Rows, phi: list[float], label: list
     return total / len(query)
 
 
-def plain_concentration(points: Rows, centroids: Rows, label: list[int], mean: float, alpha: float) -> list[float]:
+def plain_concentration(
+    points: Rows, centroids: Rows, label: list[int], mean: float, alpha: float
+) -> list[float]:
     """Li et al., 2020, equation 12, and what the authors' code does to its outliers."""
     width: list[float | None] = []
     for k, c in enumerate(centroids):
         members = [p for p, a in zip(points, label, strict=True) if a == k]
-        distance = sum(math.sqrt(sum((a - b) ** 2 for a, b in zip(p, c, strict=True))) for p in members)
-        width.append(distance / (len(members) * math.log(len(members) + alpha)) if len(members) > 1 else None)
+        distance = sum(
+            math.sqrt(sum((a - b) ** 2 for a, b in zip(p, c, strict=True))) for p in members
+        )
+        width.append(
+            distance / (len(members) * math.log(len(members) + alpha)) if len(members) > 1 else None
+        )
     known = [w for w in width if w is not None]
     full = [max(known) if w is None else w for w in width]
 
@@ -84,10 +92,16 @@ def plain_concentration(points: Rows, centroids: Rows, label: list[int], mean: f
 @few
 @given(several, st.integers(2, 5), st.integers(1, 9), seeds)
 def test_proto_nce_is_its_formula(b: int, d: int, k: int, seed: int) -> None:
-    query, prototypes, phi = unit(b, d, seed=seed), unit(k, d, seed=seed + 1), normal(k, seed=seed + 2).abs() + 0.1
+    query, prototypes, phi = (
+        unit(b, d, seed=seed),
+        unit(k, d, seed=seed + 1),
+        normal(k, seed=seed + 2).abs() + 0.1,
+    )
     label = torch.randint(-1, k, (b,), generator=rng(seed))
     others = shuffle(k, seed)[: max(k // 2, 1)]
-    formula = plain_proto_nce(query.tolist(), prototypes.tolist(), phi.tolist(), label.tolist(), others.tolist())
+    formula = plain_proto_nce(
+        query.tolist(), prototypes.tolist(), phi.tolist(), label.tolist(), others.tolist()
+    )
     close(proto_nce(query, prototypes, phi, label, others), formula)
 
 
@@ -98,23 +112,41 @@ def test_concentration_is_its_formula(n: int, k: int, mean: float, alpha: float,
     label = torch.randint(k, (n,), generator=rng(seed))
     label[1] = label[0]  # one cluster of two at the least
     formula = plain_concentration(points.tolist(), centroids.tolist(), label.tolist(), mean, alpha)
-    close(concentration(points, centroids, label, mean, alpha), torch.tensor(formula, dtype=torch.float64))
+    close(
+        concentration(points, centroids, label, mean, alpha),
+        torch.tensor(formula, dtype=torch.float64),
+    )
 
 
 # Gradients, and invariances
 
 
 def test_gradients_are_the_numerical_ones() -> None:
-    query, phi = normal(4, 3, seed=2).requires_grad_(), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    query, phi = (
+        normal(4, 3, seed=2).requires_grad_(),
+        torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64),
+    )
     prototypes, label = unit(3, 3, seed=3), torch.tensor([0, 2, -1, 0])
-    assert torch.autograd.gradcheck(lambda q: proto_nce(q, prototypes, phi, label, torch.arange(3)), (query,))
+    assert torch.autograd.gradcheck(
+        lambda q: proto_nce(q, prototypes, phi, label, torch.arange(3)), (query,)
+    )
 
 
 @few
 @given(several, st.integers(2, 5), st.integers(2, 9), seeds)
-def test_proto_nce_turns_with_everything_and_knows_no_order(b: int, d: int, k: int, seed: int) -> None:
-    query, prototypes, phi = unit(b, d, seed=seed), unit(k, d, seed=seed + 1), normal(k, seed=seed + 2).abs() + 0.1
-    label, others, turn = torch.randint(k, (b,), generator=rng(seed)), torch.arange(k), rotation(d, seed)
+def test_proto_nce_turns_with_everything_and_knows_no_order(
+    b: int, d: int, k: int, seed: int
+) -> None:
+    query, prototypes, phi = (
+        unit(b, d, seed=seed),
+        unit(k, d, seed=seed + 1),
+        normal(k, seed=seed + 2).abs() + 0.1,
+    )
+    label, others, turn = (
+        torch.randint(k, (b,), generator=rng(seed)),
+        torch.arange(k),
+        rotation(d, seed),
+    )
     loss, p = proto_nce(query, prototypes, phi, label, others), shuffle(b, seed)
     close(proto_nce(query @ turn, prototypes @ turn, phi, label, others), loss)
     close(proto_nce(query[p], prototypes, phi, label[p], others.flip(0)), loss)
@@ -133,12 +165,18 @@ def test_concentrations_have_the_mean_that_was_asked_for(n: int, k: int, seed: i
 
 def test_concentrations_of_points_in_one_place_are_all_alike() -> None:
     points = unit(1, 3, seed=0).expand(8, -1)
-    close(concentration(points, points[:3], torch.zeros(8).long(), 0.2, 10), torch.full((3,), 0.2, dtype=torch.float64))
+    close(
+        concentration(points, points[:3], torch.zeros(8).long(), 0.2, 10),
+        torch.full((3,), 0.2, dtype=torch.float64),
+    )
 
 
 def test_a_looser_cluster_is_softer() -> None:
     axes = torch.eye(3, dtype=torch.float64)
-    points = F.normalize(axes[[0] * 9 + [1] * 9] + torch.tensor([[0.01]] * 9 + [[0.3]] * 9) * normal(18, 3, seed=0), dim=1)
+    points = F.normalize(
+        axes[[0] * 9 + [1] * 9] + torch.tensor([[0.01]] * 9 + [[0.3]] * 9) * normal(18, 3, seed=0),
+        dim=1,
+    )
     tight, loose = concentration(points, axes[:2], torch.tensor([0] * 9 + [1] * 9), 0.2, 10)
     assert loose > 2 * tight
 
@@ -147,7 +185,10 @@ def test_a_looser_cluster_is_softer() -> None:
 
 
 def test_a_table_holds_what_was_seen_in_the_order_of_the_images() -> None:
-    parts = [(torch.tensor([4, 1]), torch.tensor([[4.0], [1.0]])), (torch.tensor([3]), torch.tensor([[0.0]]))]
+    parts = [
+        (torch.tensor([4, 1]), torch.tensor([[4.0], [1.0]])),
+        (torch.tensor([3]), torch.tensor([[0.0]])),
+    ]
     seen, rows = table(iter(parts), 6)
     assert seen.tolist() == [1, 3, 4]  # 3 was seen, though its features are 0
     assert rows.tolist() == [[1], [0], [4]]
@@ -155,7 +196,9 @@ def test_a_table_holds_what_was_seen_in_the_order_of_the_images() -> None:
 
 @few
 @given(st.integers(8, 40), st.integers(2, 6), st.integers(1, 6), seeds)
-def test_whitening_makes_each_principal_component_count_alike(n: int, d: int, dim: int, seed: int) -> None:
+def test_whitening_makes_each_principal_component_count_alike(
+    n: int, d: int, dim: int, seed: int
+) -> None:
     """Against the singular vectors of the centred points: those of unit variance, up to signs."""
     points, dim = normal(n, d, seed=seed) * torch.arange(1, d + 1) + 5, min(dim, d)
     mine = whiten(points, dim)
@@ -185,7 +228,9 @@ def test_clusters_are_those_of_whitened_features() -> None:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_every_cluster_counts_alike_whatever_its_size(symmetric: bool) -> None:
-    """Over a whole epoch the loss is the mean over clusters of each one's mean: section 3.3's uniform sampling."""
+    """Over a whole epoch the loss is the mean over clusters of each one's mean: section 3.3's
+    uniform sampling.
+    """
     method = make("deepcluster", symmetric=symmetric)
     method.before_epoch(whole())
     nn.init.normal_(method.classifier.weight)
@@ -195,7 +240,9 @@ def test_every_cluster_counts_alike_whatever_its_size(symmetric: bool) -> None:
         assert len(predictions) == 1 + symmetric
         loss += method.loss(predictions, method.targets(data, predictions)).item() / 4
         for logits in predictions:
-            for row, label in zip(logits.tolist(), method.assigned[data.index].tolist(), strict=True):
+            for row, label in zip(
+                logits.tolist(), method.assigned[data.index].tolist(), strict=True
+            ):
                 costs.setdefault(label, []).append(surprise(row, label))
     sizes = {len(c) for c in costs.values()}
     assert len(sizes) > 1
@@ -203,7 +250,9 @@ def test_every_cluster_counts_alike_whatever_its_size(symmetric: bool) -> None:
 
 
 def test_the_weighted_loss_is_its_formula_and_has_the_numerical_gradient() -> None:
-    """An image of a cluster of n weighs N / (K n); one without a cluster costs nothing, and is counted all the same."""
+    """An image of a cluster of n weighs N / (K n); one without a cluster costs nothing, and is
+    counted all the same.
+    """
     method, label = make("deepcluster"), torch.tensor([0, 4, -1, 2, 2])
     method.before_epoch(whole())
     said = tuple(normal(5, 5, seed=s).requires_grad_() for s in (0, 1))
@@ -234,7 +283,9 @@ def test_each_epoch_has_a_new_classifier_and_images_it_does_not_show_count_nothi
     assert method.loss(gone, method.targets(unseen, gone)) == 0
     (p,) = method.predict(method.inputs(half))
     alone = method.loss((p[:8],), method.targets(half, (p,))[:8])
-    close(method.loss((p,), method.targets(half, (p,))), alone / 2)  # the mean is over all of the batch
+    close(
+        method.loss((p,), method.targets(half, (p,))), alone / 2
+    )  # the mean is over all of the batch
 
 
 def test_clusters_stay_for_as_many_epochs_as_asked() -> None:
@@ -246,7 +297,8 @@ def test_clusters_stay_for_as_many_epochs_as_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "steps", "every"), [(1280, 5000, 20), (1280, 150, 3), (51_200, 40_000, 1), (1280, 10, 1)]
+    ("images", "steps", "every"),
+    [(1280, 5000, 20), (1280, 150, 3), (51_200, 40_000, 1), (1280, 10, 1)],
 )
 def test_a_new_classifier_gets_time_to_learn(images: int, steps: int, every: int) -> None:
     setting = Setting(images=images, batch=128 if images < 10_000 else 256, steps=steps, features=6)
@@ -267,7 +319,9 @@ def test_deepclusters_chance_is_that_of_the_clusters_in_use() -> None:
     assert torch.stack(losses).mean().item() == pytest.approx(math.log(5))
 
 
-@pytest.mark.parametrize("name", ["cmc", "deepcluster", "deepcluster-v2", "instance-discrimination", "pcl", "pirl"])
+@pytest.mark.parametrize(
+    "name", ["cmc", "deepcluster", "deepcluster-v2", "instance-discrimination", "pcl", "pirl"]
+)
 def test_relabelling_leaves_the_running_statistics_alone(name: str) -> None:
     class Over(Exception):
         """No step follows."""
@@ -282,7 +336,9 @@ def test_relabelling_leaves_the_running_statistics_alone(name: str) -> None:
 
     relabelled: list[int] = []
     method = METHODS[name](config(name), Toy(norm=True), IMAGES)
-    before = {k: v.clone() for k, v in method.state_dict().items() if "running" in k or "tracked" in k}
+    before = {
+        k: v.clone() for k, v in method.state_dict().items() if "running" in k or "tracked" in k
+    }
     step = Step(method)
     loop = Loop(steps=4, steps_per_epoch=2, schedule=lambda progress: 1)
     optimizer = SGD(lr=0.01).build(step.named_parameters())
@@ -297,10 +353,13 @@ def test_relabelling_leaves_the_running_statistics_alone(name: str) -> None:
 # DeepCluster v2
 
 
-def plain_deepcluster_v2(views: list[Rows], labels: list[list[int]], prototypes: list[Rows], temperature: float) -> float:
+def plain_deepcluster_v2(
+    views: list[Rows], labels: list[list[int]], prototypes: list[Rows], temperature: float
+) -> float:
     """Caron et al., 2020, appendix: every view predicts its image's cluster in every clustering.
 
-    Centroids are the classifier. The mean is over all views, images and clusterings, also where an image has no cluster.
+    Centroids are the classifier. The mean is over all views, images and clusterings, also where an
+    image has no cluster.
     """
     costs = []
     for view in views:
@@ -313,13 +372,18 @@ def plain_deepcluster_v2(views: list[Rows], labels: list[list[int]], prototypes:
 
 @pytest.mark.parametrize("small", [0, 2])
 def test_deepcluster_v2_is_its_formula(small: int) -> None:
-    """With and without small views; some images have no cluster yet, or one in some clusterings alone."""
+    """With and without small views; some images have no cluster yet, or one in some clusterings
+    alone.
+    """
     method, data = double("deepcluster-v2", temperature=0.3), multi_crop(small=small, first=40)
     method.before_epoch(whole())
     method.assigned[42] = -1
     method.assigned[45, 1] = -1
     predictions = method.predict(method.inputs(data))
-    views, labels = [method.network(v).tolist() for v in data.views], method.assigned[40:48].tolist()
+    views, labels = (
+        [method.network(v).tolist() for v in data.views],
+        method.assigned[40:48].tolist(),
+    )
     formula = plain_deepcluster_v2(views, labels, method.prototypes.tolist(), 0.3)
     assert len(predictions) == 2 + small
     close(method.loss(predictions, method.targets(data, predictions)), formula)
@@ -345,7 +409,9 @@ def clustered(seed: int) -> Method:
 @few
 @given(several, seeds)
 def test_deepcluster_v2_knows_no_order(b: int, seed: int) -> None:
-    """Of images, of views, of clusterings, of clusters, whose numbers mean nothing, nor of dimensions."""
+    """Of images, of views, of clusterings, of clusters, whose numbers mean nothing, nor of
+    dimensions.
+    """
     method, views = clustered(seed), (unit(b, 8, seed=seed), unit(b, 8, seed=seed + 1))
     label = torch.randint(-1, 5, (b, 3), generator=rng(seed))
     loss, prototypes = method.loss(views, label), method.prototypes.clone()
@@ -369,7 +435,9 @@ def test_it_begins_with_what_the_untrained_network_says_of_each_view() -> None:
 
 
 def test_clusterings_take_the_views_by_turns() -> None:
-    """Clustering h is of view h modulo 2, from a start of its own; the second epoch looks at the memory, and at no image."""
+    """Clustering h is of view h modulo 2, from a start of its own; the second epoch looks at the
+    memory, and at no image.
+    """
     method = double("deepcluster-v2", clusterings=5)
     method.before_epoch(whole())
     memory = method.memory.clone()
@@ -385,7 +453,9 @@ def test_clusterings_take_the_views_by_turns() -> None:
 
 
 def test_a_step_leaves_the_embeddings_of_its_large_views() -> None:
-    """Each under its image and its view; clusters stay as they are until the next epoch, which is made of them."""
+    """Each under its image and its view; clusters stay as they are until the next epoch, which is
+    made of them.
+    """
     method, data = double("deepcluster-v2"), multi_crop()
     data = dataclasses.replace(data, index=torch.tensor([40, 3, 63, 0, 17, 5, 4, 50]))
     method.before_epoch(whole())
@@ -445,7 +515,8 @@ def taught(method: SwAV, steps: int, of: int) -> None:
 
 
 def plain_swav(views: list[Rows], pools: list[Rows], method: SwAV) -> float:
-    """Caron et al., 2020, equations 1 and 2: every view predicts the code of each large view, but its own.
+    """Caron et al., 2020, equations 1 and 2: every view predicts the code of each large view, but
+    its own.
 
     Scores of each view; and of each large view those that its code is balanced over, its own first.
     """
@@ -454,20 +525,28 @@ def plain_swav(views: list[Rows], pools: list[Rows], method: SwAV) -> float:
         code = plain_sinkhorn(pool, c.epsilon, c.iterations)[: len(views[large])]
         for other, scores in enumerate(views):
             if other != large:
-                costs.append(plain_cross_entropy([[x / c.temperature for x in row] for row in scores], code))
+                costs.append(
+                    plain_cross_entropy([[x / c.temperature for x in row] for row in scores], code)
+                )
     return sum(costs) / len(costs)
 
 
 @pytest.mark.parametrize("small", [0, 2])
 @pytest.mark.parametrize("queue", [0, 12])
 def test_swav_is_its_formula(small: int, queue: int) -> None:
-    method, data = swav(queue=queue, temperature=0.3, epsilon=0.1, iterations=2), multi_crop(6, small)
+    method, data = (
+        swav(queue=queue, temperature=0.3, epsilon=0.1, iterations=2),
+        multi_crop(6, small),
+    )
     taught(method, 2, 6)
     views = [plain_scores(method.network(v), method) for v in data.views]
     pools = [views[view] + plain_scores(method.queue[view], method) for view in (0, 1)]
     assert len(pools[0]) == 6 + queue
     predictions = method.predict(method.inputs(data))
-    close(method.loss(predictions, method.targets(data, predictions)), plain_swav(views, pools, method))
+    close(
+        method.loss(predictions, method.targets(data, predictions)),
+        plain_swav(views, pools, method),
+    )
 
 
 @pytest.mark.parametrize("small", [0, 2])
@@ -481,11 +560,16 @@ def test_swav_is_lightlys(small: int, queue: int) -> None:
     predictions = method.predict(method.inputs(data))
     scores = [method.scores(z) for z in predictions]
     past = [method.scores(rows) for rows in method.queue] if queue else None
-    mine, peers = method.loss(predictions, method.targets(data, predictions)), theirs(scores[:2], scores[2:], past).squeeze()
+    mine, peers = (
+        method.loss(predictions, method.targets(data, predictions)),
+        theirs(scores[:2], scores[2:], past).squeeze(),
+    )
     close(mine, peers)
     parameters = list(method.parameters())
     for a, b in zip(
-        torch.autograd.grad(mine, parameters, retain_graph=True), torch.autograd.grad(peers, parameters), strict=True
+        torch.autograd.grad(mine, parameters, retain_graph=True),
+        torch.autograd.grad(peers, parameters),
+        strict=True,
     ):
         close(a, b, 1e-6)
 
@@ -510,10 +594,15 @@ def test_a_batch_larger_than_swavs_queue_fills_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "progress", "used"), [(1, 0.5, False), (2, 0.29, False), (2, 0.3, True), (3, 1.0, True), (0, 1.0, False)]
+    ("steps", "progress", "used"),
+    [(1, 0.5, False), (2, 0.29, False), (2, 0.3, True), (3, 1.0, True), (0, 1.0, False)],
 )
-def test_swavs_queue_helps_when_it_is_full_and_its_time_has_come(steps: int, progress: float, used: bool) -> None:
-    """12 rows are full after two batches of 6; what is in them before are zeros, which are no embeddings."""
+def test_swavs_queue_helps_when_it_is_full_and_its_time_has_come(
+    steps: int, progress: float, used: bool
+) -> None:
+    """12 rows are full after two batches of 6; what is in them before are zeros, which are no
+    embeddings.
+    """
     method, data = swav(queue=12, queue_start=0.3), batch(6, dtype=torch.float64)
     taught(method, steps, 6)
     method.progress = progress
@@ -527,9 +616,13 @@ def test_swavs_queue_helps_when_it_is_full_and_its_time_has_come(steps: int, pro
 
 
 def test_swav_begins_from_random_weights_without_a_queue_and_with_sharper_codes() -> None:
-    """With a queue of embeddings of weights long changed, and codes near uniform, 1,200 steps taught hardly anything."""
+    """With a queue of embeddings of weights long changed, and codes near uniform, 1,200 steps
+    taught hardly anything.
+    """
     setting = Setting(images=10_000, batch=64, steps=400, features=512)
-    new, going_on = (SwAV.Config().suited(dataclasses.replace(setting, begun=begun)) for begun in (False, True))
+    new, going_on = (
+        SwAV.Config().suited(dataclasses.replace(setting, begun=begun)) for begun in (False, True)
+    )
     assert (new.queue, new.epsilon, new.prototypes) == (0, 0.03, 200)
     assert (going_on.queue, going_on.epsilon, going_on.prototypes) == (2496, 0.05, 200)
     assert SwAV.Config(epsilon=0.025).suited(setting).epsilon == 0.025
@@ -540,7 +633,9 @@ def test_swav_begins_from_random_weights_without_a_queue_and_with_sharper_codes(
 def test_prototypes_wait_before_they_move_and_keep_their_length(
     kind: type[Optimizer], progress: float, frozen: bool
 ) -> None:
-    """Decay and momentum cannot move them either: what decay does to the length, the step's end undoes."""
+    """Decay and momentum cannot move them either: what decay does to the length, the step's end
+    undoes.
+    """
     method, data = swav(freeze_prototypes=0.2), batch(dtype=torch.float64)
     method.progress = progress
     optimizer = kind(lr=0.1, weight_decay=0.1).build(method.named_parameters())
@@ -582,7 +677,9 @@ def test_pcl_begins_as_moco() -> None:
     method.progress = 0.4
     method.before_epoch(whole())
     assert (method.assigned >= 0).all()
-    assert method.chance() == pytest.approx(math.log(17) + (math.log(5) + math.log(2) + math.log(1)) / 3)
+    assert method.chance() == pytest.approx(
+        math.log(17) + (math.log(5) + math.log(2) + math.log(1)) / 3
+    )
 
 
 def test_pcl_adds_a_softmax_over_each_clusterings_prototypes() -> None:
@@ -592,9 +689,17 @@ def test_pcl_adds_a_softmax_over_each_clusterings_prototypes() -> None:
     assert method.sizes == [12, 6, 3]
     predictions = method.predict(method.inputs(data))
     keys, labels = method.targets(data, predictions)
-    each = zip(method.prototypes.split([12, 6, 3]), method.concentrations.split([12, 6, 3]), labels.T, strict=True)
+    each = zip(
+        method.prototypes.split([12, 6, 3]),
+        method.concentrations.split([12, 6, 3]),
+        labels.T,
+        strict=True,
+    )
     proto = [F.cross_entropy(predictions[0] @ c.T / phi, label) for c, phi, label in each]
-    close(method.loss(predictions, (keys, labels)), method.moco.loss(predictions, keys) + sum(proto) / 3)
+    close(
+        method.loss(predictions, (keys, labels)),
+        method.moco.loss(predictions, keys) + sum(proto) / 3,
+    )
 
 
 def test_pcl_clusters_what_the_key_encoder_says() -> None:
@@ -607,7 +712,12 @@ def test_pcl_clusters_what_the_key_encoder_says() -> None:
     torch.manual_seed(5)
     points = torch.cat([method.moco.teacher(b.views[0]) for b in whole()])
     for m, (size, c, phi) in enumerate(
-        zip(method.sizes, method.prototypes.split(method.sizes), method.concentrations.split(method.sizes), strict=True)
+        zip(
+            method.sizes,
+            method.prototypes.split(method.sizes),
+            method.concentrations.split(method.sizes),
+            strict=True,
+        )
     ):
         centroids, label = kmeans(points, size, 20)
         close(c, centroids)
@@ -625,7 +735,9 @@ def test_pcls_negative_prototypes_are_drawn_once_a_step() -> None:
     losses = []
     for _ in range(6):
         loss = method.loss(predictions, targets).item()
-        torch.manual_seed(len(losses))  # whatever the state of the global generator, which differs between ranks
+        torch.manual_seed(
+            len(losses)
+        )  # whatever the state of the global generator, which differs between ranks
         assert method.loss(predictions, targets).item() == loss
         losses.append(loss)
         method.steps.value += 1
@@ -673,7 +785,10 @@ def test_images_that_an_epoch_does_not_show_have_no_prototype() -> None:
 
 @pytest.mark.parametrize("name", ["deepcluster", "deepcluster-v2", "pcl"])
 def test_more_clusters_than_images_are_refused(name: str) -> None:
-    with pytest.raises(Exception, match=r"65 clusters need as many images, and there are 64: lower --method\.clusters"):
+    with pytest.raises(
+        Exception,
+        match=r"65 clusters need as many images, and there are 64: lower --method\.clusters",
+    ):
         make(name, clusters=65)
     method = make(name, clusters=60)
     method.progress = 0.5

@@ -1,4 +1,6 @@
-"""Memories of all images, margins and jigsaws: losses against their papers in plain loops, and what is each one's own."""
+"""Memories of all images, margins and jigsaws: losses against their papers in plain loops, and what
+is each one's own.
+"""
 
 import dataclasses
 import math
@@ -77,7 +79,9 @@ def test_nce_is_its_formula(b: int, k: int, images: int, seed: int) -> None:
 
 
 def test_nce_where_nothing_is_known_is_a_toss() -> None:
-    """Where the model says of every image what the noise says, K + 1 times heads or tails is asked."""
+    """Where the model says of every image what the noise says, K + 1 times heads or tails is
+    asked.
+    """
     even = torch.full((3, 4), -math.log(50), dtype=torch.float64) + math.log(4)
     close(nce(even[:, 0], even, 50), 5 * math.log(2))
 
@@ -101,13 +105,19 @@ def test_gradients_are_the_numerical_ones() -> None:
     own, noise = normal(4, seed=2).requires_grad_(), normal(4, 5, seed=3).requires_grad_()
     assert torch.autograd.gradcheck(lambda p, n: nce(p, n, 30), (own, noise))
     for loss in (margin_contrastive, triplet):
-        assert torch.autograd.gradcheck(lambda a, b: loss(F.normalize(a, dim=1), F.normalize(b, dim=1), 1.2), (x, y))  # noqa: B023
+        assert torch.autograd.gradcheck(
+            lambda a, b, loss=loss: loss(F.normalize(a, dim=1), F.normalize(b, dim=1), 1.2), (x, y)
+        )
 
 
 @few
 @given(sizes, widths, st.floats(0.1, 2.0), seeds)
 def test_neither_order_nor_a_turn_matters(b: int, d: int, margin: float, seed: int) -> None:
-    x, y, p = unit(b, d, seed=seed), unit(b, d, seed=seed + 1), torch.randperm(b, generator=rng(seed))
+    x, y, p = (
+        unit(b, d, seed=seed),
+        unit(b, d, seed=seed + 1),
+        torch.randperm(b, generator=rng(seed)),
+    )
     turn = rotation(d, seed + 2)
     for loss in (margin_contrastive, triplet):
         close(loss(x[p], y[p], margin), loss(x, y, margin), 1e-7)
@@ -130,8 +140,12 @@ def test_only_others_within_the_margin_are_pushed() -> None:
         ({"beyond": -0.7, "far": 3.0}, "beyond"),
     ],
 )
-def test_of_the_others_the_nearest_beyond_the_partner_counts(others: dict[str, float], chosen: str) -> None:
-    """Or the farthest, where all are nearer than the partner. The anchor's slope tells which one it was."""
+def test_of_the_others_the_nearest_beyond_the_partner_counts(
+    others: dict[str, float], chosen: str
+) -> None:
+    """Or the farthest, where all are nearer than the partner. The anchor's slope tells which one it
+    was.
+    """
 
     def at(angle: float) -> Tensor:
         return torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
@@ -146,10 +160,14 @@ def test_of_the_others_the_nearest_beyond_the_partner_counts(others: dict[str, f
 def test_one_point_for_all_images_costs_what_chance_costs(name: str) -> None:
     method = build(name)
     same = unit(1, 8, seed=0).float().expand(6, -1)
-    assert method.loss((same, same), (same, same)).item() == pytest.approx(method.chance(), rel=5e-3)
+    assert method.loss((same, same), (same, same)).item() == pytest.approx(
+        method.chance(), rel=5e-3
+    )
 
 
-@pytest.mark.parametrize(("name", "formula"), [("margin-contrastive", plain_margin), ("triplet", plain_triplet)])
+@pytest.mark.parametrize(
+    ("name", "formula"), [("margin-contrastive", plain_margin), ("triplet", plain_triplet)]
+)
 def test_both_views_are_asked_and_both_move(name: str, formula: object) -> None:
     method = build(name, norm=False, dtype=torch.float64)
     predictions = method.predict(method.inputs(batch(dtype=torch.float64)))
@@ -160,7 +178,9 @@ def test_both_views_are_asked_and_both_move(name: str, formula: object) -> None:
     close(method.loss(predictions, targets), sum(both) / 2, 1e-6)
 
 
-@pytest.mark.parametrize(("kind", "margin"), [(MarginContrastive, 2.5), (MarginContrastive, 0.0), (Triplet, 0.0)])
+@pytest.mark.parametrize(
+    ("kind", "margin"), [(MarginContrastive, 2.5), (MarginContrastive, 0.0), (Triplet, 0.0)]
+)
 def test_a_margin_that_makes_no_sense_is_refused(kind: type[Method], margin: float) -> None:
     with pytest.raises(UserError, match=r"--method\.margin"):
         kind(kind.Config(margin=margin), Toy(norm=False), IMAGES)  # type: ignore[call-arg]
@@ -182,7 +202,11 @@ def test_rows_move_as_the_paper_says() -> None:
     it, new = memory(momentum=0.7), unit(3, 4, seed=1)
     before = it.rows.clone()
     it.remember(torch.tensor([2, 0, 10]), new)
-    for row, old, update, momentum in ((2, before[2], new[0], 0.7), (0, before[0], new[1], 0.7), (10, None, new[2], 0.0)):
+    for row, old, update, momentum in (
+        (2, before[2], new[0], 0.7),
+        (0, before[0], new[1], 0.7),
+        (10, None, new[2], 0.0),
+    ):
         moved = update if old is None else momentum * old + (1 - momentum) * update
         close(it.rows[row], moved / moved.norm())
     untouched = [1, *range(3, 10), 11]
@@ -230,7 +254,9 @@ def test_negatives_are_uniform() -> None:
 @few
 @given(st.sampled_from([3, 5, 12, 40]), st.floats(0.07, 1.0), seeds)
 def test_the_softmax_is_its_formula(negatives: int, temperature: float, seed: int) -> None:
-    """Wu et al., 2018, equation 2, over the rows that take part; an image is never its own negative."""
+    """Wu et al., 2018, equation 2, over the rows that take part; an image is never its own
+    negative.
+    """
     it, embedding = memory(negatives=negatives, temperature=temperature), unit(4, 4, seed=seed)
     index, rows, total = [3, 8, 0, 3], it.rows.tolist(), 0.0
     for v, i in zip(embedding.tolist(), index, strict=True):
@@ -241,13 +267,19 @@ def test_the_softmax_is_its_formula(negatives: int, temperature: float, seed: in
 
 
 def test_with_all_rows_it_is_classification_of_images() -> None:
-    it, embedding, index = memory(negatives=12, seen=12), unit(4, 4, seed=1), torch.tensor([3, 11, 0, 5])
+    it, embedding, index = (
+        memory(negatives=12, seen=12),
+        unit(4, 4, seed=1),
+        torch.tensor([3, 11, 0, 5]),
+    )
     close(it.loss(embedding, index), F.cross_entropy(embedding @ it.rows.T / 0.3, index))
 
 
 def test_the_softmax_is_lightlys() -> None:
     """A peer's loss whose bank holds the other images' rows."""
-    theirs = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.3, memory_bank_size=(11, 4))
+    theirs = pytest.importorskip("lightly.loss").NTXentLoss(
+        temperature=0.3, memory_bank_size=(11, 4)
+    )
     it, embedding = memory(negatives=12, seen=12), unit(1, 4, seed=1)
     theirs.memory_bank.bank = it.rows[1:].clone()
     close(it.loss(embedding, torch.tensor([0])), theirs(embedding, it.rows[:1]))
@@ -255,16 +287,29 @@ def test_the_softmax_is_lightlys() -> None:
 
 @few
 @given(st.sampled_from([3, 5, 12, 40]), st.floats(0.1, 1.0), seeds)
-def test_noise_contrastive_estimation_is_its_formula(negatives: int, temperature: float, seed: int) -> None:
-    """Wu et al., 2018, equations 2 to 7: P(i|v) = exp(v_i f / T) / Z, Z from the first batch, and constant."""
-    it, embedding = memory(negatives=negatives, temperature=temperature, loss="nce"), unit(3, 4, seed=seed)
+def test_noise_contrastive_estimation_is_its_formula(
+    negatives: int, temperature: float, seed: int
+) -> None:
+    """Wu et al., 2018, equations 2 to 7: P(i|v) = exp(v_i f / T) / Z, Z from the first batch, and
+    constant.
+    """
+    it, embedding = (
+        memory(negatives=negatives, temperature=temperature, loss="nce"),
+        unit(3, 4, seed=seed),
+    )
     start = unit(9, 4, seed=7).tolist()  # what it was filled with
     z = 12 * sum(math.exp(dot(f, v) / temperature) for f in start for v in start) / 81
     it.remember(torch.tensor([4]), unit(1, 4, seed=seed + 1))
     close(it.log_z, math.log(z))
     index, rows = [3, 8, 4], it.rows.tolist()
-    probability = [math.exp(dot(rows[i], f) / temperature) / z for i, f in zip(index, embedding.tolist(), strict=True)]
-    of_noise = [[math.exp(dot(rows[j], f) / temperature) / z for j in it.others().tolist()] for f in embedding.tolist()]
+    probability = [
+        math.exp(dot(rows[i], f) / temperature) / z
+        for i, f in zip(index, embedding.tolist(), strict=True)
+    ]
+    of_noise = [
+        [math.exp(dot(rows[j], f) / temperature) / z for j in it.others().tolist()]
+        for f in embedding.tolist()
+    ]
     close(it.loss(embedding, torch.tensor(index)), plain_nce(probability, of_noise, 12))
 
 
@@ -290,13 +335,17 @@ def test_what_nobody_saw_counts_nothing(loss: str) -> None:
     assert embedding.grad[[0, 3]].any(1).all()
     nothing = it.loss(embedding, torch.tensor([-1, 9, 10, 11]))
     assert nothing == 0
-    assert not torch.autograd.grad(nothing, embedding)[0].any()  # but it is there, for processes that wait for it
+    assert not torch.autograd.grad(nothing, embedding)[
+        0
+    ].any()  # but it is there, for processes that wait for it
 
 
 @pytest.mark.parametrize("loss", ["nce", "softmax"])
 def test_the_gradient_of_recognition_is_the_numerical_one(loss: str) -> None:
     it, index = memory(loss=loss), torch.tensor([3, -1, 0])
-    assert torch.autograd.gradcheck(lambda e: it.loss(e, index), normal(3, 4, seed=1).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda e: it.loss(e, index), normal(3, 4, seed=1).requires_grad_()
+    )
 
 
 def test_it_is_filled_once() -> None:
@@ -313,7 +362,12 @@ def tinted(first: int, seed: int, tint: float) -> Batch:
     """16 images, each of a colour of its own, in two views."""
     plain = batch(16, seed, first)
     colour = torch.rand(IMAGES, 3, 1, 1, generator=rng())[first : first + 16]
-    return Batch(tuple(tint * colour + (1 - tint) * view for view in plain.views), plain.index, plain.label, plain.noise)
+    return Batch(
+        tuple(tint * colour + (1 - tint) * view for view in plain.views),
+        plain.index,
+        plain.label,
+        plain.noise,
+    )
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
@@ -334,9 +388,15 @@ def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
         method.loss(predictions, targets).backward()
         optimizer.step()
         method.after_step(data, predictions, targets)
-        asking = predictions if isinstance(predictions, Tensor) else predictions[1]  # the pieces, or the colours
-        place = (asking @ rows.T).argsort(1, descending=True).eq(data.index[:, None]).int().argmax(1)
-        found.append(place.float().mean().item())  # of 64, how many rows are nearer than the image's own
+        asking = (
+            predictions if isinstance(predictions, Tensor) else predictions[1]
+        )  # the pieces, or the colours
+        place = (
+            (asking @ rows.T).argsort(1, descending=True).eq(data.index[:, None]).int().argmax(1)
+        )
+        found.append(
+            place.float().mean().item()
+        )  # of 64, how many rows are nearer than the image's own
     assert sum(found[-8:]) < 0.9 * sum(found[:8])
 
 
@@ -348,7 +408,9 @@ def test_one_row_for_all_images_costs_what_chance_costs(name: str) -> None:
     for it in method.modules():
         if isinstance(it, MemoryBank):
             it.fill([(torch.arange(IMAGES), same.expand(IMAGES, -1))])
-            assert it.loss(same.expand(8, -1), torch.arange(8)).item() == pytest.approx(method.chance())
+            assert it.loss(same.expand(8, -1), torch.arange(8)).item() == pytest.approx(
+                method.chance()
+            )
     nce_method = METHODS[name](dataclasses.replace(change, loss="nce"), Toy(norm=True), IMAGES)  # type: ignore[call-arg]
     assert nce_method.chance() is None  # it depends on Z
 
@@ -356,8 +418,15 @@ def test_one_row_for_all_images_costs_what_chance_costs(name: str) -> None:
 @pytest.mark.parametrize("name", REMEMBERING)
 def test_small_data_are_compared_with_all_of_themselves(name: str) -> None:
     default = METHODS[name].Config()
-    assert (default.loss, default.momentum, default.temperature, default.dim) == ("nce", 0.5, 0.07, 128)  # type: ignore[attr-defined]
-    small, large = (default.suited(Setting(images=n, batch=128, steps=999, features=9)) for n in (900, 10**7))
+    assert (default.loss, default.momentum, default.temperature, default.dim) == (
+        "nce",
+        0.5,
+        0.07,
+        128,
+    )  # type: ignore[attr-defined]
+    small, large = (
+        default.suited(Setting(images=n, batch=128, steps=999, features=9)) for n in (900, 10**7)
+    )
     assert (small.negatives, small.loss) == (900, "softmax")  # type: ignore[attr-defined]
     assert (large.negatives, large.loss) == (65536, "softmax")  # type: ignore[attr-defined]
     assert not math.isnan(METHODS[name](small, Toy(norm=True), 900).chance() or math.nan)
@@ -380,7 +449,9 @@ def test_an_image_is_its_own_class() -> None:
 # The jigsaw
 
 
-@pytest.mark.parametrize(("size", "side"), [(224, 64), (96, 32), (64, 16), (32, 10), (16, 5), (8, 2)])
+@pytest.mark.parametrize(
+    ("size", "side"), [(224, 64), (96, 32), (64, 16), (32, 10), (16, 5), (8, 2)]
+)
 def test_pieces_are_the_middles_of_nine_cells(size: int, side: int) -> None:
     where = torch.arange(size**2, dtype=torch.float32).view(1, 1, size, size).expand(2, 3, -1, -1)
     noise = torch.arange(16.0).expand(2, -1)  # rising: in reading order
@@ -395,15 +466,22 @@ def test_pieces_are_the_middles_of_nine_cells(size: int, side: int) -> None:
 
 def test_each_image_has_an_order_of_its_own() -> None:
     view, noise = torch.rand(6, 3, 33, 33, generator=rng()), torch.rand(6, 16, generator=rng())
-    plain, shuffled = shuffled_pieces(view, torch.arange(16.0).expand(6, -1)), shuffled_pieces(view, noise)
+    plain, shuffled = (
+        shuffled_pieces(view, torch.arange(16.0).expand(6, -1)),
+        shuffled_pieces(view, noise),
+    )
     orders = []
     for i in range(6):
-        found = [next(k for k in range(9) if torch.equal(plain[i, k], piece)) for piece in shuffled[i]]
+        found = [
+            next(k for k in range(9) if torch.equal(plain[i, k], piece)) for piece in shuffled[i]
+        ]
         assert sorted(found) == list(range(9))
         assert found == sorted(range(9), key=lambda k: noise[i, k].item())
         orders.append(tuple(found))
     assert len(set(orders)) == 6
-    assert torch.equal(shuffled_pieces(view[2:4], noise[2:4]), shuffled[2:4])  # whatever else is in the batch
+    assert torch.equal(
+        shuffled_pieces(view[2:4], noise[2:4]), shuffled[2:4]
+    )  # whatever else is in the batch
 
 
 def test_pieces_are_seen_one_by_one_and_then_together() -> None:
@@ -427,10 +505,14 @@ def test_pirl_weighs_the_whole_and_its_pieces(share: float) -> None:
     torch.testing.assert_close(whole, method.network(data.views[0]))
     assert torch.equal(method.targets(data, (whole, pieces)), data.index)
     parts = [method.memory.loss(said, data.index) for said in (whole, pieces)]
-    torch.testing.assert_close(method.loss((whole, pieces), data.index), (1 - share) * parts[0] + share * parts[1])
+    torch.testing.assert_close(
+        method.loss((whole, pieces), data.index), (1 - share) * parts[0] + share * parts[1]
+    )
     rows = method.memory.rows.clone()
     method.after_step(data, (whole, pieces), data.index)
-    torch.testing.assert_close(method.memory.rows[:8], F.normalize(rows[:8] + whole.detach(), dim=1))
+    torch.testing.assert_close(
+        method.memory.rows[:8], F.normalize(rows[:8] + whole.detach(), dim=1)
+    )
 
 
 @pytest.mark.parametrize("kind", [PIRL, InfoMin])
@@ -442,7 +524,9 @@ def test_a_share_above_one_is_refused(kind: type[Method]) -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.4])
 def test_infomin_is_moco_with_pieces_step_after_step(symmetric: bool, share: float) -> None:
-    """Tian et al., 2020: (1 - beta) InfoNCE + beta InfoNCE of the pieces, against the same keys and queue."""
+    """Tian et al., 2020: (1 - beta) InfoNCE + beta InfoNCE of the pieces, against the same keys and
+    queue.
+    """
     change = {"hidden": 16, "dim": 8, "queue": 16, "symmetric": symmetric, "temperature": 0.15}
     torch.manual_seed(0)
     method = InfoMin(InfoMin.Config(jigsaw=share, **change), Toy(norm=False), IMAGES)  # type: ignore[arg-type]
@@ -456,7 +540,9 @@ def test_infomin_is_moco_with_pieces_step_after_step(symmetric: bool, share: flo
         torch.testing.assert_close(targets, theirs)
         pieces = method.jigsaw(shuffled_pieces(data.views[0], data.noise))
         torch.testing.assert_close(predictions[-1], pieces)
-        expected = (1 - share) * moco.loss(peers, theirs) + share * info_nce(pieces, theirs[0], moco.queue, 0.15)
+        expected = (1 - share) * moco.loss(peers, theirs) + share * info_nce(
+            pieces, theirs[0], moco.queue, 0.15
+        )
         torch.testing.assert_close(method.loss(predictions, targets), expected)
         method.after_step(data, predictions, targets)
         moco.after_step(data, peers, theirs)
@@ -486,7 +572,9 @@ def test_light_and_colour_are_those_of_lab(seed: int) -> None:
     assert torch.equal(light[:, 0], light[:, 1])
     assert torch.equal(light[:, 0], light[:, 2])
     torch.testing.assert_close(lab(colour)[:, 1:], lab(pixels)[:, 1:], rtol=0, atol=1e-2)
-    torch.testing.assert_close(lab(colour)[:, 0], torch.full_like(lab(colour)[:, 0], 60), rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        lab(colour)[:, 0], torch.full_like(lab(colour)[:, 0], 60), rtol=0, atol=1e-2
+    )
 
 
 def test_any_image_gives_two_images() -> None:
@@ -497,7 +585,9 @@ def test_any_image_gives_two_images() -> None:
         assert image.dtype == torch.float32
         assert image.min() >= 0
         assert image.max() <= 1 + 1e-6
-    torch.testing.assert_close(lab(light.double())[:, 0], lab(corners.double())[:, 0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        lab(light.double())[:, 0], lab(corners.double())[:, 0], rtol=0, atol=1e-3
+    )
 
 
 def test_grey_has_no_colour() -> None:
@@ -506,7 +596,10 @@ def test_grey_has_no_colour() -> None:
     torch.testing.assert_close(light, grey, rtol=0, atol=1e-5)
     assert colour.std() < 1e-4
     assert coloured(grey).tolist() == [False] * 3
-    assert coloured(torch.cat([grey[:1], torch.rand(1, 3, 9, 9, generator=rng())])).tolist() == [False, True]
+    assert coloured(torch.cat([grey[:1], torch.rand(1, 3, 9, 9, generator=rng())])).tolist() == [
+        False,
+        True,
+    ]
 
 
 def some_grey(n: int = 8, seed: int = 1) -> Batch:
@@ -521,7 +614,12 @@ def test_each_asks_the_memory_of_the_other() -> None:
     assert isinstance(method, CMC)
     data = batch()
     light, colour = predictions = method.predict(method.inputs(data))
-    torch.testing.assert_close(light, method.light_head(method.backbone(light_and_colour(data.views[0])[0])), rtol=1, atol=1)
+    torch.testing.assert_close(
+        light,
+        method.light_head(method.backbone(light_and_colour(data.views[0])[0])),
+        rtol=1,
+        atol=1,
+    )
     parts = method.colours.loss(light, data.index), method.lights.loss(colour, data.index)
     torch.testing.assert_close(method.loss(predictions, data.index), sum(parts) / 2)
     rows = [m.rows[:8].clone() for m in (method.lights, method.colours)]

@@ -1,4 +1,6 @@
-"""Momentum contrast, its relatives, and CPC: losses against their papers in plain loops, and what is particular to each."""
+"""Momentum contrast, its relatives, and CPC: losses against their papers in plain loops, and what
+is particular to each.
+"""
 
 import dataclasses
 import math
@@ -28,7 +30,18 @@ from selftaught.methods.parts.patches import Context, automatic_side, cut, drop_
 from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models import backbone as backbone_module
 from selftaught.optim import OPTIMIZERS
-from tests.formulas import close, cosine, double, drifted, few, normal, plain_info_nce, seeds, shuffle, unit
+from tests.formulas import (
+    close,
+    cosine,
+    double,
+    drifted,
+    few,
+    normal,
+    plain_info_nce,
+    seeds,
+    shuffle,
+    unit,
+)
 from tests.laws.toys import IMAGES, Toy, batch, build, config
 
 sizes, widths = st.integers(1, 6), st.integers(2, 5)
@@ -54,16 +67,23 @@ def test_pick_nce_is_its_formula(n: int, m: int, d: int, temperature: float, see
 
 @few
 @given(sizes, sizes, widths, seeds)
-def test_the_order_of_queries_and_candidates_does_not_matter(n: int, m: int, d: int, seed: int) -> None:
+def test_the_order_of_queries_and_candidates_does_not_matter(
+    n: int, m: int, d: int, seed: int
+) -> None:
     query, candidates = unit(n, d, seed=seed), unit(m, d, seed=seed + 1)
     key = torch.randint(m, (n,), generator=torch.Generator().manual_seed(seed))
     p, r = shuffle(n, seed), shuffle(m, seed + 1)
-    close(pick_nce(query[p], candidates[r], r.argsort()[key[p]], 0.2), pick_nce(query, candidates, key, 0.2))
+    close(
+        pick_nce(query[p], candidates[r], r.argsort()[key[p]], 0.2),
+        pick_nce(query, candidates, key, 0.2),
+    )
 
 
 def test_pick_nce_has_the_numerical_gradient() -> None:
     query, candidates = normal(4, 3, seed=0).requires_grad_(), normal(5, 3, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda q, c: pick_nce(q, c, torch.tensor([0, 4, 4, 2]), 0.3), (query, candidates))
+    assert torch.autograd.gradcheck(
+        lambda q, c: pick_nce(q, c, torch.tensor([0, 4, 4, 2]), 0.3), (query, candidates)
+    )
 
 
 def test_candidates_that_are_all_the_same_cost_their_logarithm() -> None:
@@ -77,14 +97,20 @@ def test_candidates_that_are_all_the_same_cost_their_logarithm() -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("name", ["moco-v1", "moco-v2"])
 def test_moco_is_its_formula(name: str, symmetric: bool) -> None:
-    """He et al., 2019, equation 1. `symmetric`: the mean of both ways, and the keys of both views go into the queue."""
+    """He et al., 2019, equation 1. `symmetric`: the mean of both ways, and the keys of both views
+    go into the queue.
+    """
     method, data = double(name, symmetric=symmetric, temperature=0.3), batch(5, dtype=torch.float64)
     drifted(method.teacher)
     q1, q2 = (method.network(view).tolist() for view in data.views)
     k1, k2 = (method.teacher.network(view) for view in data.views)
     before, negatives = method.queue.clone(), method.queue.tolist()
     ways = [(q1, k2), (q2, k1)] if symmetric else [(q1, k2)]
-    costs = [plain_info_nce(q, k, negatives, 0.3) for qs, ks in ways for q, k in zip(qs, ks.tolist(), strict=True)]
+    costs = [
+        plain_info_nce(q, k, negatives, 0.3)
+        for qs, ks in ways
+        for q, k in zip(qs, ks.tolist(), strict=True)
+    ]
     predictions = method.predict(method.inputs(data))
     targets = method.targets(data, predictions)
     close(method.loss(predictions, targets), sum(costs) / len(costs))
@@ -111,7 +137,9 @@ def test_a_configuration_knows_its_method() -> None:
 
 def test_moco_v1_is_lightlys_step_after_step() -> None:
     method = build("moco-v1", norm=False)
-    theirs = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.07, memory_bank_size=tuple(method.queue.shape))
+    theirs = pytest.importorskip("lightly.loss").NTXentLoss(
+        temperature=0.07, memory_bank_size=tuple(method.queue.shape)
+    )
     theirs.memory_bank.bank = method.queue.clone()
     for step in range(5):
         data = batch(8, seed=step)
@@ -159,7 +187,9 @@ def test_a_queue_longer_than_the_data_is_refused(name: str) -> None:
 
 
 def test_moco_v3_is_algorithm_1() -> None:
-    """Chen et al., 2021: ctr(q1, k2) + ctr(q2, k1), where ctr = 2 * temperature * cross entropy over the batch."""
+    """Chen et al., 2021: ctr(q1, k2) + ctr(q2, k1), where ctr = 2 * temperature * cross entropy
+    over the batch.
+    """
     method, data = double("moco-v3", temperature=0.3), batch(5, dtype=torch.float64)
     drifted(method.teacher)
     predictions = method.predict(method.inputs(data))
@@ -170,7 +200,9 @@ def test_moco_v3_is_algorithm_1() -> None:
 
     def ctr(query: Tensor, key: Tensor) -> float:
         q, k = (F.normalize(x, dim=1).tolist() for x in (query, key))
-        return 2 * 0.3 * sum(plain_info_nce(q[i], k[i], k[:i] + k[i + 1 :], 0.3) for i in range(5)) / 5
+        return (
+            2 * 0.3 * sum(plain_info_nce(q[i], k[i], k[:i] + k[i + 1 :], 0.3) for i in range(5)) / 5
+        )
 
     close(method.loss(predictions, targets), ctr(q1, k2) + ctr(q2, k1))
 
@@ -210,14 +242,18 @@ def test_moco_v3s_temperature_does_not_scale_the_gradient_much() -> None:
 @pytest.mark.parametrize("freeze", [True, False])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 def test_a_vits_patch_projection_stays_as_it_began(freeze: bool, optimizer: str) -> None:
-    """A stage lets all of a backbone learn after the method was made; decay must not move it either."""
+    """A stage lets all of a backbone learn after the method was made; decay must not move it
+    either.
+    """
     torch.manual_seed(0)
     backbone = backbone_module.create("vit_tiny_patch16_224", image_size=32)
     backbone.network.blocks = backbone.network.blocks[:1]
     method = MoCoV3(MoCoV3.Config(hidden=16, dim=8, freeze_patches=freeze), backbone, IMAGES)
     backbone_module.set_trainable(backbone, "all")
     before = {k: p.clone() for k, p in backbone.named_parameters()}
-    built = dataclasses.replace(OPTIMIZERS[optimizer](), weight_decay=0.1).build(method.named_parameters())
+    built = dataclasses.replace(OPTIMIZERS[optimizer](), weight_decay=0.1).build(
+        method.named_parameters()
+    )
     for group in built.param_groups:
         group["lr"] = 0.1
     data = batch(4, size=32)
@@ -228,7 +264,9 @@ def test_a_vits_patch_projection_stays_as_it_began(freeze: bool, optimizer: str)
         method.after_backward()
         built.step()
     still = [k for k, p in backbone.named_parameters() if torch.equal(p, before[k])]
-    assert still == (["network.patch_embed.proj.weight", "network.patch_embed.proj.bias"] if freeze else [])
+    assert still == (
+        ["network.patch_embed.proj.weight", "network.patch_embed.proj.bias"] if freeze else []
+    )
 
 
 def test_other_networks_patches_learn() -> None:
@@ -257,7 +295,9 @@ def test_simclr_v2s_loss_is_lightlys() -> None:
 def test_fine_tuning_goes_on_from_a_middle_layer(layers: int) -> None:
     method = build("simclr-v2")
     config = Supervised.Config(classes=5, head_layers=layers)
-    tuned = Supervised(config, method.backbone, IMAGES, nn.Sequential(method.backbone, method.kept_head())).eval()
+    tuned = Supervised(
+        config, method.backbone, IMAGES, nn.Sequential(method.backbone, method.kept_head())
+    ).eval()
     head = method.kept_head().eval()
     pixels = batch().views[0]
     expected = method.backbone(pixels)
@@ -276,13 +316,18 @@ def test_places_match_the_most_similar_ones(b: int, c: int, s: int, t: int, seed
     found = most_similar(x, y)
     for image in range(b):
         for place in range(s):
-            alike = [cosine(x[image, :, place].tolist(), y[image, :, other].tolist()) for other in range(t)]
+            alike = [
+                cosine(x[image, :, place].tolist(), y[image, :, other].tolist())
+                for other in range(t)
+            ]
             assert alike[found[image, place]] >= max(alike) - 1e-12
 
 
 @few
 @given(widths, st.integers(2, 6), st.floats(0.01, 100), seeds)
-def test_matches_know_no_length_and_follow_a_permutation(c: int, s: int, length: float, seed: int) -> None:
+def test_matches_know_no_length_and_follow_a_permutation(
+    c: int, s: int, length: float, seed: int
+) -> None:
     x, y, p = normal(2, c, s, seed=seed), normal(2, c, s, seed=seed + 1), shuffle(s, seed)
     found = most_similar(x, y)
     assert torch.equal(most_similar(length * x, y / length), found)
@@ -301,16 +346,24 @@ def plain_densecl(query: tuple[Tensor, ...], key: tuple[Tensor, ...], method: De
         places = 0.0
         count = query[1].shape[2]
         for s in range(count):
-            alike = [cosine(query[2][image, :, s].tolist(), key[2][image, :, o].tolist()) for o in range(count)]
+            alike = [
+                cosine(query[2][image, :, s].tolist(), key[2][image, :, o].tolist())
+                for o in range(count)
+            ]
             match = alike.index(max(alike))
-            places += plain_info_nce(query[1][image, :, s].tolist(), key[1][image, :, match].tolist(), dense_negatives, t)
+            places += plain_info_nce(
+                query[1][image, :, s].tolist(), key[1][image, :, match].tolist(), dense_negatives, t
+            )
         total += (1 - weight) * whole + weight * places / count
     return total / len(query[0])
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_densecl_is_its_formula(symmetric: bool) -> None:
-    method, data = double("densecl", symmetric=symmetric, dense=0.3), batch(3, dtype=torch.float64, size=8)
+    method, data = (
+        double("densecl", symmetric=symmetric, dense=0.3),
+        batch(3, dtype=torch.float64, size=8),
+    )
     drifted(method.teacher)
     predictions = method.predict(method.inputs(data))
     targets = method.targets(data, predictions)
@@ -322,7 +375,9 @@ def test_densecl_is_its_formula(symmetric: bool) -> None:
 def test_densecls_gradient_is_the_numerical_one() -> None:
     """It flows through whole views and places of the query, also where two places match one."""
     method = double("densecl", dense=0.3)
-    key, key_places, found, key_found = (unit(2, *shape, seed=s) for s, shape in enumerate([(8,), (8, 4), (6, 4), (6, 4)]))
+    key, key_places, found, key_found = (
+        unit(2, *shape, seed=s) for s, shape in enumerate([(8,), (8, 4), (6, 4), (6, 4)])
+    )
     key_found[:, :, 3] = -key_found[:, :, 1]  # far from most places: some match is chosen twice
     query, places = normal(2, 8, seed=5).requires_grad_(), normal(2, 8, 4, seed=6).requires_grad_()
 
@@ -341,7 +396,9 @@ def test_densecls_parts_are_lightlys() -> None:
     data = batch(4, seed=3)
     for dense in (0.0, 1.0):
         torch.manual_seed(0)
-        method = DenseCL(dataclasses.replace(config("densecl"), dense=dense), Toy(norm=False), IMAGES)
+        method = DenseCL(
+            dataclasses.replace(config("densecl"), dense=dense), Toy(norm=False), IMAGES
+        )
         method.progress = 0.5
         ((query, places, found),) = predictions = method.predict(method.inputs(data))
         ((key, key_places, key_found),) = targets = method.targets(data, predictions)
@@ -349,7 +406,9 @@ def test_densecls_parts_are_lightlys() -> None:
         if dense:
             match = most_similar(found, key_found)
             query = torch.stack([places[i, :, s] for i in range(4) for s in range(places.shape[2])])
-            key = torch.stack([key_places[i, :, match[i, s]] for i in range(4) for s in range(places.shape[2])])
+            key = torch.stack(
+                [key_places[i, :, match[i, s]] for i in range(4) for s in range(places.shape[2])]
+            )
         theirs.memory_bank.bank = (method.dense_queue if dense else method.queue).clone()
         close(method.loss(predictions, targets), theirs(query, key), 1e-5)
 
@@ -359,7 +418,10 @@ def test_the_order_of_a_keys_places_does_not_matter() -> None:
     predictions = method.predict(method.inputs(data))
     ((key, places, found),) = targets = method.targets(data, predictions)
     p = shuffle(places.shape[2], 0)
-    close(method.loss(predictions, ((key, places[:, :, p], found[:, :, p]),)), method.loss(predictions, targets))
+    close(
+        method.loss(predictions, ((key, places[:, :, p], found[:, :, p]),)),
+        method.loss(predictions, targets),
+    )
 
 
 def test_places_count_from_their_start_on() -> None:
@@ -394,7 +456,9 @@ def test_the_dense_queue_holds_the_mean_place_of_each_key() -> None:
     assert int(method.oldest) == 8
 
 
-@pytest.mark.parametrize(("size", "stem", "side"), [(64, "imagenet", 2), (32, "cifar", 4), (32, "imagenet", 1)])
+@pytest.mark.parametrize(
+    ("size", "stem", "side"), [(64, "imagenet", 2), (32, "cifar", 4), (32, "imagenet", 1)]
+)
 def test_a_resnets_places(size: int, stem: str, side: int) -> None:
     method = DenseCL(config("densecl"), backbone_module.create("resnet18", stem=stem), IMAGES)
     pixels = batch(2, size=size).views[0]
@@ -414,7 +478,9 @@ def test_a_weight_above_one_is_refused() -> None:
 
 
 def turned(place: tuple[int, int], turns: int, side: int) -> tuple[int, int]:
-    """Where a place of the grid, turned `turns` times by 90 degrees against the clock, was before."""
+    """Where a place of the grid, turned `turns` times by 90 degrees against the clock, was
+    before.
+    """
     for _ in range(turns):
         place = (place[1], side - 1 - place[0])
     return place
@@ -423,7 +489,9 @@ def turned(place: tuple[int, int], turns: int, side: int) -> tuple[int, int]:
 @pytest.mark.parametrize(("nearest", "farthest"), [(1, 5), (2, 3), (2, 2)])
 @pytest.mark.parametrize("directions", [1, 4])
 def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> None:
-    """Hénaff et al., 2019, equation 1: each prediction must pick its patch among all patches of the batch."""
+    """Hénaff et al., 2019, equation 1: each prediction must pick its patch among all patches of the
+    batch.
+    """
     method = double("cpc", directions=directions, nearest=nearest, farthest=farthest, side=4)
     data = batch(3, dtype=torch.float64)
     said, patches = predictions = method.predict(method.inputs(data))
@@ -453,7 +521,11 @@ def test_cpcs_targets_carry_gradient() -> None:
 @few
 @given(seeds)
 def test_the_order_of_the_batch_does_not_matter_to_cpc(seed: int) -> None:
-    method, data, p = double("cpc"), batch(5, dtype=torch.float64, seed=seed % 1000), shuffle(5, seed)
+    method, data, p = (
+        double("cpc"),
+        batch(5, dtype=torch.float64, seed=seed % 1000),
+        shuffle(5, seed),
+    )
     shuffled = Batch(tuple(v[p] for v in data.views), data.index[p], data.label[p], data.noise[p])
     losses = []
     for some in (data, shuffled):
@@ -489,7 +561,9 @@ def test_a_layer_norm_looks_at_one_place_and_a_batch_norm_at_all() -> None:
         assert torch.equal(context(grid)[:, :, :4], context(other)[:, :, :4]) == alone
 
 
-@pytest.mark.parametrize(("size", "side", "rows"), [(32, 16, 3), (64, 32, 3), (96, 32, 5), (128, 32, 7), (224, 56, 7)])
+@pytest.mark.parametrize(
+    ("size", "side", "rows"), [(32, 16, 3), (64, 32, 3), (96, 32, 5), (128, 32, 7), (224, 56, 7)]
+)
 def test_patches_suit_the_view(size: int, side: int, rows: int) -> None:
     assert automatic_side(size) == side
     patches = cut(torch.zeros(1, 3, size, size), side, side // 2)
@@ -503,7 +577,9 @@ def test_patches_of_any_view_leave_something_to_predict(size: int) -> None:
     rows = cut(torch.zeros(1, 3, size, size), side, stride).shape[1]
     assert rows >= 3
     if side % 2 == 0:
-        assert CPC.Config().nearest * stride >= side  # what is predicted shares no pixel with what it is predicted from
+        assert (
+            CPC.Config().nearest * stride >= side
+        )  # what is predicted shares no pixel with what it is predicted from
 
 
 def test_patches_lie_where_they_were() -> None:
@@ -512,7 +588,10 @@ def test_patches_lie_where_they_were() -> None:
     assert patches.shape[1:3] == (3, 3)
     for row in range(3):
         for column in range(3):
-            assert torch.equal(patches[:, row, column], view[:, :, 4 * row : 4 * row + 8, 4 * column : 4 * column + 8])
+            assert torch.equal(
+                patches[:, row, column],
+                view[:, :, 4 * row : 4 * row + 8, 4 * column : 4 * column + 8],
+            )
 
 
 @given(st.floats(0, 1), seeds)
@@ -524,10 +603,14 @@ def test_a_share_of_patches_loses_its_colours(share: float, seed: int) -> None:
     grey = (dropped == dropped[:, :, :, :1]).flatten(3).all(3)
     assert abs(grey.float().mean().item() - share) < 0.08
     assert torch.equal(dropped[~grey], patches[~grey])
-    sources = [(dropped[grey][:, :1] == patches[grey][:, c : c + 1]).flatten(1).all(1) for c in range(3)]
+    sources = [
+        (dropped[grey][:, :1] == patches[grey][:, c : c + 1]).flatten(1).all(1) for c in range(3)
+    ]
     assert torch.stack(sources).any(0).all()
     if share > 0.2:
-        assert min(s.float().mean().item() for s in sources) > 0.2  # each channel is kept about as often
+        assert (
+            min(s.float().mean().item() for s in sources) > 0.2
+        )  # each channel is kept about as often
 
 
 def test_views_that_make_too_few_rows_are_refused() -> None:
@@ -542,7 +625,9 @@ def test_views_that_make_too_few_rows_are_refused() -> None:
 
 
 def test_rows_that_a_view_lacks_leave_no_parameter_out() -> None:
-    """Three rows, but predictors for up to five rows below: many processes demand a gradient of each parameter."""
+    """Three rows, but predictors for up to five rows below: many processes demand a gradient of
+    each parameter.
+    """
     method, data = double("cpc", farthest=5), batch(dtype=torch.float64)
     predictions = method.predict(method.inputs(data))
     assert predictions[1].shape[1] == 3
@@ -558,7 +643,9 @@ def test_defaults_follow_small_data() -> None:
     assert DenseCL.Config().suited(SETTING) == DenseCL.Config(queue=1024, momentum=0.99, hidden=512)
     assert MoCoV3.Config().suited(SETTING) == MoCoV3.Config(hidden=1024, momentum=0.98)
     assert SimCLRV2.Config().suited(SETTING) == SimCLRV2.Config(hidden=512, stop_gradient=True)
-    assert SimCLRV2.Config().suited(dataclasses.replace(SETTING, begun=True)) == SimCLRV2.Config(hidden=512)
+    assert SimCLRV2.Config().suited(dataclasses.replace(SETTING, begun=True)) == SimCLRV2.Config(
+        hidden=512
+    )
     assert CPC.Config().suited(SETTING) == CPC.Config()
 
 
@@ -566,7 +653,9 @@ def test_queues_hold_keys_that_are_young_or_whose_encoder_moves_little() -> None
     def queue(**changes: Any) -> int:
         return MoCoV2.Config().suited(dataclasses.replace(SETTING, **changes)).queue
 
-    assert queue() == 1024  # 128 * 100 / 10 keys: a tenth of the hundred steps that a momentum of .99 remembers
+    assert (
+        queue() == 1024
+    )  # 128 * 100 / 10 keys: a tenth of the hundred steps that a momentum of .99 remembers
     assert queue(images=10**6, batch=256, steps=10**6) == 16384  # 256 * 1000 / 10
     assert queue(images=1000) == 256  # half an epoch, as a power of two
     assert queue(batch=4096) == 4096  # a batch of keys comes in whole

@@ -47,7 +47,9 @@ several, widths = st.integers(2, 7), st.integers(1, 12)
 
 
 def plain_barlow(x: Rows, y: Rows, redundancy: float) -> float:
-    """Zbontar et al., 2021, equations 1 and 2, of standardised columns (their algorithm 1 has batch norm before)."""
+    """Zbontar et al., 2021, equations 1 and 2, of standardised columns (their algorithm 1 has batch
+    norm before).
+    """
 
     def columns(rows: Rows) -> Rows:
         found = []
@@ -60,11 +62,15 @@ def plain_barlow(x: Rows, y: Rows, redundancy: float) -> float:
     first, second = columns(x), columns(y)
     c = [[dot(a, b) / len(x) for b in second] for a in first]
     each = range(len(c))
-    return sum((1 - c[i][i]) ** 2 for i in each) + redundancy * sum(c[i][j] ** 2 for i in each for j in each if i != j)
+    return sum((1 - c[i][i]) ** 2 for i in each) + redundancy * sum(
+        c[i][j] ** 2 for i in each for j in each if i != j
+    )
 
 
 def plain_variance(x: Rows) -> float:
-    """Bardes et al., 2021, equations 1 and 2; the variance is the unbiased one, as in the authors' code."""
+    """Bardes et al., 2021, equations 1 and 2; the variance is the unbiased one, as in the authors'
+    code.
+    """
     total = 0.0
     for values in zip(*x, strict=True):
         mean = sum(values) / len(values)
@@ -77,16 +83,24 @@ def plain_covariance(x: Rows) -> float:
     """Bardes et al., 2021, equations 3 and 4."""
     n, each = len(x), range(len(x[0]))
     mean = [sum(row[j] for row in x) / n for j in each]
-    c = [[sum((r[i] - mean[i]) * (r[j] - mean[j]) for r in x) / (n - 1) for j in each] for i in each]
+    c = [
+        [sum((r[i] - mean[i]) * (r[j] - mean[j]) for r in x) / (n - 1) for j in each] for i in each
+    ]
     return sum(c[i][j] ** 2 for i in each for j in each if i != j) / len(each)
 
 
 def plain_vicreg(x: Rows, y: Rows, config: VICReg.Config) -> float:
-    """Bardes et al., 2021, equations 5 and 6; distances and both views' variances are means, as in the authors' code."""
+    """Bardes et al., 2021, equations 5 and 6; distances and both views' variances are means, as in
+    the authors' code.
+    """
     apart = [(p - q) ** 2 for a, b in zip(x, y, strict=True) for p, q in zip(a, b, strict=True)]
     narrow = (plain_variance(x) + plain_variance(y)) / 2
     shared = plain_covariance(x) + plain_covariance(y)
-    return config.invariance * sum(apart) / len(apart) + config.variance * narrow + config.covariance * shared
+    return (
+        config.invariance * sum(apart) / len(apart)
+        + config.variance * narrow
+        + config.covariance * shared
+    )
 
 
 def plain_simsiam(p1: Rows, p2: Rows, z1: Rows, z2: Rows) -> float:
@@ -134,9 +148,13 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("loss", [lambda x: barlow(x, x.flip(0), 0.1), squared_covariance], ids=["barlow", "vicreg"])
+@pytest.mark.parametrize(
+    "loss", [lambda x: barlow(x, x.flip(0), 0.1), squared_covariance], ids=["barlow", "vicreg"]
+)
 @pytest.mark.parametrize(("b", "d"), [(4, 50), (50, 4)])
-def test_no_matrix_is_larger_than_the_embeddings(loss: Callable[[Tensor], Tensor], b: int, d: int) -> None:
+def test_no_matrix_is_larger_than_the_embeddings(
+    loss: Callable[[Tensor], Tensor], b: int, d: int
+) -> None:
     x = normal(b, d, seed=0).requires_grad_()
     with Largest() as seen:
         loss(x).backward()
@@ -148,8 +166,15 @@ def test_no_matrix_is_larger_than_the_embeddings(loss: Callable[[Tensor], Tensor
 
 @few
 @given(several, widths, seeds)
-def test_the_order_of_the_batch_and_of_the_dimensions_does_not_matter(b: int, d: int, seed: int) -> None:
-    x, y, p, turn = normal(b, d, seed=seed), normal(b, d, seed=seed + 1), shuffle(b, seed), shuffle(d, seed)
+def test_the_order_of_the_batch_and_of_the_dimensions_does_not_matter(
+    b: int, d: int, seed: int
+) -> None:
+    x, y, p, turn = (
+        normal(b, d, seed=seed),
+        normal(b, d, seed=seed + 1),
+        shuffle(b, seed),
+        shuffle(d, seed),
+    )
     for xs, ys in ((x[p], y[p]), (x[:, turn], y[:, turn]), (y, x)):
         close(barlow(xs, ys, 0.1), barlow(x, y, 0.1))
     for xs in (x[p], x[:, turn], x + 3, -x):
@@ -160,15 +185,22 @@ def test_the_order_of_the_batch_and_of_the_dimensions_does_not_matter(b: int, d:
 
 @few
 @given(several, widths, st.floats(1, 50), st.floats(-5, 5), seeds)
-def test_barlow_knows_no_scale_and_no_mean(b: int, d: int, scale: float, shift: float, seed: int) -> None:
-    x, y = 300 * normal(b, d, seed=seed), 300 * normal(b, d, seed=seed + 1)  # beside which the 1e-5 is nothing
+def test_barlow_knows_no_scale_and_no_mean(
+    b: int, d: int, scale: float, shift: float, seed: int
+) -> None:
+    x, y = (
+        300 * normal(b, d, seed=seed),
+        300 * normal(b, d, seed=seed + 1),
+    )  # beside which the 1e-5 is nothing
     close(barlow(scale * x + shift, y, 0.1), barlow(x, y, 0.1), 1e-4)
 
 
 def test_barlow_is_zero_for_equal_views_of_independent_dimensions() -> None:
     x = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
     assert 0 <= barlow(x, x, 1.0) < 1e-9  # the 1e-5 beside each variance
-    assert barlow(x, x[:, [0, 0]], 1.0) > 0.9  # one dimension copied: its own place and another's are both wrong
+    assert (
+        barlow(x, x[:, [0, 0]], 1.0) > 0.9
+    )  # one dimension copied: its own place and another's are both wrong
 
 
 # A peer's losses
@@ -186,7 +218,9 @@ def test_methods_are_lightlys(name: str) -> None:
     """The loss and its gradient: with both views as targets of each other, or held still."""
     peer = pytest.importorskip("lightly.loss")
     method, data = build(name, norm=False, dtype=torch.float64), batch(dtype=torch.float64)
-    method.network[1][-1].weight.data.mul_(300)  # embeddings of some spread: every term of the loss has a say
+    method.network[1][-1].weight.data.mul_(
+        300
+    )  # embeddings of some spread: every term of the loss has a say
     predictions = method.predict(method.inputs(data))
     mine = method.loss(predictions, method.targets(data, predictions))
     if name == "barlow-twins":
@@ -204,12 +238,15 @@ def test_methods_are_lightlys(name: str) -> None:
     close(mine, theirs)
     parameters = [p for p in method.parameters() if p.requires_grad]
     for a, b in zip(
-        torch.autograd.grad(mine, parameters, retain_graph=True), torch.autograd.grad(theirs, parameters), strict=True
+        torch.autograd.grad(mine, parameters, retain_graph=True),
+        torch.autograd.grad(theirs, parameters),
+        strict=True,
     ):
         close(a, b, 1e-6)
 
 
-# What a network costs that says the same of every image: the loss by which the guard knows a collapse
+# What a network costs that says the same of every image: the loss by which the guard knows a
+# collapse
 
 
 @pytest.mark.parametrize("name", ["barlow-twins", "vicreg", "simsiam", "byol", "directpred"])
@@ -220,7 +257,9 @@ def test_one_point_for_all_images_costs_what_chance_costs(name: str) -> None:
         leaf.data.copy_(unit(1, leaf.shape[1], seed=0))
     chance = method.chance()
     assert chance is not None
-    targets = same if name in ("byol", "directpred") else method.targets(data, same)  # a teacher that says it too
+    targets = (
+        same if name in ("byol", "directpred") else method.targets(data, same)
+    )  # a teacher that says it too
     close(method.loss(same, targets), chance)
 
 
@@ -228,30 +267,45 @@ def test_one_point_for_all_images_costs_what_chance_costs(name: str) -> None:
 
 
 def test_vicreg_is_its_formula() -> None:
-    """Each term with a weight of its own, on embeddings of which every term has something to say."""
-    method, data = double("vicreg", invariance=3.0, variance=5.0, covariance=7.0), batch(dtype=torch.float64)
+    """Each term with a weight of its own, on embeddings of which every term has something to
+    say.
+    """
+    method, data = (
+        double("vicreg", invariance=3.0, variance=5.0, covariance=7.0),
+        batch(dtype=torch.float64),
+    )
     method.network[1][-1].weight.data.mul_(100)
     x, y = (method.network(view).tolist() for view in data.views)
     assert 0 < plain_variance(x) < 1
     predictions = method.predict(method.inputs(data))
-    close(method.loss(predictions, method.targets(data, predictions)), plain_vicreg(x, y, method.config))
+    close(
+        method.loss(predictions, method.targets(data, predictions)),
+        plain_vicreg(x, y, method.config),
+    )
 
 
 # BYOL
 
 
 def test_byol_is_its_formula() -> None:
-    """Grill et al., 2020, section 3.1: each view predicts the teacher's projection of the other; both ways are added up."""
+    """Grill et al., 2020, section 3.1: each view predicts the teacher's projection of the other;
+    both ways are added up.
+    """
     method, data = double("byol"), batch(5, dtype=torch.float64)
     drifted(method.teacher)
     q1, q2 = (method.predictor(method.network(view)).tolist() for view in data.views)
     z1, z2 = (method.teacher.network(view).tolist() for view in data.views)
     predictions = method.predict(method.inputs(data))
-    close(method.loss(predictions, method.targets(data, predictions)), plain_byol(q1, z2) + plain_byol(q2, z1))
+    close(
+        method.loss(predictions, method.targets(data, predictions)),
+        plain_byol(q1, z2) + plain_byol(q2, z1),
+    )
 
 
 def test_no_gradient_reaches_byols_teacher() -> None:
-    """Nor passes through it, to the views: targets stand still, and all that predicts them learns."""
+    """Nor passes through it, to the views: targets stand still, and all that predicts them
+    learns.
+    """
     method, data = double("byol"), batch(dtype=torch.float64)
     data = dataclasses.replace(data, views=tuple(view.requires_grad_() for view in data.views))
     predictions = method.predict(method.inputs(data))
@@ -264,16 +318,24 @@ def test_no_gradient_reaches_byols_teacher() -> None:
 
 
 @pytest.mark.parametrize("name", ["byol", "directpred"])
-@pytest.mark.parametrize(("progress", "momentum"), [(0.0, 0.9), (1 / 3, 0.925), (0.5, 0.95), (1.0, 1.0)])
-def test_the_teachers_momentum_rises_along_a_cosine(name: str, progress: float, momentum: float) -> None:
-    """Grill et al., 2020: 1 - (1 - m) (cos(pi k / K) + 1) / 2. After a third, a straight line would lie elsewhere."""
+@pytest.mark.parametrize(
+    ("progress", "momentum"), [(0.0, 0.9), (1 / 3, 0.925), (0.5, 0.95), (1.0, 1.0)]
+)
+def test_the_teachers_momentum_rises_along_a_cosine(
+    name: str, progress: float, momentum: float
+) -> None:
+    """Grill et al., 2020: 1 - (1 - m) (cos(pi k / K) + 1) / 2. After a third, a straight line would
+    lie elsewhere.
+    """
     method, data = double(name, momentum=0.9), batch(dtype=torch.float64)
     method.progress = progress
     predictions = detach(method.predict(method.inputs(data)))
     drifted(method.network)
     before = [p.clone() for p in method.teacher.parameters()]
     method.after_step(data, predictions, method.targets(data, predictions))
-    for old, new, student in zip(before, method.teacher.parameters(), method.network.parameters(), strict=True):
+    for old, new, student in zip(
+        before, method.teacher.parameters(), method.network.parameters(), strict=True
+    ):
         close(new, momentum * old + (1 - momentum) * student)
         assert torch.equal(new, old) == (progress == 1)
 
@@ -314,14 +376,18 @@ def test_simsiam_stops_the_gradient_of_targets_alone() -> None:
 @pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_the_predictors_rate_stays_at_its_peak(kind: type[Optimizer]) -> None:
     step = Step(build("simsiam"), (CutMix(norm="auxiliary"),))
-    optimizer = kind(lr=0.02).build(step.named_parameters(), [f"method.{part}." for part in step.method.steady])
+    optimizer = kind(lr=0.02).build(
+        step.named_parameters(), [f"method.{part}." for part in step.method.steady]
+    )
     steady = {id(p) for g in optimizer.param_groups if g["steady"] for p in g["params"]}
     assert steady == {id(p) for p in step.method.predictor.parameters()}
     every = [id(p) for g in optimizer.param_groups for p in g["params"]]
     assert sorted(every) == sorted(id(p) for p in step.parameters() if p.requires_grad)
     schedule = Cosine(warmup=0.5)
     loop = Loop(steps=4, steps_per_epoch=4, schedule=schedule)
-    for report in fit(step, step.method, lambda e, f: [batch(seed=s) for s in range(4)], optimizer, loop):
+    for report in fit(
+        step, step.method, lambda e, f: [batch(seed=s) for s in range(4)], optimizer, loop
+    ):
         for group in optimizer.param_groups:
             expected = 0.02 * (1 if group["steady"] else schedule((report.step + 0.5) / 4))
             assert group["lr"] == pytest.approx(expected)
@@ -341,9 +407,15 @@ def correlation(seed: int = 0) -> Tensor:
     return z.T @ z / 20
 
 
-@pytest.mark.parametrize(("kind", "alpha", "power"), [("directpred", 0.9, 0.5), ("directset", 0.7, 0.7)])
-def test_the_predictor_has_the_correlations_eigenvectors(kind: Any, alpha: float, power: float) -> None:
-    """Tian et al., 2021, equation 18, one eigenvector at a time; the largest eigenvalue counts as 1."""
+@pytest.mark.parametrize(
+    ("kind", "alpha", "power"), [("directpred", 0.9, 0.5), ("directset", 0.7, 0.7)]
+)
+def test_the_predictor_has_the_correlations_eigenvectors(
+    kind: Any, alpha: float, power: float
+) -> None:
+    """Tian et al., 2021, equation 18, one eigenvector at a time; the largest eigenvalue counts as
+    1.
+    """
     f, c = correlation(), DirectPred.Config(predictor=kind, alpha=alpha, eps=0.05)
     w = direct_predictor(f, c)
     values, vectors = torch.linalg.eigh(f)
@@ -354,13 +426,18 @@ def test_the_predictor_has_the_correlations_eigenvectors(kind: Any, alpha: float
 def test_directcopy_is_the_correlation_itself() -> None:
     f, c = correlation(), DirectPred.Config(predictor="directcopy", eps=0.05)
     length = math.sqrt(sum(v * v for row in f.tolist() for v in row))
-    expected = [[v / length + 0.05 * (i == j) for j, v in enumerate(row)] for i, row in enumerate(f.tolist())]
+    expected = [
+        [v / length + 0.05 * (i == j) for j, v in enumerate(row)]
+        for i, row in enumerate(f.tolist())
+    ]
     close(direct_predictor(f, c), torch.tensor(expected, dtype=torch.float64))
 
 
 @few
 @given(st.sampled_from(["directpred", "directset", "directcopy"]), st.floats(1e-6, 1e6), seeds)
-def test_the_predictor_knows_no_scale_and_turns_with_the_embeddings(kind: Any, scale: float, seed: int) -> None:
+def test_the_predictor_knows_no_scale_and_turns_with_the_embeddings(
+    kind: Any, scale: float, seed: int
+) -> None:
     f, c, turn = correlation(seed), DirectPred.Config(predictor=kind), rotation(6, seed)
     w = direct_predictor(f, c)
     close(direct_predictor(scale * f, c), w, 1e-6)
@@ -388,7 +465,9 @@ def test_directpred_is_byol_with_that_predictor() -> None:
     method, data = build("directpred", norm=False, dtype=torch.float64), batch(dtype=torch.float64)
     method.predictor.copy_(normal(8, 8, seed=0))
     z, t = method.predict(method.inputs(data)), tuple(method.teacher(v) for v in data.views)
-    expected = sum(2 - 2 * F.cosine_similarity(z[i] @ method.predictor, t[1 - i], dim=1).mean() for i in (0, 1))
+    expected = sum(
+        2 - 2 * F.cosine_similarity(z[i] @ method.predictor, t[1 - i], dim=1).mean() for i in (0, 1)
+    )
     close(method.loss(z, method.targets(data, z)), expected)
 
 

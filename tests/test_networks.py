@@ -1,4 +1,6 @@
-"""Heads, teachers, batch norms that forget or are exchanged, and passes over views of several sizes."""
+"""Heads, teachers, batch norms that forget or are exchanged, and passes over views of several
+sizes.
+"""
 
 import copy
 
@@ -50,7 +52,9 @@ def test_mlp_has_the_widths_it_was_given(widths: list[int], batch_norm: bool) ->
     assert sum(isinstance(m, nn.ReLU) for m in head) == hidden
     assert head[-1] is linear[-1]  # its end is linear
     assert linear[-1].bias is not None
-    assert all((m.bias is None) == batch_norm for m in linear[:-1])  # a batch norm has a bias of its own
+    assert all(
+        (m.bias is None) == batch_norm for m in linear[:-1]
+    )  # a batch norm has a bias of its own
     assert head(torch.rand(3, widths[0])).shape == (3, widths[-1])
 
 
@@ -82,7 +86,10 @@ def test_a_teacher_is_a_moving_average(momentum: float, seed: int) -> None:
             for p in student.parameters():
                 p.add_(torch.randn_like(p))
         teacher.follow(student, momentum)
-        expected = [momentum * t + (1 - momentum) * s.detach() for t, s in zip(expected, student.parameters(), strict=True)]
+        expected = [
+            momentum * t + (1 - momentum) * s.detach()
+            for t, s in zip(expected, student.parameters(), strict=True)
+        ]
     for t, e in zip(teacher.parameters(), expected, strict=True):
         torch.testing.assert_close(t, e)
 
@@ -101,7 +108,9 @@ def test_a_teacher_takes_no_gradient_and_shares_nothing() -> None:
         for p in teacher.parameters():
             p.zero_()
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
-    assert not {p.data_ptr() for p in teacher.parameters()} & {p.data_ptr() for p in student.parameters()}
+    assert not {p.data_ptr() for p in teacher.parameters()} & {
+        p.data_ptr() for p in student.parameters()
+    }
 
 
 @pytest.mark.parametrize("name", ["byol", "moco-v2"])
@@ -122,7 +131,9 @@ def test_on_views_is_a_pass_for_each_view(sizes: list[int], n: int) -> None:
     views = tuple(torch.rand(n, 3, size, size, dtype=torch.float64) for size in sizes)
     together = on_views(network, views)
     runs = [size for i, size in enumerate(sizes) if not i or size != sizes[i - 1]]
-    assert [shape[-1] for shape in network.shapes] == runs  # one pass for those that follow each other at one size
+    assert [
+        shape[-1] for shape in network.shapes
+    ] == runs  # one pass for those that follow each other at one size
     assert sum(shape[0] for shape in network.shapes) == n * len(sizes)
     assert len(together) == len(views)
     for output, view in zip(together, views, strict=True):
@@ -133,7 +144,9 @@ def test_on_views_is_a_pass_for_each_view(sizes: list[int], n: int) -> None:
 
 
 def test_frozen_statistics_remember_nothing() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.BatchNorm1d(4 * 36, momentum=None))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.BatchNorm1d(4 * 36, momentum=None)
+    )
     x = torch.rand(6, 3, 8, 8, generator=rng())
     twin = copy.deepcopy(network)
     before = copy.deepcopy(network.state_dict())
@@ -142,7 +155,9 @@ def test_frozen_statistics_remember_nothing() -> None:
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert torch.equal(inside, twin(x))  # the batch's own statistics, as always in training
     network(x)
-    assert all(torch.equal(v, twin.state_dict()[k]) for k, v in network.state_dict().items())  # they remember again
+    assert all(
+        torch.equal(v, twin.state_dict()[k]) for k, v in network.state_dict().items()
+    )  # they remember again
 
 
 def test_synchronised_norms_forget_what_they_saw_but_go_on_keeping_it() -> None:
@@ -184,7 +199,9 @@ def test_each_batch_norm_outside_a_teacher_is_met_once(name: str) -> None:
     method = build(name)
     met = [norm for _, _, norm in batch_norms(method)]
     teachers = {m for t in method.modules() if isinstance(t, Teacher) for m in t.modules()}
-    expected = {m for m in method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} - teachers
+    expected = {
+        m for m in method.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    } - teachers
     assert set(met) == expected
     assert len(met) == len(expected)
 
@@ -210,7 +227,10 @@ def test_swapped_norms_stand_in_and_go() -> None:
 def test_swapped_norms_go_also_where_there_are_too_few() -> None:
     network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
     before = places(network)
-    with pytest.raises(ValueError, match="shorter"), swapped(network, nn.ModuleList([nn.BatchNorm1d(3)])):
+    with (
+        pytest.raises(ValueError, match="shorter"),
+        swapped(network, nn.ModuleList([nn.BatchNorm1d(3)])),
+    ):
         pass
     assert places(network) == before
 
@@ -219,13 +239,17 @@ def test_swapped_norms_go_also_where_there_are_too_few() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("hard", [Adversarial(eps=8, norm="auxiliary"), CutMix(norm="auxiliary")], ids=["attack", "mix"])
+@pytest.mark.parametrize(
+    "hard", [Adversarial(eps=8, norm="auxiliary"), CutMix(norm="auxiliary")], ids=["attack", "mix"]
+)
 def test_hard_passes_go_through_the_second_set(name: str, hard: HardExample) -> None:
     plain, step = Step(build(name)), Step(build(name), (hard,))
     begun = copy.deepcopy(step.norms.state_dict())
     plain(batch(), rng())
     outcome = step(batch(), rng())
-    for (k, mine), theirs in zip(plain.method.state_dict().items(), step.method.state_dict().values(), strict=True):
+    for (k, mine), theirs in zip(
+        plain.method.state_dict().items(), step.method.state_dict().values(), strict=True
+    ):
         assert torch.equal(mine, theirs), k  # the main statistics are those of clean images
     outcome.loss.backward()
     assert len(list(step.norms.parameters())) > 0

@@ -1,4 +1,6 @@
-"""Two machines, as network namespaces with addresses of their own: they train as one does, and survive a loss."""
+"""Two machines, as network namespaces with addresses of their own: they train as one does, and
+survive a loss.
+"""
 
 import contextlib
 import json
@@ -55,7 +57,18 @@ def hosts() -> Iterator[list[str]]:
 
 
 def words(data: Path, out: Path, steps: int) -> list[str]:
-    asked = ["--data", str(data), "--out", str(out), "--backbone", "resnet10t", "--size", "32", "--stem", "imagenet"]
+    asked = [
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--backbone",
+        "resnet10t",
+        "--size",
+        "32",
+        "--stem",
+        "imagenet",
+    ]
     return [
         "pretrain",
         *asked,
@@ -73,15 +86,40 @@ def words(data: Path, out: Path, steps: int) -> list[str]:
 
 def node(host: str, nodes: str, command: list[str], log: Path) -> subprocess.Popen[bytes]:
     """One machine's torchrun; the first machine is where they meet."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", nodes, "--nproc-per-node", "1"]
-    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29500", "--rdzv-id", "test", "--max-restarts", "3"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        nodes,
+        "--nproc-per-node",
+        "1",
+    ]
+    torchrun += [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "10.77.0.1:29500",
+        "--rdzv-id",
+        "test",
+        "--max-restarts",
+        "3",
+    ]
     first = host.endswith("a")
-    torchrun += ["--local-addr", "10.77.0.1" if first else "10.77.0.2", "--rdzv-conf", f"is_host={int(first)}"]
+    torchrun += [
+        "--local-addr",
+        "10.77.0.1" if first else "10.77.0.2",
+        "--rdzv-conf",
+        f"is_host={int(first)}",
+    ]
     return subprocess.Popen(
         ["ip", "netns", "exec", host, *torchrun, "-m", "selftaught", *command],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable", "TP_SOCKET_IFNAME": "cable"},
-        stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable", "TP_SOCKET_IFNAME": "cable"},
+        stdout=log.open("wb"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def steps_done(out: Path) -> int:
@@ -92,7 +130,9 @@ def steps_done(out: Path) -> int:
 
 def kill(host: str) -> None:
     """Everything that runs there, at once: torchrun puts its workers into sessions of their own."""
-    found = subprocess.run(["ip", "netns", "pids", host], check=True, capture_output=True, text=True).stdout.split()
+    found = subprocess.run(
+        ["ip", "netns", "pids", host], check=True, capture_output=True, text=True
+    ).stdout.split()
     for process in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(process), signal.SIGKILL)
@@ -101,19 +141,29 @@ def kill(host: str) -> None:
 def test_two_machines_train_as_two_processes_of_one_do(tmp_path: Path, hosts: list[str]) -> None:
     data = folder(tmp_path / "images")
     logs = [tmp_path / f"{host}.log" for host in hosts]
-    both = [node(host, "2", words(data, tmp_path / "two", 6), log) for host, log in zip(hosts, logs, strict=True)]
+    both = [
+        node(host, "2", words(data, tmp_path / "two", 6), log)
+        for host, log in zip(hosts, logs, strict=True)
+    ]
     for running, log in zip(both, logs, strict=True):
         assert running.wait(240) == 0, log.read_text()
     together(tmp_path / "one.log", *words(data, tmp_path / "one", 6))
-    made, expected = (load_file(tmp_path / name / "backbone.safetensors") for name in ("two", "one"))
+    made, expected = (
+        load_file(tmp_path / name / "backbone.safetensors") for name in ("two", "one")
+    )
     assert all(torch.equal(made[key], expected[key]) for key in expected)
 
 
 def test_a_machine_survives_the_loss_of_the_other(tmp_path: Path, hosts: list[str]) -> None:
-    """It meets again alone, goes on from the last checkpoint with the whole batch, and ends the run."""
+    """It meets again alone, goes on from the last checkpoint with the whole batch, and ends the
+    run.
+    """
     data, out = folder(tmp_path / "images"), tmp_path / "run"
     logs = [tmp_path / f"{host}.log" for host in hosts]
-    first, _ = [node(host, "1:2", words(data, out, STEPS), log) for host, log in zip(hosts, logs, strict=True)]
+    first, _ = [
+        node(host, "1:2", words(data, out, STEPS), log)
+        for host, log in zip(hosts, logs, strict=True)
+    ]
     deadline = time.monotonic() + 240
     while steps_done(out) < 4 or not (out / "checkpoints" / "last.pt").exists():
         assert first.poll() is None, logs[0].read_text()
@@ -125,5 +175,7 @@ def test_a_machine_survives_the_loss_of_the_other(tmp_path: Path, hosts: list[st
     assert at < STEPS, "the other was lost too late to be missed"
     assert steps_done(out) == STEPS
     assert json.loads((out / "run.json").read_text())["outcome"] == "done"
-    entries = [json.loads(line)["step"] for line in (out / "journal.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line)["step"] for line in (out / "journal.jsonl").read_text().splitlines()
+    ]
     assert entries == sorted(set(entries))

@@ -1,7 +1,9 @@
-"""A run folder that an earlier version wrote still goes on, and is still evaluated, exported and reported on.
+"""A run folder that an earlier version wrote still goes on, and is still evaluated, exported and
+reported on.
 
-`old_run/run` was stopped at step 33 of 80, then evaluated: SimCLR with CutMix on the 24 images of `old_run/images`,
-written by commit b92c1ea. It is never written anew: a change that cannot read it breaks what people have.
+`old_run/run` was stopped at step 33 of 80, then evaluated: SimCLR with CutMix on the 24 images of
+`old_run/images`, written by commit b92c1ea. It is never written anew: a change that cannot read it
+breaks what people have.
 """
 
 import json
@@ -27,7 +29,11 @@ def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_goes_on_to_its_end(old_run: Path) -> None:
     assert main(["pretrain", "--out", "run", "--resume"]) == 0
     record = json.loads((old_run / "run.json").read_text())
-    steps = [json.loads(line)["step"] for line in (old_run / "journal.jsonl").read_text().splitlines() if '"loss"' in line]
+    steps = [
+        json.loads(line)["step"]
+        for line in (old_run / "journal.jsonl").read_text().splitlines()
+        if '"loss"' in line
+    ]
     assert record["finished"]
     assert max(steps) == 80
     assert steps == sorted(set(steps)), "it went on where it had stopped"

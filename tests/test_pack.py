@@ -1,4 +1,6 @@
-"""Packs: written whole; read here, over HTTP and from S3 as the folder is, in an order that can be resumed."""
+"""Packs: written whole; read here, over HTTP and from S3 as the folder is, in an order that can be
+resumed.
+"""
 
 import asyncio
 import hashlib
@@ -102,7 +104,10 @@ def batches_of(index: Index, batch: int = 8, hold: bool = False, **more: Any) ->
 
 
 def same(one: Raw, other: Raw) -> bool:
-    return all(torch.equal(getattr(one, f), getattr(other, f)) for f in ("pixels", "aspect", "index", "label"))
+    return all(
+        torch.equal(getattr(one, f), getattr(other, f))
+        for f in ("pixels", "aspect", "index", "label")
+    )
 
 
 def alike(one: list[Raw], other: list[Raw]) -> bool:
@@ -111,7 +116,11 @@ def alike(one: list[Raw], other: list[Raw]) -> bool:
 
 def contents(out: Path) -> dict[str, str]:
     """Of every file but the lock its digest."""
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in out.iterdir() if p.name != ".lock"}
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in out.iterdir()
+        if p.name != ".lock"
+    }
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -139,7 +148,9 @@ def test_a_pack_has_the_index_of_its_folder(folder: Path, packed: Path, tmp_path
     assert build_index([packed], labels="none").labels is None
     assert torch.equal(build_index([packed], labels="folders").labels, one.labels)  # type: ignore[arg-type]
     drawn = pack([folder / "train"], tmp_path / "drawn.pack", PNG)
-    assert torch.equal(build_index([drawn], seed=4).test, build_index([folder / "train"], seed=4).test)
+    assert torch.equal(
+        build_index([drawn], seed=4).test, build_index([folder / "train"], seed=4).test
+    )
 
 
 def test_a_pack_has_the_split_and_the_labels_of_folders_by_other_names(tmp_path: Path) -> None:
@@ -152,12 +163,19 @@ def test_a_pack_has_the_split_and_the_labels_of_folders_by_other_names(tmp_path:
     assert (len(one), one.split, int((one.labels < 0).sum())) == (24, "given", 3)  # type: ignore[operator]
     for field in ("labels", "test"):
         assert torch.equal(getattr(one, field), getattr(other, field)), field
-    assert build_index([tmp_path]).fingerprint == one.fingerprint  # the pack that lies there now is not read with the others
+    assert (
+        build_index([tmp_path]).fingerprint == one.fingerprint
+    )  # the pack that lies there now is not read with the others
 
 
 @pytest.mark.parametrize(("hold", "workers"), [(True, 0), (False, 0), (False, 2)])
-def test_full_size_png_trains_on_the_batches_of_the_folder(folder: Path, packed: Path, hold: bool, workers: int) -> None:
-    epochs = [list(batches_of(build_index([p]), hold=hold, workers=workers).epoch(1)) for p in (folder, packed)]
+def test_full_size_png_trains_on_the_batches_of_the_folder(
+    folder: Path, packed: Path, hold: bool, workers: int
+) -> None:
+    epochs = [
+        list(batches_of(build_index([p]), hold=hold, workers=workers).epoch(1))
+        for p in (folder, packed)
+    ]
     assert alike(*epochs)
     assert statistics(images_of(build_index([folder])), torch.arange(60)) == statistics(
         images_of(build_index([packed])), torch.arange(60)
@@ -165,7 +183,9 @@ def test_full_size_png_trains_on_the_batches_of_the_folder(folder: Path, packed:
 
 
 def test_others_read_a_pack(packed: Path) -> None:
-    """Its schema says to Hugging Face's `datasets` what the columns are; groups are small and nothing is compressed."""
+    """Its schema says to Hugging Face's `datasets` what the columns are; groups are small and
+    nothing is compressed.
+    """
     file = pq.ParquetFile(packed / "train-00000-of-00001.parquet")
     features = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]
     assert features["image"] == {"_type": "Image"}
@@ -179,8 +199,12 @@ def test_others_read_a_pack(packed: Path) -> None:
     assert names != sorted(names)  # a row group is a sample of the whole
 
 
-@pytest.mark.parametrize(("format", "magic"), [("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF"), ("png", b"\x89PNG")])
-def test_images_are_brought_down_once_and_never_up(tmp_path: Path, format: Any, magic: bytes) -> None:
+@pytest.mark.parametrize(
+    ("format", "magic"), [("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF"), ("png", b"\x89PNG")]
+)
+def test_images_are_brought_down_once_and_never_up(
+    tmp_path: Path, format: Any, magic: bytes
+) -> None:
     place = tmp_path / "images"
     place.mkdir()
     smooth = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
@@ -194,7 +218,9 @@ def test_images_are_brought_down_once_and_never_up(tmp_path: Path, format: Any, 
     assert index.sizes.tolist() == [[24, 16], [12, 20], [16, 24], [16, 24]]
     data = [read_bytes(path) for path in index.paths]
     assert all(d.startswith(magic) for d in data)
-    assert (data[1] == (place / "b.jpg").read_bytes()) == (format == "jpeg")  # no second loss where nothing changes
+    assert (data[1] == (place / "b.jpg").read_bytes()) == (
+        format == "jpeg"
+    )  # no second loss where nothing changes
     folder_, pack_ = (images_of(build_index([p]), canvas=12) for p in (place, tmp_path / "p.pack"))
     for i in range(4):
         assert (folder_[i].float() - pack_[i].float()).abs().mean() < 4
@@ -202,7 +228,9 @@ def test_images_are_brought_down_once_and_never_up(tmp_path: Path, format: Any, 
 
 def test_several_labels_and_unknown_ones(tmp_path: Path) -> None:
     place = photos(tmp_path / "photos", each=3) / "train"
-    (place / "labels.csv").write_text("path,class\nclass 0/000,sun|sea\nclass 0/001,\nclass 1/000,sea\nclass 2/002,sun\n")
+    (place / "labels.csv").write_text(
+        "path,class\nclass 0/000,sun|sea\nclass 0/001,\nclass 1/000,sea\nclass 2/002,sun\n"
+    )
     one, other = build_index([place]), build_index([pack([place], tmp_path / "p.pack", PNG)])
     assert one.labels is not None
     assert one.labels.dim() == 2
@@ -216,11 +244,17 @@ def test_several_labels_and_unknown_ones(tmp_path: Path) -> None:
 
 def test_a_split_by_a_table_is_kept(tmp_path: Path) -> None:
     place = photos(tmp_path / "photos", each=3) / "train"
-    rows = [f"class {k}/00{i},{'xyz'[k]},{'train' if i else 'test'}\n" for k in range(3) for i in range(3)]
+    rows = [
+        f"class {k}/00{i},{'xyz'[k]},{'train' if i else 'test'}\n"
+        for k in range(3)
+        for i in range(3)
+    ]
     (place / "labels.csv").write_text("path,class,split\n" + "".join(rows))
     one, other = build_index([place]), build_index([pack([place], tmp_path / "p.pack", PNG)])
     assert (one.split, other.split) == ("table", "given")
-    assert {f"test/{one.names[i]}" for i in one.held_out.tolist()} == {str(other.names[i]) for i in other.held_out.tolist()}
+    assert {f"test/{one.names[i]}" for i in one.held_out.tolist()} == {
+        str(other.names[i]) for i in other.held_out.tolist()
+    }
     assert len(other.held_out) == 3
     assert other.classes == one.classes
 
@@ -264,9 +298,13 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
         return real(*asked)
 
     monkeypatch.setattr(write, "encode", slow)
-    victim = get_context("fork").Process(target=pack, args=([folder], out, PNG), kwargs={"shard": 20})
+    victim = get_context("fork").Process(
+        target=pack, args=([folder], out, PNG), kwargs={"shard": 20}
+    )
     victim.start()
-    while victim.is_alive() and not ((out / "train-00001-of-00006.parquet").exists() and list(out.glob(".*.parquet"))):
+    while victim.is_alive() and not (
+        (out / "train-00001-of-00006.parquet").exists() and list(out.glob(".*.parquet"))
+    ):
         time.sleep(0.005)
     assert victim.is_alive()
     assert victim.pid is not None
@@ -279,13 +317,17 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
     monkeypatch.setattr(write, "encode", real)
     pack([folder], out, PNG, shard=20)
     assert contents(out) == contents(whole)
-    assert (out / "train-00000-of-00006.parquet").stat().st_mtime_ns == kept  # gone on with, not begun anew
+    assert (
+        out / "train-00000-of-00006.parquet"
+    ).stat().st_mtime_ns == kept  # gone on with, not begun anew
     next(out.glob("test-00000-*")).unlink()  # lost later: the same command brings it back
     pack([folder], out, PNG, shard=20)
     assert contents(out) == contents(whole)
 
 
-def test_a_rerun_does_nothing_and_another_wish_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rerun_does_nothing_and_another_wish_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place, out = photos(tmp_path / "photos", each=4), str(tmp_path / "p.pack")
     (place / "train" / "bad.png").write_bytes(b"x")
     words = ["pack", str(place), "--out", out, "--size", "16"]
@@ -294,7 +336,9 @@ def test_a_rerun_does_nothing_and_another_wish_is_refused(tmp_path: Path, capsys
     before = {p.name: p.stat().st_mtime_ns for p in Path(out).iterdir() if p.name != ".lock"}
     assert main(words) == 0
     assert "done already" in capsys.readouterr().err
-    assert {p.name: p.stat().st_mtime_ns for p in Path(out).iterdir() if p.name != ".lock"} == before
+    assert {
+        p.name: p.stat().st_mtime_ns for p in Path(out).iterdir() if p.name != ".lock"
+    } == before
     assert "begun with --size 16" in refused([*words[:-1], "20"], capsys)
     assert "--quality" in refused([*words, "--format", "png", "--quality", "3"], capsys)
     assert "name the images" in refused(["pack", "--out", out], capsys)
@@ -306,7 +350,9 @@ def test_a_rerun_does_nothing_and_another_wish_is_refused(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
-def test_a_damaged_shard_is_named(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str) -> None:
+def test_a_damaged_shard_is_named(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
     out = shutil.copytree(packed, tmp_path / "p.pack")
     file = out / "train-00000-of-00001.parquet"
     data = bytearray(file.read_bytes())
@@ -331,9 +377,15 @@ def test_a_damaged_shard_is_named(packed: Path, tmp_path: Path, capsys: pytest.C
 
 
 NO_MANIFEST = {
-    "empty": "", "half": '{"format": 1, "shar', "binary": "\x82\x00", "null": "null", "list": "[]", "object": "{}",
-    "no shards": '{"format": 1, "shards": [], "finished": true}', "folder": None,
-}  # fmt: skip
+    "empty": "",
+    "half": '{"format": 1, "shar',
+    "binary": "\x82\x00",
+    "null": "null",
+    "list": "[]",
+    "object": "{}",
+    "no shards": '{"format": 1, "shards": [], "finished": true}',
+    "folder": None,
+}
 
 
 @pytest.mark.parametrize("harm", [*NO_MANIFEST, "settings", "shards", "sha256", "index"])
@@ -351,7 +403,9 @@ def test_a_damaged_manifest_is_one_line(
     else:
         harmed = {"settings": 5, "shards": [5], "index": {"file": "../x"}}.get(harm)
         shards = [{**entry, "sha256": "no sum"} for entry in written["shards"]]
-        file.write_text(json.dumps({**written, **({"shards": shards} if harm == "sha256" else {harm: harmed})}))
+        file.write_text(
+            json.dumps({**written, **({"shards": shards} if harm == "sha256" else {harm: harmed})})
+        )
     for words in (["pack", "--verify", str(out)], ["pack", str(folder), "--out", str(out)]):
         assert "pack.json" in refused(words, capsys)
     with pytest.raises(UserError, match=r"pack\.json"):
@@ -371,7 +425,10 @@ def test_a_pack_of_other_pixels_is_other_data(folder: Path, tmp_path: Path) -> N
     one, other = (build_index([tmp_path / f"{number}.pack"]) for number in (0, 1))
     assert one.names == other.names
     assert one.fingerprint != other.fingerprint
-    assert build_index([shutil.copytree(tmp_path / "0.pack", tmp_path / "moved")]).fingerprint == one.fingerprint
+    assert (
+        build_index([shutil.copytree(tmp_path / "0.pack", tmp_path / "moved")]).fingerprint
+        == one.fingerprint
+    )
 
 
 def test_a_pack_that_is_none(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,16 +458,28 @@ def test_a_pack_that_is_none(packed: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def hugging_face(root: Path, folder: Path, *, names: bool = True, n: int = 30) -> Path:
-    """The images of `folder` as `datasets` would write them: no sizes, a class label, splits in the files' names."""
+    """The images of `folder` as `datasets` would write them: no sizes, a class label, splits in the
+    files' names.
+    """
     index = build_index([folder])
     root.mkdir()
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     label = {"names": ["zebra", "ape", "bee"], "_type": "ClassLabel"}
-    features = {"image": {"_type": "Image"}, "label": label, "note": {"dtype": "string", "_type": "Value"}}
-    for file, positions in (("train-00000-of-00001", index.train[:n]), ("validation-00000-of-00001", index.held_out)):
+    features = {
+        "image": {"_type": "Image"},
+        "label": label,
+        "note": {"dtype": "string", "_type": "Value"},
+    }
+    for file, positions in (
+        ("train-00000-of-00001", index.train[:n]),
+        ("validation-00000-of-00001", index.held_out),
+    ):
         rows = [
             {
-                "image": {"bytes": index.paths[i].read_bytes(), "path": index.paths[i].name if names else None},
+                "image": {
+                    "bytes": index.paths[i].read_bytes(),
+                    "path": index.paths[i].name if names else None,
+                },
                 "label": int(index.labels[i]),  # type: ignore[index]
                 "note": "x",
             }
@@ -429,7 +498,9 @@ def test_hugging_face_files_are_read_as_they_are(
     root = hugging_face(tmp_path / "hf", folder, names=names)
     seen: list[str] = []
     real = huggingface.measure
-    monkeypatch.setattr(huggingface, "measure", lambda path, most: (seen.append(path), real(path, most))[1])
+    monkeypatch.setattr(
+        huggingface, "measure", lambda path, most: (seen.append(path), real(path, most))[1]
+    )
     index = build_index([root])
     assert len(seen) == len(index) == 45
     assert index.classes == ("zebra", "ape", "bee")
@@ -444,7 +515,9 @@ def test_hugging_face_files_are_read_as_they_are(
     shutil.move(root, tmp_path / "moved")
     assert build_index([tmp_path / "moved"]).fingerprint == index.fingerprint
     pixels = {images_of(build_index([folder]))[i].numpy().tobytes() for i in range(75)}
-    assert all(image.numpy().tobytes() in pixels for image in images_of(build_index([tmp_path / "moved"])))  # type: ignore[attr-defined]
+    assert all(
+        image.numpy().tobytes() in pixels for image in images_of(build_index([tmp_path / "moved"]))
+    )  # type: ignore[attr-defined]
     single = build_index([tmp_path / "moved" / "train-00000-of-00001.parquet"])
     assert len(single) == 30
     assert single.split == "drawn"
@@ -465,7 +538,10 @@ def test_columns_of_other_makes(folder: Path, tmp_path: Path) -> None:
     assert index.labels.shape == (19, 2)
     assert index.unreadable[0][1].startswith("not an image")
     assert index.unreadable[0][0].endswith("a.parquet/3")
-    pq.write_table(pa.table({"jpg": data[4:], "label": [-1] * 16, "height": [24] * 16, "width": [30] * 16}), file)
+    pq.write_table(
+        pa.table({"jpg": data[4:], "label": [-1] * 16, "height": [24] * 16, "width": [30] * 16}),
+        file,
+    )
     index = build_index([file])
     assert index.labels is None
     assert index.sizes.tolist() == [[24, 30]] * 16
@@ -481,7 +557,9 @@ def test_a_folder_of_images_beside_a_table_stays_one_and_both_kinds_go_together(
     assert len(index) == 9 + 75
     assert index.classes == ("class 0", "class 1", "class 2")
     assert bool(index.labelled.all())
-    raws = list(Batches(images_of(index), torch.arange(84), index.labels, batch=21, seed=0).epoch(0))
+    raws = list(
+        Batches(images_of(index), torch.arange(84), index.labels, batch=21, seed=0).epoch(0)
+    )
     assert torch.cat([raw.index for raw in raws]).sort().values.tolist() == list(range(84))
 
 
@@ -489,7 +567,9 @@ def test_a_folder_of_images_beside_a_table_stays_one_and_both_kinds_go_together(
 
 
 def test_a_large_store_is_shuffled_in_windows_as_well_as_all_at_once() -> None:
-    """How often images of one class meet in a batch, against a perfect shuffle (1), where the store is sorted or hashed."""
+    """How often images of one class meet in a batch, against a perfect shuffle (1), where the store
+    is sorted or hashed.
+    """
     n, classes, batch = 80_000, 20, 128
     of = torch.arange(n) // 64
     groups = Groups(of, torch.bincount(of) * 16_000)
@@ -528,7 +608,9 @@ def test_a_large_store_is_shuffled_in_windows_as_well_as_all_at_once() -> None:
 
 
 @pytest.mark.usefixtures("scattered")
-def test_any_start_any_processes_and_any_workers_see_the_same_batches(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_start_any_processes_and_any_workers_see_the_same_batches(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = build_index([packed])
     assert index.groups is not None
     assert index.groups.scattered
@@ -542,23 +624,32 @@ def test_any_start_any_processes_and_any_workers_see_the_same_batches(packed: Pa
         loaded = batches_of(index, 8, workers=workers)
         assert alike(list(loaded.epoch(2)), whole)
         assert alike(list(loaded.epoch(2, 5)), whole[5:])
-    ranks = [batches_of(index, 4, rank=rank, world=2, workers=rank).epoch(2, 1) for rank in range(2)]
+    ranks = [
+        batches_of(index, 4, rank=rank, world=2, workers=rank).epoch(2, 1) for rank in range(2)
+    ]
     for step, parts in zip(whole[1:], zip(*ranks, strict=True), strict=True):
         assert torch.equal(torch.cat([part.index for part in parts]), step.index)
         assert torch.equal(torch.cat([part.pixels for part in parts]), step.pixels)
     alone = images_of(index)
     assert torch.equal(
-        torch.cat([r.pixels for r in whole[:1]]), torch.stack([alone[int(index.train[i])] for i in indices[:8]])
+        torch.cat([r.pixels for r in whole[:1]]),
+        torch.stack([alone[int(index.train[i])] for i in indices[:8]]),
     )
 
 
 @pytest.mark.usefixtures("scattered")
-def test_each_group_of_a_large_store_is_read_about_once(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_group_of_a_large_store_is_read_about_once(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = build_index([packed])
     groups = len(index.groups.of[index.train].unique())  # type: ignore[union-attr]
     read: list[int] = []
     real = row_cache.Shard.encoded
-    monkeypatch.setattr(row_cache.Shard, "encoded", lambda self, *asked: (read.append(asked[0]), real(self, *asked))[1])
+    monkeypatch.setattr(
+        row_cache.Shard,
+        "encoded",
+        lambda self, *asked: (read.append(asked[0]), real(self, *asked))[1],
+    )
     row_cache._shelf.reset()
     list(batches_of(index, 4).epoch(0))
     assert groups <= len(read) <= 1.5 * groups
@@ -567,7 +658,9 @@ def test_each_group_of_a_large_store_is_read_about_once(packed: Path, monkeypatc
     images = images_of(index)
     features = extract(Mean(), images, torch.arange(75).flip(0), size=8, batch=10)
     assert len(read) <= 1.2 * len(index.groups.bytes)  # type: ignore[union-attr]
-    expected = extract(Mean(), images_of(index, hold=True), torch.arange(75).flip(0), size=8, batch=10)
+    expected = extract(
+        Mean(), images_of(index, hold=True), torch.arange(75).flip(0), size=8, batch=10
+    )
     assert torch.allclose(features, expected)
     read.clear()
     images.keep(torch.arange(0, 75, 3))
@@ -575,7 +668,9 @@ def test_each_group_of_a_large_store_is_read_about_once(packed: Path, monkeypatc
     for _ in range(3):
         images.__getitems__(list(range(0, 75, 3)))
     assert len(read) == before
-    assert statistics(images, index.train, 20) == statistics(images_of(index, hold=True), index.train, 20)
+    assert statistics(images, index.train, 20) == statistics(
+        images_of(index, hold=True), index.train, 20
+    )
 
 
 class Mean(torch.nn.Module):
@@ -584,8 +679,21 @@ class Mean(torch.nn.Module):
 
 
 @pytest.mark.usefixtures("scattered")
-def test_stopped_in_mid_epoch_and_resumed_from_a_pack(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ["--backbone", "test_resnet", "--size", "24", "--batch", "8", "--precision", "fp32", "--workers", "2"]
+def test_stopped_in_mid_epoch_and_resumed_from_a_pack(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [
+        "--backbone",
+        "test_resnet",
+        "--size",
+        "24",
+        "--batch",
+        "8",
+        "--precision",
+        "fp32",
+        "--workers",
+        "2",
+    ]
     words = ["pretrain", "--data", str(packed), "--steps", "9", *small]
     monkeypatch.setattr("selftaught.data.loading.images.free_memory", lambda: 0)  # nothing is held
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
@@ -593,7 +701,9 @@ def test_stopped_in_mid_epoch_and_resumed_from_a_pack(packed: Path, tmp_path: Pa
         assert main([*words, "--out", str(tmp_path / "parts")]) == 0
     assert run_folder.read_run(tmp_path / "parts").facts["outcome"] == "stopped"
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", "--workers", "0"]) == 0
-    one, other = (load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "parts"))
+    one, other = (
+        load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "parts")
+    )
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -604,7 +714,9 @@ class Server:
     """Serves a folder over HTTP in a thread; `harm` may answer in its place."""
 
     def __init__(self, root: Path) -> None:
-        self.harm: Callable[[web.Request], Awaitable[web.StreamResponse] | None] = lambda request: None
+        self.harm: Callable[[web.Request], Awaitable[web.StreamResponse] | None] = lambda request: (
+            None
+        )
         self.requests: list[tuple[str, str]] = []
         self.loop = asyncio.new_event_loop()
         ready = threading.Event()
@@ -655,7 +767,9 @@ async def answered(status: int) -> web.StreamResponse:
 
 
 async def broken_off(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(status=206, headers={"Content-Length": "100000", "Content-Range": "bytes 0-99999/200000"})
+    response = web.StreamResponse(
+        status=206, headers={"Content-Length": "100000", "Content-Range": "bytes 0-99999/200000"}
+    )
     await response.prepare(request)
     await response.write(b"x" * 100)
     assert request.transport is not None
@@ -663,7 +777,9 @@ async def broken_off(request: web.Request) -> web.StreamResponse:
     return response
 
 
-def test_over_http_it_is_the_same_data_even_from_a_server_that_fails_now_and_then(packed: Path, tmp_path: Path) -> None:
+def test_over_http_it_is_the_same_data_even_from_a_server_that_fails_now_and_then(
+    packed: Path, tmp_path: Path
+) -> None:
     here = build_index([packed])
     expected = list(batches_of(here).epoch(0))
     with serving(packed.parent) as server:
@@ -709,7 +825,9 @@ def test_over_http_a_large_pack_comes_in_parts_and_what_fails_is_one_line(
         row_cache._shelf.reset()
         with pytest.raises(UserError, match=r"no image can be read any more.*no such file"):
             list(batches_of(index).epoch(0))
-        server.harm = lambda request: web_whole(packed) if "train" in request.path and request.method == "GET" else None
+        server.harm = lambda request: (
+            web_whole(packed) if "train" in request.path and request.method == "GET" else None
+        )
         row_cache._shelf.reset()
         with pytest.raises(UserError, match="knows no Range"):
             list(batches_of(index).epoch(0))
@@ -719,10 +837,14 @@ def test_over_http_a_large_pack_comes_in_parts_and_what_fails_is_one_line(
         lambda: list(batches_of(index, workers=1).epoch(0)),
         lambda: extract(Mean(), images_of(index), index.train, size=8, workers=1),
     ):
-        with pytest.raises(UserError, match=r"cannot be read after 5 tries \(.*is the server there") as caught:
+        with pytest.raises(
+            UserError, match=r"cannot be read after 5 tries \(.*is the server there"
+        ) as caught:
             read()
         assert "\n" not in str(caught.value)
-    assert "after 5 tries" in refused(["pretrain", "--data", url, "--out", str(tmp_path / "run")], capsys)
+    assert "after 5 tries" in refused(
+        ["pretrain", "--data", url, "--out", str(tmp_path / "run")], capsys
+    )
 
 
 async def web_whole(packed: Path) -> web.StreamResponse:
@@ -737,7 +859,9 @@ def test_hugging_face_files_over_http(folder: Path, tmp_path: Path) -> None:
         server.requests.clear()
         row_cache._shelf.reset()
         assert build_index([f"{server.url}/hf"]).fingerprint == index.fingerprint
-        assert sum(bool(r) for _, r in server.requests) < 45  # small columns alone: what was decoded is remembered
+        assert (
+            sum(bool(r) for _, r in server.requests) < 45
+        )  # small columns alone: what was decoded is remembered
         with pytest.raises(UserError, match="neither a pack nor Parquet files"):
             build_index([f"{server.url}/nothing"])
 
@@ -759,7 +883,9 @@ def test_a_folder_of_the_hub_over_http(folder: Path, tmp_path: Path) -> None:
     assert (index.fingerprint, index.split, len(index.held_out)) == (here.fingerprint, "given", 15)
 
 
-def test_from_s3(packed: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_s3(
+    packed: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -767,9 +893,11 @@ def test_from_s3(packed: Path, folder: Path, tmp_path: Path, monkeypatch: pytest
     try:
         host, port = server.get_host_and_port()
         for name, value in (
-            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"),
+            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
             ("AWS_DEFAULT_REGION", "us-east-1"),
-        ):  # fmt: skip
+        ):
             monkeypatch.setenv(name, value)
         import s3fs
 

@@ -20,7 +20,10 @@ SMALL = {"size": 24, "train_per_class": 13, "test_per_class": 5}
 
 def digest(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +54,35 @@ def test_a_patch_is_a_square_inside_its_cell(width, height, seed):
         assert right - left == bottom - top >= 1
         assert column * width // 4 <= left < right <= (column + 1) * width // 4
         assert row * height // 4 <= top < bottom <= (row + 1) * height // 4
-    cells = {split: {patch.cell for patch in plan if patch.split == split} for split in ("train", "test")}
+    cells = {
+        split: {patch.cell for patch in plan if patch.split == split} for split in ("train", "test")
+    }
     assert sorted(cells["train"] | cells["test"]) == list(product(range(4), range(4)))
     assert not cells["train"] & cells["test"]
-    assert [sorted(axis) for axis in zip(*cells["test"], strict=True)] == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    assert [sorted(axis) for axis in zip(*cells["test"], strict=True)] == [
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+    ]
 
 
 def test_scale_is_random_between_half_a_cell_and_a_whole_one():
-    sides = [p.box[2] - p.box[0] for p in demo_images.plan("any", 800, 800, seed=0, train=300, test=0)]
+    sides = [
+        p.box[2] - p.box[0] for p in demo_images.plan("any", 800, 800, seed=0, train=300, test=0)
+    ]
     assert min(sides) in range(100, 105)
     assert max(sides) in range(196, 201)
 
 
 def test_resizing_lets_nothing_in_from_outside_the_box(tmp_path, monkeypatch):
-    """A photograph whose train cells are white and test cells black gives patches without a shade between."""
+    """A photograph whose train cells are white and test cells black gives patches without a shade
+    between.
+    """
     plan = demo_images.plan("cat", 203, 187, seed=0, train=40, test=20)
     photo = np.full((187, 203, 3), 255, np.uint8)
     for row, column in {patch.cell for patch in plan if patch.split == "test"}:
-        photo[row * 187 // 4 : (row + 1) * 187 // 4, column * 203 // 4 : (column + 1) * 203 // 4] = 0
+        photo[
+            row * 187 // 4 : (row + 1) * 187 // 4, column * 203 // 4 : (column + 1) * 203 // 4
+        ] = 0
     Image.fromarray(photo).save(tmp_path / "photo.png")
     monkeypatch.setattr(demo_images, "photographs", lambda: {"cat": tmp_path / "photo.png"})
     written = demo_images.write(tmp_path / "out", size=32, train_per_class=40, test_per_class=20)
@@ -82,7 +96,9 @@ def test_resizing_lets_nothing_in_from_outside_the_box(tmp_path, monkeypatch):
 
 def test_layout(folder):
     for split, count in (("train", 13), ("test", 5)):
-        assert sorted(path.name for path in (folder / split).iterdir()) == sorted(demo_images.PHOTOGRAPHS)
+        assert sorted(path.name for path in (folder / split).iterdir()) == sorted(
+            demo_images.PHOTOGRAPHS
+        )
         for name in demo_images.PHOTOGRAPHS:
             files = sorted((folder / split / name).glob("*.png"))
             assert len(files) == count
@@ -92,7 +108,9 @@ def test_layout(folder):
 
 
 def test_every_photograph_is_another_one():
-    contents = {hashlib.sha256(path.read_bytes()).hexdigest() for path in demo_images.photographs().values()}
+    contents = {
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in demo_images.photographs().values()
+    }
     assert len(contents) == len(demo_images.PHOTOGRAPHS) == 16
 
 
@@ -143,7 +161,11 @@ def test_other_arguments_or_a_missing_patch_are_refused(tmp_path):
 
 
 def test_without_scikit_image_it_says_how_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_images, "find_spec", lambda name: None if name == "skimage" else importlib.util.find_spec(name))
+    monkeypatch.setattr(
+        demo_images,
+        "find_spec",
+        lambda name: None if name == "skimage" else importlib.util.find_spec(name),
+    )
     with pytest.raises(UserError, match=r"pip install 'selftaught\[demo\]'"):
         demo_images.write(tmp_path / "p", **SMALL)
     assert not list(tmp_path.iterdir())

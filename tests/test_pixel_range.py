@@ -1,4 +1,6 @@
-"""Pixels that are not of 8 bits and sRGB: one scaling for a whole set, in training, evaluation and packing."""
+"""Pixels that are not of 8 bits and sRGB: one scaling for a whole set, in training, evaluation and
+packing.
+"""
 
 import io
 import json
@@ -66,10 +68,21 @@ def tiff(values: np.ndarray, order: str = "<", compressed: bool = False, **tags:
     height, width = values.shape[1:] if planes else values.shape[:2]
     n = 3 if values.ndim == 3 else 1
     data = values.astype(values.dtype.newbyteorder(order))
-    parts = [zlib.compress(p.tobytes()) if compressed else p.tobytes() for p in (data if planes else [data])]
+    parts = [
+        zlib.compress(p.tobytes()) if compressed else p.tobytes()
+        for p in (data if planes else [data])
+    ]
     form = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
-    entries = {256: width, 257: height, 258: values.itemsize * 8, 259: 8 if compressed else 1, 262: 2 if n == 3 else 1}
-    entries |= {277: n, 278: height, 284: 2 if planes else 1, 339: form} | {int(t[1:]): v for t, v in tags.items()}
+    entries = {
+        256: width,
+        257: height,
+        258: values.itemsize * 8,
+        259: 8 if compressed else 1,
+        262: 2 if n == 3 else 1,
+    }
+    entries |= {277: n, 278: height, 284: 2 if planes else 1, 339: form} | {
+        int(t[1:]): v for t, v in tags.items()
+    }
     many: dict[int, list[int]] = {258: [entries[258]] * n, 339: [form] * n}
     at, starts = 8, []
     for part in parts:
@@ -108,7 +121,8 @@ def spread(grey: np.ndarray) -> tuple[int, int]:
     return int(grey.min()), int(grey.max())
 
 
-# What a set holds -> the values that are black and white. Every image is the ramp, brought to these values.
+# What a set holds -> the values that are black and white. Every image is the ramp, brought to these
+# values.
 SETS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], tuple[float, float]]] = {
     "8 bits in 16": (lambda g: (g * 255).astype("u2"), (0, 255)),
     "10 bits in 16": (lambda g: (g * 1023).astype("u2"), (0, 1023)),
@@ -131,12 +145,18 @@ SETS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], tuple[float, float]]] 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("name", SETS)
-def test_a_set_is_shown_by_its_own_range(tmp_path: Path, name: str, compressed: bool, order: str) -> None:
+def test_a_set_is_shown_by_its_own_range(
+    tmp_path: Path, name: str, compressed: bool, order: str
+) -> None:
     make, (low, high) = SETS[name]
-    index = build_index([put(tmp_path / "set", *(tiff(make(ramp(k)), order, compressed) for k in range(4)))])
+    index = build_index(
+        [put(tmp_path / "set", *(tiff(make(ramp(k)), order, compressed) for k in range(4)))]
+    )
     assert index.unreadable == ()
     assert index.pixel_range is not None
-    pair = index.pixel_range.floats if make(ramp()).dtype.kind == "f" else index.pixel_range.integers
+    pair = (
+        index.pixel_range.floats if make(ramp()).dtype.kind == "f" else index.pixel_range.integers
+    )
     assert pair == pytest.approx((low, high), abs=0.01 * (high - low))
     for k, path in enumerate(index.paths):
         grey = np.asarray(decode(path, index.pixel_range))[..., 0]
@@ -147,13 +167,20 @@ def test_a_set_is_shown_by_its_own_range(tmp_path: Path, name: str, compressed: 
 @pytest.mark.parametrize("name", ["12 bits in 16", "16 bits"])
 def test_a_png_as_a_tiff(tmp_path: Path, name: str) -> None:
     make, (low, high) = SETS[name]
-    index = build_index([put(tmp_path / "set", *(saved(make(ramp(k)), "PNG") for k in range(4)), suffix="png")])
+    index = build_index(
+        [put(tmp_path / "set", *(saved(make(ramp(k)), "PNG") for k in range(4)), suffix="png")]
+    )
     assert index.pixel_range == PixelRange((low, high))
-    assert np.abs(np.asarray(decode(index.paths[1], index.pixel_range))[..., 0] - ramp(1) * 255).max() < 2
+    assert (
+        np.abs(np.asarray(decode(index.paths[1], index.pixel_range))[..., 0] - ramp(1) * 255).max()
+        < 2
+    )
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])
-@pytest.mark.parametrize("kind", ["png", "alpha", "grey, alpha", "tiff", "big-endian", "compressed", "planes"])
+@pytest.mark.parametrize(
+    "kind", ["png", "alpha", "grey, alpha", "tiff", "big-endian", "compressed", "planes"]
+)
 def test_colours_of_more_than_8_bits_keep_them(tmp_path: Path, kind: str, bits: int) -> None:
     top = 2**bits - 1
     rgb = (np.stack([ramp(), ramp(3), 1 - ramp()], -1) * top).astype("u2")
@@ -170,9 +197,16 @@ def test_colours_of_more_than_8_bits_keep_them(tmp_path: Path, kind: str, bits: 
     index = build_index([put(tmp_path / "set", data, data, suffix="png")])
     assert index.pixel_range == PixelRange((0, top))
     wanted = rgb[..., :1].repeat(3, -1) if kind.startswith("grey") else rgb
-    assert np.abs(np.asarray(decode(index.paths[0], index.pixel_range)) - wanted * (255 / top)).max() <= 0.51
     assert (
-        np.abs(squash(index.paths[0], SIDE, index.pixel_range).permute(1, 2, 0).numpy() - wanted * (255 / top)).max() <= 0.51
+        np.abs(np.asarray(decode(index.paths[0], index.pixel_range)) - wanted * (255 / top)).max()
+        <= 0.51
+    )
+    assert (
+        np.abs(
+            squash(index.paths[0], SIDE, index.pixel_range).permute(1, 2, 0).numpy()
+            - wanted * (255 / top)
+        ).max()
+        <= 0.51
     )
 
 
@@ -180,7 +214,12 @@ def test_where_0_is_white_and_where_nothing_was_measured(tmp_path: Path) -> None
     values = (ramp() * 4095).astype("u2")
     inverted = put(tmp_path / "inverted", tiff(values, t262=0), tiff(values, ">", t262=0))
     for path in sorted(inverted.iterdir()):
-        assert np.abs(np.asarray(decode(path, PixelRange((0, 4095))))[..., 0] - (255 - ramp() * 255)).max() < 1
+        assert (
+            np.abs(
+                np.asarray(decode(path, PixelRange((0, 4095))))[..., 0] - (255 - ramp() * 255)
+            ).max()
+            < 1
+        )
     marked = Image.fromarray(ramp().astype("f4"))
     out = io.BytesIO()
     floats = np.asarray(marked).copy()
@@ -214,7 +253,9 @@ def test_constant_images_divide_by_nothing(tmp_path: Path, kind: str, value: int
         low, high = spread(np.asarray(decode(index.paths[0], index.pixel_range)))
     assert low == high
     assert index.pixel_range is not None
-    assert all(b > a for a, b in filter(None, (index.pixel_range.integers, index.pixel_range.floats)))
+    assert all(
+        b > a for a, b in filter(None, (index.pixel_range.integers, index.pixel_range.floats))
+    )
 
 
 def test_brightness_stays_comparable_and_a_rare_image_does_not_count() -> None:
@@ -229,12 +270,23 @@ def test_brightness_stays_comparable_and_a_rare_image_does_not_count() -> None:
     both = np.array([[FLOATS, 0, 1, 0], [INTEGERS, 0, 65535, 0], [0, 0, 0, 0]], float)
     assert measure_range(both) == PixelRange((0, 65535), (0, 1))
     assert measure_range(both[2:]) == PixelRange()
-    assert to_eight_bits(np.array([-5.0, 0, 2048, 4095, 9999]), (0, 4095)).tolist() == [0, 0, 128, 255, 255]
+    assert to_eight_bits(np.array([-5.0, 0, 2048, 4095, 9999]), (0, 4095)).tolist() == [
+        0,
+        0,
+        128,
+        255,
+        255,
+    ]
 
 
 def test_8_bit_files_of_a_mixed_set_stay_as_they_are(tmp_path: Path) -> None:
     plain = (ramp() * 200).astype("u1")
-    root = put(tmp_path / "set", saved(plain, "PNG"), saved((ramp() * 4095).astype("u2"), "PNG"), suffix="png")
+    root = put(
+        tmp_path / "set",
+        saved(plain, "PNG"),
+        saved((ramp() * 4095).astype("u2"), "PNG"),
+        suffix="png",
+    )
     index = build_index([root])
     assert index.pixel_range == PixelRange((0, 4095))
     assert np.array_equal(np.asarray(decode(index.paths[0], index.pixel_range))[..., 0], plain)
@@ -244,13 +296,24 @@ def test_8_bit_files_of_a_mixed_set_stay_as_they_are(tmp_path: Path) -> None:
     assert alone.notes == ()
 
 
-def test_the_range_is_remembered_and_in_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_range_is_remembered_and_in_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = put(tmp_path / "set", *(tiff((ramp(k) * 5000 + 27315).astype("u2")) for k in range(6)))
     index = build_index([root])
-    monkeypatch.setattr("selftaught.data.index.file_checks.measure", lambda *_: pytest.fail("it is decoded again"))
+    monkeypatch.setattr(
+        "selftaught.data.index.file_checks.measure", lambda *_: pytest.fail("it is decoded again")
+    )
     again = build_index([root])
-    assert (again.pixel_range, again.fingerprint, again.notes) == (index.pixel_range, index.fingerprint, index.notes)
-    others = [build_index([root], pixel_range=r) for r in (None, PixelRange((0, 65535)), PixelRange(floats=(0, 1)))]
+    assert (again.pixel_range, again.fingerprint, again.notes) == (
+        index.pixel_range,
+        index.fingerprint,
+        index.notes,
+    )
+    others = [
+        build_index([root], pixel_range=r)
+        for r in (None, PixelRange((0, 65535)), PixelRange(floats=(0, 1)))
+    ]
     assert [other.pixel_range for other in others[:2]] == [None, PixelRange((0, 65535))]
     assert others[2].pixel_range == replace(index.pixel_range, floats=(0, 1))  # type: ignore[type-var]
     assert others[2].fingerprint == index.fingerprint  # there are no floats
@@ -260,13 +323,26 @@ def test_the_range_is_remembered_and_in_the_fingerprint(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(
     "written",
-    [None, 3, [], {}, {"integers": [0, 1]}, {"integers": [1, 1], "floats": None}, {"integers": [0], "floats": None},
-     {"integers": ["a", 1], "floats": None}, {"integers": None, "floats": [0, float("inf")]}],
-)  # fmt: skip
+    [
+        None,
+        3,
+        [],
+        {},
+        {"integers": [0, 1]},
+        {"integers": [1, 1], "floats": None},
+        {"integers": [0], "floats": None},
+        {"integers": ["a", 1], "floats": None},
+        {"integers": None, "floats": [0, float("inf")]},
+    ],
+)
 def test_a_range_that_is_none_is_refused(tmp_path: Path, written: object) -> None:
     with pytest.raises(UserError, match="pixel range"):
         PixelRange.from_json(written)
-    for known in (PixelRange(), PixelRange((-1024.0, 3071.5)), PixelRange((0.0, 255.0), (0.0, 1.0))):
+    for known in (
+        PixelRange(),
+        PixelRange((-1024.0, 3071.5)),
+        PixelRange((0.0, 255.0), (0.0, 1.0)),
+    ):
         assert PixelRange.from_json(json.loads(json.dumps(known.to_json()))) == known
     root = put(tmp_path / "set", saved((ramp() * 255).astype("u1"), "PNG"))
     begun(root, tmp_path / "run", build_index([root]))
@@ -278,7 +354,9 @@ def test_a_range_that_is_none_is_refused(tmp_path: Path, written: object) -> Non
             _ = run_folder.read_run(tmp_path / "run").pixel_range
 
 
-def test_pillow_s_own_limit_is_none_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_s_own_limit_is_none_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rgb = (np.stack([ramp()] * 3, -1) * 4095).astype("u2")
     files = [
         saved((ramp() * 4095).astype("u2"), "PNG"),
@@ -305,7 +383,9 @@ def test_pillow_s_own_limit_is_none_and_stays(tmp_path: Path, monkeypatch: pytes
 
 def begun(root: Path, out: Path, index: Index, **data: float) -> Stage:
     """A run of no steps, in its folder."""
-    stage = Stage(data=Data(roots=(str(root),), **data), size=32, backbone="resnet10t", batch=4, steps=2)  # type: ignore[arg-type]
+    stage = Stage(
+        data=Data(roots=(str(root),), **data), size=32, backbone="resnet10t", batch=4, steps=2
+    )  # type: ignore[arg-type]
     run_folder.write_run(out, stage, index, "stopped", {})
     return stage
 
@@ -318,7 +398,9 @@ def test_a_run_keeps_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     out = tmp_path / "run"
     index = Data(roots=(str(root),)).index(0)
     stage = begun(root, out, index)
-    weights_io.save_backbone(build_session(stage, index, torch.device("cpu"), 0).backbone, out / "backbone.safetensors")
+    weights_io.save_backbone(
+        build_session(stage, index, torch.device("cpu"), 0).backbone, out / "backbone.safetensors"
+    )
     known = run_folder.read_run(out)
     assert known.pixel_range == PixelRange((0, 4095))
     assert known.facts["data"]["pixel_range"] == {"integers": [0, 4095], "floats": None}
@@ -327,20 +409,37 @@ def test_a_run_keeps_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     taken: list[PixelRange | None] = []  # evaluated by the run's range, and not by the images' own
     images = evaluate.Images
-    monkeypatch.setattr(evaluate, "Images", lambda *a, **k: (taken.append(k["pixel_range"]), images(*a, **k))[1])
+    monkeypatch.setattr(
+        evaluate, "Images", lambda *a, **k: (taken.append(k["pixel_range"]), images(*a, **k))[1]
+    )
     for learnt in (out, out / "backbone.safetensors"):
-        evaluate.evaluate_run(learnt, [other], protocols=[evaluate.KNN()], labels=["all"], against=[], size=32, draws=1)
+        evaluate.evaluate_run(
+            learnt,
+            [other],
+            protocols=[evaluate.KNN()],
+            labels=["all"],
+            against=[],
+            size=32,
+            draws=1,
+        )
     written = json.loads((out / "run.json").read_text())
     del written["data"]["pixel_range"]  # as runs were before
     (out / "run.json").write_text(json.dumps(written))
     assert run_folder.read_run(out).pixel_range is None
-    evaluate.evaluate_run(out, [other], protocols=[evaluate.KNN()], labels=["all"], against=[], draws=1)
+    evaluate.evaluate_run(
+        out, [other], protocols=[evaluate.KNN()], labels=["all"], against=[], draws=1
+    )
     assert taken == [PixelRange((0, 4095))] * 2 + [None]
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_a_run_goes_on_with_the_range_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
-    root, out = put(tmp_path / "set", *(tiff((ramp(k) * 4095).astype("u2")) for k in range(12))), tmp_path / "run"
+def test_a_run_goes_on_with_the_range_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool
+) -> None:
+    root, out = (
+        put(tmp_path / "set", *(tiff((ramp(k) * 4095).astype("u2")) for k in range(12))),
+        tmp_path / "run",
+    )
     kept = None if old else PixelRange((0, 2**13 - 1))  # as another version may have measured it
     index = build_index([root], holdout=0.25, pixel_range=kept)
     stage = begun(root, out, index, holdout=0.25)
@@ -381,7 +480,9 @@ def test_a_pack_is_scaled_once_and_says_how(tmp_path: Path) -> None:
     packed = pack([root], tmp_path / "pack", Encoding(format="png"), say=said.append)
     index = build_index([packed])
     assert index.pixel_range == PixelRange((0, 1023))
-    assert all(spread(pixels(path, 10**4, index.pixel_range).numpy()) == (0, 255) for path in index.paths)
+    assert all(
+        spread(pixels(path, 10**4, index.pixel_range).numpy()) == (0, 255) for path in index.paths
+    )
     assert all(measure(path).kind == 0 for path in index.paths)
 
 
@@ -390,7 +491,11 @@ def test_rows_of_other_parquet_files_are_measured(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     rows = [
-        {"image": {"bytes": saved((ramp(k) * 4095).astype("u2"), "PNG"), "path": f"{k}.png"}, "height": SIDE, "width": SIDE}
+        {
+            "image": {"bytes": saved((ramp(k) * 4095).astype("u2"), "PNG"), "path": f"{k}.png"},
+            "height": SIDE,
+            "width": SIDE,
+        }
         for k in range(5)
     ]
     (tmp_path / "hub").mkdir()
@@ -446,14 +551,19 @@ def profile(primaries: tuple[tuple[float, float], ...], gamma: float) -> bytes:
     white, d50 = np.array([0.95047, 1, 1.08883]), np.array([0.9642, 1, 0.8249])
     matrix = np.array([[x / y, 1, (1 - x - y) / y] for x, y in primaries]).T
     matrix = matrix * np.linalg.solve(matrix, white)
-    cones = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+    cones = np.array(
+        [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+    )
     matrix = np.linalg.inv(cones) @ np.diag((cones @ d50) / (cones @ white)) @ cones @ matrix
 
     def xyz(values: np.ndarray) -> bytes:
         return b"XYZ " + bytes(4) + b"".join(struct.pack(">i", round(v * 65536)) for v in values)
 
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
-    tags = [(b"desc", b"desc" + bytes(4) + struct.pack(">I", 2) + b"x\0" + bytes(82)), (b"wtpt", xyz(d50))]
+    tags = [
+        (b"desc", b"desc" + bytes(4) + struct.pack(">I", 2) + b"x\0" + bytes(82)),
+        (b"wtpt", xyz(d50)),
+    ]
     tags += [(name, xyz(matrix[:, i])) for i, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))]
     tags += [(name, curve) for name in (b"rTRC", b"gTRC", b"bTRC")]
     tags.append((b"cprt", b"text" + bytes(4) + b"none"))
@@ -485,7 +595,11 @@ def test_colours_of_another_profile_become_those_of_srgb(
         ("none", None, plain),
         ("srgb", SRGB, plain),
         ("broken", b"no profile", plain),
-        ("p3", P3, plain if mode == "L" else (216, 93, 24)),  # a profile of colours says nothing of grey
+        (
+            "p3",
+            P3,
+            plain if mode == "L" else (216, 93, 24),
+        ),  # a profile of colours says nothing of grey
     ):
         out = io.BytesIO()
         picture.save(out, kind, **options, **({"icc_profile": icc} if icc else {}))
@@ -497,12 +611,17 @@ def test_colours_of_another_profile_become_those_of_srgb(
                 found = pixels(path, 32, PixelRange())[:, 9, 9].tolist()
                 before = pixels(path, 32, None)[:, 9, 9].tolist()
                 assert found == pytest.approx(wanted, abs=3), (name, quick)
-                assert before == pytest.approx(plain, abs=3), (name, quick)  # runs of before go on as they began
+                assert before == pytest.approx(plain, abs=3), (
+                    name,
+                    quick,
+                )  # runs of before go on as they began
 
 
 def test_lab(tmp_path: Path) -> None:
     picture = Image.new("RGB", (32, 32), (200, 100, 50))
-    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    to_lab = ImageCms.buildTransform(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
     out = io.BytesIO()
     to_lab.apply(picture).save(out, "TIFF")
     path = put(tmp_path / "set", out.getvalue()) / "00.tif"
@@ -529,7 +648,9 @@ def test_content_counts_and_not_the_suffix(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["heic", "jpg"])  # telephones and transfers call them both
 def test_heif_is_read_where_its_reader_is_installed(tmp_path: Path, suffix: str) -> None:
-    path = put(tmp_path / "set", b"\0\0\0\x18ftypheic" + bytes(4000), suffix=suffix) / f"00.{suffix}"
+    path = (
+        put(tmp_path / "set", b"\0\0\0\x18ftypheic" + bytes(4000), suffix=suffix) / f"00.{suffix}"
+    )
     try:
         import pillow_heif  # noqa: F401
     except ImportError:
@@ -544,19 +665,32 @@ def test_heif_is_read_where_its_reader_is_installed(tmp_path: Path, suffix: str)
 
 def test_larger_images_than_asked_for_are_left_out_and_taken_in_again(tmp_path: Path) -> None:
     sizes = [(20, 20)] * 12 + [(100, 90)]
-    root = put(tmp_path / "set", *(saved(np.zeros(size, "u1"), "PNG") for size in sizes), suffix="png")
+    root = put(
+        tmp_path / "set", *(saved(np.zeros(size, "u1"), "PNG") for size in sizes), suffix="png"
+    )
     for _ in range(2):  # decoded, and remembered
         (left,) = build_index([root], max_pixels=8999).unreadable
         assert "--max-pixels" in left[1]
         assert "attack" not in left[1]
         assert len(build_index([root], max_pixels=9000)) == 13
-    assert Data(roots=(str(root),), max_pixels=8999).index(0).fingerprint != Data(roots=(str(root),)).index(0).fingerprint
+    assert (
+        Data(roots=(str(root),), max_pixels=8999).index(0).fingerprint
+        != Data(roots=(str(root),)).index(0).fingerprint
+    )
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "1", "P", "I;16", "CMYK"])
-def test_large_images_wait_for_memory_and_are_the_same(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Image.fromarray((ramp() * 255).astype("u1")).resize((400, 300), Image.Resampling.BICUBIC)
-    image = Image.fromarray(np.asarray(small).astype("u2") * 257) if mode == "I;16" else small.convert(mode)
+def test_large_images_wait_for_memory_and_are_the_same(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Image.fromarray((ramp() * 255).astype("u1")).resize(
+        (400, 300), Image.Resampling.BICUBIC
+    )
+    image = (
+        Image.fromarray(np.asarray(small).astype("u2") * 257)
+        if mode == "I;16"
+        else small.convert(mode)
+    )
     out = io.BytesIO()
     image.save(out, "TIFF")
     paths = [put(tmp_path / "set", *[out.getvalue()] * 6) / f"{k:02}.tif" for k in range(6)]
@@ -579,7 +713,10 @@ def test_large_images_wait_for_memory_and_are_the_same(tmp_path: Path, mode: str
     in_parallel(6, lambda k: found.__setitem__(k, squash(paths[k], 32, pixel_range)), threads=6)
     assert memory._held == 0
     assert max(at_once) <= 10**7 // 2
-    assert all((found[k].float() - usual.float()).abs().mean() < (40 if mode == "1" else 3) for k in range(6))
+    assert all(
+        (found[k].float() - usual.float()).abs().mean() < (40 if mode == "1" else 3)
+        for k in range(6)
+    )
     monkeypatch.setattr(parallel, "free_memory", lambda: 10**4)
     with pytest.raises(Unreadable, match="memory") as caught:
         squash(paths[0], 32, pixel_range)
@@ -589,27 +726,47 @@ def test_large_images_wait_for_memory_and_are_the_same(tmp_path: Path, mode: str
 def test_evaluation_takes_the_limit_of_the_run_or_another(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for name in ("a", "b"):
-        put(root / name, *(saved(np.zeros((20, 20 + k), "u1"), "PNG") for k in range(12)), suffix="png")
+        put(
+            root / name,
+            *(saved(np.zeros((20, 20 + k), "u1"), "PNG") for k in range(12)),
+            suffix="png",
+        )
     data = Data(roots=(str(root),), max_pixels=20 * 30)
     begun(root, tmp_path / "run", data.index(0), max_pixels=20 * 30)
     known = run_folder.read_run(tmp_path / "run")
     assert known.stage.data.max_pixels == 600
     assert known.facts["data"]["images"] == 22
     for most, images in ((None, 22), (10**6, 24)):
-        index = evaluate.labelled(known, [], "auto", most, 0, known.pixel_range, Progress(show=False))
+        index = evaluate.labelled(
+            known, [], "auto", most, 0, known.pixel_range, Progress(show=False)
+        )
         assert len(index) == images
 
 
-@pytest.mark.parametrize(("words", "most"), [([], 500_000_000), (["--max-pixels", "200000000"], 200_000_000)])
+@pytest.mark.parametrize(
+    ("words", "most"), [([], 500_000_000), (["--max-pixels", "200000000"], 200_000_000)]
+)
 def test_the_limit_is_a_flag(tmp_path: Path, words: list[str], most: int) -> None:
-    root = put(tmp_path / "set", *(saved(np.zeros((20, 20), "u1"), "PNG") for _ in range(12)), suffix="png")
+    root = put(
+        tmp_path / "set", *(saved(np.zeros((20, 20), "u1"), "PNG") for _ in range(12)), suffix="png"
+    )
     asked: list[Data] = []
 
     def index_of(data: Data, seed: int) -> Index:
         asked.append(data)
         return data.index(seed)
 
-    args = ["--out", str(tmp_path / "run"), "--data", str(root), "--steps", "1", "--precision", "fp32", *words]
+    args = [
+        "--out",
+        str(tmp_path / "run"),
+        "--data",
+        str(root),
+        "--steps",
+        "1",
+        "--precision",
+        "fp32",
+        *words,
+    ]
     stage = flags.stage_from(args, None, "cpu", index_of)
     assert asked[0].max_pixels == stage.data.max_pixels == most
     again = flags.stage_from(["--out", str(tmp_path / "run")], stage, "cpu", index_of)

@@ -1,4 +1,6 @@
-"""Which precision is chosen: by what processors compute in, on ones that are made up; what a timing said is remembered."""
+"""Which precision is chosen: by what processors compute in, on ones that are made up; what a timing
+said is remembered.
+"""
 
 import json
 from pathlib import Path
@@ -27,7 +29,10 @@ flags : fpu
 ZEN4 = "model name : AMD EPYC 9654\nflags : fpu avx2 avx512f avx512_bf16\n"
 ZEN3 = "model name : AMD EPYC\nflags : fpu avx2 fma\n"
 CASCADE = "model name : Intel(R) Xeon(R) Gold\nflags : fpu avx2 avx512f avx512_vnni\n"
-GRAVITON = "processor : 0\nFeatures : fp asimd bf16 i8mm\nCPU implementer : 0x41\nCPU part : 0xd40\nCPU variant : 0x1\n"
+GRAVITON = (
+    "processor : 0\nFeatures : fp asimd bf16 i8mm\nCPU implementer : 0x41\nCPU part : 0xd40\nCPU"
+    " variant : 0x1\n"
+)
 OLD_ARM = "processor : 0\nFeatures : fp asimd\nCPU implementer : 0x41\nCPU part : 0xd0c\n"
 
 
@@ -71,7 +76,9 @@ def test_convolutions_are_told_apart() -> None:
     assert precision.grouping(nn.Sequential(grouped, nn.Conv2d(8, 16, 3, groups=8))) == "depthwise"
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, cpuinfo: str, machine: str, backbone: str) -> tuple[bool, str]:
+def chosen(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: str, machine: str, backbone: str
+) -> tuple[bool, str]:
     precision.choose_on_cpu.cache_clear()
     monkeypatch.setattr(precision, "cpu_description", lambda: cpuinfo)
     monkeypatch.setattr(precision.platform, "machine", lambda: machine)
@@ -84,18 +91,25 @@ def chosen(monkeypatch: pytest.MonkeyPatch, cpuinfo: str, machine: str, backbone
 
 def test_what_features_settle_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "is_faster", lambda *_: pytest.fail("timed"))
-    assert chosen(monkeypatch, XEON, "x86_64", "resnet18") == (True, "this processor computes in bf16 (amx_bf16)")
+    assert chosen(monkeypatch, XEON, "x86_64", "resnet18") == (
+        True,
+        "this processor computes in bf16 (amx_bf16)",
+    )
     assert not chosen(monkeypatch, ZEN3, "x86_64", "resnet18")[0]
     assert not chosen(monkeypatch, XEON, "x86_64", "mobilenetv3_small_100")[0]
 
 
-def test_what_they_do_not_settle_is_timed_once_for_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_they_do_not_settle_is_timed_once_for_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     timings = iter([True, False, False])  # a noisy machine
     monkeypatch.setattr(precision, "is_faster", lambda *_: next(timings))
     assert [chosen(monkeypatch, GRAVITON, "aarch64", "resnet18")[0] for _ in range(3)] == [True] * 3
     assert not chosen(monkeypatch, XEON, "x86_64", "resnext50_32x4d")[0]
-    assert not chosen(monkeypatch, OLD_ARM.replace("asimd", "bf16"), "aarch64", "resnet18")[0]  # another machine
+    assert not chosen(monkeypatch, OLD_ARM.replace("asimd", "bf16"), "aarch64", "resnet18")[
+        0
+    ]  # another machine
     assert next(timings, None) is None
     (file,) = tmp_path.rglob("bf16.json")
     assert len(json.loads(file.read_text())) == 3
@@ -118,14 +132,25 @@ def test_without_a_place_to_remember_it_is_timed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("able", [True, False])
 def test_a_gpu_is_asked_what_it_computes_in(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or able,
+    )
     assert defaults.faster_in_bf16("resnet18", "imagenet", 32, "cuda") is able
 
 
 def test_an_evaluation_is_made_in_the_precision_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--data", str(folder(tmp_path / "images", each=8)), "--out", str(tmp_path / "run"), "--steps", "0"]
+    words = [
+        "--data",
+        str(folder(tmp_path / "images", each=8)),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "0",
+    ]
     words += ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--workers", "0"]
     monkeypatch.setattr(precision, "choose_on_cpu", lambda *_: (False, "a reason"))
     assert main(["pretrain", *words]) == 0

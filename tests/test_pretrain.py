@@ -1,4 +1,6 @@
-"""A run from its beginning to its end: stopped, killed, resumed, collapsed, on bad files; and what is made of it."""
+"""A run from its beginning to its end: stopped, killed, resumed, collapsed, on bad files; and what
+is made of it.
+"""
 
 import json
 import shutil
@@ -29,7 +31,18 @@ from tests.pictures import folder
 from tests.several import begin, kill, together
 from tests.stopping import stopped_at
 
-SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
+SMALL = [
+    "--backbone",
+    "test_resnet",
+    "--size",
+    "32",
+    "--batch",
+    "8",
+    "--precision",
+    "fp32",
+    "--workers",
+    "0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +69,21 @@ def test_the_guard_compares_the_clean_loss_with_chance(
 ) -> None:
     """Together with hard ones it would never sit there."""
     told: list[float | None] = []
-    monkeypatch.setattr(CollapseDetector, "observe", lambda self, step, features, *, loss, chance: told.append(loss))
-    words = ["pretrain", "--data", str(images), "--out", str(tmp_path), "--steps", "4", "--combine", "sum", *SMALL]
+    monkeypatch.setattr(
+        CollapseDetector, "observe", lambda self, step, features, *, loss, chance: told.append(loss)
+    )
+    words = [
+        "pretrain",
+        "--data",
+        str(images),
+        "--out",
+        str(tmp_path),
+        "--steps",
+        "4",
+        "--combine",
+        "sum",
+        *SMALL,
+    ]
     assert main([*words, "--hard", "cutmix"]) == 0
     last = jsonl.read_journal(tmp_path / "journal.jsonl")[-1]
     assert told[-1] == last["losses"]["clean"] < last["loss"]
@@ -73,22 +99,59 @@ def test_a_run_leaves_its_folder(trained: Path) -> None:
     assert set(entries[-1]["losses"]) == {"clean", "adversarial", "cutmix"}
     assert set(entries[-1]["features"]) >= {"std", "rank", "alignment", "uniformity", "knn"}
     assert entries[-1]["images_per_s"] > 0
-    for name in ("checkpoints/last.pt", "checkpoints/best.pt", "album/views.png", "album/hard.json", "album/map.json"):
+    for name in (
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "album/views.png",
+        "album/hard.json",
+        "album/map.json",
+    ):
         assert (trained / name).is_file(), name
     assert not list(trained.rglob(".*"))  # no drafts left
 
 
 def test_the_same_seed_is_the_same_run(images: Path, trained: Path, tmp_path: Path) -> None:
     again, other = tmp_path / "again", tmp_path / "other"
-    assert main(["pretrain", "--config", str(trained / "run.json"), "--out", str(again), "--workers", "0"]) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                "--config",
+                str(trained / "run.json"),
+                "--out",
+                str(again),
+                "--workers",
+                "0",
+            ]
+        )
+        == 0
+    )
     assert weights(again) == weights(trained)
-    assert main(["pretrain", "--config", str(trained / "run.json"), "--seed", "1", "--out", str(other)]) == 0
+    assert (
+        main(
+            ["pretrain", "--config", str(trained / "run.json"), "--seed", "1", "--out", str(other)]
+        )
+        == 0
+    )
     assert weights(other) != weights(trained)
 
 
 @pytest.mark.parametrize("method", ["deepcluster-v2", "swav", "byol"])
-def test_stopped_and_resumed_it_ends_as_if_it_never_stopped(method: str, images: Path, tmp_path: Path) -> None:
-    words = ["--data", str(images), "--method", method, "--steps", "11", "--hard", "adversarial", "cutmix", *SMALL]
+def test_stopped_and_resumed_it_ends_as_if_it_never_stopped(
+    method: str, images: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--data",
+        str(images),
+        "--method",
+        method,
+        "--steps",
+        "11",
+        "--hard",
+        "adversarial",
+        "cutmix",
+        *SMALL,
+    ]
     assert main(["pretrain", *words, "--out", str(tmp_path / "whole")]) == 0
     with stopped_at(3, 9):  # within an epoch of four steps, twice
         assert main(["pretrain", *words, "--out", str(tmp_path / "parts")]) == 0
@@ -126,7 +189,18 @@ def test_killed_in_two_processes_and_resumed_it_ends_the_same(images: Path, tmp_
         return ["pretrain", "--out", str(tmp_path / out), "--workers", "0", "--save-every", "0"]
 
     log, out = tmp_path / "parts.log", tmp_path / "parts"
-    new = ["--data", str(images), "--method", "moco-v2", "--hard", "adversarial", "cutmix", "--steps", "14", *SMALL]
+    new = [
+        "--data",
+        str(images),
+        "--method",
+        "moco-v2",
+        "--hard",
+        "adversarial",
+        "cutmix",
+        "--steps",
+        "14",
+        *SMALL,
+    ]
     together(tmp_path / "whole.log", *words("whole"), *new)
     victim = begin(log, *words("parts"), *new)
     while victim.poll() is None and len(jsonl.read_journal(out / "journal.jsonl")) < 5:
@@ -155,7 +229,17 @@ def test_another_folder_is_not_overwritten_nor_resumed_differently(
 def test_only_the_norms_move(images: Path, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "norm"
     start = trained / "backbone.safetensors"
-    words = ["--data", str(images), "--init", str(start), "--trainable", "norm", "--steps", "6", *SMALL]
+    words = [
+        "--data",
+        str(images),
+        "--init",
+        str(start),
+        "--trainable",
+        "norm",
+        "--steps",
+        "6",
+        *SMALL,
+    ]
     assert main(["pretrain", *words, "--out", str(out)]) == 0
     before, after = load_file(start), load_file(out / "backbone.safetensors")
     norms = {
@@ -166,15 +250,34 @@ def test_only_the_norms_move(images: Path, trained: Path, tmp_path: Path) -> Non
     }
     assert all(torch.equal(after[key], value) for key, value in before.items() if key not in norms)
     moved = {key for key in norms if not torch.equal(after[key], before[key])}
-    assert {key.rpartition(".")[2] for key in moved} >= {"weight", "bias", "running_mean", "running_var"}
-    assert main(["evaluate", str(out), "--labels", "all", "--protocol", "knn", "--workers", "0"]) == 0
+    assert {key.rpartition(".")[2] for key in moved} >= {
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+    }
+    assert (
+        main(["evaluate", str(out), "--labels", "all", "--protocol", "knn", "--workers", "0"]) == 0
+    )
     rows = json.loads((out / "evaluation.json").read_text())[0]["rows"]
     assert {row["backbone"] for row in rows} == {str(out), "random", "init"}
 
 
-def test_a_collapse_is_stopped_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_collapse_is_stopped_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = folder(tmp_path / "images", each=40)
-    words = ["--data", str(images), "--out", str(tmp_path / "run"), "--method", "simclr", "--steps", "400", *SMALL]
+    words = [
+        "--data",
+        str(images),
+        "--out",
+        str(tmp_path / "run"),
+        "--method",
+        "simclr",
+        "--steps",
+        "400",
+        *SMALL,
+    ]
     assert main(["pretrain", *words, "--optimizer.lr", "20"]) in (2, 3)
     said = capsys.readouterr().err
     assert "--optimizer.lr" in said
@@ -184,10 +287,23 @@ def test_a_collapse_is_stopped_with_its_reason(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_reason(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(moco, "info_nce", lambda query, *_: query.sum() * torch.nan)
-    words = ["--data", str(images), "--out", str(tmp_path / "run"), "--method", "moco-v2", "--steps", "40", *SMALL]
+    words = [
+        "--data",
+        str(images),
+        "--out",
+        str(tmp_path / "run"),
+        "--method",
+        "moco-v2",
+        "--steps",
+        "40",
+        *SMALL,
+    ]
     assert main(["pretrain", *words]) == 2
     assert "--optimizer.lr" in capsys.readouterr().err
     facts = run_folder.read_run(tmp_path / "run").facts
@@ -206,15 +322,23 @@ def test_what_looks_like_a_collapse_is_looked_at_again_soon(
     monkeypatch.setattr(Trainer, "measure", measure)
     words = ["--data", str(images), "--steps", "200", *SMALL]
     assert main(["pretrain", *words, "--out", str(tmp_path / "run")]) == 3
-    seen = [e["step"] for e in jsonl.read_journal(tmp_path / "run" / "journal.jsonl") if e["features"]]
+    seen = [
+        e["step"] for e in jsonl.read_journal(tmp_path / "run" / "journal.jsonl") if e["features"]
+    ]
     assert seen == [0, 10, 15, 20]
-    monkeypatch.setattr(Trainer, "measure", lambda life: {"std": 0.4 if life.step != 10 else 0.01, "rank": 40.0})
+    monkeypatch.setattr(
+        Trainer, "measure", lambda life: {"std": 0.4 if life.step != 10 else 0.01, "rank": 40.0}
+    )
     assert main(["pretrain", *words, "--out", str(tmp_path / "sound"), "--steps", "60"]) == 0
-    seen = [e["step"] for e in jsonl.read_journal(tmp_path / "sound" / "journal.jsonl") if e["features"]]
+    seen = [
+        e["step"] for e in jsonl.read_journal(tmp_path / "sound" / "journal.jsonl") if e["features"]
+    ]
     assert seen == [0, 10, 15, 25, 50, 60]
 
 
-def test_bad_files_are_named_and_the_rest_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_are_named_and_the_rest_is_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = folder(tmp_path / "images", each=30)
     place = images / "class 0"
     good = (place / "000.png").read_bytes()
@@ -226,14 +350,22 @@ def test_bad_files_are_named_and_the_rest_is_trained_on(tmp_path: Path, capsys: 
     (place / "words.jpg").write_text("no picture")
     (place / "gone.png").symlink_to(tmp_path / "nowhere.png")
     Image.new("RGB", (1, 1), (9, 8, 7)).save(place / "dot.png")
-    Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40) * 40).save(place / "sixteen.png")
+    Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40) * 40).save(
+        place / "sixteen.png"
+    )
     rgb.convert("CMYK").save(place / "cmyk.jpg")
     rgb.save(place / "moves.gif", save_all=True, append_images=[rgb.rotate(90)])
     words = ["--data", str(images), "--out", str(tmp_path / "run"), "--steps", "3", *SMALL]
     assert main(["pretrain", *words]) == 0
     said = capsys.readouterr().err
     data = run_folder.read_run(tmp_path / "run").facts["data"]
-    assert {Path(p).name for p, _ in data["unreadable"]} == {"cut.jpg", "cut.png", "empty.jpg", "words.jpg", "gone.png"}
+    assert {Path(p).name for p, _ in data["unreadable"]} == {
+        "cut.jpg",
+        "cut.png",
+        "empty.jpg",
+        "words.jpg",
+        "gone.png",
+    }
     assert data["images"] == 95
     for name in ("cut.jpg", "cut.png", "empty.jpg", "words.jpg", "gone.png"):
         assert name in said
@@ -245,7 +377,10 @@ def test_bad_files_are_named_and_the_rest_is_trained_on(tmp_path: Path, capsys: 
         (["--data", "nowhere"], "nowhere"),
         (["--method", "moco"], "moco-v2"),
         (["--method", "moco-v2", "--method.queue", "100000"], "--method.queue"),
-        (["--method.queue", "64"], "simclr has no --method.queue: it is of densecl, infomin, moco-v1, moco-v2, pcl, swav"),
+        (
+            ["--method.queue", "64"],
+            "simclr has no --method.queue: it is of densecl, infomin, moco-v1, moco-v2, pcl, swav",
+        ),
         (["--optimizer.betas", "0.9", "0.99"], "sgd has no --optimizer.betas: it is of adamw"),
         (["--batch", "4000"], "--batch"),
         (["--backbone", "resnet19"], "resnet18"),
@@ -270,25 +405,54 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_without_labels_no_accuracy_is_shown(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_labels_no_accuracy_is_shown(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     for i, file in enumerate(sorted(images.rglob("*.png"))):
         shutil.copy(file, flat / f"{i}.png")
-    assert main(["pretrain", "--data", str(flat), "--out", str(tmp_path / "run"), "--steps", "2", *SMALL]) == 0
-    assert all("knn" not in e["features"] for e in jsonl.read_journal(tmp_path / "run" / "journal.jsonl") if e["features"])
+    assert (
+        main(
+            [
+                "pretrain",
+                "--data",
+                str(flat),
+                "--out",
+                str(tmp_path / "run"),
+                "--steps",
+                "2",
+                *SMALL,
+            ]
+        )
+        == 0
+    )
+    assert all(
+        "knn" not in e["features"]
+        for e in jsonl.read_journal(tmp_path / "run" / "journal.jsonl")
+        if e["features"]
+    )
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert "labels" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
 
 
 def test_evaluate_prints_one_json_list(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(trained), "--labels", "2", "all", "total:9", "--json", "--draws", "3"]) == 0
+    assert (
+        main(
+            ["evaluate", str(trained), "--labels", "2", "all", "total:9", "--json", "--draws", "3"]
+        )
+        == 0
+    )
     rows = json.loads(capsys.readouterr().out)
-    assert {tuple(row) for row in rows} == {("backbone", "protocol", "labels", "metric", "mean", "low", "high", "draws")}
+    assert {tuple(row) for row in rows} == {
+        ("backbone", "protocol", "labels", "metric", "mean", "low", "high", "draws")
+    }
     assert len(rows) == 2 * 2 * 3  # trained and random; knn and linear; three budgets
     assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 1 for row in rows)
-    again = main(["evaluate", str(trained), "--labels", "2", "all", "total:9", "--json", "--draws", "3"])
+    again = main(
+        ["evaluate", str(trained), "--labels", "2", "all", "total:9", "--json", "--draws", "3"]
+    )
     assert (again, json.loads(capsys.readouterr().out)) == (0, rows)
 
 
@@ -296,20 +460,33 @@ def test_evaluations_at_once_are_all_kept(trained: Path, tmp_path: Path) -> None
     judgement = evaluate.Evaluation(results=Results(rows=()), verdict="")
     index = build_index([Path(run_folder.read_run(trained).stage.data.roots[0])])
     with ThreadPoolExecutor(8) as several:
-        for done in [several.submit(evaluate.keep, tmp_path, judgement, index, ["images"], f"{i}") for i in range(24)]:
+        for done in [
+            several.submit(evaluate.keep, tmp_path, judgement, index, ["images"], f"{i}")
+            for i in range(24)
+        ]:
             done.result()
-    assert {e["command"] for e in json.loads((tmp_path / "evaluation.json").read_text())} == {f"{i}" for i in range(24)}
+    assert {e["command"] for e in json.loads((tmp_path / "evaluation.json").read_text())} == {
+        f"{i}" for i in range(24)
+    }
 
 
 def test_its_checkpoint_holds_the_same_weights(trained: Path) -> None:
     own, checkpoint = selftaught.load(trained), selftaught.load(trained / "checkpoints" / "last.pt")
-    torch.testing.assert_close(dict(checkpoint.state_dict()), dict(own.state_dict()), rtol=0, atol=0)
-    assert (checkpoint.name, checkpoint.stem, checkpoint.image_size) == (own.name, own.stem, own.image_size)
+    torch.testing.assert_close(
+        dict(checkpoint.state_dict()), dict(own.state_dict()), rtol=0, atol=0
+    )
+    assert (checkpoint.name, checkpoint.stem, checkpoint.image_size) == (
+        own.name,
+        own.stem,
+        own.image_size,
+    )
     for file in ("run.json", "checkpoints/best.pt"):
         assert selftaught.load(trained / file).name == own.name
 
 
-def test_export_gives_timm_the_same_features(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_gives_timm_the_same_features(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pixels = torch.rand(4, 3, 32, 32)
     own = selftaught.load(trained).eval()
     for name in ("backbone.safetensors", "backbone.pth"):
@@ -317,10 +494,14 @@ def test_export_gives_timm_the_same_features(trained: Path, tmp_path: Path, caps
         lines = capsys.readouterr().out
         scope: dict[str, Any] = {}
         exec(lines, scope)  # what `export` tells people to type
-        assert torch.equal(scope["features"](pixels), own(pixels))  # normalised by what the run learnt with
+        assert torch.equal(
+            scope["features"](pixels), own(pixels)
+        )  # normalised by what the run learnt with
 
 
-def test_report_and_methods(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_and_methods(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", str(trained), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "hexa" in page
@@ -336,7 +517,12 @@ def test_report_and_methods(trained: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_four_lines_of_python(images: Path, tmp_path: Path) -> None:
     out = selftaught.pretrain(
-        images, out=tmp_path / "run", steps=3, backbone="test_resnet", batch=8, method__temperature=0.3
+        images,
+        out=tmp_path / "run",
+        steps=3,
+        backbone="test_resnet",
+        batch=8,
+        method__temperature=0.3,
     )
     assert run_folder.read_run(out).stage.method.temperature == 0.3  # type: ignore[attr-defined]
     assert selftaught.evaluate(out, labels=("all",)).verdict

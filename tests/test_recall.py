@@ -1,4 +1,6 @@
-"""A remembered index is the one that would be made, and is made anew when anything shows that it would be another."""
+"""A remembered index is the one that would be made, and is made anew when anything shows that it
+would be another.
+"""
 
 import json
 import os
@@ -37,8 +39,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def same(one: Index, other: Index) -> bool:
     plain = ("classes", "split", "unreadable", "fingerprint", "notes")
-    tensors = all(torch.equal(getattr(one, n), getattr(other, n)) for n in ("sizes", "labels", "test"))
-    return tensors and list(one.paths) == list(other.paths) and all(getattr(one, n) == getattr(other, n) for n in plain)
+    tensors = all(
+        torch.equal(getattr(one, n), getattr(other, n)) for n in ("sizes", "labels", "test")
+    )
+    return (
+        tensors
+        and list(one.paths) == list(other.paths)
+        and all(getattr(one, n) == getattr(other, n) for n in plain)
+    )
 
 
 @pytest.fixture
@@ -50,7 +58,9 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return done
 
 
-def test_the_second_index_is_recalled_and_the_same(root: Path, tmp_path: Path, scans: list[int]) -> None:
+def test_the_second_index_is_recalled_and_the_same(
+    root: Path, tmp_path: Path, scans: list[int]
+) -> None:
     first = build_index([root], cache=tmp_path / "cache")
     assert len(first.unreadable) == 1
     assert same(build_index([root], cache=tmp_path / "cache"), first)
@@ -67,7 +77,9 @@ def mend(root: Path) -> None:
 
 
 def label(root: Path) -> None:
-    (root / "labels.csv").write_text("image,class\n" + "".join(f"cat/{i:02}.png,{'ab'[i % 2]}\n" for i in range(12)))
+    (root / "labels.csv").write_text(
+        "image,class\n" + "".join(f"cat/{i:02}.png,{'ab'[i % 2]}\n" for i in range(12))
+    )
 
 
 def repaint(root: Path) -> None:
@@ -84,7 +96,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "added": lambda root: Image.new("RGB", (5, 5)).save(root / "cat" / "new.png"),
     "removed": lambda root: (root / "dog" / "03.png").unlink(),
     "renamed": lambda root: (root / "dog").rename(root / "wolf"),
-    "written anew in its place": lambda root: Image.new("RGB", (30, 30)).save(root / "dog" / "04.png"),
+    "written anew in its place": lambda root: Image.new("RGB", (30, 30)).save(
+        root / "dog" / "04.png"
+    ),
     "other pixels in its place": repaint,
     "an unreadable one mended in its place": mend,
     "a table of labels": label,
@@ -92,7 +106,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changes_is_followed(root: Path, tmp_path: Path, change: str, scans: list[int]) -> None:
+def test_what_changes_is_followed(
+    root: Path, tmp_path: Path, change: str, scans: list[int]
+) -> None:
     before = build_index([root], cache=tmp_path / "cache")
     CHANGES[change](root)
     after = build_index([root], cache=tmp_path / "cache")
@@ -101,11 +117,17 @@ def test_what_changes_is_followed(root: Path, tmp_path: Path, change: str, scans
     assert after.fingerprint != before.fingerprint
 
 
-@pytest.mark.parametrize("file", ["labels.csv", "cat/labels.csv", "cat/metadata.csv", "cat/metadata.jsonl"])
-def test_a_table_written_anew_in_its_place_is_read_again(root: Path, tmp_path: Path, file: str, scans: list[int]) -> None:
+@pytest.mark.parametrize(
+    "file", ["labels.csv", "cat/labels.csv", "cat/metadata.csv", "cat/metadata.jsonl"]
+)
+def test_a_table_written_anew_in_its_place_is_read_again(
+    root: Path, tmp_path: Path, file: str, scans: list[int]
+) -> None:
     """Also one that had no classes."""
     (root / file).write_text(
-        '{"file_name": "00.png"}\n' if file.endswith("jsonl") else "file_name,text\n00.png,a\n02.png,b\n"
+        '{"file_name": "00.png"}\n'
+        if file.endswith("jsonl")
+        else "file_name,text\n00.png,a\n02.png,b\n"
     )
     if file.endswith("labels.csv"):
         (root / file).write_text("image,class\ncat/00.png,a\ncat/01.png,b\n")
@@ -115,15 +137,21 @@ def test_a_table_written_anew_in_its_place_is_read_again(root: Path, tmp_path: P
     assert len(scans) == 1
     rows = [("00.png", "x"), ("01.png", "y")]
     if file.endswith("jsonl"):
-        (root / file).write_text("".join(json.dumps({"file_name": name, "label": kind}) + "\n" for name, kind in rows))
+        (root / file).write_text(
+            "".join(json.dumps({"file_name": name, "label": kind}) + "\n" for name, kind in rows)
+        )
     else:
-        (root / file).write_text("file_name,label\n" + "".join(f"cat/{name},{kind}\n" for name, kind in rows))
+        (root / file).write_text(
+            "file_name,label\n" + "".join(f"cat/{name},{kind}\n" for name, kind in rows)
+        )
     settled(root)
     assert build_index([root], cache=tmp_path / "cache").classes == ("x", "y")
     assert len(scans) == 2
 
 
-def test_what_may_change_unseen_is_not_remembered(root: Path, tmp_path: Path, scans: list[int]) -> None:
+def test_what_may_change_unseen_is_not_remembered(
+    root: Path, tmp_path: Path, scans: list[int]
+) -> None:
     (root / "link").symlink_to(tmp_path)
     for _ in range(2):
         build_index([root], cache=tmp_path / "cache")

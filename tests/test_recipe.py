@@ -1,4 +1,6 @@
-"""Stages as values: written down, read back, refused when they do not fit; the flags that make them."""
+"""Stages as values: written down, read back, refused when they do not fit; the flags that make
+them.
+"""
 
 import dataclasses
 import json
@@ -24,7 +26,9 @@ stages = st.builds(
     data=st.builds(Data, roots=st.lists(st.text(min_size=1), min_size=1).map(tuple)),
     size=st.integers(16, 512),
     method=st.sampled_from([m.Config() for m in METHODS.values()]),
-    hard=st.lists(st.sampled_from(list(HARD)), unique=True).map(lambda names: tuple(HARD[n](weight=0.3) for n in names)),
+    hard=st.lists(st.sampled_from(list(HARD)), unique=True).map(
+        lambda names: tuple(HARD[n](weight=0.3) for n in names)
+    ),
     optimizer=st.sampled_from([o(lr=0.123) for o in OPTIMIZERS.values()]),
     schedule=st.builds(Cosine, warmup=st.floats(0, 0.5)),
     views=st.sampled_from([Views(), Views(small=4, small_size=32), Views(pipeline="reference")]),
@@ -69,10 +73,33 @@ def stage(images: Path, *words: str, base: Stage | None = None) -> Stage:
 
 def test_every_field_is_a_flag(images: Path) -> None:
     made = stage(
-        images, "--method", "simclr", "--method.temperature", "0.3", "--hard", "cutmix", "adversarial",
-        "--hard.adversarial.eps", "2", "--optimizer", "adamw", "--optimizer.lr", "0.01", "--views", "reference",
-        "--views.flip", "0.1", "--schedule.warmup", "0.2", "--epochs", "2", "--batch", "8", "--seed", "7",
-    )  # fmt: skip
+        images,
+        "--method",
+        "simclr",
+        "--method.temperature",
+        "0.3",
+        "--hard",
+        "cutmix",
+        "adversarial",
+        "--hard.adversarial.eps",
+        "2",
+        "--optimizer",
+        "adamw",
+        "--optimizer.lr",
+        "0.01",
+        "--views",
+        "reference",
+        "--views.flip",
+        "0.1",
+        "--schedule.warmup",
+        "0.2",
+        "--epochs",
+        "2",
+        "--batch",
+        "8",
+        "--seed",
+        "7",
+    )
     assert isinstance(made.method, METHODS["simclr"].Config)
     assert made.method.temperature == 0.3
     assert [registry.hard_name(h) for h in made.hard] == ["cutmix", "adversarial"]
@@ -92,15 +119,22 @@ def test_defaults_follow_the_data(images: Path) -> None:
 
 
 def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
-    rates = [defaults.optimizer_for(METHODS["supervised"], "sgd", batch, begun=False).lr for batch in (64, 256, 4096)]
+    rates = [
+        defaults.optimizer_for(METHODS["supervised"], "sgd", batch, begun=False).lr
+        for batch in (64, 256, 4096)
+    ]
     assert rates == pytest.approx([0.015, 0.06, 0.96])
     vicreg = stage(images, "--method", "vicreg", "--batch", "8")
     assert (vicreg.optimizer.lr, vicreg.clip) == (0.00625, 5.0)
     assert stage(images, "--method", "vicreg", "--clip", "0").clip == stage(images).clip == 0.0
 
 
-def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = dataclasses.replace(RECIPES["simsiam"], lr=0.05)  # a rate below the common one, as none has now
+def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = dataclasses.replace(
+        RECIPES["simsiam"], lr=0.05
+    )  # a rate below the common one, as none has now
     monkeypatch.setitem(RECIPES, "simsiam", slow)
     for name, there in (("simclr", 0.06), ("simsiam", 0.05)):
         assert defaults.optimizer_for(METHODS[name], "sgd", 256, begun=True).lr == there
@@ -128,7 +162,15 @@ def test_simclr_stops_its_keys_gradient_where_it_begins_from_random_weights(imag
 
 
 def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
-    base = stage(images, "--hard", "adversarial", "--hard.adversarial.eps", "3", "--method.temperature", "0.5")
+    base = stage(
+        images,
+        "--hard",
+        "adversarial",
+        "--hard.adversarial.eps",
+        "3",
+        "--method.temperature",
+        "0.5",
+    )
     assert stage(images, base=base) == base
     other = stage(images, "--steps", "5", "--hard.adversarial.eps", "4", base=base)
     assert flags.differences(other, base) == ["hard", "steps"]
@@ -144,7 +186,9 @@ def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
         (["--hard", "cut"], "cutmix"),
     ],
 )
-def test_an_unknown_word_is_refused(images: Path, words: list[str], near: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_word_is_refused(
+    images: Path, words: list[str], near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises((UserError, SystemExit)) as refused:
         stage(images, *words)
     text = str(refused.value) + capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""The report: a run that looks real is written to disk, and the page, the album and the tables made of it are read back."""
+"""The report: a run that looks real is written to disk, and the page, the album and the tables made
+of it are read back.
+"""
 
 import json
 import math
@@ -28,7 +30,9 @@ PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png"
 
 
 def patches(n: int, size: int = 64) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """n patches of photographs that scikit-image ships: uint8 [n, 3, size, size], labels [n], classes."""
+    """n patches of photographs that scikit-image ships: uint8 [n, 3, size, size], labels [n],
+    classes.
+    """
     folder = Path(skimage.__file__).parent / "data"
     generator = torch.Generator().manual_seed(0)
     pictures = []
@@ -36,16 +40,24 @@ def patches(n: int, size: int = 64) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         with Image.open(folder / PHOTOS[i % len(PHOTOS)]) as photo:
             pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)
         side = 110
-        top, left = (int(torch.randint(0, d - side, (1,), generator=generator)) for d in pixels.shape[1:])
+        top, left = (
+            int(torch.randint(0, d - side, (1,), generator=generator)) for d in pixels.shape[1:]
+        )
         crop = pixels[None, :, top : top + side, left : left + side].float()
-        small = torch.nn.functional.interpolate(crop, size=(size, size), mode="bilinear", antialias=True)
+        small = torch.nn.functional.interpolate(
+            crop, size=(size, size), mode="bilinear", antialias=True
+        )
         pictures.append(small[0].round().clamp(0, 255).to(torch.uint8))
     classes = tuple(photo.partition(".")[0] for photo in PHOTOS)
     return torch.stack(pictures), torch.arange(n) % len(PHOTOS), classes
 
 
-def fake_album(folder: Path, *, n: int = 60, labelled: bool = True, hard: bool = True, spread: float = 0.45) -> None:
-    """What a run leaves of pictures, made of photographs and random features that know the class a little."""
+def fake_album(
+    folder: Path, *, n: int = 60, labelled: bool = True, hard: bool = True, spread: float = 0.45
+) -> None:
+    """What a run leaves of pictures, made of photographs and random features that know the class a
+    little.
+    """
     pixels, labels, classes = patches(n)
     generator = torch.Generator().manual_seed(1)
     views = []
@@ -92,9 +104,13 @@ def fake_album(folder: Path, *, n: int = 60, labelled: bool = True, hard: bool =
     album.write_map(folder, vectors, pixels, shown, classes)
 
 
-def journal(steps: int = 2000, every: int = 10, *, hard: bool = True, level: float = 0.0) -> list[dict[str, Any]]:
+def journal(
+    steps: int = 2000, every: int = 10, *, hard: bool = True, level: float = 0.0
+) -> list[dict[str, Any]]:
     """Records of a run in which nothing goes wrong."""
-    noise = torch.randn(steps // every + 1, 4, generator=torch.Generator().manual_seed(int(level * 10) + 3)).tolist()
+    noise = torch.randn(
+        steps // every + 1, 4, generator=torch.Generator().manual_seed(int(level * 10) + 3)
+    ).tolist()
     records = []
     for i, step in enumerate(range(0, steps + 1, every)):
         share = step / steps
@@ -132,28 +148,61 @@ def journal(steps: int = 2000, every: int = 10, *, hard: bool = True, level: flo
 def evaluation(
     *, lift: float = 0.12, data: str = "labelled/", trained: str = "trained", shift: float = 0.0
 ) -> dict[str, Any]:
-    """What `selftaught evaluate` writes: against random initialisation, and against weights that were no worse."""
+    """What `selftaught evaluate` writes: against random initialisation, and against weights that
+    were no worse.
+    """
     rows, differences = [], []
     for protocol in ("knn", "linear"):
         for labels, base in (("5", 0.48), ("20", 0.60), ("all", 0.74)):
             setting = {"protocol": protocol, "labels": labels, "metric": "balanced_accuracy"}
-            for name, mean in ((trained, base + lift + shift), ("random", base), ("init", base + lift - 0.01)):
+            for name, mean in (
+                (trained, base + lift + shift),
+                ("random", base),
+                ("init", base + lift - 0.01),
+            ):
                 rows.append(
-                    {"backbone": name, **setting, "mean": mean, "low": mean - 0.02, "high": mean + 0.021, "draws": 5}
+                    {
+                        "backbone": name,
+                        **setting,
+                        "mean": mean,
+                        "low": mean - 0.02,
+                        "high": mean + 0.021,
+                        "draws": 5,
+                    }
                 )
             differences.append(
-                {"backbone": trained, "against": "random", **setting, "mean": lift, "low": lift - 0.02, "high": lift + 0.02}
+                {
+                    "backbone": trained,
+                    "against": "random",
+                    **setting,
+                    "mean": lift,
+                    "low": lift - 0.02,
+                    "high": lift + 0.02,
+                }
             )
-            differences.append({"backbone": trained, "against": "init", **setting, "mean": 0.01, "low": -0.01, "high": 0.03})
+            differences.append(
+                {
+                    "backbone": trained,
+                    "against": "init",
+                    **setting,
+                    "mean": 0.01,
+                    "low": -0.01,
+                    "high": 0.03,
+                }
+            )
     return {
         "data": data,
         "fingerprint": "e" * 64,
-        "command": "selftaught evaluate runs/hexa --data labelled/ --labels 5 20 all --against random init",
+        "command": (
+            "selftaught evaluate runs/hexa --data labelled/ --labels 5 20 all --against random init"
+        ),
         "date": "2031-05-04T10:00:00",
         "rows": rows,
         "differences": differences,
-        "verdict": "+12.0 points over random initialisation with 5 labels a class (95 % interval +10.0 to +14.0); "
-        "not distinguishable from the starting weights.",
+        "verdict": (
+            "+12.0 points over random initialisation with 5 labels a class (95 % interval +10.0 to"
+            " +14.0); not distinguishable from the starting weights."
+        ),
     }
 
 
@@ -174,7 +223,11 @@ def fake_run(
         "versions": {"python": "3.11.7", "torch": "2.9.0", "timm": "1.0.22"},
         "config": {
             "method": {"name": "moco-v2", "temperature": 0.2, "queue": 4096, "symmetric": True},
-            "hard": [{"name": "adversarial", "eps": 2, "steps": 1}, {"name": "cutmix", "beta": 1.0}] if hard else [],
+            "hard": (
+                [{"name": "adversarial", "eps": 2, "steps": 1}, {"name": "cutmix", "beta": 1.0}]
+                if hard
+                else []
+            ),
             "backbone": "resnet18",
             "stem": "cifar",
             "size": 64,
@@ -212,7 +265,9 @@ def fake_run(
 
 
 class Page(HTMLParser):
-    """What a page holds: tags with their attributes, the visible text, and whether every tag is closed."""
+    """What a page holds: tags with their attributes, the visible text, and whether every tag is
+    closed.
+    """
 
     VOID = frozenset(["meta", "img", "br", "link", "input", "hr"])
 
@@ -255,13 +310,30 @@ def written(*runs: Path) -> Page:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake_run(tmp_path_factory.mktemp("runs") / "hexa", evaluations=[evaluation()], pictures=True)
+    return fake_run(
+        tmp_path_factory.mktemp("runs") / "hexa", evaluations=[evaluation()], pictures=True
+    )
 
 
 def test_a_whole_run_is_told_verdict_first(full: Path) -> None:
     found = written(full)
-    assert 0 < found.text.index("+12.0 points over random initialisation") < found.text.index("Before and after")
-    for part in ("scores", "training", "speed", "views", "hard", "neighbours", "map", "data", "configuration", "reproduce"):
+    assert (
+        0
+        < found.text.index("+12.0 points over random initialisation")
+        < found.text.index("Before and after")
+    )
+    for part in (
+        "scores",
+        "training",
+        "speed",
+        "views",
+        "hard",
+        "neighbours",
+        "map",
+        "data",
+        "configuration",
+        "reproduce",
+    ):
         assert any(section.get("id") == part for section in found.all("section")), part
     for words in (
         "▲ better",
@@ -292,7 +364,9 @@ def test_the_page_asks_nothing_of_the_network(full: Path) -> None:
         for key in ("src", "href", "srcset", "action", "data", "poster"):
             if (target := attributes.get(key)) is not None:
                 assert target.startswith(("data:image/", "#")), target
-    policy = next(meta for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        meta for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"
+    )
     assert "default-src 'none'" in str(policy["content"])
     assert len(html) < 3_000_000
 
@@ -313,7 +387,9 @@ def test_pictures_and_tables_can_be_heard(full: Path) -> None:
     assert links <= set(ids)
 
 
-@pytest.mark.parametrize("missing", ["evaluation.json", "journal.jsonl", "album/views.png", "album/hard.json", "album"])
+@pytest.mark.parametrize(
+    "missing", ["evaluation.json", "journal.jsonl", "album/views.png", "album/hard.json", "album"]
+)
 def test_what_is_missing_is_said(full: Path, tmp_path: Path, missing: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(full, run)
@@ -341,8 +417,12 @@ def test_an_almost_empty_run_is_a_page(tmp_path: Path) -> None:
 
 def test_a_torn_journal_and_a_resumed_one(tmp_path: Path) -> None:
     records = journal(100)
-    again = [record | {"seconds": record["seconds"] - 32.0} for record in records[8:]]  # the clock began anew
-    run = fake_run(tmp_path / "torn", records=[*records[:9], *again], outcome="running", finished=False)
+    again = [
+        record | {"seconds": record["seconds"] - 32.0} for record in records[8:]
+    ]  # the clock began anew
+    run = fake_run(
+        tmp_path / "torn", records=[*records[:9], *again], outcome="running", finished=False
+    )
     with (run / "journal.jsonl").open("a") as file:
         file.write('{"step": 110, "loss": 3.')
     (loaded,) = load_all([run])
@@ -360,7 +440,13 @@ def test_a_torn_journal_and_a_resumed_one(tmp_path: Path) -> None:
 def test_banners_say_what_went_wrong(tmp_path: Path) -> None:
     records = journal(100)
     records[3] |= {"loss": math.nan, "losses": {"clean": math.inf}}
-    run = fake_run(tmp_path / "a", records=records, outcome="collapsed", finished=False, warnings=["lr is 100x the usual"])
+    run = fake_run(
+        tmp_path / "a",
+        records=records,
+        outcome="collapsed",
+        finished=False,
+        warnings=["lr is 100x the usual"],
+    )
     text = written(run).text
     assert "Collapsed: training was stopped at step 100." in text
     assert "Do not use this backbone" in text
@@ -416,7 +502,13 @@ def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
         outcome=evil,
         warnings=[evil],
         lineage=[{"init": evil, "data": evil, "steps": 3}],
-        data={"classes": [evil], "labels": True, "unreadable": [[evil, evil]], "roots": [evil], "images": 3},
+        data={
+            "classes": [evil],
+            "labels": True,
+            "unreadable": [[evil, evil]],
+            "roots": [evil],
+            "images": 3,
+        },
     )
     for name in ("map", "neighbours"):
         file = run / "album" / f"{name}.json"
@@ -435,7 +527,16 @@ def test_pictures_come_from_the_album_only(full: Path) -> None:
     (full / "secret.png").write_bytes((full / "album" / "views.png").read_bytes())
     (full / "album" / "torn.png").write_bytes((full / "album" / "views.png").read_bytes()[:2000])
     assert samples.embed_picture(full, "views.png") is not None
-    for name in ("../secret.png", str(full / "secret.png"), "map.json", "torn.png", "none.png", None, 3, ".."):
+    for name in (
+        "../secret.png",
+        str(full / "secret.png"),
+        "map.json",
+        "torn.png",
+        "none.png",
+        None,
+        3,
+        "..",
+    ):
         assert samples.embed_picture(full, name) is None, name
 
 
@@ -462,7 +563,9 @@ def test_several_runs_stand_side_by_side(full: Path, tmp_path: Path) -> None:
     assert "A (" in loss
     assert "B (" in loss
     assert "C (" not in loss
-    assert len({str(a["id"]) for a in found.all("image") if a.get("id")}) == 1  # one run has an album
+    assert (
+        len({str(a["id"]) for a in found.all("image") if a.get("id")}) == 1
+    )  # one run has an album
 
 
 def scored(own: str, mean: float, against: str = "random", gain: float = 0.1) -> dict[str, Any]:
@@ -470,33 +573,56 @@ def scored(own: str, mean: float, against: str = "random", gain: float = 0.1) ->
     setting = {"protocol": "knn", "labels": "all", "metric": "balanced_accuracy"}
     rows = [(own, mean), (against, mean - gain)]
     return {
-        "data": "labelled/", "fingerprint": "e" * 64,
-        "rows": [{"backbone": b, **setting, "mean": m, "low": m - 0.05, "high": m + 0.05, "draws": 1} for b, m in rows],
-        "differences": [
-            {"backbone": own, "against": against, **setting, "mean": gain, "low": gain - 0.02, "high": gain + 0.02}
+        "data": "labelled/",
+        "fingerprint": "e" * 64,
+        "rows": [
+            {"backbone": b, **setting, "mean": m, "low": m - 0.05, "high": m + 0.05, "draws": 1}
+            for b, m in rows
         ],
-    }  # fmt: skip
+        "differences": [
+            {
+                "backbone": own,
+                "against": against,
+                **setting,
+                "mean": gain,
+                "low": gain - 0.02,
+                "high": gain + 0.02,
+            }
+        ],
+    }
 
 
 @pytest.mark.parametrize("spelt", ["{folder}", "a", "runs/a", "./runs/a", "{folder}/../a"])
 @pytest.mark.parametrize("own", [True, False], ids=["evaluated itself", "only as a baseline"])
-def test_a_run_that_another_was_evaluated_against_is_one_row(tmp_path: Path, spelt: str, own: bool) -> None:
+def test_a_run_that_another_was_evaluated_against_is_one_row(
+    tmp_path: Path, spelt: str, own: bool
+) -> None:
     a = fake_run(tmp_path / "runs" / "a", evaluations=[scored("runs/a", 0.6)] if own else [])
     against = spelt.format(folder=a)
-    b = fake_run(tmp_path / "runs" / "b", evaluations=[scored("elsewhere/b", 0.65, against=against, gain=0.05)])
+    b = fake_run(
+        tmp_path / "runs" / "b",
+        evaluations=[scored("elsewhere/b", 0.65, against=against, gain=0.05)],
+    )
     for folders, expected in (((a, b), ["a", "b"]), ((b, a), ["b", "a"])):
         runs = load_all(folders)
         (found,) = scores.tables(runs, ["A", "B"])
         lines = found.groups[0].lines
         assert [line.name for line in lines if line.letter] == expected
-        assert [line.name for line in lines if not line.letter] == (["random initialisation"] if own else [])
+        assert [line.name for line in lines if not line.letter] == (
+            ["random initialisation"] if own else []
+        )
         (gained,) = [line for line in lines if line.name == "b"]
         assert gained.gains["a"].mean == 0.05
-        assert "b) is above" in scores.between(runs, ["A", "B"], [found])[0]  # by the paired difference
+        assert (
+            "b) is above" in scores.between(runs, ["A", "B"], [found])[0]
+        )  # by the paired difference
 
 
 def test_a_run_evaluated_from_two_places_is_one_row(tmp_path: Path) -> None:
-    a = fake_run(tmp_path / "a", evaluations=[scored("a", 0.6), scored("../x/a", 0.7), scored("../x/a", 0.8, "a", 0.0)])
+    a = fake_run(
+        tmp_path / "a",
+        evaluations=[scored("a", 0.6), scored("../x/a", 0.7), scored("../x/a", 0.8, "a", 0.0)],
+    )
     (found,) = scores.tables(load_all([a]), ["A"])
     assert [(line.letter, line.name, line.score.mean) for line in found.groups[0].lines] == [
         ("A", "a", 0.8),
@@ -516,7 +642,10 @@ def test_no_run_is_a_clear_line(full: Path, tmp_path: Path) -> None:
     for folders, said in (
         ([], "no run was given"),
         ([tmp_path / "nowhere"], "there is no folder"),
-        ([tmp_path / "empty"], "no run.json in it. Give the folder that `selftaught pretrain --out FOLDER` wrote"),
+        (
+            [tmp_path / "empty"],
+            "no run.json in it. Give the folder that `selftaught pretrain --out FOLDER` wrote",
+        ),
         ([full.parent], f"It holds runs, though: name them, e.g. {full}"),
         ([tmp_path / "broken"], "cannot be read"),
     ):
@@ -532,13 +661,30 @@ def test_best_is_said_only_where_it_is_distinguishable() -> None:
         setting = {"protocol": "knn", "labels": "all", "metric": "auroc"}
         said = {
             "data": "d",
-            "rows": [{"backbone": b, **setting, "mean": m, "low": m - 0.02, "high": m + 0.02} for b, m in rows],
+            "rows": [
+                {"backbone": b, **setting, "mean": m, "low": m - 0.02, "high": m + 0.02}
+                for b, m in rows
+            ],
             "differences": [
-                {"backbone": "trained", "against": b, **setting, "mean": m, "low": m - 0.01, "high": m + 0.01}
+                {
+                    "backbone": "trained",
+                    "against": b,
+                    **setting,
+                    "mean": m,
+                    "low": m - 0.01,
+                    "high": m + 0.01,
+                }
                 for b, m in gains
             ],
         }
-        empty: dict[str, Any] = {"journal": (), "torn": 0, "repeated": 0, "unreadable": (), "album": {}, "about": {}}
+        empty: dict[str, Any] = {
+            "journal": (),
+            "torn": 0,
+            "repeated": 0,
+            "unreadable": (),
+            "album": {},
+            "about": {},
+        }
         return Run(folder=Path("x"), name="x", evaluations=(said,), **empty)
 
     def best(*runs: Run) -> list[str]:
@@ -555,13 +701,21 @@ def test_best_is_said_only_where_it_is_distinguishable() -> None:
     )
     assert best(*two) == []
     assert scores.overall(two[0].evaluations[0]) == "better"
-    assert "not distinguishable in the one setting" in scores.between(two, ["A", "B"], scores.tables(two, ["A", "B"]))[0]
+    assert (
+        "not distinguishable in the one setting"
+        in scores.between(two, ["A", "B"], scores.tables(two, ["A", "B"]))[0]
+    )
 
 
 def test_settings_read_from_few_labels_to_many() -> None:
     labels = ["all", "total:1000", "20", "5"]
     settings = [scores.Setting(metric="auroc", protocol="knn", labels=label) for label in labels]
-    assert [s.labels for s in sorted(settings, key=lambda s: s.order)] == ["5", "20", "total:1000", "all"]
+    assert [s.labels for s in sorted(settings, key=lambda s: s.order)] == [
+        "5",
+        "20",
+        "total:1000",
+        "all",
+    ]
     assert [scores.labels_words(label) for label in ("1", "5", "total:1000", "all")] == [
         "1 label a class",
         "5 labels a class",
@@ -574,7 +728,13 @@ def test_settings_read_from_few_labels_to_many() -> None:
 def test_curves_break_at_gaps_and_labels_keep_apart() -> None:
     x = list(range(10))
     series = [
-        charts.Series(label="a", name="a", colour=0, x=x, y=[1.0, 2.0, None, 3.0, 4.0, None, 5.0, None, 6.0, 6.0]),
+        charts.Series(
+            label="a",
+            name="a",
+            colour=0,
+            x=x,
+            y=[1.0, 2.0, None, 3.0, 4.0, None, 5.0, None, 6.0, 6.0],
+        ),
         charts.Series(label="b", name="b", colour=1, x=x, y=[6.0] * 10),
         charts.Series(label="c", name="c", colour=2, x=x[:5], y=[3.0] * 5),
     ]
@@ -583,7 +743,9 @@ def test_curves_break_at_gaps_and_labels_keep_apart() -> None:
     assert len(drawn.curves[0].paths) == 3
     assert len(drawn.curves[0].dots) == 1
     assert abs(drawn.curves[0].label_at[1] - drawn.curves[1].label_at[1]) >= 13
-    assert drawn.curves[2].label_at[0] < drawn.curves[0].label_at[0]  # a shorter run's label stands where it ends
+    assert (
+        drawn.curves[2].label_at[0] < drawn.curves[0].label_at[0]
+    )  # a shorter run's label stands where it ends
     assert charts.chart("t", [charts.Series(label="", name="", colour=0, x=[], y=[])]) is None
     alone = charts.chart("t", [charts.Series(label="", name="", colour=0, x=[3.0], y=[2.0])])
     assert alone is not None
@@ -591,7 +753,8 @@ def test_curves_break_at_gaps_and_labels_keep_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 1.0), (0.42, 0.73), (-2.8, -1.2), (0, 60_000), (3.0, 3.0), (0, 0), (1e-5, 3e-5)]
+    ("low", "high"),
+    [(0.0, 1.0), (0.42, 0.73), (-2.8, -1.2), (0, 60_000), (3.0, 3.0), (0, 0), (1e-5, 3e-5)],
 )
 def test_ticks_are_round_and_reach_both_ends(low: float, high: float) -> None:
     marks = charts.ticks(low, high, 4)
@@ -618,7 +781,11 @@ def test_neighbours_are_those_of_largest_cosine(tmp_path: Path) -> None:
     vectors[3] = torch.nan  # is left out
     thumbnails = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 3, 16, 16) * 10
     labels = torch.arange(20) % 2
-    said = json.loads(album.write_neighbours(tmp_path, thumbnails, vectors, labels, 4, 3, classes=("x", "y")).read_text())
+    said = json.loads(
+        album.write_neighbours(
+            tmp_path, thumbnails, vectors, labels, 4, 3, classes=("x", "y")
+        ).read_text()
+    )
 
     def which(name: str) -> int:
         with Image.open(tmp_path / name) as picture:
@@ -654,12 +821,20 @@ def test_a_collapsed_embedding_and_several_classes_at_once(tmp_path: Path) -> No
     labels = torch.zeros(30, 3, dtype=torch.uint8)
     labels[0, 2] = labels[1, 0] = labels[1, 1] = 1
     thumbnails = torch.zeros(30, 3, 8, 8, dtype=torch.uint8)
-    said = json.loads(album.write_map(tmp_path, vectors, thumbnails, labels, ("p", "q", "r"), limit=25).read_text())
+    said = json.loads(
+        album.write_map(
+            tmp_path, vectors, thumbnails, labels, ("p", "q", "r"), limit=25
+        ).read_text()
+    )
     assert said["method"] == "all features are equal"
     assert len(said["points"]) == 25
     assert said["of"] == 30
     assert album.single_labels(labels)[:3].tolist() == [2, -1, -1]
-    assert [album.label_text(labels[i], ("p", "q", "r")) for i in range(3)] == ["r", "p | q", "none"]
+    assert [album.label_text(labels[i], ("p", "q", "r")) for i in range(3)] == [
+        "r",
+        "p | q",
+        "none",
+    ]
 
 
 def test_views_stand_beside_their_image(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Run folders that meet reality: damaged files, full disks, other working directories, moved folders, two processes."""
+"""Run folders that meet reality: damaged files, full disks, other working directories, moved
+folders, two processes.
+"""
 
 import contextlib
 import errno
@@ -44,14 +46,23 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photos/, a run o/ that was begun there with relative words, and what was adapted from it, r/."""
+    """A folder with photos/, a run o/ that was begun there with relative words, and what was
+    adapted from it, r/.
+    """
     place = tmp_path_factory.mktemp("project")
     folder(place / "photos", classes=2)
     with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
         patch.setattr(snapshots, "draw", lambda *_: None)
-        assert main(["pretrain", "--data", "photos", "--out", "o", "--steps", str(STEPS), *SMALL]) == 0
+        assert (
+            main(["pretrain", "--data", "photos", "--out", "o", "--steps", str(STEPS), *SMALL]) == 0
+        )
         assert main(["evaluate", "o", *SCORED]) == 0
-        assert main(["adapt", "--init", "o", "--target", "photos", "--out", "r", "--steps", "2", *SMALL]) == 0
+        assert (
+            main(
+                ["adapt", "--init", "o", "--target", "photos", "--out", "r", "--steps", "2", *SMALL]
+            )
+            == 0
+        )
     return place
 
 
@@ -62,14 +73,18 @@ def copied(project: Path, tmp_path: Path) -> Path:
 
 
 def weights(out: Path) -> dict[str, bytes]:
-    return {key: value.numpy().tobytes() for key, value in load_file(out / "backbone.safetensors").items()}
+    return {
+        key: value.numpy().tobytes()
+        for key, value in load_file(out / "backbone.safetensors").items()
+    }
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-# ------------------------------------------------------------------------------------------------ damaged files
+# ------------------------------------------------------------------------------------------------
+# damaged files
 
 DAMAGE: dict[str, Callable[[bytes], bytes] | None] = {
     "empty": lambda old: b"",
@@ -142,13 +157,17 @@ def test_what_is_only_remembered_is_made_again(
     assert main(["report", "o", "--out", "page.html"]) == 0
 
 
-def test_a_damaged_evaluation_is_shown_as_such(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_evaluation_is_shown_as_such(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (copied / "o" / "evaluation.json").write_text("[{}]")
     assert main(["show", str(copied / "o")]) == 0
     assert "evaluation.json" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("how", ["empty", "half", "binary", "folder", "missing", "another", "lacking"])
+@pytest.mark.parametrize(
+    "how", ["empty", "half", "binary", "folder", "missing", "another", "lacking"]
+)
 def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
     copied: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +187,9 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
         harm(last, how)
     if how == "folder":
         monkeypatch.setattr(trainer.Trainer, "due", lambda _: False)
-        assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 2  # trained, and the folder cannot be replaced
+        assert (
+            main(["pretrain", "--out", "o", "--resume", *HERE]) == 2
+        )  # trained, and the folder cannot be replaced
         assert "last.pt" in last_line(capsys)
         shutil.rmtree(last)
         assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0
@@ -176,12 +197,16 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
         assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0
         assert how == "missing" or "best.pt" in capsys.readouterr().err
     assert weights(copied / "o") == expected
-    entries = [json.loads(line) for line in (copied / "o" / "journal.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (copied / "o" / "journal.jsonl").read_text().splitlines()
+    ]
     assert [e["step"] for e in entries] == list(range(STEPS + 1))
 
 
 @pytest.mark.parametrize("how", ["empty", "half", "binary", "folder"])
-def test_without_a_whole_checkpoint_it_says_what_to_do(copied: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_whole_checkpoint_it_says_what_to_do(
+    copied: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in CHECKPOINTS:
         harm(copied / "o" / "checkpoints" / name, how)
     facts = (copied / "o" / "run.json").read_bytes()
@@ -191,21 +216,38 @@ def test_without_a_whole_checkpoint_it_says_what_to_do(copied: Path, how: str, c
     assert (copied / "o" / "run.json").read_bytes() == facts
 
 
-def test_an_older_checkpoint_loses_no_candidate(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_checkpoint_loses_no_candidate(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The best one is saved before the weights of its step compete for being kept."""
     monkeypatch.chdir(project)
-    words = ["pretrain", "--data", "photos", "--steps", "14", "--keep", "best", "--labels-from", "none", *SMALL]
+    words = [
+        "pretrain",
+        "--data",
+        "photos",
+        "--steps",
+        "14",
+        "--keep",
+        "best",
+        "--labels-from",
+        "none",
+        *SMALL,
+    ]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     assert main([*words, "--out", str(tmp_path / "parts")]) == 0
     (tmp_path / "parts" / "checkpoints" / "last.pt").write_bytes(b"")
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", *HERE]) == 0
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
-    one, other = (run_folder.read_run(tmp_path / name).facts["choice"] for name in ("whole", "parts"))
+    one, other = (
+        run_folder.read_run(tmp_path / name).facts["choice"] for name in ("whole", "parts")
+    )
     assert one == other
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_journal_keeps_its_whole_lines(copied: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_journal_keeps_its_whole_lines(
+    copied: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = copied / "o" / "journal.jsonl"
     whole = file.read_bytes().splitlines(keepends=True)
     if DAMAGE[how] is None:
@@ -219,7 +261,8 @@ def test_a_damaged_journal_keeps_its_whole_lines(copied: Path, how: str, capsys:
     assert (how == "empty") or "journal.jsonl" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------ the disk refuses
+# ------------------------------------------------------------------------------------------------
+# the disk refuses
 
 
 @contextlib.contextmanager
@@ -235,7 +278,12 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(("size", "name"), [(400_000, "best.pt"), (1_000, "run.json")])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
-    project: Path, tmp_path: Path, size: int, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    tmp_path: Path,
+    size: int,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(project)
     out = tmp_path / "o"
@@ -253,12 +301,18 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
 
 
 def test_the_last_good_checkpoint_stays(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(project)
     out = tmp_path / "o"
     with stopped_at(5):
-        assert main(["pretrain", "--data", "photos", "--out", str(out), "--steps", str(STEPS), *SMALL]) == 0
+        assert (
+            main(["pretrain", "--data", "photos", "--out", str(out), "--steps", str(STEPS), *SMALL])
+            == 0
+        )
     last = (out / "checkpoints" / "last.pt").read_bytes()
     with files_of_at_most(400_000):
         assert main(["pretrain", "--out", str(out), "--resume", "--save-every", "0", *HERE]) == 2
@@ -270,15 +324,31 @@ def test_the_last_good_checkpoint_stays(
     assert weights(out) == weights(project / "o")
 
 
-ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO]
+ERRORS = [
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+]
 
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [*(("last.pt", number) for number in ERRORS), ("run.json", errno.ENOSPC), ("backbone.safetensors", errno.EDQUOT)],
+    [
+        *(("last.pt", number) for number in ERRORS),
+        ("run.json", errno.ENOSPC),
+        ("backbone.safetensors", errno.EDQUOT),
+    ],
 )
 def test_whatever_the_disk_says_it_is_one_line(
-    copied: Path, number: int, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path,
+    number: int,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(copied)
     real = Path.replace
@@ -305,7 +375,8 @@ def test_other_commands_say_it_in_one_line_too(
     monkeypatch.chdir(copied)
     (copied / "file").write_text("in the way")
     (copied / "plan.yaml").write_text(
-        "bases: {b: o}\ntargets: {t: photos}\nsettings: {batch: 8, size: 32}\nsteps: {hpt: [1], target: [1], hpt_bn: [1]}\n"
+        "bases: {b: o}\ntargets: {t: photos}\nsettings: {batch: 8, size: 32}\nsteps: {hpt: [1],"
+        " target: [1], hpt_bn: [1]}\n"
     )
     words = {
         "report": ["report", "o", "--out", "file/page.html"],
@@ -322,7 +393,9 @@ def test_other_commands_say_it_in_one_line_too(
 def test_a_colleagues_run_is_evaluated_shown_and_exported(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where nothing can be written (root may write everywhere, so that files lie in the way here)."""
+    """Where nothing can be written (root may write everywhere, so that files lie in the way
+    here).
+    """
     monkeypatch.chdir(copied)
     for name in ("o/features", "o/evaluation.lock"):
         place = copied / name
@@ -349,11 +422,15 @@ def test_a_cache_that_cannot_be_written_is_said_once(
     assert capsys.readouterr().err.count("nothing is remembered") == 1
 
 
-# ------------------------------------------------------------------------------------------------ places
+# ------------------------------------------------------------------------------------------------
+# places
 
 
 def test_a_run_is_used_from_another_folder(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "photos").mkdir()  # of another kind
     monkeypatch.chdir(tmp_path)
@@ -369,11 +446,30 @@ def test_a_run_is_used_from_another_folder(
     assert main(["show", r]) == 0
     assert main(["pretrain", "--config", f"{o}/run.json", "--out", "again", *HERE]) == 0
     assert weights(tmp_path / "again") == weights(project / "o")
-    assert main(["pretrain", "--init", o, "--data", str(project / "photos"), "--steps", "1", "--out", "n", *SMALL]) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                "--init",
+                o,
+                "--data",
+                str(project / "photos"),
+                "--steps",
+                "1",
+                "--out",
+                "n",
+                *SMALL,
+            ]
+        )
+        == 0
+    )
 
 
 def test_a_run_is_resumed_from_another_folder(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     place = Path(shutil.copytree(project / "photos", tmp_path / "p" / "photos")).parent
     monkeypatch.chdir(place)
@@ -382,7 +478,22 @@ def test_a_run_is_resumed_from_another_folder(
         assert main(words) == 0
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
-    assert main(["pretrain", "--out", "../p/o", "--data", "../p/photos", "--resume", "--seed", "1", *HERE]) == 2
+    assert (
+        main(
+            [
+                "pretrain",
+                "--out",
+                "../p/o",
+                "--data",
+                "../p/photos",
+                "--resume",
+                "--seed",
+                "1",
+                *HERE,
+            ]
+        )
+        == 2
+    )
     line = last_line(capsys)
     assert "seed" in line
     assert "data" not in line.partition("settings")[2]
@@ -406,12 +517,18 @@ def test_a_project_that_was_moved_is_found_beside_its_runs(
 
 @pytest.mark.parametrize("command", ["evaluate", "resume"])
 def test_missing_images_are_named_with_the_way_to_name_new_ones(
-    project: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    tmp_path: Path,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(project / "photos", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     with stopped_at(5):
-        assert main(["pretrain", "--data", "photos", "--out", "o", "--steps", str(STEPS), *SMALL]) == 0
+        assert (
+            main(["pretrain", "--data", "photos", "--out", "o", "--steps", str(STEPS), *SMALL]) == 0
+        )
     (tmp_path / "photos").rename(tmp_path / "new")
     (tmp_path / "o").rename(tmp_path / "elsewhere")
     resume = ["pretrain", "--out", "elsewhere", "--resume", *HERE]
@@ -449,7 +566,8 @@ def test_a_run_of_an_older_version_is_read(copied: Path, monkeypatch: pytest.Mon
     assert run_folder.read_run(Path("o")).facts["data"]["fingerprint"] == index.fingerprint
 
 
-# ------------------------------------------------------------------------------------------------ two processes
+# ------------------------------------------------------------------------------------------------
+# two processes
 
 
 def test_a_run_that_is_being_trained_is_not_trained_beside_that(
@@ -461,7 +579,10 @@ def test_a_run_that_is_being_trained_is_not_trained_beside_that(
         line = last_line(capsys)
         assert str(os.getpid()) in line
         assert os.uname().nodename in line
-        stage, index = run_folder.read_run(Path("o")).stage, run_folder.read_run(Path("o")).stage.data.index(0)
+        stage, index = (
+            run_folder.read_run(Path("o")).stage,
+            run_folder.read_run(Path("o")).stage.data.index(0),
+        )
         with pytest.raises(UserError, match=str(os.getpid())):
             trainer.train(stage, Path("o"), runtime.Runtime(workers=0, resume=True), index)
         assert main(["evaluate", "o", *SCORED]) == 0  # looking is allowed
@@ -492,42 +613,56 @@ def test_a_lock_ends_with_its_process_whoever_it_has_forked(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_disk_without_locks_is_said_once(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_is_said_once(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(files.fcntl, "flock", refuse)
     told: list[str] = []
     for _ in range(2):
-        with files.hold_run(tmp_path, told.append), files.locked(tmp_path / "other.lock", say=told.append):
+        with (
+            files.hold_run(tmp_path, told.append),
+            files.locked(tmp_path / "other.lock", say=told.append),
+        ):
             files.refuse_busy(tmp_path)
             files.write_json(tmp_path / "run.json", {})
     assert len(told) == 1
 
 
-def test_a_run_that_came_to_be_meanwhile_is_not_overwritten(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_came_to_be_meanwhile_is_not_overwritten(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(copied)
     stage = run_folder.read_run(Path("o")).stage
     with pytest.raises(UserError, match="--resume"):
         trainer.train(stage, Path("o"), runtime.Runtime(workers=0), stage.data.index(0))
 
 
-# ------------------------------------------------------------------------------------------------ the clock
+# ------------------------------------------------------------------------------------------------
+# the clock
 
 
-def test_a_clock_that_jumps_back_changes_nothing(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_jumps_back_changes_nothing(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter(range(10**9, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     monkeypatch.setattr(time, "time_ns", lambda: next(clock) * 10**9)
     monkeypatch.chdir(project)
     words = ["pretrain", "--data", "photos", "--steps", str(STEPS), "--save-every", "0", *SMALL]
     assert main([*words, "--out", str(tmp_path / "o")]) == 0
-    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "o" / "journal.jsonl").read_text().splitlines()]
+    seconds = [
+        json.loads(line)["seconds"]
+        for line in (tmp_path / "o" / "journal.jsonl").read_text().splitlines()
+    ]
     assert seconds == sorted(seconds)
     assert weights(tmp_path / "o") == weights(project / "o")
 
 
-# ------------------------------------------------------------------------------------------------ killed
+# ------------------------------------------------------------------------------------------------
+# killed
 
 
 class Killed(BaseException):
@@ -540,7 +675,18 @@ def test_killed_at_any_write_it_ends_the_same(
 ) -> None:
     monkeypatch.chdir(project)
     out, real = tmp_path / "o", Path.replace
-    words = ["pretrain", "--data", "photos", "--out", str(out), "--steps", "3", "--save-every", "0", *SMALL]
+    words = [
+        "pretrain",
+        "--data",
+        "photos",
+        "--out",
+        str(out),
+        "--steps",
+        "3",
+        "--save-every",
+        "0",
+        *SMALL,
+    ]
     assert main([*words[:3], "--out", str(tmp_path / "whole"), *words[5:]]) == 0
     calls, at = 0, 0
 
@@ -560,7 +706,14 @@ def test_killed_at_any_write_it_ends_the_same(
         calls, at = 0, 1 + kills
         begun = run_folder.has_run(out)
         with contextlib.suppress(Killed):
-            assert main(["pretrain", "--out", str(out), "--resume", "--save-every", "0", *HERE] if begun else words) == 0
+            assert (
+                main(
+                    ["pretrain", "--out", str(out), "--resume", "--save-every", "0", *HERE]
+                    if begun
+                    else words
+                )
+                == 0
+            )
             break
         kills += 1
     assert kills >= 5
@@ -579,10 +732,14 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
     def start(*words: str) -> subprocess.Popen[bytes]:
         with log.open("wb") as opened:
             return subprocess.Popen(
-                [sys.executable, "-m", "selftaught", *words], cwd=tmp_path, start_new_session=True,
-                stdout=opened, stderr=opened,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")},
-            )  # fmt: skip
+                [sys.executable, "-m", "selftaught", *words],
+                cwd=tmp_path,
+                start_new_session=True,
+                stdout=opened,
+                stderr=opened,
+                env=os.environ
+                | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")},
+            )
 
     def words(out: str) -> list[str]:
         new = [
@@ -601,21 +758,32 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
         ]
         if command == "pretrain":
             begun = run_folder.has_run(tmp_path / out)
-            return ["pretrain", "--out", out, "--resume", "--save-every", "0.1", *HERE] if begun else new
+            return (
+                ["pretrain", "--out", out, "--resume", "--save-every", "0.1", *HERE]
+                if begun
+                else new
+            )
         if command == "pack":
             return ["pack", "photos", "--out", out, "--size", "24", "--shard", "1"]
         return ["evaluate", out, "--labels", "all", "--against", "random", *HERE]
 
     def result(out: Path) -> Any:
         if command == "pretrain":
-            journal = [(e["step"], e["loss"], e["features"]) for e in read_journal(out / "journal.jsonl")]
+            journal = [
+                (e["step"], e["loss"], e["features"]) for e in read_journal(out / "journal.jsonl")
+            ]
             return weights(out), journal, run_folder.read_run(out).facts["choice"]
         if command == "pack":
             return {file.name: file.read_bytes() for file in out.iterdir() if file.name != ".lock"}
         return [{**row, "backbone": ""} for row in run_folder.evaluations(out)[-1]["rows"]]
 
     if command == "evaluate":
-        assert start("pretrain", "--data", "photos", "--out", "whole", "--steps", "3", *SMALL).wait(600) == 0
+        assert (
+            start("pretrain", "--data", "photos", "--out", "whole", "--steps", "3", *SMALL).wait(
+                600
+            )
+            == 0
+        )
         shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     whole = start(*words("whole"))
     began = time.perf_counter()
@@ -636,11 +804,16 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
         assert "Traceback" not in log.read_text()
     assert start(*words("parts")).wait(600) == 0, log.read_text()
     assert result(tmp_path / "parts") == result(tmp_path / "whole")
-    drafts = [file for file in (tmp_path / "parts").rglob(f"*{files.DRAFT}*") if file.parent.name != "features"]
+    drafts = [
+        file
+        for file in (tmp_path / "parts").rglob(f"*{files.DRAFT}*")
+        if file.parent.name != "features"
+    ]
     assert not drafts
 
 
-# ------------------------------------------------------------------------------------------------ judge
+# ------------------------------------------------------------------------------------------------
+# judge
 
 
 def test_a_journal_is_torn_at_most_at_its_end(tmp_path: Path) -> None:
@@ -658,8 +831,14 @@ def test_a_journal_is_torn_at_most_at_its_end(tmp_path: Path) -> None:
     assert len(steps) > 20
 
 
-def test_an_evaluation_moves_a_damaged_one_aside_under_its_lock(tmp_path: Path, project: Path) -> None:
-    index = run_folder.read_run(project / "o").stage.data.index(0) if (project / "photos").exists() else None
+def test_an_evaluation_moves_a_damaged_one_aside_under_its_lock(
+    tmp_path: Path, project: Path
+) -> None:
+    index = (
+        run_folder.read_run(project / "o").stage.data.index(0)
+        if (project / "photos").exists()
+        else None
+    )
     assert index is not None
     (tmp_path / run_folder.EVALUATIONS).write_text("[1, 2")
     said: list[str] = []

@@ -1,4 +1,6 @@
-"""What lies among people's images and is none of them: this product's own folders, junk, pictures that cannot be read."""
+"""What lies among people's images and is none of them: this product's own folders, junk, pictures
+that cannot be read.
+"""
 
 import os
 from pathlib import Path
@@ -43,18 +45,44 @@ def found(*roots: Path) -> list[str]:
 
 
 def same(one: Index, other: Index) -> bool:
-    return (list(one.paths), one.classes, one.fingerprint) == (list(other.paths), other.classes, other.fingerprint)
+    return (list(one.paths), one.classes, one.fingerprint) == (
+        list(other.paths),
+        other.classes,
+        other.fingerprint,
+    )
 
 
 # What this product writes
 
 PRODUCTS = {
-    "a run": ("run.json", "journal.jsonl", "album/views.png", "album/map.jpg", "checkpoints/last.pt"),
+    "a run": (
+        "run.json",
+        "journal.jsonl",
+        "album/views.png",
+        "album/map.jpg",
+        "checkpoints/last.pt",
+    ),
     "a run, stopped": ("run.json", "checkpoints/last.pt", "n.png"),
-    "an evaluated run": ("run.json", "backbone.safetensors", "features/x.safetensors", "evaluation.json", "n.png"),
-    "a plan": ("plan.json", "stages/0af/run.json", "stages/0af/journal.jsonl", "stages/0af/album/n.png"),
+    "an evaluated run": (
+        "run.json",
+        "backbone.safetensors",
+        "features/x.safetensors",
+        "evaluation.json",
+        "n.png",
+    ),
+    "a plan": (
+        "plan.json",
+        "stages/0af/run.json",
+        "stages/0af/journal.jsonl",
+        "stages/0af/album/n.png",
+    ),
     "a study": ("study.json", "cells/x.json", "separability-knn.png"),
-    "a study of an older version": ("labels.json", "cells/x.json", "stages/0af/run.json", "labels-knn-all.png"),
+    "a study of an older version": (
+        "labels.json",
+        "cells/x.json",
+        "stages/0af/run.json",
+        "labels-knn-all.png",
+    ),
     "the demo's images": ("patches.json", "train/cat/0.png", "test/cat/0.png"),
     "a pack": ("pack.json", "index.parquet", "train-00000-of-00001.parquet", "n.png"),
 }
@@ -74,7 +102,9 @@ def test_a_folder_of_this_product_holds_no_images(photos: Path, kind: str, place
 
 @pytest.mark.parametrize("kind", ["a run", "a plan", "a study"])
 def test_a_run_in_the_very_folder_of_the_images(photos: Path, kind: str) -> None:
-    """cd photos; selftaught pretrain --data . --out . : the images stay, and what was written is none."""
+    """cd photos; selftaught pretrain --data . --out . : the images stay, and what was written is
+    none.
+    """
     before = build_index([photos])
     put(photos, *PRODUCTS[kind])
     assert same(before, build_index([photos]))
@@ -82,9 +112,18 @@ def test_a_run_in_the_very_folder_of_the_images(photos: Path, kind: str) -> None
 
 @pytest.mark.parametrize(
     "names",
-    [("run.json",), ("plan.json",), ("study.json",), ("cells/0.png", "labels.json"), ("pack.json",), ("patches.json",)],
+    [
+        ("run.json",),
+        ("plan.json",),
+        ("study.json",),
+        ("cells/0.png", "labels.json"),
+        ("pack.json",),
+        ("patches.json",),
+    ],
 )
-def test_a_file_of_a_telling_name_alone_proves_nothing(photos: Path, names: tuple[str, ...]) -> None:
+def test_a_file_of_a_telling_name_alone_proves_nothing(
+    photos: Path, names: tuple[str, ...]
+) -> None:
     put(photos / "green", "0.png", *names)
     assert "green/0.png" in found(photos)
 
@@ -97,19 +136,40 @@ def test_what_is_named_itself_is_read(photos: Path) -> None:
     assert len(found(photos, photos / "runs/a/album")) == 14
     (photos / "link").symlink_to(photos / "runs/a")
     assert len(found(photos)) == 12
-    with pytest.raises(UserError, match="runs"):  # there is nothing else, and it is said what there is
+    with pytest.raises(
+        UserError, match="runs"
+    ):  # there is nothing else, and it is said what there is
         build_index([photos / "runs"])
 
 
-def test_a_run_kept_among_the_images_changes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is really written, from within the folder; nor is a stage of a plan another one for it."""
+def test_a_run_kept_among_the_images_changes_nothing(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is really written, from within the folder; nor is a stage of a plan another one for
+    it.
+    """
     monkeypatch.chdir(photos)
-    words = ["--data", ".", "--steps", "1", "--size", "24", "--backbone", "test_resnet", "--batch", "4", "--seed", "0"]
+    words = [
+        "--data",
+        ".",
+        "--steps",
+        "1",
+        "--size",
+        "24",
+        "--backbone",
+        "test_resnet",
+        "--batch",
+        "4",
+        "--seed",
+        "0",
+    ]
     plan = Plan(nodes=(Node(name="own", words=tuple(words)),))
 
     def identity() -> str:
         index = build_index(["."])
-        return execute.resolve_plan(plan, Path("adapted"), "cpu", lambda data, seed: index)["own"].identity
+        return execute.resolve_plan(plan, Path("adapted"), "cpu", lambda data, seed: index)[
+            "own"
+        ].identity
 
     before, own = build_index(["."]), identity()
     assert main(["pretrain", *words, "--out", "runs/a"]) == 0
@@ -125,13 +185,17 @@ def test_a_run_kept_among_the_images_changes_nothing(photos: Path, monkeypatch: 
     assert identity() == own
 
 
-def test_a_remembered_index_follows_runs_and_new_images(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remembered_index_follows_runs_and_new_images(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "LEAST", 1)
     put(photos / "runs/a", *PRODUCTS["a run"])
 
     def index() -> Index:
         for folder, _, _ in os.walk(photos):
-            os.utime(folder, (10**9, 10**9 + len(os.listdir(folder))))  # as if nothing had been written for a while
+            os.utime(
+                folder, (10**9, 10**9 + len(os.listdir(folder)))
+            )  # as if nothing had been written for a while
         return build_index([photos])
 
     first = index()
@@ -146,10 +210,21 @@ def test_a_remembered_index_follows_runs_and_new_images(photos: Path, monkeypatc
 # Junk
 
 JUNK = [
-    "@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", ".thumbnails/0.png", ".Trash-1000/files/0.png", ".Trashes/0.png",
-    ".@__thumb/0.jpg", "$RECYCLE.BIN/0.png", "System Volume Information/0.png", "#recycle/0.png", "@Recycle/0.png",
-    "@Recently-Snapshot/x/0.png", "lost+found/0.png", "__MACOSX/._0.png", ".ipynb_checkpoints/0.png", ".git/0.png",
-]  # fmt: skip
+    "@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg",
+    ".thumbnails/0.png",
+    ".Trash-1000/files/0.png",
+    ".Trashes/0.png",
+    ".@__thumb/0.jpg",
+    "$RECYCLE.BIN/0.png",
+    "System Volume Information/0.png",
+    "#recycle/0.png",
+    "@Recycle/0.png",
+    "@Recently-Snapshot/x/0.png",
+    "lost+found/0.png",
+    "__MACOSX/._0.png",
+    ".ipynb_checkpoints/0.png",
+    ".git/0.png",
+]
 
 
 @pytest.mark.parametrize("junk", JUNK)
@@ -163,7 +238,16 @@ def test_folders_of_systems_are_passed_over_and_counted(photos: Path, junk: str)
 
 def test_hidden_files_are_passed_over_and_counted(photos: Path) -> None:
     before = build_index([photos])
-    put(photos, "blue/._0.png", "blue/.0.png", ".x.jpg", "Thumbs.db", ".DS_Store", "blue/desktop.ini", "notes.txt")
+    put(
+        photos,
+        "blue/._0.png",
+        "blue/.0.png",
+        ".x.jpg",
+        "Thumbs.db",
+        ".DS_Store",
+        "blue/desktop.ini",
+        "notes.txt",
+    )
     after = build_index([photos])
     assert same(before, after)
     assert any(note.startswith("3 hidden") for note in after.notes)
@@ -192,7 +276,9 @@ def test_every_suffix_in_any_case(tmp_path: Path, suffix: str) -> None:
 def test_formats_that_are_not_usual_are_read(tmp_path: Path, suffix: str) -> None:
     picture = Image.linear_gradient("L").resize((9, 7))
     kind = "JPEG" if suffix.lower() in (".jpe", ".jfif") else "PPM"
-    picture.convert({".ppm": "RGB", ".pbm": "1"}.get(suffix, "L")).save(tmp_path / f"a{suffix}", kind)
+    picture.convert({".ppm": "RGB", ".pbm": "1"}.get(suffix, "L")).save(
+        tmp_path / f"a{suffix}", kind
+    )
     assert build_index([tmp_path]).sizes.tolist() == [[7, 9]]
 
 
@@ -202,14 +288,18 @@ def test_pictures_that_cannot_be_read_are_counted_with_a_remedy(photos: Path, su
     put(photos, f"blue/x{suffix}", f"new/y{suffix.upper()}")
     after = build_index([photos])
     assert same(before, after)
-    assert any(f"2 {suffix[1:]}" in note and UNREADABLE_SUFFIXES[suffix] in note for note in after.notes)
+    assert any(
+        f"2 {suffix[1:]}" in note and UNREADABLE_SUFFIXES[suffix] in note for note in after.notes
+    )
     with pytest.raises(UserError, match=suffix[1:]):
         build_index([photos / "new"])
     with pytest.raises(UserError, match="cannot be read here"):
         build_index([photos / f"blue/x{suffix}"])
 
 
-def test_heic_is_read_where_its_extra_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_is_read_where_its_extra_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, "a.heic", "b.HEIF", "c.dng")
     assert (".heic" in SUFFIXES) != (".heic" in UNREADABLE_SUFFIXES)
     monkeypatch.setattr(scan, "SUFFIXES", (".jpg", ".heic", ".heif"))

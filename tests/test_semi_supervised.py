@@ -1,6 +1,8 @@
-"""SimCLR-v2's three steps: the head crosses from stage to stage, the teacher teaches, and classifiers can be scored.
+"""SimCLR-v2's three steps: the head crosses from stage to stage, the teacher teaches, and
+classifiers can be scored.
 
-One file, over 200 lines: all tests look at one small plan of three stages and at runs that begin from it.
+One file, over 200 lines: all tests look at one small plan of three stages and at runs that begin
+from it.
 """
 
 import contextlib
@@ -53,11 +55,23 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def three_steps(images: Path, file: Path, **change: dict[str, Any]) -> Path:
-    """Pretrain, fine-tune from the head's first layer with six labels a class, distil into another network."""
+    """Pretrain, fine-tune from the head's first layer with six labels a class, distil into another
+    network.
+    """
     written: dict[str, dict[str, Any]] = {
         "pretrain": {"method": "simclr-v2", "backbone": "test_resnet"},
-        "tuned": {"after": "pretrain", "method": "supervised", "method.head-layers": 1, "subset": 6},
-        "student": {"teacher": "tuned", "method": "distillation", "backbone": "test_vit", "labels_from": "none"},
+        "tuned": {
+            "after": "pretrain",
+            "method": "supervised",
+            "method.head-layers": 1,
+            "subset": 6,
+        },
+        "student": {
+            "teacher": "tuned",
+            "method": "distillation",
+            "backbone": "test_vit",
+            "labels_from": "none",
+        },
     }
     for name, more in change.items():
         written[name] = {**written.get(name, {}), **more}
@@ -100,7 +114,8 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return last
 
 
-# ------------------------------------------------------------------------------------------------- the formula
+# -------------------------------------------------------------------------------------------------
+# the formula
 
 
 @settings(max_examples=25, deadline=None)
@@ -118,13 +133,19 @@ def test_the_loss_is_the_papers(b: int, k: int, temperature: float, seed: int) -
     method.teacher = Says()
     expected = 0.0
     for x in range(b):
-        over = [sum(math.exp(f[x, y].item() / temperature) for y in range(k)) for f in (teacher, student)]
+        over = [
+            sum(math.exp(f[x, y].item() / temperature) for y in range(k))
+            for f in (teacher, student)
+        ]
         for y in range(k):
             by_teacher, by_student = (
-                math.exp(f[x, y].item() / temperature) / z for f, z in zip((teacher, student), over, strict=True)
+                math.exp(f[x, y].item() / temperature) / z
+                for f, z in zip((teacher, student), over, strict=True)
             )
             expected -= by_teacher * math.log(by_student) / b
-    assert method.loss(student, method.targets(batch(b), None)).item() == pytest.approx(expected, rel=1e-9)
+    assert method.loss(student, method.targets(batch(b), None)).item() == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_the_gradient_is_the_losses() -> None:
@@ -150,7 +171,9 @@ def test_the_teacher_rests() -> None:
     together = method.targets(data, None)
     alone = method.targets(batch(1), None)
     torch.testing.assert_close(together.sum(1), torch.ones(len(together)))
-    torch.testing.assert_close(method.targets(replace(data, views=(data.views[0][:1],)), None), together[:1])
+    torch.testing.assert_close(
+        method.targets(replace(data, views=(data.views[0][:1],)), None), together[:1]
+    )
     assert alone.shape == (1, 5)
     step = Step(method)
     optimizer = torch.optim.SGD([p for p in step.parameters() if p.requires_grad], lr=0.1)
@@ -168,7 +191,8 @@ def test_a_student_at_its_teachers_place_learns_nothing() -> None:
     assert all(p.grad.abs().max() < 1e-6 for p in method.network.parameters())
 
 
-# ------------------------------------------------------------------------------------------- what crosses, and is left
+# ------------------------------------------------------------------------------------------- what
+# crosses, and is left
 
 
 def test_the_heads_first_layer_crosses(done: Path) -> None:
@@ -177,10 +201,17 @@ def test_the_heads_first_layer_crosses(done: Path) -> None:
     tuned = begun(place["tuned"]).method
     kinds = [type(layer) for layer in tuned.classifier]
     assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
-    first = {key: value for key, value in tuned.classifier.state_dict().items() if not key.startswith("3.")}
+    first = {
+        key: value
+        for key, value in tuned.classifier.state_dict().items()
+        if not key.startswith("3.")
+    }
     assert same(first, {key: value for key, value in left.items() if key[0] in "012"})
     assert tuned.classifier[3].out_features == 3
-    plain = begun(place["tuned"], method=replace(run_folder.read_run(place["tuned"]).stage.method, head_layers=0)).method
+    plain = begun(
+        place["tuned"],
+        method=replace(run_folder.read_run(place["tuned"]).stage.method, head_layers=0),
+    ).method
     assert [type(layer) for layer in plain.classifier] == [nn.Linear]
     assert plain.classifier[0].in_features == plain.backbone.features
 
@@ -189,9 +220,14 @@ def test_the_teacher_is_what_was_fine_tuned(done: Path, images: Path) -> None:
     place = stages(done)
     student = begun(place["student"])
     teacher = student.method.teacher.network
-    assert same(dict(teacher[0].network.state_dict()), load_file(place["tuned"] / "backbone.safetensors"))
+    assert same(
+        dict(teacher[0].network.state_dict()), load_file(place["tuned"] / "backbone.safetensors")
+    )
     assert same(dict(teacher[1].state_dict()), load_file(place["tuned"] / "head.safetensors"))
-    assert (student.classes, student.backbone.name) == (("class 0", "class 1", "class 2"), "test_vit")
+    assert (student.classes, student.backbone.name) == (
+        ("class 0", "class 1", "class 2"),
+        "test_vit",
+    )
     assert run_folder.read_run(done).stage.init is None
     assert len(student.index.train) > len(begun(place["tuned"]).batches.positions) == 18
     assert heads.classifier(place["student"]).classes == ("class 0", "class 1", "class 2")
@@ -206,22 +242,73 @@ def test_the_teacher_is_what_was_fine_tuned(done: Path, images: Path) -> None:
 
 def test_without_a_plan_it_is_the_same(done: Path, images: Path, tmp_path: Path) -> None:
     place = stages(done)
-    words = ["pretrain", "--data", str(images), "--size", "32", "--batch", "8", "--precision", "fp32", "--steps", "4", *HERE]
-    tuned = ["--method", "supervised", "--init", str(place["pretrain"]), "--method.head-layers", "1", "--subset", "6"]
+    words = [
+        "pretrain",
+        "--data",
+        str(images),
+        "--size",
+        "32",
+        "--batch",
+        "8",
+        "--precision",
+        "fp32",
+        "--steps",
+        "4",
+        *HERE,
+    ]
+    tuned = [
+        "--method",
+        "supervised",
+        "--init",
+        str(place["pretrain"]),
+        "--method.head-layers",
+        "1",
+        "--subset",
+        "6",
+    ]
     assert main([*words, *tuned, "--statistics", "data", "--out", str(tmp_path / "tuned")]) == 0
-    student = ["--method", "distillation", "--method.teacher", str(tmp_path / "tuned"), "--backbone", "test_vit"]
-    assert main([*words, *student, "--statistics", "data", "--labels-from", "none", "--out", str(tmp_path / "student")]) == 0
+    student = [
+        "--method",
+        "distillation",
+        "--method.teacher",
+        str(tmp_path / "tuned"),
+        "--backbone",
+        "test_vit",
+    ]
+    assert (
+        main(
+            [
+                *words,
+                *student,
+                "--statistics",
+                "data",
+                "--labels-from",
+                "none",
+                "--out",
+                str(tmp_path / "student"),
+            ]
+        )
+        == 0
+    )
     for name in ("tuned", "student"):
         for file in ("backbone.safetensors", "head.safetensors"):
             assert same(load_file(tmp_path / name / file), load_file(place[name] / file))
-    again = ["--method.teacher", str(done), "--out", str(tmp_path / "of a plan")]  # which stands for its outcome
+    again = [
+        "--method.teacher",
+        str(done),
+        "--out",
+        str(tmp_path / "of a plan"),
+    ]  # which stands for its outcome
     assert main([*words, *student[:2], *again, "--steps", "1"]) == 0
     assert run_folder.read_run(tmp_path / "of a plan").stage.method.teacher == str(place["student"])
 
 
 def test_where_nothing_was_learnt_no_head_is_left(done: Path, images: Path, tmp_path: Path) -> None:
     words = ["pretrain", "--data", str(images), "--init", str(stages(done)["pretrain"]), *SMALL]
-    assert main([*words, "--method", "supervised", "--steps", "0", "--out", str(tmp_path / "none")]) == 0
+    assert (
+        main([*words, "--method", "supervised", "--steps", "0", "--out", str(tmp_path / "none")])
+        == 0
+    )
     assert not (tmp_path / "none" / "head.safetensors").exists()
     assert main([*words, "--method", "moco-v2", "--out", str(tmp_path / "moco")]) == 0
     assert not (tmp_path / "moco" / "head.safetensors").exists()
@@ -237,7 +324,17 @@ def test_the_kept_head_is_that_of_the_kept_backbone(
 
     monkeypatch.setattr(trainer.selection, "choose", choose)
     monkeypatch.setattr(trainer.selection, "log_spaced", lambda steps: {0, 2, 4})
-    words = ["--data", str(images), "--init", str(stages(done)["pretrain"]), *SMALL, "--steps", "4", "--keep", "best"]
+    words = [
+        "--data",
+        str(images),
+        "--init",
+        str(stages(done)["pretrain"]),
+        *SMALL,
+        "--steps",
+        "4",
+        "--keep",
+        "best",
+    ]
     assert main(["pretrain", *words, "--method", "supervised", "--out", str(tmp_path / "run")]) == 0
     kept, there = tmp_path / "run" / "head.safetensors", tmp_path / "run" / "checkpoints"
     assert kept.exists() == (best > 0)
@@ -247,21 +344,31 @@ def test_the_kept_head_is_that_of_the_kept_backbone(
 
 
 def test_a_classifier_is_kept_as_it_ended(images: Path, tmp_path: Path) -> None:
-    """The best by features need not be the best classifier: a plan does not choose among them unasked."""
-    asked = with_defaults(plan.read(three_steps(images, tmp_path / "p.yaml", other={"after": "pretrain"})))
+    """The best by features need not be the best classifier: a plan does not choose among them
+    unasked.
+    """
+    asked = with_defaults(
+        plan.read(three_steps(images, tmp_path / "p.yaml", other={"after": "pretrain"}))
+    )
     assert {node.name: "best" in node.words for node in asked.nodes} == {
-        "pretrain": False, "tuned": False, "student": False, "other": True
-    }  # fmt: skip
+        "pretrain": False,
+        "tuned": False,
+        "student": False,
+        "other": True,
+    }
     assert [node.name for node in asked.leaves] == ["student", "other"]
 
 
-# ---------------------------------------------------------------------------------------- identity, and breaking off
+# ---------------------------------------------------------------------------------------- identity,
+# and breaking off
 
 
 def test_a_student_is_named_by_its_teacher_too(done: Path, images: Path, tmp_path: Path) -> None:
     def names(out: str = "out", of: Path = images, **change: dict[str, Any]) -> dict[str, str]:
         asked = with_defaults(plan.read(three_steps(of, tmp_path / "plan.yaml", **change)))
-        settled = execute.resolve_plan(asked, tmp_path / out, "cpu", lambda data, seed: data.index(seed))
+        settled = execute.resolve_plan(
+            asked, tmp_path / out, "cpu", lambda data, seed: data.index(seed)
+        )
         return {name: s.identity for name, s in settled.items()}
 
     first = names()
@@ -275,11 +382,19 @@ def test_a_student_is_named_by_its_teacher_too(done: Path, images: Path, tmp_pat
     tuned = stages(done)["tuned"]
     outside = names(student={"teacher": None, "method.teacher": str(tuned)})["student"]
     shutil.copytree(tuned, tmp_path / "moved")
-    assert names(student={"teacher": None, "method.teacher": str(tmp_path / "moved")})["student"] == outside
+    assert (
+        names(student={"teacher": None, "method.teacher": str(tmp_path / "moved")})["student"]
+        == outside
+    )
     for file in ("head.safetensors", "backbone.safetensors"):  # both are what teaches
         shutil.copytree(tuned, tmp_path / file)
-        shutil.copy(stages(done)["student" if file[0] == "h" else "pretrain"] / file, tmp_path / file / file)
-        assert names(student={"teacher": None, "method.teacher": str(tmp_path / file)})["student"] != outside
+        shutil.copy(
+            stages(done)["student" if file[0] == "h" else "pretrain"] / file, tmp_path / file / file
+        )
+        assert (
+            names(student={"teacher": None, "method.teacher": str(tmp_path / file)})["student"]
+            != outside
+        )
     begins = {"after": None, "init": str(stages(done)["pretrain"])}
     alone = names(tuned=begins)["tuned"]
     shutil.copytree(begins["init"], tmp_path / "brought")
@@ -294,7 +409,14 @@ class Crash(Exception):
 def test_broken_off_anywhere_it_ends_the_same(
     done: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["adapt", "--plan", str(three_steps(images, tmp_path / "plan.yaml")), "--out", str(tmp_path / "out"), *HERE]
+    words = [
+        "adapt",
+        "--plan",
+        str(three_steps(images, tmp_path / "plan.yaml")),
+        "--out",
+        str(tmp_path / "out"),
+        *HERE,
+    ]
     left = set()
 
     def crash(module: Any, name: str, *at: int) -> None:
@@ -326,10 +448,13 @@ def test_broken_off_anywhere_it_ends_the_same(
             assert same(load_file(place / file), load_file(stages(done)[name] / file)), (name, file)
 
 
-# --------------------------------------------------------------------------------------------- the classifier's accuracy
+# --------------------------------------------------------------------------------------------- the
+# classifier's accuracy
 
 
-def test_the_own_classifier_is_scored(done: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_own_classifier_is_scored(
+    done: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = stages(done)
     words = ["evaluate", str(place["tuned"]), "--protocol", "classifier", "--json", *HERE]
     capsys.readouterr()
@@ -363,44 +488,74 @@ def test_columns_go_by_the_names_of_classes(
     order = [2, 0, 1]
     last = known.network[1][-1]
     last.weight.data, last.bias.data = last.weight.data[order], last.bias.data[order]
-    heads.save_head(known.network[1], tuple(known.classes[i] for i in order), False, other / "head.safetensors")
+    heads.save_head(
+        known.network[1], tuple(known.classes[i] for i in order), False, other / "head.safetensors"
+    )
     means = []
     for place in (tuned, other):
         capsys.readouterr()
-        assert main(["evaluate", str(place), "--protocol", "classifier", "--against", "--json", *HERE]) == 0
+        assert (
+            main(["evaluate", str(place), "--protocol", "classifier", "--against", "--json", *HERE])
+            == 0
+        )
         means.append(json.loads(capsys.readouterr().out)[0]["mean"])
     assert means[0] == means[1]
 
 
-# ------------------------------------------------------------------------------------------------------- refusals
+# --------------------------------------------------------------------------------------------------
+# refusals
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"student": {"teacher": None}}, ["stage student", "needs a teacher", "--method.teacher"]),
-        ({"student": {"teacher": "nobody"}}, ["student is to be taught by nobody", "no such stage before it"]),
+        (
+            {"student": {"teacher": "nobody"}},
+            ["student is to be taught by nobody", "no such stage before it"],
+        ),
         ({"student": {"teacher": "pretrain"}}, ["stage student", "pretrain tells no classes"]),
         ({"tuned": {"teacher": "pretrain"}}, ["stage tuned", "only distillation has a teacher"]),
-        ({"tuned": {"method.head-layers": 3}}, ["stage tuned", "--method.head-layers 3", "pretrain", "2 hidden layers"]),
-        ({"pretrain": {"method": "moco-v2"}}, ["stage tuned", "--method.head-layers 1", "0 hidden layers"]),
-        ({"tuned": {"after": None, "backbone": "test_resnet"}}, ["stage tuned", "--method.head-layers", "--init"]),
-        ({"student": {"data": "OTHER", "labels_from": "auto"}}, ["student", "tuned tells 3 classes", "2 classes", "none"]),
+        (
+            {"tuned": {"method.head-layers": 3}},
+            ["stage tuned", "--method.head-layers 3", "pretrain", "2 hidden layers"],
+        ),
+        (
+            {"pretrain": {"method": "moco-v2"}},
+            ["stage tuned", "--method.head-layers 1", "0 hidden layers"],
+        ),
+        (
+            {"tuned": {"after": None, "backbone": "test_resnet"}},
+            ["stage tuned", "--method.head-layers", "--init"],
+        ),
+        (
+            {"student": {"data": "OTHER", "labels_from": "auto"}},
+            ["student", "tuned tells 3 classes", "2 classes", "none"],
+        ),
         ({"student": {"teacher": None, "method.teacher": "nowhere"}}, ["stage student", "nowhere"]),
     ],
-)  # fmt: skip
+)
 def test_a_bad_plan_is_refused_before_anything_is_trained(
-    change: dict[str, Any], words: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: dict[str, Any],
+    words: list[str],
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = folder(tmp_path / "other", classes=2)
-    change = {name: {k: str(other) if v == "OTHER" else v for k, v in of.items()} for name, of in change.items()}
+    change = {
+        name: {k: str(other) if v == "OTHER" else v for k, v in of.items()}
+        for name, of in change.items()
+    }
     file = three_steps(images, tmp_path / "plan.yaml", **change)
     said = refused(["adapt", "--plan", str(file), "--out", str(tmp_path / "out"), *HERE], capsys)
     assert all(word in said for word in words), said
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_command_is_refused(done: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_command_is_refused(
+    done: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = stages(done)
     out = ["--data", str(images), *SMALL, "--out", str(tmp_path / "out")]
     other = ["--data", str(folder(tmp_path / "other", classes=2)), *out[2:]]
@@ -416,7 +571,9 @@ def test_a_bad_command_is_refused(done: Path, images: Path, tmp_path: Path, caps
     heads.save_head(known.network[1], known.classes, True, several / "head.safetensors")
 
     def distil(teacher: Path, of: list[str] = out) -> str:
-        return refused(["pretrain", "--method", "distillation", "--method.teacher", str(teacher), *of], capsys)
+        return refused(
+            ["pretrain", "--method", "distillation", "--method.teacher", str(teacher), *of], capsys
+        )
 
     assert "needs a teacher" in refused(["pretrain", "--method", "distillation", *out], capsys)
     assert f"{plain} has no head" in distil(plain)
@@ -449,7 +606,14 @@ def test_a_bad_command_is_refused(done: Path, images: Path, tmp_path: Path, caps
     score = ["evaluate", "--protocol", "classifier", "--against", *HERE]
     assert "tells no classes" in refused([*score[:1], str(place["pretrain"]), *score[1:]], capsys)
     assert "a backbone alone" in refused(
-        [*score[:1], str(place["tuned"] / "backbone.safetensors"), *score[1:], "--data", str(images)], capsys
+        [
+            *score[:1],
+            str(place["tuned"] / "backbone.safetensors"),
+            *score[1:],
+            "--data",
+            str(images),
+        ],
+        capsys,
     )
     said = refused([*score[:1], str(place["tuned"]), *score[1:], "--data", other[1]], capsys)
     assert "3 classes" in said

@@ -1,4 +1,6 @@
-"""Networks that several processes share out: training, checkpoints of every kind, and evaluation."""
+"""Networks that several processes share out: training, checkpoints of every kind, and
+evaluation.
+"""
 
 import copy
 import json
@@ -21,17 +23,43 @@ from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder
 from tests.several import begin, kill, spawned, together
 
-SMALL = ["--backbone", "test_vit", "--size", "32", "--batch", "16", "--precision", "fp32", "--workers", "0"]
+SMALL = [
+    "--backbone",
+    "test_vit",
+    "--size",
+    "32",
+    "--batch",
+    "16",
+    "--precision",
+    "fp32",
+    "--workers",
+    "0",
+]
 TRAINING = [
-    "--method", "byol", "--hard", "cutmix", "--steps", "12", "--keep", "best", "--accumulate", "2", "--clip", "1",
-    "--optimizer.lr", "0.004",  # low: rounding grows with each step
-]  # fmt: skip
+    "--method",
+    "byol",
+    "--hard",
+    "cutmix",
+    "--steps",
+    "12",
+    "--keep",
+    "best",
+    "--accumulate",
+    "2",
+    "--clip",
+    "1",
+    "--optimizer.lr",
+    "0.004",  # low: rounding grows with each step
+]
 
 
-# --------------------------------------------------------------------------------------------- checkpoints
+# ---------------------------------------------------------------------------------------------
+# checkpoints
 
 
-def trained(seed: int, steps: int, sharded: bool, asked: Optimizer) -> tuple[Step, torch.optim.Optimizer]:
+def trained(
+    seed: int, steps: int, sharded: bool, asked: Optimizer
+) -> tuple[Step, torch.optim.Optimizer]:
     step = Step(build("byol", seed=seed, norm=False, toy=Deep))
     if sharded:
         fsdp.shard(step, torch.device("cpu"))
@@ -50,18 +78,28 @@ def learn(step: Step, optimizer: torch.optim.Optimizer, number: int) -> None:
 
 
 def everything(step: Step, optimizer: torch.optim.Optimizer) -> list[Any]:
-    """Weights, buffers and what the optimizer remembers, brought together, in an order of their own."""
+    """Weights, buffers and what the optimizer remembers, brought together, in an order of their
+    own.
+    """
     names = {p: name for name, p in step.named_parameters()}
     moments = {names[p]: of for p, of in optimizer.state.items()}
     return [
         {name: full_tensor(value).clone() for name, value in step.state_dict().items()},
-        {name: {k: full_tensor(v).clone() for k, v in sorted(of.items())} for name, of in sorted(moments.items())},
-        [{k: v for k, v in group.items() if k not in ("params", "fused", "foreach")} for group in optimizer.param_groups],
+        {
+            name: {k: full_tensor(v).clone() for k, v in sorted(of.items())}
+            for name, of in sorted(moments.items())
+        },
+        [
+            {k: v for k, v in group.items() if k not in ("params", "fused", "foreach")}
+            for group in optimizer.param_groups
+        ],
     ]
 
 
 def saved_and_restored(place: Path, plain: dict[str, Any], asked: Optimizer) -> list[Any]:
-    """A trained network; another that its shards were restored into; and one that took a whole checkpoint, and goes on."""
+    """A trained network; another that its shards were restored into; and one that took a whole
+    checkpoint, and goes on.
+    """
     step, optimizer = trained(0, 2, True, asked)
     was = everything(step, optimizer)
     file = place / "last.pt"
@@ -70,7 +108,9 @@ def saved_and_restored(place: Path, plain: dict[str, Any], asked: Optimizer) -> 
     again = trained(1, 0, True, asked)
     fsdp.restore(*again, checkpoint.load_checkpoint(file), place)
     other = trained(1, 1, True, asked)
-    fsdp.restore(*other, {"step": was[0], "optimizer": copy.deepcopy(plain)}, place)  # theirs lies in memory that is shared
+    fsdp.restore(
+        *other, {"step": was[0], "optimizer": copy.deepcopy(plain)}, place
+    )  # theirs lies in memory that is shared
     restored = everything(*other)
     learn(*other, 2)
     return [was, everything(*again), restored]
@@ -90,7 +130,8 @@ def test_shards_and_whole_checkpoints_become_each_other(asked: Optimizer, tmp_pa
     torch.testing.assert_close(everything(*back), found[0][0], rtol=0, atol=0)
 
 
-# ------------------------------------------------------------------------------------------------- as a user
+# -------------------------------------------------------------------------------------------------
+# as a user
 
 
 @pytest.fixture(scope="module")
@@ -106,23 +147,40 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def shared_out(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shards") / "run"
     said = together(
-        out.with_suffix(".log"), "pretrain", "--data", str(images), *TRAINING, *SMALL, "--out", str(out), "--fsdp"
+        out.with_suffix(".log"),
+        "pretrain",
+        "--data",
+        str(images),
+        *TRAINING,
+        *SMALL,
+        "--out",
+        str(out),
+        "--fsdp",
     )
     assert "Warning" not in said
     return out
 
 
-def test_shared_out_or_not_it_is_the_same_training(images: Path, shared_out: Path, tmp_path: Path) -> None:
+def test_shared_out_or_not_it_is_the_same_training(
+    images: Path, shared_out: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "whole"
-    together(tmp_path / "log", "pretrain", "--data", str(images), *TRAINING, *SMALL, "--out", str(out))
+    together(
+        tmp_path / "log", "pretrain", "--data", str(images), *TRAINING, *SMALL, "--out", str(out)
+    )
     torch.testing.assert_close(weights(shared_out), weights(out), rtol=1e-4, atol=1e-6)
     kept = [run_folder.read_run(folder).facts["choice"] for folder in (shared_out, out)]
     assert kept[0]["kept"] == kept[1]["kept"]
-    kinds = [{f.is_dir() for f in (folder / "checkpoints").glob("last-*")} for folder in (shared_out, out)]
+    kinds = [
+        {f.is_dir() for f in (folder / "checkpoints").glob("last-*")}
+        for folder in (shared_out, out)
+    ]
     assert kinds == [{True}, set()]
 
 
-def test_killed_while_shared_out_and_resumed_it_ends_the_same(images: Path, shared_out: Path, tmp_path: Path) -> None:
+def test_killed_while_shared_out_and_resumed_it_ends_the_same(
+    images: Path, shared_out: Path, tmp_path: Path
+) -> None:
     out, log = tmp_path / "parts", tmp_path / "log"
     words = ["pretrain", "--out", str(out), "--fsdp", "--workers", "0", "--save-every", "0"]
     victim = begin(log, *words, "--data", str(images), *TRAINING, *SMALL)
@@ -135,10 +193,14 @@ def test_killed_while_shared_out_and_resumed_it_ends_the_same(images: Path, shar
     assert checkpoint.load_checkpoint(out / "checkpoints" / "last.pt")["next"] == 8
     together(log, *words, "--resume")
     torch.testing.assert_close(weights(out), weights(shared_out), rtol=0, atol=0)
-    assert [f.name for f in (out / "checkpoints").glob("last-*")] == ["last-12"]  # those of before are gone
+    assert [f.name for f in (out / "checkpoints").glob("last-*")] == [
+        "last-12"
+    ]  # those of before are gone
 
 
-def test_evaluated_by_several_processes_it_scores_the_same(shared_out: Path, tmp_path: Path) -> None:
+def test_evaluated_by_several_processes_it_scores_the_same(
+    shared_out: Path, tmp_path: Path
+) -> None:
     words = ["evaluate", str(shared_out), "--labels", "all", "--json", "--workers", "0"]
     said = together(tmp_path / "log", *words)
     assert len(run_evaluations(shared_out)) == 1
@@ -146,7 +208,9 @@ def test_evaluated_by_several_processes_it_scores_the_same(shared_out: Path, tmp
         file.unlink()
     assert main(words) == 0
     together_, alone = run_evaluations(shared_out)
-    assert [row["mean"] for row in together_["rows"]] == pytest.approx([row["mean"] for row in alone["rows"]], abs=1e-6)
+    assert [row["mean"] for row in together_["rows"]] == pytest.approx(
+        [row["mean"] for row in alone["rows"]], abs=1e-6
+    )
     assert said.count('[{"backbone"') == 1
 
 

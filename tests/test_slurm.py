@@ -1,4 +1,6 @@
-"""Jobs under SLURM: what the template decides, among stand-ins for SLURM's commands; and with a real SLURM (slow)."""
+"""Jobs under SLURM: what the template decides, among stand-ins for SLURM's commands; and with a
+real SLURM (slow).
+"""
 
 import os
 import shutil
@@ -21,10 +23,13 @@ from tests.stopping import stopped_at
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "examples" / "slurm" / "selftaught.sbatch"
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the template needs bash 4.4 or newer, as SLURM's nodes have it")
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="the template needs bash 4.4 or newer, as SLURM's nodes have it"
+)
 
 STAND_INS = {
-    "selftaught": """
+    "selftaught": (
+        """
 echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $OMP_NUM_THREADS | $*" >> called
 case $END in
 stops) trap 'sleep 0.2; echo "stopped at step 3 of 9: the same command goes on with it" >&2; exit 0' USR1 ;;
@@ -34,12 +39,18 @@ fails) echo "selftaught: no images" >&2; exit 2 ;;
 esac
 echo > ready
 for _ in $(seq 200); do [ "$END" = done ] && exit 0; sleep 0.05; done
-""",
-    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1; exec "$@"',
-    "scontrol": """
+"""
+    ),
+    "srun": (
+        'while [ "${1#--}" != "$1" ]; do shift; done; export SLURM_PROCID=0 SLURM_LOCALID=0'
+        ' SLURM_NTASKS=1; exec "$@"'
+    ),
+    "scontrol": (
+        """
 echo "$*" >> asked
 case $1 in hostnames) ;; show) if [ "$2" = hostnames ]; then echo one; echo two; else echo "JobId=7 $STATE"; fi ;; esac
-""",
+"""
+    ),
 }
 
 
@@ -55,14 +66,24 @@ class Job:
             file.chmod(0o755)
 
     def run(
-        self, *words: str, end: str = "done", send: signal.Signals | None = None,
-        state: str = "JobState=RUNNING Reason=None", **more: str,
-    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        self,
+        *words: str,
+        end: str = "done",
+        send: signal.Signals | None = None,
+        state: str = "JobState=RUNNING Reason=None",
+        **more: str,
+    ) -> subprocess.CompletedProcess[str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMP_"))}
         env = {
-            **kept, "PATH": f"{self.place / 'bin'}:{kept['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "one,two",
-            "SLURM_CPUS_PER_TASK": "3", "END": end, "STATE": state, **more,
-        }  # fmt: skip
+            **kept,
+            "PATH": f"{self.place / 'bin'}:{kept['PATH']}",
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "one,two",
+            "SLURM_CPUS_PER_TASK": "3",
+            "END": end,
+            "STATE": state,
+            **more,
+        }
         process = subprocess.Popen(
             ["bash", str(TEMPLATE), *words],
             cwd=self.place,
@@ -87,7 +108,11 @@ class Job:
         return (self.place / name).read_text().splitlines()
 
     def requeued(self) -> list[str]:
-        return [line.removeprefix("requeue ") for line in self.lines("asked") if line.startswith("requeue")]
+        return [
+            line.removeprefix("requeue ")
+            for line in self.lines("asked")
+            if line.startswith("requeue")
+        ]
 
 
 @pytest.fixture
@@ -136,7 +161,8 @@ def test_a_job_that_was_done_before_it_could_be_stopped_is_not_requeued(job: Job
 
 @linux
 @pytest.mark.parametrize(
-    ("state", "back"), [("JobState=COMPLETING Reason=TimeLimit", ["7"]), ("JobState=COMPLETING Reason=None", [])]
+    ("state", "back"),
+    [("JobState=COMPLETING Reason=TimeLimit", ["7"]), ("JobState=COMPLETING Reason=None", [])],
 )
 def test_a_cancelled_job_stays_away(job: Job, state: str, back: list[str]) -> None:
     job.run("adapt", end="stops", send=signal.SIGTERM, state=state)
@@ -145,7 +171,9 @@ def test_a_cancelled_job_stays_away(job: Job, state: str, back: list[str]) -> No
 
 @linux
 def test_a_task_of_an_array_requeues_itself_alone(job: Job) -> None:
-    job.run("study", end="stops", send=signal.SIGUSR1, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
+    job.run(
+        "study", end="stops", send=signal.SIGUSR1, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3"
+    )
     assert job.requeued() == ["7_3"]
 
 
@@ -161,7 +189,10 @@ def test_pretrain_goes_on_once_it_was_restarted_and_there_is_a_run(job: Job) -> 
     (job.place / "runs" / "x" / "run.json").touch()
     assert words(*given) == " ".join(given)  # somebody's: refused, as ever
     assert words(*given, SLURM_RESTART_COUNT="1") == " ".join([*given, "--resume"])
-    assert words("pretrain", "--out=runs/x", SLURM_RESTART_COUNT="1") == "pretrain --out=runs/x --resume"
+    assert (
+        words("pretrain", "--out=runs/x", SLURM_RESTART_COUNT="1")
+        == "pretrain --out=runs/x --resume"
+    )
     assert words(*given, "--resume", SLURM_RESTART_COUNT="1") == " ".join([*given, "--resume"])
     assert words("adapt", "--out", "runs/x", SLURM_RESTART_COUNT="1") == "adapt --out runs/x"
 
@@ -171,14 +202,26 @@ def test_a_study_is_split_by_the_array(job: Job) -> None:
     shutil.copytree(ROOT / "examples", job.place / "examples")
     more = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
     path = f"{job.place / 'bin'}:{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": "9", "SLURM_JOB_NODELIST": "one", "END": "done", **more}
+    env = {
+        **os.environ,
+        "PATH": path,
+        "SLURM_JOB_ID": "9",
+        "SLURM_JOB_NODELIST": "one",
+        "END": "done",
+        **more,
+    }
     subprocess.run(
-        ["bash", "examples/slurm/study.sbatch", "data", "--out", "y"], cwd=job.place, env=env, check=True, timeout=60
+        ["bash", "examples/slurm/study.sbatch", "data", "--out", "y"],
+        cwd=job.place,
+        env=env,
+        check=True,
+        timeout=60,
     )
     assert job.lines("called")[-1].endswith("| study data --out y --shard 3/8")
 
 
-# ------------------------------------------------------------------------------------------------- what Python does
+# -------------------------------------------------------------------------------------------------
+# what Python does
 
 
 def test_slurm_sends_sigterm_twice_and_neither_kills() -> None:
@@ -188,7 +231,13 @@ def test_slurm_sends_sigterm_twice_and_neither_kills() -> None:
     before = {number: signal.signal(number, dies) for number in STOPPING}
     try:
         with signals.signals() as received:
-            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR1, signal.SIGINT):
+            for number in (
+                signal.SIGTERM,
+                signal.SIGTERM,
+                signal.SIGUSR1,
+                signal.SIGUSR1,
+                signal.SIGINT,
+            ):
                 signal.raise_signal(number)
             with pytest.raises(RuntimeError):  # a second Ctrl-C
                 signal.raise_signal(signal.SIGINT)
@@ -199,13 +248,34 @@ def test_slurm_sends_sigterm_twice_and_neither_kills() -> None:
             signal.signal(number, handler)
 
 
-def test_several_processes_look_for_signals_at_the_last_step_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They look at every eighth step; one that came after the last of these was lost, and a plan's next stage began."""
+def test_several_processes_look_for_signals_at_the_last_step_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They look at every eighth step; one that came after the last of these was lost, and a plan's
+    next stage began.
+    """
     monkeypatch.setattr(trainer, "world_size", lambda: 2)
     words = [
-        "pretrain", "--data", str(folder(tmp_path / "images")), "--backbone", "test_resnet", "--size", "32", "--batch", "8",
-        "--steps", "11", "--precision", "fp32", "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "run"),
-    ]  # fmt: skip
+        "pretrain",
+        "--data",
+        str(folder(tmp_path / "images")),
+        "--backbone",
+        "test_resnet",
+        "--size",
+        "32",
+        "--batch",
+        "8",
+        "--steps",
+        "11",
+        "--precision",
+        "fp32",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     with stopped_at(10, by=signal.SIGUSR1) as made:
         assert main(words) == 0
         assert run_folder.read_run(tmp_path / "run").facts["outcome"] == "stopped"
@@ -214,7 +284,8 @@ def test_several_processes_look_for_signals_at_the_last_step_too(tmp_path: Path,
     assert len(made) == 11
 
 
-# ------------------------------------------------------------------------------------------------------ a real SLURM
+# --------------------------------------------------------------------------------------------------
+# a real SLURM
 
 
 @pytest.mark.slow
@@ -222,6 +293,11 @@ def test_several_processes_look_for_signals_at_the_last_step_too(tmp_path: Path,
 @pytest.mark.skipif(slurm.missing() is not None, reason=f"no SLURM to try: {slurm.missing()}")
 def test_with_a_real_slurm() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.slurm"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=2900
+        [sys.executable, "-m", "benchmarks.slurm"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2900,
     )
     assert done.returncode == 0, done.stdout + done.stderr

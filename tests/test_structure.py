@@ -31,7 +31,9 @@ __init__ __main__
 ROW = {room: i for i, row in enumerate(ROWS.strip().splitlines()) for room in row.split()}
 FOUNDATION = ROW["errors"]  # its files may import each other
 WITH_CODE = {"", "methods", "hard"}  # packages whose __init__ holds more than a docstring
-MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))}
+MODULES = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))
+}
 
 
 def room(module: str) -> str:
@@ -87,11 +89,13 @@ def test_few_modules_at_the_top() -> None:
 
 
 def test_a_plain_folder_walks_through_no_parquet() -> None:
-    """Images of a plain folder are found, read and shown without a module for Parquet files, packs or plans."""
+    """Images of a plain folder are found, read and shown without a module for Parquet files, packs
+    or plans.
+    """
     code = (
-        "import sys\n"
-        "import selftaught.data.loading.loader, selftaught.views.augment, selftaught.training.step\n"
-        "assert not [m for m in sys.modules if 'parquet' in m or 'pack' in m.split('.')], sys.modules\n"
+        "import sys\nimport selftaught.data.loading.loader, selftaught.views.augment,"
+        " selftaught.training.step\nassert not [m for m in sys.modules if 'parquet' in m or 'pack'"
+        " in m.split('.')], sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-300:]
@@ -104,7 +108,10 @@ def test_torch_distributed_has_one_home() -> None:
 
 
 def test_help_waits_for_no_torch() -> None:
-    code = "import sys, selftaught.cli.main as c; c.main(['--help']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, selftaught.cli.main as c; c.main(['--help']); assert 'torch' not in"
+        " sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pretrain" in done.stdout

@@ -1,4 +1,5 @@
-"""The five studies: the cells they consist of, carrying them out, and what is said and drawn of them.
+"""The five studies: the cells they consist of, carrying them out, and what is said and drawn of
+them.
 
 One file, over 200 lines: two tiny studies are carried out once, and most tests look at them.
 """
@@ -39,14 +40,19 @@ from tests.stopping import stopped_at
 
 SETUP = Setup(
     bases={"moco": Base(init="nowhere"), "lite": Base(init="resnet18.a1_in1k")},
-    targets={"tile": Target(data=("t",), source=("s",)), "field": Target(data=("f",), source=("s",), labels="f.csv")},
+    targets={
+        "tile": Target(data=("t",), source=("s",)),
+        "field": Target(data=("f",), source=("s",), labels="f.csv"),
+    },
     settings={"size": 32},
     steps=Lengths(hpt=(12, 50), target=(50, 200), hpt_bn=(20,), source=30, refresh=5),
     seeds=(0, 1),
     few=("total:100", "all"),
     shares=("10%", "100%"),
 )
-ONE = replace(SETUP, bases={"moco": Base(init="nowhere")}, targets={"tile": SETUP.targets["tile"]}, seeds=(0,))
+ONE = replace(
+    SETUP, bases={"moco": Base(init="nowhere")}, targets={"tile": SETUP.targets["tile"]}, seeds=(0,)
+)
 
 
 def ways(study: str, setup: Setup = ONE) -> dict[tuple[str, str], Cell]:
@@ -59,12 +65,17 @@ def ways(study: str, setup: Setup = ONE) -> dict[tuple[str, str], Cell]:
 def flags(cell: Cell) -> list[dict[str, str]]:
     """What is asked for of every stage."""
     return [
-        {w[2:]: n for w, n in zip(node.words, (*node.words[1:], ""), strict=True) if w.startswith("--")}
+        {
+            w[2:]: n
+            for w, n in zip(node.words, (*node.words[1:], ""), strict=True)
+            if w.startswith("--")
+        }
         for node in cell.nodes
     ]
 
 
-# ------------------------------------------------------------------------------------------- the designs
+# ------------------------------------------------------------------------------------------- the
+# designs
 
 
 @pytest.mark.parametrize(
@@ -72,12 +83,27 @@ def flags(cell: Cell) -> list[dict[str, str]]:
     [
         (
             "separability",
-            ["random", "base as is", "Base", "HPT 12", "HPT 50", "HPT-BN 20", "Target 50", "Target 200"],
+            [
+                "random",
+                "base as is",
+                "Base",
+                "HPT 12",
+                "HPT 50",
+                "HPT-BN 20",
+                "Target 50",
+                "Target 200",
+            ],
         ),
         ("labels", ["random", "Base", "HPT", "HPT-BN", "Target"]),
         ("sequential", ["B", "B+S", "B+T", "B+S+T"]),
-        ("augmentations", ["Base", *(f"{v} {a}" for a in AUGMENTATIONS for v in ("HPT", "Target"))]),
-        ("data", ["Base", *(f"{v} {s}" for s in ("10%", "100%") for v in ("HPT", "HPT-BN", "Target"))]),
+        (
+            "augmentations",
+            ["Base", *(f"{v} {a}" for a in AUGMENTATIONS for v in ("HPT", "Target"))],
+        ),
+        (
+            "data",
+            ["Base", *(f"{v} {s}" for s in ("10%", "100%") for v in ("HPT", "HPT-BN", "Target"))],
+        ),
     ],
 )
 def test_a_study_has_the_articles_cells(study: str, expected: list[str]) -> None:
@@ -97,18 +123,32 @@ def test_what_each_way_does() -> None:
     found = ways("separability")
     (hpt,), (bn,), (target,), (base,), (as_is,), (random,) = (
         flags(found[way])
-        for way in (("HPT", "50"), ("HPT-BN", "20"), ("Target", "200"), ("Base", ""), ("base as is", ""), ("random", ""))
+        for way in (
+            ("HPT", "50"),
+            ("HPT-BN", "20"),
+            ("Target", "200"),
+            ("Base", ""),
+            ("base as is", ""),
+            ("random", ""),
+        )
     )
     assert (hpt["steps"], bn["steps"], target["steps"], base["steps"]) == ("50", "20", "200", "5")
     assert (as_is["steps"], random["steps"]) == ("0", "0")
     assert (bn["trainable"], base["trainable"]) == ("norm", "none")
     assert not any("trainable" in stage for stage in (hpt, target, as_is, random))
     inits = {way: cell.nodes[0].init for way, cell in found.items()}
-    assert {way for way, init in inits.items() if init is None} == {("random", ""), ("Target", "50"), ("Target", "200")}
+    assert {way for way, init in inits.items() if init is None} == {
+        ("random", ""),
+        ("Target", "50"),
+        ("Target", "200"),
+    }
     assert {init for init in inits.values() if init} == {"nowhere"}
     for cell in found.values():
         assert len(cell.nodes) == 1
-        assert flags(cell)[0].items() >= {"data": "t", "size": "32", "seed": "0", "statistics": "data"}.items()
+        assert (
+            flags(cell)[0].items()
+            >= {"data": "t", "size": "32", "seed": "0", "statistics": "data"}.items()
+        )
 
 
 def test_a_source_comes_in_between_once() -> None:
@@ -141,7 +181,9 @@ def test_augmentations_go_in_the_articles_order() -> None:
     kinds = {"jitter", "gray", "blur", "flip"}
     left = {}
     for name, fewer in AUGMENTATIONS.items():
-        views = replace(default, **{flag.removeprefix("views."): value for flag, value in fewer.items()})
+        views = replace(
+            default, **{flag.removeprefix("views."): value for flag, value in fewer.items()}
+        )
         assert views.scale == default.scale  # the crop stays
         left[name] = {kind for kind in kinds if getattr(views, kind) > 0}
     assert list(left.items()) == [
@@ -153,14 +195,18 @@ def test_augmentations_go_in_the_articles_order() -> None:
     ]
     found = ways("augmentations")
     assert [x for variant, x in found if variant == "HPT"] == list(AUGMENTATIONS)
-    assert flags(found["Target", "crop"])[0].items() >= {"views.blur": "0", "views.flip": "0"}.items()
+    assert (
+        flags(found["Target", "crop"])[0].items() >= {"views.blur": "0", "views.flip": "0"}.items()
+    )
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_hard_examples_are_of_every_training_on_the_target(study: str) -> None:
     plain, hard = ways(study), ways(study, replace(ONE, hard=("adversarial", "cutmix")))
     added = [way for way in hard if way not in plain]
-    assert {way: hard[way].nodes for way in plain} == {way: cell.nodes for way, cell in plain.items()}
+    assert {way: hard[way].nodes for way in plain} == {
+        way: cell.nodes for way, cell in plain.items()
+    }
     assert added == [(f"{v} + hard", x) for v, x in plain if v not in design.REFERENCES[study]]
     for variant, x in added:
         *before, last = hard[variant, x].nodes
@@ -170,14 +216,21 @@ def test_hard_examples_are_of_every_training_on_the_target(study: str) -> None:
 
 
 def test_from_random_weights_it_is_the_bases_network() -> None:
-    """Else a 32 px resnet would have another stem than the base's, and the comparison would be of networks."""
+    """Else a 32 px resnet would have another stem than the base's, and the comparison would be of
+    networks.
+    """
     for init, known in (("nowhere", False), ("resnet18.a1_in1k", True)):
         found = ways("separability", replace(ONE, bases={"b": Base(init=init)}))
         for variant, x in (("random", ""), ("Target", "50")):
             asked = flags(found[variant, x])[0]
-            assert (asked.get("backbone"), asked.get("stem")) == (("resnet18", "imagenet") if known else (None, None))
+            assert (asked.get("backbone"), asked.get("stem")) == (
+                ("resnet18", "imagenet") if known else (None, None)
+            )
         assert "backbone" not in flags(found["HPT", "12"])[0]  # its weights say
-    said = ways("separability", replace(ONE, bases={"b": Base(init="resnet18.a1_in1k", backbone="resnet18d")}))
+    said = ways(
+        "separability",
+        replace(ONE, bases={"b": Base(init="resnet18.a1_in1k", backbone="resnet18d")}),
+    )
     assert {flags(cell)[0]["backbone"] for cell in said.values()} == {"resnet18d"}
     asked = replace(ONE, bases={"b": Base(init="resnet18.a1_in1k")}, settings={"stem": "cifar"})
     assert flags(ways("separability", asked)["Target", "50"])[0]["stem"] == "cifar"
@@ -188,13 +241,32 @@ def test_test_images_are_the_same_for_training_and_judging(tmp_path: Path) -> No
     images = folder(tmp_path / "images")
     files = sorted(images.rglob("*.png"))
     table = tmp_path / "labels.csv"  # neither the folders' classes nor where `auto` would look
-    table.write_text("path,class\n" + "".join(f"{f},{'ab'[i % 5 == 0]}\n" for i, f in enumerate(files)))
+    table.write_text(
+        "path,class\n" + "".join(f"{f},{'ab'[i % 5 == 0]}\n" for i, f in enumerate(files))
+    )
     target = Target(data=(str(images),), labels=str(table))
-    (cell,) = [c for c in design.cells("data", replace(ONE, targets={"t": target})) if (c.variant, c.x) == ("Target", "10%")]
-    words = [*cell.nodes[0].words, "--backbone", "test_resnet", "--batch", "2", "--precision", "fp32"]
+    (cell,) = [
+        c
+        for c in design.cells("data", replace(ONE, targets={"t": target}))
+        if (c.variant, c.x) == ("Target", "10%")
+    ]
+    words = [
+        *cell.nodes[0].words,
+        "--backbone",
+        "test_resnet",
+        "--batch",
+        "2",
+        "--precision",
+        "fp32",
+    ]
     plan = Plan(nodes=(replace(cell.nodes[0], words=tuple(words)),))
-    (settled,) = execute.resolve_plan(plan, tmp_path, "cpu", lambda data, seed: data.index(seed)).values()
-    trained_on, judged_on = settled.stage.data.index(0), build.build_index([images], labels=cell.labels_from)
+    (settled,) = execute.resolve_plan(
+        plan, tmp_path, "cpu", lambda data, seed: data.index(seed)
+    ).values()
+    trained_on, judged_on = (
+        settled.stage.data.index(0),
+        build.build_index([images], labels=cell.labels_from),
+    )
     by_folders = build.build_index([images])
 
     def names(index: Index, held_out: bool) -> set[str]:
@@ -216,7 +288,9 @@ def test_keys_are_stable_and_distinct() -> None:
     assert keys == [cell.key for cell in everything(SETUP)]
     assert len(set(keys)) == len({repr(cell.judged) for cell in everything(SETUP)})
     for study in STUDIES:
-        assert len({cell.key for cell in design.cells(study, SETUP)}) == len(design.cells(study, SETUP))
+        assert len({cell.key for cell in design.cells(study, SETUP)}) == len(
+            design.cells(study, SETUP)
+        )
     assert all(len(key) == 12 and key.isalnum() for key in keys)
 
 
@@ -224,7 +298,9 @@ def test_one_chain_is_judged_once_whatever_studies_call_it() -> None:
     tuned, between = ways("labels"), ways("sequential")
     assert between["B", ""].key == tuned["Base", ""].key
     assert between["B+T", ""].key == tuned["HPT", ""].key
-    assert tuned["HPT", ""].key != ways("separability")["HPT", "50"].key  # the same stages, judged otherwise
+    assert (
+        tuned["HPT", ""].key != ways("separability")["HPT", "50"].key
+    )  # the same stages, judged otherwise
 
 
 @pytest.mark.parametrize(
@@ -241,7 +317,9 @@ def test_one_chain_is_judged_once_whatever_studies_call_it() -> None:
 )
 def test_another_plan_is_other_cells(change: dict[str, Any]) -> None:
     """What is there already must not be taken for what is asked now."""
-    before, after = ({cell.key for cell in design.cells("sequential", s)} for s in (ONE, replace(ONE, **change)))
+    before, after = (
+        {cell.key for cell in design.cells("sequential", s)} for s in (ONE, replace(ONE, **change))
+    )
     if "bases" in change or "settings" in change or "targets" in change or "seeds" in change:
         assert not before & after
     assert len(before - after) == len(before)
@@ -286,14 +364,24 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
         "finetune: {steps: [100], epochs: []}\n"
     )
     setup = design.read(file)
-    assert setup.bases == {"moco": Base(init="base"), "lite0": Base(init="l.pth", backbone="tf_efficientnet_lite0")}
+    assert setup.bases == {
+        "moco": Base(init="base"),
+        "lite0": Base(init="l.pth", backbone="tf_efficientnet_lite0"),
+    }
     assert setup.targets["a"] == Target(data=("x", "y"))
-    assert setup.targets["b"] == Target(data=("z",), source=("w",), labels="t.csv", settings={"size": 32})
+    assert setup.targets["b"] == Target(
+        data=("z",), source=("w",), labels="t.csv", settings={"size": 32}
+    )
     assert (setup.hard, setup.few, setup.labels) == (("cutmix",), ("total:100",), ("all",))
     assert setup.steps == Lengths(hpt=(12, 50))
     assert setup.finetune == FineTune(steps=(100,), epochs=())
-    cell = next(c for c in design.cells("sequential", replace(setup, targets={"b": setup.targets["b"]})))
-    assert flags(cell)[0].items() >= {"size": "32", "method": "moco-v2", "views.blur": "0", "labels-from": "t.csv"}.items()
+    cell = next(
+        c for c in design.cells("sequential", replace(setup, targets={"b": setup.targets["b"]}))
+    )
+    assert (
+        flags(cell)[0].items()
+        >= {"size": "32", "method": "moco-v2", "views.blur": "0", "labels-from": "t.csv"}.items()
+    )
 
 
 @pytest.mark.parametrize("name", ["hpt", "hpt_moco", "hpt_hexa"])
@@ -303,7 +391,9 @@ def test_the_plans_of_the_benchmark_fit(name: str) -> None:
 
 
 def test_without_a_word_it_is_the_articles_protocol() -> None:
-    setup = Setup(bases={"b": Base(init="nowhere")}, targets={"t": Target(data=("t",))}, settings={})
+    setup = Setup(
+        bases={"b": Base(init="nowhere")}, targets={"t": Target(data=("t",))}, settings={}
+    )
     assert setup.steps.hpt == (50, 500, 5000, 50_000)
     assert setup.steps.target == (5000, 50_000, 100_000, 200_000)
     assert (setup.steps.hpt_bn, setup.steps.source) == ((5000,), 5000)
@@ -340,14 +430,23 @@ WELL = {"bases": {"own": "resnet18.a1_in1k"}, "targets": {"t": "t"}, "settings":
         ({"finetune": {"batch": 0}}, "above 0"),
         ({"finetune": {"sizes": 3}}, "sizes"),
         ({"settings": {"data": "x"}}, "data is for the study to decide"),
-        ({"settings": {"labels_from": "x", "device": "cuda"}}, "device, labels-from is for the study to decide"),
+        (
+            {"settings": {"labels_from": "x", "device": "cuda"}},
+            "device, labels-from is for the study to decide",
+        ),
         ({"settings": {"fsdp": True}}, "fsdp is for the study to decide"),
-        ({"targets": {"t": {"data": "t", "settings": {"seed": 3}}}}, "seed is for the study to decide"),
+        (
+            {"targets": {"t": {"data": "t", "settings": {"seed": 3}}}},
+            "seed is for the study to decide",
+        ),
         ({"settings": {"optimizer": {"lr": 1}}}, "optimizer.lr"),
     ],
 )
 def test_a_plan_that_does_not_fit_gets_one_line(
-    text: str | dict[str, Any] | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str | dict[str, Any] | None,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "plan.yaml"
     if text is not None:
@@ -368,7 +467,11 @@ def test_a_plan_that_does_not_fit_gets_one_line(
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(
-    study: str, change: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: str,
+    change: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump({**WELL, **change}))
@@ -377,24 +480,60 @@ def test_what_cannot_be_carried_out_is_refused(
 
 
 @pytest.mark.parametrize("shard", ["3/2", "1", "x/2", "1/0", "-1/2"])
-def test_a_shard_that_is_none_is_refused(shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shard_that_is_none_is_refused(
+    shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(WELL))
-    words = ["study", "data", "--plan", str(file), "--out", str(tmp_path / "out"), f"--shard={shard}"]
+    words = [
+        "study",
+        "data",
+        "--plan",
+        str(file),
+        "--out",
+        str(tmp_path / "out"),
+        f"--shard={shard}",
+    ]
     assert main(words) == 2
     assert "which part of how many" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------- carried out
+# -------------------------------------------------------------------------------------------
+# carried out
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of one target, one base and one seed."""
     root = tmp_path_factory.mktemp("study")
-    small = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
+    small = [
+        "--backbone",
+        "test_resnet",
+        "--size",
+        "32",
+        "--batch",
+        "8",
+        "--precision",
+        "fp32",
+        "--workers",
+        "0",
+    ]
     base = folder(root / "base", seed=1)
-    assert main(["pretrain", "--data", str(base), "--steps", "2", *small, "--out", str(root / "brought")]) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                "--data",
+                str(base),
+                "--steps",
+                "2",
+                *small,
+                "--out",
+                str(root / "brought"),
+            ]
+        )
+        == 0
+    )
     written = {
         "bases": {"own": str(root / "brought")},
         "targets": {"stripes": {"data": str(folder(root / "target")), "source": str(base)}},
@@ -422,12 +561,16 @@ def said(words: list[str], code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def done(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A study that was stopped in the middle of a stage, looked at, and brought to its end; and how it was between."""
+    """A study that was stopped in the middle of a stage, looked at, and brought to its end; and how
+    it was between.
+    """
     out = tmp_path_factory.mktemp("studies") / "one"
     with stopped_at(4):  # the second step of the second HPT
         said(words("separability", plan, out))
     between: dict[str, Any] = {"cells": sorted(f.name for f in (out / "cells").iterdir())}
-    between["unfinished"] = [f for f in out.glob("stages/*/run.json") if not json.loads(f.read_text())["finished"]]
+    between["unfinished"] = [
+        f for f in out.glob("stages/*/run.json") if not json.loads(f.read_text())["finished"]
+    ]
     said(words("separability", plan, out, "--shard", "0/1"))
     between["json"] = json.loads((out / "separability.json").read_text())
     between["page"] = (out / "separability.html").read_text()
@@ -438,7 +581,11 @@ def done(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [({"data": "typo"}, "typo"), ({"data": "unlabelled"}, "no labels"), ({"settings": {"trainable": "lora"}}, "lora")],
+    [
+        ({"data": "typo"}, "typo"),
+        ({"data": "unlabelled"}, "no labels"),
+        ({"settings": {"trainable": "lora"}}, "lora"),
+    ],
 )
 def test_what_does_not_fit_comes_to_light_before_anything_is_trained(
     plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: dict[str, Any], told: str
@@ -467,13 +614,23 @@ def test_a_stopped_study_says_how_much_is_there(done: tuple[Path, dict[str, Any]
     assert "4 of 7 cells are done" in between["page"]
 
 
-def test_a_study_leaves_table_figures_and_page(done: tuple[Path, dict[str, Any]], plan: Path) -> None:
+def test_a_study_leaves_table_figures_and_page(
+    done: tuple[Path, dict[str, Any]], plan: Path
+) -> None:
     out, _ = done
     assert len(list((out / "cells").iterdir())) == 7
     facts = json.loads((out / "separability.json").read_text())
     assert (facts["done"], facts["cells"], facts["plan"]) == (7, 7, plan.read_text())
     assert facts["command"].startswith("selftaught study separability --plan ")
-    ways = [("random", ""), ("base as is", ""), ("Base", ""), ("HPT", "2"), ("HPT", "4"), ("HPT-BN", "3"), ("Target", "4")]
+    ways = [
+        ("random", ""),
+        ("base as is", ""),
+        ("Base", ""),
+        ("HPT", "2"),
+        ("HPT", "4"),
+        ("HPT-BN", "3"),
+        ("Target", "4"),
+    ]
     assert {(r["variant"], r["x"], r["protocol"]) for r in facts["rows"]} == {
         (*way, protocol) for way in ways for protocol in ("knn", "linear")
     }
@@ -483,7 +640,9 @@ def test_a_study_leaves_table_figures_and_page(done: tuple[Path, dict[str, Any]]
         assert 0 <= row["low"] <= row["mean"] <= row["high"] <= 1
     with (out / "separability.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [(r["variant"], r["x"]) for r in table] == [way for way in ways for _ in ("knn", "linear")]
+    assert [(r["variant"], r["x"]) for r in table] == [
+        way for way in ways for _ in ("knn", "linear")
+    ]
     assert {r["seeds"] for r in table} == {"1"}
     for name in ("knn.png", "knn.svg", "linear.png", "linear.svg"):
         assert (out / f"separability-{name}").stat().st_size > 8000
@@ -502,9 +661,14 @@ def test_every_stage_is_trained_once(done: tuple[Path, dict[str, Any]]) -> None:
     stages = [json.loads(f.read_text())["config"] for f in out.glob("stages/*/run.json")]
     assert not list(out.glob("stages/*/checkpoints")), "hundreds of stages would fill a disk"
     assert sorted((s["steps"], s["trainable"], s["init"] is None) for s in stages) == [
-        (0, "all", False), (0, "all", True), (2, "all", False), (2, "none", False), (3, "norm", False),
-        (4, "all", False), (4, "all", True),
-    ]  # fmt: skip
+        (0, "all", False),
+        (0, "all", True),
+        (2, "all", False),
+        (2, "none", False),
+        (3, "norm", False),
+        (4, "all", False),
+        (4, "all", True),
+    ]
     assert {s["backbone"] for s in stages} == {"test_resnet"}
 
 
@@ -549,7 +713,11 @@ def test_a_second_time_does_nothing(
 
 @pytest.mark.parametrize("harm", ["gone", "empty", "half", "no scores", "of other images"])
 def test_a_cell_that_is_gone_or_damaged_is_judged_again_and_no_other(
-    done: tuple[Path, dict[str, Any]], plan: Path, trainings: list[str], judged: list[str], harm: str
+    done: tuple[Path, dict[str, Any]],
+    plan: Path,
+    trainings: list[str],
+    judged: list[str],
+    harm: str,
 ) -> None:
     out, _ = done
     table = (out / "separability.csv").read_bytes()
@@ -560,10 +728,16 @@ def test_a_cell_that_is_gone_or_damaged_is_judged_again_and_no_other(
     if harm == "gone":
         file.unlink()
     elif harm == "of other images":
-        file.write_text(json.dumps({**before, "images": [{**i, "fingerprint": "another"} for i in before["images"]]}))
+        file.write_text(
+            json.dumps(
+                {**before, "images": [{**i, "fingerprint": "another"} for i in before["images"]]}
+            )
+        )
     else:
         file.write_text({"empty": "", "half": text[: len(text) // 2], "no scores": "{}"}[harm])
-        said(words("separability", plan, out, "--shard", "0/1"))  # what is there is gathered all the same
+        said(
+            words("separability", plan, out, "--shard", "0/1")
+        )  # what is there is gathered all the same
         assert len(json.loads((out / "separability.json").read_text())["rows"]) > 0
     said(words("separability", plan, out))
     assert judged == [cell.key]
@@ -588,15 +762,24 @@ def test_in_parts_and_never_stopped_it_is_the_same(
 def backbones(out: Path) -> dict[str, dict[str, bytes]]:
     """The weights that every stage ended with, exactly."""
     files = {file.parent.name: file for file in out.glob("stages/*/backbone.safetensors")}
-    return {name: {key: value.numpy().tobytes() for key, value in load_file(f).items()} for name, f in files.items()}
+    return {
+        name: {key: value.numpy().tobytes() for key, value in load_file(f).items()}
+        for name, f in files.items()
+    }
 
 
-def test_several_processes_do_a_study_as_one_does(done: tuple[Path, dict[str, Any]], plan: Path, tmp_path: Path) -> None:
+def test_several_processes_do_a_study_as_one_does(
+    done: tuple[Path, dict[str, Any]], plan: Path, tmp_path: Path
+) -> None:
     """What one writes the others must not yet read, nor take away."""
     together(tmp_path / "log", *words("separability", plan, tmp_path / "two", "--shard", "2/2"))
-    found, expected = (json.loads((out / "separability.json").read_text()) for out in (tmp_path / "two", done[0]))
+    found, expected = (
+        json.loads((out / "separability.json").read_text()) for out in (tmp_path / "two", done[0])
+    )
     assert found["done"] == len(Shard(2, 2).of(design.cells("separability", design.read(plan))))
-    assert {(r["variant"], r["x"]) for r in found["rows"]} < {(r["variant"], r["x"]) for r in expected["rows"]}
+    assert {(r["variant"], r["x"]) for r in found["rows"]} < {
+        (r["variant"], r["x"]) for r in expected["rows"]
+    }
     assert {r["outcome"] for r in found["rows"]} == {"done"}
 
 
@@ -616,12 +799,16 @@ def test_another_study_takes_the_stages_that_are_there(
     assert (out / "labels-finetune.png").is_file()
 
 
-def test_nothing_done_is_nothing_to_gather(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_done_is_nothing_to_gather(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said(words("data", plan, tmp_path, "--shard", "0/4"), code=2)
     assert "no cell of data is done yet" in capsys.readouterr().err
 
 
-def test_a_source_is_the_same_stage_with_and_without_what_follows(plan: Path, tmp_path: Path) -> None:
+def test_a_source_is_the_same_stage_with_and_without_what_follows(
+    plan: Path, tmp_path: Path
+) -> None:
     known: dict[tuple[Data, int], Index] = {}
 
     def index_of(data: Data, seed: int) -> Index:
@@ -629,11 +816,18 @@ def test_a_source_is_the_same_stage_with_and_without_what_follows(plan: Path, tm
 
     cells = {c.variant: c for c in design.cells("sequential", design.read(plan))}
     identities = {
-        variant: [s.identity for s in execute.resolve_plan(Plan(nodes=cell.nodes), tmp_path, "cpu", index_of).values()]
+        variant: [
+            s.identity
+            for s in execute.resolve_plan(
+                Plan(nodes=cell.nodes), tmp_path, "cpu", index_of
+            ).values()
+        ]
         for variant, cell in cells.items()
     }
     assert identities["B+S+T"][:1] == identities["B+S"]
-    assert len({identity for found in identities.values() for identity in found}) == 4  # B, S, T after B, T after S
+    assert (
+        len({identity for found in identities.values() for identity in found}) == 4
+    )  # B, S, T after B, T after S
 
 
 def quiet() -> tuple[Runtime, Progress]:
@@ -641,14 +835,20 @@ def quiet() -> tuple[Runtime, Progress]:
 
 
 def cell_of(plan: Path, study: str, variant: str, x: str = "") -> Cell:
-    return next(c for c in design.cells(study, design.read(plan)) if (c.variant, c.x) == (variant, x))
+    return next(
+        c for c in design.cells(study, design.read(plan)) if (c.variant, c.x) == (variant, x)
+    )
 
 
 @pytest.mark.parametrize(("end", "outcome"), [(Collapsed, "collapsed"), (Diverged, "diverged")])
 def test_a_training_that_came_to_no_good_is_a_result_that_is_told(
-    end: type[UserError], outcome: str, done: tuple[Path, dict[str, Any]], plan: Path, tmp_path: Path,
+    end: type[UserError],
+    outcome: str,
+    done: tuple[Path, dict[str, Any]],
+    plan: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """What would follow is left out, and what there is, is scored."""
     real = execute.execute_stage
 
@@ -664,16 +864,24 @@ def test_a_training_that_came_to_no_good_is_a_result_that_is_told(
     runner.carry_out([cell], tmp_path, *quiet())
     (row,) = runner.gather([cell], tmp_path)
     assert row["outcome"] == outcome
-    assert json.loads((tmp_path / row["folder"] / "run.json").read_text())["config"]["steps"] == 2  # the source
+    assert (
+        json.loads((tmp_path / row["folder"] / "run.json").read_text())["config"]["steps"] == 2
+    )  # the source
     assert len(list((tmp_path / "stages").glob("*/run.json"))) == 1
-    assert tables.fallen([row]) == ["stripes from own, B+S+T, seed 0: " + f"{outcome} in training, and scored so."]
-    assert tables.fallen(runner.gather(design.cells("separability", design.read(plan)), done[0])) == []
+    assert tables.fallen([row]) == [
+        "stripes from own, B+S+T, seed 0: " + f"{outcome} in training, and scored so."
+    ]
+    assert (
+        tables.fallen(runner.gather(design.cells("separability", design.read(plan)), done[0])) == []
+    )
 
 
 ROW = {"protocol": "knn", "labels": "all", "metric": "auroc", "mean": 0.5, "low": 0.4, "high": 0.6}
 
 
-def test_what_ends_a_cell_leaves_no_half_of_it(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ends_a_cell_leaves_no_half_of_it(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any) -> Any:
         raise errors.Stopped("in the middle")
 
@@ -685,24 +893,33 @@ def test_what_ends_a_cell_leaves_no_half_of_it(plan: Path, tmp_path: Path, monke
     assert runner.gather([cell], tmp_path) == []
 
 
-# ------------------------------------------------------------------------------------------- what is said
+# ------------------------------------------------------------------------------------------- what
+# is said
 
 Score = Callable[[Cell], float | None]
 
 
-def made_up(study: str, setup: Setup, score: Score, metric: str = "balanced_accuracy") -> list[dict[str, Any]]:
+def made_up(
+    study: str, setup: Setup, score: Score, metric: str = "balanced_accuracy"
+) -> list[dict[str, Any]]:
     """Points of a study by hand; a cell without a score is not done yet."""
     cells = design.cells(study, setup)
     rows = [
         {
-            "target": c.target, "base": c.base, "variant": c.variant, "x": c.x, "protocol": protocol, "labels": labels,
-            "metric": metric, "mean": value,
+            "target": c.target,
+            "base": c.base,
+            "variant": c.variant,
+            "x": c.x,
+            "protocol": protocol,
+            "labels": labels,
+            "metric": metric,
+            "mean": value,
         }
         for c in cells
         for protocol in c.protocols
         for labels in c.labels
         if (value := score(c)) is not None
-    ]  # fmt: skip
+    ]
     return tables.by_seed(rows, list(dict.fromkeys((c.variant, c.x) for c in cells)))
 
 
@@ -718,33 +935,58 @@ def test_points_are_means_with_their_range_in_the_studys_order() -> None:
         assert point["mean"] == pytest.approx(0.6)
         assert (point["low"], point["high"], point["seeds"]) == (0.5, 0.7, 3)
     few = made_up("labels", replace(ONE, few=("all", "total:20", "total:100", "5")), lambda c: 0.5)
-    assert [p["labels"] for p in few if p["variant"] == "HPT"] == ["5", "total:20", "total:100", "all"]
-    assert next(csv.reader(io.StringIO(tables.as_csv(points)))) == [*tables.GROUP, "mean", "low", "high", "seeds"]
+    assert [p["labels"] for p in few if p["variant"] == "HPT"] == [
+        "5",
+        "total:20",
+        "total:100",
+        "all",
+    ]
+    assert next(csv.reader(io.StringIO(tables.as_csv(points)))) == [
+        *tables.GROUP,
+        "mean",
+        "low",
+        "high",
+        "seeds",
+    ]
     assert tables.as_csv([]).startswith("target,base,variant")
 
 
 def finding(hpt: tuple[float, float], target: tuple[float, float]) -> str:
-    scores = {("HPT", "12"): hpt[0], ("HPT", "50"): hpt[1], ("Target", "50"): target[0], ("Target", "200"): target[1]}
+    scores = {
+        ("HPT", "12"): hpt[0],
+        ("HPT", "50"): hpt[1],
+        ("Target", "50"): target[0],
+        ("Target", "200"): target[1],
+    }
     (line,) = tables.findings(
-        "separability", linear(made_up("separability", ONE, lambda c: scores.get((c.variant, c.x), 0.4)))
+        "separability",
+        linear(made_up("separability", ONE, lambda c: scores.get((c.variant, c.x), 0.4))),
     )
     return line
 
 
 def test_how_much_sooner_hpt_is_there_is_said() -> None:
     line = finding(hpt=(0.5, 0.7), target=(0.55, 0.65))
-    assert line.startswith("tile from moco (linear probe, all labels, balanced accuracy): HPT 70.0, Target 65.0, ")
+    assert line.startswith(
+        "tile from moco (linear probe, all labels, balanced accuracy): HPT 70.0, Target 65.0, "
+    )
     assert line.endswith(" HPT is as good as Target's best (200 steps) after 50: 4x sooner.")
-    assert finding(hpt=(0.66, 0.7), target=(0.55, 0.65)).endswith("after 12: at least 17x sooner.")  # the fewest tried
+    assert finding(hpt=(0.66, 0.7), target=(0.55, 0.65)).endswith(
+        "after 12: at least 17x sooner."
+    )  # the fewest tried
     assert finding(hpt=(0.3, 0.6), target=(0.55, 0.65)).endswith(
         "HPT does not reach Target's best (of 200 steps) in the steps tried."
     )
-    assert finding(hpt=(0.3, 0.7), target=(0.65, 0.6)).endswith("best (50 steps) after 50: no sooner.")
+    assert finding(hpt=(0.3, 0.7), target=(0.65, 0.6)).endswith(
+        "best (50 steps) after 50: no sooner."
+    )
 
 
 def test_findings_name_the_ways_from_best_to_worst() -> None:
     order = {"B": 0.4, "B+S": 0.5, "B+T": 0.7, "B+S+T": 0.6, "B+T + hard": 0.8, "B+S+T + hard": 0.3}
-    points = made_up("sequential", replace(ONE, hard=("cutmix",), few=("5",)), lambda c: order[c.variant])
+    points = made_up(
+        "sequential", replace(ONE, hard=("cutmix",), few=("5",)), lambda c: order[c.variant]
+    )
     assert tables.findings("sequential", points) == [
         "tile from moco (fine-tuning, 5 labels a class, balanced accuracy): "
         "B+T + hard 80.0, B+T 70.0, B+S+T 60.0, B+S 50.0, B 40.0, B+S+T + hard 30.0."
@@ -755,7 +997,9 @@ def test_findings_name_the_ways_from_best_to_worst() -> None:
 
 
 def test_what_is_taken_away_is_told_at_both_ends() -> None:
-    points = linear(made_up("augmentations", ONE, lambda c: 0.9 - 0.1 * list(AUGMENTATIONS).index(c.x or "all")))
+    points = linear(
+        made_up("augmentations", ONE, lambda c: 0.9 - 0.1 * list(AUGMENTATIONS).index(c.x or "all"))
+    )
     assert tables.findings("augmentations", points)[0].endswith(
         ": Base 90.0, HPT 90.0 (all) to 50.0 (crop), Target 90.0 (all) to 50.0 (crop)."
     )
@@ -764,12 +1008,17 @@ def test_what_is_taken_away_is_told_at_both_ends() -> None:
 def test_auroc_speaks_where_there_is_no_accuracy() -> None:
     auroc = made_up("data", ONE, lambda c: 0.8, "auroc")
     both = [*auroc, *made_up("data", ONE, lambda c: 0.6)]
-    assert len(tables.findings("data", auroc)) == len(tables.findings("data", both)) == 2  # kNN and linear
+    assert (
+        len(tables.findings("data", auroc)) == len(tables.findings("data", both)) == 2
+    )  # kNN and linear
     assert all("AUROC): " in line and "80.0" in line for line in tables.findings("data", auroc))
-    assert all("balanced accuracy): " in line and "60.0" in line for line in tables.findings("data", both))
+    assert all(
+        "balanced accuracy): " in line and "60.0" in line for line in tables.findings("data", both)
+    )
 
 
-# ------------------------------------------------------------------------------------------- what is drawn
+# ------------------------------------------------------------------------------------------- what
+# is drawn
 
 
 @pytest.fixture
@@ -814,13 +1063,17 @@ def test_every_study_is_drawn(study: str, tmp_path: Path, panels: list[Any]) -> 
     points = made_up(study, setup, lambda c: 0.5 + 0.05 * c.seed)
     files = figures.draw(study, points, tmp_path)
     protocols = ("finetune",) if study in ("labels", "sequential") else ("knn", "linear")
-    assert [f.name for f in files] == [f"{study}-{p}{suffix}" for p in protocols for suffix in (".png", ".svg")]
+    assert [f.name for f in files] == [
+        f"{study}-{p}{suffix}" for p in protocols for suffix in (".png", ".svg")
+    ]
     assert all(f.stat().st_size > 10_000 for f in files)
     for figure in panels:
         assert [axis.get_title() for axis in figure.axes] == ["tile, from lite", "tile, from moco"]
         assert sorted(legend(figure)) == sorted({p["variant"] for p in points})
         assert all(ticks(axis) == XS[study] for axis in figure.axes)
-    text = report.write(study, points, ["found"], files, tmp_path, command="c", plan="p", done=1, total=2).read_text()
+    text = report.write(
+        study, points, ["found"], files, tmp_path, command="c", plan="p", done=1, total=2
+    ).read_text()
     assert text.count("data:image/png;base64,") == len(protocols)
     assert "http" not in text
 
@@ -834,29 +1087,45 @@ def test_a_panel_has_the_metric_of_its_target(tmp_path: Path, panels: list[Any])
     figures.draw("data", points, tmp_path)
     labels = [axis.get_ylabel() for axis in panels[0].axes]
     assert labels == ["AUROC, %", "", "balanced accuracy, %", ""]  # field, tile
-    assert [axis.lines[0].get_ydata()[0] for axis in panels[0].axes] == pytest.approx([80, 80, 60, 60])
+    assert [axis.lines[0].get_ydata()[0] for axis in panels[0].axes] == pytest.approx(
+        [80, 80, 60, 60]
+    )
 
 
-def test_each_number_of_labels_has_a_figure_where_they_are_no_axis(tmp_path: Path, panels: list[Any]) -> None:
+def test_each_number_of_labels_has_a_figure_where_they_are_no_axis(
+    tmp_path: Path, panels: list[Any]
+) -> None:
     points = made_up("separability", replace(ONE, labels=("5", "total:100")), lambda c: 0.5)
     files = [f for f in figures.draw("separability", points, tmp_path) if f.suffix == ".png"]
-    assert [f.stem for f in files] == [f"separability-{p}-{n}" for p in ("knn", "linear") for n in ("5", "total100")]
+    assert [f.stem for f in files] == [
+        f"separability-{p}-{n}" for p in ("knn", "linear") for n in ("5", "total100")
+    ]
     for figure in panels:
         hpt = next(line for line in figure.axes[0].lines if line.get_label() == "HPT")
         assert list(hpt.get_xdata()) == [12, 50]
-    assert [report.heading(f.stem.removeprefix("separability-")) for f in files][1] == "kNN, labels: total100"
+    assert [report.heading(f.stem.removeprefix("separability-")) for f in files][
+        1
+    ] == "kNN, labels: total100"
 
 
 def test_what_is_not_done_yet_is_no_error(tmp_path: Path, panels: list[Any]) -> None:
     for study in ("labels", "data"):
-        points = made_up(study, SETUP, lambda c: 0.5 if (c.target, c.base) == ("tile", "moco") and not c.x else None)
-        other = made_up(study, SETUP, lambda c: 0.5 if (c.target, c.base) == ("field", "lite") else None)
+        points = made_up(
+            study,
+            SETUP,
+            lambda c: 0.5 if (c.target, c.base) == ("tile", "moco") and not c.x else None,
+        )
+        other = made_up(
+            study, SETUP, lambda c: 0.5 if (c.target, c.base) == ("field", "lite") else None
+        )
         assert figures.draw(study, [*points, *other], tmp_path)
     texts = {text.get_text() for figure in panels for axis in figure.axes for text in axis.texts}
     assert texts == {"not done yet"}
 
 
-def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UserError, match="pip install"):
         figures.draw("data", made_up("data", ONE, lambda c: 0.5), tmp_path)

@@ -1,4 +1,6 @@
-"""How many threads compute, on machines that are made up; what a run remembers of it; when it says that threads wait."""
+"""How many threads compute, on machines that are made up; what a run remembers of it; when it says
+that threads wait.
+"""
 
 import itertools
 import os
@@ -15,11 +17,29 @@ from selftaught.errors import UserError
 from selftaught.pipeline import plan
 from selftaught.runs import folder as run_folder
 from selftaught.training import threads
-from selftaught.training.threads import Load, WaitDetector, busy_cores, choose, measure_load, threads_of_run
+from selftaught.training.threads import (
+    Load,
+    WaitDetector,
+    busy_cores,
+    choose,
+    measure_load,
+    threads_of_run,
+)
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
-SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
+SMALL = [
+    "--backbone",
+    "test_resnet",
+    "--size",
+    "32",
+    "--batch",
+    "8",
+    "--precision",
+    "fp32",
+    "--workers",
+    "0",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +69,13 @@ def stat(*cores: tuple[int, int]) -> str:
         ([(0, 0), (0, 30)], 0.0, 0),  # a core without a tick
     ],
 )
-def test_cores_that_others_use_are_counted(ticks: list[tuple[int, int]], own: float, busy: int) -> None:
+def test_cores_that_others_use_are_counted(
+    ticks: list[tuple[int, int]], own: float, busy: int
+) -> None:
     before = [(1000 + i, 5000) for i in range(len(ticks))]
-    after = [(b + busy_ticks, i + idle) for (b, i), (busy_ticks, idle) in zip(before, ticks, strict=True)]
+    after = [
+        (b + busy_ticks, i + idle) for (b, i), (busy_ticks, idle) in zip(before, ticks, strict=True)
+    ]
     assert busy_cores(stat(*before), stat(*after), set(range(len(ticks))), own) == busy
 
 
@@ -96,8 +120,14 @@ def machine(root: Path, files: dict[str, str]) -> Path:
 
 
 V2, V1 = "sys/fs/cgroup/", "sys/fs/cgroup/cpu/"
-HERE, NESTED = {"proc/self/cgroup": "0::/\n"}, {"proc/self/cgroup": "0::/a/b\n", f"{V2}a/cpu.max": "200000 100000\n"}
-DOCKER = {"proc/self/cgroup": "3:memory:/x\n2:cpu,cpuacct:/docker/1\n", f"{V1}cpu.cfs_period_us": "100000\n"}
+HERE, NESTED = (
+    {"proc/self/cgroup": "0::/\n"},
+    {"proc/self/cgroup": "0::/a/b\n", f"{V2}a/cpu.max": "200000 100000\n"},
+)
+DOCKER = {
+    "proc/self/cgroup": "3:memory:/x\n2:cpu,cpuacct:/docker/1\n",
+    f"{V1}cpu.cfs_period_us": "100000\n",
+}
 
 
 @pytest.mark.parametrize(
@@ -107,14 +137,19 @@ DOCKER = {"proc/self/cgroup": "3:memory:/x\n2:cpu,cpuacct:/docker/1\n", f"{V1}cp
         ({**HERE, f"{V2}cpu.max": "150000 100000\n"}, 1.5),
         ({**NESTED, f"{V2}a/b/cpu.max": "max 100000\n"}, 2.0),
         ({**NESTED, f"{V2}a/b/cpu.max": "100000 100000\n"}, 1.0),
-        ({"proc/self/cgroup": "0::/elsewhere\n", f"{V2}cpu.max": "300000 100000"}, 3.0),  # a container's own root
+        (
+            {"proc/self/cgroup": "0::/elsewhere\n", f"{V2}cpu.max": "300000 100000"},
+            3.0,
+        ),  # a container's own root
         ({**DOCKER, f"{V1}cpu.cfs_quota_us": "400000\n"}, 4.0),
         ({**DOCKER, f"{V1}cpu.cfs_quota_us": "-1\n"}, None),
         ({"proc/self/cgroup": "1:cpuset:/\n0::/\n"}, None),
         ({}, None),
     ],
 )
-def test_the_least_quota_of_all_groups_counts(files: dict[str, str], quota: float | None, tmp_path: Path) -> None:
+def test_the_least_quota_of_all_groups_counts(
+    files: dict[str, str], quota: float | None, tmp_path: Path
+) -> None:
     found = threads.groups(machine(tmp_path, files))
     assert min((g.quota for g in found.values()), default=None) == quota
     measured = measure_load(tmp_path, lambda seconds: None)
@@ -142,7 +177,8 @@ def test_what_others_take_of_the_same_quota_is_gone(version: int, tmp_path: Path
         assert measure_load(root, wait).quota == pytest.approx(1.5)
 
 
-# ---------------------------------------------------------------------------------------------------- the choice
+# --------------------------------------------------------------------------------------------------
+# the choice
 
 
 def share(load: Load, asked: Any = "auto", workers: Any = "auto", most: int = 8) -> tuple[int, int]:
@@ -165,7 +201,9 @@ def test_what_is_asked_for_is_taken() -> None:
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_an_environment_variable_decides_and_nothing_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_variable_decides_and_nothing_is_measured(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def measure() -> Load:
         raise AssertionError("measured")
 
@@ -188,12 +226,21 @@ def test_the_first_line_says_why_there_are_fewer() -> None:
     assert "(" not in choose("auto", 0, 8, lambda: Load(cores=8)).text
 
 
-@pytest.mark.parametrize("command", [["pretrain"], ["adapt"], ["evaluate", "x"], ["study", "data", "--plan", "x"]])
+@pytest.mark.parametrize(
+    "command", [["pretrain"], ["adapt"], ["evaluate", "x"], ["study", "data", "--plan", "x"]]
+)
 @pytest.mark.parametrize(
     ("flag", "word"),
-    [("--threads", "0"), ("--threads", "-2"), ("--threads", "many"), ("--threads", "1.5"), ("--threads", "9999999"),
-     ("--workers", "-1"), ("--workers", "some")],
-)  # fmt: skip
+    [
+        ("--threads", "0"),
+        ("--threads", "-2"),
+        ("--threads", "many"),
+        ("--threads", "1.5"),
+        ("--threads", "9999999"),
+        ("--workers", "-1"),
+        ("--workers", "some"),
+    ],
+)
 def test_numbers_that_make_no_sense_are_refused(
     command: list[str], flag: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,7 +260,9 @@ def test_a_plan_leaves_the_machine_to_the_command(flag: str) -> None:
 
 
 def test_the_demo_hands_its_threads_on(tmp_path: Path) -> None:
-    """To what it trains and evaluates; and none where it was asked for none, so that what goes on keeps its own."""
+    """To what it trains and evaluates; and none where it was asked for none, so that what goes on
+    keeps its own.
+    """
     for asked, expected in ((3, True), ("auto", False)):
         typed: list[list[str]] = []
         (tmp_path / f"{asked}" / "images").mkdir(parents=True)
@@ -223,14 +272,17 @@ def test_the_demo_hands_its_threads_on(tmp_path: Path) -> None:
             return 0
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(demo, "read_run", lambda _: type("Done", (), {"facts": {"finished": True}}))
+            patch.setattr(
+                demo, "read_run", lambda _: type("Done", (), {"facts": {"finished": True}})
+            )
             demo.run_demo(tmp_path / f"{asked}", 2, 0, note, asked)  # type: ignore[arg-type]
         working = [words for words in typed if words[0] in ("pretrain", "evaluate")]
         assert len(working) == 4
         assert all((words[-2:] == ["--threads", "3"]) is expected for words in working)
 
 
-# ----------------------------------------------------------------------------------------------------- in a run
+# --------------------------------------------------------------------------------------------------
+# in a run
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +292,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch takes its threads for two, and computes with one: in tests on a busy machine two would be slow."""
+    """Torch takes its threads for two, and computes with one: in tests on a busy machine two would
+    be slow.
+    """
     number = [2]
     monkeypatch.setattr(threads, "cores", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: number[0])
@@ -251,8 +305,19 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_cores: None
 ) -> None:
     used: list[int] = []
-    monkeypatch.setattr(threads.WaitDetector, "check", lambda self: used.append(torch.get_num_threads()))
-    words = ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), "--steps", "4", *SMALL]
+    monkeypatch.setattr(
+        threads.WaitDetector, "check", lambda self: used.append(torch.get_num_threads())
+    )
+    words = [
+        "pretrain",
+        "--data",
+        str(images),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "4",
+        *SMALL,
+    ]
     with stopped_at(2):
         assert main([*words, "--threads", "1"]) == 0
     assert run_folder.read_run(tmp_path / "run").facts["threads"] == 1
@@ -292,7 +357,16 @@ def test_threads_are_as_before_after_an_error(two_cores: None) -> None:
 def test_an_evaluation_computes_with_the_threads_asked_for(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_cores: None
 ) -> None:
-    words = ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), "--steps", "1", *SMALL]
+    words = [
+        "pretrain",
+        "--data",
+        str(images),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+        *SMALL,
+    ]
     assert main([*words, "--threads", "1"]) == 0
     used: list[tuple[int, int]] = []
 
@@ -307,7 +381,8 @@ def test_an_evaluation_computes_with_the_threads_asked_for(
     assert used == [(1, 1), (2, 1), (1, 0)]
 
 
-# -------------------------------------------------------------------------------------------------- the detector
+# --------------------------------------------------------------------------------------------------
+# the detector
 
 
 def detector(number: int, waits: list[dict[int, float]], seconds: float = 11.0) -> list[str | None]:
@@ -322,7 +397,9 @@ def detector(number: int, waits: list[dict[int, float]], seconds: float = 11.0) 
 
 
 def growing(each: float, looks: int, number: int = 2) -> list[dict[int, float]]:
-    return [{thread: 5.0 + each * k for thread in range(1, number + 1)} for k in range(1, looks + 1)]
+    return [
+        {thread: 5.0 + each * k for thread in range(1, number + 1)} for k in range(1, looks + 1)
+    ]
 
 
 def test_threads_that_wait_are_said_once_with_the_remedy() -> None:
@@ -333,7 +410,7 @@ def test_threads_that_wait_are_said_once_with_the_remedy() -> None:
 
 
 def test_fewer_threads_are_advised_by_as_many_as_wait() -> None:
-    (_, said) = detector(16, growing(11 * 3.2 / 16, 2, 16))
+    _, said = detector(16, growing(11 * 3.2 / 16, 2, 16))
     assert "--threads 12" in str(said)
 
 

@@ -31,11 +31,15 @@ def trained(backbone: nn.Module, steps: int = 2) -> set[str]:
         if learning:
             loss.backward()
             torch.optim.SGD(learning, 1e-2).step()
-    return {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
+    return {
+        key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])
+    }
 
 
 class TestTrainable:
-    @pytest.mark.parametrize("name", [RESNET, VIT, "test_convnext", "test_efficientnet_gn", "test_vit3"])
+    @pytest.mark.parametrize(
+        "name", [RESNET, VIT, "test_convnext", "test_efficientnet_gn", "test_vit3"]
+    )
     def test_norm_is_every_affine_norm_parameter_and_nothing_else(self, name):
         backbone = backbone_module.create(name, image_size=64)
         trainable.set_trainable(backbone, "norm")
@@ -43,7 +47,9 @@ class TestTrainable:
         # By the names of the layers' classes: another way to find them than the code's own.
         modules = dict(backbone.named_modules())
         expected = {
-            key for key, _ in backbone.named_parameters() if "Norm" in type(modules[key.rpartition(".")[0]]).__name__
+            key
+            for key, _ in backbone.named_parameters()
+            if "Norm" in type(modules[key.rpartition(".")[0]]).__name__
         }
         assert moving == expected
         assert moving
@@ -61,13 +67,22 @@ class TestTrainable:
         moving = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
         (backbone(pixels()) ** 2).sum().backward()
         torch.optim.SGD(moving, 0.1).step()
-        changed = [value for key, value in backbone.named_parameters() if not torch.equal(value, before[key])]
+        changed = [
+            value
+            for key, value in backbone.named_parameters()
+            if not torch.equal(value, before[key])
+        ]
         assert changed
-        assert all(value.ndim == 1 for value in changed)  # a ResNet without its classifier has no other biases
+        assert all(
+            value.ndim == 1 for value in changed
+        )  # a ResNet without its classifier has no other biases
 
     def test_prelu_inside_a_norm_layer_is_no_norm_parameter(self):
         layer = timm.layers.BatchNormAct2d(4, act_layer=nn.PReLU)
-        assert {id(p) for p in trainable.norm_parameters(layer)} == {id(layer.weight), id(layer.bias)}
+        assert {id(p) for p in trainable.norm_parameters(layer)} == {
+            id(layer.weight),
+            id(layer.bias),
+        }
 
     def test_a_network_without_norms_is_refused(self):
         with pytest.raises(UserError, match="no norm layer"):
@@ -77,15 +92,20 @@ class TestTrainable:
         with pytest.raises(UserError, match='"head"'):
             trainable.set_trainable(nn.Linear(2, 2), "head")
 
-    @pytest.mark.parametrize("what", ["last", "last-0", "last-x", "lora-0", "lora-", "Norm", "", "last--1"])
+    @pytest.mark.parametrize(
+        "what", ["last", "last-0", "last-x", "lora-0", "lora-", "Norm", "", "last--1"]
+    )
     def test_words(self, what):
         with pytest.raises(UserError, match="last-K"):
             trainable.parse(what)
 
     def test_words_with_numbers(self):
         assert [trainable.parse(w) for w in ("all", "last-2", "lora", "lora-16")] == [
-            ("all", 0), ("last", 2), ("lora", trainable.RANK), ("lora", 16),
-        ]  # fmt: skip
+            ("all", 0),
+            ("last", 2),
+            ("lora", trainable.RANK),
+            ("lora", 16),
+        ]
 
     @pytest.mark.parametrize("name", [RESNET, VIT])
     def test_none_leaves_everything_as_it_was(self, name):
@@ -104,13 +124,21 @@ class TestLast:
             ("test_convnext", "last-1", ["stages.3.", "head.norm."]),
             ("mobilenetv3_small_050", "last-2", ["blocks.4.", "blocks.5.", "conv_head."]),
             ("tf_efficientnet_lite0", "last-1", ["blocks.6.", "conv_head.", "bn2."]),
-            ("densenet121", "last-1", ["features.denseblock4.", "features.transition4", "features.norm5."]),
+            (
+                "densenet121",
+                "last-1",
+                ["features.denseblock4.", "features.transition4", "features.norm5."],
+            ),
         ],
     )
     def test_the_last_parts_and_what_follows_them(self, name, what, beginnings):
         backbone = backbone_module.create(name, image_size=64)
         trainable.set_trainable(backbone, what)
-        expected = {f"network.{key}" for key, _ in backbone.network.named_parameters() if key.startswith(tuple(beginnings))}
+        expected = {
+            f"network.{key}"
+            for key, _ in backbone.network.named_parameters()
+            if key.startswith(tuple(beginnings))
+        }
         assert moving(backbone) == expected
 
     def test_the_frozen_part_is_exactly_what_it_was(self):
@@ -124,7 +152,11 @@ class TestLast:
     def test_copies_keep_the_frozen_statistics_too(self):
         backbone = backbone_module.create("resnet18")
         trainable.set_trainable(backbone, "last-1")
-        copied = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(backbone)).requires_grad_(False).train()
+        copied = (
+            nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(backbone))
+            .requires_grad_(False)
+            .train()
+        )
         assert copied.network.layer4[0].bn1.training
         assert not copied.network.layer1[0].bn1.training
 
@@ -139,7 +171,10 @@ class TestLast:
     def test_more_than_there_are(self, name, most):
         backbone = backbone_module.create(name, image_size=64)
         trainable.set_trainable(backbone, f"last-{most}")
-        assert not any(key.startswith(("network.conv1", "network.patch_embed", "network.stem")) for key in moving(backbone))
+        assert not any(
+            key.startswith(("network.conv1", "network.patch_embed", "network.stem"))
+            for key in moving(backbone)
+        )
         with pytest.raises(UserError, match=f"last-{most} is all but its stem"):
             trainable.set_trainable(backbone, f"last-{most + 1}")
 
@@ -168,7 +203,9 @@ class TestLora:
         trained(backbone)
         weights_io.save_backbone(backbone, tmp_path / f"b{suffix}")
         again = weights_io.load_backbone(tmp_path / f"b{suffix}")
-        assert set(again.network.state_dict()) == set(timm.create_model(VIT, num_classes=0).state_dict())
+        assert set(again.network.state_dict()) == set(
+            timm.create_model(VIT, num_classes=0).state_dict()
+        )
         torch.testing.assert_close(features(again, pixels()), features(backbone, pixels()))
         assert all("lora_" in key for key in moving(backbone))  # writing changed nothing
 

@@ -1,4 +1,6 @@
-"""Fine-tuning as an evaluation: what is trained, on which images a setting is chosen, and what a wild rate does."""
+"""Fine-tuning as an evaluation: what is trained, on which images a setting is chosen, and what a
+wild rate does.
+"""
 
 import contextlib
 import copy
@@ -44,7 +46,9 @@ def images(index: Index) -> Images:
 @pytest.fixture(scope="module")
 def backbone() -> backbone_module.Backbone:
     torch.manual_seed(0)
-    return backbone_module.create(RESNET).requires_grad_(False)  # as whoever evaluates may have left it
+    return backbone_module.create(RESNET).requires_grad_(
+        False
+    )  # as whoever evaluates may have left it
 
 
 def features(index: Index, positions: Tensor, labels: Tensor | None = None) -> Features:
@@ -69,7 +73,9 @@ def test(index: Index) -> Features:
 
 
 def several(index: Index) -> Tensor:
-    """Labels [N, 3] of several classes an image: its own, the one before it, and one that every image has."""
+    """Labels [N, 3] of several classes an image: its own, the one before it, and one that every
+    image has.
+    """
     assert index.labels is not None
     own = torch.nn.functional.one_hot(index.labels, 3)
     return (own + own.roll(1, 1)).clamp(max=1) * torch.tensor([1, 1, 0]) + torch.tensor([0, 0, 1])
@@ -77,20 +83,25 @@ def several(index: Index) -> Tensor:
 
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What was given to every training: the optimizer's groups, the method, and its parameters at the beginning."""
+    """What was given to every training: the optimizer's groups, the method, and its parameters at
+    the beginning.
+    """
     seen: list[dict[str, Any]] = []
     real = finetune.fit
 
     def fit(step: Any, method: Any, epochs: Any, optimizer: Any, loop: Any) -> Iterator[Any]:
         before = {name: p.detach().clone() for name, p in method.named_parameters()}
-        seen.append({"method": method, "groups": optimizer.param_groups, "loop": loop, "before": before})
+        seen.append(
+            {"method": method, "groups": optimizer.param_groups, "loop": loop, "before": before}
+        )
         return real(step, method, epochs, optimizer, loop)
 
     monkeypatch.setattr(finetune, "fit", fit)
     return seen
 
 
-# ------------------------------------------------------------------------------------------- the protocol
+# ------------------------------------------------------------------------------------------- the
+# protocol
 
 
 def test_the_rate_falls_to_a_tenth_twice() -> None:
@@ -103,13 +114,29 @@ def test_the_rate_falls_to_a_tenth_twice() -> None:
 
 def test_every_length_is_tried_with_every_rate(bound: BoundFineTune) -> None:
     article = replace(bound, asked=FineTune())
-    assert article.settings(1000) == [(2500, 0.01), (2500, 0.001), (270, 0.01), (270, 0.001)]  # 3 batches of 256 an epoch
+    assert article.settings(1000) == [
+        (2500, 0.01),
+        (2500, 0.001),
+        (270, 0.01),
+        (270, 0.001),
+    ]  # 3 batches of 256 an epoch
     assert article.settings(100)[2:] == [(90, 0.01), (90, 0.001)]  # one batch, of all there are
-    assert "2500 steps or 90 epochs, rate 0.01 or 0.001, 100 times that for the head" in article.describe()
+    assert (
+        "2500 steps or 90 epochs, rate 0.01 or 0.001, 100 times that for the head"
+        in article.describe()
+    )
 
 
 @pytest.mark.parametrize(
-    "asked", [{"steps": (), "epochs": ()}, {"rates": ()}, {"rates": (0.0,)}, {"batch": 0}, {"head": -1.0}, {"steps": (0,)}]
+    "asked",
+    [
+        {"steps": (), "epochs": ()},
+        {"rates": ()},
+        {"rates": (0.0,)},
+        {"batch": 0},
+        {"head": -1.0},
+        {"steps": (0,)},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="fine-tuning"):
@@ -127,7 +154,9 @@ def test_the_head_learns_a_hundred_times_faster_and_everything_moves(
     replace(bound, asked=replace(QUICK, steps=(6,), rates=(0.5,))).score(train, test.vectors)
     (only,) = fitted
     trunk, head = only["groups"]
-    assert (trunk["peak"], head["peak"]) == pytest.approx((0.5 * 16 / 256, 100 * 0.5 * 16 / 256))  # by the batch
+    assert (trunk["peak"], head["peak"]) == pytest.approx(
+        (0.5 * 16 / 256, 100 * 0.5 * 16 / 256)
+    )  # by the batch
     assert {g["momentum"] for g in only["groups"]} == {0.9}
     assert {g["weight_decay"] for g in only["groups"]} == {0}
     linear = only["method"].network[1]
@@ -149,7 +178,9 @@ def test_the_backbone_given_is_left_as_it_was(
     assert backbone.training == before.training
 
 
-def test_each_backbone_is_tuned_for_itself(bound: BoundFineTune, train: Features, test: Features) -> None:
+def test_each_backbone_is_tuned_for_itself(
+    bound: BoundFineTune, train: Features, test: Features
+) -> None:
     torch.manual_seed(1)
     both = replace(bound, backbones={**bound.backbones, "other": backbone_module.create(RESNET)})
     own, other = (both.of(name).score(train, test.vectors).values for name in ("own", "other"))
@@ -157,7 +188,9 @@ def test_each_backbone_is_tuned_for_itself(bound: BoundFineTune, train: Features
     assert torch.equal(own, bound.score(train, test.vectors).values)
 
 
-def test_the_same_seed_is_the_same_result(bound: BoundFineTune, train: Features, test: Features) -> None:
+def test_the_same_seed_is_the_same_result(
+    bound: BoundFineTune, train: Features, test: Features
+) -> None:
     torch.manual_seed(123)  # whatever was drawn before
     one = bound.score(train, test.vectors).values
     assert torch.equal(bound.score(train, test.vectors).values, one)
@@ -165,7 +198,8 @@ def test_the_same_seed_is_the_same_result(bound: BoundFineTune, train: Features,
     assert not torch.equal(other.score(train, test.vectors).values, one)
 
 
-# ------------------------------------------------------------------------------------------- what is learnt
+# ------------------------------------------------------------------------------------------- what
+# is learnt
 
 
 LEARNS = FineTune(steps=(32,), epochs=(), rates=(0.5,), batch=16)
@@ -177,28 +211,39 @@ def test_separable_images_are_learnt(bound: BoundFineTune, train: Features, test
     assert goodness(test.labels, scores.values) > 0.8  # chance is a third
 
 
-def test_several_classes_an_image_are_learnt(bound: BoundFineTune, index: Index, fitted: list[dict[str, Any]]) -> None:
+def test_several_classes_an_image_are_learnt(
+    bound: BoundFineTune, index: Index, fitted: list[dict[str, Any]]
+) -> None:
     """By binary cross-entropy, scored by AUROC; the class that every image has is in no mean."""
     labels = several(index).to(torch.int8)
-    train, test = (features(index, positions, labels) for positions in (index.train, index.held_out))
-    tuned = evaluate({"own": (train, test)}, [replace(bound, asked=LEARNS)], labels=("all",), resamples=10)
+    train, test = (
+        features(index, positions, labels) for positions in (index.train, index.held_out)
+    )
+    tuned = evaluate(
+        {"own": (train, test)}, [replace(bound, asked=LEARNS)], labels=("all",), resamples=10
+    )
     (row,) = tuned.rows
     assert (row.metric, row.protocol, row.draws) == ("auroc", "finetune", 1)
     assert row.mean > 0.9
     assert any("1 of 3 classes" in note for note in tuned.notes)
     method = fitted[0]["method"]
     logits = torch.randn(4, 3)
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, train.labels[:4].float())
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, train.labels[:4].float()
+    )
     torch.testing.assert_close(method.loss(logits, train.labels[:4]), expected)
 
 
-# ----------------------------------------------------------------------------------- how a setting is chosen
+# ----------------------------------------------------------------------------------- how a setting
+# is chosen
 
 
 def test_a_setting_is_chosen_on_kept_out_training_images(
     bound: BoundFineTune, train: Features, test: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what was chosen is then trained on all of them. Test images are looked at once, at the end."""
+    """And what was chosen is then trained on all of them. Test images are looked at once, at the
+    end.
+    """
     tried: list[tuple[set[float], set[float], int, float]] = []
 
     def tune(self: BoundFineTune, part: Features, seen: Tensor, steps: int, rate: float) -> Tensor:
@@ -257,7 +302,9 @@ def test_one_setting_needs_no_choice(
     assert len(fitted) == 1
 
 
-def test_two_images_are_too_few_to_choose_on(bound: BoundFineTune, train: Features, test: Features) -> None:
+def test_two_images_are_too_few_to_choose_on(
+    bound: BoundFineTune, train: Features, test: Features
+) -> None:
     """Batch norm cannot be trained on the one that would be left."""
     firsts = torch.tensor([int((train.labels == c).nonzero()[0]) for c in (0, 1)])
     asked = replace(bound, asked=replace(QUICK, rates=(0.05, 0.01)))
@@ -271,48 +318,97 @@ def test_a_class_that_was_not_there_to_learn_counts_as_wrong() -> None:
     assert goodness(labels, values) == pytest.approx(2 / 3)
 
 
-# ------------------------------------------------------------------------------------------- a wild rate
+# ------------------------------------------------------------------------------------------- a wild
+# rate
 
 
 @pytest.mark.parametrize("steps", [2, 30])  # so short that nobody gives up, and long enough
-def test_a_rate_that_diverges_is_scored_as_chance(steps: int, bound: BoundFineTune, train: Features, test: Features) -> None:
+def test_a_rate_that_diverges_is_scored_as_chance(
+    steps: int, bound: BoundFineTune, train: Features, test: Features
+) -> None:
     wild = FineTune(steps=(steps,), epochs=(), rates=(1e30,), batch=16)
-    found = evaluate({"own": (train, test)}, [replace(bound, asked=wild)], labels=("all",), resamples=10)
+    found = evaluate(
+        {"own": (train, test)}, [replace(bound, asked=wild)], labels=("all",), resamples=10
+    )
     assert [(r.metric, r.mean) for r in found.rows] == [("balanced_accuracy", pytest.approx(1 / 3))]
 
 
-def test_a_rate_that_diverges_is_chance_for_several_classes_too(bound: BoundFineTune, index: Index) -> None:
+def test_a_rate_that_diverges_is_chance_for_several_classes_too(
+    bound: BoundFineTune, index: Index
+) -> None:
     wild = FineTune(steps=(2,), epochs=(), rates=(1e30,), batch=16)
     labels = several(index)
-    train, test = (features(index, positions, labels) for positions in (index.train, index.held_out))
-    found = evaluate({"own": (train, test)}, [replace(bound, asked=wild)], labels=("all",), resamples=10)
+    train, test = (
+        features(index, positions, labels) for positions in (index.train, index.held_out)
+    )
+    found = evaluate(
+        {"own": (train, test)}, [replace(bound, asked=wild)], labels=("all",), resamples=10
+    )
     assert [(r.metric, r.mean) for r in found.rows] == [("auroc", 0.5)]
 
 
-def test_of_a_wild_rate_and_a_tame_one_the_tame_one_is_taken(bound: BoundFineTune, train: Features, test: Features) -> None:
+def test_of_a_wild_rate_and_a_tame_one_the_tame_one_is_taken(
+    bound: BoundFineTune, train: Features, test: Features
+) -> None:
     asked = replace(LEARNS, rates=(1e30, 0.5))
     scores = replace(bound, asked=asked).score(train, test.vectors)
     assert scores.chosen["rate"] == 0.5
     assert goodness(test.labels, scores.values) > 1 / 3
 
 
-def test_images_that_are_gone_are_no_bad_rate(bound: BoundFineTune, index: Index, train: Features, test: Features) -> None:
+def test_images_that_are_gone_are_no_bad_rate(
+    bound: BoundFineTune, index: Index, train: Features, test: Features
+) -> None:
     gone = Images([Path("nowhere.png")] * len(index), index.sizes, 32, hold=False)
     with pytest.raises(UserError, match="no image can be read"):
         replace(bound, images=gone).score(train, test.vectors)
 
 
-# ------------------------------------------------------------------------------------------- the command
+# ------------------------------------------------------------------------------------------- the
+# command
 
 
-def test_the_command_fine_tunes_a_run_beside_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_fine_tunes_a_run_beside_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = folder(tmp_path / "images", each=8)
     out = tmp_path / "run"
-    small = ["--backbone", RESNET, "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0"]
+    small = [
+        "--backbone",
+        RESNET,
+        "--size",
+        "32",
+        "--batch",
+        "8",
+        "--precision",
+        "fp32",
+        "--workers",
+        "0",
+    ]
     assert main(["pretrain", "--data", str(images), "--out", str(out), "--steps", "2", *small]) == 0
     before = (out / "backbone.safetensors").read_bytes()
-    asked = ["--finetune.steps", "2", "--finetune.epochs", "--finetune.rates", "0.1", "0.01", "--finetune.batch", "8"]
-    words = ["evaluate", str(out), "--protocol", "finetune", "--labels", "5", "--draws", "2", "--against", "random"]
+    asked = [
+        "--finetune.steps",
+        "2",
+        "--finetune.epochs",
+        "--finetune.rates",
+        "0.1",
+        "0.01",
+        "--finetune.batch",
+        "8",
+    ]
+    words = [
+        "evaluate",
+        str(out),
+        "--protocol",
+        "finetune",
+        "--labels",
+        "5",
+        "--draws",
+        "2",
+        "--against",
+        "random",
+    ]
     capsys.readouterr()
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert main([*words, *asked, "--json", "--workers", "0"]) == 0
@@ -322,7 +418,9 @@ def test_the_command_fine_tunes_a_run_beside_others(tmp_path: Path, capsys: pyte
     }
     assert all(0 <= r["low"] <= r["mean"] <= r["high"] <= 1 for r in rows)
     kept = json.loads((out / "evaluation.json").read_text())[0]
-    assert Results.from_json(json.dumps({k: kept[k] for k in ("rows", "differences", "notes")})).differences
+    assert Results.from_json(
+        json.dumps({k: kept[k] for k in ("rows", "differences", "notes")})
+    ).differences
     assert (out / "backbone.safetensors").read_bytes() == before
     assert not (out / "features").exists()  # frozen features are no part of it
     assert main([*words, "--finetune.rates", "0", "--json"]) == 2

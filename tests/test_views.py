@@ -1,4 +1,6 @@
-"""Views: each operation against torchvision's, the law of the crops, and what every view must be."""
+"""Views: each operation against torchvision's, the law of the crops, and what every view must
+be.
+"""
 
 import dataclasses
 import math
@@ -20,10 +22,14 @@ PLAIN: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "gray": 0.0, "blur": 0.0}
 
 
 def pictures(count: int, canvas: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Tensor:
-    """uint8 [count, 3, canvas, canvas]: smooth colours with fine noise, as photographs have both."""
+    """uint8 [count, 3, canvas, canvas]: smooth colours with fine noise, as photographs have
+    both.
+    """
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, (canvas, canvas), mode="bilinear", align_corners=True)
+    smooth = torch.nn.functional.interpolate(
+        coarse, (canvas, canvas), mode="bilinear", align_corners=True
+    )
     fine = torch.rand(count, 3, canvas, canvas, generator=generator)
     return ((low + (high - low) * (0.7 * smooth + 0.3 * fine)) * 255).round().byte()
 
@@ -40,11 +46,14 @@ def draw(box: Tensor, **changes: Tensor) -> sampling.ViewParameters:
     """Boxes [B, 4] as shares of the image, and nothing else unless asked for."""
     never = torch.zeros(len(box), dtype=torch.bool)
     plain = torch.stack([torch.eye(3), torch.zeros(3, 3)])[:, None].expand(2, len(box), 3, 3)
-    nothing = sampling.ViewParameters(box=box, flip=never, colour=plain, sigma=never.float(), solarize=never)
+    nothing = sampling.ViewParameters(
+        box=box, flip=never, colour=plain, sigma=never.float(), solarize=never
+    )
     return dataclasses.replace(nothing, **changes)
 
 
-# (canvas, size): shrinking and growing, with and without blocks of a blur, sizes that those do not divide
+# (canvas, size): shrinking and growing, with and without blocks of a blur, sizes that those do not
+# divide
 SHAPES = [(32, 32), (48, 96), (128, 64), (200, 100), (256, 150), (448, 224)]
 
 
@@ -62,10 +71,15 @@ def test_crop_flip_resize_and_blur_are_torchvisions(canvas: int, size: int) -> N
     flip = torch.tensor([False, True, True, False])
     sigma = torch.tensor([0.0, 1.3, 0.0, 2.0])
     drawn = [draw(boxes / canvas, flip=flip, sigma=sigma)]
-    made, rounded = (augment_module._render(pixels, drawn, [size], 6, singly_from)[0] for singly_from in (10**6, 1))
+    made, rounded = (
+        augment_module._render(pixels, drawn, [size], 6, singly_from)[0]
+        for singly_from in (10**6, 1)
+    )
     torch.testing.assert_close(rounded, made, atol=1.01 / 255, rtol=0)  # to a grey level
     assert (rounded - made).abs().mean() < 0.4 / 255
-    for image, box, flipped, blur, view in zip(pixels, boxes.tolist(), flip, sigma.tolist(), made, strict=True):
+    for image, box, flipped, blur, view in zip(
+        pixels, boxes.tolist(), flip, sigma.tolist(), made, strict=True
+    ):
         expected = tv.resized_crop(image.float() / 255, *box, size=[size, size], antialias=True)
         expected = tv.horizontal_flip(expected) if flipped else expected
         expected = tv.gaussian_blur(expected, [13, 13], [blur, blur]) if blur else expected
@@ -103,7 +117,9 @@ def test_each_jitter_is_torchvisions(name: str) -> None:
     images = pictures(16, 24, 0.3, 0.6).float() / 255  # such that nothing clamps
     strength, colour = colours(16, **{name: 0.4})
     column = ["brightness", "contrast", "saturation"].index(name)
-    for image, factor, made in zip(images, 0.6 + 0.8 * strength[:, column], coloured(images, colour), strict=True):
+    for image, factor, made in zip(
+        images, 0.6 + 0.8 * strength[:, column], coloured(images, colour), strict=True
+    ):
         expected = getattr(tv, f"adjust_{name}")(image, float(factor))
         torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
 
@@ -135,7 +151,9 @@ def test_hue_is_near_hsv() -> None:
     made = coloured(images, colour).clamp(0, 1)
     shift = 0.2 * strength[:, 3] - 0.1
     expected = torch.stack([tv.adjust_hue(i, float(h)) for i, h in zip(images, shift, strict=True)])
-    other_way = torch.stack([tv.adjust_hue(i, -float(h)) for i, h in zip(images, shift, strict=True)])
+    other_way = torch.stack(
+        [tv.adjust_hue(i, -float(h)) for i, h in zip(images, shift, strict=True)]
+    )
     assert (made - expected).abs().mean() < 0.025  # YIQ keeps the luma, HSV the value
     assert (made - expected).abs().mean() < 0.5 * (made - other_way).abs().mean()
     grey = images.mean(1, keepdim=True).expand_as(images)
@@ -144,10 +162,12 @@ def test_hue_is_near_hsv() -> None:
 
 def test_gray_is_torchvisions() -> None:
     pixels = pictures(3, 32)
-    (view,) = Augment(Views(**{**PLAIN, "gray": 1.0, "large": 1, "scale": (1, 1), "ratio": (1, 1)}), 32)(
-        pixels, square(3), seeded()
+    (view,) = Augment(
+        Views(**{**PLAIN, "gray": 1.0, "large": 1, "scale": (1, 1), "ratio": (1, 1)}), 32
+    )(pixels, square(3), seeded())
+    torch.testing.assert_close(
+        view, tv.rgb_to_grayscale(pixels.float() / 255, 3), atol=1e-5, rtol=0
     )
-    torch.testing.assert_close(view, tv.rgb_to_grayscale(pixels.float() / 255, 3), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("canvas", [64, 256])
@@ -160,7 +180,9 @@ def test_a_whole_view_is_torchvisions_one_by_one(canvas: int) -> None:
     (view,) = Augment(settings, size)(pixels, aspect, seeded(5))
     (drawn,) = sampling.sample_parameters(settings, aspect, [settings.scale], seeded(5))
     # The boxes are real-valued, which torchvision cannot do: crops are held to it above.
-    (crop,) = augment_module._render(pixels, [draw(drawn.box, flip=drawn.flip)], [size], 6, augment_module.SINGLY_FROM)
+    (crop,) = augment_module._render(
+        pixels, [draw(drawn.box, flip=drawn.flip)], [size], 6, augment_module.SINGLY_FROM
+    )
     expected = coloured(crop, drawn.colour)
     for index, sigma in enumerate(drawn.sigma.tolist()):
         if sigma:
@@ -179,7 +201,9 @@ def test_solarize_is_torchvisions() -> None:
 
 @pytest.mark.parametrize("aspect", [1.0, 4 / 3, 0.4, 5.0])
 @pytest.mark.parametrize("scale", [(0.2, 1.0), (0.05, 0.2)])
-def test_crops_follow_the_law_of_random_resized_crop(aspect: float, scale: tuple[float, float]) -> None:
+def test_crops_follow_the_law_of_random_resized_crop(
+    aspect: float, scale: tuple[float, float]
+) -> None:
     height = 2000
     width = round(height * aspect)
     crop = v2.RandomResizedCrop(8, scale=scale)
@@ -187,9 +211,13 @@ def test_crops_follow_the_law_of_random_resized_crop(aspect: float, scale: tuple
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         drawn = [crop.make_params([image]) for _ in range(1500)]
-    theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in drawn], dtype=torch.float)
+    theirs = torch.tensor(
+        [[p["top"], p["left"], p["height"], p["width"]] for p in drawn], dtype=torch.float
+    )
     settings = Views()
-    boxes = sampling.sample_parameters(settings, torch.full((6000,), width / height), [scale], seeded())[0].box
+    boxes = sampling.sample_parameters(
+        settings, torch.full((6000,), width / height), [scale], seeded()
+    )[0].box
     ours = boxes * torch.tensor([height, width, height, width])
 
     def measures(box: Tensor) -> dict[str, Tensor]:
@@ -206,9 +234,15 @@ def test_crops_follow_the_law_of_random_resized_crop(aspect: float, scale: tuple
     assert (ours[:, 1] + ours[:, 3] <= width * (1 + 1e-6)).all()
     for name, mine in measures(ours).items():
         other = measures(theirs)[name]
-        at = torch.cat([mine, other]).sort().values + 1e-3  # rounding to pixels makes ties of theirs
-        below = [torch.searchsorted(values.sort().values, at) / len(values) for values in (mine, other)]
-        assert (below[0] - below[1]).abs().max() < 1.95 * math.sqrt(1 / 6000 + 1 / 1500), name  # KS, p = .001
+        at = (
+            torch.cat([mine, other]).sort().values + 1e-3
+        )  # rounding to pixels makes ties of theirs
+        below = [
+            torch.searchsorted(values.sort().values, at) / len(values) for values in (mine, other)
+        ]
+        assert (below[0] - below[1]).abs().max() < 1.95 * math.sqrt(1 / 6000 + 1 / 1500), (
+            name
+        )  # KS, p = .001
 
 
 @pytest.mark.parametrize("pipeline", ["fast", "reference"])
@@ -243,12 +277,16 @@ def test_chance_comes_from_the_generator_alone(pipeline: Any) -> None:
 
 
 def test_the_order_of_chance_is_fixed() -> None:
-    """How much is drawn depends on neither the pixels nor the probabilities, and a view not on later ones."""
+    """How much is drawn depends on neither the pixels nor the probabilities, and a view not on
+    later ones.
+    """
     generators = [seeded() for _ in range(3)]
     settings = [Views(), Views(**PLAIN), Views(small=2)]
     boxes = []
     for generator, views in zip(generators, settings, strict=True):
-        boxes.append(sampling.sample_parameters(views, square(5), [views.scale] * 2, generator)[0].box)
+        boxes.append(
+            sampling.sample_parameters(views, square(5), [views.scale] * 2, generator)[0].box
+        )
 
     assert torch.equal(boxes[0], boxes[1])
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
@@ -258,7 +296,11 @@ def test_the_order_of_chance_is_fixed() -> None:
 
 
 def test_handling_few_images_or_many_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels, aspect, augment = pictures(7, 100), torch.linspace(0.5, 2, 7), Augment(Views(small=1), 72)
+    pixels, aspect, augment = (
+        pictures(7, 100),
+        torch.linspace(0.5, 2, 7),
+        Augment(Views(small=1), 72),
+    )
     made = []
     for cache in (1, 10**9):
         monkeypatch.setattr(batched, "CACHE", cache)
@@ -270,11 +312,16 @@ def test_handling_few_images_or_many_at_a_time_is_the_same(monkeypatch: pytest.M
 @pytest.mark.parametrize("pipeline", ["fast", "reference"])
 def test_images_of_their_own_sizes_give_nearly_the_views_of_their_squares(pipeline: Any) -> None:
     shapes = [(240, 320), (300, 200), (256, 256)]
-    originals = [tv.resize(pictures(1, 16, seed=i)[0], list(shape), antialias=True) for i, shape in enumerate(shapes)]
+    originals = [
+        tv.resize(pictures(1, 16, seed=i)[0], list(shape), antialias=True)
+        for i, shape in enumerate(shapes)
+    ]
     squares = torch.stack([tv.resize(image, [400, 400], antialias=True) for image in originals])
     aspect = torch.tensor([width / height for height, width in shapes])
     augment = Augment(Views(small=1, pipeline=pipeline), 64)
-    for one, two in zip(augment(originals, aspect, seeded()), augment(squares, aspect, seeded()), strict=True):
+    for one, two in zip(
+        augment(originals, aspect, seeded()), augment(squares, aspect, seeded()), strict=True
+    ):
         assert one.shape == two.shape
         assert one.is_contiguous(memory_format=torch.channels_last)
         if pipeline == "fast":  # torchvision draws its boxes in pixels: others for other sizes
@@ -285,7 +332,11 @@ def test_images_of_their_own_sizes_give_nearly_the_views_of_their_squares(pipeli
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_views_are_those_of_any_device() -> None:
-    pixels, aspect, augment = pictures(9, 200), torch.linspace(0.5, 2, 9), Augment(Views(small=1), 96)
+    pixels, aspect, augment = (
+        pictures(9, 200),
+        torch.linspace(0.5, 2, 9),
+        Augment(Views(small=1), 96),
+    )
     here, there = augment(pixels, aspect, seeded()), augment(pixels.cuda(), aspect, seeded())
     for one, two in zip(here, there, strict=True):
         assert two.device.type == "cuda"
@@ -303,12 +354,16 @@ def test_autocast_does_not_touch_views() -> None:
 @pytest.mark.parametrize("pipeline", ["fast", "reference"])
 def test_nothing_asked_for_is_the_plain_resize(pipeline: Any) -> None:
     pixels = pictures(3, 64)
-    settings = Views(**{**PLAIN, "pipeline": pipeline, "scale": (1, 1), "ratio": (1, 1), "large": 1})
+    settings = Views(
+        **{**PLAIN, "pipeline": pipeline, "scale": (1, 1), "ratio": (1, 1), "large": 1}
+    )
     for size in (24, 64):
         (view,) = Augment(settings, size)(pixels, square(3), seeded())
         expected = tv.resize(pixels.float() / 255, [size, size], antialias=True)
         torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
-        (flipped,) = Augment(dataclasses.replace(settings, flip=1.0), size)(pixels, square(3), seeded())
+        (flipped,) = Augment(dataclasses.replace(settings, flip=1.0), size)(
+            pixels, square(3), seeded()
+        )
         torch.testing.assert_close(flipped, expected.flip(3), atol=1e-5, rtol=0)
 
 
@@ -359,9 +414,15 @@ def test_a_circle_stays_a_circle(height: int, width: int, pipeline: Any) -> None
     assert abs(2 * math.sqrt(down) - 64 / 6) < 0.2  # a disc of radius r has moments r^2 / 4
 
     # Square crops: the disc keeps its shape wherever it is seen whole.
-    views = Views(**{**PLAIN, "pipeline": pipeline, "ratio": (1, 1), "scale": (0.3, 0.4), "large": 1})
+    views = Views(
+        **{**PLAIN, "pipeline": pipeline, "ratio": (1, 1), "scale": (0.3, 0.4), "large": 1}
+    )
     made = [Augment(views, 32)(squashed, aspect, seeded(seed))[0] for seed in range(150)]
-    whole = [v for v in made if max(v[:, :, 0].max(), v[:, :, -1].max(), v[..., 0].max(), v[..., -1].max()) < 0.02]
+    whole = [
+        v
+        for v in made
+        if max(v[:, :, 0].max(), v[:, :, -1].max(), v[..., 0].max(), v[..., -1].max()) < 0.02
+    ]
     whole = [view for view in whole if view.max() > 0.5]
     assert len(whole) > 5
     ratios = torch.tensor([down / across for down, across in map(extent, whole)])

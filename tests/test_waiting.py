@@ -1,4 +1,6 @@
-"""How often a training step reads a value back: on a GPU each time waits for all that was asked of it."""
+"""How often a training step reads a value back: on a GPU each time waits for all that was asked of
+it.
+"""
 
 from collections import Counter
 from typing import Any
@@ -25,9 +27,13 @@ class Reads(TorchDispatchMode):
         super().__init__()
         self.found: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
         name = str(function)
-        masked = name == "aten.index.Tensor" and any(i is not None and i.dtype == torch.bool for i in arguments[1])
+        masked = name == "aten.index.Tensor" and any(
+            i is not None and i.dtype == torch.bool for i in arguments[1]
+        )
         self.found[name] += masked or any(read in name for read in READS)
         return function(*arguments, **(keywords or {}))
 

@@ -1,4 +1,6 @@
-"""What lies at a path: weights in any kind of file and folder, or one line that says what is there instead."""
+"""What lies at a path: weights in any kind of file and folder, or one line that says what is there
+instead.
+"""
 
 import contextlib
 import gzip
@@ -68,7 +70,9 @@ def npz() -> bytes:
     return buffer.getvalue()
 
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * b"a" + b"\nsize 46830571\n"
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * b"a" + b"\nsize 46830571\n"
+)
 # Content, and a word that the line must have.
 NO_WEIGHTS: dict[str, tuple[bytes, str]] = {
     "lfs": (POINTER, "Git LFS"),
@@ -90,7 +94,10 @@ NO_WEIGHTS: dict[str, tuple[bytes, str]] = {
     "npz": (npz(), "NumPy"),
     "tflite": (b"\x1c\0\0\0TFL3" + bytes(100), "TensorFlow"),
     "keras": (zipped({"config.json": b"{}", "model.weights.h5": b"x"}), "Keras"),
-    "zip": (zipped({"resnet18/readme.txt": b"x", "resnet18/weights.pth": b"x"}), "resnet18/readme.txt"),
+    "zip": (
+        zipped({"resnet18/readme.txt": b"x", "resnet18/weights.pth": b"x"}),
+        "resnet18/readme.txt",
+    ),
     "empty zip": (zipped({}), "zip"),
     "torch.export": (zipped({"a/models/model.json": b"{}"}), "torch.export"),
     "zip cut off": (zipped({"archive/data.pkl": bytes(900)})[:500], "cut off"),
@@ -122,7 +129,9 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path, kind: str, suffix: 
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".h5", ".pb", ".tflite", ".msgpack", ".keras", ".ckpt.data-00000-of-00001"])
+@pytest.mark.parametrize(
+    "suffix", [".onnx", ".h5", ".pb", ".tflite", ".msgpack", ".keras", ".ckpt.data-00000-of-00001"]
+)
 def test_files_that_only_their_suffix_tells(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(range(200, 256)))
@@ -146,7 +155,9 @@ def test_cut_off(tmp_path: Path, state: dict[str, torch.Tensor], kind: str, shar
     assert "\n" not in str(error.value)
 
 
-def test_what_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]) -> None:
+def test_what_must_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]
+) -> None:
     path = tmp_path / "weights.pth"
     torch.save(state, path)
 
@@ -158,7 +169,9 @@ def test_what_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         weight_files.read(path)
 
 
-@pytest.mark.parametrize("name", ["https://example.org/a.pth", "hf-hub:timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"])
+@pytest.mark.parametrize(
+    "name", ["https://example.org/a.pth", "hf-hub:timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"]
+)
 def test_what_is_no_path(name: str) -> None:
     with pytest.raises(UserError, match="no file"):
         weights_io.load_weights(backbone_module.create(RESNET), name)
@@ -173,7 +186,11 @@ def test_a_link_to_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin", ".ckpt"])
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
 def test_the_content_says_what_it_is_and_not_the_suffix(
-    tmp_path: Path, backbone: backbone_module.Backbone, state: dict[str, torch.Tensor], kind: str, suffix: str
+    tmp_path: Path,
+    backbone: backbone_module.Backbone,
+    state: dict[str, torch.Tensor],
+    kind: str,
+    suffix: str,
 ) -> None:
     path = tmp_path / f"weights{suffix}"
     safetensors.torch.save_file(state, path) if kind == "safetensors" else torch.save(state, path)
@@ -181,9 +198,15 @@ def test_the_content_says_what_it_is_and_not_the_suffix(
 
 
 class TestFolders:
-    @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "checkpoint.pth", "anything.ckpt"])
+    @pytest.mark.parametrize(
+        "name", ["model.safetensors", "pytorch_model.bin", "checkpoint.pth", "anything.ckpt"]
+    )
     def test_one_file_of_weights(
-        self, tmp_path: Path, backbone: backbone_module.Backbone, state: dict[str, torch.Tensor], name: str
+        self,
+        tmp_path: Path,
+        backbone: backbone_module.Backbone,
+        state: dict[str, torch.Tensor],
+        name: str,
     ) -> None:
         (tmp_path / "README.md").write_text("about it")
         save = safetensors.torch.save_file if name.endswith(".safetensors") else torch.save
@@ -197,7 +220,10 @@ class TestFolders:
         folder.mkdir(parents=True)
         safetensors.torch.save_file(state, folder / "model.safetensors")
         torch.save({"other": torch.ones(1)}, folder / "pytorch_model.bin")
-        config = {"architecture": RESNET, "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}}
+        config = {
+            "architecture": RESNET,
+            "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]},
+        }
         (folder / "config.json").write_text(json.dumps(config))
         for source in (folder, folder.parents[1], folder / "model.safetensors"):
             assert weights_io.guess(source) == (RESNET, "imagenet")
@@ -205,12 +231,20 @@ class TestFolders:
             weights_io.load_weights(fresh, source)
             assert_same_weights(fresh.network, backbone.network)
             torch.testing.assert_close(fresh.mean, torch.tensor([0.5, 0.4, 0.3]))
-        assert set(weight_files.sources(folder)) == {folder / "model.safetensors", folder / "config.json"}
+        assert set(weight_files.sources(folder)) == {
+            folder / "model.safetensors",
+            folder / "config.json",
+        }
 
     @pytest.mark.parametrize("usable", [True, False])
-    def test_the_statistics_of_a_preprocessor(self, tmp_path: Path, state: dict[str, torch.Tensor], usable: bool) -> None:
+    def test_the_statistics_of_a_preprocessor(
+        self, tmp_path: Path, state: dict[str, torch.Tensor], usable: bool
+    ) -> None:
         safetensors.torch.save_file(state, tmp_path / "model.safetensors")
-        written = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2] if usable else [0.2, 0, float("nan")]}
+        written = {
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.2, 0.2, 0.2] if usable else [0.2, 0, float("nan")],
+        }
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
         fresh = backbone_module.create(RESNET)
         weights_io.load_weights(fresh, tmp_path)
@@ -218,18 +252,24 @@ class TestFolders:
 
     @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
     def test_several_files_that_weights_are_spread_over(
-        self, tmp_path: Path, backbone: backbone_module.Backbone, state: dict[str, torch.Tensor], suffix: str
+        self,
+        tmp_path: Path,
+        backbone: backbone_module.Backbone,
+        state: dict[str, torch.Tensor],
+        suffix: str,
     ) -> None:
         stem = "model" if suffix == "safetensors" else "pytorch_model"
         names = [f"{stem}-0000{i}-of-00003.{suffix}" for i in (1, 2, 3)]
         keys = list(state)
         for i, name in enumerate(names):
             part = {key: state[key] for key in keys[i::3]}
-            safetensors.torch.save_file(part, tmp_path / name) if suffix == "safetensors" else torch.save(
+            safetensors.torch.save_file(
                 part, tmp_path / name
-            )
+            ) if suffix == "safetensors" else torch.save(part, tmp_path / name)
         index = tmp_path / f"{stem}.{suffix}.index.json"
-        index.write_text(json.dumps({"weight_map": {key: names[i % 3] for i, key in enumerate(keys)}}))
+        index.write_text(
+            json.dumps({"weight_map": {key: names[i % 3] for i, key in enumerate(keys)}})
+        )
         taken(tmp_path, backbone)
         taken(index, backbone)
         with pytest.raises(UserError, match="one of several"):
@@ -238,18 +278,24 @@ class TestFolders:
         with pytest.raises(UserError, match="00002"):
             weight_files.read(tmp_path)
 
-    def test_several_to_choose_from_are_listed(self, tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    def test_several_to_choose_from_are_listed(
+        self, tmp_path: Path, state: dict[str, torch.Tensor]
+    ) -> None:
         for name in ("a.pth", "b.pth"):
             torch.save(state, tmp_path / name)
         with pytest.raises(UserError, match=r"a\.pth.*b\.pth"):
             weight_files.read(tmp_path)
 
-    @pytest.mark.parametrize("below", [(), ("x.txt",), ("runs/backbone.safetensors",), ("tf_model.h5",)])
+    @pytest.mark.parametrize(
+        "below", [(), ("x.txt",), ("runs/backbone.safetensors",), ("tf_model.h5",)]
+    )
     def test_none(self, tmp_path: Path, below: tuple[str, ...]) -> None:
         for name in below:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text("x")
-        with pytest.raises(UserError, match=below[0].split("/")[-1][:3] if below else "no file") as error:
+        with pytest.raises(
+            UserError, match=below[0].split("/")[-1][:3] if below else "no file"
+        ) as error:
             weights_io.guess(tmp_path)
         assert "\n" not in str(error.value)
 
@@ -270,13 +316,25 @@ class TestRuns:
         config = {"backbone": backbone.name, "stem": backbone.stem, "size": 32}
         (folder / "run.json").write_text(json.dumps({"config": config}))
         step = {f"method.backbone.{key}": value for key, value in backbone.state_dict().items()}
-        step |= {f"method.network.0.{key}": torch.zeros_like(value) for key, value in backbone.state_dict().items()}
+        step |= {
+            f"method.network.0.{key}": torch.zeros_like(value)
+            for key, value in backbone.state_dict().items()
+        }
         step["method.projection.0.weight"] = torch.ones(2)
-        state = {"guard": {}, "next": 2, "skipped": 0, "seconds": 1.0, "step": step, "optimizer": {"state": {}}}
+        state = {
+            "guard": {},
+            "next": 2,
+            "skipped": 0,
+            "seconds": 1.0,
+            "step": step,
+            "optimizer": {"state": {}},
+        }
         torch.save(state, folder / "checkpoints" / "last.pt")
         return folder
 
-    @pytest.mark.parametrize("file", ["", "run.json", "backbone.safetensors", "checkpoints/last.pt"])
+    @pytest.mark.parametrize(
+        "file", ["", "run.json", "backbone.safetensors", "checkpoints/last.pt"]
+    )
     def test_it_is_taken(self, folder: Path, backbone: backbone_module.Backbone, file: str) -> None:
         source = folder / file
         assert "with its mean and std" in taken(source, backbone)
@@ -285,7 +343,9 @@ class TestRuns:
         assert_same_weights(again, backbone)
         assert again.image_size == 32
 
-    def test_a_checkpoint_that_was_moved(self, folder: Path, tmp_path: Path, backbone: backbone_module.Backbone) -> None:
+    def test_a_checkpoint_that_was_moved(
+        self, folder: Path, tmp_path: Path, backbone: backbone_module.Backbone
+    ) -> None:
         moved = (folder / "checkpoints" / "last.pt").rename(tmp_path / "step.pt")
         assert "with its mean and std" in taken(moved, backbone)
         with pytest.raises(UserError, match="which network"):
@@ -310,11 +370,18 @@ class TestRuns:
         "disturb",
         [
             lambda state: {"guard": {}, "next": 2, "skipped": 0, "shards": "last-2"},
-            lambda state: {**state, "step": {"method.backbone.network.blocks.0.attn.qkv.base_layer.weight": torch.ones(2)}},
+            lambda state: {
+                **state,
+                "step": {
+                    "method.backbone.network.blocks.0.attn.qkv.base_layer.weight": torch.ones(2)
+                },
+            },
         ],
         ids=["shards", "lora"],
     )
-    def test_what_a_checkpoint_cannot_give(self, folder: Path, disturb: Callable[[dict], dict]) -> None:
+    def test_what_a_checkpoint_cannot_give(
+        self, folder: Path, disturb: Callable[[dict], dict]
+    ) -> None:
         file = folder / "checkpoints" / "last.pt"
         torch.save(disturb(torch.load(file)), file)
         with pytest.raises(UserError, match=r"backbone\.safetensors"):
@@ -322,7 +389,9 @@ class TestRuns:
 
     @pytest.mark.parametrize("file", ["head.safetensors", "evaluation.json", "journal.jsonl"])
     def test_other_files_of_it_name_the_right_one(self, folder: Path, file: str) -> None:
-        heads.save_head(torch.nn.Sequential(torch.nn.Linear(2, 3)), (), False, folder / "head.safetensors")
+        heads.save_head(
+            torch.nn.Sequential(torch.nn.Linear(2, 3)), (), False, folder / "head.safetensors"
+        )
         for name in ("evaluation.json", "journal.jsonl"):
             (folder / name).write_text('{"step": 0}\n')
         with pytest.raises(UserError, match=r"run's (folder|head)"):
@@ -336,14 +405,20 @@ class TestExport:
         return tmp_path / "b.safetensors"
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-    def test_the_same_weights_are_the_same_file(self, source: Path, tmp_path: Path, suffix: str) -> None:
+    def test_the_same_weights_are_the_same_file(
+        self, source: Path, tmp_path: Path, suffix: str
+    ) -> None:
         names = [tmp_path / f"{name}{suffix}" for name in "xyz"]
         for name in names:
             assert main(["export", str(source), "--to", str(name)]) == 0
         assert len({name.read_bytes() for name in names}) == 1
 
     def test_an_existing_file_is_replaced_and_that_is_said(
-        self, source: Path, tmp_path: Path, backbone: backbone_module.Backbone, capsys: pytest.CaptureFixture[str]
+        self,
+        source: Path,
+        tmp_path: Path,
+        backbone: backbone_module.Backbone,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         (tmp_path / "x.pth").write_text("old")
         assert main(["export", str(source), "--to", str(tmp_path / "x.pth")]) == 0
@@ -365,9 +440,14 @@ class TestExport:
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
     @pytest.mark.parametrize("old", [True, False])
     def test_a_full_disk_leaves_what_was_there(
-        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-        old: bool, suffix: str,
-    ) -> None:  # fmt: skip
+        self,
+        source: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        old: bool,
+        suffix: str,
+    ) -> None:
         to = tmp_path / f"x{suffix}"
         with contextlib.nullcontext() if old else contextlib.suppress(FileNotFoundError):
             to.write_text("old") if old else to.unlink()

@@ -25,7 +25,8 @@ from tests.networks import RESNET, VIT, assert_same_weights, features, lived_in,
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 class TestRoundTrip:
     @pytest.mark.parametrize(
-        ("name", "stem", "size"), [(RESNET, "imagenet", None), (RESNET, "cifar", 32), (VIT, "imagenet", 64)]
+        ("name", "stem", "size"),
+        [(RESNET, "imagenet", None), (RESNET, "cifar", 32), (VIT, "imagenet", 64)],
     )
     def test_load_gives_back_what_was_saved(self, tmp_path, suffix, name, stem, size):
         mean, std = np.random.default_rng(0).uniform(0.1, 0.9, (2, 3)).tolist()
@@ -72,11 +73,15 @@ class TestRoundTrip:
         scope: dict = {}
         exec(backbone_module.recipe(backbone, path), scope)
         side = size or 64
-        assert torch.equal(features(scope["network"], pixels(side)), features(backbone.network, pixels(side)))
+        assert torch.equal(
+            features(scope["network"], pixels(side)), features(backbone.network, pixels(side))
+        )
 
     def test_metadata_is_strings_with_the_extra_beside(self, tmp_path, suffix):
         path = tmp_path / f"b{suffix}"
-        weights_io.save_backbone(backbone_module.create(RESNET, image_size=48), path, {"method": "moco-v2"})
+        weights_io.save_backbone(
+            backbone_module.create(RESNET, image_size=48), path, {"method": "moco-v2"}
+        )
         if suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata()
@@ -92,7 +97,9 @@ class TestRoundTrip:
             "method": "moco-v2",
         }
 
-    def test_a_failing_write_keeps_the_old_file_and_leaves_nothing_else(self, tmp_path, suffix, monkeypatch):
+    def test_a_failing_write_keeps_the_old_file_and_leaves_nothing_else(
+        self, tmp_path, suffix, monkeypatch
+    ):
         path = tmp_path / f"b{suffix}"
         backbone = backbone_module.create(RESNET)
         weights_io.save_backbone(backbone, path)
@@ -136,7 +143,9 @@ class TestRoundTrip:
 
 def test_extra_does_not_replace_metadata(tmp_path):
     with pytest.raises(ValueError, match="name"):
-        weights_io.save_backbone(backbone_module.create(RESNET), tmp_path / "b.pth", {"name": "other"})
+        weights_io.save_backbone(
+            backbone_module.create(RESNET), tmp_path / "b.pth", {"name": "other"}
+        )
 
 
 def test_unknown_suffix(tmp_path):
@@ -149,7 +158,9 @@ def torchvision_resnet18() -> nn.Module:
 
 
 def headless() -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """torchvision's ResNet-18: its whole state dict, and the network with its classifier cut off."""
+    """torchvision's ResNet-18: its whole state dict, and the network with its classifier cut
+    off.
+    """
     original = torchvision_resnet18()
     state = dict(original.state_dict())
     original.fc = nn.Identity()
@@ -170,9 +181,13 @@ def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 
 class TestForeignFiles:
-    """Features after loading equal the original network's exactly, for every layout that is accepted."""
+    """Features after loading equal the original network's exactly, for every layout that is
+    accepted.
+    """
 
-    def assert_taken_over(self, path: Path, original: nn.Module, says: str = "", name: str = "resnet18") -> None:
+    def assert_taken_over(
+        self, path: Path, original: nn.Module, says: str = "", name: str = "resnet18"
+    ) -> None:
         backbone = backbone_module.create(name)
         line = weights_io.load_weights(backbone, path)
         assert says in line
@@ -183,29 +198,49 @@ class TestForeignFiles:
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
     def test_torchvision_with_its_classifier(self, tmp_path, suffix):
         original, state = headless()
-        self.assert_taken_over(written(tmp_path, state, suffix), original, "head dropped (fc.bias, fc.weight)")
+        self.assert_taken_over(
+            written(tmp_path, state, suffix), original, "head dropped (fc.bias, fc.weight)"
+        )
 
     @pytest.mark.parametrize("nest", [("state_dict",), ("model",), ("model", "state_dict")])
     def test_nested(self, tmp_path, nest):
         original, state = headless()
         content: dict = state
         for key in reversed(nest):
-            content = {key: content, "epoch": 3, "arch": "resnet18", "optimizer": {"state": {}, "lr": 0.1}}
+            content = {
+                key: content,
+                "epoch": 3,
+                "arch": "resnet18",
+                "optimizer": {"state": {}, "lr": 0.1},
+            }
         self.assert_taken_over(written(tmp_path, content), original)
 
-    @pytest.mark.parametrize("prefix", ["module.", "backbone.", "model.", "module.backbone.", "encoder_q.", "network."])
+    @pytest.mark.parametrize(
+        "prefix", ["module.", "backbone.", "model.", "module.backbone.", "encoder_q.", "network."]
+    )
     def test_prefixed(self, tmp_path, prefix):
         original, state = headless()
-        self.assert_taken_over(written(tmp_path, prefixed(state, prefix)), original, f'under "{prefix}"')
+        self.assert_taken_over(
+            written(tmp_path, prefixed(state, prefix)), original, f'under "{prefix}"'
+        )
 
     def test_moco_checkpoint(self, tmp_path):
-        """As moco writes it: the query encoder beside the key encoder and the queue, an MLP as head."""
+        """As moco writes it: the query encoder beside the key encoder and the queue, an MLP as
+        head.
+        """
         original, state = headless()
-        mlp = {"fc.0.weight": torch.ones(4, 512), "fc.0.bias": torch.ones(4), "fc.2.weight": torch.ones(4, 4)}
+        mlp = {
+            "fc.0.weight": torch.ones(4, 512),
+            "fc.0.bias": torch.ones(4),
+            "fc.2.weight": torch.ones(4, 4),
+        }
         body = {key: value for key, value in state.items() if not key.startswith("fc.")}
         everything = {
             **prefixed({**body, **mlp}, "module.encoder_q."),
-            **prefixed({key: torch.zeros_like(value) for key, value in {**body, **mlp}.items()}, "module.encoder_k."),
+            **prefixed(
+                {key: torch.zeros_like(value) for key, value in {**body, **mlp}.items()},
+                "module.encoder_k.",
+            ),
             "module.queue": torch.zeros(4, 8),
             "module.queue_ptr": torch.zeros(1),
         }
@@ -235,13 +270,17 @@ class TestForeignFiles:
         original.reset_classifier(0)
         size = 160
         backbone = backbone_module.create(name, image_size=size)
-        assert f"head dropped ({head}.bias, {head}.weight)" in weights_io.load_weights(backbone, path)
+        assert f"head dropped ({head}.bias, {head}.weight)" in weights_io.load_weights(
+            backbone, path
+        )
         images = pixels(size)
         assert torch.equal(features(backbone, images), features(original, normalised(images)))
 
     def test_counters_may_be_absent(self, tmp_path):
         original, state = headless()
-        old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+        old = {
+            key: value for key, value in state.items() if not key.endswith("num_batches_tracked")
+        }
         self.assert_taken_over(written(tmp_path, old), original)
 
     def test_legacy_pickle_format_of_torch(self, tmp_path):
@@ -252,7 +291,9 @@ class TestForeignFiles:
 
     def test_statistics_are_kept_when_the_file_states_none(self, tmp_path):
         backbone = backbone_module.create("resnet18", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-        line = weights_io.load_weights(backbone, written(tmp_path, torchvision_resnet18().state_dict()))
+        line = weights_io.load_weights(
+            backbone, written(tmp_path, torchvision_resnet18().state_dict())
+        )
         assert "mean and std kept" in line
         assert torch.equal(backbone.mean, torch.tensor([0.1, 0.2, 0.3]))
 
@@ -262,7 +303,9 @@ class TestForeignFiles:
         line = weights_io.load_weights(backbone, written(tmp_path, source.state_dict()))
         assert "resampled from 4x4 to 6x6" in line
         # As timm itself would do it when it loads pretrained weights.
-        expected = timm.models.vision_transformer.checkpoint_filter_fn(source.state_dict(), backbone.network)
+        expected = timm.models.vision_transformer.checkpoint_filter_fn(
+            source.state_dict(), backbone.network
+        )
         torch.testing.assert_close(backbone.network.pos_embed, expected["pos_embed"])
 
     def test_a_run_folder(self, tmp_path):
@@ -276,7 +319,11 @@ class TestForeignFiles:
 class TestRefusals:
     @pytest.fixture
     def state(self):
-        return {key: value for key, value in torchvision_resnet18().state_dict().items() if not key.startswith("fc.")}
+        return {
+            key: value
+            for key, value in torchvision_resnet18().state_dict().items()
+            if not key.startswith("fc.")
+        }
 
     def refused(self, tmp_path, content, match: str, name: str = "resnet18", **options) -> None:
         backbone = backbone_module.create(name, **options)
@@ -314,7 +361,9 @@ class TestRefusals:
         self.refused(tmp_path, content, "looks like a ViT of width 192, depth 12, patch 16")
 
     def test_says_that_torchvisions_names_differ(self, tmp_path):
-        self.refused(tmp_path, torchvision.models.squeezenet1_1().state_dict(), "network of torchvision")
+        self.refused(
+            tmp_path, torchvision.models.squeezenet1_1().state_dict(), "network of torchvision"
+        )
 
     def test_half_a_network_behind_a_prefix_does_not_pass(self, tmp_path, state):
         part = {key: value for key, value in state.items() if "layer4" not in key}
@@ -324,8 +373,14 @@ class TestRefusals:
         self.refused(tmp_path, {"epoch": 3, "model": {"name": "resnet18"}}, "holds no state dict")
 
     def test_a_student_is_not_taken_where_the_teacher_does_not_fit(self, tmp_path, state):
-        small = {f"backbone.{key}": value for key, value in timm.create_model(RESNET).state_dict().items()}
-        content = {"teacher": small, "student": {f"backbone.{key}": value for key, value in state.items()}}
+        small = {
+            f"backbone.{key}": value
+            for key, value in timm.create_model(RESNET).state_dict().items()
+        }
+        content = {
+            "teacher": small,
+            "student": {f"backbone.{key}": value for key, value in state.items()},
+        }
         self.refused(tmp_path, content, "missing")
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -364,7 +419,9 @@ class TestRefusals:
 
 
 class TestPickledObjects:
-    """Lightning and others pickle objects beside the tensors: these load, the objects stay closed, no code runs."""
+    """Lightning and others pickle objects beside the tensors: these load, the objects stay closed,
+    no code runs.
+    """
 
     @pytest.fixture
     def trap(self, tmp_path):
@@ -381,8 +438,14 @@ class TestPickledObjects:
     def test_weights_beside_a_trap_load_and_it_stays_shut(self, tmp_path, trap, modern):
         network, state = headless()
         path = tmp_path / "last.ckpt"
-        content = {"hyper_parameters": {"callback": trap, "args": argparse.Namespace(lr=np.float64(0.1))}}
-        content |= {"state_dict": state, "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}], "epoch": 3}
+        content = {
+            "hyper_parameters": {"callback": trap, "args": argparse.Namespace(lr=np.float64(0.1))}
+        }
+        content |= {
+            "state_dict": state,
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
+            "epoch": 3,
+        }
         torch.save(content, path, _use_new_zipfile_serialization=modern)
         backbone = backbone_module.create("resnet18")
         line = weights_io.load_weights(backbone, path)
@@ -422,15 +485,22 @@ class TestPickledObjects:
             weights_io.load_weights(backbone_module.create("resnet18"), tmp_path / "a.pth")
 
     def test_what_a_pickle_names_cannot_be_changed(self, tmp_path):
-        """Pickles can set attributes of what they name: here of the function that rebuilds tensors."""
+        """Pickles can set attributes of what they name: here of the function that rebuilds
+        tensors.
+        """
         before = torch._utils._rebuild_tensor_v2.__defaults__
         vandal = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}U\x0c__defaults__Nstb."
         torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
-        with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "b.pth", "w") as new:
+        with (
+            zipfile.ZipFile(tmp_path / "a.pth") as old,
+            zipfile.ZipFile(tmp_path / "b.pth", "w") as new,
+        ):
             for name in old.namelist():
                 new.writestr(name, vandal if name.endswith("data.pkl") else old.read(name))
         content, _ = safe_unpickle.load(tmp_path / "b.pth")
-        assert content.__defaults__ is None  # it was done, to a function that lives as long as this content
+        assert (
+            content.__defaults__ is None
+        )  # it was done, to a function that lives as long as this content
         assert torch._utils._rebuild_tensor_v2.__defaults__ == before
         with pytest.raises(UserError, match="no state dict"):
             weights_io.load_weights(backbone_module.create(RESNET), tmp_path / "b.pth")
@@ -438,7 +508,14 @@ class TestPickledObjects:
     def test_a_view_beyond_its_storage_is_refused(self, tmp_path):
         class Wide:
             def __reduce__(self):
-                return torch._utils._rebuild_tensor_v2, (torch.ones(2).storage(), 0, (9,), (1,), False, OrderedDict())
+                return torch._utils._rebuild_tensor_v2, (
+                    torch.ones(2).storage(),
+                    0,
+                    (9,),
+                    (1,),
+                    False,
+                    OrderedDict(),
+                )
 
         torch.save({"a": Wide(), "b": argparse.Namespace()}, tmp_path / "a.pth")
         with pytest.raises(UserError, match="broken"):
@@ -488,7 +565,9 @@ class TestPretrainedNames:
 
     def test_cifar_stem_is_refused(self, hub):
         with pytest.raises(UserError, match="imagenet stem"):
-            weights_io.load_weights(backbone_module.create("resnet18", stem="cifar"), "resnet18.a1_in1k")
+            weights_io.load_weights(
+                backbone_module.create("resnet18", stem="cifar"), "resnet18.a1_in1k"
+            )
 
     @pytest.mark.parametrize("name", ["resnet18.a9_in1k", "resnet18_a1"])
     def test_unknown_name(self, hub, name):

@@ -21,7 +21,9 @@ from selftaught.runs.folder import read_run
 
 @dataclasses.dataclass(kw_only=True)
 class Demo:
-    """Train a plain method and its HEXA version on photographs that come along, and compare both."""
+    """Train a plain method and its HEXA version on photographs that come along, and compare
+    both.
+    """
 
     out: str = "demo"
     steps: int = 120
@@ -31,11 +33,25 @@ class Demo:
     """that compute; auto: one for each free core"""
 
 
-COMMON = ("--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128", "--seed")
+COMMON = (
+    "--method",
+    "moco-v2",
+    "--size",
+    "64",
+    "--backbone",
+    "resnet10t",
+    "--batch",
+    "128",
+    "--seed",
+)
 
 
-def run_demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int], threads: Count = "auto") -> Path:
-    """Write the images, train twice, evaluate, and write the report; `run` carries out a command line."""
+def run_demo(
+    out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int], threads: Count = "auto"
+) -> Path:
+    """Write the images, train twice, evaluate, and write the report; `run` carries out a command
+    line.
+    """
     share = [] if threads == "auto" else ["--threads", str(threads)]
     images = out / "images"
     if not images.exists():
@@ -55,11 +71,16 @@ def run_demo(out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], in
             *hard,
         ]
         begun = (folder / "run.json").exists()
-        carry_out(run, [*(["pretrain", "--out", str(folder), "--resume"] if begun else words), *share])
+        carry_out(
+            run, [*(["pretrain", "--out", str(folder), "--resume"] if begun else words), *share]
+        )
         if not read_run(folder).facts["finished"]:
             raise UserError(f"the demo was stopped; the same command goes on with it ({folder})")
     carry_out(run, ["evaluate", str(plain), "--labels", "5", "all", *share])
-    carry_out(run, ["evaluate", str(hexa), "--labels", "5", "all", "--against", "random", str(plain), *share])
+    carry_out(
+        run,
+        ["evaluate", str(hexa), "--labels", "5", "all", "--against", "random", str(plain), *share],
+    )
     carry_out(run, ["report", str(plain), str(hexa), "--out", str(out / "report.html")])
     return out / "report.html"
 

@@ -18,12 +18,16 @@ from selftaught.features.linear import Linear
 
 @dataclasses.dataclass(kw_only=True)
 class Evaluate:
-    """Score frozen features with few labels, beside random initialisation and the starting weights."""
+    """Score frozen features with few labels, beside random initialisation and the starting
+    weights.
+    """
 
     run: Annotated[str, Positional]
     """a run's folder, or a backbone's file"""
     data: tuple[str, ...] = ()
-    """labelled images: class folders, a labels.csv, a pack or Parquet files, or a URL; a run's own data when left out"""
+    """labelled images: class folders, a labels.csv, a pack or Parquet files, or a URL; a run's own
+    data when left out
+    """
     labels_from: Annotated[str, arg(name="labels-from")] = "auto"
     """auto, folders, or a CSV file"""
     max_pixels: Annotated[int | None, arg(name="max-pixels")] = None
@@ -32,7 +36,8 @@ class Evaluate:
     labels: tuple[str, ...] = ("5", "20", "all")
     """how many: 5 = five a class; total:1000 = a thousand in all; all"""
     against: tuple[str, ...] = ("random", "init")
-    """what to compare with: random, init (the starting weights), another run, or a backbone's file"""
+    """what to compare with: random, init (the starting weights), another run, or a backbone's file
+    """
     knn: KNN = dataclasses.field(default_factory=KNN)
     linear: Linear = dataclasses.field(default_factory=Linear)
     finetune: FineTune = dataclasses.field(default_factory=FineTune)
@@ -68,11 +73,21 @@ def evaluate(words: list[str]) -> int:
         take_share(asked.threads, asked.workers, progress.say) as share,
     ):
         judgement = evaluate_run(
-            asked.run, asked.data, labels_from=asked.labels_from, max_pixels=asked.max_pixels, protocols=protocols,
-            labels=asked.labels, against=asked.against, size=asked.size, draws=asked.draws, seed=asked.seed,
-            device=device, workers=share.workers, progress=progress,
+            asked.run,
+            asked.data,
+            labels_from=asked.labels_from,
+            max_pixels=asked.max_pixels,
+            protocols=protocols,
+            labels=asked.labels,
+            against=asked.against,
+            size=asked.size,
+            draws=asked.draws,
+            seed=asked.seed,
+            device=device,
+            workers=share.workers,
+            progress=progress,
             command=shlex.join(["selftaught", "evaluate", *words]),
-        )  # fmt: skip
+        )
         if rank() != 0:
             return 0
     if asked.json:

@@ -39,9 +39,14 @@ def export(words: list[str]) -> int:
         weights_io.save_backbone(backbone, to)
     except OSError as error:
         why = error.strerror or str(error)
-        raise UserError(f"--to {to} cannot be written: {why}. Nothing was changed there: choose another place") from error
+        raise UserError(
+            f"--to {to} cannot be written: {why}. Nothing was changed there: choose another place"
+        ) from error
     size = f"{to.stat().st_size / 2**20:.1f} MiB"
     tell(f"{to}: {backbone.name}, {backbone.features:,} features an image, {size}{replaced}")
-    tell(f"goes on by --init {to}, is scored by selftaught evaluate {to} --data LABELLED; without selftaught, in Python:")
+    tell(
+        f"goes on by --init {to}, is scored by selftaught evaluate {to} --data LABELLED; without"
+        " selftaught, in Python:"
+    )
     print(backbone_module.recipe(backbone, to))
     return 0

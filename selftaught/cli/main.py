@@ -1,4 +1,6 @@
-"""The commands' names, and how a command ends: 0 done, 2 bad input, 3 training was stopped by its guard."""
+"""The commands' names, and how a command ends: 0 done, 2 bad input, 3 training was stopped by its
+guard.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from selftaught.errors import UserError, describe_error
 COMMANDS = {  # name: (module, what it is for)
     "pretrain": ("pretrain", "teach a backbone from a folder of images"),
     "pack": ("pack", "images into a store that is quick to read again and again, here or far away"),
-    "adapt": ("adapt", "lead a backbone that you have to your images, through stages, if that is worth it"),
+    "adapt": (
+        "adapt",
+        "lead a backbone that you have to your images, through stages, if that is worth it",
+    ),
     "evaluate": ("evaluate", "score frozen features with few labels, beside random initialisation"),
     "study": ("study", "the experiments of hierarchical pretraining, on your images"),
     "report": ("report", "one HTML page of a run, or of several side by side"),
@@ -27,7 +32,9 @@ COMMANDS = {  # name: (module, what it is for)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code. Without arguments the whole process is ours, with those that it was given."""
+    """Run a command; return the exit code. Without arguments the whole process is ours, with those
+    that it was given.
+    """
     if args is not None:
         return ended(list(args))
     keep_freed()
@@ -38,8 +45,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def leave(code: int) -> None:
-    """End the process without taking its objects apart: where FSDP held gloo's groups, one such end in twenty aborted, with
-    all work done, in a thread that nobody had joined (torch 2.15).
+    """End the process without taking its objects apart: where FSDP held gloo's groups, one such end
+    in twenty aborted, with all work done, in a thread that nobody had joined (torch 2.15).
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -62,13 +69,19 @@ def ended(words: list[str]) -> int:
         err.print("interrupted")
         return 130
     except OSError as error:
-        err.print(f"[bold red]selftaught:[/] {plain(describe_error(error))}", highlight=False, soft_wrap=True)
+        err.print(
+            f"[bold red]selftaught:[/] {plain(describe_error(error))}",
+            highlight=False,
+            soft_wrap=True,
+        )
         return 2
 
 
 def dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print("usage: selftaught COMMAND [FLAGS]      (selftaught COMMAND --help tells the flags)\n")
+        print(
+            "usage: selftaught COMMAND [FLAGS]      (selftaught COMMAND --help tells the flags)\n"
+        )
         print("\n".join(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items()))
         return 0 if words else 2
     if words[0] in ("--version", "-V"):
@@ -79,6 +92,8 @@ def dispatch(words: list[str]) -> int:
     from selftaught.config.registry import find_name
 
     name = find_name(words[0], COMMANDS, "command")
-    module = importlib.import_module(f"selftaught.cli.{COMMANDS[name][0]}")  # each command loads what it needs alone
+    module = importlib.import_module(
+        f"selftaught.cli.{COMMANDS[name][0]}"
+    )  # each command loads what it needs alone
     command: Callable[[list[str]], int] = getattr(module, name)
     return command(words[1:])

@@ -13,7 +13,9 @@ from selftaught.optim import OPTIMIZERS
 
 @dataclasses.dataclass(kw_only=True)
 class Methods:
-    """What there is to train with: methods, hard examples and optimizers, with their fields and papers."""
+    """What there is to train with: methods, hard examples and optimizers, with their fields and
+    papers.
+    """
 
     json: bool = False
 
@@ -33,7 +35,10 @@ def methods(words: list[str]) -> int:
 def catalogue() -> list[dict[str, Any]]:
     """A row {kind, name, summary, paper, fields: [{name, type, default}]} for each."""
     methods = [row("method", name, m, m.Config, m.paper) for name, m in METHODS.items()]
-    hard = [row("hard example", name, h, h, "Li et al., 2020, https://arxiv.org/abs/2012.13493") for name, h in HARD.items()]
+    hard = [
+        row("hard example", name, h, h, "Li et al., 2020, https://arxiv.org/abs/2012.13493")
+        for name, h in HARD.items()
+    ]
     return [*methods, *hard, *(row("optimizer", name, o, o, "") for name, o in OPTIMIZERS.items())]
 
 

@@ -14,8 +14,9 @@ from selftaught.errors import UserError, require
 
 @dataclasses.dataclass(kw_only=True)
 class Pack:
-    """Pack images into Parquet shards, resized once, which `--data` reads here, over HTTP or from S3. The same command goes
-    on where it broke off. See docs/pack.md."""
+    """Pack images into Parquet shards, resized once, which `--data` reads here, over HTTP or from
+    S3. The same command goes on where it broke off. See docs/pack.md.
+    """
 
     images: Annotated[tuple[str, ...], Positional] = ()
     """folders of images, or Parquet files to be packed anew"""
@@ -46,17 +47,28 @@ def pack(words: list[str]) -> int:
 
     if asked.verify is not None:
         if asked.images or asked.out is not None:
-            raise UserError("--verify looks at a pack that is there: leave out the images and --out")
+            raise UserError(
+                "--verify looks at a pack that is there: leave out the images and --out"
+            )
         print(write.verify(asked.verify))
         return 0
     if not asked.images or asked.out is None:
-        raise UserError("name the images and a folder for the pack, as in `selftaught pack photos/ --out photos.pack`")
+        raise UserError(
+            "name the images and a folder for the pack, as in `selftaught pack photos/ --out"
+            " photos.pack`"
+        )
     require(asked.max_pixels >= 1, "--max-pixels", "1 or more", asked.max_pixels)
     with Progress() as progress:
         write.pack(
-            asked.images, Path(asked.out), Encoding(size=asked.size, format=asked.format, quality=asked.quality),
-            labels=asked.labels_from, masks=Path(asked.masks) if asked.masks else None, shard=asked.shard,
-            max_pixels=asked.max_pixels, say=progress.say, on_index=progress.of("reading images"),
+            asked.images,
+            Path(asked.out),
+            Encoding(size=asked.size, format=asked.format, quality=asked.quality),
+            labels=asked.labels_from,
+            masks=Path(asked.masks) if asked.masks else None,
+            shard=asked.shard,
+            max_pixels=asked.max_pixels,
+            say=progress.say,
+            on_index=progress.of("reading images"),
             on_progress=progress.of("packing"),
-        )  # fmt: skip
+        )
     return 0

@@ -39,11 +39,16 @@ def train(words: list[str]) -> None:
     resume = "--resume" in words
     known = Path(out) if out else None
     base, config = None, flags.chosen(words, "config")
-    pixel_range: PixelRange | None = PixelRange()  # measured on the images, but a run goes on with its own
+    pixel_range: PixelRange | None = (
+        PixelRange()
+    )  # measured on the images, but a run goes on with its own
     if known is not None:
         files.refuse_busy(known)
         if run_folder.is_plan(known):
-            raise UserError(f"{out} holds stages of `selftaught adapt`: go on by the same command, or choose another --out")
+            raise UserError(
+                f"{out} holds stages of `selftaught adapt`: go on by the same command, or choose"
+                " another --out"
+            )
     begun = known is not None and run_folder.has_run(known)
     if resume and begun:
         assert known is not None
@@ -56,9 +61,13 @@ def train(words: list[str]) -> None:
     asked = flags.parse(words, base)  # refuses unknown words before anything is looked at
     check_conduct(asked)
     if begun and not resume:
-        raise UserError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+        raise UserError(
+            f"{out} holds a run already: go on with it by --resume, or choose another --out"
+        )
     if resume and not begun and not asked.data:
-        raise UserError(f"{out} holds no run to go on with: leave out --resume, and name the images by --data")
+        raise UserError(
+            f"{out} holds no run to go on with: leave out --resume, and name the images by --data"
+        )
     device = device_named(asked.device)
     with (
         process_group(device),
@@ -74,7 +83,9 @@ def train(words: list[str]) -> None:
 
         if base is None and asked.init:
             words = [*execute.network_flags(words, *execute.network_of(asked.init)), *words]
-        stage = broadcast_object(flags.stage_from(words, base, device, index_of, progress.say))  # rank 0's choice decides
+        stage = broadcast_object(
+            flags.stage_from(words, base, device, index_of, progress.say)
+        )  # rank 0's choice decides
         stage = run_folder.resolved(stage)
         if resume and begun and base is not None:
             refuse_other(stage, base, out)
@@ -84,27 +95,34 @@ def train(words: list[str]) -> None:
             progress.say(registry.summary(stage))
         file = train_command(stage, Path(asked.out), conduct, indices[-1])
         progress.say(
-            f"{registry.method_name(stage)}: {stage.steps} steps done; the backbone is in {file}{lost_in(file.parent)}"
+            f"{registry.method_name(stage)}: {stage.steps} steps done; the backbone is in"
+            f" {file}{lost_in(file.parent)}"
         )
 
 
 def lost_in(folder: Path) -> str:
     """What the last line says of images that vanished or broke during training."""
     lost = run_folder.read_run(folder).facts.get("lost", 0) if rank() == 0 else 0
-    return f"; {count_text(lost, 'image')} vanished or broke meanwhile (run.json names them)" if lost else ""
+    return (
+        f"; {count_text(lost, 'image')} vanished or broke meanwhile (run.json names them)"
+        if lost
+        else ""
+    )
 
 
 def refuse_other(stage: Stage, base: Stage, out: str | None) -> None:
-    """A resumed run has the settings that it was begun with. Its images and their table of labels may lie elsewhere now:
-    whether they are the same, the fingerprint tells.
+    """A resumed run has the settings that it was begun with. Its images and their table of labels
+    may lie elsewhere now: whether they are the same, the fingerprint tells.
     """
     table = base.data.labels not in run_folder.LABELS and stage.data.labels not in run_folder.LABELS
     labels = stage.data.labels if table else base.data.labels
-    base = dataclasses.replace(base, data=dataclasses.replace(base.data, roots=stage.data.roots, labels=labels))
+    base = dataclasses.replace(
+        base, data=dataclasses.replace(base.data, roots=stage.data.roots, labels=labels)
+    )
     if other := flags.differences(run_folder.absolute(stage), run_folder.absolute(base)):
         raise UserError(
-            f"{out} was begun with other settings ({', '.join(other)}): leave those flags out to go on with it, or begin a "
-            "new run in another --out"
+            f"{out} was begun with other settings ({', '.join(other)}): leave those flags out to go"
+            " on with it, or begin a new run in another --out"
         )
 
 
@@ -114,7 +132,9 @@ def read_config(file: Path) -> Any:
     except UserError as error:
         raise UserError(f"--config: {error}") from error
     stage = serialization.from_json(written.get("config", written))
-    return run_folder.with_places(stage, lambda name: run_folder.located(name, written, file.parent))
+    return run_folder.with_places(
+        stage, lambda name: run_folder.located(name, written, file.parent)
+    )
 
 
 def check_conduct(asked: Any) -> None:
@@ -126,11 +146,23 @@ def check_conduct(asked: Any) -> None:
 
 
 def conduct_of(
-    asked: Any, device: str, workers: int, progress: Progress, words: Sequence[str], resume: bool = False
+    asked: Any,
+    device: str,
+    workers: int,
+    progress: Progress,
+    words: Sequence[str],
+    resume: bool = False,
 ) -> Runtime:
     return Runtime(
-        device=device, workers=workers, threads=None if asked.threads == "auto" else asked.threads,
-        on_collapse=asked.on_collapse, save_every=asked.save_every, fsdp=asked.fsdp, resume=resume,
-        draw=snapshots.draw, show=progress.entry, say=progress.say,
+        device=device,
+        workers=workers,
+        threads=None if asked.threads == "auto" else asked.threads,
+        on_collapse=asked.on_collapse,
+        save_every=asked.save_every,
+        fsdp=asked.fsdp,
+        resume=resume,
+        draw=snapshots.draw,
+        show=progress.entry,
+        say=progress.say,
         note={"command": shlex.join(["selftaught", *words]), "device": device},
-    )  # fmt: skip
+    )

@@ -10,7 +10,8 @@ from tyro.conf import Positional
 
 from selftaught.cli.console import plain, tell
 
-# ---------------------------------------------------------------------------------- report, export, methods, demo
+# ---------------------------------------------------------------------------------- report, export,
+# methods, demo
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -55,7 +56,9 @@ def show(words: list[str]) -> int:
     console.width = console.width if console.is_terminal else 200
     for row in rows:
         above = branches.get(row["from"]) or roots.setdefault(row["from"], Tree(plain(row["from"])))
-        branches[row["stage"]] = above.add(plain("\n".join([f"{row['stage']}: {row['outcome']}", *row["said"]])))
+        branches[row["stage"]] = above.add(
+            plain("\n".join([f"{row['stage']}: {row['outcome']}", *row["said"]]))
+        )
     for root in roots.values():
         console.print(root)
     return 0

@@ -23,10 +23,13 @@ from selftaught.training.threads import check, take_share
 
 @dataclasses.dataclass(kw_only=True)
 class Study:
-    """The experiments of hierarchical pretraining on your images: tables, figures and a page. It resumes, and can be
-    split over machines by --shard."""
+    """The experiments of hierarchical pretraining on your images: tables, figures and a page. It
+    resumes, and can be split over machines by --shard.
+    """
 
-    study: Annotated[Literal["separability", "labels", "sequential", "augmentations", "data"], Positional]
+    study: Annotated[
+        Literal["separability", "labels", "sequential", "augmentations", "data"], Positional
+    ]
     plan: str
     """a YAML file: bases, targets, settings, steps, seeds (see docs/hpt.md)"""
     out: str
@@ -55,17 +58,28 @@ def study(words: list[str]) -> int:
         take_share(asked.threads, asked.workers, progress.say) as share,
     ):
         conduct = Runtime(
-            device=device, workers=share.workers, threads=None if asked.threads == "auto" else asked.threads,
-            watched=64, show=progress.entry, say=progress.say,
+            device=device,
+            workers=share.workers,
+            threads=None if asked.threads == "auto" else asked.threads,
+            watched=64,
+            show=progress.entry,
+            say=progress.say,
             note={"command": command, "device": device},
-        )  # fmt: skip
+        )
         mine = runner.Shard(i, n).of(cells) if i else []
-        began, first = time.perf_counter(), sum((out / "cells" / f"{c.key}.json").exists() for c in mine)
+        began, first = (
+            time.perf_counter(),
+            sum((out / "cells" / f"{c.key}.json").exists() for c in mine),
+        )
 
         def told(number: int, cell: Cell) -> None:
             done = sum((out / "cells" / f"{c.key}.json").exists() for c in mine)
             passed = time.perf_counter() - began
-            left = f", {clock(passed / (done - first) * (len(mine) - done))} left" if done > first else ""
+            left = (
+                f", {clock(passed / (done - first) * (len(mine) - done))} left"
+                if done > first
+                else ""
+            )
             progress.say(f"cell {number + 1} of {len(mine)} ({done} done{left}): {cell.name}")
 
         try:
@@ -95,12 +109,27 @@ def gather(study: str, cells: list[Cell], out: Path, command: str, plan: Path) -
     found = [*tables.findings(study, points), *tables.fallen(rows)]
     files.write_json(
         out / f"{study}.json",
-        {"command": command, "plan": plan.read_text(), "done": done, "cells": len(cells), "findings": found, "rows": rows},
+        {
+            "command": command,
+            "plan": plan.read_text(),
+            "done": done,
+            "cells": len(cells),
+            "findings": found,
+            "rows": rows,
+        },
     )
     files.write_text(out / f"{study}.csv", tables.as_csv(points))
     drawn = figures.draw(study, points, out)
     for line in found:
         tell(line)
     return report.write(
-        study, points, found, drawn, out, command=command, plan=plan.read_text(), done=done, total=len(cells)
-    )  # fmt: skip
+        study,
+        points,
+        found,
+        drawn,
+        out,
+        command=command,
+        plan=plan.read_text(),
+        done=done,
+        total=len(cells),
+    )

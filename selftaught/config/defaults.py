@@ -15,7 +15,8 @@ from selftaught.models import backbone as backbone_module
 from selftaught.optim import LARS, SGD, AdamW, Optimizer
 from selftaught.views.spec import Views
 
-# ---------------------------------------------------------------------------------------------- defaults
+# ----------------------------------------------------------------------------------------------
+# defaults
 
 
 def size_for(index: Index, device: str) -> int:
@@ -26,7 +27,11 @@ def size_for(index: Index, device: str) -> int:
 
 
 def backbone_for(index: Index, size: int, device: str) -> str:
-    return "resnet50" if device == "cuda" and size >= 128 and len(index.train) >= 50_000 else "resnet18"
+    return (
+        "resnet50"
+        if device == "cuda" and size >= 128 and len(index.train) >= 50_000
+        else "resnet18"
+    )
 
 
 def stem_for(backbone: str, size: int) -> Literal["imagenet", "cifar"]:
@@ -36,27 +41,34 @@ def stem_for(backbone: str, size: int) -> Literal["imagenet", "cifar"]:
 
 def batch_for(index: Index, device: str) -> int:
     most = 256 if device == "cuda" else 128
-    return max(2, min(most, 2 ** (len(index.train).bit_length() - 3)))  # at least some four steps an epoch
+    return max(
+        2, min(most, 2 ** (len(index.train).bit_length() - 3))
+    )  # at least some four steps an epoch
 
 
 def epochs_for(index: Index, device: str, begun: bool) -> int:
-    """Small sets are gone through more often; some millions of images are shown on a GPU, 300,000 on a CPU, and a third
-    of that where weights to begin from are there: they need less (Reed et al., 2021).
+    """Small sets are gone through more often; some millions of images are shown on a GPU, 300,000
+    on a CPU, and a third of that where weights to begin from are there: they need less (Reed et
+    al., 2021).
     """
     shown = (4_000_000 if device == "cuda" else 300_000) // (3 if begun else 1)
     return int(min(max(shown / len(index.train), 10), 400))
 
 
 def views_for(method: type[Method], size: int, views: Views) -> Views:
-    """As the method has them. Blur in proportion to MoCo-v2's 224 pixels; none where an image is too small to bear it."""
+    """As the method has them. Blur in proportion to MoCo-v2's 224 pixels; none where an image is
+    too small to bear it.
+    """
     sigma = (0.1, max(2.0 * size / 224, 0.2))
     views = dataclasses.replace(views, **method.augment)
-    return dataclasses.replace(views, large=method.views, blur=views.blur if size > 40 else 0.0, blur_sigma=sigma)
+    return dataclasses.replace(
+        views, large=method.views, blur=views.blur if size > 40 else 0.0, blur_sigma=sigma
+    )
 
 
 def optimizer_for(method: type[Method], name: str, batch: int, begun: bool) -> Optimizer:
-    """The peak rate grows with the batch (Goyal et al., 2017); `recipes` knows what SGD bears. Weights that one
-    begins from are moved at the common rate at most.
+    """The peak rate grows with the batch (Goyal et al., 2017); `recipes` knows what SGD bears.
+    Weights that one begins from are moved at the common rate at most.
     """
     if name == "sgd":
         tuned = find_recipe(method).lr
@@ -77,16 +89,23 @@ def features_of(backbone: str) -> int:
         return backbone_module.create(backbone).features
 
 
-def faster_in_bf16(backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str) -> bool:
+def faster_in_bf16(
+    backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str
+) -> bool:
     """Whether bf16 is chosen here for this network."""
     return precision.choose(backbone, stem, size, device)[0]
 
 
-def precision_reason(backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str) -> str:
+def precision_reason(
+    backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str
+) -> str:
     """Why `faster_in_bf16` says so."""
     return precision.choose(backbone, stem, size, device)[1]
 
 
-# ------------------------------------------------------------------------------------ written down, read back
+# ------------------------------------------------------------------------------------ written down,
+# read back
 
-OLD_MAX_PIXELS = 178_956_970  # of an image, Pillow's limit, for stages from before there was a choice
+OLD_MAX_PIXELS = (
+    178_956_970  # of an image, Pillow's limit, for stages from before there was a choice
+)

@@ -11,10 +11,11 @@ Count = int | Literal["auto"]
 
 
 def reader(flag: str, kind: Any, metavar: str) -> PrimitiveConstructorSpec[Any]:
-    """For values of `kind`: str, int, float, a Literal of strings, a number or a Literal, a tuple of any number of one of
-    them; or None, not given.
+    """For values of `kind`: str, int, float, a Literal of strings, a number or a Literal, a tuple
+    of any number of one of them; or None, not given.
 
-    (tyro's own reader offers 'None' among the choices, and says of a word that is no number which types it tried.)
+    (tyro's own reader offers 'None' among the choices, and says of a word that is no number which
+    types it tried.)
     """
     optional = NoneType in get_args(kind)
     single = next(k for k in (get_args(kind) if optional else (kind,)) if k is not NoneType)
@@ -28,7 +29,9 @@ def reader(flag: str, kind: Any, metavar: str) -> PrimitiveConstructorSpec[Any]:
     def written(given: Any) -> list[str]:
         return [str(v) for v in (given if isinstance(given, tuple) else (given,))]
 
-    return PrimitiveConstructorSpec("*" if several else 1, metavar, read, lambda given: True, written)
+    return PrimitiveConstructorSpec(
+        "*" if several else 1, metavar, read, lambda given: True, written
+    )
 
 
 def value(flag: str, word: str, kind: Any) -> Any:

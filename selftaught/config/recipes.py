@@ -1,8 +1,10 @@
-"""Tuned numbers: the rate at which each method begins from random weights, and where that was measured.
+"""Tuned numbers: the rate at which each method begins from random weights, and where that was
+measured.
 
-A number tuned on a data set is a fact about that data set. The paper's values stand in the methods' classes; what was
-tuned stands here alone. All rates were chosen by kNN and linear probe on imagenette128, whose test images the tables of
-the README score as well (docs/LOG.md: "Learning rates in a short training", "Rates once more" and the sections between).
+A number tuned on a data set is a fact about that data set. The paper's values stand in the methods'
+classes; what was tuned stands here alone. All rates were chosen by kNN and linear probe on
+imagenette128, whose test images the tables of the README score as well (docs/LOG.md: "Learning
+rates in a short training", "Rates once more" and the sections between).
 """
 
 from dataclasses import dataclass
@@ -46,7 +48,8 @@ RECIPES: dict[str, Recipe] = {
     "simsiam": Recipe(lr=0.8, commit="b2db422b", seeds=2),
     "swav": Recipe(lr=0.96, commit="21ef5589", seeds=2),
     "triplet": Recipe(lr=0.48, commit="e09dd392", seeds=2),
-    # The clip is some times the usual norm: covariances grow with the fourth power of embeddings, and run away.
+    # The clip is some times the usual norm: covariances grow with the fourth power of embeddings,
+    # and run away.
     "vicreg": Recipe(lr=0.2, commit="04fb572f", seeds=1, clip=5.0),
 }
 
@@ -54,4 +57,6 @@ RECIPES: dict[str, Recipe] = {
 def find_recipe(method: type[Method]) -> Recipe:
     """The tuned recipe of a method; of one that was not tuned, what its class says."""
     name = next((name for name, known in METHODS.items() if known is method), "")
-    return RECIPES.get(name) or Recipe(lr=method.lr, clip=method.clip, commit="", seeds=0, data="", steps=0, batch=0)
+    return RECIPES.get(name) or Recipe(
+        lr=method.lr, clip=method.clip, commit="", seeds=0, data="", steps=0, batch=0
+    )

@@ -36,5 +36,7 @@ def summary(stage: Stage) -> str:
     """What was chosen, by hand or by default."""
     hard = "".join(f" + {hard_name(h)}" for h in stage.hard)
     network = f"{stage.backbone} ({stage.stem} stem), {stage.size} pixels, {stage.precision}"
-    how = f"{stage.steps:,} steps of {stage.batch}, {optimizer_name(stage)} at {stage.optimizer.lr:g}"
+    how = (
+        f"{stage.steps:,} steps of {stage.batch}, {optimizer_name(stage)} at {stage.optimizer.lr:g}"
+    )
     return f"{method_name(stage)}{hard}: {network}, {how}; all settings are in run.json"

@@ -22,7 +22,9 @@ _NAMED: dict[type, dict[str, type]] = {
 
 
 def _converter() -> cattrs.Converter:
-    """Plain JSON types for every dataclass; one of several kinds says its name. Unknown fields are refused."""
+    """Plain JSON types for every dataclass; one of several kinds says its name. Unknown fields are
+    refused.
+    """
     plain = cattrs.Converter(forbid_extra_keys=True)
     converter = plain.copy()
     for base, kinds in _NAMED.items():
@@ -31,8 +33,12 @@ def _converter() -> cattrs.Converter:
             name = next(name for name, kind in kinds.items() if kind is type(value))
             return {"name": name, **plain.unstructure(value)}
 
-        def structure(value: dict[str, Any], _: type, kinds: dict[str, type] = kinds, base: type = base) -> Any:
-            what = {Method.Config: "method", HardExample: "hard example", Optimizer: "optimizer"}[base]
+        def structure(
+            value: dict[str, Any], _: type, kinds: dict[str, type] = kinds, base: type = base
+        ) -> Any:
+            what = {Method.Config: "method", HardExample: "hard example", Optimizer: "optimizer"}[
+                base
+            ]
             kind = kinds[find_name(value["name"], kinds, what)]
             return plain.structure({k: v for k, v in value.items() if k != "name"}, kind)
 
@@ -55,5 +61,9 @@ def from_json(written: dict[str, Any]) -> Stage:
     try:
         return _converter().structure(written, Stage)
     except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
-        reasons = cattrs.transform_error(error) if isinstance(error, cattrs.BaseValidationError) else [repr(error)]
+        reasons = (
+            cattrs.transform_error(error)
+            if isinstance(error, cattrs.BaseValidationError)
+            else [repr(error)]
+        )
         raise UserError(f"this configuration does not fit: {'; '.join(reasons)}") from error

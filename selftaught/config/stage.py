@@ -22,10 +22,12 @@ from selftaught.views.spec import Views
 class Data:
     roots: tuple[str, ...]  # folders or image files, packs or Parquet files; or URLs of these
     labels: str = "auto"  # auto, folders, none, or a CSV file
-    holdout: float = 0.2  # share of images kept out of training, where the folders make no split themselves
-    subset: str = (
-        "all"  # of the training images: all, 10%, 5 (labels a class), total:1000 (labels, every class at least once)
+    holdout: float = (
+        0.2  # share of images kept out of training, where the folders make no split themselves
     )
+    # of the training images: all, 10%, 5 (labels a class), total:1000 (labels, every class at least
+    # once)
+    subset: str = "all"
 
     max_pixels: int = MAX_PIXELS  # of an image; larger ones are left out
 
@@ -33,14 +35,21 @@ class Data:
         require(self.max_pixels >= 1, "--max-pixels", "1 or more", self.max_pixels)
 
     def index(
-        self, seed: int, on_progress: Callable[[int, int], None] | None = None,
+        self,
+        seed: int,
+        on_progress: Callable[[int, int], None] | None = None,
         pixel_range: PixelRange | None = PixelRange(),
-    ) -> Index:  # fmt: skip
+    ) -> Index:
         """`pixel_range`: as for `build_index`."""
         index = build.build_index(
-            self.roots, labels=self.labels, holdout=self.holdout, seed=seed, on_progress=on_progress,
-            max_pixels=self.max_pixels, pixel_range=pixel_range,
-        )  # fmt: skip
+            self.roots,
+            labels=self.labels,
+            holdout=self.holdout,
+            seed=seed,
+            on_progress=on_progress,
+            max_pixels=self.max_pixels,
+            pixel_range=pixel_range,
+        )
         return index.subset(self.subset, seed)
 
 
@@ -52,9 +61,14 @@ class Stage:
     size: int  # pixels of a large view
     backbone: str = "resnet18"  # timm's name
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    init: str | None = None  # weights to start from: a run, a file, or the name of pretrained ones in timm
-    statistics: Literal["weights", "data"] = "weights"  # whose mean and std normalise pixels, where weights state some
-    trainable: str = "all"  # all, norm (HPT-BN), last-K blocks, lora-R, or none: only the norms' statistics follow the data
+    init: str | None = (
+        None  # weights to start from: a run, a file, or the name of pretrained ones in timm
+    )
+    statistics: Literal["weights", "data"] = (
+        "weights"  # whose mean and std normalise pixels, where weights state some
+    )
+    # all, norm (HPT-BN), last-K blocks, lora-R, or none: only the norms' statistics follow the data
+    trainable: str = "all"
     method: Method.Config = field(default_factory=METHODS[DEFAULT].Config)
     hard: tuple[HardExample, ...] = ()
     combine: Literal["mean", "sum"] = "mean"  # of the clean and the hard losses
@@ -66,9 +80,13 @@ class Stage:
     accumulate: int = 1  # parts that a batch is worked through in
     steps: int = 10_000
     base: str | None = None  # weights that a whole chain began from: they compete for being kept
-    keep: Literal["last", "best"] = "last"  # best: of the start and of checkpoints at log-spaced steps (HPT)
+    keep: Literal["last", "best"] = (
+        "last"  # best: of the start and of checkpoints at log-spaced steps (HPT)
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False  # the backbone, by torch.compile: it rounds otherwise, so a run goes on as it began
+    compile: bool = (
+        False  # the backbone, by torch.compile: it rounds otherwise, so a run goes on as it began
+    )
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,7 +97,10 @@ class Stage:
         require(self.steps >= 0, "--steps", "0 or more", self.steps)
         require(self.clip >= 0, "--clip", "0 or more", self.clip)
         if self.compile and self.trainable == "none":
-            raise UserError("--compile does nothing with --trainable none, where no step is trained: leave it out")
+            raise UserError(
+                "--compile does nothing with --trainable none, where no step is trained: leave"
+                " it out"
+            )
 
 
 def method_of(config: Method.Config) -> type[Method]:
@@ -87,14 +108,19 @@ def method_of(config: Method.Config) -> type[Method]:
 
 
 def shared_index(
-    data: Data, seed: int, on_progress: Callable[[int, int], None] | None = None,
+    data: Data,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
     pixel_range: PixelRange | None = PixelRange(),
-) -> Index:  # fmt: skip
-    """The index, made by rank 0 and read from its cache by the others. `pixel_range`: as for `build_index`."""
+) -> Index:
+    """The index, made by rank 0 and read from its cache by the others. `pixel_range`: as for
+    `build_index`.
+    """
     if rank() == 0:
         try:
             return data.index(seed, on_progress, pixel_range)
         finally:
-            wait_for_rank0()  # in any case: what rank 0 refuses, the others will refuse for themselves
+            # in any case: what rank 0 refuses, the others will refuse for themselves
+            wait_for_rank0()
     wait_for_rank0()
     return data.index(seed, pixel_range=pixel_range)

@@ -1,5 +1,5 @@
-"""From a file to its pixels: every odd format as a person sees it, or a reason why there is nothing to see. (Over 200 lines
-with its quick way for the usual JPEG.)
+"""From a file to its pixels: every odd format as a person sees it, or a reason why there is nothing
+to see. (Over 200 lines with its quick way for the usual JPEG.)
 """
 
 from __future__ import annotations
@@ -32,11 +32,29 @@ try:
 except ImportError:  # of the extra "fast": the same values, by Pillow and more slowly
     decode_jpeg = None
 
-# Never EPS and the like, whose readers start other programs. Pillow finds MPO by itself, as a kind of JPEG.
+# Never EPS and the like, whose readers start other programs. Pillow finds MPO by itself, as a kind
+# of JPEG.
 _FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"]
-_HEIF = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))
-_CONVERTIBLE = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16")  # modes whose conversion cannot fail
-_BYTES = {"1": 3, "L": 3, "P": 3, "I;16": 6, "I;16B": 6}  # a pixel, decoded and copied once; of other modes:
+_HEIF = tuple(
+    b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+)
+_CONVERTIBLE = (
+    "RGB",
+    "L",
+    "1",
+    "P",
+    "RGBA",
+    "LA",
+    "CMYK",
+    "I;16",
+)  # modes whose conversion cannot fail
+_BYTES = {
+    "1": 3,
+    "L": 3,
+    "P": 3,
+    "I;16": 6,
+    "I;16B": 6,
+}  # a pixel, decoded and copied once; of other modes:
 _MOST_BYTES = 12
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,7 +69,9 @@ _TRANSPOSE = {
 
 @cache
 def register_heif() -> bool:
-    """Have HEIC and HEIF files read, if `pillow_heif` is installed (the extra "heic"); return whether it is."""
+    """Have HEIC and HEIF files read, if `pillow_heif` is installed (the extra "heic"); return
+    whether it is.
+    """
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -75,10 +95,11 @@ _register_avif()
 
 
 class _Strict:
-    """Truncated files raise, even where another library of this process has told Pillow to fill them with grey; and large
-    ones are not taken for attacks, as they are measured here.
+    """Truncated files raise, even where another library of this process has told Pillow to fill
+    them with grey; and large ones are not taken for attacks, as they are measured here.
 
-    A counter under a lock, as Pillow's switches are for all threads: the first in sets them, the last out puts them back.
+    A counter under a lock, as Pillow's switches are for all threads: the first in sets them, the
+    last out puts them back.
     """
 
     def __init__(self) -> None:
@@ -105,13 +126,17 @@ class _Strict:
 
 _strict = _Strict()
 _memory = MemoryBudget()
-if hasattr(os, "register_at_fork"):  # a lock that another thread held at the fork would stay closed in the child
+if hasattr(
+    os, "register_at_fork"
+):  # a lock that another thread held at the fork would stay closed in the child
     os.register_at_fork(after_in_child=_strict.reset)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Pillow's warnings about odd metadata off the terminal: what matters is a reason of `Unreadable`."""
+    """Keeps Pillow's warnings about odd metadata off the terminal: what matters is a reason of
+    `Unreadable`.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         yield
@@ -130,7 +155,9 @@ class _Loaded(NamedTuple):
 
 
 def _values(loaded: _Loaded) -> high_depth.Values:
-    """The numbers of an image of more than 8 bits; colours of 16 bits are unpacked once more for their lower bytes."""
+    """The numbers of an image of more than 8 bits; colours of 16 bits are unpacked once more for
+    their lower bytes.
+    """
     low, grey = None, False
     if loaded.image.mode in ("RGB", "RGBA"):
         with _strict:
@@ -147,8 +174,12 @@ def _size(image: Image.Image) -> int:
 
 
 @contextmanager
-def _loaded(data: bytes, at_least: int | None = None, max_pixels: int | None = None) -> Iterator[_Loaded]:
-    """An image, decoded when there is memory for it; of a JPEG perhaps fewer pixels, down to the side `at_least`."""
+def _loaded(
+    data: bytes, at_least: int | None = None, max_pixels: int | None = None
+) -> Iterator[_Loaded]:
+    """An image, decoded when there is memory for it; of a JPEG perhaps fewer pixels, down to the
+    side `at_least`.
+    """
     with _reasons(data):
         image = _open(data, max_pixels)
         if at_least is not None:
@@ -162,7 +193,9 @@ def _loaded(data: bytes, at_least: int | None = None, max_pixels: int | None = N
 
 def _open(data: bytes, max_pixels: int | None) -> Image.Image:
     if data[4:12] in _HEIF and not register_heif():
-        raise Unreadable("HEIC, which needs pillow-heif: pip install 'selftaught[heic]'", passing=True)
+        raise Unreadable(
+            "HEIC, which needs pillow-heif: pip install 'selftaught[heic]'", passing=True
+        )
     with _strict:
         image = Image.open(io.BytesIO(data), formats=tuple(_FORMATS))
     if max_pixels is not None:
@@ -204,10 +237,13 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Integers of 16 or 32 bits and floats to "L", where no range of the set is known: by the full range of the kind, or
-    where that states none by the image's own values (1, 255, 65535, its largest).
+    """Integers of 16 or 32 bits and floats to "L", where no range of the set is known: by the full
+    range of the kind, or where that states none by the image's own values (1, 255, 65535, its
+    largest).
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0.0, neginf=0.0).clip(min=0.0)
+    values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0.0, neginf=0.0).clip(
+        min=0.0
+    )
     top = float(values.max())
     if image.mode.startswith("I;16"):
         full = 65535.0
@@ -242,7 +278,9 @@ def _rgb(loaded: _Loaded, pixel_range: PixelRange | None, at_least: int | None) 
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upright(loaded: _Loaded, pixel_range: PixelRange | None, at_least: int | None = None) -> Image.Image:
+def _upright(
+    loaded: _Loaded, pixel_range: PixelRange | None, at_least: int | None = None
+) -> Image.Image:
     turn = _TRANSPOSE.get(_orientation(loaded.image))
     try:
         rgb = _rgb(loaded, pixel_range, at_least)
@@ -254,18 +292,21 @@ def _upright(loaded: _Loaded, pixel_range: PixelRange | None, at_least: int | No
 
 
 def decode(path: Path | str, pixel_range: PixelRange | None = None) -> Image.Image:
-    """The image as a person sees it: RGB, upright by its EXIF orientation, the first frame of several.
+    """The image as a person sees it: RGB, upright by its EXIF orientation, the first frame of
+    several.
 
-    More than 8 bits are brought to 8 by the range of the set, CMYK and colours of other profiles are converted to sRGB,
-    transparency is laid on white. Without a range, see `PixelRange`. Raises `Unreadable` with the reason: not an image,
-    empty, truncated, ...
+    More than 8 bits are brought to 8 by the range of the set, CMYK and colours of other profiles
+    are converted to sRGB, transparency is laid on white. Without a range, see `PixelRange`. Raises
+    `Unreadable` with the reason: not an image, empty, truncated, ...
     """
     with _loaded(read_bytes(path)) as loaded:
         return _upright(loaded, pixel_range)
 
 
 class Measured(NamedTuple):
-    """What is measured of a file, once: its height and width as shown, and the columns of `pixel_range`."""
+    """What is measured of a file, once: its height and width as shown, and the columns of
+    `pixel_range`.
+    """
 
     height: int
     width: int
@@ -276,9 +317,11 @@ class Measured(NamedTuple):
 
 
 def measure(path: Path | str, max_pixels: int = MAX_PIXELS) -> Measured:
-    """What the whole file holds, from decoding it; raises `Unreadable` wherever `decode` does, and for larger images.
+    """What the whole file holds, from decoding it; raises `Unreadable` wherever `decode` does, and
+    for larger images.
 
-    The usual JPEG is decoded at 1/8: all its bits are read, which is what finds damage, and most arithmetic is spared.
+    The usual JPEG is decoded at 1/8: all its bits are read, which is what finds damage, and most
+    arithmetic is spared.
     """
     data = read_bytes(path)
     if quick := _plain_jpeg(data, 1, max_pixels=max_pixels):
@@ -294,7 +337,9 @@ def measure(path: Path | str, max_pixels: int = MAX_PIXELS) -> Measured:
 
 
 def is_unusual(data: bytes) -> bool:
-    """Whether the header alone says that there is more to measure than height and width. False where it is damaged."""
+    """Whether the header alone says that there is more to measure than height and width. False
+    where it is damaged.
+    """
     if data.startswith(b"\xff\xd8"):
         return False
     with contextlib.suppress(Unreadable), _reasons(data):
@@ -305,7 +350,9 @@ def is_unusual(data: bytes) -> bool:
 
 
 def _pages(image: Image.Image, data: bytes) -> int:
-    """How many pages or frames a file has, 0 where only one. Smaller copies of the first, for previews, are none."""
+    """How many pages or frames a file has, 0 where only one. Smaller copies of the first, for
+    previews, are none.
+    """
     try:
         if not getattr(image, "is_animated", False):
             return 0
@@ -313,7 +360,10 @@ def _pages(image: Image.Image, data: bytes) -> int:
             n = tiff.pages(data)
         elif image.format == "MPO":
             entries = image.mpinfo[0xB002]  # type: ignore[attr-defined]
-            n = sum(not str(entry["Attribute"]["MPType"]).startswith("Large Thumbnail") for entry in entries)
+            n = sum(
+                not str(entry["Attribute"]["MPType"]).startswith("Large Thumbnail")
+                for entry in entries
+            )
         else:
             n = int(getattr(image, "n_frames", 1))
     except Exception:  # damage behind the first page, which is all that is used
@@ -321,16 +371,23 @@ def _pages(image: Image.Image, data: bytes) -> int:
     return n if n > 1 else 0
 
 
-def shrunk(path: Path | str, side: int | None, pixel_range: PixelRange | None = None) -> tuple[Image.Image, str | None]:
-    """The image as `decode` gives it, its short side brought down to `side` (never up); and the format of its file, where
-    that holds just this: one frame, RGB or grey of 8 bits, upright, no larger. Raises `Unreadable`.
+def shrunk(
+    path: Path | str, side: int | None, pixel_range: PixelRange | None = None
+) -> tuple[Image.Image, str | None]:
+    """The image as `decode` gives it, its short side brought down to `side` (never up); and the
+    format of its file, where that holds just this: one frame, RGB or grey of 8 bits, upright, no
+    larger. Raises `Unreadable`.
 
-    A JPEG is decoded at a fraction where that leaves twice the side or more; the rest is done by Lanczos' filter.
+    A JPEG is decoded at a fraction where that leaves twice the side or more; the rest is done by
+    Lanczos' filter.
     """
     at_least = 2 * side if side else None
     with _loaded(read_bytes(path), at_least) as loaded:
         stored = loaded.image
-        image, plain = _upright(loaded, pixel_range, at_least), stored.mode in ("RGB", "L") and not loaded.kind
+        image, plain = (
+            _upright(loaded, pixel_range, at_least),
+            stored.mode in ("RGB", "L") and not loaded.kind,
+        )
         plain = plain and "transparency" not in stored.info and _orientation(stored) == 1
         plain = plain and getattr(stored, "n_frames", 1) == 1
         if side is None or min(image.size) <= side:
@@ -340,17 +397,21 @@ def shrunk(path: Path | str, side: int | None, pixel_range: PixelRange | None = 
 
 
 def as_stored(path: Path | str) -> Image.Image:
-    """The values of a file as they stand, for a mask, where they name classes. Raises `Unreadable`."""
+    """The values of a file as they stand, for a mask, where they name classes. Raises
+    `Unreadable`.
+    """
     with _loaded(read_bytes(path)) as loaded:
         return loaded.image
 
 
 def pixels(path: Path | str, at_least: int, pixel_range: PixelRange | None = None) -> Tensor:
-    """The image as `decode` shows it: uint8 [3, h, w], a colour after the other within each pixel. Raises `Unreadable`.
+    """The image as `decode` shows it: uint8 [3, h, w], a colour after the other within each pixel.
+    Raises `Unreadable`.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 (in the frequency domain, which is antialiased by nature) where that leaves a
-    short side of `at_least` or more: half the time for 500x375 to 96 px, at a mean difference of 1.2 grey levels. Of other
-    very large images (see `machine.LARGE`) squares of pixels are averaged likewise.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 (in the frequency domain, which is antialiased by nature)
+    where that leaves a short side of `at_least` or more: half the time for 500x375 to 96 px, at a
+    mean difference of 1.2 grey levels. Of other very large images (see `machine.LARGE`) squares of
+    pixels are averaged likewise.
     """
     data = read_bytes(path)
     if quick := _plain_jpeg(data, at_least, pixel_range is not None):
@@ -362,9 +423,10 @@ def pixels(path: Path | str, at_least: int, pixel_range: PixelRange | None = Non
 def _plain_jpeg(
     data: bytes, at_least: int, with_profile: bool = False, max_pixels: int | None = None
 ) -> tuple[Tensor, Image.Image] | None:
-    """The usual JPEG by simplejpeg, and its header: the values that Pillow gives, without its two copies (0.7 ms instead of
-    1.0 for 500x375, at half the size 0.5 instead of 0.7). None for whatever else, or what it refuses, so that Pillow may
-    give its reason; `with_profile`, also for what is to be converted to sRGB.
+    """The usual JPEG by simplejpeg, and its header: the values that Pillow gives, without its two
+    copies (0.7 ms instead of 1.0 for 500x375, at half the size 0.5 instead of 0.7). None for
+    whatever else, or what it refuses, so that Pillow may give its reason; `with_profile`, also for
+    what is to be converted to sRGB.
     """
     if decode_jpeg is None or not data.startswith(b"\xff\xd8"):
         return None
@@ -379,8 +441,14 @@ def _plain_jpeg(
         width, height = header.size
         if max_pixels is not None:
             refuse_larger(width, height, max_pixels)
-        share = next((n for n in (8, 4, 2) if min(width, height) >= n * at_least), 1)  # as Pillow's draft
-        least = {"min_width": -(-width // share), "min_height": -(-height // share)} if share > 1 else {}
+        share = next(
+            (n for n in (8, 4, 2) if min(width, height) >= n * at_least), 1
+        )  # as Pillow's draft
+        least = (
+            {"min_width": -(-width // share), "min_height": -(-height // share)}
+            if share > 1
+            else {}
+        )
         with _memory.hold(_size(header) // share**2):
             found = decode_jpeg(data, "RGB", **least, min_factor=1, strict=True)
     except Exception:
@@ -389,8 +457,12 @@ def _plain_jpeg(
 
 
 def squash(path: Path | str, canvas: int, pixel_range: PixelRange | None = None) -> Tensor:
-    """The whole image resized to a square by an antialiased bicubic filter: uint8 [3, canvas, canvas]. As `pixels`."""
+    """The whole image resized to a square by an antialiased bicubic filter: uint8 [3, canvas,
+    canvas]. As `pixels`.
+    """
     image = pixels(path, math.ceil(1.5 * canvas), pixel_range)
     if image.shape[1:] != (canvas, canvas):
-        image = torch.nn.functional.interpolate(image[None], (canvas, canvas), mode="bicubic", antialias=True)[0]
+        image = torch.nn.functional.interpolate(
+            image[None], (canvas, canvas), mode="bicubic", antialias=True
+        )[0]
     return image.contiguous()

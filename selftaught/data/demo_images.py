@@ -1,7 +1,8 @@
-"""Photo patches: the embedded demo data, from photographs inside the scikit-image and scikit-learn wheels.
+"""Photo patches: the embedded demo data, from photographs inside the scikit-image and scikit-learn
+wheels.
 
-One class a photograph. A 4 x 4 grid of cells parts each photograph; a patch lies inside one cell, and a cell
-belongs to train or to test, so that the two share no pixel. Nothing is downloaded.
+One class a photograph. A 4 x 4 grid of cells parts each photograph; a patch lies inside one cell,
+and a cell belongs to train or to test, so that the two share no pixel. Nothing is downloaded.
 """
 
 import json
@@ -17,8 +18,9 @@ from PIL import Image
 
 from selftaught.errors import UserError
 
-# class -> (package, file in it). Left out: pictures that are nearly flat (cell, clock), drawn (logo, colour
-# wheel) or text, of which a patch says nothing, and the second picture of a stereo pair.
+# class -> (package, file in it). Left out: pictures that are nearly flat (cell, clock), drawn
+# (logo, colour wheel) or text, of which a patch says nothing, and the second picture of a stereo
+# pair.
 PHOTOGRAPHS = {
     "astronaut": ("skimage", "data/astronaut.png"),
     "brick": ("skimage", "data/brick.png"),
@@ -46,23 +48,30 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A square (left, top, right, bottom), in pixels of the photograph, inside one cell of its grid."""
+    """A square (left, top, right, bottom), in pixels of the photograph, inside one cell of its
+    grid.
+    """
 
     split: Split
     cell: tuple[int, int]  # row, column
     box: Box
 
 
-def plan(name: str, width: int, height: int, *, seed: int, train: int, test: int) -> tuple[Patch, ...]:
-    """The patches of one photograph: `train` from twelve cells and `test` from the other four, in turn.
+def plan(
+    name: str, width: int, height: int, *, seed: int, train: int, test: int
+) -> tuple[Patch, ...]:
+    """The patches of one photograph: `train` from twelve cells and `test` from the other four, in
+    turn.
 
-    The test cells are one in each row and each column. All depends on the arguments alone: only `random()` of
-    Python's generator is used, which gives the same numbers in every version.
+    The test cells are one in each row and each column. All depends on the arguments alone: only
+    `random()` of Python's generator is used, which gives the same numbers in every version.
     """
     rng = random.Random(f"{seed}/{name}")
     columns = sorted(range(GRID), key=lambda _: rng.random())
     held_out = [(row, column) for row, column in enumerate(columns)]
-    others = [(row, col) for row in range(GRID) for col in range(GRID) if (row, col) not in held_out]
+    others = [
+        (row, col) for row in range(GRID) for col in range(GRID) if (row, col) not in held_out
+    ]
     parts: tuple[tuple[Split, list[tuple[int, int]], int], ...] = (
         ("train", others, train),
         ("test", held_out, test),
@@ -82,14 +91,20 @@ def plan(name: str, width: int, height: int, *, seed: int, train: int, test: int
 
 
 def write(
-    folder: str | Path, *, size: int = 96, seed: int = 0, train_per_class: int = 188, test_per_class: int = 50
+    folder: str | Path,
+    *,
+    size: int = 96,
+    seed: int = 0,
+    train_per_class: int = 188,
+    test_per_class: int = 50,
 ) -> Path:
     """Write folder/{train,test}/<class>/NNN.png, `size` pixels square, and folder/patches.json.
 
-    By default 3,008 + 800 patches, 52 MB, in a few seconds. The same arguments give the same pixels. A folder
-    that holds exactly these patches is left as it is; one that holds anything else is refused.
-    Returns the folder. Patches of one cell overlap: the test patches are less independent than they are many.
-    Raises UserError where scikit-image is not installed, or the folder holds something else.
+    By default 3,008 + 800 patches, 52 MB, in a few seconds. The same arguments give the same
+    pixels. A folder that holds exactly these patches is left as it is; one that holds anything else
+    is refused. Returns the folder. Patches of one cell overlap: the test patches are less
+    independent than they are many. Raises UserError where scikit-image is not installed, or the
+    folder holds something else.
     """
     folder = Path(folder)
     arguments = {
@@ -101,9 +116,14 @@ def write(
     if _holds(folder, arguments):
         return folder
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} already holds something else: give an empty or new folder for the photo patches.")
+        raise UserError(
+            f"{folder} already holds something else: give an empty or new folder for the photo"
+            " patches."
+        )
     sources = photographs()
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")  # all or nothing, also when it is interrupted
+    draft = folder.with_name(
+        f".{folder.name}.{os.getpid()}"
+    )  # all or nothing, also when it is interrupted
     try:
         where: dict[str, list[dict[str, object]]] = {}
         for name, source in sources.items():
@@ -114,7 +134,8 @@ def write(
             for index, patch in enumerate(patches):
                 path = draft / patch.split / name / f"{index:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # Cropped first: a resize of the whole photograph would mix in pixels from outside the box.
+                # Cropped first: a resize of the whole photograph would mix in pixels from outside
+                # the box.
                 tile = photo.crop(patch.box).resize((size, size), Image.Resampling.BICUBIC)
                 tile.save(path, compress_level=1)
         files = {name: "/".join(source) for name, source in PHOTOGRAPHS.items()}
@@ -146,6 +167,8 @@ def photographs() -> dict[str, Path]:
         path = Path(spec.origin).parent / inside if spec is not None and spec.origin else None
         if path is None or not path.is_file():
             pip = {"skimage": "selftaught[demo]", "sklearn": "scikit-learn"}[package]
-            raise UserError(f"The demo's photograph {inside} comes with {package}: run pip install '{pip}'.")
+            raise UserError(
+                f"The demo's photograph {inside} comes with {package}: run pip install '{pip}'."
+            )
         found[name] = path
     return found

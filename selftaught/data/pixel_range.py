@@ -1,4 +1,6 @@
-"""Which values are black and which are white, in images that hold more than 8 bits a value: one scaling for a whole set."""
+"""Which values are black and which are white, in images that hold more than 8 bits a value: one
+scaling for a whole set.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,12 @@ _MISSING = 1e30  # floats from here on, and below minus this, are marks of "no d
 
 @dataclass(frozen=True)
 class PixelRange:
-    """The values that are shown as black and as white: of images of whole numbers, and of floats. None: there are none.
+    """The values that are shown as black and as white: of images of whole numbers, and of floats.
+    None: there are none.
 
-    Where a function takes `PixelRange | None`, None means as before there was one: each image by the range of its own kind
-    or its own values, and without regard to colour profiles. Runs that were trained so go on so.
+    Where a function takes `PixelRange | None`, None means as before there was one: each image by
+    the range of its own kind or its own values, and without regard to colour profiles. Runs that
+    were trained so go on so.
     """
 
     integers: Pair | None = None
@@ -54,13 +58,16 @@ class PixelRange:
                 pairs.append((low, high) if found else None)
         except (KeyError, TypeError, ValueError):
             raise UserError(
-                f"a pixel range of {written} is none: it is black and white, for integers and for floats"
+                f"a pixel range of {written} is none: it is black and white, for integers and for"
+                " floats"
             ) from None
         return cls(*pairs)
 
 
 def to_eight_bits(values: np.ndarray, pair: Pair) -> np.ndarray:
-    """Floats of any shape to uint8: black at the first of the pair and below, white at the second; NaN is black."""
+    """Floats of any shape to uint8: black at the first of the pair and below, white at the second;
+    NaN is black.
+    """
     low, high = pair
     shown = values - low
     shown *= 255.0 / (high - low)
@@ -84,8 +91,12 @@ def without_marks(values: np.ndarray) -> np.ndarray:
 
 
 def measure_range(measured: np.ndarray) -> PixelRange:
-    """The range of a set, from what was measured of its files [n, 4] (KIND, LOW, HIGH, PAGES). Order does not matter."""
-    return PixelRange(*(_pair(measured[measured[:, KIND] == kind], kind) for kind in (INTEGERS, FLOATS)))
+    """The range of a set, from what was measured of its files [n, 4] (KIND, LOW, HIGH, PAGES).
+    Order does not matter.
+    """
+    return PixelRange(
+        *(_pair(measured[measured[:, KIND] == kind], kind) for kind in (INTEGERS, FLOATS))
+    )
 
 
 def _pair(measured: np.ndarray, kind: int) -> Pair | None:
@@ -103,7 +114,9 @@ def _pair(measured: np.ndarray, kind: int) -> Pair | None:
 
 
 def _full(high: float, kind: int) -> float | None:
-    """The white of the kind: the largest number of as many bits as are used; 1 or 255 of floats, which may overshoot."""
+    """The white of the kind: the largest number of as many bits as are used; 1 or 255 of floats,
+    which may overshoot.
+    """
     if kind == INTEGERS:
         return next((float(2**bits - 1) for bits in range(8, 33) if high <= 2**bits - 1), None)
     return next((white for white in (1.0, 255.0) if high <= 1.05 * white), None)
@@ -114,14 +127,28 @@ def _spelt(pair: Pair) -> str:
 
 
 def used(pixel_range: PixelRange | None, measured: np.ndarray) -> str:
-    """What of a range decides what these files [n, 4] look like; nothing where all are of 8 bits."""
-    pairs = [(kind, pixel_range.of(kind)) for kind in (INTEGERS, FLOATS)] if pixel_range is not None else []
-    pairs = [(kind, pair) for kind, pair in pairs if pair is not None and (measured[:, KIND] == kind).any()]
-    return "".join(f"{kind} {pair[0]:.17g} {pair[1]:.17g}\n" for kind, pair in pairs if pair is not None)
+    """What of a range decides what these files [n, 4] look like; nothing where all are of 8
+    bits.
+    """
+    pairs = (
+        [(kind, pixel_range.of(kind)) for kind in (INTEGERS, FLOATS)]
+        if pixel_range is not None
+        else []
+    )
+    pairs = [
+        (kind, pair)
+        for kind, pair in pairs
+        if pair is not None and (measured[:, KIND] == kind).any()
+    ]
+    return "".join(
+        f"{kind} {pair[0]:.17g} {pair[1]:.17g}\n" for kind, pair in pairs if pair is not None
+    )
 
 
 def notes(pixel_range: PixelRange | None, measured: np.ndarray, own: PixelRange) -> list[str]:
-    """What a person should know: a line for each kind of values beyond 8 bits, and one for pages that are not used."""
+    """What a person should know: a line for each kind of values beyond 8 bits, and one for pages
+    that are not used.
+    """
     lines = []
     for kind, what in ((INTEGERS, "more than 8 bits a value"), (FLOATS, "floating-point values")):
         n = int((measured[:, KIND] == kind).sum())
@@ -130,17 +157,24 @@ def notes(pixel_range: PixelRange | None, measured: np.ndarray, own: PixelRange)
             continue
         which = f"{count_text(n, 'image')} of {what}"
         if pair is None:
-            lines.append(f"{which}: each is scaled by its kind or by itself, as in the run's training")
+            lines.append(
+                f"{which}: each is scaled by its kind or by itself, as in the run's training"
+            )
             continue
         bits = round(np.log2(pair[1] + 1)) if pair[1] > 0 else 0
         if kind == INTEGERS and pair == (0, 2**bits - 1):
             which = f"{count_text(n, 'image')} of {bits} bits a value"
         there = own.of(kind) or pair
-        whose = "" if pair == there else f", as in the run's training; they themselves hold {_spelt(there)}"
+        whose = (
+            ""
+            if pair == there
+            else f", as in the run's training; they themselves hold {_spelt(there)}"
+        )
         lines.append(f"{which}: {_spelt(pair)} are shown as black to white{whose}")
     pages = measured[:, PAGES]
     if several := int((pages > 1).sum()):
         lines.append(
-            f"{count_text(several, 'file')} of several pages or frames, {int(pages.sum()):,} in all: the first of each is used"
+            f"{count_text(several, 'file')} of several pages or frames, {int(pages.sum()):,} in"
+            " all: the first of each is used"
         )
     return lines

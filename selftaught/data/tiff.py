@@ -1,4 +1,6 @@
-"""The directories of a TIFF file: how many pages it has, and of what kind one is that Pillow does not know."""
+"""The directories of a TIFF file: how many pages it has, and of what kind one is that Pillow does
+not know.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,22 @@ from PIL import Image, TiffImagePlugin
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 WIDTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, FORMAT, SUBFILE, NODATA = (
-    256, 258, 259, 262, 277, 284, 339, 254, 42113,
-)  # fmt: skip
+    256,
+    258,
+    259,
+    262,
+    277,
+    284,
+    339,
+    254,
+    42113,
+)
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # of FORMAT
 _MOST = 100_000  # pages that are counted
 
-# What Pillow can unpack and does not expect in a TIFF: floats of 64 bits (numpy's by default), and big-endian whole numbers
-# of 32 bits, or of 16 where 0 is white. (Order of bytes, photometric interpretation, format, bits) -> (mode, raw mode).
+# What Pillow can unpack and does not expect in a TIFF: floats of 64 bits (numpy's by default), and
+# big-endian whole numbers of 32 bits, or of 16 where 0 is white. (Order of bytes, photometric
+# interpretation, format, bits) -> (mode, raw mode).
 for (_order, _white, _format, _bits), _modes in {
     (b"II", 1, FLOAT, 64): ("F", "F;64F"),
     (b"MM", 1, FLOAT, 64): ("F", "F;64BF"),
@@ -27,7 +38,9 @@ for (_order, _white, _format, _bits), _modes in {
 
 
 def directories(data: bytes) -> Iterator[ImageFileDirectory_v2]:
-    """The file's directories, a page or a smaller copy of one each. Ends quietly where the file is damaged."""
+    """The file's directories, a page or a smaller copy of one each. Ends quietly where the file is
+    damaged.
+    """
     file = io.BytesIO(data)
     head = file.read(16 if data[2:3] == b"\x2b" or data[3:4] == b"\x2b" else 8)
     try:
@@ -49,7 +62,11 @@ def pages(data: bytes) -> int:
 
 def strange_kind(data: bytes) -> str | None:
     """What a TIFF holds that Pillow cannot identify; None: it is none, or damaged."""
-    directory = next(directories(data), None) if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else None
+    directory = (
+        next(directories(data), None)
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        else None
+    )
     if directory is None or WIDTH not in directory:
         return None
     bits = directory.get(BITS, (1,))

@@ -1,1 +1,3 @@
-"""Is it worth it: a run's features beside those of random weights, by fixed protocols, with honest intervals."""
+"""Is it worth it: a run's features beside those of random weights, by fixed protocols, with honest
+intervals.
+"""

@@ -1,15 +1,20 @@
-"""95 % intervals by a bootstrap over the draws of labels and the test images, which hold for few images, too.
+"""95 % intervals by a bootstrap over the draws of labels and the test images, which hold for few
+images, too.
 
-A score is a mean over groups of the mean over the images of each: classes for balanced accuracy, the positives and
-the negatives of each question for an AUROC. Every resample weighs the images anew (the Bayesian bootstrap, Rubin,
-1981). Three things keep it honest where images are few, and vanish where they are many:
+A score is a mean over groups of the mean over the images of each: classes for balanced accuracy,
+the positives and the negatives of each question for an AUROC. Every resample weighs the images anew
+(the Bayesian bootstrap, Rubin, 1981). Three things keep it honest where images are few, and vanish
+where they are many:
 
-- Every resample has one image more, with the best outcome in some and the worst in others. So no interval is a point,
-  and for one group of right and wrong outcomes it is known: with the worst outcome always, that of Clopper and Pearson;
-  in half of all resamples, Lancaster's mid-P, and of paired differences McNemar's mid-P test (Fagerland et al., 2013,
-  https://doi.org/10.1186/1471-2288-13-91). The extra image weighs what the images of the smallest groups do (as in Fay
-  & Feuer, 1997), and never more than all that weigh as much.
-- Small groups borrow the spread of the others: an image deviates from its group's mean as far as that is known, and
+- Every resample has one image more, with the best outcome in some and the worst in others. So no
+interval is a point,
+  and for one group of right and wrong outcomes it is known: with the worst outcome always, that of
+  Clopper and Pearson; in half of all resamples, Lancaster's mid-P, and of paired differences
+  McNemar's mid-P test (Fagerland et al., 2013, https://doi.org/10.1186/1471-2288-13-91). The extra
+  image weighs what the images of the smallest groups do (as in Fay & Feuer, 1997), and never more
+  than all that weigh as much.
+- Small groups borrow the spread of the others: an image deviates from its group's mean as far as
+that is known, and
   from the mean of all groups as far as it is not.
 - What deviations from a mean of few images lack is given back, as by n / (n - 1).
 """
@@ -23,18 +28,26 @@ from scipy import stats
 
 Array = NDArray[np.float64]
 
-KNOWN = 20  # images of a group at which its own mean begins to count for more than the mean of all groups
-AGAINST = 3 / 4  # of the resamples have the extra image against the limit that they give: of a score, and
+# images of a group at which its own mean begins to count for more than the mean of all groups
+KNOWN = 20
+AGAINST = (
+    3 / 4
+)  # of the resamples have the extra image against the limit that they give: of a score, and
 PAIRED = 1 / 2  # of a difference
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Outcomes:
-    """K scores of the same M test images, of which each has Q outcomes (one a question of an AUROC, else one)."""
+    """K scores of the same M test images, of which each has Q outcomes (one a question of an AUROC,
+    else one).
+    """
 
-    values: Array  # [K, M, Q] right or wrong, or shares; the mean over draws; of a difference, one minus the other
+    # [K, M, Q] right or wrong, or shares; the mean over draws; of a difference, one minus the other
+    values: Array
     groups: NDArray[np.int64]  # [M, Q] which group each outcome is of
-    sides: int = 1  # how many groups carry a score as a whole: 2 for an AUROC, positives and negatives
+    sides: int = (
+        1  # how many groups carry a score as a whole: 2 for an AUROC, positives and negatives
+    )
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -66,7 +79,9 @@ class Outcomes:
 
     @cached_property
     def influences(self) -> Array:
-        """[K, M]: how an image moves each score per unit of its weight in a resample; they sum to 0."""
+        """[K, M]: how an image moves each score per unit of its weight in a resample; they sum to
+        0.
+        """
         place, count = self._places
         known = (count - 1) / (count + KNOWN)
         widened = (1 - known * (2 - known) / count) ** -0.5
@@ -101,7 +116,9 @@ class Outcomes:
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """Of K scores: lower and upper limits, and half the widths that they had if labels were drawn only once."""
+    """Of K scores: lower and upper limits, and half the widths that they had if labels were drawn
+    only once.
+    """
 
     low: Array
     high: Array
@@ -120,10 +137,11 @@ def intervals(
 ) -> Intervals:
     """The intervals of the K mean scores over draws: points [K, D] on the images as they are.
 
-    paired [K]: which are differences of two scores, whose outcomes lie in [-1, 1] and not in [0, 1]. All are resampled
-    alike. Five draws are few: resampling them gives intervals that are too narrow, by sqrt(4/5) and by the tails of a t
-    distribution. Their part is widened by exactly that (the expanded percentile interval of Hesterberg, 2015,
-    https://arxiv.org/abs/1411.5279). With a single draw (all labels) only the test images vary.
+    paired [K]: which are differences of two scores, whose outcomes lie in [-1, 1] and not in [0,
+    1]. All are resampled alike. Five draws are few: resampling them gives intervals that are too
+    narrow, by sqrt(4/5) and by the tails of a t distribution. Their part is widened by exactly that
+    (the expanded percentile interval of Hesterberg, 2015, https://arxiv.org/abs/1411.5279). With a
+    single draw (all labels) only the test images vary.
     """
     rng = np.random.default_rng(seed)
     base, swing = [], []

@@ -1,4 +1,6 @@
-"""What a network's own classifier says: the accuracy of a fine-tuned or distilled network as it is."""
+"""What a network's own classifier says: the accuracy of a fine-tuned or distilled network as it
+is.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +24,9 @@ from selftaught.runs import folder as run_folder
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier(Protocol):
-    """Nothing is learnt: the "features" are the logits of the classes, in the order of the labels."""
+    """Nothing is learnt: the "features" are the logits of the classes, in the order of the
+    labels.
+    """
 
     @property
     def name(self) -> str:
@@ -39,13 +43,20 @@ class Classifier(Protocol):
         return Scores(test)
 
 
-def classifiers(learnt: Path, names: Iterable[str], index: Index, progress: Progress) -> dict[str, heads.Trained]:
-    """Of the runs that are compared those that tell classes, which must be these images'; the judged one has to."""
+def classifiers(
+    learnt: Path, names: Iterable[str], index: Index, progress: Progress
+) -> dict[str, heads.Trained]:
+    """Of the runs that are compared those that tell classes, which must be these images'; the
+    judged one has to.
+    """
     found = {}
     for name in names:
         if name in ("random", "init") or not Path(name).is_dir():
             if name == str(learnt):
-                raise UserError(f"{name} is a backbone alone: give the folder of a run of supervised or distillation")
+                raise UserError(
+                    f"{name} is a backbone alone: give the folder of a run of supervised or"
+                    " distillation"
+                )
             progress.say(f"{name} has no classifier of its own: left out there")
             continue
         found[name] = heads.classifier(run_folder.resolve_run(Path(name)))
@@ -54,16 +65,25 @@ def classifiers(learnt: Path, names: Iterable[str], index: Index, progress: Prog
 
 
 def score_classifiers(
-    found: Mapping[str, heads.Trained], protocol: Classifier, index: Index, images: Images, test: Tensor, *, seed: int,
-    progress: Progress, **how: Any,
-) -> Results:  # fmt: skip
+    found: Mapping[str, heads.Trained],
+    protocol: Classifier,
+    index: Index,
+    images: Images,
+    test: Tensor,
+    *,
+    seed: int,
+    progress: Progress,
+    **how: Any,
+) -> Results:
     """Their scores on the test images; `how` is what `extract` wants to know."""
     assert index.labels is not None
     labels = index.labels[test]
     logits = {}
     for name, trained in found.items():
         trained.network.to(how["device"]).to(memory_format=torch.channels_last)
-        said = extract(trained.network, images, test, on_progress=progress.of(f"what {name} says"), **how)
+        said = extract(
+            trained.network, images, test, on_progress=progress.of(f"what {name} says"), **how
+        )
         columns = [trained.classes.index(c) for c in index.classes]
         features = Features(said[:, columns], labels)
         logits[name] = (features, features)  # there is nothing to learn from

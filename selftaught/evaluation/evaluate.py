@@ -1,4 +1,5 @@
-"""Was it worth it? A run's features beside random ones, the starting weights and others, on labelled images.
+"""Was it worth it? A run's features beside random ones, the starting weights and others, on
+labelled images.
 
 Over 200 lines with what is kept of it, as far as the disk takes it.
 """
@@ -67,11 +68,13 @@ def evaluate_run(
     progress: Progress | None = None,
     command: str = "",
 ) -> Evaluation:
-    """Score the run's folder or backbone's file `learnt` on labelled images, by default those it was trained on.
+    """Score the run's folder or backbone's file `learnt` on labelled images, by default those it
+    was trained on.
 
-    Labels are drawn from the training side of the split alone, scores come from the other side, which `learnt` never
-    saw if it was trained on the same folders. Values of more than 8 bits are brought to 8 as they were for its training.
-    A run's results are kept in its evaluation.json. Raises UserError when there is nothing to read, or no labels.
+    Labels are drawn from the training side of the split alone, scores come from the other side,
+    which `learnt` never saw if it was trained on the same folders. Values of more than 8 bits are
+    brought to 8 as they were for its training. A run's results are kept in its evaluation.json.
+    Raises UserError when there is nothing to read, or no labels.
     """
     progress = progress or Progress(show=False)
     learnt = weight_files.folder_of(Path(learnt))
@@ -80,14 +83,27 @@ def evaluate_run(
         progress.say(f"{learnt}: {own.doubt}")
     compared = backbones_of(learnt, own, against, progress)
     pixel_range = compared[str(learnt)].pixel_range if own is None else own.pixel_range
-    index = labelled(own, [str(root) for root in data], labels_from, max_pixels, seed, pixel_range, progress)
-    width = size if size is not None else own.stage.size if own else compared[str(learnt)].image_size or 224
+    index = labelled(
+        own, [str(root) for root in data], labels_from, max_pixels, seed, pixel_range, progress
+    )
+    width = (
+        size
+        if size is not None
+        else own.stage.size
+        if own
+        else compared[str(learnt)].image_size or 224
+    )
     require(width >= 8, "--size", "8 pixels or more", width)
     progress.say(f"images of {width} pixels")
     images = Images(
-        index.paths, index.sizes, default_canvas(index.sizes, width), groups=index.groups,
-        pixel_range=index.pixel_range, strict=True, on_progress=progress.of("loading"),
-    )  # fmt: skip
+        index.paths,
+        index.sizes,
+        default_canvas(index.sizes, width),
+        groups=index.groups,
+        pixel_range=index.pixel_range,
+        strict=True,
+        on_progress=progress.of("loading"),
+    )
     precision = own.stage.precision if own else "fp32"
     known = index.labelled
     train, test = (positions[known[positions]] for positions in (index.train, index.held_out))
@@ -114,17 +130,34 @@ def evaluate_run(
         def make(positions: Tensor, backbone: Backbone = backbone, name: str = name) -> Tensor:
             assert progress is not None
             return extract(
-                backbone, images, positions, size=width, device=device, precision=precision, workers=workers,
+                backbone,
+                images,
+                positions,
+                size=width,
+                device=device,
+                precision=precision,
+                workers=workers,
                 on_progress=progress.of(f"features of {name}"),
-            )  # fmt: skip
+            )
 
         def features(positions: Tensor, name: str = name, make: Any = make) -> Features:
             assert index.labels is not None
             if own is None:
                 vectors = make(positions)
             else:
-                key = "/".join([digests[name], index.fingerprint, digest(positions), str(width), precision, device])
-                vectors = cached(own.folder / "features", key, lambda: make(positions), len(positions), tell)
+                key = "/".join(
+                    [
+                        digests[name],
+                        index.fingerprint,
+                        digest(positions),
+                        str(width),
+                        precision,
+                        device,
+                    ]
+                )
+                vectors = cached(
+                    own.folder / "features", key, lambda: make(positions), len(positions), tell
+                )
             return Features(vectors, index.labels[positions])
 
         if any(not isinstance(p, FineTune | Classifier) for p in protocols):
@@ -136,20 +169,38 @@ def evaluate_run(
         if isinstance(asked[0], Classifier):
             told = classifiers(learnt, compared, index, progress)
             return score_classifiers(
-                told, asked[0], index, images, test, seed=seed, progress=progress, size=width, device=device,
-                precision=precision, workers=workers,
-            )  # fmt: skip
+                told,
+                asked[0],
+                index,
+                images,
+                test,
+                seed=seed,
+                progress=progress,
+                size=width,
+                device=device,
+                precision=precision,
+                workers=workers,
+            )
         if isinstance(asked[0], FineTune):
             asked = [
                 BoundFineTune(
-                    asked=asked[0], backbones=compared, images=images, size=width, device=device, precision=precision
+                    asked=asked[0],
+                    backbones=compared,
+                    images=images,
+                    size=width,
+                    device=device,
+                    precision=precision,
                 )
             ]
             assert index.labels is not None
             sides = (number_images(train, index.labels), number_images(test, index.labels))
             features, doing = dict.fromkeys(compared, sides), "fine-tuning"
-        of = evaluate(features, asked, labels=labels, draws=draws, seed=seed, on_progress=progress.of(doing))
-        return replace(of, differences=tuple(d for d in of.differences if same.get(d.against) != ""))
+        of = evaluate(
+            features, asked, labels=labels, draws=draws, seed=seed, on_progress=progress.of(doing)
+        )
+        return replace(
+            of, differences=tuple(d for d in of.differences if same.get(d.against) != "")
+        )
 
     frozen = [p for p in protocols if not isinstance(p, FineTune | Classifier)]
     results, refused = Results(rows=()), []
@@ -165,21 +216,37 @@ def evaluate_run(
     judgement = Evaluation(results=results, verdict=verdict(results, same=same))
     if own and rank() == 0:
         try:
-            keep(own.folder, judgement, index, [str(r) for r in data] or list(own.stage.data.roots), command, progress.say)
+            keep(
+                own.folder,
+                judgement,
+                index,
+                [str(r) for r in data] or list(own.stage.data.roots),
+                command,
+                progress.say,
+            )
         except FileError as error:
             progress.say(f"the scores are not kept beside the run: {error}")
     return judgement
 
 
 def labelled(
-    own: run_folder.Run | None, roots: list[str], labels_from: str, max_pixels: int | None, seed: int,
-    pixel_range: PixelRange | None, progress: Progress,
-) -> Index:  # fmt: skip
-    """The labelled images, split as they were for training: what was held out then is held out now."""
+    own: run_folder.Run | None,
+    roots: list[str],
+    labels_from: str,
+    max_pixels: int | None,
+    seed: int,
+    pixel_range: PixelRange | None,
+    progress: Progress,
+) -> Index:
+    """The labelled images, split as they were for training: what was held out then is held out
+    now.
+    """
     if own:
         if not roots:
             own.refuse_missing(labels=labels_from == "auto")
-        data = replace(own.stage.data, subset="all")  # what it was not shown may be labelled all the same
+        data = replace(
+            own.stage.data, subset="all"
+        )  # what it was not shown may be labelled all the same
         if roots:  # a run that held nothing back can still be judged on other images
             data = replace(data, roots=tuple(roots), holdout=data.holdout or Data.holdout)
         data = replace(data, labels=labels_from) if labels_from != "auto" or roots else data
@@ -193,7 +260,8 @@ def labelled(
     progress.say(index.describe())
     if index.labels is None:
         raise UserError(
-            "these images have no labels: put them into class folders, or write a labels.csv, to be able to evaluate"
+            "these images have no labels: put them into class folders, or write a labels.csv, to be"
+            " able to evaluate"
         )
     return index
 
@@ -205,7 +273,9 @@ def backbones_of(
     found = {str(learnt): run_folder.open_backbone(learnt)}
     for name in against:
         if name == "random":
-            found[name] = own.random() if own else run_folder.random_like(found[str(learnt)], seed=0)
+            found[name] = (
+                own.random() if own else run_folder.random_like(found[str(learnt)], seed=0)
+            )
         elif name == "init":
             try:
                 start = own.start() if own else None
@@ -217,7 +287,9 @@ def backbones_of(
             if start is not None:
                 found[name] = start
             elif tuple(against) != AGAINST:  # then somebody asked for it by name
-                progress.say("there were no starting weights: 'init' is left out (it began from random ones)")
+                progress.say(
+                    "there were no starting weights: 'init' is left out (it began from random ones)"
+                )
         else:
             found[str(Path(name))] = run_folder.open_backbone(Path(name))
     return found
@@ -228,18 +300,26 @@ def same_weights(compared: dict[str, Backbone], digests: dict[str, str]) -> dict
     first, *others = compared
     network = digest(compared[first].network)
     return {
-        name: "" if digests[name] == digests[first] else ", but for the mean and std that pixels are normalised by"
+        name: (
+            ""
+            if digests[name] == digests[first]
+            else ", but for the mean and std that pixels are normalised by"
+        )
         for name in others
         if digest(compared[name].network) == network
     }
 
 
 def keep(
-    folder: Path, judgement: Evaluation, index: Index, roots: list[str], command: str,
+    folder: Path,
+    judgement: Evaluation,
+    index: Index,
+    roots: list[str],
+    command: str,
     say: Callable[[str], None] = lambda text: None,
-) -> None:  # fmt: skip
-    """Add a judgement to a run's evaluation.json, which two parts of a study may do at once. One that is damaged is moved
-    aside. Raises FileError where it cannot be written.
+) -> None:
+    """Add a judgement to a run's evaluation.json, which two parts of a study may do at once. One
+    that is damaged is moved aside. Raises FileError where it cannot be written.
     """
     file = folder / run_folder.EVALUATIONS
     now = {
@@ -266,5 +346,7 @@ def digest(of: nn.Module | Tensor) -> str:
     tensors = of.state_dict().values() if isinstance(of, nn.Module) else [of]
     total = hashlib.sha256()
     for tensor in tensors:
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        total.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return total.hexdigest()[:16]

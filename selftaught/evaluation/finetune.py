@@ -1,7 +1,9 @@
-"""Fine-tuning of the whole network with some labels, as an evaluation beside those of frozen features.
+"""Fine-tuning of the whole network with some labels, as an evaluation beside those of frozen
+features.
 
-The protocol of HPT's semi-supervised study (Reed et al., 2021): a few schedules and rates, the head at a hundred times
-the trunk's, the setting chosen on labelled images that are kept out, and then all labels used.
+The protocol of HPT's semi-supervised study (Reed et al., 2021): a few schedules and rates, the head
+at a hundred times the trunk's, the setting chosen on labelled images that are kept out, and then
+all labels used.
 """
 
 import copy
@@ -27,7 +29,9 @@ from selftaught.training.step import Step
 from selftaught.views.augment import Augment, centre
 from selftaught.views.spec import Views
 
-CROPS = Views(large=1, scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0)  # random crops and flips alone
+CROPS = Views(
+    large=1, scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0
+)  # random crops and flips alone
 DROPS = (1 / 3, 2 / 3)  # of training, where the rate falls to a tenth
 
 
@@ -37,7 +41,9 @@ def drops(progress: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class FineTune(Protocol):
-    """SGD with momentum .9 and no weight decay; every length with every rate, and the better one is taken."""
+    """SGD with momentum .9 and no weight decay; every length with every rate, and the better one is
+    taken.
+    """
 
     steps: tuple[int, ...] = (2500,)  # lengths in steps, and
     epochs: tuple[float, ...] = (90.0,)  # in passes over the labelled images
@@ -59,7 +65,10 @@ class FineTune(Protocol):
     def describe(self) -> str:
         lengths = [*(f"{n} steps" for n in self.steps), *(f"{n:g} epochs" for n in self.epochs)]
         rates = " or ".join(f"{r:g}" for r in self.rates)
-        return f"the whole network, {' or '.join(lengths)}, rate {rates}, {self.head:g} times that for the head"
+        return (
+            f"the whole network, {' or '.join(lengths)}, rate {rates}, {self.head:g} times that for"
+            " the head"
+        )
 
     def score(self, train: Features, test: Tensor) -> Scores:
         raise TypeError("fine-tuning is of a backbone: bind it to some by `BoundFineTune`")
@@ -67,7 +76,9 @@ class FineTune(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BoundFineTune(Protocol):
-    """A `FineTune` of certain backbones on certain images. Features are the images' positions: [N, 1]."""
+    """A `FineTune` of certain backbones on certain images. Features are the images' positions: [N,
+    1].
+    """
 
     asked: FineTune
     backbones: Mapping[str, Backbone]
@@ -95,7 +106,9 @@ class BoundFineTune(Protocol):
             fold = stratified_folds(train.labels, 5, self.asked.seed)
             kept_out = fold == 0
             if bool(kept_out.any()) and int((~kept_out).sum()) > 1:  # batch norm needs two images
-                scores = [self.tune(train.take(~kept_out), train.vectors[kept_out], *s) for s in settings]
+                scores = [
+                    self.tune(train.take(~kept_out), train.vectors[kept_out], *s) for s in settings
+                ]
                 values = [goodness(train.labels[kept_out], s) for s in scores]
                 best = settings[max(range(len(settings)), key=values.__getitem__)]
         steps, rate = best
@@ -107,12 +120,18 @@ class BoundFineTune(Protocol):
         return list(product(lengths, self.asked.rates))
 
     def tune(self, train: Features, test: Tensor, steps: int, rate: float) -> Tensor:
-        """What the tuned network says of the test images: logits [M, C]; all 0 where the rate was too high for it."""
+        """What the tuned network says of the test images: logits [M, C]; all 0 where the rate was
+        too high for it.
+        """
         asked, device = self.asked, torch.device(self.device)
         nothing = torch.zeros(len(test), max(class_count(train.labels), 2))
         torch.manual_seed(key(asked.seed, "head"))
         backbone = copy.deepcopy(self.backbones[self.tuned]).requires_grad_(True)
-        method = Supervised(Supervised.Config(classes=max(class_count(train.labels), 2)), backbone, len(train.labels))
+        method = Supervised(
+            Supervised.Config(classes=max(class_count(train.labels), 2)),
+            backbone,
+            len(train.labels),
+        )
         head = method.classifier[0]
         assert isinstance(head, torch.nn.Linear)
         torch.nn.init.normal_(head.weight, std=0.01)
@@ -126,11 +145,20 @@ class BoundFineTune(Protocol):
         ]
         optimizer = torch.optim.SGD(parts, lr=0.0, momentum=0.9)
         loop = Loop(
-            steps=steps, steps_per_epoch=len(train.labels) // batch, schedule=drops, bf16=self.precision == "bf16",
+            steps=steps,
+            steps_per_epoch=len(train.labels) // batch,
+            schedule=drops,
+            bf16=self.precision == "bf16",
             seed=asked.seed,
-        )  # fmt: skip
+        )
         skips = 0
-        for report in fit(step, method, lambda epoch, first: self.batches(train, batch, epoch, first), optimizer, loop):
+        for report in fit(
+            step,
+            method,
+            lambda epoch, first: self.batches(train, batch, epoch, first),
+            optimizer,
+            loop,
+        ):
             skips = skips + 1 if report.skipped else 0
             if skips == MOST_SKIPS:  # before `fit` gives up: one setting of several is no reason to
                 return nothing
@@ -154,7 +182,12 @@ class BoundFineTune(Protocol):
             rng = torch.Generator().manual_seed(key(seed, place))
             pixels, aspect = self.pixels(train.vectors[rows, 0].long())
             labels = train.labels[rows].to(pixels.device)
-            yield Batch(augment(pixels, aspect, rng), rows, labels, torch.rand(len(rows), NOISE, generator=rng))
+            yield Batch(
+                augment(pixels, aspect, rng),
+                rows,
+                labels,
+                torch.rand(len(rows), NOISE, generator=rng),
+            )
 
     def pixels(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         pixels, shown = self.images.take(positions)
@@ -162,7 +195,9 @@ class BoundFineTune(Protocol):
 
 
 def number_images(positions: Tensor, labels: Tensor) -> Features:
-    """Positions [n] as the vectors [n, 1] that `BoundFineTune` takes for features, in float64, which is exact; labels of all."""
+    """Positions [n] as the vectors [n, 1] that `BoundFineTune` takes for features, in float64,
+    which is exact; labels of all.
+    """
     return Features(positions[:, None].double(), labels[positions])
 
 

@@ -1,11 +1,15 @@
-"""Results of an evaluation as values: rows, paired differences, JSON, and what they say in plain words."""
+"""Results of an evaluation as values: rows, paired differences, JSON, and what they say in plain
+words.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
-GAP = 0.1  # a difference that test images should be able to show: where they cannot, they are too few
+GAP = (
+    0.1  # a difference that test images should be able to show: where they cannot, they are too few
+)
 NAMES: Mapping[str, str] = {"random": "random initialisation", "init": "the starting weights"}
 SAME: Mapping[str, str] = {  # of weights that are no others
     "random": "these are the random weights, nothing was learnt",
@@ -39,7 +43,9 @@ class Difference:
     mean: float
     low: float
     high: float
-    needed: int = 0  # about how many test images can tell a difference of GAP, where there are fewer
+    needed: int = (
+        0  # about how many test images can tell a difference of GAP, where there are fewer
+    )
 
     @property
     def worse(self) -> bool:
@@ -54,8 +60,8 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """All rows of an evaluation, the differences of its first backbone to each other one, and what to know
-    about them.
+    """All rows of an evaluation, the differences of its first backbone to each other one, and what
+    to know about them.
     """
 
     rows: tuple[Row, ...]
@@ -84,24 +90,39 @@ class Results:
         )
 
 
-def verdict(results: Results, names: Mapping[str, str] = NAMES, same: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The differences in plain words, one sentence for each backbone compared with, what got worse first of
-    all.
+def verdict(
+    results: Results,
+    names: Mapping[str, str] = NAMES,
+    same: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """The differences in plain words, one sentence for each backbone compared with, what got worse
+    first of all.
 
     "+12.1 points over random initialisation with 5 labels a class (95 % interval +9.8 to +14.2)." A
-    difference whose interval contains zero is "not distinguishable", whatever its size; where there are too few
-    test images to show one of GAP, it says so, and how many it takes. AUROC speaks only where there is no accuracy.
-    `names` are the words for backbones; others speak for themselves. `same` are those whose weights are the judged
-    ones, each with what differs all the same, in words.
+    difference whose interval contains zero is "not distinguishable", whatever its size; where there
+    are too few test images to show one of GAP, it says so, and how many it takes. AUROC speaks only
+    where there is no accuracy. `names` are the words for backbones; others speak for themselves.
+    `same` are those whose weights are the judged ones, each with what differs all the same, in
+    words.
     """
-    differences = [d for d in results.differences if d.metric == "balanced_accuracy"] or list(results.differences)
+    differences = [d for d in results.differences if d.metric == "balanced_accuracy"] or list(
+        results.differences
+    )
     if not differences and not same:
         return "Nothing to compare with: only one backbone was evaluated."
     against = list(dict.fromkeys(d.against for d in differences))
-    parts = [_Comparison(names.get(name, name), [d for d in differences if d.against == name]) for name in against]
+    parts = [
+        _Comparison(names.get(name, name), [d for d in differences if d.against == name])
+        for name in against
+    ]
     # all that is worse, then all that is better, then what cannot be told apart
-    sentences = [SAME.get(name, f"{names.get(name, name)} has the same weights") + but for name, but in same.items()]
-    sentences += [p.worse() for p in parts] + [p.better() for p in parts] + [p.same() for p in parts]
+    sentences = [
+        SAME.get(name, f"{names.get(name, name)} has the same weights") + but
+        for name, but in same.items()
+    ]
+    sentences += (
+        [p.worse() for p in parts] + [p.better() for p in parts] + [p.same() for p in parts]
+    )
     return " ".join(s[0].upper() + s[1:] + "." for s in sentences if s)
 
 
@@ -117,16 +138,27 @@ class _Comparison:
     def better(self) -> str:
         found = [d for d in self.differences if d.better]
         if len(found) == 1:
-            return f"{_points(found[0])} over {self.name} {self._condition(found[0])} {_interval(found[0])}"
+            return (
+                f"{_points(found[0])} over {self.name} {self._condition(found[0])}"
+                f" {_interval(found[0])}"
+            )
         return f"better than {self.name}: {self._numbers(found)}" if found else ""
 
     def same(self) -> str:
         found = [d for d in self.differences if not d.worse and not d.better]
         if not found:
             return ""
-        where = "" if len(found) == len(self.differences) else " " + ", ".join(self._condition(d) for d in found)
+        where = (
+            ""
+            if len(found) == len(self.differences)
+            else " " + ", ".join(self._condition(d) for d in found)
+        )
         needed = max(d.needed for d in found)
-        few = f": too few test images to tell, {100 * GAP:.0f} points take about {needed:,}" if needed else ""
+        few = (
+            f": too few test images to tell, {100 * GAP:.0f} points take about {needed:,}"
+            if needed
+            else ""
+        )
         return f"not distinguishable from {self.name}{where}{few}"
 
     def _numbers(self, found: Sequence[Difference]) -> str:
@@ -134,7 +166,12 @@ class _Comparison:
 
     def _condition(self, difference: Difference) -> str:
         several = len({d.protocol for d in self.differences}) > 1
-        words = {"knn": "kNN", "linear": "the linear probe", "finetune": "fine-tuning", "classifier": "the own classifier"}
+        words = {
+            "knn": "kNN",
+            "linear": "the linear probe",
+            "finetune": "fine-tuning",
+            "classifier": "the own classifier",
+        }
         protocol = words.get(difference.protocol, difference.protocol)
         return _labels(difference.labels) + (f" by {protocol}" if several else "")
 

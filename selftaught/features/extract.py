@@ -1,5 +1,5 @@
-"""Images through a frozen backbone, once: features in the order asked for, kept on disk for the next
-evaluation.
+"""Images through a frozen backbone, once: features in the order asked for, kept on disk for the
+next evaluation.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from selftaught.files import atomic
 
 
 class Images(Protocol):
-    """What is needed of images: `images[i]` uint8 [3, C, C], `len(images)` and `images.aspect` [N] (width /
-    height).
+    """What is needed of images: `images[i]` uint8 [3, C, C], `len(images)` and `images.aspect` [N]
+    (width / height).
     """
 
     @property
@@ -50,9 +50,10 @@ def extract(
     """The features [n, D] float32 (on the CPU) of `images` at `positions` [n], in that order.
 
     The centre square of `share` of the short side, `size` pixels wide, goes through the backbone in
-    evaluation mode (batch norm by its running statistics) without gradients; every module's mode is what it
-    was afterwards. Images that are not held in memory are decoded by `workers` processes. The backbone must
-    be on `device` already. Of several processes all call it: each computes a share, and all get the whole.
+    evaluation mode (batch norm by its running statistics) without gradients; every module's mode is
+    what it was afterwards. Images that are not held in memory are decoded by `workers` processes.
+    The backbone must be on `device` already. Of several processes all call it: each computes a
+    share, and all get the whole.
     """
     from selftaught.views.augment import centre
 
@@ -63,7 +64,11 @@ def extract(
     parts: list[Tensor] = []
     done = 0
     groups = getattr(images, "groups", None)
-    order = groups.as_stored(positions) if groups is not None and groups.scattered else torch.arange(len(positions))
+    order = (
+        groups.as_stored(positions)
+        if groups is not None and groups.scattered
+        else torch.arange(len(positions))
+    )
     positions = positions[order]  # each row group of a large store is read once
     try:
         for pixels, where in _canvases(images, positions, batch, workers):
@@ -74,38 +79,56 @@ def extract(
             if on_progress is not None:
                 on_progress(done, len(positions))
     finally:
-        for module, training in modes.items():  # not backbone.train(): parts of it may have been frozen
+        for (
+            module,
+            training,
+        ) in modes.items():  # not backbone.train(): parts of it may have been frozen
             module.training = training
     if not parts:
         return torch.empty(0, int(getattr(backbone, "features", 0)))
     return gather(torch.cat(parts)[order.argsort()].to(device)).cpu()[:wanted]
 
 
-def _canvases(images: Images, positions: Tensor, batch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _canvases(
+    images: Images, positions: Tensor, batch: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     if len(positions) == 0:  # split would give one empty batch
         return
     if workers > 0 and not getattr(images, "hold", False):
         # the loader only ever indexes and stacks, so anything with images[i] will do
         subset: Subset[Tensor] = Subset(images, positions.tolist())  # type: ignore[arg-type]
         try:
-            yield from zip(DataLoader(subset, batch, num_workers=workers), positions.split(batch), strict=True)
-        except UserError as error:  # it comes with a worker's traceback, whose last line is what the user can use
+            yield from zip(
+                DataLoader(subset, batch, num_workers=workers), positions.split(batch), strict=True
+            )
+        except (
+            UserError
+        ) as error:  # it comes with a worker's traceback, whose last line is what the user can use
             raise UserError(str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()) from None
         return
     several = getattr(images, "__getitems__", None)  # of a store, they are fetched side by side
     for where in positions.split(batch):
-        yield torch.stack(several(where.tolist()) if several else [images[i] for i in where.tolist()]), where
+        yield (
+            torch.stack(
+                several(where.tolist()) if several else [images[i] for i in where.tolist()]
+            ),
+            where,
+        )
 
 
 def cached(
-    folder: Path, key: str, make: Callable[[], Tensor], count: int | None = None,
+    folder: Path,
+    key: str,
+    make: Callable[[], Tensor],
+    count: int | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> Tensor:  # fmt: skip
-    """`make()` [count, D], or what it gave the last time for this key, from a file in `folder` (made, if it is not there).
+) -> Tensor:
+    """`make()` [count, D], or what it gave the last time for this key, from a file in `folder`
+    (made, if it is not there).
 
-    The key must say all that the features depend on: weights, data fingerprint, positions, size, precision. A file that
-    cannot be read is made again. Written atomically, by rank 0; where it cannot be, that is said, and the features are
-    returned all the same.
+    The key must say all that the features depend on: weights, data fingerprint, positions, size,
+    precision. A file that cannot be read is made again. Written atomically, by rank 0; where it
+    cannot be, that is said, and the features are returned all the same.
     """
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     found = known(path, key, count)
@@ -118,7 +141,12 @@ def cached(
     if rank() == 0:
         content = vectors.contiguous()
         try:
-            atomic(path, lambda draft: save_file({"features": content}, draft, {"key": key, "sum": checksum(content)}))
+            atomic(
+                path,
+                lambda draft: save_file(
+                    {"features": content}, draft, {"key": key, "sum": checksum(content)}
+                ),
+            )
         except FileError as error:
             say(f"features are not kept, and will take as long the next time: {error}")
     return vectors
@@ -130,7 +158,11 @@ def known(path: Path, key: str, count: int | None = None) -> Tensor | None:
         with safe_open(path, framework="pt") as file:
             said = file.metadata() or {}
             found: Tensor = file.get_tensor("features")
-            whole = found.ndim == 2 and count in (None, len(found)) and said.get("sum") == checksum(found)
+            whole = (
+                found.ndim == 2
+                and count in (None, len(found))
+                and said.get("sum") == checksum(found)
+            )
             return found if whole and said.get("key") == key else None
     except (OSError, SafetensorError, TypeError, RuntimeError):
         return None

@@ -1,7 +1,8 @@
-"""L-BFGS (Nocedal, 1980) for many small convex problems at once, each with its own step and its own end.
+"""L-BFGS (Nocedal, 1980) for many small convex problems at once, each with its own step and its own
+end.
 
-torch.optim.LBFGS and scipy solve one problem a call; the folds of a cross-validation are several over the
-same features, and side by side they share one matrix product.
+torch.optim.LBFGS and scipy solve one problem a call; the folds of a cross-validation are several
+over the same features, and side by side they share one matrix product.
 """
 
 from collections.abc import Callable
@@ -14,13 +15,18 @@ Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def minimise(
-    objective: Objective, start: Tensor, *, iterations: int = 300, memory: int = 10, tolerance: float = 1e-5
+    objective: Objective,
+    start: Tensor,
+    *,
+    iterations: int = 300,
+    memory: int = 10,
+    tolerance: float = 1e-5,
 ) -> Tensor:
     """start [P, N] -> minimisers [P, N] of P smooth convex problems.
 
-    `objective(x [p, N], which [p]) -> (values [p] float64, gradients [p, N])` for the problems `which` still
-    running. One ends when its largest gradient entry is at most `tolerance`, when no step lowers its value
-    any more, or after `iterations`.
+    `objective(x [p, N], which [p]) -> (values [p] float64, gradients [p, N])` for the problems
+    `which` still running. One ends when its largest gradient entry is at most `tolerance`, when no
+    step lowers its value any more, or after `iterations`.
     """
     result = start.clone()
     which = torch.arange(len(start), device=start.device)
@@ -28,13 +34,22 @@ def minimise(
     value, gradient = objective(x, which)
     moves: list[Tensor] = []
     changes: list[Tensor] = []
-    inverses: list[Tensor] = []  # 1 / (move . change) of each problem, 0 where the pair says nothing
+    inverses: list[
+        Tensor
+    ] = []  # 1 / (move . change) of each problem, 0 where the pair says nothing
     for _ in range(iterations):
         running = gradient.abs().amax(1) > tolerance
         if not bool(running.all()):
             result[which] = x
-            which, x, value, gradient = which[running], x[running], value[running], gradient[running]
-            moves, changes, inverses = ([h[running] for h in history] for history in (moves, changes, inverses))
+            which, x, value, gradient = (
+                which[running],
+                x[running],
+                value[running],
+                gradient[running],
+            )
+            moves, changes, inverses = (
+                [h[running] for h in history] for history in (moves, changes, inverses)
+            )
         if len(which) == 0:
             return result
         direction = -_inverse_hessian(gradient, moves, changes, inverses)
@@ -55,12 +70,16 @@ def minimise(
         if len(moves) > memory:
             del moves[0], changes[0], inverses[0]
         x, value = x + move, new_value
-        gradient = torch.where(stuck[:, None], torch.zeros_like(gradient), new_gradient)  # stuck ends it
+        gradient = torch.where(
+            stuck[:, None], torch.zeros_like(gradient), new_gradient
+        )  # stuck ends it
     result[which] = x
     return result
 
 
-def _inverse_hessian(gradient: Tensor, moves: list[Tensor], changes: list[Tensor], inverses: list[Tensor]) -> Tensor:
+def _inverse_hessian(
+    gradient: Tensor, moves: list[Tensor], changes: list[Tensor], inverses: list[Tensor]
+) -> Tensor:
     """The two-loop recursion, a row a problem."""
     q = gradient.clone()
     shares = []
@@ -77,11 +96,18 @@ def _inverse_hessian(gradient: Tensor, moves: list[Tensor], changes: list[Tensor
 
 
 def _line_search(
-    objective: Objective, which: Tensor, x: Tensor, *, value: Tensor, direction: Tensor, slope: Tensor
+    objective: Objective,
+    which: Tensor,
+    x: Tensor,
+    *,
+    value: Tensor,
+    direction: Tensor,
+    slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Backtracks each problem until Armijo's condition holds -> value, gradient, move, found none.
 
-    Curvature needs no condition of its own: between two points of a strictly convex function it is positive.
+    Curvature needs no condition of its own: between two points of a strictly convex function it is
+    positive.
     """
     step = torch.ones_like(slope)
     new_value, new_gradient = value.clone(), torch.zeros_like(x)

@@ -1,6 +1,8 @@
-"""A linear probe by L-BFGS: multinomial logistic regression; one regression a class for several an image.
+"""A linear probe by L-BFGS: multinomial logistic regression; one regression a class for several an
+image.
 
-Longer than 200 lines: the objective, the choice of its penalty and the axes it is solved in belong together.
+Longer than 200 lines: the objective, the choice of its penalty and the axes it is solved in belong
+together.
 """
 
 from collections.abc import Iterator
@@ -17,13 +19,15 @@ from selftaught.features.protocol import Features, Protocol, Scores, class_count
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Protocol):
-    """Minimises sum of cross-entropies + penalty / 2 * |weights|^2 (sklearn's 1 / C; the bias is free).
+    """Minimises sum of cross-entropies + penalty / 2 * |weights|^2 (sklearn's 1 / C; the bias is
+    free).
 
-    Features are standardised by the mean and standard deviation of the training images. The penalty is the
-    one of `penalties` with the smallest cross-entropy on images that were kept out of the fit, all of them
-    training images: by stratified cross-validation in `folds` parts up to `cross_validate` images, on one of
-    the parts beyond that (of `choose_on` images drawn at random, if there are more). The probe is then fitted
-    to all training images. With one image a class nothing can be kept out: `fallback` is used.
+    Features are standardised by the mean and standard deviation of the training images. The penalty
+    is the one of `penalties` with the smallest cross-entropy on images that were kept out of the
+    fit, all of them training images: by stratified cross-validation in `folds` parts up to
+    `cross_validate` images, on one of the parts beyond that (of `choose_on` images drawn at random,
+    if there are more). The probe is then fitted to all training images. With one image a class
+    nothing can be kept out: `fallback` is used.
     """
 
     penalties: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0)
@@ -46,7 +50,10 @@ class Linear(Protocol):
 
     def describe(self) -> str:
         grid = ", ".join(f"{p:g}" for p in self.penalties)
-        return f"logistic regression, standardised features, penalty of {grid} chosen on training images"
+        return (
+            f"logistic regression, standardised features, penalty of {grid} chosen on training"
+            " images"
+        )
 
     @torch.no_grad()
     def score(self, train: Features, test: Tensor) -> Scores:
@@ -58,7 +65,9 @@ class Linear(Protocol):
 
     def some(self, train: Features) -> Features:
         """`choose_on` training images, drawn by the seed."""
-        order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(
+            len(train.labels), generator=torch.Generator().manual_seed(self.seed)
+        )
         return train.take(order[: self.choose_on].sort().values.to(train.labels.device))
 
     def choose(self, problem: "_Problem") -> float:
@@ -83,7 +92,8 @@ class Linear(Protocol):
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
-    """A fold 0..folds-1 for every image [N]: each class is dealt out evenly, in an order drawn by `seed`.
+    """A fold 0..folds-1 for every image [N]: each class is dealt out evenly, in an order drawn by
+    `seed`.
 
     Several classes an image ([N, C]): the rarest class of an image is the one that is dealt.
     """
@@ -95,12 +105,16 @@ def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     order = torch.randperm(len(labels), generator=generator)
     order = order[labels.cpu()[order].argsort(stable=True)]  # class by class, drawn within each
     fold = torch.empty(len(labels), dtype=torch.long)
-    fold[order] = torch.arange(len(labels)) % folds  # not anew in each class: folds stay equally long
+    fold[order] = (
+        torch.arange(len(labels)) % folds
+    )  # not anew in each class: folds stay equally long
     return fold.to(labels.device)
 
 
 class _Problem:
-    """The standardised training images of one probe, fitted without each of several folds at once."""
+    """The standardised training images of one probe, fitted without each of several folds at
+    once.
+    """
 
     def __init__(self, train: Features, iterations: int) -> None:
         vectors, self.labels, self.iterations = train.vectors, train.labels, iterations
@@ -112,7 +126,8 @@ class _Problem:
         mean = torch.stack([block.sum(0, dtype=torch.float64) for block in blocks]).sum(0) / count
         square = torch.stack([(block - mean).square().sum(0) for block in blocks]).sum(0)
         deviation = (square / count).sqrt()
-        # a unit that (nearly) never fires in the training images would be blown up: its noise is no evidence
+        # a unit that (nearly) never fires in the training images would be blown up: its noise is no
+        # evidence
         floor = 0.01 * deviation.square().mean().sqrt()
         self.mean = mean.to(self.dtype)
         self.scale = 1 / deviation.clamp_min(floor.clamp_min(1e-12)).to(self.dtype)
@@ -124,9 +139,9 @@ class _Problem:
     def _principal_axes(self) -> tuple[Tensor, Tensor]:
         """Axes [D, R] and variances [R], R = min(N, D), of (a sample of) the standardised features.
 
-        In these axes, scaled by the curvature of the loss, L-BFGS needs a tenth of the iterations: features
-        of networks have variances that span many decades. The optimum is the same; fewer images than
-        dimensions span it.
+        In these axes, scaled by the curvature of the loss, L-BFGS needs a tenth of the iterations:
+        features of networks have variances that span many decades. The optimum is the same; fewer
+        images than dimensions span it.
         """
         step = max(1, len(self.vectors) // max(20000, self.vectors.shape[1]))
         rows = torch.arange(0, len(self.vectors), step, device=self.vectors.device)
@@ -156,7 +171,9 @@ class _Problem:
         start: Tensor | None = None,
         tolerance: float = 1e-5,
     ) -> Tensor:
-        """Weights and biases [P, C, D + 1]: problem p does without the images of fold kept_out[p]."""
+        """Weights and biases [P, C, D + 1]: problem p does without the images of fold
+        kept_out[p].
+        """
         device, classes, count = self.vectors.device, self.classes, len(self.vectors)
         kept_out = kept_out.to(device)
         sizes = torch.full((len(kept_out),), float(count), dtype=torch.float64, device=device)
@@ -185,18 +202,26 @@ class _Problem:
                 bias_slope += residual.sum(0)
             value += 0.5 * penalty * weight.square().sum((1, 2), dtype=torch.float64)
             weight_slope = weight_slope.reshape_as(weight) + penalty * weight
-            slope = torch.cat([weight_slope @ self.basis * stretch, bias_slope[..., None] * bias_stretch], dim=2)
+            slope = torch.cat(
+                [weight_slope @ self.basis * stretch, bias_slope[..., None] * bias_stretch], dim=2
+            )
             # by image, so that one tolerance fits all; the minimiser is the same
             size = sizes[which]
             return value / size, (slope / size[:, None, None].to(self.dtype)).reshape_as(flat)
 
         if start is None:
-            flat = torch.zeros(len(kept_out), classes, len(self.spectrum) + 1, dtype=self.dtype, device=device)
+            flat = torch.zeros(
+                len(kept_out), classes, len(self.spectrum) + 1, dtype=self.dtype, device=device
+            )
         else:
-            flat = torch.cat([start[..., :-1] @ self.basis / stretch, start[..., -1:] / bias_stretch], dim=2)
+            flat = torch.cat(
+                [start[..., :-1] @ self.basis / stretch, start[..., -1:] / bias_stretch], dim=2
+            )
         flat = minimise(objective, flat.flatten(1), iterations=self.iterations, tolerance=tolerance)
         found = flat.reshape(len(kept_out), classes, -1)
-        return torch.cat([(found[..., :-1] * stretch) @ self.basis.T, found[..., -1:] * bias_stretch], dim=2)
+        return torch.cat(
+            [(found[..., :-1] * stretch) @ self.basis.T, found[..., -1:] * bias_stretch], dim=2
+        )
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """logits [B, P, C] -> cross-entropy [B, P] and its gradient [B, P, C]."""
@@ -213,13 +238,15 @@ class _Problem:
     def kept_out_loss(self, weights: Tensor, kept_out: Tensor, fold: Tensor) -> float:
         """Mean cross-entropy on the images that each problem [P, C, D + 1] was not fitted to.
 
-        Images whose class has no other image outside their fold say nothing about the penalty; inf if no
-        image is left.
+        Images whose class has no other image outside their fold say nothing about the penalty; inf
+        if no image is left.
         """
         known = torch.ones(len(self.labels), dtype=torch.bool, device=self.labels.device)
         if not self.multi_label:
             total = torch.bincount(self.labels, minlength=self.classes)
-            here = torch.zeros(int(fold.max()) + 1, self.classes, dtype=torch.long, device=fold.device)
+            here = torch.zeros(
+                int(fold.max()) + 1, self.classes, dtype=torch.long, device=fold.device
+            )
             here.index_put_((fold, self.labels), torch.ones_like(self.labels), accumulate=True)
             known = total[self.labels] > here[fold, self.labels]
         loss, count = 0.0, 0
@@ -227,12 +254,19 @@ class _Problem:
             for problem, out in zip(weights, kept_out.tolist(), strict=True):
                 outside = (fold[rows] == out) & known[rows]
                 logits = x[outside] @ problem[:, :-1].T + problem[:, -1]
-                loss += float(self._loss(logits[:, None], self.labels[rows][outside])[0].sum(dtype=torch.float64))
+                loss += float(
+                    self._loss(logits[:, None], self.labels[rows][outside])[0].sum(
+                        dtype=torch.float64
+                    )
+                )
                 count += int(outside.sum())
         return loss / count if count else float("inf")
 
     def predict(self, test: Tensor, weights: Tensor) -> Tensor:
         """Logits [M, C] float32 of test vectors [M, D]; to the protocol they are scores."""
         weight, bias = weights[:, :-1], weights[:, -1]
-        parts = [((b.to(self.dtype) - self.mean) * self.scale) @ weight.T + bias for b in test.split(65536)]
+        parts = [
+            ((b.to(self.dtype) - self.mean) * self.scale) @ weight.T + bias
+            for b in test.split(65536)
+        ]
         return torch.cat(parts).float()

@@ -8,19 +8,34 @@ from torch import Tensor
 
 
 def balanced_accuracy(labels: Tensor, values: Tensor) -> float:
-    """The mean over the classes in `labels` [M] of the share of their images that values [M, C] put there."""
+    """The mean over the classes in `labels` [M] of the share of their images that values [M, C] put
+    there.
+    """
     present = labels.unique().tolist()
-    # sklearn's balanced_accuracy_score, without its warning when a class was guessed that no image has
-    return float(recall_score(labels.numpy(), values.argmax(1).numpy(), labels=present, average="macro", zero_division=0))
+    # sklearn's balanced_accuracy_score, without its warning when a class was guessed that no image
+    # has
+    return float(
+        recall_score(
+            labels.numpy(),
+            values.argmax(1).numpy(),
+            labels=present,
+            average="macro",
+            zero_division=0,
+        )
+    )
 
 
 def auroc(labels: Tensor, values: Tensor) -> tuple[float, int]:
-    """Area under the ROC curve, and how many classes were skipped: no test image has them, or every one.
+    """Area under the ROC curve, and how many classes were skipped: no test image has them, or every
+    one.
 
-    labels [M] of two classes: of the score of class 1 against class 0. labels [M, C]: the mean over classes.
-    nan if every class was skipped.
+    labels [M] of two classes: of the score of class 1 against class 0. labels [M, C]: the mean over
+    classes. nan if every class was skipped.
     """
-    found = [float(roc_auc_score(truth.numpy(), score.numpy())) for truth, score in _questions(labels, values, skip=True)]
+    found = [
+        float(roc_auc_score(truth.numpy(), score.numpy()))
+        for truth, score in _questions(labels, values, skip=True)
+    ]
     skipped = (1 if labels.ndim == 1 else labels.shape[1]) - len(found)
     return (float(np.mean(found)) if found else float("nan")), skipped
 
@@ -36,9 +51,9 @@ def _questions(labels: Tensor, values: Tensor, *, skip: bool) -> list[tuple[Tens
 
 
 def placements(labels: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """What an AUROC is the mean of: for each image and question the share of the other side's images on whose right side
-    it is (a tie counts half), [M, Q] float64; and which side it is on, [M, Q]: 2 q, or 2 q + 1 for the positives of
-    question q.
+    """What an AUROC is the mean of: for each image and question the share of the other side's
+    images on whose right side it is (a tie counts half), [M, Q] float64; and which side it is on,
+    [M, Q]: 2 q, or 2 q + 1 for the positives of question q.
 
     The mean over either side's images is the area. Every question must have images on both sides.
     """
@@ -54,8 +69,9 @@ def placements(labels: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def effective_count(labels: Tensor) -> float:
-    """How many images of classes of one size would say as much: of labels [N] by a balanced accuracy, of [N, C] by an
-    AUROC, of which positives and negatives are the classes. 0 where nothing can be told.
+    """How many images of classes of one size would say as much: of labels [N] by a balanced
+    accuracy, of [N, C] by an AUROC, of which positives and negatives are the classes. 0 where
+    nothing can be told.
     """
     if labels.ndim == 1:
         counts = torch.bincount(labels)[None]

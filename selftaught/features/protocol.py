@@ -1,4 +1,6 @@
-"""What an evaluation is: frozen features and their labels in, one score a test image and class out."""
+"""What an evaluation is: frozen features and their labels in, one score a test image and class
+out.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,30 +14,40 @@ from selftaught.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """The features of N images: vectors [N, D] float32; labels [N] long (one class) or [N, C] 0/1 (several
-    classes).
+    """The features of N images: vectors [N, D] float32; labels [N] long (one class) or [N, C] 0/1
+    (several classes).
 
-    Raises UserError for lengths that differ, images without a label, and features that are not finite.
+    Raises UserError for lengths that differ, images without a label, and features that are not
+    finite.
     """
 
     vectors: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.vectors.ndim != 2 or self.labels.ndim not in (1, 2) or len(self.vectors) != len(self.labels):
+        if (
+            self.vectors.ndim != 2
+            or self.labels.ndim not in (1, 2)
+            or len(self.vectors) != len(self.labels)
+        ):
             raise UserError(
-                f"features {tuple(self.vectors.shape)} and labels {tuple(self.labels.shape)} differ: "
-                "expected [N, D] and [N] or [N, C]"
+                f"features {tuple(self.vectors.shape)} and labels {tuple(self.labels.shape)}"
+                " differ: expected [N, D] and [N] or [N, C]"
             )
         if len(self.vectors) == 0:
-            raise UserError("no image to evaluate on: give labelled data with images on both sides of the split")
+            raise UserError(
+                "no image to evaluate on: give labelled data with images on both sides of the split"
+            )
         if self.labels.min() < 0:
-            raise UserError(f"{int((self.labels < 0).sum())} images have no label: evaluate on labelled images only")
+            raise UserError(
+                f"{int((self.labels < 0).sum())} images have no label: evaluate on labelled images"
+                " only"
+            )
         # a block at a time: isfinite of a whole bank would hold a second copy of it
         if not all(bool(torch.isfinite(block).all()) for block in self.vectors.split(65536)):
             raise UserError(
-                "the features are not finite: the backbone has diverged; evaluate an earlier checkpoint "
-                "or train again with a tenth of the learning rate"
+                "the features are not finite: the backbone has diverged; evaluate an earlier"
+                " checkpoint or train again with a tenth of the learning rate"
             )
 
     @property
@@ -50,8 +62,8 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a protocol says of M test images: values [M, C], higher = more likely; what it chose on the
-    training images.
+    """What a protocol says of M test images: values [M, C], higher = more likely; what it chose on
+    the training images.
     """
 
     values: Tensor
@@ -59,8 +71,8 @@ class Scores:
 
 
 class Protocol(ABC):
-    """A way to score frozen features. Subclasses are frozen dataclasses; `score` sees test labels never, not
-    even to choose.
+    """A way to score frozen features. Subclasses are frozen dataclasses; `score` sees test labels
+    never, not even to choose.
     """
 
     @property
@@ -83,8 +95,8 @@ class Protocol(ABC):
 
     @abstractmethod
     def score(self, train: Features, test: Tensor) -> Scores:
-        """Learns from `train`; scores the test vectors [M, D]. Columns are the classes 0..C-1 of the training
-        labels.
+        """Learns from `train`; scores the test vectors [M, D]. Columns are the classes 0..C-1 of
+        the training labels.
         """
 
 

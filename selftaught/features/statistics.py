@@ -13,13 +13,13 @@ from selftaught.features.protocol import Features
 
 @torch.no_grad()
 def measure(vectors: Tensor, second: Tensor | None = None) -> dict[str, float]:
-    """Measures of the features [N, D] of a fixed sample; `second` [N, D] are those of another view of the
-    same images.
+    """Measures of the features [N, D] of a fixed sample; `second` [N, D] are those of another view
+    of the same images.
 
-    std: of the L2-normalised features, the mean over dimensions times sqrt(D): 1 = spread over the sphere, 0
-    = one point. rank: RankMe (Garrido et al., 2023, https://arxiv.org/abs/2210.02885), exp of the entropy of
-    the singular values. alignment (with `second`) and uniformity: Wang & Isola (2020,
-    https://arxiv.org/abs/2005.10242), alpha = 2 and t = 2.
+    std: of the L2-normalised features, the mean over dimensions times sqrt(D): 1 = spread over the
+    sphere, 0 = one point. rank: RankMe (Garrido et al., 2023, https://arxiv.org/abs/2210.02885),
+    exp of the entropy of the singular values. alignment (with `second`) and uniformity: Wang &
+    Isola (2020, https://arxiv.org/abs/2005.10242), alpha = 2 and t = 2.
 
     Features that are not finite have std and rank nan, and nothing else.
     """
@@ -32,7 +32,9 @@ def measure(vectors: Tensor, second: Tensor | None = None) -> dict[str, float]:
         "rank": effective_rank(vectors),
     }
     if second is not None and bool(torch.isfinite(second).all()):
-        found["alignment"] = float((unit - F.normalize(second.double(), dim=1)).square().sum(1).mean())
+        found["alignment"] = float(
+            (unit - F.normalize(second.double(), dim=1)).square().sum(1).mean()
+        )
     if len(unit) > 1:
         found["uniformity"] = float((-2 * torch.pdist(unit).square()).exp().mean().log())
     return found
@@ -40,8 +42,8 @@ def measure(vectors: Tensor, second: Tensor | None = None) -> dict[str, float]:
 
 @torch.no_grad()
 def votes(vectors: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> dict[str, float]:
-    """knn: balanced accuracy of a vote among `bank` [M, D]; for several classes an image, the AUROC. Nothing where the
-    features are not finite, or the labels of one kind.
+    """knn: balanced accuracy of a vote among `bank` [M, D]; for several classes an image, the
+    AUROC. Nothing where the features are not finite, or the labels of one kind.
     """
     if not all(bool(torch.isfinite(v).all()) for v in (vectors, bank)):
         return {}

@@ -13,7 +13,9 @@ from selftaught.models.batch_norm import frozen_statistics
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(HardExample):
-    """Signed gradient ascent on the method's own loss, in the sup norm (Madry et al., 2018; one step is FGSM)."""
+    """Signed gradient ascent on the method's own loss, in the sup norm (Madry et al., 2018; one
+    step is FGSM).
+    """
 
     eps: float = 1.0  # radius, in grey levels of 255
     steps: int = 1
@@ -26,13 +28,25 @@ class Adversarial(HardExample):
         least = 0 if self.random_start else 1  # a random start alone is noise, and fair
         require(self.steps >= least, "--hard.adversarial.steps", f"{least} or more", self.steps)
         require(self.stride >= 0, "--hard.adversarial.stride", "0 or more grey levels", self.stride)
-        require(0 <= self.random_start <= 1, "--hard.adversarial.random-start", "a probability", self.random_start)
+        require(
+            0 <= self.random_start <= 1,
+            "--hard.adversarial.random-start",
+            "a probability",
+            self.random_start,
+        )
 
     @property
     def reuses_gradient(self) -> bool:
         return self.random_start < 1  # the first step of an attack that starts at the view itself
 
-    def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
+    def loss(
+        self,
+        method: Method,
+        inputs: Tensors,
+        targets: Tensors,
+        rng: torch.Generator,
+        slope: Tensors | None,
+    ) -> Tensor:
         attacked = self.attack(method, inputs, targets, rng, slope)
         return objective(method, method.predict(attacked), targets)
 
@@ -44,7 +58,9 @@ class Adversarial(HardExample):
         rng: torch.Generator,
         slope: Tensors | None = None,
     ) -> Tensors:
-        """inputs in [0, 1] -> inputs in [0, 1], each value at most eps / 255 away. Parameters take no gradient."""
+        """inputs in [0, 1] -> inputs in [0, 1], each value at most eps / 255 away. Parameters take
+        no gradient.
+        """
         radius = self.eps / 255
         stride = max(self.stride, self.eps / max(self.steps, 1)) / 255
 
@@ -53,7 +69,9 @@ class Adversarial(HardExample):
 
         points = inputs
         if self.random_start and torch.rand((), generator=rng).item() < self.random_start:
-            points = map_tensors(lambda x: inside(x + radius * (2 * torch.rand_like(x) - 1), x), inputs)
+            points = map_tensors(
+                lambda x: inside(x + radius * (2 * torch.rand_like(x) - 1), x), inputs
+            )
             slope = None
         for _ in range(self.steps):
             if slope is None:
@@ -72,7 +90,9 @@ class Adversarial(HardExample):
         try:
             with frozen_statistics(method):
                 loss = objective(method, method.predict(points), targets)
-            found = iter(torch.autograd.grad(loss, leaves(points), allow_unused=True, materialize_grads=True))
+            found = iter(
+                torch.autograd.grad(loss, leaves(points), allow_unused=True, materialize_grads=True)
+            )
         finally:
             for p in learning:
                 p.requires_grad_(True)

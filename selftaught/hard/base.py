@@ -19,29 +19,46 @@ from selftaught.method import Method, Tensors, leaves, map_tensors
 class HardExample(ABC):
     """One more loss, made from a method's own verbs: views whose pseudo-labels are hard to predict.
 
-    (HEXA: Li et al., 2020, https://arxiv.org/abs/2012.13493; the paper's settings are not public: these are ours.)
+    (HEXA: Li et al., 2020, https://arxiv.org/abs/2012.13493; the paper's settings are not public:
+    these are ours.)
     """
 
     weight: float = 1.0  # beside the clean loss's 1
     start: float = 0.0  # share of training before the first hard example
-    crops: Literal["large", "all"] = "large"  # of multi-crop views: all of them, or the large ones alone
+    crops: Literal["large", "all"] = (
+        "large"  # of multi-crop views: all of them, or the large ones alone
+    )
     norm: Literal["shared", "auxiliary"] = "shared"  # whose batch norm hard examples pass through
 
     def __post_init__(self) -> None:
         require(self.weight >= 0, "--hard.*.weight", "0 or more", self.weight)
-        require(0 <= self.start < 1, "--hard.*.start", "a share of training, from 0 to below 1", self.start)
+        require(
+            0 <= self.start < 1,
+            "--hard.*.start",
+            "a share of training, from 0 to below 1",
+            self.start,
+        )
 
     @property
     def reuses_gradient(self) -> bool:
-        """Whether `loss` wants the clean loss's gradient at the inputs, which is then nearly free."""
+        """Whether `loss` wants the clean loss's gradient at the inputs, which is then nearly
+        free.
+        """
         return False
 
     @abstractmethod
-    def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
+    def loss(
+        self,
+        method: Method,
+        inputs: Tensors,
+        targets: Tensors,
+        rng: torch.Generator,
+        slope: Tensors | None,
+    ) -> Tensor:
         """inputs, and targets computed from clean views and held fixed -> scalar.
 
-        `rng` is in the same state on every rank; `slope` is the loss's gradient at `inputs`, or None where the clean pass
-        does not give it.
+        `rng` is in the same state on every rank; `slope` is the loss's gradient at `inputs`, or
+        None where the clean pass does not give it.
         """
 
 

@@ -23,7 +23,14 @@ class Mixed(HardExample):
         super().__post_init__()
         require(self.alpha > 0, "--hard.*.alpha", "above 0", self.alpha)
 
-    def loss(self, method: Method, inputs: Tensors, targets: Tensors, rng: torch.Generator, slope: Tensors | None) -> Tensor:
+    def loss(
+        self,
+        method: Method,
+        inputs: Tensors,
+        targets: Tensors,
+        rng: torch.Generator,
+        slope: Tensors | None,
+    ) -> Tensor:
         mixed, share = self.mix(inputs, rng)
         predictions = method.predict(mixed)
         own = objective(method, predictions, targets)
@@ -33,7 +40,9 @@ class Mixed(HardExample):
     def mix(self, inputs: Tensors, rng: torch.Generator) -> tuple[Tensors, float]:
         """inputs -> every image mixed with its partner, and the exact share of the image itself."""
         mask = self.mask(rng, tuple(leaves(inputs)[0].shape[-2:]))
-        return map_tensors(lambda x: torch.lerp(partner(x), x, spread(mask, x)), inputs), mask.mean().item()
+        return map_tensors(
+            lambda x: torch.lerp(partner(x), x, spread(mask, x)), inputs
+        ), mask.mean().item()
 
     def share(self, rng: torch.Generator) -> float:
         concentration = torch.full((2,), self.alpha, dtype=torch.float64)
@@ -41,7 +50,9 @@ class Mixed(HardExample):
 
     @abstractmethod
     def mask(self, rng: torch.Generator, size: tuple[int, ...]) -> Tensor:
-        """[H, W] (or [1, 1]) in [0, 1], one for the whole batch: how much of the image itself to keep."""
+        """[H, W] (or [1, 1]) in [0, 1], one for the whole batch: how much of the image itself to
+        keep.
+        """
 
 
 class MixUp(Mixed):
@@ -57,7 +68,9 @@ class CutMix(Mixed):
     def mask(self, rng: torch.Generator, size: tuple[int, ...]) -> Tensor:
         side = (1 - self.share(rng)) ** 0.5
         inside = []
-        for length in size:  # a box cut by the border shrinks: the share is counted on what is left of it
+        for (
+            length
+        ) in size:  # a box cut by the border shrinks: the share is counted on what is left of it
             centre = torch.rand((), generator=rng, dtype=torch.float64)
             place = (torch.arange(length, dtype=torch.float64) + 0.5) / length
             inside.append((place - centre).abs() < side / 2)
@@ -65,9 +78,11 @@ class CutMix(Mixed):
 
 
 def partner(x: Tensor) -> Tensor:
-    """[B, ...] -> the image that each image is mixed with: its neighbour in the (already shuffled) batch.
+    """[B, ...] -> the image that each image is mixed with: its neighbour in the (already shuffled)
+    batch.
 
-    Pairs of neighbours stay together however the batch is split into even parts, so k processes mix as one does.
+    Pairs of neighbours stay together however the batch is split into even parts, so k processes mix
+    as one does.
     """
     order = torch.arange(len(x), device=x.device) ^ 1
     if len(x) % 2:

@@ -9,16 +9,24 @@ from selftaught.files import write_text, writing
 
 
 class Journal:
-    """Appends to `path`; a resumed run first drops what came after its checkpoint, or makes no sense."""
+    """Appends to `path`; a resumed run first drops what came after its checkpoint, or makes no
+    sense.
+    """
 
     def __init__(self, path: Path, after: int) -> None:
-        """Keep the entries that were made until `after` steps were done. Raises FileError where it cannot be written."""
-        whole, self.damaged = parse(path) if after else ([], 0)  # lines that were no entries, a torn last one aside
+        """Keep the entries that were made until `after` steps were done. Raises FileError where it
+        cannot be written.
+        """
+        whole, self.damaged = (
+            parse(path) if after else ([], 0)
+        )  # lines that were no entries, a torn last one aside
         self.entries = [entry for entry in whole if entry["step"] <= after]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self._path = path
         with writing(path):
-            self._file = path.open("ab", buffering=0)  # nothing is left over to be written when the disk is full
+            self._file = path.open(
+                "ab", buffering=0
+            )  # nothing is left over to be written when the disk is full
 
     def write(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)
@@ -38,13 +46,17 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def parse(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The entries of a journal, and how many lines are none; a torn last one, which any kill leaves, is not counted."""
+    """The entries of a journal, and how many lines are none; a torn last one, which any kill
+    leaves, is not counted.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:  # there need not be one
         return [], 0
     entries = [_entry(line) for line in lines]
-    damaged = sum(entry is None and bool(line) for entry, line in zip(entries[:-1], lines[:-1], strict=True))
+    damaged = sum(
+        entry is None and bool(line) for entry, line in zip(entries[:-1], lines[:-1], strict=True)
+    )
     return [entry for entry in entries if entry is not None], damaged
 
 

@@ -11,11 +11,18 @@ from rich.text import Text
 
 
 class Progress:
-    """Shows the step, the loss, images a second, time left, the share of time spent waiting, the features' spread."""
+    """Shows the step, the loss, images a second, time left, the share of time spent waiting, the
+    features' spread.
+    """
 
     def __init__(self, show: bool = True) -> None:
         self.console = Console(stderr=True, quiet=not show)
-        self.live = Live(console=self.console, transient=True, refresh_per_second=4, auto_refresh=self.console.is_terminal)
+        self.live = Live(
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
+            auto_refresh=self.console.is_terminal,
+        )
         self.steps = 0
         self.first: tuple[float, int] | None = None
         self.features: dict[str, float] = {}

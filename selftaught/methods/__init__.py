@@ -1,4 +1,6 @@
-"""Every method, by the name it has on the command line. A new one is a file beside this one, and two lines here."""
+"""Every method, by the name it has on the command line. A new one is a file beside this one, and
+two lines here.
+"""
 
 from selftaught.method import Method
 from selftaught.methods.clustering.deepcluster import DeepCluster
@@ -52,4 +54,5 @@ METHODS: dict[str, type[Method]] = {
     "triplet": Triplet,
     "vicreg": VICReg,
 }
-DEFAULT = "simclr"  # where none is asked for: far ahead of the others in the short trainings that small data allow
+# where none is asked for: far ahead of the others in the short trainings that small data allow
+DEFAULT = "simclr"

@@ -1,4 +1,6 @@
-"""Backbones: a name becomes a network from pixels to features. Its weights go out and come in by `weights`."""
+"""Backbones: a name becomes a network from pixels to features. Its weights go out and come in by
+`weights`.
+"""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,15 @@ from selftaught.method import Encoder
 from selftaught.models.strided_conv import safe
 from selftaught.models.trainable import norm_parameters, set_trainable
 
-__all__ = ["Backbone", "build", "check_patches", "create", "norm_parameters", "recipe", "set_trainable"]
+__all__ = [
+    "Backbone",
+    "build",
+    "check_patches",
+    "create",
+    "norm_parameters",
+    "recipe",
+    "set_trainable",
+]
 
 STEMS = ("imagenet", "cifar")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -24,16 +34,19 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(Encoder):
-    """Pixels [B, 3, H, W] in [0, 1] -> features [B, D]. It normalises by `mean` and `std`; nobody else does.
+    """Pixels [B, 3, H, W] in [0, 1] -> features [B, D]. It normalises by `mean` and `std`; nobody
+    else does.
 
-    name, stem, image_size: as given to `create`. features: D. network: timm's model, pooled, no classifier. pixel_range:
-    which values of more than 8 bits were 0 and 1 in training.
+    name, stem, image_size: as given to `create`. features: D. network: timm's model, pooled, no
+    classifier. pixel_range: which values of more than 8 bits were 0 and 1 in training.
     """
 
     mean: Tensor
     std: Tensor
     pixel_range: PixelRange | None = None
-    resting: frozenset[str] = frozenset()  # frozen parts of the network that never leave evaluation mode
+    resting: frozenset[str] = (
+        frozenset()
+    )  # frozen parts of the network that never leave evaluation mode
 
     def __init__(
         self,
@@ -46,7 +59,9 @@ class Backbone(Encoder):
         image_size: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`options`: the arguments, besides `num_classes=0`, by which timm builds the same network again."""
+        """`options`: the arguments, besides `num_classes=0`, by which timm builds the same network
+        again.
+        """
         super().__init__()
         self.name = name
         self.stem = stem
@@ -90,25 +105,32 @@ def create(
     """A randomly initialised backbone, from torch's global generator.
 
     name: of a timm model; a pretrained tag (`resnet50.a1_in1k`) is allowed and loads nothing.
-    stem: "cifar" makes a ResNet's first convolution 3x3, stride 1, without max-pool (He et al. 2016, 4.2).
+    stem: "cifar" makes a ResNet's first convolution 3x3, stride 1, without max-pool (He et al.
+    2016, 4.2).
     image_size: pixels; matters where parameters depend on it, such as a ViT's position embedding.
-    Raises UserError for an unknown name (with the nearest), an unknown stem, or a size that does not fit.
+    Raises UserError for an unknown name (with the nearest), an unknown stem, or a size that does
+    not fit.
     """
     if stem not in STEMS:
         raise UserError(f'There is no stem "{stem}": choose "imagenet" or "cifar".')
     network, options = build(name, image_size)
     if stem == "cifar":
         _small_stem(network, name)
-    return Backbone(network, name=name, stem=stem, mean=mean, std=std, image_size=image_size, options=options)
+    return Backbone(
+        network, name=name, stem=stem, mean=mean, std=std, image_size=image_size, options=options
+    )
 
 
-def build(name: str, image_size: int | None, *, pretrained: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+def build(
+    name: str, image_size: int | None, *, pretrained: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
     """timm's model and the size option that it took."""
     # Checked first because timm would take "hf-hub:..." for an address and go to the network.
     if ":" in name or not timm.is_model(name):
         raise UserError(f'timm has no model "{name}".{nearest(name, timm.list_models())}')
     size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    # An embedding that adapts lets a ViT see multi-crop's small views; most networks take neither option.
+    # An embedding that adapts lets a ViT see multi-crop's small views; most networks take neither
+    # option.
     attempts: tuple[dict[str, Any], ...] = ({**size, "dynamic_img_size": True}, size, {})
     for options in attempts:
         try:
@@ -137,30 +159,39 @@ def check_patches(network: nn.Module, name: str, image_size: int | None) -> None
         return
     near = sorted({max(1, image_size // side[0]) * side[0], (image_size // side[0] + 1) * side[0]})
     raise UserError(
-        f"{name} cuts the image into patches of {side[0]} pixels, which {image_size} is no multiple of: "
-        f"choose an image size of {' or '.join(map(str, near))}."
+        f"{name} cuts the image into patches of {side[0]} pixels, which {image_size} is no multiple"
+        f" of: choose an image size of {' or '.join(map(str, near))}."
     )
 
 
 def _small_stem(network: Any, name: str) -> None:
     if not isinstance(network, ResNet):
-        raise UserError(f"The cifar stem exists for ResNets only, and {name} is none: use the imagenet stem.")
+        raise UserError(
+            f"The cifar stem exists for ResNets only, and {name} is none: use the imagenet stem."
+        )
     conv = nn.Conv2d(3, int(network.bn1.num_features), 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as timm starts the others
+    nn.init.kaiming_normal_(
+        conv.weight, mode="fan_out", nonlinearity="relu"
+    )  # as timm starts the others
     network.conv1, network.maxpool = conv, nn.Identity()
 
 
 def _width(network: Any) -> int:
-    # MobileNetV3, VGG and others keep a hidden layer behind the pooling, which `num_features` does not count.
+    # MobileNetV3, VGG and others keep a hidden layer behind the pooling, which `num_features` does
+    # not count.
     return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
 def _map(network: Any, found: Tensor, pixels: Tensor) -> Tensor:
-    """What comes before pooling, as [B, C, h, w]: some networks have the channels last, ViTs a row of tokens."""
+    """What comes before pooling, as [B, C, h, w]: some networks have the channels last, ViTs a row
+    of tokens.
+    """
     if found.ndim == 3:
         patches = found[:, network.num_prefix_tokens :]
         side = network.patch_embed.patch_size
-        return patches.transpose(1, 2).unflatten(2, (pixels.shape[2] // side[0], pixels.shape[3] // side[1]))
+        return patches.transpose(1, 2).unflatten(
+            2, (pixels.shape[2] // side[0], pixels.shape[3] // side[1])
+        )
     return found.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else found
 
 
@@ -170,7 +201,9 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def recipe(backbone: Backbone, path: str | Path) -> str:
-    """Python lines that rebuild `backbone` as the function `features` from an exported file, with timm alone."""
+    """Python lines that rebuild `backbone` as the function `features` from an exported file, with
+    timm alone.
+    """
     options = "".join(f", {key}={value}" for key, value in backbone.options.items())
     lines = ["import timm", "import torch", ""]
     lines.append(f"network = timm.create_model({backbone.name!r}, num_classes=0{options})")
@@ -183,12 +216,22 @@ def recipe(backbone: Backbone, path: str | Path) -> str:
         lines.insert(0, "import safetensors.torch")
         state = f"safetensors.torch.load_file({str(path)!r})"
     lines += [f"network.load_state_dict({state})", "network.eval()"]
-    lines += [f"{name} = torch.tensor({value.tolist()})" for name, value in (("mean", backbone.mean), ("std", backbone.std))]
-    lines += ["", "", "def features(pixels):  # [B, 3, H, W] floats in [0, 1] (of uint8: pixels / 255) -> [B, D]"]
+    lines += [
+        f"{name} = torch.tensor({value.tolist()})"
+        for name, value in (("mean", backbone.mean), ("std", backbone.std))
+    ]
+    lines += [
+        "",
+        "",
+        "def features(pixels):  # [B, 3, H, W] floats in [0, 1] (of uint8: pixels / 255) -> [B, D]",
+    ]
     pixel_range = backbone.pixel_range or PixelRange()
     for what, pair in (("16-bit values", pixel_range.integers), ("floats", pixel_range.floats)):
         if pair is not None:
             low, high = pair
-            lines.append(f"    # {what} were brought there by ((values - {low:g}) / {high - low:g}).clip(0, 1)")
+            lines.append(
+                f"    # {what} were brought there by ((values - {low:g}) /"
+                f" {high - low:g}).clip(0, 1)"
+            )
     lines += ["    return network((pixels - mean[:, None, None]) / std[:, None, None])"]
     return "\n".join(lines) + "\n"

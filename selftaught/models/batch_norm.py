@@ -10,7 +10,9 @@ from selftaught.models.teacher import Teacher
 
 
 def batch_norms(network: nn.Module) -> Iterator[tuple[nn.Module, str, _BatchNorm]]:
-    """Every batch norm outside a teacher, once, with the module that holds it and its name there."""
+    """Every batch norm outside a teacher, once, with the module that holds it and its name
+    there.
+    """
     taught = {part for m in network.modules() if isinstance(m, Teacher) for part in m.modules()}
     for holder in network.modules():  # each once, though methods hold their backbone twice
         for name, child in holder.named_children():
@@ -21,10 +23,16 @@ def batch_norms(network: nn.Module) -> Iterator[tuple[nn.Module, str, _BatchNorm
 @contextmanager
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
     """Batch norm uses the batch's statistics, but its running ones remember nothing of it."""
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+    norms = [
+        m
+        for m in network.modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
+    ]
     kept: list[tuple[nn.Module, str, Tensor]] = []
     for norm in norms:
-        if isinstance(norm, nn.SyncBatchNorm):  # without running statistics its CUDA kernel refuses bf16: it gets others
+        if isinstance(
+            norm, nn.SyncBatchNorm
+        ):  # without running statistics its CUDA kernel refuses bf16: it gets others
             for name, buffer in list(norm.named_buffers(recurse=False)):
                 kept.append((norm, name, buffer))
                 setattr(norm, name, buffer.clone())
@@ -42,12 +50,19 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 def running_statistics(network: nn.Module) -> list[Tensor]:
     """What every batch norm remembers of the batches that it saw."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    return [b for norm in norms for b in (norm.running_mean, norm.running_var, norm.num_batches_tracked) if b is not None]
+    return [
+        b
+        for norm in norms
+        for b in (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+        if b is not None
+    ]
 
 
 @contextmanager
 def swapped(network: nn.Module, others: nn.ModuleList) -> Iterator[None]:
-    """Let `others` stand in for the network's batch norms, one for each in the order of `batch_norms`."""
+    """Let `others` stand in for the network's batch norms, one for each in the order of
+    `batch_norms`.
+    """
     places = list(batch_norms(network))
     try:
         for (holder, name, _), other in zip(places, others, strict=True):

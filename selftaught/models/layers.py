@@ -10,7 +10,9 @@ from selftaught.devices import upcast
 
 
 def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Sequential:
-    """Linear -> BN -> ReLU between widths, ending in a plain linear layer (whose bias a loss may not see)."""
+    """Linear -> BN -> ReLU between widths, ending in a plain linear layer (whose bias a loss may
+    not see).
+    """
     layers: list[nn.Module] = []
     for i, o in pairwise(widths[:-1]):
         norm = [nn.BatchNorm1d(o)] if batch_norm else []
@@ -40,7 +42,9 @@ def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
 
 class Counter(nn.Module):
-    """A number of steps or epochs, saved with the rest. No tensor: reading one on a GPU waits for all that it has to do."""
+    """A number of steps or epochs, saved with the rest. No tensor: reading one on a GPU waits for
+    all that it has to do.
+    """
 
     def __init__(self, start: int = 0) -> None:
         super().__init__()

@@ -21,12 +21,15 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
-        torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1 - momentum)
+        torch._foreach_lerp_(
+            list(self.network.parameters()), list(student.parameters()), 1 - momentum
+        )
 
 
 def teacher_momentum(published: float, steps: int, memories: int = 50) -> float:
-    """A short training needs a teacher that follows sooner: one that forgets `memories` times within it, yet remembers as
-    many steps; so a training of fewer than `memories` squared steps sees it forget less often.
+    """A short training needs a teacher that follows sooner: one that forgets `memories` times
+    within it, yet remembers as many steps; so a training of fewer than `memories` squared steps
+    sees it forget less often.
     """
     return min(max(1 - memories / max(steps, 1), 1 - 1 / memories), published)
 

@@ -1,8 +1,8 @@
-"""What of a backbone may learn: everything, its norm layers, its last parts, low-rank additions, or nothing.
+"""What of a backbone may learn: everything, its norm layers, its last parts, low-rank additions, or
+nothing.
 
-all     everything
-norm    the norm layers' affine parameters (HPT-BN, Reed et al. 2021)
-last-K  the last K blocks of a transformer or stages of a convolutional network, and all that follows them
+all     everything norm    the norm layers' affine parameters (HPT-BN, Reed et al. 2021) last-K  the
+last K blocks of a transformer or stages of a convolutional network, and all that follows them
 lora-R  low-rank additions of rank R to a ViT's linear layers (Hu et al. 2021); `lora` is lora-8
 none    nothing: a method's own head alone learns
 """
@@ -32,7 +32,9 @@ _NORMS: tuple[type[nn.Module], ...] = (
 
 
 def parse(what: str) -> tuple[str, int]:
-    """`last-2` as ("last", 2), `lora` as ("lora", RANK), and others with 0; raises UserError for anything else."""
+    """`last-2` as ("last", 2), `lora` as ("lora", RANK), and others with 0; raises UserError for
+    anything else.
+    """
     match = re.fullmatch(r"(all|norm|none)|(last)-([1-9]\d*)|(lora)(?:-([1-9]\d*))?", what)
     if match is None:
         raise UserError(f'--trainable must be {CHOICES}, not "{what}".')
@@ -43,10 +45,12 @@ def parse(what: str) -> tuple[str, int]:
 
 
 def set_trainable(backbone: nn.Module, what: str) -> None:
-    """Let `what` of a backbone learn, and nothing else. Call it before copies are made: lora adds parameters.
+    """Let `what` of a backbone learn, and nothing else. Call it before copies are made: lora adds
+    parameters.
 
-    Batch norm that is frozen by none, last-K or lora keeps its running statistics too (it stays in evaluation mode), so
-    that the frozen part is exactly what it was; with norm it learns, and follows the data.
+    Batch norm that is frozen by none, last-K or lora keeps its running statistics too (it stays in
+    evaluation mode), so that the frozen part is exactly what it was; with norm it learns, and
+    follows the data.
     """
     kind, number = parse(what)
     network = getattr(backbone, "network", backbone)
@@ -62,18 +66,24 @@ def set_trainable(backbone: nn.Module, what: str) -> None:
 
 
 def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The affine parameters of every norm layer: batch, instance, group, layer, RMS norms, and timm's own."""
+    """The affine parameters of every norm layer: batch, instance, group, layer, RMS norms, and
+    timm's own.
+    """
     norms = [part for part in module.modules() if isinstance(part, _NORMS)]
-    # Not recursive: a norm-and-activation layer of timm may hold a PReLU, whose slope is no affine parameter.
+    # Not recursive: a norm-and-activation layer of timm may hold a PReLU, whose slope is no affine
+    # parameter.
     return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
 
 
 def parts(network: Any) -> list[list[str]]:
-    """Names of the parameters of each block or stage, in the order of the forward pass; the first is the stem.
+    """Names of the parameters of each block or stage, in the order of the forward pass; the first
+    is the stem.
 
     What follows the last one (a final norm, the convolution before pooling) belongs to it.
     """
-    groups = group_parameters(network, network.group_matcher(coarse=not hasattr(network, "patch_embed")))
+    groups = group_parameters(
+        network, network.group_matcher(coarse=not hasattr(network, "patch_embed"))
+    )
     ordered = [groups[key] for key in sorted(groups)]
     kinds = [re.split(r"\d", names[0])[0] for names in ordered]  # layer, blocks., stages.
     if len(ordered) > 2 and kinds[-1] != kinds[-2]:
@@ -82,7 +92,9 @@ def parts(network: Any) -> list[list[str]]:
 
 
 def plain_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict under timm's names: low-rank additions are added to the weights that they stand beside."""
+    """The state dict under timm's names: low-rank additions are added to the weights that they
+    stand beside.
+    """
     state = network.state_dict()
     for name, layer in _adapted(network):
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
@@ -95,7 +107,9 @@ def plain_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _adapted(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    return ((name, part) for name, part in network.named_modules() if hasattr(part, "get_delta_weight"))
+    return (
+        (name, part) for name, part in network.named_modules() if hasattr(part, "get_delta_weight")
+    )
 
 
 def _moving(network: nn.Module, kind: str, number: int) -> list[nn.Parameter]:
@@ -113,10 +127,16 @@ def _moving(network: nn.Module, kind: str, number: int) -> list[nn.Parameter]:
 
 def _last(network: nn.Module, count: int) -> list[nn.Parameter]:
     if not hasattr(network, "group_matcher"):
-        raise UserError("timm does not say what the stages of this backbone are: train all of it, or its norm layers.")
+        raise UserError(
+            "timm does not say what the stages of this backbone are: train all of it, or its norm"
+            " layers."
+        )
     _, *stages = parts(network)
     if count > len(stages):
-        raise UserError(f"--trainable last-{count} is more than this backbone has: last-{len(stages)} is all but its stem.")
+        raise UserError(
+            f"--trainable last-{count} is more than this backbone has: last-{len(stages)} is all"
+            " but its stem."
+        )
     return [network.get_parameter(name) for stage in stages[-count:] for name in stage]
 
 
@@ -124,21 +144,29 @@ def _low_rank(network: Any, rank: int) -> list[nn.Parameter]:
     try:
         import peft
     except ImportError:
-        raise UserError('--trainable lora needs the package peft: pip install "selftaught[lora]".') from None
+        raise UserError(
+            '--trainable lora needs the package peft: pip install "selftaught[lora]".'
+        ) from None
     if any(True for _ in _adapted(network)):
         raise UserError("This backbone has low-rank additions already.")
     blocks = getattr(network, "blocks", None)
     if blocks is None or not hasattr(network, "patch_embed"):
         raise UserError("--trainable lora is for ViTs: choose last-K or norm for this backbone.")
-    linear = [f"blocks.{name}" for name, part in blocks.named_modules() if isinstance(part, nn.Linear)]
+    linear = [
+        f"blocks.{name}" for name, part in blocks.named_modules() if isinstance(part, nn.Linear)
+    ]
     before = {id(parameter) for parameter in network.parameters()}
     # Scaled by 1 (alpha = rank), so that the learning rate means the same at every rank.
-    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=linear), network)
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=linear), network
+    )
     return [parameter for parameter in network.parameters() if id(parameter) not in before]
 
 
 def _still(network: nn.Module) -> Iterator[str]:
     """Norm layers with running statistics of which no parameter learns."""
     for name, part in network.named_modules():
-        if getattr(part, "running_mean", None) is not None and not any(p.requires_grad for p in part.parameters()):
+        if getattr(part, "running_mean", None) is not None and not any(
+            p.requires_grad for p in part.parameters()
+        ):
             yield name

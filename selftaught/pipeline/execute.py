@@ -1,7 +1,8 @@
-"""Carry out a plan in a folder: every stage once, in a folder of its own whose name is the hash of what decides it.
+"""Carry out a plan in a folder: every stage once, in a folder of its own whose name is the hash of
+what decides it.
 
-Stages that two plans share are therefore trained once, and a plan that broke off goes on where it was.
-Over 200 lines with all that settles a stage before it is trained.
+Stages that two plans share are therefore trained once, and a plan that broke off goes on where it
+was. Over 200 lines with all that settles a stage before it is trained.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,10 +45,15 @@ class ResolvedStage:
 
 
 def resolve_plan(
-    plan: Plan, out: Path, device: str, index_of: Callable[[Data, int], Index],
+    plan: Plan,
+    out: Path,
+    device: str,
+    index_of: Callable[[Data, int], Index],
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, ResolvedStage]:  # fmt: skip
-    """Every stage of a plan, by name. Images are counted, nothing is trained; the same on every rank."""
+) -> dict[str, ResolvedStage]:
+    """Every stage of a plan, by name. Images are counted, nothing is trained; the same on every
+    rank.
+    """
     found: dict[str, ResolvedStage] = {}
     for node in plan.nodes:
         try:
@@ -61,9 +67,14 @@ def resolve_plan(
 
 
 def resolve_stage(
-    node: Node, before: ResolvedStage | None, teacher: ResolvedStage | None, out: Path, device: str,
-    index_of: Callable[[Data, int], Index], say: Callable[[str], None],
-) -> ResolvedStage:  # fmt: skip
+    node: Node,
+    before: ResolvedStage | None,
+    teacher: ResolvedStage | None,
+    out: Path,
+    device: str,
+    index_of: Callable[[Data, int], Index],
+    say: Callable[[str], None],
+) -> ResolvedStage:
     words = ["--out", str(out), *node.words]
     if teacher:
         words += taught_by(teacher, words, out)
@@ -79,7 +90,9 @@ def resolve_stage(
         ]
     if flags.chosen(words, "data") is None:
         raise UserError("it has no images: give it data")
-    stage = run_folder.resolved(broadcast_object(flags.stage_from(words, None, device, index_of, say)))
+    stage = run_folder.resolved(
+        broadcast_object(flags.stage_from(words, None, device, index_of, say))
+    )
     root = before.root if before else stage.init
     if before and root is not None and stage.keep == "best":
         stage = replace(stage, base=root)  # a stage in between may have made them worse
@@ -91,11 +104,20 @@ def resolve_stage(
         if before
         else broadcast_object(origin(stage.init, head=stage.method.earlier(stage.init) is not None))
     )
-    taught = teacher.identity if teacher else broadcast_object(origin(run_folder.teacher_of(stage), head=True))
+    taught = (
+        teacher.identity
+        if teacher
+        else broadcast_object(origin(run_folder.teacher_of(stage), head=True))
+    )
     precise = flags.chosen(node.words, "precision") not in (None, "auto")
     # An older version knew contents by their sizes: what it began is gone on with.
-    identity, older = (identify(stage, data, start, taught, precise) for data in (index.fingerprint, index.listing))
-    if broadcast_object(run_folder.has_run(out / "stages" / older) and not run_folder.has_run(out / "stages" / identity)):
+    identity, older = (
+        identify(stage, data, start, taught, precise) for data in (index.fingerprint, index.listing)
+    )
+    if broadcast_object(
+        run_folder.has_run(out / "stages" / older)
+        and not run_folder.has_run(out / "stages" / identity)
+    ):
         identity = older
     return ResolvedStage(node, as_begun(stage, out / "stages" / identity), identity, root, classes)
 
@@ -103,7 +125,12 @@ def resolve_stage(
 def network_flags(given: Sequence[str], backbone: str | None, stem: str | None) -> list[str]:
     """The network of the weights, as flags, where none is asked for."""
     wanted = {"backbone": backbone, "stem": stem}
-    return [w for name, value in wanted.items() if value and flags.chosen(given, name) is None for w in (f"--{name}", value)]
+    return [
+        w
+        for name, value in wanted.items()
+        if value and flags.chosen(given, name) is None
+        for w in (f"--{name}", value)
+    ]
 
 
 def network_of(init: str) -> tuple[str | None, str | None]:
@@ -117,20 +144,33 @@ def network_of(init: str) -> tuple[str | None, str | None]:
 def taught_by(teacher: ResolvedStage, words: Sequence[str], out: Path) -> list[str]:
     """A teacher that is a stage of the same plan, as a flag."""
     if flags.name_of(words, None, "method") != "distillation":
-        raise UserError("only distillation has a teacher: give it `method: distillation`, or leave the teacher out")
+        raise UserError(
+            "only distillation has a teacher: give it `method: distillation`, or leave the"
+            " teacher out"
+        )
     if not method_of(teacher.stage.method).classifies:
-        raise UserError(f"{teacher.node.name} tells no classes and cannot teach: name a stage of supervised or distillation")
+        raise UserError(
+            f"{teacher.node.name} tells no classes and cannot teach: name a stage of supervised or"
+            " distillation"
+        )
     return ["--method.teacher", str(teacher.folder(out))]
 
 
-def classes_of(stage: Stage, index: Index, before: ResolvedStage | None, teacher: ResolvedStage | None) -> tuple[str, ...]:
-    """The classes that a stage will tell; raises UserError where the head that it goes on from will not do."""
+def classes_of(
+    stage: Stage, index: Index, before: ResolvedStage | None, teacher: ResolvedStage | None
+) -> tuple[str, ...]:
+    """The classes that a stage will tell; raises UserError where the head that it goes on from will
+    not do.
+    """
     earlier, kind = stage.method.earlier(stage.init), method_of(stage.method)
     if kind.needs_labels:
         if earlier and before:
             wanted, there = stage.method.hidden_layers, before.stage.method.hidden_layers
             if wanted > there:
-                raise UserError(f"--method.head-layers {wanted}: {before.node.name} has a head of {there} hidden layers")
+                raise UserError(
+                    f"--method.head-layers {wanted}: {before.node.name} has a head of {there}"
+                    " hidden layers"
+                )
         elif earlier:
             heads.load_head(earlier)
         return index.classes
@@ -138,25 +178,38 @@ def classes_of(stage: Stage, index: Index, before: ResolvedStage | None, teacher
         return ()
     told = teacher.classes if teacher else heads.classifier(earlier).classes
     if index.labels is not None:
-        heads.refuse_other(teacher.node.name if teacher else earlier, told, index.classes, heads.UNLABELLED)
+        heads.refuse_other(
+            teacher.node.name if teacher else earlier, told, index.classes, heads.UNLABELLED
+        )
     return told
 
 
 def as_begun(stage: Stage, folder: Path) -> Stage:
     """The stage in the precision that it was begun with, if it was."""
-    return replace(stage, precision=run_folder.read_run(folder).stage.precision) if run_folder.has_run(folder) else stage
+    return (
+        replace(stage, precision=run_folder.read_run(folder).stage.precision)
+        if run_folder.has_run(folder)
+        else stage
+    )
 
 
-def execute_stage(settled: ResolvedStage, out: Path, conduct: Runtime, index: Index | None = None) -> Path:
-    """Train a stage, or go on with it, or take what is there; return its folder. Its ancestors must be done."""
+def execute_stage(
+    settled: ResolvedStage, out: Path, conduct: Runtime, index: Index | None = None
+) -> Path:
+    """Train a stage, or go on with it, or take what is there; return its folder. Its ancestors must
+    be done.
+    """
     folder, name = settled.folder(out), settled.node.name
     alone = files.locked(  # several parts of a study may want one stage
-        folder.with_suffix(".lock"), lambda: conduct.say(f"{name}: another process trains it in {folder}; waiting"),
+        folder.with_suffix(".lock"),
+        lambda: conduct.say(f"{name}: another process trains it in {folder}; waiting"),
         conduct.say,
-    )  # fmt: skip
+    )
     with alone if rank() == 0 else nullcontext():
         wait_for_rank0()
-        begun = broadcast_object(run_folder.has_run(folder))  # asked once: rank 0 will have begun before the last one looks
+        begun = broadcast_object(
+            run_folder.has_run(folder)
+        )  # asked once: rank 0 will have begun before the last one looks
         if begun and broadcast_object(run_folder.read_run(folder).facts["finished"]):
             conduct.say(f"{name}: done already, in {folder}")
             return folder
@@ -170,12 +223,18 @@ def execute_stage(settled: ResolvedStage, out: Path, conduct: Runtime, index: In
 
 
 def execute_plan(
-    plan: Plan, out: Path, conduct: Runtime, command: str = "",
-    on_progress: Callable[[int, int], None] | None = None, begin: Callable[[Stage], None] = lambda stage: None,
-) -> dict[str, Path]:  # fmt: skip
-    """Carry out every stage of a plan; return their folders by name. What is done already is not done again.
+    plan: Plan,
+    out: Path,
+    conduct: Runtime,
+    command: str = "",
+    on_progress: Callable[[int, int], None] | None = None,
+    begin: Callable[[Stage], None] = lambda stage: None,
+) -> dict[str, Path]:
+    """Carry out every stage of a plan; return their folders by name. What is done already is not
+    done again.
 
-    Raises UserError (Collapsed and Diverged are such) and Stopped as `train` does; the same call goes on from there.
+    Raises UserError (Collapsed and Diverged are such) and Stopped as `train` does; the same call
+    goes on from there.
     """
     known: dict[tuple[Data, int], Index] = {}
 
@@ -222,4 +281,4 @@ def note(out: Path, plan: Plan, stages: dict[str, ResolvedStage], command: str) 
                 for name, s in stages.items()
             },
         },
-    )  # fmt: skip
+    )

@@ -1,4 +1,6 @@
-"""What decides a stage's outcome, as a hash: the stage, what it began from and was taught by, and what the data holds."""
+"""What decides a stage's outcome, as a hash: the stage, what it began from and was taught by, and
+what the data holds.
+"""
 
 import hashlib
 import json
@@ -15,15 +17,17 @@ from selftaught.runs import folder as run_folder
 
 
 def origin(init: str | None, head: bool = False) -> str:
-    """What names the weights that a chain begins from, with the `head` beside them where it counts: their content, or
-    their name in timm.
+    """What names the weights that a chain begins from, with the `head` beside them where it counts:
+    their content, or their name in timm.
     """
     if init is None:
         return "random"
     path = run_folder.resolve_run(Path(init))
     if not path.exists():
         if not timm.is_model(init):
-            raise UserError(f"--init {init} is neither a run nor a file, and timm knows no weights of this name")
+            raise UserError(
+                f"--init {init} is neither a run nor a file, and timm knows no weights of this name"
+            )
         return init
     files = [*weight_files.sources(path)]
     if head and (path / heads.FILE).is_file():
@@ -36,8 +40,8 @@ def origin(init: str | None, head: bool = False) -> str:
 
 
 def identify(stage: Stage, fingerprint: str, start: str, teacher: str, precise: bool) -> str:
-    """A hash of a stage, its ancestors and its teacher: of what the data holds and not of where it lies, nor of what a
-    probe of the machine's speed chose.
+    """A hash of a stage, its ancestors and its teacher: of what the data holds and not of where it
+    lies, nor of what a probe of the machine's speed chose.
     """
     written = serialization.to_json(stage)
     written["data"] = {**written["data"], "roots": fingerprint, "labels": "as the fingerprint says"}
@@ -47,7 +51,9 @@ def identify(stage: Stage, fingerprint: str, start: str, teacher: str, precise: 
     if run_folder.teacher_of(stage):
         written["method"] = {**written["method"], "teacher": teacher}
     if not stage.compile:
-        written.pop("compile")  # stages that were trained before there was a choice keep their names
+        written.pop(
+            "compile"
+        )  # stages that were trained before there was a choice keep their names
     if not precise:
         written.pop("precision")
     return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:12]

@@ -14,7 +14,10 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
         written = run_folder.read_plan(folder)
         places = {name: folder / s["folder"] for name, s in written["stages"].items()}
         places[written["outcome"]] = run_folder.resolve_run(folder)
-        known = {name: (places[name], s["after"] or s["init"] or "random weights") for name, s in written["stages"].items()}
+        known = {
+            name: (places[name], s["after"] or s["init"] or "random weights")
+            for name, s in written["stages"].items()
+        }
         return [described(name, begun, place) for name, (place, begun) in known.items()]
     rows: list[dict[str, Any]] = []
     place: Path | None = folder
@@ -22,7 +25,10 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
         stage = run_folder.read_run(place).stage
         before = run_folder.resolve_run(Path(stage.init)) if stage.init else None
         before = before if before and (before / "run.json").is_file() else None
-        rows.insert(0, described(place.name, before.name if before else stage.init or "random weights", place))
+        rows.insert(
+            0,
+            described(place.name, before.name if before else stage.init or "random weights", place),
+        )
         place = before
     return rows
 
@@ -30,7 +36,13 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
 def described(name: str, begun: str, place: Path) -> dict[str, Any]:
     """A stage as facts, and `said`: the same in lines."""
     if not (place / "run.json").is_file():
-        return {"stage": name, "from": begun, "folder": str(place), "outcome": "not begun", "said": []}
+        return {
+            "stage": name,
+            "from": begun,
+            "folder": str(place),
+            "outcome": "not begun",
+            "said": [],
+        }
     found = run_folder.read_run(place)
     stage, chosen = found.stage, found.facts.get("choice")
     try:
@@ -50,8 +62,18 @@ def described(name: str, begun: str, place: Path) -> dict[str, Any]:
         str(place / "backbone.safetensors"),
     ]
     return {
-        "stage": name, "from": begun, "folder": str(place), "outcome": found.facts["outcome"],
-        "data": list(stage.data.roots), "images": found.facts["data"]["train"], "method": registry.method_name(stage),
-        "hard": [registry.hard_name(h) for h in stage.hard], "trainable": stage.trainable, "steps": stage.steps,
-        "teacher": teacher, "choice": chosen, "evaluations": judged, "said": said,
-    }  # fmt: skip
+        "stage": name,
+        "from": begun,
+        "folder": str(place),
+        "outcome": found.facts["outcome"],
+        "data": list(stage.data.roots),
+        "images": found.facts["data"]["train"],
+        "method": registry.method_name(stage),
+        "hard": [registry.hard_name(h) for h in stage.hard],
+        "trainable": stage.trainable,
+        "steps": stage.steps,
+        "teacher": teacher,
+        "choice": chosen,
+        "evaluations": judged,
+        "said": said,
+    }

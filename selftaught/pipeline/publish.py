@@ -1,4 +1,6 @@
-"""The outcome of a plan, put where people look for it: into the plan's own folder, beside the stages."""
+"""The outcome of a plan, put where people look for it: into the plan's own folder, beside the
+stages.
+"""
 
 import os
 import shutil
@@ -13,9 +15,11 @@ FILES = ("backbone.safetensors", heads.FILE)
 
 
 def publish_outcome(out: Path, stage: Path, say: Callable[[str], None] = lambda text: None) -> None:
-    """Give the weights of a finished stage's folder a second name in `out`, with a run.json that says so.
+    """Give the weights of a finished stage's folder a second name in `out`, with a run.json that
+    says so.
 
-    What lies there of another outcome is replaced. Commands go on looking into the stage's folder, as long as it is there.
+    What lies there of another outcome is replaced. Commands go on looking into the stage's folder,
+    as long as it is there.
     """
     facts = {
         **run_folder.read_run(stage).facts,

@@ -1,4 +1,6 @@
-"""Geometry of the page's charts: numbers in, positions and labels out; charts.html.j2 draws them as inline SVG."""
+"""Geometry of the page's charts: numbers in, positions and labels out; charts.html.j2 draws them as
+inline SVG.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +10,8 @@ from itertools import pairwise
 WIDTH, HEIGHT = 360.0, 210.0
 LEFT, TOP, BOTTOM = 44.0, 10.0, 26.0
 SERIES = 8  # colours and dash patterns there are
-BUCKETS = 80  # positions of a curve: steps that fall together are drawn as their mean and a band of their range
+# positions of a curve: steps that fall together are drawn as their mean and a band of their range
+BUCKETS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,9 @@ class Curve:
     name: str
     colour: int
     paths: tuple[str, ...]  # d of the pieces of the line
-    band: tuple[str, ...]  # d of the areas between the smallest and the largest value where several share a position
+    band: tuple[
+        str, ...
+    ]  # d of the areas between the smallest and the largest value where several share a position
     dots: tuple[tuple[float, float], ...]  # values alone, which have no line
     end: tuple[float, float]
     label_at: tuple[float, float]
@@ -52,7 +57,11 @@ class Chart:
 
 
 def chart(
-    title: str, series: Sequence[Series], *, note: str = "", bounds: tuple[float | None, float | None] = (None, None)
+    title: str,
+    series: Sequence[Series],
+    *,
+    note: str = "",
+    bounds: tuple[float | None, float | None] = (None, None),
 ) -> Chart | None:
     """A line chart over steps, or None where there is no value to draw.
 
@@ -85,13 +94,19 @@ def chart(
         words=_words(title, series),
         curves=_labelled(drawn, right),
         x=tuple(Mark(at=round(across(t), 1), text=steps_text(t)) for t in x_marks),
-        y=tuple(Mark(at=round(down(t), 1), text=tick_text(t, y_marks)) for t in y_marks if low <= t <= high),
+        y=tuple(
+            Mark(at=round(down(t), 1), text=tick_text(t, y_marks))
+            for t in y_marks
+            if low <= t <= high
+        ),
         right=round(right, 1),
     )
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> tuple[float, ...]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that reach from `low` to `high` or just beyond."""
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that reach from `low` to
+    `high` or just beyond.
+    """
     if not high > low:
         low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
     rough = (high - low) / count
@@ -99,7 +114,10 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> tuple[
     gap = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     gap = max(1.0, gap) if whole else gap
     digits = 3 - math.floor(math.log10(gap))  # so that 0.3 is not 0.30000000000000004
-    return tuple(round(gap * k, digits) for k in range(math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9) + 1))
+    return tuple(
+        round(gap * k, digits)
+        for k in range(math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9) + 1)
+    )
 
 
 def tick_text(value: float, marks: Sequence[float]) -> str:
@@ -118,7 +136,9 @@ def steps_text(value: float) -> str:
 
 
 def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart and as near to the wanted ones as a single sweep down and one up get them."""
+    """Positions at least `gap` apart and as near to the wanted ones as a single sweep down and one
+    up get them.
+    """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     placed = [min(max(value, low), high) for value in wanted]
     for before, after in pairwise(order):
@@ -130,7 +150,13 @@ def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[
     return [round(value, 1) for value in placed]
 
 
-def _curve(s: Series, first: float, last: float, across: Callable[[float], float], down: Callable[[float], float]) -> Curve:
+def _curve(
+    s: Series,
+    first: float,
+    last: float,
+    across: Callable[[float], float],
+    down: Callable[[float], float],
+) -> Curve:
     pieces: list[list[tuple[float, float, float, float]]] = [[]]  # x, mean, smallest, largest
     for bucket in _buckets(s, first, last):
         if bucket is None:
@@ -148,10 +174,16 @@ def _curve(s: Series, first: float, last: float, across: Callable[[float], float
         colour=s.colour % SERIES,
         paths=tuple(_path([(x, y) for x, y, _, _ in piece]) for piece in lines),
         band=tuple(
-            _path([(x, top) for x, _, top, _ in piece] + [(x, bottom) for x, _, _, bottom in reversed(piece)]) + "Z"
+            _path(
+                [(x, top) for x, _, top, _ in piece]
+                + [(x, bottom) for x, _, _, bottom in reversed(piece)]
+            )
+            + "Z"
             for piece in wide
         ),
-        dots=tuple((round(piece[0][0], 1), round(piece[0][1], 1)) for piece in pieces if len(piece) == 1),
+        dots=tuple(
+            (round(piece[0][0], 1), round(piece[0][1], 1)) for piece in pieces if len(piece) == 1
+        ),
         end=(round(pieces[-1][-1][0], 1), round(pieces[-1][-1][1], 1)),
         label_at=(0.0, 0.0),
     )
@@ -169,7 +201,10 @@ def _buckets(s: Series, first: float, last: float) -> list[tuple[float, list[flo
         at = int((x - first) / (last - first) * BUCKETS) if last > first else 0
         if open_at == at and found and found[-1] is not None:
             found[-1][1].append(y)
-            found[-1] = (x, found[-1][1])  # the last step of a bucket: so the curve ends where the run ends
+            found[-1] = (
+                x,
+                found[-1][1],
+            )  # the last step of a bucket: so the curve ends where the run ends
         else:
             found.append((x, [y]))
             open_at = at
@@ -177,10 +212,14 @@ def _buckets(s: Series, first: float, last: float) -> list[tuple[float, list[flo
 
 
 def _labelled(curves: Sequence[Curve], right: float) -> tuple[Curve, ...]:
-    """A label stands right of the end of its curve; those that end together, at the right edge, are kept apart."""
+    """A label stands right of the end of its curve; those that end together, at the right edge, are
+    kept apart.
+    """
     edge = [i for i, curve in enumerate(curves) if right - curve.end[0] < 24]
     heights = {i: curve.end[1] for i, curve in enumerate(curves)}
-    heights |= dict(zip(edge, apart([heights[i] for i in edge], 13.0, TOP + 4, HEIGHT - BOTTOM), strict=True))
+    heights |= dict(
+        zip(edge, apart([heights[i] for i in edge], 13.0, TOP + 4, HEIGHT - BOTTOM), strict=True)
+    )
     return tuple(
         replace(curve, label_at=(round(right if i in edge else curve.end[0], 1) + 7, heights[i]))
         for i, curve in enumerate(curves)

@@ -13,11 +13,15 @@ from selftaught.report import scores
 STYLES: Mapping[scores.Effect, str] = {"better": "green", "worse": "red", "unclear": ""}
 
 
-def evaluation(rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]] = ()) -> Table:
-    """Rows {backbone, protocol, labels, metric, mean, low, high, draws}, setting by setting, narrow enough for 80 columns.
+def evaluation(
+    rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]] = ()
+) -> Table:
+    """Rows {backbone, protocol, labels, metric, mean, low, high, draws}, setting by setting, narrow
+    enough for 80 columns.
 
-    Beside every other backbone stands what the trained one gains over it, from the paired differences
-    {backbone, against, protocol, labels, metric, mean, low, high}."""
+    Beside every other backbone stands what the trained one gains over it, from the paired
+    differences {backbone, against, protocol, labels, metric, mean, low, high}.
+    """
     trained = scores.trained_name({"rows": list(rows), "differences": list(differences)})
     gains = {
         (pair[0], str(row.get("against"))): pair[1]
@@ -31,7 +35,13 @@ def evaluation(rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[
 
     metrics = {setting.metric_words: None for setting in settings}
     title = f"{' and '.join(metrics)}, % with 95 % intervals" if metrics else "No results"
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=Text(title), title_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title=Text(title),
+        title_justify="left",
+    )
     table.add_column("Backbone")
     table.add_column("Score", no_wrap=True)
     table.add_column("Draws", justify="right")
@@ -43,7 +53,10 @@ def evaluation(rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[
         table.add_row(Text(words, style="italic"))
         for backbone, score in settings[setting]:
             table.add_row(
-                Text(f"  {scores.backbone_words(backbone)}", style="bold" if backbone == trained else ""),
+                Text(
+                    f"  {scores.backbone_words(backbone)}",
+                    style="bold" if backbone == trained else "",
+                ),
                 f"{scores.percent(score.mean):>4} ({scores.interval(score)})",
                 "" if score.draws is None else str(score.draws),
                 *([_gain(gains.get((setting, backbone)))] if gains else []),

@@ -12,7 +12,13 @@ def format_duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if minutes < 2
+        else f"{minutes:.0f} min"
+        if hours < 2
+        else f"{hours:.1f} h"
+    )
 
 
 def format_integer(value: object) -> str:
@@ -31,7 +37,13 @@ def format_count(amount: int, noun: str) -> str:
 
 def as_list(value: Any) -> list[Any]:
     """A list as it is, nothing as an empty one, a single value as a list of it."""
-    return list(value) if isinstance(value, list | tuple) else [] if value in (None, "", {}) else [value]
+    return (
+        list(value)
+        if isinstance(value, list | tuple)
+        else []
+        if value in (None, "", {})
+        else [value]
+    )
 
 
 def format_value(value: Any, join: Callable[[list[str]], str] = ", ".join) -> str:
@@ -47,10 +59,14 @@ def format_value(value: Any, join: Callable[[list[str]], str] = ", ".join) -> st
 def part_title(value: Any) -> str:
     """What a part of the configuration is called: a name, or a table that holds one."""
     if isinstance(value, dict):
-        return next((str(value[key]) for key in ("name", "kind", "type", "_type") if value.get(key)), "")
+        return next(
+            (str(value[key]) for key in ("name", "kind", "type", "_type") if value.get(key)), ""
+        )
     return str(value) if value not in (None, "") else ""
 
 
 def run_letter(position: int) -> str:
     """A, B, ... Z, AA, AB, ..."""
-    return (run_letter(position // 26 - 1) if position >= 26 else "") + chr(ord("A") + position % 26)
+    return (run_letter(position // 26 - 1) if position >= 26 else "") + chr(
+        ord("A") + position % 26
+    )

@@ -1,6 +1,9 @@
-"""Writes the report of one run, or of several side by side, as a single HTML page that asks nothing of any network.
+"""Writes the report of one run, or of several side by side, as a single HTML page that asks nothing
+of any network.
 
-Where a part of a run is missing the page says so in a sentence; only a folder that is no run at all is an error."""
+Where a part of a run is missing the page says so in a sentence; only a folder that is no run at all
+is an error.
+"""
 
 import shlex
 from collections.abc import Sequence
@@ -35,7 +38,10 @@ def write(runs: Sequence[Path], out: Path) -> Path:
     """Writes the page about these run folders to `out` (its folder is made) and returns `out`.
 
     Raises UserError where a folder is no run, or `out` cannot be written."""
-    html = render(load_all(runs), command=shlex.join(["selftaught", "report", *map(str, runs), "--out", str(out)]))
+    html = render(
+        load_all(runs),
+        command=shlex.join(["selftaught", "report", *map(str, runs), "--out", str(out)]),
+    )
     return write_text(out, html)
 
 
@@ -60,7 +66,10 @@ def render(runs: Sequence[Run], *, command: str) -> str:
         title=" against ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
         date=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
         several=len(runs) > 1,
-        runs=[_about(run, letter, i) for i, (run, letter) in enumerate(zip(runs, letters, strict=True))],
+        runs=[
+            _about(run, letter, i)
+            for i, (run, letter) in enumerate(zip(runs, letters, strict=True))
+        ],
         banners=collect_banners(runs, letters),
         tables=found,
         between=scores.between(runs, letters, found) if found else (),

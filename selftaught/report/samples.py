@@ -44,10 +44,23 @@ def embed_hard(run: Run) -> list[dict[str, Any]]:
         change = None
         if before is not None and after is not None:
             share = f" ({100 * (after - before) / abs(before):+.0f} %)" if before else ""
-            word = "harder" if after > before else "easier" if after < before else "as hard as before"
-            change = {"before": f"{before:.2f}", "after": f"{after:.2f}", "word": word + share.replace("-", "\u2212")}
+            word = (
+                "harder" if after > before else "easier" if after < before else "as hard as before"
+            )
+            change = {
+                "before": f"{before:.2f}",
+                "after": f"{after:.2f}",
+                "word": word + share.replace("-", "\u2212"),
+            }
         if pictures:
-            found.append({"kind": kind, "pictures": pictures, "change": change, "note": format_sentence(entry.get("note"))})
+            found.append(
+                {
+                    "kind": kind,
+                    "pictures": pictures,
+                    "change": change,
+                    "note": format_sentence(entry.get("note")),
+                }
+            )
     return found
 
 
@@ -66,13 +79,22 @@ def embed_neighbours(run: Run) -> dict[str, Any] | None:
             label = str(labels[rank]) if run.labelled and rank < len(labels) else None
             cosine = number(similarity[rank]) if rank < len(similarity) else None
             same = None if label is None else label == str(group.get("label"))
-            near.append({"src": picture, "label": label, "cosine": cosine, "same": same, "rank": rank + 1})
+            near.append(
+                {"src": picture, "label": label, "cosine": cosine, "same": same, "rank": rank + 1}
+            )
         label = str(group["label"]) if run.labelled and group.get("label") is not None else None
         if query and near:
             groups.append({"src": query, "label": label, "near": near, "number": i + 1})
             pairs += [one["same"] for one in near if one["same"] is not None]
     return (
-        {"groups": groups, "of": format_integer(said.get("of")), "same": sum(pairs), "pairs": len(pairs)} if groups else None
+        {
+            "groups": groups,
+            "of": format_integer(said.get("of")),
+            "same": sum(pairs),
+            "pairs": len(pairs),
+        }
+        if groups
+        else None
     )
 
 
@@ -82,15 +104,23 @@ def embed_map(run: Run) -> dict[str, Any] | None:
     if not isinstance(said, dict):
         return None
     found = [p for p in as_list(said.get("points")) if isinstance(p, list) and len(p) == 2]
-    places = [(x, y) for p in found if (x := number(p[0])) is not None and (y := number(p[1])) is not None]
+    places = [
+        (x, y) for p in found if (x := number(p[0])) is not None and (y := number(p[1])) is not None
+    ]
     if not places or len(places) != len(as_list(said.get("points"))):
         return None
     width, height, margin, side = 640, 480, 24, 36
     labels = as_list(said.get("labels")) if run.labelled else []
-    labels = [int(k) if number(k) is not None else -1 for k in labels] if len(labels) == len(places) else []
+    labels = (
+        [int(k) if number(k) is not None else -1 for k in labels]
+        if len(labels) == len(places)
+        else []
+    )
     classes = [str(name) for name in as_list(said.get("classes"))]
     inner_width, inner_height = width - 2 * margin, height - 2 * margin
-    places = [(round(margin + x * inner_width, 1), round(margin + y * inner_height, 1)) for x, y in places]
+    places = [
+        (round(margin + x * inner_width, 1), round(margin + y * inner_height, 1)) for x, y in places
+    ]
     points = [{"x": x, "y": y, "k": labels[i] if labels else -1} for i, (x, y) in enumerate(places)]
     tile, columns = number(said.get("tile")), number(said.get("columns"))
     sprite = embed_picture(run.folder, said.get("sprite")) if tile and columns else None
@@ -106,7 +136,9 @@ def embed_map(run: Run) -> dict[str, Any] | None:
         "rows": -(-len(points) // int(columns)) if columns else 0,
         "sample": sample_points(places, side + 6) if sprite else [],
         "legend": [
-            {"k": k, "name": _class_name(k, classes), "count": count} for k, count in counts.items() if len(counts) <= 64
+            {"k": k, "name": _class_name(k, classes), "count": count}
+            for k, count in counts.items()
+            if len(counts) <= 64
         ],
         "names": {k: _class_name(k, classes) for k in counts},
         "of": number(said.get("of")),
@@ -115,8 +147,12 @@ def embed_map(run: Run) -> dict[str, Any] | None:
 
 
 def sample_points(points: Sequence[tuple[float, float]], gap: float, most: int = 42) -> list[int]:
-    """Positions of points whose thumbnails do not cover each other, taken in an order that is spread over the set."""
-    stride = next(s for s in (7919, 7907, 7901) if len(points) % s)  # primes: a walk that meets every point once
+    """Positions of points whose thumbnails do not cover each other, taken in an order that is
+    spread over the set.
+    """
+    stride = next(
+        s for s in (7919, 7907, 7901) if len(points) % s
+    )  # primes: a walk that meets every point once
     chosen: list[int] = []
     for i in ((k * stride) % len(points) for k in range(len(points))):
         x, y = points[i]
@@ -132,7 +168,9 @@ def _class_name(k: int, classes: Sequence[str]) -> str:
 
 
 def embed_picture(folder: Path, name: object) -> str | None:
-    """A picture of the album as a data URI; None where it is missing, outside of the album, or no picture."""
+    """A picture of the album as a data URI; None where it is missing, outside of the album, or no
+    picture.
+    """
     if not isinstance(name, str) or Path(name).name != name:
         return None
     try:

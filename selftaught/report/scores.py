@@ -1,6 +1,9 @@
-"""Evaluation rows arranged for people: what stands beside what, in which words, and what is distinguishable.
+"""Evaluation rows arranged for people: what stands beside what, in which words, and what is
+distinguishable.
 
-Over 200 lines: the page and the terminal say the same of the same numbers, so one file decides it for both."""
+Over 200 lines: the page and the terminal say the same of the same numbers, so one file decides it
+for both.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +16,12 @@ from selftaught.runs.reader import Run, number
 Effect = Literal["better", "worse", "unclear"]
 
 METRICS = {"balanced_accuracy": "Balanced accuracy", "auroc": "AUROC"}
-PROTOCOLS = {"knn": "kNN", "linear": "Linear probe", "finetune": "Fine-tuning", "classifier": "Own classifier"}
+PROTOCOLS = {
+    "knn": "kNN",
+    "linear": "Linear probe",
+    "finetune": "Fine-tuning",
+    "classifier": "Own classifier",
+}
 BASELINES = {"random": "random initialisation", "init": "starting weights"}
 
 
@@ -37,7 +45,9 @@ class Setting:
     def order(self) -> tuple[int, int, int, float, str]:
         """Balanced accuracy before AUROC, few labels before many."""
         metric = list(METRICS).index(self.metric) if self.metric in METRICS else len(METRICS)
-        protocol = list(PROTOCOLS).index(self.protocol) if self.protocol in PROTOCOLS else len(PROTOCOLS)
+        protocol = (
+            list(PROTOCOLS).index(self.protocol) if self.protocol in PROTOCOLS else len(PROTOCOLS)
+        )
         kind, _, amount = self.labels.rpartition(":")
         count = float(amount) if amount.isdigit() else float("inf")
         return metric, protocol, (2 if amount == "all" else 1 if kind else 0), count, self.labels
@@ -54,7 +64,9 @@ class Score:
 
     @property
     def effect(self) -> Effect:
-        """Of a difference: distinguishable from none only where the whole interval lies on one side of 0."""
+        """Of a difference: distinguishable from none only where the whole interval lies on one side
+        of 0.
+        """
         return "better" if self.low > 0 else "worse" if self.high < 0 else "unclear"
 
 
@@ -65,7 +77,9 @@ class Line:
     name: str
     letter: str  # of the run it was trained in; "" for what it is compared with
     score: Score
-    gains: Mapping[str, Score]  # name of a baseline -> trained minus baseline, on the same draws and images
+    gains: Mapping[
+        str, Score
+    ]  # name of a baseline -> trained minus baseline, on the same draws and images
     best: bool  # distinguishably above every other line of its setting
 
 
@@ -139,7 +153,9 @@ def rows_of(evaluation: Mapping[str, Any], key: str = "rows") -> list[Mapping[st
 
 
 def trained_name(evaluation: Mapping[str, Any]) -> str | None:
-    """The backbone that an evaluation is about: the one that differences are counted from, or else the first."""
+    """The backbone that an evaluation is about: the one that differences are counted from, or else
+    the first.
+    """
     for row in (*rows_of(evaluation, "differences"), *rows_of(evaluation)):
         if row.get("backbone") is not None:
             return str(row["backbone"])
@@ -158,9 +174,11 @@ def data_words(evaluation: Mapping[str, Any]) -> str:
 
 
 def tables(runs: Sequence[Run], letters: Sequence[str]) -> tuple[Table, ...]:
-    """One table a labelled data set, with the trained backbones of all runs and what they are compared with.
+    """One table a labelled data set, with the trained backbones of all runs and what they are
+    compared with.
 
-    Where a run was evaluated twice in the same setting on the same data, the later result is shown."""
+    Where a run was evaluated twice in the same setting on the same data, the later result is shown.
+    """
     keys = dict.fromkeys(data_key(e) for run in runs for e in run.evaluations if rows_of(e))
     return tuple(_table(key, runs, letters) for key in keys)
 
@@ -174,14 +192,24 @@ def overall(evaluation: Mapping[str, Any]) -> Effect | None:
     """Worse anywhere is worse; better somewhere and worse nowhere is better."""
     found = [read_score(row) for row in rows_of(evaluation, "differences")]
     effects = {pair[1].effect for pair in found if pair}
-    return "worse" if "worse" in effects else "better" if "better" in effects else "unclear" if effects else None
+    return (
+        "worse"
+        if "worse" in effects
+        else "better"
+        if "better" in effects
+        else "unclear"
+        if effects
+        else None
+    )
 
 
 def between(runs: Sequence[Run], letters: Sequence[str], found: Sequence[Table]) -> tuple[str, ...]:
-    """What the tables say about the runs against each other, a sentence for each two evaluated ones.
+    """What the tables say about the runs against each other, a sentence for each two evaluated
+    ones.
 
-    Where one was evaluated against the other, the paired difference counts. Else only intervals that do not even overlap
-    do, which is stricter than a test of the difference."""
+    Where one was evaluated against the other, the paired difference counts. Else only intervals
+    that do not even overlap do, which is stricter than a test of the difference.
+    """
     sentences = []
     scored = {line.letter for table in found for group in table.groups for line in group.lines}
     evaluated = [letter for letter in letters if letter in scored]
@@ -198,7 +226,9 @@ def between(runs: Sequence[Run], letters: Sequence[str], found: Sequence[Table])
                     shared += 1
                     effect = _effect(own[first], own[second], names)
                     if effect != "unclear":
-                        above[first if effect == "better" else second].append(_place(group.setting, found, table))
+                        above[first if effect == "better" else second].append(
+                            _place(group.setting, found, table)
+                        )
             sentences.append(_sentence(first, second, runs, letters, above, shared))
     return tuple(sentences)
 
@@ -222,25 +252,40 @@ def _place(setting: Setting, found: Sequence[Table], table: Table) -> str:
 
 
 def _sentence(
-    first: str, second: str, runs: Sequence[Run], letters: Sequence[str], above: dict[str, list[str]], shared: int
+    first: str,
+    second: str,
+    runs: Sequence[Run],
+    letters: Sequence[str],
+    above: dict[str, list[str]],
+    shared: int,
 ) -> str:
     names = {letter: f"{letter} ({run.name})" for letter, run in zip(letters, runs, strict=True)}
     if not shared:
-        return f"{names[first]} and {names[second]} were not evaluated in the same setting on the same data."
+        return (
+            f"{names[first]} and {names[second]} were not evaluated in the same setting on the same"
+            " data."
+        )
     for a, b in ((first, second), (second, first)):
         if len(above[a]) == shared:
             settings = "the one setting" if shared == 1 else f"all {shared} settings"
             return f"{names[a]} is above {names[b]} in {settings} that they share."
     parts = [
-        f"{names[a]} is above {names[b]} in {len(above[a])} of {shared} settings: {'; '.join(above[a])}"
+        f"{names[a]} is above {names[b]} in {len(above[a])} of {shared} settings:"
+        f" {'; '.join(above[a])}"
         for a, b in ((first, second), (second, first))
         if above[a]
     ]
     if not parts:
-        settings = "the one setting they share" if shared == 1 else f"any of the {shared} settings they share"
+        settings = (
+            "the one setting they share"
+            if shared == 1
+            else f"any of the {shared} settings they share"
+        )
         return f"{names[first]} and {names[second]} are not distinguishable in {settings}."
     rest = shared - len(above[first]) - len(above[second])
-    return ". ".join(parts) + (f". In the other {rest} they are not distinguishable." if rest else ".")
+    return ". ".join(parts) + (
+        f". In the other {rest} they are not distinguishable." if rest else "."
+    )
 
 
 TRAINED = ""  # the name of a run's own backbone among what was scored with it
@@ -248,7 +293,9 @@ TRAINED = ""  # the name of a run's own backbone among what was scored with it
 
 def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
     scores: dict[Setting, dict[tuple[str, str], Score]] = {}  # (letter of the run, name) -> score
-    borrowed: dict[Setting, dict[str, Score]] = {}  # letter of a run -> what another one's evaluation says of it
+    borrowed: dict[
+        Setting, dict[str, Score]
+    ] = {}  # letter of a run -> what another one's evaluation says of it
     gains: dict[Setting, dict[str, dict[str, Score]]] = {}  # letter -> baseline -> difference
     names = dict(zip(letters, (run.name for run in runs), strict=True))
     left_out, data = 0, ""
@@ -263,7 +310,9 @@ def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
                 if (pair := read_score(row)) is None:
                     left_out += 1
                 elif name == str(trained) or of is None:
-                    scores.setdefault(pair[0], {})[letter, name if of is None else TRAINED] = pair[1]
+                    scores.setdefault(pair[0], {})[letter, name if of is None else TRAINED] = pair[
+                        1
+                    ]
                 elif of != letter:
                     borrowed.setdefault(pair[0], {})[of] = pair[1]
             for row in rows_of(evaluation, "differences"):
@@ -275,21 +324,32 @@ def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
                     gains.setdefault(pair[0], {}).setdefault(letter, {})[against] = pair[1]
     for setting, others in borrowed.items():
         for letter, score in others.items():
-            scores.setdefault(setting, {}).setdefault((letter, TRAINED), score)  # what its own evaluation says comes first
+            scores.setdefault(setting, {}).setdefault(
+                (letter, TRAINED), score
+            )  # what its own evaluation says comes first
     groups = tuple(
         Group(setting=setting, lines=_lines(scores[setting], gains.get(setting, {}), names))
         for setting in sorted(scores, key=lambda setting: setting.order)
     )
-    ends = [end for group in groups for line in group.lines for end in (line.score.low, line.score.high)]
+    ends = [
+        end for group in groups for line in group.lines for end in (line.score.low, line.score.high)
+    ]
     low, high = _range(ends)
     baselines = dict.fromkeys(
-        against for setting in sorted(gains, key=lambda s: s.order) for own in gains[setting].values() for against in own
+        against
+        for setting in sorted(gains, key=lambda s: s.order)
+        for own in gains[setting].values()
+        for against in own
     )
-    return Table(data=data, groups=groups, baselines=tuple(baselines), low=low, high=high, left_out=left_out)
+    return Table(
+        data=data, groups=groups, baselines=tuple(baselines), low=low, high=high, left_out=left_out
+    )
 
 
 def letter_of(name: str, runs: Sequence[Run], letters: Sequence[str]) -> str | None:
-    """The letter of the run that a baseline is, by its folder; evaluations may name it from wherever they were made."""
+    """The letter of the run that a baseline is, by its folder; evaluations may name it from
+    wherever they were made.
+    """
     if name in BASELINES:
         return None
     place = Path(name)
@@ -297,7 +357,11 @@ def letter_of(name: str, runs: Sequence[Run], letters: Sequence[str]) -> str | N
     found = [letter for run, letter in zip(runs, letters, strict=True) if run.folder == here]
     parts = place.parts
     if not found and parts and ".." not in parts:
-        found = [x for run, x in zip(runs, letters, strict=True) if run.folder.parts[-len(parts) :] == parts]
+        found = [
+            x
+            for run, x in zip(runs, letters, strict=True)
+            if run.folder.parts[-len(parts) :] == parts
+        ]
     return found[0] if len(found) == 1 else None
 
 
@@ -306,7 +370,9 @@ def _lines(
     gains: Mapping[str, Mapping[str, Score]],
     names: Mapping[str, str],
 ) -> tuple[Line, ...]:
-    """Trained backbones first, by run. The same baseline with the same numbers in several runs is one line."""
+    """Trained backbones first, by run. The same baseline with the same numbers in several runs is
+    one line.
+    """
     found: list[tuple[str, str, Score]] = []  # name, letter, score
     for (letter, backbone), score in scores.items():
         if backbone == TRAINED:
@@ -324,9 +390,21 @@ def _lines(
     for name, letter, score in found:
         own = dict(gains.get(letter, {})) if letter else {}
         others = [(n, s) for n, le, s in found if (n, le) != (name, letter)]
-        paired = all(s.low > 0 for s in own.values())  # the paired difference decides where there is one
-        apart = all(score.low > s.high for n, s in others if n.removesuffix(f" ({letter})") not in own)
-        lines.append(Line(name=name, letter=letter, score=score, gains=own, best=bool(others) and paired and apart))
+        paired = all(
+            s.low > 0 for s in own.values()
+        )  # the paired difference decides where there is one
+        apart = all(
+            score.low > s.high for n, s in others if n.removesuffix(f" ({letter})") not in own
+        )
+        lines.append(
+            Line(
+                name=name,
+                letter=letter,
+                score=score,
+                gains=own,
+                best=bool(others) and paired and apart,
+            )
+        )
     return tuple(lines)
 
 

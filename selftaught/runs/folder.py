@@ -1,4 +1,6 @@
-"""A run's folder, written and read back; over 200 lines with the places that its words name, wherever they are read."""
+"""A run's folder, written and read back; over 200 lines with the places that its words name,
+wherever they are read.
+"""
 
 import errno
 import os
@@ -27,7 +29,9 @@ from selftaught.models.weights import weight_files
 from selftaught.seeding import key
 
 PLAN = "plan.json"  # what a plan's stages are called, in the folder that holds them
-COPY = "copied_from"  # in the run.json of a plan's own folder: the stage whose outcome lies there, too
+COPY = (  # in the run.json of a plan's own folder: the stage whose outcome lies there, too
+    "copied_from"
+)
 EVALUATIONS = "evaluation.json"
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 _ANEW = "bring a whole copy back, or begin anew in another --out"
@@ -36,7 +40,9 @@ _AGAIN = "the same `selftaught adapt` writes it anew, and does nothing again tha
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says. `facts` is run.json as it stands; the places that `stage` names are where they are now."""
+    """What a run's folder says. `facts` is run.json as it stands; the places that `stage` names are
+    where they are now.
+    """
 
     folder: Path
     stage: Stage
@@ -47,58 +53,91 @@ class Run:
         """What was learnt."""
         file = self.folder / "backbone.safetensors"
         if not file.exists():
-            raise UserError(f"{self.folder} has no backbone yet: bring it to its end by --out {self.folder} --resume")
+            raise UserError(
+                f"{self.folder} has no backbone yet: bring it to its end by --out {self.folder}"
+                " --resume"
+            )
         if file.is_dir():
             raise read_error(file, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
         try:
             return weights_io.load_backbone(file)
         except UserError as error:
-            raise UserError(f"{str(error).rstrip('.')}; --out {self.folder} --resume writes it anew") from error
+            raise UserError(
+                f"{str(error).rstrip('.')}; --out {self.folder} --resume writes it anew"
+            ) from error
 
     @property
     def doubt(self) -> str | None:
         """Why its weights are not those of a training that came to its end, if so."""
         outcome, reason = self.facts["outcome"], self.facts.get("reason")
         words = {
-            "collapsed": f"the features collapsed{f' ({reason})' if reason else ''}: do not use this backbone",
+            "collapsed": (
+                f"the features collapsed{f' ({reason})' if reason else ''}: do not use this"
+                " backbone"
+            ),
             "diverged": f"training came to no good end{f' ({reason})' if reason else ''}",
-            "stopped": f"training was stopped before its end: go on with --out {self.folder} --resume",
-            "running": f"training runs still, or was killed: then go on with --out {self.folder} --resume",
-            "failed": f"training broke off{f' ({reason})' if reason else ''}: go on with --out {self.folder} --resume",
+            "stopped": (
+                f"training was stopped before its end: go on with --out {self.folder} --resume"
+            ),
+            "running": (
+                f"training runs still, or was killed: then go on with --out {self.folder} --resume"
+            ),
+            "failed": (
+                f"training broke off{f' ({reason})' if reason else ''}: go on with --out"
+                f" {self.folder} --resume"
+            ),
         }
         return words.get(outcome)
 
     @property
     def pixel_range(self) -> PixelRange | None:
-        """By which its images were brought to 8 bits; None: it is from before there was a range for a whole set."""
+        """By which its images were brought to 8 bits; None: it is from before there was a range for
+        a whole set.
+        """
         written = self.facts["data"].get("pixel_range")
         try:
             return None if written is None else PixelRange.from_json(written)
         except UserError as error:
-            raise UserError(f"{self.folder / 'run.json'}: {error}; restore it, or begin the run anew") from None
+            raise UserError(
+                f"{self.folder / 'run.json'}: {error}; restore it, or begin the run anew"
+            ) from None
 
     def refuse_missing(self, labels: bool = True) -> None:
         """Raises UserError where the images, or a table of `labels`, are not where they lay."""
         data, names = self.stage.data, self.facts["config"]["data"]
         for place, name in zip(data.roots, names["roots"], strict=False):
             if not is_url(place) and not os.path.exists(place):
-                raise UserError(f"{self.folder} was trained on {self._where(place, name)}: name its new place by --data")
+                raise UserError(
+                    f"{self.folder} was trained on {self._where(place, name)}: name its new place"
+                    " by --data"
+                )
         if labels and data.labels not in LABELS and not os.path.exists(data.labels):
             where = self._where(data.labels, names["labels"])
-            raise UserError(f"{self.folder} has its labels from {where}: name its new place by --labels-from")
+            raise UserError(
+                f"{self.folder} has its labels from {where}: name its new place by --labels-from"
+            )
 
     def _where(self, place: str, name: str) -> str:
-        if not os.path.isabs(name) and name not in (self.facts.get("places") or {}):  # of an older version
-            return f"{name}, as seen from where it was begun, which is not there as seen from {os.getcwd()}"
+        if not os.path.isabs(name) and name not in (
+            self.facts.get("places") or {}
+        ):  # of an older version
+            return (
+                f"{name}, as seen from where it was begun, which is not there as seen from"
+                f" {os.getcwd()}"
+            )
         typed = f" (typed as {name})" if not os.path.isabs(name) else ""
         return f"{os.path.abspath(place)}{typed}, which is not there"
 
     def random(self) -> Backbone:
-        """The very network that it began from, had it not had weights: the same seed, the same statistics."""
+        """The very network that it began from, had it not had weights: the same seed, the same
+        statistics.
+        """
         return random_like(self.backbone(), self.stage.seed)
 
     def start(self) -> Backbone | None:
-        """The weights that it started from, if there were any; of a plan's outcome, those that the plan started from."""
+        """The weights that it started from, if there were any; of a plan's outcome, those that the
+        plan started from.
+        """
         init = self.base or self.stage.init
         if init is None:
             return None
@@ -129,7 +168,9 @@ def open_backbone(path: Path) -> Backbone:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is the folder of a run or of a plan, and not one that holds weights of another kind."""
+    """Whether `path` is the folder of a run or of a plan, and not one that holds weights of another
+    kind.
+    """
     return any(os.path.lexists(path / name) for name in weight_files.RECORDS)
 
 
@@ -137,7 +178,10 @@ def write_run(folder: Path, stage: Stage, index: Index, outcome: str, note: dict
     labels = index.labels is not None
     facts = {
         "selftaught": version("selftaught"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+        },
         "config": to_json(stage),
         "data": {
             "fingerprint": index.fingerprint,
@@ -163,7 +207,12 @@ def write_run(folder: Path, stage: Stage, index: Index, outcome: str, note: dict
 
 def lineage(stage: Stage) -> list[dict[str, Any]]:
     """Every training that led here, the first one first, as far as it can be read."""
-    own = {"init": stage.init, "teacher": teacher_of(stage), "data": list(stage.data.roots), "steps": stage.steps}
+    own = {
+        "init": stage.init,
+        "teacher": teacher_of(stage),
+        "data": list(stage.data.roots),
+        "steps": stage.steps,
+    }
     before = Path(stage.init) if stage.init else None
     try:
         if before and (resolve_run(before) / "run.json").is_file():
@@ -173,34 +222,49 @@ def lineage(stage: Stage) -> list[dict[str, Any]]:
     return [own]
 
 
-# ------------------------------------------------------------------------------------ a folder, read back
+# ------------------------------------------------------------------------------------ a folder,
+# read back
 
 
 def resolve_run(folder: Path) -> Path:
-    """The run that a folder stands for: itself, or the outcome of the plan that it holds; also by its run.json."""
+    """The run that a folder stands for: itself, or the outcome of the plan that it holds; also by
+    its run.json.
+    """
     folder = weight_files.folder_of(folder)
     if not is_plan(folder):
         return folder
     place = _outcome(folder)
     copied = (facts_of(folder) or {}).get(COPY)
-    return folder if copied == place and not (folder / place / "run.json").is_file() else folder / place
+    return (
+        folder
+        if copied == place and not (folder / place / "run.json").is_file()
+        else folder / place
+    )
 
 
 def is_plan(folder: Path) -> bool:
-    """Whether a folder is that of a plan, whose stages are runs; the outcome's copy there is none of its own."""
+    """Whether a folder is that of a plan, whose stages are runs; the outcome's copy there is none
+    of its own.
+    """
     return os.path.lexists(folder / PLAN) and COPY in (facts_of(folder) or {COPY: None})
 
 
 def holds_own(folder: Path) -> bool:
     """Whether a folder holds a run that is no plan's."""
-    return os.path.lexists(folder / "run.json") and not is_plan(folder) and COPY not in (facts_of(folder) or {})
+    return (
+        os.path.lexists(folder / "run.json")
+        and not is_plan(folder)
+        and COPY not in (facts_of(folder) or {})
+    )
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
     """What a plan's folder says of its stages. Raises FileError where that makes no sense."""
     written: dict[str, Any] = files.read_json(folder / PLAN, dict, _AGAIN)
     try:
-        whole = {"folder", "after", "init"} <= set.intersection(*(set(stage) for stage in written["stages"].values()))
+        whole = {"folder", "after", "init"} <= set.intersection(
+            *(set(stage) for stage in written["stages"].values())
+        )
         whole = whole and "base" in written and written["outcome"] in written["stages"]
     except (KeyError, TypeError, AttributeError):
         whole = False
@@ -224,7 +288,9 @@ def facts_of(folder: Path) -> dict[str, Any] | None:
 
 
 def has_run(folder: Path) -> bool:
-    """Whether a folder holds a run of which something would be lost: one that failed before it saved is none."""
+    """Whether a folder holds a run of which something would be lost: one that failed before it
+    saved is none.
+    """
     try:
         facts = read_run(folder).facts
     except UserError:
@@ -241,7 +307,10 @@ def read_run(folder: Path) -> Run:
         folder = resolve_run(folder)
     file = folder / "run.json"
     if not os.path.lexists(file):
-        raise UserError(f"{folder} is not a run: it has no run.json; give a folder that `selftaught pretrain --out` wrote")
+        raise UserError(
+            f"{folder} is not a run: it has no run.json; give a folder that `selftaught pretrain"
+            " --out` wrote"
+        )
     facts: dict[str, Any] = files.read_json(file, dict, _ANEW)
     if lacking := [name for name in ("config", "data", "outcome", "finished") if name not in facts]:
         raise damage_error(file, f"it lacks {', '.join(lacking)}", _ANEW)
@@ -255,31 +324,41 @@ def read_run(folder: Path) -> Run:
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """What a run was judged to be, the first time first. Raises FileError where that makes no sense."""
+    """What a run was judged to be, the first time first. Raises FileError where that makes no
+    sense.
+    """
     file = folder / EVALUATIONS
     if not os.path.lexists(file):
         return []
     written: list[Any] = files.read_json(file, list)
     needs = {"data", "rows", "verdict"}
-    if not all(isinstance(one, dict) and needs <= one.keys() and isinstance(one["data"], list) for one in written):
+    if not all(
+        isinstance(one, dict) and needs <= one.keys() and isinstance(one["data"], list)
+        for one in written
+    ):
         raise damage_error(file, "it tells no evaluations", "move it away")
     return written
 
 
-# ------------------------------------------------------------------------------------ places that words name
+# ------------------------------------------------------------------------------------ places that
+# words name
 
 LABELS = ("auto", "folders", "none")  # where labels come from, besides a table
 
 
 def with_places(stage: Stage, change: Callable[[str], str]) -> Stage:
-    """A stage whose every file and folder is what `change` makes of it; weights of timm's go through it, too."""
+    """A stage whose every file and folder is what `change` makes of it; weights of timm's go
+    through it, too.
+    """
     data = replace(stage.data, roots=tuple(change(root) for root in stage.data.roots))
     if data.labels not in LABELS:
         data = replace(data, labels=change(data.labels))
     stage = replace(stage, data=data)
     if isinstance(stage.method, Distillation.Config) and stage.method.teacher:
         stage = replace(stage, method=replace(stage.method, teacher=change(stage.method.teacher)))
-    return replace(stage, init=stage.init and change(stage.init), base=stage.base and change(stage.base))
+    return replace(
+        stage, init=stage.init and change(stage.init), base=stage.base and change(stage.base)
+    )
 
 
 def names_of(stage: Stage) -> list[str]:
@@ -300,21 +379,28 @@ def absolute(stage: Stage) -> Stage:
 
 
 def whereabouts(folder: Path, *names: str) -> dict[str, Any]:
-    """What to write down beside words that were typed here: where `folder` lies, and what they mean from anywhere."""
+    """What to write down beside words that were typed here: where `folder` lies, and what they mean
+    from anywhere.
+    """
     places = {name: os.path.abspath(name) for name in names if _is_relative(name)}
     return {"folder": os.path.realpath(folder), "places": places}
 
 
 def located(name: str, written: dict[str, Any], folder: Path) -> str:
-    """A place that was typed in another working directory, perhaps before `folder` was moved, from here: where it lies
-    beside the folder as it did, or else where it was; as it was typed, where that is the same.
+    """A place that was typed in another working directory, perhaps before `folder` was moved, from
+    here: where it lies beside the folder as it did, or else where it was; as it was typed, where
+    that is the same.
     """
     places, was = written.get("places"), written.get("folder")
     known = places.get(name) if isinstance(places, dict) else None
-    if not isinstance(known, str) or not isinstance(was, str):  # absolute, a name in timm; or of an older version
+    if not isinstance(known, str) or not isinstance(
+        was, str
+    ):  # absolute, a name in timm; or of an older version
         return name
     moved = os.path.normpath(os.path.join(os.path.realpath(folder), os.path.relpath(known, was)))
-    place = next((place for place in (moved, known, os.path.abspath(name)) if os.path.exists(place)), known)
+    place = next(
+        (place for place in (moved, known, os.path.abspath(name)) if os.path.exists(place)), known
+    )
     return name if os.path.abspath(name) == place else place
 
 
@@ -330,10 +416,15 @@ def resolved(stage: Stage) -> Stage:
     if stage.init:
         before = resolve_run(Path(stage.init))
         if is_run(before):
-            read_run(before)  # its record is a part of what leads here: damage is named before anything is trained
+            read_run(
+                before
+            )  # its record is a part of what leads here: damage is named before anything is trained
         stage = replace(stage, init=str(before))
     if isinstance(stage.method, Distillation.Config) and stage.method.teacher:
-        stage = replace(stage, method=replace(stage.method, teacher=str(resolve_run(Path(stage.method.teacher)))))
+        stage = replace(
+            stage,
+            method=replace(stage.method, teacher=str(resolve_run(Path(stage.method.teacher)))),
+        )
     return stage
 
 

@@ -1,4 +1,6 @@
-"""A run folder read back as far as it goes: what is missing, torn or half-written becomes empty and is counted."""
+"""A run folder read back as far as it goes: what is missing, torn or half-written becomes empty and
+is counted.
+"""
 
 import json
 import math
@@ -18,7 +20,9 @@ class Run:
     folder: Path
     name: str
     about: Mapping[str, Any]  # run.json
-    journal: tuple[Mapping[str, Any], ...]  # in order of steps, each step once; seconds count over every restart
+    journal: tuple[
+        Mapping[str, Any], ...
+    ]  # in order of steps, each step once; seconds count over every restart
     torn: int  # lines of the journal that are no record
     repeated: int  # records that a resumed run wrote again
     evaluations: tuple[Mapping[str, Any], ...]
@@ -41,19 +45,26 @@ def load_all(folders: Sequence[Path]) -> tuple[Run, ...]:
     Raises UserError where a folder is no run."""
     unique = list(dict.fromkeys(resolve_run(Path(folder)).resolve() for folder in folders))
     if not unique:
-        raise UserError("no run was given: name at least one folder that `selftaught pretrain --out` wrote")
+        raise UserError(
+            "no run was given: name at least one folder that `selftaught pretrain --out` wrote"
+        )
     return tuple(load(folder, name) for folder, name in zip(unique, _names(unique), strict=True))
 
 
 def load(folder: Path, name: str) -> Run:
-    """Reads one run; raises UserError where `folder` is no run, and for nothing else that a crash may leave."""
+    """Reads one run; raises UserError where `folder` is no run, and for nothing else that a crash
+    may leave.
+    """
     about = _about(folder)
     broken: list[str] = []
     journal, torn, repeated = _journal(folder / "journal.jsonl")
     evaluations = _json(folder, "evaluation.json", broken)
     if not isinstance(evaluations, list | None):
         broken.append("evaluation.json")
-    album = {part: _json(folder, f"album/{part}.json", broken) for part in ("views", "hard", "neighbours", "map")}
+    album = {
+        part: _json(folder, f"album/{part}.json", broken)
+        for part in ("views", "hard", "neighbours", "map")
+    }
     return Run(
         folder=folder,
         name=name,
@@ -61,7 +72,9 @@ def load(folder: Path, name: str) -> Run:
         journal=journal,
         torn=torn,
         repeated=repeated,
-        evaluations=tuple(e for e in evaluations if isinstance(e, dict)) if isinstance(evaluations, list) else (),
+        evaluations=tuple(e for e in evaluations if isinstance(e, dict))
+        if isinstance(evaluations, list)
+        else (),
         unreadable=tuple(broken),
         album={part: found for part, found in album.items() if found},
     )
@@ -80,15 +93,25 @@ def _about(folder: Path) -> Mapping[str, Any]:
     if not folder.exists():
         raise UserError(f"there is no folder {folder}. {give}.")
     if not file.is_file():
-        inside = sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
-        hint = f"It holds runs, though: name them, e.g. {' '.join(map(str, inside[:3]))}" if inside else give
+        inside = (
+            sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
+        )
+        hint = (
+            f"It holds runs, though: name them, e.g. {' '.join(map(str, inside[:3]))}"
+            if inside
+            else give
+        )
         raise UserError(f"{folder} is no run: there is no run.json in it. {hint}.")
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{file} cannot be read ({error}), so {folder} is no complete run. {give}.") from error
+        raise UserError(
+            f"{file} cannot be read ({error}), so {folder} is no complete run. {give}."
+        ) from error
     if not isinstance(about, dict):
-        raise UserError(f"{file} is not what `selftaught pretrain` writes, so {folder} is no run. {give}.")
+        raise UserError(
+            f"{file} is not what `selftaught pretrain` writes, so {folder} is no run. {give}."
+        )
     return about
 
 
@@ -103,7 +126,9 @@ def _json(folder: Path, name: str, broken: list[str]) -> Any:
 
 
 def _journal(file: Path) -> tuple[tuple[Mapping[str, Any], ...], int, int]:
-    """Records, torn lines, repeated records. A run killed and resumed writes some steps twice: the later one holds."""
+    """Records, torn lines, repeated records. A run killed and resumed writes some steps twice: the
+    later one holds.
+    """
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,1 +1,3 @@
-"""The experiments of hierarchical pretraining (Reed et al., 2021), on anybody's images: what is tried, done, and drawn."""
+"""The experiments of hierarchical pretraining (Reed et al., 2021), on anybody's images: what is
+tried, done, and drawn.
+"""

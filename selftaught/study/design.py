@@ -1,4 +1,6 @@
-"""What a study tries: its plan file, and the cells that it consists of; over 200 lines with the five designs."""
+"""What a study tries: its plan file, and the cells that it consists of; over 200 lines with the
+five designs.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ DECIDED = {
     "seed",
 }  # by the study itself
 
-# Views with less and less of the augmentation, in the article's order; "no colour" brings grey back, as there.
+# Views with less and less of the augmentation, in the article's order; "no colour" brings grey
+# back, as there.
 AUGMENTATIONS: dict[str, Flags] = {
     "all": {},
     "no gray": {"views.gray": 0},
@@ -56,7 +59,9 @@ class Target:
     data: tuple[str, ...]
     source: tuple[str, ...] = ()
     labels: str = "auto"
-    settings: dict[str, Any] = field(default_factory=dict)  # flags of its own, on top of the study's
+    settings: dict[str, Any] = field(
+        default_factory=dict
+    )  # flags of its own, on top of the study's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +82,18 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A study's plan: on what, from what, for how long. `settings` are flags of every pretraining."""
+    """A study's plan: on what, from what, for how long. `settings` are flags of every
+    pretraining.
+    """
 
     bases: dict[str, Base]
     targets: dict[str, Target]
     settings: dict[str, Any]
     steps: Lengths = Lengths()
     seeds: tuple[int, ...] = (0, 1)
-    hard: tuple[str, ...] = ()  # hard examples: every variant that trains on the target is done with them as well
+    hard: tuple[
+        str, ...
+    ] = ()  # hard examples: every variant that trains on the target is done with them as well
     labels: tuple[str, ...] = ("all",)  # of the linear probe and kNN
     few: tuple[str, ...] = ("total:1000", "all")  # of fine-tuning
     shares: tuple[str, ...] = ("1%", "10%", "25%", "100%")
@@ -97,11 +106,20 @@ class Setup:
             Budget.parse(labels)
         for share in self.shares:
             number = share.removesuffix("%")
-            if number == share or not number.replace(".", "", 1).isdecimal() or not 0 < float(number) <= 100:
-                raise UserError(f"shares: {share} is no share of the images: say 10%, above 0% and at most 100%")
+            if (
+                number == share
+                or not number.replace(".", "", 1).isdecimal()
+                or not 0 < float(number) <= 100
+            ):
+                raise UserError(
+                    f"shares: {share} is no share of the images: say 10%, above 0% and at most 100%"
+                )
         for flags in (self.settings, *(target.settings for target in self.targets.values())):
             if taken := DECIDED & {str(flag).replace("_", "-") for flag in flags}:
-                raise UserError(f"settings: {', '.join(sorted(taken))} is for the study to decide, or for its command")
+                raise UserError(
+                    f"settings: {', '.join(sorted(taken))} is for the study to decide, or for its"
+                    " command"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +129,8 @@ class Cell:
     target: str
     base: str
     variant: str
-    x: str  # where it stands on the figure's axis: steps, labels, augmentations or share of the data
+    # where it stands on the figure's axis: steps, labels, augmentations or share of the data
+    x: str
     seed: int
     nodes: tuple[Node, ...]
     data: tuple[str, ...]  # what it is judged on: the target's test images
@@ -122,8 +141,14 @@ class Cell:
 
     @property
     def judged(self) -> dict[str, Any]:
-        """What its scores depend on. Not on what a study calls it: B+T of one is HPT of another, and is judged once."""
-        return {name: value for name, value in asdict(self).items() if name not in ("target", "base", "variant", "x")}
+        """What its scores depend on. Not on what a study calls it: B+T of one is HPT of another,
+        and is judged once.
+        """
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ("target", "base", "variant", "x")
+        }
 
     @property
     def key(self) -> str:
@@ -141,7 +166,9 @@ def read(file: Path) -> Setup:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(written, Mapping) or not written.get("bases") or not written.get("targets"):
-        raise UserError(f"{file} is no study: it needs bases and targets, each a mapping from names")
+        raise UserError(
+            f"{file} is no study: it needs bases and targets, each a mapping from names"
+        )
     try:
         return _converter().structure(written, Setup)
     except (cattrs.BaseValidationError, TypeError, ValueError) as error:
@@ -154,9 +181,13 @@ def read(file: Path) -> Setup:
 
 
 def _converter() -> cattrs.Converter:
-    """Unknown fields are refused; one value stands for a list of it; a base may be weights alone, a target images alone."""
+    """Unknown fields are refused; one value stands for a list of it; a base may be weights alone, a
+    target images alone.
+    """
     converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], lambda value, _: several(value))
+    converter.register_structure_hook_func(
+        lambda kind: kind == tuple[str, ...], lambda value, _: several(value)
+    )
     plain = converter.copy()
 
     def base(value: Any, _: type) -> Base:
@@ -178,12 +209,15 @@ def several(value: Any) -> tuple[str, ...]:
     return tuple(str(v) for v in (value if isinstance(value, list | tuple) else [value]))
 
 
-# ------------------------------------------------------------------------------------------- chains of stages
+# ------------------------------------------------------------------------------------------- chains
+# of stages
 
 
 @dataclass(frozen=True)
 class Chains:
-    """The ways to a backbone for one target, base and seed. Each is a chain of stages that others share parts of."""
+    """The ways to a backbone for one target, base and seed. Each is a chain of stages that others
+    share parts of.
+    """
 
     setup: Setup
     base: Base
@@ -191,9 +225,19 @@ class Chains:
     seed: int
     network: Flags  # the base's, which what begins from random weights has as well
 
-    def node(self, name: str, data: tuple[str, ...], flags: Flags, after: str | None, init: str | None) -> Node:
-        asked = {**self.setup.settings, **self.target.settings, "data": data, "seed": self.seed, "statistics": "data"}
-        if data == self.target.data:  # held out is what the labels' split holds out, so that no test image is trained on
+    def node(
+        self, name: str, data: tuple[str, ...], flags: Flags, after: str | None, init: str | None
+    ) -> Node:
+        asked = {
+            **self.setup.settings,
+            **self.target.settings,
+            "data": data,
+            "seed": self.seed,
+            "statistics": "data",
+        }
+        if (
+            data == self.target.data
+        ):  # held out is what the labels' split holds out, so that no test image is trained on
             asked["labels-from"] = self.target.labels
         asked |= flags
         if self.base.backbone:
@@ -219,12 +263,23 @@ class Chains:
         """B+S."""
         if not self.target.source:
             raise UserError("this study needs a source for every target")
-        return (self.node("source", self.target.source, {"steps": self.setup.steps.source}, None, self.base.init),)
+        return (
+            self.node(
+                "source",
+                self.target.source,
+                {"steps": self.setup.steps.source},
+                None,
+                self.base.init,
+            ),
+        )
 
     def adapted(self, steps: int, flags: Flags, before: tuple[Node, ...] = ()) -> tuple[Node, ...]:
         """HPT: B+T, or B+S+T after a source."""
         after = before[-1].name if before else None
-        return (*before, self.node("target", self.target.data, {"steps": steps, **flags}, after, self.base.init))
+        return (
+            *before,
+            self.node("target", self.target.data, {"steps": steps, **flags}, after, self.base.init),
+        )
 
     def anew(self, steps: int, flags: Flags) -> tuple[Node, ...]:
         """Target: from random weights, the same network."""
@@ -284,7 +339,9 @@ STUDIES: dict[str, Callable[[Chains, Flags], Variants]] = {
     "augmentations": augmentations,
     "data": data,
 }
-REFERENCES: dict[str, tuple[str, ...]] = {  # what is drawn as a line: it depends on nothing that the study varies
+REFERENCES: dict[
+    str, tuple[str, ...]
+] = {  # what is drawn as a line: it depends on nothing that the study varies
     "separability": ("random", "base as is", "Base"),
     "labels": ("random", "Base"),
     "sequential": ("B", "B+S"),
@@ -304,20 +361,36 @@ def cells(study: str, setup: Setup) -> list[Cell]:
     tuned = study in ("labels", "sequential")
     networks = {base: network(b) for base, b in setup.bases.items()}
     found: list[Cell] = []
-    for seed, (target, t), (base, b) in product(setup.seeds, setup.targets.items(), setup.bases.items()):
+    for seed, (target, t), (base, b) in product(
+        setup.seeds, setup.targets.items(), setup.bases.items()
+    ):
         chains = Chains(setup, b, t, seed, networks[base])
         ways: dict[str, Callable[[], tuple[Node, ...]]] = {
-            "random": chains.random, "base as is": chains.as_is, "Base": chains.refreshed, "B": chains.refreshed,
+            "random": chains.random,
+            "base as is": chains.as_is,
+            "Base": chains.refreshed,
+            "B": chains.refreshed,
             "B+S": chains.source,
-        }  # fmt: skip
+        }
         tried = [(name, "", ways[name]()) for name in REFERENCES[study]]
         tried += STUDIES[study](chains, {})
         if setup.hard:
-            tried += [(f"{v} + hard", x, nodes) for v, x, nodes in STUDIES[study](chains, {"hard": setup.hard})]
+            tried += [
+                (f"{v} + hard", x, nodes)
+                for v, x, nodes in STUDIES[study](chains, {"hard": setup.hard})
+            ]
         common = Cell(
-            target=target, base=base, variant="", x="", seed=seed, nodes=(), data=t.data, labels_from=t.labels,
-            protocols=("finetune",) if tuned else ("knn", "linear"), labels=setup.few if tuned else setup.labels,
+            target=target,
+            base=base,
+            variant="",
+            x="",
+            seed=seed,
+            nodes=(),
+            data=t.data,
+            labels_from=t.labels,
+            protocols=("finetune",) if tuned else ("knn", "linear"),
+            labels=setup.few if tuned else setup.labels,
             finetune=replace(setup.finetune, seed=seed) if tuned else None,
-        )  # fmt: skip
+        )
         found += [replace(common, variant=variant, x=x, nodes=nodes) for variant, x, nodes in tried]
     return found

@@ -9,9 +9,17 @@ from selftaught.errors import UserError
 from selftaught.study.tables import Rows, budget, labelled
 
 COLOURS = {  # Okabe & Ito's, which most colour-blind people can tell apart
-    "HPT": "#0072B2", "HPT-BN": "#56B4E9", "Target": "#D55E00", "Base": "#009E73", "base as is": "#8FBC8F",
-    "random": "#999999", "B": "#009E73", "B+S": "#E69F00", "B+T": "#0072B2", "B+S+T": "#CC79A7",
-}  # fmt: skip
+    "HPT": "#0072B2",
+    "HPT-BN": "#56B4E9",
+    "Target": "#D55E00",
+    "Base": "#009E73",
+    "base as is": "#8FBC8F",
+    "random": "#999999",
+    "B": "#009E73",
+    "B+S": "#E69F00",
+    "B+T": "#0072B2",
+    "B+S+T": "#CC79A7",
+}
 AXES = {  # of curves; what has none is shown as dots by the number of labels
     "separability": "steps of pretraining on the target",
     "augmentations": "augmentations left",
@@ -21,7 +29,9 @@ WORDS = {"balanced_accuracy": "balanced accuracy, %", "auroc": "AUROC, %"}
 
 
 def draw(study: str, points: Rows, out: Path) -> list[Path]:
-    """PNG and SVG for each protocol; the files that were written. Raises UserError without matplotlib."""
+    """PNG and SVG for each protocol; the files that were written. Raises UserError without
+    matplotlib.
+    """
     try:
         import matplotlib
 
@@ -46,11 +56,15 @@ def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
     """One figure, as PNG and SVG: a row of panels for each target, a column for each base."""
     targets, bases = (list(dict.fromkeys(p[k] for p in points)) for k in ("target", "base"))
     size = (4.6 * len(bases) + 0.4, 3.6 * len(targets) + 0.9)
-    figure, axes = pyplot.subplots(len(targets), len(bases), figsize=size, squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        len(targets), len(bases), figsize=size, squeeze=False, layout="constrained"
+    )
     names: dict[str, Any] = {}
     for axis_row, target in zip(axes, targets, strict=True):
         of = [p for p in points if p["target"] == target]
-        metric = "balanced_accuracy" if any(p["metric"] == "balanced_accuracy" for p in of) else "auroc"
+        metric = (
+            "balanced_accuracy" if any(p["metric"] == "balanced_accuracy" for p in of) else "auroc"
+        )
         axis_row[0].set_ylabel(WORDS[metric], fontsize=9)
         for axis, base in zip(axis_row, bases, strict=True):
             panel = [p for p in of if p["base"] == base and p["metric"] == metric]
@@ -60,7 +74,9 @@ def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
             axis.grid(axis="y", color="#e8e8e8", lw=0.8)
             axis.set_axisbelow(True)
             if not panel:
-                axis.text(0.5, 0.5, "not done yet", transform=axis.transAxes, ha="center", color="#999999")
+                axis.text(
+                    0.5, 0.5, "not done yet", transform=axis.transAxes, ha="center", color="#999999"
+                )
                 axis.set(xticks=[], yticks=[])
                 continue
             if study in AXES:
@@ -68,9 +84,19 @@ def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
             else:
                 dots(axis, panel)
             axis.set_ylim(top=min(axis.get_ylim()[1], 101))
-            names |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+            names |= {
+                label: handle
+                for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+            }
     columns = min(len(names), 3 * len(bases))
-    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.legend(
+        names.values(),
+        names.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+    )
     pictures = [name.with_name(name.name + suffix) for suffix in (".png", ".svg")]
     for picture in pictures:
         files.atomic(picture, lambda draft: figure.savefig(draft, dpi=130))
@@ -89,7 +115,9 @@ def whiskers(of: Rows) -> list[list[float]]:
 
 
 def curves(study: str, axis: Any, panel: Rows) -> None:
-    """Curves over what the study varies, with the range over seeds; a diamond for a single point; lines for the rest."""
+    """Curves over what the study varies, with the range over seeds; a diamond for a single point;
+    lines for the rest.
+    """
     order: Sequence[str] = list(dict.fromkeys(p["x"] for p in panel if p["x"]))
     numeric = study in ("separability", "data")
     if numeric:
@@ -107,10 +135,26 @@ def curves(study: str, axis: Any, panel: Rows) -> None:
         xs, ys = [place(p["x"]) for p in of], [100 * p["mean"] for p in of]
         face = "white" if variant.endswith(" + hard") else style(variant)["color"]
         if len(of) == 1:
-            single = {"fmt": "D", "markersize": 6, "markerfacecolor": face, "elinewidth": 1.5, "zorder": 3}
-            axis.errorbar(xs, ys, whiskers(of), color=style(variant)["color"], label=variant, **single)
+            single = {
+                "fmt": "D",
+                "markersize": 6,
+                "markerfacecolor": face,
+                "elinewidth": 1.5,
+                "zorder": 3,
+            }
+            axis.errorbar(
+                xs, ys, whiskers(of), color=style(variant)["color"], label=variant, **single
+            )
             continue
-        axis.plot(xs, ys, marker="o", markersize=4.5, markerfacecolor=face, label=variant, **style(variant))
+        axis.plot(
+            xs,
+            ys,
+            marker="o",
+            markersize=4.5,
+            markerfacecolor=face,
+            label=variant,
+            **style(variant),
+        )
         low, high = ([100 * p[k] for p in of] for k in ("low", "high"))
         axis.fill_between(xs, low, high, color=style(variant)["color"], alpha=0.15, lw=0)
     ticks = sorted({place(x) for x in order})
@@ -123,15 +167,32 @@ def curves(study: str, axis: Any, panel: Rows) -> None:
 
 
 def dots(axis: Any, panel: Rows) -> None:
-    """A group of dots for each number of labels, with the range over seeds. (Bars would have to begin at 0.)"""
+    """A group of dots for each number of labels, with the range over seeds. (Bars would have to
+    begin at 0.)
+    """
     budgets = sorted({p["labels"] for p in panel}, key=budget)
     variants = list(dict.fromkeys(p["variant"] for p in panel))
     for i, variant in enumerate(variants):
         of = [p for p in panel if p["variant"] == variant]
-        xs = [budgets.index(p["labels"]) + (i - (len(variants) - 1) / 2) * 0.7 / len(variants) for p in of]
+        xs = [
+            budgets.index(p["labels"]) + (i - (len(variants) - 1) / 2) * 0.7 / len(variants)
+            for p in of
+        ]
         colour = style(variant)["color"]
-        face = {"markerfacecolor": "white" if variant.endswith(" + hard") else colour, "markersize": 6, "elinewidth": 1.5}
-        axis.errorbar(xs, [100 * p["mean"] for p in of], whiskers(of), fmt="o", color=colour, label=variant, **face)
+        face = {
+            "markerfacecolor": "white" if variant.endswith(" + hard") else colour,
+            "markersize": 6,
+            "elinewidth": 1.5,
+        }
+        axis.errorbar(
+            xs,
+            [100 * p["mean"] for p in of],
+            whiskers(of),
+            fmt="o",
+            color=colour,
+            label=variant,
+            **face,
+        )
     for between in range(1, len(budgets)):
         axis.axvline(between - 0.5, color="#e8e8e8", lw=0.8, zorder=0)
     axis.set_xlim(-0.5, len(budgets) - 0.5)

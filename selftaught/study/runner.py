@@ -25,7 +25,8 @@ from selftaught.pipeline.plan import Plan
 from selftaught.study.design import Cell
 from selftaught.training.runtime import Runtime
 
-MARKER = "study.json"  # by which `data.scan` knows the folder, with all its figures, as one that holds no images of a set
+# by which `data.scan` knows the folder, with all its figures, as one that holds no images of a set
+MARKER = "study.json"
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,15 @@ class Shard:
 
 
 def carry_out(
-    cells: Sequence[Cell], out: Path, conduct: Runtime, progress: Progress,
+    cells: Sequence[Cell],
+    out: Path,
+    conduct: Runtime,
+    progress: Progress,
     told: Callable[[int, Cell], None] = lambda done, cell: None,
-) -> None:  # fmt: skip
-    """Every cell that is not done yet. A stage that several cells share is trained once; what broke off goes on."""
+) -> None:
+    """Every cell that is not done yet. A stage that several cells share is trained once; what broke
+    off goes on.
+    """
     known: dict[tuple[Data, int], Index] = {}
 
     def index_of(data: Data, seed: int) -> Index:
@@ -52,7 +58,13 @@ def carry_out(
         return known[data, seed]
 
     say = cache(conduct.say)  # each line once, however many cells say it
-    check([cell for cell in cells if not is_done(cell, out, index_of)], out, conduct.device, index_of, say)
+    check(
+        [cell for cell in cells if not is_done(cell, out, index_of)],
+        out,
+        conduct.device,
+        index_of,
+        say,
+    )
     if rank() == 0:
         files.write_json(out / MARKER, {"selftaught": version("selftaught")})
     for number, cell in enumerate(cells):
@@ -66,7 +78,10 @@ def carry_out(
             data = known[settled.stage.data, settled.stage.seed]
             try:
                 folder = execute.execute_stage(settled, out, conduct, data)
-            except (Collapsed, Diverged) as error:  # a result, too: the same command would come to it again
+            except (
+                Collapsed,
+                Diverged,
+            ) as error:  # a result, too: the same command would come to it again
                 folder, outcome = settled.folder(out), outcome_of(error)
                 progress.say(str(error))
             wait_for_rank0()  # rank 0 may still be writing
@@ -84,7 +99,12 @@ def carry_out(
                 }
                 for s in stages.values()
             ]
-            done = {"outcome": outcome, "folder": str(folder.relative_to(out)), "rows": rows, "images": images}
+            done = {
+                "outcome": outcome,
+                "folder": str(folder.relative_to(out)),
+                "rows": rows,
+                "images": images,
+            }
             files.write_json(file_of(cell, out), {**cell.judged, **done})
         wait_for_rank0()  # the others will ask whether it is there
 
@@ -94,22 +114,29 @@ def file_of(cell: Cell, out: Path) -> Path:
 
 
 def read_cell(cell: Cell, out: Path) -> dict[str, Any] | None:
-    """What came of a cell; None where it is not done. Raises FileError where that makes no sense."""
+    """What came of a cell; None where it is not done. Raises FileError where that makes no
+    sense.
+    """
     file = file_of(cell, out)
     if not os.path.lexists(file):
         return None
     done: dict[str, Any] = files.read_json(file, dict)
     scored = {"protocol", "labels", "metric", "mean", "low", "high"}
     rows = done.get("rows")
-    whole = isinstance(rows, list) and all(isinstance(row, dict) and scored <= row.keys() for row in rows)
+    whole = isinstance(rows, list) and all(
+        isinstance(row, dict) and scored <= row.keys() for row in rows
+    )
     if not whole or not {"outcome", "folder"} <= done.keys():
         raise damage_error(file, "it tells no scores", "the same command makes it anew")
     return done
 
 
 def is_done(
-    cell: Cell, out: Path, index_of: Callable[[Data, int], Index], say: Callable[[str], None] = lambda text: None
-) -> bool:  # fmt: skip
+    cell: Cell,
+    out: Path,
+    index_of: Callable[[Data, int], Index],
+    say: Callable[[str], None] = lambda text: None,
+) -> bool:
     """Whether what came of a cell is there, and is that of the images as they are now."""
     try:
         done = read_cell(cell, out)
@@ -129,30 +156,53 @@ def is_done(
 
 
 def check(
-    cells: Sequence[Cell], out: Path, device: str, index_of: Callable[[Data, int], Index],
+    cells: Sequence[Cell],
+    out: Path,
+    device: str,
+    index_of: Callable[[Data, int], Index],
     say: Callable[[str], None] = lambda text: None,
-) -> None:  # fmt: skip
-    """One cell of each kind, before the first is trained: what does not fit shall not come to light after hours."""
+) -> None:
+    """One cell of each kind, before the first is trained: what does not fit shall not come to light
+    after hours.
+    """
     kinds: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:
         kinds.setdefault((cell.target, cell.base, cell.variant), cell)
     for (target, base, _), cell in kinds.items():
         try:
-            *_, last = execute.resolve_plan(Plan(nodes=cell.nodes), out, device, index_of, say).values()
+            *_, last = execute.resolve_plan(
+                Plan(nodes=cell.nodes), out, device, index_of, say
+            ).values()
         except UserError as error:
             raise UserError(f"{target} from {base}: {error}") from error
         if cell.labels_from == "auto" and index_of(last.stage.data, last.stage.seed).labels is None:
-            raise UserError(f"{target} has no labels to be judged by: use class folders, or write a labels.csv")
+            raise UserError(
+                f"{target} has no labels to be judged by: use class folders, or write a labels.csv"
+            )
 
 
-def evaluate(cell: Cell, folder: Path, device: str, progress: Progress, workers: int = 2) -> list[dict[str, Any]]:
+def evaluate(
+    cell: Cell, folder: Path, device: str, progress: Progress, workers: int = 2
+) -> list[dict[str, Any]]:
     """A cell's outcome on its target's test images."""
-    protocols: dict[str, Protocol] = {"knn": KNN(), "linear": Linear(), "finetune": cell.finetune or FineTune()}
+    protocols: dict[str, Protocol] = {
+        "knn": KNN(),
+        "linear": Linear(),
+        "finetune": cell.finetune or FineTune(),
+    }
     judgement = evaluate_run(
-        folder, cell.data, labels_from=cell.labels_from, protocols=[protocols[p] for p in cell.protocols],
-        labels=cell.labels, against=(), draws=1 if cell.finetune else 5, seed=cell.seed, device=device, workers=workers,
+        folder,
+        cell.data,
+        labels_from=cell.labels_from,
+        protocols=[protocols[p] for p in cell.protocols],
+        labels=cell.labels,
+        against=(),
+        draws=1 if cell.finetune else 5,
+        seed=cell.seed,
+        device=device,
+        workers=workers,
         progress=progress,
-    )  # fmt: skip
+    )
     return judgement.rows
 
 

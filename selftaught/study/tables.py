@@ -12,7 +12,9 @@ PROTOCOLS = {"knn": "kNN", "linear": "linear probe", "finetune": "fine-tuning"}
 
 
 def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
-    """One row for each point: the mean over seeds, the lowest and the highest seed. `order` is that of (variant, x)."""
+    """One row for each point: the mean over seeds, the lowest and the highest seed. `order` is that
+    of (variant, x).
+    """
     groups: dict[tuple[str, ...], list[float]] = {}
     for row in rows:
         groups.setdefault(tuple(row[k] for k in GROUP), []).append(row["mean"])
@@ -23,7 +25,13 @@ def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str,
         return target, base, way, protocol, budget(labels), metric
 
     return [
-        {**dict(zip(GROUP, key, strict=True)), "mean": mean(v), "low": min(v), "high": max(v), "seeds": len(v)}
+        {
+            **dict(zip(GROUP, key, strict=True)),
+            "mean": mean(v),
+            "low": min(v),
+            "high": max(v),
+            "seeds": len(v),
+        }
         for key, v in sorted(groups.items(), key=lambda item: place(item[0]))
     ]
 
@@ -38,12 +46,18 @@ def labelled(labels: str) -> str:
     """A number of labels in words."""
     if labels == "all":
         return "all labels"
-    return f"{labels.removeprefix('total:')} labels" if labels.startswith("total:") else f"{labels} labels a class"
+    return (
+        f"{labels.removeprefix('total:')} labels"
+        if labels.startswith("total:")
+        else f"{labels} labels a class"
+    )
 
 
 def as_csv(points: Rows) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(points[0]) if points else list(GROUP), lineterminator="\n")
+    writer = csv.DictWriter(
+        text, fieldnames=list(points[0]) if points else list(GROUP), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(points)
     return text.getvalue()
@@ -58,15 +72,32 @@ def findings(study: str, points: Rows) -> list[str]:
     """The article's claims, held against these numbers: one line for every target and base."""
     said = []
     chains = {(p["target"], p["base"], p["protocol"], p["labels"], p["metric"]) for p in points}
-    for target, base, protocol, labels, metric in sorted(chains, key=lambda c: (*c[:3], budget(c[3]))):
-        if metric == "auroc" and any(p["target"] == target and p["metric"] == "balanced_accuracy" for p in points):
+    for target, base, protocol, labels, metric in sorted(
+        chains, key=lambda c: (*c[:3], budget(c[3]))
+    ):
+        if metric == "auroc" and any(
+            p["target"] == target and p["metric"] == "balanced_accuracy" for p in points
+        ):
             continue
-        where = {"target": target, "base": base, "protocol": protocol, "labels": labels, "metric": metric}
-        known = {v: p for v in dict.fromkeys(p["variant"] for p in points) if (p := best(points, v, **where))}
+        where = {
+            "target": target,
+            "base": base,
+            "protocol": protocol,
+            "labels": labels,
+            "metric": metric,
+        }
+        known = {
+            v: p
+            for v in dict.fromkeys(p["variant"] for p in points)
+            if (p := best(points, v, **where))
+        }
         order = sorted(known, key=lambda v: -known[v]["mean"])
         unit = "AUROC" if metric == "auroc" else "balanced accuracy"
         scores = ", ".join(score(study, points, v, where) for v in order)
-        text = f"{target} from {base} ({PROTOCOLS.get(protocol, protocol)}, {labelled(labels)}, {unit}): {scores}."
+        text = (
+            f"{target} from {base} ({PROTOCOLS.get(protocol, protocol)}, {labelled(labels)},"
+            f" {unit}): {scores}."
+        )
         if study == "separability" and "Target" in known and "HPT" in known:
             text += sooner(points, known["Target"], where)
         said.append(text)
@@ -74,7 +105,9 @@ def findings(study: str, points: Rows) -> list[str]:
 
 
 def curve(points: Rows, variant: str, where: dict[str, str]) -> Rows:
-    return [p for p in points if p["variant"] == variant and all(p[k] == v for k, v in where.items())]
+    return [
+        p for p in points if p["variant"] == variant and all(p[k] == v for k, v in where.items())
+    ]
 
 
 def score(study: str, points: Rows, variant: str, where: dict[str, str]) -> str:
@@ -103,9 +136,12 @@ def sooner(points: Rows, target: dict[str, Any], where: dict[str, str]) -> str:
 def fallen(rows: Rows) -> list[str]:
     """What came to no good end."""
     names = dict.fromkeys(
-        (r["target"], r["base"], r["variant"], r["x"], r["seed"], r["outcome"]) for r in rows if r["outcome"] != "done"
+        (r["target"], r["base"], r["variant"], r["x"], r["seed"], r["outcome"])
+        for r in rows
+        if r["outcome"] != "done"
     )
     return [
-        f"{target} from {base}, {variant}{f' ({x})' if x else ''}, seed {seed}: {outcome} in training, and scored so."
+        f"{target} from {base}, {variant}{f' ({x})' if x else ''}, seed {seed}: {outcome} in"
+        " training, and scored so."
         for target, base, variant, x, seed, outcome in names
     ]

@@ -6,10 +6,7 @@ from typing import Any
 import torch
 
 from selftaught.distributed import local
-from selftaught.errors import (
-    damage_error,
-    read_error,
-)
+from selftaught.errors import damage_error, read_error
 from selftaught.files import _COPY, atomic
 
 
@@ -29,7 +26,9 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
         raise read_error(path, error) from error
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # broken bytes make the reader fail in many ways, each for the same reason
+    except (
+        Exception
+    ) as error:  # broken bytes make the reader fail in many ways, each for the same reason
         raise damage_error(path, error if path.stat().st_size else "it is empty", _COPY) from error
     if not isinstance(state, dict):
         raise damage_error(path, "it is no checkpoint", _COPY)

@@ -12,29 +12,36 @@ LOST = 10  # votes that chance does not take away one after the other
 class CollapseDetector:
     """Warns when features collapse, and calls it a collapse after `patience` observations in a row.
 
-    It compares with the first observation (before training) and with the best so far, never with fixed values: a
-    randomly initialised ResNet already puts all images close together (std .2 to .4). An observation is bad when
+    It compares with the first observation (before training) and with the best so far, never with
+    fixed values: a randomly initialised ResNet already puts all images close together (std .2 to
+    .4). An observation is bad when
 
     - the features are not finite (a collapse at once);
-    - rank falls below .5 of the start or .25 of the best, or std below .35 or .25. Recorded at learning rates 100
-      times too high: rank fell to .03 to .3 of the start in ten steps, and came back late or never. Recorded in
-      healthy runs: above .88 after ten steps, above .95 after twenty;
+    - rank falls below .5 of the start or .25 of the best, or std below .35 or .25. Recorded at
+    learning rates 100
+      times too high: rank fell to .03 to .3 of the start in ten steps, and came back late or never.
+      Recorded in healthy runs: above .88 after ten steps, above .95 after twenty;
     - the loss sits within 1 % of `chance`, and rank or std fell below .8 of the start;
-    - chance is 0 (the loss of agreeing on a constant) and the loss is below .01, whatever the features look like;
-    - `voters` is set and kNN fell below .92 of the start, by more than three standard errors of so many votes (Wilson's,
-      which hold for few votes, and for all or none right) and by no fewer than ten votes (that ten of ten change for the
-      worse has a chance of one in a thousand). Recorded at rates 100 times too high, where rank and std may recover while
-      nothing is learnt: .58 to .91 of the start, for hundreds of steps; in 41 healthy runs: above .93 at every
-      observation, and above 1 soon.
+    - chance is 0 (the loss of agreeing on a constant) and the loss is below .01, whatever the
+    features look like;
+    - `voters` is set and kNN fell below .92 of the start, by more than three standard errors of so
+    many votes (Wilson's,
+      which hold for few votes, and for all or none right) and by no fewer than ten votes (that ten
+      of ten change for the worse has a chance of one in a thousand). Recorded at rates 100 times
+      too high, where rank and std may recover while nothing is learnt: .58 to .91 of the start, for
+      hundreds of steps; in 41 healthy runs: above .93 at every observation, and above 1 soon.
 
-    In the first `settle` steps, while the running statistics of batch norm catch up (healthy runs without warm-up
-    fell to .42 of the rank), only .2 of the rank and .3 of the std are bad. Rank may fall while classes form, as in
-    supervised training: it says nothing when kNN rose by .05 and std did not fall.
+    In the first `settle` steps, while the running statistics of batch norm catch up (healthy runs
+    without warm-up fell to .42 of the rank), only .2 of the rank and .3 of the std are bad. Rank
+    may fall while classes form, as in supervised training: it says nothing when kNN rose by .05 and
+    std did not fall.
     """
 
     patience: int = 3
     settle: int = 20
-    voters: float = 0  # `effective_count` of the images whose kNN is judged: of a run from random weights, as given ones
+    # `effective_count` of the images whose kNN is judged: of a run from random weights, as given
+    # ones
+    voters: float = 0
     # may have to get worse first
     start: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
@@ -46,19 +53,27 @@ class CollapseDetector:
         return self.bad >= self.patience
 
     def observe(
-        self, step: int, features: Mapping[str, float], *, loss: float | None = None, chance: float | None = None
+        self,
+        step: int,
+        features: Mapping[str, float],
+        *,
+        loss: float | None = None,
+        chance: float | None = None,
     ) -> str | None:
-        """Takes in what `measure` found; a warning when trouble begins, and when it has become a collapse.
+        """Takes in what `measure` found; a warning when trouble begins, and when it has become a
+        collapse.
 
-        `chance` is the loss of a network that says the same of every image: ln(K + 1) with K negatives, ln(K)
-        with K clusters.
+        `chance` is the loss of a network that says the same of every image: ln(K + 1) with K
+        negatives, ln(K) with K clusters.
         """
         std, rank = features["std"], features["rank"]
         if not (math.isfinite(std) and math.isfinite(rank)):
             self.bad = max(self.bad + 1, self.patience)
             return f"step {step}: {self._diverged()}" if self.bad == self.patience else None
         if not self.start:
-            self.start = {name: features[name] for name in ("std", "rank", "knn") if name in features}
+            self.start = {
+                name: features[name] for name in ("std", "rank", "knn") if name in features
+            }
             self.best = {"std": std, "rank": rank}
             return None
         stuck = _at_chance(loss, chance)
@@ -77,7 +92,9 @@ class CollapseDetector:
             signs.append(f"the loss sits at its chance level {chance:.2f}")
         state = "the features have collapsed" if self.collapsed else "the features are collapsing"
         count = f" ({self.bad} of {self.patience} observations)"
-        return f"step {step}: {state}{count}: {', '.join(signs)}. {self._cause(step, stuck, chance)}"
+        return (
+            f"step {step}: {state}{count}: {', '.join(signs)}. {self._cause(step, stuck, chance)}"
+        )
 
     def _signs(self, step: int, features: Mapping[str, float], stuck: bool) -> list[str]:
         fractions = {"rank": (0.2, 0.0), "std": (0.3, 0.0)}
@@ -100,31 +117,44 @@ class CollapseDetector:
         ] + self._harm(step, features)
 
     def _harm(self, step: int, features: Mapping[str, float]) -> list[str]:
-        if step < self.settle or not self.voters or not {"knn"} <= features.keys() & self.start.keys():
+        if (
+            step < self.settle
+            or not self.voters
+            or not {"knn"} <= features.keys() & self.start.keys()
+        ):
             return []
         now, start = features["knn"], self.start["knn"]
         noise = max(start - least(start, self.voters), LOST / self.voters)
-        return [f"kNN {100 * now:.1f} %, {100 * start:.1f} % at the start"] if now < start - max(0.08 * start, noise) else []
+        return (
+            [f"kNN {100 * now:.1f} %, {100 * start:.1f} % at the start"]
+            if now < start - max(0.08 * start, noise)
+            else []
+        )
 
     def _cause(self, step: int, stuck: bool, chance: float | None) -> str:
         rate = "try a tenth of it (--optimizer.lr)"
         mean = "if hard examples are on, take the weighted mean of their losses and not the sum"
         if stuck and chance == 0:
             return (
-                "Likely cause: nothing keeps the branches from agreeing on a constant; check the stop-gradient, the "
-                f"predictor and the teacher's momentum, then the learning rate: {rate}"
+                "Likely cause: nothing keeps the branches from agreeing on a constant; check the"
+                " stop-gradient, the predictor and the teacher's momentum, then the learning rate:"
+                f" {rate}"
             )
         if step <= 10 * self.settle:
             return (
-                f"Likely cause: the learning rate is too high for the beginning; {rate} or a longer warm-up; {mean}; "
-                "a larger batch helps too"
+                f"Likely cause: the learning rate is too high for the beginning; {rate} or a longer"
+                f" warm-up; {mean}; a larger batch helps too"
             )
-        return f"Likely cause: the learning rate is too high; {rate}; {mean}; a larger batch or a longer warm-up help too"
+        return (
+            f"Likely cause: the learning rate is too high; {rate}; {mean}; a larger batch or a"
+            " longer warm-up help too"
+        )
 
     def _diverged(self) -> str:
         return (
-            "the features are not finite, the weights have diverged. Likely cause: the learning rate is too high; try a "
-            "tenth of it (--optimizer.lr) or a longer warm-up, and --precision fp32 if it is bf16"
+            "the features are not finite, the weights have diverged. Likely cause: the learning"
+            " rate is too high; try a tenth of it (--optimizer.lr) or a longer warm-up, and"
+            " --precision fp32 if it is bf16"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +163,11 @@ class CollapseDetector:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on as the guard that gave `state` would have."""
-        self.start, self.best, self.bad = dict(state["start"]), dict(state["best"]), int(state["bad"])
+        self.start, self.best, self.bad = (
+            dict(state["start"]),
+            dict(state["best"]),
+            int(state["bad"]),
+        )
 
 
 def least(share: float, count: float, errors: float = 3.0) -> float:

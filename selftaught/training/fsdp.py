@@ -1,4 +1,6 @@
-"""Networks too large for one process: each keeps its share of weights, gradients and the optimizer's memory (FSDP2)."""
+"""Networks too large for one process: each keeps its share of weights, gradients and the
+optimizer's memory (FSDP2).
+"""
 
 import contextlib
 import re
@@ -23,14 +25,19 @@ BLOCK = re.compile(r"(.*\.)?blocks\.\d+")  # as timm names the equal parts of Vi
 def shard(step: Step, device: torch.device) -> None:
     """Share out every parameter of `step`, the teachers' too, over the processes, in place.
 
-    What is brought together at once is a block of the backbone, the rest of the backbone, or a head. Losses, gradients
-    and memories stay those of one process (a law holds every method to that).
+    What is brought together at once is a block of the backbone, the rest of the backbone, or a
+    head. Losses, gradients and memories stay those of one process (a law holds every method to
+    that).
     """
     distributed.synchronise_norms(step, device)
     encoders = [m for m in step.modules() if isinstance(m, Encoder)]
     units: list[nn.Module] = []
     for encoder in encoders:
-        units += [m for name, m in encoder.named_modules() if BLOCK.fullmatch(name) and any(True for _ in m.parameters())]
+        units += [
+            m
+            for name, m in encoder.named_modules()
+            if BLOCK.fullmatch(name) and any(True for _ in m.parameters())
+        ]
         units.append(encoder)
     units += heads(step)
     distributed.shard(step, dict.fromkeys(units), device)
@@ -49,8 +56,9 @@ def heads(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def save(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], file: Path) -> None:
-    """Every rank's share into a folder beside `file`, which names it, after what `state` says comes next. The folder that
-    it named before goes last: whenever the power fails, `file` names a whole one.
+    """Every rank's share into a folder beside `file`, which names it, after what `state` says comes
+    next. The folder that it named before goes last: whenever the power fails, `file` names a whole
+    one.
     """
     folder = f"{file.stem}-{state['next']}"
     if distributed.broadcast_object(_names(file) == folder):
@@ -78,20 +86,30 @@ def _names(file: Path) -> str | None:
     return None
 
 
-def restore(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], place: Path) -> None:
-    """Go on with a checkpoint in `place`, shards or whole; into shards, of any number of processes, or whole."""
+def restore(
+    step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], place: Path
+) -> None:
+    """Go on with a checkpoint in `place`, shards or whole; into shards, of any number of processes,
+    or whole.
+    """
     if "shards" in state:
         distributed.load_shards(step, optimizer, place / state["shards"])
         return
     own = step.state_dict()
-    step.load_state_dict({name: distributed.cut_like(value, own[name]) for name, value in state["step"].items()})
+    step.load_state_dict(
+        {name: distributed.cut_like(value, own[name]) for name, value in state["step"].items()}
+    )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        i: {name: _cut(value, parameters[i]) for name, value in of.items()} for i, of in state["optimizer"]["state"].items()
+        i: {name: _cut(value, parameters[i]) for name, value in of.items()}
+        for i, of in state["optimizer"]["state"].items()
     }
-    groups = [  # with their own kernels: the fused ones that a whole network is learnt by know no shards
+    # with their own kernels: the fused ones that a whole network is learnt by know no shards
+    groups = [
         {**group, **{name: value for name, value in own.items() if name in ("fused", "foreach")}}
-        for group, own in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True)
+        for group, own in zip(
+            state["optimizer"]["param_groups"], optimizer.param_groups, strict=True
+        )
     ]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 

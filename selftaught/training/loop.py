@@ -55,9 +55,10 @@ def fit(
 ) -> Iterator[Report]:
     """Train from step `start` on. `step` is a `Step` of `method`, bare or wrapped by DDP.
 
-    `epochs(number, first)` yields the batches of an epoch from its step `first` on; `overview(number)` its images in other
-    views, from which pseudo-labels are made before it (without it, in the same views). All randomness of a step is keyed
-    by (seed, step, rank), so that a resumed run goes on exactly as the uninterrupted one.
+    `epochs(number, first)` yields the batches of an epoch from its step `first` on;
+    `overview(number)` its images in other views, from which pseudo-labels are made before it
+    (without it, in the same views). All randomness of a step is keyed by (seed, step, rank), so
+    that a resumed run goes on exactly as the uninterrupted one.
     """
     number, skips = start, 0
     statistics = running_statistics(step)
@@ -73,14 +74,20 @@ def fit(
         batches = Prefetcher(epochs(epoch, first), device)
         for number in range(number, min((epoch + 1) * loop.steps_per_epoch, loop.steps)):  # noqa: B020
             method.progress = number / loop.steps
-            lr_factor = loop.schedule((number + 0.5) / loop.steps)  # in the middle of the step: never quite 0
+            lr_factor = loop.schedule(
+                (number + 0.5) / loop.steps
+            )  # in the middle of the step: never quite 0
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (1.0 if group.get("steady") else lr_factor)
             torch.manual_seed(key(loop.seed, "step", number, rank()))
-            rng = torch.Generator().manual_seed(key(loop.seed, "hard", number))  # the same on every rank
+            rng = torch.Generator().manual_seed(
+                key(loop.seed, "hard", number)
+            )  # the same on every rank
             optimizer.zero_grad(set_to_none=True)
             before = [s.clone() for s in statistics]
-            done = backward(step, list(islice(batches, loop.accumulate)), rng, autocast, batches.prepare)
+            done = backward(
+                step, list(islice(batches, loop.accumulate)), rng, autocast, batches.prepare
+            )
             method.after_backward()
             norm = clipped_norm(list(step.parameters()), loop.clip)  # the same on every rank
             skips = 0 if torch.isfinite(norm) else skips + 1
@@ -97,14 +104,16 @@ def fit(
             if skips >= MOST_SKIPS:
                 peak = optimizer.param_groups[0]["peak"]
                 raise Diverged(
-                    f"the loss has not been finite for {skips} steps (at step {number}): the learning rate is too high "
-                    f"(peak {peak:g}); try --optimizer.lr {peak / 10:g}"
+                    f"the loss has not been finite for {skips} steps (at step {number}): the"
+                    f" learning rate is too high (peak {peak:g}); try --optimizer.lr {peak / 10:g}"
                 )
         number += 1
 
 
 def clipped_norm(parameters: list[nn.Parameter], clip: float) -> Tensor:
-    """The gradients' norm, before they are clipped to `clip`; 0 leaves them as they are (and costs no pass over them)."""
+    """The gradients' norm, before they are clipped to `clip`; 0 leaves them as they are (and costs
+    no pass over them).
+    """
     if clip:
         return full_tensor(nn.utils.clip_grad_norm_(parameters, clip))
     return full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
@@ -145,7 +154,9 @@ def joined(done: Done) -> tuple[Batch, Tensors, Tensors]:
 
     batches, outcomes = zip(*done, strict=True)
     views = zip_tensors(cat, *(b.views for b in batches))
-    index, label, noise = (torch.cat([getattr(b, name) for b in batches]) for name in ("index", "label", "noise"))
+    index, label, noise = (
+        torch.cat([getattr(b, name) for b in batches]) for name in ("index", "label", "noise")
+    )
     batch = Batch(views, index, label, noise)
     return (
         batch,

@@ -7,9 +7,10 @@ from selftaught.data.index.build import Index
 
 
 def sample(index: Index, number: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of the labelled images that vote, of those that are voted on, and of those whose features are watched:
-    fixed for a data set. Held-back images are voted on and watched; where there are few, training images are watched
-    besides, and where there are none, some are voted on that do not vote.
+    """Positions of the labelled images that vote, of those that are voted on, and of those whose
+    features are watched: fixed for a data set. Held-back images are voted on and watched; where
+    there are few, training images are watched besides, and where there are none, some are voted on
+    that do not vote.
     """
     rng = torch.Generator().manual_seed(0)
 

@@ -1,4 +1,6 @@
-"""On a GPU the next batch is copied, and its views are made, while it works at this one: on a stream of their own."""
+"""On a GPU the next batch is copied, and its views are made, while it works at this one: on a
+stream of their own.
+"""
 
 import time
 from collections import deque
@@ -14,10 +16,12 @@ T = TypeVar("T")
 
 
 class Prefetcher(Iterator[Batch]):
-    """`batches`, in order, each made when it is asked for; on a GPU by `prepare`, where that was called before.
+    """`batches`, in order, each made when it is asked for; on a GPU by `prepare`, where that was
+    called before.
 
-    When to prepare is for the loop to say: a step is under way and nothing has waited for it yet. An iterator that looked
-    ahead by itself could only do so between two steps, while the device has nothing to do.
+    When to prepare is for the loop to say: a step is under way and nothing has waited for it yet.
+    An iterator that looked ahead by itself could only do so between two steps, while the device has
+    nothing to do.
     """
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
@@ -25,7 +29,9 @@ class Prefetcher(Iterator[Batch]):
         self.made: deque[Batch | Exception] = deque()
 
     def prepare(self) -> None:
-        """Make one more batch. What goes wrong is raised in its turn: it is not this step's fault."""
+        """Make one more batch. What goes wrong is raised in its turn: it is not this step's
+        fault.
+        """
         if self.device.type == "cpu":
             return  # which would do it in no less time
         with streams(self.device).stream(side(self.device)):
@@ -46,12 +52,16 @@ class Prefetcher(Iterator[Batch]):
         user.wait_stream(side(self.device))
         for x in (*batch.views, batch.index, batch.label, batch.noise):
             if x.device.type == self.device.type:
-                x.record_stream(user)  # else the side stream might write a later batch into its memory too soon
+                x.record_stream(
+                    user
+                )  # else the side stream might write a later batch into its memory too soon
         return batch
 
 
 def idle(device: torch.device, wait: Callable[[], T]) -> tuple[T, float]:
-    """What `wait` returns, and how many seconds of it the device had nothing to do; on a CPU, all of them."""
+    """What `wait` returns, and how many seconds of it the device had nothing to do; on a CPU, all
+    of them.
+    """
     began = time.perf_counter()
     if device.type == "cpu":
         return wait(), time.perf_counter() - began

@@ -1,7 +1,8 @@
 """Which weights to keep: the start's, or those of one of several checkpoints at log-spaced steps.
 
-Continued pretraining helps for 50 to 50,000 steps, depending on the data, and sometimes not at all (Reed et al., 2021,
-https://arxiv.org/abs/2103.12718): so the start competes, and wins where nothing was better.
+Continued pretraining helps for 50 to 50,000 steps, depending on the data, and sometimes not at all
+(Reed et al., 2021, https://arxiv.org/abs/2103.12718): so the start competes, and wins where nothing
+was better.
 """
 
 import math
@@ -32,7 +33,9 @@ class Candidate:
 
     step: int
     file: str  # in the run's folder
-    scores: dict[str, float]  # knn and linear: AUROC in [0, 1], where there are labels; rank, alignment, uniformity
+    scores: dict[
+        str, float
+    ]  # knn and linear: AUROC in [0, 1], where there are labels; rank, alignment, uniformity
 
     @property
     def by_labels(self) -> bool:
@@ -40,8 +43,14 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """With labels the mean AUROC of kNN and linear probe, else the effective rank (RankMe, Garrido et al., 2023)."""
-        return (self.scores["knn"] + self.scores["linear"]) / 2 if self.by_labels else self.scores["rank"]
+        """With labels the mean AUROC of kNN and linear probe, else the effective rank (RankMe,
+        Garrido et al., 2023).
+        """
+        return (
+            (self.scores["knn"] + self.scores["linear"]) / 2
+            if self.by_labels
+            else self.scores["rank"]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +69,21 @@ class Choice:
         """In plain words, what got worse first."""
         how = "mean AUROC of kNN and linear probe on training labels"
         if not self.start.by_labels:
-            how = "effective rank: without labels, or with too few to score by, nothing better can be said"
-        place, name = ("at the start", "the start") if self.start.step != BASE else ("as it was brought", "what was brought")
+            how = (
+                "effective rank: without labels, or with too few to score by, nothing better can be"
+                " said"
+            )
+        place, name = (
+            ("at the start", "the start")
+            if self.start.step != BASE
+            else ("as it was brought", "what was brought")
+        )
         was, now = f"{said(self.start)} {place}", said(self.best)
         if self.best is self.start:
-            return f"nothing that was trained could be scored; kept: {name}, with {said(self.start)} ({how})"
+            return (
+                f"nothing that was trained could be scored; kept: {name}, with {said(self.start)}"
+                f" ({how})"
+            )
         if self.worse:
             found = f"{was}, {now} at best, after {self.best.step:,} steps"
             return f"training did not help: {found} ({how}); kept: {name}"
@@ -72,9 +91,12 @@ class Choice:
 
     def facts(self) -> dict[str, Any]:
         return {
-            "kept": self.kept.step, "worse": self.worse, "text": self.text,
-            "start": self.start.scores, "best": self.best.scores,
-        }  # fmt: skip
+            "kept": self.kept.step,
+            "worse": self.worse,
+            "text": self.text,
+            "start": self.start.scores,
+            "best": self.best.scores,
+        }
 
 
 def said(candidate: Candidate) -> str:
@@ -95,7 +117,9 @@ def log_spaced(steps: int) -> set[int]:
 
 
 def sample(index: Index) -> Tensor:
-    """Positions of the training images that candidates are scored on: labelled ones, where there are any."""
+    """Positions of the training images that candidates are scored on: labelled ones, where there
+    are any.
+    """
     train = index.train
     known = train[index.labelled[train]]
     among, most = (known, MOST) if len(known) else (train, UNLABELLED)
@@ -103,9 +127,9 @@ def sample(index: Index) -> Tensor:
 
 
 def label_scores(vectors: Tensor, labels: Tensor) -> dict[str, float]:
-    """The AUROC of kNN and of a linear probe on features [N, D], by cross-validation, each class against the rest and
-    the mean over them: an accuracy would not see what is learnt of a class that is rare. Nothing where no class has
-    images on both sides.
+    """The AUROC of kNN and of a linear probe on features [N, D], by cross-validation, each class
+    against the rest and the mean over them: an accuracy would not see what is learnt of a class
+    that is rare. Nothing where no class has images on both sides.
     """
     labels = labels.cpu()
     if labels.ndim == 1:
@@ -120,7 +144,11 @@ def label_scores(vectors: Tensor, labels: Tensor) -> dict[str, float]:
         areas = []
         for part in range(parts):
             out = fold == part
-            values = protocol.score(Features(vectors[~out], labels[~out]), vectors[out]).values.double().cpu()
+            values = (
+                protocol.score(Features(vectors[~out], labels[~out]), vectors[out])
+                .values.double()
+                .cpu()
+            )
             if labels.ndim == 1 and protocol.name == "linear":
                 values = values.log_softmax(1)
             values = F.pad(values, (0, truth.shape[1] - values.shape[1]), value=float(values.min()))

@@ -1,4 +1,6 @@
-"""What a stage trains on and with, built the same way whether it begins, resumes or is looked at."""
+"""What a stage trains on and with, built the same way whether it begins, resumes or is looked
+at.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -52,13 +54,15 @@ class Session:
         return backbone
 
     def overview(self, number: int) -> Iterator[Batch]:
-        """An epoch's images in other views than it will be trained on: a pseudo-label that was made of the very view which
-        must predict it asks for no invariance.
+        """An epoch's images in other views than it will be trained on: a pseudo-label that was made
+        of the very view which must predict it asks for no invariance.
         """
         return self.epochs(number, 0, "overview")
 
     def epochs(self, number: int, first: int, purpose: str = "views") -> Iterator[Batch]:
-        """An epoch's batches from its step `first` on; the seconds lost in waiting for data are in `waited`."""
+        """An epoch's batches from its step `first` on; the seconds lost in waiting for data are in
+        `waited`.
+        """
         skip = first * self.stage.accumulate
         raws = iter(self.batches.epoch(number, skip))
         place = skip
@@ -73,15 +77,22 @@ class Session:
     waited: float = 0.0
 
     def eagerly(self) -> AbstractContextManager[Any]:
-        """Here the backbone runs as it is: what is done now and then, and in other ways, is not worth compiling."""
+        """Here the backbone runs as it is: what is done now and then, and in other ways, is not
+        worth compiling.
+        """
         return torch.compiler.set_stance("force_eager") if self.stage.compile else nullcontext()
 
     @torch.no_grad()
     def refresh(self, steps: int) -> None:
-        """Let the running statistics of the backbone's batch norms be those of this data: of `steps` batches of plain
-        images, each counted alike. Nothing else moves (the article's Base).
+        """Let the running statistics of the backbone's batch norms be those of this data: of
+        `steps` batches of plain images, each counted alike. Nothing else moves (the article's
+        Base).
         """
-        norms = [m for m in self.backbone.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        norms = [
+            m
+            for m in self.backbone.modules()
+            if isinstance(m, _BatchNorm) and m.track_running_stats
+        ]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
@@ -89,7 +100,9 @@ class Session:
         self.backbone.train()
         for norm in norms:
             norm.train()  # they rest while nothing of them learns
-        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16")
+        bf16 = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"
+        )
         batches = (raw for number in count() for raw in self.batches.epoch(number))
         for raw in islice(batches, steps):
             with bf16:
@@ -105,7 +118,12 @@ class Session:
         rng = torch.Generator().manual_seed(seed)
         index, label = to_device(raw.index, self.device), to_device(raw.label, self.device)
         views = self.augment(self.moved(raw.pixels), raw.aspect, rng)
-        return Batch(views, index, label, to_device(torch.rand(len(raw.index), NOISE, generator=rng), self.device))
+        return Batch(
+            views,
+            index,
+            label,
+            to_device(torch.rand(len(raw.index), NOISE, generator=rng), self.device),
+        )
 
     def moved(self, pixels: Tensor | RaggedImages) -> Tensor | RaggedImages:
         return pixels.to(self.device, non_blocking=True) if isinstance(pixels, Tensor) else pixels
@@ -115,19 +133,24 @@ def check(stage: Stage, index: Index) -> None:
     """Raises UserError for what cannot be trained, before anything is."""
     method = method_of(stage.method)
     if method.needs_labels and index.labels is None:
-        raise UserError(f"{method.__name__} needs labels: put images into class folders, or write a labels.csv")
+        raise UserError(
+            f"{method.__name__} needs labels: put images into class folders, or write a labels.csv"
+        )
     if stage.batch % (world_size() * stage.accumulate):
         raise UserError(
-            f"a batch of {stage.batch} does not divide into {world_size()} processes x {stage.accumulate} parts: "
-            "change --batch or --accumulate"
+            f"a batch of {stage.batch} does not divide into {world_size()} processes x"
+            f" {stage.accumulate} parts: change --batch or --accumulate"
         )
     part = stage.batch // stage.accumulate
     if (method.couples_samples or method.couples_targets) and part < 2:
-        raise UserError(f"{method.__name__} compares the images of a batch: a part of one image has nothing to compare")
+        raise UserError(
+            f"{method.__name__} compares the images of a batch: a part of one image has nothing to"
+            " compare"
+        )
     if part // world_size() < stage.method.least:
         raise UserError(
-            f"{method.__name__} needs {stage.method.least} images in each part and process, for its batch norms: "
-            "raise --batch or lower --accumulate"
+            f"{method.__name__} needs {stage.method.least} images in each part and process, for its"
+            " batch norms: raise --batch or lower --accumulate"
         )
     if stage.trainable not in ("all", "norm", "none"):
         with torch.device("meta"):
@@ -136,34 +159,62 @@ def check(stage: Stage, index: Index) -> None:
 
 
 def build_session(
-    stage: Stage, index: Index, device: torch.device, workers: int, say: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, int], None] | None = None, hold: bool | None = None,
-) -> Session:  # fmt: skip
-    """Everything that `stage` needs, at its start: untrained, or with its starting weights. `hold`: as for `Images`."""
+    stage: Stage,
+    index: Index,
+    device: torch.device,
+    workers: int,
+    say: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] | None = None,
+    hold: bool | None = None,
+) -> Session:
+    """Everything that `stage` needs, at its start: untrained, or with its starting weights. `hold`:
+    as for `Images`.
+    """
     check(stage, index)
     method = method_of(stage.method)
     earlier = earlier_of(stage, index)
     images = Images(
-        index.paths, index.sizes, default_canvas(index.sizes, stage.size), hold, groups=index.groups,
-        pixel_range=index.pixel_range, on_progress=on_progress,
-    )  # fmt: skip
+        index.paths,
+        index.sizes,
+        default_canvas(index.sizes, stage.size),
+        hold,
+        groups=index.groups,
+        pixel_range=index.pixel_range,
+        on_progress=on_progress,
+    )
     positions = index.train[index.labelled[index.train]] if method.needs_labels else index.train
     per_process = stage.batch // (world_size() * stage.accumulate)
     batches = Batches(
-        images, positions, index.labels, batch=per_process, seed=stage.seed, rank=rank(), world=world_size(),
-        workers=workers, pin=device.type == "cuda", own_size=device.type == "cpu",
-    )  # fmt: skip
+        images,
+        positions,
+        index.labels,
+        batch=per_process,
+        seed=stage.seed,
+        rank=rank(),
+        world=world_size(),
+        workers=workers,
+        pin=device.type == "cuda",
+        own_size=device.type == "cpu",
+    )
     torch.manual_seed(key(stage.seed, "weights"))
     mean, std = statistics(images, index.train)
-    backbone = backbone_module.create(stage.backbone, stem=stage.stem, mean=mean, std=std, image_size=stage.size)
+    backbone = backbone_module.create(
+        stage.backbone, stem=stage.stem, mean=mean, std=std, image_size=stage.size
+    )
     backbone.pixel_range = index.pixel_range
     augment = Augment(stage.views, stage.size)
     if stage.views.small:
         backbone_module.check_patches(backbone.network, stage.backbone, augment.small_size)
     if stage.init:
-        say(weights_io.load_weights(backbone, stage.init, own_statistics=stage.statistics == "weights"))
+        say(
+            weights_io.load_weights(
+                backbone, stage.init, own_statistics=stage.statistics == "weights"
+            )
+        )
     torch.manual_seed(key(stage.seed, "head"))
-    backbone_module.set_trainable(backbone, stage.trainable)  # before the method copies it for a teacher
+    backbone_module.set_trainable(
+        backbone, stage.trainable
+    )  # before the method copies it for a teacher
     made = method(stage.method, backbone, len(positions), *([earlier.network] if earlier else []))
     step = Step(made, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)

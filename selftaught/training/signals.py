@@ -21,7 +21,9 @@ def signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if number == signal.SIGINT:  # alone: at a job's time limit SLURM sends SIGTERM twice, a few milliseconds apart
+        if (
+            number == signal.SIGINT
+        ):  # alone: at a job's time limit SLURM sends SIGTERM twice, a few milliseconds apart
             signal.signal(number, before[number])
 
     before: dict[int, Any] = {n: signal.signal(n, note) for n in STOPPING}

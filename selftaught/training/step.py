@@ -27,27 +27,40 @@ class Outcome:
 
 
 class Step(nn.Module):
-    """`combine="mean"` divides by the sum of the weights: hard examples then turn a step and do not lengthen it."""
+    """`combine="mean"` divides by the sum of the weights: hard examples then turn a step and do not
+    lengthen it.
+    """
 
-    def __init__(self, method: Method, hard: tuple[HardExample, ...] = (), combine: Literal["mean", "sum"] = "mean") -> None:
+    def __init__(
+        self,
+        method: Method,
+        hard: tuple[HardExample, ...] = (),
+        combine: Literal["mean", "sum"] = "mean",
+    ) -> None:
         super().__init__()
         hard = tuple(h for h in hard if h.weight)
         for h in hard:
             if part_name(h) in method.unfit:
-                raise UserError(f"{type(method).__name__} takes no {part_name(h)} examples: {method.unfit[part_name(h)]}")
+                raise UserError(
+                    f"{type(method).__name__} takes no {part_name(h)} examples:"
+                    f" {method.unfit[part_name(h)]}"
+                )
             if [part_name(other) for other in hard].count(part_name(h)) > 1:
                 raise UserError(f"two hard examples are called {part_name(h)}: give each kind once")
             if h.norm == "auxiliary" and h.start > 0 and world_size() > 1:
                 raise UserError(
-                    f"{part_name(h)}: in several processes a second set of batch norms must be used from the first step "
-                    "on: leave out its start, or take the shared norms"
+                    f"{part_name(h)}: in several processes a second set of batch norms must be used"
+                    " from the first step on: leave out its start, or take the shared norms"
                 )
         self.method = method
         self.hard = hard
         self.combine = combine
-        self.norms = nn.ModuleDict(  # a second set of batch norms for each kind of hard example that asks for one
+        # a second set of batch norms for each kind of hard example that asks for one
+        self.norms = nn.ModuleDict(
             {
-                part_name(h): nn.ModuleList(copy.deepcopy(norm) for _, _, norm in batch_norms(method))
+                part_name(h): nn.ModuleList(
+                    copy.deepcopy(norm) for _, _, norm in batch_norms(method)
+                )
                 for h in hard
                 if h.norm == "auxiliary"
             }
@@ -59,7 +72,9 @@ class Step(nn.Module):
         hard = [h for h in self.hard if method.progress >= h.start]
         inputs = method.inputs(batch)
         learning = bool(hard) and torch.is_grad_enabled()
-        reusing = [h for h in hard if learning and h.reuses_gradient and h.norm == "shared"]  # other norms, other gradients
+        reusing = [
+            h for h in hard if learning and h.reuses_gradient and h.norm == "shared"
+        ]  # other norms, other gradients
         if reusing:
             inputs = map_tensors(lambda x: x.detach().requires_grad_(), inputs)
         predictions = method.predict(inputs)
@@ -69,24 +84,35 @@ class Step(nn.Module):
         if learning:
             aim = clean
             if reusing and any(target.requires_grad for target in leaves(targets)):
-                aim = objective(method, predictions, detach(targets))  # an attack holds targets fixed
+                aim = objective(
+                    method, predictions, detach(targets)
+                )  # an attack holds targets fixed
             clean, slope = differentiated(clean, method, inputs, aim)
         predictions, targets, inputs = detach(predictions), detach(targets), detach(inputs)
         losses, weights = {"clean": clean}, [1.0]
         for h in hard:
             with self._norms_of(h):
-                few, slope_few = first_crops(method, h, inputs), first_crops(method, h, slope if h in reusing else None)
+                few, slope_few = (
+                    first_crops(method, h, inputs),
+                    first_crops(method, h, slope if h in reusing else None),
+                )
                 part = h.loss(method, few, targets, rng, slope_few)
                 losses[part_name(h)] = differentiated(part, method)[0] if learning else part
             weights.append(h.weight)
-        loss = torch.stack([w * part for w, part in zip(weights, losses.values(), strict=True)]).sum()
+        loss = torch.stack(
+            [w * part for w, part in zip(weights, losses.values(), strict=True)]
+        ).sum()
         if self.combine == "mean":
             loss = loss / sum(weights)
-        return Outcome(loss, {name: part.detach() for name, part in losses.items()}, predictions, targets)
+        return Outcome(
+            loss, {name: part.detach() for name, part in losses.items()}, predictions, targets
+        )
 
     @contextmanager
     def _norms_of(self, hard: HardExample) -> Iterator[None]:
-        """The batch norms of a hard pass; the running statistics stay those of clean images alone."""
+        """The batch norms of a hard pass; the running statistics stay those of clean images
+        alone.
+        """
         if hard.norm == "auxiliary":
             with swapped(self.method, self.norms[part_name(hard)]):  # type: ignore[arg-type]
                 yield
@@ -96,18 +122,23 @@ class Step(nn.Module):
 
 
 def first_crops(method: Method, hard: HardExample, inputs: Tensors | None) -> Tensors | None:
-    return inputs[: method.views] if inputs is not None and method.multi_crop and hard.crops == "large" else inputs
+    return (
+        inputs[: method.views]
+        if inputs is not None and method.multi_crop and hard.crops == "large"
+        else inputs
+    )
 
 
 def differentiated(
     loss: Tensor, method: Method, inputs: Tensors = (), aim: Tensor | None = None
 ) -> tuple[Tensor, Tensors | None]:
-    """The loss, whose own backward pass will hand out the parameters' gradients, found here already; and the gradient of
-    `aim` at the inputs, if they require one.
+    """The loss, whose own backward pass will hand out the parameters' gradients, found here
+    already; and the gradient of `aim` at the inputs, if they require one.
 
-    Where the aim is the loss itself, one backward pass finds both; another aim takes one more over the same graph, to the
-    inputs alone. The graph behind is freed: peak memory is one pass and these gradients, whatever hard examples follow. FSDP
-    gathers gradients in `backward` alone: there graphs stay, and the inputs' gradient costs a backward pass of its own.
+    Where the aim is the loss itself, one backward pass finds both; another aim takes one more over
+    the same graph, to the inputs alone. The graph behind is freed: peak memory is one pass and
+    these gradients, whatever hard examples follow. FSDP gathers gradients in `backward` alone:
+    there graphs stay, and the inputs' gradient costs a backward pass of its own.
     """
     points = [x for x in leaves(inputs) if x.requires_grad]
     sharded = is_sharded(method.parameters())
@@ -121,14 +152,20 @@ def differentiated(
         parameters = [p for p in method.parameters() if p.requires_grad]
         found = torch.autograd.grad(loss, [*wanted, *parameters], allow_unused=True)
         slopes = slopes or found[: len(wanted)]
-        known = [(p, g) for p, g in zip(parameters, found[len(wanted) :], strict=True) if g is not None]
+        known = [
+            (p, g) for p, g in zip(parameters, found[len(wanted) :], strict=True) if g is not None
+        ]
         loss = _Known.apply(loss.detach(), [g for _, g in known], *(p for p, _ in known))
-    filled = iter([torch.zeros_like(x) if g is None else g for x, g in zip(points, slopes, strict=True)])
+    filled = iter(
+        [torch.zeros_like(x) if g is None else g for x, g in zip(points, slopes, strict=True)]
+    )
     return loss, map_tensors(lambda _: next(filled), inputs) if points else None
 
 
 class _Known(torch.autograd.Function):
-    """A loss whose gradients are known. (Backward inside forward, and yet one graph: DDP sees each gradient once.)"""
+    """A loss whose gradients are known. (Backward inside forward, and yet one graph: DDP sees each
+    gradient once.)
+    """
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:

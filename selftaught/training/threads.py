@@ -1,8 +1,9 @@
-"""How many threads compute: as many as there are free cores. And a detector that notices when threads wait for cores.
+"""How many threads compute: as many as there are free cores. And a detector that notices when
+threads wait for cores.
 
-OpenMP's threads wait for one another after every operation, and keep their cores busy meanwhile. A thread that has to share
-its core with another program holds all of them up: two threads beside one busy program are slower than one thread.
-(Over 200 lines with what systems tell.)
+OpenMP's threads wait for one another after every operation, and keep their cores busy meanwhile. A
+thread that has to share its core with another program holds all of them up: two threads beside one
+busy program are slower than one thread. (Over 200 lines with what systems tell.)
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Share:
     text: str
 
 
-# ------------------------------------------------------------------------------------------- what the system tells
+# ------------------------------------------------------------------------------------------- what
+# the system tells
 
 
 def core_times(stat: str) -> dict[int, tuple[int, int]]:
@@ -84,17 +86,26 @@ def core_times(stat: str) -> dict[int, tuple[int, int]]:
     found = {}
     for name, *ticks in (line.split() for line in stat.splitlines()):
         if name.startswith("cpu") and name[3:].isdecimal():
-            user, nice, system, idle, *rest = (int(t) for t in ticks[:8])  # what follows is part of the user's time
+            user, nice, system, idle, *rest = (
+                int(t) for t in ticks[:8]
+            )  # what follows is part of the user's time
             total = user + nice + system + idle + sum(rest)
-            found[int(name[3:])] = (total - idle - sum(rest[:1]), total)  # waiting for a disk is idle
+            found[int(name[3:])] = (
+                total - idle - sum(rest[:1]),
+                total,
+            )  # waiting for a disk is idle
     return found
 
 
 def busy_cores(before: str, after: str, allowed: set[int], own: float = 0.0) -> int:
-    """How many of the cores `allowed` others used between two texts of /proc/stat, of which this process used `own`."""
+    """How many of the cores `allowed` others used between two texts of /proc/stat, of which this
+    process used `own`.
+    """
     was, now = core_times(before), core_times(after)
     shares = [
-        (now[c][0] - was[c][0]) / (now[c][1] - was[c][1]) for c in allowed & was.keys() & now.keys() if now[c][1] > was[c][1]
+        (now[c][0] - was[c][0]) / (now[c][1] - was[c][1])
+        for c in allowed & was.keys() & now.keys()
+        if now[c][1] > was[c][1]
     ]
     return max(int(sum(share for share in shares if share > NOISE) - own + 0.5), 0)
 
@@ -117,7 +128,10 @@ def groups(root: Path = ROOT) -> dict[Path, Group]:
 def quota_of(group: Path) -> float | None:
     """Seconds a second; None without a limit."""
     period = contents(group / "cpu.cfs_period_us") or "0"
-    words = contents(group / "cpu.max").split() or [contents(group / "cpu.cfs_quota_us").strip() or "-1", period]
+    words = contents(group / "cpu.max").split() or [
+        contents(group / "cpu.cfs_quota_us").strip() or "-1",
+        period,
+    ]
     try:
         quota, length = float(words[0]), float(words[1])
     except (ValueError, IndexError):  # "max"
@@ -130,7 +144,9 @@ def used_by(group: Path) -> float | None:
     stat = dict(line.split() for line in contents(group / "cpu.stat").splitlines())
     if "usage_usec" in stat:
         return int(stat["usage_usec"]) / 1e6
-    nanoseconds = contents(group / "cpuacct.usage").strip()  # of version 1, where cpu and cpuacct are one mount, as usual
+    nanoseconds = contents(
+        group / "cpuacct.usage"
+    ).strip()  # of version 1, where cpu and cpuacct are one mount, as usual
     return int(nanoseconds) / 1e9 if nanoseconds else None
 
 
@@ -142,8 +158,15 @@ def contents(file: Path) -> str:
 
 
 def measure_load(root: Path = ROOT, wait: Callable[[float], None] = time.sleep) -> Load:
-    """Look at the machine for PROBE seconds. Without /proc, as on macOS, all cores count as free."""
-    began, mine, stat, limits = time.perf_counter(), time.process_time(), contents(root / "proc/stat"), groups(root)
+    """Look at the machine for PROBE seconds. Without /proc, as on macOS, all cores count as
+    free.
+    """
+    began, mine, stat, limits = (
+        time.perf_counter(),
+        time.process_time(),
+        contents(root / "proc/stat"),
+        groups(root),
+    )
     wait(PROBE)
     seconds, own = time.perf_counter() - began, time.process_time() - mine
     left = []
@@ -153,17 +176,24 @@ def measure_load(root: Path = ROOT, wait: Callable[[float], None] = time.sleep) 
         left.append(group.quota - (others if others > NOISE else 0.0))
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     return Load(
-        cores=cores(), busy=busy_cores(stat, contents(root / "proc/stat"), allowed, own / seconds),
-        quota=min(left, default=math.inf), processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-    )  # fmt: skip
+        cores=cores(),
+        busy=busy_cores(stat, contents(root / "proc/stat"), allowed, own / seconds),
+        quota=min(left, default=math.inf),
+        processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- the choice
+# --------------------------------------------------------------------------------------------------
+# the choice
 
 
 def choose(threads: Count, workers: Count, most: int, measure: Callable[[], Load]) -> Share:
-    """Threads and data workers. `auto` takes at most `most` threads, which is what torch is set to."""
-    stated = next((name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(name)), None)
+    """Threads and data workers. `auto` takes at most `most` threads, which is what torch is set
+    to.
+    """
+    stated = next(
+        (name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(name)), None
+    )
     load = Load(cores=cores())
     if "auto" in (threads, workers) and not stated and most > 1:
         load = measure()
@@ -174,8 +204,12 @@ def choose(threads: Count, workers: Count, most: int, measure: Callable[[], Load
     else:
         number = min(load.free, most)
         reasons = load.reasons if load.free <= most else ["as torch is set"]
-    text = f"threads: {number} of {load.cores} cores" + (f" ({', '.join(reasons)})" if number != load.cores else "")
-    return Share(threads=number, workers=min(load.free, WORKERS) if workers == "auto" else workers, text=text)
+    text = f"threads: {number} of {load.cores} cores" + (
+        f" ({', '.join(reasons)})" if number != load.cores else ""
+    )
+    return Share(
+        threads=number, workers=min(load.free, WORKERS) if workers == "auto" else workers, text=text
+    )
 
 
 def check(threads: Count, workers: Count) -> None:
@@ -188,7 +222,9 @@ def check(threads: Count, workers: Count) -> None:
 
 @contextmanager
 def take_share(threads: Count, workers: Count, say: Callable[[str], None]) -> Iterator[Share]:
-    """Choose, say what, and compute with so many threads inside. All processes of a training choose what the first does."""
+    """Choose, say what, and compute with so many threads inside. All processes of a training choose
+    what the first does.
+    """
     share: Share = broadcast_object(choose(threads, workers, torch.get_num_threads(), measure_load))
     say(share.text)
     with use_threads(share.threads):
@@ -206,24 +242,35 @@ def use_threads(number: int) -> Iterator[None]:
 
 
 def threads_of_run(recorded: int | None, asked: int | None, say: Callable[[str], None]) -> int:
-    """The threads of a run that goes on: as it began, since sums of other threads round otherwise; or those `asked` for."""
+    """The threads of a run that goes on: as it began, since sums of other threads round otherwise;
+    or those `asked` for.
+    """
     now = torch.get_num_threads()
     if recorded is None:
         return asked or now
     number = asked or min(recorded, max(cores(), now))
     if number != recorded:
         why = "" if asked else ", as there are no more cores"
-        say(f"the run began with {recorded} threads and goes on with {number}{why}: its numbers will differ in last digits")
+        say(
+            f"the run began with {recorded} threads and goes on with {number}{why}: its numbers"
+            " will differ in last digits"
+        )
     elif number != now:
-        say(f"the run began with {recorded} threads and goes on with as many, for equal numbers; --threads takes others")
+        say(
+            f"the run began with {recorded} threads and goes on with as many, for equal numbers;"
+            " --threads takes others"
+        )
     return number
 
 
-# -------------------------------------------------------------------------------------------------- the detector
+# --------------------------------------------------------------------------------------------------
+# the detector
 
 
 def run_delays() -> dict[int, float]:
-    """thread -> seconds that it has waited for a core so far; empty where the system does not tell."""
+    """thread -> seconds that it has waited for a core so far; empty where the system does not
+    tell.
+    """
     found = {}
     for thread in Path("/proc/self/task").glob("[0-9]*"):
         words = contents(thread / "schedstat").split()
@@ -239,7 +286,10 @@ class WaitDetector:
     """
 
     def __init__(
-        self, threads: int, read: Callable[[], dict[int, float]] = run_delays, clock: Callable[[], float] = time.perf_counter
+        self,
+        threads: int,
+        read: Callable[[], dict[int, float]] = run_delays,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.threads, self.read, self.clock = threads, read, clock
         self.active = threads > 1  # one thread has nothing to wait for but its core
@@ -255,13 +305,17 @@ class WaitDetector:
             return None
         seconds, before = self.clock() - self.began, self.waited
         self.restart()
-        waiting = sum(waited - before.get(thread, 0.0) for thread, waited in self.waited.items()) / seconds
+        waiting = (
+            sum(waited - before.get(thread, 0.0) for thread, waited in self.waited.items())
+            / seconds
+        )
         self.windows = self.windows + 1 if waiting > WAITING else 0
         if self.windows < PATIENCE:
             return None
         self.active = False
         fewer = max(self.threads - math.ceil(waiting), 1)
         return (
-            f"others use this machine: of {self.threads} threads {waiting:.1f} wait for a core at any time, and all the "
-            f"rest for these. Fewer are faster: stop, and go on with --threads {fewer} (and --resume, if it is pretrain)"
+            f"others use this machine: of {self.threads} threads {waiting:.1f} wait for a core at"
+            " any time, and all the rest for these. Fewer are faster: stop, and go on with"
+            f" --threads {fewer} (and --resume, if it is pretrain)"
         )

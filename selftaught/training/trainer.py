@@ -1,4 +1,6 @@
-"""A run as it is lived: its folder, journal, watch and checkpoints, told in one place; hence some 200 lines."""
+"""A run as it is lived: its folder, journal, watch and checkpoints, told in one place; hence some
+200 lines.
+"""
 
 import contextlib
 import math
@@ -78,10 +80,13 @@ ASKED = 8  # steps between questions that all ranks answer: each costs a collect
 class Trainer:
     """A run's folder as it is lived: journal, watch, checkpoints.
 
-    Every rank measures its share of the images and knows the same; rank 0 alone writes, but for the shards of a network.
+    Every rank measures its share of the images and knows the same; rank 0 alone writes, but for the
+    shards of a network.
     """
 
-    def __init__(self, trainee: Session, optimizer: torch.optim.Optimizer, out: Path, conduct: Runtime) -> None:
+    def __init__(
+        self, trainee: Session, optimizer: torch.optim.Optimizer, out: Path, conduct: Runtime
+    ) -> None:
         self.trainee, self.optimizer, self.out, self.conduct = trainee, optimizer, out, conduct
         self.first = rank() == 0
         self.sharded = is_sharded(trainee.step.parameters())
@@ -102,26 +107,38 @@ class Trainer:
         )
         self.candidates: list[Candidate] = []
         scored = selection.sample(trainee.index) if trainee.stage.keep == "best" else self.bank
-        again = [local_share(positions) for positions in (self.bank, self.voted, self.watched, scored)]
+        again = [
+            local_share(positions) for positions in (self.bank, self.voted, self.watched, scored)
+        ]
         trainee.images.keep(torch.cat(again).unique())
-        self.stops = selection.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
+        self.stops = (
+            selection.log_spaced(trainee.stage.steps) if trainee.stage.keep == "best" else set()
+        )
         self.clock = self.saved = time.perf_counter()
         self.images = 0
-        self.waits = WaitDetector(torch.get_num_threads() if self.first and trainee.device.type == "cpu" else 1)
+        self.waits = WaitDetector(
+            torch.get_num_threads() if self.first and trainee.device.type == "cpu" else 1
+        )
 
     def begin(self) -> int:
-        files = [file for name in CHECKPOINTS if os.path.lexists(file := self.out / "checkpoints" / name)]
+        files = [
+            file for name in CHECKPOINTS if os.path.lexists(file := self.out / "checkpoints" / name)
+        ]
         if self.conduct.resume and files:
             self.refuse_other_data()
             self.restore(files)
             if self.guard.collapsed and self.conduct.on_collapse == "stop":
                 # it would only collapse again, or end as though done
-                raise Collapsed(run_folder.read_run(self.out).facts.get("reason") or "the features collapsed")
+                raise Collapsed(
+                    run_folder.read_run(self.out).facts.get("reason") or "the features collapsed"
+                )
         if self.first:
             self.write_run("running")
             self.journal = Journal(self.out / "journal.jsonl", after=self.step)
             if self.journal.damaged:
-                self.conduct.say(f"journal.jsonl: {self.journal.damaged} lines are damaged, and left out")
+                self.conduct.say(
+                    f"journal.jsonl: {self.journal.damaged} lines are damaged, and left out"
+                )
         if self.step == 0:
             self.look(None)
         self.consider()
@@ -129,7 +146,9 @@ class Trainer:
         return self.step
 
     def restore(self, files: Sequence[Path]) -> None:
-        """Go on with the first of some checkpoints that is whole: an older one leads to the same end."""
+        """Go on with the first of some checkpoints that is whole: an older one leads to the same
+        end.
+        """
         failures: list[str] = []
         for file in files:
             error: Exception | None = None
@@ -139,14 +158,24 @@ class Trainer:
                 raise
             except FileError as damage:
                 error = damage
-            except Exception as misfit:  # what another version wrote fails in many ways, each for the same reason
-                error = damage_error(file, f"it does not fit: {misfit!r}", "take the version that wrote it, or delete it")
+            except (
+                Exception
+            ) as misfit:  # what another version wrote fails in many ways, each for the same reason
+                error = damage_error(
+                    file,
+                    f"it does not fit: {misfit!r}",
+                    "take the version that wrote it, or delete it",
+                )
             if not any_rank(error is not None):
                 if failures:
-                    self.conduct.say(f"{failures[0]}; going on with {file.name}, from step {self.step}")
+                    self.conduct.say(
+                        f"{failures[0]}; going on with {file.name}, from step {self.step}"
+                    )
                 return
             failures.append(str(error or f"{file} is damaged, as another process sees it"))
-        raise FileError(f"{'; '.join(failures)}; without any checkpoint --resume begins at the first step")
+        raise FileError(
+            f"{'; '.join(failures)}; without any checkpoint --resume begins at the first step"
+        )
 
     def take(self, file: Path) -> None:
         """Be where a checkpoint was written."""
@@ -158,12 +187,15 @@ class Trainer:
         self.candidates = [Candidate(**c) for c in state["candidates"]]
 
     def refuse_other_data(self) -> None:
-        """A resumed run goes on with the images that it began with: its order and memories count them."""
+        """A resumed run goes on with the images that it began with: its order and memories count
+        them.
+        """
         was, index = run_folder.read_run(self.out).facts["data"]["fingerprint"], self.trainee.index
         if was not in (index.fingerprint, index.listing):
             raise UserError(
-                f"the images have changed since {self.out} was begun: bring the old ones back to go on with it, or begin a "
-                "new run in another --out, with this one's weights by --init"
+                f"the images have changed since {self.out} was begun: bring the old ones back to go"
+                " on with it, or begin a new run in another --out, with this one's weights by"
+                " --init"
             )
 
     def after(self, report: Report) -> None:
@@ -172,7 +204,9 @@ class Trainer:
         self.images += self.trainee.stage.batch
         last = self.step == self.trainee.stage.steps
         if report.skipped:
-            self.conduct.say(f"step {report.step}: the gradients were not finite; the step was skipped")
+            self.conduct.say(
+                f"step {report.step}: the gradients were not finite; the step was skipped"
+            )
         suspicious = 0 < self.guard.bad < self.guard.patience and self.step - self.looked >= SOON
         if self.step % self.watch_every == 0 or self.step in EARLY or suspicious or last:
             self.look(report)
@@ -190,10 +224,14 @@ class Trainer:
         return (self.step % ASKED == 0 and bool(broadcast_object(late))) if self.sharded else late
 
     def look(self, report: Report | None) -> None:
-        """Measure the features, and ask the guard. The clock of images a second stands still meanwhile."""
+        """Measure the features, and ask the guard. The clock of images a second stands still
+        meanwhile.
+        """
         began = time.perf_counter()
         self.looked = self.step
-        broadcast_tensors(running_statistics(self.trainee.step))  # on CPUs each rank's norms saw images of their own
+        broadcast_tensors(
+            running_statistics(self.trainee.step)
+        )  # on CPUs each rank's norms saw images of their own
         features = self.measure()
         self.report_lost()
         spent = time.perf_counter() - began
@@ -202,7 +240,9 @@ class Trainer:
         warning = None
         if self.first:
             loss = float(report.losses["clean"]) if report else None  # chance is that of one loss
-            warning = self.guard.observe(self.step, features, loss=loss, chance=self.trainee.method.chance())
+            warning = self.guard.observe(
+                self.step, features, loss=loss, chance=self.trainee.method.chance()
+            )
             if warning:
                 self.conduct.say(warning)
         self.log(report, features)
@@ -215,22 +255,30 @@ class Trainer:
             raise Collapsed(broadcast_object(warning) or "the features collapsed")
 
     def report_lost(self) -> None:
-        """Say which images vanished or broke since they were indexed; raise UserError where training has too few left."""
+        """Say which images vanished or broke since they were indexed; raise UserError where
+        training has too few left.
+        """
         lost = sorted({pair for pairs in gather_values(self.trainee.images.lost) for pair in pairs})
         new = [pair for pair in lost if pair not in set(self.lost)]
         self.lost = lost
         if not new:
             return
-        self.conduct.say(f"{count_text(len(lost), 'image')} vanished or broke since they were indexed: {list_reasons(new)}")
+        self.conduct.say(
+            f"{count_text(len(lost), 'image')} vanished or broke since they were indexed:"
+            f" {list_reasons(new)}"
+        )
         images = len(self.trainee.index.paths)
         if len(lost) > MOST_LOST * images:
             raise UserError(
-                f"{len(lost):,} of {count_text(images, 'image')} vanished or broke during training, for example "
-                f"{list_reasons(lost[:1])}: bring them back and give the same command with --resume"
+                f"{len(lost):,} of {count_text(images, 'image')} vanished or broke during training,"
+                f" for example {list_reasons(lost[:1])}: bring them back and give the same command"
+                " with --resume"
             )
 
     def consider(self) -> None:
-        """Keep the weights of this step beside the run, with their scores, where the best are to be kept."""
+        """Keep the weights of this step beside the run, with their scores, where the best are to be
+        kept.
+        """
         if self.step not in self.stops or any(c.step == self.step for c in self.candidates):
             return
         began = time.perf_counter()
@@ -258,14 +306,20 @@ class Trainer:
             scores |= selection.label_scores(vectors, t.index.labels[positions])
         name = "base" if step == selection.BASE else f"step-{step}"
         file = f"checkpoints/{name}.safetensors"
-        self.write(backbone, self.out / file, self.out / f"checkpoints/{name}-{heads.FILE}" if step > 0 else None)
+        self.write(
+            backbone,
+            self.out / file,
+            self.out / f"checkpoints/{name}-{heads.FILE}" if step > 0 else None,
+        )
         self.candidates.append(Candidate(step=step, file=file, scores=scores))
         self.conduct.say(f"{name}: {selection.said(self.candidates[-1])}")
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Of two centre crops of every watched image: the whole one, and a closer one."""
-        found = statistics.measure(self.features(self.watched, 1.0), self.features(self.watched, 0.7))
+        found = statistics.measure(
+            self.features(self.watched, 1.0), self.features(self.watched, 0.7)
+        )
         labels = self.trainee.index.labels
         if labels is not None and len(self.bank) and len(self.voted):
             bank, voted = self.features(self.bank, 1.0), self.features(self.voted, 1.0)
@@ -276,9 +330,15 @@ class Trainer:
         t = self.trainee
         with t.eagerly():
             return extract(
-                backbone or t.backbone, t.images, positions, size=t.stage.size, batch=256, device=t.device,
-                precision=t.stage.precision, share=share,
-            )  # fmt: skip
+                backbone or t.backbone,
+                t.images,
+                positions,
+                size=t.stage.size,
+                batch=256,
+                device=t.device,
+                precision=t.stage.precision,
+                share=share,
+            )
 
     def log(self, report: Report | None, features: dict[str, float] | None) -> None:
         if self.journal is None:
@@ -311,7 +371,9 @@ class Trainer:
             return
         network = self.trainee.step.state_dict()
         if not self.finite(network):
-            self.conduct.say(f"step {self.step}: the weights are not finite; the last good checkpoint is kept")
+            self.conduct.say(
+                f"step {self.step}: the weights are not finite; the last good checkpoint is kept"
+            )
             return
         file = self.out / "checkpoints" / name
         state = {
@@ -326,18 +388,28 @@ class Trainer:
         if self.sharded:
             fsdp.save(self.trainee.step, self.optimizer, state, file)
         else:
-            checkpoint.save_checkpoint(file, {**state, "step": network, "optimizer": self.optimizer.state_dict()})
+            checkpoint.save_checkpoint(
+                file, {**state, "step": network, "optimizer": self.optimizer.state_dict()}
+            )
 
     def finite(self, state: Any) -> bool:
         """Of shards, on every rank."""
-        return not any_rank(not checkpoint.all_finite(state)) if self.sharded else checkpoint.all_finite(state)
+        return (
+            not any_rank(not checkpoint.all_finite(state))
+            if self.sharded
+            else checkpoint.all_finite(state)
+        )
 
     def write(self, backbone: Backbone, file: Path, beside: Path | None) -> None:
-        """Weights for others: a backbone's and, in a file beside it, the method's head where later stages can use it."""
+        """Weights for others: a backbone's and, in a file beside it, the method's head where later
+        stages can use it.
+        """
         head = self.trainee.method.kept_head()
         if head is not None and beside is not None:
             labels = self.trainee.index.labels
-            heads.save_head(head, self.trainee.classes, labels is not None and labels.dim() == 2, beside)
+            heads.save_head(
+                head, self.trainee.classes, labels is not None and labels.dim() == 2, beside
+            )
         weights_io.save_backbone(backbone, file, {"size": str(self.trainee.stage.size)})
 
     def end(self, outcome: str, **more: Any) -> Path:
@@ -357,7 +429,9 @@ class Trainer:
     @staticmethod
     def put(kept: Path, file: Path, head: Path) -> None:
         """A candidate's weights in the run's place."""
-        beside = kept.with_name(f"{kept.stem}-{heads.FILE}")  # the start's head has learnt nothing: there is none
+        beside = kept.with_name(
+            f"{kept.stem}-{heads.FILE}"
+        )  # the start's head has learnt nothing: there is none
         if beside.is_file():
             files.atomic(head, lambda draft: shutil.copyfile(beside, draft))
         else:
@@ -371,11 +445,16 @@ class Trainer:
             self.journal.close()
 
     def fail(self, outcome: str, reason: str) -> None:
-        """Keep what was learnt before it went wrong, if it is worth keeping, and if the disk takes it."""
-        if self.journal is None:  # it never began, and what lies in the folder is not this run's; or another rank writes
+        """Keep what was learnt before it went wrong, if it is worth keeping, and if the disk takes
+        it.
+        """
+        if (
+            self.journal is None
+        ):  # it never began, and what lies in the folder is not this run's; or another rank writes
             return
         try:
-            if self.sharded:  # the others may not be here to give their shares: the last checkpoint is what is kept
+            # the others may not be here to give their shares: the last checkpoint is what is kept
+            if self.sharded:
                 self.close(outcome, reason=reason)
                 return
             if self.step:
@@ -387,7 +466,12 @@ class Trainer:
 
     def write_run(self, outcome: str, **more: Any) -> None:
         t = self.trainee
-        facts = {**self.conduct.note, "held": t.images.hold, "threads": torch.get_num_threads(), **self.lost_facts()}
+        facts = {
+            **self.conduct.note,
+            "held": t.images.hold,
+            "threads": torch.get_num_threads(),
+            **self.lost_facts(),
+        }
         run_folder.write_run(self.out, t.stage, t.index, outcome, {**facts, **more})
 
     def lost_facts(self) -> dict[str, Any]:
@@ -400,31 +484,47 @@ def finite(value: Tensor | float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def train(stage: Stage, out: Path, conduct: Runtime = Runtime(), index: Index | None = None) -> Path:
-    """Carry out `stage` in the folder `out`, or go on where it broke off; return the backbone's file.
+def train(
+    stage: Stage, out: Path, conduct: Runtime = Runtime(), index: Index | None = None
+) -> Path:
+    """Carry out `stage` in the folder `out`, or go on where it broke off; return the backbone's
+    file.
 
     `index` is that of the stage's data, where it has been made already.
 
-    Raises UserError for what the user can mend (another process that trains in `out`, a full disk), Collapsed when the
-    features fell into one point, Stopped after SIGTERM or Ctrl-C. What was learnt is saved as far as the disk takes it.
+    Raises UserError for what the user can mend (another process that trains in `out`, a full disk),
+    Collapsed when the features fell into one point, Stopped after SIGTERM or Ctrl-C. What was
+    learnt is saved as far as the disk takes it.
     """
     begun = run_folder.read_run(out) if conduct.resume and run_folder.has_run(out) else None
     if index is None or (begun is not None and begun.pixel_range != index.pixel_range):
-        index = shared_index(stage.data, stage.seed, pixel_range=begun.pixel_range if begun else PixelRange())
+        index = shared_index(
+            stage.data, stage.seed, pixel_range=begun.pixel_range if begun else PixelRange()
+        )
     facts = begun.facts if begun else {}
     with use_threads(threads_of_run(facts.get("threads"), conduct.threads, conduct.say)):
         return carry_out(stage, out, conduct, index, facts)
 
 
-def carry_out(stage: Stage, out: Path, conduct: Runtime, index: Index, facts: Mapping[str, Any]) -> Path:
+def carry_out(
+    stage: Stage, out: Path, conduct: Runtime, index: Index, facts: Mapping[str, Any]
+) -> Path:
     """`facts`: of the run that goes on."""
-    device = torch.device(conduct.device, local_rank()) if conduct.device == "cuda" else torch.device("cpu")
-    # On a CPU views of images that are held differ a little from those of images that are not: a run goes on as it began.
+    device = (
+        torch.device(conduct.device, local_rank())
+        if conduct.device == "cuda"
+        else torch.device("cpu")
+    )
+    # On a CPU views of images that are held differ a little from those of images that are not: a
+    # run goes on as it began.
     held = facts.get("held") if device.type == "cpu" else None
     trainee = build_session(stage, index, device, conduct.workers, conduct.say, hold=held)
     steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
     if not steps_per_epoch and stage.steps:
-        raise UserError(f"{len(index.train)} training images are fewer than a batch of {stage.batch}: lower --batch")
+        raise UserError(
+            f"{len(index.train)} training images are fewer than a batch of {stage.batch}: lower"
+            " --batch"
+        )
     step, method = trainee.step, trainee.method
     if conduct.fsdp and world_size() == 1:
         conduct.say("one process holds all: --fsdp has nothing to share out")
@@ -432,11 +532,18 @@ def carry_out(stage: Stage, out: Path, conduct: Runtime, index: Index, facts: Ma
         raise UserError("--compile and --fsdp do not go together: leave one of them out")
     elif conduct.fsdp:
         shard(step, device)
-    optimizer = stage.optimizer.build(step.named_parameters(), [f"method.{part}." for part in method.steady])
+    optimizer = stage.optimizer.build(
+        step.named_parameters(), [f"method.{part}." for part in method.steady]
+    )
     loop = Loop(
-        steps=stage.steps, steps_per_epoch=steps_per_epoch, schedule=stage.schedule, accumulate=stage.accumulate,
-        clip=stage.clip, bf16=stage.precision == "bf16", seed=stage.seed,
-    )  # fmt: skip
+        steps=stage.steps,
+        steps_per_epoch=steps_per_epoch,
+        schedule=stage.schedule,
+        accumulate=stage.accumulate,
+        clip=stage.clip,
+        bf16=stage.precision == "bf16",
+        seed=stage.seed,
+    )
     with alone(out, conduct):
         file = follow(Trainer(trainee, optimizer, out, conduct), optimizer, loop)
         if stage.steps and conduct.draw:
@@ -444,7 +551,9 @@ def carry_out(stage: Stage, out: Path, conduct: Runtime, index: Index, facts: Ma
                 with trainee.eagerly():
                     conduct.draw(trainee, out / "album" if rank() == 0 else None)
             except (OSError, RuntimeError) as error:
-                conduct.say(f"the run is done and saved, but its pictures could not be made: {error}")
+                conduct.say(
+                    f"the run is done and saved, but its pictures could not be made: {error}"
+                )
     return file
 
 
@@ -457,7 +566,10 @@ def alone(out: Path, conduct: Runtime) -> Iterator[None]:
             try:
                 stack.enter_context(files.hold_run(out, conduct.say))
                 if not conduct.resume and run_folder.has_run(out):  # since it was last looked at
-                    refusal = UserError(f"{out} holds a run already: go on with it by --resume, or choose another --out")
+                    refusal = UserError(
+                        f"{out} holds a run already: go on with it by --resume, or choose another"
+                        " --out"
+                    )
             except UserError as error:
                 refusal = error
         refusal = broadcast_object(refusal)
@@ -481,19 +593,31 @@ def follow(life: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
         reports: Iterable[Report] = ()
         if start < stage.steps:
             wrapped = wrap(step, trainee.device)
-            reports = fit(wrapped, trainee.method, trainee.epochs, optimizer, loop, start, trainee.overview)
+            reports = fit(
+                wrapped, trainee.method, trainee.epochs, optimizer, loop, start, trainee.overview
+            )
         with signals() as received:
             for report in reports:
                 life.after(report)
-                due = report.step % ASKED == 0 or report.step + 1 == stage.steps or world_size() == 1
+                due = (
+                    report.step % ASKED == 0 or report.step + 1 == stage.steps or world_size() == 1
+                )
                 if due and any_rank(bool(received)):
                     life.save()
                     life.end("stopped")
-                    raise Stopped(f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume")
+                    raise Stopped(
+                        f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume"
+                    )
         life.save()
         return life.end("done")
     except UserError as error:  # on this rank, perhaps alone: nothing here may wait for the others
         life.fail(outcome_of(error), str(error))
-        if isinstance(error, FileError) and life.journal and any((life.out / "checkpoints").glob("*.pt")):
-            raise FileError(f"{error}; the last checkpoint stays, and can be gone on with") from error
+        if (
+            isinstance(error, FileError)
+            and life.journal
+            and any((life.out / "checkpoints").glob("*.pt"))
+        ):
+            raise FileError(
+                f"{error}; the last checkpoint stays, and can be gone on with"
+            ) from error
         raise

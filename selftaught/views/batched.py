@@ -1,4 +1,6 @@
-"""Views of a whole batch at once, as products of banded matrices: the pipeline of accelerators and small images."""
+"""Views of a whole batch at once, as products of banded matrices: the pipeline of accelerators and
+small images.
+"""
 
 import math
 from functools import lru_cache
@@ -9,17 +11,23 @@ from torch import Tensor
 from selftaught.devices import to_device
 from selftaught.views.sampling import ViewParameters
 
-CACHE = 1 << 20  # bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
+CACHE = (
+    1 << 20
+)  # bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
 
 
 MEMORY = 1 << 28  # the same on an accelerator, where it only bounds the memory
 
 
-def render_batch(pixels: Tensor, draws: list[ViewParameters], sizes: list[int], radius: int) -> tuple[Tensor, ...]:
+def render_batch(
+    pixels: Tensor, draws: list[ViewParameters], sizes: list[int], radius: int
+) -> tuple[Tensor, ...]:
     canvas, device = pixels.shape[-1], pixels.device
     room = (CACHE if device.type == "cpu" else MEMORY) // (12 * canvas * canvas)
     together = max(1, min(len(pixels), room))
-    floats = torch.empty(together, canvas, 3, canvas, device=device)  # each product is then one of two plain matrices
+    floats = torch.empty(
+        together, canvas, 3, canvas, device=device
+    )  # each product is then one of two plain matrices
     bands = _all_bands(draws, sizes, radius, canvas, device)
     makers = [BatchRenderer(draw, *both) for draw, both in zip(draws, bands, strict=True)]
     for low in range(0, len(pixels), together):
@@ -37,7 +45,9 @@ class BatchRenderer:
         size, device = rows.shape[1], rows.device
         self.rows, self.columns = rows, columns.mT
         self.of_pixel, self.of_mean = to_device(draw.colour / 255, device)
-        self.solarize = to_device(draw.solarize[:, None, None], device) if draw.solarize.any() else None
+        self.solarize = (
+            to_device(draw.solarize[:, None, None], device) if draw.solarize.any() else None
+        )
         self.out = torch.empty(len(draw.box), size, size, 3, device=device)
 
     def make(self, images: Tensor, part: slice) -> None:
@@ -56,38 +66,57 @@ class BatchRenderer:
 def _all_bands(
     draws: list[ViewParameters], sizes: list[int], radius: int, canvas: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each draw the matrices of its rows and its columns; those of one size are made at once."""
+    """For each draw the matrices of its rows and its columns; those of one size are made at
+    once.
+    """
     found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(draws)
     for size in set(sizes):
         places = [i for i, s in enumerate(sizes) if s == size]
         some = [draws[i] for i in places]
         top, left, height, width = (torch.cat([draw.box for draw in some]) * canvas).unbind(1)
-        flip, sigma = torch.cat([draw.flip for draw in some]), torch.cat([draw.sigma for draw in some])
+        flip, sigma = (
+            torch.cat([draw.flip for draw in some]),
+            torch.cat([draw.sigma for draw in some]),
+        )
         rows = _bands(top, height, torch.zeros_like(flip), sigma, radius, size, canvas, device)
         columns = _bands(left, width, flip, sigma, radius, size, canvas, device)
-        for i, *bands in zip(places, rows.chunk(len(places)), columns.chunk(len(places)), strict=True):
+        for i, *bands in zip(
+            places, rows.chunk(len(places)), columns.chunk(len(places)), strict=True
+        ):
             found[i] = (bands[0], bands[1])
     return found
 
 
 def _bands(
-    start: Tensor, length: Tensor, flip: Tensor, sigma: Tensor, radius: int, size: int, canvas: int, device: torch.device
+    start: Tensor,
+    length: Tensor,
+    flip: Tensor,
+    sigma: Tensor,
+    radius: int,
+    size: int,
+    canvas: int,
+    device: torch.device,
 ) -> Tensor:
-    """Crop, flip, triangle-filter resize and blur of one axis as a matrix [B, size, canvas]. start, length [B] in canvas
-    pixels.
+    """Crop, flip, triangle-filter resize and blur of one axis as a matrix [B, size, canvas]. start,
+    length [B] in canvas pixels.
     """
     reach = math.ceil(2 * max(1.0, float((length / size).max())))
     blurred = (sigma > 0).nonzero().flatten()
-    start, length, sigma, flipped = to_device(torch.stack([start, length, sigma, flip.to(sigma)]), device)[..., None]
+    start, length, sigma, flipped = to_device(
+        torch.stack([start, length, sigma, flip.to(sigma)]), device
+    )[..., None]
     row = torch.arange(size, device=device)
     row = torch.where(flipped > 0, size - 1 - row, row)
     scale = length / size
-    support = scale.clamp(min=1)  # half the triangle's width: it averages when shrinking, else interpolates
+    support = scale.clamp(
+        min=1
+    )  # half the triangle's width: it averages when shrinking, else interpolates
     middle = start + (row + 0.5) * scale
     taps = torch.arange(reach, device=device)
     source = (middle - support + 0.5).floor()[..., None] + taps  # [B, size, taps] canvas pixels
     weight = (1 - (source + 0.5 - middle[..., None]).abs() / support[..., None]).clamp(min=0)
-    slack = 1e-3  # of a pixel: a box that ends between two pixels must not see the next by a rounding error
+    # of a pixel: a box that ends between two pixels must not see the next by a rounding error
+    slack = 1e-3
     low, high = (start + slack).floor()[..., None], (start + length - slack).ceil()[..., None]
     weight = weight * ((source >= low) & (source < high))
     weight = weight / weight.sum(2, keepdim=True)
@@ -101,15 +130,23 @@ def _bands(
 
 @lru_cache(maxsize=8)
 def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
-    """[size, 2 reach + 1]: the pixels around each pixel of a line, reflected at its ends as torchvision does."""
-    near = torch.arange(size, device=device)[:, None] + torch.arange(-reach, reach + 1, device=device)
+    """[size, 2 reach + 1]: the pixels around each pixel of a line, reflected at its ends as
+    torchvision does.
+    """
+    near = torch.arange(size, device=device)[:, None] + torch.arange(
+        -reach, reach + 1, device=device
+    )
     return size - 1 - (size - 1 - near.abs()).abs()
 
 
 def blur_kernels(sigma: Tensor, reach: int) -> Tensor:
     """sigma [n] -> [n, 2 reach + 1]: Gaussians."""
-    offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(min=0.01)  # all weight on one
-    return (-0.5 * offset.square()).clamp(min=-80).softmax(1)  # the clamp: subnormal numbers are slow
+    offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(
+        min=0.01
+    )  # all weight on one
+    return (
+        (-0.5 * offset.square()).clamp(min=-80).softmax(1)
+    )  # the clamp: subnormal numbers are slow
 
 
 def _blurs(sigma: Tensor, radius: int, size: int) -> Tensor:
@@ -117,4 +154,6 @@ def _blurs(sigma: Tensor, radius: int, size: int) -> Tensor:
     reach = min(radius, size - 1)
     kernel = blur_kernels(sigma, reach)
     places = _reflected(size, reach, sigma.device).expand(len(sigma), -1, -1)
-    return sigma.new_zeros(len(sigma), size, size).scatter_add_(2, places, kernel[:, None].expand_as(places))
+    return sigma.new_zeros(len(sigma), size, size).scatter_add_(
+        2, places, kernel[:, None].expand_as(places)
+    )

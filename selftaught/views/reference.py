@@ -1,4 +1,6 @@
-"""The same views by torchvision's operations, an image at a time: what the others are compared with."""
+"""The same views by torchvision's operations, an image at a time: what the others are compared
+with.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +11,8 @@ from torchvision.transforms import v2
 
 from selftaught.views.spec import Views
 
-# The same by torchvision ---------------------------------------------------------------------------
+# The same by torchvision
+# ---------------------------------------------------------------------------
 
 
 def render_reference(
@@ -20,7 +23,9 @@ def render_reference(
     scales: list[tuple[float, float]],
     seed: int,
 ) -> tuple[Tensor, ...]:
-    """Such views by torchvision's operations, an image at a time on the CPU, at the images' true aspect."""
+    """Such views by torchvision's operations, an image at a time on the CPU, at the images' true
+    aspect.
+    """
     jitter = v2.ColorJitter(views.brightness, views.contrast, views.saturation, views.hue)
     makers = []
     for size, scale in zip(sizes, scales, strict=True):
@@ -35,7 +40,9 @@ def render_reference(
         ]
         makers.append(v2.Compose(steps))
     made: list[list[Tensor]] = [[] for _ in makers]
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator: lend it, restore it
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # torchvision draws from the global generator: lend it, restore it
         torch.default_generator.manual_seed(seed)  # the CPU's alone
         for image, wide in zip(pixels, aspect.tolist(), strict=True):
             image = image.cpu().float() / 255

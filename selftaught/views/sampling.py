@@ -1,4 +1,6 @@
-"""What is random about views: crop boxes, flips, colours and blurs of a whole batch, drawn on the CPU."""
+"""What is random about views: crop boxes, flips, colours and blurs of a whole batch, drawn on the
+CPU.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,19 +14,24 @@ from selftaught.views.spec import Views
 TRIES = 10  # candidate boxes an image before the fallback, as torchvision's RandomResizedCrop
 
 
-GREY = torch.tensor([0.2989, 0.587, 0.114]).expand(3, 3)  # makes a pixel grey, with torchvision's weights
+GREY = torch.tensor([0.2989, 0.587, 0.114]).expand(
+    3, 3
+)  # makes a pixel grey, with torchvision's weights
 
 
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 
-_TURN = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])  # from red to yellow, as HSV counts
+_TURN = torch.tensor(
+    [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]
+)  # from red to yellow, as HSV counts
 
 
 CHROMA_TURN = torch.linalg.inv(_YIQ) @ _TURN @ _YIQ
 
 
-# What chance decides: for the whole batch, on the CPU ----------------------------------------------
+# What chance decides: for the whole batch, on the CPU
+# ----------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ class ViewParameters:
 
     box: Tensor  # [B, 4] top, left, height, width as shares of the image
     flip: Tensor  # [B] bool
-    colour: Tensor  # [2, B, 3, 3]: a pixel x of a crop with mean m becomes colour[0] @ x + colour[1] @ m
+    # [2, B, 3, 3]: a pixel x of a crop with mean m becomes colour[0] @ x + colour[1] @ m
+    colour: Tensor
     sigma: Tensor  # [B] of the blur, 0 = none
     solarize: Tensor  # [B] bool
 
@@ -43,14 +51,24 @@ def sample_parameters(
 ) -> list[ViewParameters]:
     """A table of uniform numbers a view, with a row an image, and what they mean. aspect [B]."""
     tables = [torch.rand(len(aspect), 2 * TRIES + 16, generator=generator) for _ in scales]
-    area = torch.cat([scale_uniform(table[:, :TRIES], scale) for table, scale in zip(tables, scales, strict=True)])
-    ratio, corner, order, strength, chance = torch.split(torch.cat(tables)[:, TRIES:], [TRIES, 2, 4, 5, 5], 1)
+    area = torch.cat(
+        [
+            scale_uniform(table[:, :TRIES], scale)
+            for table, scale in zip(tables, scales, strict=True)
+        ]
+    )
+    ratio, corner, order, strength, chance = torch.split(
+        torch.cat(tables)[:, TRIES:], [TRIES, 2, 4, 5, 5], 1
+    )
     flip, jitter, gray, blur, solarize = chance.unbind(1)
     sigma = scale_uniform(strength[:, 4], views.blur_sigma)
     box = sample_boxes(area, ratio, corner, aspect.repeat(len(scales)), views.ratio)
     colour = sample_colours(views, order, strength[:, :4], jitter < views.jitter, gray < views.gray)
     sigma = torch.where(blur < views.blur, sigma, 0.0)
-    each = [x.split(len(aspect)) for x in (box, flip < views.flip, colour.transpose(0, 1), sigma, solarize < views.solarize)]
+    each = [
+        x.split(len(aspect))
+        for x in (box, flip < views.flip, colour.transpose(0, 1), sigma, solarize < views.solarize)
+    ]
     return [
         ViewParameters(box=b, flip=f, colour=c.transpose(0, 1), sigma=s, solarize=z)
         for b, f, c, s, z in zip(*each, strict=True)
@@ -62,19 +80,19 @@ def scale_uniform(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def sample_boxes(
-    area: Tensor,
-    ratio: Tensor,
-    corner: Tensor,
-    aspect: Tensor,
-    ratios: tuple[float, float],
+    area: Tensor, ratio: Tensor, corner: Tensor, aspect: Tensor, ratios: tuple[float, float]
 ) -> Tensor:
-    """area [B, tries], uniform ratio [B, tries], corner [B, 2] -> boxes [B, 4] as torchvision's RandomResizedCrop.
+    """area [B, tries], uniform ratio [B, tries], corner [B, 2] -> boxes [B, 4] as torchvision's
+    RandomResizedCrop.
 
-    The area is uniform, the ratio log-uniform; the first candidate that fits into the image is taken; where
-    none does, the largest centred box of an allowed ratio.
+    The area is uniform, the ratio log-uniform; the first candidate that fits into the image is
+    taken; where none does, the largest centred box of an allowed ratio.
     """
     ratio = scale_uniform(ratio, (math.log(ratios[0]), math.log(ratios[1]))).exp() / aspect[:, None]
-    height, width = (area / ratio).sqrt(), (area * ratio).sqrt()  # as shares of the image's height and width
+    height, width = (
+        (area / ratio).sqrt(),
+        (area * ratio).sqrt(),
+    )  # as shares of the image's height and width
     fits = (height <= 1) & (width <= 1)
     first = fits.int().argmax(1, keepdim=True)  # of equals, argmax takes the first
     drawn = torch.cat([height.gather(1, first), width.gather(1, first)], 1)
@@ -84,17 +102,21 @@ def sample_boxes(
     return torch.cat([(1 - shape) * torch.where(found, corner, 0.5), shape], 1)
 
 
-def sample_colours(views: Views, order: Tensor, strength: Tensor, jitter: Tensor, gray: Tensor) -> Tensor:
+def sample_colours(
+    views: Views, order: Tensor, strength: Tensor, jitter: Tensor, gray: Tensor
+) -> Tensor:
     """Uniform order, strength [B, 4]; jitter, gray [B] bool -> [2, B, 3, 3] as `_Draw.colour`.
 
-    Contrast mixes in the mean grey of what it is given, which is linear in the mean of the crop: so a second
-    matrix, which acts on that mean, is carried along, and no image is needed here.
+    Contrast mixes in the mean grey of what it is given, which is linear in the mean of the crop: so
+    a second matrix, which acts on that mean, is carried along, and no image is needed here.
     """
     spread = torch.tensor([views.brightness, views.contrast, views.saturation])
     low, high = (1 - spread).clamp(min=0), 1 + spread
     factor = torch.where(jitter[:, None], low + (high - low) * strength[:, :3], 1.0)
     brightness, contrast, saturation = factor[:, :, None, None].unbind(1)
-    angle = torch.where(jitter, 2 * math.pi * views.hue * (2 * strength[:, 3] - 1), 0.0)[:, None, None]
+    angle = torch.where(jitter, 2 * math.pi * views.hue * (2 * strength[:, 3] - 1), 0.0)[
+        :, None, None
+    ]
     unit = torch.eye(3)
     steps = [
         brightness * unit,
@@ -103,7 +125,9 @@ def sample_colours(views: Views, order: Tensor, strength: Tensor, jitter: Tensor
         GREY + angle.cos() * (unit - GREY) + angle.sin() * CHROMA_TURN,
     ]
     step = torch.stack(steps, 1)  # [B, 4, 3, 3]
-    mixed = torch.zeros(len(order), 4, 1, 1)  # how much of the mean grey a step mixes in: only contrast does
+    mixed = torch.zeros(
+        len(order), 4, 1, 1
+    )  # how much of the mean grey a step mixes in: only contrast does
     mixed[:, 1] = 1 - contrast
     of_pixel, of_mean = unit.expand(len(order), 3, 3), torch.zeros(len(order), 3, 3)
     image = torch.arange(len(order))

@@ -11,7 +11,9 @@ from selftaught.errors import UserError
 class Views:
     """What a view is. The defaults are MoCo-v2's (Chen et al., 2020, arXiv:2003.04297)."""
 
-    pipeline: Literal["fast", "reference"] = "fast"  # reference: torchvision's operations, an image at a time
+    pipeline: Literal["fast", "reference"] = (
+        "fast"  # reference: torchvision's operations, an image at a time
+    )
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area in a large view
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of a crop, in the true geometry
     flip: float = 0.5  # probability
@@ -42,7 +44,11 @@ class Views:
         check(0 <= self.hue <= 0.5, "hue", "0 to 0.5")
         for name in ("scale", "small_scale"):
             low, high = getattr(self, name)
-            check(0 < low <= high <= 1, name, "two rising shares of the image's area, above 0 and at most 1")
+            check(
+                0 < low <= high <= 1,
+                name,
+                "two rising shares of the image's area, above 0 and at most 1",
+            )
         for name in ("ratio", "blur_sigma"):
             low, high = getattr(self, name)
             check(0 < low <= high < math.inf, name, "two rising numbers above 0")

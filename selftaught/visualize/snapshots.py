@@ -1,4 +1,6 @@
-"""The pictures of a run: its views, its hard examples, nearest neighbours and a map of what it learnt."""
+"""The pictures of a run: its views, its hard examples, nearest neighbours and a map of what it
+learnt.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ SHOWN = 4  # images of each kind of hard example
 
 
 def draw(trainee: Session, folder: Path | None) -> None:
-    """Write the album of a trained run into `folder`; None on ranks that only take part in the computing."""
+    """Write the album of a trained run into `folder`; None on ranks that only take part in the
+    computing.
+    """
     raw = next(iter(trainee.batches.epoch(0)))
     batch = trainee.batch(raw, key(trainee.stage.seed, "album"))
     # A plain run shows what HEXA would have trained it on.
@@ -30,11 +34,18 @@ def draw(trainee: Session, folder: Path | None) -> None:
     entries = [entry for h in hard for entry in hard_entries(trainee, h, batch)]
     index = trainee.index
     chosen = index.held_out if len(index.held_out) >= 50 else index.train
-    chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:MOST].sort().values]
+    chosen = chosen[
+        torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:MOST].sort().values
+    ]
     vectors = extract(
-        trainee.backbone, trainee.images, chosen, size=trainee.stage.size, batch=256, device=trainee.device,
+        trainee.backbone,
+        trainee.images,
+        chosen,
+        size=trainee.stage.size,
+        batch=256,
+        device=trainee.device,
         precision=trainee.stage.precision,
-    )  # fmt: skip
+    )
     if folder is None:
         return
     square = centre(raw.pixels, raw.aspect, min(trainee.images.canvas, 2 * trainee.stage.size))
@@ -43,7 +54,10 @@ def draw(trainee: Session, folder: Path | None) -> None:
     thumbnails = torch.stack([trainee.images[int(i)] for i in chosen])
     aspect = trainee.images.aspect[chosen]
     thumbnails = torch.cat(
-        [(centre(p, a, 64) * 255).byte() for p, a in zip(thumbnails.split(256), aspect.split(256), strict=True)]
+        [
+            (centre(p, a, 64) * 255).byte()
+            for p, a in zip(thumbnails.split(256), aspect.split(256), strict=True)
+        ]
     )
     labels = None if index.labels is None else index.labels[chosen]
     album.write_neighbours(folder, thumbnails, vectors, labels, classes=index.classes)
@@ -55,7 +69,9 @@ def hard_entries(trainee: Session, hard: HardExample, batch: Batch) -> list[dict
     method = trainee.method
     rng = torch.Generator().manual_seed(key(trainee.stage.seed, "album"))
     method.train()
-    bf16 = torch.autocast(trainee.device.type, torch.bfloat16, enabled=trainee.stage.precision == "bf16")
+    bf16 = torch.autocast(
+        trainee.device.type, torch.bfloat16, enabled=trainee.stage.precision == "bf16"
+    )
     with frozen_statistics(method), bf16:
         inputs = method.inputs(batch)
         with torch.no_grad():
@@ -82,8 +98,13 @@ def hard_entries(trainee: Session, hard: HardExample, batch: Batch) -> list[dict
     clean, moved = leaves(inputs)[0], leaves(harder)[0]
     return [
         {
-            "kind": part_name(hard), "clean": clean[i], "hard": moved[i], "partner": None if others is None else others[i],
-            "loss_before": before, "loss_after": after, "note": note,
+            "kind": part_name(hard),
+            "clean": clean[i],
+            "hard": moved[i],
+            "partner": None if others is None else others[i],
+            "loss_before": before,
+            "loss_after": after,
+            "note": note,
         }
         for i in range(min(SHOWN, len(clean)))
-    ]  # fmt: skip
+    ]

@@ -1,1 +1,3 @@
-"""Inputs that are broken, odd or malicious, and machines that fail: each ends well, or is refused in one line."""
+"""Inputs that are broken, odd or malicious, and machines that fail: each ends well, or is refused
+in one line.
+"""

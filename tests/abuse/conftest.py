@@ -11,7 +11,9 @@ from tests.abuse.harness import SMALL, Sandbox, assert_done, copied, inside, pho
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+def sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Sandbox]:
     """An empty one. Its case is noted for the page."""
     with inside(tmp_path / "sandbox", monkeypatch) as made:
         case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
@@ -32,7 +34,18 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch, inside(place, patch) as made:
         photos(place / "photos", ("a", "b"))
-        words = ["pretrain", "--data", str(place / "photos"), "--out", "run", *SMALL, "--steps", "4", "--save-every", "0"]
+        words = [
+            "pretrain",
+            "--data",
+            str(place / "photos"),
+            "--out",
+            "run",
+            *SMALL,
+            "--steps",
+            "4",
+            "--save-every",
+            "0",
+        ]
         assert_done(made.run(*words))
     return place
 

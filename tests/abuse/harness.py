@@ -1,4 +1,5 @@
-"""What every test of abuse shares: a sandbox to run commands in, and what is promised of every outcome.
+"""What every test of abuse shares: a sandbox to run commands in, and what is promised of every
+outcome.
 
 All that these tests know of the package's modules is imported here.
 """
@@ -37,20 +38,45 @@ from selftaught.data.loading import images
 from selftaught.training import checkpoint, loop
 
 # A network of milliseconds; the rest keeps the timing of the machine out of the outcome.
-SMALL = ("--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", "--workers", "0")
+SMALL = (
+    "--backbone",
+    "test_resnet",
+    "--size",
+    "32",
+    "--batch",
+    "8",
+    "--precision",
+    "fp32",
+    "--workers",
+    "0",
+)
 TRAIN = ("pretrain", "--data", "photos", "--out", "out", *SMALL, "--steps", "0")
-EVALUATE = ("evaluate", "run", "--protocol", "knn", "--labels", "all", "--against", "random", "--workers", "0")
+EVALUATE = (
+    "evaluate",
+    "run",
+    "--protocol",
+    "knn",
+    "--labels",
+    "all",
+    "--against",
+    "random",
+    "--workers",
+    "0",
+)
 
 DONE, REFUSED, EITHER = "done", "refused", "done, or refused"
 SECONDS = 60  # within which a command must have ended
-PATIENCE = float(os.environ.get("ABUSE_PATIENCE", "1"))  # times that, on a machine that is slow or paused now and then
+PATIENCE = float(
+    os.environ.get("ABUSE_PATIENCE", "1")
+)  # times that, on a machine that is slow or paused now and then
 
 CACHE = "cache"  # the only place besides --out that a command may write to
 _WRITES = ("--out", "--to")  # flags that name such a place
 _MOST_READ = 4 << 20  # bytes of a file that are compared; of a longer one size and time are
 
 
-# ------------------------------------------------------------------------------------------------- outcomes
+# -------------------------------------------------------------------------------------------------
+# outcomes
 
 
 @dataclass(frozen=True)
@@ -99,13 +125,17 @@ def assert_one_line(outcome: Outcome) -> None:
     assert_no_harm(outcome)
     assert outcome.code == 2, f"exit code {outcome.code} instead of 2\n{outcome.err}"
     if not outcome.in_a_box:
-        assert sum(line.startswith("selftaught:") for line in outcome.err.splitlines()) == 1, outcome.err
+        assert sum(line.startswith("selftaught:") for line in outcome.err.splitlines()) == 1, (
+            outcome.err
+        )
         assert outcome.message.startswith("selftaught:"), outcome.err
         assert len(outcome.message) < 1500, outcome.message
 
 
 def assert_refused(outcome: Outcome, *words: str) -> None:
-    """So; besides, every one of `words` stands in the line, and no file that was there before is another now."""
+    """So; besides, every one of `words` stands in the line, and no file that was there before is
+    another now.
+    """
     assert_one_line(outcome)
     said = outcome.err if outcome.in_a_box else outcome.message
     missing = [word for word in words if word.lower() not in said.lower()]
@@ -113,7 +143,8 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
     assert not outcome.lost, f"lost in --out: {outcome.lost}"
 
 
-# --------------------------------------------------------------------------------------------------- cases
+# --------------------------------------------------------------------------------------------------
+# cases
 
 
 def nothing(*_: Any) -> None:
@@ -141,7 +172,10 @@ def rows(cases: Sequence[Case]) -> list[Any]:
     """For pytest.mark.parametrize."""
     ids = [case.id for case in cases]
     assert len(set(ids)) == len(ids), sorted(i for i in ids if ids.count(i) > 1)
-    return [pytest.param(case, id=case.id, marks=pytest.mark.timeout(PATIENCE * case.seconds)) for case in cases]
+    return [
+        pytest.param(case, id=case.id, marks=pytest.mark.timeout(PATIENCE * case.seconds))
+        for case in cases
+    ]
 
 
 def carry_out(case: Case, sandbox: "Sandbox") -> Outcome:
@@ -161,12 +195,15 @@ def check(case: Case, sandbox: "Sandbox", outcome: Outcome) -> None:
     case.then(sandbox, outcome)
 
 
-# ------------------------------------------------------------------------------------------------- sandbox
+# -------------------------------------------------------------------------------------------------
+# sandbox
 
 
 @dataclass
 class Sandbox:
-    """A folder that is the working directory, the home and the place of temporary files; commands run inside of it."""
+    """A folder that is the working directory, the home and the place of temporary files; commands
+    run inside of it.
+    """
 
     path: Path
     report: dict[str, Any] = field(default_factory=dict)  # what the page tells of the case
@@ -177,22 +214,38 @@ class Sandbox:
         out, err = io.StringIO(), io.StringIO()
         began = time.perf_counter()
         bound = obeying_permissions() if permissions else contextlib.nullcontext()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings_shown(), bound:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings_shown(),
+            bound,
+        ):
             code = run_main(list(words))
         seconds = time.perf_counter() - began
-        outcome = self.compare(before, words, writes, Outcome(code, out.getvalue(), err.getvalue(), seconds))
+        outcome = self.compare(
+            before, words, writes, Outcome(code, out.getvalue(), err.getvalue(), seconds)
+        )
         self.note(outcome)
         return outcome
 
-    def compare(self, before: dict[str, str], words: Sequence[str], writes: Sequence[str], outcome: Outcome) -> Outcome:
+    def compare(
+        self, before: dict[str, str], words: Sequence[str], writes: Sequence[str], outcome: Outcome
+    ) -> Outcome:
         """The same with what became of the files since `before`."""
         after = snapshot(self.path)
-        changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        changed = {
+            name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+        }
         places = [os.path.normpath(p) for p in (*named_places(words), *writes)]
-        allowed = [os.path.relpath(p, self.path) if os.path.isabs(p) else p for p in (CACHE, *places)]
+        allowed = [
+            os.path.relpath(p, self.path) if os.path.isabs(p) else p for p in (CACHE, *places)
+        ]
 
         def inside(name: str) -> bool:
-            return any(name == place or name.startswith(f"{place}/") or place.startswith(f"{name}/") for place in allowed)
+            return any(
+                name == place or name.startswith(f"{place}/") or place.startswith(f"{name}/")
+                for place in allowed
+            )
 
         strays = tuple(sorted(name for name in changed if not inside(name)))
         mine = [name for name in changed if inside(name) and name.partition("/")[0] != CACHE]
@@ -232,7 +285,9 @@ def run_main(words: list[str]) -> int:
 def warnings_shown() -> Iterator[None]:
     """Warnings of libraries go to standard error, as they do in a shell."""
 
-    def show(message: Any, category: Any, filename: str, number: int, file: Any = None, line: Any = None) -> None:
+    def show(
+        message: Any, category: Any, filename: str, number: int, file: Any = None, line: Any = None
+    ) -> None:
         sys.stderr.write(warnings.formatwarning(message, category, filename, number, line))
 
     with warnings.catch_warnings():
@@ -275,7 +330,10 @@ def _state(path: str) -> str:
         if status.st_size > _MOST_READ:
             return f"file of {status.st_size} at {status.st_mtime_ns}"
         return f"file {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
-    return f"kind {stat.S_IFMT(status.st_mode)} {status.st_rdev if stat.S_ISCHR(status.st_mode) else ''}"
+    return (
+        f"kind {stat.S_IFMT(status.st_mode)}"
+        f" {status.st_rdev if stat.S_ISCHR(status.st_mode) else ''}"
+    )
 
 
 @contextlib.contextmanager
@@ -293,18 +351,25 @@ def inside(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 
 def environment(path: Path) -> dict[str, str]:
     return {
-        "HOME": str(path / "home"), "TMPDIR": str(path / "tmp"), "XDG_CACHE_HOME": str(path / CACHE), "COLUMNS": "200",
-        "OMP_NUM_THREADS": "1", "NO_COLOR": "1",
-    }  # fmt: skip
+        "HOME": str(path / "home"),
+        "TMPDIR": str(path / "tmp"),
+        "XDG_CACHE_HOME": str(path / CACHE),
+        "COLUMNS": "200",
+        "OMP_NUM_THREADS": "1",
+        "NO_COLOR": "1",
+    }
 
 
-# -------------------------------------------------------------------------------------------------- inputs
+# --------------------------------------------------------------------------------------------------
+# inputs
 
 
 def picture(size: tuple[int, int] = (40, 40), seed: int = 0) -> Image.Image:
     """Noise, (width, height)."""
     width, height = size
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype="u1"))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype="u1")
+    )
 
 
 def encoded(kind: str = "PNG", size: tuple[int, int] = (40, 40), **options: Any) -> bytes:
@@ -314,12 +379,16 @@ def encoded(kind: str = "PNG", size: tuple[int, int] = (40, 40), **options: Any)
 
 
 def photos(root: Path, names: Sequence[str] = (), each: int = 8, size: int = 40) -> Path:
-    """`each` images in every folder of `names`, or 16 in none; those of one folder have a colour of their own."""
+    """`each` images in every folder of `names`, or 16 in none; those of one folder have a colour of
+    their own.
+    """
     rng = np.random.default_rng(0)
     for c, name in enumerate(names or [""]):
         (root / name).mkdir(parents=True, exist_ok=True)
         for k in range(each if names else 16):
-            pixels = rng.integers(0, 90, (size, size, 3)) + np.array([80 * (c % 3), 160 - 80 * (c % 3), 80])
+            pixels = rng.integers(0, 90, (size, size, 3)) + np.array(
+                [80 * (c % 3), 160 - 80 * (c % 3), 80]
+            )
             Image.fromarray(pixels.clip(0, 255).astype("u1")).save(root / name / f"{k:03}.png")
     return root
 
@@ -344,10 +413,15 @@ def learnt(folder: Path) -> dict[str, bytes]:
     """The weights of a run, or of all stages of a plan, exactly."""
     files = sorted(folder.rglob("backbone.safetensors"))
     assert files, f"no backbone in {folder}"
-    return {f"{n}/{key}": value.numpy().tobytes() for n, file in enumerate(files) for key, value in load_file(file).items()}
+    return {
+        f"{n}/{key}": value.numpy().tobytes()
+        for n, file in enumerate(files)
+        for key, value in load_file(file).items()
+    }
 
 
-# ----------------------------------------------------------------------------------- a machine that is unkind
+# ----------------------------------------------------------------------------------- a machine that
+# is unkind
 
 
 @contextlib.contextmanager
@@ -371,7 +445,9 @@ def obeying_permissions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """A write past `size` bytes of a file fails, as on a disk that is full (with another number of the error)."""
+    """A write past `size` bytes of a file fails, as on a disk that is full (with another number of
+    the error).
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,6 @@
-"""What a command's process has imported already: the fork server loads this once, so that a child takes milliseconds."""
+"""What a command's process has imported already: the fork server loads this once, so that a child
+takes milliseconds.
+"""
 
 import importlib
 import pkgutil

@@ -1,4 +1,6 @@
-"""Commands in processes of their own, to be stopped and killed. They are forked from a server that has imported all."""
+"""Commands in processes of their own, to be stopped and killed. They are forked from a server that
+has imported all.
+"""
 
 import ctypes
 import multiprocessing
@@ -22,14 +24,21 @@ class Running:
     """A command under way; what it says goes to a file outside of its sandbox."""
 
     def __init__(
-        self, sandbox: Sandbox, words: Sequence[str], task: Callable[..., int] | None = None, *more: object
+        self,
+        sandbox: Sandbox,
+        words: Sequence[str],
+        task: Callable[..., int] | None = None,
+        *more: object,
     ) -> None:
         self.sandbox, self.words = sandbox, tuple(words)
         self.before = snapshot(sandbox.path)
-        self.log = sandbox.path.with_name(f"{sandbox.path.name}.{len(self.words)}.{time.monotonic_ns()}.log")
+        self.log = sandbox.path.with_name(
+            f"{sandbox.path.name}.{len(self.words)}.{time.monotonic_ns()}.log"
+        )
         self.began = time.perf_counter()
         self.process: BaseProcess = _CONTEXT.Process(
-            target=_child, args=(str(sandbox.path), str(self.log), task or _command, self.words, *more)
+            target=_child,
+            args=(str(sandbox.path), str(self.log), task or _command, self.words, *more),
         )
         self.process.start()
 
@@ -53,7 +62,9 @@ class Running:
             self.process.kill()
             self.process.join()
         assert not hangs, f"it hangs: {' '.join(self.words)}\n{self.said}"
-        outcome = Outcome(self.process.exitcode or 0, "", self.said, time.perf_counter() - self.began)
+        outcome = Outcome(
+            self.process.exitcode or 0, "", self.said, time.perf_counter() - self.began
+        )
         return self.sandbox.compare(self.before, self.words, writes, outcome)
 
     def wait_for(self, file: Path, seconds: float = 60) -> None:
@@ -69,7 +80,9 @@ def start(sandbox: Sandbox, *words: str) -> Running:
     return Running(sandbox, words)
 
 
-def _child(place: str, log: str, task: Callable[..., int], words: Sequence[str], *more: object) -> None:
+def _child(
+    place: str, log: str, task: Callable[..., int], words: Sequence[str], *more: object
+) -> None:
     os.chdir(place)
     os.environ.update(environment(Path(place)))
     with open(log, "ab", buffering=0) as said:
@@ -82,11 +95,13 @@ def _command(words: list[str]) -> int:
     return run_main(words)
 
 
-# -------------------------------------------------------------------------------------------------- a small disk
+# --------------------------------------------------------------------------------------------------
+# a small disk
 
 
 def on_small_disk(words: list[str], place: str, kilobytes: int) -> int:
-    """The command with a disk of its own at `place`, then once more with a larger one; both exit codes as a number.
+    """The command with a disk of its own at `place`, then once more with a larger one; both exit
+    codes as a number.
 
     Needs the right to mount. The disk is gone when the process ends.
     """
@@ -94,13 +109,20 @@ def on_small_disk(words: list[str], place: str, kilobytes: int) -> int:
     if libc.unshare(_NEW_MOUNTS) != 0:
         return 99
     os.makedirs(place, exist_ok=True)
-    for mount in (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place]):
+    for mount in (
+        ["--make-rprivate", "/"],
+        ["-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place],
+    ):
         if subprocess.run(["mount", *mount], check=False).returncode:
             return 99
     first = run_main(words)
     print("=== more room", file=sys.stderr, flush=True)
     subprocess.run(["mount", "-o", "remount,size=256m", place], check=True)
-    again = [*words, "--resume"] if words[0] == "pretrain" and os.path.exists(f"{place}/out/run.json") else words
+    again = (
+        [*words, "--resume"]
+        if words[0] == "pretrain" and os.path.exists(f"{place}/out/run.json")
+        else words
+    )
     return 10 * first + run_main(again)
 
 

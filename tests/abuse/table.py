@@ -1,7 +1,9 @@
-"""`python -m tests.abuse.table [WORDS OF PYTEST]`: run the abuse suite, and write docs/reliability.md from what came of it.
+"""`python -m tests.abuse.table [WORDS OF PYTEST]`: run the abuse suite, and write
+docs/reliability.md from what came of it.
 
-Without words the whole suite is run, and the page tells of it. With words, as `-k files`, what they choose is run, and the
-page tells of that and of what was remembered of earlier calls. `--page` runs nothing.
+Without words the whole suite is run, and the page tells of it. With words, as `-k files`, what they
+choose is run, and the page tells of that and of what was remembered of earlier calls. `--page` runs
+nothing.
 """
 
 import json
@@ -18,22 +20,31 @@ REMEMBERED = ROOT / "build" / "abuse.json"
 INTRODUCTION = """\
 # Reliability
 
-What selftaught promises for bad inputs and bad moments, and what was tried to break it. This page is written by
+What selftaught promises for bad inputs and bad moments, and what was tried to break it. This page
+is written by
 `make abuse`, which runs every row of the tables below; do not edit it by hand.
 
 ## What is promised
-- **Exit codes.** 0: done. 2: the input was refused. 3: training was stopped because its features collapsed. 130: Ctrl-C.
-- **One line.** A refused command says on standard error, in one line, what is wrong and what to do. It shows no traceback.
+- **Exit codes.** 0: done. 2: the input was refused. 3: training was stopped because its features
+  collapsed. 130: Ctrl-C.
+- **One line.** A refused command says on standard error, in one line, what is wrong and what to do.
+  It shows no traceback.
   A misspelt flag is answered with the flags that come nearest.
-- **Odd files.** An image that cannot be read is left out and named. More than one in ten of them refuse the folder.
-- **Whole files.** Every file is written beside its place and then put there. A crash or a full disk leaves the old one.
+- **Odd files.** An image that cannot be read is left out and named. More than one in ten of them
+  refuse the folder.
+- **Whole files.** Every file is written beside its place and then put there. A crash or a full disk
+  leaves the old one.
 - **Nothing is lost.** A refused command changes no file that was there before.
-- **Resume.** After kill -9, a signal, a full disk or a dead network, `--resume` or the same command goes on. A run that goes
+- **Resume.** After kill -9, a signal, a full disk or a dead network, `--resume` or the same command
+  goes on. A run that goes
   on ends with the weights of one that was never stopped, bit for bit on a CPU.
-- **Nothing outside.** A command writes to `--out`, `--to` and the cache (`$XDG_CACHE_HOME/selftaught`) and nowhere else.
+- **Nothing outside.** A command writes to `--out`, `--to` and the cache
+  (`$XDG_CACHE_HOME/selftaught`) and nowhere else.
   `evaluate` also writes into the run that it scores.
-- **No code from files.** Weights, checkpoints, configurations and plans run no code, whatever they hold.
-- **In time.** Each command of these tables ends within {seconds} seconds, those that are stopped and started again aside.
+- **No code from files.** Weights, checkpoints, configurations and plans run no code, whatever they
+  hold.
+- **In time.** Each command of these tables ends within {seconds} seconds, those that are stopped
+  and started again aside.
 
 ## What was tried
 {tried}
@@ -76,7 +87,9 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             "| input | promised | outcome |",
             "| --- | --- | --- |",
         ]
-        lines += [f"| {cell(row['what'])} | {cell(row['promise'])} | {outcome(row)} |" for row in rows]
+        lines += [
+            f"| {cell(row['what'])} | {cell(row['promise'])} | {outcome(row)} |" for row in rows
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -107,7 +120,9 @@ def main(words: list[str]) -> int:
     code = 0
     if words != ["--page"]:
         outcomes = Outcomes()
-        code = int(pytest.main(["-m", "abuse", str(Path(__file__).parent), *words], plugins=[outcomes]))
+        code = int(
+            pytest.main(["-m", "abuse", str(Path(__file__).parent), *words], plugins=[outcomes])
+        )
         remembered |= outcomes.rows
         REMEMBERED.parent.mkdir(exist_ok=True)
         REMEMBERED.write_text(json.dumps(remembered, indent=1), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""Full disks and permissions: nothing is lost, and with room again the same command comes to its end."""
+"""Full disks and permissions: nothing is lost, and with room again the same command comes to its
+end.
+"""
 
 import os
 import stat
@@ -55,16 +57,22 @@ def again(sandbox: Sandbox, words: Sequence[str]) -> None:
     for file in sandbox.path.glob("*/checkpoints/last.pt"):
         assert is_readable_checkpoint(file)
     drafts = [
-        str(p) for place in ("out", "run") for p in (sandbox / place).rglob(".*") if p.name.count(".") > 1 and p.is_file()
+        str(p)
+        for place in ("out", "run")
+        for p in (sandbox / place).rglob(".*")
+        if p.name.count(".") > 1 and p.is_file()
     ]
     assert not [d for d in drafts if not d.endswith(".lock")], drafts
 
 
 def limited(command: str, size: int) -> Case:
     return Case(
-        id=f"{command}-files-of-{size}", what=f"`{command}` where a file may have {size:,} bytes at most",
-        words=COMMANDS[command], promise=EITHER, right="then the same command comes to its end",
-    )  # fmt: skip
+        id=f"{command}-files-of-{size}",
+        what=f"`{command}` where a file may have {size:,} bytes at most",
+        words=COMMANDS[command],
+        promise=EITHER,
+        right="then the same command comes to its end",
+    )
 
 
 def run_short(case: Case, sandbox: Sandbox, shortage: AbstractContextManager[object]) -> None:
@@ -129,7 +137,9 @@ SMALL_DISKS = [
 @pytest.mark.skipif(not can_mount(), reason="needs the right to mount a disk")
 def test_a_small_disk(case: Case, trained: Sandbox) -> None:
     (trained / "disk").mkdir()
-    running = Running(trained, case.words, on_small_disk, str(trained / "disk"), int(case.id.rpartition("-")[2]))
+    running = Running(
+        trained, case.words, on_small_disk, str(trained / "disk"), int(case.id.rpartition("-")[2])
+    )
     outcome = running.wait(150)
     assert outcome.code in (20, 0), outcome.err  # 2, then 0
     assert_no_harm(outcome)
@@ -138,7 +148,8 @@ def test_a_small_disk(case: Case, trained: Sandbox) -> None:
     assert outcome.code == 0 or first.rstrip().splitlines()[-1].startswith("selftaught:"), first
 
 
-# --------------------------------------------------------------------------------------------- permissions
+# ---------------------------------------------------------------------------------------------
+# permissions
 
 
 def read_only(name: str) -> Callable[[Sandbox], None]:
@@ -302,7 +313,9 @@ PERMISSIONS = [
         words=STEPS,
         permissions=True,
     ),
-    Case(id="cache-is-file", what="a file where the cache should be", prepare=no_cache, words=STEPS),
+    Case(
+        id="cache-is-file", what="a file where the cache should be", prepare=no_cache, words=STEPS
+    ),
     Case(
         id="pack-out-file",
         what="`pack --out` is a file",
@@ -392,7 +405,10 @@ def test_places_that_cannot_be_written_to(case: Case, trained: Sandbox) -> None:
 
 LOCKED = [
     Case(
-        id="all-locked", what="no cache, no home and no folder for temporary files", words=STEPS, right="trains all the same"
+        id="all-locked",
+        what="no cache, no home and no folder for temporary files",
+        words=STEPS,
+        right="trains all the same",
     )
 ]
 
@@ -406,8 +422,18 @@ def test_a_home_that_cannot_be_written_to(case: Case, trained: Sandbox) -> None:
 
 
 STREAMS = [
-    Case(id="stdout-full", what="`methods --json` to a full disk, /dev/full", words=("methods", "--json"), promise=REFUSED),
-    Case(id="stdout-closed", what="`methods --json` to a pipe that nobody reads", words=("methods", "--json"), promise=DONE),
+    Case(
+        id="stdout-full",
+        what="`methods --json` to a full disk, /dev/full",
+        words=("methods", "--json"),
+        promise=REFUSED,
+    ),
+    Case(
+        id="stdout-closed",
+        what="`methods --json` to a pipe that nobody reads",
+        words=("methods", "--json"),
+        promise=DONE,
+    ),
 ]
 
 
@@ -419,7 +445,9 @@ def test_standard_output_that_takes_nothing(case: Case, sandbox: Sandbox) -> Non
     with open("/dev/full", "w") as full:
         stdout = full if case.id == "stdout-full" else writer
         words = [sys.executable, "-m", "selftaught", *case.words]
-        done = subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=50)
+        done = subprocess.run(
+            words, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=50
+        )
     os.close(writer)
     outcome = Outcome(done.returncode, "", done.stderr, 0.0)
     sandbox.note(outcome)

@@ -31,13 +31,24 @@ from tests.abuse.harness import (
 
 pytestmark = pytest.mark.abuse
 
-TAKEN, LEFT_OUT, PASSED_OVER, HANDLED = "taken", "left out and named", "passed over", "taken, or left out and named"
+TAKEN, LEFT_OUT, PASSED_OVER, HANDLED = (
+    "taken",
+    "left out and named",
+    "passed over",
+    "taken, or left out and named",
+)
 
 
 def odd(
-    id: str, what: str, write: Callable[[Path], object], fate: str = LEFT_OUT, *, permissions: bool = False,
-    then: Callable[[Sandbox, Outcome], object] = lambda sandbox, outcome: None, images: int | None = None,
-) -> Case:  # fmt: skip
+    id: str,
+    what: str,
+    write: Callable[[Path], object],
+    fate: str = LEFT_OUT,
+    *,
+    permissions: bool = False,
+    then: Callable[[Sandbox, Outcome], object] = lambda sandbox, outcome: None,
+    images: int | None = None,
+) -> Case:
     """A case of one file that `write` puts into a folder of sixteen images."""
 
     def prepare(sandbox: Sandbox) -> None:
@@ -64,10 +75,14 @@ def odd(
 
 
 def file(name: str, content: bytes | str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return lambda folder: (folder / name).write_bytes(
+        content.encode() if isinstance(content, str) else content
+    )
 
 
-def saved(name: str, image: Callable[[], Image.Image], **options: object) -> Callable[[Path], object]:
+def saved(
+    name: str, image: Callable[[], Image.Image], **options: object
+) -> Callable[[Path], object]:
     return lambda folder: image().save(folder / name, **options)  # type: ignore[arg-type]
 
 
@@ -81,17 +96,27 @@ def ramp(kind: str, top: float = 1.0) -> np.ndarray:
 
 def several(name: str, **options: object) -> Callable[[Path], object]:
     pages = [picture(seed=k) for k in range(3)]
-    return lambda folder: pages[0].save(folder / name, save_all=True, append_images=pages[1:], **options)  # type: ignore[arg-type]
+    return lambda folder: pages[0].save(
+        folder / name, save_all=True, append_images=pages[1:], **options
+    )  # type: ignore[arg-type]
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 2, pixels: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 2, pixels: bytes = b""
+) -> bytes:
     """A PNG whose header may say anything."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + b"".join(chunks)
+        + chunk(b"IDAT", zlib.compress(pixels))
+        + chunk(b"IEND", b"")
+    )
 
 
 def jpeg_with(marker: int, data: bytes) -> bytes:
@@ -171,7 +196,11 @@ def as_wide(sandbox: Sandbox, outcome: Outcome) -> None:
 
 FILES = [
     odd("empty", "an empty .jpg", file("x.jpg", b"")),
-    odd("jpeg-cut-off", "a JPEG cut off in the middle", file("x.jpg", encoded("JPEG", (99, 99))[:2000])),
+    odd(
+        "jpeg-cut-off",
+        "a JPEG cut off in the middle",
+        file("x.jpg", encoded("JPEG", (99, 99))[:2000]),
+    ),
     odd("jpeg-three-bytes", "a JPEG of three bytes", file("x.jpg", b"\xff\xd8\xff")),
     odd(
         "jpeg-ends-in-zeros",
@@ -184,28 +213,67 @@ FILES = [
         file("x.jpg", encoded("JPEG") + b"junk" * 256),
         TAKEN,
     ),
-    odd("jpeg-comment", "a JPEG with a comment of 64 KB", file("x.jpg", jpeg_with(0xFE, b"c" * 65000)), TAKEN),
+    odd(
+        "jpeg-comment",
+        "a JPEG with a comment of 64 KB",
+        file("x.jpg", jpeg_with(0xFE, b"c" * 65000)),
+        TAKEN,
+    ),
     odd("png-cut-off", "a PNG cut off in the middle", file("x.png", encoded()[:2000])),
     odd("png-header-only", "the first 8 bytes of a PNG", file("x.png", encoded()[:8])),
     odd("png-wrong-sum", "a PNG with a changed byte", file("x.png", wrong_sum())),
-    odd("png-header-bomb", "a PNG of 200 bytes that claims 100,000 x 100,000 pixels", file("x.png", png(100_000, 100_000))),
-    odd("png-largest-header", "a PNG that claims 2,147,483,647 pixels each way", file("x.png", png(2**31 - 1, 2**31 - 1))),
+    odd(
+        "png-header-bomb",
+        "a PNG of 200 bytes that claims 100,000 x 100,000 pixels",
+        file("x.png", png(100_000, 100_000)),
+    ),
+    odd(
+        "png-largest-header",
+        "a PNG that claims 2,147,483,647 pixels each way",
+        file("x.png", png(2**31 - 1, 2**31 - 1)),
+    ),
     odd("png-no-pixels", "a PNG that claims 0 x 0 pixels", file("x.png", png(0, 0))),
-    odd("png-few-pixels", "a PNG with fewer pixels than its header claims", file("x.png", png(40, 40, pixels=bytes(121)))),
+    odd(
+        "png-few-pixels",
+        "a PNG with fewer pixels than its header claims",
+        file("x.png", png(40, 40, pixels=bytes(121))),
+    ),
     odd(
         "png-text-bomb",
         "a PNG with a comment that unpacks to 200 MB",
-        file("x.png", png(4, 4, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(200_000_000), 1)), pixels=bytes(4 * 13))),
+        file(
+            "x.png",
+            png(
+                4,
+                4,
+                chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(200_000_000), 1)),
+                pixels=bytes(4 * 13),
+            ),
+        ),
         HANDLED,
     ),
-    odd("gif-cut-off", "a GIF cut off in the middle", file("x.gif", encoded("GIF", (99, 99))[:2000])),
-    odd("webp-cut-off", "a WebP cut off in the middle", file("x.webp", encoded("WEBP", (99, 99))[:2000])),
+    odd(
+        "gif-cut-off", "a GIF cut off in the middle", file("x.gif", encoded("GIF", (99, 99))[:2000])
+    ),
+    odd(
+        "webp-cut-off",
+        "a WebP cut off in the middle",
+        file("x.webp", encoded("WEBP", (99, 99))[:2000]),
+    ),
     odd("bmp-cut-off", "a BMP cut off in the middle", file("x.bmp", encoded("BMP")[:2000])),
-    odd("tiff-cut-off", "a TIFF cut off in the middle", file("x.tif", encoded("TIFF", (99, 99))[:2000])),
+    odd(
+        "tiff-cut-off",
+        "a TIFF cut off in the middle",
+        file("x.tif", encoded("TIFF", (99, 99))[:2000]),
+    ),
     odd("tiff-loop", "a TIFF whose list of pages is a circle", file("x.tif", tiff_loop())),
     odd("wrong-suffix", "a PNG called .jpg", file("x.jpg", encoded()), TAKEN),
     odd("text", "a text called .jpg", file("x.jpg", "these are words\n" * 9)),
-    odd("html", "a web page called .png, as a failed download leaves", file("x.png", "<!DOCTYPE html><html>404</html>")),
+    odd(
+        "html",
+        "a web page called .png, as a failed download leaves",
+        file("x.png", "<!DOCTYPE html><html>404</html>"),
+    ),
     odd("svg", "an SVG called .png", file("x.png", "<svg xmlns='http://www.w3.org/2000/svg'/>")),
     odd(
         "postscript",
@@ -222,8 +290,15 @@ FILES = [
     odd("animated-gif", "an animated GIF", several("x.gif"), HANDLED),
     odd("tiff-pages", "a TIFF of three pages", several("x.tif"), HANDLED, then=pages_said),
     odd("animated-webp", "an animated WebP", several("x.webp"), HANDLED),
-    odd("cmyk", "a CMYK JPEG, as of print", saved("x.jpg", lambda: picture().convert("CMYK")), TAKEN),
-    odd("lab", "a TIFF in CIE L*a*b*", saved("x.tif", lambda: Image.new("LAB", (40, 40), (128, 100, 99))), TAKEN),
+    odd(
+        "cmyk", "a CMYK JPEG, as of print", saved("x.jpg", lambda: picture().convert("CMYK")), TAKEN
+    ),
+    odd(
+        "lab",
+        "a TIFF in CIE L*a*b*",
+        saved("x.tif", lambda: Image.new("LAB", (40, 40), (128, 100, 99))),
+        TAKEN,
+    ),
     odd("ycbcr", "a TIFF in YCbCr", saved("x.tif", lambda: picture().convert("YCbCr")), HANDLED),
     odd(
         "palette",
@@ -231,13 +306,43 @@ FILES = [
         saved("x.png", lambda: picture().quantize(16), transparency=3),
         TAKEN,
     ),
-    odd("one-bit", "a TIFF of one bit a pixel", saved("x.tif", lambda: picture().convert("1")), TAKEN),
-    odd("grey-alpha", "a grey PNG with transparency", saved("x.png", lambda: picture().convert("LA")), TAKEN),
-    odd("sixteen-bits", "a grey PNG of 16 bits a pixel", saved("x.png", grey(ramp("u2", 65535))), TAKEN),
-    odd("thirty-two-bits", "a TIFF of 32-bit integers", saved("x.tif", grey(ramp("i4", 100_000))), TAKEN),
+    odd(
+        "one-bit",
+        "a TIFF of one bit a pixel",
+        saved("x.tif", lambda: picture().convert("1")),
+        TAKEN,
+    ),
+    odd(
+        "grey-alpha",
+        "a grey PNG with transparency",
+        saved("x.png", lambda: picture().convert("LA")),
+        TAKEN,
+    ),
+    odd(
+        "sixteen-bits",
+        "a grey PNG of 16 bits a pixel",
+        saved("x.png", grey(ramp("u2", 65535))),
+        TAKEN,
+    ),
+    odd(
+        "thirty-two-bits",
+        "a TIFF of 32-bit integers",
+        saved("x.tif", grey(ramp("i4", 100_000))),
+        TAKEN,
+    ),
     odd("float", "a TIFF of floats from 0 to 1", saved("x.tif", grey(ramp("f4"))), TAKEN),
-    odd("float-nan", "a TIFF of floats that are no numbers", saved("x.tif", grey(np.full((40, 40), np.nan, "f4"))), HANDLED),
-    odd("float-negative", "a TIFF of floats from -1 to 1", saved("x.tif", grey(2 * ramp("f4") - 1)), HANDLED),
+    odd(
+        "float-nan",
+        "a TIFF of floats that are no numbers",
+        saved("x.tif", grey(np.full((40, 40), np.nan, "f4"))),
+        HANDLED,
+    ),
+    odd(
+        "float-negative",
+        "a TIFF of floats from -1 to 1",
+        saved("x.tif", grey(2 * ramp("f4") - 1)),
+        HANDLED,
+    ),
     odd(
         "float-infinite",
         "a TIFF of floats, some of them infinite",
@@ -245,19 +350,43 @@ FILES = [
         HANDLED,
     ),
     odd("one-pixel", "an image of 1 x 1 pixels", saved("x.png", lambda: picture((1, 1))), TAKEN),
-    odd("narrow", "an image of 1 x 5,000 pixels", saved("x.png", lambda: picture((1, 5000))), TAKEN),
-    odd("wide", "an image of 20,000 x 10 pixels", saved("x.png", lambda: picture((20_000, 10))), TAKEN, then=as_wide),
+    odd(
+        "narrow", "an image of 1 x 5,000 pixels", saved("x.png", lambda: picture((1, 5000))), TAKEN
+    ),
+    odd(
+        "wide",
+        "an image of 20,000 x 10 pixels",
+        saved("x.png", lambda: picture((20_000, 10))),
+        TAKEN,
+        then=as_wide,
+    ),
     odd("exif-turned", "a photograph that lies on its side by its EXIF data", exif_rotated, TAKEN),
     odd(
-        "exif-broken", "a JPEG with broken EXIF data", file("x.jpg", jpeg_with(0xE1, b"Exif\0\0II*\0" + b"\xff" * 60)), TAKEN
+        "exif-broken",
+        "a JPEG with broken EXIF data",
+        file("x.jpg", jpeg_with(0xE1, b"Exif\0\0II*\0" + b"\xff" * 60)),
+        TAKEN,
     ),
-    odd("icc-broken", "a JPEG with a broken colour profile", saved("x.jpg", picture, icc_profile=b"\xff" * 300), TAKEN),
+    odd(
+        "icc-broken",
+        "a JPEG with a broken colour profile",
+        saved("x.jpg", picture, icc_profile=b"\xff" * 300),
+        TAKEN,
+    ),
     odd("tiff-long-tag", "a TIFF with a description of 100,000 letters", multi_sampled, TAKEN),
     odd("fifo", "a named pipe called .jpg", lambda folder: os.mkfifo(folder / "fifo.jpg")),
     odd("socket", "a socket called .jpg", a_socket),
     odd("device", "a device of endless zeros called .jpg", a_device),
-    odd("link-to-device", "a link to /dev/zero called .jpg", lambda folder: (folder / "x.jpg").symlink_to("/dev/zero")),
-    odd("broken-link", "a link to a file that is gone", lambda folder: (folder / "x.jpg").symlink_to("gone.jpg")),
+    odd(
+        "link-to-device",
+        "a link to /dev/zero called .jpg",
+        lambda folder: (folder / "x.jpg").symlink_to("/dev/zero"),
+    ),
+    odd(
+        "broken-link",
+        "a link to a file that is gone",
+        lambda folder: (folder / "x.jpg").symlink_to("gone.jpg"),
+    ),
     odd("link-loop", "a link to itself", lambda folder: (folder / "x.jpg").symlink_to("x.jpg")),
     odd(
         "link-to-image",
@@ -265,7 +394,12 @@ FILES = [
         lambda folder: (folder / "x.png").symlink_to("000.png"),
         PASSED_OVER,
     ),
-    odd("hard-link", "a second name of an image", lambda folder: os.link(folder / "000.png", folder / "x.png"), TAKEN),
+    odd(
+        "hard-link",
+        "a second name of an image",
+        lambda folder: os.link(folder / "000.png", folder / "x.png"),
+        TAKEN,
+    ),
     odd(
         "unreadable",
         "an image without the permission to read it",
@@ -273,7 +407,12 @@ FILES = [
         permissions=True,
     ),
     odd("folder-jpg", "a folder called x.jpg, with an image inside", inside_folder, TAKEN),
-    odd("empty-folder-jpg", "an empty folder called x.jpg", lambda folder: (folder / "x.jpg").mkdir(), PASSED_OVER),
+    odd(
+        "empty-folder-jpg",
+        "an empty folder called x.jpg",
+        lambda folder: (folder / "x.jpg").mkdir(),
+        PASSED_OVER,
+    ),
     odd("hidden", "a hidden image, .x.jpg", file(".x.jpg", encoded("JPEG")), PASSED_OVER),
     odd(
         "apple-double",
@@ -281,20 +420,36 @@ FILES = [
         file("._x.jpg", b"\0\5\x16\7" + bytes(80)),
         PASSED_OVER,
     ),
-    odd("half-download", "x.jpg.part, of a download under way", file("x.jpg.part", b"half"), PASSED_OVER),
+    odd(
+        "half-download",
+        "x.jpg.part, of a download under way",
+        file("x.jpg.part", b"half"),
+        PASSED_OVER,
+    ),
     odd("upper-case", "an image called X.JPG", file("X.JPG", encoded("JPEG")), TAKEN),
     odd("newline-name", "a name with a line break", file("a\nb.png", encoded()), TAKEN),
     odd("emoji-name", "a name of emoji", file("🦩🏳️‍🌈.png", encoded()), TAKEN),
     odd(
         "bytes-name",
         "a name that is no UTF-8",
-        lambda folder: Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.png")).write_bytes(encoded()),
+        lambda folder: Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.png")).write_bytes(
+            encoded()
+        ),
         TAKEN,
     ),
     odd("long-name", "a name of 255 letters", file("n" * 251 + ".png", encoded()), TAKEN),
-    odd("dash-name", "a name that looks like a flag, --out=x.png", file("--out=x.png", encoded()), TAKEN),
+    odd(
+        "dash-name",
+        "a name that looks like a flag, --out=x.png",
+        file("--out=x.png", encoded()),
+        TAKEN,
+    ),
     odd("space-name", "a name of spaces and dots", file("  .. .png", encoded()), TAKEN),
-    odd("markup-name", "an unreadable file whose name is mark-up, [/red].png", file("[red][bold].png", b"no image")),
+    odd(
+        "markup-name",
+        "an unreadable file whose name is mark-up, [/red].png",
+        file("[red][bold].png", b"no image"),
+    ),
     odd(
         "escape-name",
         "an unreadable file whose name would colour the terminal",
@@ -302,7 +457,9 @@ FILES = [
         HANDLED,
         then=not_shown_raw,
     ),
-    odd("suffix-alone", "a file called .png and nothing else", file(".png", encoded()), PASSED_OVER),
+    odd(
+        "suffix-alone", "a file called .png and nothing else", file(".png", encoded()), PASSED_OVER
+    ),
 ]
 
 
@@ -312,8 +469,16 @@ def test_one_odd_file_is_taken_or_left_out_and_named(case: Case, sandbox: Sandbo
     assert_done(sandbox.run("pack", "photos", "--out", "photos.pack", permissions=case.permissions))
 
 
-def only(id: str, what: str, write: Callable[[Path], object], promise: str = REFUSED, names: tuple[str, ...] = ()) -> Case:
-    """A case of a folder that holds nothing but sixteen files of a kind, or of one file that is named as the data."""
+def only(
+    id: str,
+    what: str,
+    write: Callable[[Path], object],
+    promise: str = REFUSED,
+    names: tuple[str, ...] = (),
+) -> Case:
+    """A case of a folder that holds nothing but sixteen files of a kind, or of one file that is
+    named as the data.
+    """
     return Case(
         id=id,
         what=what,
@@ -328,12 +493,21 @@ def sixteen(suffix: str, content: bytes) -> Callable[[Path], object]:
 
 
 def distinct(suffix: str, **options: object) -> Callable[[Path], object]:
-    return lambda folder: [picture(seed=k).save(folder / f"{k}{suffix}", **options) for k in range(16)]  # type: ignore[arg-type]
+    return lambda folder: [
+        picture(seed=k).save(folder / f"{k}{suffix}", **options) for k in range(16)
+    ]  # type: ignore[arg-type]
 
 
 ALONE = [
-    only("all-empty", "sixteen empty .jpg and nothing else", sixteen(".jpg", b""), names=("photos",)),
-    only("all-text", "sixteen texts called .png and nothing else", sixteen(".png", b"words"), names=("photos",)),
+    only(
+        "all-empty", "sixteen empty .jpg and nothing else", sixteen(".jpg", b""), names=("photos",)
+    ),
+    only(
+        "all-text",
+        "sixteen texts called .png and nothing else",
+        sixteen(".png", b"words"),
+        names=("photos",),
+    ),
     only(
         "all-fifos",
         "sixteen named pipes and nothing else",
@@ -379,7 +553,10 @@ ALONE = [
         id="two-steps",
         what="one unreadable file among sixteen images, two steps of training",
         right=LEFT_OUT,
-        prepare=lambda sandbox: (photos(sandbox / "photos"), sandbox.write("photos/x.jpg", b"broken")),
+        prepare=lambda sandbox: (
+            photos(sandbox / "photos"),
+            sandbox.write("photos/x.jpg", b"broken"),
+        ),
         words=(*TRAIN[:-1], "2"),
     ),
 ]

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.abuse.harness import DONE, EITHER, EVALUATE, REFUSED, TRAIN, Case, Sandbox, carry_out, rows
+from tests.abuse.harness import (
+    DONE,
+    EITHER,
+    EVALUATE,
+    REFUSED,
+    TRAIN,
+    Case,
+    Sandbox,
+    carry_out,
+    rows,
+)
 
 pytestmark = pytest.mark.abuse
 
@@ -30,7 +40,13 @@ ADAPT = (
 PACK = ("pack", "photos", "--out", "photos.pack")
 
 
-def wrong(words: Sequence[str], *names: str, base: Sequence[str] = TRAIN, promise: str = REFUSED, right: str = "") -> Case:
+def wrong(
+    words: Sequence[str],
+    *names: str,
+    base: Sequence[str] = TRAIN,
+    promise: str = REFUSED,
+    right: str = "",
+) -> Case:
     """The command `base` and these words; `names` are what the refusal must say."""
     typed = " ".join(words)
     return Case(
@@ -77,7 +93,9 @@ FLAGS = [
     whole("adapt", "--init", "run", "--out", "out", names=("--target",)),
     whole("adapt", "--target", "photos", "--out", "out", names=("--init",)),
     whole("study", "separabilty", "--plan", "x.yaml", "--out", "out", names=("separability",)),
-    whole("study", "separability", "--plan", "nowhere.yaml", "--out", "out", names=("nowhere.yaml",)),
+    whole(
+        "study", "separability", "--plan", "nowhere.yaml", "--out", "out", names=("nowhere.yaml",)
+    ),
     wrong(["--epoch", "3"], "--epochs"),
     wrong(["--bacth", "8"], "--batch"),
     wrong(["--lr", "0.1"], "--optimizer.lr"),
@@ -150,7 +168,12 @@ FLAGS = [
     wrong(["--protocols", "knn"], "--protocol", base=EVALUATE),
     wrong(["--labels", "five"], "--labels", base=EVALUATE),
     wrong(["--labels", "0"], "labels", base=EVALUATE),
-    wrong(["--labels", "1000"], base=EVALUATE, promise=DONE, right="all labels are taken, and it is said"),
+    wrong(
+        ["--labels", "1000"],
+        base=EVALUATE,
+        promise=DONE,
+        right="all labels are taken, and it is said",
+    ),
     wrong(["--against", "rnadom"], "random", base=EVALUATE),
     wrong(["--draws", "0"], "draws", base=EVALUATE),
     wrong(["--size", "1"], "--size", base=EVALUATE),

@@ -31,7 +31,9 @@ def of(*roots: str, steps: str = "0") -> tuple[str, ...]:
     return ("pretrain", "--data", *roots, "--out", "out", *SMALL, "--steps", steps)
 
 
-def holds(images: int, *classes: str, held_out: int | None = None) -> Callable[[Sandbox, Outcome], None]:
+def holds(
+    images: int, *classes: str, held_out: int | None = None
+) -> Callable[[Sandbox, Outcome], None]:
     """What the run says of its images."""
 
     def check(sandbox: Sandbox, outcome: Outcome) -> None:
@@ -80,7 +82,10 @@ def broken(number: int) -> Callable[[Sandbox], None]:
 
 
 def few(number: int) -> Callable[[Sandbox], None]:
-    return lambda sandbox: [sandbox.write(f"photos/{k}.png", encoded(size=(40 + k, 40))) for k in range(number)] and None
+    return lambda sandbox: (
+        [sandbox.write(f"photos/{k}.png", encoded(size=(40 + k, 40))) for k in range(number)]
+        and None
+    )
 
 
 def linked(sandbox: Sandbox) -> None:
@@ -147,7 +152,9 @@ def many_other_files(sandbox: Sandbox) -> None:
         sandbox.write(f"photos/{k}.txt", b"")
 
 
-def train_and_test(train: str = "train", test: str = "test", each: int = 8) -> Callable[[Sandbox], None]:
+def train_and_test(
+    train: str = "train", test: str = "test", each: int = 8
+) -> Callable[[Sandbox], None]:
     return classes(*(f"{split}/{c}" for split in (train, test) for c in "ab"), each=each)
 
 
@@ -175,8 +182,20 @@ def unharmed(sandbox: Sandbox, outcome: Outcome) -> None:
 
 
 FOLDERS = [
-    Case(id="missing", what="a folder that is not there", words=of("nowhere"), promise=REFUSED, names=("nowhere",)),
-    Case(id="empty", what="an empty folder", prepare=lambda s: (s / "photos").mkdir(), promise=REFUSED, names=("photos",)),
+    Case(
+        id="missing",
+        what="a folder that is not there",
+        words=of("nowhere"),
+        promise=REFUSED,
+        names=("nowhere",),
+    ),
+    Case(
+        id="empty",
+        what="an empty folder",
+        prepare=lambda s: (s / "photos").mkdir(),
+        promise=REFUSED,
+        names=("photos",),
+    ),
     Case(
         id="no-images",
         what="a folder of texts",
@@ -192,7 +211,13 @@ FOLDERS = [
         promise=REFUSED,
         names=("--data",),
     ),
-    Case(id="dev-null", what="--data /dev/null", words=of("/dev/null"), promise=REFUSED, names=("/dev/null",)),
+    Case(
+        id="dev-null",
+        what="--data /dev/null",
+        words=of("/dev/null"),
+        promise=REFUSED,
+        names=("/dev/null",),
+    ),
     Case(
         id="pattern",
         what="a pattern that the shell did not fill in, photos/*.jpg",
@@ -208,7 +233,13 @@ FOLDERS = [
         promise=REFUSED,
         names=("where",),
     ),
-    Case(id="name-too-long", what="a name of 300 letters", words=of("n" * 300), promise=REFUSED, names=("nnn",)),
+    Case(
+        id="name-too-long",
+        what="a name of 300 letters",
+        words=of("n" * 300),
+        promise=REFUSED,
+        names=("nnn",),
+    ),
     Case(
         id="one-missing-of-two",
         what="two folders, of which one is not there",
@@ -233,7 +264,13 @@ FOLDERS = [
         promise=EITHER,
     ),
     Case(id="one-broken-of-17", what="one of 17 images broken", prepare=broken(1), then=holds(16)),
-    Case(id="half-broken", what="half of the images broken", prepare=broken(16), promise=REFUSED, names=("broken0.jpg",)),
+    Case(
+        id="half-broken",
+        what="half of the images broken",
+        prepare=broken(16),
+        promise=REFUSED,
+        names=("broken0.jpg",),
+    ),
     Case(
         id="a-class-broken",
         what="all images of one small class broken",
@@ -256,8 +293,16 @@ FOLDERS = [
         then=lambda s, o: facts(s)["images"] == 16 or pytest.fail("counted twice"),
         right="each image counts once",
     ),
-    Case(id="dots", what="photos/../photos/./", prepare=flat, words=of("photos/../photos/./"), then=holds(16)),
-    Case(id="home", what="~/photos in quotes", prepare=in_home, words=of("~/photos"), then=holds(16)),
+    Case(
+        id="dots",
+        what="photos/../photos/./",
+        prepare=flat,
+        words=of("photos/../photos/./"),
+        then=holds(16),
+    ),
+    Case(
+        id="home", what="~/photos in quotes", prepare=in_home, words=of("~/photos"), then=holds(16)
+    ),
     Case(
         id="file-url",
         what="a URL of a folder here, file:///",
@@ -266,7 +311,12 @@ FOLDERS = [
         then=holds(16),
     ),
     Case(id="link", what="a link to a folder", prepare=linked, then=holds(16)),
-    Case(id="link-loop", what="a folder with a link to itself and one to the folder above", prepare=loop, then=holds(16)),
+    Case(
+        id="link-loop",
+        what="a folder with a link to itself and one to the folder above",
+        prepare=loop,
+        then=holds(16),
+    ),
     Case(
         id="link-circle",
         what="two folders that link to each other",
@@ -275,7 +325,12 @@ FOLDERS = [
         right="each image counts once, in its own class",
     ),
     Case(id="deep", what="200 folders one in another", prepare=deep, then=holds(17)),
-    Case(id="very-deep", what="folders one in another, to a path of 5,000 letters", prepare=very_deep, then=at_least(16)),
+    Case(
+        id="very-deep",
+        what="folders one in another, to a path of 5,000 letters",
+        prepare=very_deep,
+        then=at_least(16),
+    ),
     Case(
         id="locked-inside",
         what="a folder inside that must not be read",
@@ -299,22 +354,41 @@ FOLDERS = [
         then=holds(300),
         right="no classes are made up",
     ),
-    Case(id="many-other-files", what="5,000 other files beside the images", prepare=many_other_files, then=holds(16)),
+    Case(
+        id="many-other-files",
+        what="5,000 other files beside the images",
+        prepare=many_other_files,
+        then=holds(16),
+    ),
     Case(
         id="loose-images",
         what="images beside class folders",
-        prepare=lambda s: (photos(s / "photos", ("a", "b")), picture(seed=9).save(s / "photos" / "x.png")),
+        prepare=lambda s: (
+            photos(s / "photos", ("a", "b")),
+            picture(seed=9).save(s / "photos" / "x.png"),
+        ),
         then=holds(17),
         right="no classes, and it is said why",
     ),
-    Case(id="case-differs", what="class folders Cat and cat", prepare=classes("Cat", "cat"), then=holds(16, "Cat", "cat")),
+    Case(
+        id="case-differs",
+        what="class folders Cat and cat",
+        prepare=classes("Cat", "cat"),
+        then=holds(16, "Cat", "cat"),
+    ),
     Case(
         id="odd-classes",
         what="class folders called [/red], 🦩, a line break, and -x",
         prepare=classes("[/red]", "🦩", "a\nb", "-x"),
         then=lambda s, o: len(facts(s)["classes"]) == 4 or pytest.fail(str(facts(s)["classes"])),
     ),
-    Case(id="one-class", what="one class folder", prepare=classes("a", each=16), then=holds(16), right="no classes"),
+    Case(
+        id="one-class",
+        what="one class folder",
+        prepare=classes("a", each=16),
+        then=holds(16),
+        right="no classes",
+    ),
     Case(
         id="split",
         what="train/ and test/ with classes inside",
@@ -346,10 +420,20 @@ FOLDERS = [
         then=holds(32, "a", "b", held_out=8),
     ),
     Case(id="split-empty", what="train/ and an empty test/", prepare=empty_test, promise=EITHER),
-    Case(id="split-no-train", what="test/ alone", prepare=classes("test/a", "test/b"), then=holds(16, "a", "b")),
-    Case(id="hidden-folder", what="images in .git/", prepare=put("photos/.git/x.png"), then=holds(16)),
     Case(
-        id="macosx", what="__MACOSX/, as zip archives of macOS hold it", prepare=put("photos/__MACOSX/x.png"), then=holds(16)
+        id="split-no-train",
+        what="test/ alone",
+        prepare=classes("test/a", "test/b"),
+        then=holds(16, "a", "b"),
+    ),
+    Case(
+        id="hidden-folder", what="images in .git/", prepare=put("photos/.git/x.png"), then=holds(16)
+    ),
+    Case(
+        id="macosx",
+        what="__MACOSX/, as zip archives of macOS hold it",
+        prepare=put("photos/__MACOSX/x.png"),
+        then=holds(16),
     ),
     Case(
         id="nas",
@@ -369,7 +453,11 @@ FOLDERS = [
         prepare=flat,
         words=("pretrain", "--data", "photos", "--out", "photos/runs/a", *SMALL, "--steps", "2"),
         then=lambda s, o: (
-            assert_done(s.run("pretrain", "--data", "photos", "--out", "photos/runs/b", *SMALL, "--steps", "0")),
+            assert_done(
+                s.run(
+                    "pretrain", "--data", "photos", "--out", "photos/runs/b", *SMALL, "--steps", "0"
+                )
+            ),
             _same_images(s),
         ),
         right="a run's own pictures are no images of the next one",

@@ -1,4 +1,6 @@
-"""Signals and kill -9: at random moments, and then the same command again, or --resume, comes to the same end."""
+"""Signals and kill -9: at random moments, and then the same command again, or --resume, comes to
+the same end.
+"""
 
 import json
 import random
@@ -34,7 +36,11 @@ pytestmark = pytest.mark.abuse
 
 def stored(sandbox: Sandbox) -> dict[str, bytes]:
     """A pack, file by file."""
-    return {file.name: file.read_bytes() for file in sorted((sandbox / "out").iterdir()) if not file.name.startswith(".")}
+    return {
+        file.name: file.read_bytes()
+        for file in sorted((sandbox / "out").iterdir())
+        if not file.name.startswith(".")
+    }
 
 
 def scores(sandbox: Sandbox) -> list[dict[str, Any]]:
@@ -52,7 +58,20 @@ class Command:
 
 COMMANDS = {
     "pretrain": Command(
-        ("pretrain", "--data", "photos", "--out", "out", *SMALL, "--steps", "24", "--save-every", "0", "--hard", "cutmix"),
+        (
+            "pretrain",
+            "--data",
+            "photos",
+            "--out",
+            "out",
+            *SMALL,
+            "--steps",
+            "24",
+            "--save-every",
+            "0",
+            "--hard",
+            "cutmix",
+        ),
         lambda sandbox: learnt(sandbox / "out"),
         resume=True,
     ),
@@ -110,7 +129,10 @@ def wholes(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
     def whole(name: str) -> Whole:
         if name not in known:
-            with pytest.MonkeyPatch.context() as patch, inside(tmp_path_factory.mktemp(f"whole {name}"), patch) as made:
+            with (
+                pytest.MonkeyPatch.context() as patch,
+                inside(tmp_path_factory.mktemp(f"whole {name}"), patch) as made,
+            ):
                 _filled(made, inputs)
                 outcome = start(made, *COMMANDS[name].words).wait(writes=("run",))
                 assert_done(outcome)
@@ -149,7 +171,12 @@ def comes_to_its_end(sandbox: Sandbox, command: Command, whole: Whole) -> None:
     outcome = sandbox.run(*again(sandbox, command), writes=("run",))
     assert_done(outcome)
     assert command.outcome(sandbox) == whole.outcome
-    left = [str(p) for name in ("out", "run") for p in (sandbox / name).rglob(".*") if p.is_file() and p.name != ".lock"]
+    left = [
+        str(p)
+        for name in ("out", "run")
+        for p in (sandbox / name).rglob(".*")
+        if p.is_file() and p.name != ".lock"
+    ]
     assert not left, f"drafts are left: {left}"
 
 
@@ -168,7 +195,9 @@ KILLS = [
 
 
 @pytest.mark.parametrize("case", rows(KILLS))
-def test_killed_at_a_random_moment(case: Case, filled: Sandbox, wholes: Callable[[str], Whole]) -> None:
+def test_killed_at_a_random_moment(
+    case: Case, filled: Sandbox, wholes: Callable[[str], Whole]
+) -> None:
     name, _, seed = case.id.rpartition("-")
     whole = wholes(name)
     moment = random.Random(f"{name} {seed}").uniform(0, whole.seconds)
@@ -191,11 +220,15 @@ IN_A_ROW = [
 
 
 @pytest.mark.parametrize("case", rows(IN_A_ROW))
-def test_killed_again_and_again(case: Case, filled: Sandbox, wholes: Callable[[str], Whole]) -> None:
+def test_killed_again_and_again(
+    case: Case, filled: Sandbox, wholes: Callable[[str], Whole]
+) -> None:
     name = case.id.partition("-")[0]
     whole, rng = wholes(name), random.Random(case.id)
     for _ in range(5):
-        assert_no_harm(struck(filled, COMMANDS[name], signal.SIGKILL, rng.uniform(0, whole.seconds / 2)))
+        assert_no_harm(
+            struck(filled, COMMANDS[name], signal.SIGKILL, rng.uniform(0, whole.seconds / 2))
+        )
     comes_to_its_end(filled, COMMANDS[name], whole)
 
 
@@ -213,7 +246,9 @@ SIGNALS = [
 
 
 @pytest.mark.parametrize("case", rows(SIGNALS))
-def test_a_signal_at_a_random_moment(case: Case, filled: Sandbox, wholes: Callable[[str], Whole]) -> None:
+def test_a_signal_at_a_random_moment(
+    case: Case, filled: Sandbox, wholes: Callable[[str], Whole]
+) -> None:
     name, number, _ = case.id.split("-")
     whole = wholes(name)
     moment = random.Random(case.id).uniform(0.1, 0.9) * whole.seconds

@@ -1,4 +1,6 @@
-"""A machine that is unkind: workers that die, clocks that jump, networks that fail, two processes on one folder."""
+"""A machine that is unkind: workers that die, clocks that jump, networks that fail, two processes
+on one folder.
+"""
 
 import errno
 import http.server
@@ -45,7 +47,18 @@ from tests.abuse.processes import start
 
 pytestmark = pytest.mark.abuse
 
-TRAIN = ("pretrain", "--data", "photos", "--out", "out", *SMALL, "--steps", "6", "--save-every", "0")
+TRAIN = (
+    "pretrain",
+    "--data",
+    "photos",
+    "--out",
+    "out",
+    *SMALL,
+    "--steps",
+    "6",
+    "--save-every",
+    "0",
+)
 RESUME = ("pretrain", "--out", "out", "--resume", "--workers", "0")
 
 
@@ -53,7 +66,8 @@ def row(id: str, what: str, promise: str, right: str = "", seconds: int = 60) ->
     return Case(id=id, what=what, words=TRAIN, promise=promise, right=right, seconds=seconds)
 
 
-# -------------------------------------------------------------------------------------------------- workers
+# --------------------------------------------------------------------------------------------------
+# workers
 
 
 def children() -> list[int]:
@@ -61,7 +75,11 @@ def children() -> list[int]:
     found = []
     for task in Path("/proc/self/task").iterdir():
         found += [int(pid) for pid in (task / "children").read_text().split()]
-    return [pid for pid in found if "forkserver" not in (name := _name(pid)) and "resource_tracker" not in name]
+    return [
+        pid
+        for pid in found
+        if "forkserver" not in (name := _name(pid)) and "resource_tracker" not in name
+    ]
 
 
 def _name(pid: int) -> str:
@@ -80,7 +98,13 @@ WORKERS = [
         120,
     ),
     row("all-killed", "all workers are killed", EITHER, "then --resume comes to the same end", 120),
-    row("one-terminated", "a worker gets SIGTERM", EITHER, "then --resume comes to the same end", 120),
+    row(
+        "one-terminated",
+        "a worker gets SIGTERM",
+        EITHER,
+        "then --resume comes to the same end",
+        120,
+    ),
 ]
 
 
@@ -113,12 +137,20 @@ def test_a_worker_that_dies(case: Case, sandbox: Sandbox, monkeypatch: pytest.Mo
 
 
 DYING = [
-    row("evaluate-one-killed", "a worker of `evaluate` is killed", EITHER, "then the same command shows the scores", 120)
+    row(
+        "evaluate-one-killed",
+        "a worker of `evaluate` is killed",
+        EITHER,
+        "then the same command shows the scores",
+        120,
+    )
 ]
 
 
 @pytest.mark.parametrize("case", rows(DYING))
-def test_a_worker_of_an_evaluation_dies(case: Case, trained: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_of_an_evaluation_dies(
+    case: Case, trained: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read_from_disk(monkeypatch)
     struck, ended = list[int](), threading.Event()
     before = set(children())
@@ -140,7 +172,8 @@ def test_a_worker_of_an_evaluation_dies(case: Case, trained: Sandbox, monkeypatc
     assert_done(trained.run(*EVALUATE, writes=("run",)))
 
 
-# --------------------------------------------------------------------------------------------------- clocks
+# --------------------------------------------------------------------------------------------------
+# clocks
 
 CLOCKS: dict[str, tuple[str, Callable[[int], float]]] = {
     "backwards": ("goes backwards by an hour a look", lambda n: 1.8e9 - 3600 * n),
@@ -151,7 +184,9 @@ CLOCKS: dict[str, tuple[str, Callable[[int], float]]] = {
 }
 
 
-@pytest.mark.parametrize("case", rows([row(id, f"a clock that {what}", DONE) for id, (what, _) in CLOCKS.items()]))
+@pytest.mark.parametrize(
+    "case", rows([row(id, f"a clock that {what}", DONE) for id, (what, _) in CLOCKS.items()])
+)
 def test_a_clock_that_jumps(case: Case, trained: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     looks, clock = list[int](), CLOCKS[case.id][1]
 
@@ -178,13 +213,18 @@ TIMES: dict[str, tuple[str, float]] = {
 def test_files_of_another_time(case: Case, sandbox: Sandbox) -> None:
     two_classes(sandbox)
     when = TIMES[case.id][1]
-    for file in [*(sandbox / "photos").rglob("*.png"), sandbox / "photos" / "a", sandbox / "photos"]:
+    for file in [
+        *(sandbox / "photos").rglob("*.png"),
+        sandbox / "photos" / "a",
+        sandbox / "photos",
+    ]:
         os.utime(file, (when, when))
     assert_done(sandbox.run(*TRAIN))
     assert_done(sandbox.run(*[w if w != "out" else "second" for w in TRAIN]))
 
 
-# ------------------------------------------------------------------------------------------------- networks
+# -------------------------------------------------------------------------------------------------
+# networks
 
 
 class Shaky(fsspec.AbstractFileSystem):
@@ -193,7 +233,9 @@ class Shaky(fsspec.AbstractFileSystem):
     protocol = "shaky"
     cachable = False
     calls: ClassVar[int] = 0
-    plan: ClassVar[Callable[[int], object]] = staticmethod(lambda call: None)  # an error, "short", or None
+    plan: ClassVar[Callable[[int], object]] = staticmethod(
+        lambda call: None
+    )  # an error, "short", or None
 
     def _call(self) -> object:
         Shaky.calls += 1
@@ -211,9 +253,15 @@ class Shaky(fsspec.AbstractFileSystem):
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         self._call()
         names = [f"{path}/{name}" for name in sorted(os.listdir(path))]
-        return [{"name": name, "size": os.stat(name).st_size, "type": "file"} for name in names] if detail else names
+        return (
+            [{"name": name, "size": os.stat(name).st_size, "type": "file"} for name in names]
+            if detail
+            else names
+        )
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **_: Any
+    ) -> bytes:
         happens = self._call()
         data = Path(path).read_bytes()[start:end]
         return data[: len(data) // 2] if happens == "short" else data
@@ -248,7 +296,10 @@ def remote(sandbox: Sandbox, out: str = "out") -> tuple[str, ...]:
 NETWORKS: dict[str, tuple[Case, Callable[[int], object]]] = {
     case.id: (case, plan)
     for case, plan in [
-        (row("all-time-out", "a network file system that times out always", REFUSED), lambda n: TimeoutError("timed out")),
+        (
+            row("all-time-out", "a network file system that times out always", REFUSED),
+            lambda n: TimeoutError("timed out"),
+        ),
         (
             row("third-times-out", "one that times out every third time", DONE),
             lambda n: TimeoutError("timed out") if n % 3 == 0 else None,
@@ -259,13 +310,32 @@ NETWORKS: dict[str, tuple[Case, Callable[[int], object]]] = {
         ),
         (
             row("reset", "connections that are reset every second time", DONE),
-            lambda n: ConnectionResetError(errno.ECONNRESET, "Connection reset by peer") if n % 2 else None,
+            lambda n: (
+                ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+                if n % 2
+                else None
+            ),
         ),
-        (row("short", "half of the bytes every third time", DONE), lambda n: "short" if n % 3 == 0 else None),
-        (row("forbidden", "credentials that are wrong", REFUSED), lambda n: PermissionError(errno.EACCES, "Forbidden")),
-        (row("gone", "a bucket that is not there", REFUSED), lambda n: FileNotFoundError("no such bucket")),
-        (row("unknown", "an error that nobody has heard of", REFUSED), lambda n: RuntimeError("what\nis\nthis")),
-        (row("stale", "a stale handle of NFS", REFUSED), lambda n: OSError(errno.ESTALE, "Stale file handle")),
+        (
+            row("short", "half of the bytes every third time", DONE),
+            lambda n: "short" if n % 3 == 0 else None,
+        ),
+        (
+            row("forbidden", "credentials that are wrong", REFUSED),
+            lambda n: PermissionError(errno.EACCES, "Forbidden"),
+        ),
+        (
+            row("gone", "a bucket that is not there", REFUSED),
+            lambda n: FileNotFoundError("no such bucket"),
+        ),
+        (
+            row("unknown", "an error that nobody has heard of", REFUSED),
+            lambda n: RuntimeError("what\nis\nthis"),
+        ),
+        (
+            row("stale", "a stale handle of NFS", REFUSED),
+            lambda n: OSError(errno.ESTALE, "Stale file handle"),
+        ),
     ]
 }
 
@@ -297,11 +367,15 @@ BREAKS = [
 
 
 @pytest.mark.parametrize("case", rows(BREAKS))
-def test_a_network_that_is_gone_in_training(case: Case, shaky: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_is_gone_in_training(
+    case: Case, shaky: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read_from_disk(monkeypatch)
     assert_done(shaky.run(*remote(shaky, "whole")))
     down = list[bool]()
-    monkeypatch.setattr(Shaky, "plan", staticmethod(lambda n: TimeoutError("timed out") if down else None))
+    monkeypatch.setattr(
+        Shaky, "plan", staticmethod(lambda n: TimeoutError("timed out") if down else None)
+    )
     with at_step(3, lambda: down.append(True)):
         outcome = shaky.run(*remote(shaky))
     assert_no_harm(outcome)
@@ -324,7 +398,9 @@ class Silent(http.server.BaseHTTPRequestHandler):
 
 
 class Odd(Silent):
-    """Answers everything with a page of an error that calls itself good, as of a hotel's network."""
+    """Answers everything with a page of an error that calls itself good, as of a hotel's
+    network.
+    """
 
     def do_GET(self) -> None:
         page = b"<!DOCTYPE html><html>please log in</html>"
@@ -364,15 +440,20 @@ SERVERS: dict[str, tuple[str, type[http.server.BaseHTTPRequestHandler]]] = {
 }
 
 
-@pytest.mark.parametrize("case", rows([row(f"http-{id}", what, REFUSED) for id, (what, _) in SERVERS.items()]))
-def test_a_web_server_that_fails(case: Case, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "case", rows([row(f"http-{id}", what, REFUSED) for id, (what, _) in SERVERS.items()])
+)
+def test_a_web_server_that_fails(
+    case: Case, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wait_less(monkeypatch)
     monkeypatch.setattr(locations, "_TIMEOUT", 0.5)
     with served(SERVERS[case.id.removeprefix("http-")][1]) as url:
         assert_refused(sandbox.run("pretrain", "--data", url, "--out", "out", *SMALL), "127.0.0.1")
 
 
-# ---------------------------------------------------------------------------------------- disks that go away
+# ---------------------------------------------------------------------------------------- disks
+# that go away
 
 
 def dead_disk(monkeypatch: pytest.MonkeyPatch, dies: list[bool], number: int = errno.EIO) -> None:
@@ -388,8 +469,18 @@ def dead_disk(monkeypatch: pytest.MonkeyPatch, dies: list[bool], number: int = e
 
 
 DISKS = [
-    row("disk-dies", "the images' disk dies in the middle of training", EITHER, "then --resume comes to the same end"),
-    row("nfs-stale", "the images' NFS goes stale in the middle of training", EITHER, "then --resume comes to the same end"),
+    row(
+        "disk-dies",
+        "the images' disk dies in the middle of training",
+        EITHER,
+        "then --resume comes to the same end",
+    ),
+    row(
+        "nfs-stale",
+        "the images' NFS goes stale in the middle of training",
+        EITHER,
+        "then --resume comes to the same end",
+    ),
 ]
 
 
@@ -409,9 +500,19 @@ def test_a_disk_that_dies(case: Case, sandbox: Sandbox, monkeypatch: pytest.Monk
 
 
 GONE = [
-    row("images-deleted", "all images are deleted in the middle of training", REFUSED, "the run is kept"),
+    row(
+        "images-deleted",
+        "all images are deleted in the middle of training",
+        REFUSED,
+        "the run is kept",
+    ),
     row("image-deleted", "one image is deleted in the middle of training", EITHER, "it is named"),
-    row("image-replaced", "one image is overwritten with text in the middle of training", EITHER, "it is named"),
+    row(
+        "image-replaced",
+        "one image is overwritten with text in the middle of training",
+        EITHER,
+        "it is named",
+    ),
 ]
 
 
@@ -439,13 +540,17 @@ def test_images_that_go_away(case: Case, sandbox: Sandbox, monkeypatch: pytest.M
         assert "003.png" in outcome.err + (sandbox / "out" / "run.json").read_text()
 
 
-# ---------------------------------------------------------------------------------------- two of them at once
+# ---------------------------------------------------------------------------------------- two of
+# them at once
 
 LONG = (*TRAIN[:-4], "--steps", "100000", "--save-every", "0")
 
 
 def steps_written(sandbox: Sandbox, out: str = "out") -> list[int]:
-    return [json.loads(line)["step"] for line in (sandbox / out / "journal.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["step"]
+        for line in (sandbox / out / "journal.jsonl").read_text().splitlines()
+    ]
 
 
 TWO = [
@@ -456,7 +561,13 @@ TWO = [
         "one trains, the other waits or is refused",
         180,
     ),
-    row("two-resume", "two --resume of one run at the same time", EITHER, "one trains, the other waits or is refused", 180),
+    row(
+        "two-resume",
+        "two --resume of one run at the same time",
+        EITHER,
+        "one trains, the other waits or is refused",
+        180,
+    ),
     row(
         "resume-while-running",
         "--resume of a run that runs",
@@ -465,10 +576,28 @@ TWO = [
         180,
     ),
     row("two-caches", "two `pretrain` fill one empty cache at the same time", DONE, "", 180),
-    row("two-adapt", "two `adapt` in one --out at the same time", DONE, "every stage is trained once", 180),
+    row(
+        "two-adapt",
+        "two `adapt` in one --out at the same time",
+        DONE,
+        "every stage is trained once",
+        180,
+    ),
     row("two-pack", "two `pack` into one --out at the same time", DONE, "one pack, whole", 180),
-    row("two-evaluate", "two `evaluate` of one run at the same time", DONE, "both results are kept", 180),
-    row("look-while-running", "`show`, `report` and `evaluate` of a run that runs", EITHER, "the run is not disturbed", 180),
+    row(
+        "two-evaluate",
+        "two `evaluate` of one run at the same time",
+        DONE,
+        "both results are kept",
+        180,
+    ),
+    row(
+        "look-while-running",
+        "`show`, `report` and `evaluate` of a run that runs",
+        EITHER,
+        "the run is not disturbed",
+        180,
+    ),
 ]
 
 
@@ -505,7 +634,8 @@ def test_two_trainings_in_one_folder(case: Case, sandbox: Sandbox) -> None:
     trained = [
         outcome
         for outcome in ended
-        if any(f"step {k} of" in outcome.err.replace(",", "") for k in range(1, 100_000, 1)) and "images/s" in outcome.err
+        if any(f"step {k} of" in outcome.err.replace(",", "") for k in range(1, 100_000, 1))
+        and "images/s" in outcome.err
     ]
     assert len(trained) <= 1, "both trained the same run"
     steps = steps_written(sandbox)
@@ -516,7 +646,9 @@ def test_two_trainings_in_one_folder(case: Case, sandbox: Sandbox) -> None:
 @pytest.mark.parametrize("case", rows(TWO[3:4]))
 def test_two_trainings_of_one_cache(case: Case, sandbox: Sandbox) -> None:
     two_classes(sandbox)
-    pair = [start(sandbox, *[w if w != "out" else name for w in TRAIN]) for name in ("first", "second")]
+    pair = [
+        start(sandbox, *[w if w != "out" else name for w in TRAIN]) for name in ("first", "second")
+    ]
     for running in pair:
         outcome = running.wait(writes=("first", "second"))
         assert_done(outcome)
@@ -527,7 +659,18 @@ def test_two_trainings_of_one_cache(case: Case, sandbox: Sandbox) -> None:
 def test_two_of_a_kind(case: Case, trained: Sandbox) -> None:
     torch.save(network(), trained / "w.pth")
     words = {
-        "two-adapt": ("adapt", "--init", "w.pth", "--target", "photos", "--out", "out", *SMALL, "--steps", "6"),
+        "two-adapt": (
+            "adapt",
+            "--init",
+            "w.pth",
+            "--target",
+            "photos",
+            "--out",
+            "out",
+            *SMALL,
+            "--steps",
+            "6",
+        ),
         "two-pack": ("pack", "photos", "--out", "out"),
         "two-evaluate": EVALUATE,
     }[case.id]
@@ -552,9 +695,11 @@ def test_looking_at_a_run_that_runs(case: Case, sandbox: Sandbox) -> None:
     running = start(sandbox, *LONG)
     running.wait_for(sandbox / "out" / "checkpoints" / "last.pt")
     looks = [
-        ("show", "out"), ("report", "out", "--out", "page.html"), ("export", "out", "--to", "x.pth"),
+        ("show", "out"),
+        ("report", "out", "--out", "page.html"),
+        ("export", "out", "--to", "x.pth"),
         ("evaluate", "out", *EVALUATE[2:]),
-    ]  # fmt: skip
+    ]
     for words in looks:
         outcome = sandbox.run(*words, writes=("out",))
         assert "Traceback" not in outcome.err, outcome.err

@@ -1,4 +1,6 @@
-"""Configurations and plans: --config, --plan, and the files of a run, with what they should not hold."""
+"""Configurations and plans: --config, --plan, and the files of a run, with what they should not
+hold.
+"""
 
 import json
 import os
@@ -29,7 +31,9 @@ PLAN = ("adapt", "--plan", "x.yaml", "--out", "out", "--workers", "0")
 STAGE = "{data: photos, backbone: test_resnet, size: 32, batch: 8, precision: fp32, steps: 0}"
 
 
-def config(id: str, what: str, content: str | bytes, promise: str = REFUSED, names: tuple[str, ...] = ()) -> Case:
+def config(
+    id: str, what: str, content: str | bytes, promise: str = REFUSED, names: tuple[str, ...] = ()
+) -> Case:
     return Case(
         id=f"config-{id}",
         what=what,
@@ -41,7 +45,11 @@ def config(id: str, what: str, content: str | bytes, promise: str = REFUSED, nam
 
 
 def changed(
-    id: str, what: str, change: Callable[[dict[str, Any]], object], promise: str = REFUSED, names: tuple[str, ...] = ()
+    id: str,
+    what: str,
+    change: Callable[[dict[str, Any]], object],
+    promise: str = REFUSED,
+    names: tuple[str, ...] = (),
 ) -> Case:
     """The run.json of a good run with a change to its configuration."""
 
@@ -50,13 +58,19 @@ def changed(
         change(written["config"])
         sandbox.write("x.json", json.dumps(written))
 
-    return Case(id=f"config-{id}", what=what, words=CONFIG, promise=promise, names=names, prepare=prepare)
+    return Case(
+        id=f"config-{id}", what=what, words=CONFIG, promise=promise, names=names, prepare=prepare
+    )
 
 
 def plan(
-    id: str, what: str, content: str | bytes, promise: str = REFUSED, names: tuple[str, ...] = (),
+    id: str,
+    what: str,
+    content: str | bytes,
+    promise: str = REFUSED,
+    names: tuple[str, ...] = (),
     then: Callable[[Sandbox, Outcome], object] = lambda sandbox, outcome: None,
-) -> Case:  # fmt: skip
+) -> Case:
     return Case(
         id=f"plan-{id}",
         what=what,
@@ -77,7 +91,13 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 CONFIGS = [
-    Case(id="config-missing", what="--config of a file that is not there", words=CONFIG, promise=REFUSED, names=("x.json",)),
+    Case(
+        id="config-missing",
+        what="--config of a file that is not there",
+        words=CONFIG,
+        promise=REFUSED,
+        names=("x.json",),
+    ),
     Case(
         id="config-folder",
         what="--config of a folder",
@@ -88,22 +108,43 @@ CONFIGS = [
     ),
     config("empty", "an empty --config", "", names=("x.json",)),
     config("broken", "a --config that is no JSON", "{size: 32,", names=("x.json",)),
-    config("cut-off", "a --config cut off", '{"config": {"data": {"roots": ["pho', names=("x.json",)),
+    config(
+        "cut-off", "a --config cut off", '{"config": {"data": {"roots": ["pho', names=("x.json",)
+    ),
     config("binary", "a --config of random bytes", b"\xff\xfe\x00\x80" * 99, names=("x.json",)),
     config("list", "a --config that is a list", "[1, 2]"),
     config("number", "a --config that is a number", "7"),
     config("null", "a --config that is null", "null"),
     config("deep", "a --config of 100,000 brackets", "[" * 100_000, names=("x.json",)),
     config("nothing", "a --config without anything", "{}"),
-    config("huge-number", "a --config with a number of 10,000 digits", '{"config": {"size": ' + "9" * 10_000 + "}}"),
-    changed("unknown-key", "a --config with a key that is none", lambda c: c.update(colour="red"), names=("colour",)),
-    changed("wrong-type", 'a --config with "size": "big"', lambda c: c.update(size="big"), names=("size",)),
-    changed("null-size", 'a --config with "size": null', lambda c: c.update(size=None), names=("size",)),
+    config(
+        "huge-number",
+        "a --config with a number of 10,000 digits",
+        '{"config": {"size": ' + "9" * 10_000 + "}}",
+    ),
+    changed(
+        "unknown-key",
+        "a --config with a key that is none",
+        lambda c: c.update(colour="red"),
+        names=("colour",),
+    ),
+    changed(
+        "wrong-type",
+        'a --config with "size": "big"',
+        lambda c: c.update(size="big"),
+        names=("size",),
+    ),
+    changed(
+        "null-size", 'a --config with "size": null', lambda c: c.update(size=None), names=("size",)
+    ),
     changed("size-zero", 'a --config with "size": 0', lambda c: c.update(size=0), names=("size",)),
     changed("float-steps", 'a --config with "steps": 1.5', lambda c: c.update(steps=1.5), EITHER),
     changed("no-data", "a --config without data", lambda c: c.pop("data"), names=("data",)),
     changed(
-        "roots-word", "a --config whose roots are a word and no list", lambda c: c["data"].update(roots="photos"), EITHER
+        "roots-word",
+        "a --config whose roots are a word and no list",
+        lambda c: c["data"].update(roots="photos"),
+        EITHER,
     ),
     changed("no-method", "a --config without a method's name", lambda c: c["method"].pop("name")),
     changed(
@@ -113,7 +154,9 @@ CONFIGS = [
         names=("simclr",),
     ),
     changed("method-list", "a --config whose method is a list", lambda c: c.update(method=[1])),
-    changed("hard-word", "a --config whose hard examples are a word", lambda c: c.update(hard="cutmix")),
+    changed(
+        "hard-word", "a --config whose hard examples are a word", lambda c: c.update(hard="cutmix")
+    ),
     changed(
         "trainable",
         "a --config with a wrong word in trainable",
@@ -126,11 +169,25 @@ CONFIGS = [
         lambda c: c.update(backbone="test_resnt"),
         names=("test_resnet",),
     ),
-    changed("stem", "a --config with a stem that is none", lambda c: c.update(stem="vgg"), names=("stem",)),
     changed(
-        "roots-gone", "a --config whose images are gone", lambda c: c["data"].update(roots=["nowhere"]), names=("nowhere",)
+        "stem",
+        "a --config with a stem that is none",
+        lambda c: c.update(stem="vgg"),
+        names=("stem",),
     ),
-    Case(id="plan-missing", what="--plan of a file that is not there", words=PLAN, promise=REFUSED, names=("x.yaml",)),
+    changed(
+        "roots-gone",
+        "a --config whose images are gone",
+        lambda c: c["data"].update(roots=["nowhere"]),
+        names=("nowhere",),
+    ),
+    Case(
+        id="plan-missing",
+        what="--plan of a file that is not there",
+        words=PLAN,
+        promise=REFUSED,
+        names=("x.yaml",),
+    ),
     Case(
         id="plan-folder",
         what="--plan of a folder",
@@ -148,7 +205,12 @@ CONFIGS = [
     plan("no-stages", "a plan without stages", "stages: {}"),
     plan("stages-list", "a plan whose stages are a list", "stages: [a, b]", names=("stages",)),
     plan("stage-number", "a stage that is a number", "stages: {a: 7}", names=("a",)),
-    plan("unknown-top", "a plan with a word that is none", f"stagse: {{}}\nstages: {{a: {STAGE}}}", names=("stagse",)),
+    plan(
+        "unknown-top",
+        "a plan with a word that is none",
+        f"stagse: {{}}\nstages: {{a: {STAGE}}}",
+        names=("stagse",),
+    ),
     plan(
         "unknown-flag",
         "a stage with a flag that is none",
@@ -156,9 +218,17 @@ CONFIGS = [
         names=("a", "colour"),
     ),
     plan(
-        "misspelt-flag", "a stage with a misspelt flag, bacth", "stages: {a: {data: photos, bacth: 8}}", names=("a", "batch")
+        "misspelt-flag",
+        "a stage with a misspelt flag, bacth",
+        "stages: {a: {data: photos, bacth: 8}}",
+        names=("a", "batch"),
     ),
-    plan("wrong-type", "a stage with size: big", f"stages: {{a: {STAGE.replace('32', 'big')}}}", names=("a", "size")),
+    plan(
+        "wrong-type",
+        "a stage with size: big",
+        f"stages: {{a: {STAGE.replace('32', 'big')}}}",
+        names=("a", "size"),
+    ),
     plan("no-data", "a stage without images", "stages: {a: {size: 32}}", names=("a", "data")),
     plan(
         "data-gone",
@@ -166,9 +236,17 @@ CONFIGS = [
         f"stages: {{a: {STAGE.replace('photos', 'nowhere')}}}",
         names=("a", "nowhere"),
     ),
-    plan("init-gone", "weights that are gone", f"init: nowhere.pth\nstages: {{a: {STAGE}}}", names=("nowhere.pth",)),
     plan(
-        "own-out", "a stage with an --out of its own", f"stages: {{a: {STAGE[:-1]}, out: elsewhere}}}}", names=("a", "out")
+        "init-gone",
+        "weights that are gone",
+        f"init: nowhere.pth\nstages: {{a: {STAGE}}}",
+        names=("nowhere.pth",),
+    ),
+    plan(
+        "own-out",
+        "a stage with an --out of its own",
+        f"stages: {{a: {STAGE[:-1]}, out: elsewhere}}}}",
+        names=("a", "out"),
     ),
     plan(
         "circle",
@@ -176,21 +254,44 @@ CONFIGS = [
         f"stages: {{a: {STAGE[:-1]}, after: b}}, b: {STAGE[:-1]}, after: a}}}}",
         names=("a", "b"),
     ),
-    plan("itself", "a stage that begins after itself", f"stages: {{a: {STAGE[:-1]}, after: a}}}}", names=("a",)),
     plan(
-        "after-none", "a stage after one that is not there", f"stages: {{a: {STAGE[:-1]}, after: zero}}}}", names=("zero",)
+        "itself",
+        "a stage that begins after itself",
+        f"stages: {{a: {STAGE[:-1]}, after: a}}}}",
+        names=("a",),
     ),
-    plan("after-list", "a stage after a list", f"stages: {{a: {STAGE[:-1]}, after: [b]}}}}", names=("a",)),
+    plan(
+        "after-none",
+        "a stage after one that is not there",
+        f"stages: {{a: {STAGE[:-1]}, after: zero}}}}",
+        names=("zero",),
+    ),
+    plan(
+        "after-list",
+        "a stage after a list",
+        f"stages: {{a: {STAGE[:-1]}, after: [b]}}}}",
+        names=("a",),
+    ),
     plan(
         "init-and-after",
         "a stage with init and after",
         f"stages: {{a: {STAGE}, b: {STAGE[:-1]}, after: a, init: x.pth}}}}",
         names=("b",),
     ),
-    plan("teacher-none", "a teacher that is not there", f"stages: {{a: {STAGE[:-1]}, teacher: zero}}}}", names=("zero",)),
-    plan("same-name", "two stages of one name", f"stages: {{a: {STAGE}, a: {STAGE}}}", names=("a",)),
     plan(
-        "nested", "a flag with fields inside", f"stages: {{a: {STAGE[:-1]}, optimizer: {{lr: 1}}}}}}", names=("optimizer",)
+        "teacher-none",
+        "a teacher that is not there",
+        f"stages: {{a: {STAGE[:-1]}, teacher: zero}}}}",
+        names=("zero",),
+    ),
+    plan(
+        "same-name", "two stages of one name", f"stages: {{a: {STAGE}, a: {STAGE}}}", names=("a",)
+    ),
+    plan(
+        "nested",
+        "a flag with fields inside",
+        f"stages: {{a: {STAGE[:-1]}, optimizer: {{lr: 1}}}}}}",
+        names=("optimizer",),
     ),
     plan("null-name", "a stage without a name", f"stages: {{null: {STAGE}}}", EITHER),
     plan("climbing-name", "a stage called ../../x", f"stages: {{../../x: {STAGE}}}", EITHER),
@@ -201,9 +302,19 @@ CONFIGS = [
         names=("x.yaml",),
         then=not_carried_out,
     ),
-    plan("bomb", "YAML of a kilobyte that unfolds to a billion words", BOMB + f"stages: {{a: {STAGE}}}\n"),
-    plan("bomb-stage", "the same as a stage's flag", BOMB + f"stages: {{a: {STAGE[:-1]}, hard: *i}}}}\n"),
-    plan("circle-inside", "YAML that holds itself", f"x: &x {{stages: *x}}\nstages: {{a: {STAGE}}}\n"),
+    plan(
+        "bomb",
+        "YAML of a kilobyte that unfolds to a billion words",
+        BOMB + f"stages: {{a: {STAGE}}}\n",
+    ),
+    plan(
+        "bomb-stage",
+        "the same as a stage's flag",
+        BOMB + f"stages: {{a: {STAGE[:-1]}, hard: *i}}}}\n",
+    ),
+    plan(
+        "circle-inside", "YAML that holds itself", f"x: &x {{stages: *x}}\nstages: {{a: {STAGE}}}\n"
+    ),
     plan("deep", "YAML of 20,000 brackets", "[" * 20_000, names=("x.yaml",)),
     Case(
         id="plan-flags",
@@ -247,25 +358,57 @@ def test_a_configuration_or_plan_is_carried_out_or_refused(case: Case, trained: 
         assert not list((trained / "out").rglob("backbone.safetensors"))
 
 
-# ------------------------------------------------------------------------------------------ a run's own files
+# ------------------------------------------------------------------------------------------ a run's
+# own files
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "resume": ("pretrain", "--out", "run", "--resume", "--workers", "0"),
     "again": ("pretrain", "--data", "photos", "--out", "run", *SMALL, "--steps", "0"),
-    "evaluate": ("evaluate", "run", "--protocol", "knn", "--labels", "all", "--against", "random", "--workers", "0"),
+    "evaluate": (
+        "evaluate",
+        "run",
+        "--protocol",
+        "knn",
+        "--labels",
+        "all",
+        "--against",
+        "random",
+        "--workers",
+        "0",
+    ),
     "show": ("show", "run"),
     "report": ("report", "run", "--out", "page.html"),
     "export": ("export", "run", "--to", "x.safetensors"),
-    "init": ("pretrain", "--data", "photos", "--init", "run", "--out", "out", *SMALL, "--steps", "0"),
+    "init": (
+        "pretrain",
+        "--data",
+        "photos",
+        "--init",
+        "run",
+        "--out",
+        "out",
+        *SMALL,
+        "--steps",
+        "0",
+    ),
 }
 DAMAGES: dict[str, tuple[str, Callable[[str], str | bytes]]] = {
     "empty": ("is empty", lambda text: ""),
     "cut-off": ("is cut off", lambda text: text[: len(text) // 2]),
     "binary": ("holds random bytes", lambda text: b"\xff\xfe\x00\x80" * 99),
     "list": ("is a list", lambda text: "[]"),
-    "no-config": ("has no configuration", lambda text: json.dumps({**json.loads(text), "config": None})),
-    "no-outcome": ("has no outcome", lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "outcome"})),
-    "newer": ("has a field of a later version", lambda text: text.replace('"size": 32', '"size": 32, "later": 1')),
+    "no-config": (
+        "has no configuration",
+        lambda text: json.dumps({**json.loads(text), "config": None}),
+    ),
+    "no-outcome": (
+        "has no outcome",
+        lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "outcome"}),
+    ),
+    "newer": (
+        "has a field of a later version",
+        lambda text: text.replace('"size": 32', '"size": 32, "later": 1'),
+    ),
 }
 
 
@@ -277,20 +420,31 @@ def damaged_run(command: str, damage: str) -> Case:
         content = change(file.read_text())
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    promise = EITHER if command in ("report", "show", "export", "init") or damage == "no-outcome" else REFUSED
+    promise = (
+        EITHER
+        if command in ("report", "show", "export", "init") or damage == "no-outcome"
+        else REFUSED
+    )
     names = ("run",) if command != "again" else ()
     return Case(
-        id=f"run-json-{damage}-{command}", what=f"a run.json that {what}: `{' '.join(COMMANDS[command][:2])}`"
+        id=f"run-json-{damage}-{command}",
+        what=f"a run.json that {what}: `{' '.join(COMMANDS[command][:2])}`"
         + (f" ({command})" if command in ("resume", "again", "init") else ""),
-        words=COMMANDS[command], promise=promise, names=names, prepare=prepare, writes=("run",),
-    )  # fmt: skip
+        words=COMMANDS[command],
+        promise=promise,
+        names=names,
+        prepare=prepare,
+        writes=("run",),
+    )
 
 
 RUNS = [damaged_run(command, damage) for damage in DAMAGES for command in COMMANDS]
 
 
 @pytest.mark.parametrize("case", rows(RUNS))
-def test_a_run_whose_run_json_is_damaged_is_refused_or_told_of(case: Case, trained: Sandbox) -> None:
+def test_a_run_whose_run_json_is_damaged_is_refused_or_told_of(
+    case: Case, trained: Sandbox
+) -> None:
     carry_out(case, trained)
 
 
@@ -349,9 +503,17 @@ def images_elsewhere(sandbox: Sandbox) -> None:
 
 
 FILES = [
-    Case(id="journal-torn", what="a journal whose last line is torn", prepare=torn_journal, words=COMMANDS["resume"]),
     Case(
-        id="journal-gone", what="a journal that is gone", prepare=with_file("journal.jsonl", None), words=COMMANDS["resume"]
+        id="journal-torn",
+        what="a journal whose last line is torn",
+        prepare=torn_journal,
+        words=COMMANDS["resume"],
+    ),
+    Case(
+        id="journal-gone",
+        what="a journal that is gone",
+        prepare=with_file("journal.jsonl", None),
+        words=COMMANDS["resume"],
     ),
     Case(
         id="journal-binary",
@@ -375,7 +537,11 @@ FILES = [
         promise=EITHER,
     ),
     Case(
-        id="journal-report", what="the same, in a report", prepare=journal_of("{}"), words=COMMANDS["report"], promise=EITHER
+        id="journal-report",
+        what="the same, in a report",
+        prepare=journal_of("{}"),
+        words=COMMANDS["report"],
+        promise=EITHER,
     ),
     Case(
         id="journal-folder",
@@ -492,11 +658,26 @@ FILES = [
         id="plan-json-init",
         what="--init of a plan's folder whose plan.json is cut off",
         prepare=lambda s: s.write("plans/plan.json", b'{"stages": {'),
-        words=("pretrain", "--data", "photos", "--init", "plans", "--out", "out", *SMALL, "--steps", "0"),
+        words=(
+            "pretrain",
+            "--data",
+            "photos",
+            "--init",
+            "plans",
+            "--out",
+            "out",
+            *SMALL,
+            "--steps",
+            "0",
+        ),
         promise=REFUSED,
         names=("plan",),
     ),
-    Case(id="report-twice", what="`report` of the same run twice", words=("report", "run", "run", "--out", "page.html")),
+    Case(
+        id="report-twice",
+        what="`report` of the same run twice",
+        words=("report", "run", "run", "--out", "page.html"),
+    ),
     Case(
         id="report-to-folder",
         what="`report --out` of a folder",
@@ -531,7 +712,11 @@ def test_the_other_files_of_a_run(case: Case, trained: Sandbox) -> None:
 def test_settings_of_a_run_that_is_there_are_not_changed(trained: Sandbox) -> None:
     """Another run's flags on an --out that holds one."""
     two_classes(trained)
-    before = {file.name: file.read_bytes() for file in (trained / "run").iterdir() if file.is_file()}
+    before = {
+        file.name: file.read_bytes() for file in (trained / "run").iterdir() if file.is_file()
+    }
     for words in (("--size", "64"), ("--method", "byol"), ("--seed", "5")):
         assert trained.run(*COMMANDS["resume"], *words).code == 2
-    assert {file.name: file.read_bytes() for file in (trained / "run").iterdir() if file.is_file()} == before
+    assert {
+        file.name: file.read_bytes() for file in (trained / "run").iterdir() if file.is_file()
+    } == before

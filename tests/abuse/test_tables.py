@@ -5,7 +5,20 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tests.abuse.harness import DONE, EITHER, REFUSED, SMALL, TRAIN, Case, Outcome, Sandbox, carry_out, facts, photos, rows
+from tests.abuse.harness import (
+    DONE,
+    EITHER,
+    REFUSED,
+    SMALL,
+    TRAIN,
+    Case,
+    Outcome,
+    Sandbox,
+    carry_out,
+    facts,
+    photos,
+    rows,
+)
 
 pytestmark = pytest.mark.abuse
 
@@ -18,11 +31,20 @@ def lines(*rows: str, header: str = "image,class") -> str:
 
 
 def table(
-    id: str, what: str, content: str | bytes, promise: str = DONE, classes: Sequence[str] | None = ("a", "b"),
-    names: Sequence[str] = ("labels.csv",), words: Sequence[str] = TRAIN, right: str = "", permissions: bool = False,
+    id: str,
+    what: str,
+    content: str | bytes,
+    promise: str = DONE,
+    classes: Sequence[str] | None = ("a", "b"),
+    names: Sequence[str] = ("labels.csv",),
+    words: Sequence[str] = TRAIN,
+    right: str = "",
+    permissions: bool = False,
     prepare: Callable[[Sandbox], object] = lambda sandbox: None,
-) -> Case:  # fmt: skip
-    """Sixteen images, 000.png to 015.png, beside a labels.csv. `classes`: those that the run names in the end; None: any."""
+) -> Case:
+    """Sixteen images, 000.png to 015.png, beside a labels.csv. `classes`: those that the run names
+    in the end; None: any.
+    """
 
     def write(sandbox: Sandbox) -> None:
         photos(sandbox / "photos")
@@ -34,9 +56,16 @@ def table(
             assert facts(sandbox)["classes"] == list(classes)
 
     return Case(
-        id=id, what=what, prepare=write, promise=promise, names=names, then=check, words=words, permissions=permissions,
+        id=id,
+        what=what,
+        prepare=write,
+        promise=promise,
+        names=names,
+        then=check,
+        words=words,
+        permissions=permissions,
         right=right or (f"classes {', '.join(classes)}" if classes and promise == DONE else ""),
-    )  # fmt: skip
+    )
 
 
 def replace_by(make: Callable[[os.PathLike[str]], object]) -> Callable[[Sandbox], object]:
@@ -52,7 +81,10 @@ def dummies(yes: str, no: str, blank: str | None = None) -> str:
     cells = [(yes if k % 2 else no, no if k % 3 else yes) for k in range(16)]
     if blank is not None:
         cells[5] = (blank, cells[5][1])
-    return lines(*(f"{name},{a},{b}" for name, (a, b) in zip(NAMES, cells, strict=True)), header="image,cat,dog")
+    return lines(
+        *(f"{name},{a},{b}" for name, (a, b) in zip(NAMES, cells, strict=True)),
+        header="image,cat,dog",
+    )
 
 
 FROM = ("pretrain", "--data", "photos", "--out", "out", *SMALL, "--steps", "0", "--labels-from")
@@ -86,23 +118,45 @@ TABLES = [
     ),
     table("same-answer-twice", "an image twice with the same class", lines(*PLAIN, "000.png,a")),
     table("other-images", "a table of other images", lines("x.png,a", "y.png,b"), REFUSED),
-    table("half-of-them", "half of the images", lines(*PLAIN[:8]), right="the others have no label, and it is said"),
-    table("rows-without-image", "200,000 lines without an image", lines(*PLAIN, *(f"x{k}.png,a" for k in range(200_000)))),
+    table(
+        "half-of-them",
+        "half of the images",
+        lines(*PLAIN[:8]),
+        right="the others have no label, and it is said",
+    ),
+    table(
+        "rows-without-image",
+        "200,000 lines without an image",
+        lines(*PLAIN, *(f"x{k}.png,a" for k in range(200_000))),
+    ),
     table("blank-class", "an image with a blank class", lines("000.png,", *PLAIN[1:]), EITHER),
     table("blank-lines", "blank lines between the lines", lines(*PLAIN).replace("\n", "\n\n")),
-    table("spaces", "spaces around every cell", lines(*(line.replace(",", " ,  ") for line in PLAIN))),
+    table(
+        "spaces", "spaces around every cell", lines(*(line.replace(",", " ,  ") for line in PLAIN))
+    ),
     table("semicolons", "semicolons between the cells", lines(*PLAIN).replace(",", ";")),
     table("tabs", "tabs between the cells", lines(*PLAIN).replace(",", "\t")),
     table("windows-lines", "lines that end as on Windows", lines(*PLAIN).replace("\n", "\r\n")),
-    table("old-mac-lines", "lines that end as on the first Macs", lines(*PLAIN).replace("\n", "\r"), EITHER),
-    table("quotes", "quotes around every cell", lines(*('"' + line.replace(",", '","') + '"' for line in PLAIN))),
+    table(
+        "old-mac-lines",
+        "lines that end as on the first Macs",
+        lines(*PLAIN).replace("\n", "\r"),
+        EITHER,
+    ),
+    table(
+        "quotes",
+        "quotes around every cell",
+        lines(*('"' + line.replace(",", '","') + '"' for line in PLAIN)),
+    ),
     table(
         "comma-in-class",
         "a comma in a class, in quotes",
         lines(*(line.replace(",a", ',"a, b"') for line in PLAIN)),
         classes=("a, b", "b"),
     ),
-    table("unclosed-quote", "a quote that is never closed", lines('000.png,"a', *PLAIN[1:]), REFUSED),
+    table(
+        "unclosed-quote", "a quote that is never closed", lines('000.png,"a', *PLAIN[1:]), REFUSED
+    ),
     table("utf-8-mark", "UTF-8 with a mark, as of spreadsheets", lines(*PLAIN).encode("utf-8-sig")),
     table("utf-16", "UTF-16", lines(*PLAIN).encode("utf-16")),
     table(
@@ -113,7 +167,9 @@ TABLES = [
         classes=("b", "Öl"),
         names=("labels.csv",),
     ),
-    table("binary", "a PNG called labels.csv", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8, REFUSED),
+    table(
+        "binary", "a PNG called labels.csv", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8, REFUSED
+    ),
     table(
         "zero-bytes",
         "zeros in the middle of a table",
@@ -129,9 +185,19 @@ TABLES = [
         classes=("cat", "dog"),
     ),
     table("one-zero", "columns of 1 and 0", dummies("1", "0"), classes=("cat", "dog")),
-    table("one-zero-float", "columns of 1.0 and 0.0", dummies("1.0", "0.0"), EITHER, classes=("cat", "dog")),
     table(
-        "blank-cell", "columns of 1 and 0 with one blank cell", dummies("1", "0", blank=""), EITHER, classes=("cat", "dog")
+        "one-zero-float",
+        "columns of 1.0 and 0.0",
+        dummies("1.0", "0.0"),
+        EITHER,
+        classes=("cat", "dog"),
+    ),
+    table(
+        "blank-cell",
+        "columns of 1 and 0 with one blank cell",
+        dummies("1", "0", blank=""),
+        EITHER,
+        classes=("cat", "dog"),
     ),
     table(
         "index-column",
@@ -146,18 +212,44 @@ TABLES = [
         EITHER,
         classes=("0", "1"),
     ),
-    table("one-class", "one class for all", lines(*(f"{name},a" for name in NAMES)), classes=(), right="no classes"),
-    table("a-class-each", "a class of its own for each image", lines(*(f"{name},{name}" for name in NAMES)), classes=None),
+    table(
+        "one-class",
+        "one class for all",
+        lines(*(f"{name},a" for name in NAMES)),
+        classes=(),
+        right="no classes",
+    ),
+    table(
+        "a-class-each",
+        "a class of its own for each image",
+        lines(*(f"{name},{name}" for name in NAMES)),
+        classes=None,
+    ),
     table(
         "several",
         "several classes an image, a|b",
         lines(*(line.replace(",a", ",a|c") for line in PLAIN)),
         classes=("a", "b", "c"),
     ),
-    table("windows-paths", "paths with backslashes and .\\", lines(*(f".\\{line}" for line in PLAIN))),
-    table("absolute-paths", "paths of another machine", lines(*(f"/mnt/other/{line}" for line in PLAIN)), EITHER),
-    table("without-suffix", "names without their suffix", lines(*(line.replace(".png", "") for line in PLAIN))),
-    table("climbs", "paths that climb out, ../../etc/passwd", lines(*PLAIN, "../../../../etc/passwd,a")),
+    table(
+        "windows-paths", "paths with backslashes and .\\", lines(*(f".\\{line}" for line in PLAIN))
+    ),
+    table(
+        "absolute-paths",
+        "paths of another machine",
+        lines(*(f"/mnt/other/{line}" for line in PLAIN)),
+        EITHER,
+    ),
+    table(
+        "without-suffix",
+        "names without their suffix",
+        lines(*(line.replace(".png", "") for line in PLAIN)),
+    ),
+    table(
+        "climbs",
+        "paths that climb out, ../../etc/passwd",
+        lines(*PLAIN, "../../../../etc/passwd,a"),
+    ),
     table(
         "formula",
         "a class that a spreadsheet would carry out",
@@ -170,7 +262,12 @@ TABLES = [
         lines(*(line.replace(",a", ",[/red]") for line in PLAIN)),
         classes=("[/red]", "b"),
     ),
-    table("emoji", "a class of emoji", lines(*(line.replace(",a", ",🦩") for line in PLAIN)), classes=("b", "🦩")),
+    table(
+        "emoji",
+        "a class of emoji",
+        lines(*(line.replace(",a", ",🦩") for line in PLAIN)),
+        classes=("b", "🦩"),
+    ),
     table(
         "escape",
         "a class that would colour the terminal",
@@ -185,19 +282,37 @@ TABLES = [
         EITHER,
         classes=None,
     ),
-    table("huge-cell", "a cell of 200,000 letters", lines("000.png," + "a" * 200_000, *PLAIN[1:]), EITHER, classes=None),
+    table(
+        "huge-cell",
+        "a cell of 200,000 letters",
+        lines("000.png," + "a" * 200_000, *PLAIN[1:]),
+        EITHER,
+        classes=None,
+    ),
     table(
         "many-columns",
         "2,000 columns of 0 and 1",
         lines(
-            *(f"{name}," + ",".join("01"[(k + j) % 2] for j in range(2000)) for k, name in enumerate(NAMES)),
+            *(
+                f"{name}," + ",".join("01"[(k + j) % 2] for j in range(2000))
+                for k, name in enumerate(NAMES)
+            ),
             header="image," + ",".join(f"c{j}" for j in range(2000)),
         ),
         EITHER,
         classes=None,
     ),
-    table("is-folder", "labels.csv is a folder", b"", EITHER, classes=(), prepare=replace_by(os.mkdir)),
-    table("is-fifo", "labels.csv is a named pipe", b"", EITHER, classes=(), prepare=replace_by(os.mkfifo)),
+    table(
+        "is-folder", "labels.csv is a folder", b"", EITHER, classes=(), prepare=replace_by(os.mkdir)
+    ),
+    table(
+        "is-fifo",
+        "labels.csv is a named pipe",
+        b"",
+        EITHER,
+        classes=(),
+        prepare=replace_by(os.mkfifo),
+    ),
     table(
         "is-broken-link",
         "labels.csv is a link to a file that is gone",
@@ -223,9 +338,21 @@ TABLES = [
         words=(*FROM, "nowhere.csv"),
     ),
     table(
-        "from-image", "--labels-from an image", lines(*PLAIN), REFUSED, names=("000.png",), words=(*FROM, "photos/000.png")
+        "from-image",
+        "--labels-from an image",
+        lines(*PLAIN),
+        REFUSED,
+        names=("000.png",),
+        words=(*FROM, "photos/000.png"),
     ),
-    table("from-folder", "--labels-from a folder", lines(*PLAIN), REFUSED, names=("photos",), words=(*FROM, "photos")),
+    table(
+        "from-folder",
+        "--labels-from a folder",
+        lines(*PLAIN),
+        REFUSED,
+        names=("photos",),
+        words=(*FROM, "photos"),
+    ),
     table(
         "from-misspelt",
         "--labels-from folder, where folders is meant",

@@ -1,4 +1,6 @@
-"""A change of structure changes no number: losses and weights are those that were recorded before it."""
+"""A change of structure changes no number: losses and weights are those that were recorded before
+it.
+"""
 
 import json
 from pathlib import Path
@@ -15,7 +17,9 @@ VALUES = json.loads(golden.FILE.read_text())
 @pytest.mark.parametrize("hard", golden.HARD)
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_of_three_steps(name: str, hard: str) -> None:
-    assert golden.record_losses(name, hard) == pytest.approx(VALUES["losses"][f"{name} {hard}"], rel=1e-7)
+    assert golden.record_losses(name, hard) == pytest.approx(
+        VALUES["losses"][f"{name} {hard}"], rel=1e-7
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,5 +35,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_of_a_run(name: str, hard: str, images: Path, tmp_path: Path) -> None:
     recorded = VALUES["weights"].get(golden.machine())
     if recorded is None:
-        pytest.skip(f"no weights were recorded on {golden.machine()}: float32 rounds differently from machine to machine")
+        pytest.skip(
+            f"no weights were recorded on {golden.machine()}: float32 rounds differently from"
+            " machine to machine"
+        )
     assert golden.hash_weights(name, hard, images, tmp_path / "run") == recorded[f"{name} {hard}"]

@@ -19,9 +19,13 @@ from tests.laws.toys import HARD, IMAGES, batch, build, earlier, fitting, rng, t
 
 methods = pytest.mark.parametrize("name", METHODS)
 PAIRS = [(name, hard) for name in METHODS for hard in HARD if takes(name, hard)]
-pairs = pytest.mark.parametrize(("name", "hard"), [(n, HARD[h]) for n, h in PAIRS], ids=["-".join(p) for p in PAIRS])
+pairs = pytest.mark.parametrize(
+    ("name", "hard"), [(n, HARD[h]) for n, h in PAIRS], ids=["-".join(p) for p in PAIRS]
+)
 ATTACKS = [p for p in PAIRS if p[1].startswith("adv")]
-attacks = pytest.mark.parametrize(("name", "hard"), [(n, HARD[h]) for n, h in ATTACKS], ids=["-".join(p) for p in ATTACKS])
+attacks = pytest.mark.parametrize(
+    ("name", "hard"), [(n, HARD[h]) for n, h in ATTACKS], ids=["-".join(p) for p in ATTACKS]
+)
 
 
 @methods
@@ -35,8 +39,11 @@ def test_learns_one_batch_with_every_hard_example(name: str) -> None:
         assert set(report.losses) == {"clean", *map(part_name, hard)}
         assert not report.skipped
         losses.append(report.losses["clean"].item())
-    # A queue starts random and its loss low: it is harder once the first step has filled it with keys.
-    queue = any(key.endswith("queue") for key, buffer in step.method.named_buffers() if buffer.numel())
+    # A queue starts random and its loss low: it is harder once the first step has filled it with
+    # keys.
+    queue = any(
+        key.endswith("queue") for key, buffer in step.method.named_buffers() if buffer.numel()
+    )
     assert min(losses[-5:]) < (max(losses) if queue else losses[0])
     assert all(torch.isfinite(p).all() for p in step.parameters())
 
@@ -56,7 +63,9 @@ def test_hard_examples_leave_no_trace_in_the_statistics(name: str, hard: HardExa
     """The running statistics are those of clean images; an attack leaves no gradient behind."""
     plain, other = Step(build(name)), Step(build(name), (hard,))
     plain(batch(), rng()), other(batch(), rng())
-    for (key, mine), theirs in zip(plain.method.state_dict().items(), other.method.state_dict().values(), strict=True):
+    for (key, mine), theirs in zip(
+        plain.method.state_dict().items(), other.method.state_dict().values(), strict=True
+    ):
         assert torch.equal(mine, theirs), key
     assert all(p.grad is None for p in other.parameters())
     assert all(p.requires_grad for k, p in other.named_parameters() if "teacher" not in k)
@@ -74,12 +83,16 @@ def test_an_attack_raises_the_loss_inside_its_ball(name: str, hard: HardExample)
         assert moved.min() >= 0
         assert moved.max() <= 1
     with frozen_statistics(method):
-        assert objective(method, method.predict(attacked), targets) > objective(method, predictions, targets)
+        assert objective(method, method.predict(attacked), targets) > objective(
+            method, predictions, targets
+        )
 
 
 @methods
 def test_the_reused_gradient_is_the_attacks_own(name: str) -> None:
-    """One step from the clean pass's gradient equals one step with a pass of its own (targets held fixed)."""
+    """One step from the clean pass's gradient equals one step with a pass of its own (targets held
+    fixed).
+    """
     if not takes(name, "adversarial"):
         pytest.skip("declared unfit, with the reason")
     hard = HARD["adversarial"]
@@ -105,7 +118,9 @@ class Frozen:
 @methods
 @pytest.mark.parametrize("combine", ["mean", "sum"])
 def test_known_gradients_are_the_true_ones(name: str, combine: str) -> None:
-    """Handing out the clean pass's gradients later changes none: with eps 0 the loss is as if counted twice."""
+    """Handing out the clean pass's gradients later changes none: with eps 0 the loss is as if
+    counted twice.
+    """
     if not takes(name, "adversarial"):
         pytest.skip("declared unfit, with the reason")
     still = dataclasses.replace(HARD["adversarial"], eps=0, stride=0, weight=0.5)  # type: ignore[call-arg]
@@ -134,7 +149,9 @@ def test_mixing_with_a_share_of_one_changes_nothing(name: str, kind: type) -> No
     inputs = method.inputs(batch())
     predictions = method.predict(inputs)
     targets = method.targets(batch(), predictions)
-    torch.testing.assert_close(Whole().loss(method, inputs, targets, rng(), None), objective(method, predictions, targets))
+    torch.testing.assert_close(
+        Whole().loss(method, inputs, targets, rng(), None), objective(method, predictions, targets)
+    )
 
 
 @pairs
@@ -150,21 +167,29 @@ def test_accumulating_is_the_large_batch(name: str, hard: HardExample) -> None:
         data = batch(8, dtype=torch.float64)
         for piece in range(parts):
             s = slice(piece * 8 // parts, (piece + 1) * 8 // parts)
-            part = Batch(tuple(v[s] for v in data.views), data.index[s], data.label[s], data.noise[s])
+            part = Batch(
+                tuple(v[s] for v in data.views), data.index[s], data.label[s], data.noise[s]
+            )
             (step(part, rng()).loss / parts).backward()
         return {k: p.grad for k, p in step.named_parameters() if p.grad is not None}
 
     once, twice = gradients(1), gradients(2)
     for key, gradient in once.items():
-        torch.testing.assert_close(twice[key], gradient, rtol=1e-7, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            twice[key], gradient, rtol=1e-7, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 @methods
 def test_state_is_all_in_the_state_dict(name: str) -> None:
-    """A method rebuilt from its saved state goes on exactly: nothing that learns lives elsewhere."""
+    """A method rebuilt from its saved state goes on exactly: nothing that learns lives
+    elsewhere.
+    """
 
     def go(step: Step, first: int, last: int) -> list[torch.Tensor]:
-        optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 0.05}], lr=0)  # without momentum: no state
+        optimizer = torch.optim.SGD(
+            [{"params": step.parameters(), "peak": 0.05}], lr=0
+        )  # without momentum: no state
         loop = Loop(steps=8, steps_per_epoch=4, schedule=lambda p: 1.0)
         epochs = lambda e, f: [batch(16, seed=10 * e + i, first=16 * i) for i in range(f, 4)]  # noqa: E731
         losses = []
@@ -194,7 +219,11 @@ def test_every_parameter_learns(name: str) -> None:
     step.method.progress = 0.5
     step(batch(16), rng()).loss.backward()
     step.method.after_backward()
-    silent = [k for k, p in step.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    silent = [
+        k
+        for k, p in step.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     assert not silent
 
 
@@ -219,7 +248,9 @@ def test_defaults_fit_small_and_large_data(name: str) -> None:
 
     for images, size in ((IMAGES, 16), (5_000, 128), (5_000_000, 1024)):
         method = METHODS[name]
-        suited = method.Config().suited(Setting(images=images, batch=size, steps=images // size * 50, features=6))
+        suited = method.Config().suited(
+            Setting(images=images, batch=size, steps=images // size * 50, features=6)
+        )
         if name == "supervised":
             continue
         if images < 10_000:

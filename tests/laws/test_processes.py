@@ -1,5 +1,5 @@
-"""k processes give the gradient of one, take its step and leave its memories, for every method and every hard example;
-whether each holds all weights or its share of them.
+"""k processes give the gradient of one, take its step and leave its memories, for every method and
+every hard example; whether each holds all weights or its share of them.
 """
 
 from typing import Any
@@ -26,7 +26,9 @@ CASES = [(name, ()) for name in METHODS] + [
 
 def outcome(name: str, hard: tuple[str, ...], sharded: bool = False) -> dict[str, Any]:
     """Gradients of one global batch, and the weights and memories after the step."""
-    step = Step(build(name, norm=False, dtype=torch.float64, toy=Deep), tuple(HARD[h] for h in hard))
+    step = Step(
+        build(name, norm=False, dtype=torch.float64, toy=Deep), tuple(HARD[h] for h in hard)
+    )
     if sharded:
         shard(step, torch.device("cpu"))
     optimizer = SGD(lr=0.1).build(step.named_parameters())
@@ -37,19 +39,28 @@ def outcome(name: str, hard: tuple[str, ...], sharded: bool = False) -> dict[str
     result = wrapped(data, rng())
     result.loss.backward()
     step.method.after_backward()
-    gradients = {k: full_tensor(p.grad).clone() for k, p in step.named_parameters() if p.grad is not None}
+    gradients = {
+        k: full_tensor(p.grad).clone() for k, p in step.named_parameters() if p.grad is not None
+    }
     norm = clipped_norm(list(step.parameters()), clip=0.1)
     optimizer.step()
     step.method.after_step(data, result.predictions, result.targets)
     weights = {k: full_tensor(p.detach()) for k, p in step.named_parameters()}
-    return {"gradients": gradients, "norm": {"": norm}, "weights": weights, "buffers": dict(step.method.named_buffers())}
+    return {
+        "gradients": gradients,
+        "norm": {"": norm},
+        "weights": weights,
+        "buffers": dict(step.method.named_buffers()),
+    }
 
 
 def all_outcomes() -> dict[str, Any]:
     cards = mine(batch(8)).views[0]
     assert torch.equal(unshuffle_batch(shuffle_batch(cards)), cards)
     assert not torch.equal(shuffle_batch(cards), cards)
-    return {f"{case} {sharded}": outcome(*case, sharded) for case in CASES for sharded in (False, True)}
+    return {
+        f"{case} {sharded}": outcome(*case, sharded) for case in CASES for sharded in (False, True)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +70,19 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join([case[0], *case[1]]))
-def test_many_processes_are_one(case: tuple[str, tuple[str, ...]], sharded: bool, results: list[dict[str, Any]]) -> None:
+def test_many_processes_are_one(
+    case: tuple[str, tuple[str, ...]], sharded: bool, results: list[dict[str, Any]]
+) -> None:
     alone = outcome(*case)
     for rank in range(WORLD):
         for what in alone:
             together = results[rank][f"{case} {sharded}"][what]
             assert together.keys() == alone[what].keys()
             for key, value in alone[what].items():
-                torch.testing.assert_close(together[key], value, rtol=1e-7, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}")
+                torch.testing.assert_close(
+                    together[key],
+                    value,
+                    rtol=1e-7,
+                    atol=1e-10,
+                    msg=lambda m, key=key: f"{key}: {m}",
+                )

@@ -16,9 +16,17 @@ from selftaught.models.layers import mlp
 
 IMAGES = 64
 SMALL = {
-    "hidden": 16, "dim": 8, "queue": 16, "negatives": 16, "clusters": 5, "prototypes": 6,
-    "classes": 5, "blocks": 1, "directions": 2, "bottleneck": 8,
-}  # fmt: skip
+    "hidden": 16,
+    "dim": 8,
+    "queue": 16,
+    "negatives": 16,
+    "clusters": 5,
+    "prototypes": 6,
+    "classes": 5,
+    "blocks": 1,
+    "directions": 2,
+    "bottleneck": 8,
+}
 HARD: dict[str, HardExample] = {
     "adversarial": Adversarial(eps=8),
     "adversarial-3": Adversarial(eps=8, steps=3, stride=4),
@@ -30,7 +38,9 @@ HARD: dict[str, HardExample] = {
 
 
 def takes(name: str, hard: str) -> bool:
-    """Whether a method takes a hard example: one that makes no sense for it is declared, with the reason."""
+    """Whether a method takes a hard example: one that makes no sense for it is declared, with the
+    reason.
+    """
     return part_name(HARD[hard]) not in METHODS[name].unfit
 
 
@@ -76,7 +86,12 @@ def config(name: str) -> Method.Config:
 
 
 def build(
-    name: str, *, seed: int = 0, norm: bool = True, dtype: torch.dtype = torch.float32, toy: type[Toy] = Toy
+    name: str,
+    *,
+    seed: int = 0,
+    norm: bool = True,
+    dtype: torch.dtype = torch.float32,
+    toy: type[Toy] = Toy,
 ) -> Method:
     """A method that has begun its first epoch. Without `norm` no batch norm is left anywhere."""
     torch.manual_seed(seed)
@@ -94,7 +109,11 @@ def build(
 
 def earlier(name: str) -> list[nn.Sequential]:
     """The network of an earlier stage, for a method that cannot do without one."""
-    return [nn.Sequential(Toy(norm=True), mlp(6, 16, SMALL["classes"]))] if name == "distillation" else []
+    return (
+        [nn.Sequential(Toy(norm=True), mlp(6, 16, SMALL["classes"]))]
+        if name == "distillation"
+        else []
+    )
 
 
 def mine(whole: Batch) -> Batch:
@@ -107,9 +126,13 @@ def mine(whole: Batch) -> Batch:
     )
 
 
-def batch(n: int = 8, seed: int = 1, first: int = 0, dtype: torch.dtype = torch.float32, size: int = 16) -> Batch:
+def batch(
+    n: int = 8, seed: int = 1, first: int = 0, dtype: torch.dtype = torch.float32, size: int = 16
+) -> Batch:
     rng = torch.Generator().manual_seed(seed)
-    views = tuple(torch.rand(n, 3, size, size, generator=rng, dtype=torch.float64).to(dtype) for _ in range(2))
+    views = tuple(
+        torch.rand(n, 3, size, size, generator=rng, dtype=torch.float64).to(dtype) for _ in range(2)
+    )
     label = torch.randint(5, (n,), generator=rng)
     return Batch(views, torch.arange(first, first + n), label, torch.rand(n, NOISE, generator=rng))
 

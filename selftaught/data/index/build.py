@@ -1,5 +1,5 @@
-"""The index of an image set: which files are images, how large, of what class, and which are held out. (Over 200 lines: what
-an index is, and how it is made.)
+"""The index of an image set: which files are images, how large, of what class, and which are held
+out. (Over 200 lines: what an index is, and how it is made.)
 """
 
 from __future__ import annotations
@@ -38,26 +38,41 @@ from selftaught.text import count_text, list_reasons, printable
 if TYPE_CHECKING:
     from selftaught.data.parquet.row_groups import Groups
 
-_MOST_UNREADABLE = 0.10  # of the image files; with more, the folder is not what the user thinks it is
+_MOST_UNREADABLE = (
+    0.10  # of the image files; with more, the folder is not what the user thinks it is
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Index:
-    """The readable images of some folders, in an order that depends only on their relative paths."""
+    """The readable images of some folders, in an order that depends only on their relative
+    paths.
+    """
 
     paths: Sequence[Path]  # N of them, sorted by the path below their root
     names: Sequence[Path]  # N of them: the paths below their roots, which a copy elsewhere shares
     sizes: Tensor  # [N, 2] long: height, width as shown (after EXIF orientation)
-    labels: Tensor | None  # [N] long, or [N, C] int8 for several an image; -1 = unlabelled; None: no accuracy anywhere
+    labels: (
+        Tensor | None
+    )  # [N] long, or [N, C] int8 for several an image; -1 = unlabelled; None: no accuracy anywhere
     classes: tuple[str, ...]
     test: Tensor  # [N] bool: held out
-    split: str  # "given" by train/ and test/ folders, by a column of the "table" of labels, or "drawn" by seed
+    # "given" by train/ and test/ folders, by a column of the "table" of labels, or "drawn" by seed
+    split: str
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of files and folders
-    fingerprint: str  # sha256 over relative paths, contents, labels, range and given split: equal for a copy of the data
-    listing: str = ""  # the same with sizes in place of contents, by which older runs know their data
-    pixel_range: PixelRange | None = None  # by which values of more than 8 bits are brought to 8; None: see `PixelRange`
+    # sha256 over relative paths, contents, labels, range and given split: equal for a copy of the
+    # data
+    fingerprint: str
+    listing: str = (
+        ""  # the same with sizes in place of contents, by which older runs know their data
+    )
+    pixel_range: PixelRange | None = (
+        None  # by which values of more than 8 bits are brought to 8; None: see `PixelRange`
+    )
     groups: Groups | None = None  # which images of stores lie together; None: all are files
-    notes: tuple[str, ...] = ()  # a line each on what one may not expect (columns not used, links, ...)
+    notes: tuple[
+        str, ...
+    ] = ()  # a line each on what one may not expect (columns not used, links, ...)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -80,8 +95,9 @@ class Index:
         return (self.labels if self.labels.dim() == 1 else self.labels[:, 0]) >= 0
 
     def subset(self, of: str, seed: int) -> Index:
-        """The same with a part of its training images: "25%" of them, or those of a budget of labels ("5" a class,
-        "total:1000" with every class at least once). For one seed a smaller part lies within a larger one.
+        """The same with a part of its training images: "25%" of them, or those of a budget of
+        labels ("5" a class, "total:1000" with every class at least once). For one seed a smaller
+        part lies within a larger one.
         """
         if of == "all":
             return self
@@ -89,14 +105,21 @@ class Index:
         if of.endswith("%"):
             share = float(of[:-1]) / 100 if of[:-1].replace(".", "", 1).isdecimal() else 0.0
             if not 0 < share <= 1:
-                raise UserError(f"--subset {of}: a share of the training images is above 0 % and at most 100 %")
+                raise UserError(
+                    f"--subset {of}: a share of the training images is above 0 % and at most 100 %"
+                )
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
             chosen = train[order[: max(round(share * len(train)), 1)]]
         else:
             if self.labels is None:
-                raise UserError(f"--subset {of} counts labels, and these images have none: give a share such as 10%")
+                raise UserError(
+                    f"--subset {of} counts labels, and these images have none: give a share such"
+                    " as 10%"
+                )
             budget, known = Budget.parse(of), train[self.labelled[train]]
-            chosen = known[draw(self.labels[known], per_class=budget.per_class, total=budget.total, seed=seed)]
+            chosen = known[
+                draw(self.labels[known], per_class=budget.per_class, total=budget.total, seed=seed)
+            ]
         kept = torch.cat([chosen, self.held_out]).sort().values
         return replace(
             self,
@@ -112,12 +135,16 @@ class Index:
         )
 
     def describe(self) -> str:
-        """Counts, classes, split, unreadable files and notes, for people: a line for each that there is."""
+        """Counts, classes, split, unreadable files and notes, for people: a line for each that
+        there is.
+        """
         held_out = int(self.test.sum())
-        how = {"given": "as their folders say", "table": "as their table says"}.get(self.split, "drawn by the seed")
+        how = {"given": "as their folders say", "table": "as their table says"}.get(
+            self.split, "drawn by the seed"
+        )
         lines = [
-            f"{count_text(len(self), 'image')}, {self._classes()}: {len(self) - held_out:,} to train on, "
-            f"{held_out:,} held out ({how})"
+            f"{count_text(len(self), 'image')}, {self._classes()}: {len(self) - held_out:,} to"
+            f" train on, {held_out:,} held out ({how})"
         ]
         if self.unreadable:
             lines.append(f"{len(self.unreadable):,} not readable: {list_reasons(self.unreadable)}")
@@ -142,27 +169,30 @@ def build_index(
     max_pixels: int = MAX_PIXELS,
     pixel_range: PixelRange | None = PixelRange(),
 ) -> Index:
-    """Indexes the images below `roots`: folders, nested in any way, image files, packs, Parquet files, URLs of these.
+    """Indexes the images below `roots`: folders, nested in any way, image files, packs, Parquet
+    files, URLs of these.
 
-    Links are followed, every file is counted once (by its real path, where it lies rather than where it is
-    linked). Passed over, and counted in `notes`: what is hidden or made by a system (__MACOSX, @eaDir, bins),
-    folders that this product wrote (runs, plans, studies, packs), pictures whose format cannot be read here, and
-    masks that lie beside their photographs. Every file is decoded fully
-    once; verdicts are kept in `cache` (default: $XDG_CACHE_HOME/selftaught or ~/.cache/selftaught) by size
-    and times of change, so that a second call is quick and follows additions, changes and deletions. The index of a large
-    set is remembered as a whole.
+    Links are followed, every file is counted once (by its real path, where it lies rather than
+    where it is linked). Passed over, and counted in `notes`: what is hidden or made by a system
+    (__MACOSX, @eaDir, bins), folders that this product wrote (runs, plans, studies, packs),
+    pictures whose format cannot be read here, and masks that lie beside their photographs. Every
+    file is decoded fully once; verdicts are kept in `cache` (default: $XDG_CACHE_HOME/selftaught or
+    ~/.cache/selftaught) by size and times of change, so that a second call is quick and follows
+    additions, changes and deletions. The index of a large set is remembered as a whole.
 
-    labels: "auto" takes the nearest labels.csv above an image, else class folders, else none; "folders" insists on class
-    folders; "none"; or the path of a CSV (see `label_table`). Folders such as `train/` and `test/` (`val2017/`,
-    `test_set/`, ...) are kept as the split, also in a folder that holds all the rest; what lies beside them (`unlabeled/`)
-    is trained on; else a column `split` of the table is kept; else the share `holdout` of every class is held out. That
+    labels: "auto" takes the nearest labels.csv above an image, else class folders, else none;
+    "folders" insists on class folders; "none"; or the path of a CSV (see `label_table`). Folders
+    such as `train/` and `test/` (`val2017/`, `test_set/`, ...) are kept as the split, also in a
+    folder that holds all the rest; what lies beside them (`unlabeled/`) is trained on; else a
+    column `split` of the table is kept; else the share `holdout` of every class is held out. That
     draw goes by a hash of seed and path: images that come later move few of the others across.
 
-    max_pixels: of an image; larger ones are left out. pixel_range: by which values of more than 8 bits are brought to 8;
-    the pairs that it lacks are measured on these images. None: as runs did that knew of none.
+    max_pixels: of an image; larger ones are left out. pixel_range: by which values of more than 8
+    bits are brought to 8; the pairs that it lacks are measured on these images. None: as runs did
+    that knew of none.
 
-    Raises UserError when there are no images, when more than 10 % of them cannot be read, or when labels do
-    not fit.
+    Raises UserError when there are no images, when more than 10 % of them cannot be read, or when
+    labels do not fit.
     """
     if not roots:
         raise UserError("no data: give at least one folder of images")
@@ -170,7 +200,11 @@ def build_index(
         raise UserError(f"the held-out share must be at least 0 and less than 1, not {holdout}")
     places = [Root.of(root) for root in roots]
     cache = cache or default_cache()
-    table = None if str(labels) in ("auto", "folders", "none") else os.path.abspath(Path(labels).expanduser())
+    table = (
+        None
+        if str(labels) in ("auto", "folders", "none")
+        else os.path.abspath(Path(labels).expanduser())
+    )
     name = recall.key([places, table or str(labels), holdout, seed, max_pixels, pixel_range])
     if cache is not None and (remembered := recall.load(cache, name)) is not None:
         return Index(**remembered)
@@ -187,7 +221,7 @@ def build_index(
 
         found, sizes, measured, reasons, packed = parquet_rows.join(
             places, scan.files, *checked, cache, on_progress, notes, forgotten, max_pixels
-        )  # fmt: skip
+        )
     readable = [i for i in range(len(found)) if i not in reasons]
     failed = [*((found.paths[i], reason) for i, reason in reasons.items()), *scan.unreadable]
     unreadable = sorted((printable(path), reason) for path, reason in failed)
@@ -198,10 +232,16 @@ def build_index(
     split: str = layout.split
     is_test = layout.test
     tables = label_by_tables(str(labels), places, files, notes)
-    known, classes = (tables.labels, tables.classes) if tables else label(str(labels), places, files, layout, notes)
+    known, classes = (
+        (tables.labels, tables.classes)
+        if tables
+        else label(str(labels), places, files, layout, notes)
+    )
     if tables and tables.test is not None:
         if split == "given":
-            notes.append("the split that the table of labels names is not used, as folders name one")
+            notes.append(
+                "the split that the table of labels names is not used, as folders name one"
+            )
         else:
             split, is_test = "table", tables.test
     if split == "drawn":
@@ -210,7 +250,9 @@ def build_index(
     own = packed.or_else(pixel_range_module.measure_range(measured))
     pixel_range = None if pixel_range is None else pixel_range.or_else(own)
     notes += pixel_range_module.notes(pixel_range, measured, own)
-    listing, fingerprint = _fingerprints(files, known, classes, pixel_range_module.used(pixel_range, measured))
+    listing, fingerprint = _fingerprints(
+        files, known, classes, pixel_range_module.used(pixel_range, measured)
+    )
     index = Index(
         paths=Paths(files.paths),
         names=Paths(files.names),
@@ -226,18 +268,29 @@ def build_index(
         groups=_count_groups(files),
         notes=tuple(notes),
     )
-    if split == "table" or (split == "given" and not np.array_equal(is_test, _first_folder_tests(files))):
-        # Earlier versions read no such split and drew one: a run of theirs was trained on images that are held out here.
+    if split == "table" or (
+        split == "given" and not np.array_equal(is_test, _first_folder_tests(files))
+    ):
+        # Earlier versions read no such split and drew one: a run of theirs was trained on images
+        # that are held out here.
         sides = np.packbits(is_test).tobytes().hex()
         listing, fingerprint = (
-            hashlib.sha256(f"{of}/{sides}".encode()).hexdigest() for of in (index.listing, index.fingerprint)
+            hashlib.sha256(f"{of}/{sides}".encode()).hexdigest()
+            for of in (index.listing, index.fingerprint)
         )
         index = replace(index, listing=listing, fingerprint=fingerprint)
     if cache is not None and len(index) >= recall.LEAST:
         watched = [table] if table else find_tables(places, files)
         witness = recall.CacheStamp.of(scan, [*watched, *(found.paths[i] for i in reasons)], began)
         if witness is not None:
-            recall.store(cache, name, vars(index), np.stack([files.bytes, files.changed], 1), witness, forgotten)
+            recall.store(
+                cache,
+                name,
+                vars(index),
+                np.stack([files.bytes, files.changed], 1),
+                witness,
+                forgotten,
+            )
     return replace(index, notes=(*notes, *forgotten)) if forgotten else index
 
 
@@ -251,17 +304,26 @@ def _count_groups(files: Files) -> Groups | None:
 
 
 def _refuse_bad_sets(
-    places: Sequence[Root], readable: int, unreadable: Sequence[tuple[str, str]], notes: Sequence[str]
-) -> None:  # fmt: skip
-    bad = sum(is_image(path) or Place.of(path) is not None for path, _ in unreadable)  # and not the folders
-    named = ", ".join(printable(place.path) for place in places[:3]) + (", ..." if len(places) > 3 else "")
+    places: Sequence[Root],
+    readable: int,
+    unreadable: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+) -> None:
+    bad = sum(
+        is_image(path) or Place.of(path) is not None for path, _ in unreadable
+    )  # and not the folders
+    named = ", ".join(printable(place.path) for place in places[:3]) + (
+        ", ..." if len(places) > 3 else ""
+    )
     if readable + bad == 0:
         because = f"; not readable: {list_reasons(unreadable)}" if unreadable else ""
-        raise UserError("; ".join([f"no images in {named}: looked for {SUFFIX_NAMES}{because}", *notes]))
+        raise UserError(
+            "; ".join([f"no images in {named}: looked for {SUFFIX_NAMES}{because}", *notes])
+        )
     if bad > _MOST_UNREADABLE * (readable + bad):
         raise UserError(
-            f"{bad:,} of {count_text(readable + bad, 'image file')} in {named} cannot be read, more than "
-            f"{_MOST_UNREADABLE:.0%}: {list_reasons(unreadable)}; repair or remove them"
+            f"{bad:,} of {count_text(readable + bad, 'image file')} in {named} cannot be read, more"
+            f" than {_MOST_UNREADABLE:.0%}: {list_reasons(unreadable)}; repair or remove them"
         )
 
 
@@ -271,7 +333,9 @@ def _first_folder_tests(files: Files) -> np.ndarray:
     return np.array([name.partition("/")[0].lower() in names for name in files.names], dtype=bool)
 
 
-def _fingerprints(files: Files, rows: np.ndarray | None, classes: Sequence[str], used: str) -> tuple[str, str]:
+def _fingerprints(
+    files: Files, rows: np.ndarray | None, classes: Sequence[str], used: str
+) -> tuple[str, str]:
     """Of names, sizes, labels and the range `used`; and of names, contents, labels and that."""
     sizes, contents = hashlib.sha256(), hashlib.sha256()
     plain = rows.tolist() if rows is not None and rows.ndim == 1 else None

@@ -30,8 +30,9 @@ def check(
     notes: list[str],
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Heights and widths [n, 2] (zeros where unreadable), the columns of `pixel_range` [n, 4], and the reasons; by decoding
-    what the cache does not know. The files' digests are filled in; notes say where the cache cannot be written.
+    """Heights and widths [n, 2] (zeros where unreadable), the columns of `pixel_range` [n, 4], and
+    the reasons; by decoding what the cache does not know. The files' digests are filled in; notes
+    say where the cache cannot be written.
     """
     numbers = np.zeros((len(files), 4), dtype=np.int64)  # as in `FileChecks`
     measured = np.zeros((len(files), 4))
@@ -70,12 +71,16 @@ def check(
         with quiet():
             in_parallel(len(todo), one, on_progress=on_progress)
     finally:  # what was checked before Ctrl-C is remembered, too
-        whole = {place.folder for place in places if not place.is_file}  # a file says nothing of its neighbours
+        whole = {
+            place.folder for place in places if not place.is_file
+        }  # a file says nothing of its neighbours
         for folder, inside in members.items():
             sure = [i for i in inside if i not in unsure]
             said = {files.names[i]: reasons[i] for i in sure if i in reasons}
             digests = np.array([files.digests[i] for i in sure], dtype=np.int64)
-            verdicts = FileChecks((files.names[i] for i in sure), numbers[sure], measured[sure], said, digests)
+            verdicts = FileChecks(
+                (files.names[i] for i in sure), numbers[sure], measured[sure], said, digests
+            )
             if folder not in whole:
                 verdicts = verdicts.beside(known[folder])
             if todo or len(verdicts.rows) != len(known[folder].rows):
@@ -85,7 +90,9 @@ def check(
 
 
 def larger(sizes: np.ndarray, max_pixels: int) -> dict[int, str]:
-    """The reason why an image of [height, width] is left out, of those that are larger than asked for."""
+    """The reason why an image of [height, width] is left out, of those that are larger than asked
+    for.
+    """
     reasons = {}
     for i in np.flatnonzero(sizes.prod(axis=1) > max_pixels).tolist():
         try:
@@ -96,22 +103,29 @@ def larger(sizes: np.ndarray, max_pixels: int) -> dict[int, str]:
 
 
 def digest(data: bytes) -> int:
-    """What names the content of a file: equal for its copies, and for no other (64 bits of sha256)."""
+    """What names the content of a file: equal for its copies, and for no other (64 bits of
+    sha256).
+    """
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
 
 
 class FileChecks:
-    """What is known of the files of one folder: `numbers` [n, 4] (bytes, stamp, height, width), `measured` [n, 4] (the
-    columns of `pixel_range`) and `digests` [n] in the `rows` of their names, and by name the `reasons` why some cannot be
-    read.
+    """What is known of the files of one folder: `numbers` [n, 4] (bytes, stamp, height, width),
+    `measured` [n, 4] (the columns of `pixel_range`) and `digests` [n] in the `rows` of their names,
+    and by name the `reasons` why some cannot be read.
 
-    Kept in a file of arrays, `<cache>/index/<hash of the real folder>.npz`. Readers and other writers see an old
-    one or a new one, and whatever is wrong with it (its sums are checked while it is read), it is no more than a
-    reason to decode the files again.
+    Kept in a file of arrays, `<cache>/index/<hash of the real folder>.npz`. Readers and other
+    writers see an old one or a new one, and whatever is wrong with it (its sums are checked while
+    it is read), it is no more than a reason to decode the files again.
     """
 
     def __init__(
-        self, names: Iterable[str], numbers: np.ndarray, measured: np.ndarray, reasons: dict[str, str], digests: np.ndarray
+        self,
+        names: Iterable[str],
+        numbers: np.ndarray,
+        measured: np.ndarray,
+        reasons: dict[str, str],
+        digests: np.ndarray,
     ) -> None:
         self.rows = {name: row for row, name in enumerate(names)}
         self.numbers = numbers
@@ -120,7 +134,9 @@ class FileChecks:
         self.digests = digests
 
     def of(self, name: str, size: int, changed: int) -> tuple[np.ndarray, np.ndarray] | str | None:
-        """[height, width] and what was measured, the reason why it cannot be read, or None: not known as it is now."""
+        """[height, width] and what was measured, the reason why it cannot be read, or None: not
+        known as it is now.
+        """
         row = self.rows.get(name)
         if row is None or self.numbers[row, 0] != size or self.numbers[row, 1] != changed:
             return None
@@ -137,9 +153,11 @@ class FileChecks:
         numbers, measured, digests = (
             np.concatenate([mine, its[rows]])
             for mine, its in (
-                (self.numbers, older.numbers), (self.measured, older.measured), (self.digests, older.digests)
+                (self.numbers, older.numbers),
+                (self.measured, older.measured),
+                (self.digests, older.digests),
             )
-        )  # fmt: skip
+        )
         return FileChecks([*self.rows, *others], numbers, measured, self.reasons | said, digests)
 
     @staticmethod
@@ -152,27 +170,41 @@ class FileChecks:
     def load(cls, cache: Path | None, folder: str) -> FileChecks:
         if cache is not None:
             # Missing, torn or overwritten by anything at all: as if it were not there.
-            with contextlib.suppress(Exception), np.load(cls._file(cache, folder), allow_pickle=False) as stored:
+            with (
+                contextlib.suppress(Exception),
+                np.load(cls._file(cache, folder), allow_pickle=False) as stored,
+            ):
                 names = stored["names"].tobytes().split(b"\0")[:-1]
                 measured = np.zeros((len(names), 4))
                 measured[stored["unusual"]] = stored["measured"]
                 reasons = json.loads(stored["reasons"].tobytes())
-                verdicts = cls(map(os.fsdecode, names), stored["numbers"], measured, reasons, stored["digests"])
+                verdicts = cls(
+                    map(os.fsdecode, names), stored["numbers"], measured, reasons, stored["digests"]
+                )
                 shapes = (verdicts.numbers.shape, verdicts.digests.shape, len(verdicts.rows))
                 if shapes == ((len(names), 4), (len(names),), len(names)):
                     return verdicts
-        return cls((), np.empty((0, 4), dtype=np.int64), np.empty((0, 4)), {}, np.empty(0, dtype=np.int64))
+        return cls(
+            (), np.empty((0, 4), dtype=np.int64), np.empty((0, 4)), {}, np.empty(0, dtype=np.int64)
+        )
 
     def store(self, cache: Path | None, folder: str, notes: list[str]) -> None:
         names = b"".join(os.fsencode(name) + b"\0" for name in self.rows)
         reasons = json.dumps(self.reasons).encode()
-        unusual = np.flatnonzero(self.measured.any(axis=1))  # few: of most files there is nothing to say
+        unusual = np.flatnonzero(
+            self.measured.any(axis=1)
+        )  # few: of most files there is nothing to say
 
         def write(draft: Path) -> None:
             with draft.open("wb") as out:
                 np.savez(
-                    out, numbers=self.numbers, names=np.frombuffer(names, "u1"), reasons=np.frombuffer(reasons, "u1"),
-                    unusual=unusual, measured=self.measured[unusual], digests=self.digests,
-                )  # fmt: skip
+                    out,
+                    numbers=self.numbers,
+                    names=np.frombuffer(names, "u1"),
+                    reasons=np.frombuffer(reasons, "u1"),
+                    unusual=unusual,
+                    measured=self.measured[unusual],
+                    digests=self.digests,
+                )
 
         remember(cache and self._file(cache, folder), write, notes)

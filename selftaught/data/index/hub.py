@@ -1,7 +1,8 @@
 """Which Parquet files below a folder are one set of images, as Hugging Face's hub lays them out.
 
-default/train/0000.parquet, default/test/0000.parquet       a configuration, and in it a folder for each split
-data/train-00000-of-00002.parquet                           the split in the names of the files
+default/train/0000.parquet, default/test/0000.parquet       a configuration, and in it a folder for
+each split data/train-00000-of-00002.parquet                           the split in the names of the
+files
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ _NUMBER = re.compile(r"[-_.]?\d+([-_.]of[-_.]\d+)?$")
 
 
 def choose_set(location: str, files: Sequence[str], notes: list[str]) -> list[str]:
-    """Those of the Parquet files below `location` (relative, with forward slashes) that are one set.
+    """Those of the Parquet files below `location` (relative, with forward slashes) that are one
+    set.
 
-    Files that lie in no folder of a configuration are one. Raises UserError where there are several configurations.
+    Files that lie in no folder of a configuration are one. Raises UserError where there are several
+    configurations.
     """
     sets: dict[str, list[str]] = {}
     for file in files:
         folders = file.split("/")[:-1]
-        configuration = "/".join(name for name in folders if name.lower() != "data" and plain_side(name) is None)
+        configuration = "/".join(
+            name for name in folders if name.lower() != "data" and plain_side(name) is None
+        )
         sets.setdefault(configuration, []).append(file)
     if "" in sets and len(sets) > 1:
         others = ", ".join(printable(name) for name in sorted(sets) if name)
@@ -35,8 +40,9 @@ def choose_set(location: str, files: Sequence[str], notes: list[str]) -> list[st
         names = sorted(sets)
         more = f", and {len(names) - 8:,} more" if len(names) > 8 else ""
         raise UserError(
-            f"{printable(location)} holds several sets of Parquet files ({', '.join(map(printable, names[:8]))}{more}): name the "
-            f"folder of one, such as {printable(location)}/{printable(names[0])}"
+            f"{printable(location)} holds several sets of Parquet files"
+            f" ({', '.join(map(printable, names[:8]))}{more}): name the folder of one, such as"
+            f" {printable(location)}/{printable(names[0])}"
         )
     elif sets and "" not in sets:
         notes.append(f"the Parquet files of {printable(location)}/{printable(next(iter(sets)))}")
@@ -44,7 +50,9 @@ def choose_set(location: str, files: Sequence[str], notes: list[str]) -> list[st
 
 
 def splits_of(files: Sequence[str]) -> list[str]:
-    """The split of each Parquet file: what its name begins with, or its folder's name, or its own name; or nothing."""
+    """The split of each Parquet file: what its name begins with, or its folder's name, or its own
+    name; or nothing.
+    """
     stems = [_NUMBER.sub("", file.rpartition("/")[2].removesuffix(".parquet")) for file in files]
     known = split_sides(stems)
     common = _common([file.split("/")[:-1] for file in files])

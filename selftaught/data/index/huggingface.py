@@ -1,7 +1,7 @@
 """Parquet files of images that others wrote, those of a Hugging Face dataset say, read as they are.
 
-The small columns are read at once; where they tell no height and width, every image is decoded once and the verdict
-remembered, as it is for files.
+The small columns are read at once; where they tell no height and width, every image is decoded once
+and the verdict remembered, as it is for files.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ from selftaught.text import printable
 
 
 def rows_of(
-    files: Sequence[str], cache: Path | None, on_progress: Callable[[int, int], None] | None, forgotten: list[str],
+    files: Sequence[str],
+    cache: Path | None,
+    on_progress: Callable[[int, int], None] | None,
+    forgotten: list[str],
     max_pixels: int = MAX_PIXELS,
-) -> Rows:  # fmt: skip
-    """The rows of some files; a column `split`, the name of a file or that of its folder is the split of its images."""
+) -> Rows:
+    """The rows of some files; a column `split`, the name of a file or that of its folder is the
+    split of its images.
+    """
     shards: list[Shard] = [None] * len(files)  # type: ignore[list-item]
     tables: list[Any] = [None] * len(files)
 
@@ -40,11 +45,18 @@ def rows_of(
         shards[i] = shard = opened(files[i])
         if shard.image is None:
             known = ", ".join(shard.schema.names)
-            raise UserError(f"{printable(files[i])} has no images: none of its columns ({known}) holds a file's bytes")
+            raise UserError(
+                f"{printable(files[i])} has no images: none of its columns ({known}) holds a file's"
+                " bytes"
+            )
         try:
-            tables[i] = shard.read(range(shard.metadata.num_row_groups), parquet_columns.small(shard))
+            tables[i] = shard.read(
+                range(shard.metadata.num_row_groups), parquet_columns.small(shard)
+            )
         except Unreadable as error:
-            raise UserError(f"{printable(files[i])} cannot be read ({error}): copy it again") from None
+            raise UserError(
+                f"{printable(files[i])} cannot be read ({error}): copy it again"
+            ) from None
 
     in_parallel(len(files), read, threads=8)
     rows, unused = Rows(), set[str]()
@@ -62,28 +74,42 @@ def rows_of(
             for row, (part, name) in enumerate(zip(given, names, strict=True))
         ]
         rows.paths += [f"{shard.location}/{row}" for row in range(n)]
-        rows.groups = np.append(rows.groups, group + np.searchsorted(shard.ends, np.arange(n), side="right"))
+        rows.groups = np.append(
+            rows.groups, group + np.searchsorted(shard.ends, np.arange(n), side="right")
+        )
         group += len(shard.ends)
-        said, classes, several = parquet_columns.labels({c: table.column(c) for c in table.column_names}, shard.features)
+        said, classes, several = parquet_columns.labels(
+            {c: table.column(c) for c in table.column_names}, shard.features
+        )
         if said is not None or rows.said is not None:
             rows.said = [*(rows.said or [None] * (len(rows) - n)), *(said or [None] * n)]
-        rows.classes, rows.several = tuple(dict.fromkeys([*rows.classes, *classes])), rows.several or several
-        unused |= {c for c in shard.schema.names if c not in {shard.image, *table.column_names, "mask"}}
+        rows.classes, rows.several = (
+            tuple(dict.fromkeys([*rows.classes, *classes])),
+            rows.several or several,
+        )
+        unused |= {
+            c for c in shard.schema.names if c not in {shard.image, *table.column_names, "mask"}
+        }
     own = hub.own_names(files)
-    _tell_apart(rows.names, [(own[i], row) for i, shard in enumerate(shards) for row in range(len(shard))])
+    _tell_apart(
+        rows.names, [(own[i], row) for i, shard in enumerate(shards) for row in range(len(shard))]
+    )
     if unused:
         rows.notes.append(f"columns not used: {', '.join(sorted(unused))}")
     _measure(rows, shards, tables, cache, on_progress, forgotten, max_pixels)
     largest = int(np.bincount(rows.groups, weights=rows.bytes).max()) if len(rows) else 0
     if rows.bytes.sum() > row_groups.CACHE and largest > row_groups.WINDOW // 16:
         rows.notes.append(
-            f"row groups of {largest >> 20:,} MB are too large to be shuffled well: `selftaught pack` makes small ones"
+            f"row groups of {largest >> 20:,} MB are too large to be shuffled well: `selftaught"
+            " pack` makes small ones"
         )
     return rows
 
 
 def _tell_apart(names: list[str], places: Sequence[tuple[str, int]]) -> None:
-    """Gives rows of one name names of their own, by the file and the row: what is held out is drawn by names."""
+    """Gives rows of one name names of their own, by the file and the row: what is held out is drawn
+    by names.
+    """
     often = Counter(names)
     for i, (name, (file, row)) in enumerate(zip(names, places, strict=True)):
         if often[name] > 1:
@@ -102,12 +128,21 @@ def opened(location: str) -> Shard:
 
 
 def _measure(
-    rows: Rows, shards: Sequence[Shard], tables: Sequence[Any], cache: Path | None,
-    on_progress: Callable[[int, int], None] | None, forgotten: list[str], max_pixels: int,
-) -> None:  # fmt: skip
-    """Heights, widths, bytes, digests and unusual values: as told, as remembered, or by decoding. `rows` is filled in."""
+    rows: Rows,
+    shards: Sequence[Shard],
+    tables: Sequence[Any],
+    cache: Path | None,
+    on_progress: Callable[[int, int], None] | None,
+    forgotten: list[str],
+    max_pixels: int,
+) -> None:
+    """Heights, widths, bytes, digests and unusual values: as told, as remembered, or by decoding.
+    `rows` is filled in.
+    """
     rows.digests = np.zeros(len(rows), dtype=np.int64)
-    numbers = np.zeros((len(rows), 4), dtype=np.int64)  # as in `FileChecks`: bytes, a stamp of the file, height, width
+    numbers = np.zeros(
+        (len(rows), 4), dtype=np.int64
+    )  # as in `FileChecks`: bytes, a stamp of the file, height, width
     measured = np.zeros((len(rows), 4))
     todo: list[int] = []
     first = 0
@@ -119,8 +154,14 @@ def _measure(
         known = FileChecks.load(cache, shard.location)
         numbers[here, 1] = stamp
         if len(known.rows) == n and bool((known.numbers[:, 1] == stamp).all()):
-            numbers[here], measured[here], rows.digests[here] = known.numbers, known.measured, known.digests
-            rows.reasons |= {first + known.rows[name]: reason for name, reason in known.reasons.items()}
+            numbers[here], measured[here], rows.digests[here] = (
+                known.numbers,
+                known.measured,
+                known.digests,
+            )
+            rows.reasons |= {
+                first + known.rows[name]: reason for name, reason in known.reasons.items()
+            }
         else:
             todo += range(first, first + n)
             if told:
@@ -152,7 +193,13 @@ def _measure(
         inside = range(here.start, here.stop)
         if not fresh.isdisjoint(inside) and passing.isdisjoint(inside):
             said = {str(i - here.start): rows.reasons[i] for i in inside if i in rows.reasons}
-            verdicts = FileChecks(map(str, range(len(inside))), numbers[here], measured[here], said, rows.digests[here])
+            verdicts = FileChecks(
+                map(str, range(len(inside))),
+                numbers[here],
+                measured[here],
+                said,
+                rows.digests[here],
+            )
             verdicts.store(cache, location, forgotten)
     rows.reasons |= larger(numbers[:, 2:], max_pixels)
     rows.bytes, rows.sizes, rows.measured = numbers[:, 0], numbers[:, 2:], measured

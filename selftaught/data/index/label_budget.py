@@ -1,5 +1,5 @@
-"""Which training images are labelled: N a class, N in all with every class at least once, or all of them; by
-seed.
+"""Which training images are labelled: N a class, N in all with every class at least once, or all of
+them; by seed.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from selftaught.errors import UserError
 
 @dataclass(frozen=True)
 class Budget:
-    """How many labels an evaluation may use: `per_class` of each class, or `total` in all; neither: all there
-    are.
+    """How many labels an evaluation may use: `per_class` of each class, or `total` in all; neither:
+    all there are.
     """
 
     per_class: int | None = None
@@ -32,7 +32,9 @@ class Budget:
         if text == "all":
             return cls()
         if kind not in ("", "total") or (colon and not kind) or not number.isdecimal():
-            raise UserError(f'labels "{text}" not understood: say 5 (a class), total:1000 (in all) or all')
+            raise UserError(
+                f'labels "{text}" not understood: say 5 (a class), total:1000 (in all) or all'
+            )
         return cls(total=int(number)) if kind else cls(per_class=int(number))
 
     def __str__(self) -> str:
@@ -41,13 +43,16 @@ class Budget:
         return "all" if self.per_class is None else str(self.per_class)
 
 
-def draw(labels: Tensor, *, per_class: int | None = None, total: int | None = None, seed: int) -> Tensor:
+def draw(
+    labels: Tensor, *, per_class: int | None = None, total: int | None = None, seed: int
+) -> Tensor:
     """Positions [n] (rising) of the images whose labels may be used; labels [N] long or [N, C] 0/1.
 
-    per_class: that many of each class, or all of a class that has fewer; several classes an image: images are
-    added, rarest class first, until each class has that many. total: each class once (UserError if that takes
-    more than `total`), then images at random, whatever their class; all of them if there are fewer. One seed,
-    one order: of single-class labels, a smaller draw is part of a larger one.
+    per_class: that many of each class, or all of a class that has fewer; several classes an image:
+    images are added, rarest class first, until each class has that many. total: each class once
+    (UserError if that takes more than `total`), then images at random, whatever their class; all of
+    them if there are fewer. One seed, one order: of single-class labels, a smaller draw is part of
+    a larger one.
     """
     Budget(per_class, total)  # refuses what makes no sense
     labels = labels.cpu()
@@ -69,7 +74,9 @@ def draw(labels: Tensor, *, per_class: int | None = None, total: int | None = No
             chosen[candidates[: max(0, missing)]] = True
     if total is not None:
         if int(chosen.sum()) > total:
-            raise UserError(f"total:{total} labels do not reach every class, that takes {int(chosen.sum())}")
+            raise UserError(
+                f"total:{total} labels do not reach every class, that takes {int(chosen.sum())}"
+            )
         rest = order[~chosen[order]]
         chosen[rest[: total - int(chosen.sum())]] = True
     return chosen.nonzero().squeeze(1)

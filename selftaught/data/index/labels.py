@@ -16,7 +16,9 @@ from selftaught.text import count_text, printable
 def label(
     source: str, places: Sequence[Root], files: Files, layout: Layout, notes: list[str]
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The labels, [n] int64 or [n, C] int8 or None, -1 where an image has none, and the names of the classes."""
+    """The labels, [n] int64 or [n, C] int8 or None, -1 where an image has none, and the names of
+    the classes.
+    """
     if source == "none":
         return None, ()
     if source == "auto" and any(said is not None for said in files.said):
@@ -32,11 +34,15 @@ def label(
     return None, ()
 
 
-def _class_folders(files: Files, layout: Layout, insisted: bool = False) -> tuple[list[str], str | None]:
-    """The class folder of each image ("" for none), and what speaks against these as classes: where somebody has
-    `insisted` on them, only that there are none.
+def _class_folders(
+    files: Files, layout: Layout, insisted: bool = False
+) -> tuple[list[str], str | None]:
+    """The class folder of each image ("" for none), and what speaks against these as classes: where
+    somebody has `insisted` on them, only that there are none.
     """
-    known: dict[tuple[str, int], tuple[str, bool]] = {}  # of a folder: its class, and whether a split lies below that
+    known: dict[
+        tuple[str, int], tuple[str, bool]
+    ] = {}  # of a folder: its class, and whether a split lies below that
     names: list[str] = []
     for i, (name, depth) in enumerate(zip(files.names, layout.depth.tolist(), strict=True)):
         place = (name.rpartition("/")[0], depth)
@@ -52,7 +58,13 @@ def _class_folders(files: Files, layout: Layout, insisted: bool = False) -> tupl
     loose = sum(not names[i] for i in taught)
     if "" in names and (len(classes) < 2 or 2 * loose > len(taught) or not len(taught)):
         example = printable(files.paths[names.index("")])
-        return names, f"{count_text(names.count(''), 'image')} of {len(names):,} in no class folder, for example {example}"
+        return (
+            names,
+            (
+                f"{count_text(names.count(''), 'image')} of {len(names):,} in no class folder, for"
+                f" example {example}"
+            ),
+        )
     if len(classes) < 2:
         return names, f"all images are in one folder, {printable(classes[0])}"
     if insisted:
@@ -60,9 +72,16 @@ def _class_folders(files: Files, layout: Layout, insisted: bool = False) -> tupl
     divided = all(split for name, split in known.values() if name)
     if layout.sets or divided or split_sides(classes) or all(map(is_part, classes)):
         parts = ", ".join(map(printable, classes[:4]))
-        return names, f"{parts} look like parts of a data set; name the one that is meant as the data"
+        return (
+            names,
+            f"{parts} look like parts of a data set; name the one that is meant as the data",
+        )
     held_out = {names[i] for i in np.flatnonzero(layout.test)} - {""}
-    if len(held_out) > 1 and len(classes) > len(held_out) + 1 and held_out.isdisjoint(names[i] for i in taught):
+    if (
+        len(held_out) > 1
+        and len(classes) > len(held_out) + 1
+        and held_out.isdisjoint(names[i] for i in taught)
+    ):
         return names, "the train and the test folders have none in common"
     if len(classes) > max(50, len(names) // 2):  # folders by day or by patient, say
         return names, f"{len(classes):,} folders for {len(names):,} images are too many"
@@ -72,7 +91,9 @@ def _class_folders(files: Files, layout: Layout, insisted: bool = False) -> tupl
 def _note_unlabelled(names: Sequence[str], files: Files, layout: Layout, notes: list[str]) -> None:
     if missing := names.count(""):
         of, example = count_text(len(names), "image"), printable(files.paths[names.index("")])
-        notes.append(f"{missing:,} of {of} lie in no class folder and have no label, for example {example}")
+        notes.append(
+            f"{missing:,} of {of} lie in no class folder and have no label, for example {example}"
+        )
     if layout.test.any() and not any(names[i] for i in np.flatnonzero(layout.test).tolist()):
         notes.append("no held-out image has a label: no accuracy can be measured on them")
 
@@ -96,8 +117,9 @@ def _told_labels(
 def _encoded(
     names: Sequence[tuple[str, ...] | None], first: Sequence[str] = (), several: bool = False
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class numbers [n], or with `several` an image one 0/1 column a class [n, C]; -1 where nothing is known (None).
-    The classes `first` are known, though there may be none of them; the others are sorted, whole numbers by size.
+    """Class numbers [n], or with `several` an image one 0/1 column a class [n, C]; -1 where nothing
+    is known (None). The classes `first` are known, though there may be none of them; the others are
+    sorted, whole numbers by size.
     """
     seen = {name for row in names if row is not None for name in row}
     whole = all(name.isascii() and name.isdigit() for name in seen)
@@ -109,5 +131,7 @@ def _encoded(
     else:
         rows = np.zeros((len(names), len(classes)), dtype=np.int8)
         for i, row in enumerate(names):
-            rows[i, slice(None) if row is None else [number[name] for name in row]] = -1 if row is None else 1
+            rows[i, slice(None) if row is None else [number[name] for name in row]] = (
+                -1 if row is None else 1
+            )
     return rows, tuple(printable(name) for name in classes)

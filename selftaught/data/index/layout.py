@@ -1,4 +1,5 @@
-"""What the folders around the classes are for: a split, unlabelled images, or only what an archive was unpacked into.
+"""What the folders around the classes are for: a split, unlabelled images, or only what an archive
+was unpacked into.
 
 (Over 200 lines: how a folder is read, and how it is told what it is for.)
 """
@@ -16,8 +17,8 @@ from selftaught.data.index.folders import Folder, trees
 from selftaught.data.index.scan import Files
 from selftaught.text import count_text, printable
 
-# What a folder is for among its neighbours. "class": it lies beside the val/ that holds images of its class.
-# "outside": its images are trained on and have no class.
+# What a folder is for among its neighbours. "class": it lies beside the val/ that holds images of
+# its class. "outside": its images are trained on and have no class.
 Use = Literal["train", "test", "class", "outside"]
 
 
@@ -28,19 +29,25 @@ class Layout:
     split: Literal["given", "drawn"]
     test: np.ndarray  # [n] bool: held out; none is where the split is to be drawn
     depth: np.ndarray  # [n] how many folders lie above the class folder; -1: it has no class
-    sets: tuple[str, ...] = ()  # folders in the place of classes that each have a split of their own
+    sets: tuple[
+        str, ...
+    ] = ()  # folders in the place of classes that each have a split of their own
 
     def chosen(self, order: Sequence[int]) -> Layout:
         return replace(self, test=self.test[order], depth=self.depth[order])
 
 
 def read_layout(files: Files, notes: list[str]) -> Layout:
-    """The split that the folders make, and the depth of the class folders; `notes` says what was taken for what."""
+    """The split that the folders make, and the depth of the class folders; `notes` says what was
+    taken for what.
+    """
     reader = _Reader(files)
     for root in trees(files).values():
         reader.read(root)
     notes += reader.notes()
-    return Layout("given" if reader.given else "drawn", reader.test, reader.depth, tuple(reader.sets))
+    return Layout(
+        "given" if reader.given else "drawn", reader.test, reader.depth, tuple(reader.sets)
+    )
 
 
 class _Reader:
@@ -54,14 +61,22 @@ class _Reader:
         self._sides: dict[str, set[str]] = {"train": set(), "test": set()}  # names of folders
         self._outside: dict[str, int] = {}  # name of a folder: its images
         self._loose = 0  # images beside the folders of a split
-        self._wrapped: list[str] = []  # folders that were looked into, as they are all that there is
+        self._wrapped: list[
+            str
+        ] = []  # folders that were looked into, as they are all that there is
         self._undivided: list[str] = []  # have a split of their own, and are not most of the images
         self.sets: list[str] = []  # folders that each have a split of their own
 
     def read(
-        self, folder: Folder, held_out: bool = False, elsewhere: Collection[str] = (), level: int | None = None
-    ) -> None:  # fmt: skip
-        """Notes all below `folder`. `elsewhere`: class folders of the other sides; `level`: a depth that is settled."""
+        self,
+        folder: Folder,
+        held_out: bool = False,
+        elsewhere: Collection[str] = (),
+        level: int | None = None,
+    ) -> None:
+        """Notes all below `folder`. `elsewhere`: class folders of the other sides; `level`: a depth
+        that is settled.
+        """
         inner, loose = _unwrap(folder, elsewhere)
         self._set(loose, -1 if level is None else level, held_out)
         if inner.folders and inner is not folder and not folder.path:
@@ -78,7 +93,11 @@ class _Reader:
         elif divided:  # several sets, or classes, each with a split of its own
             level = inner.depth if level is None else level
             self.sets += [child.path for child in divided]
-        self._set(inner.files, -1 if divided and level is None else inner.depth if level is None else level, held_out)
+        self._set(
+            inner.files,
+            -1 if divided and level is None else inner.depth if level is None else level,
+            held_out,
+        )
         for name, child in inner.folders.items():
             if child in divided:
                 self.read(child, held_out, level=level)
@@ -87,7 +106,9 @@ class _Reader:
             else:
                 self._set(child.positions(), inner.depth if level is None else level, held_out)
 
-    def _read_sides(self, folder: Folder, uses: dict[str, Use], held_out: bool, level: int | None) -> None:
+    def _read_sides(
+        self, folder: Folder, uses: dict[str, Use], held_out: bool, level: int | None
+    ) -> None:
         given = "test" in uses.values()
         self.given |= given
         self._set(folder.files, -1 if level is None else level, held_out)
@@ -104,7 +125,9 @@ class _Reader:
             taught = set().union(*(classes[other] for other, its in uses.items() if its == "train"))
             if use == "class":
                 self._set(child.positions(), folder.depth if level is None else level, held_out)
-            elif use == "outside" and (_is_unlabelled(name) or not classes[name] or not classes[name] <= taught):
+            elif use == "outside" and (
+                _is_unlabelled(name) or not classes[name] or not classes[name] <= taught
+            ):
                 self._set_outside(name, child, held_out)
             else:
                 self.read(child, held_out or use == "test", elsewhere, level)
@@ -127,20 +150,25 @@ class _Reader:
         """What was taken for what, a line each."""
         notes = []
         if self._wrapped:
-            notes.append(f"split and classes are looked for in {_some(self._wrapped)}, which holds the images")
+            notes.append(
+                f"split and classes are looked for in {_some(self._wrapped)}, which holds the"
+                " images"
+            )
         if self.given:
             train, test = (_some(sorted(self._sides[side])) for side in ("train", "test"))
             notes.append(f"the split: {train or 'the class folders'} to train on, {test} held out")
         if outside := sum(self._outside.values()) + self._loose:
             where = "the train and test folders" if self.given else "the class folders"
             named = (
-                f" ({_some([f'{printable(name)}: {n:,}' for name, n in self._outside.items()])})" if self._outside else ""
+                f" ({_some([f'{printable(name)}: {n:,}' for name, n in self._outside.items()])})"
+                if self._outside
+                else ""
             )
             notes.append(f"{count_text(outside, 'image')} outside of {where}: trained on{named}")
         if self._undivided:
             notes.append(
-                f"train and test folders in {_some(self._undivided)}, where few of the images are, are not taken as the "
-                "split; name that as the data"
+                f"train and test folders in {_some(self._undivided)}, where few of the images are,"
+                " are not taken as the split; name that as the data"
             )
         return notes
 
@@ -155,7 +183,8 @@ def _is_unlabelled(name: str) -> bool:
 
 
 def _unwrap(folder: Folder, elsewhere: Collection[str] = ()) -> tuple[Folder, list[int]]:
-    """The folder that holds all which `folder` holds, but for some loose images, which are returned beside it.
+    """The folder that holds all which `folder` holds, but for some loose images, which are returned
+    beside it.
 
     A folder that is named as one of the classes `elsewhere` is the only class here.
     """
@@ -172,20 +201,27 @@ def _unwrap(folder: Folder, elsewhere: Collection[str] = ()) -> tuple[Folder, li
 
 
 def _uses(folder: Folder) -> dict[str, Use]:
-    """What the folders of a folder are for, where they make a split or some hold no labels; else nothing."""
+    """What the folders of a folder are for, where they make a split or some hold no labels; else
+    nothing.
+    """
     plain = {name: plain_side(name) for name in folder.folders}
     tests = {name for name, side in plain.items() if side == "test"}
     others = folder.folders.keys() - tests
     held_out = set().union(*(_unwrap(folder.folders[name], others)[0].folders for name in tests))
     if len(others) > 1 and held_out and held_out <= others:  # val/ beside the class folders
-        uses: dict[str, Use] = {name: "outside" if _is_unlabelled(name) else "class" for name in others}
+        uses: dict[str, Use] = {
+            name: "outside" if _is_unlabelled(name) else "class" for name in others
+        }
         return uses | {name: "test" for name in tests}
     sides = split_sides(folder.folders)
     if sides:
         return {name: sides.get(name, "outside") for name in folder.folders}
     more = {name for name in folder.folders if plain[name] == "unlabelled" or is_more(name)}
     labelled = {plain[name] for name in folder.folders.keys() - more}
-    if more and labelled in ({"train"}, {"test"}):  # one side alone is no split: it holds the labels
+    if more and labelled in (
+        {"train"},
+        {"test"},
+    ):  # one side alone is no split: it holds the labels
         return {name: "outside" if name in more else "train" for name in folder.folders}
     return {}
 
@@ -195,7 +231,9 @@ def _divided(folder: Folder) -> list[Folder]:
     found = []
     for name, child in folder.folders.items():
         inner = _unwrap(child)[0]
-        if not _is_unlabelled(name) and ("test" in _uses(inner).values() or _are_most(_divided(inner), inner)):
+        if not _is_unlabelled(name) and (
+            "test" in _uses(inner).values() or _are_most(_divided(inner), inner)
+        ):
             found.append(child)
     return found
 

@@ -1,6 +1,8 @@
-"""The columns of a Parquet file of images beside the images: which there are, and what they say of labels, names, splits.
+"""The columns of a Parquet file of images beside the images: which there are, and what they say of
+labels, names, splits.
 
-What Hugging Face's `datasets` notes in a file's schema is believed; without it, names and types tell.
+What Hugging Face's `datasets` notes in a file's schema is believed; without it, names and types
+tell.
 """
 
 from __future__ import annotations
@@ -22,19 +24,27 @@ class Rows:
     """The images of a store, in columns."""
 
     paths: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)  # the path below the folder that was packed, or a like one
+    names: list[str] = field(
+        default_factory=list
+    )  # the path below the folder that was packed, or a like one
     pathless: set[int] = field(default_factory=set)  # whose name was made up, as the row has none
     bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     digests: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of the content
-    sizes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # height, width as shown
+    sizes: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 2), np.int64)
+    )  # height, width as shown
     measured: np.ndarray | None = None  # the columns of `pixel_range` [n, 4]; None: all are usual
-    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # row groups, counted through the store
+    groups: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # row groups, counted through the store
     said: list[Said] | None = None  # None: the store has no labels
     classes: tuple[str, ...] = ()
     several: bool = False  # classes an image
     reasons: dict[int, str] = field(default_factory=dict)  # of those that cannot be read
     notes: list[str] = field(default_factory=list)
-    pixel_range: PixelRange = PixelRange()  # by which they were brought to 8 bits when they were packed
+    pixel_range: PixelRange = (
+        PixelRange()
+    )  # by which they were brought to 8 bits when they were packed
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -47,7 +57,11 @@ def small(shard: Shard) -> list[str]:
     label = next((name for name in ("label", "labels") if name in names), None)
     label = label or next((name for name in names if class_names(shard.features.get(name))), None)
     kind = shard.schema.field(shard.image).type
-    path = [f"{shard.image}.path"] if kinds.is_struct(kind) and kind.get_field_index("path") >= 0 else []
+    path = (
+        [f"{shard.image}.path"]
+        if kinds.is_struct(kind) and kind.get_field_index("path") >= 0
+        else []
+    )
     told = [name for name in ("height", "width", "split") if name in names]
     return [*path, *([label] if label else []), *told]
 
@@ -69,7 +83,8 @@ def class_names(feature: Any) -> list[str]:
 def labels(
     columns: Mapping[str, Any], features: Mapping[str, Any], names: Sequence[str] = ()
 ) -> tuple[list[Said] | None, tuple[str, ...], bool]:
-    """What the column of labels says, image by image, the classes in their order, and whether an image may have several.
+    """What the column of labels says, image by image, the classes in their order, and whether an
+    image may have several.
 
     Numbers are places among `names`, or those that the features give; -1 and null: not known.
     """
@@ -85,15 +100,24 @@ def labels(
     inner = kind.value_type if several else kind
     if kinds.is_dictionary(inner):
         inner = inner.value_type
-    if not (kinds.is_integer(inner) or kinds.is_boolean(inner) or kinds.is_string(inner) or kinds.is_large_string(inner)):
+    if not (
+        kinds.is_integer(inner)
+        or kinds.is_boolean(inner)
+        or kinds.is_string(inner)
+        or kinds.is_large_string(inner)
+    ):
         return None, (), False
     names = tuple(names or class_names(features.get(of)))
-    once: dict[Any, str] = {}  # a million images share the strings, and the tuples, of a few classes
+    once: dict[
+        Any, str
+    ] = {}  # a million images share the strings, and the tuples, of a few classes
     shared: dict[tuple[Any, ...], tuple[str, ...]] = {}
 
     def said(value: Any) -> str:
         if value not in once:
-            once[value] = names[value] if isinstance(value, int) and value < len(names) else str(value)
+            once[value] = (
+                names[value] if isinstance(value, int) and value < len(names) else str(value)
+            )
         return once[value]
 
     def row(value: Any) -> Said:

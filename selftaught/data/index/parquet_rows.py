@@ -1,4 +1,6 @@
-"""What a store says of its images, in the order in which they lie: a pack by its index, other files by their columns."""
+"""What a store says of its images, in the order in which they lie: a pack by its index, other files
+by their columns.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ _ANEW = "copy it again, or pack anew"
 
 
 def manifest(location: str) -> dict[str, Any] | None:
-    """What a pack says of itself; None: there is no pack. Raises UserError for one that is damaged."""
+    """What a pack says of itself; None: there is no pack. Raises UserError for one that is
+    damaged.
+    """
     file = filesystem.within(location, MANIFEST)
     try:
         written = json.loads(filesystem.fetch(file))
@@ -37,7 +41,10 @@ def manifest(location: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         raise damage_error(printable(file), error, _ANEW) from None
     if isinstance(written, dict) and written.get("format", FORMAT) != FORMAT:
-        raise UserError(f"{printable(location)} was packed by another version of selftaught: take that one, or pack anew")
+        raise UserError(
+            f"{printable(location)} was packed by another version of selftaught: take that one, or"
+            " pack anew"
+        )
     if not _is_manifest(written):
         raise damage_error(printable(file), "it is not what a pack says of itself", _ANEW)
     return written
@@ -46,26 +53,48 @@ def manifest(location: str) -> dict[str, Any] | None:
 def _is_manifest(written: Any) -> bool:
     """Whether it has all that is read of it, of the right kinds."""
     kinds: dict[str, Any] = {
-        "format": int, "settings": dict, "source": str, "images": int, "classes": list, "several": bool, "split": str,
-        "masks": int, "shards": list, "index": dict | None, "finished": bool,
-    }  # fmt: skip
-    if not isinstance(written, dict) or not all(isinstance(written.get(name, ...), kind) for name, kind in kinds.items()):
+        "format": int,
+        "settings": dict,
+        "source": str,
+        "images": int,
+        "classes": list,
+        "several": bool,
+        "split": str,
+        "masks": int,
+        "shards": list,
+        "index": dict | None,
+        "finished": bool,
+    }
+    if not isinstance(written, dict) or not all(
+        isinstance(written.get(name, ...), kind) for name, kind in kinds.items()
+    ):
         return False
-    return all(entry is None or _is_entry(entry) for entry in [*written["shards"], written["index"]])
+    return all(
+        entry is None or _is_entry(entry) for entry in [*written["shards"], written["index"]]
+    )
 
 
 def _is_entry(entry: Any) -> bool:
     kinds = {"file": str, "rows": int, "bytes": int, "sha256": str}
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), kind) for name, kind in kinds.items()):
+    if not isinstance(entry, dict) or not all(
+        isinstance(entry.get(name), kind) for name, kind in kinds.items()
+    ):
         return False
-    return re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None and entry["file"] == filesystem.base(entry["file"])
+    return re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None and entry[
+        "file"
+    ] == filesystem.base(entry["file"])
 
 
 def of(
-    location: str, cache: Path | None, on_progress: Callable[[int, int], None] | None, forgotten: list[str],
+    location: str,
+    cache: Path | None,
+    on_progress: Callable[[int, int], None] | None,
+    forgotten: list[str],
     max_pixels: int = MAX_PIXELS,
-) -> Rows:  # fmt: skip
-    """The rows of a pack, of a Parquet file or of a folder of these. Raises UserError for what is none of them."""
+) -> Rows:
+    """The rows of a pack, of a Parquet file or of a folder of these. Raises UserError for what is
+    none of them.
+    """
     row_cache.forget(location)
     single = location.endswith(".parquet")
     written = None if single else manifest(location)
@@ -78,21 +107,37 @@ def of(
     except OSError:
         files = []
     if not files:
-        raise UserError(f"{printable(location)}: neither a pack nor Parquet files are there; name a folder that holds some")
+        raise UserError(
+            f"{printable(location)}: neither a pack nor Parquet files are there; name a folder that"
+            " holds some"
+        )
     rows = huggingface.rows_of(files, cache, on_progress, forgotten, max_pixels)
     rows.notes[:0] = notes
     return rows
 
 
 def join(
-    places: Sequence[Root], files: Files, sizes: np.ndarray, measured: np.ndarray, reasons: dict[int, str],
-    cache: Path | None, on_progress: Callable[[int, int], None] | None, notes: list[str], forgotten: list[str],
+    places: Sequence[Root],
+    files: Files,
+    sizes: np.ndarray,
+    measured: np.ndarray,
+    reasons: dict[int, str],
+    cache: Path | None,
+    on_progress: Callable[[int, int], None] | None,
+    notes: list[str],
+    forgotten: list[str],
     max_pixels: int,
-) -> tuple[Files, np.ndarray, np.ndarray, dict[int, str], PixelRange]:  # fmt: skip
-    """`files`, their sizes, what was measured of them and what cannot be read, with the rows of all stores among `places`,
-    sorted by name again; and the range by which those were packed.
+) -> tuple[Files, np.ndarray, np.ndarray, dict[int, str], PixelRange]:
+    """`files`, their sizes, what was measured of them and what cannot be read, with the rows of all
+    stores among `places`, sorted by name again; and the range by which those were packed.
     """
-    groups, seen, all_sizes, all_measured, pixel_range = 0, set[str](), [sizes], [measured], PixelRange()
+    groups, seen, all_sizes, all_measured, pixel_range = (
+        0,
+        set[str](),
+        [sizes],
+        [measured],
+        PixelRange(),
+    )
     for root, place in enumerate(places):
         if not place.is_store or place.real in seen:
             continue
@@ -102,7 +147,17 @@ def join(
         for i, path in enumerate(rows.paths):
             said = rows.said[i] if rows.said else None
             group, digest = groups + int(rows.groups[i]), int(rows.digests[i])
-            files.add(path, rows.names[i], root, int(rows.bytes[i]), 0, group, said, i in rows.pathless, digest)
+            files.add(
+                path,
+                rows.names[i],
+                root,
+                int(rows.bytes[i]),
+                0,
+                group,
+                said,
+                i in rows.pathless,
+                digest,
+            )
         groups += int(rows.groups[-1]) + 1 if len(rows) else 0
         files.classes = tuple(dict.fromkeys([*files.classes, *rows.classes]))
         files.several = files.several or rows.several
@@ -115,7 +170,13 @@ def join(
     order = sorted(range(len(files)), key=lambda i: (files.names[i], files.roots[i], i))
     place_of = {i: at for at, i in enumerate(order) if i in reasons}
     sizes, measured = np.concatenate(all_sizes)[order], np.concatenate(all_measured)[order]
-    return files.chosen(order), sizes, measured, {at: reasons[i] for i, at in place_of.items()}, pixel_range
+    return (
+        files.chosen(order),
+        sizes,
+        measured,
+        {at: reasons[i] for i, at in place_of.items()},
+        pixel_range,
+    )
 
 
 def _of_pack(location: str, written: dict[str, Any]) -> Rows:
@@ -129,15 +190,27 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
     column = {name: table.column(name) for name in names}
     firsts = np.cumsum([0] + [entry["rows"] for entry in shards])
     if firsts[-1] != len(table):
-        raise UserError(f"{printable(location)}: {MANIFEST} and its index differ; copy it again, or pack anew")
+        raise UserError(
+            f"{printable(location)}: {MANIFEST} and its index differ; copy it again, or pack anew"
+        )
     files = [filesystem.within(location, entry["file"]) for entry in shards]
     said, classes, several = parquet_columns.labels(column, {}, written["classes"])
     return Rows(
-        paths=[f"{file}/{row}" for file, entry in zip(files, shards, strict=True) for row in range(entry["rows"])],
+        paths=[
+            f"{file}/{row}"
+            for file, entry in zip(files, shards, strict=True)
+            for row in range(entry["rows"])
+        ],
         names=column["name"].to_pylist(),
         bytes=column["bytes"].to_numpy().astype(np.int64),
-        digests=np.concatenate([_digests(entry) for entry in shards]) if shards else np.zeros(0, np.int64),
-        sizes=np.stack([column["height"].to_numpy(), column["width"].to_numpy()], axis=1).astype(np.int64),
+        digests=(
+            np.concatenate([_digests(entry) for entry in shards])
+            if shards
+            else np.zeros(0, np.int64)
+        ),
+        sizes=np.stack([column["height"].to_numpy(), column["width"].to_numpy()], axis=1).astype(
+            np.int64
+        ),
         groups=column["group"].to_numpy().astype(np.int64),
         said=said,
         classes=classes,
@@ -149,21 +222,31 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
 def _digests(entry: dict[str, Any]) -> np.ndarray:
     """What names the content of each row of a shard, as the manifest knows the shard's."""
     whole = np.uint64(int(entry["sha256"][:16], 16))
-    return (whole + np.arange(entry["rows"], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
+    return (whole + np.arange(entry["rows"], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(
+        np.int64
+    )
 
 
 def _pixel_range(location: str, written: dict[str, Any]) -> PixelRange:
     try:
-        return PixelRange.from_json(written["pixel_range"]) if "pixel_range" in written else PixelRange()
+        return (
+            PixelRange.from_json(written["pixel_range"])
+            if "pixel_range" in written
+            else PixelRange()
+        )
     except UserError as error:
-        raise UserError(f"{printable(location)}: its {MANIFEST} is damaged ({error}); copy it again, or pack anew") from None
+        raise UserError(
+            f"{printable(location)}: its {MANIFEST} is damaged ({error}); copy it again, or pack"
+            " anew"
+        ) from None
 
 
 def finished(location: str, written: dict[str, Any]) -> None:
     """Refuses a pack that is not."""
     if not written["finished"] or None in (*written["shards"], written["index"]):
         raise UserError(
-            f"{printable(location)} is not finished: run the same `selftaught pack` again, which goes on with it"
+            f"{printable(location)} is not finished: run the same `selftaught pack` again, which"
+            " goes on with it"
         )
 
 
@@ -173,9 +256,12 @@ def check_size(location: str, entry: dict[str, Any]) -> None:
     try:
         size = filesystem.facts(file)[0]
     except FileNotFoundError:
-        raise UserError(f"{printable(file)} is missing: copy it again, or run the same `selftaught pack` again") from None
+        raise UserError(
+            f"{printable(file)} is missing: copy it again, or run the same `selftaught pack` again"
+        ) from None
     if size != entry["bytes"]:
         raise UserError(
-            f"{printable(file)} is damaged: {size:,} bytes where {MANIFEST} says {entry['bytes']:,}; copy it again, "
-            "or delete it and run the same `selftaught pack` again"
+            f"{printable(file)} is damaged: {size:,} bytes where {MANIFEST} says"
+            f" {entry['bytes']:,}; copy it again, or delete it and run the same `selftaught pack`"
+            " again"
         )

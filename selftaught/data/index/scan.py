@@ -1,5 +1,5 @@
-"""Finding the image files below the places that a user names, each once, whatever links to it; over 200 lines with the
-columns that it fills, and with what else lies among images.
+"""Finding the image files below the places that a user names, each once, whatever links to it; over
+200 lines with the columns that it fills, and with what else lies among images.
 """
 
 from __future__ import annotations
@@ -29,16 +29,65 @@ _HEIC = find_spec("pillow_heif") is not None
 _CONVERT, _NEWER = "convert them to jpg or png", "pip install --upgrade pillow"
 _BY_HEIC = "pip install 'selftaught[heic]'"
 _CAMERAS = (
-    ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f",
-    ".3fr", ".fff", ".iiq", ".mos", ".erf", ".kdc", ".dcr", ".mrw", ".rwl",
-)  # fmt: skip
-_OTHERS = (".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".psd", ".tga", ".exr", ".hdr", ".dcm", ".svs", ".ndpi")
+    ".cr2",
+    ".cr3",
+    ".crw",
+    ".nef",
+    ".nrw",
+    ".arw",
+    ".sr2",
+    ".srf",
+    ".dng",
+    ".orf",
+    ".rw2",
+    ".raf",
+    ".pef",
+    ".srw",
+    ".x3f",
+    ".3fr",
+    ".fff",
+    ".iiq",
+    ".mos",
+    ".erf",
+    ".kdc",
+    ".dcr",
+    ".mrw",
+    ".rwl",
+)
+_OTHERS = (
+    ".jxl",
+    ".jp2",
+    ".j2k",
+    ".jpf",
+    ".jpx",
+    ".psd",
+    ".tga",
+    ".exr",
+    ".hdr",
+    ".dcm",
+    ".svs",
+    ".ndpi",
+)
 
 # In any case. What a picture's suffix is and cannot be read has a remedy.
 SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".gif",
-    *([".avif"] if _AVIF else []), *([".heic", ".heif", ".hif"] if _HEIC else []),
-)  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".pbm",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+    ".gif",
+    *([".avif"] if _AVIF else []),
+    *([".heic", ".heif", ".hif"] if _HEIC else []),
+)
 UNREADABLE_SUFFIXES: dict[str, str] = {
     **dict.fromkeys((*_OTHERS, *_CAMERAS), _CONVERT),
     **({} if _AVIF else {".avif": _NEWER}),
@@ -47,8 +96,22 @@ UNREADABLE_SUFFIXES: dict[str, str] = {
 SUFFIX_NAMES = " ".join(suffix[1:] for suffix in SUFFIXES)
 
 _STUDIES = ("separability", "labels", "sequential", "augmentations", "data")
-_RUN = {"journal.jsonl", "checkpoints", "backbone.safetensors", "album", "features", "evaluation.json"}
-_MARKERS = {"run.json", "plan.json", "study.json", "pack.json", "patches.json", *(f"{study}.json" for study in _STUDIES)}
+_RUN = {
+    "journal.jsonl",
+    "checkpoints",
+    "backbone.safetensors",
+    "album",
+    "features",
+    "evaluation.json",
+}
+_MARKERS = {
+    "run.json",
+    "plan.json",
+    "study.json",
+    "pack.json",
+    "patches.json",
+    *(f"{study}.json" for study in _STUDIES),
+}
 
 
 def is_image(name: str) -> bool:
@@ -56,8 +119,9 @@ def is_image(name: str) -> bool:
 
 
 def own_products(names: Iterable[str]) -> set[str]:
-    """Which entries of a folder this product wrote for itself, where the folder is one of a run, a plan, a study, a pack or
-    the demo's images; else nothing. A file called run.json alone proves nothing.
+    """Which entries of a folder this product wrote for itself, where the folder is one of a run, a
+    plan, a study, a pack or the demo's images; else nothing. A file called run.json alone proves
+    nothing.
     """
     if not (markers := _MARKERS.intersection(names)):
         return set()
@@ -67,10 +131,14 @@ def own_products(names: Iterable[str]) -> set[str]:
         found |= {"run.json", "album", "features", "checkpoints"}
     if "plan.json" in markers and "stages" in there:
         found |= {"plan.json", "stages"}
-    older = "stages" in there and any(f"{study}.json" in markers for study in _STUDIES)  # they had no study.json
+    older = "stages" in there and any(
+        f"{study}.json" in markers for study in _STUDIES
+    )  # they had no study.json
     if "cells" in there and ("study.json" in markers or older):
         figures = tuple(f"{study}-" for study in _STUDIES)
-        found |= {"study.json", "cells", "stages"} | {name for name in there if name.startswith(figures)}
+        found |= {"study.json", "cells", "stages"} | {
+            name for name in there if name.startswith(figures)
+        }
     if "pack.json" in markers and any(name.endswith(".parquet") for name in there):
         found |= {"pack.json"}
     if "patches.json" in markers and {"train", "test"} <= there:
@@ -95,16 +163,22 @@ class Root:
         path = Path(location)
         if not path.exists():
             raise UserError(f"{printable(path)}: no such file or folder")
-        is_store = path.name.endswith(".parquet") if path.is_file() else (path / "pack.json").is_file()
+        is_store = (
+            path.name.endswith(".parquet") if path.is_file() else (path / "pack.json").is_file()
+        )
         if path.is_file() and not is_image(path.name) and not is_store:
             if remedy := UNREADABLE_SUFFIXES.get(path.suffix.lower()):
                 raise UserError(f"{printable(path)} cannot be read here: {remedy}")
-            raise UserError(f"{printable(path)} is no image file: known are {SUFFIX_NAMES}, and parquet")
+            raise UserError(
+                f"{printable(path)} is no image file: known are {SUFFIX_NAMES}, and parquet"
+            )
         return cls(os.path.abspath(path), os.path.realpath(path), path.is_file(), is_store)
 
     @property
     def folder(self) -> str:
-        """The real folder whose verdicts are remembered together: a file's are kept with its neighbours'."""
+        """The real folder whose verdicts are remembered together: a file's are kept with its
+        neighbours'.
+        """
         return os.path.dirname(self.real) if self.is_file else self.real
 
 
@@ -113,13 +187,17 @@ class Files:
 
     def __init__(self) -> None:
         self.paths: list[str] = []
-        self.names: list[str] = []  # the path below its root, with forward slashes; of a root file its name
+        self.names: list[
+            str
+        ] = []  # the path below its root, with forward slashes; of a root file its name
         self.roots = array("i")  # number of the root
         self.bytes = array("q")
         self.changed = array("q")  # a stamp, as in `locations`; of a store 0
         self.digests = array("q")  # of the content, once it is checked
         self.groups = array("q")  # number of a store's row group, -1 for a file
-        self.pathless = array("b")  # whether it is a row without a path, whose name says nothing of a class
+        self.pathless = array(
+            "b"
+        )  # whether it is a row without a path, whose name says nothing of a class
         self.said: list[tuple[str, ...] | None] = []  # the classes that a store tells
         self.classes: tuple[str, ...] = ()  # in the order of the stores
         self.several = False  # classes an image, in a store
@@ -128,9 +206,17 @@ class Files:
         return len(self.paths)
 
     def add(
-        self, path: str, name: str, root: int, size: int, changed: int,
-        group: int = -1, said: tuple[str, ...] | None = None, pathless: bool = False, digest: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        path: str,
+        name: str,
+        root: int,
+        size: int,
+        changed: int,
+        group: int = -1,
+        said: tuple[str, ...] | None = None,
+        pathless: bool = False,
+        digest: int = 0,
+    ) -> None:
         self.paths.append(path)
         self.names.append(name)
         self.roots.append(root)
@@ -145,20 +231,30 @@ class Files:
         files = Files()
         for i in order:
             files.add(
-                self.paths[i], self.names[i], self.roots[i], self.bytes[i], self.changed[i], self.groups[i], self.said[i],
-                bool(self.pathless[i]), self.digests[i],
-            )  # fmt: skip
+                self.paths[i],
+                self.names[i],
+                self.roots[i],
+                self.bytes[i],
+                self.changed[i],
+                self.groups[i],
+                self.said[i],
+                bool(self.pathless[i]),
+                self.digests[i],
+            )
         files.classes, files.several = self.classes, self.several
         return files
 
 
 class Scan:
-    """Walks all roots. What really lies somewhere is found before what is linked there, so that a link never
-    takes an image away from its own folder; real folders are entered once, which also ends every loop.
+    """Walks all roots. What really lies somewhere is found before what is linked there, so that a
+    link never takes an image away from its own folder; real folders are entered once, which also
+    ends every loop.
     """
 
     def __init__(self, places: Sequence[Root]) -> None:
-        self.places = list(places)  # of a folder that turns out to hold Parquet files of images: as a store
+        self.places = list(
+            places
+        )  # of a folder that turns out to hold Parquet files of images: as a store
         self.unreadable: list[tuple[str, str]] = []  # (path, reason) of files, links and folders
         self.folders: list[tuple[str, int]] = []  # every folder entered, and its stamp
         self.latest = 0  # when one of them last changed, in nanoseconds
@@ -166,14 +262,18 @@ class Scan:
         self.links = 0  # of any kind
         self._found = Files()
         self._hidden = 0
-        self._system: Counter[str] = Counter()  # names of folders that are hidden or made by a system
+        self._system: Counter[str] = (
+            Counter()
+        )  # names of folders that are hidden or made by a system
         self._own: list[str] = []  # folders that this product wrote
         self._unread: Counter[str] = Counter()  # suffixes of pictures that cannot be read
         self._again = 0  # links and named files that lead to an image which is counted already
         self._said: list[str] = []
         self._entered: set[str] = set()
         self._linked_files: list[tuple[str, int]] = []
-        self._linked_folders: list[tuple[str, str, int]] = []  # path, real folder that holds the link, root
+        self._linked_folders: list[
+            tuple[str, str, int]
+        ] = []  # path, real folder that holds the link, root
         self._parquet_of: dict[int, list[str]] = {}
         self._named = {place.real for place in places}
 
@@ -194,7 +294,9 @@ class Scan:
                     self._walk(path, real, r)
         self._take_linked_files()
         stores = self._find_stores()
-        order = sorted(range(len(self._found)), key=lambda i: (self._found.names[i], self._found.roots[i]))
+        order = sorted(
+            range(len(self._found)), key=lambda i: (self._found.names[i], self._found.roots[i])
+        )
         self.files = self._found.chosen(i for i in order if self._found.roots[i] not in stores)
 
     @property
@@ -204,20 +306,33 @@ class Scan:
         if self._hidden:
             notes.append(f"{count_text(self._hidden, 'hidden image file')} passed over")
         if self._system:
-            named = ", ".join(f"{printable(name)} ({n:,})" for name, n in self._system.most_common(5))
+            named = ", ".join(
+                f"{printable(name)} ({n:,})" for name, n in self._system.most_common(5)
+            )
             more = f", and {len(self._system) - 5:,} more" if len(self._system) > 5 else ""
-            notes.append(f"{count_text(self._system.total(), 'hidden or system folder')} passed over: {named}{more}")
+            notes.append(
+                f"{count_text(self._system.total(), 'hidden or system folder')} passed over:"
+                f" {named}{more}"
+            )
         if self._own:
             example = printable(min(self._own))
-            notes.append(f"{count_text(len(self._own), 'folder')} that selftaught wrote passed over, for example {example}")
+            notes.append(
+                f"{count_text(len(self._own), 'folder')} that selftaught wrote passed over, for"
+                f" example {example}"
+            )
         if self._unread:
             remedies: dict[str, list[str]] = {}
             for suffix, n in self._unread.most_common():
                 remedies.setdefault(UNREADABLE_SUFFIXES[suffix], []).append(f"{n:,} {suffix[1:]}")
             said = "; ".join(f"{', '.join(found)} ({remedy})" for remedy, found in remedies.items())
-            notes.append(f"{count_text(self._unread.total(), 'picture')} that cannot be read here: {said}")
+            notes.append(
+                f"{count_text(self._unread.total(), 'picture')} that cannot be read here: {said}"
+            )
         if self._again:
-            notes.append(f"{count_text(self._again, 'link or path', 'links or paths')} to images that are counted already")
+            notes.append(
+                f"{count_text(self._again, 'link or path', 'links or paths')} to images that are"
+                " counted already"
+            )
         return notes
 
     def _walk(self, path: str, real: str, root: int) -> None:
@@ -244,7 +359,9 @@ class Scan:
                 self._entered.add(real)
                 self.unreadable.append((path, f"folder: {why(error)}"))
 
-    def _take(self, entry: os.DirEntry[str], real: str, root: int, todo: list[tuple[str, str]]) -> None:
+    def _take(
+        self, entry: os.DirEntry[str], real: str, root: int, todo: list[tuple[str, str]]
+    ) -> None:
         name = entry.name
         if is_hidden(name):
             if entry.is_dir(follow_symlinks=False):
@@ -269,7 +386,9 @@ class Scan:
             self._parquet_of.setdefault(root, []).append(path)
 
     def _find_stores(self) -> set[int]:
-        """The roots whose images are rows of Parquet files; where image files lie beside these, what there is more of."""
+        """The roots whose images are rows of Parquet files; where image files lie beside these,
+        what there is more of.
+        """
         files, stores = Counter(self._found.roots), set[int]()
         for root, found in sorted(self._parquet_of.items()):
             self.parquet += found
@@ -280,12 +399,17 @@ class Scan:
                 self.places[root] = replace(self.places[root], is_store=True)
             if rows > files[root] > 0:
                 self._said.append(
-                    f"{count_text(files[root], 'image file')} beside Parquet files of {count_text(rows, 'image')} left out"
+                    f"{count_text(files[root], 'image file')} beside Parquet files of"
+                    f" {count_text(rows, 'image')} left out"
                 )
             elif found and files[root]:
-                several = f"{count_text(len(found), 'Parquet file')} beside {count_text(files[root], 'image file')}"
+                several = (
+                    f"{count_text(len(found), 'Parquet file')} beside"
+                    f" {count_text(files[root], 'image file')}"
+                )
                 self._said.append(
-                    f"{several} not read, for example {printable(found[0])}: if it holds images, name it as data"
+                    f"{several} not read, for example {printable(found[0])}: if it holds images,"
+                    " name it as data"
                 )
         return stores
 
@@ -312,7 +436,11 @@ class Scan:
             reason = why(error)
         if reason is None:
             place = self.places[root]
-            name = os.path.basename(path) if place.is_file else path[len(place.path.rstrip(os.sep)) + 1 :]
+            name = (
+                os.path.basename(path)
+                if place.is_file
+                else path[len(place.path.rstrip(os.sep)) + 1 :]
+            )
             self._found.add(path, name.replace(os.sep, "/"), root, status.st_size, stamp(status))
         else:
             self.unreadable.append((path, reason))
@@ -338,7 +466,11 @@ def _count_rows(files: Iterable[str]) -> int:
     for file in files:
         try:
             shard = row_cache.shard(file)
-        except (UserError, Unreadable, OSError):  # among image files it is only what they lie beside
+        except (
+            UserError,
+            Unreadable,
+            OSError,
+        ):  # among image files it is only what they lie beside
             continue
         rows += len(shard) if shard.image is not None else 0
     return rows

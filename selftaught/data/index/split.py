@@ -11,17 +11,23 @@ from selftaught.data.index.scan import Files
 
 
 def draw_split(files: Files, rows: np.ndarray | None, holdout: float, seed: int) -> np.ndarray:
-    """[n] bool: of every class the share `holdout` with the smallest hash, at least one of two and never all.
+    """[n] bool: of every class the share `holdout` with the smallest hash, at least one of two and
+    never all.
 
-    Where some images are labelled and others not, only labelled ones are held out: they are what can be scored.
+    Where some images are labelled and others not, only labelled ones are held out: they are what
+    can be scored.
 
-    With several classes an image the rarest class chooses first among what no other has chosen from (Sechidis
-    et al., 2011, "On the stratification of multi-label data"), so that its few images are shared out well.
+    With several classes an image the rarest class chooses first among what no other has chosen from
+    (Sechidis et al., 2011, "On the stratification of multi-label data"), so that its few images are
+    shared out well.
     """
     is_test = np.zeros(len(files), dtype=bool)
     if holdout == 0:
         return is_test
-    hashes = (hashlib.blake2b(os.fsencode(f"{seed}/{name}"), digest_size=8).digest() for name in files.names)
+    hashes = (
+        hashlib.blake2b(os.fsencode(f"{seed}/{name}"), digest_size=8).digest()
+        for name in files.names
+    )
     ranks = np.frombuffer(b"".join(hashes), dtype=">u8").astype(np.uint64)
 
     def share(n: int) -> int:
@@ -40,7 +46,10 @@ def draw_split(files: Files, rows: np.ndarray | None, holdout: float, seed: int)
     free = rows[:, 0] >= 0
     for c in np.argsort((rows > 0).sum(axis=0), kind="stable"):
         members = rows[:, c] > 0
-        hold_out(np.flatnonzero(members & free), max(share(int(members.sum())) - int(is_test[members].sum()), 0))
+        hold_out(
+            np.flatnonzero(members & free),
+            max(share(int(members.sum())) - int(is_test[members].sum()), 0),
+        )
         free &= ~members
     hold_out(np.flatnonzero(free), share(int(free.sum())))
     return is_test

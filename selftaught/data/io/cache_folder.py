@@ -1,4 +1,6 @@
-"""The cache: what was found out of images, remembered between one run and the next as far as the disk lets it be."""
+"""The cache: what was found out of images, remembered between one run and the next as far as the
+disk lets it be.
+"""
 
 import os
 from collections.abc import Callable
@@ -22,8 +24,8 @@ def default_cache() -> Path | None:
 
 
 def remember(file: Path | None, write: Callable[[Path], object], notes: list[str]) -> None:
-    """Write a file of the cache, as `atomic` does. Where that cannot be, the next run takes as long as this one, and a note
-    says so: one for each folder that a process cannot write.
+    """Write a file of the cache, as `atomic` does. Where that cannot be, the next run takes as long
+    as this one, and a note says so: one for each folder that a process cannot write.
     """
     folder = file.parent if file is not None else None
     try:

@@ -1,4 +1,6 @@
-"""A file that gives no whole image: why it cannot be read, or what its bytes betray before any decoder sees them."""
+"""A file that gives no whole image: why it cannot be read, or what its bytes betray before any
+decoder sees them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ _MAX_BYTES = 2**31  # a larger file is no training image, and would be read into
 class Unreadable(ValueError):
     """A file that gives no whole image. `str()` is the reason in a few words, without the path.
 
-    `passing`: the reason lies in the disk or the machine, not in the file's bytes, and may be gone next time.
+    `passing`: the reason lies in the disk or the machine, not in the file's bytes, and may be gone
+    next time.
     """
 
     def __init__(self, reason: str, passing: bool = False) -> None:
@@ -45,13 +48,17 @@ def read(path: Path | str) -> bytes:
 
 
 def _open_now(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe called a.jpg must not wait for a writer
+    return os.open(
+        path, flags | getattr(os, "O_NONBLOCK", 0)
+    )  # a named pipe called a.jpg must not wait for a writer
 
 
 def damage(format: str | None, data: bytes) -> str | None:
-    """What is wrong with a file whose tail is missing or zeros, where the decoder would quietly show grey or noise.
+    """What is wrong with a file whose tail is missing or zeros, where the decoder would quietly
+    show grey or noise.
 
-    (A download that reserved its space and was then broken off leaves such a tail.) None: nothing seen.
+    (A download that reserved its space and was then broken off leaves such a tail.) None: nothing
+    seen.
     """
     if format in ("JPEG", "MPO") and not _jpeg_ends(data):
         return "truncated: the JPEG has no end marker"
@@ -65,8 +72,9 @@ def damage(format: str | None, data: bytes) -> str | None:
 def _jpeg_ends(data: bytes) -> bool:
     """Whether an end-of-image marker follows the start of the scan.
 
-    Within the coded pixels a 0xFF is always followed by 0x00 or a restart marker, so 0xFFD9 is nothing else
-    there; the thumbnail in the EXIF block, which has an end marker of its own, is skipped with its block.
+    Within the coded pixels a 0xFF is always followed by 0x00 or a restart marker, so 0xFFD9 is
+    nothing else there; the thumbnail in the EXIF block, which has an end marker of its own, is
+    skipped with its block.
     """
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
@@ -83,7 +91,9 @@ def _jpeg_ends(data: bytes) -> bool:
 
 
 def _png_damage(data: bytes) -> str | None:
-    """Checks the sums of the chunks that pixels depend on, which Pillow skips for speed (1 ms for 1 MB)."""
+    """Checks the sums of the chunks that pixels depend on, which Pillow skips for speed (1 ms for 1
+    MB).
+    """
     at = 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)

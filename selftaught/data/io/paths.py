@@ -11,9 +11,11 @@ import numpy as np
 
 
 class Paths(Sequence[Path]):
-    """An immutable sequence of paths in one string of bytes: a million cost their letters, not a million objects.
+    """An immutable sequence of paths in one string of bytes: a million cost their letters, not a
+    million objects.
 
-    Worker processes share it without copying: reading it touches no reference count of a single path.
+    Worker processes share it without copying: reading it touches no reference count of a single
+    path.
     """
 
     def __init__(self, paths: Iterable[str | Path]) -> None:

@@ -1,4 +1,6 @@
-"""The images of a set as squares of one size, held in memory where they fit; over 200 lines with their pixel statistics."""
+"""The images of a set as squares of one size, held in memory where they fit; over 200 lines with
+their pixel statistics.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +30,21 @@ _GIVE_UP = 100  # so many files in a row gone means that the disk is gone
 
 
 class Images(torch.utils.data.Dataset[Tensor]):
-    """Images as squares of one size: `images[i]` is uint8 [3, canvas, canvas], the WHOLE image squashed.
+    """Images as squares of one size: `images[i]` is uint8 [3, canvas, canvas], the WHOLE image
+    squashed.
 
-    Its true shape is `aspect[i]` (width / height), so that crops can be drawn in the true geometry. With
-    `hold` all canvases are decoded now, in parallel, into one uint8 tensor `canvases` [N, 3, canvas, canvas];
-    None holds them when they fit in a quarter of the free memory (shared out among the processes of this
-    machine that torchrun started).
+    Its true shape is `aspect[i]` (width / height), so that crops can be drawn in the true geometry.
+    With `hold` all canvases are decoded now, in parallel, into one uint8 tensor `canvases` [N, 3,
+    canvas, canvas]; None holds them when they fit in a quarter of the free memory (shared out among
+    the processes of this machine that torchrun started).
 
-    `groups` says which images of stores lie together, so that they are read in an order that is kind to them.
-    `pixel_range` brings values of more than 8 bits to 8, as for `decode.decode`.
+    `groups` says which images of stores lie together, so that they are read in an order that is
+    kind to them. `pixel_range` brings values of more than 8 bits to 8, as for `decode.decode`.
 
-    A file that vanished or broke since the index was built is shown by the next readable image and noted in
-    `lost`; with `strict` it is a UserError, as in an evaluation, where another image has another label. Raises UserError
-    when nothing readable follows for long, as then the disk is gone and not a file.
+    A file that vanished or broke since the index was built is shown by the next readable image and
+    noted in `lost`; with `strict` it is a UserError, as in an evaluation, where another image has
+    another label. Raises UserError when nothing readable follows for long, as then the disk is gone
+    and not a file.
     """
 
     def __init__(
@@ -81,7 +85,9 @@ class Images(torch.utils.data.Dataset[Tensor]):
 
     @property
     def lost(self) -> list[tuple[str, str]]:
-        """(path, reason) of every image that could not be read any more, in the order of their positions."""
+        """(path, reason) of every image that could not be read any more, in the order of their
+        positions.
+        """
         return [(spelt(self.paths[i]), reason) for i, reason in sorted(self.reasons.items())]
 
     def __len__(self) -> int:
@@ -100,7 +106,9 @@ class Images(torch.utils.data.Dataset[Tensor]):
         """Says that these images are asked for soon, in this order."""
         if self.groups is None or self.hold:
             return
-        last = dict(zip(self.groups.of[positions].tolist(), positions.tolist(), strict=True))  # one image of each group
+        last = dict(
+            zip(self.groups.of[positions].tolist(), positions.tolist(), strict=True)
+        )  # one image of each group
         if not self.groups.scattered:  # they stay, so that once is enough in each process
             known = self._announced.setdefault(os.getpid(), set())
             last = {group: i for group, i in last.items() if group not in known}
@@ -110,27 +118,33 @@ class Images(torch.utils.data.Dataset[Tensor]):
         row_cache.announce(self.paths[i] for i in last.values())
 
     def keep(self, positions: Tensor) -> None:
-        """Keeps the bytes of these images at hand, where bringing them in again and again would bring in their groups."""
+        """Keeps the bytes of these images at hand, where bringing them in again and again would
+        bring in their groups.
+        """
         if self.groups is not None and self.groups.scattered and not self.hold:
             from selftaught.data.parquet import row_cache
 
-            row_cache.keep(self.paths[i] for i in positions[self.groups.as_stored(positions)].tolist())
+            row_cache.keep(
+                self.paths[i] for i in positions[self.groups.as_stored(positions)].tolist()
+            )
 
     def mark_lost(self, i: int, reason: str) -> None:
         """Notes that image i cannot be read any more (also for what a worker process found)."""
         self.reasons.setdefault(i, reason)
         if self.strict:
             raise UserError(
-                f"{printable(spelt(self.paths[i]))} cannot be read any more ({reason}): give the same command again, which "
-                "looks through the images anew"
+                f"{printable(spelt(self.paths[i]))} cannot be read any more ({reason}): give the"
+                " same command again, which looks through the images anew"
             )
 
-    def take(self, positions: Tensor, slots: Tensor | None = None, *, threads: int | None = None) -> tuple[Tensor, Tensor]:
+    def take(
+        self, positions: Tensor, slots: Tensor | None = None, *, threads: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The canvases of `positions[slots]` (without slots, of all): uint8 [B, 3, canvas, canvas].
 
-        Also returns which images are really shown, [B]: the same as asked for, but for lost ones, for which
-        the next readable image within `positions` stands in (so a lost training image never brings in a
-        held-out one).
+        Also returns which images are really shown, [B]: the same as asked for, but for lost ones,
+        for which the next readable image within `positions` stands in (so a lost training image
+        never brings in a held-out one).
         """
         slots = torch.arange(len(positions)) if slots is None else slots
         shown = positions[slots]
@@ -145,9 +159,12 @@ class Images(torch.utils.data.Dataset[Tensor]):
         in_parallel(len(slots), one, threads=threads or self.threads)
         return canvases, shown
 
-    def originals(self, positions: Tensor, slots: Tensor, *, threads: int | None = None) -> tuple[RaggedImages, Tensor]:
-        """As `take`, of images that are not held, in their own sizes (a large JPEG at 1/2, 1/4 or 1/8 where that leaves all
-        but an eighth of the canvas): views made of these skip one resampling, and cost half the time on a CPU.
+    def originals(
+        self, positions: Tensor, slots: Tensor, *, threads: int | None = None
+    ) -> tuple[RaggedImages, Tensor]:
+        """As `take`, of images that are not held, in their own sizes (a large JPEG at 1/2, 1/4 or
+        1/8 where that leaves all but an eighth of the canvas): views made of these skip one
+        resampling, and cost half the time on a CPU.
         """
         shown, found = positions[slots].clone(), [torch.empty(0)] * len(slots)
 
@@ -160,9 +177,11 @@ class Images(torch.utils.data.Dataset[Tensor]):
         in_parallel(len(slots), one, threads=threads or self.threads)
         return RaggedImages(found), shown
 
-    def _one(self, positions: Tensor | range, slot: int, load: Callable[[Path], Tensor] | None = None) -> tuple[Tensor, int]:
-        """The first readable image from positions[slot] on, going round at the end, and which it is; its canvas, if
-        nothing else is to be loaded.
+    def _one(
+        self, positions: Tensor | range, slot: int, load: Callable[[Path], Tensor] | None = None
+    ) -> tuple[Tensor, int]:
+        """The first readable image from positions[slot] on, going round at the end, and which it
+        is; its canvas, if nothing else is to be loaded.
         """
         failed = 0
         for step in range(len(positions)):
@@ -179,8 +198,8 @@ class Images(torch.utils.data.Dataset[Tensor]):
                 if failed == _GIVE_UP:
                     break
         raise UserError(
-            f"no image can be read any more ({len(self.reasons)} lost, the last: {self._last_loss()}): "
-            "is the disk still there? Index the folder again once it is"
+            f"no image can be read any more ({len(self.reasons)} lost, the last:"
+            f" {self._last_loss()}): is the disk still there? Index the folder again once it is"
         )
 
     def _squash(self, path: Path) -> Tensor:
@@ -191,8 +210,9 @@ class Images(torch.utils.data.Dataset[Tensor]):
         return f"{spelt(self.paths[i])}, {reason}"
 
     def _fill(self, on_progress: Callable[[int, int], None] | None) -> None:
-        # Plain memory: forked workers share it copy-on-write, and torch moves it to shared memory by itself when
-        # it is sent to a spawned one. /dev/shm from the start would break in containers, which often give it 64 MB.
+        # Plain memory: forked workers share it copy-on-write, and torch moves it to shared memory
+        # by itself when it is sent to a spawned one. /dev/shm from the start would break in
+        # containers, which often give it 64 MB.
         canvases = torch.empty(len(self), 3, self.canvas, self.canvas, dtype=torch.uint8)
 
         positions = torch.arange(len(self))
@@ -212,14 +232,17 @@ class Images(torch.utils.data.Dataset[Tensor]):
         with quiet():
             in_parallel(len(self), one, threads=self.threads, on_progress=on_progress)
         if len(self.reasons) == len(self):
-            raise UserError(f"none of the {len(self)} images can be read any more, for example {self._last_loss()}")
+            raise UserError(
+                f"none of the {len(self)} images can be read any more, for example"
+                f" {self._last_loss()}"
+            )
         self.canvases = canvases
 
 
 def default_canvas(sizes: Tensor, size: int) -> int:
-    """The side to keep images at for views of `size` pixels: twice that, so that a crop of a quarter of the
-    area is still sharp, but no more than the images have (median short side, rounded up to even), and never
-    less than `size`.
+    """The side to keep images at for views of `size` pixels: twice that, so that a crop of a
+    quarter of the area is still sharp, but no more than the images have (median short side, rounded
+    up to even), and never less than `size`.
     """
     short = int(sizes.min(dim=1).values.median())
     return max(size, min(2 * size, short + short % 2))
@@ -228,25 +251,32 @@ def default_canvas(sizes: Tensor, size: int) -> int:
 def statistics(
     images: Images, positions: Tensor, limit: int = 2000
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each channel, in [0, 1], over all pixels of at most `limit` images.
+    """Mean and standard deviation of each channel, in [0, 1], over all pixels of at most `limit`
+    images.
 
-    The sample is fixed (evenly spaced, so it runs through all classes) and the sums are exact integers: every
-    process and every machine gets the same numbers. A channel that never changes gets 1/255, as one divides
-    by it.
+    The sample is fixed (evenly spaced, so it runs through all classes) and the sums are exact
+    integers: every process and every machine gets the same numbers. A channel that never changes
+    gets 1/255, as one divides by it.
     """
     if not len(positions):
         raise ValueError("statistics of no images")
-    if images.groups is not None and images.groups.scattered:  # held or not: the numbers are the same
+    if (
+        images.groups is not None and images.groups.scattered
+    ):  # held or not: the numbers are the same
         chosen = images.groups.sample(positions, limit)
     else:
-        chosen = positions[torch.linspace(0, len(positions) - 1, min(limit, len(positions))).round().long()]
+        chosen = positions[
+            torch.linspace(0, len(positions) - 1, min(limit, len(positions))).round().long()
+        ]
     total = torch.zeros(3, dtype=torch.int64)
     squares = torch.zeros(3, dtype=torch.int64)
     parts = chosen.split(64)
     for part, following in zip(parts, [*parts[1:], chosen[:0]], strict=True):
         images.announce(following)
         canvases, _ = images.take(part)
-        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in canvases.unbind(1)])
+        counts = torch.stack(
+            [torch.bincount(channel.flatten(), minlength=256) for channel in canvases.unbind(1)]
+        )
         total += counts @ torch.arange(256)
         squares += counts @ torch.arange(256) ** 2
     pixels_seen = len(chosen) * images.canvas**2

@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 class RaggedImages(Sequence[Tensor]):
-    """Images in their own sizes: uint8 [3, h, w] each. Sent to another process as one piece of memory."""
+    """Images in their own sizes: uint8 [3, h, w] each. Sent to another process as one piece of
+    memory.
+    """
 
     def __init__(self, images: Sequence[Tensor]) -> None:
         self.images = images
@@ -22,17 +24,26 @@ class RaggedImages(Sequence[Tensor]):
     def __getitem__(self, i: Any) -> Any:
         return self.images[i]
 
-    def __reduce__(self) -> tuple[Callable[..., RaggedImages], tuple[Tensor, list[tuple[int, ...]]]]:
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., RaggedImages], tuple[Tensor, list[tuple[int, ...]]]]:
         rows = [image.permute(1, 2, 0) for image in self.images]
-        return _unpacked, (torch.cat([row.flatten() for row in rows]), [tuple(row.shape) for row in rows])
+        return _unpacked, (
+            torch.cat([row.flatten() for row in rows]),
+            [tuple(row.shape) for row in rows],
+        )
 
 
 def _unpacked(flat: Tensor, shapes: list[tuple[int, ...]]) -> RaggedImages:
     parts = flat.split([math.prod(shape) for shape in shapes])
-    return RaggedImages([part.view(shape).permute(2, 0, 1) for part, shape in zip(parts, shapes, strict=True)])
+    return RaggedImages(
+        [part.view(shape).permute(2, 0, 1) for part, shape in zip(parts, shapes, strict=True)]
+    )
 
 
 def joined(parts: Sequence[Tensor | RaggedImages]) -> Tensor | RaggedImages:
     """Parts of a batch as one."""
     tensors = [part for part in parts if isinstance(part, Tensor)]
-    return torch.cat(tensors) if tensors else RaggedImages([image for part in parts for image in part])
+    return (
+        torch.cat(tensors) if tensors else RaggedImages([image for part in parts for image in part])
+    )

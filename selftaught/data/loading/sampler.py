@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def epoch(n: int, batch: int, seed: int, number: int, groups: Groups | None = None) -> Tensor:
-    """The steps of an epoch over n images: [steps, batch] long of 0..n-1, each at most once; what fills no batch is left
-    out. `groups` are those of the n images, where they are read in groups.
+    """The steps of an epoch over n images: [steps, batch] long of 0..n-1, each at most once; what
+    fills no batch is left out. `groups` are those of the n images, where they are read in groups.
     """
     rng = _generator(seed, number)
     steps = n // batch

@@ -1,4 +1,6 @@
-"""From an image to the bytes that a pack keeps: its short side brought down once, as JPEG, WebP or PNG; and its mask."""
+"""From an image to the bytes that a pack keeps: its short side brought down once, as JPEG, WebP or
+PNG; and its mask.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,22 @@ from selftaught.text import printable
 
 Format = Literal["jpeg", "webp", "png"]
 QUALITY = 90
-_MASKS = ("1", "L", "P", "I;16", "RGB")  # modes whose values PNG keeps and the nearest neighbour leaves alone
+_MASKS = (
+    "1",
+    "L",
+    "P",
+    "I;16",
+    "RGB",
+)  # modes whose values PNG keeps and the nearest neighbour leaves alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
     """How a pack holds its images."""
 
-    size: int | None = None  # pixels of the short side, of which no image has more; None: as they are
+    size: int | None = (
+        None  # pixels of the short side, of which no image has more; None: as they are
+    )
     format: Format = "jpeg"
     quality: int | None = None  # of jpeg and webp, 1 to 100; None: 90
 
@@ -33,7 +43,12 @@ class Encoding:
         require(self.size is None or self.size >= 8, "--size", "8 pixels or more", self.size or 0)
         if self.format == "png" and self.quality is not None:
             raise UserError("--quality does nothing for png, which keeps every pixel: leave it out")
-        require(self.quality is None or 1 <= self.quality <= 100, "--quality", "1 to 100", self.quality or 0)
+        require(
+            self.quality is None or 1 <= self.quality <= 100,
+            "--quality",
+            "1 to 100",
+            self.quality or 0,
+        )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -54,20 +69,30 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    path: Path, encoding: Encoding, mask: Path | None = None, shape: tuple[int, int] | None = None,
+    path: Path,
+    encoding: Encoding,
+    mask: Path | None = None,
+    shape: tuple[int, int] | None = None,
     pixel_range: PixelRange | None = None,
-) -> Encoded:  # fmt: skip
-    """An image and its mask as a pack holds them; `shape` is the image's height and width now, `pixel_range` what brings
-    values of more than 8 bits to 8. A file that needs no change, of the same format, upright and small enough, keeps its
-    bytes. Raises UserError where the file has changed since it was indexed, or the mask does not fit.
+) -> Encoded:
+    """An image and its mask as a pack holds them; `shape` is the image's height and width now,
+    `pixel_range` what brings values of more than 8 bits to 8. A file that needs no change, of the
+    same format, upright and small enough, keeps its bytes. Raises UserError where the file has
+    changed since it was indexed, or the mask does not fit.
     """
     try:
         image, plain = shrunk(path, encoding.size, pixel_range)
         same = plain is not None and plain.lower() == encoding.format
-        data = read_bytes(path) if same else _saved(image, encoding.format, path, **encoding.options)
+        data = (
+            read_bytes(path) if same else _saved(image, encoding.format, path, **encoding.options)
+        )
     except Unreadable as error:
-        raise UserError(f"{printable(path)} cannot be read any more ({error}): run the same command again") from None
-    return Encoded(data, image.height, image.width, None if mask is None else _mask(mask, shape, image.size))
+        raise UserError(
+            f"{printable(path)} cannot be read any more ({error}): run the same command again"
+        ) from None
+    return Encoded(
+        data, image.height, image.width, None if mask is None else _mask(mask, shape, image.size)
+    )
 
 
 def _mask(mask: Path, shape: tuple[int, int] | None, size: tuple[int, int]) -> bytes:
@@ -75,12 +100,17 @@ def _mask(mask: Path, shape: tuple[int, int] | None, size: tuple[int, int]) -> b
     try:
         image = as_stored(mask)
     except Unreadable as error:
-        raise UserError(f"the mask {printable(mask)} cannot be read ({error}): repair or remove it") from None
+        raise UserError(
+            f"the mask {printable(mask)} cannot be read ({error}): repair or remove it"
+        ) from None
     if shape is not None and (image.height, image.width) != shape:
         said = f"{image.width} x {image.height} pixels and its image {shape[1]} x {shape[0]}"
         raise UserError(f"the mask {printable(mask)} has {said}: they must be the same")
     if image.mode not in _MASKS:
-        raise UserError(f"the mask {printable(mask)} is of mode {image.mode}: save it as PNG with one value a pixel")
+        raise UserError(
+            f"the mask {printable(mask)} is of mode {image.mode}: save it as PNG with one value a"
+            " pixel"
+        )
     if image.size == size and image.format == "PNG":
         return read_bytes(mask)
     return _saved(image.resize(size, Image.Resampling.NEAREST), "png", mask)
@@ -91,5 +121,7 @@ def _saved(image: Image.Image, format: str, path: Path, **options: Any) -> bytes
     try:
         image.save(out, format, **options)
     except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels, JPEG at 65,535
-        raise UserError(f"{printable(path)} cannot be written as {format} ({error}): choose another --format") from None
+        raise UserError(
+            f"{printable(path)} cannot be written as {format} ({error}): choose another --format"
+        ) from None
     return out.getvalue()

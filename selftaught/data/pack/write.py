@@ -1,14 +1,17 @@
-"""Packing: a set of images into Parquet shards that are read again and again, here or far away, by anything that reads them.
+"""Packing: a set of images into Parquet shards that are read again and again, here or far away, by
+anything that reads them.
 
     photos.pack/
-      train-00000-of-00007.parquet   image: {bytes, path}, label or labels, height, width, mask: {bytes, path}
-      test-00000-of-00002.parquet    as Hugging Face's `datasets` names and describes them
-      index.parquet                  of every row all but the pixels, so that a reader need not ask each row group
-      pack.json                      settings, what was packed, and of every file its rows, bytes and sha256
+      train-00000-of-00007.parquet   image: {bytes, path}, label or labels, height, width, mask:
+      {bytes, path} test-00000-of-00002.parquet    as Hugging Face's `datasets` names and describes
+      them index.parquet                  of every row all but the pixels, so that a reader need not
+      ask each row group pack.json                      settings, what was packed, and of every file
+      its rows, bytes and sha256
 
-The rows lie in the order of a hash of their names: every row group is a sample of the whole, whatever the folders' order.
-Shards are planned before the first is written, and each is written whole: after a kill the same command goes on with the
-next one, and ends with the same bytes. Over 200 lines with what a rerun may find.
+The rows lie in the order of a hash of their names: every row group is a sample of the whole,
+whatever the folders' order. Shards are planned before the first is written, and each is written
+whole: after a kill the same command goes on with the next one, and ends with the same bytes. Over
+200 lines with what a rerun may find.
 """
 
 from __future__ import annotations
@@ -38,13 +41,19 @@ from selftaught.text import count_text, list_reasons, printable
 
 _GROUP_IMAGES, _GROUP_BYTES = 64, 1 << 20  # a row group ends with whichever is reached first
 _AT_ONCE = 256  # images that are encoded side by side before they are written
-_BYTES_PER_PIXEL = {"jpeg": 0.35, "webp": 0.25, "png": 2.0}  # only to plan how many shards there will be
+_BYTES_PER_PIXEL = {
+    "jpeg": 0.35,
+    "webp": 0.25,
+    "png": 2.0,
+}  # only to plan how many shards there will be
 _INDEX = "index.parquet"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images go into which shard: known before any is written, and the same whenever it is asked for."""
+    """Which images go into which shard: known before any is written, and the same whenever it is
+    asked for.
+    """
 
     index: Index
     masks: dict[int, Path]
@@ -64,32 +73,52 @@ def pack(
     on_index: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Pack the images of `roots` into the folder `out`, or go on where that broke off; return `out`.
+    """Pack the images of `roots` into the folder `out`, or go on where that broke off; return
+    `out`.
 
-    labels: as `index.build` takes them. masks: a folder with masks under the relative paths of their images (whatever the
-    suffix). shard: megabytes that a file will have, roughly. max_pixels: as for `index.build`. A split by folders or by a
-    table is kept, and none is drawn.
+    labels: as `index.build` takes them. masks: a folder with masks under the relative paths of
+    their images (whatever the suffix). shard: megabytes that a file will have, roughly. max_pixels:
+    as for `index.build`. A split by folders or by a table is kept, and none is drawn.
 
-    Raises UserError for what the user can mend: other settings or other data than `out` was begun with, among them.
+    Raises UserError for what the user can mend: other settings or other data than `out` was begun
+    with, among them.
     """
     filesystem.needed("pyarrow.parquet")
     if filesystem.is_url(str(out)):
-        raise UserError(f"--out {out}: pack into a folder of this machine, and copy that to where it shall be read")
-    if out.exists() and any(out.iterdir()) and not (out / parquet_rows.MANIFEST).is_file() and not (out / ".lock").is_file():
+        raise UserError(
+            f"--out {out}: pack into a folder of this machine, and copy that to where it shall be"
+            " read"
+        )
+    if (
+        out.exists()
+        and any(out.iterdir())
+        and not (out / parquet_rows.MANIFEST).is_file()
+        and not (out / ".lock").is_file()
+    ):
         raise UserError(f"--out {printable(out)} holds other files: choose a new folder")
-    index = build_index(roots, labels=labels, holdout=0, max_pixels=max_pixels, on_progress=on_index)
+    index = build_index(
+        roots, labels=labels, holdout=0, max_pixels=max_pixels, on_progress=on_index
+    )
     say(index.describe())
     plan = _planned(index, _masks_of(index, masks, say), encoding, shard)
-    with locked(out / ".lock", lambda: say(f"another process packs into {printable(out)}; waiting"), say):
+    with locked(
+        out / ".lock", lambda: say(f"another process packs into {printable(out)}; waiting"), say
+    ):
         return _carry_out(plan, out, encoding, shard, say, on_progress)
 
 
 def _carry_out(
-    plan: Plan, out: Path, encoding: Encoding, shard: int, say: Callable[[str], None],
+    plan: Plan,
+    out: Path,
+    encoding: Encoding,
+    shard: int,
+    say: Callable[[str], None],
     on_progress: Callable[[int, int], None] | None,
-) -> Path:  # fmt: skip
+) -> Path:
     written = _begun(out, plan, encoding, shard)
-    entries: list[dict[str, Any] | None] = [e if e and _there(out, e) else None for e in written["shards"]]
+    entries: list[dict[str, Any] | None] = [
+        e if e and _there(out, e) else None for e in written["shards"]
+    ]
     if written["finished"] and all(entries) and written["index"] and _there(out, written["index"]):
         say(f"{printable(out)} is done already")
         return out
@@ -102,28 +131,48 @@ def _carry_out(
                 if on_progress is not None:
                     on_progress(so_far + n, total)
 
-            atomic(out / file, lambda draft, rows=positions: _write(draft, plan, rows, encoding, progress))  # type: ignore[misc]
+            atomic(
+                out / file,
+                lambda draft, rows=positions: _write(draft, plan, rows, encoding, progress),
+            )  # type: ignore[misc]
             entries[number] = _entry(out / file, len(positions))
-            write_json(out / parquet_rows.MANIFEST, {**written, "shards": entries, "finished": False})
+            write_json(
+                out / parquet_rows.MANIFEST, {**written, "shards": entries, "finished": False}
+            )
         done += len(positions)
     atomic(out / _INDEX, lambda draft: _write_index(draft, out, plan))
-    finished = {**written, "shards": entries, "index": _entry(out / _INDEX, total), "finished": True}
+    finished = {
+        **written,
+        "shards": entries,
+        "index": _entry(out / _INDEX, total),
+        "finished": True,
+    }
     write_json(out / parquet_rows.MANIFEST, finished)
     size = sum(e["bytes"] for e in entries if e) / 1e6
     say(
-        f"{printable(out)}: {count_text(total, 'image')} in {count_text(len(entries), 'shard')}, {size:,.1f} MB: --data {out}"
+        f"{printable(out)}: {count_text(total, 'image')} in {count_text(len(entries), 'shard')},"
+        f" {size:,.1f} MB: --data {out}"
     )
     return out
 
 
 def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, Any]:
-    """What the manifest in `out` says, or a new one; refuses what was begun with other settings or other data."""
+    """What the manifest in `out` says, or a new one; refuses what was begun with other settings or
+    other data.
+    """
     index = plan.index
-    source, older = _source(plan, index.fingerprint), _source(plan, index.listing)  # as older versions know it
+    source, older = (
+        _source(plan, index.fingerprint),
+        _source(plan, index.listing),
+    )  # as older versions know it
     several = index.labels is not None and index.labels.dim() == 2
     new: dict[str, Any] = {
         "format": parquet_rows.FORMAT,
-        "settings": {**asdict(encoding), "quality": encoding.options.get("quality"), "shard": shard},
+        "settings": {
+            **asdict(encoding),
+            "quality": encoding.options.get("quality"),
+            "shard": shard,
+        },
         "source": source,
         "images": len(index),
         "classes": list(index.classes),
@@ -142,13 +191,19 @@ def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, A
         return new
     if changed := [k for k, v in new["settings"].items() if known["settings"].get(k) != v]:
         said = ", ".join(f"--{k} {known['settings'].get(k)}" for k in changed)
-        raise UserError(f"{printable(out)} was begun with {said}: ask for the same again, or choose another --out")
+        raise UserError(
+            f"{printable(out)} was begun with {said}: ask for the same again, or choose another"
+            " --out"
+        )
     if known["source"] == older:
         new["source"] = older
     same = len(known["shards"]) == len(new["shards"])
-    if not same or any(known[k] != new[k] for k in ("source", "classes", "several", "split", "masks")):
+    if not same or any(
+        known[k] != new[k] for k in ("source", "classes", "several", "split", "masks")
+    ):
         raise UserError(
-            f"the images, labels or masks have changed since {printable(out)} was begun: choose another --out, or delete it"
+            f"the images, labels or masks have changed since {printable(out)} was begun: choose"
+            " another --out, or delete it"
         )
     return known
 
@@ -157,7 +212,9 @@ def _source(plan: Plan, fingerprint: str) -> str:
     """What names that which is packed."""
     source = hashlib.sha256(fingerprint.encode())
     for position, mask in sorted(plan.masks.items()):
-        source.update(f"{plan.index.names[position]}\0{mask.suffix}\0{mask.stat().st_size}\n".encode())
+        source.update(
+            f"{plan.index.names[position]}\0{mask.suffix}\0{mask.stat().st_size}\n".encode()
+        )
     return source.hexdigest()
 
 
@@ -169,23 +226,46 @@ def _planned(index: Index, masks: dict[int, Path], encoding: Encoding, shard: in
         if not positions:
             continue
         positions.sort(key=lambda i: (hashlib.sha256(bytes(index.names[i])).digest(), i))
-        size = torch.tensor([encoding.pixels(*index.sizes[i].tolist()) for i in positions], dtype=torch.float64)
+        size = torch.tensor(
+            [encoding.pixels(*index.sizes[i].tolist()) for i in positions], dtype=torch.float64
+        )
         ends = (size * _BYTES_PER_PIXEL[encoding.format]).cumsum(0)
         n = min(max(round(float(ends[-1]) / (shard << 20)), 1), len(positions))
-        cuts = torch.searchsorted(ends, ends[-1] / n * torch.arange(1, n, dtype=torch.float64)).tolist()
-        parts = [positions[a:b] for a, b in zip([0, *cuts], [*cuts, len(positions)], strict=True) if b > a]
-        shards |= {f"{split}-{i:05}-of-{len(parts):05}.parquet": part for i, part in enumerate(parts)}
+        cuts = torch.searchsorted(
+            ends, ends[-1] / n * torch.arange(1, n, dtype=torch.float64)
+        ).tolist()
+        parts = [
+            positions[a:b]
+            for a, b in zip([0, *cuts], [*cuts, len(positions)], strict=True)
+            if b > a
+        ]
+        shards |= {
+            f"{split}-{i:05}-of-{len(parts):05}.parquet": part for i, part in enumerate(parts)
+        }
     return Plan(index, masks, shards)
 
 
 def _masks_of(index: Index, folder: Path | None, say: Callable[[str], None]) -> dict[int, Path]:
-    """The mask of each image that has one: the file of the same path below `folder`, whatever its suffix."""
+    """The mask of each image that has one: the file of the same path below `folder`, whatever its
+    suffix.
+    """
     if folder is None:
         return {}
-    found = {p.relative_to(folder).with_suffix(""): p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
-    masks = {i: found[name] for i in range(len(index)) if (name := index.names[i].with_suffix("")) in found}
+    found = {
+        p.relative_to(folder).with_suffix(""): p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in SUFFIXES
+    }
+    masks = {
+        i: found[name]
+        for i in range(len(index))
+        if (name := index.names[i].with_suffix("")) in found
+    }
     if not masks:
-        raise UserError(f"--masks {printable(folder)}: no image has a mask there; a mask has the path of its image")
+        raise UserError(
+            f"--masks {printable(folder)}: no image has a mask there; a mask has the path of its"
+            " image"
+        )
     if len(masks) < max(len(index), len(found)):
         without = f"{len(index) - len(masks):,} of {count_text(len(index), 'image')} without a mask"
         say(f"{without}, {len(found) - len(masks):,} masks without an image")
@@ -214,22 +294,35 @@ def _schema(plan: Plan) -> Any:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _write(draft: Path, plan: Plan, positions: list[int], encoding: Encoding, progress: Callable[[int], None]) -> None:
+def _write(
+    draft: Path,
+    plan: Plan,
+    positions: list[int],
+    encoding: Encoding,
+    progress: Callable[[int], None],
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = _schema(plan)
     small = [name for name in schema.names if name not in ("image", "mask")]
     with pq.ParquetWriter(
-        draft, schema, compression="none", use_dictionary=False, write_statistics=small, write_page_checksum=True
-    ) as writer:  # fmt: skip
+        draft,
+        schema,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=small,
+        write_page_checksum=True,
+    ) as writer:
         for group in _groups(_encoded(plan, positions, encoding, progress)):
-            writer.write_table(pa.Table.from_pylist([_row(plan, i, one) for i, one in group], schema))
+            writer.write_table(
+                pa.Table.from_pylist([_row(plan, i, one) for i, one in group], schema)
+            )
 
 
 def _encoded(
     plan: Plan, positions: list[int], encoding: Encoding, progress: Callable[[int], None]
-) -> Iterator[tuple[int, Encoded]]:  # fmt: skip
+) -> Iterator[tuple[int, Encoded]]:
     for at in range(0, len(positions), _AT_ONCE):
         part = positions[at : at + _AT_ONCE]
         done: list[Encoded] = [None] * len(part)  # type: ignore[list-item]
@@ -237,7 +330,13 @@ def _encoded(
         def one(j: int, part: list[int] = part, done: list[Encoded] = done) -> None:
             i = part[j]
             height, width = plan.index.sizes[i].tolist()
-            done[j] = encode(plan.index.paths[i], encoding, plan.masks.get(i), (height, width), plan.index.pixel_range)
+            done[j] = encode(
+                plan.index.paths[i],
+                encoding,
+                plan.masks.get(i),
+                (height, width),
+                plan.index.pixel_range,
+            )
 
         in_parallel(len(part), one, on_progress=lambda n, _, at=at: progress(at + n))  # type: ignore[misc]
         yield from zip(part, done, strict=True)
@@ -259,8 +358,11 @@ def _row(plan: Plan, i: int, one: Encoded) -> dict[str, Any]:
     if plan.index.split == "table":  # a pack has no such table: its names say the split
         name = f"{'test' if plan.index.test[i] else 'train'}/{name}"
     row: dict[str, Any] = {
-        "image": {"bytes": one.image, "path": name}, "height": one.height, "width": one.width, **_label(plan.index, i),
-    }  # fmt: skip
+        "image": {"bytes": one.image, "path": name},
+        "height": one.height,
+        "width": one.width,
+        **_label(plan.index, i),
+    }
     if plan.masks:
         row["mask"] = None if one.mask is None else {"bytes": one.mask, "path": name}
     return row
@@ -311,7 +413,8 @@ def _there(out: Path, entry: dict[str, Any]) -> bool:
 
 
 def verify(location: str) -> str:
-    """Whether every file of a pack, here or at a URL, has the bytes that it was written with: a line that says so.
+    """Whether every file of a pack, here or at a URL, has the bytes that it was written with: a
+    line that says so.
 
     Raises UserError that names the files which have not.
     """
@@ -337,5 +440,11 @@ def verify(location: str) -> str:
         if digest.hexdigest() != entry["sha256"]:
             bad.append((entry["file"], "damaged"))
     if bad:
-        raise UserError(f"{printable(location)}: {list_reasons(bad)}; copy them again, or delete them and pack again")
-    return f"{printable(location)}: {count_text(len(written['shards']), 'shard')} and the index are as they were written"
+        raise UserError(
+            f"{printable(location)}: {list_reasons(bad)}; copy them again, or delete them and pack"
+            " again"
+        )
+    return (
+        f"{printable(location)}: {count_text(len(written['shards']), 'shard')} and the index are as"
+        " they were written"
+    )

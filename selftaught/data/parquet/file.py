@@ -1,4 +1,6 @@
-"""One Parquet file of images: its footer, its row groups, and which of its columns holds the images."""
+"""One Parquet file of images: its footer, its row groups, and which of its columns holds the
+images.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from selftaught.errors import UserError
 class Shard:
     """One Parquet file: its footer is read once, its row groups when asked for.
 
-    Raises FileNotFoundError; Unreadable where the bytes are not those of a Parquet file with images.
+    Raises FileNotFoundError; Unreadable where the bytes are not those of a Parquet file with
+    images.
     """
 
     def __init__(self, location: str) -> None:
@@ -54,14 +57,19 @@ class Shard:
 
         def table() -> Any:
             with parquet.ParquetFile(
-                self._source(), metadata=self.metadata, pre_buffer=False, page_checksum_verification=True
+                self._source(),
+                metadata=self.metadata,
+                pre_buffer=False,
+                page_checksum_verification=True,
             ) as file:
                 return file.read_row_groups(list(groups), columns=list(columns), use_threads=False)
 
         return self._arrow(table)
 
     def _source(self) -> Any:
-        return _Remote(self.location, self.size) if filesystem.is_url(self.location) else self.location
+        return (
+            _Remote(self.location, self.size) if filesystem.is_url(self.location) else self.location
+        )
 
     def _arrow(self, work: Callable[[], Any]) -> Any:
         """What Arrow says of damaged bytes, as a reason."""
@@ -101,7 +109,9 @@ class _Remote(io.RawIOBase):
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """What Hugging Face's `datasets` notes about the columns; nothing where they were written by another."""
+    """What Hugging Face's `datasets` notes about the columns; nothing where they were written by
+    another.
+    """
     try:
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
@@ -110,7 +120,9 @@ def _features(schema: Any) -> dict[str, Any]:
 
 
 def _image_column(schema: Any, features: dict[str, Any]) -> str | None:
-    """The column that holds images: one that is declared so, or a struct with bytes, or bytes under a telling name."""
+    """The column that holds images: one that is declared so, or a struct with bytes, or bytes under
+    a telling name.
+    """
     import pyarrow.types as kinds
 
     usual = ("image", "img", "jpg", "jpeg", "png", "webp")

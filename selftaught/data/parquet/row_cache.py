@@ -1,7 +1,9 @@
-"""A store: images as rows of Parquet files, here or at a URL, each addressed by a path of its own, `<file>.parquet/<row>`.
+"""A store: images as rows of Parquet files, here or at a URL, each addressed by a path of its own,
+`<file>.parquet/<row>`.
 
-A row's bytes come with those of its row group. Row groups are fetched by a few threads, ahead of time where somebody says
-what comes next, and the latest are kept. Over 200 lines with the threads that do so.
+A row's bytes come with those of its row group. Row groups are fetched by a few threads, ahead of
+time where somebody says what comes next, and the latest are kept. Over 200 lines with the threads
+that do so.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _THREADS = 8  # that fetch: what they do is waiting
 
 
 class _Shelf:
-    """The shards that are open in this process and the row groups that it keeps, the latest `order.CACHE` bytes."""
+    """The shards that are open in this process and the row groups that it keeps, the latest
+    `order.CACHE` bytes.
+    """
 
     def __init__(self) -> None:
         self.reset()
@@ -68,7 +72,11 @@ class _Shelf:
         if column is None and place in self._kept:
             return self._kept[place]
         shard = self.shard(place.shard)
-        if (column := column or shard.image) is None or column not in shard.schema.names or place.row >= len(shard):
+        if (
+            (column := column or shard.image) is None
+            or column not in shard.schema.names
+            or place.row >= len(shard)
+        ):
             return None
         group, at = shard.group(place.row)
         found: bytes | None = self._ask(shard, group, column).result()[at].as_py()
@@ -99,7 +107,9 @@ class _Shelf:
                     found = self.bytes_of(place, None)
                 except (OSError, Unreadable):  # whoever reads it will find out
                     continue
-                if found and self._held + len(found) <= row_groups.CACHE:  # photographs as they are may be too many
+                if (
+                    found and self._held + len(found) <= row_groups.CACHE
+                ):  # photographs as they are may be too many
                     self._held += len(found)
                     self._kept[place] = found
 
@@ -123,7 +133,9 @@ class _Shelf:
             return
         with self._lock:
             future.set_result(array)
-            self._bytes += array.nbytes if self._groups.get(key) is future else 0  # else it was forgotten meanwhile
+            self._bytes += (
+                array.nbytes if self._groups.get(key) is future else 0
+            )  # else it was forgotten meanwhile
             for old in list(self._groups):
                 if self._bytes <= row_groups.CACHE:
                     break
@@ -132,8 +144,12 @@ class _Shelf:
 
     def _later(self, work: Callable[[], object]) -> None:
         with self._lock:
-            if len(self._threads) < _THREADS:  # daemons: a program that ends does not wait for what was only announced
-                self._threads.append(threading.Thread(target=self._work, args=[self._todo], daemon=True))
+            if (
+                len(self._threads) < _THREADS
+            ):  # daemons: a program that ends does not wait for what was only announced
+                self._threads.append(
+                    threading.Thread(target=self._work, args=[self._todo], daemon=True)
+                )
                 self._threads[-1].start()
         self._todo.put(work)
 
@@ -163,7 +179,9 @@ def forget(location: str) -> None:
 
 
 def read_row(place: Place, column: str | None = None) -> bytes:
-    """The bytes of a row's image, or of another `column` of images; as `read_bytes`, which reads files, too."""
+    """The bytes of a row's image, or of another `column` of images; as `read_bytes`, which reads
+    files, too.
+    """
     try:
         found = _shelf.bytes_of(place, column)
     except OSError as error:
@@ -179,5 +197,7 @@ def announce(paths: Iterable[Path | str]) -> None:
 
 
 def keep(paths: Iterable[Path | str]) -> None:
-    """Keeps the bytes of these images as long as the process lives, for what is looked at again and again."""
+    """Keeps the bytes of these images as long as the process lives, for what is looked at again and
+    again.
+    """
     _shelf.keep([place for path in paths if (place := Place.of(path)) is not None])

@@ -15,7 +15,9 @@ from selftaught.models.layers import Counter, on_views
 
 
 class DeepCluster(Method):
-    """Predict the cluster that the image's features fell into, by a classifier that is new whenever the clusters are."""
+    """Predict the cluster that the image's features fell into, by a classifier that is new whenever
+    the clusters are.
+    """
 
     paper = "Caron et al., 2018, https://arxiv.org/abs/1807.05520"
     assigned: Tensor
@@ -24,16 +26,22 @@ class DeepCluster(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         clusters: int = 10_000
-        dim: int = 256  # principal components that features are reduced to before they are clustered
+        dim: int = (
+            256  # principal components that features are reduced to before they are clustered
+        )
         iterations: int = 20  # of k-means, each epoch
         every: int = 1  # epochs from one clustering to the next
         symmetric: bool = False  # learn from both views
 
         def suited(self, setting: Setting) -> Self:
-            """A cluster gets some fifty images; a new classifier 200 steps, yet no more than a fifth of training."""
+            """A cluster gets some fifty images; a new classifier 200 steps, yet no more than a
+            fifth of training.
+            """
             epoch = max(setting.images // setting.batch, 1)
             every = max(min(-(-200 // epoch), setting.steps // epoch // 5), self.every)
-            return replace(self, clusters=min(self.clusters, max(setting.images // 50, 8)), every=every)
+            return replace(
+                self, clusters=min(self.clusters, max(setting.images // 50, 8)), every=every
+            )
 
         @property
         def least(self) -> int:
@@ -44,7 +52,8 @@ class DeepCluster(Method):
         check_clusters(config.clusters, images)
         self.config = config
         self.backbone = backbone
-        # Standardised: a classifier that begins at 0 each time would learn too slowly from features as small as these.
+        # Standardised: a classifier that begins at 0 each time would learn too slowly from features
+        # as small as these.
         self.standardize = nn.BatchNorm1d(backbone.features, affine=False)
         self.classifier = nn.Linear(backbone.features, config.clusters)
         self.register_buffer("assigned", torch.full((images,), UNSEEN))
@@ -55,7 +64,10 @@ class DeepCluster(Method):
         return batch.views[:2] if self.config.symmetric else batch.views[:1]
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(self.classifier(self.standardize(features)) for features in on_views(self.backbone, inputs))
+        return tuple(
+            self.classifier(self.standardize(features))
+            for features in on_views(self.backbone, inputs)
+        )
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> Tensor:
         return self.assigned[batch.index]  # [B], the same for both views
@@ -63,8 +75,13 @@ class DeepCluster(Method):
     def loss(self, predictions: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         """Images weigh as though clusters, and not images, were drawn alike (section 3.3)."""
         weight = self.weight.to(predictions[0])
-        sums = [F.cross_entropy(p, targets, weight, ignore_index=UNSEEN, reduction="sum") for p in predictions]
-        return torch.stack(sums).mean() / len(targets)  # not by the weights' sum, which differs between processes
+        sums = [
+            F.cross_entropy(p, targets, weight, ignore_index=UNSEEN, reduction="sum")
+            for p in predictions
+        ]
+        return torch.stack(sums).mean() / len(
+            targets
+        )  # not by the weights' sum, which differs between processes
 
     def chance(self) -> float | None:
         used = int((self.weight > 0).sum())
@@ -75,7 +92,9 @@ class DeepCluster(Method):
         self.epochs.value += 1
         if (self.epochs.value - 1) % self.config.every:
             return
-        seen, features = table(((b.index, self.backbone(b.views[0])) for b in batches), len(self.assigned))
+        seen, features = table(
+            ((b.index, self.backbone(b.views[0])) for b in batches), len(self.assigned)
+        )
         check_clusters(self.config.clusters, len(seen))
         points = whiten(features, min(self.config.dim, features.shape[1]))
         _, clusters = kmeans(points, self.config.clusters, self.config.iterations)
@@ -84,5 +103,7 @@ class DeepCluster(Method):
         counts = torch.bincount(clusters, minlength=self.config.clusters).to(self.weight)
         share = len(seen) / (counts > 0).sum()  # of the images, for each cluster that has any
         self.weight.copy_(torch.where(counts > 0, share / counts.clamp_min(1), 0))
-        nn.init.normal_(self.classifier.weight, std=0.01)  # cluster 7 of today is not cluster 7 of yesterday
+        nn.init.normal_(
+            self.classifier.weight, std=0.01
+        )  # cluster 7 of today is not cluster 7 of yesterday
         nn.init.zeros_(self.classifier.bias)

@@ -16,7 +16,9 @@ from selftaught.models.layers import Normalize, mlp, on_views
 
 
 class DeepClusterV2(Method):
-    """Predict the cluster that last epoch's embedding of the image fell into, in each of several clusterings."""
+    """Predict the cluster that last epoch's embedding of the image fell into, in each of several
+    clusterings.
+    """
 
     paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
     multi_crop = True
@@ -34,7 +36,9 @@ class DeepClusterV2(Method):
         iterations: int = 10  # of k-means, each epoch
 
         def suited(self, setting: Setting) -> Self:
-            """Some ten clusters a class serve best; classes being unknown, a cluster gets some fifty images."""
+            """Some ten clusters a class serve best; classes being unknown, a cluster gets some
+            fifty images.
+            """
             clusters = min(self.clusters, max(setting.images // 50, 8))
             return replace(self, hidden=setting.features, clusters=clusters)
 
@@ -43,9 +47,12 @@ class DeepClusterV2(Method):
         check_clusters(config.clusters, images)
         self.config = config
         self.backbone = backbone
-        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
+        self.network = nn.Sequential(
+            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+        )
         c = config
-        # Buffers, so that they are saved: last embeddings of each image's two large views (0 = unseen), and clusters.
+        # Buffers, so that they are saved: last embeddings of each image's two large views (0 =
+        # unseen), and clusters.
         self.register_buffer("memory", torch.zeros(self.views, images, c.dim))
         self.register_buffer("assigned", torch.full((images, c.clusterings), UNSEEN))
         self.register_buffer("prototypes", torch.zeros(c.clusterings, c.clusters, c.dim))
@@ -57,9 +64,14 @@ class DeepClusterV2(Method):
         return self.assigned[batch.index]  # [B, clusterings], the same for all views
 
     def loss(self, predictions: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        logits = torch.einsum("vbd,hkd->vbhk", torch.stack(predictions), self.prototypes) / self.config.temperature
+        logits = (
+            torch.einsum("vbd,hkd->vbhk", torch.stack(predictions), self.prototypes)
+            / self.config.temperature
+        )
         labels = targets.expand(len(predictions), -1, -1)
-        sums = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), ignore_index=UNSEEN, reduction="sum")
+        sums = F.cross_entropy(
+            logits.flatten(0, 2), labels.flatten(), ignore_index=UNSEEN, reduction="sum"
+        )
         return sums / labels.numel()  # not by the number seen, which differs between processes
 
     def chance(self) -> float:
@@ -74,7 +86,9 @@ class DeepClusterV2(Method):
         check_clusters(self.config.clusters, len(seen))
         for h in range(self.config.clusterings):
             points = self.memory[h % self.views, seen]
-            self.prototypes[h], self.assigned[seen, h] = kmeans(points, self.config.clusters, self.config.iterations)
+            self.prototypes[h], self.assigned[seen, h] = kmeans(
+                points, self.config.clusters, self.config.iterations
+            )
 
     def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: Tensor) -> None:
         self._remember(batch, predictions)
@@ -83,4 +97,6 @@ class DeepClusterV2(Method):
     def _remember(self, batch: Batch, embeddings: tuple[Tensor, ...]) -> None:
         index = gather(batch.index)
         for view in range(self.views):
-            self.memory[view, index] = gather(embeddings[view].detach().float()).to(self.memory.dtype)
+            self.memory[view, index] = gather(embeddings[view].detach().float()).to(
+                self.memory.dtype
+            )

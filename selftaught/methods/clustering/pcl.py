@@ -1,4 +1,6 @@
-"""PCL (Li et al., 2020, https://arxiv.org/abs/2005.04966): MoCo, and prototypes of several clusterings."""
+"""PCL (Li et al., 2020, https://arxiv.org/abs/2005.04966): MoCo, and prototypes of several
+clusterings.
+"""
 
 import math
 from collections.abc import Iterable
@@ -20,7 +22,9 @@ from selftaught.models.layers import Counter
 
 
 class PCL(Method):
-    """Recognise an image by its momentum-encoded key, and by the prototypes of the clusters that it lies in."""
+    """Recognise an image by its momentum-encoded key, and by the prototypes of the clusters that it
+    lies in.
+    """
 
     paper = "Li et al., 2020, https://arxiv.org/abs/2005.04966"
     assigned: Tensor
@@ -38,18 +42,29 @@ class PCL(Method):
         clusters: int = 100_000  # of the finest clustering; each further one has half as many
         clusterings: int = 3
         negatives: int = 16384  # prototypes of other clusters, drawn each step: the paper's r
-        warmup: float = 0.1  # share of training; the first epoch that begins after it begins with clusters
+        warmup: float = (
+            0.1  # share of training; the first epoch that begins after it begins with clusters
+        )
         alpha: float = 10.0  # smooths the concentration of small clusters
         iterations: int = 20  # of k-means, each epoch
 
         def suited(self, setting: Setting) -> Self:
-            """Queue, momentum and head as MoCo's; clusters of some 12, 25 and 50 images, as the paper's on ImageNet."""
+            """Queue, momentum and head as MoCo's; clusters of some 12, 25 and 50 images, as the
+            paper's on ImageNet.
+            """
             like = moco_config(self).suited(setting)
             clusters = min(self.clusters, max(setting.images // 12, 8))
             epoch = setting.images // setting.batch
-            warmup = self.warmup if setting.steps > 2 * epoch else 0.0  # clusters are made where epochs begin
+            warmup = (
+                self.warmup if setting.steps > 2 * epoch else 0.0
+            )  # clusters are made where epochs begin
             return replace(
-                self, hidden=setting.features, queue=like.queue, momentum=like.momentum, clusters=clusters, warmup=warmup
+                self,
+                hidden=setting.features,
+                queue=like.queue,
+                momentum=like.momentum,
+                clusters=clusters,
+                warmup=warmup,
             )
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -71,23 +86,41 @@ class PCL(Method):
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return self.moco.predict(inputs)  # one view's embedding [B, D]
 
-    def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
-        return self.moco.targets(batch, predictions), self.assigned[batch.index]  # keys, and [B, clusterings]
+    def targets(
+        self, batch: Batch, predictions: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        return self.moco.targets(batch, predictions), self.assigned[
+            batch.index
+        ]  # keys, and [B, clusterings]
 
-    def loss(self, predictions: tuple[Tensor, ...], targets: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
+    def loss(
+        self, predictions: tuple[Tensor, ...], targets: tuple[tuple[Tensor, ...], Tensor]
+    ) -> Tensor:
         keys, clusters = targets
         (query,) = predictions
-        rng = torch.Generator().manual_seed(self.steps.value)  # the same on every rank, and for every loss of a step
-        each = zip(self.prototypes.split(self.sizes), self.concentrations.split(self.sizes), clusters.unbind(1), strict=True)
+        rng = torch.Generator().manual_seed(
+            self.steps.value
+        )  # the same on every rank, and for every loss of a step
+        each = zip(
+            self.prototypes.split(self.sizes),
+            self.concentrations.split(self.sizes),
+            clusters.unbind(1),
+            strict=True,
+        )
         losses = []
         for prototypes, phi, label in each:
-            others = to_device(torch.randperm(len(prototypes), generator=rng)[: self.config.negatives], label.device)
+            others = to_device(
+                torch.randperm(len(prototypes), generator=rng)[: self.config.negatives],
+                label.device,
+            )
             losses.append(proto_nce(query, prototypes.to(query), phi.to(query), label, others))
         return self.moco.loss(predictions, keys) + torch.stack(losses).mean()
 
     def chance(self) -> float:
         clustered = bool((self.assigned != UNSEEN).any())
-        prototypes = sum(math.log(min(k, self.config.negatives + 1)) for k in self.sizes) / len(self.sizes)
+        prototypes = sum(math.log(min(k, self.config.negatives + 1)) for k in self.sizes) / len(
+            self.sizes
+        )
         return self.moco.chance() + clustered * prototypes
 
     @torch.no_grad()
@@ -95,23 +128,41 @@ class PCL(Method):
         """Cluster what the key encoder says of one view of each image (algorithm 1)."""
         if self.progress < self.config.warmup:
             return
-        seen, points = table(((b.index, self.moco.teacher(b.views[0])) for b in batches), len(self.assigned))
+        seen, points = table(
+            ((b.index, self.moco.teacher(b.views[0])) for b in batches), len(self.assigned)
+        )
         check_clusters(self.config.clusters, len(seen))
         self.assigned.fill_(UNSEEN)
         found = []
         for m, size in enumerate(self.sizes):
             centroids, clusters = kmeans(points, size, self.config.iterations)
             self.assigned[seen, m] = clusters
-            found.append((centroids, concentration(points, centroids, clusters, self.config.temperature, self.config.alpha)))
+            found.append(
+                (
+                    centroids,
+                    concentration(
+                        points, centroids, clusters, self.config.temperature, self.config.alpha
+                    ),
+                )
+            )
         self.prototypes.copy_(torch.cat([centroids for centroids, _ in found]))
         self.concentrations.copy_(torch.cat([phi for _, phi in found]))
 
-    def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[tuple[Tensor, ...], Tensor]) -> None:
+    def after_step(
+        self,
+        batch: Batch,
+        predictions: tuple[Tensor, ...],
+        targets: tuple[tuple[Tensor, ...], Tensor],
+    ) -> None:
         self.moco.after_step(batch, predictions, targets[0])
         self.steps.value += 1
 
 
 def moco_config(config: PCL.Config) -> Any:
     """The part of it that is MoCo's."""
-    kind: Any = MoCoV1.Config if config.version == "v1" else partial(MoCoV2.Config, hidden=config.hidden)
-    return kind(dim=config.dim, queue=config.queue, momentum=config.momentum, temperature=config.temperature)
+    kind: Any = (
+        MoCoV1.Config if config.version == "v1" else partial(MoCoV2.Config, hidden=config.hidden)
+    )
+    return kind(
+        dim=config.dim, queue=config.queue, momentum=config.momentum, temperature=config.temperature
+    )

@@ -32,33 +32,47 @@ class SwAV(Method):
         epsilon: float = 0.05
         iterations: int = 3  # of Sinkhorn-Knopp
         freeze_prototypes: float = 0.01  # share of training before they move
-        queue: int = 0  # past embeddings of each view that help to balance, for batches smaller than the prototypes
+        # past embeddings of each view that help to balance, for batches smaller than the prototypes
+        queue: int = 0
         queue_start: float = 0.15  # share of training before the queue is used
 
         def __post_init__(self) -> None:
             super().__post_init__()
             require(
-                self.epsilon >= 0.025, "--method.epsilon", "0.025 or more, for smaller exponentials vanish", self.epsilon
+                self.epsilon >= 0.025,
+                "--method.epsilon",
+                "0.025 or more, for smaller exponentials vanish",
+                self.epsilon,
             )
 
         def suited(self, setting: Setting) -> Self:
-            """Some ten prototypes a class serve best; what a batch cannot balance over them, the queue helps to. Random
-            weights change too fast for a queue, and their codes say too little unless they are sharper (docs/LOG.md).
+            """Some ten prototypes a class serve best; what a batch cannot balance over them, the
+            queue helps to. Random weights change too fast for a queue, and their codes say too
+            little unless they are sharper (docs/LOG.md).
             """
             prototypes = min(self.prototypes, max(setting.images // 50, 8))
             fitted = replace(self, hidden=setting.features, prototypes=prototypes)
             if not setting.begun:
                 return replace(fitted, queue=0, epsilon=min(self.epsilon, 0.03))
-            queue = 0 if setting.batch // setting.parts >= 2 * prototypes else min(setting.images // 4, 3840)
+            queue = (
+                0
+                if setting.batch // setting.parts >= 2 * prototypes
+                else min(setting.images // 4, 3840)
+            )
             return replace(fitted, queue=queue - queue % setting.batch)
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         if config.queue > images:
-            raise UserError(f"a queue of {config.queue} embeddings never fills with {images} images: lower --method.queue")
+            raise UserError(
+                f"a queue of {config.queue} embeddings never fills with {images} images: lower"
+                " --method.queue"
+            )
         self.config = config
         self.backbone = backbone
-        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
+        self.network = nn.Sequential(
+            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+        )
         self.prototypes = nn.Linear(config.dim, config.prototypes, bias=False)
         self.register_buffer("queue", torch.zeros(self.views, config.queue, config.dim))
         self.stored = Counter()  # embeddings that ever came into the queue
@@ -68,7 +82,9 @@ class SwAV(Method):
         return on_views(self.network, inputs)  # embeddings [B, D] of each view
 
     def scores(self, embeddings: Tensor) -> Tensor:
-        with torch.autocast(embeddings.device.type, enabled=False):  # Sinkhorn's sharp exponent needs the digits
+        with torch.autocast(
+            embeddings.device.type, enabled=False
+        ):  # Sinkhorn's sharp exponent needs the digits
             return cast(Tensor, self.prototypes(embeddings))
 
     @torch.no_grad()
@@ -77,7 +93,9 @@ class SwAV(Method):
         codes = []
         for past, embeddings in zip(self.queue, predictions, strict=False):
             everyone = gather(embeddings.detach())
-            use_queue = self.progress >= self.config.queue_start and 0 < len(past) <= self.stored.value
+            use_queue = (
+                self.progress >= self.config.queue_start and 0 < len(past) <= self.stored.value
+            )
             pool = torch.cat([everyone, past]) if use_queue else everyone
             balanced = sinkhorn(self.scores(pool), self.config.epsilon, self.config.iterations)
             codes.append(local_chunk(balanced[: len(everyone)]))
@@ -98,13 +116,18 @@ class SwAV(Method):
     def after_backward(self) -> None:
         if self.progress < self.config.freeze_prototypes:
             assert self.prototypes.weight.grad is not None
-            self.prototypes.weight.grad.zero_()  # what decay does to the length, the normalisation undoes
+            # what decay does to the length, the normalisation undoes
+            self.prototypes.weight.grad.zero_()
 
     @torch.no_grad()
-    def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
+    def after_step(
+        self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+    ) -> None:
         self._normalize_prototypes()
         if self.config.queue:
-            newest = torch.stack([gather(e.to(self.queue.dtype)) for e in predictions[: self.views]])
+            newest = torch.stack(
+                [gather(e.to(self.queue.dtype)) for e in predictions[: self.views]]
+            )
             self.stored.value += newest.shape[1]
             self.queue.copy_(torch.cat([newest, self.queue], dim=1)[:, : self.config.queue])
 

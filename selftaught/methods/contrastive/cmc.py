@@ -13,14 +13,20 @@ from selftaught.method import Batch, Encoder, Method
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize, on_views
 
-TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))  # from linear RGB
+TO_XYZ = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)  # from linear RGB
 KNEE = 6 / 29  # of Lab's cube root, which is straight below it
 LIGHTNESS = 60.0  # of 100: where most colours fit into RGB
 GREY = 0.01  # mean difference of the channels up to which a view counts as without colour
 
 
 class CMC(Method):
-    """Recognise an image's lightness by what was last said of its colours, and the other way round."""
+    """Recognise an image's lightness by what was last said of its colours, and the other way
+    round.
+    """
 
     paper = "Tian et al., 2019, https://arxiv.org/abs/1906.05849"
     augment: ClassVar[dict[str, float]] = {"jitter": 0.0, "gray": 0.0, "blur": 0.0}
@@ -46,7 +52,9 @@ class CMC(Method):
         return self.light_head(light), self.colour_head(colour)
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.where(coloured(batch.views[0]), batch.index, -1)  # without colour there is nothing to tell
+        return torch.where(
+            coloured(batch.views[0]), batch.index, -1
+        )  # without colour there is nothing to tell
 
     def loss(self, predictions: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         light, colour = predictions  # each asks the memory of the other
@@ -67,7 +75,9 @@ class CMC(Method):
         self.lights.fill(((index, light) for index, light, _ in known), asking=colour)
         self.colours.fill(((index, colour) for index, _, colour in known), asking=light)
         if not self.lights.seen.any():
-            raise UserError("cmc tells lightness by colour, and no image has any colour: take another --method")
+            raise UserError(
+                "cmc tells lightness by colour, and no image has any colour: take another --method"
+            )
 
     def after_step(self, batch: Batch, predictions: tuple[Tensor, Tensor], targets: Tensor) -> None:
         self.lights.remember(targets, predictions[0])
@@ -80,7 +90,8 @@ def coloured(pixels: Tensor) -> Tensor:
 
 
 def light_and_colour(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """sRGB [B, 3, H, W] in [0, 1] -> L of Lab as a grey image, and ab at one lightness: both sRGB in [0, 1] again.
+    """sRGB [B, 3, H, W] in [0, 1] -> L of Lab as a grey image, and ab at one lightness: both sRGB
+    in [0, 1] again.
 
     Colours that RGB has not at that lightness are clipped to those that it has.
     """
@@ -99,7 +110,9 @@ def light_and_colour(pixels: Tensor) -> tuple[Tensor, Tensor]:
 def _colours(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """From linear RGB to XYZ and back, and the XYZ of white [3, 1, 1]; sent to a device once."""
     matrix = torch.tensor(TO_XYZ, dtype=torch.float64)
-    to_xyz, to_rgb, white = (x.to(device, dtype) for x in (matrix, matrix.inverse(), matrix.sum(1)[:, None, None]))
+    to_xyz, to_rgb, white = (
+        x.to(device, dtype) for x in (matrix, matrix.inverse(), matrix.sum(1)[:, None, None])
+    )
     return to_xyz, to_rgb, white
 
 

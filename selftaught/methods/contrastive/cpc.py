@@ -1,4 +1,6 @@
-"""CPC (van den Oord et al., 2018, https://arxiv.org/abs/1807.03748), with v2's options (Hénaff et al., 2019)."""
+"""CPC (van den Oord et al., 2018, https://arxiv.org/abs/1807.03748), with v2's options (Hénaff et
+al., 2019).
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,7 +17,9 @@ from selftaught.models.layers import unit
 
 
 class CPC(Method):
-    """Predict patches of an image from the rows of patches above them, among all patches of the batch."""
+    """Predict patches of an image from the rows of patches above them, among all patches of the
+    batch.
+    """
 
     paper = "van den Oord et al., 2018, https://arxiv.org/abs/1807.03748"
     views = 1
@@ -23,21 +27,29 @@ class CPC(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        side: int = 0  # pixels of a patch; 0 = what makes seven rows, or fewer (down to three) to keep 32 pixels
+        # pixels of a patch; 0 = what makes seven rows, or fewer (down to three) to keep 32 pixels
+        side: int = 0
         stride: int = 0  # pixels from patch to patch; 0 = half a side
         colour_drop: float = 0.5  # share of patches that keep one colour channel alone
         hidden: int = 256  # width of the context network
         blocks: int = 5  # of the context network
         norm: Literal["layer", "batch"] = "layer"  # of the context network
         dim: int = 64  # of embeddings
-        nearest: int = 2  # rows below, of those predicted: nearer patches share pixels with the context
+        nearest: int = (
+            2  # rows below, of those predicted: nearer patches share pixels with the context
+        )
         farthest: int = 3
         directions: int = 4  # rows from above; then from the right, from below, from the left
         temperature: float = 0.1
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            require(self.farthest >= self.nearest, "--method.farthest", f"{self.nearest} or more", self.farthest)
+            require(
+                self.farthest >= self.nearest,
+                "--method.farthest",
+                f"{self.nearest} or more",
+                self.farthest,
+            )
             require(self.directions <= 4, "--method.directions", "1 to 4", self.directions)
 
         def suited(self, setting: Setting) -> Self:
@@ -50,7 +62,8 @@ class CPC(Method):
         self.embed = nn.Linear(backbone.features, c.dim)
         ahead = c.farthest - c.nearest + 1
         self.contexts = nn.ModuleList(
-            Context(backbone.features, c.hidden, c.blocks, c.norm, ahead, c.dim) for _ in range(c.directions)
+            Context(backbone.features, c.hidden, c.blocks, c.norm, ahead, c.dim)
+            for _ in range(c.directions)
         )
         self.among = 0
 
@@ -62,25 +75,35 @@ class CPC(Method):
         return drop_colours(patches, batch.noise, self.config.colour_drop)
 
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Said of the patches [B, directions, K, G, G, dim] and the patches' own embeddings [B, G, G, dim].
+        """Said of the patches [B, directions, K, G, G, dim] and the patches' own embeddings [B, G,
+        G, dim].
 
-        Entry k, i, j is said, from rows up to i, of the patch at i + nearest + k, j (of the grid as seen from above).
+        Entry k, i, j is said, from rows up to i, of the patch at i + nearest + k, j (of the grid as
+        seen from above).
         """
         grid = self.backbone(inputs.flatten(0, 2)).unflatten(0, inputs.shape[:3])
-        turned = [grid.rot90(turns, (1, 2)).permute(0, 3, 1, 2) for turns in range(self.config.directions)]
-        said = torch.stack([context(g) for context, g in zip(self.contexts, turned, strict=True)], dim=1)
+        turned = [
+            grid.rot90(turns, (1, 2)).permute(0, 3, 1, 2) for turns in range(self.config.directions)
+        ]
+        said = torch.stack(
+            [context(g) for context, g in zip(self.contexts, turned, strict=True)], dim=1
+        )
         return unit(said, -1), unit(self.embed(grid), -1)
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
-        return predictions[1]  # with their gradient: patches become predictable, and remain distinguishable
+        return predictions[
+            1
+        ]  # with their gradient: patches become predictable, and remain distinguishable
 
     def loss(self, predictions: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        place = torch.arange(targets.shape[:3].numel(), device=targets.device).view(targets.shape[:3])
+        place = torch.arange(targets.shape[:3].numel(), device=targets.device).view(
+            targets.shape[:3]
+        )
         rows, self.among = targets.shape[1], place.numel()
         if rows <= self.config.nearest:
             raise UserError(
-                f"CPC predicts patches {self.config.nearest} rows below, and the view makes {rows} rows: "
-                "take smaller patches (--method.side)"
+                f"CPC predicts patches {self.config.nearest} rows below, and the view makes {rows}"
+                " rows: take smaller patches (--method.side)"
             )
         queries, keys = [], []
         for turns, said in enumerate(predictions[0].unbind(1)):
@@ -88,7 +111,9 @@ class CPC(Method):
                 if below < rows:
                     queries.append(guess[:, : rows - below].flatten(0, 2))
                     keys.append(place.rot90(turns, (1, 2))[:, below:].flatten())
-        return pick_nce(torch.cat(queries), targets.flatten(0, 2), torch.cat(keys), self.config.temperature)
+        return pick_nce(
+            torch.cat(queries), targets.flatten(0, 2), torch.cat(keys), self.config.temperature
+        )
 
     def chance(self) -> float | None:
         return math.log(self.among) if self.among else None

@@ -17,11 +17,15 @@ from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.models.layers import Normalize, mlp
 from selftaught.models.teacher import Teacher
 
-Seen = tuple[Tensor, Tensor, Tensor]  # of a view: embedding [B, D], those of its places [B, D, S], the map [B, C, S]
+Seen = tuple[
+    Tensor, Tensor, Tensor
+]  # of a view: embedding [B, D], those of its places [B, D, S], the map [B, C, S]
 
 
 class DenseCL(Method):
-    """MoCo v2 of whole views, and of the places in them: each finds the one most like it in the other view."""
+    """MoCo v2 of whole views, and of the places in them: each finds the one most like it in the
+    other view.
+    """
 
     paper = "Wang et al., 2020, https://arxiv.org/abs/2011.09157"
     queue: Tensor
@@ -32,7 +36,9 @@ class DenseCL(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):
         dense: float = 0.5  # weight of the places' loss; whole views have the rest
-        dense_start: float = 0.01  # share of training before places count: a new backbone cannot match them yet
+        dense_start: float = (
+            0.01  # share of training before places count: a new backbone cannot match them yet
+        )
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
@@ -42,7 +48,9 @@ class DenseCL(Method):
         self.network = _TwoHeads(backbone, config.hidden, config.dim)
         self.teacher = Teacher(self.network)
         self.register_buffer("queue", random_keys(config.queue, config.dim))
-        self.register_buffer("dense_queue", random_keys(config.queue, config.dim))  # a view's mean place is a key
+        self.register_buffer(
+            "dense_queue", random_keys(config.queue, config.dim)
+        )  # a view's mean place is a key
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -53,14 +61,20 @@ class DenseCL(Method):
 
     def targets(self, batch: Batch, predictions: tuple[Seen, ...]) -> tuple[Seen, ...]:
         others = batch.views[1::-1][: len(predictions)]
-        return tuple(map_tensors(unshuffle_batch, self.teacher(shuffle_batch(keys))) for keys in others)
+        return tuple(
+            map_tensors(unshuffle_batch, self.teacher(shuffle_batch(keys))) for keys in others
+        )
 
     def loss(self, predictions: tuple[Seen, ...], targets: tuple[Seen, ...]) -> Tensor:
         t = self.config.temperature
         dense = self.config.dense if self.progress >= self.config.dense_start else 0.0
         losses = []
-        for (query, places, found), (key, key_places, key_found) in zip(predictions, targets, strict=True):
-            matched = key_places.gather(2, most_similar(found, key_found)[:, None].expand_as(places))  # [B, D, S]
+        for (query, places, found), (key, key_places, key_found) in zip(
+            predictions, targets, strict=True
+        ):
+            matched = key_places.gather(
+                2, most_similar(found, key_found)[:, None].expand_as(places)
+            )  # [B, D, S]
             parts = info_nce(_rows(places), _rows(matched), self.dense_queue, t)
             losses.append((1 - dense) * info_nce(query, key, self.queue, t) + dense * parts)
         return torch.stack(losses).mean()
@@ -69,7 +83,9 @@ class DenseCL(Method):
         return math.log(self.config.queue + 1)
 
     @torch.no_grad()
-    def after_step(self, batch: Batch, predictions: tuple[Seen, ...], targets: tuple[Seen, ...]) -> None:
+    def after_step(
+        self, batch: Batch, predictions: tuple[Seen, ...], targets: tuple[Seen, ...]
+    ) -> None:
         self.teacher.follow(self.network, self.config.momentum)
         keys = torch.cat([gather(key) for key, _, _ in targets])
         mean_places = torch.cat([gather(places.mean(2)) for _, places, _ in targets])
@@ -83,16 +99,28 @@ class _TwoHeads(nn.Module):
     def __init__(self, backbone: Encoder, hidden: int, dim: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Sequential(mlp(backbone.features, hidden, dim, batch_norm=False), Normalize())
-        widen, narrow = nn.Conv1d(backbone.channels, hidden, 1), nn.Conv1d(hidden, dim, 1)  # the same mlp at each place
+        self.head = nn.Sequential(
+            mlp(backbone.features, hidden, dim, batch_norm=False), Normalize()
+        )
+        widen, narrow = (
+            nn.Conv1d(backbone.channels, hidden, 1),
+            nn.Conv1d(hidden, dim, 1),
+        )  # the same mlp at each place
         self.dense_head = nn.Sequential(widen, nn.ReLU(), narrow, Normalize())
 
     def forward(self, pixels: Tensor) -> Seen:
         features, found = self.backbone.with_map(pixels)
         if found.shape[2:].numel() == 1:
-            raise UserError("this backbone leaves one place of a view: take larger views (--size), or --stem cifar")
+            raise UserError(
+                "this backbone leaves one place of a view: take larger views (--size), or --stem"
+                " cifar"
+            )
         found = found.flatten(2)
-        return self.head(features), self.dense_head(found), found.detach()  # to match places by, not to learn through
+        return (
+            self.head(features),
+            self.dense_head(found),
+            found.detach(),
+        )  # to match places by, not to learn through
 
 
 def _rows(places: Tensor) -> Tensor:

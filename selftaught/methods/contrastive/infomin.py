@@ -12,7 +12,9 @@ from selftaught.models.layers import mlp
 
 
 class InfoMin(Method):
-    """MoCo v2 whose keys are also to be found from shuffled pieces: views that share less, but enough."""
+    """MoCo v2 whose keys are also to be found from shuffled pieces: views that share less, but
+    enough.
+    """
 
     paper = "Tian et al., 2020, https://arxiv.org/abs/2005.10243"
 
@@ -30,7 +32,10 @@ class InfoMin(Method):
         self.jigsaw = Jigsaw(backbone, head, config.dim)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        return (*self.moco.inputs(batch), shuffled_pieces(batch.views[0], batch.noise))  # not of the key's own view
+        return (
+            *self.moco.inputs(batch),
+            shuffled_pieces(batch.views[0], batch.noise),
+        )  # not of the key's own view
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (*self.moco.predict(inputs[:-1]), self.jigsaw(inputs[-1]))
@@ -46,5 +51,7 @@ class InfoMin(Method):
     def chance(self) -> float:
         return self.moco.chance()
 
-    def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
+    def after_step(
+        self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+    ) -> None:
         self.moco.after_step(batch, predictions, targets)

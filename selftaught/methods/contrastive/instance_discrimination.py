@@ -23,7 +23,9 @@ class InstanceDiscrimination(Method):
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         self.backbone = backbone
-        self.network = nn.Sequential(backbone, nn.Linear(backbone.features, config.dim), Normalize())
+        self.network = nn.Sequential(
+            backbone, nn.Linear(backbone.features, config.dim), Normalize()
+        )
         self.memory = MemoryBank(config, images)
 
     def inputs(self, batch: Batch) -> Tensor:

@@ -14,7 +14,9 @@ from selftaught.models.layers import Normalize, mlp
 
 
 class MarginContrastive(TwoView):
-    """Pull the views of an image together, and push different images apart as long as they are nearer than a margin."""
+    """Pull the views of an image together, and push different images apart as long as they are
+    nearer than a margin.
+    """
 
     paper = "Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100"
 
@@ -22,7 +24,8 @@ class MarginContrastive(TwoView):
     class Config(Method.Config):
         hidden: int = 2048
         dim: int = 128
-        margin: float = 1.4  # distance from which on images are far enough apart; evenly spread ones are 2 ** .5 apart
+        # distance from which on images are far enough apart; evenly spread ones are 2 ** .5 apart
+        margin: float = 1.4
 
         def suited(self, setting: Setting) -> Self:
             return replace(self, hidden=setting.features)
@@ -30,11 +33,16 @@ class MarginContrastive(TwoView):
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         require(
-            0 < config.margin <= 2, "--method.margin", "above 0 and at most 2, the diameter of the sphere", config.margin
+            0 < config.margin <= 2,
+            "--method.margin",
+            "above 0 and at most 2, the diameter of the sphere",
+            config.margin,
         )
         self.margin = config.margin
         self.backbone = backbone
-        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
+        self.network = nn.Sequential(
+            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+        )
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)

@@ -18,7 +18,9 @@ from selftaught.models.teacher import Teacher, teacher_momentum
 
 
 class MoCo(Method):
-    """Recognise an image by its momentum-encoded key, among a queue of past keys. A version says which head it has."""
+    """Recognise an image by its momentum-encoded key, among a queue of past keys. A version says
+    which head it has.
+    """
 
     local_norms: ClassVar[bool] = True  # and keys meet other company in theirs: see `shuffle_batch`
 
@@ -34,8 +36,9 @@ class MoCo(Method):
         symmetric: bool = False  # both views are queries, each the other's key
 
         def suited(self, setting: Setting) -> Self:
-            """The key encoder forgets within 1 % of a long training. A key stays in the queue for at most half an epoch, and
-            where weights are random at first and change fast, for a tenth of the steps that the key encoder remembers.
+            """The key encoder forgets within 1 % of a long training. A key stays in the queue for
+            at most half an epoch, and where weights are random at first and change fast, for a
+            tenth of the steps that the key encoder remembers.
             """
             momentum = teacher_momentum(self.momentum, setting.steps, 100)
             remembered = math.inf if setting.begun else setting.batch / (1 - momentum)
@@ -69,13 +72,17 @@ class MoCo(Method):
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)
-        return torch.stack([info_nce(q, k, self.queue, self.config.temperature) for q, k in pairs]).mean()
+        return torch.stack(
+            [info_nce(q, k, self.queue, self.config.temperature) for q, k in pairs]
+        ).mean()
 
     def chance(self) -> float:
         return math.log(self.config.queue + 1)
 
     @torch.no_grad()
-    def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
+    def after_step(
+        self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+    ) -> None:
         self.teacher.follow(self.network, self.config.momentum)
         keys = torch.cat([gather(k) for k in targets])
         self.oldest.copy_(enqueue(self.queue, keys, self.oldest))
@@ -84,8 +91,8 @@ class MoCo(Method):
 def check_queue(queue: int, images: int) -> None:
     if queue > images:
         raise UserError(
-            f"a queue of {queue} keys would hold each of {images} images several times, as negatives of "
-            f"themselves: set --method.queue to at most {images // 2}"
+            f"a queue of {queue} keys would hold each of {images} images several times, as"
+            f" negatives of themselves: set --method.queue to at most {images // 2}"
         )
 
 
@@ -94,7 +101,9 @@ def random_keys(queue: int, dim: int) -> Tensor:
 
 
 def enqueue(queue: Tensor, keys: Tensor, oldest: Tensor) -> Tensor:
-    """Write keys [N, D] over the oldest rows of the queue [K, D], which goes round; return the place of the next."""
+    """Write keys [N, D] over the oldest rows of the queue [K, D], which goes round; return the
+    place of the next.
+    """
     keys = keys[: len(queue)]
     queue[(oldest + torch.arange(len(keys), device=keys.device)) % len(queue)] = keys
     return (oldest + len(keys)) % len(queue)

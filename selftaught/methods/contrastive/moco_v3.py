@@ -25,12 +25,16 @@ class MoCoV3(TeacherStudent):
         layers: int = 3  # of the projection head; the predictor has two
         momentum: float = 0.99  # of the key encoder at the start; it rises to 1 along a cosine
         temperature: float = 0.2  # the paper's for ViTs; its ResNet-50 has 1
-        freeze_patches: bool = True  # a ViT's projection of patches stays random, which keeps training steady
+        freeze_patches: bool = (
+            True  # a ViT's projection of patches stays random, which keeps training steady
+        )
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         c = self.config = config
-        self.network = nn.Sequential(backbone, _normed_mlp(backbone.features, *[c.hidden] * (c.layers - 1), c.dim))
+        self.network = nn.Sequential(
+            backbone, _normed_mlp(backbone.features, *[c.hidden] * (c.layers - 1), c.dim)
+        )
         self.predictor = nn.Sequential(_normed_mlp(c.dim, c.hidden, c.dim), Normalize())
         self.teacher = Teacher(nn.Sequential(self.network, Normalize()))
         self.among = 0
@@ -39,17 +43,27 @@ class MoCoV3(TeacherStudent):
         return tuple(self.predictor(z) for z in on_views(self.network, inputs))
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        """The sum of both directions, times 2 * temperature, so that the temperature does not scale the gradient."""
+        """The sum of both directions, times 2 * temperature, so that the temperature does not scale
+        the gradient.
+        """
         self.among = len(targets[0])
         own = torch.arange(self.among, device=targets[0].device)
         t = self.config.temperature
-        return torch.stack([pick_nce(q, k, own, t) for q, k in zip(predictions, targets, strict=True)]).sum() * 2 * t
+        return (
+            torch.stack(
+                [pick_nce(q, k, own, t) for q, k in zip(predictions, targets, strict=True)]
+            ).sum()
+            * 2
+            * t
+        )
 
     def chance(self) -> float | None:
         return 4 * self.config.temperature * math.log(self.among) if self.among else None
 
     def after_backward(self) -> None:
-        """No gradient, rather than parameters that take none: a stage says itself what of a backbone may move."""
+        """No gradient, rather than parameters that take none: a stage says itself what of a
+        backbone may move.
+        """
         if self.config.freeze_patches:
             for p in _patch_projection(self.backbone):
                 p.grad = None  # optimizers pass it by, its decay too
@@ -64,4 +78,8 @@ def _normed_mlp(*widths: int) -> nn.Sequential:
 def _patch_projection(backbone: Encoder) -> list[nn.Parameter]:
     """Of a ViT, the layer that makes tokens of pixels; nothing in other networks."""
     network = getattr(backbone, "network", None)
-    return list(network.patch_embed.proj.parameters()) if isinstance(network, VisionTransformer) else []
+    return (
+        list(network.patch_embed.proj.parameters())
+        if isinstance(network, VisionTransformer)
+        else []
+    )

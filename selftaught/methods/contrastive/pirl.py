@@ -12,7 +12,9 @@ from selftaught.models.layers import Normalize
 
 
 class PIRL(Method):
-    """Recognise an image, whole and in shuffled pieces, by what was last said of it, among all images."""
+    """Recognise an image, whole and in shuffled pieces, by what was last said of it, among all
+    images.
+    """
 
     paper = "Misra & van der Maaten, 2019, https://arxiv.org/abs/1912.01991"
 
@@ -25,7 +27,9 @@ class PIRL(Method):
         super().__init__(config, backbone, images)
         self.share = config.jigsaw
         self.backbone = backbone
-        self.network = nn.Sequential(backbone, nn.Linear(backbone.features, config.dim), Normalize())
+        self.network = nn.Sequential(
+            backbone, nn.Linear(backbone.features, config.dim), Normalize()
+        )
         self.jigsaw = Jigsaw(backbone, nn.Linear(backbone.features, config.dim), config.dim)
         self.memory = MemoryBank(config, images)
 

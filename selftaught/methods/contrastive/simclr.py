@@ -24,10 +24,14 @@ class SimCLR(TwoView):
         dim: int = 128
         layers: int = 2  # of the head
         temperature: float = 0.1
-        stop_gradient: bool = False  # at the keys, as in SimSiam: a view moves by its own comparison alone
+        stop_gradient: bool = (
+            False  # at the keys, as in SimSiam: a view moves by its own comparison alone
+        )
 
         def suited(self, setting: Setting) -> Self:
-            """Without the keys' gradient random weights become better features sooner: docs/methods/simclr.md."""
+            """Without the keys' gradient random weights become better features sooner:
+            docs/methods/simclr.md.
+            """
             return replace(self, hidden=setting.features, stop_gradient=not setting.begun)
 
         @property
@@ -48,8 +52,9 @@ class SimCLR(TwoView):
         return detach(keys) if self.stop_gradient else keys
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        """Hard views, too, are told from the other hard ones beside them, and repel each other: with ordinary ones in their
-        place, held still as targets are, hard examples did harm (docs/LOG.md).
+        """Hard views, too, are told from the other hard ones beside them, and repel each other:
+        with ordinary ones in their place, held still as targets are, hard examples did harm
+        (docs/LOG.md).
         """
         self.others = 2 * len(predictions[0]) - 1
         pairs = zip(predictions, targets, strict=True)

@@ -6,7 +6,9 @@ from selftaught.methods.contrastive.simclr import SimCLR
 
 
 class SimCLRV2(SimCLR):
-    """SimCLR with a deeper head, whose first layer is worth keeping: `supervised` fine-tunes from it."""
+    """SimCLR with a deeper head, whose first layer is worth keeping: `supervised` fine-tunes from
+    it.
+    """
 
     paper = "Chen et al., 2020, https://arxiv.org/abs/2006.10029"
 

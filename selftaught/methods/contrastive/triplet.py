@@ -32,7 +32,9 @@ class Triplet(TwoView):
         require(config.margin > 0, "--method.margin", "above 0", config.margin)
         self.margin = config.margin
         self.backbone = backbone
-        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim), Normalize())
+        self.network = nn.Sequential(
+            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+        )
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)

@@ -32,13 +32,22 @@ class BarlowTwins(TwoView):
         super().__init__(config, backbone, images)
         self.config = config
         self.backbone = backbone
-        projector = mlp(backbone.features, config.hidden, config.hidden, config.dim, last_bias=False)
+        projector = mlp(
+            backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
+        )
         self.network = nn.Sequential(backbone, projector)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        """The paper's, by the width: SGD, unlike LARS, would feel a sum over thousands of dimensions."""
-        pairs = zip(predictions, targets, strict=True)  # of clean views both are the same; of hard ones they are not
-        return torch.stack([barlow(z, t, self.config.redundancy) for z, t in pairs]).mean() / self.config.dim
+        """The paper's, by the width: SGD, unlike LARS, would feel a sum over thousands of
+        dimensions.
+        """
+        pairs = zip(
+            predictions, targets, strict=True
+        )  # of clean views both are the same; of hard ones they are not
+        return (
+            torch.stack([barlow(z, t, self.config.redundancy) for z, t in pairs]).mean()
+            / self.config.dim
+        )
 
     def chance(self) -> float:
         return 1.0  # what does not vary correlates with nothing

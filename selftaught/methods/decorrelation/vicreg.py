@@ -14,7 +14,9 @@ from selftaught.models.layers import mlp
 
 
 class VICReg(TwoView):
-    """Bring the views of an image together; keep each dimension's spread, and dimensions uncorrelated."""
+    """Bring the views of an image together; keep each dimension's spread, and dimensions
+    uncorrelated.
+    """
 
     paper = "Bardes et al., 2021, https://arxiv.org/abs/2105.04906"
 
@@ -40,10 +42,14 @@ class VICReg(TwoView):
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         c = self.config
-        apart = torch.stack([F.mse_loss(z, t) for z, t in zip(predictions, targets, strict=True)]).mean()
+        apart = torch.stack(
+            [F.mse_loss(z, t) for z, t in zip(predictions, targets, strict=True)]
+        ).mean()
         narrow = torch.stack([spread_loss(z) for z in predictions]).mean()
         shared = torch.stack([squared_covariance(z) for z in predictions]).sum()
         return c.invariance * apart + c.variance * narrow + c.covariance * shared
 
     def chance(self) -> float:
-        return float(self.config.variance * spread_loss(torch.zeros(2, 1)))  # no spread, and nothing else to pay
+        return float(
+            self.config.variance * spread_loss(torch.zeros(2, 1))
+        )  # no spread, and nothing else to pay

@@ -1,4 +1,6 @@
-"""Distillation of a fine-tuned network (Chen et al., 2020, https://arxiv.org/abs/2006.10029; Hinton et al., 2015)."""
+"""Distillation of a fine-tuned network (Chen et al., 2020, https://arxiv.org/abs/2006.10029; Hinton
+et al., 2015).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +17,21 @@ from selftaught.models.teacher import FrozenTeacher
 
 
 class Distillation(Method):
-    """Predict what a teacher, fine-tuned with some labels, says of an image; no labels are needed."""
+    """Predict what a teacher, fine-tuned with some labels, says of an image; no labels are
+    needed.
+    """
 
-    paper = "Chen et al., 2020, https://arxiv.org/abs/2006.10029; Hinton et al., 2015, https://arxiv.org/abs/1503.02531"
+    paper = (
+        "Chen et al., 2020, https://arxiv.org/abs/2006.10029; Hinton et al., 2015,"
+        " https://arxiv.org/abs/1503.02531"
+    )
     views = 1
     classifies = True
-    augment: ClassVar[Mapping[str, Any]] = {"jitter": 0.0, "gray": 0.0, "blur": 0.0}  # crops and flips alone
+    augment: ClassVar[Mapping[str, Any]] = {
+        "jitter": 0.0,
+        "gray": 0.0,
+        "blur": 0.0,
+    }  # crops and flips alone
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -29,10 +40,14 @@ class Distillation(Method):
 
         def earlier(self, init: str | None) -> str:
             if not self.teacher:
-                raise UserError("distillation needs a teacher: name a run of supervised by --method.teacher")
+                raise UserError(
+                    "distillation needs a teacher: name a run of supervised by --method.teacher"
+                )
             return self.teacher
 
-    def __init__(self, config: Config, backbone: Encoder, images: int, earlier: nn.Sequential | None = None) -> None:
+    def __init__(
+        self, config: Config, backbone: Encoder, images: int, earlier: nn.Sequential | None = None
+    ) -> None:
         super().__init__(config, backbone, images)
         if earlier is None:
             raise ValueError("distillation is made with its teacher")

@@ -1,4 +1,6 @@
-"""Nine pieces of a view in random order, and what a network says of them together (Misra & van der Maaten, 2019)."""
+"""Nine pieces of a view in random order, and what a network says of them together (Misra & van der
+Maaten, 2019).
+"""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,11 @@ GRID = 3  # pieces along each side
 
 
 def shuffled_pieces(view: Tensor, noise: Tensor) -> Tensor:
-    """view [B, 3, S, S], noise [B, 9 or more] -> pieces [B, 9, 3, s, s], in an order that the noise decides.
+    """view [B, 3, S, S], noise [B, 9 or more] -> pieces [B, 9, 3, s, s], in an order that the noise
+    decides.
 
-    A piece is the middle of its cell, of a side that is a multiple of 16 (64 of 224 pixels, as in the paper), or the whole
-    cell where that has less than 16.
+    A piece is the middle of its cell, of a side that is a multiple of 16 (64 of 224 pixels, as in
+    the paper), or the whole cell where that has less than 16.
     """
     cell = view.shape[-1] // GRID
     side = cell // 16 * 16 or cell
@@ -24,7 +27,9 @@ def shuffled_pieces(view: Tensor, noise: Tensor) -> Tensor:
 
 
 class Jigsaw(nn.Module):
-    """Each piece through backbone and `head`, to `dim` numbers, then all together: [B, 9, 3, s, s] -> [B, dim]."""
+    """Each piece through backbone and `head`, to `dim` numbers, then all together: [B, 9, 3, s, s]
+    -> [B, dim].
+    """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, dim: int) -> None:
         super().__init__()
@@ -32,4 +37,6 @@ class Jigsaw(nn.Module):
         self.together = nn.Sequential(nn.Linear(GRID**2 * dim, dim), Normalize())
 
     def forward(self, pieces: Tensor) -> Tensor:
-        return self.together(self.each(pieces.flatten(0, 1)).unflatten(0, pieces.shape[:2]).flatten(1))
+        return self.together(
+            self.each(pieces.flatten(0, 1)).unflatten(0, pieces.shape[:2]).flatten(1)
+        )

@@ -1,4 +1,6 @@
-"""A memory of all images: one embedding each, by which several methods tell an image from the others."""
+"""A memory of all images: one embedding each, by which several methods tell an image from the
+others.
+"""
 
 import math
 from collections.abc import Iterable
@@ -20,18 +22,25 @@ class MemoryConfig(Method.Config):
     """What methods with a memory share; the defaults are those of Wu et al., 2018."""
 
     dim: int = 128
-    negatives: int = 4096  # other images' rows, drawn anew each step; as many as there are images or more: each one once
+    # other images' rows, drawn anew each step; as many as there are images or more: each one once
+    negatives: int = 4096
     momentum: float = 0.5  # of a row, when its image is seen again
     temperature: float = 0.07
-    loss: Literal["nce", "softmax"] = "nce"  # nce estimates what softmax adds up: for memories too large to compare with
+    loss: Literal["nce", "softmax"] = (
+        "nce"  # nce estimates what softmax adds up: for memories too large to compare with
+    )
 
     def suited(self, setting: Setting) -> Self:
-        """The softmax that NCE estimates is affordable, and exact where the data are small: then all rows take part."""
+        """The softmax that NCE estimates is affordable, and exact where the data are small: then
+        all rows take part.
+        """
         return replace(self, negatives=min(setting.images, 65536), loss="softmax")
 
 
 class MemoryBank(nn.Module):
-    """The last embeddings of every image, of unit norm, the same on every rank (Wu et al., 2018)."""
+    """The last embeddings of every image, of unit norm, the same on every rank (Wu et al.,
+    2018).
+    """
 
     rows: Tensor
     seen: Tensor
@@ -42,19 +51,29 @@ class MemoryBank(nn.Module):
         self.config = config
         self.register_buffer("rows", torch.zeros(images, config.dim))
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
-        self.turn = Counter(int(torch.randint(2**62, ())))  # of which negatives it is: random, and ticks
-        self.register_buffer("log_z", torch.zeros(()))  # NCE's constant: log of the sum of exp(v_j f / T) over all images
+        self.turn = Counter(
+            int(torch.randint(2**62, ()))
+        )  # of which negatives it is: random, and ticks
+        self.register_buffer(
+            "log_z", torch.zeros(())
+        )  # NCE's constant: log of the sum of exp(v_j f / T) over all images
 
     def others(self) -> Tensor:
-        """Rows to compare with: [K] of those seen, the same on every rank and for every loss of a step."""
+        """Rows to compare with: [K] of those seen, the same on every rank and for every loss of a
+        step.
+        """
         known = self.seen.nonzero()[:, 0]
         if self.config.negatives >= len(self.rows):
             return known
         rng = torch.Generator().manual_seed(self.turn.value)
-        return known[torch.randint(len(known), (self.config.negatives,), generator=rng).to(known.device)]
+        return known[
+            torch.randint(len(known), (self.config.negatives,), generator=rng).to(known.device)
+        ]
 
     def loss(self, embedding: Tensor, index: Tensor) -> Tensor:
-        """Recognise image `index` [B] by its row, from `embedding` [B, D]; -1, or a row never seen, counts nothing."""
+        """Recognise image `index` [B] by its row, from `embedding` [B, D]; -1, or a row never seen,
+        counts nothing.
+        """
         known = (index >= 0) & self.seen[index]
         if not known.any():
             return 0 * embedding.sum()
@@ -73,26 +92,42 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def fill(self, embedded: Iterable[tuple[Tensor, Tensor]], asking: Tensor | None = None) -> None:
-        """Begin with what the untrained network says of each image: `index` [B] and embedding [B, D], batch by batch.
+        """Begin with what the untrained network says of each image: `index` [B] and embedding [B,
+        D], batch by batch.
 
-        `asking`: embeddings of the first batch that will be compared with the rows, where they are not of the rows' kind.
+        `asking`: embeddings of the first batch that will be compared with the rows, where they are
+        not of the rows' kind.
         """
         if self.seen.any():
             return  # and `embedded`, being lazy, is never computed
         for index, embedding in embedded:
             asking = embedding if asking is None else asking
             self.remember(index, embedding)
-        if asking is not None and self.seen.any():  # Z is the sum over all images, as the first batch finds it
-            with torch.autocast(asking.device.type, enabled=False):  # bf16's three digits would stay for the whole run
-                among = gather(asking.to(self.rows)) @ self.rows[self.seen][:65536].T / self.config.temperature
-            self.log_z.copy_(among.logsumexp((0, 1)) - math.log(among.numel()) + math.log(len(self.rows)))
+        if (
+            asking is not None and self.seen.any()
+        ):  # Z is the sum over all images, as the first batch finds it
+            with torch.autocast(
+                asking.device.type, enabled=False
+            ):  # bf16's three digits would stay for the whole run
+                among = (
+                    gather(asking.to(self.rows))
+                    @ self.rows[self.seen][:65536].T
+                    / self.config.temperature
+                )
+            self.log_z.copy_(
+                among.logsumexp((0, 1)) - math.log(among.numel()) + math.log(len(self.rows))
+            )
 
     @torch.no_grad()
     def remember(self, index: Tensor, embedding: Tensor) -> None:
-        """Move rows `index` [B] towards `embedding` [B, D] (Wu et al., 2018, section 3.2); -1 is no image."""
+        """Move rows `index` [B] towards `embedding` [B, D] (Wu et al., 2018, section 3.2); -1 is no
+        image.
+        """
         index, new = gather(index), gather(embedding.detach().to(self.rows))
         index, new = index[index >= 0], new[index >= 0]
-        old = self.config.momentum * self.seen[index].to(new)[:, None]  # nothing of it, the first time
+        old = (
+            self.config.momentum * self.seen[index].to(new)[:, None]
+        )  # nothing of it, the first time
         self.rows[index] = F.normalize(old * self.rows[index] + (1 - old) * new, dim=1)
         self.seen[index] = True
         self.turn.value += 1

@@ -10,7 +10,9 @@ from selftaught.method import NOISE
 
 
 def automatic_side(size: int) -> int:
-    """Such that patches half a side apart make seven rows, or fewer where they would be below 32 pixels."""
+    """Such that patches half a side apart make seven rows, or fewer where they would be below 32
+    pixels.
+    """
     rows = min(max(2 * size // 32 - 1, 3), 7)
     return max(2 * size // (rows + 1), 1)
 
@@ -18,14 +20,19 @@ def automatic_side(size: int) -> int:
 def cut(view: Tensor, side: int, stride: int) -> Tensor:
     """view [B, 3, H, W] -> patches [B, rows, columns, 3, side, side]."""
     if side > min(view.shape[2:]):
-        raise UserError(f"patches of {side} pixels do not fit a view of {min(view.shape[2:])}: lower --method.side")
+        raise UserError(
+            f"patches of {side} pixels do not fit a view of {min(view.shape[2:])}: lower"
+            " --method.side"
+        )
     return view.unfold(2, side, stride).unfold(3, side, stride).permute(0, 2, 3, 1, 4, 5)
 
 
 def drop_colours(patches: Tensor, noise: Tensor, share: float) -> Tensor:
-    """Leave a `share` of patches [B, rows, columns, 3, s, s] one colour channel, in place of all three.
+    """Leave a `share` of patches [B, rows, columns, 3, s, s] one colour channel, in place of all
+    three.
 
-    Sums of a number for the row and one for the column, modulo 1, are uniform and pairwise independent.
+    Sums of a number for the row and one for the column, modulo 1, are uniform and pairwise
+    independent.
     """
     half = NOISE // 2
     rows, columns = (torch.arange(n, device=noise.device) % half for n in patches.shape[1:3])
@@ -36,9 +43,13 @@ def drop_colours(patches: Tensor, noise: Tensor, share: float) -> Tensor:
 
 
 class Context(nn.Module):
-    """Features [B, D, G, G] -> [B, K, G, G, dim]; what stands at row i comes from rows up to i alone."""
+    """Features [B, D, G, G] -> [B, K, G, G, dim]; what stands at row i comes from rows up to i
+    alone.
+    """
 
-    def __init__(self, features: int, hidden: int, blocks: int, norm: str, ahead: int, dim: int) -> None:
+    def __init__(
+        self, features: int, hidden: int, blocks: int, norm: str, ahead: int, dim: int
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.enter = nn.Conv2d(features, hidden, 1)
@@ -63,7 +74,9 @@ class _Block(nn.Module):
         self.after = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.after(self.look(F.pad(self.before(x), (1, 1, 1, 0))))  # padded above: it never looks below
+        return x + self.after(
+            self.look(F.pad(self.before(x), (1, 1, 1, 0)))
+        )  # padded above: it never looks below
 
 
 def _norm(width: int, kind: str) -> nn.Module:

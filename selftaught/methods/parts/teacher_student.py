@@ -11,7 +11,9 @@ from selftaught.models.teacher import Teacher, rising, teacher_momentum
 
 
 class TeacherStudent(Method):
-    """A method of this kind makes the network and its teacher, and says how predictions are made and compared."""
+    """A method of this kind makes the network and its teacher, and says how predictions are made
+    and compared.
+    """
 
     network: nn.Module  # from pixels to embeddings [B, dim]: what the teacher follows
     teacher: Teacher
@@ -23,7 +25,9 @@ class TeacherStudent(Method):
         momentum: float = 0.996  # of the teacher at the start; it rises to 1 along a cosine
 
         def suited(self, setting: Setting) -> Self:
-            """A short training needs a teacher that follows sooner; heads follow the features' width."""
+            """A short training needs a teacher that follows sooner; heads follow the features'
+            width.
+            """
             momentum = teacher_momentum(self.momentum, setting.steps)
             return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
 

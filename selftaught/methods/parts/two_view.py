@@ -1,4 +1,6 @@
-"""What methods share that let both views of an image meet in one network, and each be the other's pseudo-label."""
+"""What methods share that let both views of an image meet in one network, and each be the other's
+pseudo-label.
+"""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,6 @@
-"""DirectPred (Tian et al., 2021, https://arxiv.org/abs/2102.06810); DirectSet, DirectCopy (Wang et al., 2021)."""
+"""DirectPred (Tian et al., 2021, https://arxiv.org/abs/2102.06810); DirectSet, DirectCopy (Wang et
+al., 2021).
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,9 +18,14 @@ from selftaught.models.teacher import Teacher
 
 
 class DirectPred(TeacherStudent):
-    """BYOL with a linear predictor that is not learnt: the embeddings' correlations say what it is."""
+    """BYOL with a linear predictor that is not learnt: the embeddings' correlations say what it
+    is.
+    """
 
-    paper = "Tian et al., 2021, https://arxiv.org/abs/2102.06810; Wang et al., 2021, https://arxiv.org/abs/2110.04947"
+    paper = (
+        "Tian et al., 2021, https://arxiv.org/abs/2102.06810; Wang et al., 2021,"
+        " https://arxiv.org/abs/2110.04947"
+    )
     correlation: Tensor
     predictor: Tensor
 
@@ -33,7 +40,12 @@ class DirectPred(TeacherStudent):
         def __post_init__(self) -> None:
             super().__post_init__()
             require(self.rho < 1, "--method.rho", "below 1", self.rho)
-            require(self.eps > 0, "--method.eps", "above 0, or directions that vanish never return", self.eps)
+            require(
+                self.eps > 0,
+                "--method.eps",
+                "above 0, or directions that vanish never return",
+                self.eps,
+            )
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
@@ -45,7 +57,9 @@ class DirectPred(TeacherStudent):
         self.steps = Counter()
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return on_views(self.network, inputs)  # embeddings: the predictor, which is known, waits in the loss
+        return on_views(
+            self.network, inputs
+        )  # embeddings: the predictor, which is known, waits in the loss
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)
@@ -55,7 +69,9 @@ class DirectPred(TeacherStudent):
         return 0.0  # a constant that both networks agree on
 
     @torch.no_grad()
-    def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
+    def after_step(
+        self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+    ) -> None:
         super().after_step(batch, predictions, targets)
         z = torch.cat([gather(p).to(self.correlation) for p in predictions])
         self.correlation.lerp_(z.T @ z / len(z), 1 - self.config.rho)
@@ -65,7 +81,9 @@ class DirectPred(TeacherStudent):
 
 
 def direct_predictor(correlation: Tensor, config: DirectPred.Config) -> Tensor:
-    """F [D, D], symmetric -> the predictor: F's eigenvectors, and its eigenvalues to a power, plus eps (equation 18)."""
+    """F [D, D], symmetric -> the predictor: F's eigenvectors, and its eigenvalues to a power, plus
+    eps (equation 18).
+    """
     if config.predictor == "directcopy":  # the one that needs no eigenvectors
         length = correlation.norm().clamp_min(torch.finfo(correlation.dtype).tiny)
         return correlation / length + config.eps * torch.eye(

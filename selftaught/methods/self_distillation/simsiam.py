@@ -10,7 +10,9 @@ from selftaught.losses import cosine_distance
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.models.layers import mlp, on_views
 
-Pairs = tuple[tuple[Tensor, Tensor], ...]  # of each view: the predictor's output and the projector's
+Pairs = tuple[
+    tuple[Tensor, Tensor], ...
+]  # of each view: the predictor's output and the projector's
 
 
 class SimSiam(Method):
@@ -26,16 +28,23 @@ class SimSiam(Method):
         bottleneck: int = 512  # the predictor's hidden layer
 
         def suited(self, setting: Setting) -> Self:
-            """Heads four times as wide as the features, as the paper's for CIFAR are: 2048 with a ResNet-18."""
+            """Heads four times as wide as the features, as the paper's for CIFAR are: 2048 with a
+            ResNet-18.
+            """
             width = min(self.dim, 4 * setting.features)
             return replace(
-                self, dim=width, hidden=min(self.hidden, width), bottleneck=min(self.bottleneck, max(width // 4, 1))
+                self,
+                dim=width,
+                hidden=min(self.hidden, width),
+                bottleneck=min(self.bottleneck, max(width // 4, 1)),
             )
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         self.backbone = backbone
-        projector = mlp(backbone.features, config.hidden, config.hidden, config.dim, last_bias=False)
+        projector = mlp(
+            backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
+        )
         self.network = nn.Sequential(backbone, projector, nn.BatchNorm1d(config.dim, affine=False))
         self.predictor = mlp(config.dim, config.bottleneck, config.dim)
 
@@ -47,7 +56,10 @@ class SimSiam(Method):
 
     def targets(self, batch: Batch, predictions: Pairs) -> tuple[Tensor, ...]:
         (_, first), (_, second) = predictions
-        return second.detach(), first.detach()  # the stop-gradient: all that keeps it from collapsing
+        return (
+            second.detach(),
+            first.detach(),
+        )  # the stop-gradient: all that keeps it from collapsing
 
     def loss(self, predictions: Pairs, targets: tuple[Tensor, ...]) -> Tensor:
         """One more than the paper's, so that 0 is the lowest."""

@@ -10,7 +10,9 @@ from selftaught.method import Batch, Encoder, Method
 
 
 class Supervised(Method):
-    """Predict the label, from the backbone or from a middle layer of the head that it was pretrained with."""
+    """Predict the label, from the backbone or from a middle layer of the head that it was
+    pretrained with.
+    """
 
     paper = "-"
     views = 1
@@ -21,11 +23,16 @@ class Supervised(Method):
     class Config(Method.Config):
         classes: int = 0  # from the data
         smoothing: float = 0.0  # of the labels
-        head_layers: int = 0  # of the head of the run in --init, kept with its backbone: 1 in SimCLR v2
+        head_layers: int = (
+            0  # of the head of the run in --init, kept with its backbone: 1 in SimCLR v2
+        )
 
         def earlier(self, init: str | None) -> str | None:
             if self.head_layers and init is None:
-                raise UserError("--method.head-layers are those of a pretrained head: name the run that has it by --init")
+                raise UserError(
+                    "--method.head-layers are those of a pretrained head: name the run that has it"
+                    " by --init"
+                )
             return init if self.head_layers else None
 
         @property
@@ -36,16 +43,22 @@ class Supervised(Method):
         def hidden_layers(self) -> int:
             return self.head_layers
 
-    def __init__(self, config: Config, backbone: Encoder, images: int, earlier: nn.Sequential | None = None) -> None:
+    def __init__(
+        self, config: Config, backbone: Encoder, images: int, earlier: nn.Sequential | None = None
+    ) -> None:
         super().__init__(config, backbone, images)
         if config.classes < 2:
             raise UserError(
-                "supervised training needs labelled images of two classes or more: class folders, or a labels.csv"
+                "supervised training needs labelled images of two classes or more: class folders,"
+                " or a labels.csv"
             )
         self.smoothing = config.smoothing
         self.backbone = backbone
         kept = hidden(earlier, config.head_layers) if earlier else []
-        width = [backbone.features, *(layer.out_features for layer in kept if isinstance(layer, nn.Linear))][-1]
+        width = [
+            backbone.features,
+            *(layer.out_features for layer in kept if isinstance(layer, nn.Linear)),
+        ][-1]
         self.classifier = nn.Sequential(*kept, nn.Linear(width, config.classes))
         self.network = nn.Sequential(backbone, self.classifier)
 
@@ -60,7 +73,9 @@ class Supervised(Method):
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         if targets.dim() == 2:  # several classes at once
-            yes = targets.to(predictions) * (1 - self.smoothing) + self.smoothing / 2  # of each class yes or no
+            yes = (
+                targets.to(predictions) * (1 - self.smoothing) + self.smoothing / 2
+            )  # of each class yes or no
             return F.binary_cross_entropy_with_logits(predictions, yes)
         return F.cross_entropy(predictions, targets, label_smoothing=self.smoothing)
 
@@ -72,5 +87,7 @@ def hidden(earlier: nn.Sequential, layers: int) -> list[nn.Module]:
     """The first hidden layers of a head, each linear, batch norm and ReLU."""
     head = list(earlier[1].children())
     if 3 * layers >= len(head):
-        raise UserError(f"--method.head-layers {layers}: the pretrained head has {len(head) // 3} hidden layers")
+        raise UserError(
+            f"--method.head-layers {layers}: the pretrained head has {len(head) // 3} hidden layers"
+        )
     return head[: 3 * layers]

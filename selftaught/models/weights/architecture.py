@@ -9,7 +9,8 @@ from selftaught.models.weights.formats import Reading
 
 State = Mapping[str, Tensor]
 
-# (blocks a layer, have they three convolutions?, shape of the second one in the first block) -> name
+# (blocks a layer, have they three convolutions?, shape of the second one in the first block) ->
+# name
 _RESNETS: dict[tuple[tuple[int, ...], bool, tuple[int, ...]], str] = {
     ((1, 1, 1, 1), False, (64, 64)): "resnet10",
     ((1, 1, 1, 1), True, (64, 64)): "resnet14",
@@ -26,14 +27,25 @@ _RESNETS: dict[tuple[tuple[int, ...], bool, tuple[int, ...]], str] = {
     ((3, 4, 23, 3), True, (128, 128)): "wide_resnet101_2",
 }
 _VITS = {
-    (192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge", (1536, 40): "giant",
-}  # fmt: skip
+    (192, 12): "tiny",
+    (384, 12): "small",
+    (768, 12): "base",
+    (1024, 24): "large",
+    (1280, 32): "huge",
+    (1536, 40): "giant",
+}
 # With LayerScale, registers, a distillation token, rotary positions: which it is, the tensors say.
 _VIT_NAMES = (
-    "vit_{}_patch{}_224", "vit_{}_patch{}_dinov2", "vit_{}_patch{}_reg4_dinov2", "deit_{}_distilled_patch{}_224",
-    "deit3_{}_patch{}_224", "vit_{}_patch{}_dinov3", "vit_{}_patch{}_dinov3_qkvb", "vit_{}_plus_patch{}_dinov3",
+    "vit_{}_patch{}_224",
+    "vit_{}_patch{}_dinov2",
+    "vit_{}_patch{}_reg4_dinov2",
+    "deit_{}_distilled_patch{}_224",
+    "deit3_{}_patch{}_224",
+    "vit_{}_patch{}_dinov3",
+    "vit_{}_patch{}_dinov3_qkvb",
+    "vit_{}_plus_patch{}_dinov3",
     "vit_{}_plus_patch{}_dinov3_qkvb",
-)  # fmt: skip
+)
 # Their tensors alone do not say which padding and epsilon they were trained with: the dialect does.
 _EFFICIENT = {
     "torchvision's EfficientNet": tuple(f"efficientnet_b{i}" for i in range(5)),
@@ -45,7 +57,9 @@ _CONVNEXTS = tuple(f"convnext_{size}" for size in ("tiny", "small", "base", "lar
 
 
 def candidates(reading: Reading) -> tuple[str, ...]:
-    """Names of timm's networks that the state dict may belong to, the likeliest first; each is still to be compared."""
+    """Names of timm's networks that the state dict may belong to, the likeliest first; each is
+    still to be compared.
+    """
     state, dialect = reading.state, reading.dialect
     if dialect and dialect.whose in _EFFICIENT:
         return _EFFICIENT[dialect.whose]
@@ -61,7 +75,14 @@ def candidates(reading: Reading) -> tuple[str, ...]:
 
 def small_stem(state: State) -> bool:
     """Has this ResNet the first convolution that CIFAR's small images want?"""
-    found = next((value for key, value in state.items() if re.fullmatch(r"(?!.*layer)(.*\.)?conv1\.weight", key)), None)
+    found = next(
+        (
+            value
+            for key, value in state.items()
+            if re.fullmatch(r"(?!.*layer)(.*\.)?conv1\.weight", key)
+        ),
+        None,
+    )
     return found is not None and found.shape[-1] == 3
 
 
@@ -72,7 +93,10 @@ def looks_like(state: State) -> str:
     if any(".lora_A." in key for key in state):
         return "It holds low-rank additions alone: merge them into their network, and save that."
     if any(re.search(r"(^|\.)(embeddings\.|encoder\.layers?\.0\.)", key) for key in state):
-        return "It looks like a network of Hugging Face's transformers, whose names are not known here: take timm's weights."
+        return (
+            "It looks like a network of Hugging Face's transformers, whose names are not known"
+            " here: take timm's weights."
+        )
     resnet = _resnet(state)
     if any(resnet[0]):
         name = _resnet_name(state) or f"a ResNet of {resnet[0]} blocks"
@@ -80,27 +104,43 @@ def looks_like(state: State) -> str:
     if (shape := _vit(state)) is not None:
         return "It looks like a ViT of width {}, depth {}, patch {}.".format(*shape)
     if any(key.startswith("features.") for key in state):
-        return "It looks like a network of torchvision, whose names differ from timm's and are not known here."
+        return (
+            "It looks like a network of torchvision, whose names differ from timm's and are not"
+            " known here."
+        )
     names = tuple(state)
     return f"Its first names are {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}."
 
 
 def _resnet(state: State) -> tuple[tuple[int, ...], bool, tuple[int, ...]]:
-    blocks = [m for key in state if (m := re.search(r"(?:^|\.)layer([1-4])\.(\d+)\.conv([1-3])\.weight$", key))]
-    depths = tuple(max((int(m[2]) + 1 for m in blocks if m[1] == layer), default=0) for layer in "1234")
-    second = next((value.shape[:2] for key, value in state.items() if key.endswith("layer1.0.conv2.weight")), ())
+    blocks = [
+        m
+        for key in state
+        if (m := re.search(r"(?:^|\.)layer([1-4])\.(\d+)\.conv([1-3])\.weight$", key))
+    ]
+    depths = tuple(
+        max((int(m[2]) + 1 for m in blocks if m[1] == layer), default=0) for layer in "1234"
+    )
+    second = next(
+        (value.shape[:2] for key, value in state.items() if key.endswith("layer1.0.conv2.weight")),
+        (),
+    )
     return depths, any(m[3] == "3" for m in blocks), tuple(second)
 
 
 def _resnet_name(state: State) -> str | None:
     """With the letter of its first layers: none for one convolution, t or d for three."""
     name = _RESNETS.get(_resnet(state))
-    deep = next((value for key, value in state.items() if re.search(r"(^|\.)conv1\.0\.weight$", key)), None)
+    deep = next(
+        (value for key, value in state.items() if re.search(r"(^|\.)conv1\.0\.weight$", key)), None
+    )
     return name if name is None or deep is None else name + ("t" if deep.shape[0] == 24 else "d")
 
 
 def _vit(state: State) -> tuple[int, int, int] | None:
-    patch = next((value for key, value in state.items() if key.endswith("patch_embed.proj.weight")), None)
+    patch = next(
+        (value for key, value in state.items() if key.endswith("patch_embed.proj.weight")), None
+    )
     if patch is None or patch.ndim != 4:
         return None
     depth = len({m[1] for key in state if (m := re.search(r"(?:^|\.)blocks\.(\d+)\.", key))})

@@ -1,9 +1,10 @@
 """Where the tools of self-supervision put a backbone in their files: a table, one rule a layout.
 
-Over 200 lines with that table, which is tried from the top. A layout applies where its prefix and all that it `needs` are
-there. What stands beside the backbone is dropped if the layout lists it in `aside`, and refused otherwise: nothing is lost
-in silence. Of several networks the one is taken that the tool's authors publish and evaluate; `which` says so to the user.
-Where no layout fits, every place in the file is looked at (`search`).
+Over 200 lines with that table, which is tried from the top. A layout applies where its prefix and
+all that it `needs` are there. What stands beside the backbone is dropped if the layout lists it in
+`aside`, and refused otherwise: nothing is lost in silence. Of several networks the one is taken
+that the tool's authors publish and evaluate; `which` says so to the user. Where no layout fits,
+every place in the file is looked at (`search`).
 """
 
 import re
@@ -17,12 +18,23 @@ from selftaught.models.weights.key_maps import Dialect, State, translated
 
 # Where a state dict lies in a file.
 USUAL = (
-    ("state_dict",), ("model", "state_dict"), ("model",), ("model_state_dict",), ("module",), ("net",), ("network",),
-    ("weights",), ("params",), (),
-)  # fmt: skip
+    ("state_dict",),
+    ("model", "state_dict"),
+    ("model",),
+    ("model_state_dict",),
+    ("module",),
+    ("net",),
+    ("network",),
+    ("weights",),
+    ("params",),
+    (),
+)
 WRAPPERS = ("module.", "model.")  # before all names: DistributedDataParallel, a holder
-# Of torch.compile, FSDP, activation checkpointing and Lightning's Fabric: at any place, and of nothing else.
-_WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+# Of torch.compile, FSDP, activation checkpointing and Lightning's Fabric: at any place, and of
+# nothing else.
+_WRAPPED = re.compile(
+    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
 _DATA_PARALLEL = re.compile(r"(?<=\.)module\.")  # inside of a model that holds a wrapped one
 
 
@@ -31,16 +43,24 @@ class Layout:
     tool: str
     under: tuple[tuple[str, ...], ...] = USUAL
     prefix: str = ""  # of the backbone's names
-    needs: tuple[str, ...] = ()  # beginnings of names that must occur, by which the tool is told from others
-    aside: tuple[str, ...] = ()  # beginnings of names beside the backbone: heads, second networks, queues
+    needs: tuple[
+        str, ...
+    ] = ()  # beginnings of names that must occur, by which the tool is told from others
+    aside: tuple[
+        str, ...
+    ] = ()  # beginnings of names beside the backbone: heads, second networks, queues
     without: str = ""  # beginning of names in the file that must not occur
     which: str = ""  # the network that is taken, where there are several
-    unlike: Mapping[str, str] = field(default_factory=dict)  # timm's networks that compute something else, and why
+    unlike: Mapping[str, str] = field(
+        default_factory=dict
+    )  # timm's networks that compute something else, and why
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a file holds if it is of this layout: a backbone in timm's names, perhaps with a classifier's head."""
+    """What a file holds if it is of this layout: a backbone in timm's names, perhaps with a
+    classifier's head.
+    """
 
     layout: Layout
     state: State
@@ -50,7 +70,9 @@ class Reading:
     aside: tuple[str, ...]  # what was dropped, by the beginning of its names
     over: tuple[str, ...]  # what stands beside and is not listed: a reason to refuse
     count: int  # of tensors outside of the prefix
-    dropped: State = field(default_factory=dict)  # what is listed and stands among the network's own names
+    dropped: State = field(
+        default_factory=dict
+    )  # what is listed and stands among the network's own names
 
 
 STUDENT = "student, as there is no teacher"
@@ -59,62 +81,140 @@ _VISSL = ("classy_state_dict", "base_model", "model", "trunk")
 
 LAYOUTS = (
     Layout(
-        tool="MoCo v3", prefix="base_encoder.", aside=("momentum_encoder.", "predictor."), which="query encoder",
+        tool="MoCo v3",
+        prefix="base_encoder.",
+        aside=("momentum_encoder.", "predictor."),
+        which="query encoder",
         unlike={"vit_small": "MoCo v3's ViT-S has 12 attention heads, timm's has 6"},
     ),
     Layout(
-        tool="MoCo v1 or v2", prefix="encoder_q.", which="query encoder",
-        needs=("encoder_k.",), aside=("encoder_k.", "queue"),
+        tool="MoCo v1 or v2",
+        prefix="encoder_q.",
+        which="query encoder",
+        needs=("encoder_k.",),
+        aside=("encoder_k.", "queue"),
     ),
-    Layout(tool="SwAV or DeepCluster-v2", needs=("prototypes.",), aside=("prototypes.", "projection_head.")),
-    Layout(tool="DINO", under=(("teacher",),), prefix="backbone.", aside=_DINO_HEADS, which="teacher"),
-    Layout(tool="DINO", under=(("student",),), prefix="backbone.", aside=_DINO_HEADS, without="teacher", which=STUDENT),
-    Layout(tool="Barlow Twins", prefix="backbone.", needs=("projector.", "bn."), aside=("projector.", "bn.")),
+    Layout(
+        tool="SwAV or DeepCluster-v2",
+        needs=("prototypes.",),
+        aside=("prototypes.", "projection_head."),
+    ),
+    Layout(
+        tool="DINO", under=(("teacher",),), prefix="backbone.", aside=_DINO_HEADS, which="teacher"
+    ),
+    Layout(
+        tool="DINO",
+        under=(("student",),),
+        prefix="backbone.",
+        aside=_DINO_HEADS,
+        without="teacher",
+        which=STUDENT,
+    ),
+    Layout(
+        tool="Barlow Twins",
+        prefix="backbone.",
+        needs=("projector.", "bn."),
+        aside=("projector.", "bn."),
+    ),
     Layout(tool="VICReg", prefix="backbone.", needs=("projector.",), aside=("projector.",)),
     Layout(tool="SimSiam", prefix="encoder.", needs=("predictor.",), aside=("predictor.",)),
     Layout(tool="BYOL for PyTorch (yaox12)", under=(("online_backbone",),), which="online network"),
     Layout(
-        tool="BYOL for PyTorch (sthalles)", under=(("online_network_state_dict",),), prefix="encoder.",
-        aside=("projetion.", "projection."), which="online network",  # spelt so there
+        tool="BYOL for PyTorch (sthalles)",
+        under=(("online_network_state_dict",),),
+        prefix="encoder.",
+        aside=("projetion.", "projection."),
+        which="online network",  # spelt so there
     ),
     Layout(
-        tool="BYOL (lucidrains)", prefix="online_encoder.net.", which="online network",
+        tool="BYOL (lucidrains)",
+        prefix="online_encoder.net.",
+        which="online network",
         aside=("net.", "online_encoder.projector.", "online_predictor.", "target_encoder."),
     ),
     Layout(tool="VISSL", under=(_VISSL,), prefix="_feature_blocks."),
     Layout(tool="VISSL", under=(_VISSL,), prefix="base_model._feature_blocks."),
     Layout(
-        tool="OpenSelfSup or mmselfsup", prefix="backbone.", which="online network",
-        needs=("online_net.",), aside=("online_net.", "target_net.", "neck.", "head."),
+        tool="OpenSelfSup or mmselfsup",
+        prefix="backbone.",
+        which="online network",
+        needs=("online_net.",),
+        aside=("online_net.", "target_net.", "neck.", "head."),
     ),
     Layout(
-        tool="OpenSelfSup or mmselfsup", prefix="backbone.", which="query encoder",
-        needs=("encoder_k.",), aside=("encoder_q.", "encoder_k.", "queue", "neck.", "head."),
+        tool="OpenSelfSup or mmselfsup",
+        prefix="backbone.",
+        which="query encoder",
+        needs=("encoder_k.",),
+        aside=("encoder_q.", "encoder_k.", "queue", "neck.", "head."),
     ),
     Layout(
-        tool="OpenSelfSup, mmselfsup or mmpretrain", prefix="backbone.", needs=("neck.",),
-        aside=("neck.", "head.", "data_preprocessor.", "memory_bank.", "queue", "target_generator."),
-    ),
-    Layout(
-        tool="solo-learn", prefix="backbone.", needs=("momentum_backbone.",), which="online network",
+        tool="OpenSelfSup, mmselfsup or mmpretrain",
+        prefix="backbone.",
+        needs=("neck.",),
         aside=(
-            "momentum_backbone.", "classifier.", "momentum_classifier.", "projector.", "momentum_projector.", "predictor.",
-            "prototypes.", "head.", "momentum_head.", "queue", "dino_loss_func.", "knn.",
+            "neck.",
+            "head.",
+            "data_preprocessor.",
+            "memory_bank.",
+            "queue",
+            "target_generator.",
         ),
     ),
     Layout(
-        tool="solo-learn", prefix="backbone.", needs=("classifier.",),
+        tool="solo-learn",
+        prefix="backbone.",
+        needs=("momentum_backbone.",),
+        which="online network",
         aside=(
-            "classifier.", "projector.", "predictor.", "prototypes.", "queue", "whitening.", "knn.", "decoder.",
+            "momentum_backbone.",
+            "classifier.",
+            "momentum_classifier.",
+            "projector.",
+            "momentum_projector.",
+            "predictor.",
+            "prototypes.",
+            "head.",
+            "momentum_head.",
+            "queue",
+            "dino_loss_func.",
+            "knn.",
+        ),
+    ),
+    Layout(
+        tool="solo-learn",
+        prefix="backbone.",
+        needs=("classifier.",),
+        aside=(
+            "classifier.",
+            "projector.",
+            "predictor.",
+            "prototypes.",
+            "queue",
+            "whitening.",
+            "knn.",
+            "decoder.",
             "mask_token",
         ),
     ),
     *(
         Layout(
-            tool="lightly", prefix=prefix, needs=needs, which=which,
+            tool="lightly",
+            prefix=prefix,
+            needs=needs,
+            which=which,
             aside=(
-                "backbone_momentum.", "projection_head", "prediction_head.", "prototypes.", "criterion.", "queue",
-                "memory_bank", "online_classifier.", "student_", "teacher_", "key_",
+                "backbone_momentum.",
+                "projection_head",
+                "prediction_head.",
+                "prototypes.",
+                "criterion.",
+                "queue",
+                "memory_bank",
+                "online_classifier.",
+                "student_",
+                "teacher_",
+                "key_",
             ),
         )
         for prefix, needs, which in (
@@ -128,18 +228,43 @@ LAYOUTS = (
     ),
     *(
         Layout(
-            tool="lightly-train", prefix=f"{whose}embedding_model.wrapped_model.{part}.", which=which, without=without,
+            tool="lightly-train",
+            prefix=f"{whose}embedding_model.wrapped_model.{part}.",
+            which=which,
+            without=without,
             aside=(
-                "student_", "teacher_", "projection_head.", "prediction_head.", "query_", "key_", "criterion.", "momentum_",
+                "student_",
+                "teacher_",
+                "projection_head.",
+                "prediction_head.",
+                "query_",
+                "key_",
+                "criterion.",
+                "momentum_",
             ),
         )
-        for whose, which, without in (("teacher_", "teacher", ""), ("student_", STUDENT, "teacher_"), ("", "", ""))
+        for whose, which, without in (
+            ("teacher_", "teacher", ""),
+            ("student_", STUDENT, "teacher_"),
+            ("", "", ""),
+        )
         for part in ("_model", "_features")  # networks of timm, and of torchvision
     ),
     *(
         Layout(
-            tool="stable-pretraining", prefix=prefix, which=which, needs=needs,
-            aside=("backbone.student.", "projector.", "predictor.", "head.", "prototypes.", "callbacks_", "_callbacks_"),
+            tool="stable-pretraining",
+            prefix=prefix,
+            which=which,
+            needs=needs,
+            aside=(
+                "backbone.student.",
+                "projector.",
+                "predictor.",
+                "head.",
+                "prototypes.",
+                "callbacks_",
+                "_callbacks_",
+            ),
         )
         for prefix, which, needs in (
             ("backbone.teacher.", "teacher", ("backbone.student.",)),
@@ -152,18 +277,34 @@ LAYOUTS = (
     Layout(tool="DINO", under=(("student",),), without="teacher", which=STUDENT),
     # Their papers evaluate the target's encoder.
     Layout(tool="I-JEPA or MSN", under=(("target_encoder",),), which="target encoder"),
-    Layout(tool="torch's AveragedModel", prefix="module.", needs=("n_averaged",), aside=("n_averaged",), which="average"),
+    Layout(
+        tool="torch's AveragedModel",
+        prefix="module.",
+        needs=("n_averaged",),
+        aside=("n_averaged",),
+        which="average",
+    ),
     Layout(tool="fastai", prefix="0.", needs=("0.4.0.", "1."), aside=("1.",), which="body"),
     Layout(
-        tool="CLIP", needs=("visual.conv1.", "visual.class_embedding"),
+        tool="CLIP",
+        needs=("visual.conv1.", "visual.class_embedding"),
         which="image tower, with the activation of the backbone asked for",
         aside=(
-            "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "logit_scale",
-            "logit_bias", "text.", "input_resolution", "context_length", "vocab_size",
+            "transformer.",
+            "token_embedding.",
+            "positional_embedding",
+            "ln_final.",
+            "text_projection",
+            "logit_scale",
+            "logit_bias",
+            "text.",
+            "input_resolution",
+            "context_length",
+            "vocab_size",
         ),
     ),
     Layout(tool=""),  # the bare network: timm, torchvision, and what most tools publish
-)  # fmt: skip
+)
 
 # What a network is trained with and not a part of, by a word of its names.
 _BESIDE = re.compile(
@@ -173,14 +314,22 @@ _BESIDE = re.compile(
     re.IGNORECASE,
 )
 # Of two networks the one to take and the other, by words of where they lie.
-PAIRS = (("teacher", "student"), ("online", "target"), ("query", "key"), ("q", "k"), ("image", "text"))
+PAIRS = (
+    ("teacher", "student"),
+    ("online", "target"),
+    ("query", "key"),
+    ("q", "k"),
+    ("image", "text"),
+)
 # Where both fit, the one without this word is taken.
 FOLLOWERS = (("", "momentum"), ("", "ema"), ("", "averaged"), ("", "swa"))
 AVERAGES = {"ema", "swa", "averaged", "shadow", "average"}
 
 
 def is_beside(name: str) -> bool:
-    """Whether a tensor is known by its name as no part of a backbone: a head, a loss's memory, a tower for text."""
+    """Whether a tensor is known by its name as no part of a backbone: a head, a loss's memory, a
+    tower for text.
+    """
     return any(_BESIDE.search(part) for part in name.split("."))
 
 
@@ -197,7 +346,9 @@ def readings(content: Any) -> Iterator[Reading]:
 
 
 def search(content: Any) -> Iterator[Reading]:
-    """The same of every place in the file: each dict of tensors, and in it each beginning of names that many have."""
+    """The same of every place in the file: each dict of tensors, and in it each beginning of names
+    that many have.
+    """
     for under in _places(content):
         state = _state_dict(content, under)
         counts: dict[str, int] = {"": len(state)}
@@ -206,8 +357,12 @@ def search(content: Any) -> Iterator[Reading]:
             for depth in range(1, min(len(parts), 6)):
                 prefix = ".".join(parts[:depth]) + "."
                 counts[prefix] = counts.get(prefix, 0) + 1
-        for prefix in sorted((p for p, count in counts.items() if count >= 8), key=lambda p: p.count(".")):
-            if (prefix or under not in USUAL) and (reading := _read(Layout(tool="", prefix=prefix), under, state)):
+        for prefix in sorted(
+            (p for p, count in counts.items() if count >= 8), key=lambda p: p.count(".")
+        ):
+            if (prefix or under not in USUAL) and (
+                reading := _read(Layout(tool="", prefix=prefix), under, state)
+            ):
                 dropped = [key for key in reading.over if is_beside(key)]
                 over = tuple(key for key in reading.over if not is_beside(key))
                 aside = tuple(dict.fromkeys(key.partition(".")[0] for key in dropped))
@@ -251,22 +406,31 @@ def _unwrap(state: State) -> tuple[State, str]:
     """The same without what wrappers add to names, and what they added before all of them."""
     state = {_WRAPPED.sub("", key): value for key, value in state.items()}
     wrapped = ""
-    while wrapper := next((w for w in WRAPPERS if state and all(key.startswith(w) for key in state)), ""):
+    while wrapper := next(
+        (w for w in WRAPPERS if state and all(key.startswith(w) for key in state)), ""
+    ):
         state = {key.removeprefix(wrapper): value for key, value in state.items()}
         wrapped += wrapper
     holders = {key[: found.start()] for key in state for found in _DATA_PARALLEL.finditer(key)}
     for holder in sorted(holders, key=len, reverse=True):  # the innermost first
         inside = f"{holder}module."
-        if all(key.startswith(inside) for key in state if key.startswith(holder)):  # a wrapper holds nothing else
+        if all(
+            key.startswith(inside) for key in state if key.startswith(holder)
+        ):  # a wrapper holds nothing else
             state = {
-                holder + key.removeprefix(inside) if key.startswith(inside) else key: value for key, value in state.items()
+                holder + key.removeprefix(inside) if key.startswith(inside) else key: value
+                for key, value in state.items()
             }
     return state, wrapped
 
 
 def _read(layout: Layout, under: tuple[str, ...], state: State) -> Reading | None:
     state, wrapped = _unwrap(state)
-    inside = {key.removeprefix(layout.prefix): state[key] for key in state if key.startswith(layout.prefix)}
+    inside = {
+        key.removeprefix(layout.prefix): state[key]
+        for key in state
+        if key.startswith(layout.prefix)
+    }
     if not inside or not all(any(key.startswith(need) for key in state) for need in layout.needs):
         return None
     outside = [key for key in state if not key.startswith(layout.prefix)]
@@ -276,8 +440,15 @@ def _read(layout: Layout, under: tuple[str, ...], state: State) -> Reading | Non
     dropped = [key for key in outside if key.startswith(layout.aside)] if layout.aside else []
     names, dialect = translated(inside)
     return Reading(
-        layout=layout, state=names, dialect=dialect, under=under, prefix=wrapped + layout.prefix,
-        aside=tuple(a.rstrip("._") for a in layout.aside if any(key.startswith(a) for key in dropped)),
-        over=tuple(key for key in outside if key not in dropped), count=len(outside),
+        layout=layout,
+        state=names,
+        dialect=dialect,
+        under=under,
+        prefix=wrapped + layout.prefix,
+        aside=tuple(
+            a.rstrip("._") for a in layout.aside if any(key.startswith(a) for key in dropped)
+        ),
+        over=tuple(key for key in outside if key not in dropped),
+        count=len(outside),
         dropped={key: state[key] for key in dropped} if not layout.prefix else {},
-    )  # fmt: skip
+    )

@@ -1,9 +1,10 @@
 """How other programs name the tensors of the networks that timm has too: one table of rules each.
 
-Over 200 lines, because the tables are long. A dialect is recognised by names that must all be there, and translates a
-state dict into timm's names. A name that no rule knows stays as it is, so that the strict comparison afterwards refuses
-it. Where equal shapes do not yet mean equal arithmetic (another epsilon, another padding), a dialect says which of timm's
-networks compute the same.
+Over 200 lines, because the tables are long. A dialect is recognised by names that must all be
+there, and translates a state dict into timm's names. A name that no rule knows stays as it is, so
+that the strict comparison afterwards refuses it. Where equal shapes do not yet mean equal
+arithmetic (another epsilon, another padding), a dialect says which of timm's networks compute the
+same.
 """
 
 import re
@@ -14,12 +15,16 @@ import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
-Rules = Sequence[tuple[str, str]]  # a pattern of a whole name, or of its beginning up to a dot; what stands for it
+Rules = Sequence[
+    tuple[str, str]
+]  # a pattern of a whole name, or of its beginning up to a dot; what stands for it
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """`marks`: names that are all there. `networks`: patterns of timm's names, where not every one will do."""
+    """`marks`: names that are all there. `networks`: patterns of timm's names, where not every one
+    will do.
+    """
 
     whose: str
     marks: tuple[str, ...]
@@ -32,7 +37,9 @@ class Dialect:
 
 
 def by(rules: Rules) -> Callable[[State], State]:
-    """Each name is translated by the first rule that its beginning fits; the rest of the name follows."""
+    """Each name is translated by the first rule that its beginning fits; the rest of the name
+    follows.
+    """
     compiled = [(re.compile(f"{pattern}(?=\\.|$)"), to) for pattern, to in rules]
 
     def one(key: str) -> str:
@@ -44,8 +51,16 @@ def by(rules: Rules) -> Callable[[State], State]:
     return lambda state: {one(key): value for key, value in state.items()}
 
 
-# A ResNet without names: nn.Sequential(*resnet.children()). With torchvision's, 2 and 3 are ReLU and max-pool.
-SEQUENTIAL = [("0", "conv1"), ("1", "bn1"), ("4", "layer1"), ("5", "layer2"), ("6", "layer3"), ("7", "layer4")]
+# A ResNet without names: nn.Sequential(*resnet.children()). With torchvision's, 2 and 3 are ReLU
+# and max-pool.
+SEQUENTIAL = [
+    ("0", "conv1"),
+    ("1", "bn1"),
+    ("4", "layer1"),
+    ("5", "layer2"),
+    ("6", "layer3"),
+    ("7", "layer4"),
+]
 # The ResNet for CIFAR that lightly has from kuangliu's pytorch-cifar, with and without names.
 SHORTCUT = [(r"(layer\d\.\d+)\.shortcut", r"\1.downsample"), ("linear", "fc")]
 SMALL_SEQUENTIAL = [
@@ -101,31 +116,47 @@ TORCHVISION_CONVNEXT = [
 def _torchvision_convnext(state: State) -> State:
     named = by(TORCHVISION_CONVNEXT)(state)
     # torchvision scales maps, [C, 1, 1]; timm's blocks scale by [C].
-    return {key: value.flatten() if key.endswith(".gamma") else value for key, value in named.items()}
+    return {
+        key: value.flatten() if key.endswith(".gamma") else value for key, value in named.items()
+    }
 
 
-# Inverted bottlenecks: timm numbers the parts by what they do, others by their place. Without a wider middle (as in the
-# first stage) the expanding convolution is left out, and timm's block is of another kind.
+# Inverted bottlenecks: timm numbers the parts by what they do, others by their place. Without a
+# wider middle (as in the first stage) the expanding convolution is left out, and timm's block is of
+# another kind.
 _NARROW = ("conv_dw", "bn1", "conv_pw", "bn2")
 _WIDE = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
 
 
 def _torchvision_efficientnet(state: State) -> State:
-    """features.STAGE.BLOCK.block.PART, a part being a convolution with its norm, or squeeze-and-excitation."""
+    """features.STAGE.BLOCK.block.PART, a part being a convolution with its norm, or
+    squeeze-and-excitation.
+    """
     rules = [(r"features\.0\.0", "conv_stem"), (r"features\.0\.1", "bn1")]
-    rules += [(r"features\.8\.0", "conv_head"), (r"features\.8\.1", "bn2"), (r"classifier\.1", "classifier")]
+    rules += [
+        (r"features\.8\.0", "conv_head"),
+        (r"features\.8\.1", "bn2"),
+        (r"classifier\.1", "classifier"),
+    ]
     for stage in range(1, 8):
         wide = f"features.{stage}.0.block.3.0.weight" in state
         parts, squeeze = (_WIDE, 2) if wide else (_NARROW, 1)
         at, to = rf"features\.{stage}\.(\d+)\.block\.", rf"blocks.{stage - 1}.\1."
         places = [place for place in range(4 if wide else 3) if place != squeeze]
-        rules += [(rf"{at}{p}\.{k}", to + parts[2 * i + k]) for i, p in enumerate(places) for k in (0, 1)]
-        rules += [(rf"{at}{squeeze}\.fc1", f"{to}se.conv_reduce"), (rf"{at}{squeeze}\.fc2", f"{to}se.conv_expand")]
+        rules += [
+            (rf"{at}{p}\.{k}", to + parts[2 * i + k]) for i, p in enumerate(places) for k in (0, 1)
+        ]
+        rules += [
+            (rf"{at}{squeeze}\.fc1", f"{to}se.conv_reduce"),
+            (rf"{at}{squeeze}\.fc2", f"{to}se.conv_expand"),
+        ]
     return by(rules)(state)
 
 
 def _staged(ends: Sequence[Tensor]) -> list[str]:
-    """`blocks.STAGE.BLOCK` for blocks in one row, by their last convolutions: a stage ends where the width changes."""
+    """`blocks.STAGE.BLOCK` for blocks in one row, by their last convolutions: a stage ends where
+    the width changes.
+    """
     names: list[str] = []
     stage, block, width = -1, 0, -1
     for weight in ends:
@@ -138,31 +169,63 @@ def _staged(ends: Sequence[Tensor]) -> list[str]:
 def _torchvision_mobilenet_v2(state: State) -> State:
     """features.BLOCK.conv.PART, in one row."""
     rules = [(r"features\.0\.0", "conv_stem"), (r"features\.0\.1", "bn1")]
-    rules += [(r"features\.18\.0", "conv_head"), (r"features\.18\.1", "bn2"), (r"classifier\.1", "classifier")]
+    rules += [
+        (r"features\.18\.0", "conv_head"),
+        (r"features\.18\.1", "bn2"),
+        (r"classifier\.1", "classifier"),
+    ]
     narrow, wide = ("0.0", "0.1", "1", "2"), ("0.0", "0.1", "1.0", "1.1", "2", "3")
-    kinds = [(wide, _WIDE) if f"features.{i}.conv.3.weight" in state else (narrow, _NARROW) for i in range(1, 18)]
-    ends = [state.get(f"features.{i}.conv.{theirs[-2]}.weight") for i, (theirs, _) in enumerate(kinds, 1)]
+    kinds = [
+        (wide, _WIDE) if f"features.{i}.conv.3.weight" in state else (narrow, _NARROW)
+        for i in range(1, 18)
+    ]
+    ends = [
+        state.get(f"features.{i}.conv.{theirs[-2]}.weight")
+        for i, (theirs, _) in enumerate(kinds, 1)
+    ]
     if any(end is None for end in ends):
         return state
-    for i, (name, (theirs, ours)) in enumerate(zip(_staged([e for e in ends if e is not None]), kinds, strict=True), 1):
-        rules += [(rf"features\.{i}\.conv\.{re.escape(t)}", f"{name}.{o}") for t, o in zip(theirs, ours, strict=True)]
+    for i, (name, (theirs, ours)) in enumerate(
+        zip(_staged([e for e in ends if e is not None]), kinds, strict=True), 1
+    ):
+        rules += [
+            (rf"features\.{i}\.conv\.{re.escape(t)}", f"{name}.{o}")
+            for t, o in zip(theirs, ours, strict=True)
+        ]
     return by(rules)(state)
 
 
 def _efficientnet_pytorch(state: State) -> State:
-    """_blocks.BLOCK._expand_conv and so on, in one row; the networks for small devices have no squeeze-and-excitation."""
-    rules = [("_conv_stem", "conv_stem"), ("_bn0", "bn1"), ("_conv_head", "conv_head"), ("_bn1", "bn2")]
+    """_blocks.BLOCK._expand_conv and so on, in one row; the networks for small devices have no
+    squeeze-and-excitation.
+    """
+    rules = [
+        ("_conv_stem", "conv_stem"),
+        ("_bn0", "bn1"),
+        ("_conv_head", "conv_head"),
+        ("_bn1", "bn2"),
+    ]
     rules += [("_fc", "classifier")]
     count = sum(1 for key in state if re.fullmatch(r"_blocks\.\d+\._project_conv\.weight", key))
     ends = [state.get(f"_blocks.{i}._project_conv.weight") for i in range(count)]
     if any(end is None for end in ends):
         return state
     for i, name in enumerate(_staged([end for end in ends if end is not None])):
-        narrow, wide = ("depthwise_conv", "bn1", "project_conv", "bn2"), ("expand_conv", "bn0", "depthwise_conv", "bn1")
+        narrow, wide = (
+            ("depthwise_conv", "bn1", "project_conv", "bn2"),
+            ("expand_conv", "bn0", "depthwise_conv", "bn1"),
+        )
         kind = f"_blocks.{i}._expand_conv.weight" in state
-        pairs = zip((*wide, *narrow[2:]), _WIDE, strict=True) if kind else zip(narrow, _NARROW, strict=True)
+        pairs = (
+            zip((*wide, *narrow[2:]), _WIDE, strict=True)
+            if kind
+            else zip(narrow, _NARROW, strict=True)
+        )
         rules += [(rf"_blocks\.{i}\._{theirs}", f"{name}.{ours}") for theirs, ours in pairs]
-        rules += [(rf"_blocks\.{i}\._se_{what}", f"{name}.se.conv_{what}") for what in ("reduce", "expand")]
+        rules += [
+            (rf"_blocks\.{i}\._se_{what}", f"{name}.se.conv_{what}")
+            for what in ("reduce", "expand")
+        ]
     return by(rules)(state)
 
 
@@ -246,20 +309,34 @@ HF_CONVNEXT = [
 ]
 
 
-def _merged(rules: Rules, parts: Sequence[str] = ("query", "key", "value"), unbiased: str = "") -> Callable[[State], State]:
-    """By `rules`, then query, key and value as one layer; the bias of the part `unbiased` is 0, where it has none."""
+def _merged(
+    rules: Rules, parts: Sequence[str] = ("query", "key", "value"), unbiased: str = ""
+) -> Callable[[State], State]:
+    """By `rules`, then query, key and value as one layer; the bias of the part `unbiased` is 0,
+    where it has none.
+    """
     renamed = by(rules)
 
     def translate(state: State) -> State:
         state = renamed(state)
-        for stem in [key.removesuffix(f"{parts[0]}.weight") for key in state if key.endswith(f".attn.{parts[0]}.weight")]:
+        for stem in [
+            key.removesuffix(f"{parts[0]}.weight")
+            for key in state
+            if key.endswith(f".attn.{parts[0]}.weight")
+        ]:
             for end in ("weight", "bias"):
                 names = [f"{stem}{part}.{end}" for part in parts]
                 present = [state[name] for name in names if name in state]
-                lacking = [part for part, name in zip(parts, names, strict=True) if name not in state]
-                if len({value.shape for value in present}) != 1 or (lacking and (end, lacking) != ("bias", [unbiased])):
+                lacking = [
+                    part for part, name in zip(parts, names, strict=True) if name not in state
+                ]
+                if len({value.shape for value in present}) != 1 or (
+                    lacking and (end, lacking) != ("bias", [unbiased])
+                ):
                     continue  # the strict comparison says what is wrong
-                state[f"{stem}qkv.{end}"] = torch.cat([state.pop(n, torch.zeros_like(present[0])) for n in names])
+                state[f"{stem}qkv.{end}"] = torch.cat(
+                    [state.pop(n, torch.zeros_like(present[0])) for n in names]
+                )
         return state
 
     return translate
@@ -267,12 +344,17 @@ def _merged(rules: Rules, parts: Sequence[str] = ("query", "key", "value"), unbi
 
 def _hf_dinov3(state: State) -> State:
     gated = any(".mlp.gate_proj." in key for key in state)
-    return _merged([*HF_DINOV3, *(_HF_GATED_MLP if gated else _HF_PLAIN_MLP)], ("q", "k", "v"), "k")(state)
+    return _merged(
+        [*HF_DINOV3, *(_HF_GATED_MLP if gated else _HF_PLAIN_MLP)], ("q", "k", "v"), "k"
+    )(state)
 
 
 def _hf_convnext(state: State) -> State:
     """Version 2's response norm has its C numbers as [1, 1, 1, C]."""
-    return {key: value.flatten() if ".grn." in key else value for key, value in by(HF_CONVNEXT)(state).items()}
+    return {
+        key: value.flatten() if ".grn." in key else value
+        for key, value in by(HF_CONVNEXT)(state).items()
+    }
 
 
 def _timm_vit_blocks(state: State) -> State:
@@ -282,56 +364,96 @@ def _timm_vit_blocks(state: State) -> State:
 
 DIALECTS = (
     Dialect(
-        "lightly's small ResNet in a row", ("0.weight", "1.running_mean", "2.0.conv1.weight"), by(SMALL_SEQUENTIAL),
-        unlike="lightly's ResNet for CIFAR as a row of parts leaves out the first ReLU, so none of timm's computes the same",
+        "lightly's small ResNet in a row",
+        ("0.weight", "1.running_mean", "2.0.conv1.weight"),
+        by(SMALL_SEQUENTIAL),
+        unlike=(
+            "lightly's ResNet for CIFAR as a row of parts leaves out the first ReLU, so none of"
+            " timm's computes the same"
+        ),
     ),
-    Dialect("a ResNet's parts in a row", ("0.weight", "1.running_mean", "4.0.conv1.weight"), by(SEQUENTIAL)),
-    Dialect("kuangliu's ResNet for CIFAR", ("conv1.weight", "layer2.0.shortcut.0.weight"), by(SHORTCUT)),
     Dialect(
-        "transformers' ViT", ("embeddings.cls_token", "encoder.layer.0.layernorm_before.weight"), _merged(HF_VIT)
+        "a ResNet's parts in a row",
+        ("0.weight", "1.running_mean", "4.0.conv1.weight"),
+        by(SEQUENTIAL),
     ),
     Dialect(
-        "transformers' DINOv2", ("embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1"), _merged(HF_DINOV2)
+        "kuangliu's ResNet for CIFAR", ("conv1.weight", "layer2.0.shortcut.0.weight"), by(SHORTCUT)
     ),
-    Dialect("transformers' DINOv3", ("embeddings.register_tokens", "layer.0.layer_scale1.lambda1"), _hf_dinov3),
-    Dialect("transformers' DINOv3", ("embeddings.register_tokens", "model.layer.0.layer_scale1.lambda1"), _hf_dinov3),
+    Dialect(
+        "transformers' ViT",
+        ("embeddings.cls_token", "encoder.layer.0.layernorm_before.weight"),
+        _merged(HF_VIT),
+    ),
+    Dialect(
+        "transformers' DINOv2",
+        ("embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1"),
+        _merged(HF_DINOV2),
+    ),
+    Dialect(
+        "transformers' DINOv3",
+        ("embeddings.register_tokens", "layer.0.layer_scale1.lambda1"),
+        _hf_dinov3,
+    ),
+    Dialect(
+        "transformers' DINOv3",
+        ("embeddings.register_tokens", "model.layer.0.layer_scale1.lambda1"),
+        _hf_dinov3,
+    ),
     Dialect("transformers' ResNet", ("embedder.embedder.convolution.weight",), by(HF_RESNET)),
     Dialect("transformers' ConvNeXt", ("encoder.stages.0.layers.0.dwconv.weight",), _hf_convnext),
     Dialect("DINOv2's training", ("cls_token", "blocks.0.0.attn.qkv.weight"), _timm_vit_blocks),
     Dialect(
-        "torchvision's ViT", ("class_token", "conv_proj.weight"), by(TORCHVISION_VIT),
+        "torchvision's ViT",
+        ("class_token", "conv_proj.weight"),
+        by(TORCHVISION_VIT),
         ("vit_base_*", "vit_large_*", "vit_huge_*"),
     ),
     # Its smaller ViTs exist with several numbers of heads, which the tensors do not tell.
     Dialect(
-        "OpenMMLab's ViT", ("cls_token", "patch_embed.projection.weight"), by(MM_VIT), ("vit_base_*", "vit_large_*")
+        "OpenMMLab's ViT",
+        ("cls_token", "patch_embed.projection.weight"),
+        by(MM_VIT),
+        ("vit_base_*", "vit_large_*"),
     ),
     Dialect(
-        "torchvision's ConvNeXt", ("features.1.0.layer_scale",), _torchvision_convnext,
+        "torchvision's ConvNeXt",
+        ("features.1.0.layer_scale",),
+        _torchvision_convnext,
         ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
     ),
     # Its larger ones have another epsilon in batch norm than timm's, as have its MobileNetV3s.
     Dialect(
-        "torchvision's EfficientNet", ("features.1.0.block.1.fc1.weight", "features.8.0.weight"),
-        _torchvision_efficientnet, ("efficientnet_b[0-4]",),
+        "torchvision's EfficientNet",
+        ("features.1.0.block.1.fc1.weight", "features.8.0.weight"),
+        _torchvision_efficientnet,
+        ("efficientnet_b[0-4]",),
     ),
     Dialect(
-        "torchvision's MobileNetV2", ("features.1.conv.0.0.weight", "features.18.0.weight"),
-        _torchvision_mobilenet_v2, ("mobilenetv2_100",),
+        "torchvision's MobileNetV2",
+        ("features.1.conv.0.0.weight", "features.18.0.weight"),
+        _torchvision_mobilenet_v2,
+        ("mobilenetv2_100",),
     ),
     # Trained with TensorFlow's padding and epsilon, which timm has under names that begin with tf_.
     Dialect(
-        "EfficientNet-PyTorch", ("_conv_stem.weight", "_blocks.0._se_reduce.weight"), _efficientnet_pytorch,
+        "EfficientNet-PyTorch",
+        ("_conv_stem.weight", "_blocks.0._se_reduce.weight"),
+        _efficientnet_pytorch,
         ("tf_efficientnet_b?",),
     ),
     Dialect(
-        "EfficientNet-Lite for PyTorch", ("_conv_stem.weight", "_blocks.0._bn1.weight"), _efficientnet_pytorch,
+        "EfficientNet-Lite for PyTorch",
+        ("_conv_stem.weight", "_blocks.0._bn1.weight"),
+        _efficientnet_pytorch,
         ("tf_efficientnet_lite?",),
     ),
-)  # fmt: skip
+)
 
 
 def translated(state: State) -> tuple[State, Dialect | None]:
-    """The same tensors under timm's names, and the dialect that they were named in, if not timm's own already."""
+    """The same tensors under timm's names, and the dialect that they were named in, if not timm's
+    own already.
+    """
     dialect = next((d for d in DIALECTS if d.spoken_in(state)), None)
     return (dialect.translate(state), dialect) if dialect else (state, None)

@@ -1,8 +1,10 @@
-"""Tensors out of a pickle whose other contents are unknown, without importing or calling anything that it names.
+"""Tensors out of a pickle whose other contents are unknown, without importing or calling anything
+that it names.
 
-Training tools pickle their hyperparameters, callbacks or whole modules beside the weights. `torch.load(weights_only=True)`
-rightly refuses such files altogether. Here a name in the pickle becomes something real only if it stands in `_tensors`
-below; every other one becomes a class made on the spot that does nothing.
+Training tools pickle their hyperparameters, callbacks or whole modules beside the weights.
+`torch.load(weights_only=True)` rightly refuses such files altogether. Here a name in the pickle
+becomes something real only if it stands in `_tensors` below; every other one becomes a class made
+on the spot that does nothing.
 """
 
 import pickle
@@ -19,7 +21,9 @@ from torch import Tensor
 
 
 class OpaqueObject:
-    """Stands for an object whose class is unknown: it takes whatever a pickle does to it, and keeps its state alone."""
+    """Stands for an object whose class is unknown: it takes whatever a pickle does to it, and keeps
+    its state alone.
+    """
 
     state: Any = None
 
@@ -45,20 +49,26 @@ class OpaqueObject:
 
 
 def _tensors(module: str, name: str) -> Callable[..., Any] | None:
-    """What a tensor is written with. Functions are made anew, because a pickle can set attributes of what it names."""
+    """What a tensor is written with. Functions are made anew, because a pickle can set attributes
+    of what it names.
+    """
     if module == "collections" and name == "OrderedDict":
         return OrderedDict
     if module == "torch._utils" and name == "_rebuild_tensor_v2":
-        return lambda storage, offset, size, stride, *_: torch._utils._rebuild_tensor(storage, offset, size, stride)
+        return lambda storage, offset, size, stride, *_: torch._utils._rebuild_tensor(
+            storage, offset, size, stride
+        )
     if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
         return lambda data, *_: data
     return None
 
 
 def load(path: Path) -> tuple[Any, list[str]]:
-    """The content of a PyTorch file, and the names in it that were replaced by `OpaqueObject`, sorted.
+    """The content of a PyTorch file, and the names in it that were replaced by `OpaqueObject`,
+    sorted.
 
-    Raises whatever the reader raises when the file is no PyTorch file, and ValueError for what it must not be.
+    Raises whatever the reader raises when the file is no PyTorch file, and ValueError for what it
+    must not be.
     """
     refuse_archives(path)
     met: set[str] = set()
@@ -70,18 +80,23 @@ def load(path: Path) -> tuple[Any, list[str]]:
             met.add(f"{module}.{name}")
             return type("OpaqueObject", (OpaqueObject,), {})
 
-    # torch.load takes the reader of pickles as an argument, and finds nothing in a file but through it.
+    # torch.load takes the reader of pickles as an argument, and finds nothing in a file but through
+    # it.
     reader: Any = SimpleNamespace(
-        __name__="inert", Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load()
+        __name__="inert",
+        Unpickler=Unpickler,
+        load=lambda file, **options: Unpickler(file, **options).load(),
     )
     with path.open("rb") as file:  # by its name torch would judge what it is
-        content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader, encoding="latin1")
+        content = torch.load(
+            file, map_location="cpu", weights_only=False, pickle_module=reader, encoding="latin1"
+        )
     return _opened(content), sorted(met)
 
 
 def refuse_archives(path: Path) -> None:
-    """Raises ValueError for what torch.load would hand to TorchScript, which runs code, or unpack to disk, and for archives
-    of something else.
+    """Raises ValueError for what torch.load would hand to TorchScript, which runs code, or unpack
+    to disk, and for archives of something else.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -98,17 +113,27 @@ def refuse_archives(path: Path) -> None:
             names = tar.getnames()
         if {"pickle", "storages", "tensors"} <= set(names):
             raise ValueError("it is a tar archive, as PyTorch wrote before 0.1.10: save it anew")
-        raise ValueError(f"it is a tar archive ({_some(names)}): unpack it, and give the file of weights in it")
+        raise ValueError(
+            f"it is a tar archive ({_some(names)}): unpack it, and give the file of weights in it"
+        )
 
 
 def _other_archive(names: list[str]) -> str:
     if names and all(name.endswith(".npy") for name in names):
-        return "it is an archive of NumPy (npz): timm.create_model(NAME, checkpoint_path=FILE) reads those of JAX, save that"
+        return (
+            "it is an archive of NumPy (npz): timm.create_model(NAME, checkpoint_path=FILE) reads"
+            " those of JAX, save that"
+        )
     if any(name.endswith(".weights.h5") for name in names):
         return "it is a network of Keras: convert it to PyTorch first"
-    if any(name.endswith(("serialized_exported_program.json", "models/model.json")) for name in names):
+    if any(
+        name.endswith(("serialized_exported_program.json", "models/model.json")) for name in names
+    ):
         return "it is a program of torch.export: save the module's state dict instead"
-    return f"it is a zip archive ({_some(names) or 'empty'}): unpack it, and give the file of weights in it"
+    return (
+        f"it is a zip archive ({_some(names) or 'empty'}): unpack it, and give the file of weights"
+        " in it"
+    )
 
 
 def _some(names: list[str]) -> str:
@@ -116,7 +141,9 @@ def _some(names: list[str]) -> str:
 
 
 def _opened(content: Any, depth: int = 0) -> Any:
-    """The same with each pickled module replaced by its state dict; what lies deeper than any layout stays closed."""
+    """The same with each pickled module replaced by its state dict; what lies deeper than any
+    layout stays closed.
+    """
     if isinstance(content, OpaqueObject):
         return _state_dict(content)
     if isinstance(content, dict) and depth < 5:
@@ -135,6 +162,8 @@ def _state_dict(module: OpaqueObject, prefix: str = "") -> dict[str, Tensor] | O
         if isinstance(value, Tensor) and not (isinstance(unsaved, set) and key in unsaved):
             found[f"{prefix}{key}"] = value
     for key, child in state["_modules"].items():
-        if isinstance(child, OpaqueObject) and isinstance(inner := _state_dict(child, f"{prefix}{key}."), dict):
+        if isinstance(child, OpaqueObject) and isinstance(
+            inner := _state_dict(child, f"{prefix}{key}."), dict
+        ):
             found.update(inner)
     return found

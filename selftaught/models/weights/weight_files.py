@@ -1,7 +1,8 @@
-"""Files of weights: what lies at a path, read without running any code of it; or one line that says what it is instead.
+"""Files of weights: what lies at a path, read without running any code of it; or one line that says
+what it is instead.
 
-Over 200 lines, because the table of what is mistaken for weights is long. A file is known by its first bytes and not by
-its suffix, which downloads often get wrong.
+Over 200 lines, because the table of what is mistaken for weights is long. A file is known by its
+first bytes and not by its suffix, which downloads often get wrong.
 """
 
 import json
@@ -26,19 +27,28 @@ BACKBONE = "backbone.safetensors"  # of a run
 RECORDS = ("run.json", "plan.json")  # what a run's folder, and that of `adapt`, say of themselves
 OURS = ("name", "stem", "mean", "std", "image_size")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".torch")
-# Of the Hugging Face hub, the best first; an index names the files that the weights are spread over.
+# Of the Hugging Face hub, the best first; an index names the files that the weights are spread
+# over.
 HUB = (
-    "model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin",
-    "model.safetensors.index.json", "pytorch_model.bin.index.json",
-)  # fmt: skip
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
 SETTINGS = ("config.json", "preprocessor_config.json")  # beside them
-CHECKPOINT = {"guard", "next", "skipped"}  # what a checkpoint of a run has beside weights or the name of shards
+CHECKPOINT = {
+    "guard",
+    "next",
+    "skipped",
+}  # what a checkpoint of a run has beside weights or the name of shards
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds: nested dicts with tensors, what it says of itself, names of pickled objects that were left closed,
-    and the settings of a Hugging Face folder, by file.
+    """What a file holds: nested dicts with tensors, what it says of itself, names of pickled
+    objects that were left closed, and the settings of a Hugging Face folder, by file.
     """
 
     path: Path
@@ -74,21 +84,28 @@ class Content:
 def locate(source: str | Path) -> tuple[Path, ...]:
     """The files that hold the weights of `source`: one, or several that they are spread over.
 
-    source: a file; a run's folder or that of `adapt`, or the run.json or plan.json in it; a folder of the Hugging Face
-    hub; any other folder with one file of weights. Raises UserError where there is none, or more than one to choose from.
+    source: a file; a run's folder or that of `adapt`, or the run.json or plan.json in it; a folder
+    of the Hugging Face hub; any other folder with one file of weights. Raises UserError where there
+    is none, or more than one to choose from.
     """
     path = folder_of(Path(source))
     if path.is_dir():
         return _in_folder(path)
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there: fetch the weights again.")
+        raise UserError(
+            f"{path} is a link to {os.readlink(path)}, which is not there: fetch the weights again."
+        )
     if not path.is_file():
         away = "://" in str(source) or str(source).startswith("hf-hub:") or ":/" in str(source)
         raise UserError(
-            f"There is no file {source}." + (" Addresses are not fetched: download it, and give the file." if away else "")
+            f"There is no file {source}."
+            + (" Addresses are not fetched: download it, and give the file." if away else "")
         )
     if re.search(r"-\d+-of-\d+\.", path.name):
-        raise UserError(f"{path} is one of several files that weights are spread over: give the folder, {path.parent}.")
+        raise UserError(
+            f"{path} is one of several files that weights are spread over: give the folder,"
+            f" {path.parent}."
+        )
     return _shards(path) if path.name.endswith(".index.json") else (path,)
 
 
@@ -98,7 +115,9 @@ def folder_of(path: Path) -> Path:
 
 
 def sources(source: str | Path) -> tuple[Path, ...]:
-    """All files that decide what is read from `source`: its weights, and the settings that are read with them."""
+    """All files that decide what is read from `source`: its weights, and the settings that are read
+    with them.
+    """
     files = locate(source)
     return (*files, *(files[0].parent / name for name in _settings(files[0])))
 
@@ -109,30 +128,43 @@ def _in_folder(folder: Path) -> tuple[Path, ...]:
     if (folder / "run.json").is_file():
         kept = sorted(str(file) for file in folder.glob("checkpoints/*.pt"))
         other = f", or give a checkpoint of it: {', '.join(kept)}" if kept else ""
-        raise UserError(f"{folder} has no backbone yet: bring it to its end by --out {folder} --resume{other}.")
+        raise UserError(
+            f"{folder} has no backbone yet: bring it to its end by --out {folder} --resume{other}."
+        )
     if (folder / "plan.json").is_file():
         stage = _outcome(folder)
         if not stage.is_dir():
-            raise UserError(f"{folder} names {stage} as its outcome, which is not there: give the folder of another stage.")
+            raise UserError(
+                f"{folder} names {stage} as its outcome, which is not there: give the folder of"
+                " another stage."
+            )
         return _in_folder(stage)
     for name in HUB:
         if (folder / name).is_file():
             return locate(folder / name)
-    snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())  # as the hub's cache has them
+    snapshots = sorted(
+        path for path in folder.glob("snapshots/*") if path.is_dir()
+    )  # as the hub's cache has them
     if len(snapshots) == 1:
         return _in_folder(snapshots[0])
     if list(folder.glob("*.distcp")):
         raise UserError(
-            f"{folder} is a checkpoint that several processes share: join it into one file by torch's "
-            "dcp_to_torch_save(FOLDER, FILE), and give that."
+            f"{folder} is a checkpoint that several processes share: join it into one file by"
+            " torch's dcp_to_torch_save(FOLDER, FILE), and give that."
         )
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if len(files) == 1:
         return (files[0],)
     if files:
-        raise UserError(f"{folder} holds {len(files)} files of weights: give one of them: {some(files)}.")
+        raise UserError(
+            f"{folder} holds {len(files)} files of weights: give one of them: {some(files)}."
+        )
     below = sorted(path for suffix in SUFFIXES for path in folder.glob(f"*/*{suffix}"))[:100]
-    hint = f"below it are {some(below)}" if below else f"it holds {some(sorted(folder.iterdir())) or 'nothing'}"
+    hint = (
+        f"below it are {some(below)}"
+        if below
+        else f"it holds {some(sorted(folder.iterdir())) or 'nothing'}"
+    )
     raise UserError(f"There is no file of weights in {folder}, and it is not a run: {hint}.")
 
 
@@ -141,17 +173,24 @@ def _outcome(folder: Path) -> Path:
         written = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         return folder / str(written["stages"][written["outcome"]]["folder"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'plan.json'} cannot be read ({error}): give the folder of a stage.") from error
+        raise UserError(
+            f"{folder / 'plan.json'} cannot be read ({error}): give the folder of a stage."
+        ) from error
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{index} is no index of weights: give the file of weights itself.") from None
+        raise UserError(
+            f"{index} is no index of weights: give the file of weights itself."
+        ) from None
     files = tuple(index.parent / Path(str(name)).name for name in names)
     if missing := [file.name for file in files if not file.is_file()]:
-        raise UserError(f"{index} names {len(files)} files, of which {len(missing)} are not there: {some(missing)}.")
+        raise UserError(
+            f"{index} names {len(files)} files, of which {len(missing)} are not there:"
+            f" {some(missing)}."
+        )
     return files
 
 
@@ -172,14 +211,19 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def read(source: str | Path) -> Content:
-    """Nothing in the files can run code: what is not plain data is left closed. Raises UserError where no weights are."""
+    """Nothing in the files can run code: what is not plain data is left closed. Raises UserError
+    where no weights are.
+    """
     files = locate(source)
     parts = [_read_file(file) for file in files]
     if len(parts) > 1:
         merged: dict[str, Any] = {}
         for part in parts:
             if not isinstance(part.data, dict) or merged.keys() & part.data.keys():
-                raise UserError(f"{part} is no part of weights that are spread over {len(files)} files: fetch them again.")
+                raise UserError(
+                    f"{part} is no part of weights that are spread over {len(files)} files: fetch"
+                    " them again."
+                )
             merged |= part.data
         closed = sorted({name for part in parts for name in part.closed})
         parts = [Content(files[0].parent, merged, parts[0].metadata, tuple(closed))]
@@ -192,7 +236,9 @@ def _read_file(path: Path) -> Content:
         with path.open("rb") as file:
             head = file.read(4096)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}. Give yourself the right to read it.") from None
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}. Give yourself the right to read it."
+        ) from None
     if what := describe(path, head):
         raise UserError(f"{path} is broken, or no file of weights: {what}.")
     if _is_safetensors(head):
@@ -200,15 +246,22 @@ def _read_file(path: Path) -> Content:
     closed: list[str] = []
     try:
         safe_unpickle.refuse_archives(path)
-        with warnings.catch_warnings(), path.open("rb") as file:  # by its name torch would judge what it is
+        with (
+            warnings.catch_warnings(),
+            path.open("rb") as file,
+        ):  # by its name torch would judge what it is
             warnings.simplefilter("ignore")  # of old formats, which are read all the same
             try:
                 data = torch.load(file, map_location="cpu", weights_only=True)
             except UnpicklingError:
                 data, closed = safe_unpickle.load(path)
-    except Exception as error:  # broken bytes make the reader fail in many ways, each for the same reason
+    except (
+        Exception
+    ) as error:  # broken bytes make the reader fail in many ways, each for the same reason
         reason = (str(error).splitlines() or [""])[0]
-        reason = reason if " " in reason else type(error).__name__  # of a KeyError, the key says nothing
+        reason = (
+            reason if " " in reason else type(error).__name__
+        )  # of a KeyError, the key says nothing
         if "magic number" in reason:
             reason = "it is a pickle that PyTorch did not write: save the tensors by torch.save"
         raise UserError(f"{path} is broken, or no PyTorch file: {reason.rstrip('.')}.") from None
@@ -228,9 +281,13 @@ def _read_safetensors(path: Path) -> Content:
             data = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is broken or cut off, as safetensors: {error}. Fetch or write it again.") from None
+        raise UserError(
+            f"{path} is broken or cut off, as safetensors: {error}. Fetch or write it again."
+        ) from None
     if "widths" in metadata and OURS[0] not in metadata:
-        raise UserError(f"{path} is a run's head alone: give the run's folder, or the {BACKBONE} beside it.")
+        raise UserError(
+            f"{path} is a run's head alone: give the run's folder, or the {BACKBONE} beside it."
+        )
     return Content(path, data, metadata)
 
 
@@ -240,16 +297,30 @@ def _read_checkpoint(path: Path, data: dict[str, Any]) -> Content:
     instead = f"give {run}, or the {BACKBONE} in it"
     state = data.get("step")
     if not isinstance(state, dict):
-        raise UserError(f"{path} holds no weights, which its processes share in files of their own: {instead}.")
+        raise UserError(
+            f"{path} holds no weights, which its processes share in files of their own: {instead}."
+        )
     prefix = "method.backbone."
-    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    network = {key.removeprefix("network."): value for key, value in inside.items() if key.startswith("network.")}
+    inside = {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
+    network = {
+        key.removeprefix("network."): value
+        for key, value in inside.items()
+        if key.startswith("network.")
+    }
     if not network or any(".base_layer." in key for key in network):
-        raise UserError(f"{path} is a checkpoint with low-rank additions that are not merged yet: {instead}.")
+        raise UserError(
+            f"{path} is a checkpoint with low-rank additions that are not merged yet: {instead}."
+        )
     metadata = {key: stated(inside[key]) for key in ("mean", "std")}
     try:
         config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
-        metadata |= {"name": config["backbone"], "stem": config["stem"], "image_size": str(config["size"])}
+        metadata |= {
+            "name": config["backbone"],
+            "stem": config["stem"],
+            "image_size": str(config["size"]),
+        }
     except (OSError, ValueError, KeyError):
         pass  # it was moved: what it is of must be told then
     return Content(path, network, metadata)
@@ -263,10 +334,19 @@ def stated(values: Tensor) -> str:
 # What it is instead
 
 _MAGIC = (
-    (b"version https://git-lfs", "it is a pointer of Git LFS, not the weights: run git lfs pull where it was cloned"),
-    (b"version https://hawser", "it is a pointer of Git LFS, not the weights: run git lfs pull where it was cloned"),
+    (
+        b"version https://git-lfs",
+        "it is a pointer of Git LFS, not the weights: run git lfs pull where it was cloned",
+    ),
+    (
+        b"version https://hawser",
+        "it is a pointer of Git LFS, not the weights: run git lfs pull where it was cloned",
+    ),
     (b"/annex/objects/", "it is a pointer of git-annex, not the weights: run git annex get"),
-    (b"\x89HDF\r\n\x1a\n", "it is HDF5, as Keras and TensorFlow write it: convert it to PyTorch first"),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        "it is HDF5, as Keras and TensorFlow write it: convert it to PyTorch first",
+    ),
     (b"GGUF", "it is GGUF, of llama.cpp: give the weights in PyTorch or safetensors"),
     (b"\x93NUMPY", "it is an array of NumPy: give a PyTorch file or safetensors"),
     (b"\x1f\x8b", "it is compressed by gzip: unpack it first"),
@@ -279,9 +359,11 @@ _MAGIC = (
     (b"\x89PNG", "it is a PNG image"),
     (b"%PDF", "it is a PDF"),
     (b"PAR1", "it is a Parquet file, of images or a table: give it by --data"),
-)  # fmt: skip
+)
 _BY_SUFFIX = {
-    ".onnx": "it is ONNX, a graph without the names of PyTorch's weights: give the network's state dict",
+    ".onnx": (
+        "it is ONNX, a graph without the names of PyTorch's weights: give the network's state dict"
+    ),
     ".h5": "Keras and TensorFlow write such files: convert it to PyTorch first",
     ".keras": "Keras writes such files: convert it to PyTorch first",
     ".pb": "TensorFlow writes such files: convert it to PyTorch first",
@@ -294,7 +376,9 @@ _BY_SUFFIX = {
 
 
 def describe(path: Path, head: bytes) -> str | None:
-    """What a file that begins so is, and what to do, where it is nothing that weights are read from."""
+    """What a file that begins so is, and what to do, where it is nothing that weights are read
+    from.
+    """
     if not head:
         return "it is empty: fetch or write it again"
     if found := next((what for magic, what in _MAGIC if head.startswith(magic)), None):
@@ -302,7 +386,11 @@ def describe(path: Path, head: bytes) -> str | None:
     if head[4:8] == b"TFL3":
         return _BY_SUFFIX[".tflite"]
     if head.startswith(b"PK"):  # which npz and others are, too: `inert` looks into it
-        return None if zipfile.is_zipfile(path) else "it is a zip archive without its end, so cut off: fetch it again"
+        return (
+            None
+            if zipfile.is_zipfile(path)
+            else "it is a zip archive without its end, so cut off: fetch it again"
+        )
     if (text := _as_text(head)) is not None:
         return _describe_text(path, text)
     if ".data-0" in path.name:
@@ -326,16 +414,27 @@ def _as_text(head: bytes) -> str | None:
 def _describe_text(path: Path, text: str) -> str:
     start = text.lstrip("\ufeff \t\r\n")
     lowered = start[:300].lower()
-    if lowered.startswith(("<!doctype html", "<html", "<head", "<body", "<script")) or "<html" in lowered:
+    if (
+        lowered.startswith(("<!doctype html", "<html", "<head", "<body", "<script"))
+        or "<html" in lowered
+    ):
         return "it is a web page (HTML): download the file itself, not the page that shows it"
     shown = " ".join(start[:60].split()) + ("..." if len(start) > 60 else "")
     if start.startswith(("{", "[")):
         run = path.parent.joinpath("run.json").is_file()
-        remedy = f"give the run's folder, {path.parent}" if run else "give the file of weights itself, or the folder of both"
+        remedy = (
+            f"give the run's folder, {path.parent}"
+            if run
+            else "give the file of weights itself, or the folder of both"
+        )
         return f"it is JSON ({shown}): {remedy}"
     if start.startswith("<?xml") or start.startswith("<"):
         return f"it is XML, often an error in a download's place ({shown}): fetch it again"
-    return f"it is text ({shown}): fetch or write it again" if start else "it is blank: fetch or write it again"
+    return (
+        f"it is text ({shown}): fetch or write it again"
+        if start
+        else "it is blank: fetch or write it again"
+    )
 
 
 def some(names: Sequence[object], show: int = 3) -> str:

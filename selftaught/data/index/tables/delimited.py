@@ -1,4 +1,6 @@
-"""A table in a text file (CSV, TSV, JSON lines) as a header and rows, in whatever dialect a program or a person wrote it."""
+"""A table in a text file (CSV, TSV, JSON lines) as a header and rows, in whatever dialect a program
+or a person wrote it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class TextTable:
-    """Cells as text without spaces around them. A row may be shorter than the header, and never longer."""
+    """Cells as text without spaces around them. A row may be shorter than the header, and never
+    longer.
+    """
 
     header: list[str]
     rows: Records
@@ -55,7 +59,8 @@ class TextTable:
 def read_table(path: Path, *, raw_names: bool = False) -> TextTable:
     """Reads a CSV or JSON lines. Raises UserError with the line where that is not possible.
 
-    raw_names: the names of the images are no UTF-8, so that bytes of the table that are none stay as the names have them.
+    raw_names: the names of the images are no UTF-8, so that bytes of the table that are none stay
+    as the names have them.
     """
     at = printable(path)
     try:
@@ -77,17 +82,23 @@ def read_table(path: Path, *, raw_names: bool = False) -> TextTable:
     header, rows = fit_rows(records)
     for line, cells in rows:
         if len(cells) > len(header):
-            raise UserError(f"{at}, line {line}: {len(cells)} columns, but the header has {len(header)}")
+            raise UserError(
+                f"{at}, line {line}: {len(cells)} columns, but the header has {len(header)}"
+            )
     return TextTable(header, rows, encoding, records[0][0])
 
 
 def decode_text(data: bytes, raw_names: bool = False) -> tuple[str, str]:
-    """The text and its encoding: by its mark, else UTF-16 (zero bytes), UTF-8, or as Excel writes in western Europe."""
+    """The text and its encoding: by its mark, else UTF-16 (zero bytes), UTF-8, or as Excel writes
+    in western Europe.
+    """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data.decode(encoding), encoding
     if b"\0" in data[:_HEAD]:
-        encoding = "utf-16-le" if data[1:_HEAD:2].count(0) > data[0:_HEAD:2].count(0) else "utf-16-be"
+        encoding = (
+            "utf-16-le" if data[1:_HEAD:2].count(0) > data[0:_HEAD:2].count(0) else "utf-16-be"
+        )
         return data.decode(encoding), encoding
     try:
         return data.decode("utf-8"), "utf-8"
@@ -108,13 +119,17 @@ def split_rows(text: str) -> Records:
         records = _records(text, separator, strict=True)
     except csv.Error as error:
         if "unexpected end" in str(error):
-            raise ValueError("a quotation mark is not closed, and all below it became one cell") from None
+            raise ValueError(
+                "a quotation mark is not closed, and all below it became one cell"
+            ) from None
         records = _records(text, separator)
     return records[1:] if asked else records
 
 
 def find_separator(text: str) -> str:
-    """Of , ; tab | space the one by which most rows have as many cells as the first, and more of these name images."""
+    """Of , ; tab | space the one by which most rows have as many cells as the first, and more of
+    these name images.
+    """
 
     def agreement(separator: str) -> tuple[float, int]:
         try:
@@ -130,7 +145,9 @@ def find_separator(text: str) -> str:
 
 
 def fit_rows(records: Records) -> tuple[list[str], Records]:
-    """Header and rows, without the empty cells that stand beyond the header, and with a name for R's row numbers."""
+    """Header and rows, without the empty cells that stand beyond the header, and with a name for
+    R's row numbers.
+    """
     (_, header), *rows = records
     width = len(header)
     rows = [(line, cells[:width] + _trimmed(cells[width:])) for line, cells in rows]
@@ -140,7 +157,9 @@ def fit_rows(records: Records) -> tuple[list[str], Records]:
 
 
 def split_json_lines(text: str) -> Records:
-    """JSON objects, one a line, as rows: the header has every key, a list becomes `a|b`, null an empty cell."""
+    """JSON objects, one a line, as rows: the header has every key, a list becomes `a|b`, null an
+    empty cell.
+    """
     objects = []
     for line, content in enumerate(text.split("\n"), 1):
         if content.strip():
@@ -152,7 +171,10 @@ def split_json_lines(text: str) -> Records:
                 raise ValueError(f"line {line}: no JSON object")
             objects.append((line, value))
     header = list(dict.fromkeys(key for _, value in objects for key in value))
-    return [(0, header), *((line, [_json_cell(value.get(key)) for key in header]) for line, value in objects)]
+    return [
+        (0, header),
+        *((line, [_json_cell(value.get(key)) for key in header]) for line, value in objects),
+    ]
 
 
 def _json_cell(value: object) -> str:
@@ -164,7 +186,9 @@ def _json_cell(value: object) -> str:
 
 
 def _records(text: str, separator: str, *, strict: bool = False) -> Records:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=strict)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=strict
+    )
     rows = ((reader.line_num, [cell.strip() for cell in cells]) for cells in reader)
     return [(line, cells) for line, cells in rows if any(cells)]
 

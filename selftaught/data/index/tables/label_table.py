@@ -1,4 +1,6 @@
-"""What one table of labels says of the images that it is for. (Over 200 lines with the values that it is read into.)"""
+"""What one table of labels says of the images that it is for. (Over 200 lines with the values that
+it is read into.)
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from selftaught.data.index.tables.table_words import CLASS_NAMES, PATH_NAMES, UN
 from selftaught.errors import UserError
 from selftaught.text import count_text, printable
 
-Lookup = Callable[[Sequence[str]], list[Match]]  # of paths as cells have them, the images that they mean
+Lookup = Callable[
+    [Sequence[str]], list[Match]
+]  # of paths as cells have them, the images that they mean
 _SAMPLE = 200  # rows by which the column of paths is chosen
 _DOUBTFUL = ("unknown", "unlabelled", "unlabeled")
 
@@ -82,9 +86,12 @@ class LabelTable:
         return len(self.rows.paths) + self.rows.nameless - used
 
 
-def read_label_table(path: Path, places: Sequence[Root], files: Files, members: Sequence[int]) -> LabelTable:
-    """A table for the images at `members`: with a column of paths, from its own folder or from a root, and with a column of
-    classes, or of several as `a|b`, or with columns of yes and no, one a class.
+def read_label_table(
+    path: Path, places: Sequence[Root], files: Files, members: Sequence[int]
+) -> LabelTable:
+    """A table for the images at `members`: with a column of paths, from its own folder or from a
+    root, and with a column of classes, or of several as `a|b`, or with columns of yes and no, one a
+    class.
     """
     at, folder = printable(path), os.path.dirname(os.path.abspath(path))
 
@@ -102,19 +109,30 @@ def read_label_table(path: Path, places: Sequence[Root], files: Files, members: 
 
 
 def choose_path_column(table: TextTable, find: Lookup) -> tuple[TextTable, int]:
-    """The table, as one without a header where its first line is a row, and the number of its column of paths."""
+    """The table, as one without a header where its first line is a row, and the number of its
+    column of paths.
+    """
     columns = _columns(table)
     step = max(len(table.rows) // _SAMPLE, 1)
     images, first = count_images(columns, slice(None, None, step), find)
-    likely = [n for column, n in zip(columns, images, strict=True) if column.names_files or column.key in PATH_NAMES]
+    likely = [
+        n
+        for column, n in zip(columns, images, strict=True)
+        if column.names_files or column.key in PATH_NAMES
+    ]
     if step > 1 and not any(likely):
         images, first = count_images(columns, slice(None), find)
     path = choose_path(columns, images)
-    return (table.without_header() if is_first_row(path, first[path.number]) else table), path.number
+    return (
+        table.without_header() if is_first_row(path, first[path.number]) else table
+    ), path.number
 
 
-def count_images(columns: Sequence[Column], sample: slice, find: Lookup) -> tuple[list[int], list[bool]]:
-    """How many different images a sample of each column's cells names, and whether its name in the header names one.
+def count_images(
+    columns: Sequence[Column], sample: slice, find: Lookup
+) -> tuple[list[int], list[bool]]:
+    """How many different images a sample of each column's cells names, and whether its name in the
+    header names one.
 
     Where file names do, the other columns are not asked: among many images that takes time.
     """
@@ -133,7 +151,9 @@ def count_images(columns: Sequence[Column], sample: slice, find: Lookup) -> tupl
 
 
 def read_rows(table: TextTable, path: int, at: str) -> Rows:
-    """The rows of a table whose column `path` names images. Raises UserError where two differ on one path."""
+    """The rows of a table whose column `path` names images. Raises UserError where two differ on
+    one path.
+    """
     columns = _columns(table)
     paths = columns.pop(path)
     chosen, are_flags = choose_classes(columns, at)
@@ -147,10 +167,16 @@ def read_rows(table: TextTable, path: int, at: str) -> Rows:
     else:
         classes, several = read_classes(chosen[0])
     split = read_split(columns)
-    notes += _notes_on_columns(columns, chosen, split[0] if split else None) + _notes_on_classes(chosen, classes)
+    notes += _notes_on_columns(columns, chosen, split[0] if split else None) + _notes_on_classes(
+        chosen, classes
+    )
     lines = [line for line, _ in table.rows]
     rows = _different_rows(lines, paths.cells, classes, at)
-    empty = [(lines[i], paths.cells[i]) for i, cell in enumerate(chosen[0].cells) if not cell and not are_flags]
+    empty = [
+        (lines[i], paths.cells[i])
+        for i, cell in enumerate(chosen[0].cells)
+        if not cell and not are_flags
+    ]
     return Rows(
         lines=[lines[i] for i in rows],
         paths=[paths.cells[i] for i in rows],
@@ -165,7 +191,9 @@ def read_rows(table: TextTable, path: int, at: str) -> Rows:
 
 
 def claim_images(classes: Sequence[Classes | None], matches: Sequence[Match]) -> Claims:
-    """Gives each row to the one image that it means. Of several rows for an image an exact path counts first."""
+    """Gives each row to the one image that it means. Of several rows for an image an exact path
+    counts first.
+    """
     claims: dict[int, list[int]] = defaultdict(list)
     ambiguous = []
     for row, match in enumerate(matches):
@@ -186,7 +214,10 @@ def claim_images(classes: Sequence[Classes | None], matches: Sequence[Match]) ->
 
 
 def _columns(table: TextTable) -> list[Column]:
-    return [Column(i, name, cells) for i, (name, cells) in enumerate(zip(table.header, table.columns(), strict=True))]
+    return [
+        Column(i, name, cells)
+        for i, (name, cells) in enumerate(zip(table.header, table.columns(), strict=True))
+    ]
 
 
 def _is_raw(name: str) -> bool:
@@ -197,12 +228,18 @@ def _is_raw(name: str) -> bool:
 def _refuse_bad_rows(table: TextTable, used: Sequence[int], at: str) -> None:
     for line, cells in table.rows:
         if len(cells) <= max(used):
-            raise UserError(f"{at}, line {line}: {len(cells)} columns, but the header has {len(table.header)}")
+            raise UserError(
+                f"{at}, line {line}: {len(cells)} columns, but the header has {len(table.header)}"
+            )
         if any("\n" in cells[column] or "\r" in cells[column] for column in used):
-            raise UserError(f"{at}, line {line}: a cell of several lines; correct the quotation marks")
+            raise UserError(
+                f"{at}, line {line}: a cell of several lines; correct the quotation marks"
+            )
 
 
-def _different_rows(lines: Sequence[int], paths: Sequence[str], classes: Sequence[Classes | None], at: str) -> list[int]:
+def _different_rows(
+    lines: Sequence[int], paths: Sequence[str], classes: Sequence[Classes | None], at: str
+) -> list[int]:
     """One row for each path, one whose class is known if there is one."""
     rows: dict[str, int] = {}
     for i, path in enumerate(paths):
@@ -213,29 +250,49 @@ def _different_rows(lines: Sequence[int], paths: Sequence[str], classes: Sequenc
         if before is None:
             rows[name] = i
         elif (own := classes[i]) is not None and set(own) != set(before):
-            raise UserError(f"{at}, line {lines[i]}: {printable(path)} has another class further up; leave one of the two")
+            raise UserError(
+                f"{at}, line {lines[i]}: {printable(path)} has another class further up; leave one"
+                " of the two"
+            )
     return list(rows.values())
 
 
-def _notes_on_columns(columns: Sequence[Column], chosen: Sequence[Column], split: Column | None) -> list[str]:
+def _notes_on_columns(
+    columns: Sequence[Column], chosen: Sequence[Column], split: Column | None
+) -> list[str]:
     used = {column.number for column in [*chosen, *([split] if split else [])]}
-    unused = [column.name for column in columns if column.number not in used and column.key and any(column.cells)]
+    unused = [
+        column.name
+        for column in columns
+        if column.number not in used and column.key and any(column.cells)
+    ]
     if not unused:
         return []
     named = len(chosen) > 1 or chosen[0].key in CLASS_NAMES
-    return [("" if named else f"classes are those of column {chosen[0].name}; ") + f"columns not used: {', '.join(unused)}"]
+    return [
+        ("" if named else f"classes are those of column {chosen[0].name}; ")
+        + f"columns not used: {', '.join(unused)}"
+    ]
 
 
 def _notes_on_classes(chosen: Sequence[Column], classes: Sequence[Classes | None]) -> list[str]:
     notes = []
     if unknown := [i for i, row in enumerate(classes) if row is None]:
-        cells = Counter(cell for i in unknown for cell in {column.cells[i] for column in chosen} & UNKNOWN)
+        cells = Counter(
+            cell for i in unknown for cell in {column.cells[i] for column in chosen} & UNKNOWN
+        )
         words = ", ".join(cell or "empty" for cell, _ in cells.most_common(3))
         which = "a cell that does not say" if len(chosen) > 1 else "no class"
         notes.append(f"{count_text(len(unknown), 'row')} with {which} ({words}), so not labelled")
-    if doubtful := sorted({name for row in classes for name in row or () if name.casefold() in _DOUBTFUL}):
-        notes.append(f"{doubtful[0]} is taken as a class; leave the cells of images without a class empty")
+    if doubtful := sorted(
+        {name for row in classes for name in row or () if name.casefold() in _DOUBTFUL}
+    ):
+        notes.append(
+            f"{doubtful[0]} is taken as a class; leave the cells of images without a class empty"
+        )
     if len(chosen) == 1:
         minus = {name for row in classes for name in row or () if name.startswith("-")} & UNKNOWN
-        notes += [f"{name} is taken as a class, as the only other one is 1" for name in sorted(minus)]
+        notes += [
+            f"{name} is taken as a class, as the only other one is 1" for name in sorted(minus)
+        ]
     return notes

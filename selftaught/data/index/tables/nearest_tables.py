@@ -35,7 +35,8 @@ def find_tables(places: Sequence[Root], files: Files) -> list[str]:
 
 
 def nearest_tables(places: Sequence[Root], files: Files, notes: list[str]) -> list[Path | None]:
-    """Of each image the table in its folder, or else in the next folder above that has one, up to its root.
+    """Of each image the table in its folder, or else in the next folder above that has one, up to
+    its root.
 
     A labels.csv goes before metadata, and metadata counts where it has a column of classes.
     """
@@ -45,7 +46,9 @@ def nearest_tables(places: Sequence[Root], files: Files, notes: list[str]) -> li
     def table_in(folder: str) -> Path | None:
         names = _tables_in(folder)
         for name in list(names):
-            reason = f"{names[0]} lies beside it" if name != names[0] else _objection(Path(folder, name))
+            reason = (
+                f"{names[0]} lies beside it" if name != names[0] else _objection(Path(folder, name))
+            )
             if reason:
                 ignored.append((printable(os.path.join(folder, name)), reason))
                 names.remove(name)
@@ -53,7 +56,9 @@ def nearest_tables(places: Sequence[Root], files: Files, notes: list[str]) -> li
 
     @cache
     def nearest(folder: str, root: str) -> Path | None:
-        return table_in(folder) or (None if folder == root else nearest(os.path.dirname(folder), root))
+        return table_in(folder) or (
+            None if folder == root else nearest(os.path.dirname(folder), root)
+        )
 
     tables = [None if place is None else nearest(*place) for place in _folders(places, files)]
     for place in places:
@@ -66,7 +71,9 @@ def nearest_tables(places: Sequence[Root], files: Files, notes: list[str]) -> li
 
 
 def _folders(places: Sequence[Root], files: Files) -> list[tuple[str, str] | None]:
-    """Of each image its folder and its root, of a store's image the store twice; None where the root is a file or a URL."""
+    """Of each image its folder and its root, of a store's image the store twice; None where the
+    root is a file or a URL.
+    """
     folders: list[tuple[str, str] | None] = []
     for path, root in zip(files.paths, files.roots, strict=True):
         place = places[root]

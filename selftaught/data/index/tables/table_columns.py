@@ -1,6 +1,8 @@
-"""What each column of a table of labels holds: the image's path, its class, several classes, its split, or something else.
+"""What each column of a table of labels holds: the image's path, its class, several classes, its
+split, or something else.
 
-Contents decide, and names of columns where contents fit two. (Over 200 lines, as each of these has rules of its own.)
+Contents decide, and names of columns where contents fit two. (Over 200 lines, as each of these has
+rules of its own.)
 """
 
 from __future__ import annotations
@@ -40,8 +42,14 @@ class Column:
 
     @cached_property
     def key(self) -> str:
-        """Its name as `table_words` spells it; "" for none, and for the one that pandas makes up."""
-        return "" if self.name.startswith("Unnamed:") else "".join(c for c in self.name.casefold() if c.isalnum())
+        """Its name as `table_words` spells it; "" for none, and for the one that pandas makes
+        up.
+        """
+        return (
+            ""
+            if self.name.startswith("Unnamed:")
+            else "".join(c for c in self.name.casefold() if c.isalnum())
+        )
 
     @cached_property
     def values(self) -> set[str]:
@@ -60,28 +68,41 @@ class Column:
     @cached_property
     def is_other(self) -> bool:
         """Whether it is known for something beside classes."""
-        return self.key in SPLIT_NAMES or ((self.key in OTHER_NAMES or self.key.endswith("id")) and not self.is_binary)
+        return self.key in SPLIT_NAMES or (
+            (self.key in OTHER_NAMES or self.key.endswith("id")) and not self.is_binary
+        )
 
     @cached_property
     def has_too_many_values(self) -> bool:
-        """Whether it has more values than classes have: those of measurements, captions or names."""
+        """Whether it has more values than classes have: those of measurements, captions or
+        names.
+        """
         return too_many(self.values, sum(cell not in UNKNOWN for cell in self.cells))
 
     @cached_property
     def numbers_rows(self) -> bool:
         """Whether it counts 0, 1, 2, ... or 1, 2, 3, ..."""
         first = self.cells[0]
-        return first in ("0", "1") and len(self.cells) > 2 and all(c == str(i) for i, c in enumerate(self.cells, int(first)))
+        return (
+            first in ("0", "1")
+            and len(self.cells) > 2
+            and all(c == str(i) for i, c in enumerate(self.cells, int(first)))
+        )
 
 
 def choose_path(columns: Sequence[Column], images: Sequence[int]) -> Column:
     """The column that names images. images: how many different ones each column's cells name."""
-    fits = [(column, n) for column, n in zip(columns, images, strict=True) if n] or [(column, 0) for column in columns]
+    fits = [(column, n) for column, n in zip(columns, images, strict=True) if n] or [
+        (column, 0) for column in columns
+    ]
     # Numbers of rows, and numbers of classes, name 0.png, 1.png, ... too.
     fits = [pair for pair in fits if pair[0].names_files] or fits
     fits = [pair for pair in fits if pair[0].key in PATH_NAMES] or fits
     most = max(n for _, n in fits)
-    return min((pair for pair in fits if 2 * pair[1] >= most), key=lambda pair: (_path_rank(pair[0]), -pair[1]))[0]
+    return min(
+        (pair for pair in fits if 2 * pair[1] >= most),
+        key=lambda pair: (_path_rank(pair[0]), -pair[1]),
+    )[0]
 
 
 def _path_rank(column: Column) -> int:
@@ -93,12 +114,17 @@ def _path_rank(column: Column) -> int:
 
 
 def is_first_row(path: Column, names_image: bool) -> bool:
-    """Whether the line taken for a header is a row: its cell of the path names an image as those below do."""
-    return is_image(path.name) or (names_image and not path.names_files and path.key not in PATH_NAMES | ID_NAMES)
+    """Whether the line taken for a header is a row: its cell of the path names an image as those
+    below do.
+    """
+    return is_image(path.name) or (
+        names_image and not path.names_files and path.key not in PATH_NAMES | ID_NAMES
+    )
 
 
 def choose_classes(columns: Sequence[Column], at: str) -> tuple[list[Column], bool]:
-    """The column of classes, or several of yes and no, and whether it is these. `columns` are those beside the path.
+    """The column of classes, or several of yes and no, and whether it is these. `columns` are those
+    beside the path.
 
     Raises UserError where there is none, or where several may be it.
     """
@@ -108,26 +134,37 @@ def choose_classes(columns: Sequence[Column], at: str) -> tuple[list[Column], bo
     rest = [column for column in filled if column.key and not column.numbers_rows] or filled
     useful = [column for column in rest if not column.is_other]
     rest = useful or [column for column in rest if column.key not in ID_NAMES | SPLIT_NAMES] or rest
-    rest = [column for column in rest if len(column.values) > 1 or column.is_binary] or rest  # one value is no class of many
+    rest = [
+        column for column in rest if len(column.values) > 1 or column.is_binary
+    ] or rest  # one value is no class of many
     if len(rest) > 1 and not useful:
         raise UserError(f"{at}: cannot tell which column is the class: name it `class`")
     if not rest:
         raise UserError(
-            f'{at}: needs a column of classes beside the one of paths; add it, or take labels from folders ("folders") or '
-            'none ("none")'
+            f"{at}: needs a column of classes beside the one of paths; add it, or take labels from"
+            ' folders ("folders") or none ("none")'
         )
     binary = [column for column in rest if column.is_binary]
-    if len(binary) > 1 and (rest[0] in binary or len(binary) > max(2, len(rest) / 2)) and not _odd_columns(rest):
+    if (
+        len(binary) > 1
+        and (rest[0] in binary or len(binary) > max(2, len(rest) / 2))
+        and not _odd_columns(rest)
+    ):
         return binary, True
     if odd := _odd_columns(rest):
         raise UserError(
-            f"{at}: a cell of column {odd[0].name} is {_odd_cell(odd[0])!r}, and columns of classes hold 0 and 1 only: "
-            "correct it, or name the one column of classes `class`"
+            f"{at}: a cell of column {odd[0].name} is {_odd_cell(odd[0])!r}, and columns of classes"
+            " hold 0 and 1 only: correct it, or name the one column of classes `class`"
         )
     first = next(
-        (c for c in rest if c.key in WEAK_CLASS_NAMES), next((c for c in rest if not c.has_too_many_values), rest[0])
+        (c for c in rest if c.key in WEAK_CLASS_NAMES),
+        next((c for c in rest if not c.has_too_many_values), rest[0]),
     )
-    if len(rest) > 1 and first.key not in WEAK_CLASS_NAMES and any(_is_fraction(value) for value in first.values):
+    if (
+        len(rest) > 1
+        and first.key not in WEAK_CLASS_NAMES
+        and any(_is_fraction(value) for value in first.values)
+    ):
         raise UserError(f"{at}: cannot tell which column is the class: name it `class`")
     return [first], False
 
@@ -137,14 +174,20 @@ def _clearest(named: list[Column]) -> Column:
     first = named[0]
     if all(_number(value) is not None for value in first.values):
         for other in named[1:]:
-            pairs = {pair for pair in zip(first.cells, other.cells, strict=True) if not set(pair) & UNKNOWN}
+            pairs = {
+                pair
+                for pair in zip(first.cells, other.cells, strict=True)
+                if not set(pair) & UNKNOWN
+            }
             if len(pairs) == len(first.values) == len(other.values) and other.values:
                 return other
     return first
 
 
 def _odd_columns(columns: Sequence[Column]) -> list[Column]:
-    """Of several columns of yes and no those with a few cells that are neither; none where there is one such column only."""
+    """Of several columns of yes and no those with a few cells that are neither; none where there is
+    one such column only.
+    """
     odd = [column for column in columns if _odd_cell(column) is not None]
     return odd if len(odd) + sum(column.is_binary for column in columns) > 1 else []
 
@@ -157,7 +200,9 @@ def _odd_cell(column: Column) -> str | None:
 
 
 def too_many(names: Collection[str], n: int) -> bool:
-    """More classes for `n` images than could be learnt: of numbers (ages, areas) fewer will do than of words."""
+    """More classes for `n` images than could be learnt: of numbers (ages, areas) fewer will do than
+    of words.
+    """
     if all(_number(name) is not None for name in names):
         fewest = 2 if any(_is_fraction(name) for name in names) else 10
         return len({normalize_number(name) for name in names}) > max(fewest, n // 2)
@@ -165,21 +210,29 @@ def too_many(names: Collection[str], n: int) -> bool:
 
 
 def read_flags(columns: Sequence[Column]) -> tuple[list[Classes | None], bool]:
-    """Columns of yes and no, one a class, as the classes of each row; None where a cell does not say.
+    """Columns of yes and no, one a class, as the classes of each row; None where a cell does not
+    say.
 
-    Returns also whether what is not yes was left empty. An empty cell means no only where no cell of any column says no:
-    people who mark with an x do so. Where there are 1 and -1 only, -1 means no.
+    Returns also whether what is not yes was left empty. An empty cell means no only where no cell
+    of any column says no: people who mark with an x do so. Where there are 1 and -1 only, -1 means
+    no.
     """
     words = [_family(column.values) or (frozenset(), frozenset()) for column in columns]
     cells = {cell for column in columns for cell in column.cells}
-    says_no = any(_word(value) in no for column, (_, no) in zip(columns, words, strict=True) for value in column.values)
+    says_no = any(
+        _word(value) in no
+        for column, (_, no) in zip(columns, words, strict=True)
+        for value in column.values
+    )
     minus = cells & MINUS_ONE
     signed = bool(minus) and not says_no and cells.isdisjoint(UNKNOWN - minus)
     negative = minus if signed else set() if says_no else {""}
     flags: list[dict[str, bool]] = []
     for column, (positive, _) in zip(columns, words, strict=True):
         own = {cell: _word(cell) for cell in column.values}
-        flags.append({cell: word in positive for cell, word in own.items()} | dict.fromkeys(negative, False))
+        flags.append(
+            {cell: word in positive for cell, word in own.items()} | dict.fromkeys(negative, False)
+        )
     rows: list[Classes | None] = []
     for cells_of_row in zip(*(column.cells for column in columns), strict=True):
         row = [flag.get(cell) for flag, cell in zip(flags, cells_of_row, strict=True)]
@@ -189,27 +242,41 @@ def read_flags(columns: Sequence[Column]) -> tuple[list[Classes | None], bool]:
 
 
 def read_classes(column: Column) -> tuple[list[Classes | None], bool]:
-    """A column of classes, or of several as `a|b` or Python's lists, as each row's classes; and whether it is of several.
+    """A column of classes, or of several as `a|b` or Python's lists, as each row's classes; and
+    whether it is of several.
 
-    1.0 is the class 1. An empty cell is no class in a column of several, and elsewhere nothing that is known.
+    1.0 is the class 1. An empty cell is no class in a column of several, and elsewhere nothing that
+    is known.
     """
     values = column.values
     are_lists = bool(values) and all(_LIST.fullmatch(value) for value in values)
     if are_lists or any("|" in value for value in values):
-        return [None if c in UNKNOWN - {""} else _list(c) if are_lists else _parts(c) for c in column.cells], True
+        return [
+            None if c in UNKNOWN - {""} else _list(c) if are_lists else _parts(c)
+            for c in column.cells
+        ], True
     minus = set(column.cells) & MINUS_ONE
     numbers = all(_number(value) is not None for value in values)
-    signed = bool(minus) and {normalize_number(value) for value in values} == {"1"}  # 1 and -1 are two classes
+    signed = bool(minus) and {normalize_number(value) for value in values} == {
+        "1"
+    }  # 1 and -1 are two classes
     unknown = UNKNOWN - minus if signed else UNKNOWN
     names = {cell: normalize_number(cell) if numbers else cell for cell in {*values, *minus}}
     return [None if cell in unknown else (names[cell],) for cell in column.cells], False
 
 
 def read_split(columns: Iterable[Column]) -> tuple[Column, list[bool]] | None:
-    """The column that says which images are for testing (or validation), and of each row whether it is."""
+    """The column that says which images are for testing (or validation), and of each row whether it
+    is.
+    """
     for column in columns:
         values = {value.casefold() for value in column.values}
-        if column.key in SPLIT_NAMES and values & TRAIN_WORDS and values & TEST_WORDS and values <= TRAIN_WORDS | TEST_WORDS:
+        if (
+            column.key in SPLIT_NAMES
+            and values & TRAIN_WORDS
+            and values & TEST_WORDS
+            and values <= TRAIN_WORDS | TEST_WORDS
+        ):
             return column, [cell.casefold() in TEST_WORDS for cell in column.cells]
     return None
 
@@ -221,12 +288,21 @@ def is_one_hot(rows: Iterable[Classes | None]) -> bool:
 def normalize_number(value: str) -> str:
     """1.0, 1,0 and 1 are one class."""
     number = _number(value)
-    return str(int(number)) if number is not None and number.is_integer() and not value.isdecimal() else value
+    return (
+        str(int(number))
+        if number is not None and number.is_integer() and not value.isdecimal()
+        else value
+    )
 
 
 def _number(value: str) -> float | None:
     """A number, with a point or a comma before its fraction."""
-    if not value or not set(value) <= set("+-0123456789.,eE") or value[-1] in "eE+-" or value[0] in "eE":
+    if (
+        not value
+        or not set(value) <= set("+-0123456789.,eE")
+        or value[-1] in "eE+-"
+        or value[0] in "eE"
+    ):
         return None
     try:
         return float(value.replace(",", "."))
@@ -245,7 +321,9 @@ def _word(cell: str) -> str:
 
 
 def _family(values: set[str]) -> tuple[frozenset[str], frozenset[str]] | None:
-    """The family of words that a column's values are from; None if they are from none, or if there are none."""
+    """The family of words that a column's values are from; None if they are from none, or if there
+    are none.
+    """
     words = {_word(value) for value in values}
     return next(((yes, no) for yes, no in YES_AND_NO if words and words <= yes | no), None)
 

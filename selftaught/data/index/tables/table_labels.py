@@ -1,4 +1,6 @@
-"""The class of every image by tables: those that lie among the images, or one that the user names."""
+"""The class of every image by tables: those that lie among the images, or one that the user
+names.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,11 @@ class TableLabels:
     test: np.ndarray | None  # [n] bool, held out, where a column of the tables says so
 
 
-def label_by_tables(source: str, places: Sequence[Root], files: Files, notes: list[str]) -> TableLabels | None:
-    """The labels by the table `source`, or for "auto" by those that lie among the images; None: there is no table.
+def label_by_tables(
+    source: str, places: Sequence[Root], files: Files, notes: list[str]
+) -> TableLabels | None:
+    """The labels by the table `source`, or for "auto" by those that lie among the images; None:
+    there is no table.
 
     Raises UserError for a table that does not fit.
     """
@@ -49,15 +54,24 @@ def label_by_tables(source: str, places: Sequence[Root], files: Files, notes: li
     tables = [read_label_table(path, places, files, own) for path, own in members.items()]
     usual = {os.path.join(place.path, LABELS) for place in places}
     if len(tables) > 1 or (source == "auto" and str(tables[0].path) not in usual):
-        read = [f"{printable(table.path)} ({count_text(len(table.labels), 'image')})" for table in tables]
+        read = [
+            f"{printable(table.path)} ({count_text(len(table.labels), 'image')})"
+            for table in tables
+        ]
         notes.append(f"labels are read from {_first(read)}")
     covered = {i for own in members.values() for i in own}
     return join_tables(tables, files, covered, notes)
 
 
-def join_tables(tables: Sequence[LabelTable], files: Files, covered: set[int], notes: list[str]) -> TableLabels:
-    """The labels that some tables give together. Images that no table is for (not `covered`) keep what their store says."""
-    from_stores = {i: names for i, names in enumerate(files.said) if names is not None and i not in covered}
+def join_tables(
+    tables: Sequence[LabelTable], files: Files, covered: set[int], notes: list[str]
+) -> TableLabels:
+    """The labels that some tables give together. Images that no table is for (not `covered`) keep
+    what their store says.
+    """
+    from_stores = {
+        i: names for i, names in enumerate(files.said) if names is not None and i not in covered
+    }
     rows: dict[int, Classes | None] = {**from_stores}
     for table in tables:
         rows |= table.labels
@@ -67,8 +81,8 @@ def join_tables(tables: Sequence[LabelTable], files: Files, covered: set[int], n
     notes += _notes_on_tables(tables, files)
     if missing:
         notes.append(
-            f"{len(missing):,} of {count_text(len(files), 'image')} have no row in {names} and so no label, for example "
-            f"{printable(missing[0])}"
+            f"{len(missing):,} of {count_text(len(files), 'image')} have no row in {names} and so"
+            f" no label, for example {printable(missing[0])}"
         )
     if unused := sum(table.unused for table in tables):
         notes.append(f"{count_text(unused, 'row')} of {names} without an image")
@@ -85,32 +99,50 @@ def join_tables(tables: Sequence[LabelTable], files: Files, covered: set[int], n
         return TableLabels(None, (), test)
     if too_many(classes, n := sum(row is not None for row in rows.values())):
         raise UserError(
-            f"{names}: {len(classes):,} classes for {count_text(n, 'image')} are too many; leave out what is no class "
-            '(sizes, dates, captions), or take no labels ("none")'
+            f"{names}: {len(classes):,} classes for {count_text(n, 'image')} are too many; leave"
+            ' out what is no class (sizes, dates, captions), or take no labels ("none")'
         )
     return TableLabels(labels, classes, test)
 
 
 def _first(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    return ", ".join(names[:most]) + (
+        f" and {len(names) - most:,} more" if len(names) > most else ""
+    )
 
 
 def _refuse_no_labels(
-    tables: Sequence[LabelTable], rows: dict[int, Classes | None], missing: Sequence[str], names: str, n: int
+    tables: Sequence[LabelTable],
+    rows: dict[int, Classes | None],
+    missing: Sequence[str],
+    names: str,
+    n: int,
 ) -> None:
     if not rows:
-        remedy = 'name each image by its path from the folder of the CSV, or take no labels ("none")'
+        remedy = (
+            'name each image by its path from the folder of the CSV, or take no labels ("none")'
+        )
         if table := next((table for table in tables if table.claims.ambiguous), None):
             path = table.rows.paths[table.claims.ambiguous[0][0]]
-            raise UserError(f"{names}: the same names lie in several folders, for example {printable(path)}: {remedy}")
+            raise UserError(
+                f"{names}: the same names lie in several folders, for example {printable(path)}:"
+                f" {remedy}"
+            )
         if not all(table.is_utf for table in tables):
             remedy = f"save it as UTF-8, which it is not, and {remedy}"
         raise UserError(
-            f"not one of {count_text(n, 'image')} has a row in {names}, for example {printable(missing[0])}: {remedy}"
+            f"not one of {count_text(n, 'image')} has a row in {names}, for example"
+            f" {printable(missing[0])}: {remedy}"
         )
     if all(row is None for row in rows.values()):
-        remedy = "columns of 0 and 1 need a cell for every class" if tables[0].rows.columns else "write classes into it"
-        raise UserError(f'{names}: no image has a known class there; {remedy}, or take no labels ("none")')
+        remedy = (
+            "columns of 0 and 1 need a cell for every class"
+            if tables[0].rows.columns
+            else "write classes into it"
+        )
+        raise UserError(
+            f'{names}: no image has a known class there; {remedy}, or take no labels ("none")'
+        )
 
 
 def _refuse_empty_cells(tables: Sequence[LabelTable], classes: Sequence[str]) -> None:
@@ -119,8 +151,8 @@ def _refuse_empty_cells(tables: Sequence[LabelTable], classes: Sequence[str]) ->
         if table.rows.empty is not None:
             line, path = table.rows.empty
             raise UserError(
-                f"{printable(table.path)}, line {line}: no class for {printable(path)}, and all others are {', '.join(classes)}: "
-                "name two classes or more"
+                f"{printable(table.path)}, line {line}: no class for {printable(path)}, and all"
+                f" others are {', '.join(classes)}: name two classes or more"
             )
 
 
@@ -134,7 +166,10 @@ def _join_splits(
     if not test.any():
         return None
     if test.all() or all(rows.get(int(i)) is None for i in np.flatnonzero(test)):
-        notes.append("the tables' split is not used: it needs images to train on and labelled ones to test on")
+        notes.append(
+            "the tables' split is not used: it needs images to train on and labelled ones to"
+            " test on"
+        )
         return None
     return test
 
@@ -145,17 +180,26 @@ def _notes_on_tables(tables: Iterable[LabelTable], files: Files) -> list[str]:
     for table in tables:
         own = list(table.rows.notes)
         if not table.is_utf:
-            own.append("not in UTF-8, so read as Windows-1252; save it as UTF-8 if letters are wrong")
+            own.append(
+                "not in UTF-8, so read as Windows-1252; save it as UTF-8 if letters are wrong"
+            )
         if table.claims.by_name:
-            own.append(f"{count_text(table.claims.by_name, 'image')} by file name, as the row has not all folders")
+            own.append(
+                f"{count_text(table.claims.by_name, 'image')} by file name, as the row has not all"
+                " folders"
+            )
         if images := table.claims.conflicts:
             example = printable(files.paths[images[0]])
             own.append(
-                f"{count_text(len(images), 'image')} with rows of different classes, so not labelled, for example {example}"
+                f"{count_text(len(images), 'image')} with rows of different classes, so not"
+                f" labelled, for example {example}"
             )
         if rows := table.claims.ambiguous:
             both = " and ".join(printable(files.paths[i]) for i in rows[0][1][:2])
-            own.append(f"{count_text(len(rows), 'row')} of one name and several images, so not used, for example of {both}")
+            own.append(
+                f"{count_text(len(rows), 'row')} of one name and several images, so not used, for"
+                f" example of {both}"
+            )
         for note in own:
             notes[note].append(printable(table.path))
     return [f"{_first(names)}: {note}" for note, names in notes.items()]

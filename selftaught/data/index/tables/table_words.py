@@ -1,4 +1,6 @@
-"""The words that people and programs write in tables of labels: names of columns, what is not known, yes and no."""
+"""The words that people and programs write in tables of labels: names of columns, what is not
+known, yes and no.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +11,36 @@ def _words(text: str) -> frozenset[str]:
 
 # Names of columns, in small letters and without spaces, dots, dashes and underscores.
 PATH_NAMES = _words(
-    "image images img imgs path paths file files filename filenames filepath imagepath imgpath imagefile imagefilename "
-    "imagename imgname imageid imgid relpath relativepath fname picture photo name bild bildname bildpfad datei dateiname "
-    "dateipfad pfad"
+    "image images img imgs path paths file files filename filenames filepath imagepath imgpath"
+    " imagefile imagefilename imagename imgname imageid imgid relpath relativepath fname picture"
+    " photo name bild bildname bildpfad datei dateiname dateipfad pfad"
 )
 ID_NAMES = _words("id ids key uid uuid index idx no nr level0")
 CLASS_NAMES = _words(
-    "class classes classname classid classlabel label labels labelname labelid category categories categoryname categoryid "
-    "target targets targetname groundtruth gt klasse klassen kategorie species breed diagnosis dx"
+    "class classes classname classid classlabel label labels labelname labelid category categories"
+    " categoryname categoryid target targets targetname groundtruth gt klasse klassen kategorie"
+    " species breed diagnosis dx"
 )
-WEAK_CLASS_NAMES = _words("y tag tags type kind art typ")  # such a column may as well hold another thing
+WEAK_CLASS_NAMES = _words(
+    "y tag tags type kind art typ"
+)  # such a column may as well hold another thing
 SPLIT_NAMES = _words("split splits set subset partition phase usage fold")
 TRAIN_WORDS = _words("train training trainval")  # cells of such a column
 TEST_WORDS = _words("test testing val valid validation dev eval evaluation holdout")
 OTHER_NAMES = ID_NAMES | _words(
-    "comment comments remark remarks note notes bemerkung bemerkungen kommentar width height breite höhe hoehe w h size "
-    "filesize date datum time timestamp year patient subject author photographer source license url md5 sha1 sha256 hash "
-    "bbox xmin ymin xmax ymax lat lon latitude longitude age sex gender score confidence weight"
+    "comment comments remark remarks note notes bemerkung bemerkungen kommentar width height breite"
+    " höhe hoehe w h size filesize date datum time timestamp year patient subject author"
+    " photographer source license url md5 sha1 sha256 hash bbox xmin ymin xmax ymax lat lon"
+    " latitude longitude age sex gender score confidence weight"
 )
 
 MINUS_ONE = _words("-1 -1.0 -1,0")
 # "none" and "unknown" in small letters may be classes.
-UNKNOWN = MINUS_ONE | {""} | _words("nan NaN NAN -nan -NaN NA N/A n/a #N/A #NA <NA> NaT None null Null NULL ?")
+UNKNOWN = (
+    MINUS_ONE
+    | {""}
+    | _words("nan NaN NAN -nan -NaN NA N/A n/a #N/A #NA <NA> NaT None null Null NULL ?")
+)
 
 # Yes and no, one family of words a column. Numbers stand as 1 and 0, words in small letters.
 YES_AND_NO = (
