@@ -72,6 +72,12 @@ class Setting:
     parts: int = 1  # that a batch is worked through in: a loss sees one at a time
     begun: bool = False  # from weights that are there, not from random ones
 
+    @property
+    def shown(self) -> int:
+        """Images that an epoch shows: those that fill no part of a batch are left out."""
+        part = max(self.batch // self.parts, 1)
+        return max(self.images // part * part, 1)
+
 
 class Method(nn.Module, ABC):
     """Predict pseudo-labels (`targets`) from images (`inputs`).
@@ -115,9 +121,14 @@ class Method(nn.Module, ABC):
 
         @property
         def least(self) -> int:
-            """Images that each process must have in a part of a batch: batch norms of vectors need
-            two.
+            """Images that each process must have in a part of a batch: a batch norm of vectors
+            needs two values.
             """
+            return 1
+
+        @property
+        def least_shown(self) -> int:
+            """Images that an epoch must show: as many as there are clusters to make of them."""
             return 1
 
         @property

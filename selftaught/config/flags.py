@@ -13,6 +13,7 @@ from tyro.conf import arg
 
 from selftaught.config import defaults as recipe
 from selftaught.config import registry
+from selftaught.config.batch_check import refuse_few
 from selftaught.config.flag_values import Count, reader
 from selftaught.config.recipes import find_recipe
 from selftaught.config.stage import Data, Stage
@@ -413,16 +414,18 @@ def stage_from(
     stem = pick("stem", lambda: "imagenet" if begun else recipe.stem_for(backbone, size))
     batch = pick("batch", lambda: recipe.batch_for(index, device))
     require(batch >= 1, "--batch", "1 or more", batch)
-    if len(index.train) < batch:
+    if given["steps"] != 0:
+        refuse_few(method_name, len(index.train))
+    if (images := len(index.train)) < batch:
         raise UserError(
-            f"{len(index.train)} training images are fewer than a batch of {batch}: lower --batch"
+            f"{images} training images are fewer than a batch of {batch}: --batch {images} or less"
         )
     steps = steps_of(given, base, index, batch, device)
     accumulate = pick("accumulate", lambda: 1)
     defaults = of_base(base, method_name, optimizer_name) if base else {}
     if base is None or registry.method_name(base) != method_name:
         features = recipe.features_of(backbone)
-        images, parts = len(index.train), max(accumulate, 1)
+        parts = max(accumulate, 1)
         setting = Setting(
             images=images, batch=batch, steps=steps, features=features, parts=parts, begun=begun
         )

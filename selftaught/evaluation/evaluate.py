@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from selftaught import files
 from selftaught.config.stage import Data
+from selftaught.data.alike import refuse_alike
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.data.pixel_range import PixelRange
@@ -111,6 +112,7 @@ def evaluate_run(
     reason = refusal(index.labels[train], index.labels[test]) if len(train) and len(test) else None
     if reason and all(p.learns for p in protocols):
         raise UserError(reason)  # before any image is looked at
+    refuse_alike(images, torch.cat([train, test]), progress.say)
 
     troubles: set[str] = set()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class HardExample(ABC):
             "a share of training, from 0 to below 1",
             self.start,
         )
+
+    least: ClassVar[int] = 1  # images that each process must have in a part of a batch
 
     @property
     def reuses_gradient(self) -> bool:

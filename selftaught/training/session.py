@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from selftaught.config.batch_check import check_counts
 from selftaught.config.stage import Stage, method_of
+from selftaught.data.alike import refuse_alike
 from selftaught.data.index.build import Index
 from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.data.loading.loader import Batches, Raw
@@ -141,21 +143,18 @@ def check(stage: Stage, index: Index) -> None:
             f"a batch of {stage.batch} does not divide into {world_size()} processes x"
             f" {stage.accumulate} parts: change --batch or --accumulate"
         )
-    part = stage.batch // stage.accumulate
-    if (method.couples_samples or method.couples_targets) and part < 2:
-        raise UserError(
-            f"{method.__name__} compares the images of a batch: a part of one image has nothing to"
-            " compare"
-        )
-    if part // world_size() < stage.method.least:
-        raise UserError(
-            f"{method.__name__} needs {stage.method.least} images in each part and process, for its"
-            " batch norms: raise --batch or lower --accumulate"
-        )
+    if stage.steps:
+        check_counts(stage, len(training_positions(stage, index)))
     if stage.trainable not in ("all", "norm", "none"):
         with torch.device("meta"):
             network = backbone_module.create(stage.backbone, stem=stage.stem, image_size=stage.size)
             backbone_module.set_trainable(network, stage.trainable)
+
+
+def training_positions(stage: Stage, index: Index) -> Tensor:
+    """Positions [n] of the images that a stage trains on."""
+    needs_labels = method_of(stage.method).needs_labels
+    return index.train[index.labelled[index.train]] if needs_labels else index.train
 
 
 def build_session(
@@ -182,7 +181,9 @@ def build_session(
         pixel_range=index.pixel_range,
         on_progress=on_progress,
     )
-    positions = index.train[index.labelled[index.train]] if method.needs_labels else index.train
+    positions = training_positions(stage, index)
+    if stage.steps:
+        refuse_alike(images, positions, say)
     per_process = stage.batch // (world_size() * stage.accumulate)
     batches = Batches(
         images,

@@ -520,11 +520,6 @@ def carry_out(
     held = facts.get("held") if device.type == "cpu" else None
     trainee = build_session(stage, index, device, conduct.workers, conduct.say, hold=held)
     steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
-    if not steps_per_epoch and stage.steps:
-        raise UserError(
-            f"{len(index.train)} training images are fewer than a batch of {stage.batch}: lower"
-            " --batch"
-        )
     step, method = trainee.step, trainee.method
     if conduct.fsdp and world_size() == 1:
         conduct.say("one process holds all: --fsdp has nothing to share out")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from selftaught.data import pixel_range as pixel_range_module
+from selftaught.data.alike import note_copies
 from selftaught.data.index import cache as recall
 from selftaught.data.index.file_checks import check
 from selftaught.data.index.label_budget import Budget, draw
@@ -250,6 +251,7 @@ def build_index(
     own = packed.or_else(pixel_range_module.measure_range(measured))
     pixel_range = None if pixel_range is None else pixel_range.or_else(own)
     notes += pixel_range_module.notes(pixel_range, measured, own)
+    notes += note_copies(files)
     listing, fingerprint = _fingerprints(
         files, known, classes, pixel_range_module.used(pixel_range, measured)
     )

@@ -248,6 +248,19 @@ def default_canvas(sizes: Tensor, size: int) -> int:
     return max(size, min(2 * size, short + short % 2))
 
 
+def spread_sample(images: Images, positions: Tensor, limit: int) -> Tensor:
+    """At most `limit` of `positions`, evenly spaced: every process and every machine takes the same
+    ones.
+    """
+    if not len(positions):
+        raise ValueError("a sample of no images")
+    if images.groups is not None and images.groups.scattered:  # held or not: the sample is the same
+        return images.groups.sample(positions, limit)
+    return positions[
+        torch.linspace(0, len(positions) - 1, min(limit, len(positions))).round().long()
+    ]
+
+
 def statistics(
     images: Images, positions: Tensor, limit: int = 2000
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -258,16 +271,7 @@ def statistics(
     integers: every process and every machine gets the same numbers. A channel that never changes
     gets 1/255, as one divides by it.
     """
-    if not len(positions):
-        raise ValueError("statistics of no images")
-    if (
-        images.groups is not None and images.groups.scattered
-    ):  # held or not: the numbers are the same
-        chosen = images.groups.sample(positions, limit)
-    else:
-        chosen = positions[
-            torch.linspace(0, len(positions) - 1, min(limit, len(positions))).round().long()
-        ]
+    chosen = spread_sample(images, positions, limit)
     total = torch.zeros(3, dtype=torch.int64)
     squares = torch.zeros(3, dtype=torch.int64)
     parts = chosen.split(64)

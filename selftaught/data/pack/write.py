@@ -131,10 +131,12 @@ def _carry_out(
                 if on_progress is not None:
                     on_progress(so_far + n, total)
 
-            atomic(
-                out / file,
-                lambda draft, rows=positions: _write(draft, plan, rows, encoding, progress),
-            )  # type: ignore[misc]
+            def write_shard(
+                draft: Path, rows: list[int] = positions, report: Any = progress
+            ) -> None:
+                _write(draft, plan, rows, encoding, report)
+
+            atomic(out / file, write_shard)
             entries[number] = _entry(out / file, len(positions))
             write_json(
                 out / parquet_rows.MANIFEST, {**written, "shards": entries, "finished": False}

@@ -39,13 +39,16 @@ class DeepCluster(Method):
             """
             epoch = max(setting.images // setting.batch, 1)
             every = max(min(-(-200 // epoch), setting.steps // epoch // 5), self.every)
-            return replace(
-                self, clusters=min(self.clusters, max(setting.images // 50, 8)), every=every
-            )
+            clusters = min(self.clusters, max(setting.images // 50, 8), setting.shown)
+            return replace(self, clusters=clusters, every=every)
 
         @property
         def least(self) -> int:
             return 1 if self.symmetric else 2
+
+        @property
+        def least_shown(self) -> int:
+            return self.clusters
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)

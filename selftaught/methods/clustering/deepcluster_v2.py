@@ -39,8 +39,16 @@ class DeepClusterV2(Method):
             """Some ten clusters a class serve best; classes being unknown, a cluster gets some
             fifty images.
             """
-            clusters = min(self.clusters, max(setting.images // 50, 8))
+            clusters = min(self.clusters, max(setting.images // 50, 8), setting.shown)
             return replace(self, hidden=setting.features, clusters=clusters)
+
+        @property
+        def least(self) -> int:
+            return 2  # a small view of its own size passes alone
+
+        @property
+        def least_shown(self) -> int:
+            return self.clusters
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)

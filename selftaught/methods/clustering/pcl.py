@@ -53,7 +53,7 @@ class PCL(Method):
             paper's on ImageNet.
             """
             like = moco_config(self).suited(setting)
-            clusters = min(self.clusters, max(setting.images // 12, 8))
+            clusters = min(self.clusters, max(setting.images // 12, 8), setting.shown)
             epoch = setting.images // setting.batch
             warmup = (
                 self.warmup if setting.steps > 2 * epoch else 0.0
@@ -66,6 +66,10 @@ class PCL(Method):
                 clusters=clusters,
                 warmup=warmup,
             )
+
+        @property
+        def least_shown(self) -> int:
+            return self.clusters
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)

@@ -61,6 +61,10 @@ class SwAV(Method):
             )
             return replace(fitted, queue=queue - queue % setting.batch)
 
+        @property
+        def least(self) -> int:
+            return 2  # a small view of its own size passes alone
+
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         if config.queue > images:

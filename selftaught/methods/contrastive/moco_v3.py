@@ -29,6 +29,10 @@ class MoCoV3(TeacherStudent):
             True  # a ViT's projection of patches stays random, which keeps training steady
         )
 
+        @property
+        def least(self) -> int:
+            return 2  # the predictor sees one view at a time
+
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         c = self.config = config

@@ -21,6 +21,10 @@ class BYOL(TeacherStudent):
     class Config(TeacherStudent.Config):
         """What all such methods have; `hidden` is the predictor's width, too."""
 
+        @property
+        def least(self) -> int:
+            return 2  # the predictor sees one view at a time
+
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim))

@@ -39,6 +39,10 @@ class SimSiam(Method):
                 bottleneck=min(self.bottleneck, max(width // 4, 1)),
             )
 
+        @property
+        def least(self) -> int:
+            return 2  # the predictor sees one view at a time
+
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
         self.backbone = backbone

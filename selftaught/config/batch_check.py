@@ -1,0 +1,85 @@
+"""Whether a batch and a training set have images enough for a stage: refused before anything is
+trained.
+"""
+
+import torch
+
+from selftaught.config.registry import method_name
+from selftaught.config.stage import Stage, method_of
+from selftaught.distributed import world_size
+from selftaught.errors import UserError
+from selftaught.hard.base import part_name
+from selftaught.models import backbone as backbone_module
+from selftaught.text import count_text
+
+
+def check_counts(stage: Stage, images: int) -> None:
+    """Raises UserError where a batch, or the whole training set of so many images, is too small."""
+    method, name, world = stage.method, method_name(stage), world_size()
+    part = stage.batch // stage.accumulate
+    needs = {"for its batch norms": world * method.least}
+    if method_of(method).couples_samples or method_of(method).couples_targets:
+        needs["as it compares them"] = 2
+    needs |= {f"for {part_name(h)}": world * h.least for h in stage.hard if h.weight}
+    if part == world and not takes_one_image(stage):
+        needs[
+            f"as batch norms of {stage.backbone} see one value of an image of {stage.size} pixels"
+        ] = 2 * world
+    reason, least = max(needs.items(), key=lambda need: need[1])
+    refuse_few(name, images, max(least, 2))
+    if part < least:
+        most = stage.batch // least
+        fewer = (
+            f", or --accumulate {most}{' or less' if most > 1 else ''}"
+            if stage.accumulate > 1 and most
+            else ""
+        )
+        remedy = f"--batch {least * stage.accumulate} or more{fewer}"
+        if least * stage.accumulate > images:
+            remedy = f"--batch {least} --accumulate 1"
+        where = (
+            "a batch" if stage.accumulate == 1 else f"each of {stage.accumulate} parts of a batch"
+        )
+        raise UserError(f"{name} needs at least {least} images in {where}, {reason}: {remedy}")
+    if images < stage.batch:
+        unit = world * stage.accumulate
+        remedy = (
+            f"--batch {images // unit * unit} or less"
+            if images >= unit
+            else "lower --batch and --accumulate"
+        )
+        raise UserError(
+            f"{count_text(images, 'training image')} are fewer than a batch of {stage.batch}:"
+            f" {remedy}"
+        )
+    if (shown := images // part * part) < method.least_shown:
+        raise UserError(
+            f"{name} makes {method.least_shown:,} clusters of the images of an epoch, which shows"
+            f" {shown:,}: --method.clusters {shown} or less"
+        )
+
+
+def refuse_few(name: str, images: int, least: int = 2) -> None:
+    """Raises UserError where a method of that name would train on too few images: of one alone
+    there is no other to tell.
+    """
+    if images < least:
+        raise UserError(
+            f"{name} needs at least {least} images to train on, and there"
+            f" {'is' if images == 1 else 'are'} {images}: add images, or hold fewer out by a lower"
+            " --holdout"
+        )
+
+
+def takes_one_image(stage: Stage) -> bool:
+    """Whether batch norms of the backbone have something to average over where one image at a time
+    passes.
+    """
+    with torch.device("meta"):
+        backbone = backbone_module.create(stage.backbone, stem=stage.stem, image_size=stage.size)
+        backbone_module.set_trainable(backbone, stage.trainable)
+        try:
+            backbone.train()(torch.zeros(1, 3, stage.size, stage.size))
+        except ValueError:  # torch's, of "more than 1 value per channel"
+            return False
+    return True
