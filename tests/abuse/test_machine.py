@@ -33,9 +33,9 @@ from tests.abuse.harness import (
     assert_refused,
     at_step,
     facts,
+    filesystem,
     is_readable_checkpoint,
     learnt,
-    locations,
     network,
     photos,
     read_from_disk,
@@ -447,7 +447,7 @@ def test_a_web_server_that_fails(
     case: Case, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_less(monkeypatch)
-    monkeypatch.setattr(locations, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(filesystem, "_TIMEOUT", 0.5)
     with served(SERVERS[case.id.removeprefix("http-")][1]) as url:
         assert_refused(sandbox.run("pretrain", "--data", url, "--out", "out", *SMALL), "127.0.0.1")
 

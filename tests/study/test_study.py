@@ -386,7 +386,7 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["hpt", "hpt_moco", "hpt_hexa"])
 def test_the_plans_of_the_benchmark_fit(name: str) -> None:
-    setup = design.read(Path(__file__).parents[1] / "benchmarks" / "plans" / f"{name}.yaml")
+    setup = design.read(Path(__file__).parents[2] / "benchmarks" / "plans" / f"{name}.yaml")
     assert all(design.cells(study, setup) for study in STUDIES)
 
 

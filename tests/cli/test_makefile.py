@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PYTHON = f"""#!/bin/sh
 case "$*" in
 *"pip install"*) echo "$*" >> installed ;;

@@ -21,7 +21,7 @@ from selftaught.training.signals import STOPPING
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "examples" / "slurm" / "selftaught.sbatch"
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="the template needs bash 4.4 or newer, as SLURM's nodes have it"
