@@ -18,10 +18,8 @@ from unittest import mock
 from benchmarks.common import evaluated, kept, write
 from selftaught.cli.main import main
 
-HELD, ANEW = (
-    2**60,
-    0,
-)  # bytes of memory that seem to be free: images are held there, or read anew in every epoch
+# bytes of memory that seem to be free: images are held there, or read anew in every epoch
+HELD, ANEW = (2**60, 0)
 KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "as it is": (HELD, ()),
     "reference views": (HELD, ("--views", "reference")),

@@ -37,12 +37,8 @@ from selftaught.views.spec import Views
 OUT = Path(__file__).parents[1] / "docs" / "figures" / "methods"
 LARGEST = 60_000  # bytes of a picture
 STEPS = 120
-WIDTH, HEIGHT, TILE, TALL = (
-    8.0,
-    2.75,
-    0.81,
-    1.9,
-)  # inches: of a picture, of a photograph's row, of a matrix
+# inches: of a picture, of a photograph's row, of a matrix
+WIDTH, HEIGHT, TILE, TALL = (8.0, 2.75, 0.81, 1.9)
 CANVAS = 128
 SIZES = {"cpc": 96, "densecl": 96}  # pixels of a view, where there are parts of it to see; else
 SIZE = 64
@@ -58,10 +54,8 @@ SMALL = {
     "hidden": 64,
     "dim": 24,
 }
-TOGETHER = {
-    "barlow-twins": 8,
-    "vicreg": 8,
-}  # views of each photograph in a batch: statistics need many
+# views of each photograph in a batch: statistics need many
+TOGETHER = {"barlow-twins": 8, "vicreg": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +110,8 @@ def trained(name: str, data: Photographs) -> Method:
     config = dataclasses.replace(known.suited(setting), **fitting)
     earlier = []
     if name == "distillation":
-        config = dataclasses.replace(
-            config, temperature=4.0
-        )  # such that more than one class is to be seen
+        # such that more than one class is to be seen
+        config = dataclasses.replace(config, temperature=4.0)
         teacher = trained("supervised", data)
         earlier = [nn.Sequential(teacher.backbone, teacher.kept_head())]
     method = METHODS[name](config, backbone, len(data.names), *earlier)
@@ -162,9 +155,8 @@ def others(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
 
 def teachers(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     """What is predicted, and what a teacher says of the other view."""
-    first = (
-        said[0][0] if isinstance(said[0], tuple) else said[0]
-    )  # SimSiam: beside it what it was made of
+    # SimSiam: beside it what it was made of
+    first = said[0][0] if isinstance(said[0], tuple) else said[0]
     values = alike(first, targets[0])
     columns = (
         "teacher's embedding of view 2"
@@ -451,9 +443,8 @@ def draw(name: str, out: Path = OUT) -> Path:
         targets = method.targets(batch, said)
         panels = SEEN[name](method, said, targets, batch)
         seen = [("photograph", data.plain()), *pictures(method, batch)]
-    left = min(
-        TILE * len(seen), 0.55 * WIDTH
-    )  # inches; what is seen takes this much, what is learnt the rest
+    # inches; what is seen takes this much, what is learnt the rest
+    left = min(TILE * len(seen), 0.55 * WIDTH)
     figure = pyplot.figure(figsize=(WIDTH, HEIGHT), dpi=100)
 
     def place(x: float, y: float, wide: float, high: float) -> Any:
@@ -477,9 +468,8 @@ def draw(name: str, out: Path = OUT) -> Path:
     room = (WIDTH - left - 0.2) / len(panels)
     for i, panel in enumerate(panels):
         rows, columns = panel.values.shape
-        cell = min(
-            TALL / rows, (room - 0.8) / columns
-        )  # square, unless that would be too narrow to see
+        # square, unless that would be too narrow to see
+        cell = min(TALL / rows, (room - 0.8) / columns)
         wide, high = max(cell * columns, 0.6), TALL if columns < rows else max(cell * rows, 0.9)
         x, y = left + 0.2 + (i + 0.5) * room - wide / 2 - 0.05, 0.4 + (TALL - high) / 2
         axis = place(x, y, wide, high)

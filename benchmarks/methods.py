@@ -36,15 +36,12 @@ from selftaught.methods import METHODS
 from selftaught.runs import folder as run_folder
 
 HEXA = ("adversarial", "cutmix")
+# on images alone
 NAMES = [
     name for name, m in METHODS.items() if not (m.needs_labels or hasattr(m.Config, "teacher"))
-]  # on images alone
-COUNTERPART = {
-    "plain": None,
-    "hexa": "plain",
-    "long": "hexa",
-    "peer": "plain",
-}  # what each is compared with, image by image
+]
+# what each is compared with, image by image
+COUNTERPART = {"plain": None, "hexa": "plain", "long": "hexa", "peer": "plain"}
 WORDS = {
     "plain": "",
     "hexa": "HEXA, equal steps",

@@ -213,9 +213,8 @@ def stop(name: str, daemon: "subprocess.Popen[bytes]") -> None:
 
 def sbatch(*words: str, script: str = "selftaught") -> str:
     """Submit a command by a template of ours; returns the job's number."""
-    flags = [
-        word for word in words if word.startswith("-") and "=" in word
-    ]  # as sbatch takes them, in one word each
+    # as sbatch takes them, in one word each
+    flags = [word for word in words if word.startswith("-") and "=" in word]
     command = [word for word in words if word not in flags]
     job = call("sbatch", "--parsable", *flags, f"examples/slurm/{script}.sbatch", *command).strip()
     say(f"job {job}: {' '.join([*flags, *command])}")
@@ -295,9 +294,8 @@ def went_on(job: str, *lengths: int) -> None:
     """Every stage began once, although the job was begun several times."""
     text = output(job)
     begun = [text.count(f"step 0 of {steps:,} ") for steps in lengths]
-    stops = dict.fromkeys(
-        re.findall(r"stopped at step (\d+) of (\d+)", text)
-    )  # each process says so
+    # each process says so
+    stops = dict.fromkeys(re.findall(r"stopped at step (\d+) of (\d+)", text))
     told = ", ".join(f"{at} of {of}" for at, of in stops) or "none"
     require(
         begun == [1] * len(lengths),
@@ -576,9 +574,8 @@ def main() -> int:
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
     work = folder / "work"
-    shutil.copytree(
-        EXAMPLES, work / "examples"
-    )  # jobs are submitted from the folder that holds them
+    # jobs are submitted from the folder that holds them
+    shutil.copytree(EXAMPLES, work / "examples")
     os.chdir(work)
     for seed, name in enumerate(("source", "target")):
         images(Path("images") / name, seed)

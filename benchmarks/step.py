@@ -150,9 +150,8 @@ def beside_compiled(made: Callable[..., Trained], rounds: int) -> dict[str, Any]
     for _ in range(2):
         compiled.once()
     first = time.perf_counter() - began
-    clock = (
-        time.perf_counter if DEVICE.type == "cuda" else time.process_time
-    )  # of a CPU that others use, too
+    # of a CPU that others use, too
+    clock = time.perf_counter if DEVICE.type == "cuda" else time.process_time
     times = interleaved({"plain": plain.once, "compiled": compiled.once}, rounds, clock=clock)
     return {
         "ratio": ratios(times, "compiled", "plain"),

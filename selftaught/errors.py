@@ -16,7 +16,8 @@ class FileError(UserError, OSError):
 
 _ELSEWHERE = "ask for the permission, or choose another place"
 _PATH = "a part of this path is a file: move that away, or choose another place"
-REMEDIES = {  # by the number that the system gives
+# by the number that the system gives
+REMEDIES = {
     errno.ENOSPC: "free some space on this disk, or choose another one",
     errno.EDQUOT: "free some of your quota, or choose another disk",
     errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose another disk",

@@ -38,13 +38,8 @@ LOCK = "run.lock"  # in a run's folder: held by the process that trains it
 _COPY = "copy it here again, or delete it"
 
 
-_NO_LOCKS = (
-    errno.ENOLCK,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EINVAL,
-    errno.EBADF,
-)  # what disks without locks answer
+# what disks without locks answer
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 
 # in the names of files that a process of this machine writes

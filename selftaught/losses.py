@@ -12,9 +12,8 @@ def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) 
 
     query, key [B, D]; negatives [K, D]; all of unit norm.
     """
-    query = (
-        query / temperature
-    )  # it is small: the logits, which are many, are not gone over once more
+    # it is small: the logits, which are many, are not gone over once more
+    query = query / temperature
     positive = (query * key).sum(1, keepdim=True)  # [B, 1]
     logits = torch.cat([positive, query @ negatives.T], dim=1)
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
@@ -56,9 +55,8 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """
     q = ((scores - scores.max()) / epsilon).exp()  # the shift cancels in the first division
     for _ in range(iterations):
-        q = q / q.sum(0, keepdim=True).clamp_min(
-            torch.finfo(q.dtype).tiny
-        )  # an unused prototype stays unused
+        # an unused prototype stays unused
+        q = q / q.sum(0, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
         q = q / q.sum(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
     return q
 
@@ -197,9 +195,8 @@ def concentration(
     sums = torch.zeros_like(centroids[:, 0]).index_add_(0, label, distance)
     counts = torch.bincount(label, minlength=len(centroids)).to(points)
     width = torch.where(counts > 1, sums / (counts.clamp_min(1) * (counts + alpha).log()), 0)
-    width = torch.where(counts > 1, width, width.max()).clamp_min(
-        1e-6
-    )  # all points in one place: all alike
+    # all points in one place: all alike
+    width = torch.where(counts > 1, width, width.max()).clamp_min(1e-6)
     low, high = width.quantile(width.new_tensor([0.1, 0.9]))
     width = width.clamp(low, high)
     return mean * width / width.mean()

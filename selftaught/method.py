@@ -17,7 +17,8 @@ Tensors = Any  # a tensor, or a (nested) tuple of tensors, each with the batch f
 
 
 NOISE = 16  # random numbers that come with every image
-SHARES = (  # hyperparameters that are at most 1
+# hyperparameters that are at most 1
+SHARES = (
     "momentum",
     "warmup",
     "freeze_prototypes",
@@ -39,9 +40,8 @@ class Batch:
     views: tuple[Tensor, ...]  # the large views first; resolutions may differ
     index: Tensor  # [B] position of each image in the training set
     label: Tensor  # [B] class, or -1 when unlabelled
-    noise: (
-        Tensor  # [B, NOISE] uniform in [0, 1): for a method's own random choices about each image
-    )
+    # [B, NOISE] uniform in [0, 1): for a method's own random choices about each image
+    noise: Tensor
 
 
 class Encoder(nn.Module):
@@ -55,9 +55,8 @@ class Encoder(nn.Module):
 
     def with_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, `features`] and the map [B, `channels`, h, w] that they are pooled from."""
-        features, found = self(
-            pixels, mapped=True
-        )  # a call: what compiles or shards a network stands around its calls
+        # a call: what compiles or shards a network stands around its calls
+        features, found = self(pixels, mapped=True)
         return features, found
 
 
@@ -139,14 +138,12 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str] = ""  # authors, year, address
     views: ClassVar[int] = 2  # large views that it needs
     multi_crop: ClassVar[bool] = False  # inputs are views, and small ones may follow the large ones
-    couples_samples: ClassVar[bool] = (
-        False  # the loss compares the samples of a batch with each other
-    )
+    # the loss compares the samples of a batch with each other
+    couples_samples: ClassVar[bool] = False
     couples_targets: ClassVar[bool] = False  # the targets do
     needs_labels: ClassVar[bool] = False
-    classifies: ClassVar[bool] = (
-        False  # its head tells classes: it can be scored as it is, and teach
-    )
+    # its head tells classes: it can be scored as it is, and teach
+    classifies: ClassVar[bool] = False
     unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
     steady: ClassVar[
         tuple[str, ...]
@@ -154,12 +151,10 @@ class Method(nn.Module, ABC):
     augment: ClassVar[
         Mapping[str, Any]
     ] = {}  # how its views differ from MoCo-v2's, by default: fields of Views
-    lr: ClassVar[float] = (
-        0.06  # of SGD with momentum .9, for 256 images a step, where no recipe was tuned
-    )
-    clip: ClassVar[float] = (
-        0.0  # norm at which its gradients are clipped, where no recipe was tuned; 0 = not at all
-    )
+    # of SGD with momentum .9, for 256 images a step, where no recipe was tuned
+    lr: ClassVar[float] = 0.06
+    # norm at which its gradients are clipped, where no recipe was tuned; 0 = not at all
+    clip: ClassVar[float] = 0.0
 
     backbone: Encoder
     progress: float = 0.0  # share of training done, written by the loop

@@ -38,9 +38,8 @@ class SGD(Optimizer):
 
     def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
         found = groups(parameters, self, steady)
-        fused = not any(
-            is_sharded(group["params"]) for group in found
-        )  # torch's fused kernel knows no shards
+        # torch's fused kernel knows no shards
+        fused = not any(is_sharded(group["params"]) for group in found)
         optimizer = torch.optim.SGD(
             found, lr=0.0, momentum=self.momentum, fused=fused, foreach=not fused
         )

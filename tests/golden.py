@@ -23,9 +23,8 @@ from tests.laws.toys import IMAGES, batch, build, fitting
 
 FILE = Path(__file__).parent / "laws" / "golden.json"
 HARD = {"plain": (), "hexa": ("adversarial", "cutmix")}
-TRAINABLE = [
-    name for name in METHODS if name != "distillation"
-]  # a run of it needs a teacher's run
+# a run of it needs a teacher's run
+TRAINABLE = [name for name in METHODS if name != "distillation"]
 WIDTHS = {"hidden": 64, "dim": 32}  # of heads, which would take most of the time
 RUN = [
     "--backbone",

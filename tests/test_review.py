@@ -340,9 +340,8 @@ def test_pseudo_labels_are_made_of_other_views_than_those_that_must_predict_them
     labelled, trained = next(iter(trainee.overview(1))), next(iter(trainee.epochs(1, 0)))
     assert torch.equal(labelled.index, trained.index)
     assert not torch.equal(labelled.views[0], trained.views[0])
-    assert torch.equal(
-        labelled.views[0], next(iter(trainee.overview(1))).views[0]
-    )  # and a resumed run meets them again
+    # and a resumed run meets them again
+    assert torch.equal(labelled.views[0], next(iter(trainee.overview(1))).views[0])
 
     seen: list[str] = []
     step = Step(build("simclr"))
@@ -527,9 +526,8 @@ def test_what_cannot_be_carried_out_is_refused_before_any_image_is_read(
 
 
 def test_a_reason_is_said_in_words(tmp_path: Path) -> None:
-    (tmp_path / "junk.pth").write_bytes(
-        b"junk\x00\n"
-    )  # whose reader fails with a KeyError, which says nothing
+    # whose reader fails with a KeyError, which says nothing
+    (tmp_path / "junk.pth").write_bytes(b"junk\x00\n")
     with pytest.raises(UserError, match=r"is broken, or no PyTorch file: \w+\.$"):
         weights_io.load_backbone(tmp_path / "junk.pth")
 

@@ -55,9 +55,8 @@ def adapt(words: list[str]) -> int:
             )
             return 0
         if rank() == 0:
-            place = folders[
-                asked_for.leaves[-1].name
-            ]  # which plan.json names, unless another plan has begun there since
+            # which plan.json names, unless another plan has begun there since
+            place = folders[asked_for.leaves[-1].name]
             facts = run_folder.read_run(place).facts
             if "choice" in facts:
                 print(facts["choice"]["text"])
@@ -118,9 +117,8 @@ def with_defaults(asked: Plan) -> Plan:
         words = list(node.words)
         if flags.chosen(words, "statistics") is None:
             words += ["--statistics", "data"]
-        method = METHODS.get(
-            flags.name_of(words, None, "method")
-        )  # a name that is none is refused with its stage, later
+        # a name that is none is refused with its stage, later
+        method = METHODS.get(flags.name_of(words, None, "method"))
         classifies = method is not None and method.classifies
         if (
             flags.chosen(words, "keep") is None
@@ -128,10 +126,8 @@ def with_defaults(asked: Plan) -> Plan:
             and (node.after or node.init)
             and not classifies
         ):
-            words += [
-                "--keep",
-                "best",
-            ]  # by the features: it does not tell which classifier is best
+            # by the features: it does not tell which classifier is best
+            words += ["--keep", "best"]
         return dataclasses.replace(node, words=tuple(words))
 
     return Plan(nodes=tuple(settled(node) for node in asked.nodes))

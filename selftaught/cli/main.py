@@ -14,7 +14,8 @@ from selftaught.cli.console import err, plain
 from selftaught.cli.malloc import keep_freed
 from selftaught.errors import UserError, describe_error
 
-COMMANDS = {  # name: (module, what it is for)
+# name: (module, what it is for)
+COMMANDS = {
     "pretrain": ("pretrain", "teach a backbone from a folder of images"),
     "pack": ("pack", "images into a store that is quick to read again and again, here or far away"),
     "adapt": (
@@ -92,8 +93,7 @@ def dispatch(words: list[str]) -> int:
     from selftaught.config.registry import find_name
 
     name = find_name(words[0], COMMANDS, "command")
-    module = importlib.import_module(
-        f"selftaught.cli.{COMMANDS[name][0]}"
-    )  # each command loads what it needs alone
+    # each command loads what it needs alone
+    module = importlib.import_module(f"selftaught.cli.{COMMANDS[name][0]}")
     command: Callable[[list[str]], int] = getattr(module, name)
     return command(words[1:])

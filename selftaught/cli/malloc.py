@@ -5,9 +5,8 @@ import os
 
 # mallopt's parameters, from glibc's malloc.h
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
-ONCE = (
-    1 << 30
-)  # bytes from which a piece is rather asked for once and given back: all images of a set, say
+# bytes from which a piece is rather asked for once and given back: all images of a set, say
+ONCE = 1 << 30
 
 
 def keep_freed() -> bool:
@@ -24,7 +23,6 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return False
-    mapped = mallopt(MMAP_THRESHOLD, ONCE) or mallopt(
-        MMAP_MAX, 0
-    )  # older ones refuse so high a threshold
+    # older ones refuse so high a threshold
+    mapped = mallopt(MMAP_THRESHOLD, ONCE) or mallopt(MMAP_MAX, 0)
     return bool(mapped and mallopt(TRIM_THRESHOLD, -1))

@@ -39,9 +39,8 @@ def train(words: list[str]) -> None:
     resume = "--resume" in words
     known = Path(out) if out else None
     base, config = None, flags.chosen(words, "config")
-    pixel_range: PixelRange | None = (
-        PixelRange()
-    )  # measured on the images, but a run goes on with its own
+    # measured on the images, but a run goes on with its own
+    pixel_range: PixelRange | None = PixelRange()
     if known is not None:
         files.refuse_busy(known)
         if run_folder.is_plan(known):
@@ -83,9 +82,8 @@ def train(words: list[str]) -> None:
 
         if base is None and asked.init:
             words = [*execute.network_flags(words, *execute.network_of(asked.init)), *words]
-        stage = broadcast_object(
-            flags.stage_from(words, base, device, index_of, progress.say)
-        )  # rank 0's choice decides
+        # rank 0's choice decides
+        stage = broadcast_object(flags.stage_from(words, base, device, index_of, progress.say))
         stage = run_folder.resolved(stage)
         if resume and begun and base is not None:
             refuse_other(stage, base, out)

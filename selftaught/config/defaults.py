@@ -41,9 +41,8 @@ def stem_for(backbone: str, size: int) -> Literal["imagenet", "cifar"]:
 
 def batch_for(index: Index, device: str) -> int:
     most = 256 if device == "cuda" else 128
-    return max(
-        2, min(most, 2 ** (len(index.train).bit_length() - 3))
-    )  # at least some four steps an epoch
+    # at least some four steps an epoch
+    return max(2, min(most, 2 ** (len(index.train).bit_length() - 3)))
 
 
 def epochs_for(index: Index, device: str, begun: bool) -> int:
@@ -106,6 +105,5 @@ def precision_reason(
 # ------------------------------------------------------------------------------------ written down,
 # read back
 
-OLD_MAX_PIXELS = (
-    178_956_970  # of an image, Pillow's limit, for stages from before there was a choice
-)
+# of an image, Pillow's limit, for stages from before there was a choice
+OLD_MAX_PIXELS = 178_956_970

@@ -205,20 +205,12 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
         "none",
     ),
 )
-OTHERWISE = {
-    "statistics": "data",
-    "keep": "best",
-}  # what happens without, where it is not as in pretrain
+# what happens without, where it is not as in pretrain
+OTHERWISE = {"statistics": "data", "keep": "best"}
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 # How it is done, which changes no outcome, or its last digits alone.
-CONDUCT = {
-    "device",
-    "threads",
-    "workers",
-    "on-collapse",
-    "save-every",
-    "fsdp",
-}  # how a stage is carried out, which changes no outcome: for all stages of a plan
+# how a stage is carried out, which changes no outcome: for all stages of a plan
+CONDUCT = {"device", "threads", "workers", "on-collapse", "save-every", "fsdp"}
 DEFAULTS: dict[str, Any] = {
     "data": (),
     "target": (),
@@ -232,13 +224,8 @@ DEFAULTS: dict[str, Any] = {
     "save_every": 120.0,
     "fsdp": False,
 }
-GROUPS = (
-    "method",
-    "hard",
-    "views",
-    "optimizer",
-    "schedule",
-)  # whose fields are flags: --method.temperature
+# whose fields are flags: --method.temperature
+GROUPS = ("method", "hard", "views", "optimizer", "schedule")
 
 
 HARD_FIELDS = dataclasses.make_dataclass(

@@ -19,10 +19,8 @@ from selftaught.data.io.cache_folder import default_cache
 from selftaught.files import locked, write_json
 from selftaught.models import backbone as backbone_module
 
-BF16 = (
-    "amx_bf16",
-    "avx512_bf16",
-)  # what Linux calls the instructions that multiply and add in bfloat16 on x86
+# what Linux calls the instructions that multiply and add in bfloat16 on x86
+BF16 = ("amx_bf16", "avx512_bf16")
 X86 = ("x86_64", "amd64", "i386", "i686")
 
 Stem = Literal["imagenet", "cifar"]

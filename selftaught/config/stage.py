@@ -22,9 +22,8 @@ from selftaught.views.spec import Views
 class Data:
     roots: tuple[str, ...]  # folders or image files, packs or Parquet files; or URLs of these
     labels: str = "auto"  # auto, folders, none, or a CSV file
-    holdout: float = (
-        0.2  # share of images kept out of training, where the folders make no split themselves
-    )
+    # share of images kept out of training, where the folders make no split themselves
+    holdout: float = 0.2
     # of the training images: all, 10%, 5 (labels a class), total:1000 (labels, every class at least
     # once)
     subset: str = "all"
@@ -61,12 +60,10 @@ class Stage:
     size: int  # pixels of a large view
     backbone: str = "resnet18"  # timm's name
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    init: str | None = (
-        None  # weights to start from: a run, a file, or the name of pretrained ones in timm
-    )
-    statistics: Literal["weights", "data"] = (
-        "weights"  # whose mean and std normalise pixels, where weights state some
-    )
+    # weights to start from: a run, a file, or the name of pretrained ones in timm
+    init: str | None = None
+    # whose mean and std normalise pixels, where weights state some
+    statistics: Literal["weights", "data"] = "weights"
     # all, norm (HPT-BN), last-K blocks, lora-R, or none: only the norms' statistics follow the data
     trainable: str = "all"
     method: Method.Config = field(default_factory=METHODS[DEFAULT].Config)
@@ -80,13 +77,11 @@ class Stage:
     accumulate: int = 1  # parts that a batch is worked through in
     steps: int = 10_000
     base: str | None = None  # weights that a whole chain began from: they compete for being kept
-    keep: Literal["last", "best"] = (
-        "last"  # best: of the start and of checkpoints at log-spaced steps (HPT)
-    )
+    # best: of the start and of checkpoints at log-spaced steps (HPT)
+    keep: Literal["last", "best"] = "last"
     precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = (
-        False  # the backbone, by torch.compile: it rounds otherwise, so a run goes on as it began
-    )
+    # the backbone, by torch.compile: it rounds otherwise, so a run goes on as it began
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

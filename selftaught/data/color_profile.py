@@ -12,13 +12,8 @@ from PIL import Image, ImageCms
 
 # grey levels up to which a profile counts as that of sRGB: many are copies of it, rounded otherwise
 _NEAR = 4
-_OUT = {
-    "RGB": "RGB",
-    "RGBA": "RGBA",
-    "L": "RGB",
-    "CMYK": "RGB",
-    "LAB": "RGB",
-}  # mode -> mode in sRGB
+# mode -> mode in sRGB
+_OUT = {"RGB": "RGB", "RGBA": "RGBA", "L": "RGB", "CMYK": "RGB", "LAB": "RGB"}
 
 
 @lru_cache(64)

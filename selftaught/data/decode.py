@@ -38,24 +38,12 @@ _FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"]
 _HEIF = tuple(
     b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 )
-_CONVERTIBLE = (
-    "RGB",
-    "L",
-    "1",
-    "P",
-    "RGBA",
-    "LA",
-    "CMYK",
-    "I;16",
-)  # modes whose conversion cannot fail
-_BYTES = {
-    "1": 3,
-    "L": 3,
-    "P": 3,
-    "I;16": 6,
-    "I;16B": 6,
-}  # a pixel, decoded and copied once; of other modes:
+# modes whose conversion cannot fail
+_CONVERTIBLE = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16")
+# a pixel, decoded and copied once; of other modes:
+_BYTES = {"1": 3, "L": 3, "P": 3, "I;16": 6, "I;16B": 6}
 _MOST_BYTES = 12
+# EXIF orientation -> what turns the stored pixels upright
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,7 +52,7 @@ _TRANSPOSE = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what turns the stored pixels upright
+}
 
 
 @cache
@@ -441,9 +429,8 @@ def _plain_jpeg(
         width, height = header.size
         if max_pixels is not None:
             refuse_larger(width, height, max_pixels)
-        share = next(
-            (n for n in (8, 4, 2) if min(width, height) >= n * at_least), 1
-        )  # as Pillow's draft
+        # as Pillow's draft
+        share = next((n for n in (8, 4, 2) if min(width, height) >= n * at_least), 1)
         least = (
             {"min_width": -(-width // share), "min_height": -(-height // share)}
             if share > 1

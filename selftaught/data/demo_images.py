@@ -121,9 +121,8 @@ def write(
             " patches."
         )
     sources = photographs()
-    draft = folder.with_name(
-        f".{folder.name}.{os.getpid()}"
-    )  # all or nothing, also when it is interrupted
+    # all or nothing, also when it is interrupted
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         where: dict[str, list[dict[str, object]]] = {}
         for name, source in sources.items():

@@ -125,9 +125,8 @@ class Values:
         """The values of the image, but for the last thousandth at each end; NaN, twice, where there
         are none.
         """
-        step = max(
-            self.image.width * self.image.height // SAMPLE, 1
-        )  # images that are large are not held as floats
+        # images that are large are not held as floats
+        step = max(self.image.width * self.image.height // SAMPLE, 1)
         return limits(
             np.concatenate([block.reshape(-1)[::step].copy() for _, block in self.blocks()])
         )

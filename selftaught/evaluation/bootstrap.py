@@ -30,9 +30,8 @@ Array = NDArray[np.float64]
 
 # images of a group at which its own mean begins to count for more than the mean of all groups
 KNOWN = 20
-AGAINST = (
-    3 / 4
-)  # of the resamples have the extra image against the limit that they give: of a score, and
+# of the resamples have the extra image against the limit that they give: of a score, and
+AGAINST = 3 / 4
 PAIRED = 1 / 2  # of a difference
 
 
@@ -45,9 +44,8 @@ class Outcomes:
     # [K, M, Q] right or wrong, or shares; the mean over draws; of a difference, one minus the other
     values: Array
     groups: NDArray[np.int64]  # [M, Q] which group each outcome is of
-    sides: int = (
-        1  # how many groups carry a score as a whole: 2 for an AUROC, positives and negatives
-    )
+    # how many groups carry a score as a whole: 2 for an AUROC, positives and negatives
+    sides: int = 1
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -246,9 +246,8 @@ def labelled(
     if own:
         if not roots:
             own.refuse_missing(labels=labels_from == "auto")
-        data = replace(
-            own.stage.data, subset="all"
-        )  # what it was not shown may be labelled all the same
+        # what it was not shown may be labelled all the same
+        data = replace(own.stage.data, subset="all")
         if roots:  # a run that held nothing back can still be judged on other images
             data = replace(data, roots=tuple(roots), holdout=data.holdout or Data.holdout)
         data = replace(data, labels=labels_from) if labels_from != "auto" or roots else data

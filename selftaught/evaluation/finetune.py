@@ -29,9 +29,8 @@ from selftaught.training.step import Step
 from selftaught.views.augment import Augment, centre
 from selftaught.views.spec import Views
 
-CROPS = Views(
-    large=1, scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0
-)  # random crops and flips alone
+# random crops and flips alone
+CROPS = Views(large=1, scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0)
 DROPS = (1 / 3, 2 / 3)  # of training, where the rate falls to a tenth
 
 

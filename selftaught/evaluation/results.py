@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
-GAP = (
-    0.1  # a difference that test images should be able to show: where they cannot, they are too few
-)
+# a difference that test images should be able to show: where they cannot, they are too few
+GAP = 0.1
 NAMES: Mapping[str, str] = {"random": "random initialisation", "init": "the starting weights"}
-SAME: Mapping[str, str] = {  # of weights that are no others
+# of weights that are no others
+SAME: Mapping[str, str] = {
     "random": "these are the random weights, nothing was learnt",
     "init": "these are the starting weights",
 }
@@ -43,9 +43,8 @@ class Difference:
     mean: float
     low: float
     high: float
-    needed: int = (
-        0  # about how many test images can tell a difference of GAP, where there are fewer
-    )
+    # about how many test images can tell a difference of GAP, where there are fewer
+    needed: int = 0
 
     @property
     def worse(self) -> bool:

@@ -77,9 +77,8 @@ def nearest(
     best = queries.new_full((len(queries), k), -torch.inf)
     where = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
     for start in range(0, len(bank), bank_block):
-        block = F.normalize(
-            bank[start : start + bank_block], dim=1
-        )  # never a normalised copy of the whole bank
+        # never a normalised copy of the whole bank
+        block = F.normalize(bank[start : start + bank_block], dim=1)
         for first in range(0, len(queries), query_block):
             rows = slice(first, first + query_block)
             found, at = largest(queries[rows] @ block.T, min(k, len(block)))
@@ -106,8 +105,7 @@ def largest(scores: Tensor, k: int, *, width: int = 8) -> tuple[Tensor, Tensor]:
     first = grouped.amax(1).topk(k, dim=1, sorted=False).indices
     columns = torch.arange(scores.shape[1], device=scores.device)
     at = (first[:, None] + columns[: width * groups : groups, None]).flatten(1)
-    at = torch.cat(
-        [at, columns[width * groups :].expand(len(scores), -1)], dim=1
-    )  # those that are left over
+    # those that are left over
+    at = torch.cat([at, columns[width * groups :].expand(len(scores), -1)], dim=1)
     found, which = scores.gather(1, at).topk(k, dim=1)
     return found, at.gather(1, which)

@@ -70,9 +70,8 @@ def minimise(
         if len(moves) > memory:
             del moves[0], changes[0], inverses[0]
         x, value = x + move, new_value
-        gradient = torch.where(
-            stuck[:, None], torch.zeros_like(gradient), new_gradient
-        )  # stuck ends it
+        # stuck ends it
+        gradient = torch.where(stuck[:, None], torch.zeros_like(gradient), new_gradient)
     result[which] = x
     return result
 

@@ -105,9 +105,8 @@ def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     order = torch.randperm(len(labels), generator=generator)
     order = order[labels.cpu()[order].argsort(stable=True)]  # class by class, drawn within each
     fold = torch.empty(len(labels), dtype=torch.long)
-    fold[order] = (
-        torch.arange(len(labels)) % folds
-    )  # not anew in each class: folds stay equally long
+    # not anew in each class: folds stay equally long
+    fold[order] = torch.arange(len(labels)) % folds
     return fold.to(labels.device)
 
 

@@ -25,9 +25,8 @@ class HardExample(ABC):
 
     weight: float = 1.0  # beside the clean loss's 1
     start: float = 0.0  # share of training before the first hard example
-    crops: Literal["large", "all"] = (
-        "large"  # of multi-crop views: all of them, or the large ones alone
-    )
+    # of multi-crop views: all of them, or the large ones alone
+    crops: Literal["large", "all"] = "large"
     norm: Literal["shared", "auxiliary"] = "shared"  # whose batch norm hard examples pass through
 
     def __post_init__(self) -> None:

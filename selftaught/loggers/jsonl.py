@@ -17,16 +17,14 @@ class Journal:
         """Keep the entries that were made until `after` steps were done. Raises FileError where it
         cannot be written.
         """
-        whole, self.damaged = (
-            parse(path) if after else ([], 0)
-        )  # lines that were no entries, a torn last one aside
+        # lines that were no entries, a torn last one aside
+        whole, self.damaged = parse(path) if after else ([], 0)
         self.entries = [entry for entry in whole if entry["step"] <= after]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self._path = path
         with writing(path):
-            self._file = path.open(
-                "ab", buffering=0
-            )  # nothing is left over to be written when the disk is full
+            # nothing is left over to be written when the disk is full
+            self._file = path.open("ab", buffering=0)
 
     def write(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)

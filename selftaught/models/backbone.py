@@ -44,9 +44,8 @@ class Backbone(Encoder):
     mean: Tensor
     std: Tensor
     pixel_range: PixelRange | None = None
-    resting: frozenset[str] = (
-        frozenset()
-    )  # frozen parts of the network that never leave evaluation mode
+    # frozen parts of the network that never leave evaluation mode
+    resting: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -170,9 +169,8 @@ def _small_stem(network: Any, name: str) -> None:
             f"The cifar stem exists for ResNets only, and {name} is none: use the imagenet stem."
         )
     conv = nn.Conv2d(3, int(network.bn1.num_features), 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(
-        conv.weight, mode="fan_out", nonlinearity="relu"
-    )  # as timm starts the others
+    # as timm starts the others
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     network.conv1, network.maxpool = conv, nn.Identity()
 
 

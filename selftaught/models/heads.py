@@ -18,9 +18,8 @@ from selftaught.models.weights import io as weights_io
 from selftaught.models.weights.matching import check_values
 
 FILE = "head.safetensors"
-UNLABELLED = (  # what can be taught on may be anything
-    ", or leave the labels out by --labels-from none"
-)
+# what can be taught on may be anything
+UNLABELLED = ", or leave the labels out by --labels-from none"
 
 
 @dataclass(frozen=True)

@@ -200,16 +200,16 @@ def execute_stage(
     be done.
     """
     folder, name = settled.folder(out), settled.node.name
-    alone = files.locked(  # several parts of a study may want one stage
+    # several parts of a study may want one stage
+    alone = files.locked(
         folder.with_suffix(".lock"),
         lambda: conduct.say(f"{name}: another process trains it in {folder}; waiting"),
         conduct.say,
     )
     with alone if rank() == 0 else nullcontext():
         wait_for_rank0()
-        begun = broadcast_object(
-            run_folder.has_run(folder)
-        )  # asked once: rank 0 will have begun before the last one looks
+        # asked once: rank 0 will have begun before the last one looks
+        begun = broadcast_object(run_folder.has_run(folder))
         if begun and broadcast_object(run_folder.read_run(folder).facts["finished"]):
             conduct.say(f"{name}: done already, in {folder}")
             return folder
@@ -246,9 +246,8 @@ def execute_plan(
 
     if broadcast_object(run_folder.holds_own(out)):
         raise UserError(f"{out} holds a run of its own: choose another --out for stages")
-    stages = resolve_plan(
-        plan, out, conduct.device, index_of, cache(conduct.say)
-    )  # each line once, however many stages say it
+    # each line once, however many stages say it
+    stages = resolve_plan(plan, out, conduct.device, index_of, cache(conduct.say))
     if rank() == 0:
         note(out, plan, stages, command)
     for settled in stages.values():

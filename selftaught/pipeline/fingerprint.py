@@ -51,9 +51,8 @@ def identify(stage: Stage, fingerprint: str, start: str, teacher: str, precise: 
     if run_folder.teacher_of(stage):
         written["method"] = {**written["method"], "teacher": teacher}
     if not stage.compile:
-        written.pop(
-            "compile"
-        )  # stages that were trained before there was a choice keep their names
+        # stages that were trained before there was a choice keep their names
+        written.pop("compile")
     if not precise:
         written.pop("precision")
     return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:12]

@@ -37,9 +37,8 @@ class Curve:
     name: str
     colour: int
     paths: tuple[str, ...]  # d of the pieces of the line
-    band: tuple[
-        str, ...
-    ]  # d of the areas between the smallest and the largest value where several share a position
+    # d of the areas between the smallest and the largest value where several share a position
+    band: tuple[str, ...]
     dots: tuple[tuple[float, float], ...]  # values alone, which have no line
     end: tuple[float, float]
     label_at: tuple[float, float]
@@ -201,10 +200,8 @@ def _buckets(s: Series, first: float, last: float) -> list[tuple[float, list[flo
         at = int((x - first) / (last - first) * BUCKETS) if last > first else 0
         if open_at == at and found and found[-1] is not None:
             found[-1][1].append(y)
-            found[-1] = (
-                x,
-                found[-1][1],
-            )  # the last step of a bucket: so the curve ends where the run ends
+            # the last step of a bucket: so the curve ends where the run ends
+            found[-1] = (x, found[-1][1])
         else:
             found.append((x, [y]))
             open_at = at

@@ -42,9 +42,8 @@ FEATURES = (
 
 # Curves
 
-Value = Callable[
-    [Mapping[str, Any]], object
-]  # record -> what was logged; None = not measured at that step
+# record -> what was logged; None = not measured at that step
+Value = Callable[[Mapping[str, Any]], object]
 
 
 def chart_losses(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
@@ -92,9 +91,8 @@ def chart_losses(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
 def chart_features(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
     found = []
     for key, title, note, bounds in FEATURES:
-        shown = [
-            run if key != "knn" or run.labelled else None for run in runs
-        ]  # without labels: no accuracy
+        # without labels: no accuracy
+        shown = [run if key != "knn" or run.labelled else None for run in runs]
         found.append(
             overlay_runs(title, shown, letters, _logged("features", key), note=note, bounds=bounds)
         )

@@ -150,9 +150,8 @@ def sample_points(points: Sequence[tuple[float, float]], gap: float, most: int =
     """Positions of points whose thumbnails do not cover each other, taken in an order that is
     spread over the set.
     """
-    stride = next(
-        s for s in (7919, 7907, 7901) if len(points) % s
-    )  # primes: a walk that meets every point once
+    # primes: a walk that meets every point once
+    stride = next(s for s in (7919, 7907, 7901) if len(points) % s)
     chosen: list[int] = []
     for i in ((k * stride) % len(points) for k in range(len(points))):
         x, y = points[i]

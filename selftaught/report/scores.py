@@ -77,9 +77,8 @@ class Line:
     name: str
     letter: str  # of the run it was trained in; "" for what it is compared with
     score: Score
-    gains: Mapping[
-        str, Score
-    ]  # name of a baseline -> trained minus baseline, on the same draws and images
+    # name of a baseline -> trained minus baseline, on the same draws and images
+    gains: Mapping[str, Score]
     best: bool  # distinguishably above every other line of its setting
 
 
@@ -324,9 +323,8 @@ def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
                     gains.setdefault(pair[0], {}).setdefault(letter, {})[against] = pair[1]
     for setting, others in borrowed.items():
         for letter, score in others.items():
-            scores.setdefault(setting, {}).setdefault(
-                (letter, TRAINED), score
-            )  # what its own evaluation says comes first
+            # what its own evaluation says comes first
+            scores.setdefault(setting, {}).setdefault((letter, TRAINED), score)
     groups = tuple(
         Group(setting=setting, lines=_lines(scores[setting], gains.get(setting, {}), names))
         for setting in sorted(scores, key=lambda setting: setting.order)
@@ -390,9 +388,8 @@ def _lines(
     for name, letter, score in found:
         own = dict(gains.get(letter, {})) if letter else {}
         others = [(n, s) for n, le, s in found if (n, le) != (name, letter)]
-        paired = all(
-            s.low > 0 for s in own.values()
-        )  # the paired difference decides where there is one
+        # the paired difference decides where there is one
+        paired = all(s.low > 0 for s in own.values())
         apart = all(
             score.low > s.high for n, s in others if n.removesuffix(f" ({letter})") not in own
         )

@@ -29,9 +29,8 @@ from selftaught.models.weights import weight_files
 from selftaught.seeding import key
 
 PLAN = "plan.json"  # what a plan's stages are called, in the folder that holds them
-COPY = (  # in the run.json of a plan's own folder: the stage whose outcome lies there, too
-    "copied_from"
-)
+# in the run.json of a plan's own folder: the stage whose outcome lies there, too
+COPY = "copied_from"
 EVALUATIONS = "evaluation.json"
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 _ANEW = "bring a whole copy back, or begin anew in another --out"
@@ -416,9 +415,8 @@ def resolved(stage: Stage) -> Stage:
     if stage.init:
         before = resolve_run(Path(stage.init))
         if is_run(before):
-            read_run(
-                before
-            )  # its record is a part of what leads here: damage is named before anything is trained
+            # its record is a part of what leads here: damage is named before anything is trained
+            read_run(before)
         stage = replace(stage, init=str(before))
     if isinstance(stage.method, Distillation.Config) and stage.method.teacher:
         stage = replace(

@@ -20,9 +20,8 @@ class Run:
     folder: Path
     name: str
     about: Mapping[str, Any]  # run.json
-    journal: tuple[
-        Mapping[str, Any], ...
-    ]  # in order of steps, each step once; seconds count over every restart
+    # in order of steps, each step once; seconds count over every restart
+    journal: tuple[Mapping[str, Any], ...]
     torn: int  # lines of the journal that are no record
     repeated: int  # records that a resumed run wrote again
     evaluations: tuple[Mapping[str, Any], ...]

@@ -24,6 +24,7 @@ from selftaught.pipeline.execute import network_of
 from selftaught.pipeline.plan import RESERVED, Loader, Node, words
 
 Flags = Mapping[str, Any]
+# by the study itself
 DECIDED = {
     *RESERVED,
     *CONDUCT,
@@ -34,7 +35,7 @@ DECIDED = {
     "steps",
     "epochs",
     "seed",
-}  # by the study itself
+}
 
 # Views with less and less of the augmentation, in the article's order; "no colour" brings grey
 # back, as there.
@@ -59,9 +60,8 @@ class Target:
     data: tuple[str, ...]
     source: tuple[str, ...] = ()
     labels: str = "auto"
-    settings: dict[str, Any] = field(
-        default_factory=dict
-    )  # flags of its own, on top of the study's
+    # flags of its own, on top of the study's
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

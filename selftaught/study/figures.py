@@ -8,7 +8,8 @@ from selftaught import files
 from selftaught.errors import UserError
 from selftaught.study.tables import Rows, budget, labelled
 
-COLOURS = {  # Okabe & Ito's, which most colour-blind people can tell apart
+# Okabe & Ito's, which most colour-blind people can tell apart
+COLOURS = {
     "HPT": "#0072B2",
     "HPT-BN": "#56B4E9",
     "Target": "#D55E00",
@@ -20,7 +21,8 @@ COLOURS = {  # Okabe & Ito's, which most colour-blind people can tell apart
     "B+T": "#0072B2",
     "B+S+T": "#CC79A7",
 }
-AXES = {  # of curves; what has none is shown as dots by the number of labels
+# of curves; what has none is shown as dots by the number of labels
+AXES = {
     "separability": "steps of pretraining on the target",
     "augmentations": "augmentations left",
     "data": "share of the target's images, %",

@@ -74,15 +74,13 @@ def fit(
         batches = Prefetcher(epochs(epoch, first), device)
         for number in range(number, min((epoch + 1) * loop.steps_per_epoch, loop.steps)):  # noqa: B020
             method.progress = number / loop.steps
-            lr_factor = loop.schedule(
-                (number + 0.5) / loop.steps
-            )  # in the middle of the step: never quite 0
+            # in the middle of the step: never quite 0
+            lr_factor = loop.schedule((number + 0.5) / loop.steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (1.0 if group.get("steady") else lr_factor)
             torch.manual_seed(key(loop.seed, "step", number, rank()))
-            rng = torch.Generator().manual_seed(
-                key(loop.seed, "hard", number)
-            )  # the same on every rank
+            # the same on every rank
+            rng = torch.Generator().manual_seed(key(loop.seed, "hard", number))
             optimizer.zero_grad(set_to_none=True)
             before = [s.clone() for s in statistics]
             done = backward(

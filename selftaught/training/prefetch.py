@@ -52,9 +52,8 @@ class Prefetcher(Iterator[Batch]):
         user.wait_stream(side(self.device))
         for x in (*batch.views, batch.index, batch.label, batch.noise):
             if x.device.type == self.device.type:
-                x.record_stream(
-                    user
-                )  # else the side stream might write a later batch into its memory too soon
+                # else the side stream might write a later batch into its memory too soon
+                x.record_stream(user)
         return batch
 
 

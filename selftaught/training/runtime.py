@@ -19,16 +19,13 @@ class Runtime:
     threads: int | None = None  # that compute; as a run that goes on began, or else as torch is set
     on_collapse: Literal["stop", "warn"] = "stop"
     save_every: float = 120.0  # seconds between checkpoints
-    fsdp: bool = (
-        False  # each process holds its share of weights, gradients and the optimizer's memory
-    )
-    watched: int = (
-        WATCHED  # images whose features are followed; with labels, four times as many vote on them
-    )
+    # each process holds its share of weights, gradients and the optimizer's memory
+    fsdp: bool = False
+    # images whose features are followed; with labels, four times as many vote on them
+    watched: int = WATCHED
     draw: Callable[[Session, Path | None], None] | None = None  # pictures at the end, into a folder
     resume: bool = False
     show: Callable[[dict[str, Any]], None] = lambda entry: None  # each journal entry, as it is made
     say: Callable[[str], None] = lambda text: None  # what a person should know
-    note: dict[str, Any] = field(
-        default_factory=dict
-    )  # more for run.json: the command, the versions
+    # more for run.json: the command, the versions
+    note: dict[str, Any] = field(default_factory=dict)

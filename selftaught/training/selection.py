@@ -33,9 +33,8 @@ class Candidate:
 
     step: int
     file: str  # in the run's folder
-    scores: dict[
-        str, float
-    ]  # knn and linear: AUROC in [0, 1], where there are labels; rank, alignment, uniformity
+    # knn and linear: AUROC in [0, 1], where there are labels; rank, alignment, uniformity
+    scores: dict[str, float]
 
     @property
     def by_labels(self) -> bool:

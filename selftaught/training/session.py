@@ -213,9 +213,8 @@ def build_session(
             )
         )
     torch.manual_seed(key(stage.seed, "head"))
-    backbone_module.set_trainable(
-        backbone, stage.trainable
-    )  # before the method copies it for a teacher
+    # before the method copies it for a teacher
+    backbone_module.set_trainable(backbone, stage.trainable)
     made = method(stage.method, backbone, len(positions), *([earlier.network] if earlier else []))
     step = Step(made, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)

@@ -72,9 +72,8 @@ class Step(nn.Module):
         hard = [h for h in self.hard if method.progress >= h.start]
         inputs = method.inputs(batch)
         learning = bool(hard) and torch.is_grad_enabled()
-        reusing = [
-            h for h in hard if learning and h.reuses_gradient and h.norm == "shared"
-        ]  # other norms, other gradients
+        # other norms, other gradients
+        reusing = [h for h in hard if learning and h.reuses_gradient and h.norm == "shared"]
         if reusing:
             inputs = map_tensors(lambda x: x.detach().requires_grad_(), inputs)
         predictions = method.predict(inputs)
@@ -84,9 +83,8 @@ class Step(nn.Module):
         if learning:
             aim = clean
             if reusing and any(target.requires_grad for target in leaves(targets)):
-                aim = objective(
-                    method, predictions, detach(targets)
-                )  # an attack holds targets fixed
+                # an attack holds targets fixed
+                aim = objective(method, predictions, detach(targets))
             clean, slope = differentiated(clean, method, inputs, aim)
         predictions, targets, inputs = detach(predictions), detach(targets), detach(inputs)
         losses, weights = {"clean": clean}, [1.0]

@@ -86,14 +86,11 @@ def core_times(stat: str) -> dict[int, tuple[int, int]]:
     found = {}
     for name, *ticks in (line.split() for line in stat.splitlines()):
         if name.startswith("cpu") and name[3:].isdecimal():
-            user, nice, system, idle, *rest = (
-                int(t) for t in ticks[:8]
-            )  # what follows is part of the user's time
+            # what follows is part of the user's time
+            user, nice, system, idle, *rest = (int(t) for t in ticks[:8])
             total = user + nice + system + idle + sum(rest)
-            found[int(name[3:])] = (
-                total - idle - sum(rest[:1]),
-                total,
-            )  # waiting for a disk is idle
+            # waiting for a disk is idle
+            found[int(name[3:])] = (total - idle - sum(rest[:1]), total)
     return found
 
 

@@ -229,9 +229,8 @@ class Trainer:
         """
         began = time.perf_counter()
         self.looked = self.step
-        broadcast_tensors(
-            running_statistics(self.trainee.step)
-        )  # on CPUs each rank's norms saw images of their own
+        # on CPUs each rank's norms saw images of their own
+        broadcast_tensors(running_statistics(self.trainee.step))
         features = self.measure()
         self.report_lost()
         spent = time.perf_counter() - began
@@ -429,9 +428,8 @@ class Trainer:
     @staticmethod
     def put(kept: Path, file: Path, head: Path) -> None:
         """A candidate's weights in the run's place."""
-        beside = kept.with_name(
-            f"{kept.stem}-{heads.FILE}"
-        )  # the start's head has learnt nothing: there is none
+        # the start's head has learnt nothing: there is none
+        beside = kept.with_name(f"{kept.stem}-{heads.FILE}")
         if beside.is_file():
             files.atomic(head, lambda draft: shutil.copyfile(beside, draft))
         else:

@@ -86,9 +86,8 @@ def centre(
             f"a centre crop of {share} of the short side: the share must be above 0 and at most 1"
         )
     aspect = aspect.detach().cpu().float()
-    shape = share * torch.stack(
-        [aspect.clamp(max=1), (1 / aspect).clamp(max=1)], 1
-    )  # height, width
+    # height, width
+    shape = share * torch.stack([aspect.clamp(max=1), (1 / aspect).clamp(max=1)], 1)
     never = torch.zeros(len(aspect), dtype=torch.bool)
     plain = torch.stack([torch.eye(3), torch.zeros(3, 3)])[:, None].expand(2, len(aspect), 3, 3)
     draw = ViewParameters(

@@ -11,9 +11,8 @@ from torch import Tensor
 from selftaught.devices import to_device
 from selftaught.views.sampling import ViewParameters
 
-CACHE = (
-    1 << 20
-)  # bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
+# bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
+CACHE = 1 << 20
 
 
 MEMORY = 1 << 28  # the same on an accelerator, where it only bounds the memory
@@ -25,9 +24,8 @@ def render_batch(
     canvas, device = pixels.shape[-1], pixels.device
     room = (CACHE if device.type == "cpu" else MEMORY) // (12 * canvas * canvas)
     together = max(1, min(len(pixels), room))
-    floats = torch.empty(
-        together, canvas, 3, canvas, device=device
-    )  # each product is then one of two plain matrices
+    # each product is then one of two plain matrices
+    floats = torch.empty(together, canvas, 3, canvas, device=device)
     bands = _all_bands(draws, sizes, radius, canvas, device)
     makers = [BatchRenderer(draw, *both) for draw, both in zip(draws, bands, strict=True)]
     for low in range(0, len(pixels), together):
@@ -108,9 +106,8 @@ def _bands(
     row = torch.arange(size, device=device)
     row = torch.where(flipped > 0, size - 1 - row, row)
     scale = length / size
-    support = scale.clamp(
-        min=1
-    )  # half the triangle's width: it averages when shrinking, else interpolates
+    # half the triangle's width: it averages when shrinking, else interpolates
+    support = scale.clamp(min=1)
     middle = start + (row + 0.5) * scale
     taps = torch.arange(reach, device=device)
     source = (middle - support + 0.5).floor()[..., None] + taps  # [B, size, taps] canvas pixels
@@ -141,12 +138,10 @@ def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
 
 def blur_kernels(sigma: Tensor, reach: int) -> Tensor:
     """sigma [n] -> [n, 2 reach + 1]: Gaussians."""
-    offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(
-        min=0.01
-    )  # all weight on one
-    return (
-        (-0.5 * offset.square()).clamp(min=-80).softmax(1)
-    )  # the clamp: subnormal numbers are slow
+    # all weight on one
+    offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(min=0.01)
+    # the clamp: subnormal numbers are slow
+    return (-0.5 * offset.square()).clamp(min=-80).softmax(1)
 
 
 def _blurs(sigma: Tensor, radius: int, size: int) -> Tensor:

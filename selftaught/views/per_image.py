@@ -52,9 +52,8 @@ class ImageRenderer:
         )
         window = self.block + 2 * self.reach
         kernels = blur_kernels(draw.sigma, self.reach)
-        self.bands = torch.zeros(
-            len(kernels), self.block, window
-        )  # a block of a line as products of its window
+        # a block of a line as products of its window
+        self.bands = torch.zeros(len(kernels), self.block, window)
         shape = (len(kernels), self.block, kernels.shape[1])
         diagonals = self.bands.as_strided(shape, (self.block * window, window + 1, 1))
         diagonals.copy_(kernels[:, None].expand_as(diagonals))

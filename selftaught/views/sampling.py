@@ -14,17 +14,15 @@ from selftaught.views.spec import Views
 TRIES = 10  # candidate boxes an image before the fallback, as torchvision's RandomResizedCrop
 
 
-GREY = torch.tensor([0.2989, 0.587, 0.114]).expand(
-    3, 3
-)  # makes a pixel grey, with torchvision's weights
+# makes a pixel grey, with torchvision's weights
+GREY = torch.tensor([0.2989, 0.587, 0.114]).expand(3, 3)
 
 
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 
-_TURN = torch.tensor(
-    [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]
-)  # from red to yellow, as HSV counts
+# from red to yellow, as HSV counts
+_TURN = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 
 
 CHROMA_TURN = torch.linalg.inv(_YIQ) @ _TURN @ _YIQ
@@ -89,10 +87,8 @@ def sample_boxes(
     taken; where none does, the largest centred box of an allowed ratio.
     """
     ratio = scale_uniform(ratio, (math.log(ratios[0]), math.log(ratios[1]))).exp() / aspect[:, None]
-    height, width = (
-        (area / ratio).sqrt(),
-        (area * ratio).sqrt(),
-    )  # as shares of the image's height and width
+    # as shares of the image's height and width
+    height, width = ((area / ratio).sqrt(), (area * ratio).sqrt())
     fits = (height <= 1) & (width <= 1)
     first = fits.int().argmax(1, keepdim=True)  # of equals, argmax takes the first
     drawn = torch.cat([height.gather(1, first), width.gather(1, first)], 1)
@@ -125,9 +121,8 @@ def sample_colours(
         GREY + angle.cos() * (unit - GREY) + angle.sin() * CHROMA_TURN,
     ]
     step = torch.stack(steps, 1)  # [B, 4, 3, 3]
-    mixed = torch.zeros(
-        len(order), 4, 1, 1
-    )  # how much of the mean grey a step mixes in: only contrast does
+    # how much of the mean grey a step mixes in: only contrast does
+    mixed = torch.zeros(len(order), 4, 1, 1)
     mixed[:, 1] = 1 - contrast
     of_pixel, of_mean = unit.expand(len(order), 3, 3), torch.zeros(len(order), 3, 3)
     image = torch.arange(len(order))

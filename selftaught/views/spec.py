@@ -11,9 +11,8 @@ from selftaught.errors import UserError
 class Views:
     """What a view is. The defaults are MoCo-v2's (Chen et al., 2020, arXiv:2003.04297)."""
 
-    pipeline: Literal["fast", "reference"] = (
-        "fast"  # reference: torchvision's operations, an image at a time
-    )
+    # reference: torchvision's operations, an image at a time
+    pipeline: Literal["fast", "reference"] = "fast"
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area in a large view
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of a crop, in the true geometry
     flip: float = 0.5  # probability

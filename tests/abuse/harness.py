@@ -66,9 +66,8 @@ EVALUATE = (
 
 DONE, REFUSED, EITHER = "done", "refused", "done, or refused"
 SECONDS = 60  # within which a command must have ended
-PATIENCE = float(
-    os.environ.get("ABUSE_PATIENCE", "1")
-)  # times that, on a machine that is slow or paused now and then
+# times that, on a machine that is slow or paused now and then
+PATIENCE = float(os.environ.get("ABUSE_PATIENCE", "1"))
 
 CACHE = "cache"  # the only place besides --out that a command may write to
 _WRITES = ("--out", "--to")  # flags that name such a place

@@ -233,9 +233,8 @@ class Shaky(fsspec.AbstractFileSystem):
     protocol = "shaky"
     cachable = False
     calls: ClassVar[int] = 0
-    plan: ClassVar[Callable[[int], object]] = staticmethod(
-        lambda call: None
-    )  # an error, "short", or None
+    # an error, "short", or None
+    plan: ClassVar[Callable[[int], object]] = staticmethod(lambda call: None)
 
     def _call(self) -> object:
         Shaky.calls += 1

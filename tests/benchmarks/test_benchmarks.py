@@ -30,9 +30,8 @@ def test_results_of_earlier_runs_stay_and_what_they_were_compared_with_is_rememb
     replaced = methods.joined(kept, [row("plain", 0, 0.5)])
     (peer,) = (r for r in replaced if r["part"] == "peer" and r["seed"] == 0)
     assert peer["over"]["mean"] == pytest.approx(-0.2)
-    assert peer["over"]["high"] - peer["over"]["mean"] == pytest.approx(
-        0.03 * 2**0.5
-    )  # two means, each as sure as it is
+    # two means, each as sure as it is
+    assert peer["over"]["high"] - peer["over"]["mean"] == pytest.approx(0.03 * 2**0.5)
     assert methods.joined(replaced, []) == replaced
 
 
@@ -47,21 +46,15 @@ def test_a_gain_is_told_beside_what_a_seed_alone_does() -> None:
         of("simclr", "plain", 1, 0.42),
         of("byol", "plain", 0, 0.50),
     ]
-    assert methods.between_seeds(plain, "knn") == (
-        1,
-        pytest.approx(2),
-    )  # one method has two seeds, two points apart
-    gains = [
-        ("simclr", 0, 0.01),
-        ("simclr", 1, 0.03),
-        ("byol", 0, -0.02),
-    ]  # means by method: +2 and -2
+    # one method has two seeds, two points apart
+    assert methods.between_seeds(plain, "knn") == (1, pytest.approx(2))
+    # means by method: +2 and -2
+    gains = [("simclr", 0, 0.01), ("simclr", 1, 0.03), ("byol", 0, -0.02)]
     hexa = [of(name, "hexa", seed, 0.4, over={"mean": gain}) for name, seed, gain in gains]
     gain, low, high = methods.across([*plain, *hexa], "knn")
     assert gain == pytest.approx(0)
-    assert (
-        high == pytest.approx(-low) == pytest.approx(12.706 * 2, rel=1e-3)
-    )  # t for one degree of freedom, s / sqrt(2) = 2
+    # t for one degree of freedom, s / sqrt(2) = 2
+    assert high == pytest.approx(-low) == pytest.approx(12.706 * 2, rel=1e-3)
 
 
 def test_random_weights_of_a_seed_count_once_however_many_runs_they_stood_beside() -> None:

@@ -107,9 +107,8 @@ def test_what_they_do_not_settle_is_timed_once_for_a_machine(
     monkeypatch.setattr(precision, "is_faster", lambda *_: next(timings))
     assert [chosen(monkeypatch, GRAVITON, "aarch64", "resnet18")[0] for _ in range(3)] == [True] * 3
     assert not chosen(monkeypatch, XEON, "x86_64", "resnext50_32x4d")[0]
-    assert not chosen(monkeypatch, OLD_ARM.replace("asimd", "bf16"), "aarch64", "resnet18")[
-        0
-    ]  # another machine
+    # another machine
+    assert not chosen(monkeypatch, OLD_ARM.replace("asimd", "bf16"), "aarch64", "resnet18")[0]
     assert next(timings, None) is None
     (file,) = tmp_path.rglob("bf16.json")
     assert len(json.loads(file.read_text())) == 3

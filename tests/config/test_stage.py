@@ -132,9 +132,8 @@ def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
 def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slow = dataclasses.replace(
-        RECIPES["simsiam"], lr=0.05
-    )  # a rate below the common one, as none has now
+    # a rate below the common one, as none has now
+    slow = dataclasses.replace(RECIPES["simsiam"], lr=0.05)
     monkeypatch.setitem(RECIPES, "simsiam", slow)
     for name, there in (("simclr", 0.06), ("simsiam", 0.05)):
         assert defaults.optimizer_for(METHODS[name], "sgd", 256, begun=True).lr == there

@@ -92,9 +92,8 @@ def test_several_configurations_are_refused_by_name_unless_one_is_named(root: Pa
     assert "\n" not in str(caught.value)
     index = build_index([root / "en"])
     assert (len(index), len(index.held_out)) == (16, 8)
-    write(
-        root / "0000.parquet", n=3
-    )  # files of no configuration are one set, and it is said what is not in it
+    # files of no configuration are one set, and it is said what is not in it
+    write(root / "0000.parquet", n=3)
     index = build_index([root])
     assert len(index) == 3
     assert any("de/" in note or "de," in note for note in index.notes)
@@ -153,9 +152,8 @@ def test_rows_that_no_path_tells_apart_are_held_out_by_the_seed(
     assert all(len(held_out) == 8 for held_out in drawn)
     assert min(map(max, drawn)) > 8  # not the first ones
     assert len(set(indices[0].names)) == 40
-    assert indices[0].classes == (
-        ("a", "b") if path(0) == "a/image.png" else ()
-    )  # the files are no classes
+    # the files are no classes
+    assert indices[0].classes == (("a", "b") if path(0) == "a/image.png" else ())
     assert [str(p) for p in build_index([root]).paths] == [str(p) for p in indices[0].paths]
 
 
@@ -190,10 +188,8 @@ def test_the_choice_of_files_by_their_names_alone() -> None:
     ]
     assert notes == []
     assert splits_of(["d/en/train/0.parquet", "d/en/test/0.parquet"]) == ["train", "test"]
-    assert splits_of(["train/a/0.parquet", "train/b/0.parquet"]) == [
-        "",
-        "",
-    ]  # what all lie in says nothing
+    # what all lie in says nothing
+    assert splits_of(["train/a/0.parquet", "train/b/0.parquet"]) == ["", ""]
     assert splits_of(["x/valid-0.parquet", "x/part.parquet", "x/test_tube.parquet"]) == [
         "valid",
         "",

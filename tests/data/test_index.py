@@ -106,9 +106,8 @@ def test_links_are_followed_and_every_image_counts_once(root: Path, tmp_path: Pa
     put(root, "real/a.png", "real/b.png")
     put(tmp_path / "elsewhere", "c.png", "deep/d.png")
     (root / "above").symlink_to(tmp_path)  # would bring in everything
-    (root / "again").symlink_to(
-        root / "real"
-    )  # sorts before the real folder, and must not take its images
+    # sorts before the real folder, and must not take its images
+    (root / "again").symlink_to(root / "real")
     (root / "loop").symlink_to(root)
     (root / "real" / "inner loop").symlink_to("..")
     (root / "far").symlink_to(tmp_path / "elsewhere")
@@ -439,9 +438,8 @@ def test_a_csv_of_classes(root: Path, tmp_path: Path) -> None:
     windows = (
         rows.replace("x/", f"{root.name}\\x\\").replace("./c", f"{root.name}/c").replace(".png", "")
     )
-    table(
-        outside, windows.replace("e\u0301", f"{root.name}/é"), "utf-8-sig"
-    )  # paths from the CSV, no suffixes
+    # paths from the CSV, no suffixes
+    table(outside, windows.replace("e\u0301", f"{root.name}/é"), "utf-8-sig")
     assert labelled(build_index([root], labels=outside), root) == expected
     assert build_index([root], labels=outside).notes == ()
 

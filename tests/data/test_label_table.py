@@ -505,9 +505,8 @@ def test_rows_that_contradict_each_other(root: Path) -> None:
     found, _, notes = read(root, names, "image,class\nA.png,x\nb.png,y\nc.png,x\na.PNG,y\n")
     assert found == {"a.png": None, "b.png": "y", "c.png": "x"}
     assert any("different classes" in note and "a.png" in note for note in notes)
-    found, _, _ = read(
-        root, names, "image,class\na,x\na.png,y\nb.png,y\nc.png,x\n"
-    )  # the one as it is written counts
+    # the one as it is written counts
+    found, _, _ = read(root, names, "image,class\na,x\na.png,y\nb.png,y\nc.png,x\n")
     assert found["a.png"] == "y"
 
 

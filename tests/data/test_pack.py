@@ -163,9 +163,8 @@ def test_a_pack_has_the_split_and_the_labels_of_folders_by_other_names(tmp_path:
     assert (len(one), one.split, int((one.labels < 0).sum())) == (24, "given", 3)  # type: ignore[operator]
     for field in ("labels", "test"):
         assert torch.equal(getattr(one, field), getattr(other, field)), field
-    assert (
-        build_index([tmp_path]).fingerprint == one.fingerprint
-    )  # the pack that lies there now is not read with the others
+    # the pack that lies there now is not read with the others
+    assert build_index([tmp_path]).fingerprint == one.fingerprint
 
 
 @pytest.mark.parametrize(("hold", "workers"), [(True, 0), (False, 0), (False, 2)])
@@ -218,9 +217,8 @@ def test_images_are_brought_down_once_and_never_up(
     assert index.sizes.tolist() == [[24, 16], [12, 20], [16, 24], [16, 24]]
     data = [read_bytes(path) for path in index.paths]
     assert all(d.startswith(magic) for d in data)
-    assert (data[1] == (place / "b.jpg").read_bytes()) == (
-        format == "jpeg"
-    )  # no second loss where nothing changes
+    # no second loss where nothing changes
+    assert (data[1] == (place / "b.jpg").read_bytes()) == (format == "jpeg")
     folder_, pack_ = (images_of(build_index([p]), canvas=12) for p in (place, tmp_path / "p.pack"))
     for i in range(4):
         assert (folder_[i].float() - pack_[i].float()).abs().mean() < 4
@@ -859,9 +857,8 @@ def test_hugging_face_files_over_http(folder: Path, tmp_path: Path) -> None:
         server.requests.clear()
         row_cache._shelf.reset()
         assert build_index([f"{server.url}/hf"]).fingerprint == index.fingerprint
-        assert (
-            sum(bool(r) for _, r in server.requests) < 45
-        )  # small columns alone: what was decoded is remembered
+        # small columns alone: what was decoded is remembered
+        assert sum(bool(r) for _, r in server.requests) < 45
         with pytest.raises(UserError, match="neither a pack nor Parquet files"):
             build_index([f"{server.url}/nothing"])
 

@@ -611,10 +611,8 @@ def test_colours_of_another_profile_become_those_of_srgb(
                 found = pixels(path, 32, PixelRange())[:, 9, 9].tolist()
                 before = pixels(path, 32, None)[:, 9, 9].tolist()
                 assert found == pytest.approx(wanted, abs=3), (name, quick)
-                assert before == pytest.approx(plain, abs=3), (
-                    name,
-                    quick,
-                )  # runs of before go on as they began
+                # runs of before go on as they began
+                assert before == pytest.approx(plain, abs=3), (name, quick)
 
 
 def test_lab(tmp_path: Path) -> None:

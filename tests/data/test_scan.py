@@ -193,9 +193,8 @@ def test_a_remembered_index_follows_runs_and_new_images(
 
     def index() -> Index:
         for folder, _, _ in os.walk(photos):
-            os.utime(
-                folder, (10**9, 10**9 + len(os.listdir(folder)))
-            )  # as if nothing had been written for a while
+            # as if nothing had been written for a while
+            os.utime(folder, (10**9, 10**9 + len(os.listdir(folder))))
         return build_index([photos])
 
     first = index()

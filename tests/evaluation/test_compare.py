@@ -202,9 +202,8 @@ def test_rows_have_exactly_the_agreed_keys_and_survive_json() -> None:
 def test_a_backbone_is_not_distinguishable_from_itself_and_pairing_sees_small_differences() -> None:
     train, test = features(0.7, count=800)
     slightly = test.vectors.clone()
-    slightly[:40] = (
-        0  # forty of four hundred test images spoilt: less than the intervals of either alone
-    )
+    # forty of four hundred test images spoilt: less than the intervals of either alone
+    slightly[:40] = 0
     backbones = {
         "ours": (train, test),
         "same": (train, test),

@@ -46,9 +46,8 @@ def images(index: Index) -> Images:
 @pytest.fixture(scope="module")
 def backbone() -> backbone_module.Backbone:
     torch.manual_seed(0)
-    return backbone_module.create(RESNET).requires_grad_(
-        False
-    )  # as whoever evaluates may have left it
+    # as whoever evaluates may have left it
+    return backbone_module.create(RESNET).requires_grad_(False)
 
 
 def features(index: Index, positions: Tensor, labels: Tensor | None = None) -> Features:
@@ -114,12 +113,8 @@ def test_the_rate_falls_to_a_tenth_twice() -> None:
 
 def test_every_length_is_tried_with_every_rate(bound: BoundFineTune) -> None:
     article = replace(bound, asked=FineTune())
-    assert article.settings(1000) == [
-        (2500, 0.01),
-        (2500, 0.001),
-        (270, 0.01),
-        (270, 0.001),
-    ]  # 3 batches of 256 an epoch
+    # 3 batches of 256 an epoch
+    assert article.settings(1000) == [(2500, 0.01), (2500, 0.001), (270, 0.01), (270, 0.001)]
     assert article.settings(100)[2:] == [(90, 0.01), (90, 0.001)]  # one batch, of all there are
     assert (
         "2500 steps or 90 epochs, rate 0.01 or 0.001, 100 times that for the head"
@@ -154,9 +149,8 @@ def test_the_head_learns_a_hundred_times_faster_and_everything_moves(
     replace(bound, asked=replace(QUICK, steps=(6,), rates=(0.5,))).score(train, test.vectors)
     (only,) = fitted
     trunk, head = only["groups"]
-    assert (trunk["peak"], head["peak"]) == pytest.approx(
-        (0.5 * 16 / 256, 100 * 0.5 * 16 / 256)
-    )  # by the batch
+    # by the batch
+    assert (trunk["peak"], head["peak"]) == pytest.approx((0.5 * 16 / 256, 100 * 0.5 * 16 / 256))
     assert {g["momentum"] for g in only["groups"]} == {0.9}
     assert {g["weight_decay"] for g in only["groups"]} == {0}
     linear = only["method"].network[1]

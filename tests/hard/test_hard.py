@@ -206,9 +206,8 @@ def test_hard_examples_are_made_of_the_crops_they_ask_for(
     if not getattr(hard, "random_start", 0) and not (
         isinstance(hard, Adversarial) and crops == "large"
     ):
-        alone = hard.loss(
-            method, inputs, outcome.targets, rng(), None
-        )  # else the slope is the whole clean loss's
+        # else the slope is the whole clean loss's
+        alone = hard.loss(method, inputs, outcome.targets, rng(), None)
         torch.testing.assert_close(outcome.parts[type(hard).__name__.lower()], alone)
     outcome.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in step.parameters() if p.grad is not None)
@@ -298,10 +297,11 @@ def test_losses_combine_to_a_weighted_mean_or_sum(one: float, two: float, as_sum
         batch(), rng()
     )
     clean = outcome.parts["clean"]
+    # unweighted
     assert {k: v.item() for k, v in outcome.parts.items() if k != "clean"} == {
         "fixed": 3.0,
         "other": 5.0,
-    }  # unweighted
+    }
     total = clean + one * 3 + two * 5
     torch.testing.assert_close(outcome.loss, total if as_sum else total / (1 + one + two))
 

@@ -187,9 +187,8 @@ def test_state_is_all_in_the_state_dict(name: str) -> None:
     """
 
     def go(step: Step, first: int, last: int) -> list[torch.Tensor]:
-        optimizer = torch.optim.SGD(
-            [{"params": step.parameters(), "peak": 0.05}], lr=0
-        )  # without momentum: no state
+        # without momentum: no state
+        optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 0.05}], lr=0)
         loop = Loop(steps=8, steps_per_epoch=4, schedule=lambda p: 1.0)
         epochs = lambda e, f: [batch(16, seed=10 * e + i, first=16 * i) for i in range(f, 4)]  # noqa: E731
         losses = []

@@ -283,9 +283,8 @@ def test_each_epoch_has_a_new_classifier_and_images_it_does_not_show_count_nothi
     assert method.loss(gone, method.targets(unseen, gone)) == 0
     (p,) = method.predict(method.inputs(half))
     alone = method.loss((p[:8],), method.targets(half, (p,))[:8])
-    close(
-        method.loss((p,), method.targets(half, (p,))), alone / 2
-    )  # the mean is over all of the batch
+    # the mean is over all of the batch
+    close(method.loss((p,), method.targets(half, (p,))), alone / 2)
 
 
 def test_clusters_stay_for_as_many_epochs_as_asked() -> None:
@@ -735,9 +734,8 @@ def test_pcls_negative_prototypes_are_drawn_once_a_step() -> None:
     losses = []
     for _ in range(6):
         loss = method.loss(predictions, targets).item()
-        torch.manual_seed(
-            len(losses)
-        )  # whatever the state of the global generator, which differs between ranks
+        # whatever the state of the global generator, which differs between ranks
+        torch.manual_seed(len(losses))
         assert method.loss(predictions, targets).item() == loss
         losses.append(loss)
         method.steps.value += 1

@@ -388,15 +388,13 @@ def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
         method.loss(predictions, targets).backward()
         optimizer.step()
         method.after_step(data, predictions, targets)
-        asking = (
-            predictions if isinstance(predictions, Tensor) else predictions[1]
-        )  # the pieces, or the colours
+        # the pieces, or the colours
+        asking = predictions if isinstance(predictions, Tensor) else predictions[1]
         place = (
             (asking @ rows.T).argsort(1, descending=True).eq(data.index[:, None]).int().argmax(1)
         )
-        found.append(
-            place.float().mean().item()
-        )  # of 64, how many rows are nearer than the image's own
+        # of 64, how many rows are nearer than the image's own
+        found.append(place.float().mean().item())
     assert sum(found[-8:]) < 0.9 * sum(found[:8])
 
 
@@ -479,9 +477,8 @@ def test_each_image_has_an_order_of_its_own() -> None:
         assert found == sorted(range(9), key=lambda k: noise[i, k].item())
         orders.append(tuple(found))
     assert len(set(orders)) == 6
-    assert torch.equal(
-        shuffled_pieces(view[2:4], noise[2:4]), shuffled[2:4]
-    )  # whatever else is in the batch
+    # whatever else is in the batch
+    assert torch.equal(shuffled_pieces(view[2:4], noise[2:4]), shuffled[2:4])
 
 
 def test_pieces_are_seen_one_by_one_and_then_together() -> None:

@@ -577,9 +577,8 @@ def test_patches_of_any_view_leave_something_to_predict(size: int) -> None:
     rows = cut(torch.zeros(1, 3, size, size), side, stride).shape[1]
     assert rows >= 3
     if side % 2 == 0:
-        assert (
-            CPC.Config().nearest * stride >= side
-        )  # what is predicted shares no pixel with what it is predicted from
+        # what is predicted shares no pixel with what it is predicted from
+        assert CPC.Config().nearest * stride >= side
 
 
 def test_patches_lie_where_they_were() -> None:
@@ -608,9 +607,8 @@ def test_a_share_of_patches_loses_its_colours(share: float, seed: int) -> None:
     ]
     assert torch.stack(sources).any(0).all()
     if share > 0.2:
-        assert (
-            min(s.float().mean().item() for s in sources) > 0.2
-        )  # each channel is kept about as often
+        # each channel is kept about as often
+        assert min(s.float().mean().item() for s in sources) > 0.2
 
 
 def test_views_that_make_too_few_rows_are_refused() -> None:
@@ -653,9 +651,8 @@ def test_queues_hold_keys_that_are_young_or_whose_encoder_moves_little() -> None
     def queue(**changes: Any) -> int:
         return MoCoV2.Config().suited(dataclasses.replace(SETTING, **changes)).queue
 
-    assert (
-        queue() == 1024
-    )  # 128 * 100 / 10 keys: a tenth of the hundred steps that a momentum of .99 remembers
+    # 128 * 100 / 10 keys: a tenth of the hundred steps that a momentum of .99 remembers
+    assert queue() == 1024
     assert queue(images=10**6, batch=256, steps=10**6) == 16384  # 256 * 1000 / 10
     assert queue(images=1000) == 256  # half an epoch, as a power of two
     assert queue(batch=4096) == 4096  # a batch of keys comes in whole

@@ -188,19 +188,16 @@ def test_the_order_of_the_batch_and_of_the_dimensions_does_not_matter(
 def test_barlow_knows_no_scale_and_no_mean(
     b: int, d: int, scale: float, shift: float, seed: int
 ) -> None:
-    x, y = (
-        300 * normal(b, d, seed=seed),
-        300 * normal(b, d, seed=seed + 1),
-    )  # beside which the 1e-5 is nothing
+    # beside which the 1e-5 is nothing
+    x, y = (300 * normal(b, d, seed=seed), 300 * normal(b, d, seed=seed + 1))
     close(barlow(scale * x + shift, y, 0.1), barlow(x, y, 0.1), 1e-4)
 
 
 def test_barlow_is_zero_for_equal_views_of_independent_dimensions() -> None:
     x = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
     assert 0 <= barlow(x, x, 1.0) < 1e-9  # the 1e-5 beside each variance
-    assert (
-        barlow(x, x[:, [0, 0]], 1.0) > 0.9
-    )  # one dimension copied: its own place and another's are both wrong
+    # one dimension copied: its own place and another's are both wrong
+    assert barlow(x, x[:, [0, 0]], 1.0) > 0.9
 
 
 # A peer's losses
@@ -218,9 +215,8 @@ def test_methods_are_lightlys(name: str) -> None:
     """The loss and its gradient: with both views as targets of each other, or held still."""
     peer = pytest.importorskip("lightly.loss")
     method, data = build(name, norm=False, dtype=torch.float64), batch(dtype=torch.float64)
-    method.network[1][-1].weight.data.mul_(
-        300
-    )  # embeddings of some spread: every term of the loss has a say
+    # embeddings of some spread: every term of the loss has a say
+    method.network[1][-1].weight.data.mul_(300)
     predictions = method.predict(method.inputs(data))
     mine = method.loss(predictions, method.targets(data, predictions))
     if name == "barlow-twins":
@@ -257,9 +253,8 @@ def test_one_point_for_all_images_costs_what_chance_costs(name: str) -> None:
         leaf.data.copy_(unit(1, leaf.shape[1], seed=0))
     chance = method.chance()
     assert chance is not None
-    targets = (
-        same if name in ("byol", "directpred") else method.targets(data, same)
-    )  # a teacher that says it too
+    # a teacher that says it too
+    targets = same if name in ("byol", "directpred") else method.targets(data, same)
     close(method.loss(same, targets), chance)
 
 

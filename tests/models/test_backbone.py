@@ -32,9 +32,8 @@ class TestCreate:
         torch.manual_seed(0)
         backbone = backbone_module.create("resnet18").eval()
         for norm in (m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)):
-            nn.init.ones_(
-                norm.weight
-            )  # the last of each block begins at 0, and lets no gradient through
+            # the last of each block begins at 0, and lets no gradient through
+            nn.init.ones_(norm.weight)
         tiny = torch.rand(8, 3, 16, 16)  # the last stage's stride then meets maps of one pixel
         found = {}
         for bf16 in (False, True):

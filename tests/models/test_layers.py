@@ -52,9 +52,8 @@ def test_mlp_has_the_widths_it_was_given(widths: list[int], batch_norm: bool) ->
     assert sum(isinstance(m, nn.ReLU) for m in head) == hidden
     assert head[-1] is linear[-1]  # its end is linear
     assert linear[-1].bias is not None
-    assert all(
-        (m.bias is None) == batch_norm for m in linear[:-1]
-    )  # a batch norm has a bias of its own
+    # a batch norm has a bias of its own
+    assert all((m.bias is None) == batch_norm for m in linear[:-1])
     assert head(torch.rand(3, widths[0])).shape == (3, widths[-1])
 
 
@@ -155,9 +154,8 @@ def test_frozen_statistics_remember_nothing() -> None:
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert torch.equal(inside, twin(x))  # the batch's own statistics, as always in training
     network(x)
-    assert all(
-        torch.equal(v, twin.state_dict()[k]) for k, v in network.state_dict().items()
-    )  # they remember again
+    # they remember again
+    assert all(torch.equal(v, twin.state_dict()[k]) for k, v in network.state_dict().items())
 
 
 def test_synchronised_norms_forget_what_they_saw_but_go_on_keeping_it() -> None:

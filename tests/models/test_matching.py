@@ -168,9 +168,8 @@ class TestPlaces:
         line = taken(tmp_path, content, resnet)
         assert key in line
         assert "average" in line
-        assert (
-            weights_io.guess(saved(tmp_path, content)) is None
-        )  # that such a file is read does not say what it is
+        # that such a file is read does not say what it is
+        assert weights_io.guess(saved(tmp_path, content)) is None
 
     @pytest.mark.parametrize(
         "key",

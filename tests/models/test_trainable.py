@@ -73,9 +73,8 @@ class TestTrainable:
             if not torch.equal(value, before[key])
         ]
         assert changed
-        assert all(
-            value.ndim == 1 for value in changed
-        )  # a ResNet without its classifier has no other biases
+        # a ResNet without its classifier has no other biases
+        assert all(value.ndim == 1 for value in changed)
 
     def test_prelu_inside_a_norm_layer_is_no_norm_parameter(self):
         layer = timm.layers.BatchNormAct2d(4, act_layer=nn.PReLU)

@@ -498,9 +498,8 @@ class TestPickledObjects:
             for name in old.namelist():
                 new.writestr(name, vandal if name.endswith("data.pkl") else old.read(name))
         content, _ = safe_unpickle.load(tmp_path / "b.pth")
-        assert (
-            content.__defaults__ is None
-        )  # it was done, to a function that lives as long as this content
+        # it was done, to a function that lives as long as this content
+        assert content.__defaults__ is None
         assert torch._utils._rebuild_tensor_v2.__defaults__ == before
         with pytest.raises(UserError, match="no state dict"):
             weights_io.load_weights(backbone_module.create(RESNET), tmp_path / "b.pth")

@@ -205,11 +205,8 @@ def test_a_plan_leaves_its_folder(chain: tuple[list[str], Path, str], brought: P
         assert (facts["outcome"], "choice" in facts) == ("done", name == "target")
         assert (place / "album" / "views.png").is_file()
     source, target = (run_folder.read_run(place).stage for place in stages(out).values())
-    assert (source.steps, source.hard, source.keep) == (
-        5,
-        (),
-        "last",
-    )  # the hard examples are the target's
+    # the hard examples are the target's
+    assert (source.steps, source.hard, source.keep) == (5, (), "last")
     assert (target.steps, len(target.hard), target.keep) == (12, 1, "best")
     assert source.backbone == target.backbone == "test_resnet"  # as the weights say
     assert {
@@ -240,9 +237,8 @@ def test_show_tells_the_lineage(chain: tuple[list[str], Path, str], brought: Pat
     order = [str(brought), "source: done", "target: done", rows[1]["choice"]["text"]]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     assert "cutmix" in text
-    alone = json.loads(
-        printed(["show", str(stages(out)["target"]), "--json"])
-    )  # a stage knows its ancestors by itself
+    # a stage knows its ancestors by itself
+    alone = json.loads(printed(["show", str(stages(out)["target"]), "--json"]))
     assert [r["folder"] for r in alone] == [str(p) for p in (brought, *stages(out).values())]
     assert main(["show", str(out / "stages")]) == 2
 
@@ -276,9 +272,8 @@ def test_evaluate_report_and_export_take_the_outcome(
     compared = evaluate.backbones_of(
         out, run_folder.read_run(out), ["random", "init"], Progress(show=False)
     )
-    assert same(
-        dict(compared["init"].network.state_dict()), tensors(brought)
-    )  # what the user brought, not the source's
+    # what the user brought, not the source's
+    assert same(dict(compared["init"].network.state_dict()), tensors(brought))
     assert same(dict(compared[str(out)].network.state_dict()), tensors(stages(out)["target"]))
     text = " ".join(printed(["show", str(out)]).split())  # a long verdict is wrapped
     assert json.loads((stages(out)["target"] / "evaluation.json").read_text())[0]["verdict"] in text
@@ -374,9 +369,8 @@ def test_the_outcome_lies_in_the_plans_own_folder(
     facts = json.loads((out / "run.json").read_text())
     assert facts["copied_from"] == str(place.relative_to(chain[1]))
     assert facts["outcome"] == "done"
-    assert (
-        run_folder.read_run(out).folder == stages(out)["target"]
-    )  # commands look into the stage, as long as it is there
+    # commands look into the stage, as long as it is there
+    assert run_folder.read_run(out).folder == stages(out)["target"]
     base = run_folder.read_run(out).base
     shutil.rmtree(out / "stages")
     assert run_folder.read_run(out).folder == out
@@ -485,9 +479,8 @@ def test_a_stage_is_named_by_what_decides_it(
 
     first = names(written_plan(images, brought))
     assert names(written_plan(images, brought), "elsewhere") == first
-    assert (
-        names(written_plan(images, brought, precision="auto")) == first
-    )  # what a probe chooses decides nothing
+    # what a probe chooses decides nothing
+    assert names(written_plan(images, brought, precision="auto")) == first
     shutil.copytree(images, tmp_path / "copy")
     shutil.copytree(brought, tmp_path / "copied run")
     assert names(written_plan(tmp_path / "copy", brought)) == first
@@ -733,9 +726,8 @@ def test_only_the_backbone_crosses(chain: tuple[list[str], Path, str], brought: 
         key.startswith(("method.backbone.", "method.network.0.", "method.teacher.network.0."))
         for key in crossed
     )
-    assert (
-        "method.queue" in heir.keys() - crossed
-    )  # head, queue and all else are as in a run that never had a parent
+    # head, queue and all else are as in a run that never had a parent
+    assert "method.queue" in heir.keys() - crossed
 
 
 def moving(network: nn.Module) -> set[str]:
@@ -783,9 +775,8 @@ def state_after(words: list[str], out: Path) -> dict[str, Tensor]:
         known.append(build_session(*args, **more)) or known[0]
     )  # type: ignore[assignment, func-returns-value]
     snapshots.draw = lambda *_: None  # type: ignore[assignment]
-    trainer.broadcast_tensors = lambda _: (
-        None
-    )  # so that what each process saw is still to be seen in its norms
+    # so that what each process saw is still to be seen in its norms
+    trainer.broadcast_tensors = lambda _: None
     stage = flags.stage_from(["--out", "x", *words], None, "cpu", index_of)
     trainer.train(stage, out, Runtime(workers=0))
     return dict(known[0].step.state_dict())
@@ -810,9 +801,8 @@ def test_hpt_bn_moves_the_norms_alone_in_two_processes(
     check_norms_alone(tensors(brought), tensors(tmp_path / "run"))
     own = {key for key in one if not torch.equal(one[key], other[key])}
     assert own  # each process has seen images of its own,
-    assert all(
-        "running_" in key for key in own
-    )  # and yet all that learns is the same: the norms' gradients are shared
+    # and yet all that learns is the same: the norms' gradients are shared
+    assert all("running_" in key for key in own)
 
 
 def test_none_refreshes_the_statistics_and_moves_nothing_else(
@@ -828,16 +818,8 @@ def test_none_refreshes_the_statistics_and_moves_nothing_else(
         "--size",
         "32",
     ]
-    whole = [
-        "--batch",
-        "39",
-        "--steps",
-        "1",
-        "--precision",
-        "fp32",
-        "--statistics",
-        "data",
-    ]  # all at once
+    # all at once
+    whole = ["--batch", "39", "--steps", "1", "--precision", "fp32", "--statistics", "data"]
     assert main(["pretrain", *words, *whole, *HERE, "--out", str(tmp_path / "refreshed")]) == 0
     before, after = tensors(brought), tensors(tmp_path / "refreshed")
     seen = {
@@ -1071,9 +1053,8 @@ def test_zero_steps_take_the_weights_in_and_write_them(
     for place in ("taken", "adapted"):
         assert same(tensors(run_folder.read_run(tmp_path / place).folder), tensors(brought))
         assert torch.equal(selftaught.load(tmp_path / place)(pixels), expected)
-    assert (
-        main([*asked, "--out", str(tmp_path / "own")]) == 0
-    )  # the same weights, the pixels by their own data
+    # the same weights, the pixels by their own data
+    assert main([*asked, "--out", str(tmp_path / "own")]) == 0
     own = run_folder.read_run(tmp_path / "own")
     assert same(tensors(own.folder), tensors(brought))
     assert stated(own.folder / "backbone.safetensors")[0] == pytest.approx(

@@ -293,12 +293,8 @@ def test_without_a_plan_it_is_the_same(done: Path, images: Path, tmp_path: Path)
     for name in ("tuned", "student"):
         for file in ("backbone.safetensors", "head.safetensors"):
             assert same(load_file(tmp_path / name / file), load_file(place[name] / file))
-    again = [
-        "--method.teacher",
-        str(done),
-        "--out",
-        str(tmp_path / "of a plan"),
-    ]  # which stands for its outcome
+    # which stands for its outcome
+    again = ["--method.teacher", str(done), "--out", str(tmp_path / "of a plan")]
     assert main([*words, *student[:2], *again, "--steps", "1"]) == 0
     assert run_folder.read_run(tmp_path / "of a plan").stage.method.teacher == str(place["student"])
 

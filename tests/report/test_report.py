@@ -417,9 +417,8 @@ def test_an_almost_empty_run_is_a_page(tmp_path: Path) -> None:
 
 def test_a_torn_journal_and_a_resumed_one(tmp_path: Path) -> None:
     records = journal(100)
-    again = [
-        record | {"seconds": record["seconds"] - 32.0} for record in records[8:]
-    ]  # the clock began anew
+    # the clock began anew
+    again = [record | {"seconds": record["seconds"] - 32.0} for record in records[8:]]
     run = fake_run(
         tmp_path / "torn", records=[*records[:9], *again], outcome="running", finished=False
     )
@@ -563,9 +562,8 @@ def test_several_runs_stand_side_by_side(full: Path, tmp_path: Path) -> None:
     assert "A (" in loss
     assert "B (" in loss
     assert "C (" not in loss
-    assert (
-        len({str(a["id"]) for a in found.all("image") if a.get("id")}) == 1
-    )  # one run has an album
+    # one run has an album
+    assert len({str(a["id"]) for a in found.all("image") if a.get("id")}) == 1
 
 
 def scored(own: str, mean: float, against: str = "random", gain: float = 0.1) -> dict[str, Any]:
@@ -613,9 +611,8 @@ def test_a_run_that_another_was_evaluated_against_is_one_row(
         )
         (gained,) = [line for line in lines if line.name == "b"]
         assert gained.gains["a"].mean == 0.05
-        assert (
-            "b) is above" in scores.between(runs, ["A", "B"], [found])[0]
-        )  # by the paired difference
+        # by the paired difference
+        assert "b) is above" in scores.between(runs, ["A", "B"], [found])[0]
 
 
 def test_a_run_evaluated_from_two_places_is_one_row(tmp_path: Path) -> None:
@@ -743,9 +740,8 @@ def test_curves_break_at_gaps_and_labels_keep_apart() -> None:
     assert len(drawn.curves[0].paths) == 3
     assert len(drawn.curves[0].dots) == 1
     assert abs(drawn.curves[0].label_at[1] - drawn.curves[1].label_at[1]) >= 13
-    assert (
-        drawn.curves[2].label_at[0] < drawn.curves[0].label_at[0]
-    )  # a shorter run's label stands where it ends
+    # a shorter run's label stands where it ends
+    assert drawn.curves[2].label_at[0] < drawn.curves[0].label_at[0]
     assert charts.chart("t", [charts.Series(label="", name="", colour=0, x=[], y=[])]) is None
     alone = charts.chart("t", [charts.Series(label="", name="", colour=0, x=[3.0], y=[2.0])])
     assert alone is not None

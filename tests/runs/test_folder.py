@@ -187,9 +187,8 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
         harm(last, how)
     if how == "folder":
         monkeypatch.setattr(trainer.Trainer, "due", lambda _: False)
-        assert (
-            main(["pretrain", "--out", "o", "--resume", *HERE]) == 2
-        )  # trained, and the folder cannot be replaced
+        # trained, and the folder cannot be replaced
+        assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 2
         assert "last.pt" in last_line(capsys)
         shutil.rmtree(last)
         assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0

@@ -298,9 +298,8 @@ def test_one_chain_is_judged_once_whatever_studies_call_it() -> None:
     tuned, between = ways("labels"), ways("sequential")
     assert between["B", ""].key == tuned["Base", ""].key
     assert between["B+T", ""].key == tuned["HPT", ""].key
-    assert (
-        tuned["HPT", ""].key != ways("separability")["HPT", "50"].key
-    )  # the same stages, judged otherwise
+    # the same stages, judged otherwise
+    assert tuned["HPT", ""].key != ways("separability")["HPT", "50"].key
 
 
 @pytest.mark.parametrize(
@@ -735,9 +734,8 @@ def test_a_cell_that_is_gone_or_damaged_is_judged_again_and_no_other(
         )
     else:
         file.write_text({"empty": "", "half": text[: len(text) // 2], "no scores": "{}"}[harm])
-        said(
-            words("separability", plan, out, "--shard", "0/1")
-        )  # what is there is gathered all the same
+        # what is there is gathered all the same
+        said(words("separability", plan, out, "--shard", "0/1"))
         assert len(json.loads((out / "separability.json").read_text())["rows"]) > 0
     said(words("separability", plan, out))
     assert judged == [cell.key]
@@ -825,9 +823,8 @@ def test_a_source_is_the_same_stage_with_and_without_what_follows(
         for variant, cell in cells.items()
     }
     assert identities["B+S+T"][:1] == identities["B+S"]
-    assert (
-        len({identity for found in identities.values() for identity in found}) == 4
-    )  # B, S, T after B, T after S
+    # B, S, T after B, T after S
+    assert len({identity for found in identities.values() for identity in found}) == 4
 
 
 def quiet() -> tuple[Runtime, Progress]:
@@ -864,9 +861,8 @@ def test_a_training_that_came_to_no_good_is_a_result_that_is_told(
     runner.carry_out([cell], tmp_path, *quiet())
     (row,) = runner.gather([cell], tmp_path)
     assert row["outcome"] == outcome
-    assert (
-        json.loads((tmp_path / row["folder"] / "run.json").read_text())["config"]["steps"] == 2
-    )  # the source
+    # the source
+    assert json.loads((tmp_path / row["folder"] / "run.json").read_text())["config"]["steps"] == 2
     assert len(list((tmp_path / "stages").glob("*/run.json"))) == 1
     assert tables.fallen([row]) == [
         "stripes from own, B+S+T, seed 0: " + f"{outcome} in training, and scored so."
@@ -971,9 +967,8 @@ def test_how_much_sooner_hpt_is_there_is_said() -> None:
         "tile from moco (linear probe, all labels, balanced accuracy): HPT 70.0, Target 65.0, "
     )
     assert line.endswith(" HPT is as good as Target's best (200 steps) after 50: 4x sooner.")
-    assert finding(hpt=(0.66, 0.7), target=(0.55, 0.65)).endswith(
-        "after 12: at least 17x sooner."
-    )  # the fewest tried
+    # the fewest tried
+    assert finding(hpt=(0.66, 0.7), target=(0.55, 0.65)).endswith("after 12: at least 17x sooner.")
     assert finding(hpt=(0.3, 0.6), target=(0.55, 0.65)).endswith(
         "HPT does not reach Target's best (of 200 steps) in the steps tried."
     )
@@ -1008,9 +1003,8 @@ def test_what_is_taken_away_is_told_at_both_ends() -> None:
 def test_auroc_speaks_where_there_is_no_accuracy() -> None:
     auroc = made_up("data", ONE, lambda c: 0.8, "auroc")
     both = [*auroc, *made_up("data", ONE, lambda c: 0.6)]
-    assert (
-        len(tables.findings("data", auroc)) == len(tables.findings("data", both)) == 2
-    )  # kNN and linear
+    # kNN and linear
+    assert len(tables.findings("data", auroc)) == len(tables.findings("data", both)) == 2
     assert all("AUROC): " in line and "80.0" in line for line in tables.findings("data", auroc))
     assert all(
         "balanced accuracy): " in line and "60.0" in line for line in tables.findings("data", both)

@@ -224,9 +224,8 @@ def test_a_compiled_run_goes_on_as_it_began(
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
     assert graphs == []
     assert main([*words, "--compile", "--out", str(tmp_path / "whole")]) == 0
-    assert (
-        len(graphs) == 4
-    )  # an addition; clean and cut-mixed views; the teacher. Nothing that is measured or drawn
+    # an addition; clean and cut-mixed views; the teacher. Nothing that is measured or drawn
+    assert len(graphs) == 4
     with stopped_at(2):
         assert main([*words, "--compile", "--out", str(tmp_path / "parts")]) == 0
     capsys.readouterr()

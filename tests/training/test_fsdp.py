@@ -108,9 +108,8 @@ def saved_and_restored(place: Path, plain: dict[str, Any], asked: Optimizer) -> 
     again = trained(1, 0, True, asked)
     fsdp.restore(*again, checkpoint.load_checkpoint(file), place)
     other = trained(1, 1, True, asked)
-    fsdp.restore(
-        *other, {"step": was[0], "optimizer": copy.deepcopy(plain)}, place
-    )  # theirs lies in memory that is shared
+    # theirs lies in memory that is shared
+    fsdp.restore(*other, {"step": was[0], "optimizer": copy.deepcopy(plain)}, place)
     restored = everything(*other)
     learn(*other, 2)
     return [was, everything(*again), restored]
@@ -193,9 +192,8 @@ def test_killed_while_shared_out_and_resumed_it_ends_the_same(
     assert checkpoint.load_checkpoint(out / "checkpoints" / "last.pt")["next"] == 8
     together(log, *words, "--resume")
     torch.testing.assert_close(weights(out), weights(shared_out), rtol=0, atol=0)
-    assert [f.name for f in (out / "checkpoints").glob("last-*")] == [
-        "last-12"
-    ]  # those of before are gone
+    # those of before are gone
+    assert [f.name for f in (out / "checkpoints").glob("last-*")] == ["last-12"]
 
 
 def test_evaluated_by_several_processes_it_scores_the_same(

@@ -152,9 +152,8 @@ def test_what_is_frozen_is_not_optimised(kind: type[Optimizer]) -> None:
     optimizer = kind().build(network.named_parameters())
     [group] = optimizer.param_groups  # an empty group would be one more
     assert {id(p) for p in group["params"]} == {id(p) for p in network[1].parameters()}
-    assert all(
-        g["lr"] == 0 for g in optimizer.param_groups
-    )  # nothing moves before the loop has set it
+    # nothing moves before the loop has set it
+    assert all(g["lr"] == 0 for g in optimizer.param_groups)
 
 
 def test_one_step_of_sgd_is_its_formula() -> None:
@@ -216,9 +215,8 @@ def test_clipping_bounds_the_whole_gradient(hard: tuple[CutMix, ...]) -> None:
     torch.testing.assert_close(
         length_of_one_step(bound, hard), torch.tensor(bound), rtol=1e-3, atol=0
     )
-    assert (
-        length_of_one_step(2 * free.item(), hard) == free
-    )  # what is short enough stays bitwise as it is
+    # what is short enough stays bitwise as it is
+    assert length_of_one_step(2 * free.item(), hard) == free
 
 
 # Accumulation

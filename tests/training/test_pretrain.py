@@ -494,9 +494,8 @@ def test_export_gives_timm_the_same_features(
         lines = capsys.readouterr().out
         scope: dict[str, Any] = {}
         exec(lines, scope)  # what `export` tells people to type
-        assert torch.equal(
-            scope["features"](pixels), own(pixels)
-        )  # normalised by what the run learnt with
+        # normalised by what the run learnt with
+        assert torch.equal(scope["features"](pixels), own(pixels))
 
 
 def test_report_and_methods(

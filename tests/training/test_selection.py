@@ -49,9 +49,8 @@ def test_the_best_by_labels_wins_whatever_its_rank() -> None:
 
 
 def test_what_got_worse_is_said_first() -> None:
-    found = choose(
-        [labelled(50, 0.5, 0.6), labelled(0, 0.8, 0.8), labelled(10, 0.7, 0.7)]
-    )  # in any order
+    # in any order
+    found = choose([labelled(50, 0.5, 0.6), labelled(0, 0.8, 0.8), labelled(10, 0.7, 0.7)])
     assert (found.kept.step, found.best.step, found.worse) == (0, 10, True)
     assert found.text.startswith(
         "training did not help: 80.0 % at the start, 70.0 % at best, after 10 steps"
@@ -61,10 +60,11 @@ def test_what_got_worse_is_said_first() -> None:
 
 def test_a_tie_is_no_reason_to_change() -> None:
     assert choose([labelled(0, 1, 1), labelled(10, 1, 1)]).worse
+    # the earlier
     assert (
         choose([labelled(0, 0.5, 0.5), labelled(10, 0.9, 0.7), labelled(20, 0.8, 0.8)]).kept.step
         == 10
-    )  # the earlier
+    )
 
 
 def test_without_labels_the_rank_decides_and_the_text_admits_it() -> None:
@@ -145,9 +145,8 @@ def test_a_rare_class_counts_as_much_as_a_common_one() -> None:
     labels = torch.cat([torch.arange(190) % 2, torch.full((10,), 2)])
     vectors = clusters(labels)
     assert min(label_scores(vectors, labels).values()) > 0.98
-    vectors[labels == 2] = clusters(
-        torch.arange(10) % 2, seed=1
-    )  # it looks like the others: an accuracy would lose 5 %
+    # it looks like the others: an accuracy would lose 5 %
+    vectors[labels == 2] = clusters(torch.arange(10) % 2, seed=1)
     blind = label_scores(vectors, labels)
     assert all(score < 0.92 for score in blind.values())
 

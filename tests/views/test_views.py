@@ -234,15 +234,13 @@ def test_crops_follow_the_law_of_random_resized_crop(
     assert (ours[:, 1] + ours[:, 3] <= width * (1 + 1e-6)).all()
     for name, mine in measures(ours).items():
         other = measures(theirs)[name]
-        at = (
-            torch.cat([mine, other]).sort().values + 1e-3
-        )  # rounding to pixels makes ties of theirs
+        # rounding to pixels makes ties of theirs
+        at = torch.cat([mine, other]).sort().values + 1e-3
         below = [
             torch.searchsorted(values.sort().values, at) / len(values) for values in (mine, other)
         ]
-        assert (below[0] - below[1]).abs().max() < 1.95 * math.sqrt(1 / 6000 + 1 / 1500), (
-            name
-        )  # KS, p = .001
+        # KS, p = .001
+        assert (below[0] - below[1]).abs().max() < 1.95 * math.sqrt(1 / 6000 + 1 / 1500), name
 
 
 @pytest.mark.parametrize("pipeline", ["fast", "reference"])

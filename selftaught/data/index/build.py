@@ -39,9 +39,8 @@ from selftaught.text import count_text, list_reasons, printable
 if TYPE_CHECKING:
     from selftaught.data.parquet.row_groups import Groups
 
-_MOST_UNREADABLE = (
-    0.10  # of the image files; with more, the folder is not what the user thinks it is
-)
+# of the image files; with more, the folder is not what the user thinks it is
+_MOST_UNREADABLE = 0.10
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,9 +52,8 @@ class Index:
     paths: Sequence[Path]  # N of them, sorted by the path below their root
     names: Sequence[Path]  # N of them: the paths below their roots, which a copy elsewhere shares
     sizes: Tensor  # [N, 2] long: height, width as shown (after EXIF orientation)
-    labels: (
-        Tensor | None
-    )  # [N] long, or [N, C] int8 for several an image; -1 = unlabelled; None: no accuracy anywhere
+    # [N] long, or [N, C] int8 for several an image; -1 = unlabelled; None: no accuracy anywhere
+    labels: Tensor | None
     classes: tuple[str, ...]
     test: Tensor  # [N] bool: held out
     # "given" by train/ and test/ folders, by a column of the "table" of labels, or "drawn" by seed
@@ -64,12 +62,10 @@ class Index:
     # sha256 over relative paths, contents, labels, range and given split: equal for a copy of the
     # data
     fingerprint: str
-    listing: str = (
-        ""  # the same with sizes in place of contents, by which older runs know their data
-    )
-    pixel_range: PixelRange | None = (
-        None  # by which values of more than 8 bits are brought to 8; None: see `PixelRange`
-    )
+    # the same with sizes in place of contents, by which older runs know their data
+    listing: str = ""
+    # by which values of more than 8 bits are brought to 8; None: see `PixelRange`
+    pixel_range: PixelRange | None = None
     groups: Groups | None = None  # which images of stores lie together; None: all are files
     notes: tuple[
         str, ...
@@ -311,9 +307,8 @@ def _refuse_bad_sets(
     unreadable: Sequence[tuple[str, str]],
     notes: Sequence[str],
 ) -> None:
-    bad = sum(
-        is_image(path) or Place.of(path) is not None for path, _ in unreadable
-    )  # and not the folders
+    # and not the folders
+    bad = sum(is_image(path) or Place.of(path) is not None for path, _ in unreadable)
     named = ", ".join(printable(place.path) for place in places[:3]) + (
         ", ..." if len(places) > 3 else ""
     )

@@ -25,10 +25,8 @@ from selftaught.data.io.paths import Paths
 from selftaught.data.pixel_range import PixelRange
 
 LEAST = 20_000  # images; smaller sets are walked anew, which takes less than a second
-CHUNK, THREADS = (
-    1000,
-    16,
-)  # files that a thread looks at in a row; threads, as a disk may be far away
+# files that a thread looks at in a row; threads, as a disk may be far away
+CHUNK, THREADS = (1000, 16)
 # nanoseconds; a folder that changed so shortly ago may change again at the same time of its clock
 RACE = 2_000_000_000
 _FORMAT = 6  # of what is stored, and of the rules by which folders and tables give labels
@@ -52,9 +50,8 @@ class CacheStamp:
     """
 
     folders: list[tuple[str, int]]  # every folder that was entered, and its stamp
-    watched: list[
-        tuple[str, int, int]
-    ]  # tables, unreadable and Parquet files: path, size, stamp; -1: not there
+    # tables, unreadable and Parquet files: path, size, stamp; -1: not there
+    watched: list[tuple[str, int, int]]
     began: int  # when the scan did
 
     @classmethod

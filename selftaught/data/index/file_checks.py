@@ -71,9 +71,8 @@ def check(
         with quiet():
             in_parallel(len(todo), one, on_progress=on_progress)
     finally:  # what was checked before Ctrl-C is remembered, too
-        whole = {
-            place.folder for place in places if not place.is_file
-        }  # a file says nothing of its neighbours
+        # a file says nothing of its neighbours
+        whole = {place.folder for place in places if not place.is_file}
         for folder, inside in members.items():
             sure = [i for i in inside if i not in unsure]
             said = {files.names[i]: reasons[i] for i in sure if i in reasons}
@@ -191,9 +190,8 @@ class FileChecks:
     def store(self, cache: Path | None, folder: str, notes: list[str]) -> None:
         names = b"".join(os.fsencode(name) + b"\0" for name in self.rows)
         reasons = json.dumps(self.reasons).encode()
-        unusual = np.flatnonzero(
-            self.measured.any(axis=1)
-        )  # few: of most files there is nothing to say
+        # few: of most files there is nothing to say
+        unusual = np.flatnonzero(self.measured.any(axis=1))
 
         def write(draft: Path) -> None:
             with draft.open("wb") as out:

@@ -41,9 +41,8 @@ UNLABELLED_WORDS = frozenset(
         "nolabels",
     }
 )
-MORE_WORDS = frozenset(
-    {"extra", "extras", "additional"}
-)  # beside a train folder: more images, often without labels
+# beside a train folder: more images, often without labels
+MORE_WORDS = frozenset({"extra", "extras", "additional"})
 
 _PHOTO_WORDS = frozenset(
     {
@@ -206,7 +205,8 @@ _NEUTRAL_WORDS = _PHOTO_WORDS | {
 _BOUNDARY = re.compile(
     r"[\W_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])"
 )
-_GLUED = re.compile(  # trainset, testimages, trainannot
+# trainset, testimages, trainannot
+_GLUED = re.compile(
     r"(train|training|test|testing|val|valid|validation|dev|eval|unlabell?ed|ground)"
     r"(sets?|data|images?|imgs?|pics|masks?|labels?|annots?|gt|truth|only)"
 )

@@ -140,9 +140,8 @@ def _measure(
     `rows` is filled in.
     """
     rows.digests = np.zeros(len(rows), dtype=np.int64)
-    numbers = np.zeros(
-        (len(rows), 4), dtype=np.int64
-    )  # as in `FileChecks`: bytes, a stamp of the file, height, width
+    # as in `FileChecks`: bytes, a stamp of the file, height, width
+    numbers = np.zeros((len(rows), 4), dtype=np.int64)
     measured = np.zeros((len(rows), 4))
     todo: list[int] = []
     first = 0

@@ -23,9 +23,8 @@ from selftaught.data.index.folders import Folder, trees
 from selftaught.data.index.scan import Files
 from selftaught.text import count_text, printable
 
-Stems = dict[
-    str, set[str]
-]  # the path of a file below a folder, without its suffix: the suffixes that are there
+# the path of a file below a folder, without its suffix: the suffixes that are there
+Stems = dict[str, set[str]]
 
 
 def without_masks(files: Files, notes: list[str]) -> Files:

@@ -24,27 +24,23 @@ class Rows:
     """The images of a store, in columns."""
 
     paths: list[str] = field(default_factory=list)
-    names: list[str] = field(
-        default_factory=list
-    )  # the path below the folder that was packed, or a like one
+    # the path below the folder that was packed, or a like one
+    names: list[str] = field(default_factory=list)
     pathless: set[int] = field(default_factory=set)  # whose name was made up, as the row has none
     bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     digests: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of the content
-    sizes: np.ndarray = field(
-        default_factory=lambda: np.zeros((0, 2), np.int64)
-    )  # height, width as shown
+    # height, width as shown
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     measured: np.ndarray | None = None  # the columns of `pixel_range` [n, 4]; None: all are usual
-    groups: np.ndarray = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )  # row groups, counted through the store
+    # row groups, counted through the store
+    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     said: list[Said] | None = None  # None: the store has no labels
     classes: tuple[str, ...] = ()
     several: bool = False  # classes an image
     reasons: dict[int, str] = field(default_factory=dict)  # of those that cannot be read
     notes: list[str] = field(default_factory=list)
-    pixel_range: PixelRange = (
-        PixelRange()
-    )  # by which they were brought to 8 bits when they were packed
+    # by which they were brought to 8 bits when they were packed
+    pixel_range: PixelRange = PixelRange()
 
     def __len__(self) -> int:
         return len(self.paths)

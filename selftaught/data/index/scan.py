@@ -131,9 +131,8 @@ def own_products(names: Iterable[str]) -> set[str]:
         found |= {"run.json", "album", "features", "checkpoints"}
     if "plan.json" in markers and "stages" in there:
         found |= {"plan.json", "stages"}
-    older = "stages" in there and any(
-        f"{study}.json" in markers for study in _STUDIES
-    )  # they had no study.json
+    # they had no study.json
+    older = "stages" in there and any(f"{study}.json" in markers for study in _STUDIES)
     if "cells" in there and ("study.json" in markers or older):
         figures = tuple(f"{study}-" for study in _STUDIES)
         found |= {"study.json", "cells", "stages"} | {
@@ -195,9 +194,8 @@ class Files:
         self.changed = array("q")  # a stamp, as in `locations`; of a store 0
         self.digests = array("q")  # of the content, once it is checked
         self.groups = array("q")  # number of a store's row group, -1 for a file
-        self.pathless = array(
-            "b"
-        )  # whether it is a row without a path, whose name says nothing of a class
+        # whether it is a row without a path, whose name says nothing of a class
+        self.pathless = array("b")
         self.said: list[tuple[str, ...] | None] = []  # the classes that a store tells
         self.classes: tuple[str, ...] = ()  # in the order of the stores
         self.several = False  # classes an image, in a store
@@ -252,9 +250,8 @@ class Scan:
     """
 
     def __init__(self, places: Sequence[Root]) -> None:
-        self.places = list(
-            places
-        )  # of a folder that turns out to hold Parquet files of images: as a store
+        # of a folder that turns out to hold Parquet files of images: as a store
+        self.places = list(places)
         self.unreadable: list[tuple[str, str]] = []  # (path, reason) of files, links and folders
         self.folders: list[tuple[str, int]] = []  # every folder entered, and its stamp
         self.latest = 0  # when one of them last changed, in nanoseconds
@@ -262,9 +259,8 @@ class Scan:
         self.links = 0  # of any kind
         self._found = Files()
         self._hidden = 0
-        self._system: Counter[str] = (
-            Counter()
-        )  # names of folders that are hidden or made by a system
+        # names of folders that are hidden or made by a system
+        self._system: Counter[str] = Counter()
         self._own: list[str] = []  # folders that this product wrote
         self._unread: Counter[str] = Counter()  # suffixes of pictures that cannot be read
         self._again = 0  # links and named files that lead to an image which is counted already

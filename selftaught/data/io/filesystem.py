@@ -100,9 +100,8 @@ def stamp(status: os.stat_result) -> int:
     """A number that changes whenever a file of this machine does. The time of its last change can
     be set, and is kept by `cp -p`, `rsync -t` and `tar`; that of its inode is the system's own.
     """
-    return hash(
-        (status.st_mtime_ns, status.st_ctime_ns)
-    )  # of numbers it is the same in every process
+    # of numbers it is the same in every process
+    return hash((status.st_mtime_ns, status.st_ctime_ns))
 
 
 def fetch(location: str, start: int | None = None, end: int | None = None) -> bytes:

@@ -48,9 +48,8 @@ def read(path: Path | str) -> bytes:
 
 
 def _open_now(path: str, flags: int) -> int:
-    return os.open(
-        path, flags | getattr(os, "O_NONBLOCK", 0)
-    )  # a named pipe called a.jpg must not wait for a writer
+    # a named pipe called a.jpg must not wait for a writer
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def damage(format: str | None, data: bytes) -> str | None:

@@ -125,9 +125,8 @@ class MemoryBudget:
             self._changed.wait_for(lambda: self._held == 0 or self._held + size <= self._most)
             if self._held == 0:
                 free = free_memory()
-                self._most = (
-                    free // 2 // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)
-                )  # set by torchrun
+                # set by torchrun
+                self._most = free // 2 // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)
                 if size > free:
                     raise MemoryError(f"{size:,} bytes are needed, and {free:,} are free")
             self._held += size

@@ -106,9 +106,8 @@ class Images(torch.utils.data.Dataset[Tensor]):
         """Says that these images are asked for soon, in this order."""
         if self.groups is None or self.hold:
             return
-        last = dict(
-            zip(self.groups.of[positions].tolist(), positions.tolist(), strict=True)
-        )  # one image of each group
+        # one image of each group
+        last = dict(zip(self.groups.of[positions].tolist(), positions.tolist(), strict=True))
         if not self.groups.scattered:  # they stay, so that once is enough in each process
             known = self._announced.setdefault(os.getpid(), set())
             last = {group: i for group, i in last.items() if group not in known}

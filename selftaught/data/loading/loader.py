@@ -32,9 +32,8 @@ class Raw:
     an epoch.
     """
 
-    pixels: (
-        Tensor | RaggedImages
-    )  # uint8 [B, 3, C, C], whole images squashed to squares; or B of their own sizes
+    # uint8 [B, 3, C, C], whole images squashed to squares; or B of their own sizes
+    pixels: Tensor | RaggedImages
     aspect: Tensor  # [B] float: true width / height
     index: Tensor  # [B] long, place within the `positions` of the batches, 0..n-1
     label: Tensor  # [B] long, -1 without labels; or [B, classes] int8
@@ -147,9 +146,8 @@ class Batches:
                 if schedule.steps is not steps:  # before a batch is taken away from the other epoch
                     raise RuntimeError("another epoch of the same batches has begun")
                 pixels, shown = self._whole([next(arriving) for _ in range(parts)])
-                yield self._raw(
-                    pixels, shown, slots, self.pin and parts > 1
-                )  # one part is pinned by the loader's thread
+                # one part is pinned by the loader's thread
+                yield self._raw(pixels, shown, slots, self.pin and parts > 1)
         finally:
             del (
                 arriving,

@@ -20,22 +20,16 @@ from selftaught.text import printable
 
 Format = Literal["jpeg", "webp", "png"]
 QUALITY = 90
-_MASKS = (
-    "1",
-    "L",
-    "P",
-    "I;16",
-    "RGB",
-)  # modes whose values PNG keeps and the nearest neighbour leaves alone
+# modes whose values PNG keeps and the nearest neighbour leaves alone
+_MASKS = ("1", "L", "P", "I;16", "RGB")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
     """How a pack holds its images."""
 
-    size: int | None = (
-        None  # pixels of the short side, of which no image has more; None: as they are
-    )
+    # pixels of the short side, of which no image has more; None: as they are
+    size: int | None = None
     format: Format = "jpeg"
     quality: int | None = None  # of jpeg and webp, 1 to 100; None: 90
 

@@ -41,11 +41,8 @@ from selftaught.text import count_text, list_reasons, printable
 
 _GROUP_IMAGES, _GROUP_BYTES = 64, 1 << 20  # a row group ends with whichever is reached first
 _AT_ONCE = 256  # images that are encoded side by side before they are written
-_BYTES_PER_PIXEL = {
-    "jpeg": 0.35,
-    "webp": 0.25,
-    "png": 2.0,
-}  # only to plan how many shards there will be
+# only to plan how many shards there will be
+_BYTES_PER_PIXEL = {"jpeg": 0.35, "webp": 0.25, "png": 2.0}
 _INDEX = "index.parquet"
 
 
@@ -163,10 +160,8 @@ def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, A
     other data.
     """
     index = plan.index
-    source, older = (
-        _source(plan, index.fingerprint),
-        _source(plan, index.listing),
-    )  # as older versions know it
+    # as older versions know it
+    source, older = (_source(plan, index.fingerprint), _source(plan, index.listing))
     several = index.labels is not None and index.labels.dim() == 2
     new: dict[str, Any] = {
         "format": parquet_rows.FORMAT,

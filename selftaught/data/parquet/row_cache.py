@@ -133,9 +133,8 @@ class _Shelf:
             return
         with self._lock:
             future.set_result(array)
-            self._bytes += (
-                array.nbytes if self._groups.get(key) is future else 0
-            )  # else it was forgotten meanwhile
+            # else it was forgotten meanwhile
+            self._bytes += array.nbytes if self._groups.get(key) is future else 0
             for old in list(self._groups):
                 if self._bytes <= row_groups.CACHE:
                     break

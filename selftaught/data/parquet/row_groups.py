@@ -89,9 +89,8 @@ class Groups:
         shuffled = torch.randperm(len(present), generator=rng)
         ends = self.bytes[present[shuffled]].cumsum(0)
         begins = torch.empty_like(ends)
-        begins[shuffled] = (
-            ends - self.bytes[present[shuffled]]
-        )  # in bytes: a window always fits into the cache
+        # in bytes: a window always fits into the cache
+        begins[shuffled] = ends - self.bytes[present[shuffled]]
         when = begins[of] + WINDOW * torch.rand(len(self.of), generator=rng, dtype=torch.float64)
         order = when.argsort(stable=True)[: steps * batch].view(steps, batch)
         lane = torch.rand(len(present), generator=rng)[of[order]]

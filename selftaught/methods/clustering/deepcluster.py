@@ -26,9 +26,8 @@ class DeepCluster(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         clusters: int = 10_000
-        dim: int = (
-            256  # principal components that features are reduced to before they are clustered
-        )
+        # principal components that features are reduced to before they are clustered
+        dim: int = 256
         iterations: int = 20  # of k-means, each epoch
         every: int = 1  # epochs from one clustering to the next
         symmetric: bool = False  # learn from both views
@@ -82,9 +81,8 @@ class DeepCluster(Method):
             F.cross_entropy(p, targets, weight, ignore_index=UNSEEN, reduction="sum")
             for p in predictions
         ]
-        return torch.stack(sums).mean() / len(
-            targets
-        )  # not by the weights' sum, which differs between processes
+        # not by the weights' sum, which differs between processes
+        return torch.stack(sums).mean() / len(targets)
 
     def chance(self) -> float | None:
         used = int((self.weight > 0).sum())
@@ -106,7 +104,6 @@ class DeepCluster(Method):
         counts = torch.bincount(clusters, minlength=self.config.clusters).to(self.weight)
         share = len(seen) / (counts > 0).sum()  # of the images, for each cluster that has any
         self.weight.copy_(torch.where(counts > 0, share / counts.clamp_min(1), 0))
-        nn.init.normal_(
-            self.classifier.weight, std=0.01
-        )  # cluster 7 of today is not cluster 7 of yesterday
+        # cluster 7 of today is not cluster 7 of yesterday
+        nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)

@@ -42,9 +42,8 @@ class PCL(Method):
         clusters: int = 100_000  # of the finest clustering; each further one has half as many
         clusterings: int = 3
         negatives: int = 16384  # prototypes of other clusters, drawn each step: the paper's r
-        warmup: float = (
-            0.1  # share of training; the first epoch that begins after it begins with clusters
-        )
+        # share of training; the first epoch that begins after it begins with clusters
+        warmup: float = 0.1
         alpha: float = 10.0  # smooths the concentration of small clusters
         iterations: int = 20  # of k-means, each epoch
 
@@ -55,9 +54,8 @@ class PCL(Method):
             like = moco_config(self).suited(setting)
             clusters = min(self.clusters, max(setting.images // 12, 8), setting.shown)
             epoch = setting.images // setting.batch
-            warmup = (
-                self.warmup if setting.steps > 2 * epoch else 0.0
-            )  # clusters are made where epochs begin
+            # clusters are made where epochs begin
+            warmup = self.warmup if setting.steps > 2 * epoch else 0.0
             return replace(
                 self,
                 hidden=setting.features,
@@ -93,18 +91,16 @@ class PCL(Method):
     def targets(
         self, batch: Batch, predictions: tuple[Tensor, ...]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        return self.moco.targets(batch, predictions), self.assigned[
-            batch.index
-        ]  # keys, and [B, clusterings]
+        # keys, and [B, clusterings]
+        return self.moco.targets(batch, predictions), self.assigned[batch.index]
 
     def loss(
         self, predictions: tuple[Tensor, ...], targets: tuple[tuple[Tensor, ...], Tensor]
     ) -> Tensor:
         keys, clusters = targets
         (query,) = predictions
-        rng = torch.Generator().manual_seed(
-            self.steps.value
-        )  # the same on every rank, and for every loss of a step
+        # the same on every rank, and for every loss of a step
+        rng = torch.Generator().manual_seed(self.steps.value)
         each = zip(
             self.prototypes.split(self.sizes),
             self.concentrations.split(self.sizes),

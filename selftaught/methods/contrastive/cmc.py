@@ -13,11 +13,12 @@ from selftaught.method import Batch, Encoder, Method
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize, on_views
 
+# from linear RGB
 TO_XYZ = (
     (0.412453, 0.357580, 0.180423),
     (0.212671, 0.715160, 0.072169),
     (0.019334, 0.119193, 0.950227),
-)  # from linear RGB
+)
 KNEE = 6 / 29  # of Lab's cube root, which is straight below it
 LIGHTNESS = 60.0  # of 100: where most colours fit into RGB
 GREY = 0.01  # mean difference of the channels up to which a view counts as without colour
@@ -52,9 +53,8 @@ class CMC(Method):
         return self.light_head(light), self.colour_head(colour)
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.where(
-            coloured(batch.views[0]), batch.index, -1
-        )  # without colour there is nothing to tell
+        # without colour there is nothing to tell
+        return torch.where(coloured(batch.views[0]), batch.index, -1)
 
     def loss(self, predictions: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         light, colour = predictions  # each asks the memory of the other

@@ -35,9 +35,8 @@ class CPC(Method):
         blocks: int = 5  # of the context network
         norm: Literal["layer", "batch"] = "layer"  # of the context network
         dim: int = 64  # of embeddings
-        nearest: int = (
-            2  # rows below, of those predicted: nearer patches share pixels with the context
-        )
+        # rows below, of those predicted: nearer patches share pixels with the context
+        nearest: int = 2
         farthest: int = 3
         directions: int = 4  # rows from above; then from the right, from below, from the left
         temperature: float = 0.1
@@ -91,9 +90,8 @@ class CPC(Method):
         return unit(said, -1), unit(self.embed(grid), -1)
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
-        return predictions[
-            1
-        ]  # with their gradient: patches become predictable, and remain distinguishable
+        # with their gradient: patches become predictable, and remain distinguishable
+        return predictions[1]
 
     def loss(self, predictions: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         place = torch.arange(targets.shape[:3].numel(), device=targets.device).view(

@@ -17,9 +17,8 @@ from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.models.layers import Normalize, mlp
 from selftaught.models.teacher import Teacher
 
-Seen = tuple[
-    Tensor, Tensor, Tensor
-]  # of a view: embedding [B, D], those of its places [B, D, S], the map [B, C, S]
+# of a view: embedding [B, D], those of its places [B, D, S], the map [B, C, S]
+Seen = tuple[Tensor, Tensor, Tensor]
 
 
 class DenseCL(Method):
@@ -36,9 +35,8 @@ class DenseCL(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):
         dense: float = 0.5  # weight of the places' loss; whole views have the rest
-        dense_start: float = (
-            0.01  # share of training before places count: a new backbone cannot match them yet
-        )
+        # share of training before places count: a new backbone cannot match them yet
+        dense_start: float = 0.01
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
@@ -48,9 +46,8 @@ class DenseCL(Method):
         self.network = _TwoHeads(backbone, config.hidden, config.dim)
         self.teacher = Teacher(self.network)
         self.register_buffer("queue", random_keys(config.queue, config.dim))
-        self.register_buffer(
-            "dense_queue", random_keys(config.queue, config.dim)
-        )  # a view's mean place is a key
+        # a view's mean place is a key
+        self.register_buffer("dense_queue", random_keys(config.queue, config.dim))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -72,9 +69,10 @@ class DenseCL(Method):
         for (query, places, found), (key, key_places, key_found) in zip(
             predictions, targets, strict=True
         ):
+            # [B, D, S]
             matched = key_places.gather(
                 2, most_similar(found, key_found)[:, None].expand_as(places)
-            )  # [B, D, S]
+            )
             parts = info_nce(_rows(places), _rows(matched), self.dense_queue, t)
             losses.append((1 - dense) * info_nce(query, key, self.queue, t) + dense * parts)
         return torch.stack(losses).mean()
@@ -102,10 +100,8 @@ class _TwoHeads(nn.Module):
         self.head = nn.Sequential(
             mlp(backbone.features, hidden, dim, batch_norm=False), Normalize()
         )
-        widen, narrow = (
-            nn.Conv1d(backbone.channels, hidden, 1),
-            nn.Conv1d(hidden, dim, 1),
-        )  # the same mlp at each place
+        # the same mlp at each place
+        widen, narrow = (nn.Conv1d(backbone.channels, hidden, 1), nn.Conv1d(hidden, dim, 1))
         self.dense_head = nn.Sequential(widen, nn.ReLU(), narrow, Normalize())
 
     def forward(self, pixels: Tensor) -> Seen:
@@ -116,11 +112,8 @@ class _TwoHeads(nn.Module):
                 " cifar"
             )
         found = found.flatten(2)
-        return (
-            self.head(features),
-            self.dense_head(found),
-            found.detach(),
-        )  # to match places by, not to learn through
+        # to match places by, not to learn through
+        return (self.head(features), self.dense_head(found), found.detach())
 
 
 def _rows(places: Tensor) -> Tensor:

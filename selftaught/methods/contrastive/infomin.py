@@ -32,10 +32,8 @@ class InfoMin(Method):
         self.jigsaw = Jigsaw(backbone, head, config.dim)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        return (
-            *self.moco.inputs(batch),
-            shuffled_pieces(batch.views[0], batch.noise),
-        )  # not of the key's own view
+        # not of the key's own view
+        return (*self.moco.inputs(batch), shuffled_pieces(batch.views[0], batch.noise))
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (*self.moco.predict(inputs[:-1]), self.jigsaw(inputs[-1]))

@@ -25,9 +25,8 @@ class MoCoV3(TeacherStudent):
         layers: int = 3  # of the projection head; the predictor has two
         momentum: float = 0.99  # of the key encoder at the start; it rises to 1 along a cosine
         temperature: float = 0.2  # the paper's for ViTs; its ResNet-50 has 1
-        freeze_patches: bool = (
-            True  # a ViT's projection of patches stays random, which keeps training steady
-        )
+        # a ViT's projection of patches stays random, which keeps training steady
+        freeze_patches: bool = True
 
         @property
         def least(self) -> int:

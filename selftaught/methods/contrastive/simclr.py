@@ -24,9 +24,8 @@ class SimCLR(TwoView):
         dim: int = 128
         layers: int = 2  # of the head
         temperature: float = 0.1
-        stop_gradient: bool = (
-            False  # at the keys, as in SimSiam: a view moves by its own comparison alone
-        )
+        # at the keys, as in SimSiam: a view moves by its own comparison alone
+        stop_gradient: bool = False
 
         def suited(self, setting: Setting) -> Self:
             """Without the keys' gradient random weights become better features sooner:

@@ -41,9 +41,8 @@ class BarlowTwins(TwoView):
         """The paper's, by the width: SGD, unlike LARS, would feel a sum over thousands of
         dimensions.
         """
-        pairs = zip(
-            predictions, targets, strict=True
-        )  # of clean views both are the same; of hard ones they are not
+        # of clean views both are the same; of hard ones they are not
+        pairs = zip(predictions, targets, strict=True)
         return (
             torch.stack([barlow(z, t, self.config.redundancy) for z, t in pairs]).mean()
             / self.config.dim

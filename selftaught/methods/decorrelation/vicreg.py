@@ -50,6 +50,5 @@ class VICReg(TwoView):
         return c.invariance * apart + c.variance * narrow + c.covariance * shared
 
     def chance(self) -> float:
-        return float(
-            self.config.variance * spread_loss(torch.zeros(2, 1))
-        )  # no spread, and nothing else to pay
+        # no spread, and nothing else to pay
+        return float(self.config.variance * spread_loss(torch.zeros(2, 1)))

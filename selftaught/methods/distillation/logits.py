@@ -27,11 +27,8 @@ class Distillation(Method):
     )
     views = 1
     classifies = True
-    augment: ClassVar[Mapping[str, Any]] = {
-        "jitter": 0.0,
-        "gray": 0.0,
-        "blur": 0.0,
-    }  # crops and flips alone
+    # crops and flips alone
+    augment: ClassVar[Mapping[str, Any]] = {"jitter": 0.0, "gray": 0.0, "blur": 0.0}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):

@@ -108,7 +108,6 @@ def whiten(points: Tensor, dim: int) -> Tensor:
         centred = points - points.mean(0)
         variance, axes = torch.linalg.eigh(centred.T @ centred / len(points))  # the largest last
         variance, axes = variance[-dim:], axes[:, -dim:]
-        floor = max(
-            1e-6 * variance[-1].item(), torch.finfo(points.dtype).tiny
-        )  # below it lies noise
+        # below it lies noise
+        floor = max(1e-6 * variance[-1].item(), torch.finfo(points.dtype).tiny)
         return F.normalize(centred @ axes / variance.clamp_min(floor).sqrt(), dim=1)

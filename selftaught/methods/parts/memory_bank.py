@@ -26,9 +26,8 @@ class MemoryConfig(Method.Config):
     negatives: int = 4096
     momentum: float = 0.5  # of a row, when its image is seen again
     temperature: float = 0.07
-    loss: Literal["nce", "softmax"] = (
-        "nce"  # nce estimates what softmax adds up: for memories too large to compare with
-    )
+    # nce estimates what softmax adds up: for memories too large to compare with
+    loss: Literal["nce", "softmax"] = "nce"
 
     def suited(self, setting: Setting) -> Self:
         """The softmax that NCE estimates is affordable, and exact where the data are small: then
@@ -51,12 +50,10 @@ class MemoryBank(nn.Module):
         self.config = config
         self.register_buffer("rows", torch.zeros(images, config.dim))
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
-        self.turn = Counter(
-            int(torch.randint(2**62, ()))
-        )  # of which negatives it is: random, and ticks
-        self.register_buffer(
-            "log_z", torch.zeros(())
-        )  # NCE's constant: log of the sum of exp(v_j f / T) over all images
+        # of which negatives it is: random, and ticks
+        self.turn = Counter(int(torch.randint(2**62, ())))
+        # NCE's constant: log of the sum of exp(v_j f / T) over all images
+        self.register_buffer("log_z", torch.zeros(()))
 
     def others(self) -> Tensor:
         """Rows to compare with: [K] of those seen, the same on every rank and for every loss of a
@@ -125,9 +122,8 @@ class MemoryBank(nn.Module):
         """
         index, new = gather(index), gather(embedding.detach().to(self.rows))
         index, new = index[index >= 0], new[index >= 0]
-        old = (
-            self.config.momentum * self.seen[index].to(new)[:, None]
-        )  # nothing of it, the first time
+        # nothing of it, the first time
+        old = self.config.momentum * self.seen[index].to(new)[:, None]
         self.rows[index] = F.normalize(old * self.rows[index] + (1 - old) * new, dim=1)
         self.seen[index] = True
         self.turn.value += 1

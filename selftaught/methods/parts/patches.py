@@ -55,9 +55,8 @@ class Context(nn.Module):
         self.enter = nn.Conv2d(features, hidden, 1)
         self.blocks = nn.Sequential(*[_Block(hidden, norm) for _ in range(blocks)])
         self.leave = nn.Sequential(_norm(hidden, norm), nn.ReLU())
-        self.say = nn.Conv2d(
-            hidden, ahead * dim, 1
-        )  # the W_k, K = `ahead` of them, as one layer: an unused one does no harm
+        # the W_k, K = `ahead` of them, as one layer: an unused one does no harm
+        self.say = nn.Conv2d(hidden, ahead * dim, 1)
 
     def forward(self, grid: Tensor) -> Tensor:
         said = self.say(self.leave(self.blocks(self.enter(grid))))
@@ -74,9 +73,8 @@ class _Block(nn.Module):
         self.after = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.after(
-            self.look(F.pad(self.before(x), (1, 1, 1, 0)))
-        )  # padded above: it never looks below
+        # padded above: it never looks below
+        return x + self.after(self.look(F.pad(self.before(x), (1, 1, 1, 0))))
 
 
 def _norm(width: int, kind: str) -> nn.Module:

@@ -57,9 +57,8 @@ class DirectPred(TeacherStudent):
         self.steps = Counter()
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return on_views(
-            self.network, inputs
-        )  # embeddings: the predictor, which is known, waits in the loss
+        # embeddings: the predictor, which is known, waits in the loss
+        return on_views(self.network, inputs)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)

@@ -10,9 +10,8 @@ from selftaught.losses import cosine_distance
 from selftaught.method import Batch, Encoder, Method, Setting
 from selftaught.models.layers import mlp, on_views
 
-Pairs = tuple[
-    tuple[Tensor, Tensor], ...
-]  # of each view: the predictor's output and the projector's
+# of each view: the predictor's output and the projector's
+Pairs = tuple[tuple[Tensor, Tensor], ...]
 
 
 class SimSiam(Method):
@@ -60,10 +59,8 @@ class SimSiam(Method):
 
     def targets(self, batch: Batch, predictions: Pairs) -> tuple[Tensor, ...]:
         (_, first), (_, second) = predictions
-        return (
-            second.detach(),
-            first.detach(),
-        )  # the stop-gradient: all that keeps it from collapsing
+        # the stop-gradient: all that keeps it from collapsing
+        return (second.detach(), first.detach())
 
     def loss(self, predictions: Pairs, targets: tuple[Tensor, ...]) -> Tensor:
         """One more than the paper's, so that 0 is the lowest."""

@@ -23,9 +23,8 @@ class Supervised(Method):
     class Config(Method.Config):
         classes: int = 0  # from the data
         smoothing: float = 0.0  # of the labels
-        head_layers: int = (
-            0  # of the head of the run in --init, kept with its backbone: 1 in SimCLR v2
-        )
+        # of the head of the run in --init, kept with its backbone: 1 in SimCLR v2
+        head_layers: int = 0
 
         def earlier(self, init: str | None) -> str | None:
             if self.head_layers and init is None:
@@ -73,9 +72,8 @@ class Supervised(Method):
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         if targets.dim() == 2:  # several classes at once
-            yes = (
-                targets.to(predictions) * (1 - self.smoothing) + self.smoothing / 2
-            )  # of each class yes or no
+            # of each class yes or no
+            yes = targets.to(predictions) * (1 - self.smoothing) + self.smoothing / 2
             return F.binary_cross_entropy_with_logits(predictions, yes)
         return F.cross_entropy(predictions, targets, label_smoothing=self.smoothing)
 

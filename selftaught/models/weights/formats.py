@@ -51,9 +51,8 @@ class Layout:
     ] = ()  # beginnings of names beside the backbone: heads, second networks, queues
     without: str = ""  # beginning of names in the file that must not occur
     which: str = ""  # the network that is taken, where there are several
-    unlike: Mapping[str, str] = field(
-        default_factory=dict
-    )  # timm's networks that compute something else, and why
+    # timm's networks that compute something else, and why
+    unlike: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +69,8 @@ class Reading:
     aside: tuple[str, ...]  # what was dropped, by the beginning of its names
     over: tuple[str, ...]  # what stands beside and is not listed: a reason to refuse
     count: int  # of tensors outside of the prefix
-    dropped: State = field(
-        default_factory=dict
-    )  # what is listed and stands among the network's own names
+    # what is listed and stands among the network's own names
+    dropped: State = field(default_factory=dict)
 
 
 STUDENT = "student, as there is no teacher"

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
-Rules = Sequence[
-    tuple[str, str]
-]  # a pattern of a whole name, or of its beginning up to a dot; what stands for it
+# a pattern of a whole name, or of its beginning up to a dot; what stands for it
+Rules = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)

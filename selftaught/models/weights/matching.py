@@ -79,9 +79,8 @@ def find_fit(content: Content, network: nn.Module, name: str) -> Fit:
             " where other tools "
             f"keep it.{held} Save the network's state_dict() alone and give that."
         )
-    nearest_fit = max(
-        fits, key=lambda fit: (fit.hits, -len(fit.reading.over))
-    )  # the first of several
+    # the first of several
+    nearest_fit = max(fits, key=lambda fit: (fit.hits, -len(fit.reading.over)))
     kind = content.config.get("model_type")
     what = (
         f"It is a {kind} of Hugging Face's transformers."

@@ -38,11 +38,8 @@ HUB = (
     "pytorch_model.bin.index.json",
 )
 SETTINGS = ("config.json", "preprocessor_config.json")  # beside them
-CHECKPOINT = {
-    "guard",
-    "next",
-    "skipped",
-}  # what a checkpoint of a run has beside weights or the name of shards
+# what a checkpoint of a run has beside weights or the name of shards
+CHECKPOINT = {"guard", "next", "skipped"}
 
 
 @dataclass(frozen=True)
@@ -142,9 +139,8 @@ def _in_folder(folder: Path) -> tuple[Path, ...]:
     for name in HUB:
         if (folder / name).is_file():
             return locate(folder / name)
-    snapshots = sorted(
-        path for path in folder.glob("snapshots/*") if path.is_dir()
-    )  # as the hub's cache has them
+    # as the hub's cache has them
+    snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
     if len(snapshots) == 1:
         return _in_folder(snapshots[0])
     if list(folder.glob("*.distcp")):
@@ -259,9 +255,8 @@ def _read_file(path: Path) -> Content:
         Exception
     ) as error:  # broken bytes make the reader fail in many ways, each for the same reason
         reason = (str(error).splitlines() or [""])[0]
-        reason = (
-            reason if " " in reason else type(error).__name__
-        )  # of a KeyError, the key says nothing
+        # of a KeyError, the key says nothing
+        reason = reason if " " in reason else type(error).__name__
         if "magic number" in reason:
             reason = "it is a pickle that PyTorch did not write: save the tensors by torch.save"
         raise UserError(f"{path} is broken, or no PyTorch file: {reason.rstrip('.')}.") from None

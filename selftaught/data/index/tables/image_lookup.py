@@ -37,9 +37,8 @@ class Base(NamedTuple):
     from there.
     """
 
-    image_key: Callable[
-        [int, int], str
-    ]  # of an image; where `has_depth`, its last so many folders and its name
+    # of an image; where `has_depth`, its last so many folders and its name
+    image_key: Callable[[int, int], str]
     path_keys: Callable[[str], list[str]]  # of a path, the likeliest first
     is_exact: bool = False  # no other suffix, case or zeros
     has_depth: bool = False

@@ -28,9 +28,8 @@ from selftaught.data.index.tables.table_words import CLASS_NAMES, PATH_NAMES, UN
 from selftaught.errors import UserError
 from selftaught.text import count_text, printable
 
-Lookup = Callable[
-    [Sequence[str]], list[Match]
-]  # of paths as cells have them, the images that they mean
+# of paths as cells have them, the images that they mean
+Lookup = Callable[[Sequence[str]], list[Match]]
 _SAMPLE = 200  # rows by which the column of paths is chosen
 _DOUBTFUL = ("unknown", "unlabelled", "unlabeled")
 

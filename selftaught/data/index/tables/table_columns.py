@@ -257,9 +257,8 @@ def read_classes(column: Column) -> tuple[list[Classes | None], bool]:
         ], True
     minus = set(column.cells) & MINUS_ONE
     numbers = all(_number(value) is not None for value in values)
-    signed = bool(minus) and {normalize_number(value) for value in values} == {
-        "1"
-    }  # 1 and -1 are two classes
+    # 1 and -1 are two classes
+    signed = bool(minus) and {normalize_number(value) for value in values} == {"1"}
     unknown = UNKNOWN - minus if signed else UNKNOWN
     names = {cell: normalize_number(cell) if numbers else cell for cell in {*values, *minus}}
     return [None if cell in unknown else (names[cell],) for cell in column.cells], False

@@ -21,9 +21,8 @@ CLASS_NAMES = _words(
     " categoryname categoryid target targets targetname groundtruth gt klasse klassen kategorie"
     " species breed diagnosis dx"
 )
-WEAK_CLASS_NAMES = _words(
-    "y tag tags type kind art typ"
-)  # such a column may as well hold another thing
+# such a column may as well hold another thing
+WEAK_CLASS_NAMES = _words("y tag tags type kind art typ")
 SPLIT_NAMES = _words("split splits set subset partition phase usage fold")
 TRAIN_WORDS = _words("train training trainval")  # cells of such a column
 TEST_WORDS = _words("test testing val valid validation dev eval evaluation holdout")
