@@ -85,7 +85,10 @@ class Photographs:
         )
         self.size = SIZES.get(name, SIZE)
         method = METHODS[name]
-        views = defaults.views_for(method, self.size, Views(small=2 if method.multi_crop else 0))
+        small = 2 if method.multi_crop else 0
+        setting = Setting(images=len(self.names), batch=len(self.names), steps=STEPS, features=64)
+        own = method.Config().defaults(setting).views
+        views = defaults.views_for(method, own, self.size, Views(small=small))
         self.augment = Augment(views, self.size)
         self.times = TOGETHER.get(name, 1)
 
@@ -107,13 +110,13 @@ def trained(name: str, data: Photographs) -> Method:
     known = METHODS[name].Config()
     fitting = {k: v for k, v in SMALL.items() if hasattr(known, k)}
     setting = Setting(images=len(data.names), batch=batch, steps=STEPS, features=backbone.features)
-    config = dataclasses.replace(known.suited(setting), **fitting)
+    config = dataclasses.replace(known.defaults(setting).config, **fitting)
     earlier = []
     if name == "distillation":
         # such that more than one class is to be seen
         config = dataclasses.replace(config, temperature=4.0)
         teacher = trained("supervised", data)
-        earlier = [nn.Sequential(teacher.backbone, teacher.kept_head())]
+        earlier = [nn.Sequential(teacher.backbone, teacher.head)]
     method = METHODS[name](config, backbone, len(data.names), *earlier)
     step = Step(method).train()
     optimizer = AdamW(lr=2e-3, weight_decay=0.0).build(step.named_parameters())

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import interleaved, ratios, said, spread, write
-from selftaught.config.defaults import config_for, views_for
+from selftaught.config.defaults import defaults_for, views_for
 from selftaught.hard.base import HardExample
 from selftaught.method import NOISE, Batch, Method, Setting
 from selftaught.methods import METHODS
@@ -59,18 +59,17 @@ class Trained:
         self.bf16 = bf16
         stem: Any = "cifar" if size <= 40 and network.startswith("resnet") else "imagenet"
         backbone = backbone_module.create(network, stem=stem, image_size=size)
-        config = config_for(
-            kind, Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features), 10
-        )
+        setting = Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features)
+        own = defaults_for(kind, setting, 10)
         self.step = (
-            Step(kind(config, backbone, IMAGES), hard)
+            Step(kind(own.config, backbone, IMAGES), hard)
             .to(DEVICE)
             .to(memory_format=torch.channels_last)
             .train()
         )
         if compiled:
             compile_backbones(self.step, DEVICE)
-        views = views_for(kind, size, Views())
+        views = views_for(kind, own.views, size, Views())
         pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
         made = Augment(views, size)(pixels, torch.ones(batch), torch.Generator().manual_seed(0))
         index = torch.randperm(IMAGES)[:batch].to(DEVICE)

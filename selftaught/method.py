@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -78,6 +78,24 @@ class Setting:
         return max(self.images // part * part, 1)
 
 
+C = TypeVar("C", bound="Method.Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults(Generic[C]):
+    """What a method is trained with unless something else is asked for."""
+
+    config: C  # its hyperparameters, scaled to the data, the hardware and the start
+    # how its views differ from MoCo-v2's: fields of `views.spec.Views`
+    views: Mapping[str, Any] = field(default_factory=dict)
+    lr: float = 0.06  # peak rate of SGD with momentum .9, for 256 images a step
+    clip: float = 0.0  # norm at which gradients are clipped; 0 = never
+
+    def replace_config(self, **fields: Any) -> Self:
+        """The same with other hyperparameters."""
+        return replace(self, config=replace(self.config, **fields))
+
+
 class Method(nn.Module, ABC):
     """Predict pseudo-labels (`targets`) from images (`inputs`).
 
@@ -108,25 +126,26 @@ class Method(nn.Module, ABC):
                     )
                     require(value <= 1 or f.name not in SHARES, flag, "a share, from 0 to 1", value)
 
-        def suited(self, setting: Setting) -> Self:
-            """The same, with what must follow the data and the backbone scaled to them."""
-            return self
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            """What to train with in `setting`; these hyperparameters are the most that it takes."""
+            return Defaults(config=self)
 
-        def earlier(self, init: str | None) -> str | None:
-            """The run whose head it goes on from, where `init`'s backbone is not all that it
-            takes.
+        def previous_run(self, init: str | None) -> str | None:
+            """The run whose network, head included, the method takes; None where it takes none.
+
+            `init`: the weights that the backbone starts from.
             """
             return None
 
         @property
-        def least(self) -> int:
-            """Images that each process must have in a part of a batch: a batch norm of vectors
-            needs two values.
+        def min_batch(self) -> int:
+            """Fewest images of a process in a part of a batch: a batch norm of vectors needs two
+            values.
             """
             return 1
 
         @property
-        def least_shown(self) -> int:
+        def min_images(self) -> int:
             """Images that an epoch must show: as many as there are clusters to make of them."""
             return 1
 
@@ -145,26 +164,18 @@ class Method(nn.Module, ABC):
     # its head tells classes: it can be scored as it is, and teach
     classifies: ClassVar[bool] = False
     unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
-    steady: ClassVar[
-        tuple[str, ...]
-    ] = ()  # its parts whose learning rate stays at the peak throughout
-    augment: ClassVar[
-        Mapping[str, Any]
-    ] = {}  # how its views differ from MoCo-v2's, by default: fields of Views
-    # of SGD with momentum .9, for 256 images a step, where no recipe was tuned
-    lr: ClassVar[float] = 0.06
-    # norm at which its gradients are clipped, where no recipe was tuned; 0 = not at all
-    clip: ClassVar[float] = 0.0
+    # its parts whose learning rate stays at the peak throughout
+    steady: ClassVar[tuple[str, ...]] = ()
 
     backbone: Encoder
     progress: float = 0.0  # share of training done, written by the loop
 
     @abstractmethod
     def __init__(
-        self, config: Any, backbone: Encoder, images: int, earlier: nn.Sequential | None = None
+        self, config: Any, backbone: Encoder, images: int, previous: nn.Sequential | None = None
     ) -> None:
-        """`images` is the training set's size; `earlier`, the backbone and head of the run that
-        `config.earlier` names, is given to those methods alone that name one.
+        """`images` is the training set's size; `previous`, the backbone and head of the run that
+        `config.previous_run` names, is given to those methods alone that name one.
         """
         super().__init__()
 
@@ -184,13 +195,16 @@ class Method(nn.Module, ABC):
     def loss(self, predictions: Tensors, targets: Tensors) -> Tensor:
         """How far off it was: a scalar, the mean over the samples."""
 
-    def kept_head(self) -> nn.Sequential | None:
-        """What is kept behind the backbone for a later stage: an `mlp`, or nothing."""
+    @property
+    def head(self) -> nn.Sequential | None:
+        """What a later stage may keep behind the backbone: an `mlp`; None if nothing."""
         return None
 
-    def chance(self) -> float | None:
-        """The loss of a network that says the same of every image, where that is known: a loss
-        stuck there is collapse.
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        """The loss of a network with constant output, or None where it is unknown: a loss stuck
+        there is collapse.
+
+        `batch_size`: images that one loss sees, over all processes.
         """
         return None
 

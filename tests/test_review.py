@@ -394,8 +394,8 @@ def test_the_queue_of_swav_counts_what_a_loss_sees() -> None:
         Setting(images=10_000, batch=512, steps=1000, features=64, parts=n, begun=True)
         for n in (1, 8)
     )
-    assert SwAV.Config().suited(whole).queue == 0
-    assert SwAV.Config().suited(parts).queue >= 512
+    assert SwAV.Config().defaults(whole).config.queue == 0
+    assert SwAV.Config().defaults(parts).config.queue >= 512
 
 
 def test_prototypes_are_found_in_a_run_of_one_epoch_or_two() -> None:
@@ -403,7 +403,9 @@ def test_prototypes_are_found_in_a_run_of_one_epoch_or_two() -> None:
     but for an end maybe.
     """
     of = {
-        steps: PCL.Config().suited(Setting(images=640, batch=64, steps=steps, features=64)).warmup
+        steps: PCL.Config()
+        .defaults(Setting(images=640, batch=64, steps=steps, features=64))
+        .config.warmup
         for steps in (20, 21)
     }
     assert of == {20: 0.0, 21: 0.1}

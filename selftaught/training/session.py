@@ -227,7 +227,7 @@ def build_session(
 
 def earlier_of(stage: Stage, index: Index) -> heads.Trained | None:
     """The network of an earlier stage that this one's method goes on from, or is taught by."""
-    run, method = stage.method.earlier(stage.init), method_of(stage.method)
+    run, method = stage.method.previous_run(stage.init), method_of(stage.method)
     if run is None or method.needs_labels:
         return heads.load_head(run) if run else None
     teacher = heads.classifier(run)

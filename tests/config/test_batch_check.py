@@ -10,7 +10,7 @@ import torch
 
 from selftaught.cli.main import main
 from selftaught.config.batch_check import check_counts, takes_one_image
-from selftaught.config.defaults import config_for
+from selftaught.config.defaults import defaults_for
 from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
 from selftaught.hard import CutMix, MixUp
@@ -38,7 +38,7 @@ CLUSTERING = [name for name, method in METHODS.items() if hasattr(method.Config(
 
 def fewest(name: str) -> int:
     method = METHODS[name]
-    return max(config(name).least, 2 if method.couples_samples or method.couples_targets else 1)
+    return max(config(name).min_batch, 2 if method.couples_samples or method.couples_targets else 1)
 
 
 def stage(name: str, **fields: Any) -> Stage:
@@ -99,9 +99,9 @@ def test_default_clusters_are_no_more_than_the_images_of_an_epoch(
     name: str, images: int, size: int
 ) -> None:
     setting = Setting(images=images, batch=size, steps=4, features=512)
-    fitted = config_for(METHODS[name], setting, classes=0)
+    fitted = defaults_for(METHODS[name], setting, classes=0).config
     check_counts(stage(name, method=fitted, batch=size), images)
-    more = dataclasses.replace(fitted, clusters=images // size * size + 1)  # type: ignore[call-arg]
+    more = dataclasses.replace(fitted, clusters=images // size * size + 1)
     with pytest.raises(UserError, match=f"--method.clusters {images // size * size} "):
         check_counts(stage(name, method=more, batch=size), images)
 

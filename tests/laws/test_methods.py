@@ -247,9 +247,10 @@ def test_defaults_fit_small_and_large_data(name: str) -> None:
 
     for images, size in ((IMAGES, 16), (5_000, 128), (5_000_000, 1024)):
         method = METHODS[name]
-        suited = method.Config().suited(
+        suited = method.Config().defaults(
             Setting(images=images, batch=size, steps=images // size * 50, features=6)
         )
+        suited = suited.config
         if name == "supervised":
             continue
         if images < 10_000:

@@ -161,7 +161,7 @@ def test_one_point_for_all_images_costs_what_chance_costs(name: str) -> None:
     method = build(name)
     same = unit(1, 8, seed=0).float().expand(6, -1)
     assert method.loss((same, same), (same, same)).item() == pytest.approx(
-        method.chance(), rel=5e-3
+        method.collapsed_loss(8), rel=5e-3
     )
 
 
@@ -407,10 +407,10 @@ def test_one_row_for_all_images_costs_what_chance_costs(name: str) -> None:
         if isinstance(it, MemoryBank):
             it.fill([(torch.arange(IMAGES), same.expand(IMAGES, -1))])
             assert it.loss(same.expand(8, -1), torch.arange(8)).item() == pytest.approx(
-                method.chance()
+                method.collapsed_loss(8)
             )
     nce_method = METHODS[name](dataclasses.replace(change, loss="nce"), Toy(norm=True), IMAGES)  # type: ignore[call-arg]
-    assert nce_method.chance() is None  # it depends on Z
+    assert nce_method.collapsed_loss(8) is None  # it depends on Z
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
@@ -423,11 +423,12 @@ def test_small_data_are_compared_with_all_of_themselves(name: str) -> None:
         128,
     )  # type: ignore[attr-defined]
     small, large = (
-        default.suited(Setting(images=n, batch=128, steps=999, features=9)) for n in (900, 10**7)
+        default.defaults(Setting(images=n, batch=128, steps=999, features=9)).config
+        for n in (900, 10**7)
     )
     assert (small.negatives, small.loss) == (900, "softmax")  # type: ignore[attr-defined]
     assert (large.negatives, large.loss) == (65536, "softmax")  # type: ignore[attr-defined]
-    assert not math.isnan(METHODS[name](small, Toy(norm=True), 900).chance() or math.nan)
+    assert not math.isnan(METHODS[name](small, Toy(norm=True), 900).collapsed_loss(8) or math.nan)
 
 
 def test_an_image_is_its_own_class() -> None:
@@ -544,7 +545,7 @@ def test_infomin_is_moco_with_pieces_step_after_step(symmetric: bool, share: flo
         method.after_step(data, predictions, targets)
         moco.after_step(data, peers, theirs)
         torch.testing.assert_close(method.moco.queue, moco.queue)
-    assert method.chance() == moco.chance()
+    assert method.collapsed_loss(8) == moco.collapsed_loss(8)
 
 
 # Lightness and colour

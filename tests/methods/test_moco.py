@@ -209,9 +209,8 @@ def test_moco_v3_is_algorithm_1() -> None:
 
 def test_moco_v3_at_chance() -> None:
     method = build("moco-v3")
-    assert method.chance() is None
     same = unit(1, 8, seed=0).expand(6, -1)
-    close(method.loss((same, same), (same, same)), method.chance())
+    close(method.loss((same, same), (same, same)), method.collapsed_loss(6))
 
 
 @pytest.mark.parametrize(("progress", "momentum"), [(0.0, 0.9), (0.5, 0.95), (1.0, 1.0)])
@@ -296,9 +295,9 @@ def test_fine_tuning_goes_on_from_a_middle_layer(layers: int) -> None:
     method = build("simclr-v2")
     config = Supervised.Config(classes=5, head_layers=layers)
     tuned = Supervised(
-        config, method.backbone, IMAGES, nn.Sequential(method.backbone, method.kept_head())
+        config, method.backbone, IMAGES, nn.Sequential(method.backbone, method.head)
     ).eval()
-    head = method.kept_head().eval()
+    head = method.head.eval()
     pixels = batch().views[0]
     expected = method.backbone(pixels)
     for layer in head[: 3 * layers]:  # linear, batch norm, ReLU
@@ -510,7 +509,7 @@ def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> Non
                         others = candidates[:own] + candidates[own + 1 :]
                         terms.append(plain_info_nce(guess, candidates[own], others, 0.1))
     close(method.loss(predictions, method.targets(data, predictions)), sum(terms) / len(terms))
-    close(torch.tensor(method.chance()), math.log(3 * 49))
+    close(torch.tensor(method.collapsed_loss(3)), math.log(3 * 49))
 
 
 def test_cpcs_targets_carry_gradient() -> None:
@@ -637,19 +636,23 @@ def test_rows_that_a_view_lacks_leave_no_parameter_out() -> None:
 
 
 def test_defaults_follow_small_data() -> None:
-    assert MoCoV1.Config().suited(SETTING) == MoCoV1.Config(queue=1024, momentum=0.99)
-    assert DenseCL.Config().suited(SETTING) == DenseCL.Config(queue=1024, momentum=0.99, hidden=512)
-    assert MoCoV3.Config().suited(SETTING) == MoCoV3.Config(hidden=1024, momentum=0.98)
-    assert SimCLRV2.Config().suited(SETTING) == SimCLRV2.Config(hidden=512, stop_gradient=True)
-    assert SimCLRV2.Config().suited(dataclasses.replace(SETTING, begun=True)) == SimCLRV2.Config(
-        hidden=512
+    assert MoCoV1.Config().defaults(SETTING).config == MoCoV1.Config(queue=1024, momentum=0.99)
+    assert DenseCL.Config().defaults(SETTING).config == DenseCL.Config(
+        queue=1024, momentum=0.99, hidden=512
     )
-    assert CPC.Config().suited(SETTING) == CPC.Config()
+    assert MoCoV3.Config().defaults(SETTING).config == MoCoV3.Config(hidden=1024, momentum=0.98)
+    assert SimCLRV2.Config().defaults(SETTING).config == SimCLRV2.Config(
+        hidden=512, stop_gradient=True
+    )
+    assert SimCLRV2.Config().defaults(
+        dataclasses.replace(SETTING, begun=True)
+    ).config == SimCLRV2.Config(hidden=512)
+    assert CPC.Config().defaults(SETTING).config == CPC.Config()
 
 
 def test_queues_hold_keys_that_are_young_or_whose_encoder_moves_little() -> None:
     def queue(**changes: Any) -> int:
-        return MoCoV2.Config().suited(dataclasses.replace(SETTING, **changes)).queue
+        return MoCoV2.Config().defaults(dataclasses.replace(SETTING, **changes)).config.queue
 
     # 128 * 100 / 10 keys: a tenth of the hundred steps that a momentum of .99 remembers
     assert queue() == 1024

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selftaught.cli.main import main
-from selftaught.config.defaults import config_for
+from selftaught.config.defaults import defaults_for
 from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
 from selftaught.hard import Adversarial, CutMix
@@ -50,7 +50,8 @@ def step_of(name: str, hard: tuple[HardExample, ...], network: str = RESNET) -> 
     torch.manual_seed(0)
     backbone = backbone_module.create(network, image_size=64)
     kind = METHODS[name]
-    config = config_for(kind, Setting(images=64, batch=8, steps=10, features=backbone.features), 5)
+    setting = Setting(images=64, batch=8, steps=10, features=backbone.features)
+    config = defaults_for(kind, setting, 5).config
     return Step(kind(config, backbone, 64), hard).to(memory_format=torch.channels_last).train()
 
 

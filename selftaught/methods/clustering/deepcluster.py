@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Encoder, Method, Setting
 from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans, table, whiten
 from selftaught.models.layers import Counter, on_views
 
@@ -32,21 +32,21 @@ class DeepCluster(Method):
         every: int = 1  # epochs from one clustering to the next
         symmetric: bool = False  # learn from both views
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """A cluster gets some fifty images; a new classifier 200 steps, yet no more than a
             fifth of training.
             """
             epoch = max(setting.images // setting.batch, 1)
             every = max(min(-(-200 // epoch), setting.steps // epoch // 5), self.every)
             clusters = min(self.clusters, max(setting.images // 50, 8), setting.shown)
-            return replace(self, clusters=clusters, every=every)
+            return Defaults(config=replace(self, clusters=clusters, every=every))
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 1 if self.symmetric else 2
 
         @property
-        def least_shown(self) -> int:
+        def min_images(self) -> int:
             return self.clusters
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -84,7 +84,7 @@ class DeepCluster(Method):
         # not by the weights' sum, which differs between processes
         return torch.stack(sums).mean() / len(targets)
 
-    def chance(self) -> float | None:
+    def collapsed_loss(self, batch_size: int) -> float | None:
         used = int((self.weight > 0).sum())
         return math.log(used) if used else None
 

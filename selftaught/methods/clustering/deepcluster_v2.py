@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.distributed import gather
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Encoder, Method, Setting
 from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans
 from selftaught.models.layers import Normalize, mlp, on_views
 
@@ -35,19 +35,19 @@ class DeepClusterV2(Method):
         temperature: float = 0.1
         iterations: int = 10  # of k-means, each epoch
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Some ten clusters a class serve best; classes being unknown, a cluster gets some
             fifty images.
             """
             clusters = min(self.clusters, max(setting.images // 50, 8), setting.shown)
-            return replace(self, hidden=setting.features, clusters=clusters)
+            return Defaults(config=replace(self, hidden=setting.features, clusters=clusters))
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2  # a small view of its own size passes alone
 
         @property
-        def least_shown(self) -> int:
+        def min_images(self) -> int:
             return self.clusters
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -82,7 +82,7 @@ class DeepClusterV2(Method):
         )
         return sums / labels.numel()  # not by the number seen, which differs between processes
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return math.log(self.config.clusters)
 
     @torch.no_grad()

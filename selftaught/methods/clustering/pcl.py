@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selftaught.devices import to_device
 from selftaught.losses import concentration, proto_nce
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Encoder, Method, Setting
 from selftaught.methods.contrastive.moco import MoCo
 from selftaught.methods.contrastive.moco_v1 import MoCoV1
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
@@ -47,26 +47,28 @@ class PCL(Method):
         alpha: float = 10.0  # smooths the concentration of small clusters
         iterations: int = 20  # of k-means, each epoch
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Queue, momentum and head as MoCo's; clusters of some 12, 25 and 50 images, as the
             paper's on ImageNet.
             """
-            like = moco_config(self).suited(setting)
+            like = moco_config(self).defaults(setting).config
             clusters = min(self.clusters, max(setting.images // 12, 8), setting.shown)
             epoch = setting.images // setting.batch
             # clusters are made where epochs begin
             warmup = self.warmup if setting.steps > 2 * epoch else 0.0
-            return replace(
-                self,
-                hidden=setting.features,
-                queue=like.queue,
-                momentum=like.momentum,
-                clusters=clusters,
-                warmup=warmup,
+            return Defaults(
+                config=replace(
+                    self,
+                    hidden=setting.features,
+                    queue=like.queue,
+                    momentum=like.momentum,
+                    clusters=clusters,
+                    warmup=warmup,
+                )
             )
 
         @property
-        def least_shown(self) -> int:
+        def min_images(self) -> int:
             return self.clusters
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -116,12 +118,12 @@ class PCL(Method):
             losses.append(proto_nce(query, prototypes.to(query), phi.to(query), label, others))
         return self.moco.loss(predictions, keys) + torch.stack(losses).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         clustered = bool((self.assigned != UNSEEN).any())
         prototypes = sum(math.log(min(k, self.config.negatives + 1)) for k in self.sizes) / len(
             self.sizes
         )
-        return self.moco.chance() + clustered * prototypes
+        return self.moco.collapsed_loss(batch_size) + clustered * prototypes
 
     @torch.no_grad()
     def before_epoch(self, batches: Iterable[Batch]) -> None:

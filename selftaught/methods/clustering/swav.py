@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from selftaught.distributed import gather, local_chunk
 from selftaught.errors import UserError, require
 from selftaught.losses import sinkhorn, soft_cross_entropy
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Encoder, Method, Setting
 from selftaught.models.layers import Counter, Normalize, mlp, on_views
 
 
@@ -45,7 +45,7 @@ class SwAV(Method):
                 self.epsilon,
             )
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Some ten prototypes a class serve best; what a batch cannot balance over them, the
             queue helps to. Random weights change too fast for a queue, and their codes say too
             little unless they are sharper (docs/LOG.md).
@@ -53,16 +53,16 @@ class SwAV(Method):
             prototypes = min(self.prototypes, max(setting.images // 50, 8))
             fitted = replace(self, hidden=setting.features, prototypes=prototypes)
             if not setting.begun:
-                return replace(fitted, queue=0, epsilon=min(self.epsilon, 0.03))
+                return Defaults(config=replace(fitted, queue=0, epsilon=min(self.epsilon, 0.03)))
             queue = (
                 0
                 if setting.batch // setting.parts >= 2 * prototypes
                 else min(setting.images // 4, 3840)
             )
-            return replace(fitted, queue=queue - queue % setting.batch)
+            return Defaults(config=replace(fitted, queue=queue - queue % setting.batch))
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2  # a small view of its own size passes alone
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -114,7 +114,7 @@ class SwAV(Method):
         ]
         return torch.stack(swapped).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return math.log(self.config.prototypes)
 
     def after_backward(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selftaught.errors import UserError, require
 from selftaught.losses import pick_nce
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Encoder, Method, Setting
 from selftaught.methods.parts.patches import Context, automatic_side, cut, drop_colours
 from selftaught.models.layers import unit
 
@@ -51,8 +51,8 @@ class CPC(Method):
             )
             require(self.directions <= 4, "--method.directions", "1 to 4", self.directions)
 
-        def suited(self, setting: Setting) -> Self:
-            return replace(self, hidden=min(self.hidden, setting.features))
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            return Defaults(config=replace(self, hidden=min(self.hidden, setting.features)))
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
@@ -64,7 +64,7 @@ class CPC(Method):
             Context(backbone.features, c.hidden, c.blocks, c.norm, ahead, c.dim)
             for _ in range(c.directions)
         )
-        self.among = 0
+        self.patches = 0  # of an image, once one was seen
 
     def inputs(self, batch: Batch) -> Tensor:
         """A grid of overlapping patches [B, G, G, 3, side, side]."""
@@ -97,7 +97,7 @@ class CPC(Method):
         place = torch.arange(targets.shape[:3].numel(), device=targets.device).view(
             targets.shape[:3]
         )
-        rows, self.among = targets.shape[1], place.numel()
+        rows, self.patches = targets.shape[1], targets.shape[1:3].numel()
         if rows <= self.config.nearest:
             raise UserError(
                 f"CPC predicts patches {self.config.nearest} rows below, and the view makes {rows}"
@@ -113,5 +113,5 @@ class CPC(Method):
             torch.cat(queries), targets.flatten(0, 2), torch.cat(keys), self.config.temperature
         )
 
-    def chance(self) -> float | None:
-        return math.log(self.among) if self.among else None
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        return math.log(batch_size * self.patches) if self.patches else None

@@ -30,7 +30,7 @@ class DenseCL(Method):
     queue: Tensor
     dense_queue: Tensor
     oldest: Tensor
-    local_norms: ClassVar[bool] = True  # as MoCo's
+    local_batch_norm: ClassVar[bool] = True  # as MoCo's
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):
@@ -77,7 +77,7 @@ class DenseCL(Method):
             losses.append((1 - dense) * info_nce(query, key, self.queue, t) + dense * parts)
         return torch.stack(losses).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return math.log(self.config.queue + 1)
 
     @torch.no_grad()

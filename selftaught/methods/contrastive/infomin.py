@@ -46,8 +46,8 @@ class InfoMin(Method):
         pieces = info_nce(predictions[-1], targets[0], self.moco.queue, self.config.temperature)
         return (1 - self.config.jigsaw) * whole + self.config.jigsaw * pieces
 
-    def chance(self) -> float:
-        return self.moco.chance()
+    def collapsed_loss(self, batch_size: int) -> float:
+        return self.moco.collapsed_loss(batch_size)
 
     def after_step(
         self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]

@@ -40,8 +40,8 @@ class InstanceDiscrimination(Method):
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return self.memory.loss(predictions, targets)
 
-    def chance(self) -> float | None:
-        return self.memory.chance()
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        return self.memory.collapsed_loss(batch_size)
 
     def before_epoch(self, batches: Iterable[Batch]) -> None:
         self.memory.fill((batch.index, self.predict(self.inputs(batch))) for batch in batches)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from selftaught.errors import require
 from selftaught.losses import margin_contrastive
-from selftaught.method import Encoder, Method, Setting
+from selftaught.method import Defaults, Encoder, Method, Setting
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
 
@@ -27,8 +27,8 @@ class MarginContrastive(TwoView):
         # distance from which on images are far enough apart; evenly spread ones are 2 ** .5 apart
         margin: float = 1.4
 
-        def suited(self, setting: Setting) -> Self:
-            return replace(self, hidden=setting.features)
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            return Defaults(config=replace(self, hidden=setting.features))
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
@@ -48,5 +48,5 @@ class MarginContrastive(TwoView):
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([margin_contrastive(x, y, self.margin) for x, y in pairs]).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return self.margin**2 / 2

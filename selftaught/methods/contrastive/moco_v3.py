@@ -29,7 +29,7 @@ class MoCoV3(TeacherStudent):
         freeze_patches: bool = True
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2  # the predictor sees one view at a time
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -40,7 +40,6 @@ class MoCoV3(TeacherStudent):
         )
         self.predictor = nn.Sequential(_normed_mlp(c.dim, c.hidden, c.dim), Normalize())
         self.teacher = Teacher(nn.Sequential(self.network, Normalize()))
-        self.among = 0
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(self.predictor(z) for z in on_views(self.network, inputs))
@@ -49,8 +48,7 @@ class MoCoV3(TeacherStudent):
         """The sum of both directions, times 2 * temperature, so that the temperature does not scale
         the gradient.
         """
-        self.among = len(targets[0])
-        own = torch.arange(self.among, device=targets[0].device)
+        own = torch.arange(len(targets[0]), device=targets[0].device)
         t = self.config.temperature
         return (
             torch.stack(
@@ -60,8 +58,8 @@ class MoCoV3(TeacherStudent):
             * t
         )
 
-    def chance(self) -> float | None:
-        return 4 * self.config.temperature * math.log(self.among) if self.among else None
+    def collapsed_loss(self, batch_size: int) -> float:
+        return 4 * self.config.temperature * math.log(batch_size)
 
     def after_backward(self) -> None:
         """No gradient, rather than parameters that take none: a stage says itself what of a

@@ -47,8 +47,8 @@ class PIRL(Method):
         whole, pieces = (self.memory.loss(embedding, targets) for embedding in predictions)
         return (1 - self.share) * whole + self.share * pieces
 
-    def chance(self) -> float | None:
-        return self.memory.chance()
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        return self.memory.collapsed_loss(batch_size)
 
     def before_epoch(self, batches: Iterable[Batch]) -> None:
         self.memory.fill((batch.index, self.network(batch.views[0])) for batch in batches)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from selftaught.errors import require
 from selftaught.losses import triplet
-from selftaught.method import Encoder, Method, Setting
+from selftaught.method import Defaults, Encoder, Method, Setting
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
 
@@ -24,8 +24,8 @@ class Triplet(TwoView):
         dim: int = 128
         margin: float = 0.2  # of squared distances of unit-norm embeddings, 0 to 4
 
-        def suited(self, setting: Setting) -> Self:
-            return replace(self, hidden=setting.features)
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            return Defaults(config=replace(self, hidden=setting.features))
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
@@ -40,5 +40,5 @@ class Triplet(TwoView):
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([triplet(x, y, self.margin) for x, y in pairs]).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return self.margin

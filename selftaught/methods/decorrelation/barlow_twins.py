@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import barlow
-from selftaught.method import Encoder, Method, Setting
+from selftaught.method import Defaults, Encoder, Method, Setting
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import mlp
 
@@ -23,10 +23,12 @@ class BarlowTwins(TwoView):
         dim: int = 8192
         redundancy: float = 0.0051  # weight of what dimensions share: the paper's lambda
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Four times as wide as the features, as the paper's is: 2048 with a ResNet-18."""
             width = 4 * setting.features
-            return replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
+            return Defaults(
+                config=replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
+            )
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
@@ -48,5 +50,5 @@ class BarlowTwins(TwoView):
             / self.config.dim
         )
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return 1.0  # what does not vary correlates with nothing

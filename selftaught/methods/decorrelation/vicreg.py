@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.losses import spread_loss, squared_covariance
-from selftaught.method import Encoder, Method, Setting
+from selftaught.method import Defaults, Encoder, Method, Setting
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import mlp
 
@@ -28,10 +28,12 @@ class VICReg(TwoView):
         variance: float = 25.0
         covariance: float = 1.0
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Four times as wide as the features, as the paper's is: 2048 with a ResNet-18."""
             width = 4 * setting.features
-            return replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
+            return Defaults(
+                config=replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
+            )
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)
@@ -49,6 +51,6 @@ class VICReg(TwoView):
         shared = torch.stack([squared_covariance(z) for z in predictions]).sum()
         return c.invariance * apart + c.variance * narrow + c.covariance * shared
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         # no spread, and nothing else to pay
         return float(self.config.variance * spread_loss(torch.zeros(2, 1)))

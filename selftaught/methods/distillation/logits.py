@@ -2,16 +2,15 @@
 et al., 2015).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Self
 
 from torch import Tensor, nn
 
 from selftaught.devices import upcast
 from selftaught.errors import UserError
 from selftaught.losses import soft_cross_entropy
-from selftaught.method import Batch, Encoder, Method
+from selftaught.method import Batch, Defaults, Encoder, Method, Setting
 from selftaught.models.layers import mlp
 from selftaught.models.teacher import FrozenTeacher
 
@@ -27,15 +26,17 @@ class Distillation(Method):
     )
     views = 1
     classifies = True
-    # crops and flips alone
-    augment: ClassVar[Mapping[str, Any]] = {"jitter": 0.0, "gray": 0.0, "blur": 0.0}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         teacher: str = ""  # a run of supervised, or of distillation
         temperature: float = 1.0  # of both softmaxes
 
-        def earlier(self, init: str | None) -> str:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            """Crops and flips alone."""
+            return Defaults(config=self, views={"jitter": 0.0, "gray": 0.0, "blur": 0.0})
+
+        def previous_run(self, init: str | None) -> str:
             if not self.teacher:
                 raise UserError(
                     "distillation needs a teacher: name a run of supervised by --method.teacher"
@@ -43,18 +44,18 @@ class Distillation(Method):
             return self.teacher
 
     def __init__(
-        self, config: Config, backbone: Encoder, images: int, earlier: nn.Sequential | None = None
+        self, config: Config, backbone: Encoder, images: int, previous: nn.Sequential | None = None
     ) -> None:
         super().__init__(config, backbone, images)
-        if earlier is None:
+        if previous is None:
             raise ValueError("distillation is made with its teacher")
         self.temperature = config.temperature
         self.backbone = backbone
-        *_, last = earlier[1].children()
+        *_, last = previous[1].children()
         assert isinstance(last, nn.Linear)
         self.classifier = mlp(backbone.features, last.out_features)
         self.network = nn.Sequential(backbone, self.classifier)
-        self.teacher = FrozenTeacher(earlier)
+        self.teacher = FrozenTeacher(previous)
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch.views[0]
@@ -69,5 +70,6 @@ class Distillation(Method):
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return soft_cross_entropy(predictions / self.temperature, targets)
 
-    def kept_head(self) -> nn.Sequential:
+    @property
+    def head(self) -> nn.Sequential:
         return self.classifier

@@ -5,7 +5,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from selftaught.method import Batch, Encoder, Method, Setting, Tensors
+from selftaught.method import Batch, Defaults, Encoder, Method, Setting, Tensors
 from selftaught.models.layers import on_views
 from selftaught.models.teacher import Teacher, rising, teacher_momentum
 
@@ -24,12 +24,16 @@ class TeacherStudent(Method):
         dim: int = 256
         momentum: float = 0.996  # of the teacher at the start; it rises to 1 along a cosine
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """A short training needs a teacher that follows sooner; heads follow the features'
             width.
             """
             momentum = teacher_momentum(self.momentum, setting.steps)
-            return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
+            return Defaults(
+                config=replace(
+                    self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum
+                )
+            )
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
         super().__init__(config, backbone, images)

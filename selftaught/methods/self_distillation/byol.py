@@ -22,7 +22,7 @@ class BYOL(TeacherStudent):
         """What all such methods have; `hidden` is the predictor's width, too."""
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2  # the predictor sees one view at a time
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -38,5 +38,5 @@ class BYOL(TeacherStudent):
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([cosine_distance(p, t) for p, t in pairs]).sum()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return 0.0  # a constant that both networks agree on

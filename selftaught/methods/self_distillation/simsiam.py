@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import cosine_distance
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Encoder, Method, Setting
 from selftaught.models.layers import mlp, on_views
 
 # of each view: the predictor's output and the projector's
@@ -26,20 +26,22 @@ class SimSiam(Method):
         dim: int = 2048
         bottleneck: int = 512  # the predictor's hidden layer
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Heads four times as wide as the features, as the paper's for CIFAR are: 2048 with a
             ResNet-18.
             """
             width = min(self.dim, 4 * setting.features)
-            return replace(
-                self,
-                dim=width,
-                hidden=min(self.hidden, width),
-                bottleneck=min(self.bottleneck, max(width // 4, 1)),
+            return Defaults(
+                config=replace(
+                    self,
+                    dim=width,
+                    hidden=min(self.hidden, width),
+                    bottleneck=min(self.bottleneck, max(width // 4, 1)),
+                )
             )
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2  # the predictor sees one view at a time
 
     def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
@@ -67,5 +69,5 @@ class SimSiam(Method):
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([cosine_distance(p, t) for (p, _), t in pairs]).mean() / 2
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return 0.0  # a constant that both views agree on

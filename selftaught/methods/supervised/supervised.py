@@ -26,7 +26,7 @@ class Supervised(Method):
         # of the head of the run in --init, kept with its backbone: 1 in SimCLR v2
         head_layers: int = 0
 
-        def earlier(self, init: str | None) -> str | None:
+        def previous_run(self, init: str | None) -> str | None:
             if self.head_layers and init is None:
                 raise UserError(
                     "--method.head-layers are those of a pretrained head: name the run that has it"
@@ -35,7 +35,7 @@ class Supervised(Method):
             return init if self.head_layers else None
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2 if self.head_layers else 1
 
         @property
@@ -43,7 +43,7 @@ class Supervised(Method):
             return self.head_layers
 
     def __init__(
-        self, config: Config, backbone: Encoder, images: int, earlier: nn.Sequential | None = None
+        self, config: Config, backbone: Encoder, images: int, previous: nn.Sequential | None = None
     ) -> None:
         super().__init__(config, backbone, images)
         if config.classes < 2:
@@ -53,7 +53,7 @@ class Supervised(Method):
             )
         self.smoothing = config.smoothing
         self.backbone = backbone
-        kept = hidden(earlier, config.head_layers) if earlier else []
+        kept = hidden(previous, config.head_layers) if previous else []
         width = [
             backbone.features,
             *(layer.out_features for layer in kept if isinstance(layer, nn.Linear)),
@@ -77,13 +77,14 @@ class Supervised(Method):
             return F.binary_cross_entropy_with_logits(predictions, yes)
         return F.cross_entropy(predictions, targets, label_smoothing=self.smoothing)
 
-    def kept_head(self) -> nn.Sequential:
+    @property
+    def head(self) -> nn.Sequential:
         return self.classifier
 
 
-def hidden(earlier: nn.Sequential, layers: int) -> list[nn.Module]:
+def hidden(previous: nn.Sequential, layers: int) -> list[nn.Module]:
     """The first hidden layers of a head, each linear, batch norm and ReLU."""
-    head = list(earlier[1].children())
+    head = list(previous[1].children())
     if 3 * layers >= len(head):
         raise UserError(
             f"--method.head-layers {layers}: the pretrained head has {len(head) // 3} hidden layers"
