@@ -25,7 +25,7 @@ from selftaught.config import defaults
 from selftaught.data.demo_images import photographs
 from selftaught.data.loading.images import Images
 from selftaught.losses import most_similar, standardized
-from selftaught.method import NOISE, Batch, Method, Setting, leaves
+from selftaught.method import NOISE, Batch, Method, Setting, Setup, leaves
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
 from selftaught.optim import AdamW, Cosine
@@ -111,13 +111,13 @@ def trained(name: str, data: Photographs) -> Method:
     fitting = {k: v for k, v in SMALL.items() if hasattr(known, k)}
     setting = Setting(images=len(data.names), batch=batch, steps=STEPS, features=backbone.features)
     config = dataclasses.replace(known.defaults(setting).config, **fitting)
-    earlier = []
+    previous = None
     if name == "distillation":
         # such that more than one class is to be seen
         config = dataclasses.replace(config, temperature=4.0)
         teacher = trained("supervised", data)
-        earlier = [nn.Sequential(teacher.backbone, teacher.head)]
-    method = METHODS[name](config, backbone, len(data.names), *earlier)
+        previous = nn.Sequential(teacher.backbone, teacher.head)
+    method = METHODS[name](config, Setup(backbone, len(data.names), len(data.names), previous))
     step = Step(method).train()
     optimizer = AdamW(lr=2e-3, weight_decay=0.0).build(step.named_parameters())
     loop = Loop(steps=STEPS, steps_per_epoch=20, schedule=Cosine())

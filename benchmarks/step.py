@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.common import interleaved, ratios, said, spread, write
 from selftaught.config.defaults import defaults_for, views_for
 from selftaught.hard.base import HardExample
-from selftaught.method import NOISE, Batch, Method, Setting
+from selftaught.method import NOISE, Batch, Method, Setting, Setup
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
 from selftaught.optim import SGD, Cosine
@@ -60,9 +60,9 @@ class Trained:
         stem: Any = "cifar" if size <= 40 and network.startswith("resnet") else "imagenet"
         backbone = backbone_module.create(network, stem=stem, image_size=size)
         setting = Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features)
-        own = defaults_for(kind, setting, 10)
+        own = defaults_for(kind, setting)
         self.step = (
-            Step(kind(own.config, backbone, IMAGES), hard)
+            Step(kind(own.config, Setup(backbone, IMAGES, 10)), hard)
             .to(DEVICE)
             .to(memory_format=torch.channels_last)
             .train()

@@ -70,6 +70,7 @@ class Setting:
     features: int  # width of the backbone's output
     parts: int = 1  # that a batch is worked through in: a loss sees one at a time
     begun: bool = False  # from weights that are there, not from random ones
+    classes: int = 0  # that the labels of the training set tell apart
 
     @property
     def shown(self) -> int:
@@ -94,6 +95,17 @@ class Defaults(Generic[C]):
     def replace_config(self, **fields: Any) -> Self:
         """The same with other hyperparameters."""
         return replace(self, config=replace(self.config, **fields))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is built on, beside its hyperparameters."""
+
+    backbone: Encoder
+    images: int  # in the training set
+    classes: int = 0  # that the labels of the training set tell apart
+    # backbone and head of the run that `Config.previous_run` names
+    previous: nn.Sequential | None = None
 
 
 class Method(nn.Module, ABC):
@@ -171,13 +183,10 @@ class Method(nn.Module, ABC):
     progress: float = 0.0  # share of training done, written by the loop
 
     @abstractmethod
-    def __init__(
-        self, config: Any, backbone: Encoder, images: int, previous: nn.Sequential | None = None
-    ) -> None:
-        """`images` is the training set's size; `previous`, the backbone and head of the run that
-        `config.previous_run` names, is given to those methods alone that name one.
-        """
+    def __init__(self, config: Any, setup: Setup) -> None:
+        """Raises UserError where `config` does not fit the training set."""
         super().__init__()
+        self.backbone = setup.backbone
 
     def inputs(self, batch: Batch) -> Tensors:
         """What the network sees."""

@@ -21,7 +21,7 @@ from selftaught.config import defaults
 from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
 from selftaught.hard import Adversarial, CutMix
-from selftaught.method import Setting
+from selftaught.method import Setting, Setup
 from selftaught.methods.clustering.pcl import PCL
 from selftaught.methods.clustering.swav import SwAV
 from selftaught.methods.contrastive.simclr import SimCLR
@@ -73,7 +73,7 @@ def test_a_backbone_that_a_method_holds_twice_keeps_them_too() -> None:
     away.
     """
     backbone = backbone_module.create("test_efficientnet", image_size=32)
-    method = SimCLR(SimCLR.Config(hidden=16, dim=8), backbone, 64)
+    method = SimCLR(SimCLR.Config(hidden=16, dim=8), Setup(backbone, 64))
     step, pixels = Step(method).eval(), torch.rand(2, 3, 32, 32)
     names = set(step.state_dict())
     with torch.no_grad():

@@ -55,13 +55,11 @@ def epochs_for(index: Index, device: str, begun: bool) -> int:
     return int(min(max(shown / len(index.train), 10), 400))
 
 
-def defaults_for(method: type[Method], setting: Setting, classes: int) -> Defaults[Any]:
+def defaults_for(method: type[Method], setting: Setting) -> Defaults[Any]:
     """The method's own defaults; its rate and clip are the tuned ones, where `recipes` has some.
     Pretrained weights are moved at the common rate at most.
     """
     defaults: Defaults[Any] = method.Config().defaults(setting)
-    if method.needs_labels:
-        defaults = defaults.replace_config(classes=classes)
     if recipe := find_recipe(method):
         defaults = dataclasses.replace(defaults, lr=recipe.lr, clip=recipe.clip)
     lr = min(defaults.lr, Defaults.lr) if setting.begun else defaults.lr

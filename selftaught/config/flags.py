@@ -416,8 +416,9 @@ def stage_from(
         features=recipe.features_of(backbone),
         parts=max(accumulate, 1),
         begun=begun,
+        classes=len(index.classes),
     )
-    own = recipe.defaults_for(method, setting, len(index.classes))
+    own = recipe.defaults_for(method, setting)
     defaults.setdefault("method_fields", own.config)
     defaults.setdefault("views_fields", recipe.views_for(method, own.views, size, Views()))
     defaults.setdefault("optimizer_fields", recipe.optimizer_for(optimizer_name, own.lr, batch))

@@ -22,7 +22,7 @@ from selftaught.data.loading.ragged import RaggedImages
 from selftaught.devices import to_device
 from selftaught.distributed import all_reduce_sum, rank, world_size
 from selftaught.errors import UserError
-from selftaught.method import NOISE, Batch, Method
+from selftaught.method import NOISE, Batch, Method, Setup
 from selftaught.models import backbone as backbone_module
 from selftaught.models import heads
 from selftaught.models.backbone import Backbone
@@ -171,7 +171,7 @@ def build_session(
     """
     check(stage, index)
     method = method_of(stage.method)
-    earlier = earlier_of(stage, index)
+    previous = load_previous(stage, index)
     images = Images(
         index.paths,
         index.sizes,
@@ -215,17 +215,20 @@ def build_session(
     torch.manual_seed(key(stage.seed, "head"))
     # before the method copies it for a teacher
     backbone_module.set_trainable(backbone, stage.trainable)
-    made = method(stage.method, backbone, len(positions), *([earlier.network] if earlier else []))
+    setup = Setup(
+        backbone, len(positions), len(index.classes), previous.network if previous else None
+    )
+    made = method(stage.method, setup)
     step = Step(made, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)
     if stage.compile:
         compile_backbones(step, device)
         say("the backbone is compiled in the first steps, each of which may take a minute")
-    classes = index.classes if method.needs_labels else earlier.classes if earlier else ()
+    classes = index.classes if method.needs_labels else previous.classes if previous else ()
     return Session(stage, index, images, batches, augment, step, device, classes)
 
 
-def earlier_of(stage: Stage, index: Index) -> heads.Trained | None:
+def load_previous(stage: Stage, index: Index) -> heads.Trained | None:
     """The network of an earlier stage that this one's method goes on from, or is taught by."""
     run, method = stage.method.previous_run(stage.init), method_of(stage.method)
     if run is None or method.needs_labels:

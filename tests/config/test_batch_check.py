@@ -18,7 +18,7 @@ from selftaught.method import Setting
 from selftaught.methods import METHODS
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
-from tests.laws.toys import Toy, batch, config, earlier
+from tests.laws.toys import batch, config, setup
 from tests.pictures import folder
 
 SMALL = [
@@ -60,7 +60,7 @@ def test_as_few_images_as_it_declares_train_it(name: str, images: int) -> None:
     small = {"clusters": shown, "queue": 1, "negatives": images}
     wanted = config(name)
     wanted = dataclasses.replace(wanted, **{k: v for k, v in small.items() if hasattr(wanted, k)})  # type: ignore[arg-type]
-    method = METHODS[name](wanted, Toy(norm=True), images, *earlier(name))
+    method = METHODS[name](wanted, setup(name, images=images))
     step = Step(method).train()
     batches = [batch(size, seed=i, first=i * size) for i in range(shown // size)]
     optimizer = torch.optim.SGD(
@@ -99,7 +99,7 @@ def test_default_clusters_are_no_more_than_the_images_of_an_epoch(
     name: str, images: int, size: int
 ) -> None:
     setting = Setting(images=images, batch=size, steps=4, features=512)
-    fitted = defaults_for(METHODS[name], setting, classes=0).config
+    fitted = defaults_for(METHODS[name], setting).config
     check_counts(stage(name, method=fitted, batch=size), images)
     more = dataclasses.replace(fitted, clusters=images // size * size + 1)
     with pytest.raises(UserError, match=f"--method.clusters {images // size * size} "):

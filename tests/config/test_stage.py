@@ -124,7 +124,7 @@ SETTING = Setting(images=1000, batch=100, steps=100, features=512)
 
 def own(name: str, begun: bool) -> Defaults[Any]:
     setting = dataclasses.replace(SETTING, begun=begun)
-    return defaults.defaults_for(METHODS[name], setting, classes=5)
+    return defaults.defaults_for(METHODS[name], setting)
 
 
 def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_method_from_elsewhere_brings_its_own_rate() -> None:
             def defaults(self, setting: Setting) -> Defaults[Any]:
                 return dataclasses.replace(super().defaults(setting), lr=0.3, clip=2.0)
 
-    made = defaults.defaults_for(Own, SETTING, classes=0)
+    made = defaults.defaults_for(Own, SETTING)
     assert (made.lr, made.clip) == (0.3, 2.0)
 
 

@@ -15,7 +15,7 @@ from selftaught.methods import METHODS
 from selftaught.models.batch_norm import frozen_statistics
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
-from tests.laws.toys import HARD, IMAGES, batch, build, earlier, fitting, rng, takes
+from tests.laws.toys import HARD, IMAGES, batch, build, fitting, rng, setup, takes
 
 methods = pytest.mark.parametrize("name", METHODS)
 PAIRS = [(name, hard) for name in METHODS for hard in HARD if takes(name, hard)]
@@ -256,8 +256,6 @@ def test_defaults_fit_small_and_large_data(name: str) -> None:
         if images < 10_000:
             method(
                 dataclasses.replace(suited, hidden=16) if hasattr(suited, "hidden") else suited,
-                build(name).backbone,
-                images,
-                *earlier(name),
+                setup(name, images=images),
             )
         json.dumps(dataclasses.asdict(suited))

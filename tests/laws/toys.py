@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from selftaught.distributed import local_chunk
 from selftaught.hard import Adversarial, CutMix, MixUp
 from selftaught.hard.base import HardExample, part_name
-from selftaught.method import NOISE, Batch, Encoder, Method
+from selftaught.method import NOISE, Batch, Encoder, Method, Setup
 from selftaught.methods import METHODS
 from selftaught.models.batch_norm import batch_norms
 from selftaught.models.layers import mlp
 
-IMAGES = 64
+IMAGES, CLASSES = 64, 5
 SMALL = {
     "hidden": 16,
     "dim": 8,
@@ -22,7 +22,6 @@ SMALL = {
     "negatives": 16,
     "clusters": 5,
     "prototypes": 6,
-    "classes": 5,
     "blocks": 1,
     "directions": 2,
     "bottleneck": 8,
@@ -95,7 +94,7 @@ def build(
 ) -> Method:
     """A method that has begun its first epoch. Without `norm` no batch norm is left anywhere."""
     torch.manual_seed(seed)
-    method = METHODS[name](config(name), toy(norm), IMAGES, *earlier(name))
+    method = METHODS[name](config(name), setup(name, toy(norm)))
     if not norm:
         for module in list(method.modules()):
             for holder, child, _ in list(batch_norms(module)):
@@ -107,13 +106,13 @@ def build(
     return method
 
 
-def earlier(name: str) -> list[nn.Sequential]:
-    """The network of an earlier stage, for a method that cannot do without one."""
-    return (
-        [nn.Sequential(Toy(norm=True), mlp(6, 16, SMALL["classes"]))]
-        if name == "distillation"
-        else []
-    )
+def setup(name: str, backbone: Encoder | None = None, images: int = IMAGES) -> Setup:
+    """What a method is built on; the network of a previous run for one that cannot do without."""
+    backbone = backbone or Toy(norm=True)
+    previous = None
+    if name == "distillation":
+        previous = nn.Sequential(Toy(norm=True), mlp(6, 16, CLASSES))
+    return Setup(backbone, images, CLASSES, previous)
 
 
 def mine(whole: Batch) -> Batch:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from selftaught.losses import concentration, proto_nce
-from selftaught.method import Batch, Method, Setting, detach
+from selftaught.method import Batch, Method, Setting, Setup, detach
 from selftaught.methods import METHODS
 from selftaught.methods.clustering.pcl import PCL
 from selftaught.methods.clustering.swav import SwAV
@@ -334,7 +334,7 @@ def test_relabelling_leaves_the_running_statistics_alone(name: str) -> None:
         return whole(torch.float32)
 
     relabelled: list[int] = []
-    method = METHODS[name](config(name), Toy(norm=True), IMAGES)
+    method = METHODS[name](config(name), Setup(Toy(norm=True), IMAGES))
     before = {
         k: v.clone() for k, v in method.state_dict().items() if "running" in k or "tracked" in k
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selftaught.errors import UserError
 from selftaught.losses import info_nce, margin_contrastive, nce, triplet
-from selftaught.method import Batch, Method, Setting
+from selftaught.method import Batch, Method, Setting, Setup
 from selftaught.methods import METHODS
 from selftaught.methods.contrastive.cmc import CMC, coloured, light_and_colour
 from selftaught.methods.contrastive.infomin import InfoMin
@@ -183,7 +183,7 @@ def test_both_views_are_asked_and_both_move(name: str, formula: object) -> None:
 )
 def test_a_margin_that_makes_no_sense_is_refused(kind: type[Method], margin: float) -> None:
     with pytest.raises(UserError, match=r"--method\.margin"):
-        kind(kind.Config(margin=margin), Toy(norm=False), IMAGES)  # type: ignore[call-arg]
+        kind(kind.Config(margin=margin), Setup(Toy(norm=False), IMAGES))  # type: ignore[call-arg]
 
 
 # The memory
@@ -375,7 +375,7 @@ def tinted(first: int, seed: int, tint: float) -> Batch:
 def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
     change = dataclasses.replace(config(name), negatives=IMAGES, loss=loss)  # type: ignore[call-arg]
     torch.manual_seed(0)
-    method = METHODS[name](change, Toy(norm=True), IMAGES)
+    method = METHODS[name](change, Setup(Toy(norm=True), IMAGES))
     optimizer, found = torch.optim.SGD(method.parameters(), lr=0.03, momentum=0.5), []
     tint = 0.8 if name == "cmc" else 0.2  # which lightness must be guessed from
     method.before_epoch([tinted(16 * s, s, tint) for s in range(4)])
@@ -401,7 +401,7 @@ def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
 @pytest.mark.parametrize("name", REMEMBERING)
 def test_one_row_for_all_images_costs_what_chance_costs(name: str) -> None:
     change = dataclasses.replace(config(name), negatives=IMAGES, loss="softmax")  # type: ignore[call-arg]
-    method = METHODS[name](change, Toy(norm=True), IMAGES)
+    method = METHODS[name](change, Setup(Toy(norm=True), IMAGES))
     same = unit(1, 8, seed=0).float()
     for it in method.modules():
         if isinstance(it, MemoryBank):
@@ -409,7 +409,9 @@ def test_one_row_for_all_images_costs_what_chance_costs(name: str) -> None:
             assert it.loss(same.expand(8, -1), torch.arange(8)).item() == pytest.approx(
                 method.collapsed_loss(8)
             )
-    nce_method = METHODS[name](dataclasses.replace(change, loss="nce"), Toy(norm=True), IMAGES)  # type: ignore[call-arg]
+    nce_method = METHODS[name](
+        dataclasses.replace(change, loss="nce"), Setup(Toy(norm=True), IMAGES)
+    )  # type: ignore[call-arg]
     assert nce_method.collapsed_loss(8) is None  # it depends on Z
 
 
@@ -428,7 +430,9 @@ def test_small_data_are_compared_with_all_of_themselves(name: str) -> None:
     )
     assert (small.negatives, small.loss) == (900, "softmax")  # type: ignore[attr-defined]
     assert (large.negatives, large.loss) == (65536, "softmax")  # type: ignore[attr-defined]
-    assert not math.isnan(METHODS[name](small, Toy(norm=True), 900).collapsed_loss(8) or math.nan)
+    assert not math.isnan(
+        METHODS[name](small, Setup(Toy(norm=True), 900)).collapsed_loss(8) or math.nan
+    )
 
 
 def test_an_image_is_its_own_class() -> None:
@@ -495,7 +499,7 @@ def test_pieces_are_seen_one_by_one_and_then_together() -> None:
 def test_pirl_weighs_the_whole_and_its_pieces(share: float) -> None:
     """Misra & van der Maaten, 2019, equation 5: lambda weighs the pieces."""
     torch.manual_seed(0)
-    method = PIRL(PIRL.Config(dim=8, jigsaw=share, negatives=16), Toy(norm=False), IMAGES)
+    method = PIRL(PIRL.Config(dim=8, jigsaw=share, negatives=16), Setup(Toy(norm=False), IMAGES))
     data = batch()
     method.before_epoch([data, batch(first=8, seed=2)])
     whole, pieces = method.predict(method.inputs(data))
@@ -527,8 +531,8 @@ def test_infomin_is_moco_with_pieces_step_after_step(symmetric: bool, share: flo
     """
     change = {"hidden": 16, "dim": 8, "queue": 16, "symmetric": symmetric, "temperature": 0.15}
     torch.manual_seed(0)
-    method = InfoMin(InfoMin.Config(jigsaw=share, **change), Toy(norm=False), IMAGES)  # type: ignore[arg-type]
-    moco = MoCoV2(MoCoV2.Config(**change), Toy(norm=False), IMAGES)  # type: ignore[arg-type]
+    method = InfoMin(InfoMin.Config(jigsaw=share, **change), Setup(Toy(norm=False), IMAGES))  # type: ignore[arg-type]
+    moco = MoCoV2(MoCoV2.Config(**change), Setup(Toy(norm=False), IMAGES))  # type: ignore[arg-type]
     moco.load_state_dict(method.moco.state_dict())
     for step in range(3):
         data = batch(seed=step)
@@ -641,7 +645,7 @@ def test_a_view_without_colour_teaches_nothing() -> None:
 
 
 def test_images_without_colour_are_refused() -> None:
-    method, data = CMC(config("cmc"), Toy(norm=True), IMAGES), batch()  # type: ignore[arg-type]
+    method, data = CMC(config("cmc"), Setup(Toy(norm=True), IMAGES)), batch()  # type: ignore[arg-type]
     grey = Batch((data.views[0][:, :1].expand(-1, 3, -1, -1),), data.index, data.label, data.noise)
     with pytest.raises(UserError, match="no image has any colour"):
         method.before_epoch([grey])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from selftaught.config.stage import method_of
 from selftaught.errors import UserError
 from selftaught.losses import most_similar, pick_nce
-from selftaught.method import Batch, Setting, detach
+from selftaught.method import Batch, Setting, Setup, detach
 from selftaught.methods import METHODS
 from selftaught.methods.contrastive.cpc import CPC
 from selftaught.methods.contrastive.densecl import DenseCL
@@ -180,7 +180,7 @@ def test_the_key_encoder_follows(name: str) -> None:
 @pytest.mark.parametrize("name", ["moco-v1", "densecl"])
 def test_a_queue_longer_than_the_data_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="negatives of themselves"):
-        METHODS[name](METHODS[name].Config(queue=100), Toy(norm=True), 99)
+        METHODS[name](METHODS[name].Config(queue=100), Setup(Toy(norm=True), 99))
 
 
 # MoCo v3
@@ -247,7 +247,7 @@ def test_a_vits_patch_projection_stays_as_it_began(freeze: bool, optimizer: str)
     torch.manual_seed(0)
     backbone = backbone_module.create("vit_tiny_patch16_224", image_size=32)
     backbone.network.blocks = backbone.network.blocks[:1]
-    method = MoCoV3(MoCoV3.Config(hidden=16, dim=8, freeze_patches=freeze), backbone, IMAGES)
+    method = MoCoV3(MoCoV3.Config(hidden=16, dim=8, freeze_patches=freeze), Setup(backbone, IMAGES))
     backbone_module.set_trainable(backbone, "all")
     before = {k: p.clone() for k, p in backbone.named_parameters()}
     built = dataclasses.replace(OPTIMIZERS[optimizer](), weight_decay=0.1).build(
@@ -293,9 +293,9 @@ def test_simclr_v2s_loss_is_lightlys() -> None:
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_fine_tuning_goes_on_from_a_middle_layer(layers: int) -> None:
     method = build("simclr-v2")
-    config = Supervised.Config(classes=5, head_layers=layers)
+    config = Supervised.Config(head_layers=layers)
     tuned = Supervised(
-        config, method.backbone, IMAGES, nn.Sequential(method.backbone, method.head)
+        config, Setup(method.backbone, IMAGES, 5, nn.Sequential(method.backbone, method.head))
     ).eval()
     head = method.head.eval()
     pixels = batch().views[0]
@@ -396,7 +396,7 @@ def test_densecls_parts_are_lightlys() -> None:
     for dense in (0.0, 1.0):
         torch.manual_seed(0)
         method = DenseCL(
-            dataclasses.replace(config("densecl"), dense=dense), Toy(norm=False), IMAGES
+            dataclasses.replace(config("densecl"), dense=dense), Setup(Toy(norm=False), IMAGES)
         )
         method.progress = 0.5
         ((query, places, found),) = predictions = method.predict(method.inputs(data))
@@ -459,7 +459,9 @@ def test_the_dense_queue_holds_the_mean_place_of_each_key() -> None:
     ("size", "stem", "side"), [(64, "imagenet", 2), (32, "cifar", 4), (32, "imagenet", 1)]
 )
 def test_a_resnets_places(size: int, stem: str, side: int) -> None:
-    method = DenseCL(config("densecl"), backbone_module.create("resnet18", stem=stem), IMAGES)
+    method = DenseCL(
+        config("densecl"), Setup(backbone_module.create("resnet18", stem=stem), IMAGES)
+    )
     pixels = batch(2, size=size).views[0]
     if side == 1:
         with pytest.raises(UserError, match="larger views"):

@@ -19,7 +19,7 @@ from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.base import HardExample
-from selftaught.method import NOISE, Batch, Setting
+from selftaught.method import NOISE, Batch, Setting, Setup
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
@@ -51,8 +51,12 @@ def step_of(name: str, hard: tuple[HardExample, ...], network: str = RESNET) -> 
     backbone = backbone_module.create(network, image_size=64)
     kind = METHODS[name]
     setting = Setting(images=64, batch=8, steps=10, features=backbone.features)
-    config = defaults_for(kind, setting, 5).config
-    return Step(kind(config, backbone, 64), hard).to(memory_format=torch.channels_last).train()
+    config = defaults_for(kind, setting).config
+    return (
+        Step(kind(config, Setup(backbone, 64, 5)), hard)
+        .to(memory_format=torch.channels_last)
+        .train()
+    )
 
 
 def batch(seed: int, small: int = 0) -> Batch:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans, table, whiten
 from selftaught.models.layers import Counter, on_views
 
@@ -49,16 +49,15 @@ class DeepCluster(Method):
         def min_images(self) -> int:
             return self.clusters
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        check_clusters(config.clusters, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        check_clusters(config.clusters, setup.images)
         self.config = config
-        self.backbone = backbone
         # Standardised: a classifier that begins at 0 each time would learn too slowly from features
         # as small as these.
-        self.standardize = nn.BatchNorm1d(backbone.features, affine=False)
-        self.classifier = nn.Linear(backbone.features, config.clusters)
-        self.register_buffer("assigned", torch.full((images,), UNSEEN))
+        self.standardize = nn.BatchNorm1d(setup.backbone.features, affine=False)
+        self.classifier = nn.Linear(setup.backbone.features, config.clusters)
+        self.register_buffer("assigned", torch.full((setup.images,), UNSEEN))
         self.register_buffer("weight", torch.zeros(config.clusters))
         self.epochs = Counter()  # begun
 

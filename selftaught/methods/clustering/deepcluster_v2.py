@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.distributed import gather
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans
 from selftaught.models.layers import Normalize, mlp, on_views
 
@@ -50,19 +50,18 @@ class DeepClusterV2(Method):
         def min_images(self) -> int:
             return self.clusters
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        check_clusters(config.clusters, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        check_clusters(config.clusters, setup.images)
         self.config = config
-        self.backbone = backbone
         self.network = nn.Sequential(
-            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+            setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim), Normalize()
         )
         c = config
         # Buffers, so that they are saved: last embeddings of each image's two large views (0 =
         # unseen), and clusters.
-        self.register_buffer("memory", torch.zeros(self.views, images, c.dim))
-        self.register_buffer("assigned", torch.full((images, c.clusterings), UNSEEN))
+        self.register_buffer("memory", torch.zeros(self.views, setup.images, c.dim))
+        self.register_buffer("assigned", torch.full((setup.images, c.clusterings), UNSEEN))
         self.register_buffer("prototypes", torch.zeros(c.clusterings, c.clusters, c.dim))
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

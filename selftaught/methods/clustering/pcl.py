@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selftaught.devices import to_device
 from selftaught.losses import concentration, proto_nce
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.contrastive.moco import MoCo
 from selftaught.methods.contrastive.moco_v1 import MoCoV1
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
@@ -71,15 +71,14 @@ class PCL(Method):
         def min_images(self) -> int:
             return self.clusters
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.config = config
         self.sizes = [max(config.clusters // 2**m, 1) for m in range(config.clusterings)]
-        check_clusters(config.clusters, images)
-        self.backbone = backbone
+        check_clusters(config.clusters, setup.images)
         build = MoCoV1 if config.version == "v1" else MoCoV2
-        self.moco: MoCo = build(moco_config(config), backbone, images)
-        self.register_buffer("assigned", torch.full((images, config.clusterings), UNSEEN))
+        self.moco: MoCo = build(moco_config(config), setup)
+        self.register_buffer("assigned", torch.full((setup.images, config.clusterings), UNSEEN))
         self.register_buffer("prototypes", torch.zeros(sum(self.sizes), config.dim))
         self.register_buffer("concentrations", torch.ones(sum(self.sizes)))
         self.steps = Counter()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from selftaught.distributed import gather, local_chunk
 from selftaught.errors import UserError, require
 from selftaught.losses import sinkhorn, soft_cross_entropy
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import Counter, Normalize, mlp, on_views
 
 
@@ -65,17 +65,16 @@ class SwAV(Method):
         def min_batch(self) -> int:
             return 2  # a small view of its own size passes alone
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        if config.queue > images:
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        if config.queue > setup.images:
             raise UserError(
-                f"a queue of {config.queue} embeddings never fills with {images} images: lower"
-                " --method.queue"
+                f"a queue of {config.queue} embeddings never fills with {setup.images} images:"
+                " lower --method.queue"
             )
         self.config = config
-        self.backbone = backbone
         self.network = nn.Sequential(
-            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+            setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim), Normalize()
         )
         self.prototypes = nn.Linear(config.dim, config.prototypes, bias=False)
         self.register_buffer("queue", torch.zeros(self.views, config.queue, config.dim))

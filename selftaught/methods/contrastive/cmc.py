@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize, on_views
 
@@ -42,13 +42,16 @@ class CMC(Method):
                 super().defaults(setting), views={"jitter": 0.0, "gray": 0.0, "blur": 0.0}
             )
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        self.backbone = backbone
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.light_head, self.colour_head = (
-            nn.Sequential(nn.Linear(backbone.features, config.dim), Normalize()) for _ in range(2)
+            nn.Sequential(nn.Linear(setup.backbone.features, config.dim), Normalize())
+            for _ in range(2)
         )
-        self.lights, self.colours = MemoryBank(config, images), MemoryBank(config, images)
+        self.lights, self.colours = (
+            MemoryBank(config, setup.images),
+            MemoryBank(config, setup.images),
+        )
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return light_and_colour(batch.views[0])

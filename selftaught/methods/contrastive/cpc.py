@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from selftaught.errors import UserError, require
 from selftaught.losses import pick_nce
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.patches import Context, automatic_side, cut, drop_colours
 from selftaught.models.layers import unit
 
@@ -54,14 +54,13 @@ class CPC(Method):
         def defaults(self, setting: Setting) -> Defaults[Self]:
             return Defaults(config=replace(self, hidden=min(self.hidden, setting.features)))
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         c = self.config = config
-        self.backbone = backbone
-        self.embed = nn.Linear(backbone.features, c.dim)
+        self.embed = nn.Linear(setup.backbone.features, c.dim)
         ahead = c.farthest - c.nearest + 1
         self.contexts = nn.ModuleList(
-            Context(backbone.features, c.hidden, c.blocks, c.norm, ahead, c.dim)
+            Context(setup.backbone.features, c.hidden, c.blocks, c.norm, ahead, c.dim)
             for _ in range(c.directions)
         )
         self.patches = 0  # of an image, once one was seen

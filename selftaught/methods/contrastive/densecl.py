@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from selftaught.distributed import gather, shuffle_batch, unshuffle_batch
 from selftaught.errors import UserError
 from selftaught.losses import info_nce, most_similar
-from selftaught.method import Batch, Encoder, Method, map_tensors
+from selftaught.method import Batch, Encoder, Method, Setup, map_tensors
 from selftaught.methods.contrastive.moco import check_queue, enqueue, random_keys
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.models.layers import Normalize, mlp
@@ -38,12 +38,11 @@ class DenseCL(Method):
         # share of training before places count: a new backbone cannot match them yet
         dense_start: float = 0.01
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        check_queue(config.queue, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        check_queue(config.queue, setup.images)
         self.config = config
-        self.backbone = backbone
-        self.network = _TwoHeads(backbone, config.hidden, config.dim)
+        self.network = _TwoHeads(setup.backbone, config.hidden, config.dim)
         self.teacher = Teacher(self.network)
         self.register_buffer("queue", random_keys(config.queue, config.dim))
         # a view's mean place is a key

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from selftaught.losses import info_nce
-from selftaught.method import Batch, Encoder, Method
+from selftaught.method import Batch, Method, Setup
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
 from selftaught.models.layers import mlp
@@ -23,13 +23,12 @@ class InfoMin(Method):
         temperature: float = 0.15
         jigsaw: float = 0.5  # weight of the pieces; the whole has the rest of 1
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.config = config
-        self.backbone = backbone
-        self.moco = MoCoV2(config, backbone, images)
-        head = mlp(backbone.features, config.hidden, config.dim, batch_norm=False)
-        self.jigsaw = Jigsaw(backbone, head, config.dim)
+        self.moco = MoCoV2(config, setup)
+        head = mlp(setup.backbone.features, config.hidden, config.dim, batch_norm=False)
+        self.jigsaw = Jigsaw(setup.backbone, head, config.dim)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         # not of the key's own view

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from selftaught.distributed import gather, shuffle_batch, unshuffle_batch
 from selftaught.errors import UserError
 from selftaught.losses import info_nce
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import Normalize
 from selftaught.models.teacher import Teacher, teacher_momentum
 
@@ -48,12 +48,11 @@ class MoCo(Method):
             queue = min(self.queue, max(2 ** int(math.log2(keys)), setting.batch))
             return Defaults(config=replace(self, queue=queue, momentum=momentum))
 
-    def __init__(self, config: Any, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        check_queue(config.queue, images)
+    def __init__(self, config: Any, setup: Setup) -> None:
+        super().__init__(config, setup)
+        check_queue(config.queue, setup.images)
         self.config = config
-        self.backbone = backbone
-        self.network = nn.Sequential(backbone, self.build_head(), Normalize())
+        self.network = nn.Sequential(setup.backbone, self.build_head(), Normalize())
         self.teacher = Teacher(self.network)
         self.register_buffer("queue", random_keys(config.queue, config.dim))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))

@@ -8,7 +8,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from selftaught.losses import pick_nce
-from selftaught.method import Encoder
+from selftaught.method import Encoder, Setup
 from selftaught.methods.parts.teacher_student import TeacherStudent
 from selftaught.models.layers import Normalize, mlp, on_views
 from selftaught.models.teacher import Teacher
@@ -32,11 +32,12 @@ class MoCoV3(TeacherStudent):
         def min_batch(self) -> int:
             return 2  # the predictor sees one view at a time
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         c = self.config = config
         self.network = nn.Sequential(
-            backbone, _normed_mlp(backbone.features, *[c.hidden] * (c.layers - 1), c.dim)
+            setup.backbone,
+            _normed_mlp(setup.backbone.features, *[c.hidden] * (c.layers - 1), c.dim),
         )
         self.predictor = nn.Sequential(_normed_mlp(c.dim, c.hidden, c.dim), Normalize())
         self.teacher = Teacher(nn.Sequential(self.network, Normalize()))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from selftaught.method import Batch, Encoder, Method
+from selftaught.method import Batch, Method, Setup
 from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize
@@ -23,15 +23,16 @@ class PIRL(Method):
         negatives: int = 32000
         jigsaw: float = 0.5  # weight of the pieces; the whole has the rest of 1
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.share = config.jigsaw
-        self.backbone = backbone
         self.network = nn.Sequential(
-            backbone, nn.Linear(backbone.features, config.dim), Normalize()
+            setup.backbone, nn.Linear(setup.backbone.features, config.dim), Normalize()
         )
-        self.jigsaw = Jigsaw(backbone, nn.Linear(backbone.features, config.dim), config.dim)
-        self.memory = MemoryBank(config, images)
+        self.jigsaw = Jigsaw(
+            setup.backbone, nn.Linear(setup.backbone.features, config.dim), config.dim
+        )
+        self.memory = MemoryBank(config, setup.images)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return batch.views[0], shuffled_pieces(batch.views[1], batch.noise)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import nt_xent
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting, detach
+from selftaught.method import Batch, Defaults, Method, Setting, Setup, detach
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
 
@@ -39,13 +39,12 @@ class SimCLR(TwoView):
         def hidden_layers(self) -> int:
             return self.layers - 1
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.temperature, self.stop_gradient = config.temperature, config.stop_gradient
-        self.backbone = backbone
         hidden = [config.hidden] * config.hidden_layers
-        self.projection = mlp(backbone.features, *hidden, config.dim)
-        self.network = nn.Sequential(backbone, self.projection, Normalize())
+        self.projection = mlp(setup.backbone.features, *hidden, config.dim)
+        self.network = nn.Sequential(setup.backbone, self.projection, Normalize())
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         keys = super().targets(batch, predictions)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from selftaught.errors import require
 from selftaught.losses import triplet
-from selftaught.method import Defaults, Encoder, Method, Setting
+from selftaught.method import Defaults, Method, Setting, Setup
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
 
@@ -27,13 +27,12 @@ class Triplet(TwoView):
         def defaults(self, setting: Setting) -> Defaults[Self]:
             return Defaults(config=replace(self, hidden=setting.features))
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         require(config.margin > 0, "--method.margin", "above 0", config.margin)
         self.margin = config.margin
-        self.backbone = backbone
         self.network = nn.Sequential(
-            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+            setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim), Normalize()
         )
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import barlow
-from selftaught.method import Defaults, Encoder, Method, Setting
+from selftaught.method import Defaults, Method, Setting, Setup
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import mlp
 
@@ -30,14 +30,13 @@ class BarlowTwins(TwoView):
                 config=replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
             )
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.config = config
-        self.backbone = backbone
         projector = mlp(
-            backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
+            setup.backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
         )
-        self.network = nn.Sequential(backbone, projector)
+        self.network = nn.Sequential(setup.backbone, projector)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         """The paper's, by the width: SGD, unlike LARS, would feel a sum over thousands of

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.losses import spread_loss, squared_covariance
-from selftaught.method import Defaults, Encoder, Method, Setting
+from selftaught.method import Defaults, Method, Setting, Setup
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import mlp
 
@@ -35,12 +35,13 @@ class VICReg(TwoView):
                 config=replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
             )
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.config = config
-        self.backbone = backbone
-        expander = mlp(backbone.features, config.hidden, config.hidden, config.dim, last_bias=False)
-        self.network = nn.Sequential(backbone, expander)
+        expander = mlp(
+            setup.backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
+        )
+        self.network = nn.Sequential(setup.backbone, expander)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         c = self.config

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selftaught.devices import upcast
 from selftaught.errors import UserError
 from selftaught.losses import soft_cross_entropy
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import mlp
 from selftaught.models.teacher import FrozenTeacher
 
@@ -43,19 +43,16 @@ class Distillation(Method):
                 )
             return self.teacher
 
-    def __init__(
-        self, config: Config, backbone: Encoder, images: int, previous: nn.Sequential | None = None
-    ) -> None:
-        super().__init__(config, backbone, images)
-        if previous is None:
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        if setup.previous is None:
             raise ValueError("distillation is made with its teacher")
         self.temperature = config.temperature
-        self.backbone = backbone
-        *_, last = previous[1].children()
+        *_, last = setup.previous[1].children()
         assert isinstance(last, nn.Linear)
-        self.classifier = mlp(backbone.features, last.out_features)
-        self.network = nn.Sequential(backbone, self.classifier)
-        self.teacher = FrozenTeacher(previous)
+        self.classifier = mlp(setup.backbone.features, last.out_features)
+        self.network = nn.Sequential(setup.backbone, self.classifier)
+        self.teacher = FrozenTeacher(setup.previous)
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch.views[0]

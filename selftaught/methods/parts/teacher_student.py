@@ -5,7 +5,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting, Tensors
+from selftaught.method import Batch, Defaults, Method, Setting, Setup, Tensors
 from selftaught.models.layers import on_views
 from selftaught.models.teacher import Teacher, rising, teacher_momentum
 
@@ -35,10 +35,9 @@ class TeacherStudent(Method):
                 )
             )
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.momentum = config.momentum
-        self.backbone = backbone
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return batch.views[:2]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from selftaught.distributed import gather
 from selftaught.errors import require
 from selftaught.losses import cosine_distance
-from selftaught.method import Batch, Encoder
+from selftaught.method import Batch, Setup
 from selftaught.methods.parts.teacher_student import TeacherStudent
 from selftaught.models.layers import Counter, mlp, on_views
 from selftaught.models.teacher import Teacher
@@ -47,10 +47,12 @@ class DirectPred(TeacherStudent):
                 self.eps,
             )
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.config = config
-        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim))
+        self.network = nn.Sequential(
+            setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim)
+        )
         self.teacher = Teacher(self.network)
         self.register_buffer("correlation", torch.zeros(config.dim, config.dim))
         self.register_buffer("predictor", torch.eye(config.dim))

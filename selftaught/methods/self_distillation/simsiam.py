@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import cosine_distance
-from selftaught.method import Batch, Defaults, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import mlp, on_views
 
 # of each view: the predictor's output and the projector's
@@ -44,13 +44,14 @@ class SimSiam(Method):
         def min_batch(self) -> int:
             return 2  # the predictor sees one view at a time
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        self.backbone = backbone
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         projector = mlp(
-            backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
+            setup.backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
         )
-        self.network = nn.Sequential(backbone, projector, nn.BatchNorm1d(config.dim, affine=False))
+        self.network = nn.Sequential(
+            setup.backbone, projector, nn.BatchNorm1d(config.dim, affine=False)
+        )
         self.predictor = mlp(config.dim, config.bottleneck, config.dim)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:

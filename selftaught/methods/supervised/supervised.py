@@ -1,12 +1,13 @@
 """The task that every other one imitates: fine-tuning, and a baseline."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
-from selftaught.method import Batch, Encoder, Method
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 
 
 class Supervised(Method):
@@ -21,10 +22,13 @@ class Supervised(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        classes: int = 0  # from the data
+        classes: int = 0  # of the data, as a run records them; the network has those of its setup
         smoothing: float = 0.0  # of the labels
         # of the head of the run in --init, kept with its backbone: 1 in SimCLR v2
         head_layers: int = 0
+
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            return Defaults(config=replace(self, classes=setting.classes))
 
         def previous_run(self, init: str | None) -> str | None:
             if self.head_layers and init is None:
@@ -42,24 +46,21 @@ class Supervised(Method):
         def hidden_layers(self) -> int:
             return self.head_layers
 
-    def __init__(
-        self, config: Config, backbone: Encoder, images: int, previous: nn.Sequential | None = None
-    ) -> None:
-        super().__init__(config, backbone, images)
-        if config.classes < 2:
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        if setup.classes < 2:
             raise UserError(
                 "supervised training needs labelled images of two classes or more: class folders,"
                 " or a labels.csv"
             )
         self.smoothing = config.smoothing
-        self.backbone = backbone
-        kept = hidden(previous, config.head_layers) if previous else []
+        kept = hidden(setup.previous, config.head_layers) if setup.previous else []
         width = [
-            backbone.features,
+            setup.backbone.features,
             *(layer.out_features for layer in kept if isinstance(layer, nn.Linear)),
         ][-1]
-        self.classifier = nn.Sequential(*kept, nn.Linear(width, config.classes))
-        self.network = nn.Sequential(backbone, self.classifier)
+        self.classifier = nn.Sequential(*kept, nn.Linear(width, setup.classes))
+        self.network = nn.Sequential(setup.backbone, self.classifier)
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch.views[0]
