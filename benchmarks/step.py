@@ -74,7 +74,7 @@ class Trained:
         made = Augment(views, size)(pixels, torch.ones(batch), torch.Generator().manual_seed(0))
         index = torch.randperm(IMAGES)[:batch].to(DEVICE)
         label, noise = (
-            index % 10 if kind.needs_labels else torch.full_like(index, -1),
+            index % 10 if kind.labels == "required" else torch.full_like(index, -1),
             torch.rand(batch, NOISE, device=DEVICE),
         )
         self.batch = Batch(made, index, label, noise)
@@ -171,7 +171,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--networks", nargs="*", default=["resnet18:32:64", "resnet50:96:16"])
     parser.add_argument(
-        "--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels]
+        "--only", nargs="*", default=[name for name, m in METHODS.items() if m.labels != "required"]
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")

@@ -6,29 +6,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from torch import Tensor, nn
 
-from selftaught.errors import require
+from selftaught.ranges import check_ranges
 
 Tensors = Any  # a tensor, or a (nested) tuple of tensors, each with the batch first
 
 
 NOISE = 16  # random numbers that come with every image
-# hyperparameters that are at most 1
-SHARES = (
-    "momentum",
-    "warmup",
-    "freeze_prototypes",
-    "queue_start",
-    "dense",
-    "dense_start",
-    "jigsaw",
-    "colour_drop",
-    "smoothing",
-)
 
 
 @dataclass(frozen=True)
@@ -117,26 +105,14 @@ class Method(nn.Module, ABC):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Hyperparameters, as published; each method extends it with its own."""
+        """Hyperparameters, as published; each method extends it with its own.
+
+        The type of a number says its range, from `selftaught.ranges`: `momentum: Share`.
+        """
 
         def __post_init__(self) -> None:
-            """A count that is 1 or more as published stays so; nothing is negative; a softmax has
-            some temperature; a share is no more than all.
-            """
-            for f in fields(self):
-                value, flag = getattr(self, f.name), f"--method.{f.name.replace('_', '-')}"
-                if isinstance(value, int) and not isinstance(value, bool):
-                    least = min(f.default, 1) if isinstance(f.default, int) else 0
-                    require(value >= least, flag, f"{least} or more", value)
-                elif isinstance(value, float):
-                    sharp = f.name in ("temperature", "epsilon")
-                    require(
-                        value > 0 if sharp else value >= 0,
-                        flag,
-                        "above 0" if sharp else "0 or more",
-                        value,
-                    )
-                    require(value <= 1 or f.name not in SHARES, flag, "a share, from 0 to 1", value)
+            """Raises UserError for a number outside the range of its type."""
+            check_ranges(self, "method")
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """What to train with in `setting`; these hyperparameters are the most that it takes."""
@@ -169,13 +145,15 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str] = ""  # authors, year, address
     views: ClassVar[int] = 2  # large views that it needs
     multi_crop: ClassVar[bool] = False  # inputs are views, and small ones may follow the large ones
-    # the loss compares the samples of a batch with each other
+    # the loss or the targets compare the samples of a batch with each other: several processes
+    # gather predictions and targets, and a batch worked through in parts is another batch
     couples_samples: ClassVar[bool] = False
-    couples_targets: ClassVar[bool] = False  # the targets do
-    needs_labels: ClassVar[bool] = False
+    local_batch_norm: ClassVar[bool] = False  # batch norms stay each process's own on GPUs, too
+    # labels of the training set. required: labelled images alone are shown; mixed: labelled and
+    # unlabelled images in one batch, `Batch.label` being -1 of the latter
+    labels: ClassVar[Literal["unused", "required", "mixed"]] = "unused"
     # its head tells classes: it can be scored as it is, and teach
     classifies: ClassVar[bool] = False
-    unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
     # its parts whose learning rate stays at the peak throughout
     steady: ClassVar[tuple[str, ...]] = ()
 

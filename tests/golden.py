@@ -19,7 +19,7 @@ from selftaught.data import demo_images
 from selftaught.methods import METHODS
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
-from tests.laws.toys import IMAGES, batch, build, fitting
+from tests.laws.toys import IMAGES, batch, build, hards
 
 FILE = Path(__file__).parent / "laws" / "golden.json"
 HARD = {"plain": (), "hexa": ("adversarial", "cutmix")}
@@ -48,7 +48,7 @@ def record_losses(name: str, hard: str) -> list[float]:
     """The losses of three steps on fixed batches, in float64: equal on every machine but for
     rounding.
     """
-    step = Step(build(name, dtype=torch.float64), fitting(name, *HARD[hard]))
+    step = Step(build(name, dtype=torch.float64), hards(*HARD[hard]))
     optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 0.05}], lr=0, momentum=0.9)
     loop = Loop(steps=3, steps_per_epoch=3, schedule=lambda p: 1.0)
     batches = [batch(16, seed=10 + i, first=16 * i % IMAGES, dtype=torch.float64) for i in range(3)]

@@ -18,7 +18,7 @@ def check_counts(stage: Stage, images: int) -> None:
     method, name, world = stage.method, method_name(stage), world_size()
     part = stage.batch // stage.accumulate
     needs = {"for its batch norms": world * method.min_batch}
-    if method_of(method).couples_samples or method_of(method).couples_targets:
+    if method_of(method).couples_samples:
         needs["as it compares them"] = 2
     needs |= {f"for {part_name(h)}": world * h.min_batch for h in stage.hard if h.weight}
     if part == world and not takes_one_image(stage):

@@ -437,7 +437,7 @@ def stage_from(
     refuse_idle(args, method_name, names)
     views: Views = asked.views_fields
     fields = asked.method_fields
-    if method.needs_labels and fields.classes != len(index.classes):
+    if getattr(fields, "classes", len(index.classes)) != len(index.classes):
         if any(word.startswith("--method.classes") for word in args):
             raise UserError(
                 f"these images have {len(index.classes)} classes: leave out --method.classes"

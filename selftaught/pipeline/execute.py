@@ -165,7 +165,7 @@ def classes_of(
     not do.
     """
     earlier, kind = stage.method.previous_run(stage.init), method_of(stage.method)
-    if kind.needs_labels:
+    if kind.labels == "required":
         if earlier and before:
             wanted, there = stage.method.hidden_layers, before.stage.method.hidden_layers
             if wanted > there:

@@ -134,7 +134,7 @@ class Session:
 def check(stage: Stage, index: Index) -> None:
     """Raises UserError for what cannot be trained, before anything is."""
     method = method_of(stage.method)
-    if method.needs_labels and index.labels is None:
+    if method.labels != "unused" and index.labels is None:
         raise UserError(
             f"{method.__name__} needs labels: put images into class folders, or write a labels.csv"
         )
@@ -153,8 +153,8 @@ def check(stage: Stage, index: Index) -> None:
 
 def training_positions(stage: Stage, index: Index) -> Tensor:
     """Positions [n] of the images that a stage trains on."""
-    needs_labels = method_of(stage.method).needs_labels
-    return index.train[index.labelled[index.train]] if needs_labels else index.train
+    required = method_of(stage.method).labels == "required"
+    return index.train[index.labelled[index.train]] if required else index.train
 
 
 def build_session(
@@ -224,14 +224,14 @@ def build_session(
     if stage.compile:
         compile_backbones(step, device)
         say("the backbone is compiled in the first steps, each of which may take a minute")
-    classes = index.classes if method.needs_labels else previous.classes if previous else ()
+    classes = index.classes if method.labels != "unused" else previous.classes if previous else ()
     return Session(stage, index, images, batches, augment, step, device, classes)
 
 
 def load_previous(stage: Stage, index: Index) -> heads.Trained | None:
     """The network of an earlier stage that this one's method goes on from, or is taught by."""
     run, method = stage.method.previous_run(stage.init), method_of(stage.method)
-    if run is None or method.needs_labels:
+    if run is None or method.labels != "unused":
         return heads.load_head(run) if run else None
     teacher = heads.classifier(run)
     if teacher.several:

@@ -38,7 +38,7 @@ CLUSTERING = [name for name, method in METHODS.items() if hasattr(method.Config(
 
 def fewest(name: str) -> int:
     method = METHODS[name]
-    return max(config(name).min_batch, 2 if method.couples_samples or method.couples_targets else 1)
+    return max(config(name).min_batch, 2 if method.couples_samples else 1)
 
 
 def stage(name: str, **fields: Any) -> Stage:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from selftaught.distributed import local_chunk
 from selftaught.hard import Adversarial, CutMix, MixUp
-from selftaught.hard.base import HardExample, part_name
+from selftaught.hard.base import HardExample
 from selftaught.method import NOISE, Batch, Encoder, Method, Setup
 from selftaught.methods import METHODS
 from selftaught.models.batch_norm import batch_norms
@@ -36,16 +36,8 @@ HARD: dict[str, HardExample] = {
 }
 
 
-def takes(name: str, hard: str) -> bool:
-    """Whether a method takes a hard example: one that makes no sense for it is declared, with the
-    reason.
-    """
-    return part_name(HARD[hard]) not in METHODS[name].unfit
-
-
-def fitting(name: str, *hards: str) -> tuple[HardExample, ...]:
-    """Those of several hard examples that a method takes."""
-    return tuple(HARD[hard] for hard in hards if takes(name, hard))
+def hards(*names: str) -> tuple[HardExample, ...]:
+    return tuple(HARD[name] for name in names)
 
 
 class Toy(Encoder):

@@ -222,9 +222,7 @@ def test_clipping_bounds_the_whole_gradient(hard: tuple[CutMix, ...]) -> None:
 # Accumulation
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, m in METHODS.items() if not (m.couples_samples or m.couples_targets)]
-)
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.couples_samples])
 def test_accumulating_is_the_large_batch(name: str) -> None:
     """Weights, teachers, queues and memories after several epochs."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans, table, whiten
 from selftaught.models.layers import Counter, on_views
+from selftaught.ranges import Count
 
 
 class DeepCluster(Method):
@@ -25,11 +26,11 @@ class DeepCluster(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        clusters: int = 10_000
+        clusters: Count = 10_000
         # principal components that features are reduced to before they are clustered
-        dim: int = 256
-        iterations: int = 20  # of k-means, each epoch
-        every: int = 1  # epochs from one clustering to the next
+        dim: Count = 256
+        iterations: Count = 20  # of k-means, each epoch
+        every: Count = 1  # epochs from one clustering to the next
         symmetric: bool = False  # learn from both views
 
         def defaults(self, setting: Setting) -> Defaults[Self]:

@@ -13,6 +13,7 @@ from selftaught.distributed import gather
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans
 from selftaught.models.layers import Normalize, mlp, on_views
+from selftaught.ranges import Count, Positive
 
 
 class DeepClusterV2(Method):
@@ -28,12 +29,12 @@ class DeepClusterV2(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 2048
-        dim: int = 128
-        clusters: int = 3000
-        clusterings: int = 3
-        temperature: float = 0.1
-        iterations: int = 10  # of k-means, each epoch
+        hidden: Count = 2048
+        dim: Count = 128
+        clusters: Count = 3000
+        clusterings: Count = 3
+        temperature: Positive = 0.1
+        iterations: Count = 10  # of k-means, each epoch
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Some ten clusters a class serve best; classes being unknown, a cluster gets some

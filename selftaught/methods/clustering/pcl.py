@@ -19,6 +19,7 @@ from selftaught.methods.contrastive.moco_v1 import MoCoV1
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans, table
 from selftaught.models.layers import Counter
+from selftaught.ranges import Count, NonNegative, Positive, Share
 
 
 class PCL(Method):
@@ -34,18 +35,18 @@ class PCL(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         version: Literal["v1", "v2"] = "v2"  # v1 has a linear head, v2 an MLP
-        hidden: int = 2048  # of v2
-        dim: int = 128
-        queue: int = 16384  # past keys: the negatives
-        momentum: float = 0.999  # of the key encoder
-        temperature: float = 0.2  # also the mean concentration of clusters
-        clusters: int = 100_000  # of the finest clustering; each further one has half as many
-        clusterings: int = 3
-        negatives: int = 16384  # prototypes of other clusters, drawn each step: the paper's r
+        hidden: Count = 2048  # of v2
+        dim: Count = 128
+        queue: Count = 16384  # past keys: the negatives
+        momentum: Share = 0.999  # of the key encoder
+        temperature: Positive = 0.2  # also the mean concentration of clusters
+        clusters: Count = 100_000  # of the finest clustering; each further one has half as many
+        clusterings: Count = 3
+        negatives: Count = 16384  # prototypes of other clusters, drawn each step: the paper's r
         # share of training; the first epoch that begins after it begins with clusters
-        warmup: float = 0.1
-        alpha: float = 10.0  # smooths the concentration of small clusters
-        iterations: int = 20  # of k-means, each epoch
+        warmup: Share = 0.1
+        alpha: NonNegative = 10.0  # smooths the concentration of small clusters
+        iterations: Count = 20  # of k-means, each epoch
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Queue, momentum and head as MoCo's; clusters of some 12, 25 and 50 images, as the

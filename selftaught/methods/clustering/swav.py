@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import Annotated, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.distributed import gather, local_chunk
-from selftaught.errors import UserError, require
+from selftaught.errors import UserError
 from selftaught.losses import sinkhorn, soft_cross_entropy
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import Counter, Normalize, mlp, on_views
+from selftaught.ranges import Count, Natural, Positive, Range, Share
 
 
 class SwAV(Method):
@@ -20,30 +21,22 @@ class SwAV(Method):
 
     paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
     multi_crop = True
-    couples_targets = True
+    couples_samples = True  # codes are balanced over the batch
     queue: Tensor
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 2048
-        dim: int = 128
-        prototypes: int = 3000
-        temperature: float = 0.1
-        epsilon: float = 0.05
-        iterations: int = 3  # of Sinkhorn-Knopp
-        freeze_prototypes: float = 0.01  # share of training before they move
+        hidden: Count = 2048
+        dim: Count = 128
+        prototypes: Count = 3000
+        temperature: Positive = 0.1
+        # smaller ones make exponentials vanish
+        epsilon: Annotated[float, Range(0.025)] = 0.05
+        iterations: Count = 3  # of Sinkhorn-Knopp
+        freeze_prototypes: Share = 0.01  # share of training before they move
         # past embeddings of each view that help to balance, for batches smaller than the prototypes
-        queue: int = 0
-        queue_start: float = 0.15  # share of training before the queue is used
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            require(
-                self.epsilon >= 0.025,
-                "--method.epsilon",
-                "0.025 or more, for smaller exponentials vanish",
-                self.epsilon,
-            )
+        queue: Natural = 0
+        queue_start: Share = 0.15  # share of training before the queue is used
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Some ten prototypes a class serve best; what a batch cannot balance over them, the

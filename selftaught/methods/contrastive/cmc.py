@@ -12,6 +12,7 @@ from selftaught.errors import UserError
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize, on_views
+from selftaught.ranges import Count
 
 # from linear RGB
 TO_XYZ = (
@@ -34,7 +35,7 @@ class CMC(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MemoryConfig):
-        negatives: int = 16384
+        negatives: Count = 16384
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """A memory's; and views keep their colours."""

@@ -4,7 +4,7 @@ al., 2019).
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from selftaught.losses import pick_nce
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.patches import Context, automatic_side, cut, drop_colours
 from selftaught.models.layers import unit
+from selftaught.ranges import Count, Natural, Positive, Range, Share
 
 
 class CPC(Method):
@@ -28,18 +29,20 @@ class CPC(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         # pixels of a patch; 0 = what makes seven rows, or fewer (down to three) to keep 32 pixels
-        side: int = 0
-        stride: int = 0  # pixels from patch to patch; 0 = half a side
-        colour_drop: float = 0.5  # share of patches that keep one colour channel alone
-        hidden: int = 256  # width of the context network
-        blocks: int = 5  # of the context network
+        side: Natural = 0
+        stride: Natural = 0  # pixels from patch to patch; 0 = half a side
+        colour_drop: Share = 0.5  # share of patches that keep one colour channel alone
+        hidden: Count = 256  # width of the context network
+        blocks: Count = 5  # of the context network
         norm: Literal["layer", "batch"] = "layer"  # of the context network
-        dim: int = 64  # of embeddings
+        dim: Count = 64  # of embeddings
         # rows below, of those predicted: nearer patches share pixels with the context
-        nearest: int = 2
-        farthest: int = 3
-        directions: int = 4  # rows from above; then from the right, from below, from the left
-        temperature: float = 0.1
+        nearest: Count = 2
+        farthest: Count = 3
+        directions: Annotated[int, Range(1, 4)] = (
+            4  # rows from above; then from the right, from below, from the left
+        )
+        temperature: Positive = 0.1
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -49,7 +52,6 @@ class CPC(Method):
                 f"{self.nearest} or more",
                 self.farthest,
             )
-            require(self.directions <= 4, "--method.directions", "1 to 4", self.directions)
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             return Defaults(config=replace(self, hidden=min(self.hidden, setting.features)))

@@ -16,6 +16,7 @@ from selftaught.methods.contrastive.moco import check_queue, enqueue, random_key
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.models.layers import Normalize, mlp
 from selftaught.models.teacher import Teacher
+from selftaught.ranges import Share
 
 # of a view: embedding [B, D], those of its places [B, D, S], the map [B, C, S]
 Seen = tuple[Tensor, Tensor, Tensor]
@@ -34,9 +35,9 @@ class DenseCL(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):
-        dense: float = 0.5  # weight of the places' loss; whole views have the rest
+        dense: Share = 0.5  # weight of the places' loss; whole views have the rest
         # share of training before places count: a new backbone cannot match them yet
-        dense_start: float = 0.01
+        dense_start: Share = 0.01
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)

@@ -9,6 +9,7 @@ from selftaught.method import Batch, Method, Setup
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
 from selftaught.models.layers import mlp
+from selftaught.ranges import Positive, Share
 
 
 class InfoMin(Method):
@@ -20,8 +21,8 @@ class InfoMin(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):
-        temperature: float = 0.15
-        jigsaw: float = 0.5  # weight of the pieces; the whole has the rest of 1
+        temperature: Positive = 0.15
+        jigsaw: Share = 0.5  # weight of the pieces; the whole has the rest of 1
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)

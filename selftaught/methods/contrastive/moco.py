@@ -15,6 +15,7 @@ from selftaught.losses import info_nce
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import Normalize
 from selftaught.models.teacher import Teacher, teacher_momentum
+from selftaught.ranges import Count, Positive, Share
 
 
 class MoCo(Method):
@@ -31,10 +32,10 @@ class MoCo(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        dim: int = 128
-        queue: int = 65536  # past keys: the negatives
-        momentum: float = 0.999  # of the key encoder
-        temperature: float = 0.07
+        dim: Count = 128
+        queue: Count = 65536  # past keys: the negatives
+        momentum: Share = 0.999  # of the key encoder
+        temperature: Positive = 0.07
         symmetric: bool = False  # both views are queries, each the other's key
 
         def defaults(self, setting: Setting) -> Defaults[Self]:

@@ -8,6 +8,7 @@ from torch import nn
 from selftaught.method import Defaults, Setting
 from selftaught.methods.contrastive.moco import MoCo
 from selftaught.models.layers import mlp
+from selftaught.ranges import Count, Positive
 
 
 class MoCoV2(MoCo):
@@ -17,8 +18,8 @@ class MoCoV2(MoCo):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCo.Config):
-        hidden: int = 2048
-        temperature: float = 0.2
+        hidden: Count = 2048
+        temperature: Positive = 0.2
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """As every version's; and the head is as wide as the features."""

@@ -12,6 +12,7 @@ from selftaught.method import Encoder, Setup
 from selftaught.methods.parts.teacher_student import TeacherStudent
 from selftaught.models.layers import Normalize, mlp, on_views
 from selftaught.models.teacher import Teacher
+from selftaught.ranges import Count, Positive, Share
 
 
 class MoCoV3(TeacherStudent):
@@ -22,9 +23,9 @@ class MoCoV3(TeacherStudent):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TeacherStudent.Config):
-        layers: int = 3  # of the projection head; the predictor has two
-        momentum: float = 0.99  # of the key encoder at the start; it rises to 1 along a cosine
-        temperature: float = 0.2  # the paper's for ViTs; its ResNet-50 has 1
+        layers: Count = 3  # of the projection head; the predictor has two
+        momentum: Share = 0.99  # of the key encoder at the start; it rises to 1 along a cosine
+        temperature: Positive = 0.2  # the paper's for ViTs; its ResNet-50 has 1
         # a ViT's projection of patches stays random, which keeps training steady
         freeze_patches: bool = True
 

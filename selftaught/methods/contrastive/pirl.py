@@ -9,6 +9,7 @@ from selftaught.method import Batch, Method, Setup
 from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize
+from selftaught.ranges import Count, Share
 
 
 class PIRL(Method):
@@ -20,8 +21,8 @@ class PIRL(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MemoryConfig):
-        negatives: int = 32000
-        jigsaw: float = 0.5  # weight of the pieces; the whole has the rest of 1
+        negatives: Count = 32000
+        jigsaw: Share = 0.5  # weight of the pieces; the whole has the rest of 1
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)

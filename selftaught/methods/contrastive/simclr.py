@@ -11,6 +11,7 @@ from selftaught.losses import nt_xent
 from selftaught.method import Batch, Defaults, Method, Setting, Setup, detach
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
+from selftaught.ranges import Count, Positive
 
 
 class SimCLR(TwoView):
@@ -20,10 +21,10 @@ class SimCLR(TwoView):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 2048
-        dim: int = 128
-        layers: int = 2  # of the head
-        temperature: float = 0.1
+        hidden: Count = 2048
+        dim: Count = 128
+        layers: Count = 2  # of the head
+        temperature: Positive = 0.1
         # at the keys, as in SimSiam: a view moves by its own comparison alone
         stop_gradient: bool = False
 

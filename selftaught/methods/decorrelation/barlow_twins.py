@@ -10,6 +10,7 @@ from selftaught.losses import barlow
 from selftaught.method import Defaults, Method, Setting, Setup
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import mlp
+from selftaught.ranges import Count, NonNegative
 
 
 class BarlowTwins(TwoView):
@@ -19,9 +20,9 @@ class BarlowTwins(TwoView):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 8192
-        dim: int = 8192
-        redundancy: float = 0.0051  # weight of what dimensions share: the paper's lambda
+        hidden: Count = 8192
+        dim: Count = 8192
+        redundancy: NonNegative = 0.0051  # weight of what dimensions share: the paper's lambda
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Four times as wide as the features, as the paper's is: 2048 with a ResNet-18."""

@@ -11,6 +11,7 @@ from selftaught.losses import spread_loss, squared_covariance
 from selftaught.method import Defaults, Method, Setting, Setup
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import mlp
+from selftaught.ranges import Count, NonNegative
 
 
 class VICReg(TwoView):
@@ -22,11 +23,11 @@ class VICReg(TwoView):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 8192
-        dim: int = 8192
-        invariance: float = 25.0
-        variance: float = 25.0
-        covariance: float = 1.0
+        hidden: Count = 8192
+        dim: Count = 8192
+        invariance: NonNegative = 25.0
+        variance: NonNegative = 25.0
+        covariance: NonNegative = 1.0
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Four times as wide as the features, as the paper's is: 2048 with a ResNet-18."""

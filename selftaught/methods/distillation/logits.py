@@ -13,6 +13,7 @@ from selftaught.losses import soft_cross_entropy
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import mlp
 from selftaught.models.teacher import FrozenTeacher
+from selftaught.ranges import Positive
 
 
 class Distillation(Method):
@@ -30,7 +31,7 @@ class Distillation(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         teacher: str = ""  # a run of supervised, or of distillation
-        temperature: float = 1.0  # of both softmaxes
+        temperature: Positive = 1.0  # of both softmaxes
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Crops and flips alone."""

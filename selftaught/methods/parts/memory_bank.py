@@ -15,17 +15,18 @@ from selftaught.distributed import gather
 from selftaught.losses import nce
 from selftaught.method import Defaults, Method, Setting
 from selftaught.models.layers import Counter
+from selftaught.ranges import Count, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig(Method.Config):
     """What methods with a memory share; the defaults are those of Wu et al., 2018."""
 
-    dim: int = 128
+    dim: Count = 128
     # other images' rows, drawn anew each step; as many as there are images or more: each one once
-    negatives: int = 4096
-    momentum: float = 0.5  # of a row, when its image is seen again
-    temperature: float = 0.07
+    negatives: Count = 4096
+    momentum: Share = 0.5  # of a row, when its image is seen again
+    temperature: Positive = 0.07
     # nce estimates what softmax adds up: for memories too large to compare with
     loss: Literal["nce", "softmax"] = "nce"
 

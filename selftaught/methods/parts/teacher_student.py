@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from selftaught.method import Batch, Defaults, Method, Setting, Setup, Tensors
 from selftaught.models.layers import on_views
 from selftaught.models.teacher import Teacher, rising, teacher_momentum
+from selftaught.ranges import Count, Share
 
 
 class TeacherStudent(Method):
@@ -20,9 +21,9 @@ class TeacherStudent(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 4096
-        dim: int = 256
-        momentum: float = 0.996  # of the teacher at the start; it rises to 1 along a cosine
+        hidden: Count = 4096
+        dim: Count = 256
+        momentum: Share = 0.996  # of the teacher at the start; it rises to 1 along a cosine
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """A short training needs a teacher that follows sooner; heads follow the features'

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from selftaught.losses import cosine_distance
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import mlp, on_views
+from selftaught.ranges import Count
 
 # of each view: the predictor's output and the projector's
 Pairs = tuple[tuple[Tensor, Tensor], ...]
@@ -22,9 +23,9 @@ class SimSiam(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 2048
-        dim: int = 2048
-        bottleneck: int = 512  # the predictor's hidden layer
+        hidden: Count = 2048
+        dim: Count = 2048
+        bottleneck: Count = 512  # the predictor's hidden layer
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Heads four times as wide as the features, as the paper's for CIFAR are: 2048 with a

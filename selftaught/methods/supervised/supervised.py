@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from selftaught.errors import UserError
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
+from selftaught.ranges import Natural, Share
 
 
 class Supervised(Method):
@@ -17,15 +18,17 @@ class Supervised(Method):
 
     paper = "-"
     views = 1
-    needs_labels = True
+    labels = "required"
     classifies = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        classes: int = 0  # of the data, as a run records them; the network has those of its setup
-        smoothing: float = 0.0  # of the labels
+        classes: Natural = (
+            0  # of the data, as a run records them; the network has those of its setup
+        )
+        smoothing: Share = 0.0  # of the labels
         # of the head of the run in --init, kept with its backbone: 1 in SimCLR v2
-        head_layers: int = 0
+        head_layers: Natural = 0
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             return Defaults(config=replace(self, classes=setting.classes))
