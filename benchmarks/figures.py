@@ -25,7 +25,7 @@ from selftaught.config import defaults
 from selftaught.data.demo_images import photographs
 from selftaught.data.loading.images import Images
 from selftaught.losses import most_similar, standardized
-from selftaught.method import NOISE, Batch, Method, Setting, Setup, leaves
+from selftaught.method import Batch, Method, Setting, Setup, image_seeds, leaves
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
 from selftaught.optim import AdamW, Cosine
@@ -96,7 +96,7 @@ class Photographs:
         rng = torch.Generator().manual_seed(seed)
         index = torch.arange(len(self.names)).repeat(self.times)
         views = self.augment(self.pixels[index], self.aspect[index], rng)
-        return Batch(views, index, index, torch.rand(len(index), NOISE, generator=rng))
+        return Batch(views, index, index, image_seeds(seed, 0, len(index)))
 
     def plain(self) -> Tensor:
         return centre(self.pixels, self.aspect, CANVAS)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.common import interleaved, ratios, said, spread, write
 from selftaught.config.defaults import defaults_for, views_for
 from selftaught.hard.base import HardExample
-from selftaught.method import NOISE, Batch, Method, Setting, Setup
+from selftaught.method import Batch, Method, Setting, Setup, image_seeds
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
 from selftaught.optim import SGD, Cosine
@@ -73,11 +73,8 @@ class Trained:
         pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
         made = Augment(views, size)(pixels, torch.ones(batch), torch.Generator().manual_seed(0))
         index = torch.randperm(IMAGES)[:batch].to(DEVICE)
-        label, noise = (
-            index % 10 if kind.labels == "required" else torch.full_like(index, -1),
-            torch.rand(batch, NOISE, device=DEVICE),
-        )
-        self.batch = Batch(made, index, label, noise)
+        label = index % 10 if kind.labels == "required" else torch.full_like(index, -1)
+        self.batch = Batch(made, index, label, image_seeds(0, 0, batch).to(DEVICE))
         optimizer = SGD(lr=1e-4).build(self.step.named_parameters())
         loop = Loop(steps=10**6, steps_per_epoch=10**6, schedule=Cosine(), bf16=bf16)
         method = self.method

@@ -4,19 +4,19 @@ first.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from selftaught.ranges import check_ranges
+from selftaught.seeding import key
 
 Tensors = Any  # a tensor, or a (nested) tuple of tensors, each with the batch first
-
-
-NOISE = 16  # random numbers that come with every image
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,54 @@ class Batch:
     views: tuple[Tensor, ...]  # the large views first; resolutions may differ
     index: Tensor  # [B] position of each image in the training set
     label: Tensor  # [B] class, or -1 when unlabelled
-    # [B, NOISE] uniform in [0, 1): for a method's own random choices about each image
-    noise: Tensor
+    seed: Tensor  # int64 [B], for a method's own random choices about each image: see `random`
+    # what only some methods know, by name; the batch is the first dimension of each
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def random(self, shape: Sequence[int], salt: str = "") -> Tensor:
+        """Uniform numbers in [0, 1): float32 [B, *shape]. Another `salt` gives other numbers.
+
+        They follow from `seed` alone: the same on every device, in any split of the batch, and
+        every time they are asked for.
+        """
+        count = math.prod(shape)
+        places = torch.arange(1, count + 1, device=self.seed.device)
+        bits = mix_bits(mix_bits(self.seed ^ key(salt))[:, None] + places * GOLDEN)
+        # the 24 upper bits are what float32 holds exactly
+        return (((bits >> 40) & (2**24 - 1)).float() / 2**24).view(-1, *shape)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply `fn` to every tensor."""
+        return Batch(
+            tuple(map(fn, self.views)),
+            fn(self.index),
+            fn(self.label),
+            fn(self.seed),
+            {name: fn(extra) for name, extra in self.extras.items()},
+        )
+
+
+GOLDEN = -0x61C8864680B583EB  # 2**64 divided by the golden ratio, as int64
+
+
+def mix_bits(x: Tensor) -> Tensor:
+    """int64 -> int64, one to one, such that every bit depends on all: splitmix64's finisher
+    (Steele et al., 2014). Products wrap around.
+    """
+    x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, by: int) -> Tensor:
+    return (x >> by) & ((1 << (64 - by)) - 1)  # int64's own shift would keep the sign
+
+
+def image_seeds(seed: int, first: int, count: int) -> Tensor:
+    """int64 [count]: of the images at the places first, first + 1, ... of an epoch, over all
+    processes.
+    """
+    return mix_bits(seed + torch.arange(first, first + count) * GOLDEN)
 
 
 class Encoder(nn.Module):

@@ -20,7 +20,7 @@ from selftaught.errors import UserError
 from selftaught.features.linear import stratified_folds
 from selftaught.features.metrics import auroc, balanced_accuracy
 from selftaught.features.protocol import Features, Protocol, Scores, class_count
-from selftaught.method import NOISE, Batch, Setup
+from selftaught.method import Batch, Setup, image_seeds
 from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models.backbone import Backbone
 from selftaught.seeding import key
@@ -184,7 +184,7 @@ class BoundFineTune(Protocol):
                 augment(pixels, aspect, rng),
                 rows,
                 labels,
-                torch.rand(len(rows), NOISE, generator=rng),
+                image_seeds(key(seed, place), 0, len(rows)).to(pixels.device),
             )
 
     def pixels(self, positions: Tensor) -> tuple[Tensor, Tensor]:

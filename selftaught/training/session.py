@@ -22,7 +22,7 @@ from selftaught.data.loading.ragged import RaggedImages
 from selftaught.devices import to_device
 from selftaught.distributed import all_reduce_sum, rank, world_size
 from selftaught.errors import UserError
-from selftaught.method import NOISE, Batch, Method, Setup
+from selftaught.method import Batch, Method, Setup, image_seeds
 from selftaught.models import backbone as backbone_module
 from selftaught.models import heads
 from selftaught.models.backbone import Backbone
@@ -73,7 +73,11 @@ class Session:
             self.waited += waited
             if raw is None:
                 return
-            yield self.batch(raw, key(self.stage.seed, purpose, number, place, rank()))
+            # views are drawn a process at a time, a method's own choices an image at a time
+            size = len(raw.index)
+            first = (place * world_size() + rank()) * size
+            seeds = image_seeds(key(self.stage.seed, purpose, "images", number), first, size)
+            yield self.batch(raw, key(self.stage.seed, purpose, number, place, rank()), seeds)
             place += 1
 
     waited: float = 0.0
@@ -116,16 +120,15 @@ class Session:
                     all_reduce_sum(seen).div_(world_size())
         self.backbone.train()
 
-    def batch(self, raw: Raw, seed: int) -> Batch:
+    def batch(self, raw: Raw, seed: int, seeds: Tensor | None = None) -> Batch:
+        """Views of `raw`, drawn by `seed`; `seeds` [B] are those of `Batch`, and follow from `seed`
+        where they are not given.
+        """
         rng = torch.Generator().manual_seed(seed)
+        seeds = image_seeds(seed, 0, len(raw.index)) if seeds is None else seeds
         index, label = to_device(raw.index, self.device), to_device(raw.label, self.device)
         views = self.augment(self.moved(raw.pixels), raw.aspect, rng)
-        return Batch(
-            views,
-            index,
-            label,
-            to_device(torch.rand(len(raw.index), NOISE, generator=rng), self.device),
-        )
+        return Batch(views, index, label, to_device(seeds, self.device))
 
     def moved(self, pixels: Tensor | RaggedImages) -> Tensor | RaggedImages:
         return pixels.to(self.device, non_blocking=True) if isinstance(pixels, Tensor) else pixels

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from selftaught.distributed import local_chunk
 from selftaught.hard import Adversarial, CutMix, MixUp
 from selftaught.hard.base import HardExample
-from selftaught.method import NOISE, Batch, Encoder, Method, Setup
+from selftaught.method import Batch, Encoder, Method, Setup, image_seeds
 from selftaught.methods import METHODS
 from selftaught.models.batch_norm import batch_norms
 from selftaught.models.layers import mlp
@@ -109,12 +109,7 @@ def setup(name: str, backbone: Encoder | None = None, images: int = IMAGES) -> S
 
 def mine(whole: Batch) -> Batch:
     """This process's share of a global batch."""
-    return Batch(
-        tuple(local_chunk(v) for v in whole.views),
-        local_chunk(whole.index),
-        local_chunk(whole.label),
-        local_chunk(whole.noise),
-    )
+    return whole.map(local_chunk)
 
 
 def batch(
@@ -125,7 +120,7 @@ def batch(
         torch.rand(n, 3, size, size, generator=rng, dtype=torch.float64).to(dtype) for _ in range(2)
     )
     label = torch.randint(5, (n,), generator=rng)
-    return Batch(views, torch.arange(first, first + n), label, torch.rand(n, NOISE, generator=rng))
+    return Batch(views, torch.arange(first, first + n), label, image_seeds(seed, first, n))
 
 
 def rng(seed: int = 0) -> torch.Generator:

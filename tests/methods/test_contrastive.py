@@ -23,7 +23,7 @@ from selftaught.methods.contrastive.margin_contrastive import MarginContrastive
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.methods.contrastive.pirl import PIRL
 from selftaught.methods.contrastive.triplet import Triplet
-from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
+from selftaught.methods.parts.jigsaw_head import Jigsaw, draw_order, shuffled_pieces
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from tests.formulas import Row, Rows, close, dot, few, normal, rotation, seeds, unit
 from tests.laws.toys import IMAGES, Toy, batch, build, config, rng
@@ -366,7 +366,7 @@ def tinted(first: int, seed: int, tint: float) -> Batch:
         tuple(tint * colour + (1 - tint) * view for view in plain.views),
         plain.index,
         plain.label,
-        plain.noise,
+        plain.seed,
     )
 
 
@@ -457,7 +457,7 @@ def test_an_image_is_its_own_class() -> None:
 )
 def test_pieces_are_the_middles_of_nine_cells(size: int, side: int) -> None:
     where = torch.arange(size**2, dtype=torch.float32).view(1, 1, size, size).expand(2, 3, -1, -1)
-    noise = torch.arange(16.0).expand(2, -1)  # rising: in reading order
+    noise = torch.arange(9.0).expand(2, -1)  # rising: in reading order
     pieces = shuffled_pieces(where, noise)
     assert pieces.shape == (2, 9, 3, side, side)
     cell = size // 3
@@ -468,9 +468,9 @@ def test_pieces_are_the_middles_of_nine_cells(size: int, side: int) -> None:
 
 
 def test_each_image_has_an_order_of_its_own() -> None:
-    view, noise = torch.rand(6, 3, 33, 33, generator=rng()), torch.rand(6, 16, generator=rng())
+    view, noise = torch.rand(6, 3, 33, 33, generator=rng()), torch.rand(6, 9, generator=rng())
     plain, shuffled = (
-        shuffled_pieces(view, torch.arange(16.0).expand(6, -1)),
+        shuffled_pieces(view, torch.arange(9.0).expand(6, -1)),
         shuffled_pieces(view, noise),
     )
     orders = []
@@ -503,7 +503,9 @@ def test_pirl_weighs_the_whole_and_its_pieces(share: float) -> None:
     data = batch()
     method.before_epoch([data, batch(first=8, seed=2)])
     whole, pieces = method.predict(method.inputs(data))
-    torch.testing.assert_close(pieces, method.jigsaw(shuffled_pieces(data.views[1], data.noise)))
+    torch.testing.assert_close(
+        pieces, method.jigsaw(shuffled_pieces(data.views[1], draw_order(data)))
+    )
     torch.testing.assert_close(whole, method.network(data.views[0]))
     assert torch.equal(method.targets(data, (whole, pieces)), data.index)
     parts = [method.memory.loss(said, data.index) for said in (whole, pieces)]
@@ -540,7 +542,7 @@ def test_infomin_is_moco_with_pieces_step_after_step(symmetric: bool, share: flo
         targets, theirs = method.targets(data, predictions), moco.targets(data, peers)
         assert len(targets) == len(theirs) == 1 + symmetric
         torch.testing.assert_close(targets, theirs)
-        pieces = method.jigsaw(shuffled_pieces(data.views[0], data.noise))
+        pieces = method.jigsaw(shuffled_pieces(data.views[0], draw_order(data)))
         torch.testing.assert_close(predictions[-1], pieces)
         expected = (1 - share) * moco.loss(peers, theirs) + share * info_nce(
             pieces, theirs[0], moco.queue, 0.15
@@ -608,7 +610,7 @@ def some_grey(n: int = 8, seed: int = 1) -> Batch:
     data = batch(n, seed)
     view = data.views[0].clone()
     view[::2] = view[::2, :1]
-    return Batch((view,), data.index, data.label, data.noise)
+    return Batch((view,), data.index, data.label, data.seed)
 
 
 def test_each_asks_the_memory_of_the_other() -> None:
@@ -646,6 +648,6 @@ def test_a_view_without_colour_teaches_nothing() -> None:
 
 def test_images_without_colour_are_refused() -> None:
     method, data = CMC(config("cmc"), Setup(Toy(norm=True), IMAGES)), batch()  # type: ignore[arg-type]
-    grey = Batch((data.views[0][:, :1].expand(-1, 3, -1, -1),), data.index, data.label, data.noise)
+    grey = Batch((data.views[0][:, :1].expand(-1, 3, -1, -1),), data.index, data.label, data.seed)
     with pytest.raises(UserError, match="no image has any colour"):
         method.before_epoch([grey])

@@ -527,7 +527,7 @@ def test_the_order_of_the_batch_does_not_matter_to_cpc(seed: int) -> None:
         batch(5, dtype=torch.float64, seed=seed % 1000),
         shuffle(5, seed),
     )
-    shuffled = Batch(tuple(v[p] for v in data.views), data.index[p], data.label[p], data.noise[p])
+    shuffled = Batch(tuple(v[p] for v in data.views), data.index[p], data.label[p], data.seed[p])
     losses = []
     for some in (data, shuffled):
         predictions = method.predict(method.inputs(some))
@@ -599,7 +599,7 @@ def test_patches_lie_where_they_were() -> None:
 def test_a_share_of_patches_loses_its_colours(share: float, seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)
     patches = torch.rand(64, 7, 7, 3, 2, 2, generator=rng)
-    dropped = drop_colours(patches, torch.rand(64, 16, generator=rng), share)
+    dropped = drop_colours(patches, torch.rand(64, 7, 7, generator=rng), share)
     grey = (dropped == dropped[:, :, :, :1]).flatten(3).all(3)
     assert abs(grey.float().mean().item() - share) < 0.08
     assert torch.equal(dropped[~grey], patches[~grey])

@@ -19,7 +19,7 @@ from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.base import HardExample
-from selftaught.method import NOISE, Batch, Setting, Setup
+from selftaught.method import Batch, Setting, Setup, image_seeds
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
@@ -62,9 +62,7 @@ def step_of(name: str, hard: tuple[HardExample, ...], network: str = RESNET) -> 
 def batch(seed: int, small: int = 0) -> Batch:
     rng = torch.Generator().manual_seed(seed)
     views = [torch.rand(8, 3, size, size, generator=rng) for size in [64] * 2 + [32] * small]
-    return Batch(
-        tuple(views), torch.arange(8), torch.full((8,), -1), torch.rand(8, NOISE, generator=rng)
-    )
+    return Batch(tuple(views), torch.arange(8), torch.full((8,), -1), image_seeds(seed, 0, 8))
 
 
 def trained(

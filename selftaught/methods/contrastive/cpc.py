@@ -72,7 +72,8 @@ class CPC(Method):
         view = batch.views[0]
         side = self.config.side or automatic_side(view.shape[-1])
         patches = cut(view, side, self.config.stride or max(side // 2, 1))
-        return drop_colours(patches, batch.noise, self.config.colour_drop)
+        numbers = batch.random(patches.shape[1:3], "colours")
+        return drop_colours(patches, numbers, self.config.colour_drop)
 
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Said of the patches [B, directions, K, G, G, dim] and the patches' own embeddings [B, G,

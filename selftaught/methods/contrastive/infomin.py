@@ -7,7 +7,7 @@ from torch import Tensor
 from selftaught.losses import info_nce
 from selftaught.method import Batch, Method, Setup
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
-from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
+from selftaught.methods.parts.jigsaw_head import Jigsaw, draw_order, shuffled_pieces
 from selftaught.models.layers import mlp
 from selftaught.ranges import Positive, Share
 
@@ -33,7 +33,7 @@ class InfoMin(Method):
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         # not of the key's own view
-        return (*self.moco.inputs(batch), shuffled_pieces(batch.views[0], batch.noise))
+        return (*self.moco.inputs(batch), shuffled_pieces(batch.views[0], draw_order(batch)))
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (*self.moco.predict(inputs[:-1]), self.jigsaw(inputs[-1]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from selftaught.method import Batch, Method, Setup
-from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
+from selftaught.methods.parts.jigsaw_head import Jigsaw, draw_order, shuffled_pieces
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize
 from selftaught.ranges import Count, Share
@@ -36,7 +36,7 @@ class PIRL(Method):
         self.memory = MemoryBank(config, setup.images)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return batch.views[0], shuffled_pieces(batch.views[1], batch.noise)
+        return batch.views[0], shuffled_pieces(batch.views[1], draw_order(batch))
 
     def predict(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         whole, pieces = inputs
