@@ -11,7 +11,9 @@ import json
 import platform
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -27,6 +29,7 @@ FILE = Path(__file__).parent / "laws" / "golden.json"
 HARD = {"plain": (), "hexa": ("adversarial", "cutmix")}
 # a run of it needs a teacher's run
 TRAINABLE = [name for name in METHODS if name != "distillation"]
+SMALL_STRIDE = {"densecl"}  # which needs a map of more than one place
 WIDTHS = {"hidden": 64, "dim": 32}  # of heads, which would take most of the time
 RUN = [
     "--backbone",
@@ -65,6 +68,8 @@ def hash_weights(name: str, hard: str, images: Path, out: Path) -> str:
     flags = ["--hard", *HARD[hard]] if HARD[hard] else []
     fields = {f.name for f in dataclasses.fields(METHODS[name].Config)}
     flags += [f"--method.{field}={width}" for field, width in WIDTHS.items() if field in fields]
+    if name in SMALL_STRIDE:
+        flags += ["--stem", "cifar"]
     torch.set_num_threads(1)
     assert (
         main(["pretrain", "--data", str(images), "--out", str(out), "--method", name, *RUN, *flags])
@@ -94,21 +99,23 @@ def machine() -> str:
 
 
 def record(weights: bool = True) -> None:
+    """Record all losses anew, and the weights that this machine has not recorded yet."""
     values = json.loads(FILE.read_text()) if FILE.exists() else {"losses": {}, "weights": {}}
     values["losses"] = {f"{n} {h}": record_losses(n, h) for n in METHODS for h in HARD}
-    values["weights"] = {machine(): record_weights()} if weights else {}
-    FILE.write_text(json.dumps(values, indent=1) + "\n")
-
-
-def record_weights() -> dict[str, str]:
-    weights = {}
+    write(values)
+    if not weights:
+        return
+    hashes = values["weights"].setdefault(machine(), {})
     with tempfile.TemporaryDirectory() as folder:
-        demo_images.write(Path(folder, "images"), seed=0)
-        for name in TRAINABLE:
-            for hard in HARD:
-                out = Path(folder, f"{name}-{hard}")
-                weights[f"{name} {hard}"] = hash_weights(name, hard, Path(folder, "images"), out)
-    return weights
+        images = demo_images.write(Path(folder, "images"), seed=0)
+        for name, hard in product(TRAINABLE, HARD):
+            if (key := f"{name} {hard}") not in hashes:
+                hashes[key] = hash_weights(name, hard, images, Path(folder, key.replace(" ", "-")))
+                write(values)
+
+
+def write(values: dict[str, Any]) -> None:
+    FILE.write_text(json.dumps(values, indent=1) + "\n")
 
 
 if __name__ == "__main__":
