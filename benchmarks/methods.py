@@ -39,7 +39,9 @@ from selftaught.runs import folder as run_folder
 HEXA = ("adversarial", "cutmix")
 # on images alone
 NAMES = [
-    name for name, m in METHODS.items() if not (m.needs_labels or hasattr(m.Config, "teacher"))
+    name
+    for name, m in METHODS.items()
+    if not (m.labels == "required" or hasattr(m.Config, "teacher"))
 ]
 # what each is compared with, image by image
 COUNTERPART = {"plain": None, "hexa": "plain", "long": "hexa", "peer": "plain"}
@@ -71,7 +73,7 @@ def done(folder: Path) -> bool:
 def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
     """Nothing where it is done, or where there is no such run."""
     folder, steps = place(asked, name, part, seed), asked.steps
-    hard = [h for h in HEXA if h not in METHODS[name].unfit] if part == "hexa" else []
+    hard = list(HEXA) if part == "hexa" else []
     if (
         done(folder)
         or (part == "hexa" and not hard)

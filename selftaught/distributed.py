@@ -88,10 +88,10 @@ def wrap(step: nn.Module, device: torch.device) -> nn.Module:
 
 def synchronise_norms(step: nn.Module, device: torch.device) -> None:
     """Batch norm over all GPUs, in place; on CPUs it stays each process's own, and where a part has
-    `local_norms`.
+    `local_batch_norm`.
     """
     if device.type == "cuda" and not any(
-        getattr(module, "local_norms", False) for module in step.modules()
+        getattr(module, "local_batch_norm", False) for module in step.modules()
     ):
         # timm's function, as torch's own drops the activations that timm's norms hold; and each
         # norm once, as it drops them itself from one that it has made before, and methods hold

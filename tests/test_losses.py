@@ -237,7 +237,7 @@ def test_prototypes_are_used_equally_in_the_end() -> None:
 
 @pytest.mark.parametrize("n", [2, 5])
 def test_one_point_for_all_images_costs_what_chance_costs(n: int) -> None:
-    """The loss that the guard takes for collapse: `chance` of the methods."""
+    """The loss that the guard takes for collapse: `collapsed_loss` of the methods."""
     same = unit(1, 4, seed=0).expand(n, -1)
     close(info_nce(same, same, same, 0.2), math.log(n + 1))
     close(nt_xent(same, same, 0.2), math.log(2 * n - 1))

@@ -21,7 +21,7 @@ from selftaught.config import defaults
 from selftaught.distributed import synchronise_norms
 from selftaught.errors import UserError
 from selftaught.hard import Adversarial, CutMix
-from selftaught.method import Setting
+from selftaught.method import Setting, Setup
 from selftaught.methods.clustering.pcl import PCL
 from selftaught.methods.clustering.swav import SwAV
 from selftaught.methods.contrastive.simclr import SimCLR
@@ -73,7 +73,7 @@ def test_a_backbone_that_a_method_holds_twice_keeps_them_too() -> None:
     away.
     """
     backbone = backbone_module.create("test_efficientnet", image_size=32)
-    method = SimCLR(SimCLR.Config(hidden=16, dim=8), backbone, 64)
+    method = SimCLR(SimCLR.Config(hidden=16, dim=8), Setup(backbone, 64))
     step, pixels = Step(method).eval(), torch.rand(2, 3, 32, 32)
     names = set(step.state_dict())
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_one_of_several_processes_ends_without_being_taken_apart() -> None:
     all the same.
     """
     program = (
-        "import atexit, os, sys\nfrom selftaught.cli import main\nclass Abort:\n    def"
+        "import atexit, os, sys\nfrom selftaught.cli.main import main\nclass Abort:\n    def"
         " __del__(self, end=os.abort):\n        end()\nheld = Abort()\natexit.register(print,"
         " 'tidied up')\nsys.argv = ['selftaught', *sys.argv[1:]]\nsys.exit(main())"
     )
@@ -394,8 +394,8 @@ def test_the_queue_of_swav_counts_what_a_loss_sees() -> None:
         Setting(images=10_000, batch=512, steps=1000, features=64, parts=n, begun=True)
         for n in (1, 8)
     )
-    assert SwAV.Config().suited(whole).queue == 0
-    assert SwAV.Config().suited(parts).queue >= 512
+    assert SwAV.Config().defaults(whole).config.queue == 0
+    assert SwAV.Config().defaults(parts).config.queue >= 512
 
 
 def test_prototypes_are_found_in_a_run_of_one_epoch_or_two() -> None:
@@ -403,7 +403,9 @@ def test_prototypes_are_found_in_a_run_of_one_epoch_or_two() -> None:
     but for an end maybe.
     """
     of = {
-        steps: PCL.Config().suited(Setting(images=640, batch=64, steps=steps, features=64)).warmup
+        steps: PCL.Config()
+        .defaults(Setting(images=640, batch=64, steps=steps, features=64))
+        .config.warmup
         for steps in (20, 21)
     }
     assert of == {20: 0.0, 21: 0.1}

@@ -29,8 +29,7 @@ def draw(trainee: Session, folder: Path | None) -> None:
     raw = next(iter(trainee.batches.epoch(0)))
     batch = trainee.batch(raw, key(trainee.stage.seed, "album"))
     # A plain run shows what HEXA would have trained it on.
-    fit = [h for h in (Adversarial(), CutMix()) if part_name(h) not in trainee.method.unfit]
-    hard = trainee.stage.hard or fit
+    hard = trainee.stage.hard or (Adversarial(), CutMix())
     entries = [entry for h in hard for entry in hard_entries(trainee, h, batch)]
     index = trainee.index
     chosen = index.held_out if len(index.held_out) >= 50 else index.train

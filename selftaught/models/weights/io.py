@@ -163,14 +163,6 @@ def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = 
     return f"{backbone.name} starts from {content}: {', '.join(notes)}."
 
 
-def guess_name(source: str | Path) -> str | None:
-    """timm's name of the network that a file holds, or None where that is unclear; its stem is
-    `guess(source)[1]`.
-    """
-    found = guess(source)
-    return found[0] if found else None
-
-
 def guess(source: str | Path) -> tuple[str, str] | None:
     """Name and stem of the network that a file holds, as it says itself or as its tensors' shapes
     say.
