@@ -2,6 +2,7 @@
 is.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from selftaught.features.protocol import Features, Protocol, Scores
 from selftaught.loggers.terminal import Progress
 from selftaught.models import heads
 from selftaught.runs import folder as run_folder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ def classifiers(
                     f"{name} is a backbone alone: give the folder of a run of supervised or"
                     " distillation"
                 )
-            progress.say(f"{name} has no classifier of its own: left out there")
+            log.info(f"{name} has no classifier of its own: left out there")
             continue
         found[name] = heads.classifier(run_folder.resolve_run(Path(name)))
         heads.refuse_other(name, found[name].classes, index.classes)

@@ -7,7 +7,8 @@ Over 200 lines with what is kept of it, as far as the disk takes it.
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from selftaught.features.extract import cached, extract
 from selftaught.features.knn import KNN
 from selftaught.features.linear import Linear
 from selftaught.features.protocol import Features, Protocol
+from selftaught.loggers.logger import Logger, Loggers, RunFacts, build_loggers
 from selftaught.loggers.terminal import Progress
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import weight_files
@@ -39,6 +41,8 @@ from selftaught.runs import folder as run_folder
 PROTOCOLS: tuple[Protocol, ...] = (KNN(), Linear())
 LABELS = ("5", "20", "all")
 AGAINST = ("random", "init")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,7 @@ def evaluate_run(
     learnt = weight_files.folder_of(Path(learnt))
     own = run_folder.read_run(learnt) if run_folder.is_run(learnt) else None
     if own and own.doubt:
-        progress.say(f"{learnt}: {own.doubt}")
+        log.info(f"{learnt}: {own.doubt}")
     compared = backbones_of(learnt, own, against, progress)
     pixel_range = compared[str(learnt)].pixel_range if own is None else own.pixel_range
     index = labelled(
@@ -95,7 +99,7 @@ def evaluate_run(
         else compared[str(learnt)].image_size or 224
     )
     require(width >= 8, "--size", "8 pixels or more", width)
-    progress.say(f"images of {width} pixels")
+    log.info(f"images of {width} pixels")
     images = Images(
         index.paths,
         index.sizes,
@@ -112,16 +116,15 @@ def evaluate_run(
     reason = refusal(index.labels[train], index.labels[test]) if len(train) and len(test) else None
     if reason and all(p.learns for p in protocols):
         raise UserError(reason)  # before any image is looked at
-    refuse_alike(images, torch.cat([train, test]), progress.say)
+    refuse_alike(images, torch.cat([train, test]), log.info)
 
     troubles: set[str] = set()
 
     def tell(text: str) -> None:
         """Each kind of trouble once."""
-        assert progress is not None
         if (kind := text.partition(":")[0]) not in troubles:
             troubles.add(kind)
-            progress.say(text)
+            log.warning(text)
 
     found: dict[str, tuple[Features, Features]] = {}
     digests = {name: digest(backbone) for name, backbone in compared.items()}
@@ -217,6 +220,7 @@ def evaluate_run(
     results += Results(rows=(), notes=tuple(dict.fromkeys(refused)))
     judgement = Evaluation(results=results, verdict=verdict(results, same=same))
     if own and rank() == 0:
+        log_scores(own, judgement, str(learnt))
         try:
             keep(
                 own.folder,
@@ -224,10 +228,9 @@ def evaluate_run(
                 index,
                 [str(r) for r in data] or list(own.stage.data.roots),
                 command,
-                progress.say,
             )
         except FileError as error:
-            progress.say(f"the scores are not kept beside the run: {error}")
+            log.info(f"the scores are not kept beside the run: {error}")
     return judgement
 
 
@@ -258,7 +261,7 @@ def labelled(
         raise UserError("no images: give labelled folders with --data")
     data = data if max_pixels is None else replace(data, max_pixels=max_pixels)
     index = data.index(seed, progress.of("reading images"), pixel_range)
-    progress.say(index.describe())
+    log.info(index.describe())
     if index.labels is None:
         raise UserError(
             "these images have no labels: put them into class folders, or write a labels.csv, to be"
@@ -283,12 +286,12 @@ def backbones_of(
             except UserError as error:
                 if tuple(against) != AGAINST:
                     raise
-                progress.say(f"the starting weights are left out: {error}")
+                log.info(f"the starting weights are left out: {error}")
                 continue
             if start is not None:
                 found[name] = start
             elif tuple(against) != AGAINST:  # then somebody asked for it by name
-                progress.say(
+                log.info(
                     "there were no starting weights: 'init' is left out (it began from random ones)"
                 )
         else:
@@ -311,14 +314,7 @@ def same_weights(compared: dict[str, Backbone], digests: dict[str, str]) -> dict
     }
 
 
-def keep(
-    folder: Path,
-    judgement: Evaluation,
-    index: Index,
-    roots: list[str],
-    command: str,
-    say: Callable[[str], None] = lambda text: None,
-) -> None:
+def keep(folder: Path, judgement: Evaluation, index: Index, roots: list[str], command: str) -> None:
     """Add a judgement to a run's evaluation.json, which two parts of a study may do at once. One
     that is damaged is moved aside. Raises FileError where it cannot be written.
     """
@@ -331,15 +327,37 @@ def keep(
         **json.loads(judgement.results.to_json()),
         "verdict": judgement.verdict,
     }
-    with files.locked(file.with_suffix(".lock"), say=say):
+    with files.locked(file.with_suffix(".lock"), say=log.warning):
         try:
             earlier = run_folder.evaluations(folder)
         except FileError:
             earlier, aside = [], file.with_name(f"{file.name}.damaged")
             with files.writing(aside):
                 file.rename(aside)
-            say(f"{file} cannot be read: it is kept as {aside.name}, and a new one is begun")
+            log.warning(
+                f"{file} cannot be read: it is kept as {aside.name}, and a new one is begun"
+            )
         files.write_json(file, [*earlier, now])
+
+
+def log_scores(run: run_folder.Run, evaluation: Evaluation, name: str) -> None:
+    """Append the scores to the loggers that the run was trained with; `name`: of its backbone in
+    the rows.
+    """
+    built: list[Logger] = []
+    for logger in run_folder.loggers_of(run.facts):
+        try:
+            built += build_loggers([logger])
+        except UserError as error:
+            log.warning(f"the scores are not logged: {error}")
+    if not built:
+        return
+    steps, rows = run.stage.steps, evaluation.rows
+    loggers = Loggers(built)
+    config = run.facts["config"]
+    loggers.begin(RunFacts(folder=run.folder, steps=steps, step=steps, resumed=True, config=config))
+    loggers.scores([{**row, "backbone": "run"} if row["backbone"] == name else row for row in rows])
+    loggers.finish(run.facts["outcome"])
 
 
 def digest(of: nn.Module | Tensor) -> str:

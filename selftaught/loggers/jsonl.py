@@ -1,11 +1,43 @@
 """What a run writes down as it goes: one JSON object a line."""
 
 import json
+import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selftaught.files import write_text, writing
+from selftaught.loggers.logger import Logger, RunFacts
+
+log = logging.getLogger(__name__)
+
+
+class JSONL(Logger):
+    """Metrics into the run's journal.jsonl. Pictures and scores have files of their own there."""
+
+    journal: "Journal"
+
+    @property
+    def name(self) -> str:
+        return "jsonl"
+
+    def begin(self, facts: RunFacts) -> None:
+        self.journal = Journal(facts.folder / "journal.jsonl", after=facts.step)
+        if self.journal.damaged:
+            log.warning("journal.jsonl: %d lines are damaged, and left out", self.journal.damaged)
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        self.journal.write({"step": step, **values})
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        pass
+
+    def scores(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def finish(self, outcome: str) -> None:
+        self.journal.close()
 
 
 class Journal:

@@ -5,7 +5,7 @@ wherever they are read.
 import errno
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
+from selftaught.loggers.logger import LOGGERS
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
@@ -284,6 +285,12 @@ def facts_of(folder: Path) -> dict[str, Any] | None:
     except UserError:
         return None
     return facts
+
+
+def loggers_of(facts: Mapping[str, Any]) -> list[str]:
+    """The loggers besides its journal that a run was trained with, of those that there are."""
+    names = facts.get("log")
+    return [name for name in names if name in LOGGERS] if isinstance(names, list) else []
 
 
 def has_run(folder: Path) -> bool:

@@ -28,7 +28,7 @@ from selftaught.evaluation import evaluate
 from selftaught.loggers.jsonl import Journal, read_journal
 from selftaught.runs import folder as run_folder
 from selftaught.training import checkpoint, runtime, trainer
-from selftaught.training.trainer import CHECKPOINTS
+from selftaught.training.checkpoint_folder import CHECKPOINTS, Checkpoints
 from selftaught.visualize import snapshots
 from tests.pictures import folder
 from tests.stopping import stopped_at
@@ -186,7 +186,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
     else:
         harm(last, how)
     if how == "folder":
-        monkeypatch.setattr(trainer.Trainer, "due", lambda _: False)
+        monkeypatch.setattr(Checkpoints, "due", lambda *_: False)
         # trained, and the folder cannot be replaced
         assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 2
         assert "last.pt" in last_line(capsys)
