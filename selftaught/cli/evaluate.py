@@ -13,7 +13,7 @@ from selftaught.config.flag_values import Count, reader
 from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
-from selftaught.features.linear import Linear
+from selftaught.features.linear import LinearProbe
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class Evaluate:
     """what to compare with: random, init (the starting weights), another run, or a backbone's file
     """
     knn: KNN = dataclasses.field(default_factory=KNN)
-    linear: Linear = dataclasses.field(default_factory=Linear)
+    linear: LinearProbe = dataclasses.field(default_factory=LinearProbe)
     finetune: FineTune = dataclasses.field(default_factory=FineTune)
     classifier: tyro.conf.Suppress[Classifier] = dataclasses.field(default_factory=Classifier)
     size: int | None = None

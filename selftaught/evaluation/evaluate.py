@@ -24,21 +24,19 @@ from selftaught.data.loading.images import Images, default_canvas
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import rank
 from selftaught.errors import FileError, UserError, require
-from selftaught.evaluation.classifier import Classifier, classifiers, score_classifiers
-from selftaught.evaluation.compare import NothingToScore, evaluate, refusal
-from selftaught.evaluation.finetune import BoundFineTune, FineTune, number_images
+from selftaught.evaluation.compare import NothingToScore, refusal, score_protocol
 from selftaught.evaluation.results import Results, verdict
 from selftaught.features.extract import cached, extract
 from selftaught.features.knn import KNN
-from selftaught.features.linear import Linear
-from selftaught.features.protocol import Features, Protocol
+from selftaught.features.linear import LinearProbe
+from selftaught.features.protocol import FeatureExtractor, LabelledImages, Protocol, Subject
 from selftaught.loggers.logger import Logger, Loggers, RunFacts, build_loggers
 from selftaught.loggers.terminal import Progress
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import weight_files
 from selftaught.runs import folder as run_folder
 
-PROTOCOLS: tuple[Protocol, ...] = (KNN(), Linear())
+PROTOCOLS: tuple[Protocol, ...] = (KNN(), LinearProbe())
 LABELS = ("5", "20", "all")
 AGAINST = ("random", "init")
 
@@ -126,9 +124,9 @@ def evaluate_run(
             troubles.add(kind)
             log.warning(text)
 
-    found: dict[str, tuple[Features, Features]] = {}
     digests = {name: digest(backbone) for name, backbone in compared.items()}
     same = same_weights(compared, digests)
+    subjects: list[Subject] = []
     for name, backbone in compared.items():
         backbone.to(device).to(memory_format=torch.channels_last)
 
@@ -145,76 +143,53 @@ def evaluate_run(
                 on_progress=progress.of(f"features of {name}"),
             )
 
-        def features(positions: Tensor, name: str = name, make: Any = make) -> Features:
-            assert index.labels is not None
+        def extract_cached(positions: Tensor, name: str = name, make: Any = make) -> Tensor:
             if own is None:
-                vectors = make(positions)
-            else:
-                key = "/".join(
-                    [
-                        digests[name],
-                        index.fingerprint,
-                        digest(positions),
-                        str(width),
-                        precision,
-                        device,
-                    ]
-                )
-                vectors = cached(
-                    own.folder / "features", key, lambda: make(positions), len(positions), tell
-                )
-            return Features(vectors, index.labels[positions])
+                return make(positions)
+            place = (index.fingerprint, digest(positions), str(width), precision, device)
+            return cached(
+                own.folder / "features",
+                "/".join([digests[name], *place]),
+                lambda: make(positions),
+                len(positions),
+                tell,
+            )
 
-        if any(not isinstance(p, FineTune | Classifier) for p in protocols):
-            found[name] = (features(train), features(test))
-
-    def scored(asked: list[Protocol]) -> Results:
-        assert progress is not None
-        features, doing = found, "evaluating"
-        if isinstance(asked[0], Classifier):
-            told = classifiers(learnt, compared, index, progress)
-            return score_classifiers(
-                told,
-                asked[0],
-                index,
-                images,
-                test,
-                seed=seed,
-                progress=progress,
+        subjects.append(
+            Subject(
+                name=name,
+                backbone=backbone,
+                images=images,
                 size=width,
                 device=device,
                 precision=precision,
+                features=FeatureExtractor(extract_cached, train, test),
                 workers=workers,
+                classes=index.classes,
+                first=not subjects,
             )
-        if isinstance(asked[0], FineTune):
-            asked = [
-                BoundFineTune(
-                    asked=asked[0],
-                    backbones=compared,
-                    images=images,
-                    size=width,
-                    device=device,
-                    precision=precision,
-                )
-            ]
-            assert index.labels is not None
-            sides = (number_images(train, index.labels), number_images(test, index.labels))
-            features, doing = dict.fromkeys(compared, sides), "fine-tuning"
-        of = evaluate(
-            features, asked, labels=labels, draws=draws, seed=seed, on_progress=progress.of(doing)
         )
-        return replace(
-            of, differences=tuple(d for d in of.differences if same.get(d.against) != "")
-        )
-
-    frozen = [p for p in protocols if not isinstance(p, FineTune | Classifier)]
+    train_images, test_images = (LabelledImages(p, index.labels[p]) for p in (train, test))
     results, refused = Results(rows=()), []
-    single: list[list[Protocol]] = [[p] for p in protocols if isinstance(p, FineTune | Classifier)]
-    for asked in filter(None, [frozen, *single]):
+    for protocol in protocols:
         try:
-            results += scored(asked)
+            scored = score_protocol(
+                protocol,
+                subjects,
+                train_images,
+                test_images,
+                labels=labels,
+                draws=draws,
+                seed=seed,
+                on_progress=progress.of(f"evaluating by {protocol.name}"),
+            )
         except NothingToScore as error:
             refused.append(str(error))
+            continue
+        if protocol.learns:  # equal weights may have classifiers of their own
+            differences = tuple(d for d in scored.differences if same.get(d.against) != "")
+            scored = replace(scored, differences=differences)
+        results += scored
     if refused and not results.rows:
         raise UserError(refused[0])
     results += Results(rows=(), notes=tuple(dict.fromkeys(refused)))

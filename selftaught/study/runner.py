@@ -18,7 +18,7 @@ from selftaught.errors import Collapsed, Diverged, FileError, UserError, damage_
 from selftaught.evaluation.evaluate import evaluate_run
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
-from selftaught.features.linear import Linear
+from selftaught.features.linear import LinearProbe
 from selftaught.features.protocol import Protocol
 from selftaught.loggers.terminal import Progress
 from selftaught.pipeline import execute
@@ -189,7 +189,7 @@ def evaluate(
     """A cell's outcome on its target's test images."""
     protocols: dict[str, Protocol] = {
         "knn": KNN(),
-        "linear": Linear(),
+        "linear": LinearProbe(),
         "finetune": cell.finetune or FineTune(),
     }
     judgement = evaluate_run(

@@ -23,7 +23,7 @@ from selftaught.data.index.build import Index
 from selftaught.distributed import broadcast_tensors, is_sharded, rank
 from selftaught.features import statistics
 from selftaught.features.knn import KNN
-from selftaught.features.linear import Linear, stratified_folds
+from selftaught.features.linear import LinearProbe, stratified_folds
 from selftaught.features.metrics import auroc
 from selftaught.features.protocol import Features
 from selftaught.models import heads
@@ -241,12 +241,12 @@ def label_scores(vectors: Tensor, labels: Tensor) -> dict[str, float]:
     truth = F.one_hot(labels) if labels.ndim == 1 else labels
     fold = stratified_folds(labels, parts, 0)
     found: dict[str, float] = {}
-    for protocol in (KNN(), Linear(folds=3)):
+    for protocol in (KNN(), LinearProbe(folds=3)):
         areas = []
         for part in range(parts):
             out = fold == part
             values = (
-                protocol.score(Features(vectors[~out], labels[~out]), vectors[out])
+                protocol.score_features(Features(vectors[~out], labels[~out]), vectors[out])
                 .values.double()
                 .cpu()
             )
