@@ -72,7 +72,7 @@ def evaluate(words: list[str]) -> int:
         Progress(show=rank() == 0) as progress,
         take_share(asked.threads, asked.workers, progress.say) as share,
     ):
-        judgement = evaluate_run(
+        evaluation = evaluate_run(
             asked.run,
             asked.data,
             labels_from=asked.labels_from,
@@ -91,9 +91,9 @@ def evaluate(words: list[str]) -> int:
         if rank() != 0:
             return 0
     if asked.json:
-        print(json.dumps(judgement.rows))
-    differences = [dataclasses.asdict(d) for d in judgement.results.differences]
-    console_tables.show(console_tables.evaluation(judgement.rows, differences), stderr=True)
-    for text in (*judgement.results.notes, judgement.verdict):
+        print(json.dumps(evaluation.rows))
+    differences = [dataclasses.asdict(d) for d in evaluation.results.differences]
+    console_tables.show(console_tables.evaluation(evaluation.rows, differences), stderr=True)
+    for text in (*evaluation.results.notes, evaluation.verdict):
         tell(text)
     return 0

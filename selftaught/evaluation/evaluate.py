@@ -8,10 +8,10 @@ import datetime
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +84,9 @@ def evaluate_run(
     own = run_folder.read_run(learnt) if run_folder.is_run(learnt) else None
     if own and own.doubt:
         log.info(f"{learnt}: {own.doubt}")
-    compared = backbones_of(learnt, own, against, progress)
+    compared = load_backbones(learnt, own, against, progress)
     pixel_range = compared[str(learnt)].pixel_range if own is None else own.pixel_range
-    index = labelled(
+    index = build_labelled_index(
         own, [str(root) for root in data], labels_from, max_pixels, seed, pixel_range, progress
     )
     width = (
@@ -115,60 +115,21 @@ def evaluate_run(
     if reason and all(p.learns for p in protocols):
         raise UserError(reason)  # before any image is looked at
     refuse_alike(images, torch.cat([train, test]), log.info)
-
-    troubles: set[str] = set()
-
-    def tell(text: str) -> None:
-        """Each kind of trouble once."""
-        if (kind := text.partition(":")[0]) not in troubles:
-            troubles.add(kind)
-            log.warning(text)
-
     digests = {name: digest(backbone) for name, backbone in compared.items()}
     same = same_weights(compared, digests)
-    subjects: list[Subject] = []
-    for name, backbone in compared.items():
-        backbone.to(device).to(memory_format=torch.channels_last)
-
-        def make(positions: Tensor, backbone: Backbone = backbone, name: str = name) -> Tensor:
-            assert progress is not None
-            return extract(
-                backbone,
-                images,
-                positions,
-                size=width,
-                device=device,
-                precision=precision,
-                workers=workers,
-                on_progress=progress.of(f"features of {name}"),
-            )
-
-        def extract_cached(positions: Tensor, name: str = name, make: Any = make) -> Tensor:
-            if own is None:
-                return make(positions)
-            place = (index.fingerprint, digest(positions), str(width), precision, device)
-            return cached(
-                own.folder / "features",
-                "/".join([digests[name], *place]),
-                lambda: make(positions),
-                len(positions),
-                tell,
-            )
-
-        subjects.append(
-            Subject(
-                name=name,
-                backbone=backbone,
-                images=images,
-                size=width,
-                device=device,
-                precision=precision,
-                features=FeatureExtractor(extract_cached, train, test),
-                workers=workers,
-                classes=index.classes,
-                first=not subjects,
-            )
-        )
+    subjects = build_subjects(
+        compared,
+        digests,
+        images,
+        index,
+        (train, test),
+        own.folder / "features" if own else None,
+        size=width,
+        device=device,
+        precision=precision,
+        workers=workers,
+        progress=progress,
+    )
     train_images, test_images = (LabelledImages(p, index.labels[p]) for p in (train, test))
     results, refused = Results(rows=()), []
     for protocol in protocols:
@@ -193,23 +154,85 @@ def evaluate_run(
     if refused and not results.rows:
         raise UserError(refused[0])
     results += Results(rows=(), notes=tuple(dict.fromkeys(refused)))
-    judgement = Evaluation(results=results, verdict=verdict(results, same=same))
+    evaluation = Evaluation(results=results, verdict=verdict(results, same=same))
     if own and rank() == 0:
-        log_scores(own, judgement, str(learnt))
+        log_scores(own, evaluation, str(learnt))
         try:
-            keep(
+            save_evaluation(
                 own.folder,
-                judgement,
+                evaluation,
                 index,
                 [str(r) for r in data] or list(own.stage.data.roots),
                 command,
             )
         except FileError as error:
             log.info(f"the scores are not kept beside the run: {error}")
-    return judgement
+    return evaluation
 
 
-def labelled(
+def build_subjects(
+    compared: dict[str, Backbone],
+    digests: dict[str, str],
+    images: Images,
+    index: Index,
+    sets: tuple[Tensor, ...],
+    folder: Path | None,
+    *,
+    size: int,
+    device: str,
+    precision: Literal["fp32", "bf16"],
+    workers: int,
+    progress: Progress,
+) -> list[Subject]:
+    """The backbones as protocols see them; features of `sets` of positions are kept in `folder`."""
+    reported: set[str] = set()
+
+    def warn(text: str) -> None:
+        """Each kind of trouble once."""
+        if (kind := text.partition(":")[0]) not in reported:
+            reported.add(kind)
+            log.warning(text)
+
+    def extractor(name: str, backbone: Backbone) -> Callable[[Tensor], Tensor]:
+        def extract_anew(positions: Tensor) -> Tensor:
+            return extract(
+                backbone,
+                images,
+                positions,
+                size=size,
+                device=device,
+                precision=precision,
+                workers=workers,
+                on_progress=progress.of(f"features of {name}"),
+            )
+
+        def extract_cached(positions: Tensor) -> Tensor:
+            if folder is None:
+                return extract_anew(positions)
+            parts = (digests[name], index.fingerprint, digest(positions), str(size))
+            key = "/".join([*parts, precision, device])
+            return cached(folder, key, lambda: extract_anew(positions), len(positions), warn)
+
+        return extract_cached
+
+    return [
+        Subject(
+            name=name,
+            backbone=backbone.to(device).to(memory_format=torch.channels_last),
+            images=images,
+            size=size,
+            device=device,
+            precision=precision,
+            features=FeatureExtractor(extractor(name, backbone), *sets),
+            workers=workers,
+            classes=index.classes,
+            first=number == 0,
+        )
+        for number, (name, backbone) in enumerate(compared.items())
+    ]
+
+
+def build_labelled_index(
     own: run_folder.Run | None,
     roots: list[str],
     labels_from: str,
@@ -245,7 +268,7 @@ def labelled(
     return index
 
 
-def backbones_of(
+def load_backbones(
     learnt: Path, own: run_folder.Run | None, against: Sequence[str], progress: Progress
 ) -> dict[str, Backbone]:
     """What is judged, first, and what it is compared with."""
@@ -289,8 +312,10 @@ def same_weights(compared: dict[str, Backbone], digests: dict[str, str]) -> dict
     }
 
 
-def keep(folder: Path, judgement: Evaluation, index: Index, roots: list[str], command: str) -> None:
-    """Add a judgement to a run's evaluation.json, which two parts of a study may do at once. One
+def save_evaluation(
+    folder: Path, evaluation: Evaluation, index: Index, roots: list[str], command: str
+) -> None:
+    """Add an evaluation to a run's evaluation.json, which two parts of a study may do at once. One
     that is damaged is moved aside. Raises FileError where it cannot be written.
     """
     file = folder / run_folder.EVALUATIONS
@@ -299,8 +324,8 @@ def keep(folder: Path, judgement: Evaluation, index: Index, roots: list[str], co
         "fingerprint": index.fingerprint,
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **json.loads(judgement.results.to_json()),
-        "verdict": judgement.verdict,
+        **json.loads(evaluation.results.to_json()),
+        "verdict": evaluation.verdict,
     }
     with files.locked(file.with_suffix(".lock"), say=log.warning):
         try:

@@ -14,6 +14,14 @@ from selftaught.data.loading.images import Images
 from selftaught.errors import UserError
 from selftaught.method import Encoder
 
+# what people call each protocol
+TITLES: Mapping[str, str] = {
+    "knn": "kNN",
+    "linear": "linear probe",
+    "finetune": "fine-tuning",
+    "classifier": "own classifier",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Features:

@@ -33,7 +33,7 @@ class WandB(Logger):
             "project": earlier.get("project", os.environ.get("WANDB_PROJECT", "selftaught")),
         }
         mode = os.environ.get("WANDB_MODE")
-        if mode is None and not wandb.api.api_key:
+        if mode is None and not has_key(wandb):
             mode = "offline"
             log.info(
                 f"no W&B key is set: its files lie in {facts.folder / 'wandb'}, for `wandb sync`"
@@ -66,3 +66,11 @@ class WandB(Logger):
     def finish(self, outcome: str) -> None:
         self.run.summary["outcome"] = outcome
         self.run.finish(exit_code=0 if outcome in ("done", "stopped") else 1)
+
+
+def has_key(wandb: Any) -> bool:
+    """Whether a key is set; nobody is asked for one in the middle of a training."""
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # an older version, which has no such question
+        return bool(wandb.api.api_key)

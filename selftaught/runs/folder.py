@@ -278,13 +278,18 @@ def _outcome(folder: Path) -> str:
     return str(written["stages"][written["outcome"]]["folder"])
 
 
+def read_facts(folder: Path, remedy: str = _ANEW) -> dict[str, Any]:
+    """run.json in this very folder. Raises FileError where it is not there, or makes no sense."""
+    facts: dict[str, Any] = files.read_json(folder / "run.json", dict, remedy)
+    return facts
+
+
 def facts_of(folder: Path) -> dict[str, Any] | None:
-    """What run.json in this very folder says; None where that is not to be had."""
+    """The same; None where that is not to be had."""
     try:
-        facts: dict[str, Any] = files.read_json(folder / "run.json", dict)
+        return read_facts(folder)
     except UserError:
         return None
-    return facts
 
 
 def loggers_of(facts: Mapping[str, Any]) -> list[str]:
@@ -317,7 +322,7 @@ def read_run(folder: Path) -> Run:
             f"{folder} is not a run: it has no run.json; give a folder that `selftaught pretrain"
             " --out` wrote"
         )
-    facts: dict[str, Any] = files.read_json(file, dict, _ANEW)
+    facts = read_facts(folder)
     if lacking := [name for name in ("config", "data", "outcome", "finished") if name not in facts]:
         raise damage_error(file, f"it lacks {', '.join(lacking)}", _ANEW)
     if not isinstance(facts["data"], dict) or not {"fingerprint", "train"} <= facts["data"].keys():

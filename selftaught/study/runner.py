@@ -192,7 +192,7 @@ def evaluate(
         "linear": LinearProbe(),
         "finetune": cell.finetune or FineTune(),
     }
-    judgement = evaluate_run(
+    evaluation = evaluate_run(
         folder,
         cell.data,
         labels_from=cell.labels_from,
@@ -205,7 +205,7 @@ def evaluate(
         workers=workers,
         progress=progress,
     )
-    return judgement.rows
+    return evaluation.rows
 
 
 def gather(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:

@@ -270,7 +270,7 @@ def test_evaluate_report_and_export_take_the_outcome(
         "init",
     }
     assert (stages(out)["target"] / "evaluation.json").is_file()
-    compared = evaluate.backbones_of(
+    compared = evaluate.load_backbones(
         out, run_folder.read_run(out), ["random", "init"], Progress(show=False)
     )
     # what the user brought, not the source's

@@ -464,7 +464,7 @@ def test_evaluations_at_once_are_all_kept(trained: Path, tmp_path: Path) -> None
     index = build_index([Path(run_folder.read_run(trained).stage.data.roots[0])])
     with ThreadPoolExecutor(8) as several:
         for done in [
-            several.submit(evaluate.keep, tmp_path, judgement, index, ["images"], f"{i}")
+            several.submit(evaluate.save_evaluation, tmp_path, judgement, index, ["images"], f"{i}")
             for i in range(24)
         ]:
             done.result()
