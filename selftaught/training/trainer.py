@@ -173,9 +173,8 @@ class Trainer:
         """Keep what was learnt before it went wrong, if it is worth keeping, and if the disk takes
         it. Nothing here waits for other ranks.
         """
-        if (
-            not self.record.begun
-        ):  # what lies in the folder is not this run's; or another rank writes
+        # else the folder is not this run's, or another rank writes
+        if not self.record.begun:
             return
         try:
             # the others may not be here to give their shares: the last checkpoint is what is kept

@@ -216,7 +216,7 @@ def test_a_backbone_is_not_distinguishable_from_itself_and_pairing_sees_small_di
         "same": (train, test),
         "spoilt": (train, Features(slightly, test.labels)),
     }
-    results = evaluate(backbones, [KNN()], labels=("20",), draws=5, resamples=300)
+    results = evaluate_features(backbones, [KNN()], labels=("20",), draws=5, resamples=300)
     same, spoilt = results.differences
     assert same.mean == 0
     assert -0.02 < same.low < 0 < same.high < 0.02  # four hundred test images do not say more

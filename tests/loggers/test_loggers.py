@@ -5,13 +5,15 @@ import logging
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image
 
 from selftaught.cli.main import main
 from selftaught.errors import UserError
+from selftaught.evaluation.evaluate import Evaluation, log_scores
+from selftaught.evaluation.results import Results
 from selftaught.loggers import logger as logger_module
 from selftaught.loggers.jsonl import JSONL, read_journal
 from selftaught.loggers.logger import (
@@ -25,6 +27,8 @@ from selftaught.loggers.logger import (
 )
 from selftaught.loggers.terminal import Progress
 from selftaught.runs import folder as run_folder
+from selftaught.training import run_record
+from selftaught.training.run_record import RunRecord
 from selftaught.training.runtime import Runtime
 from selftaught.training.trainer import train
 from selftaught.visualize import snapshots
@@ -227,6 +231,28 @@ def test_a_training_logs_and_no_logger_stops_it(
         (tmp_path / name / "backbone.safetensors").read_bytes() for name in ("plain", "logged")
     )
     assert plain == logged
+
+
+def test_rank_0_alone_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, nothing = Recorder(), cast(Any, None)
+    monkeypatch.setattr(run_record, "rank", lambda: 1)
+    record = RunRecord(nothing, tmp_path, Runtime(loggers=(recorder,)), nothing)
+    record.begin(0)
+    record.log(None, {"std": 0.5}, 0)
+    record.close("done")
+    record.loggers.finish("done")
+    assert recorder.calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_for_a_logger_that_is_not_installed_are_left_out_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logger_module, "find_spec", lambda package: None)
+    run = run_folder.Run(tmp_path, cast(Any, None), {"log": ["wandb", "unknown"]})
+    log_scores(run, Evaluation(results=Results(rows=()), verdict=""), "run")
+    (record,) = caplog.records
+    assert "selftaught[wandb]" in record.getMessage()
 
 
 def test_tensorboard_of_a_run_that_is_resumed_and_evaluated(
