@@ -178,6 +178,13 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "let each of several processes hold its share of weights, gradients and optimizer",
         "no",
     ),
+    (
+        "log",
+        tuple[Literal["tensorboard", "wandb", "mlflow"], ...],
+        "tensorboard|wandb|mlflow ...",
+        "metrics, pictures and scores go there, too",
+        "the run's journal alone",
+    ),
 )
 # What `selftaught adapt` takes besides, and what it takes otherwise.
 ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
@@ -209,7 +216,7 @@ OTHERWISE = {"statistics": "data", "keep": "best"}
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 # How it is done, which changes no outcome, or its last digits alone.
 # how a stage is carried out, which changes no outcome: for all stages of a plan
-CONDUCT = {"device", "threads", "workers", "on-collapse", "save-every", "fsdp"}
+CONDUCT = {"device", "threads", "workers", "on-collapse", "save-every", "fsdp", "log"}
 DEFAULTS: dict[str, Any] = {
     "data": (),
     "target": (),
@@ -222,6 +229,7 @@ DEFAULTS: dict[str, Any] = {
     "on_collapse": "stop",
     "save_every": 120.0,
     "fsdp": False,
+    "log": (),
 }
 # whose fields are flags: --method.temperature
 GROUPS = ("method", "hard", "views", "optimizer", "schedule")

@@ -735,7 +735,7 @@ def test_evaluation_takes_the_limit_of_the_run_or_another(tmp_path: Path) -> Non
     assert known.stage.data.max_pixels == 600
     assert known.facts["data"]["images"] == 22
     for most, images in ((None, 22), (10**6, 24)):
-        index = evaluate.labelled(
+        index = evaluate.build_labelled_index(
             known, [], "auto", most, 0, known.pixel_range, Progress(show=False)
         )
         assert len(index) == images

@@ -110,6 +110,7 @@ _MARKERS = {
     "study.json",
     "pack.json",
     "patches.json",
+    "mlflow.db",
     *(f"{study}.json" for study in _STUDIES),
 }
 
@@ -128,7 +129,9 @@ def own_products(names: Iterable[str]) -> set[str]:
     there = set(names)
     found: set[str] = set()
     if "run.json" in markers and there & _RUN:
-        found |= {"run.json", "album", "features", "checkpoints"}
+        found |= {"run.json", "album", "features", "checkpoints", "tensorboard", "wandb"}
+    if "mlflow.db" in markers and "mlartifacts" in there:
+        found |= {"mlflow.db", "mlartifacts"}
     if "plan.json" in markers and "stages" in there:
         found |= {"plan.json", "stages"}
     # they had no study.json
