@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.data.index.scan import Files
-from selftaught.data.io.filesystem import spelt
+from selftaught.data.io.filesystem import normalize_location
 from selftaught.data.loading.images import Images, spread_sample
 from selftaught.errors import UserError
 from selftaught.text import count_text, printable
@@ -79,5 +79,5 @@ def _canvases(images: Images, positions: Tensor) -> Tensor:
 
 
 def _named(images: Images, positions: Tensor) -> str:
-    names = [printable(spelt(images.paths[i])) for i in positions[:3].tolist()]
+    names = [printable(normalize_location(images.paths[i])) for i in positions[:3].tolist()]
     return ", ".join(names) + (", ..." if len(positions) > 3 else "")

@@ -22,7 +22,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from selftaught.data import color_profile, high_depth, tiff
-from selftaught.data.io.integrity import MAX_PIXELS, Unreadable, damage
+from selftaught.data.io.integrity import MAX_PIXELS, Unreadable, find_damage
 from selftaught.data.io.parallel import LARGE, MemoryBudget
 from selftaught.data.io.source import read_bytes
 from selftaught.data.pixel_range import EIGHT_BITS, PixelRange
@@ -173,7 +173,7 @@ def _loaded(
         if at_least is not None:
             image.draft(None, (at_least, at_least))  # does something for a JPEG only
         kind = high_depth.prepare(image) if image.format in ("PNG", "TIFF") else EIGHT_BITS
-    with _reasons(data), _memory.hold(_size(image)):
+    with _reasons(data), _memory.reserve(_size(image)):
         with _strict:
             image.load()
         yield _Loaded(image, kind, data)
@@ -182,13 +182,13 @@ def _loaded(
 def _open(data: bytes, max_pixels: int | None) -> Image.Image:
     if data[4:12] in _HEIF and not register_heif():
         raise Unreadable(
-            "HEIC, which needs pillow-heif: pip install 'selftaught[heic]'", passing=True
+            "HEIC, which needs pillow-heif: pip install 'selftaught[heic]'", transient=True
         )
     with _strict:
         image = Image.open(io.BytesIO(data), formats=tuple(_FORMATS))
     if max_pixels is not None:
         refuse_larger(*image.size, max_pixels)
-    if reason := damage(image.format, data):
+    if reason := find_damage(image.format, data):
         raise Unreadable(reason)
     return image
 
@@ -197,7 +197,7 @@ def refuse_larger(width: int, height: int, max_pixels: int) -> None:
     """Raises `Unreadable` for an image that is larger than asked for."""
     if width * height > max_pixels:
         size = f"{width:,} x {height:,} pixels are more than {max_pixels:,}"
-        raise Unreadable(f"{size}: raise --max-pixels to take it in", passing=True)
+        raise Unreadable(f"{size}: raise --max-pixels to take it in", transient=True)
 
 
 @contextmanager
@@ -211,7 +211,7 @@ def _reasons(data: bytes) -> Iterator[None]:
         reason = tiff.strange_kind(data) or "not an image, or its header is damaged"
         raise Unreadable(reason) from None
     except MemoryError:
-        raise Unreadable("not enough memory to decode it", passing=True) from None
+        raise Unreadable("not enough memory to decode it", transient=True) from None
     except Exception as error:  # decoders of damaged files raise nearly everything
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise Unreadable(said if "truncated" in said.lower() else f"damaged: {said}") from None
@@ -274,7 +274,7 @@ def _upright(
         rgb = _rgb(loaded, pixel_range, at_least)
         return rgb if turn is None else rgb.transpose(turn)
     except MemoryError:
-        raise Unreadable("not enough memory to convert it", passing=True) from None
+        raise Unreadable("not enough memory to convert it", transient=True) from None
     except Exception as error:  # any conversion may fail in its own way
         raise Unreadable(f"mode {loaded.image.mode} cannot be shown as RGB: {error}") from None
 
@@ -421,7 +421,11 @@ def _plain_jpeg(
     try:
         with _strict:
             header = Image.open(io.BytesIO(data), formats=("JPEG",))
-        if header.mode not in ("RGB", "L") or _orientation(header) != 1 or damage("JPEG", data):
+        if (
+            header.mode not in ("RGB", "L")
+            or _orientation(header) != 1
+            or find_damage("JPEG", data)
+        ):
             return None
         profile = header.info.get("icc_profile") if with_profile else None
         if profile and color_profile.to_srgb(profile, header.mode):
@@ -436,7 +440,7 @@ def _plain_jpeg(
             if share > 1
             else {}
         )
-        with _memory.hold(_size(header) // share**2):
+        with _memory.reserve(_size(header) // share**2):
             found = decode_jpeg(data, "RGB", **least, min_factor=1, strict=True)
     except Exception:
         return None

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, ImageOps
 from selftaught.data import decode as decode_module
 from selftaught.data.decode import decode, measure, pixels, squash
 from selftaught.data.io.integrity import Unreadable
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.io.paths import Paths
 from selftaught.data.loading import images as images_module
 from selftaught.data.loading.images import Images, default_canvas, statistics
@@ -175,7 +175,7 @@ def test_what_is_no_image_has_a_reason(tmp_path: Path, name: str, data: bytes, r
     with pytest.raises(Unreadable, match=reason) as caught:
         decode(path)
     assert str(path) not in str(caught.value)
-    assert not caught.value.passing
+    assert not caught.value.transient
 
 
 def test_what_cannot_be_opened_may_be_gone_next_time(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_what_cannot_be_opened_may_be_gone_next_time(tmp_path: Path) -> None:
     for name in ("folder.jpg", "broken.jpg", "missing.jpg"):
         with pytest.raises(Unreadable) as caught:
             decode(tmp_path / name)
-        assert caught.value.passing
+        assert caught.value.transient
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a matter of Unix")
@@ -209,7 +209,7 @@ def test_a_larger_image_than_asked_for_is_left_out_with_the_flag(
     path = written(tmp_path, "large.png", header_alone(width, height))
     with pytest.raises(Unreadable, match="--max-pixels") as caught:
         measure(path, most)
-    assert caught.value.passing  # with a higher limit it may be taken
+    assert caught.value.transient  # with a higher limit it may be taken
     assert "attack" not in str(caught.value)
     if width == 90:
         with pytest.raises(
@@ -516,12 +516,12 @@ def test_in_parallel_does_each_once_and_stops_at_the_first_failure() -> None:
     def count(i: int) -> None:
         counts[i] += 1
 
-    in_parallel(
+    run_parallel(
         500, count, threads=4, on_progress=lambda done, n: callers.add(threading.get_ident())
     )
     assert counts == [1] * 500
     assert callers == {main}
-    in_parallel(0, count)
+    run_parallel(0, count)
 
     def fail(i: int) -> None:
         if i == 3:
@@ -530,7 +530,7 @@ def test_in_parallel_does_each_once_and_stops_at_the_first_failure() -> None:
 
     for threads in (1, 3):
         with pytest.raises(ValueError, match="three"):
-            in_parallel(500, fail, threads=threads)
+            run_parallel(500, fail, threads=threads)
     assert sum(counts) < 1000
 
 

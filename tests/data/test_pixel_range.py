@@ -24,7 +24,7 @@ from selftaught.data.decode import decode, measure, pixels, squash
 from selftaught.data.index.build import Index, build_index
 from selftaught.data.io import parallel
 from selftaught.data.io.integrity import Unreadable
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.pack.encode import Encoding
 from selftaught.data.pixel_range import FLOATS, INTEGERS, PixelRange, measure_range, to_eight_bits
 from selftaught.errors import UserError
@@ -654,7 +654,7 @@ def test_heif_is_read_where_its_reader_is_installed(tmp_path: Path, suffix: str)
     except ImportError:
         with pytest.raises(Unreadable, match="heic") as caught:
             measure(path)
-        assert caught.value.passing  # it may be installed
+        assert caught.value.transient  # it may be installed
     else:
         with pytest.raises(Unreadable, match="damaged"):
             measure(path)
@@ -703,13 +703,13 @@ def test_large_images_wait_for_memory_and_are_the_same(
     reduce = decode_module._upright
 
     def noting(*given: object) -> Image.Image:
-        at_once.append(memory._held)
+        at_once.append(memory._reserved)
         return reduce(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decode_module, "_upright", noting)
     found: dict[int, torch.Tensor] = {}
-    in_parallel(6, lambda k: found.__setitem__(k, squash(paths[k], 32, pixel_range)), threads=6)
-    assert memory._held == 0
+    run_parallel(6, lambda k: found.__setitem__(k, squash(paths[k], 32, pixel_range)), threads=6)
+    assert memory._reserved == 0
     assert max(at_once) <= 10**7 // 2
     assert all(
         (found[k].float() - usual.float()).abs().mean() < (40 if mode == "1" else 3)
@@ -718,7 +718,7 @@ def test_large_images_wait_for_memory_and_are_the_same(
     monkeypatch.setattr(parallel, "free_memory", lambda: 10**4)
     with pytest.raises(Unreadable, match="memory") as caught:
         squash(paths[0], 32, pixel_range)
-    assert caught.value.passing
+    assert caught.value.transient
 
 
 def test_evaluation_takes_the_limit_of_the_run_or_another(tmp_path: Path) -> None:

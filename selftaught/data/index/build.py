@@ -28,10 +28,10 @@ from selftaught.data.index.scan import SUFFIX_NAMES, Files, Root, Scan, is_image
 from selftaught.data.index.split import draw_split
 from selftaught.data.index.tables.nearest_tables import find_tables
 from selftaught.data.index.tables.table_labels import label_by_tables
-from selftaught.data.io.cache_folder import default_cache
+from selftaught.data.io.cache_folder import default_cache_folder
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.io.paths import Paths
-from selftaught.data.io.row_path import Place
+from selftaught.data.io.row_path import RowAddress
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
 from selftaught.text import count_text, list_reasons, printable
@@ -196,7 +196,7 @@ def build_index(
     if not 0 <= holdout < 1:
         raise UserError(f"the held-out share must be at least 0 and less than 1, not {holdout}")
     places = [Root.of(root) for root in roots]
-    cache = cache or default_cache()
+    cache = cache or default_cache_folder()
     table = (
         None
         if str(labels) in ("auto", "folders", "none")
@@ -308,7 +308,7 @@ def _refuse_bad_sets(
     notes: Sequence[str],
 ) -> None:
     # and not the folders
-    bad = sum(is_image(path) or Place.of(path) is not None for path, _ in unreadable)
+    bad = sum(is_image(path) or RowAddress.parse(path) is not None for path, _ in unreadable)
     named = ", ".join(printable(place.path) for place in places[:3]) + (
         ", ..." if len(places) > 3 else ""
     )

@@ -18,9 +18,9 @@ import PIL
 import torch
 
 from selftaught.data.index.scan import SUFFIXES, Scan
-from selftaught.data.io.cache_folder import remember
-from selftaught.data.io.filesystem import stamp
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.cache_folder import write_cache_file
+from selftaught.data.io.filesystem import file_stamp
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.io.paths import Paths
 from selftaught.data.pixel_range import PixelRange
 
@@ -71,7 +71,7 @@ class CacheStamp:
 
     def stands(self) -> bool:
         with contextlib.suppress(OSError):
-            same = all(stamp(os.stat(path)) == was for path, was in self.folders)
+            same = all(file_stamp(os.stat(path)) == was for path, was in self.folders)
             return same and all(_look(path) == (size, was) for path, size, was in self.watched)
         return False
 
@@ -81,14 +81,14 @@ def _look(path: str | bytes) -> tuple[int, int]:
         status = os.stat(path)
     except OSError:
         return -1, -1
-    return status.st_size, stamp(status)
+    return status.st_size, file_stamp(status)
 
 
 def _unchanged(paths: Paths, looks: np.ndarray) -> bool:
     """Whether files have the sizes and stamps `looks` [N, 2]. Several threads ask, as a disk may be
     far away.
     """
-    text, ends = paths.packed()
+    text, ends = paths.to_bytes()
     changed: list[bool] = []
 
     def look(chunk: int) -> None:
@@ -104,7 +104,7 @@ def _unchanged(paths: Paths, looks: np.ndarray) -> bool:
                 return
             start = end
 
-    in_parallel(-(-len(paths) // CHUNK), look, threads=THREADS)
+    run_parallel(-(-len(paths) // CHUNK), look, threads=THREADS)
     return not changed
 
 
@@ -116,7 +116,7 @@ def store(
     """
     arrays = {"sizes": fields["sizes"].numpy(), "looks": looks}
     for n in ("paths", "names"):
-        text, ends = fields[n].packed()
+        text, ends = fields[n].to_bytes()
         arrays |= {f"{n} text": np.frombuffer(text, "u1"), f"{n} ends": ends}
     arrays["test"] = fields["test"].numpy()
     if fields["labels"] is not None:
@@ -141,7 +141,7 @@ def store(
         with draft.open("wb") as out:
             np.savez(out, **arrays)
 
-    remember(_file(cache, name), write, notes)
+    write_cache_file(_file(cache, name), write, notes)
 
 
 def load(cache: Path, name: str) -> Fields | None:
@@ -153,7 +153,7 @@ def load(cache: Path, name: str) -> Fields | None:
         if not CacheStamp(folders, watched, said["began"]).stands():
             return None
         paths, names = (
-            Paths.unpacked(stored[f"{n} text"].tobytes(), stored[f"{n} ends"])
+            Paths.from_bytes(stored[f"{n} text"].tobytes(), stored[f"{n} ends"])
             for n in ("paths", "names")
         )
         if not _unchanged(paths, stored["looks"]):

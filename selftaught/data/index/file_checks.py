@@ -14,9 +14,9 @@ import PIL
 
 from selftaught.data.decode import measure, quiet, refuse_larger
 from selftaught.data.index.scan import Files, Root
-from selftaught.data.io.cache_folder import remember
+from selftaught.data.io.cache_folder import write_cache_file
 from selftaught.data.io.integrity import MAX_PIXELS, Unreadable
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.io.source import read_bytes
 
 _FORMAT = 2  # of the remembered verdicts
@@ -63,13 +63,13 @@ def check(
             files.digests[i] = digest(read_bytes(files.paths[i]))
         except Unreadable as error:
             reasons[i] = str(error)
-            if error.passing:
+            if error.transient:
                 return
         unsure.remove(i)
 
     try:
         with quiet():
-            in_parallel(len(todo), one, on_progress=on_progress)
+            run_parallel(len(todo), one, on_progress=on_progress)
     finally:  # what was checked before Ctrl-C is remembered, too
         # a file says nothing of its neighbours
         whole = {place.folder for place in places if not place.is_file}
@@ -205,4 +205,4 @@ class FileChecks:
                     digests=self.digests,
                 )
 
-        remember(cache and self._file(cache, folder), write, notes)
+        write_cache_file(cache and self._file(cache, folder), write, notes)

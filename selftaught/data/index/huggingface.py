@@ -20,7 +20,7 @@ from selftaught.data.index.file_checks import FileChecks, digest, larger
 from selftaught.data.index.parquet_columns import Rows
 from selftaught.data.io import filesystem
 from selftaught.data.io.integrity import MAX_PIXELS, Unreadable
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.io.source import read_bytes
 from selftaught.data.parquet import row_cache, row_groups
 from selftaught.data.parquet.file import Shard
@@ -58,12 +58,12 @@ def rows_of(
                 f"{printable(files[i])} cannot be read ({error}): copy it again"
             ) from None
 
-    in_parallel(len(files), read, threads=8)
+    run_parallel(len(files), read, threads=8)
     rows, unused = Rows(), set[str]()
     splits = hub.splits_of(files)
     group = 0
     for shard, table, split in zip(shards, tables, splits, strict=True):
-        n, stem = len(shard), filesystem.base(shard.location).removesuffix(".parquet")
+        n, stem = len(shard), filesystem.location_name(shard.location).removesuffix(".parquet")
         names = [None] * n
         if shard.image in table.column_names:
             names = table.column(shard.image).combine_chunks().flatten()[0].to_pylist()
@@ -167,7 +167,7 @@ def _measure(
                 numbers[here, 2] = table.column("height").to_numpy()
                 numbers[here, 3] = table.column("width").to_numpy()
         first += n
-    passing = set[int]()
+    transient = set[int]()
     ahead = row_groups.ahead(len(rows), sum(shard.size for shard in shards))
 
     def one(j: int) -> None:
@@ -182,15 +182,15 @@ def _measure(
                 numbers[i, 2:] = height, width
         except Unreadable as error:
             rows.reasons[i] = str(error)
-            if error.passing:
-                passing.add(i)
+            if error.transient:
+                transient.add(i)
 
     with quiet():
-        in_parallel(len(todo), one, on_progress=on_progress)
+        run_parallel(len(todo), one, on_progress=on_progress)
     fresh = set(todo)
     for location, here in spans.items():
         inside = range(here.start, here.stop)
-        if not fresh.isdisjoint(inside) and passing.isdisjoint(inside):
+        if not fresh.isdisjoint(inside) and transient.isdisjoint(inside):
             said = {str(i - here.start): rows.reasons[i] for i in inside if i in rows.reasons}
             verdicts = FileChecks(
                 map(str, range(len(inside))),

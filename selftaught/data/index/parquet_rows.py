@@ -31,7 +31,7 @@ def manifest(location: str) -> dict[str, Any] | None:
     """What a pack says of itself; None: there is no pack. Raises UserError for one that is
     damaged.
     """
-    file = filesystem.within(location, MANIFEST)
+    file = filesystem.join_location(location, MANIFEST)
     try:
         written = json.loads(filesystem.fetch(file))
     except (FileNotFoundError, NotADirectoryError):
@@ -82,7 +82,7 @@ def _is_entry(entry: Any) -> bool:
         return False
     return re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None and entry[
         "file"
-    ] == filesystem.base(entry["file"])
+    ] == filesystem.location_name(entry["file"])
 
 
 def of(
@@ -102,8 +102,10 @@ def of(
         return _of_pack(location, written)
     notes: list[str] = []
     try:
-        below = [] if single else hub.choose_set(location, filesystem.listed(location), notes)
-        files = [location] if single else [filesystem.within(location, file) for file in below]
+        below = [] if single else hub.choose_set(location, filesystem.list_parquet(location), notes)
+        files = (
+            [location] if single else [filesystem.join_location(location, file) for file in below]
+        )
     except OSError:
         files = []
     if not files:
@@ -184,7 +186,7 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
     shards = written["shards"]
     for entry in [] if filesystem.is_url(location) else [*shards, written["index"]]:
         check_size(location, entry)
-    index = huggingface.opened(filesystem.within(location, written["index"]["file"]))
+    index = huggingface.opened(filesystem.join_location(location, written["index"]["file"]))
     names = index.schema.names
     table = index.read(range(index.metadata.num_row_groups), names)
     column = {name: table.column(name) for name in names}
@@ -193,7 +195,7 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
         raise UserError(
             f"{printable(location)}: {MANIFEST} and its index differ; copy it again, or pack anew"
         )
-    files = [filesystem.within(location, entry["file"]) for entry in shards]
+    files = [filesystem.join_location(location, entry["file"]) for entry in shards]
     said, classes, several = parquet_columns.labels(column, {}, written["classes"])
     return Rows(
         paths=[
@@ -252,9 +254,9 @@ def finished(location: str, written: dict[str, Any]) -> None:
 
 def check_size(location: str, entry: dict[str, Any]) -> None:
     """Refuses a file of a pack that is missing or of another size, which costs nothing to see."""
-    file = filesystem.within(location, entry["file"])
+    file = filesystem.join_location(location, entry["file"])
     try:
-        size = filesystem.facts(file)[0]
+        size = filesystem.stat_file(file)[0]
     except FileNotFoundError:
         raise UserError(
             f"{printable(file)} is missing: copy it again, or run the same `selftaught pack` again"

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from selftaught.data.index.folder_names import is_hidden
-from selftaught.data.io.filesystem import is_url, spelt, stamp
-from selftaught.data.io.integrity import Unreadable, why
+from selftaught.data.io.filesystem import file_stamp, is_url, normalize_location
+from selftaught.data.io.integrity import Unreadable, describe_error
 from selftaught.errors import UserError
 from selftaught.text import count_text, printable
 
@@ -156,7 +156,7 @@ class Root:
 
     @classmethod
     def of(cls, root: Path | str) -> Root:
-        location = spelt(root)
+        location = normalize_location(root)
         if is_url(location):
             return cls(location, location, is_file=False, is_store=True)
         path = Path(location)
@@ -346,14 +346,14 @@ class Scan:
                     self._own.append(path)
                     continue
                 self._entered.add(real)
-                self.folders.append((path, stamp(status)))
+                self.folders.append((path, file_stamp(status)))
                 self.latest = max(self.latest, status.st_mtime_ns)
                 for entry in entries:
                     if entry.name not in own:
                         self._take(entry, real, root, todo)
             except OSError as error:
                 self._entered.add(real)
-                self.unreadable.append((path, f"folder: {why(error)}"))
+                self.unreadable.append((path, f"folder: {describe_error(error)}"))
 
     def _take(
         self, entry: os.DirEntry[str], real: str, root: int, todo: list[tuple[str, str]]
@@ -415,7 +415,9 @@ class Scan:
             target = entry.stat()
         except OSError as error:
             broken = isinstance(error, FileNotFoundError)
-            self.unreadable.append((entry.path, "broken link" if broken else f"link: {why(error)}"))
+            self.unreadable.append(
+                (entry.path, "broken link" if broken else f"link: {describe_error(error)}")
+            )
             return
         if stat.S_ISDIR(target.st_mode):
             self._linked_folders.append((entry.path, holder, root))
@@ -429,7 +431,7 @@ class Scan:
             status = os.stat(path)
             reason = None if stat.S_ISREG(status.st_mode) else "not a regular file"
         except OSError as error:
-            reason = why(error)
+            reason = describe_error(error)
         if reason is None:
             place = self.places[root]
             name = (
@@ -437,7 +439,9 @@ class Scan:
                 if place.is_file
                 else path[len(place.path.rstrip(os.sep)) + 1 :]
             )
-            self._found.add(path, name.replace(os.sep, "/"), root, status.st_size, stamp(status))
+            self._found.add(
+                path, name.replace(os.sep, "/"), root, status.st_size, file_stamp(status)
+            )
         else:
             self.unreadable.append((path, reason))
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from selftaught.data.decode import pixels, quiet, squash
-from selftaught.data.io.filesystem import spelt
+from selftaught.data.io.filesystem import normalize_location
 from selftaught.data.io.integrity import Unreadable
-from selftaught.data.io.parallel import free_memory, in_parallel
+from selftaught.data.io.parallel import free_memory, run_parallel
 from selftaught.data.io.paths import Paths
 from selftaught.data.loading.ragged import RaggedImages
 from selftaught.data.pixel_range import PixelRange
@@ -88,7 +88,10 @@ class Images(torch.utils.data.Dataset[Tensor]):
         """(path, reason) of every image that could not be read any more, in the order of their
         positions.
         """
-        return [(spelt(self.paths[i]), reason) for i, reason in sorted(self.reasons.items())]
+        return [
+            (normalize_location(self.paths[i]), reason)
+            for i, reason in sorted(self.reasons.items())
+        ]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -132,8 +135,8 @@ class Images(torch.utils.data.Dataset[Tensor]):
         self.reasons.setdefault(i, reason)
         if self.strict:
             raise UserError(
-                f"{printable(spelt(self.paths[i]))} cannot be read any more ({reason}): give the"
-                " same command again, which looks through the images anew"
+                f"{printable(normalize_location(self.paths[i]))} cannot be read any more"
+                f" ({reason}): run the same command again, which indexes the images anew"
             )
 
     def take(
@@ -155,7 +158,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         def one(j: int) -> None:
             canvases[j], shown[j] = self._one(positions, int(slots[j]))
 
-        in_parallel(len(slots), one, threads=threads or self.threads)
+        run_parallel(len(slots), one, threads=threads or self.threads)
         return canvases, shown
 
     def originals(
@@ -173,7 +176,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         def one(j: int) -> None:
             found[j], shown[j] = self._one(positions, int(slots[j]), load)
 
-        in_parallel(len(slots), one, threads=threads or self.threads)
+        run_parallel(len(slots), one, threads=threads or self.threads)
         return RaggedImages(found), shown
 
     def _one(
@@ -206,7 +209,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
 
     def _last_loss(self) -> str:
         i, reason = next(reversed(self.reasons.items()))
-        return f"{spelt(self.paths[i])}, {reason}"
+        return f"{normalize_location(self.paths[i])}, {reason}"
 
     def _fill(self, on_progress: Callable[[int, int], None] | None) -> None:
         # Plain memory: forked workers share it copy-on-write, and torch moves it to shared memory
@@ -229,7 +232,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
                 self.mark_lost(i, str(error))
 
         with quiet():
-            in_parallel(len(self), one, threads=self.threads, on_progress=on_progress)
+            run_parallel(len(self), one, threads=self.threads, on_progress=on_progress)
         if len(self.reasons) == len(self):
             raise UserError(
                 f"none of the {len(self)} images can be read any more, for example"

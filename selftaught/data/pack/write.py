@@ -32,7 +32,7 @@ from selftaught.data.index.build import Index, build_index
 from selftaught.data.index.scan import SUFFIXES
 from selftaught.data.io import filesystem
 from selftaught.data.io.integrity import MAX_PIXELS
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.pack.encode import Encoded, Encoding, encode
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
@@ -80,7 +80,7 @@ def pack(
     Raises UserError for what the user can mend: other settings or other data than `out` was begun
     with, among them.
     """
-    filesystem.needed("pyarrow.parquet")
+    filesystem.import_optional("pyarrow.parquet")
     if filesystem.is_url(str(out)):
         raise UserError(
             f"--out {out}: pack into a folder of this machine, and copy that to where it shall be"
@@ -335,7 +335,7 @@ def _encoded(
                 plan.index.pixel_range,
             )
 
-        in_parallel(len(part), one, on_progress=lambda n, _, at=at: progress(at + n))  # type: ignore[misc]
+        run_parallel(len(part), one, on_progress=lambda n, _, at=at: progress(at + n))  # type: ignore[misc]
         yield from zip(part, done, strict=True)
 
 
@@ -415,7 +415,7 @@ def verify(location: str) -> str:
 
     Raises UserError that names the files which have not.
     """
-    location = filesystem.spelt(location)
+    location = filesystem.normalize_location(location)
     written = parquet_rows.manifest(location)
     if written is None:
         raise UserError(f"{printable(location)} is no pack: it has no {parquet_rows.MANIFEST}")
@@ -424,8 +424,8 @@ def verify(location: str) -> str:
     for entry in [*written["shards"], written["index"]]:
         digest = hashlib.sha256()
         try:
-            file = filesystem.within(location, entry["file"])
-            size = filesystem.facts(file)[0]
+            file = filesystem.join_location(location, entry["file"])
+            size = filesystem.stat_file(file)[0]
             if size != entry["bytes"]:
                 bad.append((entry["file"], "damaged"))
                 continue

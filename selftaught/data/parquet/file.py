@@ -24,9 +24,9 @@ class Shard:
     """
 
     def __init__(self, location: str) -> None:
-        parquet = filesystem.needed("pyarrow.parquet")
+        parquet = filesystem.import_optional("pyarrow.parquet")
         self.location = location
-        self.size, self.stamp = filesystem.facts(location)
+        self.size, self.stamp = filesystem.stat_file(location)
         self.metadata = self._arrow(lambda: parquet.read_metadata(self._source()))
         self.schema = self.metadata.schema.to_arrow_schema()
         self.features = _features(self.schema)
@@ -53,7 +53,7 @@ class Shard:
 
     def read(self, groups: Sequence[int], columns: Sequence[str]) -> Any:
         """An Arrow table of some columns."""
-        parquet = filesystem.needed("pyarrow.parquet")
+        parquet = filesystem.import_optional("pyarrow.parquet")
 
         def table() -> Any:
             with parquet.ParquetFile(
@@ -79,7 +79,9 @@ class Shard:
             raise
         except Exception as error:
             said = " ".join(str(error).split())[:200]
-            raise Unreadable(f"damaged: {filesystem.base(self.location)}: {said}") from None
+            raise Unreadable(
+                f"damaged: {filesystem.location_name(self.location)}: {said}"
+            ) from None
 
 
 class _Remote(io.RawIOBase):

@@ -19,7 +19,7 @@ from typing import Any
 
 from selftaught.data.io import integrity
 from selftaught.data.io.integrity import Unreadable
-from selftaught.data.io.row_path import Place
+from selftaught.data.io.row_path import RowAddress
 from selftaught.data.parquet import row_groups
 from selftaught.data.parquet.file import Shard
 
@@ -38,7 +38,7 @@ class _Shelf:
         self._lock = threading.Lock()
         self._shards: dict[str, Future[Shard]] = {}
         self._groups: OrderedDict[tuple[str, int, str], Future[Any]] = OrderedDict()
-        self._kept: dict[Place, bytes] = {}
+        self._kept: dict[RowAddress, bytes] = {}
         self._held = 0  # bytes of `_kept`
         self._bytes = 0  # of `_groups`
         self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -68,7 +68,7 @@ class _Shelf:
         future = self._groups.pop(key)
         self._bytes -= future.result().nbytes if future.done() else 0
 
-    def bytes_of(self, place: Place, column: str | None) -> bytes | None:
+    def bytes_of(self, place: RowAddress, column: str | None) -> bytes | None:
         if column is None and place in self._kept:
             return self._kept[place]
         shard = self.shard(place.shard)
@@ -82,10 +82,10 @@ class _Shelf:
         found: bytes | None = self._ask(shard, group, column).result()[at].as_py()
         return found
 
-    def announce(self, places: Iterable[Place]) -> None:
+    def announce(self, places: Iterable[RowAddress]) -> None:
         """Begin to fetch the groups of these rows, in this order."""
 
-        def ask(place: Place) -> None:
+        def ask(place: RowAddress) -> None:
             shard = self.shard(place.shard)
             if shard.image is not None and place.row < len(shard):
                 self._ask(shard, shard.group(place.row)[0], shard.image)
@@ -99,7 +99,7 @@ class _Shelf:
             else:  # its footer is far away, too
                 self._later(lambda place=place: ask(place))  # type: ignore[misc]
 
-    def keep(self, places: Sequence[Place]) -> None:
+    def keep(self, places: Sequence[RowAddress]) -> None:
         for at in range(0, len(places), 64):
             self.announce(places[at + 64 : at + 128])
             for place in places[at : at + 64]:
@@ -177,14 +177,14 @@ def forget(location: str) -> None:
     _shelf.forget(location)
 
 
-def read_row(place: Place, column: str | None = None) -> bytes:
+def read_row(place: RowAddress, column: str | None = None) -> bytes:
     """The bytes of a row's image, or of another `column` of images; as `read_bytes`, which reads
     files, too.
     """
     try:
         found = _shelf.bytes_of(place, column)
     except OSError as error:
-        raise Unreadable(integrity.why(error), passing=True) from None
+        raise Unreadable(integrity.describe_error(error), transient=True) from None
     if not found:
         raise Unreadable("the row holds no bytes")
     return found
@@ -192,11 +192,11 @@ def read_row(place: Place, column: str | None = None) -> bytes:
 
 def announce(paths: Iterable[Path | str]) -> None:
     """Says which images will be read soon, in this order; of files nothing is done."""
-    _shelf.announce(place for path in paths if (place := Place.of(path)) is not None)
+    _shelf.announce(place for path in paths if (place := RowAddress.parse(path)) is not None)
 
 
 def keep(paths: Iterable[Path | str]) -> None:
     """Keeps the bytes of these images as long as the process lives, for what is looked at again and
     again.
     """
-    _shelf.keep([place for path in paths if (place := Place.of(path)) is not None])
+    _shelf.keep([place for path in paths if (place := RowAddress.parse(path)) is not None])
