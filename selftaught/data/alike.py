@@ -74,7 +74,7 @@ def note_copies(files: Files) -> list[str]:
 
 
 def _canvases(images: Images, positions: Tensor) -> Tensor:
-    images.announce(positions)
+    images.prefetch(positions)
     return images.take(positions)[0]
 
 

@@ -24,7 +24,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    row_cache._shelf.reset()
+    row_cache._cache.reset()
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_rows_of_paths_of_their_own_keep_their_names(root: Path) -> None:
     assert [name.as_posix() for name in build_index([root]).names] == [
         f"train/{row}.png" for row in range(4)
     ]
-    row_cache._shelf.reset()
+    row_cache._cache.reset()
     write(root / "train.parquet", n=2)
     assert [name.as_posix() for name in build_index([root]).names] == [
         "train/000000",

@@ -298,7 +298,7 @@ def _count_groups(files: Files) -> Groups | None:
         return None
     from selftaught.data.parquet.row_groups import Groups
 
-    return Groups.counted(files.groups, files.bytes)
+    return Groups.from_images(files.groups, files.bytes)
 
 
 def _refuse_bad_sets(

@@ -120,7 +120,7 @@ def _tell_apart(names: list[str], places: Sequence[tuple[str, int]]) -> None:
 def opened(location: str) -> Shard:
     """A Parquet file; raises UserError where there is none, or one that is damaged."""
     try:
-        return row_cache.shard(location)
+        return row_cache.open_shard(location)
     except FileNotFoundError:
         raise UserError(f"{printable(location)}: no such file or folder") from None
     except Unreadable as error:
@@ -173,7 +173,7 @@ def _measure(
     def one(j: int) -> None:
         i = todo[j]
         if j % ahead == 0:
-            row_cache.announce(rows.paths[k] for k in todo[j : j + 2 * ahead])
+            row_cache.prefetch(rows.paths[k] for k in todo[j : j + 2 * ahead])
         try:
             data = read_bytes(rows.paths[i])
             numbers[i, 0], rows.digests[i] = len(data), digest(data)

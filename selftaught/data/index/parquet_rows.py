@@ -95,7 +95,7 @@ def of(
     """The rows of a pack, of a Parquet file or of a folder of these. Raises UserError for what is
     none of them.
     """
-    row_cache.forget(location)
+    row_cache.invalidate(location)
     single = location.endswith(".parquet")
     written = None if single else manifest(location)
     if written is not None:

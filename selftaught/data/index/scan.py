@@ -465,7 +465,7 @@ def _count_rows(files: Iterable[str]) -> int:
     rows = 0
     for file in files:
         try:
-            shard = row_cache.shard(file)
+            shard = row_cache.open_shard(file)
         except (
             UserError,
             Unreadable,
