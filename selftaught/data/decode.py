@@ -291,7 +291,7 @@ def decode(path: Path | str, pixel_range: PixelRange | None = None) -> Image.Ima
         return _upright(loaded, pixel_range)
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """What is measured of a file, once: its height and width as shown, and the columns of
     `pixel_range`.
     """
@@ -304,7 +304,7 @@ class Measured(NamedTuple):
     pages: int = 0  # or frames, where there are several
 
 
-def measure(path: Path | str, max_pixels: int = MAX_PIXELS) -> Measured:
+def measure(path: Path | str, max_pixels: int = MAX_PIXELS) -> Measurement:
     """What the whole file holds, from decoding it; raises `Unreadable` wherever `decode` does, and
     for larger images.
 
@@ -314,14 +314,14 @@ def measure(path: Path | str, max_pixels: int = MAX_PIXELS) -> Measured:
     data = read_bytes(path)
     if quick := _plain_jpeg(data, 1, max_pixels=max_pixels):
         header = quick[1]
-        return Measured(header.height, header.width, pages=_pages(header, data))
+        return Measurement(header.height, header.width, pages=_pages(header, data))
     with _loaded(data, max_pixels=max_pixels) as loaded:
         image, kind = loaded.image, loaded.kind
         low, high = (0.0, 0.0) if kind == EIGHT_BITS else _values(loaded).limits()
         if kind == EIGHT_BITS and image.mode not in _CONVERTIBLE:
             _upright(loaded, None)  # only to see that it can be done
         width, height = image.size if _orientation(image) not in (5, 6, 7, 8) else image.size[::-1]
-        return Measured(height, width, kind, low, high, _pages(image, data))
+        return Measurement(height, width, kind, low, high, _pages(image, data))
 
 
 def is_unusual(data: bytes) -> bool:

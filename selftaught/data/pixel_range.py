@@ -90,23 +90,23 @@ def without_marks(values: np.ndarray) -> np.ndarray:
     return np.where(np.abs(values) < _MISSING, values, np.where(np.isinf(values), values, np.nan))
 
 
-def measure_range(measured: np.ndarray) -> PixelRange:
+def measure_range(measurements: np.ndarray) -> PixelRange:
     """The range of a set, from what was measured of its files [n, 4] (KIND, LOW, HIGH, PAGES).
     Order does not matter.
     """
     return PixelRange(
-        *(_pair(measured[measured[:, KIND] == kind], kind) for kind in (INTEGERS, FLOATS))
+        *(_pair(measurements[measurements[:, KIND] == kind], kind) for kind in (INTEGERS, FLOATS))
     )
 
 
-def _pair(measured: np.ndarray, kind: int) -> Pair | None:
-    if not len(measured):
+def _pair(measurements: np.ndarray, kind: int) -> Pair | None:
+    if not len(measurements):
         return None
-    measured = measured[np.isfinite(measured[:, LOW])]
-    if not len(measured):
+    measurements = measurements[np.isfinite(measurements[:, LOW])]
+    if not len(measurements):
         return 0.0, 1.0
-    low = float(np.quantile(measured[:, LOW], _RARE, method="lower"))
-    high = float(np.quantile(measured[:, HIGH], 1 - _RARE, method="higher"))
+    low = float(np.quantile(measurements[:, LOW], _RARE, method="lower"))
+    high = float(np.quantile(measurements[:, HIGH], 1 - _RARE, method="higher"))
     full = _full(high, kind)
     if full is not None and low >= -full / 20 and (high - low >= full / 2 or low == high):
         return 0.0, full
@@ -126,7 +126,7 @@ def _spelt(pair: Pair) -> str:
     return f"{pair[0]:,.6g} to {pair[1]:,.6g}"
 
 
-def used(pixel_range: PixelRange | None, measured: np.ndarray) -> str:
+def used(pixel_range: PixelRange | None, measurements: np.ndarray) -> str:
     """What of a range decides what these files [n, 4] look like; nothing where all are of 8
     bits.
     """
@@ -138,20 +138,20 @@ def used(pixel_range: PixelRange | None, measured: np.ndarray) -> str:
     pairs = [
         (kind, pair)
         for kind, pair in pairs
-        if pair is not None and (measured[:, KIND] == kind).any()
+        if pair is not None and (measurements[:, KIND] == kind).any()
     ]
     return "".join(
         f"{kind} {pair[0]:.17g} {pair[1]:.17g}\n" for kind, pair in pairs if pair is not None
     )
 
 
-def notes(pixel_range: PixelRange | None, measured: np.ndarray, own: PixelRange) -> list[str]:
+def notes(pixel_range: PixelRange | None, measurements: np.ndarray, own: PixelRange) -> list[str]:
     """What a person should know: a line for each kind of values beyond 8 bits, and one for pages
     that are not used.
     """
     lines = []
     for kind, what in ((INTEGERS, "more than 8 bits a value"), (FLOATS, "floating-point values")):
-        n = int((measured[:, KIND] == kind).sum())
+        n = int((measurements[:, KIND] == kind).sum())
         pair = pixel_range.of(kind) if pixel_range is not None else None
         if not n:
             continue
@@ -171,7 +171,7 @@ def notes(pixel_range: PixelRange | None, measured: np.ndarray, own: PixelRange)
             else f", as in the run's training; they themselves hold {_spelt(there)}"
         )
         lines.append(f"{which}: {_spelt(pair)} are shown as black to white{whose}")
-    pages = measured[:, PAGES]
+    pages = measurements[:, PAGES]
     if several := int((pages > 1).sum()):
         lines.append(
             f"{count_text(several, 'file')} of several pages or frames, {int(pages.sum()):,} in"

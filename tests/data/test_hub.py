@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from selftaught.data.index.build import build_index
-from selftaught.data.index.hub import choose_set, splits_of
+from selftaught.data.index.hub import choose_set, infer_splits
 from selftaught.data.parquet import row_cache
 from selftaught.errors import UserError
 
@@ -187,10 +187,10 @@ def test_the_choice_of_files_by_their_names_alone() -> None:
         "data/a.parquet",
     ]
     assert notes == []
-    assert splits_of(["d/en/train/0.parquet", "d/en/test/0.parquet"]) == ["train", "test"]
+    assert infer_splits(["d/en/train/0.parquet", "d/en/test/0.parquet"]) == ["train", "test"]
     # what all lie in says nothing
-    assert splits_of(["train/a/0.parquet", "train/b/0.parquet"]) == ["", ""]
-    assert splits_of(["x/valid-0.parquet", "x/part.parquet", "x/test_tube.parquet"]) == [
+    assert infer_splits(["train/a/0.parquet", "train/b/0.parquet"]) == ["", ""]
+    assert infer_splits(["x/valid-0.parquet", "x/part.parquet", "x/test_tube.parquet"]) == [
         "valid",
         "",
         "",

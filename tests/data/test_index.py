@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from selftaught.data.decode import Measured
+from selftaught.data.decode import Measurement
 from selftaught.data.index import file_checks, scan
 from selftaught.data.index.build import Index, build_index
 from selftaught.data.index.scan import Files
@@ -234,7 +234,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     measure = file_checks.measure
 
-    def noting(path: str, max_pixels: int) -> Measured:
+    def noting(path: str, max_pixels: int) -> Measurement:
         seen.append(os.path.basename(path))
         return measure(path, max_pixels)
 
@@ -322,7 +322,7 @@ def test_what_may_pass_is_not_remembered(root: Path, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patch:
         reads = file_checks.measure
 
-        def failing(path: str, max_pixels: int) -> Measured:
+        def failing(path: str, max_pixels: int) -> Measurement:
             return reads(path if "003" not in path else "/nowhere", max_pixels)
 
         patch.setattr(file_checks, "measure", failing)
@@ -500,7 +500,7 @@ def test_a_few_labels_among_many_images(root: Path) -> None:
     [
         (
             "file,class\nc.png,x\nd.png,y\n",
-            "not one of 2 images has a row in .*labels.csv, for example .*a.png",
+            "2 images .*labels.csv, for example .*a.png",
         ),
         ("file,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
         ("file,class\na.png,x\nb.png,y\na.png,y\n", "line 4: a.png has another class"),

@@ -548,7 +548,7 @@ def test_what_is_not_labelled_is_told(root: Path) -> None:
         ("image,class\na.png,nan\nb.png,\n", "no image has a known class"),
         ("image,x,y\na.png,1,\nb.png,,0\n", "no image has a known class"),
         ("image,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
-        ("image,class\n3.png,x\n4.png,y\n", "not one of 2 images has a row"),
+        ("image,class\n3.png,x\n4.png,y\n", "none of 2 images"),
         ('image,class\na.png,x\n"b.png,y\nc.png,z\n', "quotation mark"),
         ('image,class\na.png,x\nb.png,"y\nc.png,z\n', "quotation mark"),
         ('image,note,class\n"a.png\nb.png",x,x\nb.png,y,y\n', "quotation mark"),

@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 
 from selftaught.data.index.folder_names import is_masks
-from selftaught.data.index.labels import label
+from selftaught.data.index.labels import assign_labels
 from selftaught.data.index.layout import read_layout
-from selftaught.data.index.masks import without_masks
+from selftaught.data.index.masks import remove_masks
 from selftaught.data.index.scan import Files, Root
 
 HERE = [Root("/r", "/r", is_file=True)]  # so that no labels.csv is looked for
@@ -30,9 +30,9 @@ def read(names: list[str], notes: list[str] | None = None) -> dict[str, tuple[st
     for name in sorted(names):
         files.add(f"/r/{name}", name, 0, 1, 1)
     notes = [] if notes is None else notes
-    files = without_masks(files, notes)
+    files = remove_masks(files, notes)
     layout = read_layout(files, notes)
-    numbers, found = label("auto", HERE, files, layout, notes)
+    numbers, found = assign_labels("auto", HERE, files, layout, notes)
     own = [-1] * len(files) if numbers is None else numbers.tolist()
     assert layout.split == ("given" if layout.test.any() else "drawn")
     return {

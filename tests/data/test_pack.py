@@ -337,7 +337,7 @@ def test_a_rerun_does_nothing_and_another_wish_is_refused(
     assert {
         p.name: p.stat().st_mtime_ns for p in Path(out).iterdir() if p.name != ".lock"
     } == before
-    assert "begun with --size 16" in refused([*words[:-1], "20"], capsys)
+    assert "--size 16" in refused([*words[:-1], "20"], capsys)
     assert "--quality" in refused([*words, "--format", "png", "--quality", "3"], capsys)
     assert "name the images" in refused(["pack", "--out", out], capsys)
     assert "other files" in refused(["pack", str(place), "--out", str(place)], capsys)
@@ -836,7 +836,7 @@ def test_over_http_a_large_pack_comes_in_parts_and_what_fails_is_one_line(
         lambda: extract(Mean(), images_of(index), index.train, size=8, workers=1),
     ):
         with pytest.raises(
-            UserError, match=r"cannot be read after 5 tries \(.*is the server there"
+            UserError, match=r"cannot be read after 5 tries \(.*credentials"
         ) as caught:
             read()
         assert "\n" not in str(caught.value)
@@ -859,7 +859,7 @@ def test_hugging_face_files_over_http(folder: Path, tmp_path: Path) -> None:
         assert build_index([f"{server.url}/hf"]).fingerprint == index.fingerprint
         # small columns alone: what was decoded is remembered
         assert sum(bool(r) for _, r in server.requests) < 45
-        with pytest.raises(UserError, match="neither a pack nor Parquet files"):
+        with pytest.raises(UserError, match="no pack"):
             build_index([f"{server.url}/nothing"])
 
 
@@ -908,7 +908,7 @@ def test_from_s3(
         assert alike(list(batches_of(index, workers=2).epoch(0)), expected)
         s3.put(str(hugging_face(tmp_path / "hf", folder)), "bucket/hf/data", recursive=True)
         assert len(build_index(["s3://bucket/hf"])) == 45
-        with pytest.raises(UserError, match="neither a pack nor"):
+        with pytest.raises(UserError, match="no pack"):
             build_index(["s3://bucket/none"])
         here = build_index([hub(tmp_path / "hub", folder)])
         s3.put(str(tmp_path / "hub"), "bucket/hub", recursive=True)

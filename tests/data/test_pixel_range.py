@@ -259,14 +259,14 @@ def test_constant_images_divide_by_nothing(tmp_path: Path, kind: str, value: int
 
 
 def test_brightness_stays_comparable_and_a_rare_image_does_not_count() -> None:
-    measured = np.zeros((500, 4))
-    measured[:, :3] = [INTEGERS, 100, 4000]
-    measured[7, 2] = 65535  # of another camera
-    measured[8, 1:3] = np.nan
-    assert measure_range(measured) == PixelRange((0, 4095))
-    assert measure_range(measured[::-1]) == PixelRange((0, 4095))  # whatever the order
-    measured[:100, 2] = 65535
-    assert measure_range(measured) == PixelRange((0, 65535))
+    measurements = np.zeros((500, 4))
+    measurements[:, :3] = [INTEGERS, 100, 4000]
+    measurements[7, 2] = 65535  # of another camera
+    measurements[8, 1:3] = np.nan
+    assert measure_range(measurements) == PixelRange((0, 4095))
+    assert measure_range(measurements[::-1]) == PixelRange((0, 4095))  # whatever the order
+    measurements[:100, 2] = 65535
+    assert measure_range(measurements) == PixelRange((0, 65535))
     both = np.array([[FLOATS, 0, 1, 0], [INTEGERS, 0, 65535, 0], [0, 0, 0, 0]], float)
     assert measure_range(both) == PixelRange((0, 65535), (0, 1))
     assert measure_range(both[2:]) == PixelRange()

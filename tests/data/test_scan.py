@@ -41,7 +41,7 @@ def put(root: Path, *names: str) -> None:
 
 
 def found(*roots: Path) -> list[str]:
-    return Scan([Root.of(root) for root in roots]).files.names
+    return Scan([Root.parse(root) for root in roots]).files.names
 
 
 def same(one: Index, other: Index) -> bool:
@@ -188,7 +188,7 @@ def test_a_run_kept_among_the_images_changes_nothing(
 def test_a_remembered_index_follows_runs_and_new_images(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "LEAST", 1)
+    monkeypatch.setattr(cache, "MIN_IMAGES", 1)
     put(photos / "runs/a", *PRODUCTS["a run"])
 
     def index() -> Index:

@@ -25,6 +25,11 @@ _PAUSE = 0.2  # seconds before the second try; doubled before each later one, 3 
 _MAX_DEPTH = 5  # levels of folders: a configuration, data, a split, and some around these
 _MAX_FOLDERS = 64  # folders of one level that are listed on a server
 _TIMEOUT = 30  # seconds without a byte over HTTP, after which a try fails
+# what servers state of a file that changes with its content
+_STAMP_KEYS = (
+    *("ETag", "Content-MD5", "Last-Modified", "LastModified"),  # of HTTP and S3
+    *("etag", "mtime", "created", "checksum"),  # of other file systems
+)
 
 
 def import_optional(module: str) -> Any:
@@ -85,7 +90,7 @@ def stat_file(location: str) -> tuple[int, str]:
             f"{location}: the server states no size, so that parts of the file cannot be read:"
             " copy it to this machine"
         )
-    keys = (
+    keys = [
         "ETag",
         "Content-MD5",
         "Last-Modified",
@@ -94,7 +99,7 @@ def stat_file(location: str) -> tuple[int, str]:
         "mtime",
         "created",
         "checksum",
-    )
+    ]
     return int(info["size"]), " ".join(f"{name}={info[name]}" for name in keys if info.get(name))
 
 

@@ -182,7 +182,7 @@ def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, A
         "index": None,
         "finished": False,
     }
-    known = parquet_rows.manifest(str(out))
+    known = parquet_rows.read_manifest(str(out))
     if known is None:
         write_json(out / parquet_rows.MANIFEST, new)
         return new
@@ -416,10 +416,10 @@ def verify(location: str) -> str:
     Raises UserError that names the files which have not.
     """
     location = filesystem.normalize_location(location)
-    written = parquet_rows.manifest(location)
+    written = parquet_rows.read_manifest(location)
     if written is None:
         raise UserError(f"{printable(location)} is no pack: it has no {parquet_rows.MANIFEST}")
-    parquet_rows.finished(location, written)
+    parquet_rows.refuse_unfinished(location, written)
     bad = []
     for entry in [*written["shards"], written["index"]]:
         digest = hashlib.sha256()

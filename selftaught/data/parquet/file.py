@@ -117,7 +117,7 @@ def _read_features(schema: Any) -> dict[str, Any]:
 
 
 def _find_image_column(schema: Any, features: dict[str, Any]) -> str | None:
-    """Return the column of images: a struct with bytes, or binary and declared or named as images."""
+    """Return the column of images: a struct with bytes, or binary with a type or name of images."""
     import pyarrow.types as kinds
 
     usual_names = ("image", "img", "jpg", "jpeg", "png", "webp")
