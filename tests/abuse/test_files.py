@@ -34,7 +34,7 @@ pytestmark = pytest.mark.abuse
 TAKEN, LEFT_OUT, PASSED_OVER, HANDLED = (
     "taken",
     "left out and named",
-    "left out",
+    "passed over",
     "taken, or left out and named",
 )
 

@@ -409,7 +409,7 @@ def test_the_quick_decoder_gives_pillow_s_values(
     quick, by = pixels(path, at_least), decode_module.decode_jpeg
     assert by is not None  # it is there, and did it
     with monkeypatch.context() as without:
-        without.setattr(decode_module, "_loaded", lambda *_: pytest.fail("by Pillow"))
+        without.setattr(decode_module, "_load", lambda *_: pytest.fail("by Pillow"))
         pixels(path, at_least)
     monkeypatch.setattr(decode_module, "decode_jpeg", None)
     assert torch.equal(quick, pixels(path, at_least))

@@ -498,10 +498,7 @@ def test_a_few_labels_among_many_images(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "file,class\nc.png,x\nd.png,y\n",
-            "2 images .*labels.csv, for example .*a.png",
-        ),
+        ("file,class\nc.png,x\nd.png,y\n", "2 images .*labels.csv, for example .*a.png"),
         ("file,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
         ("file,class\na.png,x\nb.png,y\na.png,y\n", "line 4: a.png has another class"),
         ("file,class\na.png,x\nb.png\n", "line 3: 1 columns, but the header has 2"),

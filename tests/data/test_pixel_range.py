@@ -700,13 +700,13 @@ def test_large_images_wait_for_memory_and_are_the_same(
     monkeypatch.setattr(parallel, "free_memory", lambda: 10**7)
     memory = decode_module._memory
     at_once: list[int] = []
-    reduce = decode_module._upright
+    reduce = decode_module._to_upright
 
     def noting(*given: object) -> Image.Image:
         at_once.append(memory._reserved)
         return reduce(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decode_module, "_upright", noting)
+    monkeypatch.setattr(decode_module, "_to_upright", noting)
     found: dict[int, torch.Tensor] = {}
     run_parallel(6, lambda k: found.__setitem__(k, squash(paths[k], 32, pixel_range)), threads=6)
     assert memory._reserved == 0

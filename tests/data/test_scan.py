@@ -35,7 +35,7 @@ def put(root: Path, *names: str) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix in (".png", ".jpg"):
-            Image.new("RGB", (16, 12), (len(name), 60, 90)).save(path, "PNG")
+            Image.new("RGB", (16, 12), (8 * len(name) % 256, 60, 90)).save(path, "PNG")
         else:
             path.touch()
 

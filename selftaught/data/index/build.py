@@ -249,12 +249,12 @@ def build_index(
     if split == "drawn":
         is_test = draw_split(files, label_rows, holdout, seed)
     measurements = measurements[readable]
-    own_range = packed_range.or_else(pixel_range_module.measure_range(measurements))
-    pixel_range = None if pixel_range is None else pixel_range.or_else(own_range)
-    notes += pixel_range_module.notes(pixel_range, measurements, own_range)
+    own_range = packed_range.fill_missing(pixel_range_module.measure_range(measurements))
+    pixel_range = None if pixel_range is None else pixel_range.fill_missing(own_range)
+    notes += pixel_range_module.describe_range(pixel_range, measurements, own_range)
     notes += note_copies(files)
     listing, fingerprint = _fingerprints(
-        files, label_rows, classes, pixel_range_module.used(pixel_range, measurements)
+        files, label_rows, classes, pixel_range_module.describe_used(pixel_range, measurements)
     )
     index = Index(
         paths=Paths(files.paths),

@@ -164,7 +164,7 @@ def add_parquet_rows(
         all_measurements.append(
             np.zeros((len(rows), 4)) if rows.measurements is None else rows.measurements
         )
-        pixel_range = pixel_range.or_else(rows.pixel_range)
+        pixel_range = pixel_range.fill_missing(rows.pixel_range)
         notes += rows.notes
     if not locations:
         return files, sizes, measurements, reasons, pixel_range
