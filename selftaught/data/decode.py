@@ -390,10 +390,10 @@ def load_stored(path: Path | str) -> Image.Image:
 def pixels(path: Path | str, at_least: int, pixel_range: PixelRange | None = None) -> Tensor:
     """Return the image as `decode`: uint8 [3, h, w], channels last in memory. Raises `Unreadable`.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8, in the frequency domain and hence antialiased, where that
-    leaves a short side of `at_least` or more. For 500x375 to 96 px that halves the time, at a mean
-    difference of 1.2 grey levels. Other images above `parallel.LARGE` are averaged over squares of
-    pixels.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves a short side of `at_least` or more. This
+    works in the frequency domain, and so is antialiased. For 500x375 to 96 px it halves the time,
+    at a mean difference of 1.2 grey levels. Other images above `parallel.LARGE` are averaged over
+    squares of pixels.
     """
     data = read_bytes(path)
     if plain := _decode_plain_jpeg(data, at_least, pixel_range is not None):

@@ -21,12 +21,6 @@ pa = pytest.importorskip(
 pq = pytest.importorskip("pyarrow.parquet")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    row_cache._cache.reset()
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "set"

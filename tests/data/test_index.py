@@ -24,12 +24,6 @@ from selftaught.data.index.split import draw_split
 from selftaught.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "photos of mine"
@@ -231,15 +225,15 @@ def test_nothing_there_stops_with_what_is_looked_for(root: Path, tmp_path: Path)
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are really decoded, as they are."""
-    seen: list[str] = []
+    decoded_paths: list[str] = []
     measure = file_checks.measure
 
     def noting(path: str, max_pixels: int) -> Measurement:
-        seen.append(os.path.basename(path))
+        decoded_paths.append(os.path.basename(path))
         return measure(path, max_pixels)
 
     monkeypatch.setattr(file_checks, "measure", noting)
-    return seen
+    return decoded_paths
 
 
 def same(one: Index, other: Index) -> bool:
@@ -368,9 +362,9 @@ def test_writers_at_once_and_an_interrupted_one(
 
 def test_progress(root: Path) -> None:
     put(root, *numbered("a", 8))
-    seen: list[tuple[int, int]] = []
-    build_index([root], on_progress=lambda done, n: seen.append((done, n)))
-    assert seen[-1] == (8, 8)
+    decoded_paths: list[tuple[int, int]] = []
+    build_index([root], on_progress=lambda done, n: decoded_paths.append((done, n)))
+    assert decoded_paths[-1] == (8, 8)
 
 
 # Labels
@@ -609,12 +603,12 @@ def test_a_drawn_split_is_stratified(counts: list[int], holdout: float, seed: in
         assert held_out <= max(n - 1, 0)
         assert held_out >= (n >= 2 and holdout > 0)
         assert abs(held_out - holdout * n) <= 1
-    chosen = {int(i) for i in order[test]}
+    expected_test = {int(i) for i in order[test]}
     files = Files()
     for i in range(len(rows)):
         files.add(f"/s/{i}.png", f"{i}.png", 0, 1, 1)
     again = draw_split(files, rows, holdout, seed)
-    assert set(np.flatnonzero(again)) == chosen  # whatever the order and wherever it lies
+    assert set(np.flatnonzero(again)) == expected_test  # whatever the order and wherever it lies
 
 
 def test_the_drawn_split_depends_on_the_seed_and_hardly_on_additions(root: Path) -> None:

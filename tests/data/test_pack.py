@@ -52,12 +52,10 @@ PNG = Encoding(format="png")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(filesystem, "_PAUSE", 0.01)
-    row_cache._cache.reset()
     yield
-    row_cache._cache.reset()
+    row_cache._cache.reset()  # what servers sent is not left to other tests
 
 
 def photos(root: Path, each: int = 20, size: tuple[int, int] = (30, 24)) -> Path:
@@ -126,8 +124,8 @@ def contents(out: Path) -> dict[str, str]:
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     assert main(words) == 2
-    said = capsys.readouterr().err.splitlines()
-    return next(line for line in said if line.startswith("selftaught:"))
+    lines = capsys.readouterr().err.splitlines()
+    return next(line for line in lines if line.startswith("selftaught:"))
 
 
 # What is written
@@ -311,13 +309,13 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
     assert list(out.glob(".*.parquet"))  # in the middle of a shard
     with pytest.raises(UserError, match="not finished: run the same"):
         build_index([out])
-    kept = (out / "train-00000-of-00006.parquet").stat().st_mtime_ns
+    modified = (out / "train-00000-of-00006.parquet").stat().st_mtime_ns
     monkeypatch.setattr(write, "encode", real)
     pack([folder], out, PNG, shard=20)
     assert contents(out) == contents(whole)
     assert (
         out / "train-00000-of-00006.parquet"
-    ).stat().st_mtime_ns == kept  # gone on with, not begun anew
+    ).stat().st_mtime_ns == modified  # gone on with, not begun anew
     next(out.glob("test-00000-*")).unlink()  # lost later: the same command brings it back
     pack([folder], out, PNG, shard=20)
     assert contents(out) == contents(whole)
@@ -392,7 +390,7 @@ def test_a_damaged_manifest_is_one_line(
 ) -> None:
     out = shutil.copytree(packed, tmp_path / "p.pack")
     file = out / "pack.json"
-    written = json.loads(file.read_text())
+    content = json.loads(file.read_text())
     file.unlink()
     if harm == "folder":
         file.mkdir()
@@ -400,9 +398,9 @@ def test_a_damaged_manifest_is_one_line(
         file.write_bytes(NO_MANIFEST[harm].encode("latin-1"))  # type: ignore[union-attr]
     else:
         harmed = {"settings": 5, "shards": [5], "index": {"file": "../x"}}.get(harm)
-        shards = [{**entry, "sha256": "no sum"} for entry in written["shards"]]
+        shards = [{**entry, "sha256": "no sum"} for entry in content["shards"]]
         file.write_text(
-            json.dumps({**written, **({"shards": shards} if harm == "sha256" else {harm: harmed})})
+            json.dumps({**content, **({"shards": shards} if harm == "sha256" else {harm: harmed})})
         )
     for words in (["pack", "--verify", str(out)], ["pack", str(folder), "--out", str(out)]):
         assert "pack.json" in refused(words, capsys)
@@ -484,8 +482,12 @@ def hugging_face(root: Path, folder: Path, *, names: bool = True, n: int = 30) -
             for i in positions.tolist()
         ]
         schema = pa.schema([("image", kind), ("label", pa.int64()), ("note", pa.string())])
-        told = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-        pq.write_table(pa.Table.from_pylist(rows, told), root / f"{file}.parquet", row_group_size=8)
+        with_features = schema.with_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
+        pq.write_table(
+            pa.Table.from_pylist(rows, with_features), root / f"{file}.parquet", row_group_size=8
+        )
     return root
 
 
@@ -494,20 +496,22 @@ def test_hugging_face_files_are_read_as_they_are(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: bool
 ) -> None:
     root = hugging_face(tmp_path / "hf", folder, names=names)
-    seen: list[str] = []
+    measured_paths: list[str] = []
     real = huggingface.measure
     monkeypatch.setattr(
-        huggingface, "measure", lambda path, most: (seen.append(path), real(path, most))[1]
+        huggingface,
+        "measure",
+        lambda path, most: (measured_paths.append(path), real(path, most))[1],
     )
     index = build_index([root])
-    assert len(seen) == len(index) == 45
+    assert len(measured_paths) == len(index) == 45
     assert index.classes == ("zebra", "ape", "bee")
     assert index.split == "given"
     assert int(index.test.sum()) == 15
     assert index.sizes.tolist() == [[24, 30]] * 45
     assert any("columns not used: note" in note for note in index.notes)
     again = build_index([root])
-    assert len(seen) == 45  # remembered
+    assert len(measured_paths) == 45  # remembered
     assert again.fingerprint == index.fingerprint
     assert torch.equal(again.sizes, index.sizes)
     shutil.move(root, tmp_path / "moved")
@@ -590,14 +594,14 @@ def test_a_large_store_is_shuffled_in_windows_as_well_as_all_at_once() -> None:
 
     def fetches(readers: int) -> float:
         """Of a group, with as many groups kept as a process keeps."""
-        kept, found = row_groups.CACHE // (64 * 16_000), 0
+        modified, found = row_groups.CACHE // (64 * 16_000), 0
         for reader in range(readers):
             latest: dict[int, None] = {}
             for step in of[table.view(len(table), readers, -1)[:, reader]].tolist():
                 for group in step:
                     found += latest.pop(group, 0) is not None
                     latest[group] = None
-                    if len(latest) > kept:
+                    if len(latest) > modified:
                         del latest[next(iter(latest))]
         return found / len(groups.bytes)
 
@@ -865,11 +869,11 @@ def test_hugging_face_files_over_http(folder: Path, tmp_path: Path) -> None:
 
 def hub(root: Path, folder: Path) -> Path:
     """The same files, as the hub converts a set."""
-    written = hugging_face(root.with_name("written"), folder)
+    content = hugging_face(root.with_name("written"), folder)
     for split in ("train", "validation"):
         place = root / "default" / split
         place.mkdir(parents=True)
-        shutil.move(written / f"{split}-00000-of-00001.parquet", place / "0000.parquet")
+        shutil.move(content / f"{split}-00000-of-00001.parquet", place / "0000.parquet")
     return root
 
 

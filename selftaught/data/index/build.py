@@ -182,7 +182,7 @@ def build_index(
     The split is that of folders such as `train/` and `test/` (`val2017/`, `test_set/`, ...), also
     below a wrapper folder; images beside these (`unlabeled/`) are trained on. Else it is that of a
     column `split` of the table. Else the share `holdout` of every class is drawn by a hash of seed
-    and path, so that later images move few of the others.
+    and path. Later images then move few of the others.
 
     max_pixels: limit of an image; larger ones are left out. pixel_range: scale to 8 bits of images
     with more; pairs that it lacks are measured on these images. None: as in runs of versions
@@ -277,8 +277,8 @@ def build_index(
         # Earlier versions drew a split here: their runs trained on images that are held out now.
         sides = np.packbits(is_test).tobytes().hex()
         listing, fingerprint = (
-            hashlib.sha256(f"{of}/{sides}".encode()).hexdigest()
-            for of in (index.listing, index.fingerprint)
+            hashlib.sha256(f"{digest}/{sides}".encode()).hexdigest()
+            for digest in (index.listing, index.fingerprint)
         )
         index = replace(index, listing=listing, fingerprint=fingerprint)
     if cache is not None and len(index) >= index_cache.MIN_IMAGES:

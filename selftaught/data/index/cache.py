@@ -151,18 +151,18 @@ def save_index(
 def load_index(cache: Path, name: str) -> Fields | None:
     """Return the fields of an Index from the cache; None where it is missing or outdated."""
     # A missing or damaged file counts as an empty cache.
-    with contextlib.suppress(Exception), np.load(_file(cache, name), allow_pickle=False) as stored:
-        facts = json.loads(stored["said"].tobytes().decode("utf-8", "surrogateescape"))
+    with contextlib.suppress(Exception), np.load(_file(cache, name), allow_pickle=False) as arrays:
+        facts = json.loads(arrays["said"].tobytes().decode("utf-8", "surrogateescape"))
         folders, watched = (
             [tuple(entry) for entry in facts[field]] for field in ("folders", "watched")
         )
         if not CacheStamp(folders, watched, facts["began"]).is_current():
             return None
         paths, names = (
-            Paths.from_bytes(stored[f"{field} text"].tobytes(), stored[f"{field} ends"])
+            Paths.from_bytes(arrays[f"{field} text"].tobytes(), arrays[f"{field} ends"])
             for field in ("paths", "names")
         )
-        if not _unchanged(paths, stored["looks"]):
+        if not _unchanged(paths, arrays["looks"]):
             return None
         fields: Fields = dict(facts["plain"])
         for field in ("classes", "notes"):
@@ -171,10 +171,10 @@ def load_index(cache: Path, name: str) -> Fields | None:
             fields["pixel_range"] = PixelRange.from_json(fields["pixel_range"])
         fields["unreadable"] = tuple((path, reason) for path, reason in fields["unreadable"])
         fields |= {"paths": paths, "names": names} | {
-            field: torch.from_numpy(stored[field]) for field in ("sizes", "test")
+            field: torch.from_numpy(arrays[field]) for field in ("sizes", "test")
         }
         return fields | {
-            "labels": torch.from_numpy(stored["labels"]) if "labels" in stored.files else None
+            "labels": torch.from_numpy(arrays["labels"]) if "labels" in arrays.files else None
         }
     return None
 

@@ -89,7 +89,7 @@ def check_files(
             if folder not in complete:
                 checks = checks.merge(cached[folder])
             if todo or len(checks.rows) != len(cached[folder].rows):
-                checks.store(cache, folder, notes)
+                checks.save(cache, folder, notes)
     reasons |= find_larger(numbers[:, 2:], max_pixels)
     return numbers[:, 2:], measurements, dict(sorted(reasons.items()))
 
@@ -177,18 +177,18 @@ class FileChecks:
             # A missing or damaged file counts as an empty one.
             with (
                 contextlib.suppress(Exception),
-                np.load(cls._file(cache, folder), allow_pickle=False) as stored,
+                np.load(cls._file(cache, folder), allow_pickle=False) as arrays,
             ):
-                names = stored["names"].tobytes().split(b"\0")[:-1]
+                names = arrays["names"].tobytes().split(b"\0")[:-1]
                 measurements = np.zeros((len(names), 4))
-                measurements[stored["unusual"]] = stored["measured"]
-                reasons = json.loads(stored["reasons"].tobytes())
+                measurements[arrays["unusual"]] = arrays["measured"]
+                reasons = json.loads(arrays["reasons"].tobytes())
                 checks = cls(
                     map(os.fsdecode, names),
-                    stored["numbers"],
+                    arrays["numbers"],
                     measurements,
                     reasons,
-                    stored["digests"],
+                    arrays["digests"],
                 )
                 shapes = (checks.numbers.shape, checks.digests.shape, len(checks.rows))
                 if shapes == ((len(names), 4), (len(names),), len(names)):
@@ -197,7 +197,7 @@ class FileChecks:
             (), np.empty((0, 4), dtype=np.int64), np.empty((0, 4)), {}, np.empty(0, dtype=np.int64)
         )
 
-    def store(self, cache: Path | None, folder: str, notes: list[str]) -> None:
+    def save(self, cache: Path | None, folder: str, notes: list[str]) -> None:
         names = b"".join(os.fsencode(name) + b"\0" for name in self.rows)
         reasons = json.dumps(self.reasons).encode()
         # only few files have measurements

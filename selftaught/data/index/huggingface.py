@@ -203,7 +203,7 @@ def _measure(
                 known_reasons,
                 rows.digests[span],
             )
-            checks.store(cache, location, cache_notes)
+            checks.save(cache, location, cache_notes)
     rows.reasons |= find_larger(numbers[:, 2:], max_pixels)
     rows.bytes, rows.sizes, rows.measurements = numbers[:, 0], numbers[:, 2:], measurements
 

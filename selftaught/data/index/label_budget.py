@@ -59,25 +59,25 @@ def draw(
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     if total is not None and total >= len(labels):
         return torch.arange(len(labels))
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    is_drawn = torch.zeros(len(labels), dtype=torch.bool)
     quota = 1 if per_class is None else per_class
     if labels.ndim == 1:
         for name in labels.unique():
-            chosen[order[labels[order] == name][:quota]] = True
+            is_drawn[order[labels[order] == name][:quota]] = True
     else:
         positive = labels > 0
         for name in positive.sum(0).argsort(stable=True):
-            missing = quota - int((chosen & positive[:, name]).sum())
-            candidates = order[(positive[:, name] & ~chosen)[order]]
-            chosen[candidates[: max(0, missing)]] = True
+            missing = quota - int((is_drawn & positive[:, name]).sum())
+            candidates = order[(positive[:, name] & ~is_drawn)[order]]
+            is_drawn[candidates[: max(0, missing)]] = True
     if total is not None:
-        if int(chosen.sum()) > total:
+        if int(is_drawn.sum()) > total:
             raise UserError(
-                f"total:{total} labels do not reach every class, that takes {int(chosen.sum())}"
+                f"total:{total} labels do not reach every class, that takes {int(is_drawn.sum())}"
             )
-        rest = order[~chosen[order]]
-        chosen[rest[: total - int(chosen.sum())]] = True
-    return chosen.nonzero().squeeze(1)
+        rest = order[~is_drawn[order]]
+        is_drawn[rest[: total - int(is_drawn.sum())]] = True
+    return is_drawn.nonzero().squeeze(1)
 
 
 def shortfall(labels: Tensor, per_class: int) -> int:

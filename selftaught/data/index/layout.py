@@ -153,9 +153,9 @@ class _Reader:
             notes.append(f"the split: {train or 'the class folders'} to train on, {test} held out")
         if outside := sum(self._outside.values()) + self._loose_count:
             where = "the train and test folders" if self.is_given else "the class folders"
-            named = _list_names([f"{printable(name)}: {n:,}" for name, n in self._outside.items()])
-            named = f" ({named})" if named else ""
-            notes.append(f"{count_text(outside, 'image')} outside of {where}: trained on{named}")
+            names = _list_names([f"{printable(name)}: {n:,}" for name, n in self._outside.items()])
+            names = f" ({names})" if names else ""
+            notes.append(f"{count_text(outside, 'image')} outside of {where}: trained on{names}")
         if self._undivided:
             notes.append(
                 f"train and test folders in {_list_names(self._undivided)} hold few of the"

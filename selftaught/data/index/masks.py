@@ -28,7 +28,7 @@ Stems = dict[str, set[str]]
 def remove_masks(files: Files, notes: list[str]) -> Files:
     """Return `files` without masks, which `notes` counts. Where there are only masks, all stay."""
     masks: set[int] = set()
-    beside: list[int] = []  # masks in one folder with their photographs
+    masks_beside: list[int] = []  # masks in one folder with their photographs
     in_folders: Counter[str] = Counter()
     for root in build_trees(files).values():
         pending = [root]
@@ -41,7 +41,7 @@ def remove_masks(files: Files, notes: list[str]) -> Files:
                     masks.update(child.positions())
                 else:
                     pending.append(child)
-            beside += _find_masks_beside(folder.files, files)
+            masks_beside += _find_masks_beside(folder.files, files)
     if in_folders:
         names = ", ".join(f"{printable(name)} ({n:,})" for name, n in in_folders.most_common(5))
         more = f", and {len(in_folders) - 5:,} more" if len(in_folders) > 5 else ""
@@ -49,13 +49,13 @@ def remove_masks(files: Files, notes: list[str]) -> Files:
             f"{count_text(len(masks), 'image')} left out as masks or other parts of a data set:"
             f" {names}{more}; name such a folder itself to train on it"
         )
-    if beside:
-        example = printable(files.paths[min(beside)])
+    if masks_beside:
+        example = printable(files.paths[min(masks_beside)])
         notes.append(
-            f"{count_text(len(beside), 'image')} left out as masks of the images beside them, for"
-            f" example {example}"
+            f"{count_text(len(masks_beside), 'image')} left out as masks of the images beside them,"
+            f" for example {example}"
         )
-    masks.update(beside)
+    masks.update(masks_beside)
     return files.select(i for i in range(len(files)) if i not in masks) if masks else files
 
 

@@ -226,8 +226,8 @@ def _read_pack(location: str, pack_manifest: dict[str, Any]) -> Rows:
 
 def _row_digests(entry: dict[str, Any]) -> np.ndarray:
     """Return a digest of each row of a shard, from the shard's digest in the manifest."""
-    whole = np.uint64(int(entry["sha256"][:16], 16))
-    return (whole + np.arange(entry["rows"], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(
+    first = np.uint64(int(entry["sha256"][:16], 16))
+    return (first + np.arange(entry["rows"], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(
         np.int64
     )
 

@@ -257,11 +257,13 @@ class Scan:
                 if not is_ancestor:  # a link to an ancestor may lead to the whole disk
                     self._walk(path, real, r)
         self._add_linked_files()
-        stores = self._find_parquet_roots()
+        parquet_roots = self._find_parquet_roots()
         order = sorted(
             range(len(self._files)), key=lambda i: (self._files.names[i], self._files.roots[i])
         )
-        self.files = self._files.select(i for i in order if self._files.roots[i] not in stores)
+        self.files = self._files.select(
+            i for i in order if self._files.roots[i] not in parquet_roots
+        )
 
     @property
     def notes(self) -> list[str]:

@@ -273,11 +273,11 @@ def statistics(
     process and machine gets equal numbers. A constant channel gets 1/255, as the result is a
     divisor.
     """
-    chosen = spread_sample(images, positions, limit)
+    sample = spread_sample(images, positions, limit)
     total = torch.zeros(3, dtype=torch.int64)
     squares = torch.zeros(3, dtype=torch.int64)
-    parts = chosen.split(64)
-    for part, following in zip(parts, [*parts[1:], chosen[:0]], strict=True):
+    parts = sample.split(64)
+    for part, following in zip(parts, [*parts[1:], sample[:0]], strict=True):
         images.prefetch(following)
         canvases, _ = images.take(part)
         counts = torch.stack(
@@ -285,7 +285,7 @@ def statistics(
         )
         total += counts @ torch.arange(256)
         squares += counts @ torch.arange(256) ** 2
-    pixels_seen = len(chosen) * images.canvas**2
+    pixels_seen = len(sample) * images.canvas**2
     mean = total.double() / pixels_seen / 255
     variance = squares.double() / pixels_seen / 255**2 - mean**2
     std = variance.clamp(min=0).sqrt().clamp(min=1 / 255)

@@ -337,7 +337,10 @@ def _split_groups(images: Iterator[tuple[int, Encoded]]) -> Iterator[list[tuple[
     group: list[tuple[int, Encoded]] = []
     for image in images:
         group.append(image)
-        if len(group) == _GROUP_IMAGES or sum(len(one.image) for _, one in group) >= _GROUP_BYTES:
+        if (
+            len(group) == _GROUP_IMAGES
+            or sum(len(encoded.image) for _, encoded in group) >= _GROUP_BYTES
+        ):
             yield group
             group = []
     if group:
@@ -404,7 +407,7 @@ def _is_complete(out: Path, entry: dict[str, Any]) -> bool:
 
 
 def verify(location: str) -> str:
-    """Check the bytes of every file of a pack, here or at a URL; return a line that confirms them.
+    """Check the bytes of every file of a pack, local or at a URL; return a line that confirms them.
 
     Raises UserError with the names of damaged and missing files.
     """
