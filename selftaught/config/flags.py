@@ -17,7 +17,7 @@ from selftaught.config.batch_check import refuse_few
 from selftaught.config.flag_values import Count, reader
 from selftaught.config.stage import Data, Stage
 from selftaught.data.index.build import Index
-from selftaught.data.io.filesystem import spelt
+from selftaught.data.io.filesystem import normalize_location
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.errors import UserError, require
 from selftaught.hard import HARD
@@ -379,7 +379,8 @@ def stage_from(
     method = METHODS[method_name]
     given = {k: getattr(first, k) for k in (name for name, *_ in PLAIN)}
     data = Data(
-        roots=tuple(spelt(root) for root in given["data"]) or (base.data.roots if base else ()),
+        roots=tuple(normalize_location(root) for root in given["data"])
+        or (base.data.roots if base else ()),
         labels=given["labels_from"] or (base.data.labels if base else "auto"),
         holdout=given["holdout"]
         if given["holdout"] is not None

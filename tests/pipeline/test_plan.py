@@ -222,7 +222,9 @@ def test_a_plan_leaves_its_folder(chain: tuple[list[str], Path, str], brought: P
     assert not list(out.rglob(".*"))  # no drafts left
     assert list(out.rglob("*.png"))
     assert not [
-        name for name in Scan([Root.of(out.parent)]).files.names if name.startswith(f"{out.name}/")
+        name
+        for name in Scan([Root.parse(out.parent)]).files.names
+        if name.startswith(f"{out.name}/")
     ]
 
 

@@ -418,7 +418,7 @@ def test_a_cache_that_cannot_be_written_is_said_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(copied / "cache"))
     for out in ("a", "b"):
         assert main(["pretrain", "--data", "photos", "--out", out, "--steps", "1", *SMALL]) == 0
-    assert capsys.readouterr().err.count("nothing is remembered") == 1
+    assert capsys.readouterr().err.count("are not cached") == 1
 
 
 # ------------------------------------------------------------------------------------------------
