@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from selftaught.config import defaults
 from selftaught.data.demo_images import photographs
 from selftaught.data.loading.images import Images
-from selftaught.losses import most_similar, standardized
+from selftaught.losses import most_similar, standardize
 from selftaught.method import NOISE, Batch, Method, Setting, leaves
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
@@ -293,7 +293,7 @@ def pcl(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
 
 
 def barlow(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
-    values = standardized(said[0]).T @ standardized(targets[0]) / len(said[0])
+    values = standardize(said[0]).T @ standardize(targets[0]) / len(said[0])
     return [
         Panel(
             title="cross-correlation",

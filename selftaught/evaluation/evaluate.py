@@ -336,7 +336,7 @@ def keep(
             earlier = run_folder.evaluations(folder)
         except FileError:
             earlier, aside = [], file.with_name(f"{file.name}.damaged")
-            with files.writing(aside):
+            with files.convert_write_errors(aside):
                 file.rename(aside)
             say(f"{file} cannot be read: it is kept as {aside.name}, and a new one is begun")
         files.write_json(file, [*earlier, now])

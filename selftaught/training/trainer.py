@@ -32,7 +32,7 @@ from selftaught.distributed import (
     world_size,
     wrap,
 )
-from selftaught.errors import Collapsed, FileError, Stopped, UserError, damage_error, outcome_of
+from selftaught.errors import Collapsed, FileError, Stopped, UserError, damage_error, name_outcome
 from selftaught.features import statistics
 from selftaught.features.extract import extract
 from selftaught.features.metrics import effective_count
@@ -604,7 +604,7 @@ def follow(life: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
         life.save()
         return life.end("done")
     except UserError as error:  # on this rank, perhaps alone: nothing here may wait for the others
-        life.fail(outcome_of(error), str(error))
+        life.fail(name_outcome(error), str(error))
         if (
             isinstance(error, FileError)
             and life.journal
