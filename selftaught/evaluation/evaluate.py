@@ -27,7 +27,7 @@ from selftaught.evaluation.classifier import Classifier, classifiers, score_clas
 from selftaught.evaluation.compare import NothingToScore, evaluate, refusal
 from selftaught.evaluation.finetune import BoundFineTune, FineTune, number_images
 from selftaught.evaluation.results import Results, verdict
-from selftaught.features.extract import cached, extract
+from selftaught.features.extract import extract, load_or_make
 from selftaught.features.knn import KNN
 from selftaught.features.linear import Linear
 from selftaught.features.protocol import Features, Protocol
@@ -157,7 +157,7 @@ def evaluate_run(
                         device,
                     ]
                 )
-                vectors = cached(
+                vectors = load_or_make(
                     own.folder / "features", key, lambda: make(positions), len(positions), tell
                 )
             return Features(vectors, index.labels[positions])

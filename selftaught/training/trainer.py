@@ -322,7 +322,7 @@ class Trainer:
         labels = self.trainee.index.labels
         if labels is not None and len(self.bank) and len(self.voted):
             bank, voted = self.features(self.bank, 1.0), self.features(self.voted, 1.0)
-            found |= statistics.votes(voted, labels[self.voted], bank, labels[self.bank])
+            found |= statistics.measure_knn(voted, labels[self.voted], bank, labels[self.bank])
         return found
 
     def features(self, positions: Tensor, share: float, backbone: Backbone | None = None) -> Tensor:

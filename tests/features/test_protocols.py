@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.features.knn import KNN, largest, nearest
+from selftaught.features.knn import KNN, find_largest, nearest
 from selftaught.features.lbfgs import minimise
 from selftaught.features.linear import Linear, _Problem, stratified_folds
 from selftaught.features.protocol import Features
@@ -101,7 +101,7 @@ def test_the_largest_by_groups_are_the_largest(
 ) -> None:
     scores = torch.randn(7, columns, generator=torch.Generator().manual_seed(columns))
     scores = scores.round() if equal else scores
-    found, at = largest(scores, min(k, columns), width=width)
+    found, at = find_largest(scores, min(k, columns), width=width)
     assert torch.equal(found, scores.topk(min(k, columns), dim=1).values)
     assert torch.equal(scores.gather(1, at), found)
     assert all(len(set(row)) == len(row) for row in at.tolist())

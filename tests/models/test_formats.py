@@ -541,12 +541,12 @@ class TestDialects:
         theirs = self.lite0()
         assert "_blocks.0._bn1.weight" in theirs
         assert "_blocks.15._expand_conv.weight" in theirs
-        translated, _ = key_maps.translated(dict(theirs))
+        renamed, _ = key_maps.map_keys(dict(theirs))
         own = timm.create_model("tf_efficientnet_lite0").state_dict()
-        assert list(translated) == list(own)  # the same order, and every shape the same
-        assert [v.shape for v in translated.values()] == [v.shape for v in own.values()]
+        assert list(renamed) == list(own)  # the same order, and every shape the same
+        assert [v.shape for v in renamed.values()] == [v.shape for v in own.values()]
         original = timm.create_model("tf_efficientnet_lite0")
-        original.load_state_dict(translated)
+        original.load_state_dict(renamed)
         original.reset_classifier(0)
         line = taken_over(tmp_path, dict(theirs), original, "tf_efficientnet_lite0")
         assert "EfficientNet-Lite" in line

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.base import HardExample
 from selftaught.methods import METHODS
-from selftaught.models.batch_norm import batch_norms, frozen_statistics, swapped
+from selftaught.models.batch_norm import batch_norms, frozen_statistics, swap_batch_norms
 from selftaught.models.layers import Normalize, mlp, on_views
 from selftaught.models.teacher import Teacher
 from selftaught.optim import SGD
@@ -212,12 +212,12 @@ def test_swapped_norms_stand_in_and_go() -> None:
     network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm1d(3)))
     before = places(network)
     others = nn.ModuleList(copy.deepcopy(norm) for _, _, norm in batch_norms(network))
-    with swapped(network, others):
+    with swap_batch_norms(network, others):
         assert network[1] is others[0]
         assert network[2][0] is others[1]
         assert list(network._modules) == ["0", "1", "2"]  # in their places
     assert places(network) == before
-    with pytest.raises(ZeroDivisionError), swapped(network, others):
+    with pytest.raises(ZeroDivisionError), swap_batch_norms(network, others):
         raise ZeroDivisionError
     assert places(network) == before
 
@@ -227,7 +227,7 @@ def test_swapped_norms_go_also_where_there_are_too_few() -> None:
     before = places(network)
     with (
         pytest.raises(ValueError, match="shorter"),
-        swapped(network, nn.ModuleList([nn.BatchNorm1d(3)])),
+        swap_batch_norms(network, nn.ModuleList([nn.BatchNorm1d(3)])),
     ):
         pass
     assert places(network) == before
