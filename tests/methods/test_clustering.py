@@ -792,3 +792,26 @@ def test_more_clusters_than_images_are_refused(name: str) -> None:
     method.progress = 0.5
     with pytest.raises(Exception, match="60 clusters need as many images, and there are 48"):
         method.before_epoch(whole()[:3])
+
+
+def test_the_queue_of_swav_counts_what_a_loss_sees() -> None:
+    """Of a batch in parts each loss balances one part alone; the queue was left out as though it
+    saw all.
+    """
+    whole, parts = (
+        Setting(images=10_000, batch=512, steps=1000, features=64, parts=n, begun=True)
+        for n in (1, 8)
+    )
+    assert SwAV.Config().suited(whole).queue == 0
+    assert SwAV.Config().suited(parts).queue >= 512
+
+
+def test_prototypes_are_found_in_a_run_of_one_epoch_or_two() -> None:
+    """Clusterings come at the starts of epochs: the first lay within the warmup, and PCL was MoCo,
+    but for an end maybe.
+    """
+    of = {
+        steps: PCL.Config().suited(Setting(images=640, batch=64, steps=steps, features=64)).warmup
+        for steps in (20, 21)
+    }
+    assert of == {20: 0.0, 21: 0.1}

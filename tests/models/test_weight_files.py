@@ -463,3 +463,10 @@ class TestExport:
         assert "no space left" in told[0].lower()
         assert sorted(tmp_path.iterdir()) == before
         assert not old or to.read_text() == "old"
+
+
+def test_a_reason_is_said_in_words(tmp_path: Path) -> None:
+    # whose reader fails with a KeyError, which says nothing
+    (tmp_path / "junk.pth").write_bytes(b"junk\x00\n")
+    with pytest.raises(UserError, match=r"is broken, or no PyTorch file: \w+\.$"):
+        weights_io.load_backbone(tmp_path / "junk.pth")
