@@ -268,10 +268,10 @@ def test_simclr_without_its_keys_gradient() -> None:
     predictions = still.predict(still.inputs(data))
     loss = still.loss(predictions, still.targets(data, predictions))
     close(loss, sum(parts) / 2)
-    for found, wanted in zip(
+    for gradient, expected_gradient in zip(
         torch.autograd.grad(loss, list(still.parameters())), expected, strict=True
     ):
-        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
 def test_simclr_is_lightlys() -> None:

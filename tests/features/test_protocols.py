@@ -101,9 +101,9 @@ def test_the_largest_by_groups_are_the_largest(
 ) -> None:
     scores = torch.randn(7, columns, generator=torch.Generator().manual_seed(columns))
     scores = scores.round() if equal else scores
-    found, at = find_largest(scores, min(k, columns), width=width)
-    assert torch.equal(found, scores.topk(min(k, columns), dim=1).values)
-    assert torch.equal(scores.gather(1, at), found)
+    result, at = find_largest(scores, min(k, columns), width=width)
+    assert torch.equal(result, scores.topk(min(k, columns), dim=1).values)
+    assert torch.equal(scores.gather(1, at), result)
     assert all(len(set(row)) == len(row) for row in at.tolist())
 
 
@@ -134,8 +134,8 @@ def test_lbfgs_solves_each_problem_of_a_batch() -> None:
         slope = (matrix[which] @ x[..., None]).squeeze(2)
         return 0.5 * (x * slope).sum(1) - (x * target[which]).sum(1), slope - target[which]
 
-    found = minimise(objective, torch.zeros(6, 20, dtype=torch.float64), tolerance=1e-9)
-    torch.testing.assert_close(found, torch.linalg.solve(matrix, target), rtol=1e-5, atol=1e-6)
+    result = minimise(objective, torch.zeros(6, 20, dtype=torch.float64), tolerance=1e-9)
+    torch.testing.assert_close(result, torch.linalg.solve(matrix, target), rtol=1e-5, atol=1e-6)
 
 
 def standardise(train: Features, vectors: Tensor) -> Tensor:
@@ -181,12 +181,12 @@ def test_probe_of_several_classes_is_one_regression_a_class() -> None:
 
 def test_long_banks_are_standardised_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = blobs(3000, dimensions=30), blobs(50, dimensions=30, seed=1)
-    held = _Problem(train, 300)
+    eager = _Problem(train, 300)
     lazy = _Problem(train, 300)
     lazy.standardised = None
-    for problem in (held, lazy):
+    for problem in (eager, lazy):
         problem.values = problem.predict(test.vectors, problem.fit(1.0, torch.tensor([-1]))[0])  # type: ignore[attr-defined]
-    torch.testing.assert_close(held.values, lazy.values)  # type: ignore[attr-defined]
+    torch.testing.assert_close(eager.values, lazy.values)  # type: ignore[attr-defined]
     assert sum(len(x) for _, x in lazy.blocks(10**9)) == 3000
 
 

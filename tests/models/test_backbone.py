@@ -35,7 +35,7 @@ class TestCreate:
             # the last of each block begins at 0, and lets no gradient through
             nn.init.ones_(norm.weight)
         tiny = torch.rand(8, 3, 16, 16)  # the last stage's stride then meets maps of one pixel
-        found = {}
+        gradients = {}
         for bf16 in (False, True):
             backbone.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -44,12 +44,14 @@ class TestCreate:
                 rubbish = [torch.full((size,), torch.nan) for _ in range(4)]
                 del rubbish
             (out.float() * torch.linspace(-1, 1, out.shape[1])).sum().backward()
-            found[bf16] = backbone.network.get_parameter("layer4.0.conv1.weight").grad.clone()
+            gradients[bf16] = backbone.network.get_parameter("layer4.0.conv1.weight").grad.clone()
         taps = torch.zeros(3, 3, dtype=torch.bool)
         taps[1, 1] = True
-        assert (found[True][:, :, ~taps] == 0).all()
+        assert (gradients[True][:, :, ~taps] == 0).all()
         assert (
-            nn.functional.cosine_similarity(found[True].flatten(), found[False].flatten(), dim=0)
+            nn.functional.cosine_similarity(
+                *(gradients[bf16].flatten() for bf16 in (True, False)), dim=0
+            )
             > 0.9
         )
 

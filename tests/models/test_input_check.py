@@ -36,7 +36,7 @@ def backbone(file: Path) -> Backbone:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "given",
+    "value",
     [
         PIXELS / 255,
         PIXELS,
@@ -47,23 +47,23 @@ def backbone(file: Path) -> Backbone:
     ],
     ids=["floats", "uint8", "doubles", "channels last", "overshoot", "black"],
 )
-def test_what_is_clear_is_taken(file: Path, backbone: Backbone, given: Tensor) -> None:
-    wanted = weights_io.load_backbone(file).eval()(
-        (given / 255 if given.dtype == torch.uint8 else given).float()
+def test_what_is_clear_is_taken(file: Path, backbone: Backbone, value: Tensor) -> None:
+    expected = weights_io.load_backbone(file).eval()(
+        (value / 255 if value.dtype == torch.uint8 else value).float()
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):
-            assert torch.allclose(backbone(given), wanted, atol=1e-5)
-        assert torch.allclose(backbone(pixels=given), wanted, atol=1e-5)
-        assert torch.allclose(backbone.with_map(given)[0], wanted, atol=1e-5)
-        assert torch.allclose(copy.deepcopy(backbone)(given), wanted, atol=1e-5)
-        assert torch.allclose(pickle.loads(pickle.dumps(backbone))(given), wanted, atol=1e-5)
+            assert torch.allclose(backbone(value), expected, atol=1e-5)
+        assert torch.allclose(backbone(pixels=value), expected, atol=1e-5)
+        assert torch.allclose(backbone.with_map(value)[0], expected, atol=1e-5)
+        assert torch.allclose(copy.deepcopy(backbone)(value), expected, atol=1e-5)
+        assert torch.allclose(pickle.loads(pickle.dumps(backbone))(value), expected, atol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("value", "words"),
     [
         (PIXELS.float(), ["float32", "255"]),
         (PIXELS.double(), ["float64", "255"]),
@@ -83,10 +83,10 @@ def test_what_is_clear_is_taken(file: Path, backbone: Backbone, given: Tensor) -
     ],
 )
 def test_what_is_not_is_refused_in_one_line(
-    backbone: Backbone, given: object, words: list[str]
+    backbone: Backbone, value: object, words: list[str]
 ) -> None:
     with pytest.raises(ValueError, match=r"give|batch") as refused:
-        backbone(given)
+        backbone(value)
     assert "\n" not in str(refused.value)
     assert all(word in str(refused.value) for word in words)
 

@@ -161,13 +161,13 @@ def test_frozen_statistics_remember_nothing() -> None:
 def test_synchronised_norms_forget_what_they_saw_but_go_on_keeping_it() -> None:
     """Without any running statistics their CUDA kernel refuses bfloat16."""
     norm = nn.SyncBatchNorm(3)
-    before, kept = copy.deepcopy(norm.state_dict()), norm.running_mean
+    before, running_mean = copy.deepcopy(norm.state_dict()), norm.running_mean
     x = torch.rand(6, 3, generator=rng())
     with frozen_statistics(norm):
         assert norm.track_running_stats
         inside = norm(x)
         assert not torch.equal(norm.running_mean, before["running_mean"])
-    assert norm.running_mean is kept
+    assert norm.running_mean is running_mean
     assert all(torch.equal(v, before[k]) for k, v in norm.state_dict().items())
     assert torch.equal(inside, norm(x))
 

@@ -27,9 +27,11 @@ from tests.networks import RESNET, assert_same_weights, lived_in
 
 @pytest.fixture(scope="module")
 def backbone() -> backbone_module.Backbone:
-    made = backbone_module.create(RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_size=32)
-    lived_in(made.network)
-    return made
+    network = backbone_module.create(
+        RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_size=32
+    )
+    lived_in(network.network)
+    return network
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def state(backbone: backbone_module.Backbone) -> dict[str, torch.Tensor]:
     return dict(backbone.network.state_dict())
 
 
-def taken(source: Path, backbone: backbone_module.Backbone) -> str:
+def load_and_compare(source: Path, backbone: backbone_module.Backbone) -> str:
     """Load `source` into a fresh network, and compare."""
     fresh = backbone_module.create(RESNET)
     line = weights_io.load_weights(fresh, source)
@@ -194,7 +196,7 @@ def test_the_content_says_what_it_is_and_not_the_suffix(
 ) -> None:
     path = tmp_path / f"weights{suffix}"
     safetensors.torch.save_file(state, path) if kind == "safetensors" else torch.save(state, path)
-    taken(path, backbone)
+    load_and_compare(path, backbone)
 
 
 class TestFolders:
@@ -211,7 +213,7 @@ class TestFolders:
         (tmp_path / "README.md").write_text("about it")
         save = safetensors.torch.save_file if name.endswith(".safetensors") else torch.save
         save(state, tmp_path / name)
-        taken(tmp_path, backbone)
+        load_and_compare(tmp_path, backbone)
 
     def test_a_snapshot_of_timm_on_the_hub(
         self, tmp_path: Path, backbone: backbone_module.Backbone, state: dict[str, torch.Tensor]
@@ -270,8 +272,8 @@ class TestFolders:
         index.write_text(
             json.dumps({"weight_map": {key: names[i % 3] for i, key in enumerate(keys)}})
         )
-        taken(tmp_path, backbone)
-        taken(index, backbone)
+        load_and_compare(tmp_path, backbone)
+        load_and_compare(index, backbone)
         with pytest.raises(UserError, match="one of several"):
             weight_files.read(tmp_path / names[0])
         (tmp_path / names[1]).unlink()
@@ -337,7 +339,7 @@ class TestRuns:
     )
     def test_it_is_taken(self, folder: Path, backbone: backbone_module.Backbone, file: str) -> None:
         source = folder / file
-        assert "with its mean and std" in taken(source, backbone)
+        assert "with its mean and std" in load_and_compare(source, backbone)
         assert weights_io.guess(source) == (RESNET, "imagenet")
         again = weights_io.load_backbone(source)
         assert_same_weights(again, backbone)
@@ -347,15 +349,15 @@ class TestRuns:
         self, folder: Path, tmp_path: Path, backbone: backbone_module.Backbone
     ) -> None:
         moved = (folder / "checkpoints" / "last.pt").rename(tmp_path / "step.pt")
-        assert "with its mean and std" in taken(moved, backbone)
+        assert "with its mean and std" in load_and_compare(moved, backbone)
         with pytest.raises(UserError, match="which network"):
             weights_io.load_backbone(moved)
 
     def test_a_plan(self, folder: Path, tmp_path: Path, backbone: backbone_module.Backbone) -> None:
         stages = {"target": {"folder": "run"}}
         (tmp_path / "plan.json").write_text(json.dumps({"outcome": "target", "stages": stages}))
-        taken(tmp_path, backbone)
-        taken(tmp_path / "plan.json", backbone)
+        load_and_compare(tmp_path, backbone)
+        load_and_compare(tmp_path / "plan.json", backbone)
         stages["target"]["folder"] = "gone"
         (tmp_path / "plan.json").write_text(json.dumps({"outcome": "target", "stages": stages}))
         with pytest.raises(UserError, match="gone"):
@@ -423,7 +425,7 @@ class TestExport:
         (tmp_path / "x.pth").write_text("old")
         assert main(["export", str(source), "--to", str(tmp_path / "x.pth")]) == 0
         assert "in place of" in capsys.readouterr().err
-        taken(tmp_path / "x.pth", backbone)
+        load_and_compare(tmp_path / "x.pth", backbone)
 
     @pytest.mark.parametrize("to", ["", "b.safetensors", "b.onnx", "file/x.pth", "name"])
     def test_where_nothing_can_be_written(
@@ -432,9 +434,9 @@ class TestExport:
         (tmp_path / "file").write_text("x")
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
         assert main(["export", str(source), "--to", str(tmp_path / to)]) == 2
-        told = capsys.readouterr()
-        assert not told.out
-        assert len(told.err.strip().splitlines()) == 1
+        output = capsys.readouterr()
+        assert not output.out
+        assert len(output.err.strip().splitlines()) == 1
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -458,9 +460,9 @@ class TestExport:
 
         monkeypatch.setattr(weights_io.os, "fsync", full)
         assert main(["export", str(source), "--to", str(to)]) == 2
-        told = capsys.readouterr().err.strip().splitlines()
-        assert len(told) == 1
-        assert "no space left" in told[0].lower()
+        output = capsys.readouterr().err.strip().splitlines()
+        assert len(output) == 1
+        assert "no space left" in output[0].lower()
         assert sorted(tmp_path.iterdir()) == before
         assert not old or to.read_text() == "old"
 

@@ -99,9 +99,9 @@ def fake_album(
     album.write_hard(folder, entries)
     centres = torch.randn(len(classes), 32, generator=generator)
     vectors = spread * centres[labels] + 0.6 * torch.randn(n, 32, generator=generator)
-    shown = labels if labelled else None
-    album.write_neighbours(folder, pixels, vectors, shown, classes=classes)
-    album.write_map(folder, vectors, pixels, shown, classes)
+    map_labels = labels if labelled else None
+    album.write_neighbours(folder, pixels, vectors, map_labels, classes=classes)
+    album.write_map(folder, vectors, pixels, map_labels, classes)
 
 
 def journal(
@@ -316,11 +316,11 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_whole_run_is_told_verdict_first(full: Path) -> None:
-    found = written(full)
+    document = written(full)
     assert (
         0
-        < found.text.index("+12.0 points over random initialisation")
-        < found.text.index("Before and after")
+        < document.text.index("+12.0 points over random initialisation")
+        < document.text.index("Before and after")
     )
     for part in (
         "scores",
@@ -334,7 +334,7 @@ def test_a_whole_run_is_told_verdict_first(full: Path) -> None:
         "configuration",
         "reproduce",
     ):
-        assert any(section.get("id") == part for section in found.all("section")), part
+        assert any(section.get("id") == part for section in document.all("section")), part
     for words in (
         "▲ better",
         "≈ not distinguishable",
@@ -348,42 +348,44 @@ def test_a_whole_run_is_told_verdict_first(full: Path) -> None:
         "Perturbation ×64; at most 2/255 a pixel",
         "2.9.0",
     ):
-        assert words in found.text, words
-    assert "Problem" not in found.text
-    assert "Not finished" not in found.text
+        assert words in document.text, words
+    assert "Problem" not in document.text
+    assert "Not finished" not in document.text
 
 
 def test_the_page_asks_nothing_of_the_network(full: Path) -> None:
-    found = written(full)
+    document = written(full)
     html = (full.parent / "report.html").read_text(encoding="utf-8")
     assert "http:" not in html
     assert "https:" not in html
     assert "url(" not in html
     assert "@import" not in html
-    for _, attributes in found.tags:
+    for _, attributes in document.tags:
         for key in ("src", "href", "srcset", "action", "data", "poster"):
             if (target := attributes.get(key)) is not None:
                 assert target.startswith(("data:image/", "#")), target
     policy = next(
-        meta for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"
+        meta for meta in document.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"
     )
     assert "default-src 'none'" in str(policy["content"])
     assert len(html) < 3_000_000
 
 
 def test_pictures_and_tables_can_be_heard(full: Path) -> None:
-    found = written(full)
-    assert all(image.get("alt") for image in found.all("img"))
-    assert len(found.all("img")) > 40
-    assert all(head.get("scope") for head in found.all("th"))
-    assert all(chart.get("aria-label") for chart in found.all("svg") if chart.get("role") == "img")
-    headings = [int(tag[1]) for tag, _ in found.tags if re.fullmatch("h[1-6]", tag)]
+    document = written(full)
+    assert all(image.get("alt") for image in document.all("img"))
+    assert len(document.all("img")) > 40
+    assert all(head.get("scope") for head in document.all("th"))
+    assert all(
+        chart.get("aria-label") for chart in document.all("svg") if chart.get("role") == "img"
+    )
+    headings = [int(tag[1]) for tag, _ in document.tags if re.fullmatch("h[1-6]", tag)]
     assert headings[0] == 1
     assert headings.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(headings))
-    ids = [str(attributes["id"]) for _, attributes in found.tags if attributes.get("id")]
+    ids = [str(attributes["id"]) for _, attributes in document.tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
-    links = {str(a["href"])[1:] for tag in ("a", "use") for a in found.all(tag) if a.get("href")}
+    links = {str(a["href"])[1:] for tag in ("a", "use") for a in document.all(tag) if a.get("href")}
     assert links <= set(ids)
 
 
@@ -514,12 +516,12 @@ def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
         file.write_text(file.read_text().replace("astronaut", evil.replace('"', '\\"')))
     hard = run / "album" / "hard.json"
     hard.write_text(hard.read_text().replace('"cutmix"', json.dumps(evil)))
-    found = written(run)
-    assert len(found.all("script")) == 1
-    assert not any(image.get("src") == "x" for image in found.all("img"))
-    assert not any("onerror" in attributes for _, attributes in found.tags)
-    assert not found.all("b") or "<b>co" in found.text
-    assert found.text.count("alert(") > 10  # it is all there, as text
+    document = written(run)
+    assert len(document.all("script")) == 1
+    assert not any(image.get("src") == "x" for image in document.all("img"))
+    assert not any("onerror" in attributes for _, attributes in document.tags)
+    assert not document.all("b") or "<b>co" in document.text
+    assert document.text.count("alert(") > 10  # it is all there, as text
 
 
 def test_pictures_come_from_the_album_only(full: Path) -> None:
@@ -549,21 +551,23 @@ def test_several_runs_stand_side_by_side(full: Path, tmp_path: Path) -> None:
     )
     elsewhere = evaluation(data="elsewhere/") | {"fingerprint": "z"}
     third = fake_run(tmp_path / "third", labelled=False, records=[], evaluations=[elsewhere])
-    found = written(full, other, third)
-    assert "A (" in found.text
-    assert "/hexa against" in found.text
-    assert "is above B" in found.text
-    assert "were not evaluated in the same setting" in found.text
-    assert "What differs between the runs" in found.text
-    assert "hard.0.name" in found.text
-    assert "trained on different images" in found.text
-    labels = [str(chart["aria-label"]) for chart in found.all("svg") if chart.get("role") == "img"]
+    document = written(full, other, third)
+    assert "A (" in document.text
+    assert "/hexa against" in document.text
+    assert "is above B" in document.text
+    assert "were not evaluated in the same setting" in document.text
+    assert "What differs between the runs" in document.text
+    assert "hard.0.name" in document.text
+    assert "trained on different images" in document.text
+    labels = [
+        str(chart["aria-label"]) for chart in document.all("svg") if chart.get("role") == "img"
+    ]
     loss = next(label for label in labels if label.startswith("Loss:"))
     assert "A (" in loss
     assert "B (" in loss
     assert "C (" not in loss
     # one run has an album
-    assert len({str(a["id"]) for a in found.all("image") if a.get("id")}) == 1
+    assert len({str(a["id"]) for a in document.all("image") if a.get("id")}) == 1
 
 
 def scored(own: str, mean: float, against: str = "random", gain: float = 0.1) -> dict[str, Any]:
@@ -603,8 +607,8 @@ def test_a_run_that_another_was_evaluated_against_is_one_row(
     )
     for folders, expected in (((a, b), ["a", "b"]), ((b, a), ["b", "a"])):
         runs = load_all(folders)
-        (found,) = scores.tables(runs, ["A", "B"])
-        lines = found.groups[0].lines
+        (table,) = scores.tables(runs, ["A", "B"])
+        lines = table.groups[0].lines
         assert [line.name for line in lines if line.letter] == expected
         assert [line.name for line in lines if not line.letter] == (
             ["random initialisation"] if own else []
@@ -612,7 +616,7 @@ def test_a_run_that_another_was_evaluated_against_is_one_row(
         (gained,) = [line for line in lines if line.name == "b"]
         assert gained.gains["a"].mean == 0.05
         # by the paired difference
-        assert "b) is above" in scores.between(runs, ["A", "B"], [found])[0]
+        assert "b) is above" in scores.between(runs, ["A", "B"], [table])[0]
 
 
 def test_a_run_evaluated_from_two_places_is_one_row(tmp_path: Path) -> None:
@@ -620,8 +624,8 @@ def test_a_run_evaluated_from_two_places_is_one_row(tmp_path: Path) -> None:
         tmp_path / "a",
         evaluations=[scored("a", 0.6), scored("../x/a", 0.7), scored("../x/a", 0.8, "a", 0.0)],
     )
-    (found,) = scores.tables(load_all([a]), ["A"])
-    assert [(line.letter, line.name, line.score.mean) for line in found.groups[0].lines] == [
+    (table,) = scores.tables(load_all([a]), ["A"])
+    assert [(line.letter, line.name, line.score.mean) for line in table.groups[0].lines] == [
         ("A", "a", 0.8),
         ("", "random initialisation", 0.6),
     ]
@@ -636,7 +640,7 @@ def test_no_run_is_a_clear_line(full: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
-    for folders, said in (
+    for folders, content in (
         ([], "no run was given"),
         ([tmp_path / "nowhere"], "there is no folder"),
         (
@@ -646,7 +650,7 @@ def test_no_run_is_a_clear_line(full: Path, tmp_path: Path) -> None:
         ([full.parent], f"It holds runs, though: name them, e.g. {full}"),
         ([tmp_path / "broken"], "cannot be read"),
     ):
-        with pytest.raises(UserError, match=re.escape(said)):
+        with pytest.raises(UserError, match=re.escape(content)):
             page.write(folders, out)
     assert not out.exists()
     with pytest.raises(UserError, match="cannot be written"):
@@ -656,7 +660,7 @@ def test_no_run_is_a_clear_line(full: Path, tmp_path: Path) -> None:
 def test_best_is_said_only_where_it_is_distinguishable() -> None:
     def run(rows: list[tuple[str, float]], gains: list[tuple[str, float]]) -> Run:
         setting = {"protocol": "knn", "labels": "all", "metric": "auroc"}
-        said = {
+        content = {
             "data": "d",
             "rows": [
                 {"backbone": b, **setting, "mean": m, "low": m - 0.02, "high": m + 0.02}
@@ -682,11 +686,11 @@ def test_best_is_said_only_where_it_is_distinguishable() -> None:
             "album": {},
             "about": {},
         }
-        return Run(folder=Path("x"), name="x", evaluations=(said,), **empty)
+        return Run(folder=Path("x"), name="x", evaluations=(content,), **empty)
 
     def best(*runs: Run) -> list[str]:
-        (found,) = scores.tables(runs, ["A", "B"][: len(runs)])
-        return [line.letter or line.name for line in found.groups[0].lines if line.best]
+        (table,) = scores.tables(runs, ["A", "B"][: len(runs)])
+        return [line.letter or line.name for line in table.groups[0].lines if line.best]
 
     # Paired differences decide where the intervals of the scores overlap.
     assert best(run([("trained", 0.8), ("random", 0.77)], [("random", 0.03)])) == ["A"]
@@ -777,7 +781,7 @@ def test_neighbours_are_those_of_largest_cosine(tmp_path: Path) -> None:
     vectors[3] = torch.nan  # is left out
     thumbnails = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 3, 16, 16) * 10
     labels = torch.arange(20) % 2
-    said = json.loads(
+    content = json.loads(
         album.write_neighbours(
             tmp_path, thumbnails, vectors, labels, 4, 3, classes=("x", "y")
         ).read_text()
@@ -787,28 +791,28 @@ def test_neighbours_are_those_of_largest_cosine(tmp_path: Path) -> None:
         with Image.open(tmp_path / name) as picture:
             return int(picture.getpixel((8, 8))[0]) // 10  # type: ignore[index]
 
-    assert said["of"] == 20
-    assert len(said["groups"]) == 4
+    assert content["of"] == 20
+    assert len(content["groups"]) == 4
     unit = vectors / vectors.norm(dim=1, keepdim=True)
-    for group in said["groups"]:
+    for group in content["groups"]:
         query = which(group["query"])
         cosines = {j: float(unit[query] @ unit[j]) for j in range(20) if j not in (query, 3)}
         expected = sorted(cosines, key=lambda j: -cosines[j])[:3]
         assert [which(name) for name in group["neighbours"]] == expected
         assert group["labels"] == [("x", "y")[j % 2] for j in expected]
-    assert {group["label"] for group in said["groups"]} == {"x", "y"}
+    assert {group["label"] for group in content["groups"]} == {"x", "y"}
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 40])
 def test_a_map_of_any_size_lies_in_its_square(tmp_path: Path, n: int) -> None:
     vectors = torch.randn(n, 4, generator=torch.Generator().manual_seed(n))
     thumbnails = torch.zeros(n, 3, 8, 8, dtype=torch.uint8)
-    said = json.loads(album.write_map(tmp_path, vectors, thumbnails, None).read_text())
-    assert len(said["points"]) == n
-    assert all(0 <= value <= 1 for point in said["points"] for value in point)
-    assert said["labels"] is None
+    content = json.loads(album.write_map(tmp_path, vectors, thumbnails, None).read_text())
+    assert len(content["points"]) == n
+    assert all(0 <= value <= 1 for point in content["points"] for value in point)
+    assert content["labels"] is None
     again = json.loads(album.write_map(tmp_path, vectors, thumbnails, None).read_text())
-    assert again == said
+    assert again == content
     album.write_neighbours(tmp_path, thumbnails, vectors, None)
 
 
@@ -817,14 +821,14 @@ def test_a_collapsed_embedding_and_several_classes_at_once(tmp_path: Path) -> No
     labels = torch.zeros(30, 3, dtype=torch.uint8)
     labels[0, 2] = labels[1, 0] = labels[1, 1] = 1
     thumbnails = torch.zeros(30, 3, 8, 8, dtype=torch.uint8)
-    said = json.loads(
+    content = json.loads(
         album.write_map(
             tmp_path, vectors, thumbnails, labels, ("p", "q", "r"), limit=25
         ).read_text()
     )
-    assert said["method"] == "all features are equal"
-    assert len(said["points"]) == 25
-    assert said["of"] == 30
+    assert content["method"] == "all features are equal"
+    assert len(content["points"]) == 25
+    assert content["of"] == 30
     assert album.single_labels(labels)[:3].tolist() == [2, -1, -1]
     assert [album.label_text(labels[i], ("p", "q", "r")) for i in range(3)] == [
         "r",
@@ -836,8 +840,8 @@ def test_a_collapsed_embedding_and_several_classes_at_once(tmp_path: Path) -> No
 def test_views_stand_beside_their_image(tmp_path: Path) -> None:
     originals = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
     views = [torch.ones(2, 3, 64, 64), torch.full((2, 3, 32, 32), 0.5)]
-    said = json.loads(album.write_views(tmp_path, originals, views).read_text())
-    assert said == {"columns": ["original", "view 1", "small view 1"], "rows": 2, "tile": 64}
+    content = json.loads(album.write_views(tmp_path, originals, views).read_text())
+    assert content == {"columns": ["original", "view 1", "small view 1"], "rows": 2, "tile": 64}
     with Image.open(tmp_path / "views.png") as picture:
         assert picture.size == (3 * 68 - 4, 2 * 68 - 4)
         assert picture.getpixel((32, 32)) == (0, 0, 0, 255)
@@ -848,8 +852,8 @@ def test_views_stand_beside_their_image(tmp_path: Path) -> None:
 
 def test_tables_for_the_terminal() -> None:
     console = Console(width=80, record=True, file=StringIO())
-    said = evaluation()
-    console.print(console_tables.evaluation(said["rows"], said["differences"]))
+    content = evaluation()
+    console.print(console_tables.evaluation(content["rows"], content["differences"]))
     console.print(console_tables.evaluation([]))
     console.print(
         console_tables.methods(
