@@ -1,6 +1,4 @@
-"""kNN against plain loops and scikit-learn, the linear probe against its objective, and no look at
-the test images.
-"""
+"""kNN against plain loops and scikit-learn; the linear probe against its objective."""
 
 import math
 
@@ -234,9 +232,7 @@ def test_choice_is_the_smallest_kept_out_loss() -> None:
 
 @pytest.mark.parametrize("count", [40, 2500], ids=["cross-validation", "one part kept out"])
 def test_test_images_choose_nothing(count: int) -> None:
-    """The scores of a test image do not depend on which other test images there are; their labels
-    are never given.
-    """
+    """The score of a test image depends on neither other test images nor on test labels."""
     train, test = blobs(count), blobs(30, seed=1)
     for protocol in (KNN(), Linear()):
         together = protocol.score(train, test.vectors)

@@ -1,4 +1,4 @@
-"""Backbones: what is created, and what comes out of it."""
+"""Backbones: construction, features and errors."""
 
 import pytest
 import timm
@@ -26,9 +26,7 @@ class TestCreate:
         assert torch.equal(features(backbone, pixels()), expected)
 
     def test_gradients_of_tiny_views_are_those_of_full_precision(self):
-        """oneDNN left those of taps that see nothing but padding unwritten, in bfloat16: what
-        memory held, NaN here.
-        """
+        """In bfloat16, oneDNN leaves the gradients of taps on padding uninitialised; here NaN."""
         torch.manual_seed(0)
         backbone = backbone_module.create("resnet18").eval()
         for norm in (m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)):

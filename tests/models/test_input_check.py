@@ -1,4 +1,4 @@
-"""What a loaded backbone is fed with: the right value, or one line."""
+"""The check of pixels: conversion to floats in [0, 1], or an error of one line."""
 
 import copy
 import pickle

@@ -1,6 +1,4 @@
-"""Heads, teachers, batch norms that forget or are exchanged, and passes over views of several
-sizes.
-"""
+"""MLP heads, teachers, batch norms, and forward passes over views of several sizes."""
 
 import copy
 
@@ -25,7 +23,7 @@ few = settings(max_examples=25, deadline=None)
 
 
 class Counting(nn.Module):
-    """Remembers the shapes it was given."""
+    """Records the shapes of its inputs."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -159,7 +157,7 @@ def test_frozen_statistics_remember_nothing() -> None:
 
 
 def test_synchronised_norms_forget_what_they_saw_but_go_on_keeping_it() -> None:
-    """Without any running statistics their CUDA kernel refuses bfloat16."""
+    """Without running statistics the CUDA kernel of SyncBatchNorm refuses bfloat16."""
     norm = nn.SyncBatchNorm(3)
     before, running_mean = copy.deepcopy(norm.state_dict()), norm.running_mean
     x = torch.rand(6, 3, generator=rng())
@@ -173,7 +171,7 @@ def test_synchronised_norms_forget_what_they_saw_but_go_on_keeping_it() -> None:
 
 
 def test_frozen_statistics_leave_other_norms_alone() -> None:
-    """Those in evaluation mode go on using their running statistics; those without any get none."""
+    """Norms in evaluation mode use running statistics; norms without any stay without."""
     used, bare = nn.BatchNorm1d(3).eval(), nn.BatchNorm1d(3, track_running_stats=False)
     used.running_mean.fill_(5.0)
     x = torch.rand(4, 3, generator=rng())

@@ -1,6 +1,4 @@
-"""What was read fits a network: through wrappers and other names, at any place in the file, with
-values that make sense.
-"""
+"""Matching of files and networks: wrappers, other names, other places, and errors."""
 
 import re
 from pathlib import Path
@@ -29,7 +27,7 @@ def at(prefix: str, state: State) -> State:
 
 
 def other(state: State) -> State:
-    """Another network of the same kind, which must not be taken."""
+    """Another network of the same kind, which must not be loaded."""
     return {key: value + 1 for key, value in state.items()}
 
 
@@ -117,7 +115,7 @@ class TestWrappers:
         assert all(name.split(".")[0] in line for name in head)
 
     def test_a_part_that_is_called_module_stays(self, tmp_path: Path, state: State) -> None:
-        """A wrapper holds nothing beside what it wraps."""
+        """A wrapper contains only the module that it wraps."""
         content = {**at("encoder.module.", state), "encoder.other.weight": torch.ones(2)}
         with pytest.raises(UserError, match=r"encoder\.other"):
             weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
@@ -389,7 +387,7 @@ class TestValues:
 
 
 def small(name: str, size: int, **options: Any) -> Backbone:
-    """A ViT of timm's in miniature."""
+    """A small ViT of timm."""
     if not timm.is_model(name):
         pytest.skip(f"this timm has no {name}")
     options = {"embed_dim": 64, "depth": 2, "num_heads": 2, **options}
@@ -400,7 +398,7 @@ def small(name: str, size: int, **options: Any) -> Backbone:
 
 
 def dinov2(state: State) -> State:
-    """In the names of its authors, who give the class token a position, too."""
+    """The names of the authors, whose class token has a position, too."""
     state = dict(state)
     if "reg_token" in state:
         position = torch.full((1, 1, 64), 0.1)
@@ -532,7 +530,7 @@ CONVERTED: dict[str, tuple[str, int, dict[str, Any], Any]] = {
 
 
 class TestConversions:
-    """Files in the names of their authors, which timm converts."""
+    """Files with the names of their authors, which timm converts."""
 
     @pytest.mark.parametrize("kind", CONVERTED)
     def test_the_same_features(self, tmp_path: Path, kind: str) -> None:
@@ -567,7 +565,7 @@ class TestConversions:
         torch.testing.assert_close(dict(fresh.network.state_dict()), expected)
 
     def test_what_a_conversion_would_leave_out_is_refused(self, tmp_path: Path) -> None:
-        """Biases that a network has no place for count, unless they are 0."""
+        """Biases without a place in the network are an error, unless they are 0."""
         backbone = small("vit_small_patch16_dinov3", 64)
         state = dinov3(dict(backbone.network.state_dict()))
         state["blocks.1.attn.qkv.bias"] = torch.ones(192)
@@ -656,9 +654,7 @@ class TestChannels:
 
 
 def of_transformers(kind: str) -> tuple[Any, Any, str, dict[str, Any]]:
-    """A tiny network of Hugging Face's transformers, how its features are had, and timm's name for
-    it.
-    """
+    """A tiny network of transformers, its features as a function, and timm's name for it."""
     hf: Any = pytest.importorskip("transformers")
     plain = {
         "hidden_size": 64,

@@ -1,4 +1,4 @@
-"""What of a backbone may learn, and that low-rank additions leave no trace in what is written."""
+"""Trainable parts of a backbone, and merged low-rank additions in written weights."""
 
 import copy
 import sys
@@ -20,7 +20,7 @@ def moving(backbone: nn.Module) -> set[str]:
 
 
 def trained(backbone: nn.Module, steps: int = 2) -> set[str]:
-    """Names of what a few steps changed, running statistics too."""
+    """Names of the tensors that a few steps changed, running statistics included."""
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     backbone.train()

@@ -1,6 +1,4 @@
-"""What lies at a path: weights in any kind of file and folder, or one line that says what is there
-instead.
-"""
+"""Files and folders of weights, and the errors for files that are no weights."""
 
 import contextlib
 import gzip
@@ -308,7 +306,7 @@ class TestFolders:
 
 
 class TestRuns:
-    """A run's folder and every file that it wrote."""
+    """The folder of a run, with every file that it wrote."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path, backbone: backbone_module.Backbone) -> Path:

@@ -1,4 +1,4 @@
-"""Weights survive every way in and out exactly, and no file is taken in half or runs code."""
+"""Weights are equal after writing and reading; broken files are errors and run no code."""
 
 import argparse
 import pickle
@@ -158,9 +158,7 @@ def torchvision_resnet18() -> nn.Module:
 
 
 def headless() -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """torchvision's ResNet-18: its whole state dict, and the network with its classifier cut
-    off.
-    """
+    """torchvision's ResNet-18: its whole state dict, and the network without its classifier."""
     original = torchvision_resnet18()
     state = dict(original.state_dict())
     original.fc = nn.Identity()
@@ -181,9 +179,7 @@ def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 
 class TestForeignFiles:
-    """Features after loading equal the original network's exactly, for every layout that is
-    accepted.
-    """
+    """Features after loading equal those of the original network, for every layout."""
 
     def assert_taken_over(
         self, path: Path, original: nn.Module, says: str = "", name: str = "resnet18"
@@ -225,9 +221,7 @@ class TestForeignFiles:
         )
 
     def test_moco_checkpoint(self, tmp_path):
-        """As moco writes it: the query encoder beside the key encoder and the queue, an MLP as
-        head.
-        """
+        """A file of MoCo: query encoder, key encoder, queue, and an MLP as classifier."""
         original, state = headless()
         mlp = {
             "fc.0.weight": torch.ones(4, 512),
@@ -419,9 +413,7 @@ class TestRefusals:
 
 
 class TestPickledObjects:
-    """Lightning and others pickle objects beside the tensors: these load, the objects stay closed,
-    no code runs.
-    """
+    """Lightning and others pickle objects beside the tensors. These are not unpickled."""
 
     @pytest.fixture
     def trap(self, tmp_path):
@@ -485,9 +477,7 @@ class TestPickledObjects:
             weights_io.load_weights(backbone_module.create("resnet18"), tmp_path / "a.pth")
 
     def test_what_a_pickle_names_cannot_be_changed(self, tmp_path):
-        """Pickles can set attributes of what they name: here of the function that rebuilds
-        tensors.
-        """
+        """A pickle can set attributes of an object that it names, here the rebuild function."""
         before = torch._utils._rebuild_tensor_v2.__defaults__
         vandal = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}U\x0c__defaults__Nstb."
         torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
@@ -534,7 +524,7 @@ class TestPickledObjects:
 
 
 class TestPretrainedNames:
-    """Without the network: timm's own loading is replaced, everything around it is real."""
+    """timm's own download is replaced, because tests have no network."""
 
     @pytest.fixture
     def hub(self, monkeypatch):

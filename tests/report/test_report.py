@@ -1,6 +1,4 @@
-"""The report: a run that looks real is written to disk, and the page, the album and the tables made
-of it are read back.
-"""
+"""The page, the album and the tables of a run that looks real."""
 
 import json
 import math
@@ -30,9 +28,7 @@ PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png"
 
 
 def patches(n: int, size: int = 64) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """n patches of photographs that scikit-image ships: uint8 [n, 3, size, size], labels [n],
-    classes.
-    """
+    """n patches of scikit-image's photographs: uint8 [n, 3, size, size], labels [n], classes."""
     folder = Path(skimage.__file__).parent / "data"
     generator = torch.Generator().manual_seed(0)
     pictures = []
@@ -55,9 +51,7 @@ def patches(n: int, size: int = 64) -> tuple[Tensor, Tensor, tuple[str, ...]]:
 def fake_album(
     folder: Path, *, n: int = 60, labelled: bool = True, hard: bool = True, spread: float = 0.45
 ) -> None:
-    """What a run leaves of pictures, made of photographs and random features that know the class a
-    little.
-    """
+    """An album of photographs, with random features that depend on the class a little."""
     pixels, labels, classes = patches(n)
     generator = torch.Generator().manual_seed(1)
     views = []
@@ -107,7 +101,7 @@ def fake_album(
 def journal(
     steps: int = 2000, every: int = 10, *, hard: bool = True, level: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Records of a run in which nothing goes wrong."""
+    """Records of a healthy run."""
     noise = torch.randn(
         steps // every + 1, 4, generator=torch.Generator().manual_seed(int(level * 10) + 3)
     ).tolist()
@@ -148,9 +142,7 @@ def journal(
 def evaluation(
     *, lift: float = 0.12, data: str = "labelled/", trained: str = "trained", shift: float = 0.0
 ) -> dict[str, Any]:
-    """What `selftaught evaluate` writes: against random initialisation, and against weights that
-    were no worse.
-    """
+    """An evaluation.json: against random initialisation and starting weights."""
     rows, differences = [], []
     for protocol in ("knn", "linear"):
         for labels, base in (("5", 0.48), ("20", 0.60), ("all", 0.74)):
@@ -265,9 +257,7 @@ def fake_run(
 
 
 class Page(HTMLParser):
-    """What a page holds: tags with their attributes, the visible text, and whether every tag is
-    closed.
-    """
+    """A parsed page: tags with attributes, visible text, and a check that all tags are closed."""
 
     VOID = frozenset(["meta", "img", "br", "link", "input", "hr"])
 

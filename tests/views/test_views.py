@@ -1,6 +1,4 @@
-"""Views: each operation against torchvision's, the law of the crops, and what every view must
-be.
-"""
+"""Views: each operation against torchvision's, and the distribution of crops."""
 
 import dataclasses
 import math
@@ -22,9 +20,7 @@ PLAIN: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "gray": 0.0, "blur": 0.0}
 
 
 def pictures(count: int, canvas: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Tensor:
-    """uint8 [count, 3, canvas, canvas]: smooth colours with fine noise, as photographs have
-    both.
-    """
+    """uint8 [count, 3, canvas, canvas]: smooth colours with fine noise, as in photographs."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=generator)
     smooth = torch.nn.functional.interpolate(
@@ -43,7 +39,7 @@ def square(count: int) -> Tensor:
 
 
 def draw(box: Tensor, **changes: Tensor) -> sampling.ViewParameters:
-    """Boxes [B, 4] as shares of the image, and nothing else unless asked for."""
+    """Boxes [B, 4] as shares of the image, with other parameters off by default."""
     never = torch.zeros(len(box), dtype=torch.bool)
     plain = torch.stack([torch.eye(3), torch.zeros(3, 3)])[:, None].expand(2, len(box), 3, 3)
     nothing = sampling.ViewParameters(
@@ -275,9 +271,7 @@ def test_chance_comes_from_the_generator_alone(pipeline: Any) -> None:
 
 
 def test_the_order_of_chance_is_fixed() -> None:
-    """How much is drawn depends on neither the pixels nor the probabilities, and a view not on
-    later ones.
-    """
+    """The number of random numbers depends on neither pixels nor probabilities."""
     generators = [seeded() for _ in range(3)]
     settings = [Views(), Views(**PLAIN), Views(small=2)]
     boxes = []
