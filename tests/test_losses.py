@@ -186,7 +186,7 @@ def test_turning_all_embeddings_changes_nothing(
 
 @few
 @given(sizes, widths, st.floats(0.01, 100), seeds)
-def test_cosine_distance_knows_no_length(b: int, d: int, length: float, seed: int) -> None:
+def test_cosine_distance_ignores_length(b: int, d: int, length: float, seed: int) -> None:
     x, y = normal(b, d, seed=seed), normal(b, d, seed=seed + 1)
     close(cosine_distance(length * x, y / length), cosine_distance(x, y), 1e-6)
     close(cosine_distance(x, length * x), 0.0)
@@ -228,7 +228,7 @@ def test_prototypes_are_used_equally_in_the_end() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 5])
-def test_one_point_for_all_images_costs_what_chance_costs(n: int) -> None:
+def test_constant_embeddings_have_the_chance_loss(n: int) -> None:
     """The loss of constant outputs, as the collapse detector uses it: `chance` of methods."""
     same = unit(1, 4, seed=0).expand(n, -1)
     close(info_nce(same, same, same, 0.2), math.log(n + 1))

@@ -484,7 +484,7 @@ def test_an_image_that_no_epoch_has_shown_is_not_learnt_from_until_one_does() ->
     assert (method.assigned >= 0).all()
 
 
-def test_one_point_for_all_images_costs_what_chance_costs() -> None:
+def test_constant_embeddings_have_the_chance_loss() -> None:
     method, same = double("deepcluster-v2"), unit(1, 8, seed=0)
     method.memory.copy_(same.expand_as(method.memory[0]))
     method.before_epoch(iter(()))

@@ -14,7 +14,7 @@ class TestCreate:
     @pytest.mark.parametrize(
         "name", [RESNET, "test_convnext", "test_efficientnet", VIT, "mobilenetv3_small_050"]
     )
-    def test_features_is_the_width_of_what_comes_out(self, name):
+    def test_features_is_the_width_of_the_output(self, name):
         backbone = backbone_module.create(name, image_size=64)
         assert features(backbone, pixels()).shape == (2, backbone.features)
 

@@ -342,7 +342,7 @@ class TestLayouts:
     @pytest.mark.parametrize(
         "layout", [n for n in NAMES if n not in ("plain", "timm", "torch.compile")]
     )
-    def test_what_is_not_listed_beside_it_is_refused(self, tmp_path, small, layout):
+    def test_other_tensors_than_listed_are_refused(self, tmp_path, small, layout):
         content, _ = layouts(dict(small.state_dict()))[layout]
         self.disturb(content)
         torch.save(content, tmp_path / "a.pth")

@@ -47,7 +47,7 @@ def backbone(file: Path) -> Backbone:
     ],
     ids=["floats", "uint8", "doubles", "channels last", "overshoot", "black"],
 )
-def test_what_is_clear_is_taken(file: Path, backbone: Backbone, value: Tensor) -> None:
+def test_valid_pixels_are_converted(file: Path, backbone: Backbone, value: Tensor) -> None:
     expected = weights_io.load_backbone(file).eval()(
         (value / 255 if value.dtype == torch.uint8 else value).float()
     )
@@ -82,7 +82,7 @@ def test_what_is_clear_is_taken(file: Path, backbone: Backbone, value: Tensor) -
         ([PIXELS], ["list"]),
     ],
 )
-def test_what_is_not_is_refused_in_one_line(
+def test_invalid_pixels_are_refused_in_one_line(
     backbone: Backbone, value: object, words: list[str]
 ) -> None:
     with pytest.raises(ValueError, match=r"give|batch") as refused:

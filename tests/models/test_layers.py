@@ -156,7 +156,7 @@ def test_frozen_statistics_remember_nothing() -> None:
     assert all(torch.equal(v, twin.state_dict()[k]) for k, v in network.state_dict().items())
 
 
-def test_synchronised_norms_forget_what_they_saw_but_go_on_keeping_it() -> None:
+def test_frozen_synchronised_norms_restore_their_statistics() -> None:
     """Without running statistics the CUDA kernel of SyncBatchNorm refuses bfloat16."""
     norm = nn.SyncBatchNorm(3)
     before, running_mean = copy.deepcopy(norm.state_dict()), norm.running_mean

@@ -108,7 +108,7 @@ class TestWrappers:
         assert "head dropped" in assert_loaded(tmp_path, at(prefix, {**state, **HEADS[0]}), resnet)
 
     @pytest.mark.parametrize("head", HEADS, ids=lambda head: next(iter(head)))
-    def test_what_stands_beside_it_is_named(
+    def test_ignored_tensors_are_named(
         self, tmp_path: Path, resnet: nn.Module, state: State, head: State
     ) -> None:
         line = assert_loaded(tmp_path, {"model": {**at("encoder.module.", state), **head}}, resnet)
@@ -313,7 +313,7 @@ class TestValues:
             weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
         assert f"{len(keys)} of" in str(error.value) if keys else "zeros" in str(error.value)
 
-    def test_what_begins_at_zero_may_be_zero(
+    def test_layers_that_start_at_zero_may_be_zero(
         self, tmp_path: Path, resnet: nn.Module, state: State
     ) -> None:
         state = {
@@ -322,7 +322,7 @@ class TestValues:
         }
         weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, state))
 
-    def test_what_overflows_in_the_networks_precision(self, tmp_path: Path, state: State) -> None:
+    def test_overflow_in_the_precision_of_the_network(self, tmp_path: Path, state: State) -> None:
         large = {
             key: value.double() * 1e300 if value.ndim > 1 else value for key, value in state.items()
         }
@@ -372,7 +372,7 @@ class TestValues:
         with pytest.raises(UserError, match=r"NaN.*0\.weight"):
             heads.load_head(tmp_path)
 
-    def test_what_timm_fetches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_downloads_of_timm_are_checked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         create_model = timm.create_model
 
         def fake(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -564,7 +564,7 @@ class TestConversions:
         expected = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), fresh.network)
         torch.testing.assert_close(dict(fresh.network.state_dict()), expected)
 
-    def test_what_a_conversion_would_leave_out_is_refused(self, tmp_path: Path) -> None:
+    def test_tensors_that_a_conversion_drops_are_refused(self, tmp_path: Path) -> None:
         """Biases without a place in the network are an error, unless they are 0."""
         backbone = small("vit_small_patch16_dinov3", 64)
         state = dinov3(dict(backbone.network.state_dict()))
@@ -871,7 +871,7 @@ class TestTransformers:
     ("key", "word"),
     [("_flat_param", "FSDP"), ("base_model.model.blocks.0.attn.qkv.lora_A.weight", "low-rank")],
 )
-def test_what_holds_no_network_is_named(tmp_path: Path, key: str, word: str) -> None:
+def test_content_without_a_network_is_named(tmp_path: Path, key: str, word: str) -> None:
     with pytest.raises(UserError, match=word):
         weights_io.load_weights(
             backbone_module.create(RESNET), saved(tmp_path, {key: torch.ones(5)})

@@ -113,7 +113,7 @@ NO_WEIGHTS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("kind", NO_WEIGHTS)
-def test_what_is_no_file_of_weights_is_named(tmp_path: Path, kind: str, suffix: str) -> None:
+def test_other_kinds_of_files_are_named(tmp_path: Path, kind: str, suffix: str) -> None:
     content, word = NO_WEIGHTS[kind]
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
@@ -132,7 +132,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path, kind: str, suffix: 
 @pytest.mark.parametrize(
     "suffix", [".onnx", ".h5", ".pb", ".tflite", ".msgpack", ".keras", ".ckpt.data-00000-of-00001"]
 )
-def test_files_that_only_their_suffix_tells(tmp_path: Path, suffix: str) -> None:
+def test_kinds_of_files_known_by_suffix(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(range(200, 256)))
     with pytest.raises(UserError) as error:
@@ -155,7 +155,7 @@ def test_cut_off(tmp_path: Path, state: dict[str, torch.Tensor], kind: str, shar
     assert "\n" not in str(error.value)
 
 
-def test_what_must_not_be_read(
+def test_unreadable_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]
 ) -> None:
     path = tmp_path / "weights.pth"
@@ -172,7 +172,7 @@ def test_what_must_not_be_read(
 @pytest.mark.parametrize(
     "name", ["https://example.org/a.pth", "hf-hub:timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"]
 )
-def test_what_is_no_path(name: str) -> None:
+def test_missing_paths(name: str) -> None:
     with pytest.raises(UserError, match="no file"):
         weights_io.load_weights(backbone_module.create(RESNET), name)
 
@@ -185,7 +185,7 @@ def test_a_link_to_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin", ".ckpt"])
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
-def test_the_content_says_what_it_is_and_not_the_suffix(
+def test_the_format_is_that_of_the_content(
     tmp_path: Path,
     backbone: backbone_module.Backbone,
     state: dict[str, torch.Tensor],
@@ -379,7 +379,7 @@ class TestRuns:
         ],
         ids=["shards", "lora"],
     )
-    def test_what_a_checkpoint_cannot_give(
+    def test_checkpoints_without_plain_weights(
         self, folder: Path, disturb: Callable[[dict], dict]
     ) -> None:
         file = folder / "checkpoints" / "last.pt"
@@ -413,7 +413,7 @@ class TestExport:
             assert main(["export", str(source), "--to", str(name)]) == 0
         assert len({name.read_bytes() for name in names}) == 1
 
-    def test_an_existing_file_is_replaced_and_that_is_said(
+    def test_an_existing_file_is_replaced_with_a_note(
         self,
         source: Path,
         tmp_path: Path,
@@ -439,7 +439,7 @@ class TestExport:
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
     @pytest.mark.parametrize("old", [True, False])
-    def test_a_full_disk_leaves_what_was_there(
+    def test_a_full_disk_leaves_the_old_file(
         self,
         source: Path,
         tmp_path: Path,
@@ -465,7 +465,7 @@ class TestExport:
         assert not old or to.read_text() == "old"
 
 
-def test_a_reason_is_said_in_words(tmp_path: Path) -> None:
+def test_a_reason_is_no_bare_key(tmp_path: Path) -> None:
     # whose reader fails with a KeyError, which says nothing
     (tmp_path / "junk.pth").write_bytes(b"junk\x00\n")
     with pytest.raises(UserError, match=r"is broken, or no PyTorch file: \w+\.$"):

@@ -28,7 +28,7 @@ class TestRoundTrip:
         ("name", "stem", "size"),
         [(RESNET, "imagenet", None), (RESNET, "cifar", 32), (VIT, "imagenet", 64)],
     )
-    def test_load_gives_back_what_was_saved(self, tmp_path, suffix, name, stem, size):
+    def test_loaded_equals_saved(self, tmp_path, suffix, name, stem, size):
         mean, std = np.random.default_rng(0).uniform(0.1, 0.9, (2, 3)).tolist()
         backbone = backbone_module.create(name, stem=stem, mean=mean, std=std, image_size=size)
         lived_in(backbone.network)
@@ -476,7 +476,7 @@ class TestPickledObjects:
         with pytest.raises(UserError, match=r"1 missing \(bn1\.weight\)"):
             weights_io.load_weights(backbone_module.create("resnet18"), tmp_path / "a.pth")
 
-    def test_what_a_pickle_names_cannot_be_changed(self, tmp_path):
+    def test_a_pickle_cannot_change_what_it_names(self, tmp_path):
         """A pickle can set attributes of an object that it names, here the rebuild function."""
         before = torch._utils._rebuild_tensor_v2.__defaults__
         vandal = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}U\x0c__defaults__Nstb."
@@ -564,7 +564,7 @@ class TestPretrainedNames:
             weights_io.load_weights(backbone_module.create("resnet18"), name)
         assert not hub
 
-    def test_no_network_is_said(self, monkeypatch):
+    def test_a_failed_download_is_an_error(self, monkeypatch):
         backbone = backbone_module.create("resnet18")
 
         def offline(*_, **__):

@@ -305,7 +305,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_a_whole_run_is_told_verdict_first(full: Path) -> None:
+def test_the_verdict_comes_first(full: Path) -> None:
     document = written(full)
     assert (
         0
@@ -343,7 +343,7 @@ def test_a_whole_run_is_told_verdict_first(full: Path) -> None:
     assert "Not finished" not in document.text
 
 
-def test_the_page_asks_nothing_of_the_network(full: Path) -> None:
+def test_the_page_has_no_external_resources(full: Path) -> None:
     document = written(full)
     html = (full.parent / "report.html").read_text(encoding="utf-8")
     assert "http:" not in html
@@ -382,7 +382,7 @@ def test_pictures_and_tables_can_be_heard(full: Path) -> None:
 @pytest.mark.parametrize(
     "missing", ["evaluation.json", "journal.jsonl", "album/views.png", "album/hard.json", "album"]
 )
-def test_what_is_missing_is_said(full: Path, tmp_path: Path, missing: str) -> None:
+def test_a_missing_part_is_named(full: Path, tmp_path: Path, missing: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(full, run)
     shutil.rmtree(run / missing) if (run / missing).is_dir() else (run / missing).unlink()
@@ -427,7 +427,7 @@ def test_a_torn_journal_and_a_resumed_one(tmp_path: Path) -> None:
     assert "Not finished: the last record is at step 100" in text
 
 
-def test_banners_say_what_went_wrong(tmp_path: Path) -> None:
+def test_banners_of_each_outcome(tmp_path: Path) -> None:
     records = journal(100)
     records[3] |= {"loss": math.nan, "losses": {"clean": math.inf}}
     run = fake_run(
@@ -478,7 +478,7 @@ def test_without_labels_no_accuracy_is_shown(tmp_path: Path) -> None:
     assert "Map of the embedding" in text
 
 
-def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
+def test_untrusted_text_is_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script>\'"&<img src=x onerror=y>'
     run = fake_run(
         tmp_path / "evil & <b>co",
@@ -643,7 +643,7 @@ def test_no_run_is_a_clear_line(full: Path, tmp_path: Path) -> None:
         page.write([full], tmp_path / "empty")
 
 
-def test_best_is_said_only_where_it_is_distinguishable() -> None:
+def test_best_needs_a_distinguishable_score() -> None:
     def run(rows: list[tuple[str, float]], gains: list[tuple[str, float]]) -> Run:
         setting = {"protocol": "knn", "labels": "all", "metric": "auroc"}
         content = {

@@ -240,7 +240,7 @@ def test_crops_follow_the_law_of_random_resized_crop(
 
 
 @pytest.mark.parametrize("pipeline", ["fast", "reference"])
-def test_what_every_view_is(pipeline: Any) -> None:
+def test_shape_range_and_layout_of_views(pipeline: Any) -> None:
     pixels, aspect = pictures(6, 64), torch.tensor([1.0, 0.5, 2.0, 1.3, 0.75, 3.0])
     settings = Views(pipeline=pipeline, small=3, small_size=16, solarize=0.2)
     result = Augment(settings, 32)(pixels, aspect, seeded())
