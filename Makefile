@@ -1,4 +1,5 @@
-# `make demo` shows what selftaught does; `make test` runs every check. Each sets up .venv by itself.
+# `make demo` shows what selftaught does; `make test` runs every check; `make docs` builds the site.
+# Each sets up .venv by itself.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,13 +12,14 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 KEEP_TORCH := import importlib.metadata as m; \
 	print(*(f"{d.name}=={d.version}" for d in m.distributions() if d.name in ("torch", "torchvision")), sep="\n")
 
-.PHONY: help demo test abuse lint format clean distclean
+.PHONY: help demo test abuse docs lint format clean distclean
 .NOTPARALLEL: # two pips at once would spoil .venv
 
 help:
 	@echo "make demo       train on the photographs that come along, and write demo/report.html (some minutes)"
 	@echo "make test       ruff, mypy and the test suite: all that a change must pass"
 	@echo "make abuse      bad inputs, kills and full disks, for a release; writes docs/reliability.md (half an hour)"
+	@echo "make docs       build the documentation as a site, in site/; warnings are errors"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make format     let ruff put the code into shape"
 	@echo "make clean      remove caches and what was built; make distclean removes .venv too"
@@ -30,6 +32,9 @@ test: lint
 
 abuse: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.abuse.table
+
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -45,8 +50,11 @@ $(VENV)/installed-demo: EXTRAS := demo,fast
 $(VENV)/installed-demo: STAMPS := $(VENV)/installed-demo
 $(VENV)/installed-dev: EXTRAS := demo,fast,dev
 $(VENV)/installed-dev: STAMPS := $(VENV)/installed-demo $(VENV)/installed-dev
+# Stands beside both: MkDocs reads the package, and needs nothing of the tests.
+$(VENV)/installed-docs: EXTRAS := docs
+$(VENV)/installed-docs: STAMPS := $(VENV)/installed-docs
 
-$(VENV)/installed-demo $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/installed-demo $(VENV)/installed-dev $(VENV)/installed-docs: pyproject.toml | $(BIN)/python
 	@$(BIN)/python -c '$(NEW_ENOUGH)' || { echo "$(VENV) has a Python older than 3.11: run make distclean first." >&2; exit 1; }
 	@echo "Installing into $(VENV): the first time takes some minutes, most of them for PyTorch."
 	@$(BIN)/python -c '$(KEEP_TORCH)' > $(VENV)/keep.txt
@@ -60,7 +68,7 @@ $(BIN)/python:
 		"install its venv module (on Debian and Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
 
 clean:
-	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -1,8 +1,8 @@
 """A picture for each method's page: its views, and what it makes of them. `python -m
 benchmarks.figures [METHOD ...]`
 
-Sixteen photographs that come along (`selftaught.data.patches`), the method's own `inputs`, and its
-own predictions and targets after a hundred steps of a tiny network on these very photographs: a
+Sixteen photographs of `selftaught.data.demo_images`, the method's own `inputs`, and its own
+predictions and targets after a hundred steps of a tiny network on these very photographs: a
 picture of what is learnt, and no measurement. Over 200 lines: what there is to see differs from
 method to method, and each kind is a function here.
 """
@@ -25,7 +25,7 @@ from selftaught.config import defaults
 from selftaught.data.demo_images import photographs
 from selftaught.data.loading.images import Images
 from selftaught.losses import most_similar, standardize
-from selftaught.method import NOISE, Batch, Method, Setting, leaves
+from selftaught.method import Batch, Method, Setting, Setup, image_seeds, leaves
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
 from selftaught.optim import AdamW, Cosine
@@ -85,7 +85,10 @@ class Photographs:
         )
         self.size = SIZES.get(name, SIZE)
         method = METHODS[name]
-        views = defaults.views_for(method, self.size, Views(small=2 if method.multi_crop else 0))
+        small = 2 if method.multi_crop else 0
+        setting = Setting(images=len(self.names), batch=len(self.names), steps=STEPS, features=64)
+        own = method.Config().defaults(setting).views
+        views = defaults.views_for(method, own, self.size, Views(small=small))
         self.augment = Augment(views, self.size)
         self.times = TOGETHER.get(name, 1)
 
@@ -93,7 +96,7 @@ class Photographs:
         rng = torch.Generator().manual_seed(seed)
         index = torch.arange(len(self.names)).repeat(self.times)
         views = self.augment(self.pixels[index], self.aspect[index], rng)
-        return Batch(views, index, index, torch.rand(len(index), NOISE, generator=rng))
+        return Batch(views, index, index, image_seeds(seed, 0, len(index)))
 
     def plain(self) -> Tensor:
         return centre(self.pixels, self.aspect, CANVAS)
@@ -107,14 +110,14 @@ def trained(name: str, data: Photographs) -> Method:
     known = METHODS[name].Config()
     fitting = {k: v for k, v in SMALL.items() if hasattr(known, k)}
     setting = Setting(images=len(data.names), batch=batch, steps=STEPS, features=backbone.features)
-    config = dataclasses.replace(known.suited(setting), **fitting)
-    earlier = []
+    config = dataclasses.replace(known.defaults(setting).config, **fitting)
+    previous = None
     if name == "distillation":
         # such that more than one class is to be seen
         config = dataclasses.replace(config, temperature=4.0)
         teacher = trained("supervised", data)
-        earlier = [nn.Sequential(teacher.backbone, teacher.kept_head())]
-    method = METHODS[name](config, backbone, len(data.names), *earlier)
+        previous = nn.Sequential(teacher.backbone, teacher.head)
+    method = METHODS[name](config, Setup(backbone, len(data.names), len(data.names), previous))
     step = Step(method).train()
     optimizer = AdamW(lr=2e-3, weight_decay=0.0).build(step.named_parameters())
     loop = Loop(steps=STEPS, steps_per_epoch=20, schedule=Cosine())

@@ -102,7 +102,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
-        "--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels]
+        "--only", nargs="*", default=[name for name, m in METHODS.items() if m.labels != "required"]
     )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--factors", type=float, nargs="*", default=[1, FACTOR])

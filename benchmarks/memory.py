@@ -19,7 +19,7 @@ from benchmarks.common import photo_patches, write
 CHILD = """
 import sys, torch
 from benchmarks.common import peak_memory
-from selftaught.cli import main
+from selftaught.cli.main import main
 main(sys.argv[1:])
 print(peak_memory(), torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
 """

@@ -12,8 +12,9 @@ that file tells of runs under the same budget that are not in the folder stays: 
 from several machines. `long` is the plain method for as many steps as take its HEXA version's time.
 `peer` is the method of the same name as lightly's example has it (its transform, heads, loss and
 optimizer), on the same images, backbone, batch and steps: see benchmarks/peers.py. Several may work
-on one folder, each on its own `--only`. `--docs` writes the tables into README.md and
-docs/methods/, between their marks.
+on one folder, each on its own `--only`. `--docs` writes the tables into docs/benchmarks.md and
+docs/methods/, between their marks, without lightly's rows: its rates were not chosen as ours were
+(docs/benchmarks.md, "Other libraries").
 """
 
 import argparse
@@ -38,7 +39,9 @@ from selftaught.runs import folder as run_folder
 HEXA = ("adversarial", "cutmix")
 # on images alone
 NAMES = [
-    name for name, m in METHODS.items() if not (m.needs_labels or hasattr(m.Config, "teacher"))
+    name
+    for name, m in METHODS.items()
+    if not (m.labels == "required" or hasattr(m.Config, "teacher"))
 ]
 # what each is compared with, image by image
 COUNTERPART = {"plain": None, "hexa": "plain", "long": "hexa", "peer": "plain"}
@@ -70,7 +73,7 @@ def done(folder: Path) -> bool:
 def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
     """Nothing where it is done, or where there is no such run."""
     folder, steps = place(asked, name, part, seed), asked.steps
-    hard = [h for h in HEXA if h not in METHODS[name].unfit] if part == "hexa" else []
+    hard = list(HEXA) if part == "hexa" else []
     if (
         done(folder)
         or (part == "hexa" and not hard)
@@ -317,9 +320,7 @@ def overview(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
         if mine:
             minutes = mean([r["seconds"] for r in chosen(mine, part="plain")] or [0]) / 60
             cells = [scores(chosen(mine, part=part)) for part in parts]
-            text.append(
-                f"| [`{name}`](docs/methods/{name}.md) | {minutes:.1f} | {' | '.join(cells)} |"
-            )
+            text.append(f"| [`{name}`](methods/{name}.md) | {minutes:.1f} | {' | '.join(cells)} |")
     return text
 
 
@@ -417,6 +418,19 @@ def fill(file: Path, text: Sequence[str]) -> None:
     file.write_text("\n".join([before + mark, *text, end]) + rest.partition(end)[2])
 
 
+def write_docs(asked: argparse.Namespace, command: str, rows: Sequence[Row]) -> None:
+    """The tables of the documentation, from rows that were measured before."""
+    rows = [r for r in rows if r["part"] != "peer"]
+    docs = ROOT / "docs"
+    fill(docs / "benchmarks.md", [setting(asked, command, rows), "", *overview(rows, NAMES)])
+    hexa = setting(asked, command, chosen(rows, part="hexa"))
+    fill(docs / "methods" / "hexa.md", [hexa, "", *on_top(rows)])
+    for name in NAMES:
+        if of := chosen(rows, method=name):
+            table = [setting(asked, command, of), "", *lines(rows, [name])]
+            fill(docs / "methods" / f"{name}.md", table)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -450,12 +464,4 @@ if __name__ == "__main__":
     print({which: len(names) for which, names in helped(rows).items()}, helped(rows))
     write("methods", {"command": command, "rows": rows})
     if asked.docs:
-        fill(ROOT / "README.md", [setting(asked, command, rows), "", *overview(rows, NAMES)])
-        hexa = setting(asked, command, chosen(rows, part="hexa"))
-        fill(ROOT / "docs" / "methods" / "hexa.md", [hexa, "", *on_top(rows)])
-        for name in NAMES:
-            if of := chosen(rows, method=name):
-                fill(
-                    ROOT / "docs" / "methods" / f"{name}.md",
-                    [setting(asked, command, of), "", *lines(rows, [name])],
-                )
+        write_docs(asked, command, rows)

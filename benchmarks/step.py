@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import interleaved, ratios, said, spread, write
-from selftaught.config.defaults import config_for, views_for
+from selftaught.config.defaults import defaults_for, views_for
 from selftaught.hard.base import HardExample
-from selftaught.method import NOISE, Batch, Method, Setting
+from selftaught.method import Batch, Method, Setting, Setup, image_seeds
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
 from selftaught.optim import SGD, Cosine
@@ -59,26 +59,22 @@ class Trained:
         self.bf16 = bf16
         stem: Any = "cifar" if size <= 40 and network.startswith("resnet") else "imagenet"
         backbone = backbone_module.create(network, stem=stem, image_size=size)
-        config = config_for(
-            kind, Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features), 10
-        )
+        setting = Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features)
+        own = defaults_for(kind, setting)
         self.step = (
-            Step(kind(config, backbone, IMAGES), hard)
+            Step(kind(own.config, Setup(backbone, IMAGES, 10)), hard)
             .to(DEVICE)
             .to(memory_format=torch.channels_last)
             .train()
         )
         if compiled:
             compile_backbones(self.step, DEVICE)
-        views = views_for(kind, size, Views())
+        views = views_for(kind, own.views, size, Views())
         pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
         made = Augment(views, size)(pixels, torch.ones(batch), torch.Generator().manual_seed(0))
         index = torch.randperm(IMAGES)[:batch].to(DEVICE)
-        label, noise = (
-            index % 10 if kind.needs_labels else torch.full_like(index, -1),
-            torch.rand(batch, NOISE, device=DEVICE),
-        )
-        self.batch = Batch(made, index, label, noise)
+        label = index % 10 if kind.labels == "required" else torch.full_like(index, -1)
+        self.batch = Batch(made, index, label, image_seeds(0, 0, batch).to(DEVICE))
         optimizer = SGD(lr=1e-4).build(self.step.named_parameters())
         loop = Loop(steps=10**6, steps_per_epoch=10**6, schedule=Cosine(), bf16=bf16)
         method = self.method
@@ -172,7 +168,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--networks", nargs="*", default=["resnet18:32:64", "resnet50:96:16"])
     parser.add_argument(
-        "--only", nargs="*", default=[name for name, m in METHODS.items() if not m.needs_labels]
+        "--only", nargs="*", default=[name for name, m in METHODS.items() if m.labels != "required"]
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")

@@ -58,7 +58,7 @@ def photographs(folder: Path, number: int) -> list[Path]:
 
 
 def views_of(size: int) -> Views:
-    return views_for(METHODS["moco-v2"], size, Views())
+    return views_for(METHODS["moco-v2"], {}, size, Views())
 
 
 def ours(files: list[Path], size: int, folder: Path) -> Callable[[], object]:

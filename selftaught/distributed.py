@@ -90,10 +90,10 @@ def wrap(step: nn.Module, device: torch.device) -> nn.Module:
 def synchronise_norms(step: nn.Module, device: torch.device) -> None:
     """Replace batch norm by SyncBatchNorm, in place.
 
-    On CPUs, and where a module has `local_norms`, batch norm stays local to each process.
+    On CPUs, and where a module has `local_batch_norm`, batch norm stays local to each process.
     """
     if device.type == "cuda" and not any(
-        getattr(module, "local_norms", False) for module in step.modules()
+        getattr(module, "local_batch_norm", False) for module in step.modules()
     ):
         # timm's function keeps the activations inside timm's norms; torch's own drops them. Each
         # norm is converted once, because a second conversion drops the activation. Methods hold

@@ -4,31 +4,19 @@ first.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from selftaught.errors import require
+from selftaught.ranges import check_ranges
+from selftaught.seeding import key
 
 Tensors = Any  # a tensor, or a (nested) tuple of tensors, each with the batch first
-
-
-NOISE = 16  # random numbers that come with every image
-# hyperparameters that are at most 1
-SHARES = (
-    "momentum",
-    "warmup",
-    "freeze_prototypes",
-    "queue_start",
-    "dense",
-    "dense_start",
-    "jigsaw",
-    "colour_drop",
-    "smoothing",
-)
 
 
 @dataclass(frozen=True)
@@ -40,8 +28,54 @@ class Batch:
     views: tuple[Tensor, ...]  # the large views first; resolutions may differ
     index: Tensor  # [B] position of each image in the training set
     label: Tensor  # [B] class, or -1 when unlabelled
-    # [B, NOISE] uniform in [0, 1): for a method's own random choices about each image
-    noise: Tensor
+    seed: Tensor  # int64 [B], for a method's own random choices about each image: see `random`
+    # what only some methods know, by name; the batch is the first dimension of each
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def random(self, shape: Sequence[int], salt: str = "") -> Tensor:
+        """Uniform numbers in [0, 1): float32 [B, *shape]. Another `salt` gives other numbers.
+
+        They follow from `seed` alone: the same on every device, in any split of the batch, and
+        every time they are asked for.
+        """
+        count = math.prod(shape)
+        places = torch.arange(1, count + 1, device=self.seed.device)
+        bits = mix_bits(mix_bits(self.seed ^ key(salt))[:, None] + places * GOLDEN)
+        # the 24 upper bits are what float32 holds exactly
+        return (((bits >> 40) & (2**24 - 1)).float() / 2**24).view(-1, *shape)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply `fn` to every tensor."""
+        return Batch(
+            tuple(map(fn, self.views)),
+            fn(self.index),
+            fn(self.label),
+            fn(self.seed),
+            {name: fn(extra) for name, extra in self.extras.items()},
+        )
+
+
+GOLDEN = -0x61C8864680B583EB  # 2**64 divided by the golden ratio, as int64
+
+
+def mix_bits(x: Tensor) -> Tensor:
+    """int64 -> int64, one to one, such that every bit depends on all: splitmix64's finisher
+    (Steele et al., 2014). Products wrap around.
+    """
+    x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, by: int) -> Tensor:
+    return (x >> by) & ((1 << (64 - by)) - 1)  # int64's own shift would keep the sign
+
+
+def image_seeds(seed: int, first: int, count: int) -> Tensor:
+    """int64 [count]: of the images at the places first, first + 1, ... of an epoch, over all
+    processes.
+    """
+    return mix_bits(seed + torch.arange(first, first + count) * GOLDEN)
 
 
 class Encoder(nn.Module):
@@ -70,12 +104,42 @@ class Setting:
     features: int  # width of the backbone's output
     parts: int = 1  # that a batch is worked through in: a loss sees one at a time
     begun: bool = False  # from weights that are there, not from random ones
+    classes: int = 0  # that the labels of the training set tell apart
 
     @property
     def shown(self) -> int:
         """Images that an epoch shows: those that fill no part of a batch are left out."""
         part = max(self.batch // self.parts, 1)
         return max(self.images // part * part, 1)
+
+
+C = TypeVar("C", bound="Method.Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults(Generic[C]):
+    """What a method is trained with unless something else is asked for."""
+
+    config: C  # its hyperparameters, scaled to the data, the hardware and the start
+    # how its views differ from MoCo-v2's: fields of `views.spec.Views`
+    views: Mapping[str, Any] = field(default_factory=dict)
+    lr: float = 0.06  # peak rate of SGD with momentum .9, for 256 images a step
+    clip: float = 0.0  # norm at which gradients are clipped; 0 = never
+
+    def replace_config(self, **fields: Any) -> Self:
+        """The same with other hyperparameters."""
+        return replace(self, config=replace(self.config, **fields))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is built on, beside its hyperparameters."""
+
+    backbone: Encoder
+    images: int  # in the training set
+    classes: int = 0  # that the labels of the training set tell apart
+    # backbone and head of the run that `Config.previous_run` names
+    previous: nn.Sequential | None = None
 
 
 class Method(nn.Module, ABC):
@@ -87,46 +151,35 @@ class Method(nn.Module, ABC):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Hyperparameters, as published; each method extends it with its own."""
+        """Hyperparameters, as published; each method extends it with its own.
+
+        The type of a number says its range, from `selftaught.ranges`: `momentum: Share`.
+        """
 
         def __post_init__(self) -> None:
-            """A count that is 1 or more as published stays so; nothing is negative; a softmax has
-            some temperature; a share is no more than all.
-            """
-            for f in fields(self):
-                value, flag = getattr(self, f.name), f"--method.{f.name.replace('_', '-')}"
-                if isinstance(value, int) and not isinstance(value, bool):
-                    least = min(f.default, 1) if isinstance(f.default, int) else 0
-                    require(value >= least, flag, f"{least} or more", value)
-                elif isinstance(value, float):
-                    sharp = f.name in ("temperature", "epsilon")
-                    require(
-                        value > 0 if sharp else value >= 0,
-                        flag,
-                        "above 0" if sharp else "0 or more",
-                        value,
-                    )
-                    require(value <= 1 or f.name not in SHARES, flag, "a share, from 0 to 1", value)
+            """Raises UserError for a number outside the range of its type."""
+            check_ranges(self, "method")
 
-        def suited(self, setting: Setting) -> Self:
-            """The same, with what must follow the data and the backbone scaled to them."""
-            return self
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            """What to train with in `setting`; these hyperparameters are the most that it takes."""
+            return Defaults(config=self)
 
-        def earlier(self, init: str | None) -> str | None:
-            """The run whose head it goes on from, where `init`'s backbone is not all that it
-            takes.
+        def previous_run(self, init: str | None) -> str | None:
+            """The run whose network, head included, the method takes; None where it takes none.
+
+            `init`: the weights that the backbone starts from.
             """
             return None
 
         @property
-        def least(self) -> int:
-            """Images that each process must have in a part of a batch: a batch norm of vectors
-            needs two values.
+        def min_batch(self) -> int:
+            """Fewest images of a process in a part of a batch: a batch norm of vectors needs two
+            values.
             """
             return 1
 
         @property
-        def least_shown(self) -> int:
+        def min_images(self) -> int:
             """Images that an epoch must show: as many as there are clusters to make of them."""
             return 1
 
@@ -138,35 +191,26 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str] = ""  # authors, year, address
     views: ClassVar[int] = 2  # large views that it needs
     multi_crop: ClassVar[bool] = False  # inputs are views, and small ones may follow the large ones
-    # the loss compares the samples of a batch with each other
+    # the loss or the targets compare the samples of a batch with each other: several processes
+    # gather predictions and targets, and a batch worked through in parts is another batch
     couples_samples: ClassVar[bool] = False
-    couples_targets: ClassVar[bool] = False  # the targets do
-    needs_labels: ClassVar[bool] = False
+    local_batch_norm: ClassVar[bool] = False  # batch norms stay each process's own on GPUs, too
+    # labels of the training set. required: labelled images alone are shown; mixed: labelled and
+    # unlabelled images in one batch, `Batch.label` being -1 of the latter
+    labels: ClassVar[Literal["unused", "required", "mixed"]] = "unused"
     # its head tells classes: it can be scored as it is, and teach
     classifies: ClassVar[bool] = False
-    unfit: ClassVar[Mapping[str, str]] = {}  # hard examples that make no sense for it, and why
-    steady: ClassVar[
-        tuple[str, ...]
-    ] = ()  # its parts whose learning rate stays at the peak throughout
-    augment: ClassVar[
-        Mapping[str, Any]
-    ] = {}  # how its views differ from MoCo-v2's, by default: fields of Views
-    # of SGD with momentum .9, for 256 images a step, where no recipe was tuned
-    lr: ClassVar[float] = 0.06
-    # norm at which its gradients are clipped, where no recipe was tuned; 0 = not at all
-    clip: ClassVar[float] = 0.0
+    # its parts whose learning rate stays at the peak throughout
+    steady: ClassVar[tuple[str, ...]] = ()
 
     backbone: Encoder
     progress: float = 0.0  # share of training done, written by the loop
 
     @abstractmethod
-    def __init__(
-        self, config: Any, backbone: Encoder, images: int, earlier: nn.Sequential | None = None
-    ) -> None:
-        """`images` is the training set's size; `earlier`, the backbone and head of the run that
-        `config.earlier` names, is given to those methods alone that name one.
-        """
+    def __init__(self, config: Any, setup: Setup) -> None:
+        """Raises UserError where `config` does not fit the training set."""
         super().__init__()
+        self.backbone = setup.backbone
 
     def inputs(self, batch: Batch) -> Tensors:
         """What the network sees."""
@@ -184,13 +228,16 @@ class Method(nn.Module, ABC):
     def loss(self, predictions: Tensors, targets: Tensors) -> Tensor:
         """How far off it was: a scalar, the mean over the samples."""
 
-    def kept_head(self) -> nn.Sequential | None:
-        """What is kept behind the backbone for a later stage: an `mlp`, or nothing."""
+    @property
+    def head(self) -> nn.Sequential | None:
+        """What a later stage may keep behind the backbone: an `mlp`; None if nothing."""
         return None
 
-    def chance(self) -> float | None:
-        """The loss of a network that says the same of every image, where that is known: a loss
-        stuck there is collapse.
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        """The loss of a network with constant output, or None where it is unknown: a loss stuck
+        there is collapse.
+
+        `batch_size`: images that one loss sees, over all processes.
         """
         return None
 

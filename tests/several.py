@@ -31,7 +31,7 @@ def spawned(task: Callable[..., Any], place: Path, *arguments: Any) -> list[Any]
     """
     context = mp.spawn(_worker, (str(place), task, arguments), nprocs=WORLD, join=False)
     for process in context.processes:
-        process.join(timeout=120)
+        process.join(timeout=270)
         if process.is_alive():
             for other in context.processes:
                 other.kill()

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from selftaught import distributed
 from selftaught.distributed import synchronise_norms
+from selftaught.method import Setup
 from selftaught.methods.contrastive.simclr import SimCLR
 from selftaught.models import backbone as backbone_module
 from selftaught.training.step import Step
@@ -22,7 +23,7 @@ def test_synchronised_norms_keep_the_activations_of_a_backbone_held_twice() -> N
     away.
     """
     backbone = backbone_module.create("test_efficientnet", image_size=32)
-    method = SimCLR(SimCLR.Config(hidden=16, dim=8), backbone, 64)
+    method = SimCLR(SimCLR.Config(hidden=16, dim=8), Setup(backbone, 64))
     step, pixels = Step(method).eval(), torch.rand(2, 3, 32, 32)
     names = set(step.state_dict())
     with torch.no_grad():

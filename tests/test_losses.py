@@ -229,7 +229,7 @@ def test_prototypes_are_used_equally_in_the_end() -> None:
 
 @pytest.mark.parametrize("n", [2, 5])
 def test_constant_embeddings_have_the_chance_loss(n: int) -> None:
-    """The loss of constant outputs, as the collapse detector uses it: `chance` of methods."""
+    """The loss of constant outputs, as collapse is detected: `collapsed_loss` of methods."""
     same = unit(1, 4, seed=0).expand(n, -1)
     close(info_nce(same, same, same, 0.2), math.log(n + 1))
     close(nt_xent(same, same, 0.2), math.log(2 * n - 1))

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ ROOT = Path(selftaught.__file__).parent
 
 # A folder imports from the rows above it: never from its own row, nor from one below.
 ROWS = """
-errors text files seeding devices distributed losses
+errors text files ranges seeding devices distributed losses
 method optim views loggers data
 models features
 methods hard
@@ -40,9 +41,14 @@ def room(module: str) -> str:
     return module.split(".", maxsplit=1)[0]
 
 
-def imports(module: str) -> Iterator[str]:
+@cache
+def imports(module: str) -> frozenset[str]:
     """Modules of this package that a module imports, also inside functions."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    return frozenset(_imports(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "selftaught":
             base = (node.module or "").removeprefix("selftaught").strip(".")
             for alias in node.names:

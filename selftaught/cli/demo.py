@@ -1,4 +1,4 @@
-"""`selftaught demo`: all of it on photographs that come along."""
+"""`selftaught demo`: training, HEXA and adapting on photographs that come along."""
 
 from __future__ import annotations
 
@@ -10,97 +10,85 @@ from typing import Annotated
 
 import tyro
 
+from selftaught.cli.adapt import adapt
 from selftaught.cli.evaluate import evaluate
 from selftaught.cli.pretrain import pretrain
 from selftaught.cli.report import report
 from selftaught.config.flag_values import Count, reader
 from selftaught.data import demo_images
 from selftaught.errors import UserError
-from selftaught.runs.folder import read_run
+from selftaught.runs.folder import has_run, read_run
+
+Command = Callable[[list[str]], int]
+COMMANDS: dict[str, Command] = {
+    "pretrain": pretrain,
+    "adapt": adapt,
+    "evaluate": evaluate,
+    "report": report,
+}
+METHOD = ["--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128"]
+HEXA = ["--hard", "adversarial", "cutmix"]
+LABELS = ["--labels", "5", "all"]
 
 
 @dataclasses.dataclass(kw_only=True)
 class Demo:
-    """Train a plain method and its HEXA version on photographs that come along, and compare
-    both.
+    """Train a plain method and its HEXA version on photographs that come along, adapt the plain one
+    to images of another kind, and compare.
     """
 
     out: str = "demo"
     steps: int = 120
-    """of each of the two trainings"""
+    """of each of the two trainings; adapting takes half as many"""
     seed: int = 0
     threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
     """that compute; auto: one for each free core"""
 
 
-COMMON = (
-    "--method",
-    "moco-v2",
-    "--size",
-    "64",
-    "--backbone",
-    "resnet10t",
-    "--batch",
-    "128",
-    "--seed",
-)
+def demo(words: list[str]) -> int:
+    options = tyro.cli(Demo, prog="selftaught demo", args=words)
+    print(run_demo(Path(options.out), options.steps, options.seed, options.threads))
+    return 0
 
 
-def run_demo(
-    out: Path, steps: int, seed: int, run: Callable[[Sequence[str]], int], threads: Count = "auto"
-) -> Path:
-    """Write the images, train twice, evaluate, and write the report; `run` carries out a command
-    line.
+def run_demo(out: Path, steps: int, seed: int, threads: Count = "auto") -> Path:
+    """Write the images, train, adapt, evaluate; return the report's file.
+
+    What is done already is not done again, so that a demo that was stopped goes on.
     """
     share = [] if threads == "auto" else ["--threads", str(threads)]
-    images = out / "images"
-    if not images.exists():
-        demo_images.write(images, seed=seed)
-    plain, hexa = out / "moco-v2", out / "hexa-moco"
-    for folder, hard in ((plain, ()), (hexa, ("--hard", "adversarial", "cutmix"))):
-        words = [
-            "pretrain",
-            "--data",
-            str(images),
-            "--out",
-            str(folder),
-            "--steps",
-            str(steps),
-            *COMMON,
-            str(seed),
-            *hard,
-        ]
-        begun = (folder / "run.json").exists()
-        carry_out(
-            run, [*(["pretrain", "--out", str(folder), "--resume"] if begun else words), *share]
-        )
-        if not read_run(folder).facts["finished"]:
-            raise UserError(f"the demo was stopped; the same command goes on with it ({folder})")
-    carry_out(run, ["evaluate", str(plain), "--labels", "5", "all", *share])
-    carry_out(
-        run,
-        ["evaluate", str(hexa), "--labels", "5", "all", "--against", "random", str(plain), *share],
-    )
-    carry_out(run, ["report", str(plain), str(hexa), "--out", str(out / "report.html")])
-    return out / "report.html"
+    images = demo_images.write(out / "images", seed=seed)
+    night = demo_images.write_night(out / "night", images, seed)
+    plain, hexa, adapted = out / "moco-v2", out / "hexa-moco", out / "adapted"
+    settings = [*METHOD, "--seed", str(seed), *share]
+    for folder, hard in ((plain, []), (hexa, HEXA)):
+        words = ["--data", str(images), "--steps", str(steps), *settings, *hard]
+        if has_run(folder):
+            words = ["--resume", *share]
+        run_command(["pretrain", "--out", str(folder), *words])
+        refuse_unfinished(folder)
+    words = ["--init", str(plain), "--target", str(night), "--steps", str(steps // 2)]
+    run_command(["adapt", "--out", str(adapted), *words, *settings])
+    refuse_unfinished(adapted)
+    run_command(["evaluate", str(plain), *LABELS, *share])
+    run_command(["evaluate", str(hexa), *LABELS, "--against", "random", str(plain), *share])
+    run_command(["evaluate", str(adapted), *LABELS, "--against", "random", str(plain), *share])
+    page = out / "report.html"
+    run_command(["report", str(plain), str(hexa), "--out", str(page)])
+    run_command(["report", str(adapted), "--out", str(out / "adapted.html")])
+    return page
 
 
-def carry_out(run: Callable[[Sequence[str]], int], words: Sequence[str]) -> None:
-    began = time.perf_counter()
+def refuse_unfinished(folder: Path) -> None:
+    """Raises UserError where a training was stopped."""
+    if not read_run(folder).facts["finished"]:
+        raise UserError(f"the demo was stopped; the same command goes on with it ({folder})")
+
+
+def run_command(words: Sequence[str]) -> None:
+    """Print a command and carry it out."""
+    start = time.perf_counter()
     print("$ selftaught", " ".join(words), flush=True)
-    if run(words):
+    if COMMANDS[words[0]](list(words[1:])):
         raise UserError(f"the demo's command failed: selftaught {' '.join(words)}")
-    print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
-
-
-STEPS = {"pretrain": pretrain, "evaluate": evaluate, "report": report}
-
-
-def run_command(words: Sequence[str]) -> int:
-    return STEPS[words[0]](list(words[1:]))
-
-
-def demo(words: list[str]) -> int:
-    asked = tyro.cli(Demo, prog="selftaught demo", args=words)
-    print(run_demo(Path(asked.out), asked.steps, asked.seed, run_command))
-    return 0
+    print(f"  ({time.perf_counter() - start:.0f} s)", flush=True)

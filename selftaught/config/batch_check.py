@@ -17,10 +17,10 @@ def check_counts(stage: Stage, images: int) -> None:
     """Raises UserError where a batch, or the whole training set of so many images, is too small."""
     method, name, world = stage.method, method_name(stage), world_size()
     part = stage.batch // stage.accumulate
-    needs = {"for its batch norms": world * method.least}
-    if method_of(method).couples_samples or method_of(method).couples_targets:
+    needs = {"for its batch norms": world * method.min_batch}
+    if method_of(method).couples_samples:
         needs["as it compares them"] = 2
-    needs |= {f"for {part_name(h)}": world * h.least for h in stage.hard if h.weight}
+    needs |= {f"for {part_name(h)}": world * h.min_batch for h in stage.hard if h.weight}
     if part == world and not takes_one_image(stage):
         needs[
             f"as batch norms of {stage.backbone} see one value of an image of {stage.size} pixels"
@@ -52,9 +52,9 @@ def check_counts(stage: Stage, images: int) -> None:
             f"{count_text(images, 'training image')} are fewer than a batch of {stage.batch}:"
             f" {remedy}"
         )
-    if (shown := images // part * part) < method.least_shown:
+    if (shown := images // part * part) < method.min_images:
         raise UserError(
-            f"{name} makes {method.least_shown:,} clusters of the images of an epoch, which shows"
+            f"{name} makes {method.min_images:,} clusters of the images of an epoch, which shows"
             f" {shown:,}: --method.clusters {shown} or less"
         )
 

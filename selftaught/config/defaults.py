@@ -2,15 +2,16 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from selftaught.config import precision
 from selftaught.config.recipes import find_recipe
 from selftaught.data.index.build import Index
-from selftaught.method import Method, Setting
+from selftaught.method import Defaults, Method, Setting
 from selftaught.models import backbone as backbone_module
 from selftaught.optim import LARS, SGD, AdamW, Optimizer
 from selftaught.views.spec import Views
@@ -54,32 +55,36 @@ def epochs_for(index: Index, device: str, begun: bool) -> int:
     return int(min(max(shown / len(index.train), 10), 400))
 
 
-def views_for(method: type[Method], size: int, views: Views) -> Views:
-    """As the method has them. Blur in proportion to MoCo-v2's 224 pixels; none where an image is
-    too small to bear it.
+def defaults_for(method: type[Method], setting: Setting) -> Defaults[Any]:
+    """The method's own defaults; its rate and clip are the tuned ones, where `recipes` has some.
+    Pretrained weights are moved at the common rate at most.
+    """
+    defaults: Defaults[Any] = method.Config().defaults(setting)
+    if recipe := find_recipe(method):
+        defaults = dataclasses.replace(defaults, lr=recipe.lr, clip=recipe.clip)
+    lr = min(defaults.lr, Defaults.lr) if setting.begun else defaults.lr
+    return dataclasses.replace(defaults, lr=lr)
+
+
+def views_for(method: type[Method], fields: Mapping[str, Any], size: int, views: Views) -> Views:
+    """`views`, with what the method's defaults change of them. Blur in proportion to MoCo-v2's 224
+    pixels; none where an image is too small to bear it.
     """
     sigma = (0.1, max(2.0 * size / 224, 0.2))
-    views = dataclasses.replace(views, **method.augment)
+    views = dataclasses.replace(views, **fields)
     return dataclasses.replace(
         views, large=method.views, blur=views.blur if size > 40 else 0.0, blur_sigma=sigma
     )
 
 
-def optimizer_for(method: type[Method], name: str, batch: int, begun: bool) -> Optimizer:
-    """The peak rate grows with the batch (Goyal et al., 2017); `recipes` knows what SGD bears.
-    Weights that one begins from are moved at the common rate at most.
+def optimizer_for(name: str, lr: float, batch: int) -> Optimizer:
+    """The peak rate grows with the batch (Goyal et al., 2017). `lr`: SGD's, for 256 images a
+    step.
     """
     if name == "sgd":
-        tuned = find_recipe(method).lr
-        lr = min(tuned, Method.lr) if begun else tuned
         return SGD(lr=round(lr * batch / 256, 6))
     reference: Optimizer = {"adamw": AdamW, "lars": LARS}[name]()
     return dataclasses.replace(reference, lr=round(reference.lr * batch / 256, 6))
-
-
-def config_for(method: type[Method], setting: Setting, classes: int) -> Method.Config:
-    config = method.Config().suited(setting)
-    return dataclasses.replace(config, classes=classes) if method.needs_labels else config  # type: ignore[call-arg]
 
 
 @lru_cache

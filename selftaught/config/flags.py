@@ -15,7 +15,6 @@ from selftaught.config import defaults as recipe
 from selftaught.config import registry
 from selftaught.config.batch_check import refuse_few
 from selftaught.config.flag_values import Count, reader
-from selftaught.config.recipes import find_recipe
 from selftaught.config.stage import Data, Stage
 from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import spelt
@@ -410,17 +409,19 @@ def stage_from(
     steps = steps_of(given, base, index, batch, device)
     accumulate = pick("accumulate", lambda: 1)
     defaults = of_base(base, method_name, optimizer_name) if base else {}
-    if base is None or registry.method_name(base) != method_name:
-        features = recipe.features_of(backbone)
-        parts = max(accumulate, 1)
-        setting = Setting(
-            images=images, batch=batch, steps=steps, features=features, parts=parts, begun=begun
-        )
-        defaults["method_fields"] = recipe.config_for(method, setting, len(index.classes))
-    defaults.setdefault("views_fields", recipe.views_for(method, size, Views()))
-    defaults.setdefault(
-        "optimizer_fields", recipe.optimizer_for(method, optimizer_name, batch, begun)
+    setting = Setting(
+        images=images,
+        batch=batch,
+        steps=steps,
+        features=recipe.features_of(backbone),
+        parts=max(accumulate, 1),
+        begun=begun,
+        classes=len(index.classes),
     )
+    own = recipe.defaults_for(method, setting)
+    defaults.setdefault("method_fields", own.config)
+    defaults.setdefault("views_fields", recipe.views_for(method, own.views, size, Views()))
+    defaults.setdefault("optimizer_fields", recipe.optimizer_for(optimizer_name, own.lr, batch))
     asked = parse(args, base, defaults)
     precision = pick("precision", lambda: "auto")
     if precision == "auto":
@@ -436,7 +437,7 @@ def stage_from(
     refuse_idle(args, method_name, names)
     views: Views = asked.views_fields
     fields = asked.method_fields
-    if method.needs_labels and fields.classes != len(index.classes):
+    if getattr(fields, "classes", len(index.classes)) != len(index.classes):
         if any(word.startswith("--method.classes") for word in args):
             raise UserError(
                 f"these images have {len(index.classes)} classes: leave out --method.classes"
@@ -460,7 +461,7 @@ def stage_from(
         views=dataclasses.replace(views, large=method.views),
         optimizer=asked.optimizer_fields,
         schedule=asked.schedule_fields,
-        clip=pick("clip", lambda: find_recipe(method).clip),
+        clip=pick("clip", lambda: own.clip),
         batch=batch,
         accumulate=accumulate,
         steps=steps,

@@ -54,9 +54,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def find_recipe(method: type[Method]) -> Recipe:
-    """The tuned recipe of a method; of one that was not tuned, what its class says."""
+def find_recipe(method: type[Method]) -> Recipe | None:
+    """The tuned recipe of a method, where there is one."""
     name = next((name for name, known in METHODS.items() if known is method), "")
-    return RECIPES.get(name) or Recipe(
-        lr=method.lr, clip=method.clip, commit="", seeds=0, data="", steps=0, batch=0
-    )
+    return RECIPES.get(name)

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from selftaught.errors import UserError
@@ -142,6 +143,33 @@ def write(
         (draft / "patches.json").write_text(text)
         if folder.exists():
             folder.rmdir()
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def write_night(folder: Path, images: Path, seed: int = 0) -> Path:
+    """Write the patches of `images` once more into `folder` as a night camera would take them.
+
+    They are grey, dark and noisy: a domain of its own, for the demo of adapting. Patches keep their
+    names. A folder that holds them already is left as it is.
+    """
+    files = sorted(images.glob("*/*/*.png"))
+    if folder.exists():
+        if len(list(folder.glob("*/*/*.png"))) == len(files):
+            return folder
+        raise UserError(f"{folder} already holds something else: choose another --out")
+    rng = np.random.default_rng(seed)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        for file in files:
+            with Image.open(file) as image:
+                grey = np.asarray(image.convert("L"), dtype=np.float32)
+            dark = 0.3 * grey + rng.normal(20, 12, grey.shape)
+            path = draft / file.relative_to(images)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(dark.clip(0, 255).astype(np.uint8)).save(path, compress_level=1)
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -20,7 +20,7 @@ from selftaught.errors import UserError
 from selftaught.features.linear import stratified_folds
 from selftaught.features.metrics import auroc, balanced_accuracy
 from selftaught.features.protocol import Features, Protocol, Scores, class_count
-from selftaught.method import NOISE, Batch
+from selftaught.method import Batch, Setup, image_seeds
 from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models.backbone import Backbone
 from selftaught.seeding import key
@@ -127,9 +127,8 @@ class BoundFineTune(Protocol):
         torch.manual_seed(key(asked.seed, "head"))
         backbone = copy.deepcopy(self.backbones[self.tuned]).requires_grad_(True)
         method = Supervised(
-            Supervised.Config(classes=max(class_count(train.labels), 2)),
-            backbone,
-            len(train.labels),
+            Supervised.Config(),
+            Setup(backbone, len(train.labels), max(class_count(train.labels), 2)),
         )
         head = method.classifier[0]
         assert isinstance(head, torch.nn.Linear)
@@ -185,7 +184,7 @@ class BoundFineTune(Protocol):
                 augment(pixels, aspect, rng),
                 rows,
                 labels,
-                torch.rand(len(rows), NOISE, generator=rng),
+                image_seeds(key(seed, place), 0, len(rows)).to(pixels.device),
             )
 
     def pixels(self, positions: Tensor) -> tuple[Tensor, Tensor]:

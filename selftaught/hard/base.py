@@ -38,7 +38,7 @@ class HardExample(ABC):
             self.start,
         )
 
-    least: ClassVar[int] = 1  # images that each process must have in a part of a batch
+    min_batch: ClassVar[int] = 1  # images that each process must have in a part of a batch
 
     @property
     def reuses_gradient(self) -> bool:

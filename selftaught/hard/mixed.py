@@ -18,7 +18,7 @@ from selftaught.method import Method, Tensors, leaves, map_tensors
 class Mixed(HardExample):
     """share * loss(mixed, own targets) + (1 - share) * loss(mixed, the partner's targets)."""
 
-    least: ClassVar[int] = 2  # alone, an image is mixed with itself
+    min_batch: ClassVar[int] = 2  # alone, an image is mixed with itself
     alpha: float = 1.0  # of the Beta distribution that shares are drawn from
 
     def __post_init__(self) -> None:

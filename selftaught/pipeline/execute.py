@@ -102,7 +102,9 @@ def resolve_stage(
     start = (
         before.identity
         if before
-        else broadcast_object(origin(stage.init, head=stage.method.earlier(stage.init) is not None))
+        else broadcast_object(
+            origin(stage.init, head=stage.method.previous_run(stage.init) is not None)
+        )
     )
     taught = (
         teacher.identity
@@ -162,8 +164,8 @@ def classes_of(
     """The classes that a stage will tell; raises UserError where the head that it goes on from will
     not do.
     """
-    earlier, kind = stage.method.earlier(stage.init), method_of(stage.method)
-    if kind.needs_labels:
+    earlier, kind = stage.method.previous_run(stage.init), method_of(stage.method)
+    if kind.labels == "required":
         if earlier and before:
             wanted, there = stage.method.hidden_layers, before.stage.method.hidden_layers
             if wanted > there:

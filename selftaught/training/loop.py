@@ -1,7 +1,7 @@
 """The one training loop: a generator, so that logging, watching and saving stay outside it."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -151,16 +151,25 @@ def joined(done: Done) -> tuple[Batch, Tensors, Tensors]:
         return torch.cat(parts)
 
     batches, outcomes = zip(*done, strict=True)
-    views = zip_tensors(cat, *(b.views for b in batches))
-    index, label, noise = (
-        torch.cat([getattr(b, name) for b in batches]) for name in ("index", "label", "noise")
-    )
-    batch = Batch(views, index, label, noise)
     return (
-        batch,
+        join_batches(batches),
         zip_tensors(cat, *(o.predictions for o in outcomes)),
         zip_tensors(cat, *(o.targets for o in outcomes)),
     )
+
+
+def join_batches(batches: Sequence[Batch]) -> Batch:
+    """Batches as one, in their order."""
+
+    def cat(*parts: Tensor) -> Tensor:
+        return torch.cat(parts)
+
+    views = zip_tensors(cat, *(b.views for b in batches))
+    index, label, seed = (
+        torch.cat([getattr(b, name) for b in batches]) for name in ("index", "label", "seed")
+    )
+    extras = {name: torch.cat([b.extras[name] for b in batches]) for name in batches[0].extras}
+    return Batch(views, index, label, seed, extras)
 
 
 def mean(values: list[Tensor]) -> Tensor:

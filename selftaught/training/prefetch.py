@@ -44,7 +44,7 @@ class Prefetcher(Iterator[Batch]):
             raise batch
         user = streams(self.device).current_stream(self.device)
         user.wait_stream(side(self.device))
-        for x in (*batch.views, batch.index, batch.label, batch.noise):
+        for x in (*batch.views, batch.index, batch.label, batch.seed, *batch.extras.values()):
             if x.device.type == self.device.type:
                 # Otherwise the side stream could reuse this memory before the step has read it.
                 x.record_stream(user)

@@ -22,7 +22,7 @@ from selftaught.data.loading.ragged import RaggedImages
 from selftaught.devices import to_device
 from selftaught.distributed import all_reduce_sum, rank, world_size
 from selftaught.errors import UserError
-from selftaught.method import NOISE, Batch, Method
+from selftaught.method import Batch, Method, Setup, image_seeds
 from selftaught.models import backbone as backbone_module
 from selftaught.models import heads
 from selftaught.models.backbone import Backbone
@@ -73,7 +73,11 @@ class Session:
             self.waited += waited
             if raw is None:
                 return
-            yield self.batch(raw, key(self.stage.seed, purpose, number, place, rank()))
+            # views are drawn a process at a time, a method's own choices an image at a time
+            size = len(raw.index)
+            first = (place * world_size() + rank()) * size
+            seeds = image_seeds(key(self.stage.seed, purpose, "images", number), first, size)
+            yield self.batch(raw, key(self.stage.seed, purpose, number, place, rank()), seeds)
             place += 1
 
     waited: float = 0.0
@@ -116,16 +120,15 @@ class Session:
                     all_reduce_sum(seen).div_(world_size())
         self.backbone.train()
 
-    def batch(self, raw: Raw, seed: int) -> Batch:
+    def batch(self, raw: Raw, seed: int, seeds: Tensor | None = None) -> Batch:
+        """Views of `raw`, drawn by `seed`; `seeds` [B] are those of `Batch`, and follow from `seed`
+        where they are not given.
+        """
         rng = torch.Generator().manual_seed(seed)
+        seeds = image_seeds(seed, 0, len(raw.index)) if seeds is None else seeds
         index, label = to_device(raw.index, self.device), to_device(raw.label, self.device)
         views = self.augment(self.moved(raw.pixels), raw.aspect, rng)
-        return Batch(
-            views,
-            index,
-            label,
-            to_device(torch.rand(len(raw.index), NOISE, generator=rng), self.device),
-        )
+        return Batch(views, index, label, to_device(seeds, self.device))
 
     def moved(self, pixels: Tensor | RaggedImages) -> Tensor | RaggedImages:
         return pixels.to(self.device, non_blocking=True) if isinstance(pixels, Tensor) else pixels
@@ -134,7 +137,7 @@ class Session:
 def check(stage: Stage, index: Index) -> None:
     """Raises UserError for what cannot be trained, before anything is."""
     method = method_of(stage.method)
-    if method.needs_labels and index.labels is None:
+    if method.labels != "unused" and index.labels is None:
         raise UserError(
             f"{method.__name__} needs labels: put images into class folders, or write a labels.csv"
         )
@@ -153,8 +156,8 @@ def check(stage: Stage, index: Index) -> None:
 
 def training_positions(stage: Stage, index: Index) -> Tensor:
     """Positions [n] of the images that a stage trains on."""
-    needs_labels = method_of(stage.method).needs_labels
-    return index.train[index.labelled[index.train]] if needs_labels else index.train
+    required = method_of(stage.method).labels == "required"
+    return index.train[index.labelled[index.train]] if required else index.train
 
 
 def build_session(
@@ -171,7 +174,7 @@ def build_session(
     """
     check(stage, index)
     method = method_of(stage.method)
-    earlier = earlier_of(stage, index)
+    previous = load_previous(stage, index)
     images = Images(
         index.paths,
         index.sizes,
@@ -215,20 +218,23 @@ def build_session(
     torch.manual_seed(key(stage.seed, "head"))
     # before the method copies it for a teacher
     backbone_module.set_trainable(backbone, stage.trainable)
-    made = method(stage.method, backbone, len(positions), *([earlier.network] if earlier else []))
+    setup = Setup(
+        backbone, len(positions), len(index.classes), previous.network if previous else None
+    )
+    made = method(stage.method, setup)
     step = Step(made, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)
     if stage.compile:
         compile_backbones(step, device)
         say("the backbone is compiled in the first steps, each of which may take a minute")
-    classes = index.classes if method.needs_labels else earlier.classes if earlier else ()
+    classes = index.classes if method.labels != "unused" else previous.classes if previous else ()
     return Session(stage, index, images, batches, augment, step, device, classes)
 
 
-def earlier_of(stage: Stage, index: Index) -> heads.Trained | None:
+def load_previous(stage: Stage, index: Index) -> heads.Trained | None:
     """The network of an earlier stage that this one's method goes on from, or is taught by."""
-    run, method = stage.method.earlier(stage.init), method_of(stage.method)
-    if run is None or method.needs_labels:
+    run, method = stage.method.previous_run(stage.init), method_of(stage.method)
+    if run is None or method.labels != "unused":
         return heads.load_head(run) if run else None
     teacher = heads.classifier(run)
     if teacher.several:

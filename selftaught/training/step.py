@@ -40,11 +40,6 @@ class Step(nn.Module):
         super().__init__()
         hard = tuple(h for h in hard if h.weight)
         for h in hard:
-            if part_name(h) in method.unfit:
-                raise UserError(
-                    f"{type(method).__name__} takes no {part_name(h)} examples:"
-                    f" {method.unfit[part_name(h)]}"
-                )
             if [part_name(other) for other in hard].count(part_name(h)) > 1:
                 raise UserError(f"two hard examples are called {part_name(h)}: give each kind once")
             if h.norm == "auxiliary" and h.start > 0 and world_size() > 1:

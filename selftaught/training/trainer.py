@@ -239,9 +239,9 @@ class Trainer:
         warning = None
         if self.first:
             loss = float(report.losses["clean"]) if report else None  # chance is that of one loss
-            warning = self.guard.observe(
-                self.step, features, loss=loss, chance=self.trainee.method.chance()
-            )
+            stage = self.trainee.stage
+            collapsed = self.trainee.method.collapsed_loss(stage.batch // stage.accumulate)
+            warning = self.guard.observe(self.step, features, loss=loss, chance=collapsed)
             if warning:
                 self.conduct.say(warning)
         self.log(report, features)
@@ -403,7 +403,7 @@ class Trainer:
         """Weights for others: a backbone's and, in a file beside it, the method's head where later
         stages can use it.
         """
-        head = self.trainee.method.kept_head()
+        head = self.trainee.method.head
         if head is not None and beside is not None:
             labels = self.trainee.index.labels
             heads.save_head(

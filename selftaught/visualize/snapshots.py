@@ -27,9 +27,8 @@ def draw(session: Session, folder: Path | None) -> None:
     """
     raw = next(iter(session.batches.epoch(0)))
     batch = session.batch(raw, key(session.stage.seed, "album"))
-    # A run without hard examples gets pictures of those that fit its method.
-    fit = [h for h in (Adversarial(), CutMix()) if part_name(h) not in session.method.unfit]
-    hard = session.stage.hard or fit
+    # A run without hard examples gets pictures of the default ones.
+    hard = session.stage.hard or (Adversarial(), CutMix())
     entries = [entry for h in hard for entry in hard_entries(session, h, batch)]
     index = session.index
     positions = index.held_out if len(index.held_out) >= 50 else index.train

@@ -86,7 +86,7 @@ def test_one_of_several_processes_ends_without_being_taken_apart() -> None:
     all the same.
     """
     program = (
-        "import atexit, os, sys\nfrom selftaught.cli import main\nclass Abort:\n    def"
+        "import atexit, os, sys\nfrom selftaught.cli.main import main\nclass Abort:\n    def"
         " __del__(self, end=os.abort):\n        end()\nheld = Abort()\natexit.register(print,"
         " 'tidied up')\nsys.argv = ['selftaught', *sys.argv[1:]]\nsys.exit(main())"
     )

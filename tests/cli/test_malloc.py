@@ -11,7 +11,7 @@ from selftaught.cli.malloc import keep_freed
 PROGRAM = """
 import resource
 import torch
-from selftaught.memory import keep_freed
+from selftaught.cli.malloc import keep_freed
 
 if {keep}:
     assert keep_freed()

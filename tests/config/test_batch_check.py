@@ -10,7 +10,7 @@ import torch
 
 from selftaught.cli.main import main
 from selftaught.config.batch_check import check_counts, takes_one_image
-from selftaught.config.defaults import config_for
+from selftaught.config.defaults import defaults_for
 from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
 from selftaught.hard import CutMix, MixUp
@@ -18,7 +18,7 @@ from selftaught.method import Setting
 from selftaught.methods import METHODS
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
-from tests.laws.toys import Toy, batch, config, earlier
+from tests.laws.toys import batch, config, setup
 from tests.pictures import folder
 
 SMALL = [
@@ -38,7 +38,7 @@ CLUSTERING = [name for name, method in METHODS.items() if hasattr(method.Config(
 
 def fewest(name: str) -> int:
     method = METHODS[name]
-    return max(config(name).least, 2 if method.couples_samples or method.couples_targets else 1)
+    return max(config(name).min_batch, 2 if method.couples_samples else 1)
 
 
 def stage(name: str, **fields: Any) -> Stage:
@@ -60,7 +60,7 @@ def test_as_few_images_as_it_declares_train_it(name: str, images: int) -> None:
     small = {"clusters": shown, "queue": 1, "negatives": images}
     wanted = config(name)
     wanted = dataclasses.replace(wanted, **{k: v for k, v in small.items() if hasattr(wanted, k)})  # type: ignore[arg-type]
-    method = METHODS[name](wanted, Toy(norm=True), images, *earlier(name))
+    method = METHODS[name](wanted, setup(name, images=images))
     step = Step(method).train()
     batches = [batch(size, seed=i, first=i * size) for i in range(shown // size)]
     optimizer = torch.optim.SGD(
@@ -99,9 +99,9 @@ def test_default_clusters_are_no_more_than_the_images_of_an_epoch(
     name: str, images: int, size: int
 ) -> None:
     setting = Setting(images=images, batch=size, steps=4, features=512)
-    fitted = config_for(METHODS[name], setting, classes=0)
+    fitted = defaults_for(METHODS[name], setting).config
     check_counts(stage(name, method=fitted, batch=size), images)
-    more = dataclasses.replace(fitted, clusters=images // size * size + 1)  # type: ignore[call-arg]
+    more = dataclasses.replace(fitted, clusters=images // size * size + 1)
     with pytest.raises(UserError, match=f"--method.clusters {images // size * size} "):
         check_counts(stage(name, method=more, batch=size), images)
 

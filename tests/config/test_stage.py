@@ -5,17 +5,18 @@ them.
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selftaught.config import defaults, flags, registry, serialization
-from selftaught.config.recipes import RECIPES, find_recipe
+from selftaught.config.recipes import RECIPES
 from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
 from selftaught.hard import HARD
-from selftaught.method import Method
+from selftaught.method import Defaults, Setting
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.views.spec import Views
@@ -118,11 +119,17 @@ def test_defaults_follow_the_data(images: Path) -> None:
     assert made.steps > 0
 
 
+SETTING = Setting(images=1000, batch=100, steps=100, features=512)
+
+
+def own(name: str, begun: bool) -> Defaults[Any]:
+    setting = dataclasses.replace(SETTING, begun=begun)
+    return defaults.defaults_for(METHODS[name], setting)
+
+
 def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
-    rates = [
-        defaults.optimizer_for(METHODS["supervised"], "sgd", batch, begun=False).lr
-        for batch in (64, 256, 4096)
-    ]
+    lr = own("supervised", begun=False).lr
+    rates = [defaults.optimizer_for("sgd", lr, batch).lr for batch in (64, 256, 4096)]
     assert rates == pytest.approx([0.015, 0.06, 0.96])
     vicreg = stage(images, "--method", "vicreg", "--batch", "8")
     assert (vicreg.optimizer.lr, vicreg.clip) == (0.00625, 5.0)
@@ -136,22 +143,26 @@ def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(
     slow = dataclasses.replace(RECIPES["simsiam"], lr=0.05)
     monkeypatch.setitem(RECIPES, "simsiam", slow)
     for name, there in (("simclr", 0.06), ("simsiam", 0.05)):
-        assert defaults.optimizer_for(METHODS[name], "sgd", 256, begun=True).lr == there
-    assert defaults.optimizer_for(METHODS["simclr"], "sgd", 256, begun=False).lr == 0.24
+        assert own(name, begun=True).lr == there
+    assert own("simclr", begun=False).lr == 0.24
 
 
 def test_tuned_rates_stand_in_one_table() -> None:
     """A class holds the paper's values: no method has a tuned rate of its own."""
     assert set(RECIPES) < set(METHODS)
     for method in METHODS.values():
-        assert (method.lr, method.clip) == (Method.lr, Method.clip)
+        made = method.Config().defaults(SETTING)
+        assert (made.lr, made.clip) == (Defaults.lr, Defaults.clip)
 
 
 def test_a_method_from_elsewhere_brings_its_own_rate() -> None:
     class Own(METHODS["byol"]):  # type: ignore[misc, name-defined]
-        lr, clip = 0.3, 2.0
+        class Config(METHODS["byol"].Config):  # type: ignore[misc, name-defined]
+            def defaults(self, setting: Setting) -> Defaults[Any]:
+                return dataclasses.replace(super().defaults(setting), lr=0.3, clip=2.0)
 
-    assert (find_recipe(Own).lr, find_recipe(Own).clip) == (0.3, 2.0)
+    made = defaults.defaults_for(Own, SETTING)
+    assert (made.lr, made.clip) == (0.3, 2.0)
 
 
 def test_simclr_stops_its_keys_gradient_where_it_begins_from_random_weights(images: Path) -> None:

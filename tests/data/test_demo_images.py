@@ -179,3 +179,16 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         demo_images.write(tmp_path / "p", **SMALL)
     assert not list(tmp_path.iterdir())
+
+
+def test_night_images_are_of_another_kind(folder: Path, tmp_path: Path) -> None:
+    night = demo_images.write_night(tmp_path / "night", folder)
+    names = sorted(f.relative_to(folder) for f in folder.glob("*/*/*.png"))
+    assert sorted(f.relative_to(night) for f in night.glob("*/*/*.png")) == names
+    day, dark = (np.asarray(Image.open(root / names[0]).convert("L")) for root in (folder, night))
+    assert Image.open(night / names[0]).mode == "L"
+    assert dark.mean() < max(day.mean(), 60)
+    assert demo_images.write_night(night, folder) == night
+    (night / names[0]).unlink()
+    with pytest.raises(UserError):
+        demo_images.write_night(night, folder)

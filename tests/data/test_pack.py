@@ -368,7 +368,7 @@ def test_a_damaged_shard_is_named(
             build_index([out])
         return
     images = images_of(build_index([out]))
-    raws = list(Batches(images, build_index([out]).train, None, batch=4, seed=0).once())
+    raws = list(Batches(images, build_index([out]).train, None, batch=4, seed=0).epoch(0))
     assert len(raws) == 15
     assert len(images.lost) == 4  # of one row group, and others stand in for them
     assert all("damaged" in reason for _, reason in images.lost)

@@ -28,7 +28,7 @@ def with_small(n: int = 8) -> Batch:
     """Two large views and three small ones."""
     large, small = batch(n), batch(n, seed=2, size=9)
     more = batch(n, seed=3, size=9)
-    return Batch((*large.views, *small.views, more.views[0]), large.index, large.label, large.noise)
+    return Batch((*large.views, *small.views, more.views[0]), large.index, large.label, large.seed)
 
 
 # Cut-mixed
@@ -219,7 +219,7 @@ def test_an_attack_on_large_crops_raises_their_loss(name: str) -> None:
         Step(build(name, norm=False, dtype=torch.float64), (Adversarial(eps=8),)),
         with_small(),
     )
-    data = Batch(tuple(v.double() for v in data.views), data.index, data.label, data.noise)
+    data = Batch(tuple(v.double() for v in data.views), data.index, data.label, data.seed)
     outcome = step(data, rng())
     large = objective(step.method, outcome.predictions[:2], outcome.targets)
     assert outcome.parts["adversarial"] > large

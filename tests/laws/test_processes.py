@@ -13,14 +13,14 @@ from selftaught.optim import SGD
 from selftaught.training.fsdp import shard
 from selftaught.training.loop import clipped_norm
 from selftaught.training.step import Step
-from tests.laws.toys import HARD, Deep, batch, build, mine, rng, takes
+from tests.laws.toys import HARD, Deep, batch, build, mine, rng
 from tests.several import WORLD, spawned
 
 CASES = [(name, ()) for name in METHODS] + [
     (name, (hard,))
     for name in METHODS
     for hard in HARD
-    if hard != "adversarial-random" and takes(name, hard)  # its noise is each batch's own
+    if hard != "adversarial-random"  # its noise is each batch's own
 ]
 
 

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from selftaught.distributed import local_chunk
 from selftaught.hard import Adversarial, CutMix, MixUp
-from selftaught.hard.base import HardExample, part_name
-from selftaught.method import NOISE, Batch, Encoder, Method
+from selftaught.hard.base import HardExample
+from selftaught.method import Batch, Encoder, Method, Setup, image_seeds
 from selftaught.methods import METHODS
 from selftaught.models.batch_norm import batch_norms
 from selftaught.models.layers import mlp
 
-IMAGES = 64
+IMAGES, CLASSES = 64, 5
 SMALL = {
     "hidden": 16,
     "dim": 8,
@@ -22,7 +22,6 @@ SMALL = {
     "negatives": 16,
     "clusters": 5,
     "prototypes": 6,
-    "classes": 5,
     "blocks": 1,
     "directions": 2,
     "bottleneck": 8,
@@ -37,16 +36,8 @@ HARD: dict[str, HardExample] = {
 }
 
 
-def takes(name: str, hard: str) -> bool:
-    """Whether a method takes a hard example: one that makes no sense for it is declared, with the
-    reason.
-    """
-    return part_name(HARD[hard]) not in METHODS[name].unfit
-
-
-def fitting(name: str, *hards: str) -> tuple[HardExample, ...]:
-    """Those of several hard examples that a method takes."""
-    return tuple(HARD[hard] for hard in hards if takes(name, hard))
+def hards(*names: str) -> tuple[HardExample, ...]:
+    return tuple(HARD[name] for name in names)
 
 
 class Toy(Encoder):
@@ -95,7 +86,7 @@ def build(
 ) -> Method:
     """A method that has begun its first epoch. Without `norm` no batch norm is left anywhere."""
     torch.manual_seed(seed)
-    method = METHODS[name](config(name), toy(norm), IMAGES, *earlier(name))
+    method = METHODS[name](config(name), setup(name, toy(norm)))
     if not norm:
         for module in list(method.modules()):
             for holder, child, _ in list(batch_norms(module)):
@@ -107,23 +98,18 @@ def build(
     return method
 
 
-def earlier(name: str) -> list[nn.Sequential]:
-    """The network of an earlier stage, for a method that cannot do without one."""
-    return (
-        [nn.Sequential(Toy(norm=True), mlp(6, 16, SMALL["classes"]))]
-        if name == "distillation"
-        else []
-    )
+def setup(name: str, backbone: Encoder | None = None, images: int = IMAGES) -> Setup:
+    """What a method is built on; the network of a previous run for one that cannot do without."""
+    backbone = backbone or Toy(norm=True)
+    previous = None
+    if name == "distillation":
+        previous = nn.Sequential(Toy(norm=True), mlp(6, 16, CLASSES))
+    return Setup(backbone, images, CLASSES, previous)
 
 
 def mine(whole: Batch) -> Batch:
     """This process's share of a global batch."""
-    return Batch(
-        tuple(local_chunk(v) for v in whole.views),
-        local_chunk(whole.index),
-        local_chunk(whole.label),
-        local_chunk(whole.noise),
-    )
+    return whole.map(local_chunk)
 
 
 def batch(
@@ -134,7 +120,7 @@ def batch(
         torch.rand(n, 3, size, size, generator=rng, dtype=torch.float64).to(dtype) for _ in range(2)
     )
     label = torch.randint(5, (n,), generator=rng)
-    return Batch(views, torch.arange(first, first + n), label, torch.rand(n, NOISE, generator=rng))
+    return Batch(views, torch.arange(first, first + n), label, image_seeds(seed, first, n))
 
 
 def rng(seed: int = 0) -> torch.Generator:

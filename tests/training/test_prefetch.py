@@ -239,7 +239,7 @@ def test_on_a_gpu_batches_are_the_same() -> None:
         for i in range(20):
             one = batch(64, seed=i, size=64)
             views = tuple(torch.relu(v.cuda() @ v.cuda().mT) for v in one.views)
-            yield Batch(views, one.index.cuda(), one.label.cuda(), one.noise.cuda())
+            yield Batch(views, one.index.cuda(), one.label.cuda(), one.seed.cuda())
 
     device = torch.device("cuda", torch.cuda.current_device())
     batches, sums = Prefetcher(source(), device), []
@@ -247,8 +247,8 @@ def test_on_a_gpu_batches_are_the_same() -> None:
         for _ in range(20):
             torch.rand(2048, 2048, device=device) @ torch.rand(2048, 2048, device=device)
         batches.prepare()
-        sums.append(one.views[0].double().sum() + one.noise.double().sum())
+        sums.append(one.views[0].double().sum() + one.seed.double().sum())
         del one
     assert [s.item() for s in sums] == [
-        (b.views[0].double().sum() + b.noise.double().sum()).item() for b in source()
+        (b.views[0].double().sum() + b.seed.double().sum()).item() for b in source()
     ]

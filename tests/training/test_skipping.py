@@ -19,7 +19,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(name: str) -> None:
     step = Step(build(name), (Adversarial(), CutMix()))
     good, bad = batch(16), batch(16)
     bad = Batch(
-        (bad.views[0].clone().fill_(torch.nan), *bad.views[1:]), bad.index, bad.label, bad.noise
+        (bad.views[0].clone().fill_(torch.nan), *bad.views[1:]), bad.index, bad.label, bad.seed
     )
     optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 0.01}], lr=0)
     reports = fit(

@@ -3,6 +3,7 @@
 import torch
 
 from selftaught.hard import Adversarial, CutMix
+from selftaught.method import Setup
 from selftaught.methods.contrastive.simclr import SimCLR
 from selftaught.optim import SGD
 from selftaught.training.loop import Loop, fit
@@ -27,7 +28,7 @@ def test_an_attack_passes_over_inputs_that_nothing_is_predicted_from() -> None:
         def predict(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             return super().predict((inputs[0], inputs[0]))
 
-    method = First(SimCLR.Config(hidden=16, dim=8), build("simclr").backbone, 64)
+    method = First(SimCLR.Config(hidden=16, dim=8), Setup(build("simclr").backbone, 64))
     losses = Step(method, (Adversarial(steps=3, stride=1),))(
         batch(), torch.Generator().manual_seed(0)
     ).parts

@@ -259,26 +259,25 @@ def test_a_plan_leaves_the_machine_to_the_command(flag: str) -> None:
     assert flag in flags.CONDUCT
 
 
-def test_the_demo_hands_its_threads_on(tmp_path: Path) -> None:
-    """To what it trains and evaluates; and none where it was asked for none, so that what goes on
-    keeps its own.
-    """
-    for asked, expected in ((3, True), ("auto", False)):
-        typed: list[list[str]] = []
-        (tmp_path / f"{asked}" / "images").mkdir(parents=True)
+@pytest.mark.parametrize(("threads", "expected"), [(3, True), ("auto", False)])
+def test_the_demo_hands_its_threads_on(
+    threads: int | str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To all that computes; with "auto", what goes on keeps its own."""
+    typed: list[list[str]] = []
 
-        def note(words: Any, typed: list[list[str]] = typed) -> int:
-            typed.append(list(words))
-            return 0
+    def record(words: list[str]) -> int:
+        typed.append(words)
+        return 0
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                demo, "read_run", lambda _: type("Done", (), {"facts": {"finished": True}})
-            )
-            demo.run_demo(tmp_path / f"{asked}", 2, 0, note, asked)  # type: ignore[arg-type]
-        working = [words for words in typed if words[0] in ("pretrain", "evaluate")]
-        assert len(working) == 4
-        assert all((words[-2:] == ["--threads", "3"]) is expected for words in working)
+    monkeypatch.setattr(demo, "COMMANDS", dict.fromkeys(demo.COMMANDS, record))
+    monkeypatch.setattr(demo.demo_images, "write", lambda folder, seed: folder)
+    monkeypatch.setattr(demo.demo_images, "write_night", lambda folder, images, seed: folder)
+    monkeypatch.setattr(demo, "refuse_unfinished", lambda folder: None)
+    more = ["--threads", str(threads)] if expected else []
+    assert demo.demo(["--out", str(tmp_path), "--steps", "2", *more]) == 0
+    assert len(typed) == 8
+    assert sum("--threads" in words for words in typed) == (6 if expected else 0)  # not the reports
 
 
 # --------------------------------------------------------------------------------------------------

@@ -110,17 +110,9 @@ class Batches:
             len(self.positions), self.batch * self.world, self.seed, number, groups
         )
         mine = whole.view(steps, self.world, self.batch)[start:, self.rank]
-        return self._batches(list(mine.unbind(0)), lasting=True)
+        return self._batches(list(mine.unbind(0)))
 
-    def once(self) -> Iterator[Raw]:
-        """Every image of `positions` once and in order, whatever the rank; the last batch may be
-        short.
-        """
-        return self._batches(
-            list(torch.arange(len(self.positions)).split(self.batch)), lasting=False
-        )
-
-    def _batches(self, steps: list[Tensor], lasting: bool) -> Iterator[Raw]:
+    def _batches(self, steps: list[Tensor]) -> Iterator[Raw]:
         if not self.workers or self.images.hold:
             for slots, soon in zip(steps, self._soon(steps), strict=True):
                 for later in soon:
@@ -128,12 +120,8 @@ class Batches:
                 pixels, shown = self.load(self.positions, slots)
                 yield self._raw(pixels, shown, slots, self.pin)
             return
-        if lasting:
-            schedule = self._schedule
-            self._loader = loader = self._loader or self._new_loader(schedule, lasting)
-        else:
-            schedule = _Schedule()
-            loader = self._new_loader(schedule, lasting)
+        schedule = self._schedule
+        self._loader = loader = self._loader or self._new_loader()
         # Of a store too large for the cache each worker reads its slice of every batch: always the
         # same row groups.
         groups = self.images.groups
@@ -190,14 +178,14 @@ class Batches:
             label=label,
         )
 
-    def _new_loader(self, schedule: _Schedule, lasting: bool) -> DataLoader[_Loaded]:
+    def _new_loader(self) -> DataLoader[_Loaded]:
         return DataLoader(
             _Reader(self.images, self.positions, self.load),
-            batch_sampler=schedule,
+            batch_sampler=self._schedule,
             num_workers=self.workers,
             collate_fn=_as_is,
             pin_memory=self.pin,
-            persistent_workers=lasting,
+            persistent_workers=True,
             generator=torch.Generator().manual_seed(
                 0
             ),  # its own: the program's random state stays as it is

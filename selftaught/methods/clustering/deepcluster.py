@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans, table, whiten
 from selftaught.models.layers import Counter, on_views
+from selftaught.ranges import Count
 
 
 class DeepCluster(Method):
@@ -25,40 +26,39 @@ class DeepCluster(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        clusters: int = 10_000
+        clusters: Count = 10_000
         # principal components that features are reduced to before they are clustered
-        dim: int = 256
-        iterations: int = 20  # of k-means, each epoch
-        every: int = 1  # epochs from one clustering to the next
+        dim: Count = 256
+        iterations: Count = 20  # of k-means, each epoch
+        every: Count = 1  # epochs from one clustering to the next
         symmetric: bool = False  # learn from both views
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """A cluster gets some fifty images; a new classifier 200 steps, yet no more than a
             fifth of training.
             """
             epoch = max(setting.images // setting.batch, 1)
             every = max(min(-(-200 // epoch), setting.steps // epoch // 5), self.every)
             clusters = min(self.clusters, max(setting.images // 50, 8), setting.shown)
-            return replace(self, clusters=clusters, every=every)
+            return Defaults(config=replace(self, clusters=clusters, every=every))
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 1 if self.symmetric else 2
 
         @property
-        def least_shown(self) -> int:
+        def min_images(self) -> int:
             return self.clusters
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        check_clusters(config.clusters, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        check_clusters(config.clusters, setup.images)
         self.config = config
-        self.backbone = backbone
         # Standardised: a classifier that begins at 0 each time would learn too slowly from features
         # as small as these.
-        self.standardize = nn.BatchNorm1d(backbone.features, affine=False)
-        self.classifier = nn.Linear(backbone.features, config.clusters)
-        self.register_buffer("assigned", torch.full((images,), UNSEEN))
+        self.standardize = nn.BatchNorm1d(setup.backbone.features, affine=False)
+        self.classifier = nn.Linear(setup.backbone.features, config.clusters)
+        self.register_buffer("assigned", torch.full((setup.images,), UNSEEN))
         self.register_buffer("weight", torch.zeros(config.clusters))
         self.epochs = Counter()  # begun
 
@@ -84,7 +84,7 @@ class DeepCluster(Method):
         # not by the weights' sum, which differs between processes
         return torch.stack(sums).mean() / len(targets)
 
-    def chance(self) -> float | None:
+    def collapsed_loss(self, batch_size: int) -> float | None:
         used = int((self.weight > 0).sum())
         return math.log(used) if used else None
 

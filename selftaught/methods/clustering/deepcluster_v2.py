@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.distributed import gather
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans
 from selftaught.models.layers import Normalize, mlp, on_views
+from selftaught.ranges import Count, Positive
 
 
 class DeepClusterV2(Method):
@@ -28,41 +29,40 @@ class DeepClusterV2(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 2048
-        dim: int = 128
-        clusters: int = 3000
-        clusterings: int = 3
-        temperature: float = 0.1
-        iterations: int = 10  # of k-means, each epoch
+        hidden: Count = 2048
+        dim: Count = 128
+        clusters: Count = 3000
+        clusterings: Count = 3
+        temperature: Positive = 0.1
+        iterations: Count = 10  # of k-means, each epoch
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Some ten clusters a class serve best; classes being unknown, a cluster gets some
             fifty images.
             """
             clusters = min(self.clusters, max(setting.images // 50, 8), setting.shown)
-            return replace(self, hidden=setting.features, clusters=clusters)
+            return Defaults(config=replace(self, hidden=setting.features, clusters=clusters))
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2  # a small view of its own size passes alone
 
         @property
-        def least_shown(self) -> int:
+        def min_images(self) -> int:
             return self.clusters
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        check_clusters(config.clusters, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        check_clusters(config.clusters, setup.images)
         self.config = config
-        self.backbone = backbone
         self.network = nn.Sequential(
-            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+            setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim), Normalize()
         )
         c = config
         # Buffers, so that they are saved: last embeddings of each image's two large views (0 =
         # unseen), and clusters.
-        self.register_buffer("memory", torch.zeros(self.views, images, c.dim))
-        self.register_buffer("assigned", torch.full((images, c.clusterings), UNSEEN))
+        self.register_buffer("memory", torch.zeros(self.views, setup.images, c.dim))
+        self.register_buffer("assigned", torch.full((setup.images, c.clusterings), UNSEEN))
         self.register_buffer("prototypes", torch.zeros(c.clusterings, c.clusters, c.dim))
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -82,7 +82,7 @@ class DeepClusterV2(Method):
         )
         return sums / labels.numel()  # not by the number seen, which differs between processes
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return math.log(self.config.clusters)
 
     @torch.no_grad()

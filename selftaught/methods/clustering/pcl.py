@@ -13,12 +13,13 @@ from torch import Tensor
 
 from selftaught.devices import to_device
 from selftaught.losses import concentration, proto_nce
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.contrastive.moco import MoCo
 from selftaught.methods.contrastive.moco_v1 import MoCoV1
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.methods.parts.kmeans import UNSEEN, check_clusters, kmeans, table
 from selftaught.models.layers import Counter
+from selftaught.ranges import Count, NonNegative, Positive, Share
 
 
 class PCL(Method):
@@ -34,50 +35,51 @@ class PCL(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         version: Literal["v1", "v2"] = "v2"  # v1 has a linear head, v2 an MLP
-        hidden: int = 2048  # of v2
-        dim: int = 128
-        queue: int = 16384  # past keys: the negatives
-        momentum: float = 0.999  # of the key encoder
-        temperature: float = 0.2  # also the mean concentration of clusters
-        clusters: int = 100_000  # of the finest clustering; each further one has half as many
-        clusterings: int = 3
-        negatives: int = 16384  # prototypes of other clusters, drawn each step: the paper's r
+        hidden: Count = 2048  # of v2
+        dim: Count = 128
+        queue: Count = 16384  # past keys: the negatives
+        momentum: Share = 0.999  # of the key encoder
+        temperature: Positive = 0.2  # also the mean concentration of clusters
+        clusters: Count = 100_000  # of the finest clustering; each further one has half as many
+        clusterings: Count = 3
+        negatives: Count = 16384  # prototypes of other clusters, drawn each step: the paper's r
         # share of training; the first epoch that begins after it begins with clusters
-        warmup: float = 0.1
-        alpha: float = 10.0  # smooths the concentration of small clusters
-        iterations: int = 20  # of k-means, each epoch
+        warmup: Share = 0.1
+        alpha: NonNegative = 10.0  # smooths the concentration of small clusters
+        iterations: Count = 20  # of k-means, each epoch
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Queue, momentum and head as MoCo's; clusters of some 12, 25 and 50 images, as the
             paper's on ImageNet.
             """
-            like = moco_config(self).suited(setting)
+            like = moco_config(self).defaults(setting).config
             clusters = min(self.clusters, max(setting.images // 12, 8), setting.shown)
             epoch = setting.images // setting.batch
             # clusters are made where epochs begin
             warmup = self.warmup if setting.steps > 2 * epoch else 0.0
-            return replace(
-                self,
-                hidden=setting.features,
-                queue=like.queue,
-                momentum=like.momentum,
-                clusters=clusters,
-                warmup=warmup,
+            return Defaults(
+                config=replace(
+                    self,
+                    hidden=setting.features,
+                    queue=like.queue,
+                    momentum=like.momentum,
+                    clusters=clusters,
+                    warmup=warmup,
+                )
             )
 
         @property
-        def least_shown(self) -> int:
+        def min_images(self) -> int:
             return self.clusters
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.config = config
         self.sizes = [max(config.clusters // 2**m, 1) for m in range(config.clusterings)]
-        check_clusters(config.clusters, images)
-        self.backbone = backbone
+        check_clusters(config.clusters, setup.images)
         build = MoCoV1 if config.version == "v1" else MoCoV2
-        self.moco: MoCo = build(moco_config(config), backbone, images)
-        self.register_buffer("assigned", torch.full((images, config.clusterings), UNSEEN))
+        self.moco: MoCo = build(moco_config(config), setup)
+        self.register_buffer("assigned", torch.full((setup.images, config.clusterings), UNSEEN))
         self.register_buffer("prototypes", torch.zeros(sum(self.sizes), config.dim))
         self.register_buffer("concentrations", torch.ones(sum(self.sizes)))
         self.steps = Counter()
@@ -116,12 +118,12 @@ class PCL(Method):
             losses.append(proto_nce(query, prototypes.to(query), phi.to(query), label, others))
         return self.moco.loss(predictions, keys) + torch.stack(losses).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         clustered = bool((self.assigned != UNSEEN).any())
         prototypes = sum(math.log(min(k, self.config.negatives + 1)) for k in self.sizes) / len(
             self.sizes
         )
-        return self.moco.chance() + clustered * prototypes
+        return self.moco.collapsed_loss(batch_size) + clustered * prototypes
 
     @torch.no_grad()
     def before_epoch(self, batches: Iterable[Batch]) -> None:

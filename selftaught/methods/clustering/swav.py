@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import Annotated, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.distributed import gather, local_chunk
-from selftaught.errors import UserError, require
+from selftaught.errors import UserError
 from selftaught.losses import sinkhorn, soft_cross_entropy
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import Counter, Normalize, mlp, on_views
+from selftaught.ranges import Count, Natural, Positive, Range, Share
 
 
 class SwAV(Method):
@@ -20,32 +21,24 @@ class SwAV(Method):
 
     paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
     multi_crop = True
-    couples_targets = True
+    couples_samples = True  # codes are balanced over the batch
     queue: Tensor
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 2048
-        dim: int = 128
-        prototypes: int = 3000
-        temperature: float = 0.1
-        epsilon: float = 0.05
-        iterations: int = 3  # of Sinkhorn-Knopp
-        freeze_prototypes: float = 0.01  # share of training before they move
+        hidden: Count = 2048
+        dim: Count = 128
+        prototypes: Count = 3000
+        temperature: Positive = 0.1
+        # smaller ones make exponentials vanish
+        epsilon: Annotated[float, Range(0.025)] = 0.05
+        iterations: Count = 3  # of Sinkhorn-Knopp
+        freeze_prototypes: Share = 0.01  # share of training before they move
         # past embeddings of each view that help to balance, for batches smaller than the prototypes
-        queue: int = 0
-        queue_start: float = 0.15  # share of training before the queue is used
+        queue: Natural = 0
+        queue_start: Share = 0.15  # share of training before the queue is used
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            require(
-                self.epsilon >= 0.025,
-                "--method.epsilon",
-                "0.025 or more, for smaller exponentials vanish",
-                self.epsilon,
-            )
-
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Some ten prototypes a class serve best; what a batch cannot balance over them, the
             queue helps to. Random weights change too fast for a queue, and their codes say too
             little unless they are sharper (docs/LOG.md).
@@ -53,29 +46,28 @@ class SwAV(Method):
             prototypes = min(self.prototypes, max(setting.images // 50, 8))
             fitted = replace(self, hidden=setting.features, prototypes=prototypes)
             if not setting.begun:
-                return replace(fitted, queue=0, epsilon=min(self.epsilon, 0.03))
+                return Defaults(config=replace(fitted, queue=0, epsilon=min(self.epsilon, 0.03)))
             queue = (
                 0
                 if setting.batch // setting.parts >= 2 * prototypes
                 else min(setting.images // 4, 3840)
             )
-            return replace(fitted, queue=queue - queue % setting.batch)
+            return Defaults(config=replace(fitted, queue=queue - queue % setting.batch))
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2  # a small view of its own size passes alone
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        if config.queue > images:
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        if config.queue > setup.images:
             raise UserError(
-                f"a queue of {config.queue} embeddings never fills with {images} images: lower"
-                " --method.queue"
+                f"a queue of {config.queue} embeddings never fills with {setup.images} images:"
+                " lower --method.queue"
             )
         self.config = config
-        self.backbone = backbone
         self.network = nn.Sequential(
-            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+            setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim), Normalize()
         )
         self.prototypes = nn.Linear(config.dim, config.prototypes, bias=False)
         self.register_buffer("queue", torch.zeros(self.views, config.queue, config.dim))
@@ -114,7 +106,7 @@ class SwAV(Method):
         ]
         return torch.stack(swapped).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return math.log(self.config.prototypes)
 
     def after_backward(self) -> None:

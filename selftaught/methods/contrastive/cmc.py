@@ -1,17 +1,18 @@
 """Contrastive multiview coding (Tian et al., 2019, https://arxiv.org/abs/1906.05849)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
-from selftaught.method import Batch, Encoder, Method
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize, on_views
+from selftaught.ranges import Count
 
 # from linear RGB
 TO_XYZ = (
@@ -30,20 +31,28 @@ class CMC(Method):
     """
 
     paper = "Tian et al., 2019, https://arxiv.org/abs/1906.05849"
-    augment: ClassVar[dict[str, float]] = {"jitter": 0.0, "gray": 0.0, "blur": 0.0}
     views = 1
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MemoryConfig):
-        negatives: int = 16384
+        negatives: Count = 16384
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        self.backbone = backbone
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            """A memory's; and views keep their colours."""
+            return replace(
+                super().defaults(setting), views={"jitter": 0.0, "gray": 0.0, "blur": 0.0}
+            )
+
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.light_head, self.colour_head = (
-            nn.Sequential(nn.Linear(backbone.features, config.dim), Normalize()) for _ in range(2)
+            nn.Sequential(nn.Linear(setup.backbone.features, config.dim), Normalize())
+            for _ in range(2)
         )
-        self.lights, self.colours = MemoryBank(config, images), MemoryBank(config, images)
+        self.lights, self.colours = (
+            MemoryBank(config, setup.images),
+            MemoryBank(config, setup.images),
+        )
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return light_and_colour(batch.views[0])
@@ -60,8 +69,8 @@ class CMC(Method):
         light, colour = predictions  # each asks the memory of the other
         return (self.colours.loss(light, targets) + self.lights.loss(colour, targets)) / 2
 
-    def chance(self) -> float | None:
-        return self.lights.chance()
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        return self.lights.collapsed_loss(batch_size)
 
     @torch.no_grad()
     def before_epoch(self, batches: Iterable[Batch]) -> None:

@@ -4,16 +4,17 @@ al., 2019).
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from selftaught.errors import UserError, require
 from selftaught.losses import pick_nce
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.methods.parts.patches import Context, automatic_side, cut, drop_colours
 from selftaught.models.layers import unit
+from selftaught.ranges import Count, Natural, Positive, Range, Share
 
 
 class CPC(Method):
@@ -28,18 +29,20 @@ class CPC(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         # pixels of a patch; 0 = what makes seven rows, or fewer (down to three) to keep 32 pixels
-        side: int = 0
-        stride: int = 0  # pixels from patch to patch; 0 = half a side
-        colour_drop: float = 0.5  # share of patches that keep one colour channel alone
-        hidden: int = 256  # width of the context network
-        blocks: int = 5  # of the context network
+        side: Natural = 0
+        stride: Natural = 0  # pixels from patch to patch; 0 = half a side
+        colour_drop: Share = 0.5  # share of patches that keep one colour channel alone
+        hidden: Count = 256  # width of the context network
+        blocks: Count = 5  # of the context network
         norm: Literal["layer", "batch"] = "layer"  # of the context network
-        dim: int = 64  # of embeddings
+        dim: Count = 64  # of embeddings
         # rows below, of those predicted: nearer patches share pixels with the context
-        nearest: int = 2
-        farthest: int = 3
-        directions: int = 4  # rows from above; then from the right, from below, from the left
-        temperature: float = 0.1
+        nearest: Count = 2
+        farthest: Count = 3
+        directions: Annotated[int, Range(1, 4)] = (
+            4  # rows from above; then from the right, from below, from the left
+        )
+        temperature: Positive = 0.1
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -49,29 +52,28 @@ class CPC(Method):
                 f"{self.nearest} or more",
                 self.farthest,
             )
-            require(self.directions <= 4, "--method.directions", "1 to 4", self.directions)
 
-        def suited(self, setting: Setting) -> Self:
-            return replace(self, hidden=min(self.hidden, setting.features))
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            return Defaults(config=replace(self, hidden=min(self.hidden, setting.features)))
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         c = self.config = config
-        self.backbone = backbone
-        self.embed = nn.Linear(backbone.features, c.dim)
+        self.embed = nn.Linear(setup.backbone.features, c.dim)
         ahead = c.farthest - c.nearest + 1
         self.contexts = nn.ModuleList(
-            Context(backbone.features, c.hidden, c.blocks, c.norm, ahead, c.dim)
+            Context(setup.backbone.features, c.hidden, c.blocks, c.norm, ahead, c.dim)
             for _ in range(c.directions)
         )
-        self.among = 0
+        self.patches = 0  # of an image, once one was seen
 
     def inputs(self, batch: Batch) -> Tensor:
         """A grid of overlapping patches [B, G, G, 3, side, side]."""
         view = batch.views[0]
         side = self.config.side or automatic_side(view.shape[-1])
         patches = cut(view, side, self.config.stride or max(side // 2, 1))
-        return drop_colours(patches, batch.noise, self.config.colour_drop)
+        numbers = batch.random(patches.shape[1:3], "colours")
+        return drop_colours(patches, numbers, self.config.colour_drop)
 
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Said of the patches [B, directions, K, G, G, dim] and the patches' own embeddings [B, G,
@@ -97,7 +99,7 @@ class CPC(Method):
         place = torch.arange(targets.shape[:3].numel(), device=targets.device).view(
             targets.shape[:3]
         )
-        rows, self.among = targets.shape[1], place.numel()
+        rows, self.patches = targets.shape[1], targets.shape[1:3].numel()
         if rows <= self.config.nearest:
             raise UserError(
                 f"CPC predicts patches {self.config.nearest} rows below, and the view makes {rows}"
@@ -113,5 +115,5 @@ class CPC(Method):
             torch.cat(queries), targets.flatten(0, 2), torch.cat(keys), self.config.temperature
         )
 
-    def chance(self) -> float | None:
-        return math.log(self.among) if self.among else None
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        return math.log(batch_size * self.patches) if self.patches else None

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from selftaught.distributed import gather, shuffle_batch, unshuffle_batch
 from selftaught.errors import UserError
 from selftaught.losses import info_nce, most_similar
-from selftaught.method import Batch, Encoder, Method, map_tensors
+from selftaught.method import Batch, Encoder, Method, Setup, map_tensors
 from selftaught.methods.contrastive.moco import check_queue, enqueue, random_keys
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.models.layers import Normalize, mlp
 from selftaught.models.teacher import Teacher
+from selftaught.ranges import Share
 
 # of a view: embedding [B, D], those of its places [B, D, S], the map [B, C, S]
 Seen = tuple[Tensor, Tensor, Tensor]
@@ -30,20 +31,19 @@ class DenseCL(Method):
     queue: Tensor
     dense_queue: Tensor
     oldest: Tensor
-    local_norms: ClassVar[bool] = True  # as MoCo's
+    local_batch_norm: ClassVar[bool] = True  # as MoCo's
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):
-        dense: float = 0.5  # weight of the places' loss; whole views have the rest
+        dense: Share = 0.5  # weight of the places' loss; whole views have the rest
         # share of training before places count: a new backbone cannot match them yet
-        dense_start: float = 0.01
+        dense_start: Share = 0.01
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        check_queue(config.queue, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        check_queue(config.queue, setup.images)
         self.config = config
-        self.backbone = backbone
-        self.network = _TwoHeads(backbone, config.hidden, config.dim)
+        self.network = _TwoHeads(setup.backbone, config.hidden, config.dim)
         self.teacher = Teacher(self.network)
         self.register_buffer("queue", random_keys(config.queue, config.dim))
         # a view's mean place is a key
@@ -77,7 +77,7 @@ class DenseCL(Method):
             losses.append((1 - dense) * info_nce(query, key, self.queue, t) + dense * parts)
         return torch.stack(losses).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return math.log(self.config.queue + 1)
 
     @torch.no_grad()

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from selftaught.losses import info_nce
-from selftaught.method import Batch, Encoder, Method
+from selftaught.method import Batch, Method, Setup
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
-from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
+from selftaught.methods.parts.jigsaw_head import Jigsaw, draw_order, shuffled_pieces
 from selftaught.models.layers import mlp
+from selftaught.ranges import Positive, Share
 
 
 class InfoMin(Method):
@@ -20,20 +21,19 @@ class InfoMin(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCoV2.Config):
-        temperature: float = 0.15
-        jigsaw: float = 0.5  # weight of the pieces; the whole has the rest of 1
+        temperature: Positive = 0.15
+        jigsaw: Share = 0.5  # weight of the pieces; the whole has the rest of 1
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.config = config
-        self.backbone = backbone
-        self.moco = MoCoV2(config, backbone, images)
-        head = mlp(backbone.features, config.hidden, config.dim, batch_norm=False)
-        self.jigsaw = Jigsaw(backbone, head, config.dim)
+        self.moco = MoCoV2(config, setup)
+        head = mlp(setup.backbone.features, config.hidden, config.dim, batch_norm=False)
+        self.jigsaw = Jigsaw(setup.backbone, head, config.dim)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         # not of the key's own view
-        return (*self.moco.inputs(batch), shuffled_pieces(batch.views[0], batch.noise))
+        return (*self.moco.inputs(batch), shuffled_pieces(batch.views[0], draw_order(batch)))
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (*self.moco.predict(inputs[:-1]), self.jigsaw(inputs[-1]))
@@ -46,8 +46,8 @@ class InfoMin(Method):
         pieces = info_nce(predictions[-1], targets[0], self.moco.queue, self.config.temperature)
         return (1 - self.config.jigsaw) * whole + self.config.jigsaw * pieces
 
-    def chance(self) -> float:
-        return self.moco.chance()
+    def collapsed_loss(self, batch_size: int) -> float:
+        return self.moco.collapsed_loss(batch_size)
 
     def after_step(
         self, batch: Batch, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]

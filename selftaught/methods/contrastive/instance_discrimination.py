@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from selftaught.method import Batch, Encoder, Method
+from selftaught.method import Batch, Method, Setup
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize
 
@@ -20,13 +20,12 @@ class InstanceDiscrimination(Method):
     class Config(MemoryConfig):
         pass
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        self.backbone = backbone
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.network = nn.Sequential(
-            backbone, nn.Linear(backbone.features, config.dim), Normalize()
+            setup.backbone, nn.Linear(setup.backbone.features, config.dim), Normalize()
         )
-        self.memory = MemoryBank(config, images)
+        self.memory = MemoryBank(config, setup.images)
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch.views[0]
@@ -40,8 +39,8 @@ class InstanceDiscrimination(Method):
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return self.memory.loss(predictions, targets)
 
-    def chance(self) -> float | None:
-        return self.memory.chance()
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        return self.memory.collapsed_loss(batch_size)
 
     def before_epoch(self, batches: Iterable[Batch]) -> None:
         self.memory.fill((batch.index, self.predict(self.inputs(batch))) for batch in batches)

@@ -1,16 +1,16 @@
 """Contrastive learning with a margin (Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100)."""
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor, nn
 
-from selftaught.errors import require
 from selftaught.losses import margin_contrastive
-from selftaught.method import Encoder, Method, Setting
+from selftaught.method import Defaults, Method, Setting, Setup
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
+from selftaught.ranges import Count, Range
 
 
 class MarginContrastive(TwoView):
@@ -22,31 +22,25 @@ class MarginContrastive(TwoView):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 2048
-        dim: int = 128
-        # distance from which on images are far enough apart; evenly spread ones are 2 ** .5 apart
-        margin: float = 1.4
+        hidden: Count = 2048
+        dim: Count = 128
+        # distance from which on images are far enough apart, of at most 2, the diameter of the
+        # sphere; evenly spread ones are 2 ** .5 apart
+        margin: Annotated[float, Range(0, 2, open_low=True)] = 1.4
 
-        def suited(self, setting: Setting) -> Self:
-            return replace(self, hidden=setting.features)
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            return Defaults(config=replace(self, hidden=setting.features))
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        require(
-            0 < config.margin <= 2,
-            "--method.margin",
-            "above 0 and at most 2, the diameter of the sphere",
-            config.margin,
-        )
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.margin = config.margin
-        self.backbone = backbone
         self.network = nn.Sequential(
-            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+            setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim), Normalize()
         )
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([margin_contrastive(x, y, self.margin) for x, y in pairs]).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return self.margin**2 / 2

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from selftaught.distributed import gather, shuffle_batch, unshuffle_batch
 from selftaught.errors import UserError
 from selftaught.losses import info_nce
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import Normalize
 from selftaught.models.teacher import Teacher, teacher_momentum
+from selftaught.ranges import Count, Positive, Share
 
 
 class MoCo(Method):
@@ -22,20 +23,22 @@ class MoCo(Method):
     which head it has.
     """
 
-    local_norms: ClassVar[bool] = True  # and keys meet other company in theirs: see `shuffle_batch`
+    local_batch_norm: ClassVar[bool] = (
+        True  # and keys meet other company in theirs: see `shuffle_batch`
+    )
 
     queue: Tensor
     oldest: Tensor
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        dim: int = 128
-        queue: int = 65536  # past keys: the negatives
-        momentum: float = 0.999  # of the key encoder
-        temperature: float = 0.07
+        dim: Count = 128
+        queue: Count = 65536  # past keys: the negatives
+        momentum: Share = 0.999  # of the key encoder
+        temperature: Positive = 0.07
         symmetric: bool = False  # both views are queries, each the other's key
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """The key encoder forgets within 1 % of a long training. A key stays in the queue for
             at most half an epoch, and where weights are random at first and change fast, for a
             tenth of the steps that the key encoder remembers.
@@ -44,20 +47,19 @@ class MoCo(Method):
             remembered = math.inf if setting.begun else setting.batch / (1 - momentum)
             keys = max(min(setting.images // 2, remembered / 10), 1)
             queue = min(self.queue, max(2 ** int(math.log2(keys)), setting.batch))
-            return replace(self, queue=queue, momentum=momentum)
+            return Defaults(config=replace(self, queue=queue, momentum=momentum))
 
-    def __init__(self, config: Any, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        check_queue(config.queue, images)
+    def __init__(self, config: Any, setup: Setup) -> None:
+        super().__init__(config, setup)
+        check_queue(config.queue, setup.images)
         self.config = config
-        self.backbone = backbone
-        self.network = nn.Sequential(backbone, self.head(), Normalize())
+        self.network = nn.Sequential(setup.backbone, self.build_head(), Normalize())
         self.teacher = Teacher(self.network)
         self.register_buffer("queue", random_keys(config.queue, config.dim))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.long))
 
     @abstractmethod
-    def head(self) -> nn.Module:
+    def build_head(self) -> nn.Module:
         """From the backbone's features to embeddings [B, dim], whose length does not matter."""
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -76,7 +78,7 @@ class MoCo(Method):
             [info_nce(q, k, self.queue, self.config.temperature) for q, k in pairs]
         ).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return math.log(self.config.queue + 1)
 
     @torch.no_grad()

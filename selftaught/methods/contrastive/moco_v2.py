@@ -1,13 +1,14 @@
 """MoCo v2 (Chen et al., 2020, https://arxiv.org/abs/2003.04297)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 from torch import nn
 
-from selftaught.method import Setting
+from selftaught.method import Defaults, Setting
 from selftaught.methods.contrastive.moco import MoCo
 from selftaught.models.layers import mlp
+from selftaught.ranges import Count, Positive
 
 
 class MoCoV2(MoCo):
@@ -17,12 +18,12 @@ class MoCoV2(MoCo):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCo.Config):
-        hidden: int = 2048
-        temperature: float = 0.2
+        hidden: Count = 2048
+        temperature: Positive = 0.2
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """As every version's; and the head is as wide as the features."""
-            return replace(super().suited(setting), hidden=setting.features)
+            return super().defaults(setting).replace_config(hidden=setting.features)
 
-    def head(self) -> nn.Module:
+    def build_head(self) -> nn.Module:
         return mlp(self.backbone.features, self.config.hidden, self.config.dim, batch_norm=False)

@@ -8,10 +8,11 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from selftaught.losses import pick_nce
-from selftaught.method import Encoder
+from selftaught.method import Encoder, Setup
 from selftaught.methods.parts.teacher_student import TeacherStudent
 from selftaught.models.layers import Normalize, mlp, on_views
 from selftaught.models.teacher import Teacher
+from selftaught.ranges import Count, Positive, Share
 
 
 class MoCoV3(TeacherStudent):
@@ -22,25 +23,25 @@ class MoCoV3(TeacherStudent):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TeacherStudent.Config):
-        layers: int = 3  # of the projection head; the predictor has two
-        momentum: float = 0.99  # of the key encoder at the start; it rises to 1 along a cosine
-        temperature: float = 0.2  # the paper's for ViTs; its ResNet-50 has 1
+        layers: Count = 3  # of the projection head; the predictor has two
+        momentum: Share = 0.99  # of the key encoder at the start; it rises to 1 along a cosine
+        temperature: Positive = 0.2  # the paper's for ViTs; its ResNet-50 has 1
         # a ViT's projection of patches stays random, which keeps training steady
         freeze_patches: bool = True
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2  # the predictor sees one view at a time
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         c = self.config = config
         self.network = nn.Sequential(
-            backbone, _normed_mlp(backbone.features, *[c.hidden] * (c.layers - 1), c.dim)
+            setup.backbone,
+            _normed_mlp(setup.backbone.features, *[c.hidden] * (c.layers - 1), c.dim),
         )
         self.predictor = nn.Sequential(_normed_mlp(c.dim, c.hidden, c.dim), Normalize())
         self.teacher = Teacher(nn.Sequential(self.network, Normalize()))
-        self.among = 0
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(self.predictor(z) for z in on_views(self.network, inputs))
@@ -49,8 +50,7 @@ class MoCoV3(TeacherStudent):
         """The sum of both directions, times 2 * temperature, so that the temperature does not scale
         the gradient.
         """
-        self.among = len(targets[0])
-        own = torch.arange(self.among, device=targets[0].device)
+        own = torch.arange(len(targets[0]), device=targets[0].device)
         t = self.config.temperature
         return (
             torch.stack(
@@ -60,8 +60,8 @@ class MoCoV3(TeacherStudent):
             * t
         )
 
-    def chance(self) -> float | None:
-        return 4 * self.config.temperature * math.log(self.among) if self.among else None
+    def collapsed_loss(self, batch_size: int) -> float:
+        return 4 * self.config.temperature * math.log(batch_size)
 
     def after_backward(self) -> None:
         """No gradient, rather than parameters that take none: a stage says itself what of a

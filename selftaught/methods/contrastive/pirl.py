@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from selftaught.method import Batch, Encoder, Method
-from selftaught.methods.parts.jigsaw_head import Jigsaw, shuffled_pieces
+from selftaught.method import Batch, Method, Setup
+from selftaught.methods.parts.jigsaw_head import Jigsaw, draw_order, shuffled_pieces
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize
+from selftaught.ranges import Count, Share
 
 
 class PIRL(Method):
@@ -20,21 +21,22 @@ class PIRL(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MemoryConfig):
-        negatives: int = 32000
-        jigsaw: float = 0.5  # weight of the pieces; the whole has the rest of 1
+        negatives: Count = 32000
+        jigsaw: Share = 0.5  # weight of the pieces; the whole has the rest of 1
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.share = config.jigsaw
-        self.backbone = backbone
         self.network = nn.Sequential(
-            backbone, nn.Linear(backbone.features, config.dim), Normalize()
+            setup.backbone, nn.Linear(setup.backbone.features, config.dim), Normalize()
         )
-        self.jigsaw = Jigsaw(backbone, nn.Linear(backbone.features, config.dim), config.dim)
-        self.memory = MemoryBank(config, images)
+        self.jigsaw = Jigsaw(
+            setup.backbone, nn.Linear(setup.backbone.features, config.dim), config.dim
+        )
+        self.memory = MemoryBank(config, setup.images)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return batch.views[0], shuffled_pieces(batch.views[1], batch.noise)
+        return batch.views[0], shuffled_pieces(batch.views[1], draw_order(batch))
 
     def predict(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         whole, pieces = inputs
@@ -47,8 +49,8 @@ class PIRL(Method):
         whole, pieces = (self.memory.loss(embedding, targets) for embedding in predictions)
         return (1 - self.share) * whole + self.share * pieces
 
-    def chance(self) -> float | None:
-        return self.memory.chance()
+    def collapsed_loss(self, batch_size: int) -> float | None:
+        return self.memory.collapsed_loss(batch_size)
 
     def before_epoch(self, batches: Iterable[Batch]) -> None:
         self.memory.fill((batch.index, self.network(batch.views[0])) for batch in batches)

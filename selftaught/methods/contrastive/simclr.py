@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import nt_xent
-from selftaught.method import Batch, Encoder, Method, Setting, detach
+from selftaught.method import Batch, Defaults, Method, Setting, Setup, detach
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
+from selftaught.ranges import Count, Positive
 
 
 class SimCLR(TwoView):
@@ -20,31 +21,31 @@ class SimCLR(TwoView):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 2048
-        dim: int = 128
-        layers: int = 2  # of the head
-        temperature: float = 0.1
+        hidden: Count = 2048
+        dim: Count = 128
+        layers: Count = 2  # of the head
+        temperature: Positive = 0.1
         # at the keys, as in SimSiam: a view moves by its own comparison alone
         stop_gradient: bool = False
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Without the keys' gradient random weights become better features sooner:
             docs/methods/simclr.md.
             """
-            return replace(self, hidden=setting.features, stop_gradient=not setting.begun)
+            return Defaults(
+                config=replace(self, hidden=setting.features, stop_gradient=not setting.begun)
+            )
 
         @property
         def hidden_layers(self) -> int:
             return self.layers - 1
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.temperature, self.stop_gradient = config.temperature, config.stop_gradient
-        self.backbone = backbone
         hidden = [config.hidden] * config.hidden_layers
-        self.projection = mlp(backbone.features, *hidden, config.dim)
-        self.network = nn.Sequential(backbone, self.projection, Normalize())
-        self.others = 0
+        self.projection = mlp(setup.backbone.features, *hidden, config.dim)
+        self.network = nn.Sequential(setup.backbone, self.projection, Normalize())
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         keys = super().targets(batch, predictions)
@@ -55,12 +56,12 @@ class SimCLR(TwoView):
         with ordinary ones in their place, held still as targets are, hard examples did harm
         (docs/LOG.md).
         """
-        self.others = 2 * len(predictions[0]) - 1
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([nt_xent(q, k, self.temperature) for q, k in pairs]).mean()
 
-    def kept_head(self) -> nn.Sequential:
+    @property
+    def head(self) -> nn.Sequential:
         return self.projection
 
-    def chance(self) -> float | None:
-        return math.log(self.others) if self.others else None
+    def collapsed_loss(self, batch_size: int) -> float:
+        return math.log(2 * batch_size - 1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from selftaught.methods.contrastive.simclr import SimCLR
+from selftaught.ranges import Count
 
 
 class SimCLRV2(SimCLR):
@@ -14,4 +15,4 @@ class SimCLRV2(SimCLR):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SimCLR.Config):
-        layers: int = 3
+        layers: Count = 3

@@ -6,11 +6,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from selftaught.errors import require
 from selftaught.losses import triplet
-from selftaught.method import Encoder, Method, Setting
+from selftaught.method import Defaults, Method, Setting, Setup
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import Normalize, mlp
+from selftaught.ranges import Count, Positive
 
 
 class Triplet(TwoView):
@@ -20,25 +20,23 @@ class Triplet(TwoView):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 2048
-        dim: int = 128
-        margin: float = 0.2  # of squared distances of unit-norm embeddings, 0 to 4
+        hidden: Count = 2048
+        dim: Count = 128
+        margin: Positive = 0.2  # of squared distances of unit-norm embeddings, 0 to 4
 
-        def suited(self, setting: Setting) -> Self:
-            return replace(self, hidden=setting.features)
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            return Defaults(config=replace(self, hidden=setting.features))
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        require(config.margin > 0, "--method.margin", "above 0", config.margin)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.margin = config.margin
-        self.backbone = backbone
         self.network = nn.Sequential(
-            backbone, mlp(backbone.features, config.hidden, config.dim), Normalize()
+            setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim), Normalize()
         )
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([triplet(x, y, self.margin) for x, y in pairs]).mean()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return self.margin

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import barlow
-from selftaught.method import Encoder, Method, Setting
+from selftaught.method import Defaults, Method, Setting, Setup
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import mlp
+from selftaught.ranges import Count, NonNegative
 
 
 class BarlowTwins(TwoView):
@@ -19,23 +20,24 @@ class BarlowTwins(TwoView):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 8192
-        dim: int = 8192
-        redundancy: float = 0.0051  # weight of what dimensions share: the paper's lambda
+        hidden: Count = 8192
+        dim: Count = 8192
+        redundancy: NonNegative = 0.0051  # weight of what dimensions share: the paper's lambda
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Four times as wide as the features, as the paper's is: 2048 with a ResNet-18."""
             width = 4 * setting.features
-            return replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
+            return Defaults(
+                config=replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
+            )
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.config = config
-        self.backbone = backbone
         projector = mlp(
-            backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
+            setup.backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
         )
-        self.network = nn.Sequential(backbone, projector)
+        self.network = nn.Sequential(setup.backbone, projector)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         """The paper's, by the width: SGD, unlike LARS, would feel a sum over thousands of
@@ -48,5 +50,5 @@ class BarlowTwins(TwoView):
             / self.config.dim
         )
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return 1.0  # what does not vary correlates with nothing

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.losses import spread_loss, squared_covariance
-from selftaught.method import Encoder, Method, Setting
+from selftaught.method import Defaults, Method, Setting, Setup
 from selftaught.methods.parts.two_view import TwoView
 from selftaught.models.layers import mlp
+from selftaught.ranges import Count, NonNegative
 
 
 class VICReg(TwoView):
@@ -22,23 +23,26 @@ class VICReg(TwoView):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 8192
-        dim: int = 8192
-        invariance: float = 25.0
-        variance: float = 25.0
-        covariance: float = 1.0
+        hidden: Count = 8192
+        dim: Count = 8192
+        invariance: NonNegative = 25.0
+        variance: NonNegative = 25.0
+        covariance: NonNegative = 1.0
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Four times as wide as the features, as the paper's is: 2048 with a ResNet-18."""
             width = 4 * setting.features
-            return replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
+            return Defaults(
+                config=replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
+            )
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.config = config
-        self.backbone = backbone
-        expander = mlp(backbone.features, config.hidden, config.hidden, config.dim, last_bias=False)
-        self.network = nn.Sequential(backbone, expander)
+        expander = mlp(
+            setup.backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
+        )
+        self.network = nn.Sequential(setup.backbone, expander)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         c = self.config
@@ -49,6 +53,6 @@ class VICReg(TwoView):
         shared = torch.stack([squared_covariance(z) for z in predictions]).sum()
         return c.invariance * apart + c.variance * narrow + c.covariance * shared
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         # no spread, and nothing else to pay
         return float(self.config.variance * spread_loss(torch.zeros(2, 1)))

@@ -2,18 +2,18 @@
 et al., 2015).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Self
 
 from torch import Tensor, nn
 
 from selftaught.devices import upcast
 from selftaught.errors import UserError
 from selftaught.losses import soft_cross_entropy
-from selftaught.method import Batch, Encoder, Method
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import mlp
 from selftaught.models.teacher import FrozenTeacher
+from selftaught.ranges import Positive
 
 
 class Distillation(Method):
@@ -27,34 +27,33 @@ class Distillation(Method):
     )
     views = 1
     classifies = True
-    # crops and flips alone
-    augment: ClassVar[Mapping[str, Any]] = {"jitter": 0.0, "gray": 0.0, "blur": 0.0}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         teacher: str = ""  # a run of supervised, or of distillation
-        temperature: float = 1.0  # of both softmaxes
+        temperature: Positive = 1.0  # of both softmaxes
 
-        def earlier(self, init: str | None) -> str:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            """Crops and flips alone."""
+            return Defaults(config=self, views={"jitter": 0.0, "gray": 0.0, "blur": 0.0})
+
+        def previous_run(self, init: str | None) -> str:
             if not self.teacher:
                 raise UserError(
                     "distillation needs a teacher: name a run of supervised by --method.teacher"
                 )
             return self.teacher
 
-    def __init__(
-        self, config: Config, backbone: Encoder, images: int, earlier: nn.Sequential | None = None
-    ) -> None:
-        super().__init__(config, backbone, images)
-        if earlier is None:
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        if setup.previous is None:
             raise ValueError("distillation is made with its teacher")
         self.temperature = config.temperature
-        self.backbone = backbone
-        *_, last = earlier[1].children()
+        *_, last = setup.previous[1].children()
         assert isinstance(last, nn.Linear)
-        self.classifier = mlp(backbone.features, last.out_features)
-        self.network = nn.Sequential(backbone, self.classifier)
-        self.teacher = FrozenTeacher(earlier)
+        self.classifier = mlp(setup.backbone.features, last.out_features)
+        self.network = nn.Sequential(setup.backbone, self.classifier)
+        self.teacher = FrozenTeacher(setup.previous)
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch.views[0]
@@ -69,5 +68,6 @@ class Distillation(Method):
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return soft_cross_entropy(predictions / self.temperature, targets)
 
-    def kept_head(self) -> nn.Sequential:
+    @property
+    def head(self) -> nn.Sequential:
         return self.classifier

@@ -5,15 +5,20 @@ Maaten, 2019).
 import torch
 from torch import Tensor, nn
 
+from selftaught.method import Batch
 from selftaught.methods.parts.patches import cut
 from selftaught.models.layers import Normalize
 
 GRID = 3  # pieces along each side
 
 
-def shuffled_pieces(view: Tensor, noise: Tensor) -> Tensor:
-    """view [B, 3, S, S], noise [B, 9 or more] -> pieces [B, 9, 3, s, s], in an order that the noise
-    decides.
+def draw_order(batch: Batch) -> Tensor:
+    """Random numbers [B, 9], by which pieces are shuffled."""
+    return batch.random((GRID**2,), "pieces")
+
+
+def shuffled_pieces(view: Tensor, numbers: Tensor) -> Tensor:
+    """view [B, 3, S, S], numbers [B, 9] -> pieces [B, 9, 3, s, s], in the order of their numbers.
 
     A piece is the middle of its cell, of a side that is a multiple of 16 (64 of 224 pixels, as in
     the paper), or the whole cell where that has less than 16.
@@ -22,7 +27,7 @@ def shuffled_pieces(view: Tensor, noise: Tensor) -> Tensor:
     side = cell // 16 * 16 or cell
     gap = (cell - side) // 2
     pieces = cut(view[..., gap:, gap:], side, cell)[:, :GRID, :GRID].flatten(1, 2)
-    order = noise[:, : GRID**2].argsort(1)
+    order = numbers.argsort(1)
     return pieces[torch.arange(len(view), device=view.device)[:, None], order]
 
 

@@ -13,27 +13,28 @@ from torch import Tensor, nn
 
 from selftaught.distributed import gather
 from selftaught.losses import nce
-from selftaught.method import Method, Setting
+from selftaught.method import Defaults, Method, Setting
 from selftaught.models.layers import Counter
+from selftaught.ranges import Count, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig(Method.Config):
     """What methods with a memory share; the defaults are those of Wu et al., 2018."""
 
-    dim: int = 128
+    dim: Count = 128
     # other images' rows, drawn anew each step; as many as there are images or more: each one once
-    negatives: int = 4096
-    momentum: float = 0.5  # of a row, when its image is seen again
-    temperature: float = 0.07
+    negatives: Count = 4096
+    momentum: Share = 0.5  # of a row, when its image is seen again
+    temperature: Positive = 0.07
     # nce estimates what softmax adds up: for memories too large to compare with
     loss: Literal["nce", "softmax"] = "nce"
 
-    def suited(self, setting: Setting) -> Self:
+    def defaults(self, setting: Setting) -> Defaults[Self]:
         """The softmax that NCE estimates is affordable, and exact where the data are small: then
         all rows take part.
         """
-        return replace(self, negatives=min(setting.images, 65536), loss="softmax")
+        return Defaults(config=replace(self, negatives=min(setting.images, 65536), loss="softmax"))
 
 
 class MemoryBank(nn.Module):
@@ -83,7 +84,7 @@ class MemoryBank(nn.Module):
         rest = rest.masked_fill(others == index[:, None], -torch.inf)
         return share * F.cross_entropy(torch.cat([own[:, None], rest], 1), torch.zeros_like(index))
 
-    def chance(self) -> float | None:
+    def collapsed_loss(self, batch_size: int) -> float | None:
         known = min(self.config.negatives + 1, len(self.rows))
         return math.log(known) if self.config.loss == "softmax" else None
 

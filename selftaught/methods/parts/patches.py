@@ -6,7 +6,6 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
-from selftaught.method import NOISE
 
 
 def automatic_side(size: int) -> int:
@@ -27,19 +26,13 @@ def cut(view: Tensor, side: int, stride: int) -> Tensor:
     return view.unfold(2, side, stride).unfold(3, side, stride).permute(0, 2, 3, 1, 4, 5)
 
 
-def drop_colours(patches: Tensor, noise: Tensor, share: float) -> Tensor:
+def drop_colours(patches: Tensor, numbers: Tensor, share: float) -> Tensor:
     """Leave a `share` of patches [B, rows, columns, 3, s, s] one colour channel, in place of all
-    three.
-
-    Sums of a number for the row and one for the column, modulo 1, are uniform and pairwise
-    independent.
+    three: those whose numbers [B, rows, columns], uniform in [0, 1), are below it.
     """
-    half = NOISE // 2
-    rows, columns = (torch.arange(n, device=noise.device) % half for n in patches.shape[1:3])
-    number = (noise[:, rows, None] + noise[:, None, half + columns]) % 1
-    channel = (number / max(share, 1e-9) * 3).long().clamp(max=2)[:, :, :, None, None, None]
+    channel = (numbers / max(share, 1e-9) * 3).long().clamp(max=2)[:, :, :, None, None, None]
     kept = patches.gather(3, channel.expand(-1, -1, -1, 1, *patches.shape[4:]))
-    return torch.where((number < share)[:, :, :, None, None, None], kept, patches)
+    return torch.where((numbers < share)[:, :, :, None, None, None], kept, patches)
 
 
 class Context(nn.Module):

@@ -5,9 +5,10 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from selftaught.method import Batch, Encoder, Method, Setting, Tensors
+from selftaught.method import Batch, Defaults, Method, Setting, Setup, Tensors
 from selftaught.models.layers import on_views
 from selftaught.models.teacher import Teacher, schedule_momentum, teacher_momentum
+from selftaught.ranges import Count, Share
 
 
 class TeacherStudent(Method):
@@ -20,21 +21,24 @@ class TeacherStudent(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 4096
-        dim: int = 256
-        momentum: float = 0.996  # of the teacher at the start; it rises to 1 along a cosine
+        hidden: Count = 4096
+        dim: Count = 256
+        momentum: Share = 0.996  # of the teacher at the start; it rises to 1 along a cosine
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """A short training needs a teacher that follows sooner; heads follow the features'
             width.
             """
             momentum = teacher_momentum(self.momentum, setting.steps)
-            return replace(self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum)
+            return Defaults(
+                config=replace(
+                    self, hidden=min(self.hidden, 2 * setting.features), momentum=momentum
+                )
+            )
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.momentum = config.momentum
-        self.backbone = backbone
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return batch.views[:2]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import cosine_distance
-from selftaught.method import Encoder
+from selftaught.method import Setup
 from selftaught.methods.parts.teacher_student import TeacherStudent
 from selftaught.models.layers import mlp, on_views
 from selftaught.models.teacher import Teacher
@@ -22,12 +22,14 @@ class BYOL(TeacherStudent):
         """What all such methods have; `hidden` is the predictor's width, too."""
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2  # the predictor sees one view at a time
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim))
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        self.network = nn.Sequential(
+            setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim)
+        )
         self.predictor = mlp(config.dim, config.hidden, config.dim)
         self.teacher = Teacher(self.network)
 
@@ -38,5 +40,5 @@ class BYOL(TeacherStudent):
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([cosine_distance(p, t) for p, t in pairs]).sum()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return 0.0  # a constant that both networks agree on

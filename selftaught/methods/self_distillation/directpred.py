@@ -3,18 +3,18 @@ al., 2021).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from selftaught.distributed import gather
-from selftaught.errors import require
 from selftaught.losses import cosine_distance
-from selftaught.method import Batch, Encoder
+from selftaught.method import Batch, Setup
 from selftaught.methods.parts.teacher_student import TeacherStudent
 from selftaught.models.layers import Counter, mlp, on_views
 from selftaught.models.teacher import Teacher
+from selftaught.ranges import Count, NonNegative, Positive, Range
 
 
 class DirectPred(TeacherStudent):
@@ -32,25 +32,22 @@ class DirectPred(TeacherStudent):
     @dataclass(frozen=True, kw_only=True)
     class Config(TeacherStudent.Config):
         predictor: Literal["directpred", "directset", "directcopy"] = "directpred"
-        eps: float = 0.1  # added to every eigenvalue of the predictor, whose largest is 1
-        rho: float = 0.3  # of the moving average: how much of the past a step keeps
-        frequency: int = 1  # steps from one setting of the predictor to the next
-        alpha: float = 0.5  # exponent of DirectSet; that of DirectPred is 1/2, of DirectCopy 1
+        # added to every eigenvalue of the predictor, whose largest is 1: where it is 0, directions
+        # that vanish never return
+        eps: Positive = 0.1
+        # of the moving average: how much of the past a step keeps
+        rho: Annotated[float, Range(0, 1, open_high=True)] = 0.3
+        frequency: Count = 1  # steps from one setting of the predictor to the next
+        alpha: NonNegative = (
+            0.5  # exponent of DirectSet; that of DirectPred is 1/2, of DirectCopy 1
+        )
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            require(self.rho < 1, "--method.rho", "below 1", self.rho)
-            require(
-                self.eps > 0,
-                "--method.eps",
-                "above 0, or directions that vanish never return",
-                self.eps,
-            )
-
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         self.config = config
-        self.network = nn.Sequential(backbone, mlp(backbone.features, config.hidden, config.dim))
+        self.network = nn.Sequential(
+            setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim)
+        )
         self.teacher = Teacher(self.network)
         self.register_buffer("correlation", torch.zeros(config.dim, config.dim))
         self.register_buffer("predictor", torch.eye(config.dim))
@@ -64,7 +61,7 @@ class DirectPred(TeacherStudent):
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([cosine_distance(z @ self.predictor, t) for z, t in pairs]).sum()
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return 0.0  # a constant that both networks agree on
 
     @torch.no_grad()

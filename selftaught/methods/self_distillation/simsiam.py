@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import cosine_distance
-from selftaught.method import Batch, Encoder, Method, Setting
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
 from selftaught.models.layers import mlp, on_views
+from selftaught.ranges import Count
 
 # of each view: the predictor's output and the projector's
 Pairs = tuple[tuple[Tensor, Tensor], ...]
@@ -22,33 +23,36 @@ class SimSiam(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        hidden: int = 2048
-        dim: int = 2048
-        bottleneck: int = 512  # the predictor's hidden layer
+        hidden: Count = 2048
+        dim: Count = 2048
+        bottleneck: Count = 512  # the predictor's hidden layer
 
-        def suited(self, setting: Setting) -> Self:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
             """Heads four times as wide as the features, as the paper's for CIFAR are: 2048 with a
             ResNet-18.
             """
             width = min(self.dim, 4 * setting.features)
-            return replace(
-                self,
-                dim=width,
-                hidden=min(self.hidden, width),
-                bottleneck=min(self.bottleneck, max(width // 4, 1)),
+            return Defaults(
+                config=replace(
+                    self,
+                    dim=width,
+                    hidden=min(self.hidden, width),
+                    bottleneck=min(self.bottleneck, max(width // 4, 1)),
+                )
             )
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2  # the predictor sees one view at a time
 
-    def __init__(self, config: Config, backbone: Encoder, images: int) -> None:
-        super().__init__(config, backbone, images)
-        self.backbone = backbone
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
         projector = mlp(
-            backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
+            setup.backbone.features, config.hidden, config.hidden, config.dim, last_bias=False
         )
-        self.network = nn.Sequential(backbone, projector, nn.BatchNorm1d(config.dim, affine=False))
+        self.network = nn.Sequential(
+            setup.backbone, projector, nn.BatchNorm1d(config.dim, affine=False)
+        )
         self.predictor = mlp(config.dim, config.bottleneck, config.dim)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -67,5 +71,5 @@ class SimSiam(Method):
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([cosine_distance(p, t) for (p, _), t in pairs]).mean() / 2
 
-    def chance(self) -> float:
+    def collapsed_loss(self, batch_size: int) -> float:
         return 0.0  # a constant that both views agree on

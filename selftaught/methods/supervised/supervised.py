@@ -1,12 +1,14 @@
 """The task that every other one imitates: fine-tuning, and a baseline."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
-from selftaught.method import Batch, Encoder, Method
+from selftaught.method import Batch, Defaults, Method, Setting, Setup
+from selftaught.ranges import Natural, Share
 
 
 class Supervised(Method):
@@ -16,17 +18,22 @@ class Supervised(Method):
 
     paper = "-"
     views = 1
-    needs_labels = True
+    labels = "required"
     classifies = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        classes: int = 0  # from the data
-        smoothing: float = 0.0  # of the labels
+        classes: Natural = (
+            0  # of the data, as a run records them; the network has those of its setup
+        )
+        smoothing: Share = 0.0  # of the labels
         # of the head of the run in --init, kept with its backbone: 1 in SimCLR v2
-        head_layers: int = 0
+        head_layers: Natural = 0
 
-        def earlier(self, init: str | None) -> str | None:
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            return Defaults(config=replace(self, classes=setting.classes))
+
+        def previous_run(self, init: str | None) -> str | None:
             if self.head_layers and init is None:
                 raise UserError(
                     "--method.head-layers are those of a pretrained head: name the run that has it"
@@ -35,31 +42,28 @@ class Supervised(Method):
             return init if self.head_layers else None
 
         @property
-        def least(self) -> int:
+        def min_batch(self) -> int:
             return 2 if self.head_layers else 1
 
         @property
         def hidden_layers(self) -> int:
             return self.head_layers
 
-    def __init__(
-        self, config: Config, backbone: Encoder, images: int, earlier: nn.Sequential | None = None
-    ) -> None:
-        super().__init__(config, backbone, images)
-        if config.classes < 2:
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        if setup.classes < 2:
             raise UserError(
                 "supervised training needs labelled images of two classes or more: class folders,"
                 " or a labels.csv"
             )
         self.smoothing = config.smoothing
-        self.backbone = backbone
-        kept = hidden(earlier, config.head_layers) if earlier else []
+        kept = hidden(setup.previous, config.head_layers) if setup.previous else []
         width = [
-            backbone.features,
+            setup.backbone.features,
             *(layer.out_features for layer in kept if isinstance(layer, nn.Linear)),
         ][-1]
-        self.classifier = nn.Sequential(*kept, nn.Linear(width, config.classes))
-        self.network = nn.Sequential(backbone, self.classifier)
+        self.classifier = nn.Sequential(*kept, nn.Linear(width, setup.classes))
+        self.network = nn.Sequential(setup.backbone, self.classifier)
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch.views[0]
@@ -77,13 +81,14 @@ class Supervised(Method):
             return F.binary_cross_entropy_with_logits(predictions, yes)
         return F.cross_entropy(predictions, targets, label_smoothing=self.smoothing)
 
-    def kept_head(self) -> nn.Sequential:
+    @property
+    def head(self) -> nn.Sequential:
         return self.classifier
 
 
-def hidden(earlier: nn.Sequential, layers: int) -> list[nn.Module]:
+def hidden(previous: nn.Sequential, layers: int) -> list[nn.Module]:
     """The first hidden layers of a head, each linear, batch norm and ReLU."""
-    head = list(earlier[1].children())
+    head = list(previous[1].children())
     if 3 * layers >= len(head):
         raise UserError(
             f"--method.head-layers {layers}: the pretrained head has {len(head) // 3} hidden layers"

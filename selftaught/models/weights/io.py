@@ -167,12 +167,6 @@ def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = 
     return f"{backbone.name} starts from {content}: {', '.join(notes)}."
 
 
-def guess_name(source: str | Path) -> str | None:
-    """Guess timm's name of the network in a file; None if that is unclear."""
-    name_and_stem = guess(source)
-    return name_and_stem[0] if name_and_stem else None
-
-
 def guess(source: str | Path) -> tuple[str, str] | None:
     """Guess timm's name and the stem of the network in a file, from metadata, names and shapes.
 
