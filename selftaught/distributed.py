@@ -31,10 +31,12 @@ _waits = count()
 
 
 def rank() -> int:
+    """The number of this process; 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -235,6 +237,7 @@ def shard(root: nn.Module, units: Iterable[nn.Module], device: torch.device) -> 
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether any of the parameters is sharded."""
     return any(isinstance(p, DTensor) for p in parameters)
 
 

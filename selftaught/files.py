@@ -126,10 +126,12 @@ def _delete_stale_drafts(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> Path:
+    """Write a value as JSON, atomically; raise FileError as `atomic` does."""
     return write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> Path:
+    """Write a text as UTF-8, atomically; raise FileError as `atomic` does."""
     return atomic(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 

@@ -97,8 +97,8 @@ def margin_contrastive(x: Tensor, y: Tensor, margin: float) -> Tensor:
 def triplet(x: Tensor, y: Tensor, margin: float) -> Tensor:
     """Triplet loss with semi-hard negatives (Schroff et al., 2015, equations 3 and 4).
 
-    x, y [B, D] of unit norm; equal rows are positive pairs. The negative is the nearest one that is
-    farther away than the positive, or the farthest one if there is none.
+    x, y [B, D] of unit norm; equal rows are positive pairs. The negative is the nearest one beyond
+    the positive. If there is none, it is the farthest one.
     """
     diagonal = torch.eye(len(x), dtype=torch.bool, device=x.device)
     squared = squared_distances(x, y)
@@ -181,8 +181,8 @@ def concentration(
     """Concentration, or temperature, of each cluster [K] (Li et al., 2020, equation 12).
 
     points [N, D], centroids [K, D], label [N]. Small clusters count as wider, by `alpha`. A cluster
-    of fewer than two points is as wide as the widest. As in the authors' code, values are clamped
-    to the quantiles .1 and .9, then scaled to a mean of `mean`.
+    of fewer than two points is as wide as the widest. Values are clamped to the quantiles .1
+    and .9, then scaled to a mean of `mean`, as in the authors' code.
     """
     distance = (points - centroids[label]).norm(dim=1)
     sums = torch.zeros_like(centroids[:, 0]).index_add_(0, label, distance)

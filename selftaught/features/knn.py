@@ -15,8 +15,8 @@ class KNN(Protocol):
     """A weighted vote of the `neighbours` nearest training images, by cosine similarity.
 
     A vote has the weight exp(cosine / temperature). If there are fewer training images than
-    `neighbours`, all of them vote. Scores are shares of the vote: a row sums to one, or has entries
-    in [0, 1] for several classes an image. Raises UserError for values out of range.
+    `neighbours`, all of them vote. Scores are shares of the vote, so a row sums to one. For several
+    classes an image, each entry is in [0, 1]. Raises UserError for values out of range.
     """
 
     neighbours: int = 20

@@ -24,8 +24,8 @@ def minimise(
     """Minimise P smooth convex problems from `start` [P, N]; returns the minimisers [P, N].
 
     `objective(x [p, N], which [p])` returns values [p] float64 and gradients [p, N] of the problems
-    `which`. A problem ends when its largest gradient entry is at most `tolerance`, when no step
-    lowers its value, or after `iterations`. Each problem has its own step length.
+    `which`. A problem ends when its largest gradient entry is at most `tolerance`. It also ends
+    when no step lowers its value, and after `iterations`. Each problem has its own step length.
     """
     result = start.clone()
     which = torch.arange(len(start), device=start.device)

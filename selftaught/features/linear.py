@@ -134,8 +134,8 @@ class _Problem:
         """Principal axes [D, R] and variances [R], R = min(N, D), of the standardised features.
 
         The axes come from a sample, if there are many images. Variances of network features span
-        many decades. In these axes, scaled by the curvature of the loss, L-BFGS needs a tenth of
-        the iterations and has the same optimum.
+        many decades. In these axes, scaled by the loss's curvature, L-BFGS needs a tenth of the
+        iterations. The optimum is the same.
         """
         step = max(1, len(self.vectors) // max(20000, self.vectors.shape[1]))
         rows = torch.arange(0, len(self.vectors), step, device=self.vectors.device)

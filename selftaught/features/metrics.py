@@ -50,10 +50,13 @@ def _questions(labels: Tensor, values: Tensor, *, skip: bool) -> list[tuple[Tens
 def placements(labels: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Placement values, whose mean over the positives or the negatives is the AUROC.
 
-    Returns two tensors [M, Q] for M images and Q binary problems. The first, float64, is the share
-    of the opposite class that an image is ranked correctly against; a tie counts half. The second
-    is the group of the image: 2 q for negatives of problem q, 2 q + 1 for positives. Every problem
-    must have positives and negatives.
+    Returns two tensors [M, Q] for M images and Q binary problems:
+
+    - float64: the share of the opposite class that the image is ranked correctly against. A tie
+      counts half.
+    - int64: the group of the image, 2 q for negatives of problem q and 2 q + 1 for positives.
+
+    Every problem must have positives and negatives.
     """
     shares, sides = [], []
     for number, (truth, score) in enumerate(_questions(labels, values, skip=False)):

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 class StridedConv2d(nn.Conv2d):
     """A convolution that uses only its middle tap on a map of one pixel.
 
-    The other taps lie in the padding there. For a strided convolution in bfloat16 on a CPU, oneDNN
-    (torch 2.15) does not write their gradients, which then are uninitialised memory.
+    The other taps lie in the padding there. In bfloat16 on a CPU, oneDNN (torch 2.15) does not
+    write their gradients if the convolution has a stride. They are uninitialised memory then.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -113,10 +113,12 @@ def labels_words(labels: str) -> str:
 
 
 def backbone_words(name: str) -> str:
+    """The name of a backbone or baseline as text."""
     return BASELINES.get(name, name)
 
 
 def effect_words(effect: Effect) -> str:
+    """An effect as text, with a sign that needs no colour."""
     return {"better": "▲ better", "worse": "▼ worse", "unclear": "≈ not distinguishable"}[effect]
 
 
@@ -127,10 +129,12 @@ def points(value: float) -> str:
 
 
 def percent(value: float) -> str:
+    """A share as per cent, without the sign %."""
     return f"{100 * value:.1f}".replace("-", "\u2212")
 
 
 def interval(score: Score, *, signed: bool = False) -> str:
+    """The interval of a score in per cent, or of a difference in points if `signed`."""
     show = points if signed else percent
     return f"{show(score.low)} to {show(score.high)}"
 
@@ -167,6 +171,7 @@ def data_key(evaluation: Mapping[str, Any]) -> str:
 
 
 def data_words(evaluation: Mapping[str, Any]) -> str:
+    """The data of an evaluation as text."""
     data = evaluation.get("data")
     if isinstance(data, list):
         return ", ".join(map(str, data))

@@ -18,18 +18,18 @@ class CollapseDetector:
 
     - The features are not finite. This counts as collapse at once.
     - Rank is below .5 of the start or .25 of the best, or std below .35 or .25. At learning rates
-      100 times too high, rank fell to .03 to .3 of the start in ten steps, and recovered late or
+      100 times too high, rank fell to .03 to .3 of the start in ten steps. It recovered late or
       never. In healthy runs it was above .88 after ten steps and above .95 after twenty.
     - The loss is within 1 % of `chance`, and rank or std is below .8 of the start.
     - `chance` is 0 (the loss of constant outputs) and the loss is below .01.
-    - `voters` is set and kNN is below .92 of the start, by more than three standard errors of that
-      many votes and by at least ten votes. The errors are Wilson's, which hold for few votes and
-      for shares of 0 and 1. At rates 100 times too high, kNN was at .58 to .91 of the start for
-      hundreds of steps, although rank and std sometimes recovered. In 41 healthy runs it was above
-      .93 at every observation, and soon above 1.
+    - `voters` is set and kNN is below .92 of the start. The fall must be more than three standard
+      errors of that many votes, and at least ten votes. The errors are Wilson's, which hold for few
+      votes and for shares of 0 and 1. At rates 100 times too high, kNN was at .58 to .91 of the
+      start for hundreds of steps. Rank and std sometimes recovered meanwhile. In 41 healthy runs
+      kNN was above .93 at every observation, and soon above 1.
 
-    During the first `settle` steps the running statistics of batch norm are not accurate yet, and
-    healthy runs without warm-up fell to .42 of the rank. So the limits there are .2 of the rank and
+    During the first `settle` steps the running statistics of batch norm are not accurate yet.
+    Healthy runs without warm-up fell to .42 of the rank there. So the limits are .2 of the rank and
     .3 of the std. Rank also falls while classes form, as in supervised training. It is ignored when
     kNN rose by .05 and std did not fall.
     """

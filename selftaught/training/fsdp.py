@@ -23,8 +23,8 @@ BLOCK = re.compile(r"(.*\.)?blocks\.\d+")  # timm's names of the blocks of ViTs 
 def shard(step: Step, device: torch.device) -> None:
     """Shard every parameter of `step`, including teachers, over the processes, in place.
 
-    A unit, whose parameters are gathered together, is a block of the backbone, the rest of the
-    backbone, or a head. Losses and gradients equal those of one process.
+    Parameters of a unit are gathered together. Units are the blocks of a backbone, the rest of the
+    backbone, and heads. Losses and gradients equal those of one process.
     """
     distributed.synchronise_norms(step, device)
     encoders = [m for m in step.modules() if isinstance(m, Encoder)]

@@ -1,7 +1,7 @@
 """The number of compute threads, and a detector of threads that wait for cores.
 
-OpenMP's threads synchronise after every operation. A thread that shares its core with another
-program delays all others: beside one busy program, two threads are slower than one.
+OpenMP's threads synchronise after every operation. So a thread that shares its core with another
+program delays all others. Beside one busy program, two threads are slower than one.
 """
 
 from __future__ import annotations
@@ -226,6 +226,7 @@ def take_share(threads: Count, workers: Count, say: Callable[[str], None]) -> It
 
 @contextmanager
 def use_threads(number: int) -> Iterator[None]:
+    """Inside, torch computes with `number` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

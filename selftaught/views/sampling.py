@@ -37,8 +37,8 @@ def sample_parameters(
 ) -> list[ViewParameters]:
     """Sample the parameters of a view for each of `scales`; aspect [B].
 
-    Each view uses a table of uniform numbers with a row an image, whose size does not depend on the
-    values.
+    Each view uses a table of uniform numbers with a row for each image. The size of the table does
+    not depend on the values.
     """
     tables = [torch.rand(len(aspect), 2 * TRIES + 16, generator=generator) for _ in scales]
     area = torch.cat(
@@ -75,9 +75,9 @@ def sample_boxes(
 ) -> Tensor:
     """Sample boxes [B, 4] (top, left, height, width as shares) as RandomResizedCrop does.
 
-    area [B, tries] in shares of the image; ratio [B, tries] and corner [B, 2] uniform in [0, 1];
-    aspect [B]. The area is uniform, the ratio log-uniform. The first candidate that fits into the
-    image is taken. If none fits, the largest centred box of an allowed ratio is taken.
+    area [B, tries] is in shares of the image. ratio [B, tries] and corner [B, 2] are uniform in [0,
+    1]. aspect [B]. The area is uniform, the ratio log-uniform. The first candidate that fits into
+    the image is taken. If none fits, the largest centred box of an allowed ratio is taken.
     """
     ratio = scale_uniform(ratio, (math.log(ratios[0]), math.log(ratios[1]))).exp() / aspect[:, None]
     # In shares of the image's height and width.

@@ -64,9 +64,15 @@ def write_views(
 def write_hard(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
     """Write hard examples beside their clean images.
 
-    An entry has `kind` ("adversarial", "cutmix", "mixup"), `clean` and `hard` (float [3, H, W] in
-    [0, 1]), `loss_before` and `loss_after` (numbers or None), and optionally `partner` (float [3,
-    H, W], the image that is mixed in) and `note` (str). For an adversarial example the perturbation
+    An entry has these keys:
+
+    - kind: "adversarial", "cutmix" or "mixup"
+    - clean and hard: float [3, H, W] in [0, 1]
+    - loss_before and loss_after: numbers or None
+    - partner, optional: the image that is mixed in, float [3, H, W]
+    - note, optional: text
+
+    For an adversarial example the perturbation
     is written too, magnified by a power of two around grey.
     """
     records = []
@@ -198,8 +204,8 @@ def project(vectors: Tensor) -> tuple[Tensor, str]:
     """Project vectors [n, D] to [n, 2] in 0..1; returns the name of the method too.
 
     PCA to 50 dimensions comes first, to reduce noise and time. t-SNE starts from the first two
-    components with a fixed seed, so equal features give equal maps, and the global shape is
-    meaningful. Fewer than 20 vectors are projected by PCA alone.
+    components, so the global shape is meaningful. The seed is fixed, so equal features give equal
+    maps. Fewer than 20 vectors are projected by PCA alone.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

@@ -136,13 +136,18 @@ def load_backbone(path: str | Path) -> Backbone:
 def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = True) -> str:
     """Load `source` into `backbone`; return one line about what was loaded and what was ignored.
 
-    source: a file of this package, a run's folder or its checkpoint; a file of any layout in
-    `formats.LAYOUTS`; a folder of the Hugging Face hub; or the name of pretrained weights in timm,
-    which are downloaded. Names of tensors can be timm's, those of `key_maps.KEY_MAPS`, or any that
-    timm converts. A classifier's head is dropped, and a ViT's position embedding is resampled to
-    the backbone's image size. The source's mean and std are used if it states them and
-    `own_statistics` is set. No pickled code runs. Raises UserError if a tensor of the network is
-    missing, left over or of another shape, or has values that `check_values` refuses.
+    The source is one of these:
+
+    - a file of this package, a run's folder or its checkpoint;
+    - a file of any layout in `formats.LAYOUTS`;
+    - a folder of the Hugging Face hub;
+    - the name of pretrained weights in timm, which are downloaded.
+
+    Names of tensors can be timm's, those of `key_maps.KEY_MAPS`, or any that timm converts. A
+    classifier's head is dropped. A ViT's position embedding is resampled to the backbone's image
+    size. The source's mean and std are used if it states them and `own_statistics` is set. No
+    pickled code runs. Raises UserError for tensors that are missing, left over or of another shape,
+    and for values that `check_values` refuses.
     """
     path = Path(source)
     if not path.exists() and path.suffix not in SUFFIXES and os.sep not in str(source):

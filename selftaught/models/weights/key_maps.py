@@ -1,8 +1,8 @@
 """Key maps: tables that rename the tensors of other libraries to timm's names.
 
 A key map applies if all its `marks` occur in a state dict. A name without a rule stays as it is, so
-the strict comparison afterwards refuses it. Networks of equal shapes can still differ in epsilon or
-padding; a key map then lists the networks of timm that compute the same.
+the strict comparison afterwards refuses it. Networks of equal shapes can differ in epsilon or
+padding. A key map then lists the networks of timm that compute the same.
 """
 
 import re

@@ -90,8 +90,8 @@ def _select_fit(
 ) -> Fit | None:
     """Select the only fit of several places, or None; raise UserError if several differ.
 
-    Tensors outside of a fit are allowed if they belong to another network: another fit, or one of
-    `rest`, the readings that `prefer` removed.
+    Tensors outside of a fit are allowed if they belong to another network. That is another fit, or
+    one of `rest`, the readings that `prefer` removed.
     """
     exact = [fit for fit in fits if fit.exact]
     usable = []
@@ -209,8 +209,8 @@ def _convert(reading: Reading, network: nn.Module, name: str) -> tuple[State, li
     """Convert a reading by timm's own function for this network; returns the state and notes.
 
     timm converts names, and resamples tensors that depend on the image size. It can also drop
-    tensors. Those that it did not use are added again, so that the comparison refuses them, unless
-    they are known to be no part of a network. None if timm has no conversion, or it fails.
+    tensors. Those that it did not use are added again, so that the comparison refuses them.
+    Tensors of `_AUXILIARY`, and zeros, are not added. None if timm has no conversion, or it fails.
     """
     module = (
         sys.modules[model_entrypoint(base(name)).__module__] if timm.is_model(base(name)) else None

@@ -76,9 +76,9 @@ class Content:
 def locate(source: str | Path) -> tuple[Path, ...]:
     """Locate the files with the weights of `source`: one file, or all parts of split weights.
 
-    source: a file; the folder of a run or of `adapt`, or the run.json or plan.json in it; a folder
-    of the Hugging Face hub; any other folder with one file of weights. Raises UserError if there is
-    no file of weights, or more than one.
+    The source is a file, or the folder of a run or of `adapt`, or the run.json or plan.json in it.
+    It can also be a folder of the Hugging Face hub, or any folder with one file of weights. Raises
+    UserError if there is no file of weights, or more than one.
     """
     path = folder_of(Path(source))
     if path.is_dir():
