@@ -173,27 +173,27 @@ os.register_at_fork(after_in_child=_release_locks)
 def locked(
     file: Path,
     waiting: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
     """Hold the lock `file`; wait while another process holds it.
 
-    `waiting` is called once before a wait. `say` logs that the disk has no locks. The system
+    `waiting` is called once before a wait. `log` reports a disk without locks. The system
     releases the lock of a process that dies.
     """
     with _open_lock(file) as handle:
-        if not _acquire(handle, file, say):
+        if not _acquire(handle, file, log):
             waiting()
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
-def hold_run(folder: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+def hold_run(folder: Path, log: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Hold a run's folder while it is trained; raise UserError if another process holds it."""
     file = folder / LOCK
     with _open_lock(file) as handle:
         for _ in range(20):  # `refuse_busy` of another process holds the lock for a moment
-            if acquired := _acquire(handle, file, say):
+            if acquired := _acquire(handle, file, log):
                 break
             time.sleep(0.05)
         if not acquired:
@@ -250,7 +250,7 @@ def _open_lock(file: Path) -> Iterator[IO[str]]:
         handle.close()
 
 
-def _acquire(handle: IO[str], file: Path, say: Callable[[str], None]) -> bool:
+def _acquire(handle: IO[str], file: Path, log: Callable[[str], None]) -> bool:
     """Acquire a lock if it is free. Without locks on the disk, log that once and return True."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -261,5 +261,5 @@ def _acquire(handle: IO[str], file: Path, say: Callable[[str], None]) -> bool:
             raise write_error(file, error) from error
         if file.parent not in _lockless:
             _lockless.add(file.parent)
-            say(f"{file.parent} lies on a disk without locks: let one process at a time work in it")
+            log(f"{file.parent} lies on a disk without locks: use it from one process at a time")
     return True

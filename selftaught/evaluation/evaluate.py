@@ -331,7 +331,7 @@ def keep(
         **json.loads(judgement.results.to_json()),
         "verdict": judgement.verdict,
     }
-    with files.locked(file.with_suffix(".lock"), say=say):
+    with files.locked(file.with_suffix(".lock"), log=say):
         try:
             earlier = run_folder.evaluations(folder)
         except FileError:

@@ -108,13 +108,13 @@ def load_or_make(
     key: str,
     make: Callable[[], Tensor],
     count: int | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Tensor:
     """Load features [count, D] from the cache in `folder`, or make and save them.
 
     The key must contain all that the features depend on: weights, data fingerprint, positions,
     size, precision. A damaged file is replaced. Rank 0 writes, atomically; an error of the disk is
-    logged by `say` and not raised.
+    logged by `log` and not raised.
     """
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     features = read_cache(path, key, count)
@@ -122,7 +122,7 @@ def load_or_make(
         assert features is not None
         return features
     if os.path.lexists(path):
-        say(f"{path} is damaged: the features are made again")
+        log(f"{path} is damaged: the features are made again")
     vectors = make()
     if rank() == 0:
         content = vectors.contiguous()
@@ -130,7 +130,7 @@ def load_or_make(
         try:
             atomic(path, lambda draft: save_file({"features": content}, draft, metadata))
         except FileError as error:
-            say(f"features are not kept, and will take as long the next time: {error}")
+            log(f"features are not kept, and will take as long the next time: {error}")
     return vectors
 
 

@@ -213,13 +213,13 @@ def check(threads: Count, workers: Count) -> None:
 
 
 @contextmanager
-def take_share(threads: Count, workers: Count, say: Callable[[str], None]) -> Iterator[Share]:
+def take_share(threads: Count, workers: Count, log: Callable[[str], None]) -> Iterator[Share]:
     """Choose threads and workers, log the choice, and use so many threads inside.
 
     All processes of a training use the choice of rank 0.
     """
     share: Share = broadcast_object(choose(threads, workers, torch.get_num_threads(), measure_load))
-    say(share.text)
+    log(share.text)
     with use_threads(share.threads):
         yield share
 
@@ -235,7 +235,7 @@ def use_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def threads_of_run(recorded: int | None, flag: int | None, say: Callable[[str], None]) -> int:
+def threads_of_run(recorded: int | None, flag: int | None, log: Callable[[str], None]) -> int:
     """The number of threads of a resumed run: that of --threads (`flag`), or the `recorded` one.
 
     Another number of threads rounds sums differently, so a change is logged.
@@ -246,12 +246,12 @@ def threads_of_run(recorded: int | None, flag: int | None, say: Callable[[str], 
     number = flag or min(recorded, max(cores(), now))
     if number != recorded:
         why = "" if flag else ", as there are no more cores"
-        say(
+        log(
             f"the run began with {recorded} threads and continues with {number}{why}: its numbers"
             " will differ in the last digits"
         )
     elif number != now:
-        say(
+        log(
             f"the run began with {recorded} threads and continues with as many, for equal numbers;"
             " --threads changes this"
         )
