@@ -38,7 +38,7 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
         if head := method_head(source.stem):
             text = f"{title}{line}\n{head}\n{rest}"
     if str(source) == "methods/index.md":
-        text = text.replace(f"[README]({README})", f"[below](#{README.partition('#')[2]})")
+        text = text.replace(f"]({README})", f"](#{README.partition('#')[2]})")
         text += which_method()
     return outward_links(text, source, config["repo_url"])
 
@@ -64,7 +64,8 @@ def outward_links(text: str, source: Path, repository: str | None) -> str:
         if "://" in link or link.startswith("#") or path.is_relative_to(DOCS) or not path.exists():
             return match[0]
         if path == ROOT / "CONTRIBUTING.md":
-            return f"[{label}]({'../' * len(source.parents[:-1])}{CONTRIBUTING})"
+            anchor = link.partition("#")[1] + link.partition("#")[2]
+            return f"[{label}]({'../' * len(source.parents[:-1])}{CONTRIBUTING}{anchor})"
         where = path.relative_to(ROOT)
         if repository:
             return f"[{label}]({repository.rstrip('/')}/blob/main/{where})"

@@ -164,3 +164,20 @@ def test_the_head_of_a_methods_page_comes_from_the_code(name: str) -> None:
         assert f"`{field.default!r}`" in line or field.default is dataclasses.MISSING
     for address in re.findall(r"https?://[^\s,;)]+", METHODS[name].paper):
         assert address in head
+
+
+def test_links_that_leave_the_pages_do_not_break() -> None:
+    """Without the repository's address they are plain text, with it they lead there."""
+    links = hooks().outward_links
+    text = "[a](../benchmarks/results/pack.json) [b](pack.md) [c](../CONTRIBUTING.md#a-change)"
+    plain = "a (`benchmarks/results/pack.json`) [b](pack.md) [c](contributing.md#a-change)"
+    assert links(text, Path("index.md"), None) == plain
+    there = "https://host/it/blob/main/benchmarks/results/pack.json"
+    assert f"[a]({there})" in links(text, Path("index.md"), "https://host/it")
+
+
+def test_the_page_of_methods_says_which_to_take() -> None:
+    assert hooks().README in (DOCS / "methods" / "index.md").read_text()
+    section = hooks().which_method()
+    assert "`simclr`" in section
+    assert "docs/" not in section

@@ -518,16 +518,14 @@ def carry_out(
     held = facts.get("held") if device.type == "cpu" else None
     trainee = build_session(stage, index, device, conduct.workers, conduct.say, hold=held)
     steps_per_epoch = trainee.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
-    step, method = trainee.step, trainee.method
+    step = trainee.step
     if conduct.fsdp and world_size() == 1:
         conduct.say("one process holds all: --fsdp has nothing to share out")
     elif conduct.fsdp and stage.compile:
         raise UserError("--compile and --fsdp do not go together: leave one of them out")
     elif conduct.fsdp:
         shard(step, device)
-    optimizer = stage.optimizer.build(
-        step.named_parameters(), [f"method.{part}." for part in method.steady]
-    )
+    optimizer = stage.optimizer.build(step.named_parameters(), step.parameter_groups())
     loop = Loop(
         steps=stage.steps,
         steps_per_epoch=steps_per_epoch,
