@@ -1,8 +1,8 @@
 """A picture for each method's page: its views, and what it makes of them. `python -m
 benchmarks.figures [METHOD ...]`
 
-Sixteen photographs that come along (`selftaught.data.demo_images`), the method's own `inputs`, and its
-own predictions and targets after a hundred steps of a tiny network on these very photographs: a
+Sixteen photographs of `selftaught.data.demo_images`, the method's own `inputs`, and its own
+predictions and targets after a hundred steps of a tiny network on these very photographs: a
 picture of what is learnt, and no measurement. Over 200 lines: what there is to see differs from
 method to method, and each kind is a function here.
 """
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from selftaught.config import defaults
 from selftaught.data.demo_images import photographs
 from selftaught.data.loading.images import Images
-from selftaught.losses import most_similar, standardized
+from selftaught.losses import most_similar, standardize
 from selftaught.method import Batch, Method, Setting, Setup, image_seeds, leaves
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
@@ -296,7 +296,7 @@ def pcl(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
 
 
 def barlow(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
-    values = standardized(said[0]).T @ standardized(targets[0]) / len(said[0])
+    values = standardize(said[0]).T @ standardize(targets[0]) / len(said[0])
     return [
         Panel(
             title="cross-correlation",

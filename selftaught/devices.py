@@ -1,14 +1,13 @@
-"""Tensors as they are wanted: small ones on a device without a wait, half ones in full
-precision.
-"""
+"""Conversions of tensors: to a device without synchronisation, and to full precision."""
 
 import torch
 from torch import Tensor
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`. From plain memory, a copy to a GPU first waits for all that
-    this was asked to do.
+    """Copy a tensor to `device`; from the CPU to a GPU the copy is asynchronous.
+
+    Memory is pinned first, because a copy from pageable memory waits for all work of the GPU.
     """
     if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
@@ -16,5 +15,5 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def upcast(x: Tensor) -> Tensor:
-    """What autocast left in 16 bits, in float32."""
+    """Convert bfloat16 and float16, the results of autocast, to float32; others are unchanged."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,8 +1,6 @@
-"""Many processes: the only file that names torch.distributed. Everything here is a no-op in a
-single process.
+"""Distributed training: the only module that imports torch.distributed.
 
-Over 200 lines, because it is the only one: gradients, tensors, values and shards have their
-collectives here.
+Every function is a no-op in a single process.
 """
 
 import os
@@ -33,21 +31,23 @@ _waits = count()
 
 
 def rank() -> int:
+    """The number of this process; 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine this is: which GPU it uses."""
+    """The number of this process on its machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Join the other processes, when torchrun started several; leave them in the end."""
+    """Initialise the process group if torchrun started several processes; destroy it at exit."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -61,7 +61,10 @@ def process_group(device: str) -> Iterator[None]:
 
 
 def wait_for_rank0() -> None:
-    """For rank 0, however long it takes: collectives give up after some minutes."""
+    """Wait until rank 0 calls this function, for up to seven days.
+
+    Collectives time out after some minutes, so this waits on the store instead.
+    """
     if world_size() == 1:
         return
     store, name = dist.distributed_c10d._get_default_store(), f"selftaught {next(_waits)}"
@@ -72,29 +75,30 @@ def wait_for_rank0() -> None:
 
 
 def wrap(step: nn.Module, device: torch.device) -> nn.Module:
-    """`step`, so that a backward pass averages its gradients over the processes."""
+    """Wrap `step` so that a backward pass averages its gradients over the processes."""
     if world_size() == 1 or is_sharded(step.parameters()):
         return step
     on_gpu = device.type == "cuda"
     synchronise_norms(step, device)
-    with warnings.catch_warnings():  # newer releases have another word for the same
+    with warnings.catch_warnings():  # newer releases renamed broadcast_buffers
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-        # The methods keep their memories equal themselves; the norms' running statistics serve rank
-        # 0 alone.
+        # Methods keep their memory banks equal themselves. Running statistics are used on rank 0
+        # only.
         return DistributedDataParallel(
             step, device_ids=[device.index] if on_gpu else None, broadcast_buffers=False
         )
 
 
 def synchronise_norms(step: nn.Module, device: torch.device) -> None:
-    """Batch norm over all GPUs, in place; on CPUs it stays each process's own, and where a part has
-    `local_batch_norm`.
+    """Replace batch norm by SyncBatchNorm, in place.
+
+    On CPUs, and where a module has `local_batch_norm`, batch norm stays local to each process.
     """
     if device.type == "cuda" and not any(
         getattr(module, "local_batch_norm", False) for module in step.modules()
     ):
-        # timm's function, as torch's own drops the activations that timm's norms hold; and each
-        # norm once, as it drops them itself from one that it has made before, and methods hold
+        # timm's function keeps the activations inside timm's norms; torch's own drops them. Each
+        # norm is converted once, because a second conversion drops the activation. Methods hold
         # their backbone twice.
         for holder in list(step.modules()):
             for name, child in holder.named_children():
@@ -103,12 +107,12 @@ def synchronise_norms(step: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def no_sync(step: nn.Module, really: bool = True) -> Iterator[None]:
-    """Leave the gradients of this backward pass local: the next one will send their sum."""
-    if really and isinstance(step, DistributedDataParallel):
+def no_sync(step: nn.Module, enabled: bool = True) -> Iterator[None]:
+    """Keep the gradients of this backward pass local; the next pass reduces their sum."""
+    if enabled and isinstance(step, DistributedDataParallel):
         with step.no_sync():
             yield
-    elif really and isinstance(step, FSDPModule):
+    elif enabled and isinstance(step, FSDPModule):
         step.set_requires_gradient_sync(False)
         yield
         step.set_requires_gradient_sync(True)
@@ -117,7 +121,7 @@ def no_sync(step: nn.Module, really: bool = True) -> Iterator[None]:
 
 
 def gather(x: Tensor) -> Tensor:
-    """[B, ...] on every rank -> [world * B, ...]; gradients return to their owners."""
+    """Gather [B, ...] of every rank to [world * B, ...]; gradients flow back to each rank."""
     return x if world_size() == 1 else _Gather.apply(x)
 
 
@@ -131,20 +135,21 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous().clone()  # autograd may hold the same tensor elsewhere
+        grad = grads[0].contiguous().clone()  # autograd may share this tensor
         dist.all_reduce(grad)
         return grad.chunk(world_size())[rank()]
 
 
 def local_chunk(x: Tensor) -> Tensor:
-    """[world * B, ...], the same on every rank -> this rank's [B, ...]."""
+    """This rank's chunk [B, ...] of x [world * B, ...], which is equal on every rank."""
     return x.chunk(world_size())[rank()]
 
 
 def local_share(x: Tensor) -> Tensor:
-    """[N, ...] of any length, the same on every rank -> this rank's [ceil(N / world), ...]; the
-    last entry stands in where there are too few. The first N of what `gather` makes of them are
-    all, in their order.
+    """This rank's share [ceil(N / world), ...] of x [N, ...], which is equal on every rank.
+
+    The last entry is repeated where N is no multiple. The first N entries of the gathered shares
+    are x again.
     """
     if world_size() == 1 or not len(x):
         return x
@@ -154,15 +159,17 @@ def local_share(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shuffle_batch(x: Tensor) -> Tensor:
-    """Deal the global batch out like cards, so that batch norm meets other company (He et al.,
-    2020, section 3.3).
+    """Shuffle the global batch over the ranks (He et al., 2020, section 3.3).
+
+    Batch norm of a rank then sees other samples than those of its own queries. x [B, ...] -> [B,
+    ...]: every world-th sample of the gathered batch.
     """
     return x if world_size() == 1 else gather(x)[rank() :: world_size()]
 
 
 @torch.no_grad()
 def unshuffle_batch(x: Tensor) -> Tensor:
-    """Undo `shuffle_batch` on what was computed from the dealt batch."""
+    """Undo `shuffle_batch` on outputs [B, ...] that were computed from the shuffled batch."""
     if world_size() == 1:
         return x
     return local_chunk(gather(x).unflatten(0, (world_size(), len(x))).transpose(0, 1).flatten(0, 1))
@@ -170,23 +177,23 @@ def unshuffle_batch(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """The sum over all ranks, in place."""
+    """Sum x over all ranks, in place."""
     if world_size() > 1:
         dist.all_reduce(x)
     return x
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's `value`, on every rank."""
+    """Return rank 0's `value` on every rank."""
     if world_size() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def gather_values(value: Any) -> list[Any]:
-    """The `value` of every rank, on every rank, in their order."""
+    """Return the `value` of every rank on every rank, in the order of ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -196,7 +203,7 @@ def gather_values(value: Any) -> list[Any]:
 
 @torch.no_grad()
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Let every rank have rank 0's values, in place."""
+    """Copy rank 0's values to every rank, in place."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
@@ -204,70 +211,66 @@ def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank."""
-    return (
-        flag
-        if world_size() == 1
-        else bool(all_reduce_sum(torch.tensor([float(flag)], device=_device())).item())
-    )
+    if world_size() == 1:
+        return flag
+    return bool(all_reduce_sum(torch.tensor([float(flag)], device=_device())).item())
 
 
-# --------------------------------------------------------------------------------------------------
-# shards
+# Shards (FSDP2)
 
 
 def shard(root: nn.Module, units: Iterable[nn.Module], device: torch.device) -> None:
-    """Leave each process its share of every parameter of `root`, in place (FSDP2).
+    """Shard every parameter of `root` over the processes, in place (FSDP2).
 
-    A unit's parameters are brought together while it computes and let go again; units within units
-    come first.
+    The parameters of a unit are gathered while it computes, then freed. A unit inside another unit
+    must come before it in `units`.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
     for unit in (*units, root):
-        unit.to(memory_format=torch.contiguous_format)  # FSDP takes no other
+        unit.to(memory_format=torch.contiguous_format)  # FSDP supports no other
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
-    # A class token is a view of all tokens; nothing here writes into one in place.
+    # A class token is a view of all tokens. No code here writes into one in place.
     warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
-    # Whatever is called first would take itself for the root of all: features are looked at before
-    # the first step.
+    # FSDP takes the module that is called first for the root. Features are extracted before the
+    # first step, so the root is initialised here.
     fully_shard.state(root)._lazy_init()  # type: ignore[attr-defined]
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether any of the parameters is sharded."""
     return any(isinstance(p, DTensor) for p in parameters)
 
 
 @torch.no_grad()
 def full_tensor(x: Tensor) -> Tensor:
-    """A parameter brought together from its shards, on every rank; other tensors as they are."""
+    """Gather a sharded parameter on every rank; other tensors are returned as they are."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def local(x: Tensor) -> Tensor:
-    """This rank's shard of a parameter; other tensors as they are."""
+def local_shard(x: Tensor) -> Tensor:
+    """This rank's shard of a sharded parameter; other tensors are returned as they are."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def cut_like(x: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, as `like` is sharded; where that is whole, as it is."""
-    return (
-        distribute_tensor(x, like.device_mesh, like.placements) if isinstance(like, DTensor) else x
-    )
+def shard_like(x: Tensor, like: Tensor) -> Tensor:
+    """Shard a whole tensor as `like` is sharded; return it as it is if `like` is whole."""
+    if not isinstance(like, DTensor):
+        return x
+    return distribute_tensor(x, like.device_mesh, like.placements)
 
 
 def save_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Every rank writes its own share. What fails on one of them is raised on all."""
-    with _first_failure():
+    """Write the shard of every rank to `folder`; a failure on one rank is raised on all."""
+    with _unwrap_failure():
         save(_states(step, optimizer)[0], checkpoint_id=folder)
 
 
 def load_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Each rank reads its own share, into any number of processes, or all of it where nothing is
-    sharded.
-    """
+    """Read shards from `folder`, for any number of processes, sharded or whole."""
     states, names = _states(step, optimizer)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*single process.*")
-        with _first_failure():
+        with _unwrap_failure():
             load(states, checkpoint_id=folder)
     weights = {name: states["step"][first] for name, first in names.items()}
     state_dict.set_state_dict(
@@ -276,10 +279,8 @@ def load_shards(step: nn.Module, optimizer: torch.optim.Optimizer, folder: Path)
 
 
 @contextmanager
-def _first_failure() -> Iterator[None]:
-    """torch collects what failed on each rank in an exception that is no Exception: raise what
-    failed first instead.
-    """
+def _unwrap_failure() -> Iterator[None]:
+    """Replace torch's CheckpointException, which is no Exception, by the first rank's failure."""
     try:
         yield
     except CheckpointException as error:
@@ -290,8 +291,9 @@ def _first_failure() -> Iterator[None]:
 def _states(
     step: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Weights and moments, and for each weight the first of the names that it has: methods hold
-    their backbone twice.
+    """The state of weights and optimizer, and the first name of each weight.
+
+    A weight can have several names, because methods hold their backbone twice.
     """
     weights, moments = state_dict.get_state_dict(step, optimizer)
     first: dict[int, str] = {}
@@ -299,8 +301,8 @@ def _states(
         *step.named_parameters(remove_duplicate=False),
         *step.named_buffers(remove_duplicate=False),
     ]
-    known = {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
-    names = {name: known.get(name, name) for name in weights}
+    first_names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+    names = {name: first_names.get(name, name) for name in weights}
     return {"step": {name: weights[name] for name in names.values()}, "optimizer": moments}, names
 
 

@@ -1,4 +1,7 @@
-"""What a user can mend: one clear line, which the command line prints before it exits with 2."""
+"""Exceptions for invalid input and failed files, each with a message of one line.
+
+The command line prints the message of a UserError and exits with code 2.
+"""
 
 import errno
 import math
@@ -7,57 +10,54 @@ import re
 
 
 class UserError(Exception):
-    """Bad input, said in one line together with what to do about it."""
+    """Invalid input; the message states the problem and the remedy in one line."""
 
 
 class FileError(UserError, OSError):
-    """A file that cannot be written, or not be read: which one, why, and what to do about it."""
+    """A file that cannot be written or read; the message states path, reason and remedy."""
 
 
 _ELSEWHERE = "ask for the permission, or choose another place"
 _PATH = "a part of this path is a file: move that away, or choose another place"
-# by the number that the system gives
-REMEDIES = {
+REMEDIES = {  # by errno
     errno.ENOSPC: "free some space on this disk, or choose another one",
     errno.EDQUOT: "free some of your quota, or choose another disk",
     errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose another disk",
     errno.EROFS: "choose another place, or mount this disk for writing",
     errno.EACCES: _ELSEWHERE,
     errno.EPERM: _ELSEWHERE,
-    errno.EIO: (
-        "the disk or its connection fails: look into the system's log, or choose another one"
-    ),
+    errno.EIO: "the disk or its connection fails: read the system's log, or choose another disk",
     errno.EISDIR: "a folder lies in its place: move that away",
     errno.ENOTEMPTY: "a folder lies in its place: move that away",
     errno.ENOTDIR: _PATH,
     errno.EEXIST: _PATH,
-    errno.ENOENT: "look whether it was moved or deleted meanwhile",
+    errno.ENOENT: "check whether it was moved or deleted meanwhile",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the number of files that may be open (ulimit -n)",
     errno.ENFILE: "raise the number of files that may be open",
     errno.ESTALE: "the network's disk has changed: mount it again",
-    errno.ELOOP: "its links lead in a circle: mend them",
+    errno.ELOOP: "its links form a circle: correct them",
 }
 
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> FileError:
-    """What to say of a file that the system would not write."""
+    """The error of a file that could not be written, from the error of the system."""
     return FileError(f"{os.fspath(path)} cannot be written: {_why(error)}")
 
 
 def read_error(path: str | os.PathLike[str], error: OSError) -> FileError:
-    """What to say of a file that the system would not read."""
+    """The error of a file that could not be read, from the error of the system."""
     return FileError(f"{os.fspath(path)} cannot be read: {_why(error)}")
 
 
 def damage_error(path: str | os.PathLike[str], reason: object, remedy: str) -> FileError:
-    """What to say of a file whose content makes no sense."""
-    said = " ".join(str(reason).split())[:160].rstrip(".")
-    return FileError(f"{os.fspath(path)} is damaged ({said}): {remedy}")
+    """The error of a file with invalid content; `reason` is cut to 160 characters."""
+    detail = " ".join(str(reason).split())[:160].rstrip(".")
+    return FileError(f"{os.fspath(path)} is damaged ({detail}): {remedy}")
 
 
 def describe_error(error: OSError) -> str:
-    """An error of the system that nothing else has put into words, in one line."""
+    """One line about an error of the system: its files, the reason and the remedy."""
     names = [name for name in (error.filename, error.filename2) if name is not None]
     where = " and ".join(
         os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in names
@@ -66,20 +66,19 @@ def describe_error(error: OSError) -> str:
 
 
 def _why(error: OSError) -> str:
-    reason = (
-        error.strerror.lower()
-        if error.strerror
-        else " ".join(str(error).split()) or type(error).__name__
-    )
-    remedy = REMEDIES.get(error.errno or 0, "look at the disk, or choose another place")
+    if error.strerror:
+        reason = error.strerror.lower()
+    else:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    remedy = REMEDIES.get(error.errno or 0, "check the disk, or choose another place")
     return f"{reason}; {remedy}"
 
 
 def find_system_error(error: BaseException, until: BaseException | None = None) -> OSError | None:
-    """The error of the system that another stems from, if it does: libraries wrap it, or tell its
-    number alone.
+    """Find the error of the system that caused `error`, or None.
 
-    `until`: what was being handled before, and says nothing of this one.
+    Libraries wrap such errors, or quote only their number. `until` is the exception that was being
+    handled before; it and its causes are not searched.
     """
     at: BaseException | None = error
     while at is not None and at is not until:
@@ -92,29 +91,25 @@ def find_system_error(error: BaseException, until: BaseException | None = None) 
 
 
 def require(fine: bool, name: str, rule: str, value: float) -> None:
-    """Refuse a setting that makes no sense, or is no number."""
+    """Raise UserError for a setting that is out of range (not `fine`) or not finite."""
     if not fine or not math.isfinite(value):
         raise UserError(f"{name} must be {rule}, and not {value:g}")
 
 
 class Diverged(UserError):
-    """The loss is no finite number any more."""
+    """The loss is no longer finite."""
 
 
 class Collapsed(UserError):
-    """The features fell into one point; the run is stopped and says why."""
+    """The features of all images became nearly equal; the message states the measures."""
 
 
 class Stopped(Exception):
-    """A signal asked the run to end; it is saved."""
+    """A signal ended the run; its state is saved."""
 
 
-def outcome_of(error: UserError) -> str:
-    """What a run that ended so says of itself."""
-    return (
-        "collapsed"
-        if isinstance(error, Collapsed)
-        else "diverged"
-        if isinstance(error, Diverged)
-        else "failed"
-    )
+def name_outcome(error: UserError) -> str:
+    """The value of `outcome` in run.json for a run that ended with this error."""
+    if isinstance(error, Collapsed):
+        return "collapsed"
+    return "diverged" if isinstance(error, Diverged) else "failed"

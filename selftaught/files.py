@@ -1,9 +1,7 @@
-"""Files that are whole or not there: checkpoints and everything else a run writes; and locks, which
-processes hold.
+"""Atomic writes, JSON files and locks.
 
-Every file that the package writes goes through `atomic`, or through `writing` where it grows line
-by line: what the system refuses becomes one line there, with the file and a remedy. Over 200 lines
-with the locks.
+Every file of the package is written by `atomic`, or inside `convert_write_errors` where it grows
+line by line.
 """
 
 import contextlib
@@ -32,17 +30,14 @@ from selftaught.errors import (
     write_error,
 )
 
-LOCK = "run.lock"  # in a run's folder: held by the process that trains it
-
+LOCK = "run.lock"  # in a run's folder; held by the process that trains the run
 
 _COPY = "copy it here again, or delete it"
 
-
-# what disks without locks answer
+# Errors of file systems that have no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
-
-# in the names of files that a process of this machine writes
+# Part of the name of temporary files; it identifies this machine.
 DRAFT = f".{zlib.crc32(socket.gethostname().encode()):08x}-"
 
 
@@ -50,8 +45,8 @@ DRAFT = f".{zlib.crc32(socket.gethostname().encode()):08x}-"
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What goes wrong on the disk while `path` is written is told of it, as a FileError."""
+def convert_write_errors(path: Path) -> Iterator[None]:
+    """Convert errors of the system, raised while `path` is written, to FileError."""
     before = sys.exception()
     try:
         yield
@@ -60,36 +55,33 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as error:
         if (cause := find_system_error(error, before)) is None:
             raise
-        raise (
-            FileError(describe_error(cause))
-            if _of_another(cause, path)
-            else write_error(path, cause)
-        ) from error
+        if _concerns_other_file(cause, path):
+            raise FileError(describe_error(cause)) from error
+        raise write_error(path, cause) from error
 
 
-def _of_another(error: OSError, path: Path) -> bool:
-    """Whether it is another file that the system complains of: one that `path` is made from."""
-    if (
-        not isinstance(error.filename, str | bytes) or error.filename2 is not None
-    ):  # a copy names both, whichever it was
+def _concerns_other_file(error: OSError, path: Path) -> bool:
+    """Whether the error names a file other than `path`, such as a source that is being copied."""
+    # The error of a copy names both files, so it does not tell which of them failed.
+    if not isinstance(error.filename, str | bytes) or error.filename2 is not None:
         return False
-    named = Path(os.fsdecode(error.filename))
-    return not (path.is_relative_to(named) or DRAFT in named.name)
+    file = Path(os.fsdecode(error.filename))
+    return not (path.is_relative_to(file) or DRAFT in file.name)
 
 
 def atomic(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file beside `path`, then put it in its place: a crash leaves the old one.
+    """Write `path` atomically: `write` fills a temporary file, which then replaces `path`.
 
-    Raises FileError where the disk is full, or `path` may not be written.
+    A crash leaves the old file. Raises FileError where the disk is full or `path` is read-only.
     """
-    with writing(path):
+    with convert_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
+        _delete_stale_drafts(path.parent)
         with _draft(path) as draft:
             write(draft)
             with draft.open("rb") as f:
                 os.fsync(f.fileno())
-            with contextlib.suppress(PermissionError):  # some disks know no modes
+            with contextlib.suppress(PermissionError):  # some file systems have no modes
                 draft.chmod(0o644)
             draft.replace(path)
     return path
@@ -97,18 +89,19 @@ def atomic(path: Path, write: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    """A new file beside `path`, of the same suffix and locked, so that others see that its writer
-    lives.
+    """Create a temporary file beside `path`, with the same suffix.
+
+    It stays locked while it is written, so that other processes do not delete it as stale.
     """
     while True:
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}{DRAFT}", suffix=path.suffix
         )
-        with contextlib.suppress(OSError):  # without locks nobody sweeps either
+        with contextlib.suppress(OSError):  # without locks, stale drafts are not deleted either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             break
-        os.close(handle)  # somebody was quicker, and took it for that of a dead process
+        os.close(handle)  # another process deleted it before it was locked: try again
     draft = Path(name)
     file = os.fdopen(handle, "rb")
     _handles.add(file)
@@ -120,9 +113,10 @@ def _draft(path: Path) -> Iterator[Path]:
         file.close()
 
 
-def _sweep(folder: Path) -> None:
-    """Delete the drafts of processes of this machine that were killed, but for second names of
-    whole files.
+def _delete_stale_drafts(folder: Path) -> None:
+    """Delete the temporary files of processes of this machine that were killed.
+
+    A draft with a second hard link is a whole file in place, and stays.
     """
     for draft in folder.glob(f".*{DRAFT}*"):
         with contextlib.suppress(OSError), draft.open("r+b") as handle:
@@ -132,10 +126,12 @@ def _sweep(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> Path:
+    """Write a value as JSON, atomically; raise FileError as `atomic` does."""
     return write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> Path:
+    """Write a text as UTF-8, atomically; raise FileError as `atomic` does."""
     return atomic(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
@@ -143,9 +139,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def read_json(path: Path, kind: type, remedy: str = _COPY) -> Any:
-    """What a JSON file says, which must be of a `kind`. Raises FileError where it is not there, or
-    makes no sense.
-    """
+    """Read a JSON file whose top level is of type `kind`; raise FileError for any other."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -162,57 +156,53 @@ def read_json(path: Path, kind: type, remedy: str = _COPY) -> Any:
 # Locks
 
 _handles: set[IO[Any]] = set()  # files whose locks this process holds
+_lockless: set[Path] = set()  # folders without locks that were reported
 
 
-_told: set[Path] = set()  # folders without locks, of which it was said
-
-
-def _forget_locks() -> None:
-    """A worker that was forked must not go on holding what its dead parent held."""
+def _release_locks() -> None:
+    """Close all locked files in a forked worker, so that a lock ends with its own process."""
     for file in _handles:
         file.close()
     _handles.clear()
 
 
-os.register_at_fork(after_in_child=_forget_locks)
+os.register_at_fork(after_in_child=_release_locks)
 
 
 @contextmanager
 def locked(
     file: Path,
     waiting: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
-    """Hold the lock `file`, after waiting for whoever holds it; a process that dies lets go of
-    it.
+    """Hold the lock `file`; wait while another process holds it.
+
+    `waiting` is called once before a wait. `log` reports a disk without locks. The system
+    releases the lock of a process that dies.
     """
-    with _opened(file) as handle:
-        if not _take(handle, file, say):
+    with _open_lock(file) as handle:
+        if not _acquire(handle, file, log):
             waiting()
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
-def hold_run(folder: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Hold a run's folder while it is trained. Raises UserError at once where another process
-    does.
-    """
+def hold_run(folder: Path, log: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Hold a run's folder while it is trained; raise UserError if another process holds it."""
     file = folder / LOCK
-    with _opened(file) as handle:
-        for _ in range(20):  # whoever only looks lets go at once
-            if taken := _take(handle, file, say):
+    with _open_lock(file) as handle:
+        for _ in range(20):  # `refuse_busy` of another process holds the lock for a moment
+            if acquired := _acquire(handle, file, log):
                 break
             time.sleep(0.05)
-        if not taken:
-            raise _busy(folder)
+        if not acquired:
+            raise _busy_error(folder)
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        with writing(file):
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        with convert_write_errors(file):
             handle.truncate(0)
-            handle.write(
-                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-                + "\n"
-            )
+            handle.write(json.dumps(holder) + "\n")
             handle.flush()
         yield
 
@@ -226,12 +216,12 @@ def refuse_busy(folder: Path) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _busy(folder) from None
-        except OSError:  # without locks nothing can be known
+            raise _busy_error(folder) from None
+        except OSError:  # the file system has no locks, so this cannot be checked
             return
 
 
-def _busy(folder: Path) -> UserError:
+def _busy_error(folder: Path) -> UserError:
     holder = {}
     with contextlib.suppress(OSError, ValueError):
         holder = json.loads((folder / LOCK).read_text(encoding="utf-8"))
@@ -248,10 +238,10 @@ def _busy(folder: Path) -> UserError:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[IO[str]]:
-    with writing(file):
+def _open_lock(file: Path) -> Iterator[IO[str]]:
+    with convert_write_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle = file.open("a", encoding="utf-8")  # not "w": what its holder wrote stays
+        handle = file.open("a", encoding="utf-8")  # "w" would delete what the holder wrote
     _handles.add(handle)
     try:
         yield handle
@@ -260,8 +250,8 @@ def _opened(file: Path) -> Iterator[IO[str]]:
         handle.close()
 
 
-def _take(handle: IO[str], file: Path, say: Callable[[str], None]) -> bool:
-    """Take a lock if nobody has it. Where the disk has no locks, say so once and go on without."""
+def _acquire(handle: IO[str], file: Path, log: Callable[[str], None]) -> bool:
+    """Acquire a lock if it is free. Without locks on the disk, log that once and return True."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -269,7 +259,7 @@ def _take(handle: IO[str], file: Path, say: Callable[[str], None]) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise write_error(file, error) from error
-        if file.parent not in _told:
-            _told.add(file.parent)
-            say(f"{file.parent} lies on a disk without locks: let one process at a time work in it")
+        if file.parent not in _lockless:
+            _lockless.add(file.parent)
+            log(f"{file.parent} lies on a disk without locks: use it from one process at a time")
     return True

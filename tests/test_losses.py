@@ -1,6 +1,4 @@
-"""Every loss against its paper's formula in plain loops, its gradient, its invariances, and a
-peer's implementation.
-"""
+"""Every loss against its paper's formula in plain loops, its gradient and invariances."""
 
 import dataclasses
 import math
@@ -38,9 +36,7 @@ temperatures = st.floats(0.05, 2.0)
 
 
 def plain_nt_xent(first: Rows, second: Rows, temperature: float) -> float:
-    """Chen et al., 2020 (SimCLR), equation 1 and algorithm 1: the views of an image stand beside
-    each other.
-    """
+    """Chen et al., 2020 (SimCLR), equation 1 and algorithm 1, with the views interleaved."""
     z = [view for pair in zip(first, second, strict=True) for view in pair]
 
     def one(i: int, j: int) -> float:
@@ -108,9 +104,7 @@ def test_hard_labels_are_a_case_of_soft_ones() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
 def test_supervised_is_its_formula(smoothing: float) -> None:
-    """Szegedy et al., 2015, section 7: the label keeps 1 - s, and all classes, its own too, get an
-    equal share of s.
-    """
+    """Szegedy et al., 2015, section 7: the label has 1 - s, and all classes share s."""
     method, data = double("supervised", smoothing=smoothing), batch(dtype=torch.float64)
     target = [
         [(1 - smoothing) * (k == label) + smoothing / 5 for k in range(5)]
@@ -123,9 +117,7 @@ def test_supervised_is_its_formula(smoothing: float) -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_with_several_labels_an_image_each_class_is_asked_for_itself(smoothing: float) -> None:
-    """One logistic loss a class; the mean is over images and classes; yes and no get an equal share
-    of what is smoothed.
-    """
+    """One logistic loss a class, averaged over images and classes; s is shared by yes and no."""
     method, data = double("supervised", smoothing=smoothing), batch(dtype=torch.float64)
     label = torch.randint(2, (8, 5), generator=rng(), dtype=torch.int8)
     data = dataclasses.replace(data, label=label)
@@ -194,7 +186,7 @@ def test_turning_all_embeddings_changes_nothing(
 
 @few
 @given(sizes, widths, st.floats(0.01, 100), seeds)
-def test_cosine_distance_knows_no_length(b: int, d: int, length: float, seed: int) -> None:
+def test_cosine_distance_ignores_length(b: int, d: int, length: float, seed: int) -> None:
     x, y = normal(b, d, seed=seed), normal(b, d, seed=seed + 1)
     close(cosine_distance(length * x, y / length), cosine_distance(x, y), 1e-6)
     close(cosine_distance(x, length * x), 0.0)
@@ -236,8 +228,8 @@ def test_prototypes_are_used_equally_in_the_end() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 5])
-def test_one_point_for_all_images_costs_what_chance_costs(n: int) -> None:
-    """The loss that the guard takes for collapse: `collapsed_loss` of the methods."""
+def test_constant_embeddings_have_the_chance_loss(n: int) -> None:
+    """The loss of constant outputs, as collapse is detected: `collapsed_loss` of methods."""
     same = unit(1, 4, seed=0).expand(n, -1)
     close(info_nce(same, same, same, 0.2), math.log(n + 1))
     close(nt_xent(same, same, 0.2), math.log(2 * n - 1))
@@ -268,10 +260,10 @@ def test_simclr_without_its_keys_gradient() -> None:
     predictions = still.predict(still.inputs(data))
     loss = still.loss(predictions, still.targets(data, predictions))
     close(loss, sum(parts) / 2)
-    for found, wanted in zip(
+    for gradient, expected_gradient in zip(
         torch.autograd.grad(loss, list(still.parameters())), expected, strict=True
     ):
-        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
 def test_simclr_is_lightlys() -> None:

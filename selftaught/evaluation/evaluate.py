@@ -26,7 +26,7 @@ from selftaught.distributed import rank
 from selftaught.errors import FileError, UserError, require
 from selftaught.evaluation.compare import NothingToScore, refusal, score_protocol
 from selftaught.evaluation.results import Results, verdict
-from selftaught.features.extract import cached, extract
+from selftaught.features.extract import extract, load_or_make
 from selftaught.features.knn import KNN
 from selftaught.features.linear import LinearProbe
 from selftaught.features.protocol import FeatureExtractor, LabelledImages, Protocol, Subject
@@ -211,7 +211,7 @@ def build_subjects(
                 return extract_anew(positions)
             parts = (digests[name], index.fingerprint, digest(positions), str(size))
             key = "/".join([*parts, precision, device])
-            return cached(folder, key, lambda: extract_anew(positions), len(positions), warn)
+            return load_or_make(folder, key, lambda: extract_anew(positions), len(positions), warn)
 
         return extract_cached
 
@@ -327,12 +327,12 @@ def save_evaluation(
         **json.loads(evaluation.results.to_json()),
         "verdict": evaluation.verdict,
     }
-    with files.locked(file.with_suffix(".lock"), say=log.warning):
+    with files.locked(file.with_suffix(".lock"), log=log.warning):
         try:
             earlier = run_folder.evaluations(folder)
         except FileError:
             earlier, aside = [], file.with_name(f"{file.name}.damaged")
-            with files.writing(aside):
+            with files.convert_write_errors(aside):
                 file.rename(aside)
             log.warning(
                 f"{file} cannot be read: it is kept as {aside.name}, and a new one is begun"

@@ -1,6 +1,4 @@
-"""Images through a frozen backbone, once: features in the order asked for, kept on disk for the
-next evaluation.
-"""
+"""Feature extraction with a frozen backbone, and a cache of features on disk."""
 
 import hashlib
 import os
@@ -21,9 +19,7 @@ from selftaught.files import atomic
 
 
 class Images(Protocol):
-    """What is needed of images: `images[i]` uint8 [3, C, C], `len(images)` and `images.aspect` [N]
-    (width / height).
-    """
+    """An image set: `images[i]` is uint8 [3, C, C]; `aspect` [N] is the true width / height."""
 
     @property
     def aspect(self) -> Tensor: ...
@@ -47,18 +43,17 @@ def extract(
     share: float = 1.0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """The features [n, D] float32 (on the CPU) of `images` at `positions` [n], in that order.
+    """Extract features [n, D] float32, on the CPU, of `images` at `positions` [n], in that order.
 
-    The centre square of `share` of the short side, `size` pixels wide, goes through the backbone in
-    evaluation mode (batch norm by its running statistics) without gradients; every module's mode is
-    what it was afterwards. Images that are not held in memory are decoded by `workers` processes.
-    The backbone must be on `device` already. Of several processes all call it: each computes a
-    share, and all get the whole.
+    The input is the centre square of `share` of the short side, resized to `size` pixels. The
+    backbone, which must be on `device`, runs in evaluation mode without gradients; afterwards every
+    module has its previous mode. `workers` processes decode images that are not in memory. All
+    processes of a training call this function: each computes a share, and all get the whole.
     """
     from selftaught.views.augment import centre
 
     device = torch.device(device)
-    wanted, positions = len(positions), local_share(positions.cpu())
+    count, positions = len(positions), local_share(positions.cpu())
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     parts: list[Tensor] = []
@@ -69,7 +64,7 @@ def extract(
         if groups is not None and groups.exceeds_cache
         else torch.arange(len(positions))
     )
-    positions = positions[order]  # each row group of a large store is read once
+    positions = positions[order]  # in the order of storage, so each row group is read once
     try:
         for pixels, where in _canvases(images, positions, batch, workers):
             views = centre(pixels.to(device), images.aspect[where].to(device), size, share)
@@ -79,95 +74,80 @@ def extract(
             if on_progress is not None:
                 on_progress(done, len(positions))
     finally:
-        for (
-            module,
-            training,
-        ) in modes.items():  # not backbone.train(): parts of it may have been frozen
+        # backbone.train() would also change modules that were in evaluation mode before.
+        for module, training in modes.items():
             module.training = training
     if not parts:
         return torch.empty(0, int(getattr(backbone, "features", 0)))
-    return gather(torch.cat(parts)[order.argsort()].to(device)).cpu()[:wanted]
+    return gather(torch.cat(parts)[order.argsort()].to(device)).cpu()[:count]
 
 
 def _canvases(
     images: Images, positions: Tensor, batch: int, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of images uint8 [b, 3, C, C] with their positions [b]."""
     if len(positions) == 0:  # split would give one empty batch
         return
     if workers > 0 and not getattr(images, "hold", False):
-        # the loader only ever indexes and stacks, so anything with images[i] will do
+        # DataLoader needs only indexing and stacking.
         subset: Subset[Tensor] = Subset(images, positions.tolist())  # type: ignore[arg-type]
+        loader = DataLoader(subset, batch, num_workers=workers)
         try:
-            yield from zip(
-                DataLoader(subset, batch, num_workers=workers), positions.split(batch), strict=True
-            )
-        except (
-            UserError
-        ) as error:  # it comes with a worker's traceback, whose last line is what the user can use
+            yield from zip(loader, positions.split(batch), strict=True)
+        except UserError as error:  # its text is a worker's traceback that ends with the message
             raise UserError(str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()) from None
         return
-    several = getattr(images, "__getitems__", None)  # of a store, they are fetched side by side
+    get_batch = getattr(images, "__getitems__", None)  # a store fetches images in parallel
     for where in positions.split(batch):
-        yield (
-            torch.stack(
-                several(where.tolist()) if several else [images[i] for i in where.tolist()]
-            ),
-            where,
-        )
+        indices = where.tolist()
+        yield torch.stack(get_batch(indices) if get_batch else [images[i] for i in indices]), where
 
 
-def cached(
+def load_or_make(
     folder: Path,
     key: str,
     make: Callable[[], Tensor],
     count: int | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Tensor:
-    """`make()` [count, D], or what it gave the last time for this key, from a file in `folder`
-    (made, if it is not there).
+    """Load features [count, D] from the cache in `folder`, or make and save them.
 
-    The key must say all that the features depend on: weights, data fingerprint, positions, size,
-    precision. A file that cannot be read is made again. Written atomically, by rank 0; where it
-    cannot be, that is said, and the features are returned all the same.
+    The key must contain all that the features depend on: weights, data fingerprint, positions,
+    size, precision. A damaged file is replaced. Rank 0 writes, atomically; an error of the disk is
+    logged by `log` and not raised.
     """
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    found = known(path, key, count)
-    if not any_rank(found is None):
-        assert found is not None
-        return found
+    features = read_cache(path, key, count)
+    if not any_rank(features is None):
+        assert features is not None
+        return features
     if os.path.lexists(path):
-        say(f"{path} is damaged: the features are made again")
+        log(f"{path} is damaged: the features are made again")
     vectors = make()
     if rank() == 0:
         content = vectors.contiguous()
+        metadata = {"key": key, "sum": checksum(content)}
         try:
-            atomic(
-                path,
-                lambda draft: save_file(
-                    {"features": content}, draft, {"key": key, "sum": checksum(content)}
-                ),
-            )
+            atomic(path, lambda draft: save_file({"features": content}, draft, metadata))
         except FileError as error:
-            say(f"features are not kept, and will take as long the next time: {error}")
+            log(f"features are not kept, and will take as long the next time: {error}")
     return vectors
 
 
-def known(path: Path, key: str, count: int | None = None) -> Tensor | None:
-    """The features [count, D] in a file, if they are those of the key, and whole."""
+def read_cache(path: Path, key: str, count: int | None = None) -> Tensor | None:
+    """Read features [count, D] from a file; None if they are of another key, or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-            found: Tensor = file.get_tensor("features")
-            whole = (
-                found.ndim == 2
-                and count in (None, len(found))
-                and said.get("sum") == checksum(found)
-            )
-            return found if whole and said.get("key") == key else None
+            metadata = file.metadata() or {}
+            features: Tensor = file.get_tensor("features")
+            if features.ndim != 2 or count not in (None, len(features)):
+                return None
+            is_valid = metadata.get("key") == key and metadata.get("sum") == checksum(features)
+            return features if is_valid else None
     except (OSError, SafetensorError, TypeError, RuntimeError):
         return None
 
 
 def checksum(vectors: Tensor) -> str:
-    """Of the numbers; a disk may give back others than it was given."""
+    """CRC-32 of the values, to detect damage on the disk."""
     return f"{zlib.crc32(vectors.numpy().data):08x}"

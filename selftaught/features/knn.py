@@ -1,6 +1,4 @@
-"""Weighted k-nearest neighbours (Wu et al., 2018, https://arxiv.org/abs/1805.01978), in blocks, for
-banks of any length.
-"""
+"""Weighted k-nearest neighbours (Wu et al., 2018, https://arxiv.org/abs/1805.01978)."""
 
 from dataclasses import dataclass
 
@@ -14,11 +12,11 @@ from selftaught.features.protocol import FeatureProtocol, Features, Scores, clas
 
 @dataclass(frozen=True, kw_only=True)
 class KNN(FeatureProtocol):
-    """Each of the `neighbours` nearest training images (cosine) votes for its classes with weight
-    exp(cosine / temperature).
+    """A weighted vote of the `neighbours` nearest training images, by cosine similarity.
 
-    Fewer training images than `neighbours`: all of them vote. The scores are shares of the vote, so
-    a row of them sums to one (each lies in [0, 1] for several classes an image).
+    A vote has the weight exp(cosine / temperature). If there are fewer training images than
+    `neighbours`, all of them vote. Scores are shares of the vote, so a row sums to one. For several
+    classes an image, each entry is in [0, 1]. Raises UserError for values out of range.
     """
 
     neighbours: int = 20
@@ -40,16 +38,14 @@ class KNN(FeatureProtocol):
     @torch.no_grad()
     def score_features(self, train: Features, test: Tensor) -> Scores:
         similarity, neighbour = nearest(test, train.vectors, self.neighbours)
-        # the largest weight of a query is 1: nothing overflows at small temperatures, the shares
-        # are the same
+        # Relative to the nearest image, so that exp does not overflow; the shares stay the same.
         weight = ((similarity - similarity[:, :1]) / self.temperature).exp()
         weight = weight / weight.sum(1, keepdim=True)
         classes = class_count(train.labels)
         values = weight.new_zeros(len(test), classes)
         if train.multi_label:
-            for rows in torch.arange(len(test), device=test.device).split(
-                4096
-            ):  # bounds [rows, k, C]
+            # Blocks of rows bound the size of [rows, k, C].
+            for rows in torch.arange(len(test), device=test.device).split(4096):
                 labels = train.labels[neighbour[rows]].to(weight.dtype)
                 values[rows] = torch.einsum("mk,mkc->mc", weight[rows], labels)
         else:
@@ -66,37 +62,36 @@ def nearest(
     query_block: int = 1024,
     bank_block: int = 32768,
 ) -> tuple[Tensor, Tensor]:
-    """The k = min(neighbours, N) rows of `bank` [N, D] nearest to each query [M, D] -> cosine [M,
-    k] falling, position [M, k].
+    """Find the k = min(neighbours, N) rows of `bank` [N, D] nearest to each query [M, D].
 
-    Memory: one similarity block [query_block, bank_block], one normalised block of the bank, and
-    the result.
+    Returns cosine similarities [M, k], in falling order, and positions in the bank [M, k]. Memory
+    is bounded by one block of similarities [query_block, bank_block], one block of the bank and the
+    result.
     """
     queries = F.normalize(queries, dim=1)
     k = min(neighbours, len(bank))
     best = queries.new_full((len(queries), k), -torch.inf)
     where = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
     for start in range(0, len(bank), bank_block):
-        # never a normalised copy of the whole bank
+        # Block by block, because a normalised copy of the whole bank could be too large.
         block = F.normalize(bank[start : start + bank_block], dim=1)
         for first in range(0, len(queries), query_block):
             rows = slice(first, first + query_block)
-            found, at = largest(queries[rows] @ block.T, min(k, len(block)))
+            values, at = find_largest(queries[rows] @ block.T, min(k, len(block)))
             if start == 0 and len(block) >= k:
-                best[rows], where[rows] = found, at
+                best[rows], where[rows] = values, at
                 continue
-            both = torch.cat([best[rows], found], dim=1)
-            best[rows], kept = both.topk(k, dim=1)
-            where[rows] = torch.cat([where[rows], at + start], dim=1).gather(1, kept)
+            both = torch.cat([best[rows], values], dim=1)
+            best[rows], order = both.topk(k, dim=1)
+            where[rows] = torch.cat([where[rows], at + start], dim=1).gather(1, order)
     return best, where
 
 
-def largest(scores: Tensor, k: int, *, width: int = 8) -> tuple[Tensor, Tensor]:
-    """`scores.topk(k, dim=1)` of [M, N] in half the time: the k largest are in the k groups of
-    `width` whose largest are.
+def find_largest(scores: Tensor, k: int, *, width: int = 8) -> tuple[Tensor, Tensor]:
+    """Compute `scores.topk(k, dim=1)` of [M, N] in half the time.
 
-    (Columns that lie N / width apart are a group, so that the groups' largest are found many
-    columns at a time.)
+    Columns are grouped by `width`. The k largest values lie in the k groups with the largest
+    maxima. Columns of a group lie N / width apart, so the maxima are computed over whole slices.
     """
     groups = scores.shape[1] // width
     if groups <= 2 * k:
@@ -105,7 +100,7 @@ def largest(scores: Tensor, k: int, *, width: int = 8) -> tuple[Tensor, Tensor]:
     first = grouped.amax(1).topk(k, dim=1, sorted=False).indices
     columns = torch.arange(scores.shape[1], device=scores.device)
     at = (first[:, None] + columns[: width * groups : groups, None]).flatten(1)
-    # those that are left over
+    # Columns that belong to no group.
     at = torch.cat([at, columns[width * groups :].expand(len(scores), -1)], dim=1)
-    found, which = scores.gather(1, at).topk(k, dim=1)
-    return found, at.gather(1, which)
+    values, which = scores.gather(1, at).topk(k, dim=1)
+    return values, at.gather(1, which)

@@ -1,8 +1,7 @@
-"""L-BFGS (Nocedal, 1980) for many small convex problems at once, each with its own step and its own
-end.
+"""L-BFGS (Nocedal, 1980) for a batch of small convex problems.
 
-torch.optim.LBFGS and scipy solve one problem a call; the folds of a cross-validation are several
-over the same features, and side by side they share one matrix product.
+torch.optim.LBFGS and scipy solve one problem a call. The folds of a cross-validation are several
+problems over the same features; in a batch they share one matrix product.
 """
 
 from collections.abc import Callable
@@ -22,11 +21,11 @@ def minimise(
     memory: int = 10,
     tolerance: float = 1e-5,
 ) -> Tensor:
-    """start [P, N] -> minimisers [P, N] of P smooth convex problems.
+    """Minimise P smooth convex problems from `start` [P, N]; returns the minimisers [P, N].
 
-    `objective(x [p, N], which [p]) -> (values [p] float64, gradients [p, N])` for the problems
-    `which` still running. One ends when its largest gradient entry is at most `tolerance`, when no
-    step lowers its value any more, or after `iterations`.
+    `objective(x [p, N], which [p])` returns values [p] float64 and gradients [p, N] of the problems
+    `which`. A problem ends when its largest gradient entry is at most `tolerance`. It also ends
+    when no step lowers its value, and after `iterations`. Each problem has its own step length.
     """
     result = start.clone()
     which = torch.arange(len(start), device=start.device)
@@ -34,9 +33,8 @@ def minimise(
     value, gradient = objective(x, which)
     moves: list[Tensor] = []
     changes: list[Tensor] = []
-    inverses: list[
-        Tensor
-    ] = []  # 1 / (move . change) of each problem, 0 where the pair says nothing
+    # 1 / (move . change) of each problem; 0 where the pair has no usable curvature.
+    inverses: list[Tensor] = []
     for _ in range(iterations):
         running = gradient.abs().amax(1) > tolerance
         if not bool(running.all()):
@@ -54,7 +52,7 @@ def minimise(
             return result
         direction = -_inverse_hessian(gradient, moves, changes, inverses)
         slope = (direction * gradient).sum(1)
-        # a direction spoilt by rounding: go down the gradient instead
+        # Rounding can make the direction ascend; then the negative gradient is used.
         bad = slope >= 0
         direction = torch.where(bad[:, None], -gradient, direction)
         slope = torch.where(bad, -gradient.square().sum(1), slope)
@@ -70,7 +68,7 @@ def minimise(
         if len(moves) > memory:
             del moves[0], changes[0], inverses[0]
         x, value = x + move, new_value
-        # stuck ends it
+        # A gradient of zero ends the problems whose line search failed.
         gradient = torch.where(stuck[:, None], torch.zeros_like(gradient), new_gradient)
     result[which] = x
     return result
@@ -79,7 +77,7 @@ def minimise(
 def _inverse_hessian(
     gradient: Tensor, moves: list[Tensor], changes: list[Tensor], inverses: list[Tensor]
 ) -> Tensor:
-    """The two-loop recursion, a row a problem."""
+    """Multiply by the inverse Hessian, by the two-loop recursion; each row is a problem."""
     q = gradient.clone()
     shares = []
     for s, y, inverse in zip(reversed(moves), reversed(changes), reversed(inverses), strict=True):
@@ -103,22 +101,23 @@ def _line_search(
     direction: Tensor,
     slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Backtracks each problem until Armijo's condition holds -> value, gradient, move, found none.
+    """Backtrack each problem until Armijo's condition holds.
 
-    Curvature needs no condition of its own: between two points of a strictly convex function it is
-    positive.
+    Returns values [p], gradients [p, N], moves [p, N], and the problems without a step [p] bool. A
+    curvature condition is not needed, because a strictly convex function has positive curvature.
     """
     step = torch.ones_like(slope)
     new_value, new_gradient = value.clone(), torch.zeros_like(x)
-    rounding = torch.finfo(x.dtype).eps * value.abs()  # values are not known better than this
+    rounding = torch.finfo(x.dtype).eps * value.abs()  # the precision of values
     move = torch.zeros_like(x)
     open_ = torch.arange(len(x), device=x.device)
     for _ in range(25):
         trial = step[open_, None] * direction[open_]
-        found, slopes = objective(x[open_] + trial, which[open_])
-        good = found <= value[open_] + 1e-4 * step[open_] * slope[open_] + rounding[open_]
+        values, gradients = objective(x[open_] + trial, which[open_])
+        good = values <= value[open_] + 1e-4 * step[open_] * slope[open_] + rounding[open_]
         done = open_[good]
-        new_value[done], new_gradient[done], move[done] = found[good], slopes[good], trial[good]
+        new_value[done], new_gradient[done] = values[good], gradients[good]
+        move[done] = trial[good]
         open_ = open_[~good]
         if len(open_) == 0:
             break

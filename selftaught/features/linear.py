@@ -1,9 +1,4 @@
-"""A linear probe by L-BFGS: multinomial logistic regression; one regression a class for several an
-image.
-
-Longer than 200 lines: the objective, the choice of its penalty and the axes it is solved in belong
-together.
-"""
+"""A linear probe: logistic regression by L-BFGS, with a penalty chosen on training images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,15 +14,17 @@ from selftaught.features.protocol import FeatureProtocol, Features, Scores, clas
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(FeatureProtocol):
-    """Minimises sum of cross-entropies + penalty / 2 * |weights|^2 (sklearn's 1 / C; the bias is
-    free).
+    """Logistic regression: sum of cross-entropies + penalty / 2 * |weights|^2, with a free bias.
 
-    Features are standardised by the mean and standard deviation of the training images. The penalty
-    is the one of `penalties` with the smallest cross-entropy on images that were kept out of the
-    fit, all of them training images: by stratified cross-validation in `folds` parts up to
-    `cross_validate` images, on one of the parts beyond that (of `choose_on` images drawn at random,
-    if there are more). The probe is then fitted to all training images. With one image a class
-    nothing can be kept out: `fallback` is used.
+    It is multinomial for one class an image, and one regression a class for several. The penalty is
+    sklearn's 1 / C. Features are standardised by the training images. The penalty is that of
+    `penalties` with the smallest cross-entropy on held-out training images:
+
+    - up to `cross_validate` images: stratified cross-validation with `folds` folds;
+    - above: one fold, of at most `choose_on` images drawn at random.
+
+    The probe is then fitted to all training images. With one image a class no image can be held
+    out, and the penalty is `fallback`.
     """
 
     penalties: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0)
@@ -59,26 +56,27 @@ class LinearProbe(FeatureProtocol):
     def score_features(self, train: Features, test: Tensor) -> Scores:
         problem = _Problem(train, self.iterations)
         few = len(train.labels) <= self.choose_on
-        penalty = self.choose(problem if few else _Problem(self.some(train), self.iterations))
+        sample = problem if few else _Problem(self.sample(train), self.iterations)
+        penalty = self.choose_penalty(sample)
         weights = problem.fit(penalty, torch.tensor([-1]))
         return Scores(problem.predict(test, weights[0]), {"penalty": penalty})
 
-    def some(self, train: Features) -> Features:
-        """`choose_on` training images, drawn by the seed."""
+    def sample(self, train: Features) -> Features:
+        """Draw `choose_on` training images, by the seed."""
         order = torch.randperm(
             len(train.labels), generator=torch.Generator().manual_seed(self.seed)
         )
         return train.take(order[: self.choose_on].sort().values.to(train.labels.device))
 
-    def choose(self, problem: "_Problem") -> float:
-        """The penalty with the smallest cross-entropy on kept-out training images."""
+    def choose_penalty(self, problem: "_Problem") -> float:
+        """Choose the penalty with the smallest cross-entropy on held-out training images."""
         if len(self.penalties) == 1:
             return self.penalties[0]
         fold = stratified_folds(problem.labels, self.folds, self.seed)
         kept_out = torch.arange(self.folds if len(fold) <= self.cross_validate else 1)
         best, best_loss, worse, start = self.fallback, float("inf"), 0, None
-        # from strong to weak, each from the last one's answer; weak penalties are slow and seldom
-        # right: two in a row that are worse than the best end it
+        # From strong to weak; each fit starts from the last one. Weak penalties are slow and rarely
+        # the best, so two results in a row that are worse than the best end the search.
         for penalty in sorted(self.penalties, reverse=True):
             start = problem.fit(penalty, kept_out, fold=fold, start=start, tolerance=1e-4)
             loss = problem.kept_out_loss(start, kept_out, fold)
@@ -92,10 +90,10 @@ class LinearProbe(FeatureProtocol):
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
-    """A fold 0..folds-1 for every image [N]: each class is dealt out evenly, in an order drawn by
-    `seed`.
+    """Assign a fold 0..folds-1 to every image [N], with each class spread evenly over the folds.
 
-    Several classes an image ([N, C]): the rarest class of an image is the one that is dealt.
+    The order within a class is drawn by `seed`. For labels [N, C], the rarest class of an image
+    counts.
     """
     generator = torch.Generator().manual_seed(seed)
     if labels.ndim == 2:
@@ -103,30 +101,27 @@ def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
         rarity = torch.where(labels > 0, positives, len(labels) + 1)
         labels = torch.where((labels > 0).any(1), rarity.argmin(1), labels.shape[1])
     order = torch.randperm(len(labels), generator=generator)
-    order = order[labels.cpu()[order].argsort(stable=True)]  # class by class, drawn within each
+    order = order[labels.cpu()[order].argsort(stable=True)]  # sorted by class, random within each
     fold = torch.empty(len(labels), dtype=torch.long)
-    # not anew in each class: folds stay equally long
+    # The count goes on from class to class, so folds differ by one image at most.
     fold[order] = torch.arange(len(labels)) % folds
     return fold.to(labels.device)
 
 
 class _Problem:
-    """The standardised training images of one probe, fitted without each of several folds at
-    once.
-    """
+    """The standardised training images of one probe; fits several folds at once."""
 
     def __init__(self, train: Features, iterations: int) -> None:
         vectors, self.labels, self.iterations = train.vectors, train.labels, iterations
         self.multi_label, self.classes = train.multi_label, class_count(train.labels)
-        # with few labels double precision costs nothing
+        # Double precision is cheap for few images.
         self.dtype = torch.float64 if vectors.numel() <= 2**20 else torch.float32
         count = len(vectors)
         blocks = vectors.split(8192)
         mean = torch.stack([block.sum(0, dtype=torch.float64) for block in blocks]).sum(0) / count
         square = torch.stack([(block - mean).square().sum(0) for block in blocks]).sum(0)
         deviation = (square / count).sqrt()
-        # a unit that (nearly) never fires in the training images would be blown up: its noise is no
-        # evidence
+        # The floor keeps a feature that is nearly constant from being scaled up to noise.
         floor = 0.01 * deviation.square().mean().sqrt()
         self.mean = mean.to(self.dtype)
         self.scale = 1 / deviation.clamp_min(floor.clamp_min(1e-12)).to(self.dtype)
@@ -136,11 +131,11 @@ class _Problem:
         self.basis, self.spectrum = self._principal_axes()
 
     def _principal_axes(self) -> tuple[Tensor, Tensor]:
-        """Axes [D, R] and variances [R], R = min(N, D), of (a sample of) the standardised features.
+        """Principal axes [D, R] and variances [R], R = min(N, D), of the standardised features.
 
-        In these axes, scaled by the curvature of the loss, L-BFGS needs a tenth of the iterations:
-        features of networks have variances that span many decades. The optimum is the same; fewer
-        images than dimensions span it.
+        The axes come from a sample, if there are many images. Variances of network features span
+        many decades. In these axes, scaled by the loss's curvature, L-BFGS needs a tenth of the
+        iterations. The optimum is the same.
         """
         step = max(1, len(self.vectors) // max(20000, self.vectors.shape[1]))
         rows = torch.arange(0, len(self.vectors), step, device=self.vectors.device)
@@ -158,7 +153,7 @@ class _Problem:
             rows = slice(first, min(first + size, len(self.vectors)))
             if self.standardised is not None:
                 yield rows, self.standardised[rows]
-            else:  # too long for a second copy
+            else:  # too large for a second copy in memory
                 yield rows, (self.vectors[rows].to(self.dtype) - self.mean) * self.scale
 
     def fit(
@@ -170,15 +165,13 @@ class _Problem:
         start: Tensor | None = None,
         tolerance: float = 1e-5,
     ) -> Tensor:
-        """Weights and biases [P, C, D + 1]: problem p does without the images of fold
-        kept_out[p].
-        """
+        """Fit weights and biases [P, C, D + 1]; problem p leaves out the fold kept_out[p]."""
         device, classes, count = self.vectors.device, self.classes, len(self.vectors)
         kept_out = kept_out.to(device)
         sizes = torch.full((len(kept_out),), float(count), dtype=torch.float64, device=device)
         if fold is not None:
             sizes = sizes - (fold == kept_out[:, None]).sum(1)
-        # p (1 - p) is the curvature of a logit's cross-entropy; of an undecided probe it is this
+        # p (1 - p), the curvature of the cross-entropy of a logit, for equal probabilities.
         curvature = 0.25 if self.multi_label else (1 - 1 / max(2, classes)) / max(2, classes)
         stretch = (curvature * self.spectrum + penalty / count).rsqrt()
         bias_stretch = curvature**-0.5
@@ -204,7 +197,7 @@ class _Problem:
             slope = torch.cat(
                 [weight_slope @ self.basis * stretch, bias_slope[..., None] * bias_stretch], dim=2
             )
-            # by image, so that one tolerance fits all; the minimiser is the same
+            # Divided by the number of images, so that one tolerance suits all problems.
             size = sizes[which]
             return value / size, (slope / size[:, None, None].to(self.dtype)).reshape_as(flat)
 
@@ -217,13 +210,12 @@ class _Problem:
                 [start[..., :-1] @ self.basis / stretch, start[..., -1:] / bias_stretch], dim=2
             )
         flat = minimise(objective, flat.flatten(1), iterations=self.iterations, tolerance=tolerance)
-        found = flat.reshape(len(kept_out), classes, -1)
-        return torch.cat(
-            [(found[..., :-1] * stretch) @ self.basis.T, found[..., -1:] * bias_stretch], dim=2
-        )
+        solution = flat.reshape(len(kept_out), classes, -1)
+        weight = (solution[..., :-1] * stretch) @ self.basis.T
+        return torch.cat([weight, solution[..., -1:] * bias_stretch], dim=2)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """logits [B, P, C] -> cross-entropy [B, P] and its gradient [B, P, C]."""
+        """Cross-entropy [B, P] of logits [B, P, C], and its gradient [B, P, C]."""
         if self.multi_label:
             target = labels[:, None].to(logits.dtype).expand_as(logits)
             loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(2)
@@ -235,34 +227,30 @@ class _Problem:
         return loss, residual.scatter_add_(2, index, -torch.ones_like(index, dtype=logits.dtype))
 
     def kept_out_loss(self, weights: Tensor, kept_out: Tensor, fold: Tensor) -> float:
-        """Mean cross-entropy on the images that each problem [P, C, D + 1] was not fitted to.
+        """Mean cross-entropy of weights [P, C, D + 1], each on its own held-out fold.
 
-        Images whose class has no other image outside their fold say nothing about the penalty; inf
-        if no image is left.
+        Images whose class occurs only in their fold are left out. inf if no image is left.
         """
-        known = torch.ones(len(self.labels), dtype=torch.bool, device=self.labels.device)
+        has_class = torch.ones(len(self.labels), dtype=torch.bool, device=self.labels.device)
         if not self.multi_label:
             total = torch.bincount(self.labels, minlength=self.classes)
             here = torch.zeros(
                 int(fold.max()) + 1, self.classes, dtype=torch.long, device=fold.device
             )
             here.index_put_((fold, self.labels), torch.ones_like(self.labels), accumulate=True)
-            known = total[self.labels] > here[fold, self.labels]
+            has_class = total[self.labels] > here[fold, self.labels]
         loss, count = 0.0, 0
         for rows, x in self.blocks(self.classes):
             for problem, out in zip(weights, kept_out.tolist(), strict=True):
-                outside = (fold[rows] == out) & known[rows]
-                logits = x[outside] @ problem[:, :-1].T + problem[:, -1]
-                loss += float(
-                    self._loss(logits[:, None], self.labels[rows][outside])[0].sum(
-                        dtype=torch.float64
-                    )
-                )
-                count += int(outside.sum())
+                held_out = (fold[rows] == out) & has_class[rows]
+                logits = x[held_out] @ problem[:, :-1].T + problem[:, -1]
+                losses, _ = self._loss(logits[:, None], self.labels[rows][held_out])
+                loss += float(losses.sum(dtype=torch.float64))
+                count += int(held_out.sum())
         return loss / count if count else float("inf")
 
     def predict(self, test: Tensor, weights: Tensor) -> Tensor:
-        """Logits [M, C] float32 of test vectors [M, D]; to the protocol they are scores."""
+        """Logits [M, C] float32 of test features [M, D]."""
         weight, bias = weights[:, :-1], weights[:, -1]
         parts = [
             ((b.to(self.dtype) - self.mean) * self.scale) @ weight.T + bias

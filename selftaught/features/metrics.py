@@ -1,4 +1,4 @@
-"""Balanced accuracy and area under the ROC curve, and what each image adds to it."""
+"""Balanced accuracy, area under the ROC curve (AUROC), and the contribution of each image."""
 
 import numpy as np
 import torch
@@ -8,12 +8,10 @@ from torch import Tensor
 
 
 def balanced_accuracy(labels: Tensor, values: Tensor) -> float:
-    """The mean over the classes in `labels` [M] of the share of their images that values [M, C] put
-    there.
-    """
+    """Mean recall over the classes in `labels` [M], for the predictions values.argmax [M, C]."""
     present = labels.unique().tolist()
-    # sklearn's balanced_accuracy_score, without its warning when a class was guessed that no image
-    # has
+    # Unlike balanced_accuracy_score of sklearn, this does not warn of predicted classes without
+    # images.
     return float(
         recall_score(
             labels.numpy(),
@@ -26,24 +24,23 @@ def balanced_accuracy(labels: Tensor, values: Tensor) -> float:
 
 
 def auroc(labels: Tensor, values: Tensor) -> tuple[float, int]:
-    """Area under the ROC curve, and how many classes were skipped: no test image has them, or every
-    one.
+    """AUROC of values [M, C], and the number of classes that were skipped.
 
-    labels [M] of two classes: of the score of class 1 against class 0. labels [M, C]: the mean over
-    classes. nan if every class was skipped.
+    labels [M] of two classes: class 1 against class 0. labels [M, C]: the mean over classes. A
+    class is skipped if no image has it, or every image. nan if all classes are skipped.
     """
-    found = [
+    areas = [
         float(roc_auc_score(truth.numpy(), score.numpy()))
         for truth, score in _questions(labels, values, skip=True)
     ]
-    skipped = (1 if labels.ndim == 1 else labels.shape[1]) - len(found)
-    return (float(np.mean(found)) if found else float("nan")), skipped
+    skipped = (1 if labels.ndim == 1 else labels.shape[1]) - len(areas)
+    return (float(np.mean(areas)) if areas else float("nan")), skipped
 
 
 def _questions(labels: Tensor, values: Tensor, *, skip: bool) -> list[tuple[Tensor, Tensor]]:
-    """Yes-no questions of an AUROC: truth [M] bool and score [M] of each."""
+    """The binary problems of an AUROC: truth [M] bool and score [M] of each."""
     if labels.ndim == 1:
-        # a difference of logits, or of shares, orders images as the probability of class 1 does
+        # A difference of logits or shares orders images as the probability of class 1 does.
         questions = [(labels == 1, (values[:, 1] - values[:, 0]).double())]
     else:
         questions = [(labels[:, c] > 0, values[:, c].double()) for c in range(labels.shape[1])]
@@ -51,11 +48,15 @@ def _questions(labels: Tensor, values: Tensor, *, skip: bool) -> list[tuple[Tens
 
 
 def placements(labels: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """What an AUROC is the mean of: for each image and question the share of the other side's
-    images on whose right side it is (a tie counts half), [M, Q] float64; and which side it is on,
-    [M, Q]: 2 q, or 2 q + 1 for the positives of question q.
+    """Placement values, whose mean over the positives or the negatives is the AUROC.
 
-    The mean over either side's images is the area. Every question must have images on both sides.
+    Returns two tensors [M, Q] for M images and Q binary problems:
+
+    - float64: the share of the opposite class that the image is ranked correctly against. A tie
+      counts half.
+    - int64: the group of the image, 2 q for negatives of problem q and 2 q + 1 for positives.
+
+    Every problem must have positives and negatives.
     """
     shares, sides = [], []
     for number, (truth, score) in enumerate(_questions(labels, values, skip=False)):
@@ -69,9 +70,10 @@ def placements(labels: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def effective_count(labels: Tensor) -> float:
-    """How many images of classes of one size would say as much: of labels [N] by a balanced
-    accuracy, of [N, C] by an AUROC, of which positives and negatives are the classes. 0 where
-    nothing can be told.
+    """The number of images in balanced classes that would give the same precision of a score.
+
+    labels [N]: for balanced accuracy. labels [N, C]: for AUROC, with positives and negatives as the
+    classes. 0 if no score can be computed.
     """
     if labels.ndim == 1:
         counts = torch.bincount(labels)[None]

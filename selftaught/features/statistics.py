@@ -13,47 +13,51 @@ from selftaught.features.protocol import Features
 
 @torch.no_grad()
 def measure(vectors: Tensor, second: Tensor | None = None) -> dict[str, float]:
-    """Measures of the features [N, D] of a fixed sample; `second` [N, D] are those of another view
-    of the same images.
+    """Measure the features [N, D] of a fixed sample; returns std, rank, alignment and uniformity.
 
-    std: of the L2-normalised features, the mean over dimensions times sqrt(D): 1 = spread over the
-    sphere, 0 = one point. rank: RankMe (Garrido et al., 2023, https://arxiv.org/abs/2210.02885),
-    exp of the entropy of the singular values. alignment (with `second`) and uniformity: Wang &
-    Isola (2020, https://arxiv.org/abs/2005.10242), alpha = 2 and t = 2.
+    - std: mean standard deviation of the L2-normalised features, times sqrt(D). 1 is spread over
+      the sphere, 0 is one point.
+    - rank: RankMe (Garrido et al., 2023, https://arxiv.org/abs/2210.02885), exp of the entropy of
+      the singular values.
+    - alignment and uniformity: Wang & Isola (2020, https://arxiv.org/abs/2005.10242), alpha = 2 and
+      t = 2. Alignment needs `second` [N, D], the features of another view of the same images.
 
-    Features that are not finite have std and rank nan, and nothing else.
+    If a feature is not finite, std and rank are nan, and the others are left out.
     """
     vectors = vectors.double()
     if not bool(torch.isfinite(vectors).all()):
         return {"std": math.nan, "rank": math.nan}
     unit = F.normalize(vectors, dim=1)
-    found = {
+    measures = {
         "std": float(unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5),
         "rank": effective_rank(vectors),
     }
     if second is not None and bool(torch.isfinite(second).all()):
-        found["alignment"] = float(
-            (unit - F.normalize(second.double(), dim=1)).square().sum(1).mean()
-        )
+        distance = unit - F.normalize(second.double(), dim=1)
+        measures["alignment"] = float(distance.square().sum(1).mean())
     if len(unit) > 1:
-        found["uniformity"] = float((-2 * torch.pdist(unit).square()).exp().mean().log())
-    return found
+        measures["uniformity"] = float((-2 * torch.pdist(unit).square()).exp().mean().log())
+    return measures
 
 
 @torch.no_grad()
-def votes(vectors: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> dict[str, float]:
-    """knn: balanced accuracy of a vote among `bank` [M, D]; for several classes an image, the
-    AUROC. Nothing where the features are not finite, or the labels of one kind.
+def measure_knn(
+    vectors: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
+) -> dict[str, float]:
+    """Score kNN of features [N, D] with the neighbours `bank` [M, D]; returns {"knn": score}.
+
+    The score is balanced accuracy for labels [N], and AUROC for labels [N, C]. Empty if features
+    are not finite, or all labels are equal.
     """
     if not all(bool(torch.isfinite(v).all()) for v in (vectors, bank)):
         return {}
-    if any(len(found.unique(dim=0)) < 2 for found in (labels, bank_labels)):
+    if any(len(some_labels.unique(dim=0)) < 2 for some_labels in (labels, bank_labels)):
         return {}
     train = Features(bank.double(), bank_labels)
     values = KNN().score_features(train, vectors.double()).values.cpu()
     labels = labels.cpu()
-    accuracy = balanced_accuracy(labels, values) if labels.ndim == 1 else auroc(labels, values)[0]
-    return {"knn": accuracy} if math.isfinite(accuracy) else {}
+    score = balanced_accuracy(labels, values) if labels.ndim == 1 else auroc(labels, values)[0]
+    return {"knn": score} if math.isfinite(score) else {}
 
 
 def effective_rank(vectors: Tensor) -> float:

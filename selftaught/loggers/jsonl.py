@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selftaught.files import write_text, writing
+from selftaught.files import convert_write_errors, write_text
 from selftaught.loggers.logger import Logger, RunFacts
 
 log = logging.getLogger(__name__)
@@ -54,19 +54,19 @@ class Journal:
         self.entries = [entry for entry in whole if entry["step"] <= after]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self._path = path
-        with writing(path):
+        with convert_write_errors(path):
             # nothing is left over to be written when the disk is full
             self._file = path.open("ab", buffering=0)
 
     def write(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)
         line = (json.dumps(entry) + "\n").encode()
-        with writing(self._path):
+        with convert_write_errors(self._path):
             while line:
                 line = line[self._file.write(line) :]
 
     def close(self) -> None:
-        with self._file, writing(self._path):
+        with self._file, convert_write_errors(self._path):
             os.fsync(self._file.fileno())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
 from selftaught.method import Encoder
-from selftaught.models.strided_conv import safe
+from selftaught.models.strided_conv import replace_strided_convs
 from selftaught.models.trainable import norm_parameters, set_trainable
 
 __all__ = [
@@ -66,7 +66,7 @@ class Backbone(Encoder):
         self.stem = stem
         self.image_size = image_size
         self.options = dict(options or {})
-        self.network = safe(network)
+        self.network = replace_strided_convs(network)
         self.features = _width(network)
         self.channels = int(network.num_features)  # type: ignore[arg-type]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))

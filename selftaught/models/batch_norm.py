@@ -1,4 +1,4 @@
-"""Batch norms: listed, exchanged, and kept from remembering."""
+"""Tools for batch norm: list the layers, swap them, and freeze their running statistics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,31 +10,29 @@ from selftaught.models.teacher import Teacher
 
 
 def batch_norms(network: nn.Module) -> Iterator[tuple[nn.Module, str, _BatchNorm]]:
-    """Every batch norm outside a teacher, once, with the module that holds it and its name
-    there.
-    """
-    taught = {part for m in network.modules() if isinstance(m, Teacher) for part in m.modules()}
-    for holder in network.modules():  # each once, though methods hold their backbone twice
-        for name, child in holder.named_children():
-            if isinstance(child, _BatchNorm) and holder not in taught:
-                yield holder, name, child
+    """List every batch norm outside of teachers once, as (parent module, name in it, layer)."""
+    in_teacher = {part for m in network.modules() if isinstance(m, Teacher) for part in m.modules()}
+    for parent in network.modules():  # each once, though methods hold their backbone twice
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm) and parent not in in_teacher:
+                yield parent, name, child
 
 
 @contextmanager
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch norm uses the batch's statistics, but its running ones remember nothing of it."""
+    """Inside, batch norm uses batch statistics and does not update its running statistics."""
     norms = [
         m
         for m in network.modules()
         if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
     ]
-    kept: list[tuple[nn.Module, str, Tensor]] = []
+    originals: list[tuple[nn.Module, str, Tensor]] = []
     for norm in norms:
-        if isinstance(
-            norm, nn.SyncBatchNorm
-        ):  # without running statistics its CUDA kernel refuses bf16: it gets others
+        # The CUDA kernel of SyncBatchNorm refuses bf16 without running statistics, so it gets
+        # copies of its buffers.
+        if isinstance(norm, nn.SyncBatchNorm):
             for name, buffer in list(norm.named_buffers(recurse=False)):
-                kept.append((norm, name, buffer))
+                originals.append((norm, name, buffer))
                 setattr(norm, name, buffer.clone())
         else:
             norm.track_running_stats = False
@@ -43,12 +41,12 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-        for holder, name, buffer in kept:
-            setattr(holder, name, buffer)
+        for parent, name, buffer in originals:
+            setattr(parent, name, buffer)
 
 
 def running_statistics(network: nn.Module) -> list[Tensor]:
-    """What every batch norm remembers of the batches that it saw."""
+    """The running mean, running variance and counter of every batch norm."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     return [
         b
@@ -59,15 +57,13 @@ def running_statistics(network: nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def swapped(network: nn.Module, others: nn.ModuleList) -> Iterator[None]:
-    """Let `others` stand in for the network's batch norms, one for each in the order of
-    `batch_norms`.
-    """
+def swap_batch_norms(network: nn.Module, others: nn.ModuleList) -> Iterator[None]:
+    """Inside, `others` replace the network's batch norms, in the order of `batch_norms`."""
     places = list(batch_norms(network))
     try:
-        for (holder, name, _), other in zip(places, others, strict=True):
-            setattr(holder, name, other)
+        for (parent, name, _), other in zip(places, others, strict=True):
+            setattr(parent, name, other)
         yield
     finally:
-        for holder, name, norm in places:
-            setattr(holder, name, norm)
+        for parent, name, norm in places:
+            setattr(parent, name, norm)

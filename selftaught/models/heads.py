@@ -1,6 +1,4 @@
-"""A run's head, in a file beside its backbone: what a later stage may go on from, or be taught
-by.
-"""
+"""The head of a run, in a file beside its backbone, for a later stage or a distillation."""
 
 import json
 from dataclasses import dataclass
@@ -18,22 +16,23 @@ from selftaught.models.weights import io as weights_io
 from selftaught.models.weights.matching import check_values
 
 FILE = "head.safetensors"
-# what can be taught on may be anything
+# A remedy for distillation, which can use images of any classes.
 UNLABELLED = ", or leave the labels out by --labels-from none"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network that a run left: its backbone, and the head behind it, which is an `mlp`."""
+    """The network of a run: its backbone and its head, which is an `mlp`."""
 
     network: nn.Sequential  # backbone, head
-    classes: tuple[str, ...]  # what the outputs stand for; none where they are no classes
-    several: bool  # an image may have several of them
+    classes: tuple[str, ...]  # names of the outputs; empty where these are no classes
+    several: bool  # whether an image may have several classes
 
 
 def save_head(head: nn.Sequential, classes: tuple[str, ...], several: bool, file: Path) -> Path:
-    """Write a head; atomic. What it takes to build it again stands beside the weights. Of several
-    processes all call it, and rank 0 writes.
+    """Write a head to a safetensors file, atomically, and return the path.
+
+    The metadata states the widths of its layers. All processes call it; rank 0 writes.
     """
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
     metadata = {
@@ -50,8 +49,9 @@ def save_head(head: nn.Sequential, classes: tuple[str, ...], several: bool, file
 
 
 def load_head(run: str | Path) -> Trained:
-    """What a run left; random numbers elsewhere are not disturbed. Raises UserError where there is
-    no head.
+    """Load backbone and head of a finished run; raise UserError where there is no head.
+
+    The state of torch's random generator does not change.
     """
     folder = Path(run)
     file = folder / FILE
@@ -61,11 +61,11 @@ def load_head(run: str | Path) -> Trained:
             " distillation, simclr or simclr-v2"
         )
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            said = opened.metadata()
-            state: dict[str, Tensor] = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        with safetensors.safe_open(file, framework="pt") as reader:
+            metadata = reader.metadata()
+            state: dict[str, Tensor] = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
         widths, classes, several = (
-            json.loads(said[key]) for key in ("widths", "classes", "several")
+            json.loads(metadata[key]) for key in ("widths", "classes", "several")
         )
         with torch.random.fork_rng(devices=[]):
             head = mlp(*widths)
@@ -91,26 +91,26 @@ def load_head(run: str | Path) -> Trained:
 
 
 def classifier(run: str | Path) -> Trained:
-    """The same of a run whose outputs are classes."""
-    found = load_head(run)
-    if not found.classes:
+    """Load the network of a run whose outputs are classes; raise UserError for any other run."""
+    trained = load_head(run)
+    if not trained.classes:
         raise UserError(
-            f"{run} has a head, but tells no classes: give a run of supervised or distillation"
+            f"{run} has a head but no classes: give a run of supervised or distillation"
         )
-    return found
+    return trained
 
 
 def refuse_other(
-    name: str | Path, told: tuple[str, ...], labelled: tuple[str, ...], way_out: str = ""
+    name: str | Path, outputs: tuple[str, ...], labels: tuple[str, ...], remedy: str = ""
 ) -> None:
-    """What tells other classes than images are labelled with."""
-    if set(told) != set(labelled):
+    """Raise UserError where the classes of a network's outputs differ from those of the labels."""
+    if set(outputs) != set(labels):
         raise UserError(
-            f"{name} tells {_named(told)}, and these images are labelled {_named(labelled)}: "
-            f"take images of its classes{way_out}"
+            f"{name} predicts {_list_classes(outputs)}, and these images are labelled"
+            f" {_list_classes(labels)}: use images of its classes{remedy}"
         )
 
 
-def _named(classes: tuple[str, ...]) -> str:
-    shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
-    return f"{len(classes)} classes ({shown})"
+def _list_classes(classes: tuple[str, ...]) -> str:
+    names = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+    return f"{len(classes)} classes ({names})"

@@ -1,6 +1,4 @@
-"""What a person feeds to a loaded backbone: brought into [0, 1] where that is clear, else refused
-in one line.
-"""
+"""A check of the pixels that are passed to a loaded backbone."""
 
 import warnings
 from typing import Any
@@ -8,21 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_MOST, _LEAST = 1.5, -0.25  # resampling overshoots [0, 1] by less
-_NORMALISED = 20.0  # that normalised pixels stay below
+_MAX, _MIN = 1.5, -0.25  # resampling overshoots [0, 1] by less than this
+_NORMALISED_MAX = 20.0  # normalised pixels stay below this
 
 
 class PixelCheck:
-    """A hook before `forward`: uint8 is divided by 255, other floats are cast to those of the
-    weights.
+    """A forward pre-hook that converts pixels [B, 3, H, W] to floats in [0, 1].
 
-    Raises ValueError for what is no batch of images [B, 3, H, W], for other whole numbers, and for
-    floats above 1; warns of negative ones. On a GPU values are looked at once alone, as each look
-    would wait for it.
+    uint8 is divided by 255; float64 is cast to the type of the weights. Raises ValueError for other
+    shapes, other integers, and floats above 1; warns of floats that look normalised. On a GPU only
+    the first batch is checked, because each check synchronises.
     """
 
     def __init__(self) -> None:
-        self.seen = False
+        self.checked = False
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -34,22 +31,19 @@ class PixelCheck:
                 f"a {type(pixels).__name__} is no batch of images: give a tensor [B, 3, H, W] in"
                 " [0, 1]"
             )
-        return (self.ready(pixels, module), *rest), kwargs
+        return (self.convert(pixels, module), *rest), kwargs
 
-    def ready(self, pixels: Tensor, module: nn.Module) -> Tensor:
+    def convert(self, pixels: Tensor, module: nn.Module) -> Tensor:
+        """Pixels as floats; raises ValueError for a wrong shape, type or range."""
         shape = tuple(pixels.shape)
         if pixels.ndim != 4 or shape[1] != 3:
-            advice = "; add a dimension in front" if pixels.ndim == 3 and shape[0] == 3 else ""
-            advice = (
-                "; colours come second: pixels.permute(0, 3, 1, 2)"
-                if pixels.ndim == 4 and shape[3] == 3
-                else advice
-            )
-            advice = (
-                "; colours come first: pixels.permute(2, 0, 1)[None]"
-                if pixels.ndim == 3 and shape[2] == 3
-                else advice
-            )
+            advice = ""
+            if pixels.ndim == 4 and shape[3] == 3:
+                advice = "; channels come second: pixels.permute(0, 3, 1, 2)"
+            elif pixels.ndim == 3 and shape[2] == 3:
+                advice = "; channels come first: pixels.permute(2, 0, 1)[None]"
+            elif pixels.ndim == 3 and shape[0] == 3:
+                advice = "; add a dimension in front"
             raise ValueError(
                 f"pixels of shape {list(shape)} ({pixels.dtype}) are no batch of images [B, 3, H,"
                 f" W]{advice}"
@@ -62,22 +56,23 @@ class PixelCheck:
         if not pixels.is_floating_point():
             raise ValueError(
                 f"{pixels.dtype} pixels: give uint8 in 0..255 or floats in [0,"
-                f" 1]{self.scaling(module)}"
+                f" 1]{self.describe_range(module)}"
             )
-        traced = torch.compiler.is_compiling()  # what is traced has no values
-        if not (traced or pixels.is_meta or not pixels.numel() or (self.seen and pixels.is_cuda)):
-            self.seen = True
-            self.look(pixels.detach(), module)
+        has_values = pixels.numel() and not (torch.compiler.is_compiling() or pixels.is_meta)
+        if has_values and not (self.checked and pixels.is_cuda):
+            self.checked = True
+            self.check_values(pixels.detach(), module)
         return pixels.to(weights) if pixels.dtype == torch.float64 else pixels
 
-    def look(self, pixels: Tensor, module: nn.Module) -> None:
+    def check_values(self, pixels: Tensor, module: nn.Module) -> None:
+        """Raise ValueError for values above 1; warn of values that look normalised."""
         low, high = (float(value) for value in pixels.aminmax())
-        if high > _NORMALISED or (high > _MOST and low >= 0):
+        if high > _NORMALISED_MAX or (high > _MAX and low >= 0):
             raise ValueError(
                 f"{pixels.dtype} pixels up to {high:.5g}: give floats in [0, 1], such as pixels /"
-                f" 255{self.scaling(module)}"
+                f" 255{self.describe_range(module)}"
             )
-        if high > _MOST or low < _LEAST:
+        if high > _MAX or low < _MIN:
             warnings.warn(
                 f"pixels from {low:.3g} to {high:.3g} look normalised: give them in [0, 1], the"
                 " backbone normalises them",
@@ -85,8 +80,8 @@ class PixelCheck:
             )
 
     @staticmethod
-    def scaling(module: nn.Module) -> str:
-        """How values of more than 8 bits were shown in training."""
+    def describe_range(module: nn.Module) -> str:
+        """The values of more than 8 bits that were 0 and 1 in training, as text."""
         pixel_range = getattr(module, "pixel_range", None)
         pairs = (
             [pair for pair in (pixel_range.integers, pixel_range.floats) if pair]

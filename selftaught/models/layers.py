@@ -1,4 +1,4 @@
-"""Layers that methods share: heads of fully connected layers, normalisation, counters."""
+"""Layers that methods share: MLP heads, normalisation and counters."""
 
 from itertools import pairwise
 
@@ -10,8 +10,9 @@ from selftaught.devices import upcast
 
 
 def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Sequential:
-    """Linear -> BN -> ReLU between widths, ending in a plain linear layer (whose bias a loss may
-    not see).
+    """An MLP: Linear -> BN -> ReLU between `widths`, and a last linear layer.
+
+    `last_bias=False` is for losses that do not depend on that bias.
     """
     layers: list[nn.Module] = []
     for i, o in pairwise(widths[:-1]):
@@ -21,17 +22,19 @@ def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Seq
 
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
-    """Of length 1 along `dim`, in full precision: similarities need the digits."""
+    """Normalise x to length 1 along `dim`, in float32, because similarities need the precision."""
     return F.normalize(upcast(x), dim=dim)
 
 
 class Normalize(nn.Module):
+    """`unit` as a module: rows of length 1."""
+
     def forward(self, x: Tensor) -> Tensor:
         return unit(x)
 
 
 def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """One forward pass for the consecutive views that share a resolution."""
+    """Apply `network` to views [B, 3, H, W], in one pass for consecutive views of one size."""
     outputs: list[Tensor] = []
     start = 0
     for end in range(1, len(views) + 1):
@@ -42,8 +45,9 @@ def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
 
 class Counter(nn.Module):
-    """A number of steps or epochs, saved with the rest. No tensor: reading one on a GPU waits for
-    all that it has to do.
+    """A number of steps or epochs that is saved in the state dict.
+
+    It is no tensor, because reading a tensor on a GPU synchronises.
     """
 
     def __init__(self, start: int = 0) -> None:

@@ -1,14 +1,13 @@
-"""Convolutions whose gradients are right on the smallest maps, too."""
+"""Strided convolutions with correct gradients on maps of one pixel."""
 
 from torch import Tensor, nn
 
 
-class Strided(nn.Conv2d):
-    """A convolution that sees of a map of one pixel only what its middle tap does: the others lie
-    in the padding.
+class StridedConv2d(nn.Conv2d):
+    """A convolution that uses only its middle tap on a map of one pixel.
 
-    With a stride, in bfloat16 on a CPU, oneDNN (torch 2.15) leaves their gradients unwritten:
-    whatever memory held.
+    The other taps lie in the padding there. In bfloat16 on a CPU, oneDNN (torch 2.15) does not
+    write their gradients if the convolution has a stride. They are uninitialised memory then.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -19,10 +18,8 @@ class Strided(nn.Conv2d):
         return nn.functional.conv2d(x, tap, self.bias, groups=self.groups)
 
 
-def safe(network: nn.Module) -> nn.Module:
-    """The network with its strided convolutions made safe for maps of one pixel, in place; names
-    and weights stay.
-    """
+def replace_strided_convs(network: nn.Module) -> nn.Module:
+    """Make the network's strided convolutions StridedConv2d, in place, and return the network."""
     for module in network.modules():
         if (
             type(module) is nn.Conv2d
@@ -30,13 +27,11 @@ def safe(network: nn.Module) -> nn.Module:
             and module.dilation == (1, 1)
             and _centred(module)
         ):
-            module.__class__ = Strided
+            module.__class__ = StridedConv2d
     return network
 
 
 def _centred(conv: nn.Conv2d) -> bool:
-    """Whether its middle tap lies on the first pixel, and the others in the padding before it or
-    beyond.
-    """
+    """Whether the padding puts the middle tap on the first pixel."""
     sides = () if isinstance(conv.padding, str) else tuple(2 * side + 1 for side in conv.padding)
     return conv.kernel_size == sides != (1, 1)

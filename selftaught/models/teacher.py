@@ -1,4 +1,4 @@
-"""Teachers: slow copies of a network, and networks that stay as they are."""
+"""Teacher networks: moving averages of a network, and frozen ones."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Teacher(nn.Module):
-    """A copy of `student` that follows it by exponential moving average."""
+    """A copy of `student` that is updated by exponential moving average."""
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
@@ -21,29 +21,31 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
+        """Update in place: teacher = momentum * teacher + (1 - momentum) * student."""
         torch._foreach_lerp_(
             list(self.network.parameters()), list(student.parameters()), 1 - momentum
         )
 
 
 def teacher_momentum(published: float, steps: int, memories: int = 50) -> float:
-    """A short training needs a teacher that follows sooner: one that forgets `memories` times
-    within it, yet remembers as many steps; so a training of fewer than `memories` squared steps
-    sees it forget less often.
+    """The teacher's momentum for a training of `steps` steps, at most the `published` one.
+
+    A short training needs a faster teacher. Its time constant is steps / memories, but at least
+    `memories` steps.
     """
     return min(max(1 - memories / max(steps, 1), 1 - 1 / memories), published)
 
 
-def rising(momentum: float, progress: float) -> float:
-    """From `momentum` to 1 along a cosine, as training goes from 0 to 1."""
+def schedule_momentum(momentum: float, progress: float) -> float:
+    """Raise `momentum` to 1 along a cosine, for a progress of training from 0 to 1."""
     return 1 - (1 - momentum) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class FrozenTeacher(Teacher):
-    """A teacher that learns no more: it always judges by what its batch norms remember."""
+    """A teacher that is not updated and stays in evaluation mode (running statistics)."""
 
-    def __init__(self, taught: nn.Module) -> None:
-        super().__init__(taught)
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
         self.eval()
 
     def train(self, mode: bool = True) -> Self:

@@ -1,10 +1,11 @@
-"""What of a backbone may learn: everything, its norm layers, its last parts, low-rank additions, or
-nothing.
+"""The trainable part of a backbone.
 
-all     everything norm    the norm layers' affine parameters (HPT-BN, Reed et al. 2021) last-K  the
-last K blocks of a transformer or stages of a convolutional network, and all that follows them
-lora-R  low-rank additions of rank R to a ViT's linear layers (Hu et al. 2021); `lora` is lora-8
-none    nothing: a method's own head alone learns
+- all: every parameter
+- norm: the norm layers' affine parameters (HPT-BN, Reed et al., 2021)
+- last-K: the last K blocks of a transformer or stages of a convolutional network, and all layers
+  that follow them
+- lora-R: low-rank additions of rank R to a ViT's linear layers (Hu et al., 2021); `lora` is lora-8
+- none: no parameter; only the method's own head is trained
 """
 
 import re
@@ -32,8 +33,9 @@ _NORMS: tuple[type[nn.Module], ...] = (
 
 
 def parse(what: str) -> tuple[str, int]:
-    """`last-2` as ("last", 2), `lora` as ("lora", RANK), and others with 0; raises UserError for
-    anything else.
+    """Parse a choice: `last-2` is ("last", 2), `lora` is ("lora", RANK), others have number 0.
+
+    Raises UserError for an unknown choice.
     """
     match = re.fullmatch(r"(all|norm|none)|(last)-([1-9]\d*)|(lora)(?:-([1-9]\d*))?", what)
     if match is None:
@@ -45,41 +47,37 @@ def parse(what: str) -> tuple[str, int]:
 
 
 def set_trainable(backbone: nn.Module, what: str) -> None:
-    """Let `what` of a backbone learn, and nothing else. Call it before copies are made: lora adds
-    parameters.
+    """Make the part `what` of a backbone trainable, and freeze the rest.
 
-    Batch norm that is frozen by none, last-K or lora keeps its running statistics too (it stays in
-    evaluation mode), so that the frozen part is exactly what it was; with norm it learns, and
-    follows the data.
+    Call it before the backbone is copied, because lora adds parameters. Batch norm that none,
+    last-K or lora freeze stays in evaluation mode, so its running statistics do not change either.
+    With norm, batch norm is trained and updates its statistics.
     """
     kind, number = parse(what)
     network = getattr(backbone, "network", backbone)
-    moving = _moving(network, kind, number)
+    parameters = _select_parameters(network, kind, number)
     for parameter in backbone.parameters():
         parameter.requires_grad_(False)
-    for parameter in moving:
+    for parameter in parameters:
         parameter.requires_grad_(True)
-    resting = frozenset() if kind in ("all", "norm") else frozenset(_still(network))
+    resting = frozenset() if kind in ("all", "norm") else frozenset(_list_frozen_norms(network))
     if hasattr(backbone, "resting"):
         backbone.resting = resting  # type: ignore[assignment]
         backbone.train(backbone.training)
 
 
 def norm_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The affine parameters of every norm layer: batch, instance, group, layer, RMS norms, and
-    timm's own.
-    """
+    """The affine parameters of every norm layer: batch, instance, group, layer and RMS norms."""
     norms = [part for part in module.modules() if isinstance(part, _NORMS)]
-    # Not recursive: a norm-and-activation layer of timm may hold a PReLU, whose slope is no affine
-    # parameter.
+    # Not recursive: a norm-and-activation layer of timm may contain a PReLU, whose slope is no
+    # affine parameter.
     return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
 
 
-def parts(network: Any) -> list[list[str]]:
-    """Names of the parameters of each block or stage, in the order of the forward pass; the first
-    is the stem.
+def group_by_stage(network: Any) -> list[list[str]]:
+    """Group the names of the parameters by stem and block (or stage), in forward order.
 
-    What follows the last one (a final norm, the convolution before pooling) belongs to it.
+    Layers behind the last block, such as a final norm, belong to it.
     """
     groups = group_parameters(
         network, network.group_matcher(coarse=not hasattr(network, "patch_embed"))
@@ -92,11 +90,9 @@ def parts(network: Any) -> list[list[str]]:
 
 
 def plain_state(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict under timm's names: low-rank additions are added to the weights that they
-    stand beside.
-    """
+    """The state dict under timm's names, with low-rank additions merged into the weights."""
     state = network.state_dict()
-    for name, layer in _adapted(network):
+    for name, layer in _low_rank_layers(network):
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
         base = layer.get_base_layer()
         added = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
@@ -106,32 +102,31 @@ def plain_state(network: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _adapted(network: nn.Module) -> Iterator[tuple[str, Any]]:
+def _low_rank_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
     return (
         (name, part) for name, part in network.named_modules() if hasattr(part, "get_delta_weight")
     )
 
 
-def _moving(network: nn.Module, kind: str, number: int) -> list[nn.Parameter]:
+def _select_parameters(network: nn.Module, kind: str, number: int) -> list[nn.Parameter]:
     if kind == "norm":
         affine = norm_parameters(network)
         if not affine:
             raise UserError("This backbone has no norm layer with parameters: train all of it.")
         return affine
     if kind == "last":
-        return _last(network, number)
+        return _select_last(network, number)
     if kind == "lora":
-        return _low_rank(network, number)
+        return _add_low_rank(network, number)
     return list(network.parameters()) if kind == "all" else []
 
 
-def _last(network: nn.Module, count: int) -> list[nn.Parameter]:
+def _select_last(network: nn.Module, count: int) -> list[nn.Parameter]:
     if not hasattr(network, "group_matcher"):
         raise UserError(
-            "timm does not say what the stages of this backbone are: train all of it, or its norm"
-            " layers."
+            "timm does not define the stages of this backbone: train all of it, or its norm layers."
         )
-    _, *stages = parts(network)
+    _, *stages = group_by_stage(network)
     if count > len(stages):
         raise UserError(
             f"--trainable last-{count} is more than this backbone has: last-{len(stages)} is all"
@@ -140,14 +135,14 @@ def _last(network: nn.Module, count: int) -> list[nn.Parameter]:
     return [network.get_parameter(name) for stage in stages[-count:] for name in stage]
 
 
-def _low_rank(network: Any, rank: int) -> list[nn.Parameter]:
+def _add_low_rank(network: Any, rank: int) -> list[nn.Parameter]:
     try:
         import peft
     except ImportError:
         raise UserError(
             '--trainable lora needs the package peft: pip install "selftaught[lora]".'
         ) from None
-    if any(True for _ in _adapted(network)):
+    if any(True for _ in _low_rank_layers(network)):
         raise UserError("This backbone has low-rank additions already.")
     blocks = getattr(network, "blocks", None)
     if blocks is None or not hasattr(network, "patch_embed"):
@@ -156,15 +151,15 @@ def _low_rank(network: Any, rank: int) -> list[nn.Parameter]:
         f"blocks.{name}" for name, part in blocks.named_modules() if isinstance(part, nn.Linear)
     ]
     before = {id(parameter) for parameter in network.parameters()}
-    # Scaled by 1 (alpha = rank), so that the learning rate means the same at every rank.
+    # alpha = rank gives a scale of 1, so one learning rate suits every rank.
     peft.inject_adapter_in_model(
         peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=linear), network
     )
     return [parameter for parameter in network.parameters() if id(parameter) not in before]
 
 
-def _still(network: nn.Module) -> Iterator[str]:
-    """Norm layers with running statistics of which no parameter learns."""
+def _list_frozen_norms(network: nn.Module) -> Iterator[str]:
+    """Names of the norm layers with running statistics and no trainable parameter."""
     for name, part in network.named_modules():
         if getattr(part, "running_mean", None) is not None and not any(
             p.requires_grad for p in part.parameters()

@@ -26,7 +26,7 @@ def publish_outcome(out: Path, stage: Path, say: Callable[[str], None] = lambda 
         "folder": os.path.realpath(out),
         run_folder.COPY: stage.relative_to(out).as_posix(),
     }
-    with files.locked(out / "outcome.lock", say=say):
+    with files.locked(out / "outcome.lock", log=say):
         for name in FILES:
             if (stage / name).is_file():
                 files.atomic(out / name, lambda draft, source=stage / name: link(source, draft))  # type: ignore[misc]

@@ -1,3 +1,1 @@
-"""What a run has to show: an HTML page (page.py), terminal tables (table.py) and the pictures of a
-run (album.py).
-"""
+"""Reports of runs: an HTML page and tables for the terminal."""

@@ -1,4 +1,4 @@
-"""Tables for the terminal: what an evaluation found, and what methods there are."""
+"""Tables for the terminal: the results of an evaluation, and the list of methods."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ STYLES: Mapping[scores.Effect, str] = {"better": "green", "worse": "red", "uncle
 def evaluation(
     rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]] = ()
 ) -> Table:
-    """Rows {backbone, protocol, labels, metric, mean, low, high, draws}, setting by setting, narrow
-    enough for 80 columns.
+    """A table of results, grouped by setting, for 80 columns.
 
-    Beside every other backbone stands what the trained one gains over it, from the paired
-    differences {backbone, against, protocol, labels, metric, mean, low, high}.
+    rows: {backbone, protocol, labels, metric, mean, low, high, draws}. differences: {backbone,
+    against, protocol, labels, metric, mean, low, high}, paired. They give the last column, the gain
+    of the trained backbone over each other one.
     """
     trained = scores.trained_name({"rows": list(rows), "differences": list(differences)})
     gains = {
@@ -65,9 +65,11 @@ def evaluation(
 
 
 def methods(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """Entries {name, kind?, summary?, paper?, fields?}; fields are {name, type, default} each.
+    """A table of entries {name, kind?, summary?, paper?, fields?}.
 
-    kind ("method", "hard example", ...) gets a column where any entry has one."""
+    Fields are {name, type, default}. `kind` ("method", "hard example", ...) gets a column if any
+    entry has one.
+    """
     kinds = any(entry.get("kind") for entry in entries)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=False)
     table.add_column("Name", no_wrap=True)
@@ -75,21 +77,22 @@ def methods(entries: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column("Kind", no_wrap=True)
     table.add_column("What it is, and its fields")
     for entry in entries:
-        said = Text(str(entry.get("summary") or "").strip())
+        description = Text(str(entry.get("summary") or "").strip())
         if entry.get("paper"):
-            said.append(f"\n{entry['paper']}", style="italic")
+            description.append(f"\n{entry['paper']}", style="italic")
         for field in entry.get("fields") or ():
-            said.append(f"\n  {field.get('name')}", style="cyan")
-            said.append(f" = {field.get('default')}")
+            description.append(f"\n  {field.get('name')}", style="cyan")
+            description.append(f" = {field.get('default')}")
             if field.get("type"):
-                said.append(f"  {field['type']}", style="dim")
+                description.append(f"  {field['type']}", style="dim")
         name = Text(str(entry.get("name")), style="bold")
-        table.add_row(name, *([Text(str(entry.get("kind") or ""))] if kinds else []), said)
+        kind = [Text(str(entry.get("kind") or ""))] if kinds else []
+        table.add_row(name, *kind, description)
     return table
 
 
 def show(table: Table, *, stderr: bool = False) -> None:
-    """Prints a table to standard output, or to standard error where output is for machines."""
+    """Print a table to standard output, or to standard error if the output is for programs."""
     Console(stderr=stderr).print(table)
 
 

@@ -16,13 +16,10 @@ from selftaught.runs.reader import Run, number
 
 
 def format_subtitle(run: Run) -> str:
-    """Method, hard examples, backbone and size in one line, as far as the configuration tells."""
+    """Method, hard examples, backbone, size and images in one line, as far as they are recorded."""
     config = run.section("config")
-    method = " + ".join(
-        filter(
-            None, [part_title(config.get("method")), *map(part_title, as_list(config.get("hard")))]
-        )
-    )
+    titles = [part_title(config.get("method")), *map(part_title, as_list(config.get("hard")))]
+    method = " + ".join(filter(None, titles))
     images = number(run.section("data").get("images"))
     parts = [
         method,
@@ -34,6 +31,7 @@ def format_subtitle(run: Run) -> str:
 
 
 def list_facts(run: Run) -> list[tuple[str, str]]:
+    """The facts of a run as (name, value), without those that are not recorded."""
     config, data = run.section("config"), run.section("data")
     last = run.journal[-1] if run.journal else {}
     rates = [
@@ -70,27 +68,24 @@ def list_facts(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-# Facts
-
-
 def describe_data(run: Run) -> dict[str, Any]:
+    """The data of a run: facts as (name, value), classes, and unreadable files with reasons."""
     data = run.section("data")
     classes = data.get("classes")
     names = [str(name) for name in classes] if isinstance(classes, list) else []
-    unreadable = [
-        (
-            (str(entry[0]), str(entry[1]))
-            if isinstance(entry, list | tuple) and len(entry) == 2
-            else (str(entry), "")
-        )
-        for entry in as_list(data.get("unreadable"))
-    ]
+    unreadable = []
+    for entry in as_list(data.get("unreadable")):
+        has_reason = isinstance(entry, list | tuple) and len(entry) == 2
+        unreadable.append((str(entry[0]), str(entry[1])) if has_reason else (str(entry), ""))
     count = number(classes) if not isinstance(classes, list) else len(names)
     split = {
         "given": "as the folders give it",
         "table": "as the table of labels gives it",
         "drawn": "drawn at random by the seed, class by class",
     }
+    labels = ""
+    if data:
+        labels = "yes" if run.labelled else "none, so this page shows no accuracy of training"
     facts = [
         ("Folders", ", ".join(map(str, as_list(data.get("roots"))))),
         ("Images", format_integer(data.get("images"))),
@@ -98,14 +93,7 @@ def describe_data(run: Run) -> dict[str, Any]:
         ("Held out", format_integer(data.get("held_out"))),
         ("Split", split.get(str(data.get("split")), str(data.get("split") or ""))),
         ("Classes", format_integer(count) if run.labelled and count else ""),
-        (
-            "Labels",
-            (
-                ("yes" if run.labelled else "none, so this page shows no accuracy of training")
-                if data
-                else ""
-            ),
-        ),
+        ("Labels", labels),
         ("Fingerprint", str(data.get("fingerprint") or "")[:16]),
     ]
     return {
@@ -116,23 +104,21 @@ def describe_data(run: Run) -> dict[str, Any]:
 
 
 def list_stages(run: Run) -> list[str]:
-    """The stages that led to this backbone, first to last."""
-    said = []
+    """The stages of training of this backbone, first to last, one line each."""
+    lines = []
     for stage in as_list(run.about.get("lineage")):
         if isinstance(stage, dict):
-            steps = (
-                f", {format_integer(stage.get('steps'))} steps"
-                if number(stage.get("steps")) is not None
-                else ""
-            )
+            steps = ""
+            if number(stage.get("steps")) is not None:
+                steps = f", {format_integer(stage.get('steps'))} steps"
             init = format_value(stage.get("init")) or "random initialisation"
-            said.append(
-                f"from {init}, on {format_value(stage.get('data')) or 'unnamed data'}{steps}"
-            )
-    return said
+            data = format_value(stage.get("data")) or "unnamed data"
+            lines.append(f"from {init}, on {data}{steps}")
+    return lines
 
 
 def list_commands(run: Run) -> list[str]:
+    """The command lines that trained and evaluated a run, without duplicates."""
     commands = [
         run.about.get("command"),
         *(evaluation.get("command") for evaluation in run.evaluations),
@@ -141,7 +127,7 @@ def list_commands(run: Run) -> list[str]:
 
 
 def evaluate_command(run: Run) -> str:
-    """What to type for a verdict, where there is none yet."""
+    """The command line that evaluates a run."""
     roots = [str(root) for root in as_list(run.section("data").get("roots"))]
     data = shlex.join(roots) if run.labelled and roots else "LABELLED_IMAGES"
     return (
@@ -151,13 +137,12 @@ def evaluate_command(run: Run) -> str:
 
 
 def resume_command(run: Run) -> str:
+    """The command line that resumes a run."""
     return f"selftaught pretrain --out {shlex.quote(str(run.folder))} --resume"
 
 
 def list_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The fields of the configuration in which the runs are not all equal: (field, a value a
-    run).
-    """
+    """The fields of the configuration that differ, as (field, [value of each run])."""
     flat = [dict(flatten_config(run.section("config"))) for run in runs]
     keys = dict.fromkeys(key for fields in flat for key in fields)
     rows = [(key, [fields.get(key, "\u2014") for fields in flat]) for key in keys]
@@ -165,19 +150,18 @@ def list_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def flatten_config(config: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """A nested configuration as (dotted name, value in words)."""
-    found: list[tuple[str, str]] = []
+    """Flatten a nested configuration to (dotted name, value as text)."""
+    fields: list[tuple[str, str]] = []
     for key, value in config.items():
         name = f"{above}{key}"
         if isinstance(value, dict) and value:
-            found += flatten_config(value, f"{name}.")
+            fields += flatten_config(value, f"{name}.")
         elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
             for i, part in enumerate(value):
-                found += (
-                    flatten_config(part, f"{name}.{i}.")
-                    if isinstance(part, dict)
-                    else [(f"{name}.{i}", format_value(part))]
-                )
+                if isinstance(part, dict):
+                    fields += flatten_config(part, f"{name}.{i}.")
+                else:
+                    fields.append((f"{name}.{i}", format_value(part)))
         else:
-            found.append((name, format_value(value)))
-    return found
+            fields.append((name, format_value(value)))
+    return fields

@@ -1,4 +1,4 @@
-"""What happened to a run: warnings, and the words of its evaluations."""
+"""The outcome of a run: warnings, and the verdicts of its evaluations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from selftaught.runs.reader import Run, number
 
 @dataclass(frozen=True, kw_only=True)
 class Banner:
+    """A warning at the top of the page."""
+
     level: str  # "bad" | "warn"
-    letter: str
+    letter: str  # of the run; empty for all runs
     text: str
 
 
-# What happened
-
-
 def collect_banners(runs: Sequence[Run], letters: Sequence[str]) -> list[Banner]:
-    found = []
+    """The warnings of all runs, the worst first, and one if their data differ."""
+    banners = []
     for run, letter in zip(runs, letters, strict=True):
-        found += [
+        banners += [
             Banner(level=level, letter=letter, text=text) for level, text in list_warnings(run)
         ]
     fingerprints = {str(run.section("data").get("fingerprint")) for run in runs}
@@ -38,92 +38,61 @@ def collect_banners(runs: Sequence[Run], letters: Sequence[str]) -> list[Banner]
             "These runs were trained on different images: their losses and features are not"
             " comparable number by number."
         )
-        found.append(Banner(level="warn", letter="", text=text))
-    return sorted(found, key=lambda banner: banner.level != "bad")
+        banners.append(Banner(level="warn", letter="", text=text))
+    return sorted(banners, key=lambda banner: banner.level != "bad")
 
 
 def list_warnings(run: Run) -> list[tuple[str, str]]:
-    at = (
-        f" at step {format_integer(run.journal[-1]['step'])}"
-        if run.journal
-        else " before the first step was logged"
-    )
+    """The warnings about a run, as (level, text)."""
+    at = " before the first step was logged"
+    if run.journal:
+        at = f" at step {format_integer(run.journal[-1]['step'])}"
     outcome = run.about.get("outcome")
-    told = format_value(run.about.get("reason"))
-    found = []
+    reason = format_value(run.about.get("reason"))
+    warnings = []
     if outcome == "collapsed":
-        why = told or "The features of different images became nearly the same."
-        found.append(
+        why = reason or "The features of different images became nearly the same."
+        warnings.append(
             ("bad", f"Collapsed: training was stopped{at}. {why} Do not use this backbone.")
         )
     elif outcome in ("diverged", "failed"):
-        found.append(("bad", f"Training came to no good end{at}{f': {told}' if told else ''}."))
+        why = f": {reason}" if reason else ""
+        warnings.append(("bad", f"Training failed{at}{why}."))
     elif outcome == "stopped":
-        found.append(
-            (
-                "warn",
-                f"Stopped early{at}. {told + ' ' if told else ''}Go on with: {resume_command(run)}",
-            )
-        )
+        why = f"{reason} " if reason else ""
+        warnings.append(("warn", f"Stopped early{at}. {why}Go on with: {resume_command(run)}"))
     elif outcome != "done" or run.about.get("finished") is False:
-        found.append(
-            (
-                "warn",
-                (
-                    f"Not finished: the last record is{at}. It still runs, or was killed; then go"
-                    f" on with: {resume_command(run)}"
-                ),
-            )
+        text = (
+            f"Not finished: the last record is{at}. It still runs, or was killed; then go on with:"
+            f" {resume_command(run)}"
         )
+        warnings.append(("warn", text))
     for warning in as_list(run.about.get("warnings")):
-        found.append(("warn", format_value(warning)))
-    lost = sum(
-        1
-        for record in run.journal
-        if record.get("loss") is not None and number(record["loss"]) is None
-    )
-    if lost:
-        found.append(
-            (
-                "bad",
-                (
-                    f"The loss was no finite number in {format_count(lost, 'logged step')}; the"
-                    " curves leave them out."
-                ),
-            )
+        warnings.append(("warn", format_value(warning)))
+    losses = [record["loss"] for record in run.journal if record.get("loss") is not None]
+    if lost := sum(1 for loss in losses if number(loss) is None):
+        text = (
+            f"The loss was not finite in {format_count(lost, 'logged step')}; the curves leave them"
+            " out."
         )
+        warnings.append(("bad", text))
     if skipped := number(run.journal[-1].get("skipped")) if run.journal else None:
-        found.append(
-            (
-                "warn",
-                f"{format_count(int(skipped), 'step')} skipped: the gradients were not finite.",
-            )
-        )
+        text = f"{format_count(int(skipped), 'step')} skipped: the gradients were not finite."
+        warnings.append(("warn", text))
     if run.torn:
-        found.append(
-            (
-                "warn",
-                (
-                    f"{format_count(run.torn, 'line')} of journal.jsonl could not be read (a crash"
-                    " tears the last one); left out."
-                ),
-            )
+        text = (
+            f"{format_count(run.torn, 'line')} of journal.jsonl could not be read and is left out."
+            " A crash can truncate the last line."
         )
+        warnings.append(("warn", text))
     for name in run.unreadable:
-        found.append(
-            (
-                "warn",
-                (
-                    f"{name} is there but could not be read; the part of the page that shows it is"
-                    " missing."
-                ),
-            )
-        )
-    return [(level, text) for level, text in found if text]
+        text = f"{name} could not be read; the part of the page that shows it is missing."
+        warnings.append(("warn", text))
+    return [(level, text) for level, text in warnings if text]
 
 
 def list_verdicts(run: Run) -> list[dict[str, Any]]:
-    """The words of the last evaluation on each data set."""
+    """The verdict of the last evaluation on each data set."""
     return [
         {
             "text": str(evaluation.get("verdict") or "Evaluated; the table says how well."),

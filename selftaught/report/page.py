@@ -1,8 +1,6 @@
-"""Writes the report of one run, or of several side by side, as a single HTML page that asks nothing
-of any network.
+"""The report of one or several runs, as a single HTML page without external resources.
 
-Where a part of a run is missing the page says so in a sentence; only a folder that is no run at all
-is an error.
+If a part of a run is missing, the page says so. Only a folder that is no run is an error.
 """
 
 import shlex
@@ -31,13 +29,14 @@ from selftaught.report.outcome import collect_banners, list_verdicts
 from selftaught.report.samples import embed_hard, embed_map, embed_neighbours, embed_views
 from selftaught.runs.reader import Run, load_all
 
-SHAPES = 4  # marks of the map: with 8 colours 32 classes look different
+SHAPES = 4  # marks of the map; with 8 colours they distinguish 32 classes
 
 
 def write(runs: Sequence[Path], out: Path) -> Path:
-    """Writes the page about these run folders to `out` (its folder is made) and returns `out`.
+    """Write the page about these run folders to `out`, create its folder, and return `out`.
 
-    Raises UserError where a folder is no run, or `out` cannot be written."""
+    Raises UserError if a folder is no run, or `out` cannot be written.
+    """
     html = render(
         load_all(runs),
         command=shlex.join(["selftaught", "report", *map(str, runs), "--out", str(out)]),
@@ -46,10 +45,10 @@ def write(runs: Sequence[Path], out: Path) -> Path:
 
 
 def render(runs: Sequence[Run], *, command: str) -> str:
-    """The page as text. `command` is what wrote it, shown among the commands that reproduce it."""
+    """Render the page; it shows `command`, the command line that wrote it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # for every template: names of files and classes come from outside
+        autoescape=True,  # names of files and classes are untrusted input
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -61,18 +60,18 @@ def render(runs: Sequence[Run], *, command: str) -> str:
         "effect": scores.effect_words,
     }
     letters = [run_letter(i) for i in range(len(runs))]
-    found = scores.tables(runs, letters)
+    tables = scores.tables(runs, letters)
     return environment.get_template("page.html.j2").render(
         title=" against ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
         date=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M"),
         several=len(runs) > 1,
         runs=[
-            _about(run, letter, i)
+            _describe_run(run, letter, i)
             for i, (run, letter) in enumerate(zip(runs, letters, strict=True))
         ],
         banners=collect_banners(runs, letters),
-        tables=found,
-        between=scores.between(runs, letters, found) if found else (),
+        tables=tables,
+        between=scores.between(runs, letters, tables) if tables else (),
         losses=chart_losses(runs, letters),
         features=chart_features(runs, letters),
         speed=chart_speed(runs, letters),
@@ -82,8 +81,10 @@ def render(runs: Sequence[Run], *, command: str) -> str:
     )
 
 
-def _about(run: Run, letter: str, position: int) -> dict[str, Any]:
-    """All that the page says about one run alone."""
+def _describe_run(run: Run, letter: str, position: int) -> dict[str, Any]:
+    """The values of the template for one run."""
+    versions = run.section("versions")
+    own = [("selftaught", str(run.about["selftaught"]))] if "selftaught" in run.about else []
     return {
         "name": run.name,
         "letter": letter,
@@ -99,10 +100,7 @@ def _about(run: Run, letter: str, position: int) -> dict[str, Any]:
         "map": embed_map(run),
         "data": describe_data(run),
         "config": flatten_config(run.section("config")),
-        "versions": [
-            *([("selftaught", str(run.about["selftaught"]))] if "selftaught" in run.about else []),
-            *((str(k), str(v)) for k, v in run.section("versions").items() if k != "selftaught"),
-        ],
+        "versions": [*own, *((str(k), str(v)) for k, v in versions.items() if k != "selftaught")],
         "commands": list_commands(run),
         "lineage": list_stages(run),
     }

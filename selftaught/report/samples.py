@@ -1,4 +1,4 @@
-"""Pictures of a run: views, hard examples, neighbours and the map."""
+"""Pictures of a run for the page: views, hard examples, neighbours and the map."""
 
 import base64
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from PIL import Image
 from selftaught.report.format import as_list, format_integer, format_sentence
 from selftaught.runs.reader import Run, number
 
-# Pictures
-
 
 def embed_views(run: Run) -> dict[str, Any] | None:
-    said = run.album.get("views")
+    """The grid of views as {"src", "columns"}; None if there is none."""
+    grid = run.album.get("views")
     picture = embed_picture(run.folder, "views.png")
     if picture is None:
         return None
-    columns = as_list(said.get("columns")) if isinstance(said, dict) else []
+    columns = as_list(grid.get("columns")) if isinstance(grid, dict) else []
     return {"src": picture, "columns": [str(column) for column in columns]}
 
 
 def embed_hard(run: Run) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    """Hard examples as a list of {"kind", "pictures", "change" of the loss, "note"}."""
+    examples: list[dict[str, Any]] = []
     for entry in as_list(run.album.get("hard")):
         if not isinstance(entry, dict):
             continue
@@ -36,7 +36,7 @@ def embed_hard(run: Run) -> list[dict[str, Any]]:
             ("hard", kind.capitalize(), f"{kind} example made of it"),
         ]
         pictures = [
-            {"src": picture, "label": label, "alt": f"{alt} of hard example {len(found) + 1}"}
+            {"src": picture, "label": label, "alt": f"{alt} of hard example {len(examples) + 1}"}
             for key, label, alt in chain
             if (picture := embed_picture(run.folder, entry.get(key))) is not None
         ]
@@ -53,7 +53,7 @@ def embed_hard(run: Run) -> list[dict[str, Any]]:
                 "word": word + share.replace("-", "\u2212"),
             }
         if pictures:
-            found.append(
+            examples.append(
                 {
                     "kind": kind,
                     "pictures": pictures,
@@ -61,15 +61,16 @@ def embed_hard(run: Run) -> list[dict[str, Any]]:
                     "note": format_sentence(entry.get("note")),
                 }
             )
-    return found
+    return examples
 
 
 def embed_neighbours(run: Run) -> dict[str, Any] | None:
-    said = run.album.get("neighbours")
-    if not isinstance(said, dict):
+    """Queries with neighbours, and the number of pairs of equal labels; None if there are none."""
+    album = run.album.get("neighbours")
+    if not isinstance(album, dict):
         return None
     groups, pairs = [], []
-    for i, group in enumerate(g for g in as_list(said.get("groups")) if isinstance(g, dict)):
+    for i, group in enumerate(g for g in as_list(album.get("groups")) if isinstance(g, dict)):
         query = embed_picture(run.folder, group.get("query"))
         labels, similarity = as_list(group.get("labels")), as_list(group.get("similarity"))
         near = []
@@ -86,44 +87,41 @@ def embed_neighbours(run: Run) -> dict[str, Any] | None:
         if query and near:
             groups.append({"src": query, "label": label, "near": near, "number": i + 1})
             pairs += [one["same"] for one in near if one["same"] is not None]
-    return (
-        {
-            "groups": groups,
-            "of": format_integer(said.get("of")),
-            "same": sum(pairs),
-            "pairs": len(pairs),
-        }
-        if groups
-        else None
-    )
+    if not groups:
+        return None
+    return {
+        "groups": groups,
+        "of": format_integer(album.get("of")),
+        "same": sum(pairs),
+        "pairs": len(pairs),
+    }
 
 
 def embed_map(run: Run) -> dict[str, Any] | None:
     """Points, legend and a sample of thumbnails of the map, in the coordinates of its SVG."""
-    said = run.album.get("map")
-    if not isinstance(said, dict):
+    album = run.album.get("map")
+    if not isinstance(album, dict):
         return None
-    found = [p for p in as_list(said.get("points")) if isinstance(p, list) and len(p) == 2]
+    entries = as_list(album.get("points"))
+    pairs = [p for p in entries if isinstance(p, list) and len(p) == 2]
     places = [
-        (x, y) for p in found if (x := number(p[0])) is not None and (y := number(p[1])) is not None
+        (x, y) for p in pairs if (x := number(p[0])) is not None and (y := number(p[1])) is not None
     ]
-    if not places or len(places) != len(as_list(said.get("points"))):
+    if not places or len(places) != len(entries):
         return None
     width, height, margin, side = 640, 480, 24, 36
-    labels = as_list(said.get("labels")) if run.labelled else []
-    labels = (
-        [int(k) if number(k) is not None else -1 for k in labels]
-        if len(labels) == len(places)
-        else []
-    )
-    classes = [str(name) for name in as_list(said.get("classes"))]
+    labels = as_list(album.get("labels")) if run.labelled else []
+    if len(labels) != len(places):
+        labels = []
+    labels = [int(k) if number(k) is not None else -1 for k in labels]
+    classes = [str(name) for name in as_list(album.get("classes"))]
     inner_width, inner_height = width - 2 * margin, height - 2 * margin
     places = [
         (round(margin + x * inner_width, 1), round(margin + y * inner_height, 1)) for x, y in places
     ]
     points = [{"x": x, "y": y, "k": labels[i] if labels else -1} for i, (x, y) in enumerate(places)]
-    tile, columns = number(said.get("tile")), number(said.get("columns"))
-    sprite = embed_picture(run.folder, said.get("sprite")) if tile and columns else None
+    tile, columns = number(album.get("tile")), number(album.get("columns"))
+    sprite = embed_picture(run.folder, album.get("sprite")) if tile and columns else None
     counts = {k: labels.count(k) for k in sorted(set(labels))}
     return {
         "points": points,
@@ -141,16 +139,14 @@ def embed_map(run: Run) -> dict[str, Any] | None:
             if len(counts) <= 64
         ],
         "names": {k: _class_name(k, classes) for k in counts},
-        "of": number(said.get("of")),
-        "method": str(said.get("method") or ""),
+        "of": number(album.get("of")),
+        "method": str(album.get("method") or ""),
     }
 
 
 def sample_points(points: Sequence[tuple[float, float]], gap: float, most: int = 42) -> list[int]:
-    """Positions of points whose thumbnails do not cover each other, taken in an order that is
-    spread over the set.
-    """
-    # primes: a walk that meets every point once
+    """Select points whose thumbnails do not overlap; returns at most `most` positions."""
+    # A stride by a prime visits every point once, in an order that is spread over the set.
     stride = next(s for s in (7919, 7907, 7901) if len(points) % s)
     chosen: list[int] = []
     for i in ((k * stride) % len(points) for k in range(len(points))):
@@ -167,16 +163,14 @@ def _class_name(k: int, classes: Sequence[str]) -> str:
 
 
 def embed_picture(folder: Path, name: object) -> str | None:
-    """A picture of the album as a data URI; None where it is missing, outside of the album, or no
-    picture.
-    """
+    """A picture of the album as a data URI; None if it is missing, outside the album, or broken."""
     if not isinstance(name, str) or Path(name).name != name:
         return None
     try:
         content = (folder / "album" / name).read_bytes()
         with Image.open(BytesIO(content)) as picture:
             kind = picture.format
-            picture.load()  # a torn file would show as a hole in the page
+            picture.load()  # fails for a truncated file, which a browser could not show
     except (OSError, SyntaxError, ValueError):
         return None
     if kind not in ("PNG", "JPEG", "WEBP"):

@@ -1,8 +1,6 @@
-"""Evaluation rows arranged for people: what stands beside what, in which words, and what is
-distinguishable.
+"""Scores of evaluations, grouped and described, for the page and for the terminal.
 
-Over 200 lines: the page and the terminal say the same of the same numbers, so one file decides it
-for both.
+Only this module decides which scores are comparable and which differences are distinguishable.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +20,7 @@ BASELINES = {"random": "random initialisation", "init": "starting weights"}
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a number was measured under; two numbers are comparable only where it is equal."""
+    """The conditions of a score; two scores are comparable only in equal settings."""
 
     metric: str
     protocol: str
@@ -59,10 +57,10 @@ class Score:
 
     @property
     def effect(self) -> Effect:
-        """Of a difference: distinguishable from none only where the whole interval lies on one side
-        of 0.
-        """
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "unclear"
+        """The effect of a difference: unclear unless the whole interval is on one side of 0."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "unclear"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,7 @@ class Line:
     """One backbone in one setting."""
 
     name: str
-    letter: str  # of the run it was trained in; "" for what it is compared with
+    letter: str  # of the run that trained it; "" for a baseline
     score: Score
     # name of a baseline -> trained minus baseline, on the same draws and images
     gains: Mapping[str, Score]
@@ -79,23 +77,26 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
+    """All backbones in one setting."""
+
     setting: Setting
     lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """All that was measured on one labelled data set."""
+    """All scores on one labelled data set."""
 
     data: str
     groups: tuple[Group, ...]
-    baselines: tuple[str, ...]  # those that some gain is against
-    low: float  # the range that the intervals are drawn in
+    baselines: tuple[str, ...]  # names of the baselines of all gains
+    low: float  # the range of the axis of intervals
     high: float
-    left_out: int  # rows that make no sense
+    left_out: int  # number of invalid rows
 
 
 def labels_words(labels: str) -> str:
+    """The number of labels of a setting as text."""
     if labels == "own":
         return "as it was trained"
     if labels == "all":
@@ -107,10 +108,12 @@ def labels_words(labels: str) -> str:
 
 
 def backbone_words(name: str) -> str:
+    """The name of a backbone or baseline as text."""
     return BASELINES.get(name, name)
 
 
 def effect_words(effect: Effect) -> str:
+    """An effect as text, with a sign that needs no colour."""
     return {"better": "▲ better", "worse": "▼ worse", "unclear": "≈ not distinguishable"}[effect]
 
 
@@ -121,16 +124,18 @@ def points(value: float) -> str:
 
 
 def percent(value: float) -> str:
+    """A share as per cent, without the sign %."""
     return f"{100 * value:.1f}".replace("-", "\u2212")
 
 
 def interval(score: Score, *, signed: bool = False) -> str:
+    """The interval of a score in per cent, or of a difference in points if `signed`."""
     show = points if signed else percent
     return f"{show(score.low)} to {show(score.high)}"
 
 
 def read_score(row: Mapping[str, Any]) -> tuple[Setting, Score] | None:
-    """A row or a difference; None where it lacks a part."""
+    """Read a row or a difference; None if a field is missing."""
     mean, low, high = (number(row.get(key)) for key in ("mean", "low", "high"))
     words = [row.get(key) for key in ("metric", "protocol", "labels")]
     if mean is None or low is None or high is None or None in words:
@@ -142,14 +147,13 @@ def read_score(row: Mapping[str, Any]) -> tuple[Setting, Score] | None:
 
 
 def rows_of(evaluation: Mapping[str, Any], key: str = "rows") -> list[Mapping[str, Any]]:
-    found = evaluation.get(key)
-    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    """The rows (or differences) of an evaluation; empty if they are missing."""
+    rows = evaluation.get(key)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def trained_name(evaluation: Mapping[str, Any]) -> str | None:
-    """The backbone that an evaluation is about: the one that differences are counted from, or else
-    the first.
-    """
+    """The name of the evaluated backbone: that of the differences, or else of the first row."""
     for row in (*rows_of(evaluation, "differences"), *rows_of(evaluation)):
         if row.get("backbone") is not None:
             return str(row["backbone"])
@@ -157,10 +161,12 @@ def trained_name(evaluation: Mapping[str, Any]) -> str | None:
 
 
 def data_key(evaluation: Mapping[str, Any]) -> str:
+    """The key of the data set of an evaluation: its fingerprint, or else its name."""
     return str(evaluation.get("fingerprint") or data_words(evaluation))
 
 
 def data_words(evaluation: Mapping[str, Any]) -> str:
+    """The data of an evaluation as text."""
     data = evaluation.get("data")
     if isinstance(data, list):
         return ", ".join(map(str, data))
@@ -168,51 +174,44 @@ def data_words(evaluation: Mapping[str, Any]) -> str:
 
 
 def tables(runs: Sequence[Run], letters: Sequence[str]) -> tuple[Table, ...]:
-    """One table a labelled data set, with the trained backbones of all runs and what they are
-    compared with.
+    """One table for each labelled data set, with the backbones of all runs and their baselines.
 
-    Where a run was evaluated twice in the same setting on the same data, the later result is shown.
+    If a run was evaluated twice in the same setting on the same data, the later result counts.
     """
     keys = dict.fromkeys(data_key(e) for run in runs for e in run.evaluations if rows_of(e))
     return tuple(_table(key, runs, letters) for key in keys)
 
 
 def latest(evaluations: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    """The last evaluation on each data set, in the order of the data sets' first."""
+    """The last evaluation on each data set, in the order of the first ones."""
     return tuple({data_key(e): e for e in evaluations}.values())
 
 
 def overall(evaluation: Mapping[str, Any]) -> Effect | None:
-    """Worse anywhere is worse; better somewhere and worse nowhere is better."""
-    found = [read_score(row) for row in rows_of(evaluation, "differences")]
-    effects = {pair[1].effect for pair in found if pair}
-    return (
-        "worse"
-        if "worse" in effects
-        else "better"
-        if "better" in effects
-        else "unclear"
-        if effects
-        else None
-    )
+    """The worst effect of all differences except "unclear", which counts only if all are."""
+    pairs = [read_score(row) for row in rows_of(evaluation, "differences")]
+    effects = {pair[1].effect for pair in pairs if pair}
+    order: tuple[Effect, ...] = ("worse", "better", "unclear")
+    return next((effect for effect in order if effect in effects), None)
 
 
-def between(runs: Sequence[Run], letters: Sequence[str], found: Sequence[Table]) -> tuple[str, ...]:
-    """What the tables say about the runs against each other, a sentence for each two evaluated
-    ones.
+def between(
+    runs: Sequence[Run], letters: Sequence[str], tables: Sequence[Table]
+) -> tuple[str, ...]:
+    """Compare the runs with each other: a sentence for each pair of evaluated runs.
 
-    Where one was evaluated against the other, the paired difference counts. Else only intervals
-    that do not even overlap do, which is stricter than a test of the difference.
+    If one run was evaluated against the other, the paired difference counts. Otherwise only
+    intervals that do not overlap count, which is stricter than a test of the difference.
     """
     sentences = []
-    scored = {line.letter for table in found for group in table.groups for line in group.lines}
+    scored = {line.letter for table in tables for group in table.groups for line in group.lines}
     evaluated = [letter for letter in letters if letter in scored]
     names = dict(zip(letters, (run.name for run in runs), strict=True))
     for i, first in enumerate(evaluated):
         for second in evaluated[i + 1 :]:
             above: dict[str, list[str]] = {first: [], second: []}
             shared = 0
-            for table in found:
+            for table in tables:
                 for group in table.groups:
                     own = {line.letter: line for line in group.lines if line.letter}
                     if first not in own or second not in own:
@@ -221,28 +220,33 @@ def between(runs: Sequence[Run], letters: Sequence[str], found: Sequence[Table])
                     effect = _effect(own[first], own[second], names)
                     if effect != "unclear":
                         above[first if effect == "better" else second].append(
-                            _place(group.setting, found, table)
+                            _place(group.setting, tables, table)
                         )
             sentences.append(_sentence(first, second, runs, letters, above, shared))
     return tuple(sentences)
 
 
 def _effect(first: Line, second: Line, names: Mapping[str, str]) -> Effect:
-    """Of the first line's run against the second's."""
+    """The effect of the first line's run over the second's."""
     if gain := first.gains.get(names[second.letter]):
         return gain.effect
     if gain := second.gains.get(names[first.letter]):
-        turned: dict[Effect, Effect] = {"better": "worse", "worse": "better", "unclear": "unclear"}
-        return turned[gain.effect]
-    apart = first.score.low > second.score.high, second.score.low > first.score.high
-    return "better" if apart[0] else "worse" if apart[1] else "unclear"
+        opposite: dict[Effect, Effect] = {
+            "better": "worse",
+            "worse": "better",
+            "unclear": "unclear",
+        }
+        return opposite[gain.effect]
+    if first.score.low > second.score.high:
+        return "better"
+    return "worse" if second.score.low > first.score.high else "unclear"
 
 
-def _place(setting: Setting, found: Sequence[Table], table: Table) -> str:
-    """A setting in words, with no more of them than tell it from the others."""
-    metrics = {group.setting.metric for one in found for group in one.groups}
+def _place(setting: Setting, tables: Sequence[Table], table: Table) -> str:
+    """A setting as text; metric and data set are named only if there are several."""
+    metrics = {group.setting.metric for one in tables for group in one.groups}
     words = f"{setting.words} ({setting.metric_words})" if len(metrics) > 1 else setting.words
-    return f"{words}, on {table.data}" if len(found) > 1 else words
+    return f"{words}, on {table.data}" if len(tables) > 1 else words
 
 
 def _sentence(
@@ -253,6 +257,7 @@ def _sentence(
     above: dict[str, list[str]],
     shared: int,
 ) -> str:
+    """One sentence about two runs; `above`: for each letter, the settings in which it is better."""
     names = {letter: f"{letter} ({run.name})" for letter, run in zip(letters, runs, strict=True)}
     if not shared:
         return (
@@ -270,27 +275,24 @@ def _sentence(
         if above[a]
     ]
     if not parts:
-        settings = (
-            "the one setting they share"
-            if shared == 1
-            else f"any of the {shared} settings they share"
-        )
+        settings = f"any of the {shared} settings they share"
+        if shared == 1:
+            settings = "the one setting they share"
         return f"{names[first]} and {names[second]} are not distinguishable in {settings}."
     rest = shared - len(above[first]) - len(above[second])
-    return ". ".join(parts) + (
-        f". In the other {rest} they are not distinguishable." if rest else "."
-    )
+    end = f". In the other {rest} they are not distinguishable." if rest else "."
+    return ". ".join(parts) + end
 
 
-TRAINED = ""  # the name of a run's own backbone among what was scored with it
+TRAINED = ""  # the name of a run's own backbone among the scores of its evaluation
 
 
 def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
-    scores: dict[Setting, dict[tuple[str, str], Score]] = {}  # (letter of the run, name) -> score
-    borrowed: dict[
-        Setting, dict[str, Score]
-    ] = {}  # letter of a run -> what another one's evaluation says of it
-    gains: dict[Setting, dict[str, dict[str, Score]]] = {}  # letter -> baseline -> difference
+    """The table of the data set with this key."""
+    scores: dict[Setting, dict[tuple[str, str], Score]] = {}  # {(letter, name): score}
+    # {letter: score}, of runs in the evaluations of other runs
+    borrowed: dict[Setting, dict[str, Score]] = {}
+    gains: dict[Setting, dict[str, dict[str, Score]]] = {}  # {letter: {baseline: difference}}
     names = dict(zip(letters, (run.name for run in runs), strict=True))
     left_out, data = 0, ""
     for run, letter in zip(runs, letters, strict=True):
@@ -304,9 +306,8 @@ def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
                 if (pair := read_score(row)) is None:
                     left_out += 1
                 elif name == str(trained) or of is None:
-                    scores.setdefault(pair[0], {})[letter, name if of is None else TRAINED] = pair[
-                        1
-                    ]
+                    backbone = (letter, name if of is None else TRAINED)
+                    scores.setdefault(pair[0], {})[backbone] = pair[1]
                 elif of != letter:
                     borrowed.setdefault(pair[0], {})[of] = pair[1]
             for row in rows_of(evaluation, "differences"):
@@ -318,7 +319,7 @@ def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
                     gains.setdefault(pair[0], {}).setdefault(letter, {})[against] = pair[1]
     for setting, others in borrowed.items():
         for letter, score in others.items():
-            # what its own evaluation says comes first
+            # The run's own evaluation has precedence.
             scores.setdefault(setting, {}).setdefault((letter, TRAINED), score)
     groups = tuple(
         Group(setting=setting, lines=_lines(scores[setting], gains.get(setting, {}), names))
@@ -340,22 +341,20 @@ def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
 
 
 def letter_of(name: str, runs: Sequence[Run], letters: Sequence[str]) -> str | None:
-    """The letter of the run that a baseline is, by its folder; evaluations may name it from
-    wherever they were made.
+    """The letter of the run whose folder is `name`; None if no run, or several, have it.
+
+    The path may be relative to another folder, so its end is compared too.
     """
     if name in BASELINES:
         return None
     place = Path(name)
     here = resolve_run(place).resolve() if place.exists() else place
-    found = [letter for run, letter in zip(runs, letters, strict=True) if run.folder == here]
+    pairs = list(zip(runs, letters, strict=True))
+    matches = [letter for run, letter in pairs if run.folder == here]
     parts = place.parts
-    if not found and parts and ".." not in parts:
-        found = [
-            x
-            for run, x in zip(runs, letters, strict=True)
-            if run.folder.parts[-len(parts) :] == parts
-        ]
-    return found[0] if len(found) == 1 else None
+    if not matches and parts and ".." not in parts:
+        matches = [letter for run, letter in pairs if run.folder.parts[-len(parts) :] == parts]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _lines(
@@ -363,45 +362,39 @@ def _lines(
     gains: Mapping[str, Mapping[str, Score]],
     names: Mapping[str, str],
 ) -> tuple[Line, ...]:
-    """Trained backbones first, by run. The same baseline with the same numbers in several runs is
-    one line.
+    """The lines of one setting: trained backbones by run, then baselines.
+
+    A baseline with equal scores in several runs is one line.
     """
-    found: list[tuple[str, str, Score]] = []  # name, letter, score
+    rows: list[tuple[str, str, Score]] = []  # name, letter, score
     for (letter, backbone), score in scores.items():
         if backbone == TRAINED:
-            found.append((names[letter], letter, score))
-    found.sort(key=lambda line: list(names).index(line[1]))
+            rows.append((names[letter], letter, score))
+    rows.sort(key=lambda row: list(names).index(row[1]))
     for (letter, backbone), score in scores.items():
         if backbone == TRAINED:
             continue
         name = backbone_words(backbone)
         same_name = {other for (_, b), other in scores.items() if b == backbone}
         name = name if len(same_name) == 1 else f"{name} ({letter})"
-        if (name, "", score) not in found:
-            found.append((name, "", score))
+        if (name, "", score) not in rows:
+            rows.append((name, "", score))
     lines = []
-    for name, letter, score in found:
+    for name, letter, score in rows:
         own = dict(gains.get(letter, {})) if letter else {}
-        others = [(n, s) for n, le, s in found if (n, le) != (name, letter)]
-        # the paired difference decides where there is one
+        others = [(n, s) for n, le, s in rows if (n, le) != (name, letter)]
+        # A paired difference decides, if there is one.
         paired = all(s.low > 0 for s in own.values())
         apart = all(
             score.low > s.high for n, s in others if n.removesuffix(f" ({letter})") not in own
         )
-        lines.append(
-            Line(
-                name=name,
-                letter=letter,
-                score=score,
-                gains=own,
-                best=bool(others) and paired and apart,
-            )
-        )
+        best = bool(others) and paired and apart
+        lines.append(Line(name=name, letter=letter, score=score, gains=own, best=best))
     return tuple(lines)
 
 
 def _range(ends: Sequence[float]) -> tuple[float, float]:
-    """The axis of the intervals: tenths around all of them."""
+    """The range of the axis of intervals, rounded outwards to tenths."""
     if not ends:
         return 0.0, 1.0
     low = int(min(ends) * 10 + 1e-9) / 10

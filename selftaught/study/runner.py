@@ -14,7 +14,7 @@ from selftaught import files
 from selftaught.config.stage import Data, shared_index
 from selftaught.data.index.build import Index
 from selftaught.distributed import rank, wait_for_rank0
-from selftaught.errors import Collapsed, Diverged, FileError, UserError, damage_error, outcome_of
+from selftaught.errors import Collapsed, Diverged, FileError, UserError, damage_error, name_outcome
 from selftaught.evaluation.evaluate import evaluate_run
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
@@ -84,7 +84,7 @@ def carry_out(
                 Collapsed,
                 Diverged,
             ) as error:  # a result, too: the same command would come to it again
-                folder, outcome = settled.folder(out), outcome_of(error)
+                folder, outcome = settled.folder(out), name_outcome(error)
                 log.info(str(error))
             wait_for_rank0()  # rank 0 may still be writing
             if outcome != "done":

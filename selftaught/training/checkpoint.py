@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from selftaught.distributed import local
+from selftaught.distributed import local_shard
 from selftaught.errors import damage_error, read_error
 from selftaught.files import _COPY, atomic
 
@@ -38,7 +38,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
 def all_finite(state: Any) -> bool:
     """Of a sharded network, this process's share."""
     if isinstance(state, torch.Tensor):
-        return not state.is_floating_point() or bool(torch.isfinite(local(state)).all())
+        return not state.is_floating_point() or bool(torch.isfinite(local_shard(state)).all())
     if isinstance(state, dict):
         return all(all_finite(v) for v in state.values())
     return not isinstance(state, list | tuple) or all(all_finite(v) for v in state)

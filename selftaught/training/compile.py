@@ -1,6 +1,4 @@
-"""The networks of a step made faster by torch.compile, in place: names, copies and saved weights
-stay as they are.
-"""
+"""Compilation of backbones by torch.compile, in place; names and weights stay the same."""
 
 import torch
 from torch import nn
@@ -8,18 +6,17 @@ from torch import nn
 from selftaught.errors import UserError
 from selftaught.models.backbone import Backbone
 
-# There is one for each way that backbones are used: with and without gradients, sizes of views,
-# norms that look away. At the ninth torch would go on uncompiled.
+# torch's limit is eight compiled graphs; above it, torch runs uncompiled. Each combination of
+# gradient mode, view size and frozen statistics needs one.
 GRAPHS = 64
 
 
 def compile_backbones(step: nn.Module, device: torch.device, backend: str = "inductor") -> None:
-    """Compile every backbone within, teachers' copies too (copying leaves a module's compilation
-    behind).
+    """Compile every backbone of `step` in place, including teachers.
 
-    What a backbone's layers do now is checked at each call, so norms may look away or be exchanged
-    at any time. A view's size is one of few, and the batch is always whole: nothing is left open,
-    which would cost speed.
+    torch guards the state of layers at each call, so batch norms can be frozen or swapped later.
+    Shapes are static, because views have few sizes and batches are always full; dynamic shapes
+    would be slower. Raises UserError where torch.compile does not work.
     """
     check(device, backend)
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, GRAPHS)
@@ -29,15 +26,13 @@ def compile_backbones(step: nn.Module, device: torch.device, backend: str = "ind
 
 
 def check(device: torch.device, backend: str) -> None:
-    """Compile one addition: what lacks (a C++ compiler, Triton) is told before training and in one
-    line.
-    """
+    """Compile one addition; raise UserError where a C++ compiler or Triton is missing."""
     try:
         torch.compile(_addition, backend=backend)(torch.zeros(8, device=device))
-    except Exception as error:  # torch's own, or whatever a compiler's absence leads to
+    except Exception as error:  # torch raises many types when a compiler is missing
         reason = " ".join(str(error).split("\n\n")[0].split())
         raise UserError(
-            f"torch.compile does not work here ({reason}): mend that, or leave out --compile"
+            f"torch.compile does not work here ({reason}): correct that, or omit --compile"
         ) from error
 
 

@@ -1,6 +1,4 @@
-"""Networks too large for one process: each keeps its share of weights, gradients and the
-optimizer's memory (FSDP2).
-"""
+"""Sharding of weights, gradients and optimizer state over the processes (FSDP2)."""
 
 import contextlib
 import re
@@ -19,15 +17,14 @@ from selftaught.models.teacher import Teacher
 from selftaught.training import checkpoint
 from selftaught.training.step import Step
 
-BLOCK = re.compile(r"(.*\.)?blocks\.\d+")  # as timm names the equal parts of ViTs and others
+BLOCK = re.compile(r"(.*\.)?blocks\.\d+")  # timm's names of the blocks of ViTs and others
 
 
 def shard(step: Step, device: torch.device) -> None:
-    """Share out every parameter of `step`, the teachers' too, over the processes, in place.
+    """Shard every parameter of `step`, including teachers, over the processes, in place.
 
-    What is brought together at once is a block of the backbone, the rest of the backbone, or a
-    head. Losses, gradients and memories stay those of one process (a law holds every method to
-    that).
+    Parameters of a unit are gathered together. Units are the blocks of a backbone, the rest of the
+    backbone, and heads. Losses and gradients equal those of one process.
     """
     distributed.synchronise_norms(step, device)
     encoders = [m for m in step.modules() if isinstance(m, Encoder)]
@@ -44,31 +41,32 @@ def shard(step: Step, device: torch.device) -> None:
 
 
 def heads(module: nn.Module) -> Iterator[nn.Module]:
-    """The parts beside the backbones that are called as a whole."""
+    """Modules with parameters outside of the backbones, each of which is called as a whole."""
     for child in module.children():
         if isinstance(child, Encoder):
             continue
-        several = isinstance(child, nn.ModuleList | nn.ModuleDict | Teacher)
-        if several or any(isinstance(m, Encoder) for m in child.modules()):
+        is_container = isinstance(child, nn.ModuleList | nn.ModuleDict | Teacher)
+        if is_container or any(isinstance(m, Encoder) for m in child.modules()):
             yield from heads(child)
         elif any(True for _ in child.parameters()):
             yield child
 
 
 def save(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], file: Path) -> None:
-    """Every rank's share into a folder beside `file`, which names it, after what `state` says comes
-    next. The folder that it named before goes last: whenever the power fails, `file` names a whole
-    one.
+    """Save the shards to a folder beside `file`, then a checkpoint `file` that names the folder.
+
+    The folder's name contains `state["next"]`. The previous folder is deleted last, so a crash
+    leaves a `file` that names a complete folder. Every rank calls it.
     """
     folder = f"{file.stem}-{state['next']}"
     if distributed.broadcast_object(_names(file) == folder):
         return
     try:
-        with files.writing(file.parent / folder):
+        with files.convert_write_errors(file.parent / folder):
             distributed.save_shards(step, optimizer, file.parent / folder)
         if distributed.rank() == 0:
             checkpoint.save_checkpoint(file, {**state, "shards": folder})
-    except FileError:  # no process has got further
+    except FileError:  # raised on all ranks, so no rank uses the folder
         if distributed.rank() == 0:
             shutil.rmtree(file.parent / folder, ignore_errors=True)
         raise
@@ -79,7 +77,7 @@ def save(step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], fi
 
 
 def _names(file: Path) -> str | None:
-    """The folder that a checkpoint names; None where there is none, or it is damaged."""
+    """The folder that a checkpoint names; None if the checkpoint is missing or damaged."""
     with contextlib.suppress(FileError):
         folder: str | None = checkpoint.load_checkpoint(file).get("shards")
         return folder
@@ -89,22 +87,23 @@ def _names(file: Path) -> str | None:
 def restore(
     step: Step, optimizer: torch.optim.Optimizer, state: dict[str, Any], place: Path
 ) -> None:
-    """Go on with a checkpoint in `place`, shards or whole; into shards, of any number of processes,
-    or whole.
+    """Restore a checkpoint in `place`, sharded or whole, into a step that is sharded or whole.
+
+    The number of processes may differ from that of the checkpoint.
     """
     if "shards" in state:
         distributed.load_shards(step, optimizer, place / state["shards"])
         return
     own = step.state_dict()
     step.load_state_dict(
-        {name: distributed.cut_like(value, own[name]) for name, value in state["step"].items()}
+        {name: distributed.shard_like(value, own[name]) for name, value in state["step"].items()}
     )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        i: {name: _cut(value, parameters[i]) for name, value in of.items()}
+        i: {name: _shard_moment(value, parameters[i]) for name, value in of.items()}
         for i, of in state["optimizer"]["state"].items()
     }
-    # with their own kernels: the fused ones that a whole network is learnt by know no shards
+    # This optimizer's own kernels stay: the fused kernels of a whole network do not take shards.
     groups = [
         {**group, **{name: value for name, value in own.items() if name in ("fused", "foreach")}}
         for group, own in zip(
@@ -114,6 +113,6 @@ def restore(
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def _cut(moment: Any, parameter: Tensor) -> Any:
+def _shard_moment(moment: Any, parameter: Tensor) -> Any:
     fits = isinstance(moment, Tensor) and moment.shape == parameter.shape
-    return distributed.cut_like(moment, parameter) if fits else moment
+    return distributed.shard_like(moment, parameter) if fits else moment

@@ -59,7 +59,7 @@ class Monitor:
         labels = self.session.index.labels
         if labels is not None and len(self.bank) and len(self.voted):
             bank, voted = (extract_features(self.session, p) for p in (self.bank, self.voted))
-            measures |= statistics.votes(voted, labels[self.voted], bank, labels[self.bank])
+            measures |= statistics.measure_knn(voted, labels[self.voted], bank, labels[self.bank])
         return measures
 
     def observe(self, step: int, features: Mapping[str, float], loss: float | None) -> str | None:

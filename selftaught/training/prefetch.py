@@ -1,6 +1,4 @@
-"""On a GPU the next batch is copied, and its views are made, while it works at this one: on a
-stream of their own.
-"""
+"""Prefetching: on a GPU, the next batch and its views are prepared on a side stream."""
 
 import time
 from collections import deque
@@ -16,69 +14,67 @@ T = TypeVar("T")
 
 
 class Prefetcher(Iterator[Batch]):
-    """`batches`, in order, each made when it is asked for; on a GPU by `prepare`, where that was
-    called before.
+    """An iterator over `batches`, in order, that prepares batches ahead on a GPU.
 
-    When to prepare is for the loop to say: a step is under way and nothing has waited for it yet.
-    An iterator that looked ahead by itself could only do so between two steps, while the device has
-    nothing to do.
+    The training loop calls `prepare` while a step runs on the device. An iterator alone could
+    prepare only between two steps, while the device is idle. On a CPU nothing is prepared ahead.
     """
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
         self.batches, self.device = iter(batches), device
-        self.made: deque[Batch | Exception] = deque()
+        self.queue: deque[Batch | Exception] = deque()
 
     def prepare(self) -> None:
-        """Make one more batch. What goes wrong is raised in its turn: it is not this step's
-        fault.
-        """
+        """Prepare one more batch; an error is raised later, in place of that batch."""
         if self.device.type == "cpu":
-            return  # which would do it in no less time
+            return  # it would take the same time
         with streams(self.device).stream(side(self.device)):
             try:
-                self.made.append(next(self.batches))
-            except Exception as error:  # the end, too
-                self.made.append(error)
+                self.queue.append(next(self.batches))
+            except Exception as error:  # StopIteration included
+                self.queue.append(error)
 
     def __next__(self) -> Batch:
         if self.device.type == "cpu":
             return next(self.batches)
-        if not self.made:
+        if not self.queue:
             self.prepare()
-        batch = self.made.popleft()
+        batch = self.queue.popleft()
         if isinstance(batch, Exception):
             raise batch
         user = streams(self.device).current_stream(self.device)
         user.wait_stream(side(self.device))
         for x in (*batch.views, batch.index, batch.label, batch.seed, *batch.extras.values()):
             if x.device.type == self.device.type:
-                # else the side stream might write a later batch into its memory too soon
+                # Otherwise the side stream could reuse this memory before the step has read it.
                 x.record_stream(user)
         return batch
 
 
 def idle(device: torch.device, wait: Callable[[], T]) -> tuple[T, float]:
-    """What `wait` returns, and how many seconds of it the device had nothing to do; on a CPU, all
-    of them.
+    """Call `wait`; return its result and the seconds in which the device was idle meanwhile.
+
+    A CPU counts as idle for the whole call.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     if device.type == "cpu":
-        return wait(), time.perf_counter() - began
-    done, arrived = (streams(device).Event(enable_timing=True) for _ in range(2))
-    done.record(streams(device).default_stream(device))  # where the steps are
-    found = wait()
-    if not done.query():
-        return found, 0.0
-    arrived.record(streams(device).current_stream(device))
-    arrived.synchronize()
-    return found, done.elapsed_time(arrived) / 1000
+        return wait(), time.perf_counter() - start
+    step_end, wait_end = (streams(device).Event(enable_timing=True) for _ in range(2))
+    step_end.record(streams(device).default_stream(device))  # steps run on the default stream
+    result = wait()
+    if not step_end.query():
+        return result, 0.0
+    wait_end.record(streams(device).current_stream(device))
+    wait_end.synchronize()
+    return result, step_end.elapsed_time(wait_end) / 1000
 
 
 def streams(device: torch.device) -> Any:
+    """The module of the device's streams and events, such as torch.cuda."""
     return torch.get_device_module(device)
 
 
 @lru_cache
 def side(device: torch.device) -> Any:
-    """One for good: each stream keeps the memory that it ever used."""
+    """The side stream of the device. It is created once, as each stream keeps its own memory."""
     return streams(device).Stream(device)

@@ -15,7 +15,7 @@ from selftaught.distributed import is_sharded, world_size
 from selftaught.errors import UserError
 from selftaught.hard.base import HardExample, objective, part_name
 from selftaught.method import Batch, GroupOptions, Method, Tensors, detach, leaves, map_tensors
-from selftaught.models.batch_norm import batch_norms, frozen_statistics, swapped
+from selftaught.models.batch_norm import batch_norms, frozen_statistics, swap_batch_norms
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Step(nn.Module):
         alone.
         """
         if hard.norm == "auxiliary":
-            with swapped(self.method, self.norms[part_name(hard)]):  # type: ignore[arg-type]
+            with swap_batch_norms(self.method, self.norms[part_name(hard)]):  # type: ignore[arg-type]
                 yield
         else:
             with frozen_statistics(self.method):

@@ -26,7 +26,7 @@ from selftaught.distributed import (
     world_size,
     wrap,
 )
-from selftaught.errors import Collapsed, FileError, Stopped, UserError, outcome_of
+from selftaught.errors import Collapsed, FileError, Stopped, UserError, name_outcome
 from selftaught.loggers.logger import LOGGERS, build_loggers
 from selftaught.models import heads
 from selftaught.models.batch_norm import running_statistics
@@ -317,7 +317,7 @@ def run(trainer: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
         trainer.save()
         return trainer.finish("done")
     except UserError as error:  # on this rank, perhaps alone: nothing here may wait for the others
-        trainer.fail(outcome_of(error), str(error))
+        trainer.fail(name_outcome(error), str(error))
         if (
             isinstance(error, FileError)
             and trainer.record.begun

@@ -1,21 +1,17 @@
-"""Views: random crops, colours and blurs of whole batches, on the device; and the centre crop of
-evaluation.
+"""Views: random crops, colours and blurs of whole batches, and the centre crop of evaluation.
 
-Over 200 lines because it holds two pipelines, the fast one and torchvision's, so that they can be
-compared.
+Crop, flip, antialiased resize and Gaussian blur are linear and separable. Together they are two
+banded matrices an image: a view is rows @ image @ columns.T. Brightness, contrast, saturation, hue
+and grey are affine in the colour. In any order they are one 3x4 matrix an image. On a CPU, large
+images are cropped and resized one by one instead. The results differ from torchvision's operations
+(`pipeline="reference"`) in these points:
 
-A crop, a flip, an antialiased resize and a Gaussian blur are each linear and separable, so together
-they are two banded matrices an image, `rows` and `columns`: a view is rows @ image @ columns.T.
-Brightness, contrast, saturation, hue and grey are affine in the colour, so in any order they are
-one 3x4 matrix an image. (On a CPU large images are cropped and resized one by one.) Where that
-differs from torchvision's operations one by one (`pipeline="reference"`):
-
-- values are clamped to [0, 1] once, at the end, not after every operation (so blur and colour
-commute);
-- hue turns the chroma plane of YIQ, which is linear, not the hue of HSV, which is not;
-- contrast takes the mean grey of the blurred crop, which is the crop's but for its reflected
-border;
-- crop boxes are real-valued, not rounded to pixels (it shows only in images of a few dozen pixels).
+- Values are clamped to [0, 1] once, at the end, and not after every operation.
+- Hue rotates the chroma plane of YIQ, which is linear, and not the hue of HSV.
+- Contrast uses the mean grey of the blurred crop. It differs from that of the crop by the reflected
+  border.
+- Crop boxes are real-valued and not rounded to pixels. This is visible only in images of a few
+  dozen pixels.
 """
 
 import math
@@ -31,21 +27,24 @@ from selftaught.views.reference import render_reference
 from selftaught.views.sampling import ViewParameters, sample_parameters
 from selftaught.views.spec import Views
 
-# canvas side from which, on a CPU, resizing images one by one is quicker than matrix products
+# Side of the canvas from which, on a CPU, resizing images one by one is faster.
 SINGLY_FROM = 120
-
-
-NEVER = 1 << 30  # what is evaluated is the same on every device
+NEVER = 1 << 30  # for evaluation, whose pipeline is the same on every device
 
 
 class Augment:
     """Makes the views of whole batches.
 
-    A call takes pixels uint8 [B, 3, C, C] (whole images, squashed to squares; on the CPU also B
-    tensors [3, h, w] of their own sizes), their aspect [B] (true width / height, best left on the
-    CPU) and a CPU generator. It returns `large` views [B, 3, size, size], then `small` ones [B, 3,
-    small_size, small_size]: float32 in [0, 1], channels_last, on the pixels' device. All chance
-    comes from the generator, in one order that depends on neither the device nor the values drawn.
+    A call takes three arguments:
+
+    - pixels: uint8 [B, 3, C, C], whole images resized to squares. On the CPU, also B tensors [3, h,
+      w] of different sizes.
+    - aspect [B]: true width / height, preferably on the CPU.
+    - a generator of the CPU. All random numbers come from it, in an order that depends on neither
+      the device nor the values.
+
+    It returns `large` views [B, 3, size, size], then `small` views [B, 3, small_size, small_size].
+    Views are float32 in [0, 1], channels_last, on the device of the pixels.
     """
 
     def __init__(self, views: Views, size: int) -> None:
@@ -75,11 +74,10 @@ class Augment:
 def centre(
     pixels: Tensor | Sequence[Tensor], aspect: Tensor, size: int, share: float = 1.0
 ) -> Tensor:
-    """The centre square of `share` (above 0, at most 1) of the short side, antialiased: what
-    evaluation sees.
+    """Crop the centre square of `share` of the short side and resize it, antialiased.
 
-    pixels and aspect as `Augment` takes them -> [B, 3, size, size] float32 in [0, 1],
-    channels_last.
+    pixels and aspect are as for `Augment`. Returns [B, 3, size, size] float32 in [0, 1],
+    channels_last. Raises UserError unless `share` is above 0 and at most 1.
     """
     if not 0 < share <= 1:
         raise UserError(
@@ -96,10 +94,6 @@ def centre(
     return _render(pixels, [draw], [size], 0, NEVER)[0]
 
 
-# What is done with it: whole batches on a device, or image by image on a CPU
-# -------------------------
-
-
 def _render(
     pixels: Tensor | Sequence[Tensor],
     draws: list[ViewParameters],
@@ -107,11 +101,12 @@ def _render(
     radius: int,
     singly_from: int,
 ) -> tuple[Tensor, ...]:
-    """For each draw a view [B, 3, size, size] of each image; blurs reach `radius` pixels of the
-    view. On a CPU canvases of a side of `singly_from` or more are worked on one by one.
+    """Render a view [B, 3, size, size] for each of `draws`; blurs reach `radius` pixels.
+
+    On a CPU, canvases with a side of `singly_from` or more are rendered image by image.
     """
     device = pixels.device.type if isinstance(pixels, Tensor) else "cpu"
-    with torch.autocast(device, enabled=False):  # 8 bits of mantissa would merge grey levels
+    with torch.autocast(device, enabled=False):  # bfloat16 would merge grey levels
         if isinstance(pixels, Tensor) and (device != "cpu" or pixels.shape[-1] < singly_from):
             return render_batch(pixels, draws, sizes, radius)
         return render_images(list(pixels), draws, sizes, radius)

@@ -1,6 +1,4 @@
-"""Views of a whole batch at once, as products of banded matrices: the pipeline of accelerators and
-small images.
-"""
+"""Rendering of views as products of banded matrices, for accelerators and for small images."""
 
 import math
 from functools import lru_cache
@@ -11,33 +9,31 @@ from torch import Tensor
 from selftaught.devices import to_device
 from selftaught.views.sampling import ViewParameters
 
-# bytes of float pixels worked on at a time on a CPU: about what a core's own cache holds
-CACHE = 1 << 20
-
-
-MEMORY = 1 << 28  # the same on an accelerator, where it only bounds the memory
+CACHE = 1 << 20  # bytes of float pixels processed at a time on a CPU: the cache of one core
+MEMORY = 1 << 28  # the same on an accelerator, to bound the memory
 
 
 def render_batch(
     pixels: Tensor, draws: list[ViewParameters], sizes: list[int], radius: int
 ) -> tuple[Tensor, ...]:
+    """Render a view [B, 3, size, size] for each of `draws`, from pixels uint8 [B, 3, C, C]."""
     canvas, device = pixels.shape[-1], pixels.device
-    room = (CACHE if device.type == "cpu" else MEMORY) // (12 * canvas * canvas)
-    together = max(1, min(len(pixels), room))
-    # each product is then one of two plain matrices
-    floats = torch.empty(together, canvas, 3, canvas, device=device)
+    limit = (CACHE if device.type == "cpu" else MEMORY) // (12 * canvas * canvas)
+    chunk = max(1, min(len(pixels), limit))
+    # In this layout each product is one of two plain matrices.
+    floats = torch.empty(chunk, canvas, 3, canvas, device=device)
     bands = _all_bands(draws, sizes, radius, canvas, device)
-    makers = [BatchRenderer(draw, *both) for draw, both in zip(draws, bands, strict=True)]
-    for low in range(0, len(pixels), together):
-        some = pixels[low : low + together]
-        images = floats[: len(some)].copy_(some.transpose(1, 2))  # once for all views
-        for maker in makers:
-            maker.make(images, slice(low, low + len(some)))
-    return tuple(maker.out.permute(0, 3, 1, 2) for maker in makers)
+    renderers = [BatchRenderer(draw, *pair) for draw, pair in zip(draws, bands, strict=True)]
+    for low in range(0, len(pixels), chunk):
+        part = pixels[low : low + chunk]
+        images = floats[: len(part)].copy_(part.transpose(1, 2))  # one copy for all views
+        for renderer in renderers:
+            renderer.render(images, slice(low, low + len(part)))
+    return tuple(renderer.out.permute(0, 3, 1, 2) for renderer in renderers)
 
 
 class BatchRenderer:
-    """Makes one view of each image of a batch, some images at a time."""
+    """Renders one view of each image of a batch, a part of the batch at a time."""
 
     def __init__(self, draw: ViewParameters, rows: Tensor, columns: Tensor) -> None:
         size, device = rows.shape[1], rows.device
@@ -48,8 +44,8 @@ class BatchRenderer:
         )
         self.out = torch.empty(len(draw.box), size, size, 3, device=device)
 
-    def make(self, images: Tensor, part: slice) -> None:
-        """images float [b, C, 3, C] in 0..255, which are `part` of the batch."""
+    def render(self, images: Tensor, part: slice) -> None:
+        """Render images float [b, C, 3, C] in 0..255, which are `part` of the batch."""
         b, size = len(images), self.out.shape[1]
         low = self.rows[part] @ images.flatten(2)
         small = low.view(b, -1, images.shape[3]) @ self.columns[part]
@@ -64,25 +60,21 @@ class BatchRenderer:
 def _all_bands(
     draws: list[ViewParameters], sizes: list[int], radius: int, canvas: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each draw the matrices of its rows and its columns; those of one size are made at
-    once.
-    """
-    found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(draws)
+    """The matrices of rows and columns of each draw; draws of one size are computed together."""
+    pairs: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(draws)
     for size in set(sizes):
         places = [i for i, s in enumerate(sizes) if s == size]
-        some = [draws[i] for i in places]
-        top, left, height, width = (torch.cat([draw.box for draw in some]) * canvas).unbind(1)
-        flip, sigma = (
-            torch.cat([draw.flip for draw in some]),
-            torch.cat([draw.sigma for draw in some]),
-        )
+        group = [draws[i] for i in places]
+        top, left, height, width = (torch.cat([draw.box for draw in group]) * canvas).unbind(1)
+        flip = torch.cat([draw.flip for draw in group])
+        sigma = torch.cat([draw.sigma for draw in group])
         rows = _bands(top, height, torch.zeros_like(flip), sigma, radius, size, canvas, device)
         columns = _bands(left, width, flip, sigma, radius, size, canvas, device)
         for i, *bands in zip(
             places, rows.chunk(len(places)), columns.chunk(len(places)), strict=True
         ):
-            found[i] = (bands[0], bands[1])
-    return found
+            pairs[i] = (bands[0], bands[1])
+    return pairs
 
 
 def _bands(
@@ -95,24 +87,25 @@ def _bands(
     canvas: int,
     device: torch.device,
 ) -> Tensor:
-    """Crop, flip, triangle-filter resize and blur of one axis as a matrix [B, size, canvas]. start,
-    length [B] in canvas pixels.
+    """Crop, flip, triangle-filter resize and blur of one axis, as a matrix [B, size, canvas].
+
+    start and length [B] are in pixels of the canvas.
     """
     reach = math.ceil(2 * max(1.0, float((length / size).max())))
     blurred = (sigma > 0).nonzero().flatten()
-    start, length, sigma, flipped = to_device(
+    start, length, sigma, mirror = to_device(
         torch.stack([start, length, sigma, flip.to(sigma)]), device
     )[..., None]
     row = torch.arange(size, device=device)
-    row = torch.where(flipped > 0, size - 1 - row, row)
+    row = torch.where(mirror > 0, size - 1 - row, row)
     scale = length / size
-    # half the triangle's width: it averages when shrinking, else interpolates
+    # Half the triangle's width. The filter averages when it shrinks, and interpolates otherwise.
     support = scale.clamp(min=1)
     middle = start + (row + 0.5) * scale
     taps = torch.arange(reach, device=device)
     source = (middle - support + 0.5).floor()[..., None] + taps  # [B, size, taps] canvas pixels
     weight = (1 - (source + 0.5 - middle[..., None]).abs() / support[..., None]).clamp(min=0)
-    # of a pixel: a box that ends between two pixels must not see the next by a rounding error
+    # In pixels. A box that ends between two pixels must not reach the next by a rounding error.
     slack = 1e-3
     low, high = (start + slack).floor()[..., None], (start + length - slack).ceil()[..., None]
     weight = weight * ((source >= low) & (source < high))
@@ -127,9 +120,7 @@ def _bands(
 
 @lru_cache(maxsize=8)
 def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
-    """[size, 2 reach + 1]: the pixels around each pixel of a line, reflected at its ends as
-    torchvision does.
-    """
+    """Positions [size, 2 reach + 1] around each pixel of a line, reflected at its ends."""
     near = torch.arange(size, device=device)[:, None] + torch.arange(
         -reach, reach + 1, device=device
     )
@@ -137,15 +128,15 @@ def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
 
 
 def blur_kernels(sigma: Tensor, reach: int) -> Tensor:
-    """sigma [n] -> [n, 2 reach + 1]: Gaussians."""
-    # all weight on one
+    """Gaussian kernels [n, 2 reach + 1] of sigma [n], in pixels."""
+    # The clamp puts all weight on the middle for a sigma of 0.
     offset = torch.arange(-reach, reach + 1, device=sigma.device) / sigma[:, None].clamp(min=0.01)
-    # the clamp: subnormal numbers are slow
+    # The clamp avoids subnormal numbers, which are slow.
     return (-0.5 * offset.square()).clamp(min=-80).softmax(1)
 
 
 def _blurs(sigma: Tensor, radius: int, size: int) -> Tensor:
-    """sigma [n] -> [n, size, size]: Gaussians along one axis."""
+    """Matrices [n, size, size] of Gaussian blurs along one axis, of sigma [n]."""
     reach = min(radius, size - 1)
     kernel = blur_kernels(sigma, reach)
     places = _reflected(size, reach, sigma.device).expand(len(sigma), -1, -1)

@@ -1,6 +1,4 @@
-"""The same views by torchvision's operations, an image at a time: what the others are compared
-with.
-"""
+"""Rendering of views by torchvision's operations, as the reference for the fast pipelines."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +9,6 @@ from torchvision.transforms import v2
 
 from selftaught.views.spec import Views
 
-# The same by torchvision
-# ---------------------------------------------------------------------------
-
 
 def render_reference(
     views: Views,
@@ -23,11 +18,9 @@ def render_reference(
     scales: list[tuple[float, float]],
     seed: int,
 ) -> tuple[Tensor, ...]:
-    """Such views by torchvision's operations, an image at a time on the CPU, at the images' true
-    aspect.
-    """
+    """Render views by torchvision, an image at a time on the CPU, at the true aspect."""
     jitter = v2.ColorJitter(views.brightness, views.contrast, views.saturation, views.hue)
-    makers = []
+    transforms = []
     for size, scale in zip(sizes, scales, strict=True):
         kernel = 2 * min(math.ceil(3 * views.blur_sigma[1]), size - 1) + 1
         steps = [
@@ -38,18 +31,19 @@ def render_reference(
             v2.RandomSolarize(threshold=0.5, p=views.solarize),
             v2.RandomHorizontalFlip(p=views.flip),
         ]
-        makers.append(v2.Compose(steps))
-    made: list[list[Tensor]] = [[] for _ in makers]
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # torchvision draws from the global generator: lend it, restore it
-        torch.default_generator.manual_seed(seed)  # the CPU's alone
+        transforms.append(v2.Compose(steps))
+    batches: list[list[Tensor]] = [[] for _ in transforms]
+    # torchvision draws from the global generator, which is restored afterwards.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         for image, wide in zip(pixels, aspect.tolist(), strict=True):
             image = image.cpu().float() / 255
-            if isinstance(pixels, Tensor):  # a square: its true long side grows
+            if isinstance(pixels, Tensor):  # a square canvas: enlarge the true long side
                 shape = [round(image.shape[-1] * max(1.0, side)) for side in (1 / wide, wide)]
                 image = v2.functional.resize(image, shape, antialias=True)
-            for of_kind, maker in zip(made, makers, strict=True):
-                of_kind.append(maker(image).clamp(0, 1))
+            for batch, transform in zip(batches, transforms, strict=True):
+                batch.append(transform(image).clamp(0, 1))
     device = pixels[0].device
-    return tuple(torch.stack(kind).to(device, memory_format=torch.channels_last) for kind in made)
+    return tuple(
+        torch.stack(batch).to(device, memory_format=torch.channels_last) for batch in batches
+    )

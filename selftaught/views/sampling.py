@@ -1,6 +1,4 @@
-"""What is random about views: crop boxes, flips, colours and blurs of a whole batch, drawn on the
-CPU.
-"""
+"""Sampling of the random parameters of views for a whole batch, on the CPU."""
 
 import math
 from collections.abc import Sequence
@@ -11,43 +9,37 @@ from torch import Tensor
 
 from selftaught.views.spec import Views
 
-TRIES = 10  # candidate boxes an image before the fallback, as torchvision's RandomResizedCrop
+TRIES = 10  # candidate boxes an image, as in torchvision's RandomResizedCrop
 
-
-# makes a pixel grey, with torchvision's weights
+# Conversion of a colour to grey, with torchvision's weights.
 GREY = torch.tensor([0.2989, 0.587, 0.114]).expand(3, 3)
 
-
+# Rotation of the chroma plane, in RGB. The direction is that of HSV, from red to yellow.
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-
-
-# from red to yellow, as HSV counts
 _TURN = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
-
-
 CHROMA_TURN = torch.linalg.inv(_YIQ) @ _TURN @ _YIQ
-
-
-# What chance decides: for the whole batch, on the CPU
-# ----------------------------------------------
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What chance decided for one view of each of B images."""
+    """The random parameters of one view of each of B images."""
 
     box: Tensor  # [B, 4] top, left, height, width as shares of the image
     flip: Tensor  # [B] bool
     # [2, B, 3, 3]: a pixel x of a crop with mean m becomes colour[0] @ x + colour[1] @ m
     colour: Tensor
-    sigma: Tensor  # [B] of the blur, 0 = none
+    sigma: Tensor  # [B] of the blur in pixels, 0 = no blur
     solarize: Tensor  # [B] bool
 
 
 def sample_parameters(
     views: Views, aspect: Tensor, scales: Sequence[tuple[float, float]], generator: torch.Generator
 ) -> list[ViewParameters]:
-    """A table of uniform numbers a view, with a row an image, and what they mean. aspect [B]."""
+    """Sample the parameters of a view for each of `scales`; aspect [B].
+
+    Each view uses a table of uniform numbers with a row for each image. The size of the table does
+    not depend on the values.
+    """
     tables = [torch.rand(len(aspect), 2 * TRIES + 16, generator=generator) for _ in scales]
     area = torch.cat(
         [
@@ -74,37 +66,39 @@ def sample_parameters(
 
 
 def scale_uniform(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Scale numbers from [0, 1] to `bounds`."""
     return bounds[0] + (bounds[1] - bounds[0]) * uniform
 
 
 def sample_boxes(
     area: Tensor, ratio: Tensor, corner: Tensor, aspect: Tensor, ratios: tuple[float, float]
 ) -> Tensor:
-    """area [B, tries], uniform ratio [B, tries], corner [B, 2] -> boxes [B, 4] as torchvision's
-    RandomResizedCrop.
+    """Sample boxes [B, 4] (top, left, height, width as shares) as RandomResizedCrop does.
 
-    The area is uniform, the ratio log-uniform; the first candidate that fits into the image is
-    taken; where none does, the largest centred box of an allowed ratio.
+    area [B, tries] is in shares of the image. ratio [B, tries] and corner [B, 2] are uniform in [0,
+    1]. aspect [B]. The area is uniform, the ratio log-uniform. The first candidate that fits into
+    the image is taken. If none fits, the largest centred box of an allowed ratio is taken.
     """
     ratio = scale_uniform(ratio, (math.log(ratios[0]), math.log(ratios[1]))).exp() / aspect[:, None]
-    # as shares of the image's height and width
+    # In shares of the image's height and width.
     height, width = ((area / ratio).sqrt(), (area * ratio).sqrt())
     fits = (height <= 1) & (width <= 1)
-    first = fits.int().argmax(1, keepdim=True)  # of equals, argmax takes the first
-    drawn = torch.cat([height.gather(1, first), width.gather(1, first)], 1)
+    first = fits.int().argmax(1, keepdim=True)  # of equal values, argmax takes the first
+    candidate = torch.cat([height.gather(1, first), width.gather(1, first)], 1)
     largest = torch.stack([(aspect / ratios[0]).clamp(max=1), (ratios[1] / aspect).clamp(max=1)], 1)
-    found = fits.any(1, keepdim=True)
-    shape = torch.where(found, drawn, largest)
-    return torch.cat([(1 - shape) * torch.where(found, corner, 0.5), shape], 1)
+    any_fits = fits.any(1, keepdim=True)
+    shape = torch.where(any_fits, candidate, largest)
+    return torch.cat([(1 - shape) * torch.where(any_fits, corner, 0.5), shape], 1)
 
 
 def sample_colours(
     views: Views, order: Tensor, strength: Tensor, jitter: Tensor, gray: Tensor
 ) -> Tensor:
-    """Uniform order, strength [B, 4]; jitter, gray [B] bool -> [2, B, 3, 3] as `_Draw.colour`.
+    """Sample colour matrices [2, B, 3, 3], as in `ViewParameters.colour`.
 
-    Contrast mixes in the mean grey of what it is given, which is linear in the mean of the crop: so
-    a second matrix, which acts on that mean, is carried along, and no image is needed here.
+    order and strength [B, 4] are uniform in [0, 1]; jitter and gray [B] are bool. Contrast adds the
+    mean grey of its input, which is linear in the mean of the crop. The second matrix acts on that
+    mean, so no image is needed here.
     """
     spread = torch.tensor([views.brightness, views.contrast, views.saturation])
     low, high = (1 - spread).clamp(min=0), 1 + spread
@@ -121,7 +115,7 @@ def sample_colours(
         GREY + angle.cos() * (unit - GREY) + angle.sin() * CHROMA_TURN,
     ]
     step = torch.stack(steps, 1)  # [B, 4, 3, 3]
-    # how much of the mean grey a step mixes in: only contrast does
+    # The share of the mean grey that each step adds; only contrast does.
     mixed = torch.zeros(len(order), 4, 1, 1)
     mixed[:, 1] = 1 - contrast
     of_pixel, of_mean = unit.expand(len(order), 3, 3), torch.zeros(len(order), 3, 3)

@@ -1,23 +1,18 @@
-"""Writes the pictures of a run (its `album/`): views, hard examples, nearest neighbours, a map of
-the embedding.
+"""The pictures of a run (its `album/`): views, hard examples, nearest neighbours and a map.
 
-Each function takes tensors, writes into `folder` (made if it is missing) and returns the JSON file,
-which it writes last, so that a torn album is never taken for a whole one. Over 200 lines: four
-pictures, each with its format beside it.
+Each function writes into `folder`, which it creates, and returns the JSON file. The JSON file is
+written last, so an incomplete album is not read. Its contents are:
 
-    views.png, views.json   one tile grid, rows = images, columns = the original and its views
-                            {"columns": ["original", "view 1", ...], "rows": 6, "tile": 96}
-    hard-I-*.png|jpg        hard.json: [{"kind", "clean", "perturbation" | null, "hard", "partner" |
-    null,
-                            "loss_before", "loss_after", "note"}]; pictures are file names
-    n-I-q.png, n-I-J.png    neighbours.json: {"of": images searched, "groups": [{"query",
-    "neighbours": [file],
-                            "similarity": [cosine], "label": str | null, "labels": [str] | null}]}
-    map.jpg, map.json       {"points": [[x, y]] in 0..1, y downwards, "labels": [int] | null (-1 =
-    none or several),
-                            "classes": [str], "sprite": "map.jpg", "tile": 32, "columns": 32, "of":
-                            images there were, "method": str} One sprite for all thumbnails, and a
-                            JPEG: 1000 of them as PNG would be 3 MB in the page.
+- views.json: {"columns": ["original", "view 1", ...], "rows": 6, "tile": 96}. views.png is a grid
+  with a row for each image.
+- hard.json: [{"kind", "clean", "perturbation" | null, "hard", "partner" | null, "loss_before",
+  "loss_after", "note"}]. Pictures are names of files, hard-I-*.png or .jpg.
+- neighbours.json: {"of": number of images searched, "groups": [{"query", "neighbours": [file],
+  "similarity": [cosine], "label": str | null, "labels": [str] | null}]}. Files are n-I-q.png and
+  n-I-J.png.
+- map.json: {"points": [[x, y]] in 0..1 with y downwards, "labels": [int] | null, "classes": [str],
+  "sprite": "map.jpg", "tile": 32, "columns": 32, "of": number of images, "method": str}. A label of
+  -1 means no class or several. The sprite has all thumbnails; 1000 PNG files would be 3 MB.
 """
 
 import json
@@ -32,54 +27,58 @@ from torch import Tensor
 
 from selftaught.files import atomic, write_text
 
-LARGEST = 160  # pixels a side of a picture in the album: the page holds them all
-PLAIN = 72  # up to this side pictures are kept exactly (PNG); larger ones are JPEG
+LARGEST = 160  # maximum side of a picture in pixels, because the page contains them all
+PLAIN = 72  # maximum side of a PNG; larger pictures are JPEG
 
 
 def write_views(
     folder: Path, originals: Tensor, views: Sequence[Tensor], *, tile: int = 96, rows: int = 6
 ) -> Path:
-    """The first `rows` images beside their views.
+    """Write the first `rows` images beside their views.
 
-    originals: uint8 [n, 3, H, W]; views: float [n, 3, h, w] in [0, 1] each, sizes may differ
-    (multi-crop): a smaller view is drawn smaller.
+    originals: uint8 [n, 3, H, W]; views: float [n, 3, h, w] in [0, 1] each. Views of multi-crop
+    differ in size, and are drawn in proportion.
     """
-    shown = originals[:rows]
+    first = originals[:rows]
     largest = max((view.shape[-1] for view in views), default=originals.shape[-1])
     tile = min(tile, max(largest, 32))
     columns = ["original"] + [("view" if v.shape[-1] == largest else "small view") for v in views]
     gap = 4
     grid = Image.new(
-        "RGBA", (len(columns) * (tile + gap) - gap, max(1, len(shown) * (tile + gap) - gap))
+        "RGBA", (len(columns) * (tile + gap) - gap, max(1, len(first) * (tile + gap) - gap))
     )
-    for row in range(len(shown)):
+    for row in range(len(first)):
         side = [tile] + [max(1, round(tile * view.shape[-1] / largest)) for view in views]
-        pictures = [_picture(shown[row])] + [_picture(view[row]) for view in views]
+        pictures = [_picture(first[row])] + [_picture(view[row]) for view in views]
         for column, (picture, pixels) in enumerate(zip(pictures, side, strict=True)):
             inset = (tile - pixels) // 2
             place = (column * (tile + gap) + inset, row * (tile + gap) + inset)
             grid.paste(picture.resize((pixels, pixels), Image.Resampling.LANCZOS), place)
     atomic(folder / "views.png", lambda draft: grid.save(draft, optimize=True))
-    numbered = [columns[0]] + [
+    names = [columns[0]] + [
         f"{kind} {columns[1 : i + 2].count(kind)}" for i, kind in enumerate(columns[1:])
     ]
-    return _write_json(
-        folder / "views.json", {"columns": numbered, "rows": len(shown), "tile": tile}
-    )
+    return _write_json(folder / "views.json", {"columns": names, "rows": len(first), "tile": tile})
 
 
 def write_hard(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
-    """Hard examples beside what they were made of.
+    """Write hard examples beside their clean images.
 
-    An entry holds `kind` ("adversarial", "cutmix", "mixup"), `clean` and `hard` (float [3, H, W] in
-    [0, 1]), `loss_before` and `loss_after` (numbers or None), and may hold `partner` (float [3, H,
-    W], the image mixed in) and `note` (str). For an adversarial one the difference is drawn too,
-    magnified by a power of two around grey.
+    An entry has these keys:
+
+    - kind: "adversarial", "cutmix" or "mixup"
+    - clean and hard: float [3, H, W] in [0, 1]
+    - loss_before and loss_after: numbers or None
+    - partner, optional: the image that is mixed in, float [3, H, W]
+    - note, optional: text
+
+    For an adversarial example the perturbation
+    is written too, magnified by a power of two around grey.
     """
-    written = []
+    records = []
     for i, entry in enumerate(entries):
         clean, hard = entry["clean"].detach().float().cpu(), entry["hard"].detach().float().cpu()
-        said: dict[str, Any] = {
+        record: dict[str, Any] = {
             "kind": str(entry["kind"]),
             "clean": _save(_picture(clean), folder / f"hard-{i}-clean"),
             "perturbation": None,
@@ -90,22 +89,21 @@ def write_hard(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
             "note": str(entry.get("note", "")),
         }
         if entry.get("partner") is not None:
-            said["partner"] = _save(
-                _picture(entry["partner"].detach().cpu()), folder / f"hard-{i}-partner"
-            )
-        if said["kind"] == "adversarial":
-            magnified, factor, radius = magnify(clean, hard)
-            said["perturbation"] = _save(_picture(magnified), folder / f"hard-{i}-perturbation")
-            said["note"] = (
-                said["note"] or f"perturbation ×{factor}; at most {radius * 255:.2g}/255 a pixel"
-            )
-        written.append(said)
-    return _write_json(folder / "hard.json", written)
+            partner = _picture(entry["partner"].detach().cpu())
+            record["partner"] = _save(partner, folder / f"hard-{i}-partner")
+        if record["kind"] == "adversarial":
+            picture, factor, radius = magnify(clean, hard)
+            record["perturbation"] = _save(_picture(picture), folder / f"hard-{i}-perturbation")
+            note = f"perturbation ×{factor}; at most {radius * 255:.2g}/255 a pixel"
+            record["note"] = record["note"] or note
+        records.append(record)
+    return _write_json(folder / "hard.json", records)
 
 
 def magnify(clean: Tensor, hard: Tensor) -> tuple[Tensor, int, float]:
-    """The difference as a picture around mid-grey, by which power of two it is magnified, its
-    largest absolute value.
+    """Magnify the difference of two images around grey.
+
+    Returns the picture, the factor (a power of two), and the largest absolute difference.
     """
     difference = hard - clean
     radius = float(difference.abs().max())
@@ -125,11 +123,10 @@ def write_neighbours(
     *,
     classes: Sequence[str] = (),
 ) -> Path:
-    """For some images those whose features are nearest by cosine, the nearest first.
+    """Write some images with their nearest neighbours by cosine similarity, the nearest first.
 
     thumbnails: uint8 [n, 3, h, w]; vectors: [n, D]; labels: [n], [n, C] (0/1) or None. The queries
-    are not picked by hand: they are spread evenly over the images, class by class where there are
-    labels.
+    are spread evenly over the images, sorted by class if there are labels.
     """
     direction = torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=1)
     usable = torch.isfinite(direction).all(dim=1).nonzero().flatten()
@@ -144,6 +141,7 @@ def write_neighbours(
         similarity[usable == query] = -torch.inf
         best, where = similarity.topk(min(neighbours, len(usable) - 1))
         near = usable[where].tolist()
+        names = [] if labels is None else [label_text(labels[j], classes) for j in near]
         groups.append(
             {
                 "query": _save(_picture(thumbnails[query]), folder / f"n-{i}-q", PLAIN),
@@ -153,9 +151,7 @@ def write_neighbours(
                 ],
                 "similarity": [round(value, 4) for value in best.tolist()],
                 "label": None if labels is None else label_text(labels[query], classes),
-                "labels": (
-                    None if labels is None else [label_text(labels[j], classes) for j in near]
-                ),
+                "labels": None if labels is None else names,
             }
         )
     return _write_json(folder / "neighbours.json", {"of": len(vectors), "groups": groups})
@@ -171,11 +167,10 @@ def write_map(
     limit: int = 1000,
     tile: int = 32,
 ) -> Path:
-    """The embedding in two dimensions, with a small picture of every point.
+    """Write a map of the features in two dimensions, with a thumbnail for every point.
 
     vectors: [n, D]; thumbnails: uint8 [n, 3, h, w]; labels: [n], [n, C] (0/1) or None. Above
-    `limit` images an even sample of them is shown: exact enough to see, seconds to compute, and a
-    page that stays below 3 MB.
+    `limit` images, a random sample is used. It takes seconds, and the page stays below 3 MB.
     """
     vectors = vectors.detach().float().cpu()
     usable = torch.isfinite(vectors).all(dim=1).nonzero().flatten()
@@ -188,8 +183,7 @@ def write_map(
     for i, j in enumerate(usable.tolist()):
         small = _picture(thumbnails[j]).resize((tile, tile), Image.Resampling.LANCZOS)
         sprite.paste(small, (i % columns * tile, i // columns * tile))
-    # Tiles of 32 px are whole JPEG blocks (16 px with halved colour), so that no tile bleeds into
-    # the next.
+    # A tile of 32 px is whole JPEG blocks (16 px with halved colour), so tiles do not mix.
     atomic(folder / "map.jpg", lambda draft: sprite.save(draft, quality=82))
     return _write_json(
         folder / "map.json",
@@ -207,21 +201,19 @@ def write_map(
 
 
 def project(vectors: Tensor) -> tuple[Tensor, str]:
-    """[n, D] -> [n, 2] in 0..1, and how it was done.
+    """Project vectors [n, D] to [n, 2] in 0..1; returns the name of the method too.
 
-    PCA to 50 dimensions first: it takes noise and time away and leaves the distances that t-SNE
-    looks at. t-SNE starts from the first two components (`init="pca"`) and from a fixed seed, so
-    that the same features give the same map and its large shape means something; with a random
-    start it would not. Few or equal vectors: plain PCA.
+    PCA to 50 dimensions comes first, to reduce noise and time. t-SNE starts from the first two
+    components, so the global shape is meaningful. The seed is fixed, so equal features give equal
+    maps. Fewer than 20 vectors are projected by PCA alone.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     x = torch.nn.functional.normalize(vectors, dim=1).double().numpy()
     n = len(x)
-    if (
-        n < 3 or float(x.var(axis=0).sum()) < 1e-10
-    ):  # one point, to any eye: t-SNE would divide by its spread
+    # Equal features have no spread, by which t-SNE would divide.
+    if n < 3 or float(x.var(axis=0).sum()) < 1e-10:
         return torch.full((n, 2), 0.5), "all features are equal"
     reduced = PCA(n_components=min(50, n, x.shape[1]), random_state=0).fit_transform(x)
     method = "PCA"
@@ -240,25 +232,21 @@ def project(vectors: Tensor) -> tuple[Tensor, str]:
 
 
 def single_labels(labels: Tensor) -> Tensor:
-    """[n] long from [n] or from [n, C] (0/1), where an image with no class or several gets -1: a
-    point has one colour.
-    """
+    """One class [n] for labels [n] or [n, C] (0/1); -1 for an image with no class or several."""
     if labels.ndim == 1:
         return labels.long().cpu()
     return torch.where((labels > 0).sum(dim=1) == 1, labels.float().argmax(dim=1), -1).long().cpu()
 
 
 def label_text(label: Tensor, classes: Sequence[str]) -> str:
-    """The name of one image's class, or of its classes; the number where the classes have no
-    names.
-    """
+    """The names of one image's classes; numbers if the classes have no names."""
     positions = [int(label)] if label.ndim == 0 else (label > 0).nonzero().flatten().tolist()
     names = [str(classes[k]) if 0 <= k < len(classes) else str(k) for k in positions if k >= 0]
     return " | ".join(names) or "none"
 
 
 def _picture(pixels: Tensor) -> Image.Image:
-    """uint8 [3, H, W], or float in [0, 1], as a picture."""
+    """Convert uint8 [3, H, W], or float in [0, 1], to a picture."""
     pixels = pixels.detach().cpu()
     if pixels.dtype != torch.uint8:
         pixels = (pixels.float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8)
@@ -266,7 +254,7 @@ def _picture(pixels: Tensor) -> Image.Image:
 
 
 def _save(picture: Image.Image, stem: Path, largest: int = LARGEST) -> str:
-    """Writes a picture of at most `largest` pixels a side; returns the name of the file."""
+    """Write a picture of at most `largest` pixels a side; return the name of the file."""
     picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     file = stem.with_name(stem.name + (".png" if max(picture.size) <= PLAIN else ".jpg"))
     options: dict[str, Any] = (

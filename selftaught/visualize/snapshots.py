@@ -1,6 +1,4 @@
-"""The pictures of a run: its views, its hard examples, nearest neighbours and a map of what it
-learnt.
-"""
+"""The album of a trained run, computed from its session."""
 
 from pathlib import Path
 from typing import Any
@@ -19,57 +17,53 @@ from selftaught.views.augment import centre
 from selftaught.visualize import album
 
 MOST = 1000  # images on the map
-SHOWN = 4  # images of each kind of hard example
+EXAMPLES = 4  # images of each kind of hard example
 
 
-def draw(trainee: Session, folder: Path | None) -> None:
-    """Write the album of a trained run into `folder`; None on ranks that only take part in the
-    computing.
+def draw(session: Session, folder: Path | None) -> None:
+    """Write the album of a trained run into `folder`, which is None on ranks other than 0.
+
+    All ranks call it, because features are extracted by all of them.
     """
-    raw = next(iter(trainee.batches.epoch(0)))
-    batch = trainee.batch(raw, key(trainee.stage.seed, "album"))
-    # A plain run shows what HEXA would have trained it on.
-    hard = trainee.stage.hard or (Adversarial(), CutMix())
-    entries = [entry for h in hard for entry in hard_entries(trainee, h, batch)]
-    index = trainee.index
-    chosen = index.held_out if len(index.held_out) >= 50 else index.train
-    chosen = chosen[
-        torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:MOST].sort().values
-    ]
+    raw = next(iter(session.batches.epoch(0)))
+    batch = session.batch(raw, key(session.stage.seed, "album"))
+    # A run without hard examples gets pictures of the default ones.
+    hard = session.stage.hard or (Adversarial(), CutMix())
+    entries = [entry for h in hard for entry in hard_entries(session, h, batch)]
+    index = session.index
+    positions = index.held_out if len(index.held_out) >= 50 else index.train
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
+    positions = positions[order[:MOST].sort().values]
     vectors = extract(
-        trainee.backbone,
-        trainee.images,
-        chosen,
-        size=trainee.stage.size,
+        session.backbone,
+        session.images,
+        positions,
+        size=session.stage.size,
         batch=256,
-        device=trainee.device,
-        precision=trainee.stage.precision,
+        device=session.device,
+        precision=session.stage.precision,
     )
     if folder is None:
         return
-    square = centre(raw.pixels, raw.aspect, min(trainee.images.canvas, 2 * trainee.stage.size))
+    square = centre(raw.pixels, raw.aspect, min(session.images.canvas, 2 * session.stage.size))
     album.write_views(folder, (square * 255).byte(), [v.cpu() for v in batch.views])
     album.write_hard(folder, entries)
-    thumbnails = torch.stack([trainee.images[int(i)] for i in chosen])
-    aspect = trainee.images.aspect[chosen]
-    thumbnails = torch.cat(
-        [
-            (centre(p, a, 64) * 255).byte()
-            for p, a in zip(thumbnails.split(256), aspect.split(256), strict=True)
-        ]
-    )
-    labels = None if index.labels is None else index.labels[chosen]
+    canvases = torch.stack([session.images[int(i)] for i in positions])
+    aspect = session.images.aspect[positions]
+    batches = zip(canvases.split(256), aspect.split(256), strict=True)
+    thumbnails = torch.cat([(centre(p, a, 64) * 255).byte() for p, a in batches])
+    labels = None if index.labels is None else index.labels[positions]
     album.write_neighbours(folder, thumbnails, vectors, labels, classes=index.classes)
     album.write_map(folder, vectors, thumbnails, labels, index.classes, limit=MOST)
 
 
-def hard_entries(trainee: Session, hard: HardExample, batch: Batch) -> list[dict[str, Any]]:
-    """A few images before and after, with the loss of their batch before and after."""
-    method = trainee.method
-    rng = torch.Generator().manual_seed(key(trainee.stage.seed, "album"))
+def hard_entries(session: Session, hard: HardExample, batch: Batch) -> list[dict[str, Any]]:
+    """Entries of `album.write_hard`: a few images, and the loss of their batch before and after."""
+    method = session.method
+    rng = torch.Generator().manual_seed(key(session.stage.seed, "album"))
     method.train()
     bf16 = torch.autocast(
-        trainee.device.type, torch.bfloat16, enabled=trainee.stage.precision == "bf16"
+        session.device.type, torch.bfloat16, enabled=session.stage.precision == "bf16"
     )
     with frozen_statistics(method), bf16:
         inputs = method.inputs(batch)
@@ -94,16 +88,16 @@ def hard_entries(trainee: Session, hard: HardExample, batch: Batch) -> list[dict
                 after = hard.loss(method, inputs, targets, rng, None).item()
             else:
                 after = objective(method, method.predict(harder), targets).item()
-    clean, moved = leaves(inputs)[0], leaves(harder)[0]
+    clean, changed = leaves(inputs)[0], leaves(harder)[0]
     return [
         {
             "kind": part_name(hard),
             "clean": clean[i],
-            "hard": moved[i],
+            "hard": changed[i],
             "partner": None if others is None else others[i],
             "loss_before": before,
             "loss_after": after,
             "note": note,
         }
-        for i in range(min(SHOWN, len(clean)))
+        for i in range(min(EXAMPLES, len(clean)))
     ]

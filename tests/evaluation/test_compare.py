@@ -16,7 +16,7 @@ from selftaught.data.index.label_budget import Budget, draw
 from selftaught.errors import UserError
 from selftaught.evaluation.compare import evaluate
 from selftaught.evaluation.results import Difference, Results, Row, verdict
-from selftaught.features.extract import cached, extract
+from selftaught.features.extract import extract, load_or_make
 from selftaught.features.knn import KNN
 from selftaught.features.linear import LinearProbe
 from selftaught.features.metrics import auroc, balanced_accuracy, placements
@@ -612,16 +612,16 @@ def test_features_are_made_once_for_a_key(tmp_path: Path) -> None:
     folder = tmp_path / "not yet there"
     for _ in range(3):
         assert torch.equal(
-            cached(folder, "weights A, data B", make), torch.arange(6.0).reshape(2, 3).T
+            load_or_make(folder, "weights A, data B", make), torch.arange(6.0).reshape(2, 3).T
         )
     assert len(made) == 1
-    cached(folder, "weights A, data C", make)
+    load_or_make(folder, "weights A, data C", make)
     assert len(made) == 2
     for file in folder.iterdir():
         file.write_bytes(b"torn")
-    cached(folder, "weights A, data B", make)
+    load_or_make(folder, "weights A, data B", make)
     assert len(made) == 3
-    cached(folder, "weights A, data B", make, count=3)
+    load_or_make(folder, "weights A, data B", make, count=3)
     assert len(made) == 3
     assert [file.suffix for file in folder.iterdir()] == [".safetensors"] * 2
 
@@ -636,7 +636,7 @@ def test_features_that_are_damaged_are_made_again(tmp_path: Path, harm: str) -> 
     if harm == "unwritable":
         folder.write_text("in the way")
     else:
-        cached(folder, "key", lambda: vectors)
+        load_or_make(folder, "key", lambda: vectors)
         (file,) = folder.iterdir()
         data = bytearray(file.read_bytes())
         if harm == "a folder":
@@ -646,15 +646,17 @@ def test_features_that_are_damaged_are_made_again(tmp_path: Path, harm: str) -> 
             data[-5] ^= 1
             file.write_bytes(data)
         else:
-            other = cached(
+            other = load_or_make(
                 tmp_path / "other",
                 "key" if harm == "another shape" else "other",
                 lambda: torch.rand(49, 3),
             )
             file.write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
             assert len(other) == 49
-    assert torch.equal(cached(folder, "key", lambda: vectors, 50, told.append), vectors)
+    assert torch.equal(load_or_make(folder, "key", lambda: vectors, 50, told.append), vectors)
     assert len(told) == (2 if harm == "a folder" else 1)
     if harm in ("flipped", "another shape", "another key"):
-        assert torch.equal(cached(folder, "key", lambda: torch.zeros(1), 50, told.append), vectors)
+        assert torch.equal(
+            load_or_make(folder, "key", lambda: torch.zeros(1), 50, told.append), vectors
+        )
         assert len(told) == 1

@@ -1,6 +1,4 @@
-"""kNN against plain loops and scikit-learn, the linear probe against its objective, and no look at
-the test images.
-"""
+"""kNN against plain loops and scikit-learn; the linear probe against its objective."""
 
 import math
 
@@ -15,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.features.knn import KNN, largest, nearest
+from selftaught.features.knn import KNN, find_largest, nearest
 from selftaught.features.lbfgs import minimise
 from selftaught.features.linear import LinearProbe, _Problem, stratified_folds
 from selftaught.features.protocol import Features
@@ -105,9 +103,9 @@ def test_the_largest_by_groups_are_the_largest(
 ) -> None:
     scores = torch.randn(7, columns, generator=torch.Generator().manual_seed(columns))
     scores = scores.round() if equal else scores
-    found, at = largest(scores, min(k, columns), width=width)
-    assert torch.equal(found, scores.topk(min(k, columns), dim=1).values)
-    assert torch.equal(scores.gather(1, at), found)
+    result, at = find_largest(scores, min(k, columns), width=width)
+    assert torch.equal(result, scores.topk(min(k, columns), dim=1).values)
+    assert torch.equal(scores.gather(1, at), result)
     assert all(len(set(row)) == len(row) for row in at.tolist())
 
 
@@ -138,8 +136,8 @@ def test_lbfgs_solves_each_problem_of_a_batch() -> None:
         slope = (matrix[which] @ x[..., None]).squeeze(2)
         return 0.5 * (x * slope).sum(1) - (x * target[which]).sum(1), slope - target[which]
 
-    found = minimise(objective, torch.zeros(6, 20, dtype=torch.float64), tolerance=1e-9)
-    torch.testing.assert_close(found, torch.linalg.solve(matrix, target), rtol=1e-5, atol=1e-6)
+    result = minimise(objective, torch.zeros(6, 20, dtype=torch.float64), tolerance=1e-9)
+    torch.testing.assert_close(result, torch.linalg.solve(matrix, target), rtol=1e-5, atol=1e-6)
 
 
 def standardise(train: Features, vectors: Tensor) -> Tensor:
@@ -187,12 +185,12 @@ def test_probe_of_several_classes_is_one_regression_a_class() -> None:
 
 def test_long_banks_are_standardised_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = blobs(3000, dimensions=30), blobs(50, dimensions=30, seed=1)
-    held = _Problem(train, 300)
+    eager = _Problem(train, 300)
     lazy = _Problem(train, 300)
     lazy.standardised = None
-    for problem in (held, lazy):
+    for problem in (eager, lazy):
         problem.values = problem.predict(test.vectors, problem.fit(1.0, torch.tensor([-1]))[0])  # type: ignore[attr-defined]
-    torch.testing.assert_close(held.values, lazy.values)  # type: ignore[attr-defined]
+    torch.testing.assert_close(eager.values, lazy.values)  # type: ignore[attr-defined]
     assert sum(len(x) for _, x in lazy.blocks(10**9)) == 3000
 
 
@@ -240,9 +238,7 @@ def test_choice_is_the_smallest_kept_out_loss() -> None:
 
 @pytest.mark.parametrize("count", [40, 2500], ids=["cross-validation", "one part kept out"])
 def test_test_images_choose_nothing(count: int) -> None:
-    """The scores of a test image do not depend on which other test images there are; their labels
-    are never given.
-    """
+    """The score of a test image depends on neither other test images nor on test labels."""
     train, test = blobs(count), blobs(30, seed=1)
     for protocol in (KNN(), LinearProbe()):
         together = protocol.score_features(train, test.vectors)

@@ -484,7 +484,7 @@ def test_an_image_that_no_epoch_has_shown_is_not_learnt_from_until_one_does() ->
     assert (method.assigned >= 0).all()
 
 
-def test_one_point_for_all_images_costs_what_chance_costs() -> None:
+def test_constant_embeddings_have_the_chance_loss() -> None:
     method, same = double("deepcluster-v2"), unit(1, 8, seed=0)
     method.memory.copy_(same.expand_as(method.memory[0]))
     method.before_epoch(iter(()))
@@ -793,3 +793,28 @@ def test_more_clusters_than_images_are_refused(name: str) -> None:
     method.progress = 0.5
     with pytest.raises(Exception, match="60 clusters need as many images, and there are 48"):
         method.before_epoch(whole()[:3])
+
+
+def test_the_queue_of_swav_counts_what_a_loss_sees() -> None:
+    """Of a batch in parts each loss balances one part alone; the queue was left out as though it
+    saw all.
+    """
+    whole, parts = (
+        Setting(images=10_000, batch=512, steps=1000, features=64, parts=n, begun=True)
+        for n in (1, 8)
+    )
+    assert SwAV.Config().defaults(whole).config.queue == 0
+    assert SwAV.Config().defaults(parts).config.queue >= 512
+
+
+def test_prototypes_are_found_in_a_run_of_one_epoch_or_two() -> None:
+    """Clusterings come at the starts of epochs: the first lay within the warmup, and PCL was MoCo,
+    but for an end maybe.
+    """
+    of = {
+        steps: PCL.Config()
+        .defaults(Setting(images=640, batch=64, steps=steps, features=64))
+        .config.warmup
+        for steps in (20, 21)
+    }
+    assert of == {20: 0.0, 21: 0.1}

@@ -157,7 +157,7 @@ def test_of_the_others_the_nearest_beyond_the_partner_counts(
 
 
 @pytest.mark.parametrize("name", ["margin-contrastive", "triplet"])
-def test_one_point_for_all_images_costs_what_chance_costs(name: str) -> None:
+def test_constant_embeddings_have_the_chance_loss(name: str) -> None:
     method = build(name)
     same = unit(1, 8, seed=0).float().expand(6, -1)
     assert method.loss((same, same), (same, same)).item() == pytest.approx(

@@ -246,7 +246,7 @@ def test_methods_are_lightlys(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["barlow-twins", "vicreg", "simsiam", "byol", "directpred"])
-def test_one_point_for_all_images_costs_what_chance_costs(name: str) -> None:
+def test_constant_embeddings_have_the_chance_loss(name: str) -> None:
     method, data = make(name), batch(dtype=torch.float64)
     same = method.predict(method.inputs(data))
     for leaf in leaves(same):

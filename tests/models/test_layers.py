@@ -1,6 +1,4 @@
-"""Heads, teachers, batch norms that forget or are exchanged, and passes over views of several
-sizes.
-"""
+"""MLP heads, teachers, batch norms, and forward passes over views of several sizes."""
 
 import copy
 
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.base import HardExample
 from selftaught.methods import METHODS
-from selftaught.models.batch_norm import batch_norms, frozen_statistics, swapped
+from selftaught.models.batch_norm import batch_norms, frozen_statistics, swap_batch_norms
 from selftaught.models.layers import Normalize, mlp, on_views
 from selftaught.models.teacher import Teacher
 from selftaught.optim import SGD
@@ -25,7 +23,7 @@ few = settings(max_examples=25, deadline=None)
 
 
 class Counting(nn.Module):
-    """Remembers the shapes it was given."""
+    """Records the shapes of its inputs."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -158,22 +156,22 @@ def test_frozen_statistics_remember_nothing() -> None:
     assert all(torch.equal(v, twin.state_dict()[k]) for k, v in network.state_dict().items())
 
 
-def test_synchronised_norms_forget_what_they_saw_but_go_on_keeping_it() -> None:
-    """Without any running statistics their CUDA kernel refuses bfloat16."""
+def test_frozen_synchronised_norms_restore_their_statistics() -> None:
+    """Without running statistics the CUDA kernel of SyncBatchNorm refuses bfloat16."""
     norm = nn.SyncBatchNorm(3)
-    before, kept = copy.deepcopy(norm.state_dict()), norm.running_mean
+    before, running_mean = copy.deepcopy(norm.state_dict()), norm.running_mean
     x = torch.rand(6, 3, generator=rng())
     with frozen_statistics(norm):
         assert norm.track_running_stats
         inside = norm(x)
         assert not torch.equal(norm.running_mean, before["running_mean"])
-    assert norm.running_mean is kept
+    assert norm.running_mean is running_mean
     assert all(torch.equal(v, before[k]) for k, v in norm.state_dict().items())
     assert torch.equal(inside, norm(x))
 
 
 def test_frozen_statistics_leave_other_norms_alone() -> None:
-    """Those in evaluation mode go on using their running statistics; those without any get none."""
+    """Norms in evaluation mode use running statistics; norms without any stay without."""
     used, bare = nn.BatchNorm1d(3).eval(), nn.BatchNorm1d(3, track_running_stats=False)
     used.running_mean.fill_(5.0)
     x = torch.rand(4, 3, generator=rng())
@@ -212,12 +210,12 @@ def test_swapped_norms_stand_in_and_go() -> None:
     network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm1d(3)))
     before = places(network)
     others = nn.ModuleList(copy.deepcopy(norm) for _, _, norm in batch_norms(network))
-    with swapped(network, others):
+    with swap_batch_norms(network, others):
         assert network[1] is others[0]
         assert network[2][0] is others[1]
         assert list(network._modules) == ["0", "1", "2"]  # in their places
     assert places(network) == before
-    with pytest.raises(ZeroDivisionError), swapped(network, others):
+    with pytest.raises(ZeroDivisionError), swap_batch_norms(network, others):
         raise ZeroDivisionError
     assert places(network) == before
 
@@ -227,7 +225,7 @@ def test_swapped_norms_go_also_where_there_are_too_few() -> None:
     before = places(network)
     with (
         pytest.raises(ValueError, match="shorter"),
-        swapped(network, nn.ModuleList([nn.BatchNorm1d(3)])),
+        swap_batch_norms(network, nn.ModuleList([nn.BatchNorm1d(3)])),
     ):
         pass
     assert places(network) == before

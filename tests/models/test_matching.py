@@ -1,6 +1,4 @@
-"""What was read fits a network: through wrappers and other names, at any place in the file, with
-values that make sense.
-"""
+"""Matching of files and networks: wrappers, other names, other places, and errors."""
 
 import re
 from pathlib import Path
@@ -29,7 +27,7 @@ def at(prefix: str, state: State) -> State:
 
 
 def other(state: State) -> State:
-    """Another network of the same kind, which must not be taken."""
+    """Another network of the same kind, which must not be loaded."""
     return {key: value + 1 for key, value in state.items()}
 
 
@@ -56,7 +54,7 @@ def saved(tmp_path: Path, content: Any) -> Path:
     return tmp_path / "weights.pth"
 
 
-def taken(tmp_path: Path, content: Any, expected: nn.Module) -> str:
+def assert_loaded(tmp_path: Path, content: Any, expected: nn.Module) -> str:
     backbone = backbone_module.create(RESNET)
     line = weights_io.load_weights(backbone, saved(tmp_path, content))
     assert_same_weights(backbone.network, expected)
@@ -103,21 +101,21 @@ class TestWrappers:
     def test_at_any_level(
         self, tmp_path: Path, resnet: nn.Module, state: State, prefix: str
     ) -> None:
-        taken(tmp_path, {"model": at(prefix, state)}, resnet)
+        assert_loaded(tmp_path, {"model": at(prefix, state)}, resnet)
         beside = {name: value for head in HEADS for name, value in head.items()}
-        line = taken(tmp_path, {"model": {**at(prefix, state), **beside}}, resnet)
+        line = assert_loaded(tmp_path, {"model": {**at(prefix, state), **beside}}, resnet)
         assert "criterion" in line or "head dropped" in line
-        assert "head dropped" in taken(tmp_path, at(prefix, {**state, **HEADS[0]}), resnet)
+        assert "head dropped" in assert_loaded(tmp_path, at(prefix, {**state, **HEADS[0]}), resnet)
 
     @pytest.mark.parametrize("head", HEADS, ids=lambda head: next(iter(head)))
-    def test_what_stands_beside_it_is_named(
+    def test_ignored_tensors_are_named(
         self, tmp_path: Path, resnet: nn.Module, state: State, head: State
     ) -> None:
-        line = taken(tmp_path, {"model": {**at("encoder.module.", state), **head}}, resnet)
+        line = assert_loaded(tmp_path, {"model": {**at("encoder.module.", state), **head}}, resnet)
         assert all(name.split(".")[0] in line for name in head)
 
     def test_a_part_that_is_called_module_stays(self, tmp_path: Path, state: State) -> None:
-        """A wrapper holds nothing beside what it wraps."""
+        """A wrapper contains only the module that it wraps."""
         content = {**at("encoder.module.", state), "encoder.other.weight": torch.ones(2)}
         with pytest.raises(UserError, match=r"encoder\.other"):
             weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
@@ -128,13 +126,13 @@ class TestWrappers:
         self, tmp_path: Path, resnet: nn.Module, state: State, prefix: str, place: str | None
     ) -> None:
         content: Any = {"n_averaged": torch.tensor(5), **at(prefix, state)}
-        assert "averag" in taken(
+        assert "averag" in assert_loaded(
             tmp_path, {place: content, "epoch": 1} if place else content, resnet
         )
 
     def test_torchs_own_average(self, tmp_path: Path, resnet: nn.Module) -> None:
-        taken(tmp_path, torch.optim.swa_utils.AveragedModel(resnet).state_dict(), resnet)
-        taken(
+        assert_loaded(tmp_path, torch.optim.swa_utils.AveragedModel(resnet).state_dict(), resnet)
+        assert_loaded(
             tmp_path,
             torch.optim.swa_utils.AveragedModel(nn.DataParallel(resnet)).state_dict(),
             resnet,
@@ -165,7 +163,7 @@ class TestPlaces:
             key: at(prefix, state),
             "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}},
         }
-        line = taken(tmp_path, content, resnet)
+        line = assert_loaded(tmp_path, content, resnet)
         assert key in line
         assert "average" in line
         # that such a file is read does not say what it is
@@ -178,10 +176,10 @@ class TestPlaces:
     def test_under_one_name(
         self, tmp_path: Path, resnet: nn.Module, state: State, key: str
     ) -> None:
-        taken(tmp_path, {"epoch": 3, key: state}, resnet)
+        assert_loaded(tmp_path, {"epoch": 3, key: state}, resnet)
 
     def test_deep_inside(self, tmp_path: Path, resnet: nn.Module, state: State) -> None:
-        assert "ema.shadow" in taken(
+        assert "ema.shadow" in assert_loaded(
             tmp_path, {"ema": {"decay": 0.9, "shadow": at("module.", state)}}, resnet
         )
 
@@ -206,7 +204,7 @@ class TestPlaces:
             content: Any = {**at(f"{another}.", other(state)), **at(f"{one}.", state)}
         else:
             content = {another: other(state), one: state}
-        assert another in taken(tmp_path, content, resnet)
+        assert another in assert_loaded(tmp_path, content, resnet)
 
     @pytest.mark.parametrize("flat", [True, False])
     def test_several_to_choose_from_are_listed(
@@ -223,14 +221,14 @@ class TestPlaces:
     def test_one_network_under_two_names(
         self, tmp_path: Path, resnet: nn.Module, state: State
     ) -> None:
-        taken(tmp_path, {**at("backbone.", state), **at("model.0.", state)}, resnet)
+        assert_loaded(tmp_path, {**at("backbone.", state), **at("model.0.", state)}, resnet)
 
     def test_a_tower_for_text_beside_it(
         self, tmp_path: Path, resnet: nn.Module, state: State
     ) -> None:
         text = {f"text_encoder.layers.{i}.weight": torch.ones(2) for i in range(30)}
         content = {**at("vision.", state), **text, "logit_scale": torch.tensor(1.0)}
-        assert "text_encoder" in taken(tmp_path, content, resnet)
+        assert "text_encoder" in assert_loaded(tmp_path, content, resnet)
 
     def test_a_fastai_body(self, tmp_path: Path) -> None:
         network = randomised(timm.create_model("resnet18", num_classes=0))
@@ -315,7 +313,7 @@ class TestValues:
             weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, content))
         assert f"{len(keys)} of" in str(error.value) if keys else "zeros" in str(error.value)
 
-    def test_what_begins_at_zero_may_be_zero(
+    def test_layers_that_start_at_zero_may_be_zero(
         self, tmp_path: Path, resnet: nn.Module, state: State
     ) -> None:
         state = {
@@ -324,7 +322,7 @@ class TestValues:
         }
         weights_io.load_weights(backbone_module.create(RESNET), saved(tmp_path, state))
 
-    def test_what_overflows_in_the_networks_precision(self, tmp_path: Path, state: State) -> None:
+    def test_overflow_in_the_precision_of_the_network(self, tmp_path: Path, state: State) -> None:
         large = {
             key: value.double() * 1e300 if value.ndim > 1 else value for key, value in state.items()
         }
@@ -374,7 +372,7 @@ class TestValues:
         with pytest.raises(UserError, match=r"NaN.*0\.weight"):
             heads.load_head(tmp_path)
 
-    def test_what_timm_fetches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_downloads_of_timm_are_checked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         create_model = timm.create_model
 
         def fake(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -389,7 +387,7 @@ class TestValues:
 
 
 def small(name: str, size: int, **options: Any) -> Backbone:
-    """A ViT of timm's in miniature."""
+    """A small ViT of timm."""
     if not timm.is_model(name):
         pytest.skip(f"this timm has no {name}")
     options = {"embed_dim": 64, "depth": 2, "num_heads": 2, **options}
@@ -400,7 +398,7 @@ def small(name: str, size: int, **options: Any) -> Backbone:
 
 
 def dinov2(state: State) -> State:
-    """In the names of its authors, who give the class token a position, too."""
+    """The names of the authors, whose class token has a position, too."""
     state = dict(state)
     if "reg_token" in state:
         position = torch.full((1, 1, 64), 0.1)
@@ -532,7 +530,7 @@ CONVERTED: dict[str, tuple[str, int, dict[str, Any], Any]] = {
 
 
 class TestConversions:
-    """Files in the names of their authors, which timm converts."""
+    """Files with the names of their authors, which timm converts."""
 
     @pytest.mark.parametrize("kind", CONVERTED)
     def test_the_same_features(self, tmp_path: Path, kind: str) -> None:
@@ -566,8 +564,8 @@ class TestConversions:
         expected = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), fresh.network)
         torch.testing.assert_close(dict(fresh.network.state_dict()), expected)
 
-    def test_what_a_conversion_would_leave_out_is_refused(self, tmp_path: Path) -> None:
-        """Biases that a network has no place for count, unless they are 0."""
+    def test_tensors_that_a_conversion_drops_are_refused(self, tmp_path: Path) -> None:
+        """Biases without a place in the network are an error, unless they are 0."""
         backbone = small("vit_small_patch16_dinov3", 64)
         state = dinov3(dict(backbone.network.state_dict()))
         state["blocks.1.attn.qkv.bias"] = torch.ones(192)
@@ -656,9 +654,7 @@ class TestChannels:
 
 
 def of_transformers(kind: str) -> tuple[Any, Any, str, dict[str, Any]]:
-    """A tiny network of Hugging Face's transformers, how its features are had, and timm's name for
-    it.
-    """
+    """A tiny network of transformers, its features as a function, and timm's name for it."""
     hf: Any = pytest.importorskip("transformers")
     plain = {
         "hidden_size": 64,
@@ -695,11 +691,11 @@ def of_transformers(kind: str) -> tuple[Any, Any, str, dict[str, Any]]:
     if kind == "DINOv2":
         return hf.Dinov2Model(hf.Dinov2Config(**ratio)), token, "vit_small_patch14_dinov2", own
     if kind == "DINOv2, registers":
-        made = hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**ratio))
-        return made, token, "vit_small_patch14_reg4_dinov2", own
+        network = hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**ratio))
+        return network, token, "vit_small_patch14_reg4_dinov2", own
     if kind == "DINOv2, SwiGLU":
-        made = hf.Dinov2Model(hf.Dinov2Config(**ratio, use_swiglu_ffn=True))
-        return made, token, "vit_giant_patch14_dinov2", {**own, "mlp_ratio": 5.5}
+        network = hf.Dinov2Model(hf.Dinov2Config(**ratio, use_swiglu_ffn=True))
+        return network, token, "vit_giant_patch14_dinov2", {**own, "mlp_ratio": 5.5}
     if kind == "DINOv3":
         config = hf.DINOv3ViTConfig(
             **{**plain, "patch_size": 16, "image_size": 64}, num_register_tokens=4
@@ -776,11 +772,11 @@ class TestTransformers:
             key = key.replace("downsample.0", "shortcut.convolution").replace(
                 "downsample.1", "shortcut.normalization"
             )
-            found = re.fullmatch(r"layer(\d)\.(\d)\.(.*)", key)
-            if found:
-                rest = re.sub(r"conv(\d)", lambda m: f"layer.{int(m[1]) - 1}.convolution", found[3])
+            match = re.fullmatch(r"layer(\d)\.(\d)\.(.*)", key)
+            if match:
+                rest = re.sub(r"conv(\d)", lambda m: f"layer.{int(m[1]) - 1}.convolution", match[3])
                 rest = re.sub(r"bn(\d)", lambda m: f"layer.{int(m[1]) - 1}.normalization", rest)
-                key = f"encoder.stages.{int(found[1]) - 1}.layers.{found[2]}.{rest}"
+                key = f"encoder.stages.{int(match[1]) - 1}.layers.{match[2]}.{rest}"
             theirs[f"resnet.{key}"] = value
         path = saved(
             tmp_path,
@@ -858,16 +854,16 @@ class TestTransformers:
         with pytest.raises(UserError, match=name):
             weights_io.load_weights(backbone, tmp_path)
 
-    @pytest.mark.parametrize("told", [True, False])
-    def test_one_that_is_not_known_is_named(self, tmp_path: Path, told: bool) -> None:
+    @pytest.mark.parametrize("has_config", [True, False])
+    def test_one_that_is_not_known_is_named(self, tmp_path: Path, has_config: bool) -> None:
         state = {
             f"encoder.layers.0.blocks.{i}.attention.self.key.weight": torch.ones(2)
             for i in range(9)
         }
         torch.save(state, tmp_path / "pytorch_model.bin")
-        if told:
+        if has_config:
             (tmp_path / "config.json").write_text('{"model_type": "swin"}')
-        with pytest.raises(UserError, match="swin" if told else "transformers"):
+        with pytest.raises(UserError, match="swin" if has_config else "transformers"):
             weights_io.load_weights(backbone_module.create(RESNET), tmp_path)
 
 
@@ -875,7 +871,7 @@ class TestTransformers:
     ("key", "word"),
     [("_flat_param", "FSDP"), ("base_model.model.blocks.0.attn.qkv.lora_A.weight", "low-rank")],
 )
-def test_what_holds_no_network_is_named(tmp_path: Path, key: str, word: str) -> None:
+def test_content_without_a_network_is_named(tmp_path: Path, key: str, word: str) -> None:
     with pytest.raises(UserError, match=word):
         weights_io.load_weights(
             backbone_module.create(RESNET), saved(tmp_path, {key: torch.ones(5)})

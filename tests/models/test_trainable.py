@@ -1,4 +1,4 @@
-"""What of a backbone may learn, and that low-rank additions leave no trace in what is written."""
+"""Trainable parts of a backbone, and merged low-rank additions in written weights."""
 
 import copy
 import sys
@@ -20,7 +20,7 @@ def moving(backbone: nn.Module) -> set[str]:
 
 
 def trained(backbone: nn.Module, steps: int = 2) -> set[str]:
-    """Names of what a few steps changed, running statistics too."""
+    """Names of the tensors that a few steps changed, running statistics included."""
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     backbone.train()
@@ -130,7 +130,7 @@ class TestLast:
             ),
         ],
     )
-    def test_the_last_parts_and_what_follows_them(self, name, what, beginnings):
+    def test_the_last_parts_and_later_layers(self, name, what, beginnings):
         backbone = backbone_module.create(name, image_size=64)
         trainable.set_trainable(backbone, what)
         expected = {
@@ -140,7 +140,7 @@ class TestLast:
         }
         assert moving(backbone) == expected
 
-    def test_the_frozen_part_is_exactly_what_it_was(self):
+    def test_the_frozen_part_does_not_change(self):
         backbone = backbone_module.create("resnet18")
         trainable.set_trainable(backbone, "last-1")
         changed = trained(backbone)
@@ -197,7 +197,7 @@ class TestLora:
         assert {p.shape[0] for k, p in backbone.named_parameters() if "lora_A" in k} == {4}
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-    def test_what_is_written_is_a_plain_network_of_timm(self, backbone, tmp_path, suffix):
+    def test_written_weights_are_those_of_a_plain_network(self, backbone, tmp_path, suffix):
         trainable.set_trainable(backbone, "lora")
         trained(backbone)
         weights_io.save_backbone(backbone, tmp_path / f"b{suffix}")
@@ -225,7 +225,7 @@ class TestLora:
         with pytest.raises(UserError, match="already"):
             trainable.set_trainable(backbone, "lora")
 
-    def test_without_peft_it_says_what_to_install(self, monkeypatch):
+    def test_without_peft_the_error_names_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "peft", None)
         with pytest.raises(UserError, match=r'pip install "selftaught\[lora\]"'):
             trainable.set_trainable(backbone_module.create(VIT, image_size=64), "lora")

@@ -1,6 +1,4 @@
-"""What lies at a path: weights in any kind of file and folder, or one line that says what is there
-instead.
-"""
+"""Files and folders of weights, and the errors for files that are no weights."""
 
 import contextlib
 import gzip
@@ -27,9 +25,11 @@ from tests.networks import RESNET, assert_same_weights, lived_in
 
 @pytest.fixture(scope="module")
 def backbone() -> backbone_module.Backbone:
-    made = backbone_module.create(RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_size=32)
-    lived_in(made.network)
-    return made
+    network = backbone_module.create(
+        RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_size=32
+    )
+    lived_in(network.network)
+    return network
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def state(backbone: backbone_module.Backbone) -> dict[str, torch.Tensor]:
     return dict(backbone.network.state_dict())
 
 
-def taken(source: Path, backbone: backbone_module.Backbone) -> str:
+def load_and_compare(source: Path, backbone: backbone_module.Backbone) -> str:
     """Load `source` into a fresh network, and compare."""
     fresh = backbone_module.create(RESNET)
     line = weights_io.load_weights(fresh, source)
@@ -113,7 +113,7 @@ NO_WEIGHTS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("kind", NO_WEIGHTS)
-def test_what_is_no_file_of_weights_is_named(tmp_path: Path, kind: str, suffix: str) -> None:
+def test_other_kinds_of_files_are_named(tmp_path: Path, kind: str, suffix: str) -> None:
     content, word = NO_WEIGHTS[kind]
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
@@ -132,7 +132,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path, kind: str, suffix: 
 @pytest.mark.parametrize(
     "suffix", [".onnx", ".h5", ".pb", ".tflite", ".msgpack", ".keras", ".ckpt.data-00000-of-00001"]
 )
-def test_files_that_only_their_suffix_tells(tmp_path: Path, suffix: str) -> None:
+def test_kinds_of_files_known_by_suffix(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(range(200, 256)))
     with pytest.raises(UserError) as error:
@@ -155,7 +155,7 @@ def test_cut_off(tmp_path: Path, state: dict[str, torch.Tensor], kind: str, shar
     assert "\n" not in str(error.value)
 
 
-def test_what_must_not_be_read(
+def test_unreadable_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]
 ) -> None:
     path = tmp_path / "weights.pth"
@@ -172,7 +172,7 @@ def test_what_must_not_be_read(
 @pytest.mark.parametrize(
     "name", ["https://example.org/a.pth", "hf-hub:timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"]
 )
-def test_what_is_no_path(name: str) -> None:
+def test_missing_paths(name: str) -> None:
     with pytest.raises(UserError, match="no file"):
         weights_io.load_weights(backbone_module.create(RESNET), name)
 
@@ -185,7 +185,7 @@ def test_a_link_to_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin", ".ckpt"])
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
-def test_the_content_says_what_it_is_and_not_the_suffix(
+def test_the_format_is_that_of_the_content(
     tmp_path: Path,
     backbone: backbone_module.Backbone,
     state: dict[str, torch.Tensor],
@@ -194,7 +194,7 @@ def test_the_content_says_what_it_is_and_not_the_suffix(
 ) -> None:
     path = tmp_path / f"weights{suffix}"
     safetensors.torch.save_file(state, path) if kind == "safetensors" else torch.save(state, path)
-    taken(path, backbone)
+    load_and_compare(path, backbone)
 
 
 class TestFolders:
@@ -211,7 +211,7 @@ class TestFolders:
         (tmp_path / "README.md").write_text("about it")
         save = safetensors.torch.save_file if name.endswith(".safetensors") else torch.save
         save(state, tmp_path / name)
-        taken(tmp_path, backbone)
+        load_and_compare(tmp_path, backbone)
 
     def test_a_snapshot_of_timm_on_the_hub(
         self, tmp_path: Path, backbone: backbone_module.Backbone, state: dict[str, torch.Tensor]
@@ -270,8 +270,8 @@ class TestFolders:
         index.write_text(
             json.dumps({"weight_map": {key: names[i % 3] for i, key in enumerate(keys)}})
         )
-        taken(tmp_path, backbone)
-        taken(index, backbone)
+        load_and_compare(tmp_path, backbone)
+        load_and_compare(index, backbone)
         with pytest.raises(UserError, match="one of several"):
             weight_files.read(tmp_path / names[0])
         (tmp_path / names[1]).unlink()
@@ -306,7 +306,7 @@ class TestFolders:
 
 
 class TestRuns:
-    """A run's folder and every file that it wrote."""
+    """The folder of a run, with every file that it wrote."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path, backbone: backbone_module.Backbone) -> Path:
@@ -337,7 +337,7 @@ class TestRuns:
     )
     def test_it_is_taken(self, folder: Path, backbone: backbone_module.Backbone, file: str) -> None:
         source = folder / file
-        assert "with its mean and std" in taken(source, backbone)
+        assert "with its mean and std" in load_and_compare(source, backbone)
         assert weights_io.guess(source) == (RESNET, "imagenet")
         again = weights_io.load_backbone(source)
         assert_same_weights(again, backbone)
@@ -347,15 +347,15 @@ class TestRuns:
         self, folder: Path, tmp_path: Path, backbone: backbone_module.Backbone
     ) -> None:
         moved = (folder / "checkpoints" / "last.pt").rename(tmp_path / "step.pt")
-        assert "with its mean and std" in taken(moved, backbone)
+        assert "with its mean and std" in load_and_compare(moved, backbone)
         with pytest.raises(UserError, match="which network"):
             weights_io.load_backbone(moved)
 
     def test_a_plan(self, folder: Path, tmp_path: Path, backbone: backbone_module.Backbone) -> None:
         stages = {"target": {"folder": "run"}}
         (tmp_path / "plan.json").write_text(json.dumps({"outcome": "target", "stages": stages}))
-        taken(tmp_path, backbone)
-        taken(tmp_path / "plan.json", backbone)
+        load_and_compare(tmp_path, backbone)
+        load_and_compare(tmp_path / "plan.json", backbone)
         stages["target"]["folder"] = "gone"
         (tmp_path / "plan.json").write_text(json.dumps({"outcome": "target", "stages": stages}))
         with pytest.raises(UserError, match="gone"):
@@ -379,7 +379,7 @@ class TestRuns:
         ],
         ids=["shards", "lora"],
     )
-    def test_what_a_checkpoint_cannot_give(
+    def test_checkpoints_without_plain_weights(
         self, folder: Path, disturb: Callable[[dict], dict]
     ) -> None:
         file = folder / "checkpoints" / "last.pt"
@@ -413,7 +413,7 @@ class TestExport:
             assert main(["export", str(source), "--to", str(name)]) == 0
         assert len({name.read_bytes() for name in names}) == 1
 
-    def test_an_existing_file_is_replaced_and_that_is_said(
+    def test_an_existing_file_is_replaced_with_a_note(
         self,
         source: Path,
         tmp_path: Path,
@@ -423,7 +423,7 @@ class TestExport:
         (tmp_path / "x.pth").write_text("old")
         assert main(["export", str(source), "--to", str(tmp_path / "x.pth")]) == 0
         assert "in place of" in capsys.readouterr().err
-        taken(tmp_path / "x.pth", backbone)
+        load_and_compare(tmp_path / "x.pth", backbone)
 
     @pytest.mark.parametrize("to", ["", "b.safetensors", "b.onnx", "file/x.pth", "name"])
     def test_where_nothing_can_be_written(
@@ -432,14 +432,14 @@ class TestExport:
         (tmp_path / "file").write_text("x")
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
         assert main(["export", str(source), "--to", str(tmp_path / to)]) == 2
-        told = capsys.readouterr()
-        assert not told.out
-        assert len(told.err.strip().splitlines()) == 1
+        output = capsys.readouterr()
+        assert not output.out
+        assert len(output.err.strip().splitlines()) == 1
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
     @pytest.mark.parametrize("old", [True, False])
-    def test_a_full_disk_leaves_what_was_there(
+    def test_a_full_disk_leaves_the_old_file(
         self,
         source: Path,
         tmp_path: Path,
@@ -458,8 +458,15 @@ class TestExport:
 
         monkeypatch.setattr(weights_io.os, "fsync", full)
         assert main(["export", str(source), "--to", str(to)]) == 2
-        told = capsys.readouterr().err.strip().splitlines()
-        assert len(told) == 1
-        assert "no space left" in told[0].lower()
+        output = capsys.readouterr().err.strip().splitlines()
+        assert len(output) == 1
+        assert "no space left" in output[0].lower()
         assert sorted(tmp_path.iterdir()) == before
         assert not old or to.read_text() == "old"
+
+
+def test_a_reason_is_no_bare_key(tmp_path: Path) -> None:
+    # whose reader fails with a KeyError, which says nothing
+    (tmp_path / "junk.pth").write_bytes(b"junk\x00\n")
+    with pytest.raises(UserError, match=r"is broken, or no PyTorch file: \w+\.$"):
+        weights_io.load_backbone(tmp_path / "junk.pth")

@@ -1,4 +1,4 @@
-"""Weights survive every way in and out exactly, and no file is taken in half or runs code."""
+"""Weights are equal after writing and reading; broken files are errors and run no code."""
 
 import argparse
 import pickle
@@ -28,7 +28,7 @@ class TestRoundTrip:
         ("name", "stem", "size"),
         [(RESNET, "imagenet", None), (RESNET, "cifar", 32), (VIT, "imagenet", 64)],
     )
-    def test_load_gives_back_what_was_saved(self, tmp_path, suffix, name, stem, size):
+    def test_loaded_equals_saved(self, tmp_path, suffix, name, stem, size):
         mean, std = np.random.default_rng(0).uniform(0.1, 0.9, (2, 3)).tolist()
         backbone = backbone_module.create(name, stem=stem, mean=mean, std=std, image_size=size)
         lived_in(backbone.network)
@@ -158,9 +158,7 @@ def torchvision_resnet18() -> nn.Module:
 
 
 def headless() -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """torchvision's ResNet-18: its whole state dict, and the network with its classifier cut
-    off.
-    """
+    """torchvision's ResNet-18: its whole state dict, and the network without its classifier."""
     original = torchvision_resnet18()
     state = dict(original.state_dict())
     original.fc = nn.Identity()
@@ -181,9 +179,7 @@ def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 
 class TestForeignFiles:
-    """Features after loading equal the original network's exactly, for every layout that is
-    accepted.
-    """
+    """Features after loading equal those of the original network, for every layout."""
 
     def assert_taken_over(
         self, path: Path, original: nn.Module, says: str = "", name: str = "resnet18"
@@ -225,9 +221,7 @@ class TestForeignFiles:
         )
 
     def test_moco_checkpoint(self, tmp_path):
-        """As moco writes it: the query encoder beside the key encoder and the queue, an MLP as
-        head.
-        """
+        """A file of MoCo: query encoder, key encoder, queue, and an MLP as classifier."""
         original, state = headless()
         mlp = {
             "fc.0.weight": torch.ones(4, 512),
@@ -419,9 +413,7 @@ class TestRefusals:
 
 
 class TestPickledObjects:
-    """Lightning and others pickle objects beside the tensors: these load, the objects stay closed,
-    no code runs.
-    """
+    """Lightning and others pickle objects beside the tensors. These are not unpickled."""
 
     @pytest.fixture
     def trap(self, tmp_path):
@@ -449,7 +441,7 @@ class TestPickledObjects:
         torch.save(content, path, _use_new_zipfile_serialization=modern)
         backbone = backbone_module.create("resnet18")
         line = weights_io.load_weights(backbone, path)
-        assert "pickled objects left closed" in line
+        assert "pickled objects" in line
         assert "exec" in line
         assert torch.equal(features(backbone, pixels()), features(network, normalised(pixels())))
         assert weights_io.guess(path)[0] == "resnet18"
@@ -475,7 +467,7 @@ class TestPickledObjects:
     @pytest.mark.parametrize("key", ["state_dict", "model", "teacher"])
     def test_a_trap_in_the_place_of_the_weights(self, tmp_path, trap, key):
         torch.save({key: trap}, tmp_path / "a.pth")
-        with pytest.raises(UserError, match=r"no state dict.*stay closed"):
+        with pytest.raises(UserError, match=r"no state dict.*[Pp]ickled"):
             weights_io.load_weights(backbone_module.create(RESNET), tmp_path / "a.pth")
 
     def test_a_trap_as_a_tensor(self, tmp_path, trap):
@@ -484,10 +476,8 @@ class TestPickledObjects:
         with pytest.raises(UserError, match=r"1 missing \(bn1\.weight\)"):
             weights_io.load_weights(backbone_module.create("resnet18"), tmp_path / "a.pth")
 
-    def test_what_a_pickle_names_cannot_be_changed(self, tmp_path):
-        """Pickles can set attributes of what they name: here of the function that rebuilds
-        tensors.
-        """
+    def test_a_pickle_cannot_change_what_it_names(self, tmp_path):
+        """A pickle can set attributes of an object that it names, here the rebuild function."""
         before = torch._utils._rebuild_tensor_v2.__defaults__
         vandal = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}U\x0c__defaults__Nstb."
         torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
@@ -524,7 +514,7 @@ class TestPickledObjects:
         network, _ = headless()
         torch.save({"model": network, "epoch": 1}, tmp_path / "whole.pt")
         backbone = backbone_module.create("resnet18")
-        assert "left closed" in weights_io.load_weights(backbone, tmp_path / "whole.pt")
+        assert "pickled objects" in weights_io.load_weights(backbone, tmp_path / "whole.pt")
         assert torch.equal(features(backbone, pixels()), features(network, normalised(pixels())))
 
     def test_torchscript_is_code_and_refused(self, tmp_path):
@@ -534,7 +524,7 @@ class TestPickledObjects:
 
 
 class TestPretrainedNames:
-    """Without the network: timm's own loading is replaced, everything around it is real."""
+    """timm's own download is replaced, because tests have no network."""
 
     @pytest.fixture
     def hub(self, monkeypatch):
@@ -574,7 +564,7 @@ class TestPretrainedNames:
             weights_io.load_weights(backbone_module.create("resnet18"), name)
         assert not hub
 
-    def test_no_network_is_said(self, monkeypatch):
+    def test_a_failed_download_is_an_error(self, monkeypatch):
         backbone = backbone_module.create("resnet18")
 
         def offline(*_, **__):

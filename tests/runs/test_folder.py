@@ -623,7 +623,7 @@ def test_a_disk_without_locks_is_said_once(
     for _ in range(2):
         with (
             files.hold_run(tmp_path, told.append),
-            files.locked(tmp_path / "other.lock", say=told.append),
+            files.locked(tmp_path / "other.lock", log=told.append),
         ):
             files.refuse_busy(tmp_path)
             files.write_json(tmp_path / "run.json", {})

@@ -13,7 +13,7 @@ from torch import Tensor
 from selftaught.features.knn import KNN
 from selftaught.features.metrics import balanced_accuracy, effective_count
 from selftaught.features.protocol import Features
-from selftaught.features.statistics import effective_rank, measure, votes
+from selftaught.features.statistics import effective_rank, measure, measure_knn
 from selftaught.training.collapse import CollapseDetector
 
 # Recorded runs of ResNet-18 (unless it says otherwise) on photographs of 32 pixels: K with a chance
@@ -357,9 +357,9 @@ def test_votes_count_as_much_as_their_rarest_class_lets_them(labels: Tensor, cou
 
 def test_votes_of_one_class_say_nothing() -> None:
     (bank, bank_labels), (vectors, labels) = labelled(90, 0), labelled(60, 1)
-    assert votes(vectors, labels, bank, torch.zeros_like(bank_labels)) == {}
-    assert votes(vectors, torch.zeros_like(labels), bank, bank_labels) == {}
-    assert votes(vectors, torch.ones(60, 2), bank, torch.ones(90, 2)) == {}
+    assert measure_knn(vectors, labels, bank, torch.zeros_like(bank_labels)) == {}
+    assert measure_knn(vectors, torch.zeros_like(labels), bank, bank_labels) == {}
+    assert measure_knn(vectors, torch.ones(60, 2), bank, torch.ones(90, 2)) == {}
 
 
 def test_samples_too_small_to_judge_raise_no_alarm() -> None:
@@ -434,12 +434,12 @@ def labelled(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def test_votes_are_those_of_knn() -> None:
     (bank, bank_labels), (vectors, labels) = labelled(90, 0), labelled(60, 1)
-    found = votes(vectors, labels, bank, bank_labels)
+    found = measure_knn(vectors, labels, bank, bank_labels)
     values = KNN().score(Features(bank.double(), bank_labels), vectors.double()).values
     assert found["knn"] == pytest.approx(balanced_accuracy(labels, values))
-    assert votes(vectors * torch.nan, labels, bank, bank_labels) == {}
+    assert measure_knn(vectors * torch.nan, labels, bank, bank_labels) == {}
     several = F.one_hot(bank_labels, 3), F.one_hot(labels, 3)
-    area = votes(vectors, several[1], bank, several[0])["knn"]
+    area = measure_knn(vectors, several[1], bank, several[0])["knn"]
     assert 0.5 < area < 1
 
 

@@ -310,7 +310,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_reason(
     assert facts["outcome"] == "diverged"
     assert not facts["finished"]
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
-    assert "Training came to no good end at step" in (tmp_path / "report.html").read_text()
+    assert "Training failed at step" in (tmp_path / "report.html").read_text()
 
 
 def test_what_looks_like_a_collapse_is_looked_at_again_soon(

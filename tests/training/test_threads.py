@@ -150,7 +150,7 @@ DOCKER = {
 def test_the_least_quota_of_all_groups_counts(
     files: dict[str, str], quota: float | None, tmp_path: Path
 ) -> None:
-    found = threads.groups(machine(tmp_path, files))
+    found = threads.find_groups(machine(tmp_path, files))
     assert min((g.quota for g in found.values()), default=None) == quota
     measured = measure_load(tmp_path, lambda seconds: None)
     assert measured.quota == (float("inf") if quota is None else quota)
@@ -430,11 +430,11 @@ def test_a_quiet_machine_is_not_spoken_of(waits: list[dict[int, float]]) -> None
 def test_one_thread_has_no_other_to_wait_for_and_steps_do_not_look_each_time() -> None:
     assert not any(detector(1, growing(10.0, 6)))
     made = WaitDetector(2, itertools.repeat({1: 0.0}).__next__, iter([0.0, 1.0, 2.0]).__next__)
-    reads = made.waited
+    reads = made.delays
     assert made.check() is None
-    assert made.waited is reads
+    assert made.delays is reads
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="this system does not tell")
 def test_the_system_tells_of_every_thread() -> None:
-    assert os.getpid() in threads.run_delays()
+    assert os.getpid() in threads.read_delays()

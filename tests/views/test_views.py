@@ -1,6 +1,4 @@
-"""Views: each operation against torchvision's, the law of the crops, and what every view must
-be.
-"""
+"""Views: each operation against torchvision's, and the distribution of crops."""
 
 import dataclasses
 import math
@@ -22,9 +20,7 @@ PLAIN: dict[str, Any] = {"flip": 0.0, "jitter": 0.0, "gray": 0.0, "blur": 0.0}
 
 
 def pictures(count: int, canvas: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Tensor:
-    """uint8 [count, 3, canvas, canvas]: smooth colours with fine noise, as photographs have
-    both.
-    """
+    """uint8 [count, 3, canvas, canvas]: smooth colours with fine noise, as in photographs."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=generator)
     smooth = torch.nn.functional.interpolate(
@@ -43,7 +39,7 @@ def square(count: int) -> Tensor:
 
 
 def draw(box: Tensor, **changes: Tensor) -> sampling.ViewParameters:
-    """Boxes [B, 4] as shares of the image, and nothing else unless asked for."""
+    """Boxes [B, 4] as shares of the image, with other parameters off by default."""
     never = torch.zeros(len(box), dtype=torch.bool)
     plain = torch.stack([torch.eye(3), torch.zeros(3, 3)])[:, None].expand(2, len(box), 3, 3)
     nothing = sampling.ViewParameters(
@@ -71,14 +67,14 @@ def test_crop_flip_resize_and_blur_are_torchvisions(canvas: int, size: int) -> N
     flip = torch.tensor([False, True, True, False])
     sigma = torch.tensor([0.0, 1.3, 0.0, 2.0])
     drawn = [draw(boxes / canvas, flip=flip, sigma=sigma)]
-    made, rounded = (
+    result, rounded = (
         augment_module._render(pixels, drawn, [size], 6, singly_from)[0]
         for singly_from in (10**6, 1)
     )
-    torch.testing.assert_close(rounded, made, atol=1.01 / 255, rtol=0)  # to a grey level
-    assert (rounded - made).abs().mean() < 0.4 / 255
+    torch.testing.assert_close(rounded, result, atol=1.01 / 255, rtol=0)  # to a grey level
+    assert (rounded - result).abs().mean() < 0.4 / 255
     for image, box, flipped, blur, view in zip(
-        pixels, boxes.tolist(), flip, sigma.tolist(), made, strict=True
+        pixels, boxes.tolist(), flip, sigma.tolist(), result, strict=True
     ):
         expected = tv.resized_crop(image.float() / 255, *box, size=[size, size], antialias=True)
         expected = tv.horizontal_flip(expected) if flipped else expected
@@ -117,11 +113,11 @@ def test_each_jitter_is_torchvisions(name: str) -> None:
     images = pictures(16, 24, 0.3, 0.6).float() / 255  # such that nothing clamps
     strength, colour = colours(16, **{name: 0.4})
     column = ["brightness", "contrast", "saturation"].index(name)
-    for image, factor, made in zip(
+    for image, factor, result in zip(
         images, 0.6 + 0.8 * strength[:, column], coloured(images, colour), strict=True
     ):
         expected = getattr(tv, f"adjust_{name}")(image, float(factor))
-        torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
 def test_jitters_in_every_order_are_torchvisions() -> None:
@@ -131,31 +127,31 @@ def test_jitters_in_every_order_are_torchvisions() -> None:
     settings = Views(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.0)
     always = torch.ones(64, dtype=torch.bool)
     gray = torch.arange(64) % 4 == 0
-    made = coloured(images, sampling.sample_colours(settings, orders, strength, always, gray))
-    seen = set()
+    result = coloured(images, sampling.sample_colours(settings, orders, strength, always, gray))
+    orders_used = set()
     for index, image in enumerate(images):
         order = orders[index].argsort().tolist()
-        seen.add(tuple(order))
+        orders_used.add(tuple(order))
         for step in order:
             if step < 3:
                 change = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)[step]
                 image = change(image, 0.7 + 0.6 * float(strength[index, step]))
         image = tv.rgb_to_grayscale(image, 3) if gray[index] else image
-        torch.testing.assert_close(made[index], image, atol=1e-5, rtol=0)
-    assert len(seen) > 18  # of 24
+        torch.testing.assert_close(result[index], image, atol=1e-5, rtol=0)
+    assert len(orders_used) > 18  # of 24
 
 
 def test_hue_is_near_hsv() -> None:
     images = pictures(32, 24, 0.1, 0.9).float() / 255
     strength, colour = colours(32, hue=0.1)
-    made = coloured(images, colour).clamp(0, 1)
+    result = coloured(images, colour).clamp(0, 1)
     shift = 0.2 * strength[:, 3] - 0.1
     expected = torch.stack([tv.adjust_hue(i, float(h)) for i, h in zip(images, shift, strict=True)])
     other_way = torch.stack(
         [tv.adjust_hue(i, -float(h)) for i, h in zip(images, shift, strict=True)]
     )
-    assert (made - expected).abs().mean() < 0.025  # YIQ keeps the luma, HSV the value
-    assert (made - expected).abs().mean() < 0.5 * (made - other_way).abs().mean()
+    assert (result - expected).abs().mean() < 0.025  # YIQ keeps the luma, HSV the value
+    assert (result - expected).abs().mean() < 0.5 * (result - other_way).abs().mean()
     grey = images.mean(1, keepdim=True).expand_as(images)
     torch.testing.assert_close(coloured(grey, colour), grey, atol=2e-4, rtol=0)
 
@@ -244,22 +240,22 @@ def test_crops_follow_the_law_of_random_resized_crop(
 
 
 @pytest.mark.parametrize("pipeline", ["fast", "reference"])
-def test_what_every_view_is(pipeline: Any) -> None:
+def test_shape_range_and_layout_of_views(pipeline: Any) -> None:
     pixels, aspect = pictures(6, 64), torch.tensor([1.0, 0.5, 2.0, 1.3, 0.75, 3.0])
     settings = Views(pipeline=pipeline, small=3, small_size=16, solarize=0.2)
-    made = Augment(settings, 32)(pixels, aspect, seeded())
-    assert [tuple(view.shape) for view in made] == [(6, 3, 32, 32)] * 2 + [(6, 3, 16, 16)] * 3
-    for view in made:
+    result = Augment(settings, 32)(pixels, aspect, seeded())
+    assert [tuple(view.shape) for view in result] == [(6, 3, 32, 32)] * 2 + [(6, 3, 16, 16)] * 3
+    for view in result:
         assert view.dtype == torch.float32
         assert view.is_contiguous(memory_format=torch.channels_last)
         assert view.min() >= 0
         assert view.max() <= 1
         assert not view.requires_grad
-    assert not torch.equal(made[0], made[1])
+    assert not torch.equal(result[0], result[1])
     again = Augment(settings, 32)(pixels, aspect, seeded())
-    assert all(torch.equal(one, two) for one, two in zip(made, again, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(result, again, strict=True))
     other = Augment(settings, 32)(pixels, aspect, seeded(1))
-    assert not torch.equal(made[0], other[0])
+    assert not torch.equal(result[0], other[0])
 
 
 @pytest.mark.parametrize("pipeline", ["fast", "reference"])
@@ -275,9 +271,7 @@ def test_chance_comes_from_the_generator_alone(pipeline: Any) -> None:
 
 
 def test_the_order_of_chance_is_fixed() -> None:
-    """How much is drawn depends on neither the pixels nor the probabilities, and a view not on
-    later ones.
-    """
+    """The number of random numbers depends on neither pixels nor probabilities."""
     generators = [seeded() for _ in range(3)]
     settings = [Views(), Views(**PLAIN), Views(small=2)]
     boxes = []
@@ -299,11 +293,11 @@ def test_handling_few_images_or_many_at_a_time_is_the_same(monkeypatch: pytest.M
         torch.linspace(0.5, 2, 7),
         Augment(Views(small=1), 72),
     )
-    made = []
+    result = []
     for cache in (1, 10**9):
         monkeypatch.setattr(batched, "CACHE", cache)
-        made.append(augment(pixels, aspect, seeded()))
-    for one, two in zip(*made, strict=True):
+        result.append(augment(pixels, aspect, seeded()))
+    for one, two in zip(*result, strict=True):
         torch.testing.assert_close(one, two, atol=5e-6, rtol=0)
 
 
@@ -415,10 +409,10 @@ def test_a_circle_stays_a_circle(height: int, width: int, pipeline: Any) -> None
     views = Views(
         **{**PLAIN, "pipeline": pipeline, "ratio": (1, 1), "scale": (0.3, 0.4), "large": 1}
     )
-    made = [Augment(views, 32)(squashed, aspect, seeded(seed))[0] for seed in range(150)]
+    result = [Augment(views, 32)(squashed, aspect, seeded(seed))[0] for seed in range(150)]
     whole = [
         v
-        for v in made
+        for v in result
         if max(v[:, :, 0].max(), v[:, :, -1].max(), v[..., 0].max(), v[..., -1].max()) < 0.02
     ]
     whole = [view for view in whole if view.max() > 0.5]
@@ -434,14 +428,14 @@ def test_centre_is_torchvisions_resize_and_centre_crop(height: int, width: int) 
     squashed = tv.resize(picture, [canvas, canvas], antialias=True)
     original = picture.float() / 255
     for share in (1.0, 0.8):  # such that torchvision need not round the sides that it resizes to
-        made = centre(squashed, torch.tensor([width / height]), size, share)
+        result = centre(squashed, torch.tensor([width / height]), size, share)
         short = round(size / share)
         scaled = [short * height // min(height, width), short * width // min(height, width)]
         expected = tv.center_crop(tv.resize(original, scaled, antialias=True), [size, size])
-        assert made.shape == expected.shape
-        assert made.is_contiguous(memory_format=torch.channels_last)
-        assert (made - expected).abs().mean() < 0.002
-        assert (made - expected)[..., 2:-2, 2:-2].abs().max() < 0.01
+        assert result.shape == expected.shape
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        assert (result - expected).abs().mean() < 0.002
+        assert (result - expected)[..., 2:-2, 2:-2].abs().max() < 0.01
 
 
 @pytest.mark.parametrize("canvas", [16, 200])

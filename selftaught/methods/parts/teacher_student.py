@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from selftaught.method import Batch, Defaults, Method, Setting, Setup, Tensors
 from selftaught.models.layers import on_views
-from selftaught.models.teacher import Teacher, rising, teacher_momentum
+from selftaught.models.teacher import Teacher, schedule_momentum, teacher_momentum
 from selftaught.ranges import Count, Share
 
 
@@ -48,4 +48,4 @@ class TeacherStudent(Method):
         return second, first
 
     def after_step(self, batch: Batch, predictions: Tensors, targets: Tensors) -> None:
-        self.teacher.follow(self.network, rising(self.momentum, self.progress))
+        self.teacher.follow(self.network, schedule_momentum(self.momentum, self.progress))

@@ -1,4 +1,4 @@
-"""Which network a state dict may belong to, judged by its names and shapes."""
+"""A guess at the network of a state dict, from names and shapes of its tensors."""
 
 import re
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from selftaught.models.weights.formats import Reading
 
 State = Mapping[str, Tensor]
 
-# (blocks a layer, have they three convolutions?, shape of the second one in the first block) ->
-# name
+# (blocks in each layer, whether a block has three convolutions, shape of the first block's second
+# convolution) -> name
 _RESNETS: dict[tuple[tuple[int, ...], bool, tuple[int, ...]], str] = {
     ((1, 1, 1, 1), False, (64, 64)): "resnet10",
     ((1, 1, 1, 1), True, (64, 64)): "resnet14",
@@ -34,7 +34,7 @@ _VITS = {
     (1280, 32): "huge",
     (1536, 40): "giant",
 }
-# With LayerScale, registers, a distillation token, rotary positions: which it is, the tensors say.
+# Variants with LayerScale, registers, a distillation token or rotary positions differ in tensors.
 _VIT_NAMES = (
     "vit_{}_patch{}_224",
     "vit_{}_patch{}_dinov2",
@@ -46,7 +46,7 @@ _VIT_NAMES = (
     "vit_{}_plus_patch{}_dinov3",
     "vit_{}_plus_patch{}_dinov3_qkvb",
 )
-# Their tensors alone do not say which padding and epsilon they were trained with: the dialect does.
+# The key map tells the padding and epsilon of these networks, which the tensors do not.
 _EFFICIENT = {
     "torchvision's EfficientNet": tuple(f"efficientnet_b{i}" for i in range(5)),
     "torchvision's MobileNetV2": ("mobilenetv2_100",),
@@ -56,13 +56,11 @@ _EFFICIENT = {
 _CONVNEXTS = tuple(f"convnext_{size}" for size in ("tiny", "small", "base", "large"))
 
 
-def candidates(reading: Reading) -> tuple[str, ...]:
-    """Names of timm's networks that the state dict may belong to, the likeliest first; each is
-    still to be compared.
-    """
-    state, dialect = reading.state, reading.dialect
-    if dialect and dialect.whose in _EFFICIENT:
-        return _EFFICIENT[dialect.whose]
+def list_candidates(reading: Reading) -> tuple[str, ...]:
+    """List names of timm's networks that may fit the state dict, the likeliest first."""
+    state, key_map = reading.state, reading.key_map
+    if key_map and key_map.origin in _EFFICIENT:
+        return _EFFICIENT[key_map.origin]
     if "stages.0.blocks.0.conv_dw.weight" in state:
         return _CONVNEXTS
     if (shape := _vit(state)) is not None:
@@ -73,46 +71,41 @@ def candidates(reading: Reading) -> tuple[str, ...]:
     return (resnet,) if resnet else ()
 
 
-def small_stem(state: State) -> bool:
-    """Has this ResNet the first convolution that CIFAR's small images want?"""
-    found = next(
-        (
-            value
-            for key, value in state.items()
-            if re.fullmatch(r"(?!.*layer)(.*\.)?conv1\.weight", key)
-        ),
-        None,
-    )
-    return found is not None and found.shape[-1] == 3
+def has_small_stem(state: State) -> bool:
+    """Whether this ResNet has the 3x3 first convolution of the cifar stem."""
+    pattern = r"(?!.*layer)(.*\.)?conv1\.weight"
+    weight = next((value for key, value in state.items() if re.fullmatch(pattern, key)), None)
+    return weight is not None and weight.shape[-1] == 3
 
 
-def looks_like(state: State) -> str:
-    """A guess at what a state dict is, for the error line."""
+def describe_network(state: State) -> str:
+    """Describe what a state dict seems to be, as one sentence of an error message."""
     if any(key.endswith("flat_param") for key in state):
-        return "Its parameters are flat, as FSDP shares them out: save a full state dict."
+        return "Its parameters are flat, as FSDP shards them: save a full state dict."
     if any(".lora_A." in key for key in state):
         return "It holds low-rank additions alone: merge them into their network, and save that."
     if any(re.search(r"(^|\.)(embeddings\.|encoder\.layers?\.0\.)", key) for key in state):
         return (
-            "It looks like a network of Hugging Face's transformers, whose names are not known"
-            " here: take timm's weights."
+            "It looks like a network of Hugging Face's transformers, whose names are not"
+            " supported: use timm's weights."
         )
     resnet = _resnet(state)
     if any(resnet[0]):
         name = _resnet_name(state) or f"a ResNet of {resnet[0]} blocks"
-        return f"It looks like {name}{' with the cifar stem' if small_stem(state) else ''}."
+        return f"It looks like {name}{' with the cifar stem' if has_small_stem(state) else ''}."
     if (shape := _vit(state)) is not None:
         return "It looks like a ViT of width {}, depth {}, patch {}.".format(*shape)
     if any(key.startswith("features.") for key in state):
         return (
             "It looks like a network of torchvision, whose names differ from timm's and are not"
-            " known here."
+            " supported."
         )
     names = tuple(state)
     return f"Its first names are {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}."
 
 
 def _resnet(state: State) -> tuple[tuple[int, ...], bool, tuple[int, ...]]:
+    """The key of a ResNet in `_RESNETS`; all depths are 0 for any other network."""
     blocks = [
         m
         for key in state
@@ -129,7 +122,7 @@ def _resnet(state: State) -> tuple[tuple[int, ...], bool, tuple[int, ...]]:
 
 
 def _resnet_name(state: State) -> str | None:
-    """With the letter of its first layers: none for one convolution, t or d for three."""
+    """The name with the letter of its stem: none for one convolution, t or d for three."""
     name = _RESNETS.get(_resnet(state))
     deep = next(
         (value for key, value in state.items() if re.search(r"(^|\.)conv1\.0\.weight$", key)), None
@@ -138,6 +131,7 @@ def _resnet_name(state: State) -> str | None:
 
 
 def _vit(state: State) -> tuple[int, int, int] | None:
+    """Width, depth and patch size of a ViT; None for any other network."""
     patch = next(
         (value for key, value in state.items() if key.endswith("patch_embed.proj.weight")), None
     )

@@ -1,10 +1,9 @@
-"""Where the tools of self-supervision put a backbone in their files: a table, one rule a layout.
+"""Layouts of checkpoint files: where each tool of self-supervision puts the backbone.
 
-Over 200 lines with that table, which is tried from the top. A layout applies where its prefix and
-all that it `needs` are there. What stands beside the backbone is dropped if the layout lists it in
-`aside`, and refused otherwise: nothing is lost in silence. Of several networks the one is taken
-that the tool's authors publish and evaluate; `which` says so to the user. Where no layout fits,
-every place in the file is looked at (`search`).
+The table is tried from the top. A layout applies if its prefix and all that it `needs` occur in the
+file. Other tensors are dropped if the layout lists them in `ignored`, and are an error otherwise.
+Of several networks in a file, the layout takes the one that the tool's authors evaluate, named by
+`which`. If no layout fits, `search` tries every place in the file.
 """
 
 import re
@@ -14,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from selftaught.models.weights.key_maps import Dialect, State, translated
+from selftaught.models.weights.key_maps import KeyMap, State, map_keys
 
-# Where a state dict lies in a file.
+# Places of a state dict in a file.
 USUAL = (
     ("state_dict",),
     ("model", "state_dict"),
@@ -29,47 +28,43 @@ USUAL = (
     ("params",),
     (),
 )
-WRAPPERS = ("module.", "model.")  # before all names: DistributedDataParallel, a holder
-# Of torch.compile, FSDP, activation checkpointing and Lightning's Fabric: at any place, and of
-# nothing else.
+WRAPPERS = ("module.", "model.")  # before all names: DistributedDataParallel, a parent module
+# Prefixes of torch.compile, FSDP, activation checkpointing and Lightning's Fabric, at any place.
 _WRAPPED = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
-_DATA_PARALLEL = re.compile(r"(?<=\.)module\.")  # inside of a model that holds a wrapped one
+_DATA_PARALLEL = re.compile(r"(?<=\.)module\.")  # inside a model that contains a wrapped module
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
+    """The place of a backbone in the files of one tool."""
+
     tool: str
     under: tuple[tuple[str, ...], ...] = USUAL
     prefix: str = ""  # of the backbone's names
-    needs: tuple[
-        str, ...
-    ] = ()  # beginnings of names that must occur, by which the tool is told from others
-    aside: tuple[
-        str, ...
-    ] = ()  # beginnings of names beside the backbone: heads, second networks, queues
-    without: str = ""  # beginning of names in the file that must not occur
-    which: str = ""  # the network that is taken, where there are several
-    # timm's networks that compute something else, and why
+    needs: tuple[str, ...] = ()  # prefixes of names that must occur; they identify the tool
+    # Prefixes of names outside the backbone: heads, second networks, queues.
+    ignored: tuple[str, ...] = ()
+    without: str = ""  # prefix of names that must not occur in the file
+    which: str = ""  # the network that is taken, if the file has several
+    # Prefixes of timm's networks of equal shapes that compute something else, with the reason.
     unlike: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a file holds if it is of this layout: a backbone in timm's names, perhaps with a
-    classifier's head.
-    """
+    """A file read by one layout: a backbone in timm's names, and maybe a classifier's head."""
 
     layout: Layout
     state: State
-    dialect: Dialect | None
+    key_map: KeyMap | None
     under: tuple[str, ...]
-    prefix: str  # with wrappers
-    aside: tuple[str, ...]  # what was dropped, by the beginning of its names
-    over: tuple[str, ...]  # what stands beside and is not listed: a reason to refuse
+    prefix: str  # of the backbone's names, wrappers included
+    ignored: tuple[str, ...]  # prefixes of the names that were dropped
+    unexpected: tuple[str, ...]  # other names outside the backbone: a reason to refuse
     count: int  # of tensors outside of the prefix
-    # what is listed and stands among the network's own names
+    # The ignored tensors, if the layout has no prefix.
     dropped: State = field(default_factory=dict)
 
 
@@ -81,7 +76,7 @@ LAYOUTS = (
     Layout(
         tool="MoCo v3",
         prefix="base_encoder.",
-        aside=("momentum_encoder.", "predictor."),
+        ignored=("momentum_encoder.", "predictor."),
         which="query encoder",
         unlike={"vit_small": "MoCo v3's ViT-S has 12 attention heads, timm's has 6"},
     ),
@@ -90,21 +85,21 @@ LAYOUTS = (
         prefix="encoder_q.",
         which="query encoder",
         needs=("encoder_k.",),
-        aside=("encoder_k.", "queue"),
+        ignored=("encoder_k.", "queue"),
     ),
     Layout(
         tool="SwAV or DeepCluster-v2",
         needs=("prototypes.",),
-        aside=("prototypes.", "projection_head."),
+        ignored=("prototypes.", "projection_head."),
     ),
     Layout(
-        tool="DINO", under=(("teacher",),), prefix="backbone.", aside=_DINO_HEADS, which="teacher"
+        tool="DINO", under=(("teacher",),), prefix="backbone.", ignored=_DINO_HEADS, which="teacher"
     ),
     Layout(
         tool="DINO",
         under=(("student",),),
         prefix="backbone.",
-        aside=_DINO_HEADS,
+        ignored=_DINO_HEADS,
         without="teacher",
         which=STUDENT,
     ),
@@ -112,23 +107,23 @@ LAYOUTS = (
         tool="Barlow Twins",
         prefix="backbone.",
         needs=("projector.", "bn."),
-        aside=("projector.", "bn."),
+        ignored=("projector.", "bn."),
     ),
-    Layout(tool="VICReg", prefix="backbone.", needs=("projector.",), aside=("projector.",)),
-    Layout(tool="SimSiam", prefix="encoder.", needs=("predictor.",), aside=("predictor.",)),
+    Layout(tool="VICReg", prefix="backbone.", needs=("projector.",), ignored=("projector.",)),
+    Layout(tool="SimSiam", prefix="encoder.", needs=("predictor.",), ignored=("predictor.",)),
     Layout(tool="BYOL for PyTorch (yaox12)", under=(("online_backbone",),), which="online network"),
     Layout(
         tool="BYOL for PyTorch (sthalles)",
         under=(("online_network_state_dict",),),
         prefix="encoder.",
-        aside=("projetion.", "projection."),
+        ignored=("projetion.", "projection."),
         which="online network",  # spelt so there
     ),
     Layout(
         tool="BYOL (lucidrains)",
         prefix="online_encoder.net.",
         which="online network",
-        aside=("net.", "online_encoder.projector.", "online_predictor.", "target_encoder."),
+        ignored=("net.", "online_encoder.projector.", "online_predictor.", "target_encoder."),
     ),
     Layout(tool="VISSL", under=(_VISSL,), prefix="_feature_blocks."),
     Layout(tool="VISSL", under=(_VISSL,), prefix="base_model._feature_blocks."),
@@ -137,20 +132,20 @@ LAYOUTS = (
         prefix="backbone.",
         which="online network",
         needs=("online_net.",),
-        aside=("online_net.", "target_net.", "neck.", "head."),
+        ignored=("online_net.", "target_net.", "neck.", "head."),
     ),
     Layout(
         tool="OpenSelfSup or mmselfsup",
         prefix="backbone.",
         which="query encoder",
         needs=("encoder_k.",),
-        aside=("encoder_q.", "encoder_k.", "queue", "neck.", "head."),
+        ignored=("encoder_q.", "encoder_k.", "queue", "neck.", "head."),
     ),
     Layout(
         tool="OpenSelfSup, mmselfsup or mmpretrain",
         prefix="backbone.",
         needs=("neck.",),
-        aside=(
+        ignored=(
             "neck.",
             "head.",
             "data_preprocessor.",
@@ -164,7 +159,7 @@ LAYOUTS = (
         prefix="backbone.",
         needs=("momentum_backbone.",),
         which="online network",
-        aside=(
+        ignored=(
             "momentum_backbone.",
             "classifier.",
             "momentum_classifier.",
@@ -183,7 +178,7 @@ LAYOUTS = (
         tool="solo-learn",
         prefix="backbone.",
         needs=("classifier.",),
-        aside=(
+        ignored=(
             "classifier.",
             "projector.",
             "predictor.",
@@ -201,7 +196,7 @@ LAYOUTS = (
             prefix=prefix,
             needs=needs,
             which=which,
-            aside=(
+            ignored=(
                 "backbone_momentum.",
                 "projection_head",
                 "prediction_head.",
@@ -230,7 +225,7 @@ LAYOUTS = (
             prefix=f"{whose}embedding_model.wrapped_model.{part}.",
             which=which,
             without=without,
-            aside=(
+            ignored=(
                 "student_",
                 "teacher_",
                 "projection_head.",
@@ -254,7 +249,7 @@ LAYOUTS = (
             prefix=prefix,
             which=which,
             needs=needs,
-            aside=(
+            ignored=(
                 "backbone.student.",
                 "projector.",
                 "predictor.",
@@ -270,7 +265,7 @@ LAYOUTS = (
             ("backbone.", "", ("callbacks_",)),
         )
     ),
-    Layout(tool="MAE, DINOv2 or DINOv3", needs=("mask_token",), aside=("mask_token", "decoder_")),
+    Layout(tool="MAE, DINOv2 or DINOv3", needs=("mask_token",), ignored=("mask_token", "decoder_")),
     Layout(tool="DINO", under=(("teacher",),), which="teacher"),
     Layout(tool="DINO", under=(("student",),), without="teacher", which=STUDENT),
     # Their papers evaluate the target's encoder.
@@ -279,15 +274,15 @@ LAYOUTS = (
         tool="torch's AveragedModel",
         prefix="module.",
         needs=("n_averaged",),
-        aside=("n_averaged",),
+        ignored=("n_averaged",),
         which="average",
     ),
-    Layout(tool="fastai", prefix="0.", needs=("0.4.0.", "1."), aside=("1.",), which="body"),
+    Layout(tool="fastai", prefix="0.", needs=("0.4.0.", "1."), ignored=("1.",), which="body"),
     Layout(
         tool="CLIP",
         needs=("visual.conv1.", "visual.class_embedding"),
         which="image tower, with the activation of the backbone asked for",
-        aside=(
+        ignored=(
             "transformer.",
             "token_embedding.",
             "positional_embedding",
@@ -304,14 +299,14 @@ LAYOUTS = (
     Layout(tool=""),  # the bare network: timm, torchvision, and what most tools publish
 )
 
-# What a network is trained with and not a part of, by a word of its names.
+# Words in the names of tensors that are no part of a backbone.
 _BESIDE = re.compile(
     r"head|project|predict|classif|prototype|queue|decoder|criterion|loss|metric|probe|memory|logit|text|token_embed"
     r"|tokenizer|pooler|normaliz|preprocess|augment|(^|_)(mean|std|neck|fc\d*|linear|proj|pred|temperature|center|aux|n_averaged|initted|step|steps|epoch|num_updates"
     r"|decay|mask_token|bias_mask)$",
     re.IGNORECASE,
 )
-# Of two networks the one to take and the other, by words of where they lie.
+# Words in the places of two networks: the one to take, and the other.
 PAIRS = (
     ("teacher", "student"),
     ("online", "target"),
@@ -319,20 +314,18 @@ PAIRS = (
     ("q", "k"),
     ("image", "text"),
 )
-# Where both fit, the one without this word is taken.
+# If both fit, the network without this word is taken.
 FOLLOWERS = (("", "momentum"), ("", "ema"), ("", "averaged"), ("", "swa"))
 AVERAGES = {"ema", "swa", "averaged", "shadow", "average"}
 
 
-def is_beside(name: str) -> bool:
-    """Whether a tensor is known by its name as no part of a backbone: a head, a loss's memory, a
-    tower for text.
-    """
+def is_auxiliary(name: str) -> bool:
+    """Whether a name is that of a head, a loss, a queue or another part outside of a backbone."""
     return any(_BESIDE.search(part) for part in name.split("."))
 
 
-def readings(content: Any) -> Iterator[Reading]:
-    """All that a file's content can be, in the order of the table."""
+def list_readings(content: Any) -> Iterator[Reading]:
+    """List the readings of a file by all layouts that apply, in the order of the table."""
     for layout in LAYOUTS:
         for under in layout.under:
             state = _state_dict(content, under)
@@ -344,8 +337,9 @@ def readings(content: Any) -> Iterator[Reading]:
 
 
 def search(content: Any) -> Iterator[Reading]:
-    """The same of every place in the file: each dict of tensors, and in it each beginning of names
-    that many have.
+    """List readings of every place in the file, without a layout.
+
+    A place is a dict of tensors, or a prefix in it that at least eight names have.
     """
     for under in _places(content):
         state = _state_dict(content, under)
@@ -361,14 +355,14 @@ def search(content: Any) -> Iterator[Reading]:
             if (prefix or under not in USUAL) and (
                 reading := _read(Layout(tool="", prefix=prefix), under, state)
             ):
-                dropped = [key for key in reading.over if is_beside(key)]
-                over = tuple(key for key in reading.over if not is_beside(key))
-                aside = tuple(dict.fromkeys(key.partition(".")[0] for key in dropped))
-                yield replace(reading, over=over, aside=aside)
+                dropped = [key for key in reading.unexpected if is_auxiliary(key)]
+                over = tuple(key for key in reading.unexpected if not is_auxiliary(key))
+                ignored = tuple(dict.fromkeys(key.partition(".")[0] for key in dropped))
+                yield replace(reading, unexpected=over, ignored=ignored)
 
 
 def _places(content: Any, under: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Where dicts of tensors lie; the optimizer's are none of a network."""
+    """The places of dicts of tensors, except those of optimizers."""
     if not isinstance(content, dict) or len(under) > 4:
         return
     if sum(isinstance(value, Tensor) for value in content.values()) >= 8:
@@ -379,20 +373,21 @@ def _places(content: Any, under: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
 
 
 def words(reading: Reading) -> set[str]:
-    """Of which the place is made where a reading was found."""
+    """The words in the place of a reading."""
     return set(re.split(r"[._/]", ".".join((*reading.under, reading.prefix)).lower()))
 
 
-def prefer(found: list[Reading], pairs: Sequence[tuple[str, str]]) -> list[Reading]:
-    """Those that a user may have meant: without the other ones of pairs."""
+def prefer(options: list[Reading], pairs: Sequence[tuple[str, str]]) -> list[Reading]:
+    """Remove the worse reading of each pair (better, worse), if a better one is there."""
     for better, worse in pairs:
-        others = [reading for reading in found if worse not in words(reading)]
+        others = [reading for reading in options if worse not in words(reading)]
         if any(better in words(reading) or not better for reading in others):
-            found = others
-    return found
+            options = others
+    return options
 
 
 def _state_dict(content: Any, under: tuple[str, ...]) -> State:
+    """The tensors of the dict at the place `under`; empty if there is none."""
     for key in under:
         content = content.get(key) if isinstance(content, dict) else None
     if not isinstance(content, dict):
@@ -401,7 +396,7 @@ def _state_dict(content: Any, under: tuple[str, ...]) -> State:
 
 
 def _unwrap(state: State) -> tuple[State, str]:
-    """The same without what wrappers add to names, and what they added before all of them."""
+    """Remove the prefixes of wrappers from names; returns the state, and the common prefix."""
     state = {_WRAPPED.sub("", key): value for key, value in state.items()}
     wrapped = ""
     while wrapper := next(
@@ -409,20 +404,20 @@ def _unwrap(state: State) -> tuple[State, str]:
     ):
         state = {key.removeprefix(wrapper): value for key, value in state.items()}
         wrapped += wrapper
-    holders = {key[: found.start()] for key in state for found in _DATA_PARALLEL.finditer(key)}
-    for holder in sorted(holders, key=len, reverse=True):  # the innermost first
-        inside = f"{holder}module."
-        if all(
-            key.startswith(inside) for key in state if key.startswith(holder)
-        ):  # a wrapper holds nothing else
+    parents = {key[: match.start()] for key in state for match in _DATA_PARALLEL.finditer(key)}
+    for parent in sorted(parents, key=len, reverse=True):  # the innermost first
+        inside = f"{parent}module."
+        # A wrapper has no other child than its module.
+        if all(key.startswith(inside) for key in state if key.startswith(parent)):
             state = {
-                holder + key.removeprefix(inside) if key.startswith(inside) else key: value
+                parent + key.removeprefix(inside) if key.startswith(inside) else key: value
                 for key, value in state.items()
             }
     return state, wrapped
 
 
 def _read(layout: Layout, under: tuple[str, ...], state: State) -> Reading | None:
+    """Read a state dict by a layout; None if the layout does not apply."""
     state, wrapped = _unwrap(state)
     inside = {
         key.removeprefix(layout.prefix): state[key]
@@ -433,20 +428,20 @@ def _read(layout: Layout, under: tuple[str, ...], state: State) -> Reading | Non
         return None
     outside = [key for key in state if not key.startswith(layout.prefix)]
     if not layout.prefix:
-        outside = [key for key in state if key.startswith(layout.aside)] if layout.aside else []
+        outside = [key for key in state if key.startswith(layout.ignored)] if layout.ignored else []
         inside = {key: value for key, value in state.items() if key not in outside}
-    dropped = [key for key in outside if key.startswith(layout.aside)] if layout.aside else []
-    names, dialect = translated(inside)
+    dropped = [key for key in outside if key.startswith(layout.ignored)] if layout.ignored else []
+    names, key_map = map_keys(inside)
     return Reading(
         layout=layout,
         state=names,
-        dialect=dialect,
+        key_map=key_map,
         under=under,
         prefix=wrapped + layout.prefix,
-        aside=tuple(
-            a.rstrip("._") for a in layout.aside if any(key.startswith(a) for key in dropped)
+        ignored=tuple(
+            a.rstrip("._") for a in layout.ignored if any(key.startswith(a) for key in dropped)
         ),
-        over=tuple(key for key in outside if key not in dropped),
+        unexpected=tuple(key for key in outside if key not in dropped),
         count=len(outside),
         dropped={key: state[key] for key in dropped} if not layout.prefix else {},
     )

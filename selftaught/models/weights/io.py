@@ -1,9 +1,7 @@
-"""Weights out to files, and in from files: our own, timm's, and those of other tools of
-self-supervision.
+"""Reading and writing of weights: files of this package, of timm and of other tools.
 
-Over 200 lines, because what leaves and what comes in are best read in one place. What files there
-are, `weight_files` says; which layouts and names, `layouts` and `dialects`; what fits a network,
-`matching`.
+Files are described in `weight_files`, layouts in `formats`, names in `key_maps`, and the comparison
+with a network in `matching`.
 """
 
 import contextlib
@@ -28,29 +26,34 @@ from selftaught.errors import UserError
 from selftaught.models.backbone import Backbone, base, build, create, nearest
 from selftaught.models.trainable import plain_state
 from selftaught.models.weights import formats
-from selftaught.models.weights.architecture import candidates, small_stem
+from selftaught.models.weights.architecture import has_small_stem, list_candidates
 from selftaught.models.weights.formats import Reading
 from selftaught.models.weights.key_maps import State
 from selftaught.models.weights.matching import check_values, compare, find_fit
-from selftaught.models.weights.weight_files import SUFFIXES, Content, read, some, stated
+from selftaught.models.weights.weight_files import (
+    SUFFIXES,
+    Content,
+    format_statistics,
+    list_some,
+    read,
+)
 
 _PICKLED = (".pth", ".pt")
 
 
-# Out
+# Writing
 
 
 def save_backbone(
     backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None = None
 ) -> None:
-    """Write the network's weights under timm's own names, by suffix as `.safetensors` or `.pth`;
-    atomic.
+    """Write the network's weights under timm's names, atomically, as `.safetensors` or `.pth`.
 
-    Beside them stand name, stem, mean, std, image_size, pixel_range and `extra` as strings: a
-    safetensors file's metadata, or the entry "metadata" beside "state_dict" in a `.pth`, which
-    `torch.load(weights_only=True)` reads. `backbones.recipe` says in Python how to use the weights
-    without this package. Where the network is shared out over several processes, all of them call
-    it; rank 0 writes.
+    The metadata are name, stem, mean, std, image_size, pixel_range and `extra`, as strings. In a
+    `.pth` they are the entry "metadata" beside "state_dict"; `torch.load(weights_only=True)` reads
+    it. `backbone.recipe` gives Python code that uses the weights without this package. If the
+    network is sharded, all processes call this function; rank 0 writes. Raises UserError for
+    another suffix, and ValueError if `extra` has the key of another entry.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", *_PICKLED):
@@ -59,8 +62,8 @@ def save_backbone(
         "format": "pt",
         "name": backbone.name,
         "stem": backbone.stem,
-        "mean": stated(backbone.mean),
-        "std": stated(backbone.std),
+        "mean": format_statistics(backbone.mean),
+        "std": format_statistics(backbone.std),
         "image_size": str(backbone.image_size or ""),
     }
     if backbone.pixel_range is not None:
@@ -75,15 +78,16 @@ def save_backbone(
     if path.suffix == ".safetensors":
         content = serialise(state, metadata)
     else:
-        buffer = io.BytesIO()  # what torch's own writer makes of a full disk is no OSError
+        buffer = io.BytesIO()  # torch's own writer raises no OSError for a full disk
         torch.save({"state_dict": state, "metadata": metadata}, buffer)
         content = buffer.getvalue()
     files.atomic(path, lambda draft: draft.write_bytes(content))
 
 
 def serialise(state: State, metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file: the same bytes for the same weights and metadata, which the library's own
-    writer orders anew in every process.
+    """The bytes of a safetensors file, equal for equal weights and metadata.
+
+    The library's own writer orders the metadata differently in every process.
     """
     content = safetensors.torch.save(state)
     start = 8 + int.from_bytes(content[:8], "little")
@@ -97,22 +101,24 @@ def serialise(state: State, metadata: Mapping[str, str]) -> bytes:
 
 
 def portable(state: State) -> State:
-    """As others can read it: brought together where several processes share it, and on the CPU."""
+    """Copy a state dict to the CPU, with sharded tensors gathered."""
     return {key: full_tensor(value).detach().cpu().contiguous() for key, value in state.items()}
 
 
-# In
+# Reading
 
 
 def load_backbone(path: str | Path) -> Backbone:
-    """The backbone in a file written by `save_backbone`; random numbers elsewhere are not
-    disturbed.
+    """Load the backbone in a file of `save_backbone`, or in a run's folder.
+
+    The state of torch's random generator does not change. Raises UserError if the file does not
+    state its network.
     """
     content = read(path)
-    if not content.ours:
+    if not content.is_ours:
         raise UserError(
             f"{content} does not say which network it holds: give a file that selftaught wrote, or"
-            f" take this one in first: selftaught pretrain --init {content} --backbone NAME --data"
+            f" convert this one first: selftaught pretrain --init {content} --backbone NAME --data"
             " IMAGES --steps 0 --out FOLDER"
         )
     mean, std = _own_statistics(content)
@@ -121,36 +127,39 @@ def load_backbone(path: str | Path) -> Backbone:
         backbone = create(
             name, stem=stem, mean=mean, std=std, image_size=int(size) if size.isdigit() else None
         )
-    _take(backbone.network, find_fit(content, backbone.network, name).state, str(content))
+    _fill(backbone.network, find_fit(content, backbone.network, name).state, str(content))
     if "pixel_range" in content.metadata:
         backbone.pixel_range = _pixel_range(content)
     return backbone
 
 
 def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = True) -> str:
-    """Fill `backbone` from `source`; return one line that says what was loaded, and what was left
-    aside.
+    """Load `source` into `backbone`; return one line about what was loaded and what was ignored.
 
-    source: a file of ours, a run's folder or its checkpoint; a file of any layout in
-    `layouts.LAYOUTS`, its names timm's, of a dialect in `dialects.DIALECTS` or of what timm itself
-    converts; a folder of the Hugging Face hub; or the name of pretrained weights in timm, which
-    needs the network. A classifier's head is dropped, and a ViT's position embedding is resampled
-    to the backbone's image size. The source's own mean and std are taken over where it states them,
-    unless the backbone is to keep those that it has. No pickled code is ever run. Raises UserError
-    when any tensor of the network is missing, left over, of another shape, or holds values that no
-    training leaves.
+    The source is one of these:
+
+    - a file of this package, a run's folder or its checkpoint;
+    - a file of any layout in `formats.LAYOUTS`;
+    - a folder of the Hugging Face hub;
+    - the name of pretrained weights in timm, which are downloaded.
+
+    Names of tensors can be timm's, those of `key_maps.KEY_MAPS`, or any that timm converts. A
+    classifier's head is dropped. A ViT's position embedding is resampled to the backbone's image
+    size. The source's mean and std are used if it states them and `own_statistics` is set. No
+    pickled code runs. Raises UserError for tensors that are missing, left over or of another shape,
+    and for values that `check_values` refuses.
     """
     path = Path(source)
     if not path.exists() and path.suffix not in SUFFIXES and os.sep not in str(source):
         return _load_pretrained(backbone, str(source), own_statistics)
     content = read(source)
-    if content.ours:
+    if content.is_ours:
         _check_same_kind(backbone, content)
     fit = find_fit(content, backbone.network, backbone.name)
-    _take(backbone.network, fit.state, str(content))
+    _fill(backbone.network, fit.state, str(content))
     notes = [
         f"{len(fit.state)} tensors",
-        *_said(fit.reading, content, plain=content.ours),
+        *_describe_reading(fit.reading, content, plain=content.is_ours),
         *fit.notes,
     ]
     if not own_statistics:
@@ -164,26 +173,24 @@ def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = 
 
 
 def guess(source: str | Path) -> tuple[str, str] | None:
-    """Name and stem of the network that a file holds, as it says itself or as its tensors' shapes
-    say.
+    """Guess timm's name and the stem of the network in a file, from metadata, names and shapes.
 
-    None where nothing fits, or where several networks of the same shapes compute different things
-    (timm's own names do not tell efficientnet_b0 from tf_efficientnet_b0). Raises UserError when
-    there is no such file, or it is unreadable.
+    None if no network fits, or if several networks of equal shapes compute different things, as
+    efficientnet_b0 and tf_efficientnet_b0 do. Raises UserError if the file is missing or broken.
     """
     path = Path(source)
     if not path.exists() and timm.is_model(str(source)):
         return base(str(source)), "imagenet"
     content = read(source)
-    if content.ours:
+    if content.is_ours:
         check_values(content.data.get("state_dict", content.data), str(content))
         return content.metadata["name"], content.metadata["stem"]
-    named = [content.architecture] if content.architecture else []
-    for find in (formats.readings, _elsewhere):
+    metadata_names = [content.architecture] if content.architecture else []
+    for list_readings in (formats.list_readings, _search):
         unlike = False
-        for reading in find(content.data):
-            stem = "cifar" if small_stem(reading.state) else "imagenet"
-            for name in (*named, *candidates(reading)):
+        for reading in list_readings(content.data):
+            stem = "cifar" if has_small_stem(reading.state) else "imagenet"
+            for name in (*metadata_names, *list_candidates(reading)):
                 if not timm.is_model(name):
                     continue
                 fit = compare(reading, _skeleton(name, stem), name, content)
@@ -197,27 +204,28 @@ def guess(source: str | Path) -> tuple[str, str] | None:
     return None
 
 
-def _elsewhere(data: Any) -> list[Reading]:
+def _search(data: Any) -> list[Reading]:
     return formats.prefer(list(formats.search(data)), formats.PAIRS)
 
 
 @functools.lru_cache(maxsize=16)
 def _skeleton(name: str, stem: str) -> nn.Module:
-    """The network with shapes alone, which costs no time and no memory."""
+    """The network on the meta device, which takes little time and no memory for weights."""
     try:
         with torch.device("meta"):
             return create(name, stem=stem).network
-    except (RuntimeError, NotImplementedError):  # some compute with numbers while they are built
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ):  # some networks compute with values when they are built
         with torch.random.fork_rng(devices=[]):
             return create(name, stem=stem).network
 
 
 def _load_pretrained(backbone: Backbone, name: str, own_statistics: bool) -> str:
     if not timm.is_model(name) or not timm.is_model_pretrained(name):
-        known = timm.list_pretrained(f"{base(backbone.name)}.*") or timm.list_pretrained()
-        raise UserError(
-            f'"{name}" is neither a file nor weights that timm knows.{nearest(name, known)}'
-        )
+        names = timm.list_pretrained(f"{base(backbone.name)}.*") or timm.list_pretrained()
+        raise UserError(f'"{name}" is neither a file nor weights of timm.{nearest(name, names)}')
     if base(name) != base(backbone.name):
         raise UserError(
             f"{name} are weights of {base(name)}, but the backbone is {backbone.name}: choose one."
@@ -232,14 +240,12 @@ def _load_pretrained(backbone: Backbone, name: str, own_statistics: bool) -> str
             network, _ = build(name, backbone.image_size, pretrained=True)
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # the hub's client raises many kinds, each for the same reason to the user
+    except Exception as error:  # the hub's client raises many types when a download fails
         raise UserError(
             f"The weights {name} could not be fetched ({type(error).__name__}): this needs the"
             " network once. Or give a file with weights instead."
         ) from error
-    _take(backbone.network, network.state_dict(), f"timm's {name}")
+    _fill(backbone.network, network.state_dict(), f"timm's {name}")
     config: Any = network.pretrained_cfg
     if not own_statistics or not (config.get("mean") and config.get("std")):
         return f"{backbone.name} starts from timm's {name}, mean and std kept."
@@ -247,42 +253,41 @@ def _load_pretrained(backbone: Backbone, name: str, own_statistics: bool) -> str
     return f"{backbone.name} starts from timm's {name}, with its mean and std."
 
 
-# What a file says of itself
+# Metadata of a file
 
 
 def _statistics(content: Content) -> tuple[list[float], list[float]] | None:
-    """Mean and std, where the file or the settings beside it state some."""
-    if content.ours:
+    """Mean and std, if the file or the settings beside it state them."""
+    if content.is_ours:
         return _own_statistics(content)
-    if all(
-        isinstance(content.metadata.get(key), str) for key in ("mean", "std")
-    ):  # as a run's checkpoint that was moved
+    # A run's checkpoint that was moved states these two alone.
+    if all(isinstance(content.metadata.get(key), str) for key in ("mean", "std")):
         with contextlib.suppress(UserError):
             return _own_statistics(content)
-    timms, transformers = (
-        content.config.get("pretrained_cfg"),
-        content.settings.get("preprocessor_config.json"),
+    places = (
+        (content.config.get("pretrained_cfg"), "mean", "std"),  # timm
+        (content.settings.get("preprocessor_config.json"), "image_mean", "image_std"),
     )
-    for settings, mean, std in ((timms, "mean", "std"), (transformers, "image_mean", "image_std")):
-        if isinstance(settings, dict) and (
-            found := _as_statistics(settings.get(mean), settings.get(std))
-        ):
-            return found
+    for settings, mean, std in places:
+        if isinstance(settings, dict):
+            statistics = _parse_statistics(settings.get(mean), settings.get(std))
+            if statistics is not None:
+                return statistics
     return None
 
 
 def _own_statistics(content: Content) -> tuple[list[float], list[float]]:
     values = [content.metadata[key] for key in ("mean", "std")]
     try:
-        found = _as_statistics(*(json.loads(value) for value in values))
+        statistics = _parse_statistics(*(json.loads(value) for value in values))
     except (ValueError, TypeError):
-        found = None
-    if found is None:
+        statistics = None
+    if statistics is None:
         raise UserError(f"{content} states no usable mean and std: {values[0]} and {values[1]}.")
-    return found
+    return statistics
 
 
-def _as_statistics(mean: Any, std: Any) -> tuple[list[float], list[float]] | None:
+def _parse_statistics(mean: Any, std: Any) -> tuple[list[float], list[float]] | None:
     try:
         mean, std = ([float(value) for value in values] for values in (mean, std))
     except (ValueError, TypeError):
@@ -312,40 +317,37 @@ def _check_same_kind(backbone: Backbone, content: Content) -> None:
         )
 
 
-def _take(network: nn.Module, state: State, source: str) -> None:
+def _fill(network: nn.Module, state: State, source: str) -> None:
     check_values(state, source, network.state_dict())
-    network.load_state_dict(state)  # strict: what `_fit` compared is compared once more
+    network.load_state_dict(state)  # strict, as a second check of what `find_fit` compared
 
 
-def _said(reading: Reading, content: Content, plain: bool) -> list[str]:
-    """What the user should know of how the file was read."""
+def _describe_reading(reading: Reading, content: Content, plain: bool) -> list[str]:
+    """Notes for the user on how the file was read; none for a file of this package."""
     if plain:
         return []
     layout, notes = reading.layout, []
     if layout.tool:
-        notes.append(
-            f"read as a file of {layout.tool}" + (f" (the {layout.which})" if layout.which else "")
-        )
-    if reading.dialect:
-        notes.append(f"in the names of {reading.dialect.whose}")
+        which = f" (the {layout.which})" if layout.which else ""
+        notes.append(f"read as a file of {layout.tool}{which}")
+    if reading.key_map:
+        notes.append(f"in the names of {reading.key_map.origin}")
     if reading.under not in formats.USUAL and not layout.tool:
         kind = ", an average of weights" if formats.AVERAGES & formats.words(reading) else ""
         notes.append(f'from "{".".join(reading.under)}"{kind}')
     if reading.prefix:
         notes.append(f'found under "{reading.prefix}"')
     if reading.count:
-        notes.append(f"left aside outside of it: {reading.count} ({', '.join(reading.aside)})")
+        notes.append(f"left aside outside of it: {reading.count} ({', '.join(reading.ignored)})")
     if others := _others(content.data, reading.under):
-        notes.append(f"not looked at: {some(others)}")
-    if content.closed:
-        notes.append(f"pickled objects left closed: {some(content.closed)}")
+        notes.append(f"not looked at: {list_some(others)}")
+    if content.opaque:
+        notes.append(f"pickled objects not unpickled: {list_some(content.opaque)}")
     return notes
 
 
 def _others(data: Any, under: Sequence[str]) -> list[str]:
-    """State dicts beside the one that was taken, such as another network or an average of the
-    weights.
-    """
+    """Keys of other state dicts in the file, such as an average of the weights."""
     if not under or not isinstance(data, dict):
         return []
     return [

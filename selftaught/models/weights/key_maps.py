@@ -1,10 +1,8 @@
-"""How other programs name the tensors of the networks that timm has too: one table of rules each.
+"""Key maps: tables that rename the tensors of other libraries to timm's names.
 
-Over 200 lines, because the tables are long. A dialect is recognised by names that must all be
-there, and translates a state dict into timm's names. A name that no rule knows stays as it is, so
-that the strict comparison afterwards refuses it. Where equal shapes do not yet mean equal
-arithmetic (another epsilon, another padding), a dialect says which of timm's networks compute the
-same.
+A key map applies if all its `marks` occur in a state dict. A name without a rule stays as it is, so
+the strict comparison afterwards refuses it. Networks of equal shapes can differ in epsilon or
+padding. A key map then lists the networks of timm that compute the same.
 """
 
 import re
@@ -15,30 +13,27 @@ import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
-# a pattern of a whole name, or of its beginning up to a dot; what stands for it
+# Pairs of a pattern, for a name or its beginning up to a dot, and its replacement.
 Rules = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Dialect:
-    """`marks`: names that are all there. `networks`: patterns of timm's names, where not every one
-    will do.
-    """
+class KeyMap:
+    """The renaming of one library's tensors to timm's names."""
 
-    whose: str
-    marks: tuple[str, ...]
+    origin: str  # the library and its network
+    marks: tuple[str, ...]  # names that must all occur
     translate: Callable[[State], State]
-    networks: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()  # patterns of timm's names, if not all networks compute the same
     unlike: str = ""  # why no network of timm computes the same
 
-    def spoken_in(self, state: State) -> bool:
+    def matches(self, state: State) -> bool:
+        """Whether the key map applies to a state dict."""
         return all(mark in state for mark in self.marks)
 
 
-def by(rules: Rules) -> Callable[[State], State]:
-    """Each name is translated by the first rule that its beginning fits; the rest of the name
-    follows.
-    """
+def compile_rules(rules: Rules) -> Callable[[State], State]:
+    """Compile rules to a function that renames by the first rule that fits a name's beginning."""
     compiled = [(re.compile(f"{pattern}(?=\\.|$)"), to) for pattern, to in rules]
 
     def one(key: str) -> str:
@@ -50,8 +45,7 @@ def by(rules: Rules) -> Callable[[State], State]:
     return lambda state: {one(key): value for key, value in state.items()}
 
 
-# A ResNet without names: nn.Sequential(*resnet.children()). With torchvision's, 2 and 3 are ReLU
-# and max-pool.
+# A ResNet as nn.Sequential(*resnet.children()). Children 2 and 3 are ReLU and max-pool.
 SEQUENTIAL = [
     ("0", "conv1"),
     ("1", "bn1"),
@@ -60,7 +54,7 @@ SEQUENTIAL = [
     ("6", "layer3"),
     ("7", "layer4"),
 ]
-# The ResNet for CIFAR that lightly has from kuangliu's pytorch-cifar, with and without names.
+# The ResNet for CIFAR of kuangliu's pytorch-cifar, which lightly uses, named and as a Sequential.
 SHORTCUT = [(r"(layer\d\.\d+)\.shortcut", r"\1.downsample"), ("linear", "fc")]
 SMALL_SEQUENTIAL = [
     ("0", "conv1"),
@@ -82,7 +76,7 @@ TORCHVISION_VIT = [
     (_LAYER + r"mlp\.(?:3|linear_2)", r"blocks.\1.mlp.fc2"),
     (r"heads\.head", "head"),
 ]
-# Of OpenMMLab (mmpretrain, mmselfsup).
+# OpenMMLab (mmpretrain, mmselfsup).
 MM_VIT = [
     (r"patch_embed\.projection", "patch_embed.proj"),
     (r"layers\.(\d+)\.(?:ln|norm)([12])", r"blocks.\1.norm\2"),
@@ -113,23 +107,23 @@ TORCHVISION_CONVNEXT = [
 
 
 def _torchvision_convnext(state: State) -> State:
-    named = by(TORCHVISION_CONVNEXT)(state)
-    # torchvision scales maps, [C, 1, 1]; timm's blocks scale by [C].
+    named = compile_rules(TORCHVISION_CONVNEXT)(state)
+    # torchvision's scale has the shape [C, 1, 1], timm's has [C].
     return {
         key: value.flatten() if key.endswith(".gamma") else value for key, value in named.items()
     }
 
 
-# Inverted bottlenecks: timm numbers the parts by what they do, others by their place. Without a
-# wider middle (as in the first stage) the expanding convolution is left out, and timm's block is of
-# another kind.
+# Inverted bottlenecks: timm names the layers by function, other libraries by position. A block
+# without expansion, as in the first stage, has no expanding convolution and other names in timm.
 _NARROW = ("conv_dw", "bn1", "conv_pw", "bn2")
 _WIDE = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
 
 
 def _torchvision_efficientnet(state: State) -> State:
-    """features.STAGE.BLOCK.block.PART, a part being a convolution with its norm, or
-    squeeze-and-excitation.
+    """Rename features.STAGE.BLOCK.block.PART.
+
+    A part is a convolution with its norm, or squeeze-and-excitation.
     """
     rules = [(r"features\.0\.0", "conv_stem"), (r"features\.0\.1", "bn1")]
     rules += [
@@ -149,12 +143,13 @@ def _torchvision_efficientnet(state: State) -> State:
             (rf"{at}{squeeze}\.fc1", f"{to}se.conv_reduce"),
             (rf"{at}{squeeze}\.fc2", f"{to}se.conv_expand"),
         ]
-    return by(rules)(state)
+    return compile_rules(rules)(state)
 
 
 def _staged(ends: Sequence[Tensor]) -> list[str]:
-    """`blocks.STAGE.BLOCK` for blocks in one row, by their last convolutions: a stage ends where
-    the width changes.
+    """Number consecutive blocks as `blocks.STAGE.BLOCK`.
+
+    ends: the last convolution of each block. A stage ends where the width changes.
     """
     names: list[str] = []
     stage, block, width = -1, 0, -1
@@ -166,7 +161,7 @@ def _staged(ends: Sequence[Tensor]) -> list[str]:
 
 
 def _torchvision_mobilenet_v2(state: State) -> State:
-    """features.BLOCK.conv.PART, in one row."""
+    """Rename features.BLOCK.conv.PART, whose blocks are numbered through all stages."""
     rules = [(r"features\.0\.0", "conv_stem"), (r"features\.0\.1", "bn1")]
     rules += [
         (r"features\.18\.0", "conv_head"),
@@ -191,12 +186,13 @@ def _torchvision_mobilenet_v2(state: State) -> State:
             (rf"features\.{i}\.conv\.{re.escape(t)}", f"{name}.{o}")
             for t, o in zip(theirs, ours, strict=True)
         ]
-    return by(rules)(state)
+    return compile_rules(rules)(state)
 
 
 def _efficientnet_pytorch(state: State) -> State:
-    """_blocks.BLOCK._expand_conv and so on, in one row; the networks for small devices have no
-    squeeze-and-excitation.
+    """Rename _blocks.BLOCK._expand_conv and others, numbered through all stages.
+
+    The Lite networks have no squeeze-and-excitation.
     """
     rules = [
         ("_conv_stem", "conv_stem"),
@@ -225,10 +221,10 @@ def _efficientnet_pytorch(state: State) -> State:
             (rf"_blocks\.{i}\._se_{what}", f"{name}.se.conv_{what}")
             for what in ("reduce", "expand")
         ]
-    return by(rules)(state)
+    return compile_rules(rules)(state)
 
 
-# Of Hugging Face's transformers. Query, key and value are three layers there and one in timm.
+# Hugging Face's transformers. Query, key and value are three layers there, and one in timm.
 _HF_LAYER = r"encoder\.layer\.(\d+)\."
 _HF_ATTENTION = [
     (r"embeddings\.cls_token", "cls_token"),
@@ -246,7 +242,7 @@ HF_VIT = [
     (_HF_LAYER + r"intermediate\.dense", r"blocks.\1.mlp.fc1"),
     (_HF_LAYER + r"output\.dense", r"blocks.\1.mlp.fc2"),
 ]
-# Into the names of DINOv2's authors, which timm converts.
+# To the names of DINOv2's authors, which timm converts.
 HF_DINOV2 = [
     *_HF_ATTENTION,
     (r"embeddings\.(mask_token|register_tokens)", r"\1"),
@@ -256,7 +252,7 @@ HF_DINOV2 = [
     (_HF_LAYER + r"(norm[12]|mlp\.fc[12])", r"blocks.\1.\2"),
 ]
 _HF_DINOV3_LAYER = r"(?:model\.)?layer\.(\d+)\."
-# Into the names of DINOv3's authors.
+# To the names of DINOv3's authors.
 HF_DINOV3 = [
     (r"embeddings\.(cls_token|mask_token)", r"\1"),
     (r"embeddings\.register_tokens", "storage_tokens"),
@@ -311,10 +307,11 @@ HF_CONVNEXT = [
 def _merged(
     rules: Rules, parts: Sequence[str] = ("query", "key", "value"), unbiased: str = ""
 ) -> Callable[[State], State]:
-    """By `rules`, then query, key and value as one layer; the bias of the part `unbiased` is 0,
-    where it has none.
+    """Rename by `rules`, then merge query, key and value to one layer.
+
+    The part `unbiased` has no bias in the file; its bias becomes 0.
     """
-    renamed = by(rules)
+    renamed = compile_rules(rules)
 
     def translate(state: State) -> State:
         state = renamed(state)
@@ -332,7 +329,7 @@ def _merged(
                 if len({value.shape for value in present}) != 1 or (
                     lacking and (end, lacking) != ("bias", [unbiased])
                 ):
-                    continue  # the strict comparison says what is wrong
+                    continue  # the strict comparison reports the error
                 state[f"{stem}qkv.{end}"] = torch.cat(
                     [state.pop(n, torch.zeros_like(present[0])) for n in names]
                 )
@@ -349,99 +346,103 @@ def _hf_dinov3(state: State) -> State:
 
 
 def _hf_convnext(state: State) -> State:
-    """Version 2's response norm has its C numbers as [1, 1, 1, C]."""
+    """Rename a ConvNeXt, and flatten version 2's response norm from [1, 1, 1, C] to [C]."""
     return {
         key: value.flatten() if ".grn." in key else value
-        for key, value in by(HF_CONVNEXT)(state).items()
+        for key, value in compile_rules(HF_CONVNEXT)(state).items()
     }
 
 
 def _timm_vit_blocks(state: State) -> State:
-    """blocks.CHUNK.BLOCK, where the block's number counts through all chunks."""
-    return by([(r"blocks\.\d+\.(\d+)", r"blocks.\1")])(state)
+    """Rename blocks.CHUNK.BLOCK, whose blocks are numbered through all chunks."""
+    return compile_rules([(r"blocks\.\d+\.(\d+)", r"blocks.\1")])(state)
 
 
-DIALECTS = (
-    Dialect(
+KEY_MAPS = (
+    KeyMap(
         "lightly's small ResNet in a row",
         ("0.weight", "1.running_mean", "2.0.conv1.weight"),
-        by(SMALL_SEQUENTIAL),
+        compile_rules(SMALL_SEQUENTIAL),
         unlike=(
             "lightly's ResNet for CIFAR as a row of parts leaves out the first ReLU, so none of"
             " timm's computes the same"
         ),
     ),
-    Dialect(
+    KeyMap(
         "a ResNet's parts in a row",
         ("0.weight", "1.running_mean", "4.0.conv1.weight"),
-        by(SEQUENTIAL),
+        compile_rules(SEQUENTIAL),
     ),
-    Dialect(
-        "kuangliu's ResNet for CIFAR", ("conv1.weight", "layer2.0.shortcut.0.weight"), by(SHORTCUT)
+    KeyMap(
+        "kuangliu's ResNet for CIFAR",
+        ("conv1.weight", "layer2.0.shortcut.0.weight"),
+        compile_rules(SHORTCUT),
     ),
-    Dialect(
+    KeyMap(
         "transformers' ViT",
         ("embeddings.cls_token", "encoder.layer.0.layernorm_before.weight"),
         _merged(HF_VIT),
     ),
-    Dialect(
+    KeyMap(
         "transformers' DINOv2",
         ("embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1"),
         _merged(HF_DINOV2),
     ),
-    Dialect(
+    KeyMap(
         "transformers' DINOv3",
         ("embeddings.register_tokens", "layer.0.layer_scale1.lambda1"),
         _hf_dinov3,
     ),
-    Dialect(
+    KeyMap(
         "transformers' DINOv3",
         ("embeddings.register_tokens", "model.layer.0.layer_scale1.lambda1"),
         _hf_dinov3,
     ),
-    Dialect("transformers' ResNet", ("embedder.embedder.convolution.weight",), by(HF_RESNET)),
-    Dialect("transformers' ConvNeXt", ("encoder.stages.0.layers.0.dwconv.weight",), _hf_convnext),
-    Dialect("DINOv2's training", ("cls_token", "blocks.0.0.attn.qkv.weight"), _timm_vit_blocks),
-    Dialect(
+    KeyMap(
+        "transformers' ResNet", ("embedder.embedder.convolution.weight",), compile_rules(HF_RESNET)
+    ),
+    KeyMap("transformers' ConvNeXt", ("encoder.stages.0.layers.0.dwconv.weight",), _hf_convnext),
+    KeyMap("DINOv2's training", ("cls_token", "blocks.0.0.attn.qkv.weight"), _timm_vit_blocks),
+    KeyMap(
         "torchvision's ViT",
         ("class_token", "conv_proj.weight"),
-        by(TORCHVISION_VIT),
+        compile_rules(TORCHVISION_VIT),
         ("vit_base_*", "vit_large_*", "vit_huge_*"),
     ),
-    # Its smaller ViTs exist with several numbers of heads, which the tensors do not tell.
-    Dialect(
+    # Its smaller ViTs exist with several numbers of heads, which the tensors do not show.
+    KeyMap(
         "OpenMMLab's ViT",
         ("cls_token", "patch_embed.projection.weight"),
-        by(MM_VIT),
+        compile_rules(MM_VIT),
         ("vit_base_*", "vit_large_*"),
     ),
-    Dialect(
+    KeyMap(
         "torchvision's ConvNeXt",
         ("features.1.0.layer_scale",),
         _torchvision_convnext,
         ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
     ),
-    # Its larger ones have another epsilon in batch norm than timm's, as have its MobileNetV3s.
-    Dialect(
+    # torchvision's larger ones and its MobileNetV3s differ from timm's in batch norm's epsilon.
+    KeyMap(
         "torchvision's EfficientNet",
         ("features.1.0.block.1.fc1.weight", "features.8.0.weight"),
         _torchvision_efficientnet,
         ("efficientnet_b[0-4]",),
     ),
-    Dialect(
+    KeyMap(
         "torchvision's MobileNetV2",
         ("features.1.conv.0.0.weight", "features.18.0.weight"),
         _torchvision_mobilenet_v2,
         ("mobilenetv2_100",),
     ),
-    # Trained with TensorFlow's padding and epsilon, which timm has under names that begin with tf_.
-    Dialect(
+    # These use TensorFlow's padding and epsilon, as timm's networks whose names begin with tf_.
+    KeyMap(
         "EfficientNet-PyTorch",
         ("_conv_stem.weight", "_blocks.0._se_reduce.weight"),
         _efficientnet_pytorch,
         ("tf_efficientnet_b?",),
     ),
-    Dialect(
+    KeyMap(
         "EfficientNet-Lite for PyTorch",
         ("_conv_stem.weight", "_blocks.0._bn1.weight"),
         _efficientnet_pytorch,
@@ -450,9 +451,7 @@ DIALECTS = (
 )
 
 
-def translated(state: State) -> tuple[State, Dialect | None]:
-    """The same tensors under timm's names, and the dialect that they were named in, if not timm's
-    own already.
-    """
-    dialect = next((d for d in DIALECTS if d.spoken_in(state)), None)
-    return (dialect.translate(state), dialect) if dialect else (state, None)
+def map_keys(state: State) -> tuple[State, KeyMap | None]:
+    """Rename a state dict to timm's names; returns the key map too, or None if none applies."""
+    key_map = next((k for k in KEY_MAPS if k.matches(state)), None)
+    return (key_map.translate(state), key_map) if key_map else (state, None)

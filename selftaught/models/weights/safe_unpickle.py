@@ -1,10 +1,8 @@
-"""Tensors out of a pickle whose other contents are unknown, without importing or calling anything
-that it names.
+"""An unpickler that reads tensors without importing or calling any other name in the pickle.
 
-Training tools pickle their hyperparameters, callbacks or whole modules beside the weights.
-`torch.load(weights_only=True)` rightly refuses such files altogether. Here a name in the pickle
-becomes something real only if it stands in `_tensors` below; every other one becomes a class made
-on the spot that does nothing.
+Training tools pickle hyperparameters, callbacks or whole modules beside the weights, and
+`torch.load(weights_only=True)` refuses such files. Here only the names in `_resolve_name` are
+resolved. Every other name becomes a new class without behaviour.
 """
 
 import pickle
@@ -21,9 +19,7 @@ from torch import Tensor
 
 
 class OpaqueObject:
-    """Stands for an object whose class is unknown: it takes whatever a pickle does to it, and keeps
-    its state alone.
-    """
+    """A placeholder for an object of another class, which stores only the pickled state."""
 
     state: Any = None
 
@@ -48,9 +44,10 @@ class OpaqueObject:
     append = extend = add = _ignore
 
 
-def _tensors(module: str, name: str) -> Callable[..., Any] | None:
-    """What a tensor is written with. Functions are made anew, because a pickle can set attributes
-    of what it names.
+def _resolve_name(module: str, name: str) -> Callable[..., Any] | None:
+    """The function that rebuilds a tensor or its container; None for any other name.
+
+    Functions are created anew, because a pickle can set attributes of the objects that it names.
     """
     if module == "collections" and name == "OrderedDict":
         return OrderedDict
@@ -64,40 +61,35 @@ def _tensors(module: str, name: str) -> Callable[..., Any] | None:
 
 
 def load(path: Path) -> tuple[Any, list[str]]:
-    """The content of a PyTorch file, and the names in it that were replaced by `OpaqueObject`,
-    sorted.
+    """Load a PyTorch file; returns its content, and the sorted names that became OpaqueObject.
 
-    Raises whatever the reader raises when the file is no PyTorch file, and ValueError for what it
-    must not be.
+    Raises ValueError for archives that are refused, and torch's errors for other broken files.
     """
     refuse_archives(path)
-    met: set[str] = set()
+    opaque: set[str] = set()
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            if known := _tensors(module, name):
-                return known
-            met.add(f"{module}.{name}")
+            if function := _resolve_name(module, name):
+                return function
+            opaque.add(f"{module}.{name}")
             return type("OpaqueObject", (OpaqueObject,), {})
 
-    # torch.load takes the reader of pickles as an argument, and finds nothing in a file but through
-    # it.
+    # torch.load resolves all names in a file by the pickle module that it is given.
     reader: Any = SimpleNamespace(
         __name__="inert",
         Unpickler=Unpickler,
         load=lambda file, **options: Unpickler(file, **options).load(),
     )
-    with path.open("rb") as file:  # by its name torch would judge what it is
+    with path.open("rb") as file:  # torch.load decides on the format by the name of a file
         content = torch.load(
             file, map_location="cpu", weights_only=False, pickle_module=reader, encoding="latin1"
         )
-    return _opened(content), sorted(met)
+    return _extract_states(content), sorted(opaque)
 
 
 def refuse_archives(path: Path) -> None:
-    """Raises ValueError for what torch.load would hand to TorchScript, which runs code, or unpack
-    to disk, and for archives of something else.
-    """
+    """Raise ValueError for TorchScript, which runs code, for tar files, and for other archives."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -140,30 +132,29 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _opened(content: Any, depth: int = 0) -> Any:
-    """The same with each pickled module replaced by its state dict; what lies deeper than any
-    layout stays closed.
-    """
+def _extract_states(content: Any, depth: int = 0) -> Any:
+    """Replace each pickled module by its state dict, down to a depth of five dicts."""
     if isinstance(content, OpaqueObject):
         return _state_dict(content)
     if isinstance(content, dict) and depth < 5:
-        return {key: _opened(value, depth + 1) for key, value in content.items()}
+        return {key: _extract_states(value, depth + 1) for key, value in content.items()}
     return content
 
 
 def _state_dict(module: OpaqueObject, prefix: str = "") -> dict[str, Tensor] | OpaqueObject:
+    """The state dict of a pickled module; any other object as it is."""
     state = module.state
-    kept = ("_parameters", "_buffers", "_modules")
-    if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in kept):
+    parts = ("_parameters", "_buffers", "_modules")
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in parts):
         return module
     unsaved = state.get("_non_persistent_buffers_set") or ()
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, value in [*state["_parameters"].items(), *state["_buffers"].items()]:
         if isinstance(value, Tensor) and not (isinstance(unsaved, set) and key in unsaved):
-            found[f"{prefix}{key}"] = value
+            tensors[f"{prefix}{key}"] = value
     for key, child in state["_modules"].items():
-        if isinstance(child, OpaqueObject) and isinstance(
-            inner := _state_dict(child, f"{prefix}{key}."), dict
-        ):
-            found.update(inner)
-    return found
+        if isinstance(child, OpaqueObject):
+            inner = _state_dict(child, f"{prefix}{key}.")
+            if isinstance(inner, dict):
+                tensors.update(inner)
+    return tensors

@@ -1,8 +1,6 @@
-"""Files of weights: what lies at a path, read without running any code of it; or one line that says
-what it is instead.
+"""Files of weights: located at a path and read without running code from them.
 
-Over 200 lines, because the table of what is mistaken for weights is long. A file is known by its
-first bytes and not by its suffix, which downloads often get wrong.
+A file is recognised by its first bytes, because downloads often have a wrong suffix.
 """
 
 import json
@@ -11,7 +9,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,11 +22,10 @@ from selftaught.errors import UserError
 from selftaught.models.weights import safe_unpickle
 
 BACKBONE = "backbone.safetensors"  # of a run
-RECORDS = ("run.json", "plan.json")  # what a run's folder, and that of `adapt`, say of themselves
-OURS = ("name", "stem", "mean", "std", "image_size")
+RECORDS = ("run.json", "plan.json")  # the description of a run and of an adaptation
+OURS = ("name", "stem", "mean", "std", "image_size")  # metadata of a file of this package
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".torch")
-# Of the Hugging Face hub, the best first; an index names the files that the weights are spread
-# over.
+# Files of the Hugging Face hub, the best first. An index lists the parts of split weights.
 HUB = (
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -38,52 +35,50 @@ HUB = (
     "pytorch_model.bin.index.json",
 )
 SETTINGS = ("config.json", "preprocessor_config.json")  # beside them
-# what a checkpoint of a run has beside weights or the name of shards
-CHECKPOINT = {"guard", "next", "skipped"}
+CHECKPOINT = {"guard", "next", "skipped"}  # keys of every checkpoint of a run
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds: nested dicts with tensors, what it says of itself, names of pickled
-    objects that were left closed, and the settings of a Hugging Face folder, by file.
-    """
+    """The content of a file of weights."""
 
     path: Path
-    data: Any
+    data: Any  # nested dicts with tensors
     metadata: Mapping[str, str]
-    closed: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    opaque: tuple[str, ...] = ()  # names of the pickled objects that were not unpickled
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of a Hugging Face folder, by file
 
     @property
-    def ours(self) -> bool:
+    def is_ours(self) -> bool:
+        """Whether this package wrote the file."""
         return all(isinstance(self.metadata.get(key), str) for key in OURS)
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of timm or transformers; empty elsewhere."""
-        found = self.settings.get(SETTINGS[0])
-        return found if isinstance(found, dict) else {}
+        """The config.json of timm or transformers; empty elsewhere."""
+        config = self.settings.get(SETTINGS[0])
+        return config if isinstance(config, dict) else {}
 
     @property
     def architecture(self) -> str | None:
-        """The network's name, where the file or the settings beside it say one."""
-        stated = self.data.get("arch") if isinstance(self.data, dict) else None
-        stated = stated if isinstance(stated, str) else self.config.get("architecture")
-        return stated if isinstance(stated, str) else None
+        """The network's name, if the file or the settings beside it state one."""
+        name = self.data.get("arch") if isinstance(self.data, dict) else None
+        name = name if isinstance(name, str) else self.config.get("architecture")
+        return name if isinstance(name, str) else None
 
     def __str__(self) -> str:
         return str(self.path)
 
 
-# Where
+# Location
 
 
 def locate(source: str | Path) -> tuple[Path, ...]:
-    """The files that hold the weights of `source`: one, or several that they are spread over.
+    """Locate the files with the weights of `source`: one file, or all parts of split weights.
 
-    source: a file; a run's folder or that of `adapt`, or the run.json or plan.json in it; a folder
-    of the Hugging Face hub; any other folder with one file of weights. Raises UserError where there
-    is none, or more than one to choose from.
+    The source is a file, or the folder of a run or of `adapt`, or the run.json or plan.json in it.
+    It can also be a folder of the Hugging Face hub, or any folder with one file of weights. Raises
+    UserError if there is no file of weights, or more than one.
     """
     path = folder_of(Path(source))
     if path.is_dir():
@@ -107,14 +102,12 @@ def locate(source: str | Path) -> tuple[Path, ...]:
 
 
 def folder_of(path: Path) -> Path:
-    """The folder that a run.json or plan.json stands for; any other path as it is."""
+    """The folder of a run.json or plan.json; any other path as it is."""
     return path.parent if path.name in RECORDS and path.is_file() else path
 
 
 def sources(source: str | Path) -> tuple[Path, ...]:
-    """All files that decide what is read from `source`: its weights, and the settings that are read
-    with them.
-    """
+    """All files that are read for `source`: its weights, and the settings beside them."""
     files = locate(source)
     return (*files, *(files[0].parent / name for name in _settings(files[0])))
 
@@ -123,10 +116,10 @@ def _in_folder(folder: Path) -> tuple[Path, ...]:
     if (folder / BACKBONE).is_file():
         return (folder / BACKBONE,)
     if (folder / "run.json").is_file():
-        kept = sorted(str(file) for file in folder.glob("checkpoints/*.pt"))
-        other = f", or give a checkpoint of it: {', '.join(kept)}" if kept else ""
+        checkpoints = sorted(str(file) for file in folder.glob("checkpoints/*.pt"))
+        other = f", or give a checkpoint of it: {', '.join(checkpoints)}" if checkpoints else ""
         raise UserError(
-            f"{folder} has no backbone yet: bring it to its end by --out {folder} --resume{other}."
+            f"{folder} has no backbone yet: finish the run by --out {folder} --resume{other}."
         )
     if (folder / "plan.json").is_file():
         stage = _outcome(folder)
@@ -139,35 +132,34 @@ def _in_folder(folder: Path) -> tuple[Path, ...]:
     for name in HUB:
         if (folder / name).is_file():
             return locate(folder / name)
-    # as the hub's cache has them
+    # The hub's cache has a level of snapshots.
     snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
     if len(snapshots) == 1:
         return _in_folder(snapshots[0])
     if list(folder.glob("*.distcp")):
         raise UserError(
-            f"{folder} is a checkpoint that several processes share: join it into one file by"
-            " torch's dcp_to_torch_save(FOLDER, FILE), and give that."
+            f"{folder} is a sharded checkpoint: convert it to one file by torch's"
+            " dcp_to_torch_save(FOLDER, FILE), and give that."
         )
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if len(files) == 1:
         return (files[0],)
     if files:
         raise UserError(
-            f"{folder} holds {len(files)} files of weights: give one of them: {some(files)}."
+            f"{folder} holds {len(files)} files of weights: give one of them: {list_some(files)}."
         )
     below = sorted(path for suffix in SUFFIXES for path in folder.glob(f"*/*{suffix}"))[:100]
-    hint = (
-        f"below it are {some(below)}"
-        if below
-        else f"it holds {some(sorted(folder.iterdir())) or 'nothing'}"
-    )
+    if below:
+        hint = f"below it are {list_some(below)}"
+    else:
+        hint = f"it holds {list_some(sorted(folder.iterdir())) or 'nothing'}"
     raise UserError(f"There is no file of weights in {folder}, and it is not a run: {hint}.")
 
 
 def _outcome(folder: Path) -> Path:
     try:
-        written = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        return folder / str(written["stages"][written["outcome"]]["folder"])
+        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        return folder / str(plan["stages"][plan["outcome"]]["folder"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / 'plan.json'} cannot be read ({error}): give the folder of a stage."
@@ -185,30 +177,31 @@ def _shards(index: Path) -> tuple[Path, ...]:
     if missing := [file.name for file in files if not file.is_file()]:
         raise UserError(
             f"{index} names {len(files)} files, of which {len(missing)} are not there:"
-            f" {some(missing)}."
+            f" {list_some(missing)}."
         )
     return files
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """What lies beside a file of the Hugging Face hub."""
+    """The settings beside a file of the Hugging Face hub, by name of file."""
     if file.name not in HUB and "-of-" not in file.name:
         return {}
-    found = {}
+    settings = {}
     for name in SETTINGS:
         try:
-            found[name] = json.loads((file.parent / name).read_text(encoding="utf-8"))
+            settings[name] = json.loads((file.parent / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-    return found
+    return settings
 
 
-# What
+# Reading
 
 
 def read(source: str | Path) -> Content:
-    """Nothing in the files can run code: what is not plain data is left closed. Raises UserError
-    where no weights are.
+    """Read the weights of `source` without running code; raise UserError where there are none.
+
+    Pickled objects other than tensors and plain data become opaque.
     """
     files = locate(source)
     parts = [_read_file(file) for file in files]
@@ -221,10 +214,9 @@ def read(source: str | Path) -> Content:
                     " them again."
                 )
             merged |= part.data
-        closed = sorted({name for part in parts for name in part.closed})
-        parts = [Content(files[0].parent, merged, parts[0].metadata, tuple(closed))]
-    only = parts[0]
-    return Content(only.path, only.data, only.metadata, only.closed, _settings(files[0]))
+        opaque = sorted({name for part in parts for name in part.opaque})
+        parts = [Content(files[0].parent, merged, parts[0].metadata, tuple(opaque))]
+    return replace(parts[0], settings=_settings(files[0]))
 
 
 def _read_file(path: Path) -> Content:
@@ -233,29 +225,25 @@ def _read_file(path: Path) -> Content:
             head = file.read(4096)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}. Give yourself the right to read it."
+            f"{path} cannot be read: {error.strerror}. Ask for the permission to read it."
         ) from None
-    if what := describe(path, head):
-        raise UserError(f"{path} is broken, or no file of weights: {what}.")
+    if kind := describe(path, head):
+        raise UserError(f"{path} is broken, or no file of weights: {kind}.")
     if _is_safetensors(head):
         return _read_safetensors(path)
-    closed: list[str] = []
+    opaque: list[str] = []
     try:
         safe_unpickle.refuse_archives(path)
-        with (
-            warnings.catch_warnings(),
-            path.open("rb") as file,
-        ):  # by its name torch would judge what it is
-            warnings.simplefilter("ignore")  # of old formats, which are read all the same
+        # torch.load gets a handle, because it decides on the format by the name of a file.
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")  # of old formats, which can still be read
             try:
                 data = torch.load(file, map_location="cpu", weights_only=True)
             except UnpicklingError:
-                data, closed = safe_unpickle.load(path)
-    except (
-        Exception
-    ) as error:  # broken bytes make the reader fail in many ways, each for the same reason
+                data, opaque = safe_unpickle.load(path)
+    except Exception as error:  # torch raises many types for a broken file
         reason = (str(error).splitlines() or [""])[0]
-        # of a KeyError, the key says nothing
+        # The message of a KeyError is the key alone.
         reason = reason if " " in reason else type(error).__name__
         if "magic number" in reason:
             reason = "it is a pickle that PyTorch did not write: save the tensors by torch.save"
@@ -263,7 +251,7 @@ def _read_file(path: Path) -> Content:
     if isinstance(data, dict) and data.keys() >= CHECKPOINT:
         return _read_checkpoint(path, data)
     metadata = data.get("metadata") if isinstance(data, dict) else None
-    return Content(path, data, metadata if isinstance(metadata, dict) else {}, tuple(closed))
+    return Content(path, data, metadata if isinstance(metadata, dict) else {}, tuple(opaque))
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -287,14 +275,12 @@ def _read_safetensors(path: Path) -> Content:
 
 
 def _read_checkpoint(path: Path, data: dict[str, Any]) -> Content:
-    """A run's own, as if its backbone had been exported at that step."""
+    """The backbone in a checkpoint of a run, as an export at that step would give it."""
     run = path.parent.parent
     instead = f"give {run}, or the {BACKBONE} in it"
     state = data.get("step")
     if not isinstance(state, dict):
-        raise UserError(
-            f"{path} holds no weights, which its processes share in files of their own: {instead}."
-        )
+        raise UserError(f"{path} holds no weights, which lie in files of shards: {instead}.")
     prefix = "method.backbone."
     inside = {
         key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
@@ -308,7 +294,7 @@ def _read_checkpoint(path: Path, data: dict[str, Any]) -> Content:
         raise UserError(
             f"{path} is a checkpoint with low-rank additions that are not merged yet: {instead}."
         )
-    metadata = {key: stated(inside[key]) for key in ("mean", "std")}
+    metadata = {key: format_statistics(inside[key]) for key in ("mean", "std")}
     try:
         config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
         metadata |= {
@@ -317,16 +303,16 @@ def _read_checkpoint(path: Path, data: dict[str, Any]) -> Content:
             "image_size": str(config["size"]),
         }
     except (OSError, ValueError, KeyError):
-        pass  # it was moved: what it is of must be told then
+        pass  # the checkpoint was moved, so the user must name the network
     return Content(path, network, metadata)
 
 
-def stated(values: Tensor) -> str:
-    # The shortest digits that give the same float32 again: .485 and not .48500001430511475.
+def format_statistics(values: Tensor) -> str:
+    """Values as JSON, with the shortest digits that give the same float32 again."""
     return json.dumps([float(str(value)) for value in values.cpu().numpy()])
 
 
-# What it is instead
+# Files that are no weights
 
 _MAGIC = (
     (
@@ -371,36 +357,35 @@ _BY_SUFFIX = {
 
 
 def describe(path: Path, head: bytes) -> str | None:
-    """What a file that begins so is, and what to do, where it is nothing that weights are read
-    from.
+    """Describe a file that cannot hold weights, with a remedy; None if it may hold weights.
+
+    head: the first bytes of the file.
     """
     if not head:
         return "it is empty: fetch or write it again"
-    if found := next((what for magic, what in _MAGIC if head.startswith(magic)), None):
-        return found
+    if description := next((text for magic, text in _MAGIC if head.startswith(magic)), None):
+        return description
     if head[4:8] == b"TFL3":
         return _BY_SUFFIX[".tflite"]
-    if head.startswith(b"PK"):  # which npz and others are, too: `inert` looks into it
-        return (
-            None
-            if zipfile.is_zipfile(path)
-            else "it is a zip archive without its end, so cut off: fetch it again"
-        )
-    if (text := _as_text(head)) is not None:
+    if head.startswith(b"PK"):  # `safe_unpickle` tells PyTorch files from npz and others
+        if zipfile.is_zipfile(path):
+            return None
+        return "it is a zip archive without its end, so cut off: fetch it again"
+    if (text := _decode_text(head)) is not None:
         return _describe_text(path, text)
     if ".data-0" in path.name:
         return _BY_SUFFIX[".index"]
     return None if _is_safetensors(head) else _BY_SUFFIX.get(path.suffix.lower())
 
 
-def _as_text(head: bytes) -> str | None:
-    """The beginning of a text, or None where it is none."""
+def _decode_text(head: bytes) -> str | None:
+    """The bytes as text, or None if they are no text."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return head[: len(head) // 2 * 2].decode("utf-16", errors="replace")
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # a character may be cut in two
+        if error.start < len(head) - 3:  # otherwise the last character is cut off
             return None
         text = head[: error.start].decode("utf-8")
     return None if any(ord(c) < 32 and c not in "\t\n\r\f" for c in text) else text
@@ -408,30 +393,23 @@ def _as_text(head: bytes) -> str | None:
 
 def _describe_text(path: Path, text: str) -> str:
     start = text.lstrip("\ufeff \t\r\n")
-    lowered = start[:300].lower()
-    if (
-        lowered.startswith(("<!doctype html", "<html", "<head", "<body", "<script"))
-        or "<html" in lowered
-    ):
+    lower = start[:300].lower()
+    tags = ("<!doctype html", "<html", "<head", "<body", "<script")
+    if lower.startswith(tags) or "<html" in lower:
         return "it is a web page (HTML): download the file itself, not the page that shows it"
-    shown = " ".join(start[:60].split()) + ("..." if len(start) > 60 else "")
+    excerpt = " ".join(start[:60].split()) + ("..." if len(start) > 60 else "")
     if start.startswith(("{", "[")):
-        run = path.parent.joinpath("run.json").is_file()
-        remedy = (
-            f"give the run's folder, {path.parent}"
-            if run
-            else "give the file of weights itself, or the folder of both"
-        )
-        return f"it is JSON ({shown}): {remedy}"
-    if start.startswith("<?xml") or start.startswith("<"):
-        return f"it is XML, often an error in a download's place ({shown}): fetch it again"
-    return (
-        f"it is text ({shown}): fetch or write it again"
-        if start
-        else "it is blank: fetch or write it again"
-    )
+        remedy = "give the file of weights itself, or the folder of both"
+        if path.parent.joinpath("run.json").is_file():
+            remedy = f"give the run's folder, {path.parent}"
+        return f"it is JSON ({excerpt}): {remedy}"
+    if start.startswith("<"):
+        return f"it is XML, often an error message of a server ({excerpt}): fetch it again"
+    if start:
+        return f"it is text ({excerpt}): fetch or write it again"
+    return "it is blank: fetch or write it again"
 
 
-def some(names: Sequence[object], show: int = 3) -> str:
-    """The first of names, and whether there are more."""
-    return ", ".join(map(str, names[:show])) + (", ..." if len(names) > show else "")
+def list_some(names: Sequence[object], most: int = 3) -> str:
+    """List the first `most` names, with an ellipsis if there are more."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
