@@ -179,7 +179,9 @@ def test_a_lost_image_is_stood_in_for(tmp_path: Path, workers: int, hold: bool) 
     expected = [1, 3, 7, 7, 9, 11, 13, 15, 17, 19, 1]  # the next of the positions, going round
     assert shown.tolist() == expected
     assert torch.equal(label[order], LABELS[shown])
-    assert torch.cat([raw.aspect for raw in raws]).tolist() == [(i + 1) / 4 for i in expected]
+    assert torch.cat([raw.aspect for raw in raws])[order].tolist() == [
+        (i + 1) / 4 for i in expected
+    ]
     names = {Path(path).name for path, reason in images.lost if reason == "no such file"}
     assert names == {"05.png", "21.png"} | ({"08.png"} if hold else set())
 
