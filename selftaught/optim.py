@@ -11,7 +11,7 @@ from timm.optim import Lars
 from torch import nn
 
 from selftaught.distributed import is_sharded
-from selftaught.errors import require
+from selftaught.ranges import NonNegative, Positive, Share, check_ranges
 
 Named = Iterable[tuple[str, nn.Parameter]]
 Parts = Mapping[str, Mapping[str, Any]]
@@ -20,12 +20,11 @@ NO_PARTS: Parts = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(ABC):
-    lr: float  # at its peak, for the whole batch
-    weight_decay: float
+    lr: Positive  # at its peak, for the whole batch
+    weight_decay: NonNegative
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "--optimizer.lr", "above 0", self.lr)
-        require(self.weight_decay >= 0, "--optimizer.weight-decay", "0 or more", self.weight_decay)
+        check_ranges(self, "optimizer")
 
     @abstractmethod
     def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
@@ -36,9 +35,9 @@ class Optimizer(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
-    lr: float = 0.06
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
+    lr: Positive = 0.06
+    weight_decay: NonNegative = 5e-4
+    momentum: Share = 0.9
 
     def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
         found = groups(parameters, self, parts)
@@ -57,8 +56,8 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
-    lr: float = 1e-3
-    weight_decay: float = 0.05
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
 
     def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
@@ -73,10 +72,10 @@ class LARS(Optimizer):
     rate.
     """
 
-    lr: float = 0.3
-    weight_decay: float = 1e-6
-    momentum: float = 0.9
-    trust: float = 0.001
+    lr: Positive = 0.3
+    weight_decay: NonNegative = 1e-6
+    momentum: Share = 0.9
+    trust: Positive = 0.001
 
     def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = Lars(
@@ -135,12 +134,11 @@ class Cosine:
     1].
     """
 
-    warmup: float = 0.05  # share of training
-    final: float = 0.0
+    warmup: Share = 0.05  # of training
+    final: Share = 0.0  # of the peak
 
     def __post_init__(self) -> None:
-        require(0 <= self.warmup <= 1, "--schedule.warmup", "a share of training", self.warmup)
-        require(0 <= self.final <= 1, "--schedule.final", "a share of the peak", self.final)
+        check_ranges(self, "schedule")
 
     def __call__(self, progress: float) -> float:
         if progress < self.warmup:

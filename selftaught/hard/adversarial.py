@@ -9,6 +9,7 @@ from selftaught.errors import require
 from selftaught.hard.base import HardExample, objective
 from selftaught.method import Method, Tensors, detach, leaves, map_tensors, zip_tensors
 from selftaught.models.batch_norm import frozen_statistics
+from selftaught.ranges import Natural, NonNegative, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,23 +18,15 @@ class Adversarial(HardExample):
     step is FGSM).
     """
 
-    eps: float = 1.0  # radius, in grey levels of 255
-    steps: int = 1
-    stride: float = 1.0  # grey levels a step; at least eps / steps
-    random_start: float = 0.0  # probability that a batch starts at a random point of the ball
+    eps: NonNegative = 1.0  # radius, in grey levels of 255
+    steps: Natural = 1
+    stride: NonNegative = 1.0  # grey levels a step; at least eps / steps
+    random_start: Share = 0.0  # probability that a batch starts at a random point of the ball
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.eps >= 0, "--hard.adversarial.eps", "0 or more grey levels", self.eps)
         least = 0 if self.random_start else 1  # a random start alone is noise, and fair
         require(self.steps >= least, "--hard.adversarial.steps", f"{least} or more", self.steps)
-        require(self.stride >= 0, "--hard.adversarial.stride", "0 or more grey levels", self.stride)
-        require(
-            0 <= self.random_start <= 1,
-            "--hard.adversarial.random-start",
-            "a probability",
-            self.random_start,
-        )
 
     @property
     def reuses_gradient(self) -> bool:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from selftaught.devices import upcast
 from selftaught.distributed import gather
-from selftaught.errors import require
 from selftaught.method import Method, Tensors, leaves, map_tensors
+from selftaught.ranges import NonNegative, Range, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +23,16 @@ class HardExample(ABC):
     these are ours.)
     """
 
-    weight: float = 1.0  # beside the clean loss's 1
-    start: float = 0.0  # share of training before the first hard example
+    weight: NonNegative = 1.0  # beside the clean loss's 1
+    # share of training before the first hard example
+    start: Annotated[float, Range(0, 1, open_high=True)] = 0.0
     # of multi-crop views: all of them, or the large ones alone
     crops: Literal["large", "all"] = "large"
     norm: Literal["shared", "auxiliary"] = "shared"  # whose batch norm hard examples pass through
 
     def __post_init__(self) -> None:
-        require(self.weight >= 0, "--hard.*.weight", "0 or more", self.weight)
-        require(
-            0 <= self.start < 1,
-            "--hard.*.start",
-            "a share of training, from 0 to below 1",
-            self.start,
-        )
+        """Raises UserError for a number outside the range of its type."""
+        check_ranges(self, f"hard.{part_name(self)}")
 
     min_batch: ClassVar[int] = 1  # images that each process must have in a part of a batch
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.devices import to_device
-from selftaught.errors import require
 from selftaught.hard.base import HardExample, objective
 from selftaught.method import Method, Tensors, leaves, map_tensors
+from selftaught.ranges import Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +19,7 @@ class Mixed(HardExample):
     """share * loss(mixed, own targets) + (1 - share) * loss(mixed, the partner's targets)."""
 
     min_batch: ClassVar[int] = 2  # alone, an image is mixed with itself
-    alpha: float = 1.0  # of the Beta distribution that shares are drawn from
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.alpha > 0, "--hard.*.alpha", "above 0", self.alpha)
+    alpha: Positive = 1.0  # of the Beta distribution that shares are drawn from
 
     def loss(
         self,

@@ -471,7 +471,7 @@ def test_a_resnets_places(size: int, stem: str, side: int) -> None:
 
 
 def test_a_weight_above_one_is_refused() -> None:
-    with pytest.raises(UserError, match="a share"):
+    with pytest.raises(UserError, match="dense must be"):
         DenseCL.Config(dense=1.5)
 
 
