@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from selftaught.methods import METHODS
+from tests.test_structure import ROWS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -134,6 +135,13 @@ def test_the_source_tree_is_that_of_the_package() -> None:
     assert folders <= listed
     there = {f"{p.name}/" if p.is_dir() else p.name for p in package.rglob("*")}
     assert listed <= there
+
+
+def test_the_import_order_is_that_of_the_law() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    order = text.partition("checks it.\n")[2].partition("\n## ")[0]
+    rows = [row.split() for row in ROWS.strip().splitlines() if "__" not in row]
+    assert [row.split() for row in re.findall(r"`([^`]+)`", order)] == rows
 
 
 # --------------------------------------------------------------------------------------------------
