@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.common import interleaved, ratios, said, spread, write
 from selftaught.features.knn import KNN
-from selftaught.features.linear import Linear
+from selftaught.features.linear import LinearProbe
 from selftaught.features.metrics import balanced_accuracy
 from selftaught.features.protocol import Features
 from selftaught.methods.parts.kmeans import kmeans
@@ -74,10 +74,9 @@ def knn_cases(train: Features, test: Features) -> dict[str, Case]:
         )
         return torch.from_numpy(kind.predict_proba(test.vectors))
 
+    own = KNN(neighbours=NEIGHBOURS, temperature=TEMPERATURE)
     return {
-        "selftaught": lambda: (
-            KNN(neighbours=NEIGHBOURS, temperature=TEMPERATURE).score(train, test.vectors).values
-        ),
+        "selftaught": lambda: own.score_features(train, test.vectors).values,
         "faiss": by_faiss,
         "lightly": by_lightly,
         "scikit-learn": by_sklearn,
@@ -112,7 +111,7 @@ def linear_cases(train: Features, test: Features) -> dict[str, Case]:
         return probe(test.vectors).detach()
 
     return {
-        "selftaught": lambda: Linear().score(train, test.vectors).values,
+        "selftaught": lambda: LinearProbe().score_features(train, test.vectors).values,
         "scikit-learn, one fit": by_sklearn,
         "SGD, 10 epochs, one fit": by_sgd,
     }

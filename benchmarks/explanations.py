@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS
 from selftaught.features.knn import KNN
-from selftaught.features.linear import Linear
+from selftaught.features.linear import LinearProbe
 from selftaught.features.protocol import Features, Protocol
 from selftaught.features.statistics import measure
 
@@ -64,7 +64,7 @@ def draw_protocols() -> None:
     features = moons(80, 0.12)
     _, panels = pyplot.subplots(1, 2, figsize=(WIDTH, HEIGHT))
     regions(panels[0], KNN(neighbours=10), features, "kNN: the nearest images vote")
-    regions(panels[1], Linear(), features, "linear probe: one straight border")
+    regions(panels[1], LinearProbe(), features, "linear probe: one straight border")
     save("protocols.png")
 
 

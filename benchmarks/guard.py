@@ -11,6 +11,7 @@ with kNN before and after, and writes results/NAME.json. What is done already is
 """
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,15 @@ def one(
         rate = stage.optimizer.lr * factor
         stage = flags.stage_from([*words, "--optimizer.lr", str(rate)], None, "cpu", shared_index)
     said: list[str] = []
+    messages, package = logging.Handler(), logging.getLogger("selftaught")
+    messages.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    package.addHandler(messages)
     try:
-        train(stage, folder, Runtime(say=said.append, workers=0))
+        train(stage, folder, Runtime(workers=0))
     except Collapsed as collapsed:
         said.append(str(collapsed))
+    finally:
+        package.removeHandler(messages)
     entries = [e["features"] for e in jsonl.read_journal(folder / "journal.jsonl") if e["features"]]
     return {
         "method": method,

@@ -78,7 +78,7 @@ def drop(index: Index, place: str) -> None:
 
 def once(index: Index, number: int) -> float:
     """Images a second of one epoch."""
-    row_cache._shelf.reset()  # every round fetches anew
+    row_cache._cache.reset()  # every round fetches anew
     images = Images(
         index.paths,
         index.sizes,

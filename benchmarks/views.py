@@ -70,7 +70,7 @@ def ours(files: list[Path], size: int, folder: Path) -> Callable[[], object]:
 
     def batches() -> None:
         for part in torch.arange(len(files)).split(64):
-            pixels, shown = images.originals(torch.arange(len(files)), part)
+            pixels, shown = images.take_originals(torch.arange(len(files)), part)
             augment(pixels, images.aspect[shown], rng)
 
     return batches

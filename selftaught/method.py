@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from selftaught.ranges import check_ranges
 from selftaught.seeding import key
 
-Tensors = Any  # a tensor, or a (nested) tuple of tensors, each with the batch first
+# a tensor, or a (nested) tuple of tensors, each with the batch first; inputs may hold `Fixed` ones
+Tensors = Any
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ class Encoder(nn.Module):
         features, found = self(pixels, mapped=True)
         return features, found
 
+    def maps(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The map [B, C, h, w] of every stage, by the stage's name, from the first to the last."""
+        raise NotImplementedError(f"{type(self).__name__} gives no maps of its stages")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -111,6 +116,15 @@ class Setting:
         """Images that an epoch shows: those that fill no part of a batch are left out."""
         part = max(self.batch // self.parts, 1)
         return max(self.images // part * part, 1)
+
+
+class GroupOptions(TypedDict, total=False):
+    """How the parameters of one part are optimized otherwise than the rest."""
+
+    lr_factor: float  # of the stage's rate
+    constant_lr: bool  # the rate stays at its peak throughout
+    weight_decay: float  # norms and biases have none in any case
+    betas: tuple[float, float]  # of AdamW
 
 
 C = TypeVar("C", bound="Method.Config")
@@ -200,8 +214,6 @@ class Method(nn.Module, ABC):
     labels: ClassVar[Literal["unused", "required", "mixed"]] = "unused"
     # its head tells classes: it can be scored as it is, and teach
     classifies: ClassVar[bool] = False
-    # its parts whose learning rate stays at the peak throughout
-    steady: ClassVar[tuple[str, ...]] = ()
 
     backbone: Encoder
     progress: float = 0.0  # share of training done, written by the loop
@@ -213,7 +225,7 @@ class Method(nn.Module, ABC):
         self.backbone = setup.backbone
 
     def inputs(self, batch: Batch) -> Tensors:
-        """What the network sees."""
+        """What the network sees: images, and what is `Fixed`."""
         return batch.views
 
     @abstractmethod
@@ -241,6 +253,22 @@ class Method(nn.Module, ABC):
         """
         return None
 
+    def parameter_groups(self) -> Mapping[str, GroupOptions]:
+        """Parts with their own rate, betas or decay, by how the names of their parameters begin:
+        `{"predictor": {"constant_lr": True}}`.
+        """
+        return {}
+
+    def grade(self, predictions: Tensors, targets: Tensors) -> Tensor | None:
+        """Which predictions are right: float [B] in [0, 1], for the accuracy of the pretext task on
+        images held out. None where right and wrong have no meaning.
+        """
+        return None
+
+    def judged(self) -> Encoder:
+        """The network that is evaluated and exported: the backbone, or an averaged copy of it."""
+        return self.backbone
+
     def before_epoch(self, batches: Iterable[Batch]) -> None:
         """Relabel the data set, for methods that cluster it. `batches` is one pass over this
         process's share; batch norms are in training mode and remember nothing of it.
@@ -255,19 +283,36 @@ class Method(nn.Module, ABC):
         """
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """A leaf of `inputs` that hard examples neither attack nor mix: an order, a mask, tokens. The
+    functions below pass it on as it is; `predict` reads its value.
+    """
+
+    value: Tensor
+
+
 def map_tensors(fn: Callable[[Tensor], Tensor], tree: Tensors) -> Tensors:
-    return tuple(map_tensors(fn, t) for t in tree) if isinstance(tree, tuple) else fn(tree)
+    """Apply `fn` to every leaf that is not `Fixed`."""
+    if isinstance(tree, tuple):
+        return tuple(map_tensors(fn, t) for t in tree)
+    return tree if isinstance(tree, Fixed) else fn(tree)
 
 
 def zip_tensors(fn: Callable[..., Tensor], *trees: Tensors) -> Tensors:
-    """Apply `fn` to the leaves of several trees of one shape, leaf by leaf."""
+    """Apply `fn` to the leaves of several trees of one shape, leaf by leaf; of what is `Fixed`, the
+    first tree's stays.
+    """
     if isinstance(trees[0], tuple):
         return tuple(zip_tensors(fn, *branches) for branches in zip(*trees, strict=True))
-    return fn(*trees)
+    return trees[0] if isinstance(trees[0], Fixed) else fn(*trees)
 
 
 def leaves(tree: Tensors) -> list[Tensor]:
-    return [leaf for t in tree for leaf in leaves(t)] if isinstance(tree, tuple) else [tree]
+    """The leaves that are not `Fixed`, in their order."""
+    if isinstance(tree, tuple):
+        return [leaf for t in tree for leaf in leaves(t)]
+    return [] if isinstance(tree, Fixed) else [tree]
 
 
 def detach(tree: Tensors) -> Tensors:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from selftaught.distributed import is_sharded
 from selftaught.errors import require
 
 Named = Iterable[tuple[str, nn.Parameter]]
+Parts = Mapping[str, Mapping[str, Any]]
+NO_PARTS: Parts = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,10 @@ class Optimizer(ABC):
         require(self.weight_decay >= 0, "--optimizer.weight-decay", "0 or more", self.weight_decay)
 
     @abstractmethod
-    def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
-        """`steady`: how the names of those parameters begin whose rate stays at its peak."""
+    def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
+        """`parts`: options of their own for parameters, by how their names begin (see
+        `method.GroupOptions`).
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +40,8 @@ class SGD(Optimizer):
     weight_decay: float = 5e-4
     momentum: float = 0.9
 
-    def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
-        found = groups(parameters, self, steady)
+    def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
+        found = groups(parameters, self, parts)
         # torch's fused kernel knows no shards
         fused = not any(is_sharded(group["params"]) for group in found)
         optimizer = torch.optim.SGD(
@@ -57,9 +61,9 @@ class AdamW(Optimizer):
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
 
-    def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
+    def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
-            groups(parameters, self, steady), lr=0.0, betas=self.betas, fused=True
+            groups(parameters, self, parts), lr=0.0, betas=self.betas, fused=True
         )
 
 
@@ -74,9 +78,9 @@ class LARS(Optimizer):
     momentum: float = 0.9
     trust: float = 0.001
 
-    def build(self, parameters: Named, steady: Iterable[str] = ()) -> torch.optim.Optimizer:
+    def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = Lars(
-            groups(parameters, self, steady), lr=0.0, momentum=self.momentum, trust_coeff=self.trust
+            groups(parameters, self, parts), lr=0.0, momentum=self.momentum, trust_coeff=self.trust
         )
         return optimizer
 
@@ -85,29 +89,44 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW, "lars": LA
 
 
 def groups(
-    parameters: Named, optimizer: Optimizer, steady: Iterable[str] = ()
+    parameters: Named, optimizer: Optimizer, parts: Parts = NO_PARTS
 ) -> list[dict[str, Any]]:
-    """Weights, which decay, and norms and biases, which do not; of each first those whose rate
-    follows the schedule.
+    """Weights, which decay, and norms and biases, which do not: of all that is in no part, then of
+    each part. Raises ValueError for a part that has no parameters.
     """
-    steady = tuple(steady)
-    parts: dict[tuple[bool, bool], list[nn.Parameter]] = {
-        (s, w): [] for s in (False, True) for w in (True, False)
+    found: dict[tuple[str, bool], list[nn.Parameter]] = {
+        (part, w): [] for part in ("", *parts) for w in (True, False)
     }
+    empty = set(parts)
     for name, p in parameters:
+        part = next((part for part in parts if name == part or name.startswith(f"{part}.")), "")
+        empty.discard(part)
         if p.requires_grad:
-            parts[name.startswith(steady), p.ndim > 1].append(p)
+            found[part, p.ndim > 1].append(p)
+    if empty:
+        raise ValueError(f"no parameter's name begins with {' or '.join(sorted(empty))}")
     return [
-        {
-            "params": ps,
-            "peak": optimizer.lr,
-            "steady": still,
-            "weight_decay": optimizer.weight_decay if weights else 0.0,
-            "always_adapt": weights,  # the last: for LARS
-        }
-        for (still, weights), ps in parts.items()
+        group(ps, weights, optimizer, parts.get(part, {}))
+        for (part, weights), ps in found.items()
         if ps
     ]
+
+
+def group(
+    parameters: list[nn.Parameter], weights: bool, optimizer: Optimizer, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A group as torch's optimizers take it; `loop` reads `peak` and `steady`, and checkpoints hold
+    both.
+    """
+    own = {"betas": options["betas"]} if "betas" in options else {}
+    return {
+        "params": parameters,
+        "peak": optimizer.lr * options.get("lr_factor", 1.0),
+        "steady": options.get("constant_lr", False),
+        "weight_decay": options.get("weight_decay", optimizer.weight_decay) if weights else 0.0,
+        "always_adapt": weights,  # the last: for LARS
+        **own,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,6 @@ def adapt(words: list[str]) -> int:
                 conduct,
                 shlex.join(["selftaught", "adapt", *words]),
                 progress.of("reading images"),
-                lambda stage: progress.begin(stage.steps),
             )
         except Stopped as stopped:
             tell(

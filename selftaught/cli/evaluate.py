@@ -13,7 +13,7 @@ from selftaught.config.flag_values import Count, reader
 from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
-from selftaught.features.linear import Linear
+from selftaught.features.linear import LinearProbe
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class Evaluate:
     """what to compare with: random, init (the starting weights), another run, or a backbone's file
     """
     knn: KNN = dataclasses.field(default_factory=KNN)
-    linear: Linear = dataclasses.field(default_factory=Linear)
+    linear: LinearProbe = dataclasses.field(default_factory=LinearProbe)
     finetune: FineTune = dataclasses.field(default_factory=FineTune)
     classifier: tyro.conf.Suppress[Classifier] = dataclasses.field(default_factory=Classifier)
     size: int | None = None
@@ -72,7 +72,7 @@ def evaluate(words: list[str]) -> int:
         Progress(show=rank() == 0) as progress,
         take_share(asked.threads, asked.workers, progress.say) as share,
     ):
-        judgement = evaluate_run(
+        evaluation = evaluate_run(
             asked.run,
             asked.data,
             labels_from=asked.labels_from,
@@ -91,9 +91,9 @@ def evaluate(words: list[str]) -> int:
         if rank() != 0:
             return 0
     if asked.json:
-        print(json.dumps(judgement.rows))
-    differences = [dataclasses.asdict(d) for d in judgement.results.differences]
-    console_tables.show(console_tables.evaluation(judgement.rows, differences), stderr=True)
-    for text in (*judgement.results.notes, judgement.verdict):
+        print(json.dumps(evaluation.rows))
+    differences = [dataclasses.asdict(d) for d in evaluation.results.differences]
+    console_tables.show(console_tables.evaluation(evaluation.rows, differences), stderr=True)
+    for text in (*evaluation.results.notes, evaluation.verdict):
         tell(text)
     return 0

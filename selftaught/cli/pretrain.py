@@ -14,6 +14,7 @@ from selftaught.data.index.build import Index
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import broadcast_object, process_group, rank
 from selftaught.errors import Stopped, UserError, require
+from selftaught.loggers.logger import build_loggers
 from selftaught.loggers.terminal import Progress
 from selftaught.pipeline import execute
 from selftaught.runs import folder as run_folder
@@ -88,7 +89,6 @@ def train(words: list[str]) -> None:
         if resume and begun and base is not None:
             refuse_other(stage, base, out)
         conduct = conduct_of(asked, device, share.workers, progress, ["pretrain", *typed], resume)
-        progress.begin(stage.steps)
         if not (resume and begun):
             progress.say(registry.summary(stage))
         file = train_command(stage, Path(asked.out), conduct, indices[-1])
@@ -138,6 +138,7 @@ def read_config(file: Path) -> Any:
 def check_conduct(asked: Any) -> None:
     """Before anything is looked at."""
     threads.check(asked.threads, asked.workers)
+    build_loggers(asked.log)
     require(asked.save_every >= 0, "--save-every", "0 or more", asked.save_every)
     if Path(asked.out).is_file():
         raise UserError(f"{asked.out} is a file: choose another --out")
@@ -160,7 +161,6 @@ def conduct_of(
         fsdp=asked.fsdp,
         resume=resume,
         draw=snapshots.draw,
-        show=progress.entry,
-        say=progress.say,
+        loggers=(progress, *build_loggers(asked.log)),
         note={"command": shlex.join(["selftaught", *words]), "device": device},
     )

@@ -14,6 +14,7 @@ from selftaught.cli.console import device_named, tell
 from selftaught.config.flag_values import Count, reader
 from selftaught.distributed import process_group, rank
 from selftaught.errors import Stopped, UserError
+from selftaught.loggers.logger import build_loggers
 from selftaught.loggers.terminal import Progress, clock
 from selftaught.study import design, figures, report, runner, tables
 from selftaught.study.design import Cell
@@ -41,11 +42,14 @@ class Study:
     """that compute; auto: one for each free core"""
     workers: Annotated[Count, reader("workers", Count, "auto|PROCESSES")] = "auto"
     """that decode images, where these are not held in memory; auto: at most 2"""
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """metrics, pictures and scores of every stage go there, too"""
 
 
 def study(words: list[str]) -> int:
     asked = tyro.cli(Study, prog="selftaught study", args=words)
     check(asked.threads, asked.workers)
+    build_loggers(asked.log)
     setup = design.read(Path(asked.plan))
     i, n = part(asked.shard)
     out = Path(asked.out)
@@ -62,8 +66,7 @@ def study(words: list[str]) -> int:
             workers=share.workers,
             threads=None if asked.threads == "auto" else asked.threads,
             watched=64,
-            show=progress.entry,
-            say=progress.say,
+            loggers=(progress, *build_loggers(asked.log)),
             note={"command": command, "device": device},
         )
         mine = runner.Shard(i, n).of(cells) if i else []

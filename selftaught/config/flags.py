@@ -17,7 +17,7 @@ from selftaught.config.batch_check import refuse_few
 from selftaught.config.flag_values import Count, reader
 from selftaught.config.stage import Data, Stage
 from selftaught.data.index.build import Index
-from selftaught.data.io.filesystem import spelt
+from selftaught.data.io.filesystem import normalize_location
 from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.errors import UserError, require
 from selftaught.hard import HARD
@@ -178,6 +178,13 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "let each of several processes hold its share of weights, gradients and optimizer",
         "no",
     ),
+    (
+        "log",
+        tuple[Literal["tensorboard", "wandb", "mlflow"], ...],
+        "tensorboard|wandb|mlflow ...",
+        "metrics, pictures and scores go there, too",
+        "the run's journal alone",
+    ),
 )
 # What `selftaught adapt` takes besides, and what it takes otherwise.
 ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
@@ -209,7 +216,7 @@ OTHERWISE = {"statistics": "data", "keep": "best"}
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 # How it is done, which changes no outcome, or its last digits alone.
 # how a stage is carried out, which changes no outcome: for all stages of a plan
-CONDUCT = {"device", "threads", "workers", "on-collapse", "save-every", "fsdp"}
+CONDUCT = {"device", "threads", "workers", "on-collapse", "save-every", "fsdp", "log"}
 DEFAULTS: dict[str, Any] = {
     "data": (),
     "target": (),
@@ -222,6 +229,7 @@ DEFAULTS: dict[str, Any] = {
     "on_collapse": "stop",
     "save_every": 120.0,
     "fsdp": False,
+    "log": (),
 }
 # whose fields are flags: --method.temperature
 GROUPS = ("method", "hard", "views", "optimizer", "schedule")
@@ -371,7 +379,8 @@ def stage_from(
     method = METHODS[method_name]
     given = {k: getattr(first, k) for k in (name for name, *_ in PLAIN)}
     data = Data(
-        roots=tuple(spelt(root) for root in given["data"]) or (base.data.roots if base else ()),
+        roots=tuple(normalize_location(root) for root in given["data"])
+        or (base.data.roots if base else ()),
         labels=given["labels_from"] or (base.data.labels if base else "auto"),
         holdout=given["holdout"]
         if given["holdout"] is not None

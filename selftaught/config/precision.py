@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from selftaught.data.io.cache_folder import default_cache
+from selftaught.data.io.cache_folder import default_cache_folder
 from selftaught.files import locked, write_json
 from selftaught.models import backbone as backbone_module
 
@@ -48,7 +48,7 @@ def choose_on_cpu(backbone: str, stem: Stem, size: int) -> Choice:
     if choice is not None:
         return choice
     key = " | ".join([cpu_name(cpuinfo), f"torch {torch.__version__}", backbone, stem, str(size)])
-    bf16 = load_or_measure(default_cache(), key, lambda: is_faster(backbone, stem, size))
+    bf16 = load_or_measure(default_cache_folder(), key, lambda: is_faster(backbone, stem, size))
     return bf16, f"timed once on this machine: bf16 is {'' if bf16 else 'not '}faster"
 
 

@@ -1,1 +1,1 @@
-"""From files on disk to views on the device."""
+"""Images on disk as batches of uint8 pixels."""

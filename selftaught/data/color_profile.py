@@ -1,6 +1,4 @@
-"""Colour profiles in files: what turns an image's colours into those of sRGB, where they are
-others.
-"""
+"""Converts images with colour profiles to sRGB."""
 
 from __future__ import annotations
 
@@ -10,20 +8,20 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
-# grey levels up to which a profile counts as that of sRGB: many are copies of it, rounded otherwise
+# largest difference in grey levels of a profile that counts as sRGB: many are rounded copies of it
 _NEAR = 4
-# mode -> mode in sRGB
-_OUT = {"RGB": "RGB", "RGBA": "RGBA", "L": "RGB", "CMYK": "RGB", "LAB": "RGB"}
+# mode of the image -> mode in sRGB
+_SRGB_MODES = {"RGB": "RGB", "RGBA": "RGBA", "L": "RGB", "CMYK": "RGB", "LAB": "RGB"}
 
 
 @lru_cache(64)
-def to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """What turns images of a mode into sRGB (`.apply`); None where nothing is to be done, or the
-    profile is of no use.
+def make_srgb_transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return a transform of images of a mode to sRGB (`.apply`); None where none is needed or
+    possible.
 
-    `profile`: as it stands in the file; None only for LAB, which means the same everywhere.
+    profile: the bytes in the file; None for LAB, which has one meaning.
     """
-    if mode not in _OUT or (profile is None and mode != "LAB"):
+    if mode not in _SRGB_MODES or (profile is None and mode != "LAB"):
         return None
     try:
         source = (
@@ -31,33 +29,29 @@ def to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | No
             if profile is None
             else ImageCms.ImageCmsProfile(io.BytesIO(profile))
         )
-        made = ImageCms.buildTransform(
+        transform = ImageCms.buildTransform(
             source,
             ImageCms.createProfile("sRGB"),
             mode,
-            _OUT[mode],
+            _SRGB_MODES[mode],
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
             ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
         if mode in ("RGB", "RGBA", "L"):
-            samples = _samples(mode)
-            found, plain = (
-                np.asarray(i.convert("RGB")).astype(int) for i in (made.apply(samples), samples)
+            samples = _make_samples(mode)
+            converted, plain = (
+                np.asarray(i.convert("RGB")).astype(int)
+                for i in (transform.apply(samples), samples)
             )
-            if np.abs(found - plain).max() <= _NEAR:
+            if np.abs(converted - plain).max() <= _NEAR:
                 return None
-    except (
-        ImageCms.PyCMSError,
-        OSError,
-        ValueError,
-        TypeError,
-    ):  # damaged, or of another kind of image: as stored
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # damaged, or of another mode
         return None
-    return made
+    return transform
 
 
-def _samples(mode: str) -> Image.Image:
-    """Colours from all of the cube."""
+def _make_samples(mode: str) -> Image.Image:
+    """Return an image with colours of the whole cube."""
     steps = np.linspace(0, 255, 9).astype(np.uint8)
     return Image.fromarray(
         np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)

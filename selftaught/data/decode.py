@@ -1,6 +1,4 @@
-"""From a file to its pixels: every odd format as a person sees it, or a reason why there is nothing
-to see. (Over 200 lines with its quick way for the usual JPEG.)
-"""
+"""Decodes image files to pixels: upright, in sRGB and 8 bits, or the reason why that fails."""
 
 from __future__ import annotations
 
@@ -22,28 +20,27 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from selftaught.data import color_profile, high_depth, tiff
-from selftaught.data.io.integrity import MAX_PIXELS, Unreadable, damage
+from selftaught.data.io.integrity import MAX_PIXELS, Unreadable, find_damage
 from selftaught.data.io.parallel import LARGE, MemoryBudget
 from selftaught.data.io.source import read_bytes
 from selftaught.data.pixel_range import EIGHT_BITS, PixelRange
 
 try:
     from simplejpeg import decode_jpeg
-except ImportError:  # of the extra "fast": the same values, by Pillow and more slowly
+except ImportError:  # of the extra "fast"; Pillow gives equal values more slowly
     decode_jpeg = None
 
-# Never EPS and the like, whose readers start other programs. Pillow finds MPO by itself, as a kind
-# of JPEG.
+# Without EPS and the like, whose readers start other programs. Pillow reads MPO as JPEG.
 _FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"]
 _HEIF = tuple(
     b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 )
 # modes whose conversion cannot fail
 _CONVERTIBLE = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16")
-# a pixel, decoded and copied once; of other modes:
-_BYTES = {"1": 3, "L": 3, "P": 3, "I;16": 6, "I;16B": 6}
-_MOST_BYTES = 12
-# EXIF orientation -> what turns the stored pixels upright
+# decoded and copied once
+_BYTES_PER_PIXEL = {"1": 3, "L": 3, "P": 3, "I;16": 6, "I;16B": 6}
+_MAX_BYTES_PER_PIXEL = 12  # of other modes
+# EXIF orientation -> operation that makes the stored pixels upright
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,8 +54,8 @@ _TRANSPOSE = {
 
 @cache
 def register_heif() -> bool:
-    """Have HEIC and HEIF files read, if `pillow_heif` is installed (the extra "heic"); return
-    whether it is.
+    """Enable HEIC and HEIF where `pillow_heif` is installed (the extra "heic"); return whether it
+    is.
     """
     try:
         from pillow_heif import register_heif_opener
@@ -70,7 +67,7 @@ def register_heif() -> bool:
 
 
 def _register_avif() -> None:
-    """Pillow reads AVIF from version 11.3 on, where it was built with the library for it."""
+    """Enable AVIF where Pillow has its library, from version 11.3 on."""
     try:
         from PIL import AvifImagePlugin
     except ImportError:
@@ -82,152 +79,152 @@ def _register_avif() -> None:
 _register_avif()
 
 
-class _Strict:
-    """Truncated files raise, even where another library of this process has told Pillow to fill
-    them with grey; and large ones are not taken for attacks, as they are measured here.
+class _StrictPillow:
+    """Makes Pillow raise for truncated files, and accept large ones, whose size is checked here.
 
-    A counter under a lock, as Pillow's switches are for all threads: the first in sets them, the
-    last out puts them back.
+    Pillow's switches are global, and other libraries set them. The first thread sets them, the last
+    one restores them.
     """
 
     def __init__(self) -> None:
-        self._before: tuple[bool, int | None] = (False, None)
+        self._previous: tuple[bool, int | None] = (False, None)
         self.reset()
 
     def reset(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
+        self._users = 0
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside == 0:
-                self._before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+            if self._users == 0:
+                self._previous = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
                 ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
-            self._inside += 1
+            self._users += 1
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._before
+            self._users -= 1
+            if self._users == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._previous
 
 
-_strict = _Strict()
+_strict = _StrictPillow()
 _memory = MemoryBudget()
-if hasattr(
-    os, "register_at_fork"
-):  # a lock that another thread held at the fork would stay closed in the child
+# a lock of another thread would stay locked in a forked child
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_strict.reset)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Pillow's warnings about odd metadata off the terminal: what matters is a reason of
-    `Unreadable`.
-    """
+    """Suppress Pillow's warnings about odd metadata; `Unreadable` reports real damage."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         yield
 
 
-class _Loaded(NamedTuple):
-    """The first frame as stored, all its pixels decoded (of a JPEG perhaps fewer)."""
+class _LoadedImage(NamedTuple):
+    """The first frame as stored, with all pixels decoded (of a JPEG perhaps fewer)."""
 
     image: Image.Image
-    kind: int  # of its values, as in `pixel_range`
+    kind: int  # of values, as in `pixel_range`
     data: bytes
 
     @property
     def is_large(self) -> bool:
-        return _size(self.image) > LARGE
+        return _decoded_bytes(self.image) > LARGE
 
 
-def _values(loaded: _Loaded) -> high_depth.Values:
-    """The numbers of an image of more than 8 bits; colours of 16 bits are unpacked once more for
-    their lower bytes.
+def _read_values(loaded: _LoadedImage) -> high_depth.Values:
+    """Return the numbers of an image of more than 8 bits.
+
+    Colours of 16 bits are unpacked a second time for their lower bytes.
     """
     low, grey = None, False
     if loaded.image.mode in ("RGB", "RGBA"):
         with _strict:
             low = Image.open(io.BytesIO(loaded.data), formats=tuple(_FORMATS))
             grey = high_depth.is_grey_with_alpha(low)
-            high_depth.prepare(low, low_bytes=True)
+            high_depth.set_raw_modes(low, low_bytes=True)
             low.load()
     return high_depth.Values(loaded.image, low, grey)
 
 
-def _size(image: Image.Image) -> int:
-    """The bytes that it takes to decode an image."""
-    return image.width * image.height * _BYTES.get(image.mode, _MOST_BYTES)
+def _decoded_bytes(image: Image.Image) -> int:
+    """Return the bytes that it takes to decode an image."""
+    return image.width * image.height * _BYTES_PER_PIXEL.get(image.mode, _MAX_BYTES_PER_PIXEL)
 
 
 @contextmanager
-def _loaded(
+def _load(
     data: bytes, at_least: int | None = None, max_pixels: int | None = None
-) -> Iterator[_Loaded]:
-    """An image, decoded when there is memory for it; of a JPEG perhaps fewer pixels, down to the
-    side `at_least`.
+) -> Iterator[_LoadedImage]:
+    """Decode an image when there is memory for it; a JPEG perhaps smaller, down to the side
+    `at_least`.
     """
-    with _reasons(data):
+    with _as_unreadable(data):
         image = _open(data, max_pixels)
         if at_least is not None:
-            image.draft(None, (at_least, at_least))  # does something for a JPEG only
-        kind = high_depth.prepare(image) if image.format in ("PNG", "TIFF") else EIGHT_BITS
-    with _reasons(data), _memory.hold(_size(image)):
+            image.draft(None, (at_least, at_least))  # affects JPEG only
+        kind = high_depth.set_raw_modes(image) if image.format in ("PNG", "TIFF") else EIGHT_BITS
+    with _as_unreadable(data), _memory.reserve(_decoded_bytes(image)):
         with _strict:
             image.load()
-        yield _Loaded(image, kind, data)
+        yield _LoadedImage(image, kind, data)
 
 
 def _open(data: bytes, max_pixels: int | None) -> Image.Image:
     if data[4:12] in _HEIF and not register_heif():
         raise Unreadable(
-            "HEIC, which needs pillow-heif: pip install 'selftaught[heic]'", passing=True
+            "HEIC, which needs pillow-heif: pip install 'selftaught[heic]'", transient=True
         )
     with _strict:
         image = Image.open(io.BytesIO(data), formats=tuple(_FORMATS))
     if max_pixels is not None:
         refuse_larger(*image.size, max_pixels)
-    if reason := damage(image.format, data):
+    if reason := find_damage(image.format, data):
         raise Unreadable(reason)
     return image
 
 
 def refuse_larger(width: int, height: int, max_pixels: int) -> None:
-    """Raises `Unreadable` for an image that is larger than asked for."""
+    """Raise `Unreadable` for an image of more than `max_pixels`."""
     if width * height > max_pixels:
         size = f"{width:,} x {height:,} pixels are more than {max_pixels:,}"
-        raise Unreadable(f"{size}: raise --max-pixels to take it in", passing=True)
+        raise Unreadable(f"{size}: raise --max-pixels to take it in", transient=True)
 
 
 @contextmanager
-def _reasons(data: bytes) -> Iterator[None]:
-    """What decoders raise, as a reason."""
+def _as_unreadable(data: bytes) -> Iterator[None]:
+    """Turn the exceptions of decoders into `Unreadable`."""
     try:
         yield
     except Unreadable:
         raise
     except UnidentifiedImageError:
-        reason = tiff.strange_kind(data) or "not an image, or its header is damaged"
+        reason = tiff.describe_unknown(data) or "not an image, or its header is damaged"
         raise Unreadable(reason) from None
     except MemoryError:
-        raise Unreadable("not enough memory to decode it", passing=True) from None
-    except Exception as error:  # decoders of damaged files raise nearly everything
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Unreadable(said if "truncated" in said.lower() else f"damaged: {said}") from None
+        raise Unreadable("not enough memory to decode it", transient=True) from None
+    except Exception as error:  # decoders of damaged files raise many types
+        message = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Unreadable(
+            message if "truncated" in message.lower() else f"damaged: {message}"
+        ) from None
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:  # broken metadata beside whole pixels: shown as stored
+    except Exception:  # broken metadata beside whole pixels: as stored
         return 1
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Integers of 16 or 32 bits and floats to "L", where no range of the set is known: by the full
-    range of the kind, or where that states none by the image's own values (1, 255, 65535, its
-    largest).
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale integers of 16 or 32 bits and floats to "L", without a pixel range of the set.
+
+    White is the largest value of the type; without one, the next of 1, 255 and 65535, or the
+    maximum.
     """
     values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0.0, neginf=0.0).clip(
         min=0.0
@@ -242,14 +239,18 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255.0 / full)).astype(np.uint8))
 
 
-def _rgb(loaded: _Loaded, pixel_range: PixelRange | None, at_least: int | None) -> Image.Image:
-    """In sRGB, over white; of a large image perhaps fewer pixels, down to the side `at_least`."""
+def _to_rgb(
+    loaded: _LoadedImage, pixel_range: PixelRange | None, at_least: int | None
+) -> Image.Image:
+    """Return the image in sRGB, over white; a large one perhaps smaller, down to the side
+    `at_least`.
+    """
     image, profile = loaded.image, loaded.image.info.get("icc_profile")
-    pair = pixel_range.of(loaded.kind) if pixel_range is not None else None
+    pair = pixel_range.pair_for(loaded.kind) if pixel_range is not None else None
     if pair is not None:
-        image = _values(loaded).shown(pair)
+        image = _read_values(loaded).to_image(pair)
     elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _eight_bits(image)
+        image = _to_eight_bits(image)
     if image.mode in ("1", "La"):
         image = image.convert("L" if image.mode == "1" else "LA")
     if image.has_transparency_data and image.mode != "RGBA":
@@ -259,40 +260,39 @@ def _rgb(loaded: _Loaded, pixel_range: PixelRange | None, at_least: int | None) 
     if loaded.is_large and at_least is not None and pixel_range is not None:
         image = image.reduce(max(min(image.size) // at_least, 1))
     if image.mode == "LAB" or (profile and pixel_range is not None):
-        transform = color_profile.to_srgb(profile, image.mode)
+        transform = color_profile.make_srgb_transform(profile, image.mode)
         image = image if transform is None else transform.apply(image)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upright(
-    loaded: _Loaded, pixel_range: PixelRange | None, at_least: int | None = None
+def _to_upright(
+    loaded: _LoadedImage, pixel_range: PixelRange | None, at_least: int | None = None
 ) -> Image.Image:
     turn = _TRANSPOSE.get(_orientation(loaded.image))
     try:
-        rgb = _rgb(loaded, pixel_range, at_least)
+        rgb = _to_rgb(loaded, pixel_range, at_least)
         return rgb if turn is None else rgb.transpose(turn)
     except MemoryError:
-        raise Unreadable("not enough memory to convert it", passing=True) from None
-    except Exception as error:  # any conversion may fail in its own way
+        raise Unreadable("not enough memory to convert it", transient=True) from None
+    except Exception as error:  # conversions raise many types
         raise Unreadable(f"mode {loaded.image.mode} cannot be shown as RGB: {error}") from None
 
 
 def decode(path: Path | str, pixel_range: PixelRange | None = None) -> Image.Image:
-    """The image as a person sees it: RGB, upright by its EXIF orientation, the first frame of
-    several.
+    """Return the first frame of an image in RGB, upright by its EXIF orientation.
 
-    More than 8 bits are brought to 8 by the range of the set, CMYK and colours of other profiles
-    are converted to sRGB, transparency is laid on white. Without a range, see `PixelRange`. Raises
-    `Unreadable` with the reason: not an image, empty, truncated, ...
+    Values of more than 8 bits are scaled by `pixel_range`; None: see `PixelRange`. CMYK and other
+    colour profiles are converted to sRGB, transparency is laid on white. Raises `Unreadable` with
+    the reason: not an image, empty, truncated, ...
     """
-    with _loaded(read_bytes(path)) as loaded:
-        return _upright(loaded, pixel_range)
+    with _load(read_bytes(path)) as loaded:
+        return _to_upright(loaded, pixel_range)
 
 
-class Measured(NamedTuple):
-    """What is measured of a file, once: its height and width as shown, and the columns of
+class Measurement(NamedTuple):
+    """The result of one decoding: height and width after EXIF orientation, and columns of
     `pixel_range`.
     """
 
@@ -304,48 +304,43 @@ class Measured(NamedTuple):
     pages: int = 0  # or frames, where there are several
 
 
-def measure(path: Path | str, max_pixels: int = MAX_PIXELS) -> Measured:
-    """What the whole file holds, from decoding it; raises `Unreadable` wherever `decode` does, and
-    for larger images.
+def measure(path: Path | str, max_pixels: int = MAX_PIXELS) -> Measurement:
+    """Decode the whole file and return its measurements.
 
-    The usual JPEG is decoded at 1/8: all its bits are read, which is what finds damage, and most
-    arithmetic is spared.
+    Raises `Unreadable` wherever `decode` does, and for larger images. The usual JPEG is decoded at
+    1/8: all its bits are read, so damage is found, with little arithmetic.
     """
     data = read_bytes(path)
-    if quick := _plain_jpeg(data, 1, max_pixels=max_pixels):
-        header = quick[1]
-        return Measured(header.height, header.width, pages=_pages(header, data))
-    with _loaded(data, max_pixels=max_pixels) as loaded:
+    if plain := _decode_plain_jpeg(data, 1, max_pixels=max_pixels):
+        header = plain[1]
+        return Measurement(header.height, header.width, pages=_count_pages(header, data))
+    with _load(data, max_pixels=max_pixels) as loaded:
         image, kind = loaded.image, loaded.kind
-        low, high = (0.0, 0.0) if kind == EIGHT_BITS else _values(loaded).limits()
+        low, high = (0.0, 0.0) if kind == EIGHT_BITS else _read_values(loaded).limits()
         if kind == EIGHT_BITS and image.mode not in _CONVERTIBLE:
-            _upright(loaded, None)  # only to see that it can be done
+            _to_upright(loaded, None)  # raises where the mode cannot be converted
         width, height = image.size if _orientation(image) not in (5, 6, 7, 8) else image.size[::-1]
-        return Measured(height, width, kind, low, high, _pages(image, data))
+        return Measurement(height, width, kind, low, high, _count_pages(image, data))
 
 
 def is_unusual(data: bytes) -> bool:
-    """Whether the header alone says that there is more to measure than height and width. False
-    where it is damaged.
-    """
+    """Whether the header shows more to measure than height and width; False for a damaged one."""
     if data.startswith(b"\xff\xd8"):
         return False
-    with contextlib.suppress(Unreadable), _reasons(data):
+    with contextlib.suppress(Unreadable), _as_unreadable(data):
         image = _open(data, None)
-        deep = image.format in ("PNG", "TIFF") and high_depth.prepare(image) != EIGHT_BITS
+        deep = image.format in ("PNG", "TIFF") and high_depth.set_raw_modes(image) != EIGHT_BITS
         return deep or bool(getattr(image, "is_animated", False))
     return False
 
 
-def _pages(image: Image.Image, data: bytes) -> int:
-    """How many pages or frames a file has, 0 where only one. Smaller copies of the first, for
-    previews, are none.
-    """
+def _count_pages(image: Image.Image, data: bytes) -> int:
+    """Return the number of pages or frames of a file, 0 for one; previews do not count."""
     try:
         if not getattr(image, "is_animated", False):
             return 0
         if image.format == "TIFF":
-            n = tiff.pages(data)
+            n = tiff.count_pages(data)
         elif image.format == "MPO":
             entries = image.mpinfo[0xB002]  # type: ignore[attr-defined]
             n = sum(
@@ -354,98 +349,106 @@ def _pages(image: Image.Image, data: bytes) -> int:
             )
         else:
             n = int(getattr(image, "n_frames", 1))
-    except Exception:  # damage behind the first page, which is all that is used
+    except Exception:  # damage after the first page, the only one that is used
         return 0
     return n if n > 1 else 0
 
 
-def shrunk(
+def shrink(
     path: Path | str, side: int | None, pixel_range: PixelRange | None = None
 ) -> tuple[Image.Image, str | None]:
-    """The image as `decode` gives it, its short side brought down to `side` (never up); and the
-    format of its file, where that holds just this: one frame, RGB or grey of 8 bits, upright, no
-    larger. Raises `Unreadable`.
+    """Return the image as `decode`, its short side reduced to `side` (never enlarged), and a
+    format.
 
-    A JPEG is decoded at a fraction where that leaves twice the side or more; the rest is done by
-    Lanczos' filter.
+    The format is that of the file where the file holds exactly this image: one frame, RGB or grey
+    of 8 bits, upright, no larger. Else it is None. A JPEG is decoded at a fraction that leaves
+    twice the side or more; Lanczos' filter does the rest. Raises `Unreadable`.
     """
     at_least = 2 * side if side else None
-    with _loaded(read_bytes(path), at_least) as loaded:
+    with _load(read_bytes(path), at_least) as loaded:
         stored = loaded.image
-        image, plain = (
-            _upright(loaded, pixel_range, at_least),
-            stored.mode in ("RGB", "L") and not loaded.kind,
+        image = _to_upright(loaded, pixel_range, at_least)
+        is_plain = (
+            stored.mode in ("RGB", "L")
+            and not loaded.kind
+            and "transparency" not in stored.info
+            and _orientation(stored) == 1
+            and getattr(stored, "n_frames", 1) == 1
         )
-        plain = plain and "transparency" not in stored.info and _orientation(stored) == 1
-        plain = plain and getattr(stored, "n_frames", 1) == 1
         if side is None or min(image.size) <= side:
-            return image, stored.format if plain else None
+            return image, stored.format if is_plain else None
         width, height = (max(round(length * side / min(image.size)), 1) for length in image.size)
         return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0), None
 
 
-def as_stored(path: Path | str) -> Image.Image:
-    """The values of a file as they stand, for a mask, where they name classes. Raises
-    `Unreadable`.
-    """
-    with _loaded(read_bytes(path)) as loaded:
+def load_stored(path: Path | str) -> Image.Image:
+    """Return the values of a file as stored, for a mask of class numbers. Raises `Unreadable`."""
+    with _load(read_bytes(path)) as loaded:
         return loaded.image
 
 
 def pixels(path: Path | str, at_least: int, pixel_range: PixelRange | None = None) -> Tensor:
-    """The image as `decode` shows it: uint8 [3, h, w], a colour after the other within each pixel.
-    Raises `Unreadable`.
+    """Return the image as `decode`: uint8 [3, h, w], channels last in memory. Raises `Unreadable`.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 (in the frequency domain, which is antialiased by nature)
-    where that leaves a short side of `at_least` or more: half the time for 500x375 to 96 px, at a
-    mean difference of 1.2 grey levels. Of other very large images (see `machine.LARGE`) squares of
-    pixels are averaged likewise.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves a short side of `at_least` or more. This
+    works in the frequency domain, and so is antialiased. For 500x375 to 96 px it halves the time,
+    at a mean difference of 1.2 grey levels. Other images above `parallel.LARGE` are averaged over
+    squares of pixels.
     """
     data = read_bytes(path)
-    if quick := _plain_jpeg(data, at_least, pixel_range is not None):
-        return quick[0]
-    with _loaded(data, at_least) as loaded:
-        return torch.from_numpy(np.array(_upright(loaded, pixel_range, at_least))).permute(2, 0, 1)
+    if plain := _decode_plain_jpeg(data, at_least, pixel_range is not None):
+        return plain[0]
+    with _load(data, at_least) as loaded:
+        return torch.from_numpy(np.array(_to_upright(loaded, pixel_range, at_least))).permute(
+            2, 0, 1
+        )
 
 
-def _plain_jpeg(
+def _decode_plain_jpeg(
     data: bytes, at_least: int, with_profile: bool = False, max_pixels: int | None = None
 ) -> tuple[Tensor, Image.Image] | None:
-    """The usual JPEG by simplejpeg, and its header: the values that Pillow gives, without its two
-    copies (0.7 ms instead of 1.0 for 500x375, at half the size 0.5 instead of 0.7). None for
-    whatever else, or what it refuses, so that Pillow may give its reason; `with_profile`, also for
-    what is to be converted to sRGB.
+    """Decode the usual JPEG by simplejpeg; return it and its header, or None to use Pillow.
+
+    The values are those of Pillow, without its two copies: 0.7 ms instead of 1.0 for 500x375, at
+    half the size 0.5 instead of 0.7. with_profile: None for an image with a colour profile to
+    convert, too.
     """
     if decode_jpeg is None or not data.startswith(b"\xff\xd8"):
         return None
     try:
         with _strict:
             header = Image.open(io.BytesIO(data), formats=("JPEG",))
-        if header.mode not in ("RGB", "L") or _orientation(header) != 1 or damage("JPEG", data):
+        if (
+            header.mode not in ("RGB", "L")
+            or _orientation(header) != 1
+            or find_damage("JPEG", data)
+        ):
             return None
         profile = header.info.get("icc_profile") if with_profile else None
-        if profile and color_profile.to_srgb(profile, header.mode):
+        if profile and color_profile.make_srgb_transform(profile, header.mode):
             return None
         width, height = header.size
         if max_pixels is not None:
             refuse_larger(width, height, max_pixels)
-        # as Pillow's draft
+        # as Pillow's `draft`
         share = next((n for n in (8, 4, 2) if min(width, height) >= n * at_least), 1)
-        least = (
+        minimum = (
             {"min_width": -(-width // share), "min_height": -(-height // share)}
             if share > 1
             else {}
         )
-        with _memory.hold(_size(header) // share**2):
-            found = decode_jpeg(data, "RGB", **least, min_factor=1, strict=True)
+        with _memory.reserve(_decoded_bytes(header) // share**2):
+            array = decode_jpeg(data, "RGB", **minimum, min_factor=1, strict=True)
     except Exception:
         return None
-    return torch.from_numpy(found).permute(2, 0, 1), header
+    return torch.from_numpy(array).permute(2, 0, 1), header
 
 
 def squash(path: Path | str, canvas: int, pixel_range: PixelRange | None = None) -> Tensor:
-    """The whole image resized to a square by an antialiased bicubic filter: uint8 [3, canvas,
-    canvas]. As `pixels`.
+    """Resize the whole image to a square by an antialiased bicubic filter: uint8 [3, canvas,
+    canvas].
+
+    Raises `Unreadable`.
     """
     image = pixels(path, math.ceil(1.5 * canvas), pixel_range)
     if image.shape[1:] != (canvas, canvas):

@@ -1,8 +1,7 @@
-"""Photo patches: the embedded demo data, from photographs inside the scikit-image and scikit-learn
-wheels.
+"""Demo data: patches of photographs in the scikit-image and scikit-learn wheels, without downloads.
 
-One class a photograph. A 4 x 4 grid of cells parts each photograph; a patch lies inside one cell,
-and a cell belongs to train or to test, so that the two share no pixel. Nothing is downloaded.
+Each photograph is a class. A 4 x 4 grid divides it into cells; each patch lies in one cell, and
+each cell belongs to train or to test, so that the two share no pixel.
 """
 
 import json
@@ -19,9 +18,8 @@ from PIL import Image
 
 from selftaught.errors import UserError
 
-# class -> (package, file in it). Left out: pictures that are nearly flat (cell, clock), drawn
-# (logo, colour wheel) or text, of which a patch says nothing, and the second picture of a stereo
-# pair.
+# class -> (package, file in it). Without pictures that are nearly flat (cell, clock), drawn (logo,
+# colour wheel) or text, and without the second picture of a stereo pair.
 PHOTOGRAPHS = {
     "astronaut": ("skimage", "data/astronaut.png"),
     "brick": ("skimage", "data/brick.png"),
@@ -49,23 +47,21 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A square (left, top, right, bottom), in pixels of the photograph, inside one cell of its
-    grid.
-    """
+    """A square in one cell of a photograph's grid."""
 
     split: Split
     cell: tuple[int, int]  # row, column
-    box: Box
+    box: Box  # left, top, right, bottom, in pixels of the photograph
 
 
 def plan(
     name: str, width: int, height: int, *, seed: int, train: int, test: int
 ) -> tuple[Patch, ...]:
-    """The patches of one photograph: `train` from twelve cells and `test` from the other four, in
-    turn.
+    """Return the patches of one photograph: `train` from twelve cells, and `test` from the other
+    four.
 
-    The test cells are one in each row and each column. All depends on the arguments alone: only
-    `random()` of Python's generator is used, which gives the same numbers in every version.
+    Each row and each column has one test cell. The result depends on the arguments alone: Python's
+    `random()` gives equal numbers in every version.
     """
     rng = random.Random(f"{seed}/{name}")
     columns = sorted(range(GRID), key=lambda _: rng.random())
@@ -101,11 +97,10 @@ def write(
 ) -> Path:
     """Write folder/{train,test}/<class>/NNN.png, `size` pixels square, and folder/patches.json.
 
-    By default 3,008 + 800 patches, 52 MB, in a few seconds. The same arguments give the same
-    pixels. A folder that holds exactly these patches is left as it is; one that holds anything else
-    is refused. Returns the folder. Patches of one cell overlap: the test patches are less
-    independent than they are many. Raises UserError where scikit-image is not installed, or the
-    folder holds something else.
+    Returns the folder. The default is 3,008 + 800 patches, 52 MB, in a few seconds. Equal arguments
+    give equal pixels. A folder with exactly these patches stays unchanged. Patches of one cell
+    overlap, so the test patches are not independent. Raises UserError without scikit-image, or for
+    a folder with other content.
     """
     folder = Path(folder)
     arguments = {
@@ -114,7 +109,7 @@ def write(
         "train_per_class": train_per_class,
         "test_per_class": test_per_class,
     }
-    if _holds(folder, arguments):
+    if _is_complete(folder, arguments):
         return folder
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
@@ -122,24 +117,25 @@ def write(
             " patches."
         )
     sources = photographs()
-    # all or nothing, also when it is interrupted
+    # complete or absent, even after an interruption
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        where: dict[str, list[dict[str, object]]] = {}
+        patches_by_name: dict[str, list[dict[str, object]]] = {}
         for name, source in sources.items():
             with Image.open(source) as file:
                 photo = file.convert("L" if file.mode == "L" else "RGB")
             patches = plan(name, *photo.size, seed=seed, train=train_per_class, test=test_per_class)
-            where[name] = [asdict(patch) for patch in patches]
+            patches_by_name[name] = [asdict(patch) for patch in patches]
             for index, patch in enumerate(patches):
                 path = draft / patch.split / name / f"{index:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # Cropped first: a resize of the whole photograph would mix in pixels from outside
-                # the box.
+                # Cropped first, as resizing the photograph would mix in pixels around the box.
                 tile = photo.crop(patch.box).resize((size, size), Image.Resampling.BICUBIC)
                 tile.save(path, compress_level=1)
         files = {name: "/".join(source) for name, source in PHOTOGRAPHS.items()}
-        text = json.dumps({"arguments": arguments, "photographs": files, "patches": where})
+        text = json.dumps(
+            {"arguments": arguments, "photographs": files, "patches": patches_by_name}
+        )
         (draft / "patches.json").write_text(text)
         if folder.exists():
             folder.rmdir()
@@ -176,26 +172,29 @@ def write_night(folder: Path, images: Path, seed: int = 0) -> Path:
     return folder
 
 
-def _holds(folder: Path, arguments: dict[str, int]) -> bool:
+def _is_complete(folder: Path, arguments: dict[str, int]) -> bool:
     try:
-        note = json.loads((folder / "patches.json").read_text())
-        # Written before the folder gets its name; only a later hand can have taken patches away.
-        whole = sum(len(patches) for patches in note["patches"].values())
-        return bool(note["arguments"] == arguments) and len(list(folder.glob("*/*/*.png"))) == whole
+        content = json.loads((folder / "patches.json").read_text())
+        # The file is written before the folder gets its name. Patches may be deleted later.
+        n_patches = sum(len(patches) for patches in content["patches"].values())
+        return (
+            bool(content["arguments"] == arguments)
+            and len(list(folder.glob("*/*/*.png"))) == n_patches
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def photographs() -> dict[str, Path]:
-    """class -> its photograph's file inside the installed packages."""
-    found = {}
-    for name, (package, inside) in PHOTOGRAPHS.items():
+    """Return the file of each photograph in the installed packages, by class. Raises UserError."""
+    files = {}
+    for name, (package, file) in PHOTOGRAPHS.items():
         spec = find_spec(package)  # finds the files without importing the package
-        path = Path(spec.origin).parent / inside if spec is not None and spec.origin else None
+        path = Path(spec.origin).parent / file if spec is not None and spec.origin else None
         if path is None or not path.is_file():
             pip = {"skimage": "selftaught[demo]", "sklearn": "scikit-learn"}[package]
             raise UserError(
-                f"The demo's photograph {inside} comes with {package}: run pip install '{pip}'."
+                f"The demo's photograph {file} comes with {package}: run pip install '{pip}'."
             )
-        found[name] = path
-    return found
+        files[name] = path
+    return files

@@ -1,6 +1,4 @@
-"""Images of more than 8 bits a value: their numbers, of which Pillow itself would give the upper 8
-bits or none.
-"""
+"""The values of images with more than 8 bits, of which Pillow gives the upper 8 bits or none."""
 
 from __future__ import annotations
 
@@ -17,31 +15,32 @@ from selftaught.data.pixel_range import (
     INTEGERS,
     SAMPLE,
     Pair,
-    limits,
+    mask_no_data,
+    measure_limits,
     to_eight_bits,
-    without_marks,
 )
 
 _NATIVE = "L" if sys.byteorder == "little" else "B"
-_OTHER = {"L": "B", "B": "L"}
-_COLOURS = ("RGB;16", "RGBX;16", "RGBA;16")  # of which Pillow keeps the upper bytes
-_AT_ONCE = 1 << 22  # values that are converted at once
+_SWAPPED = {"L": "B", "B": "L"}
+_COLOUR_MODES = ("RGB;16", "RGBX;16", "RGBA;16")  # Pillow loads the upper bytes of these
+_BLOCK = 1 << 22  # values that are converted together
 
 
-def prepare(image: Image.Image, low_bytes: bool = False) -> int:
-    """Have an opened PNG or TIFF unpacked rightly when it is loaded; return the kind of its values.
+def set_raw_modes(image: Image.Image, low_bytes: bool = False) -> int:
+    """Set the raw modes of an opened PNG or TIFF, so that it loads correctly; return the kind of
+    values.
 
-    Pillow takes planes of 16 bits for planes of 8, and compressed big-endian numbers for what they
-    are not after libtiff has turned their bytes. `low_bytes`: of colours of 16 bits the lower bytes
-    are unpacked, and not the upper ones; of grey with alpha both, as R and G.
+    Pillow reads planes of 16 bits as planes of 8. It also misreads compressed big-endian numbers,
+    whose bytes libtiff has swapped. low_bytes: unpack the lower bytes of 16-bit colours instead of
+    the upper ones; of grey with alpha both, as R and G.
     """
     planes = (
         image.format == "TIFF"
-        and tiff.tag(image, tiff.PLANES) == 2
-        and tiff.tag(image, tiff.BITS) == 16
+        and tiff.read_tag(image, tiff.PLANES) == 2
+        and tiff.read_tag(image, tiff.BITS) == 16
     )
-    kind = _kind(image.mode)
-    if image.mode == "L" and tiff.tag(image, tiff.FORMAT) == tiff.SIGNED:
+    kind = _value_kind(image.mode)
+    if image.mode == "L" and tiff.read_tag(image, tiff.FORMAT) == tiff.SIGNED:
         kind = INTEGERS
     tiles = []
     for tile in image.tile:  # type: ignore[attr-defined]
@@ -50,7 +49,7 @@ def prepare(image: Image.Image, low_bytes: bool = False) -> int:
         if planes and ";" not in raw:
             raw += ";16" + ("L" if image.tag_v2.prefix == b"II" else "B")  # type: ignore[attr-defined]
             kind = INTEGERS if image.mode in ("RGB", "RGBA") else kind
-        elif raw.startswith(_COLOURS) or raw == "LA;16B":
+        elif raw.startswith(_COLOUR_MODES) or raw == "LA;16B":
             kind = INTEGERS
         if name == "libtiff":
             raw = {
@@ -61,7 +60,7 @@ def prepare(image: Image.Image, low_bytes: bool = False) -> int:
                 "I;32B": "I;32N",
             }.get(raw, raw)
         if low_bytes:
-            raw = "RGBA" if raw == "LA;16B" else raw[:-1] + _OTHER[raw[-1].replace("N", _NATIVE)]
+            raw = "RGBA" if raw == "LA;16B" else raw[:-1] + _SWAPPED[raw[-1].replace("N", _NATIVE)]
         args = raw if isinstance(args, str) else (raw, *args[1:])
         tiles.append(tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:-1], args))
     image.tile = tiles  # type: ignore[attr-defined]
@@ -69,13 +68,11 @@ def prepare(image: Image.Image, low_bytes: bool = False) -> int:
 
 
 def is_grey_with_alpha(image: Image.Image) -> bool:
-    """Of a PNG of 16 bits that is opened: whether it holds no colours, which Pillow calls RGBA all
-    the same.
-    """
+    """Whether an opened PNG of 16 bits holds grey with alpha, which Pillow opens as RGBA."""
     return any(tile[-1] == "LA;16B" for tile in image.tile)  # type: ignore[attr-defined]
 
 
-def _kind(mode: str) -> int:
+def _value_kind(mode: str) -> int:
     return (
         FLOATS
         if mode == "F"
@@ -86,65 +83,66 @@ def _kind(mode: str) -> int:
 
 
 class Values:
-    """The numbers of an image that is loaded. `low`: the same, prepared and loaded with the lower
-    bytes of its colours; `grey`: which has them in G alone.
+    """The values of a loaded image.
+
+    low: the same image, loaded with the lower bytes of its colours. grey: they are in G alone.
     """
 
     def __init__(self, image: Image.Image, low: Image.Image | None, grey: bool) -> None:
         self.image, self.low, self.grey = image, low, grey
-        self.mark = tiff.nodata(image)
+        self.mark = tiff.read_nodata(image)
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, floats [rows, width] or [rows, width, 3]) from top to bottom; NaN where there
-        is no value.
+    def iterate_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Iterate over (first row, floats [rows, width] or [rows, width, 3]), top to bottom; NaN:
+        no value.
         """
         width, height = self.image.size
-        rows = max(_AT_ONCE // max(width, 1), 1)
+        rows = max(_BLOCK // max(width, 1), 1)
         for top in range(0, height, rows):
             box = (0, top, width, min(top + rows, height)) if rows < height else None
-            found = np.asarray(self.image.crop(box) if box else self.image)
+            values = np.asarray(self.image.crop(box) if box else self.image)
             if self.low is not None:
                 low = np.asarray(self.low.crop(box) if box else self.low)
                 low = low[..., 1:2] if self.grey else low[..., :3]
-                found = found[..., :3].astype(np.float32) * 256 + low
+                values = values[..., :3].astype(np.float32) * 256 + low
             elif self.image.mode == "I":
-                found = (found.view(np.uint32) if tiff.is_unsigned(self.image) else found).astype(
-                    np.float64
-                )
+                values = (
+                    values.view(np.uint32) if tiff.is_unsigned(self.image) else values
+                ).astype(np.float64)
             elif self.image.mode == "L":
-                found = found.view(np.int8).astype(np.float32)
+                values = values.view(np.int8).astype(np.float32)
             else:
-                found = found.astype(np.float32)
+                values = values.astype(np.float32)
             if self.image.mode == "F":
-                found = without_marks(found)
+                values = mask_no_data(values)
             if self.mark is not None:
-                found = np.where(found == found.dtype.type(self.mark), np.nan, found)
-            yield top, found
+                values = np.where(values == values.dtype.type(self.mark), np.nan, values)
+            yield top, values
 
     def limits(self) -> Pair:
-        """The values of the image, but for the last thousandth at each end; NaN, twice, where there
-        are none.
+        """Return the range of the values without a thousandth at each end; NaN, twice, without
+        values.
         """
-        # images that are large are not held as floats
+        # a sample, as all values as floats would take too much memory
         step = max(self.image.width * self.image.height // SAMPLE, 1)
-        return limits(
-            np.concatenate([block.reshape(-1)[::step].copy() for _, block in self.blocks()])
+        return measure_limits(
+            np.concatenate([block.reshape(-1)[::step].copy() for _, block in self.iterate_blocks()])
         )
 
-    def shown(self, pair: Pair) -> Image.Image:
-        """As L, RGB or RGBA."""
+    def to_image(self, pair: Pair) -> Image.Image:
+        """Return the image in mode L, RGB or RGBA, scaled by a pair of black and white."""
         width, height = self.image.size
         channels = () if self.low is None else (3,)
-        made = np.empty((height, width, *channels), dtype=np.uint8)
-        for top, block in self.blocks():
-            made[top : top + len(block)] = to_eight_bits(block, pair)
+        pixels = np.empty((height, width, *channels), dtype=np.uint8)
+        for top, block in self.iterate_blocks():
+            pixels[top : top + len(block)] = to_eight_bits(block, pair)
         if (
             self.low is None
-            and tiff.tag(self.image, tiff.PHOTOMETRIC) == 0
+            and tiff.read_tag(self.image, tiff.PHOTOMETRIC) == 0
             and self.image.mode != "L"
         ):
-            np.subtract(255, made, out=made)  # 0 is white
-        image = Image.fromarray(made)
+            np.subtract(255, pixels, out=pixels)  # 0 is white
+        image = Image.fromarray(pixels)
         if self.image.mode == "RGBA":
             image.putalpha(self.image.getchannel("A"))
         return image

@@ -1,6 +1,4 @@
-"""The directories of a TIFF file: how many pages it has, and of what kind one is that Pillow does
-not know.
-"""
+"""The directories of a TIFF file: the number of pages, and kinds that Pillow does not support."""
 
 from __future__ import annotations
 
@@ -23,10 +21,10 @@ WIDTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANES, FORMAT, SUBFILE, NODATA 
     42113,
 )
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # of FORMAT
-_MOST = 100_000  # pages that are counted
+_MAX_PAGES = 100_000  # limit of the count
 
-# What Pillow can unpack and does not expect in a TIFF: floats of 64 bits (numpy's by default), and
-# big-endian whole numbers of 32 bits, or of 16 where 0 is white. (Order of bytes, photometric
+# Kinds that Pillow can unpack, but does not accept in a TIFF: floats of 64 bits (numpy's default),
+# and big-endian integers of 32 bits, or of 16 where 0 is white. (Byte order, photometric
 # interpretation, format, bits) -> (mode, raw mode).
 for (_order, _white, _format, _bits), _modes in {
     (b"II", 1, FLOAT, 64): ("F", "F;64F"),
@@ -37,33 +35,31 @@ for (_order, _white, _format, _bits), _modes in {
     TiffImagePlugin.OPEN_INFO.setdefault((_order, _white, (_format,), 1, (_bits,), ()), _modes)
 
 
-def directories(data: bytes) -> Iterator[ImageFileDirectory_v2]:
-    """The file's directories, a page or a smaller copy of one each. Ends quietly where the file is
-    damaged.
-    """
+def read_directories(data: bytes) -> Iterator[ImageFileDirectory_v2]:
+    """Iterate over the directories, each a page or a smaller copy; ends at damage."""
     file = io.BytesIO(data)
     head = file.read(16 if data[2:3] == b"\x2b" or data[3:4] == b"\x2b" else 8)
     try:
         directory = ImageFileDirectory_v2(head)
-        seen: set[int] = set()
-        while directory.next and directory.next not in seen and len(seen) < _MOST:
-            seen.add(directory.next)
+        offsets: set[int] = set()
+        while directory.next and directory.next not in offsets and len(offsets) < _MAX_PAGES:
+            offsets.add(directory.next)
             file.seek(directory.next)
             directory.load(file)
             yield directory
-    except Exception:  # the decoder's own verdict counts
+    except Exception:  # damage is left to the decoder
         return
 
 
-def pages(data: bytes) -> int:
-    """How many there are, without smaller copies and masks of another."""
-    return sum(not int(directory.get(SUBFILE, 0)) & 5 for directory in directories(data))
+def count_pages(data: bytes) -> int:
+    """Return the number of pages, without smaller copies and masks."""
+    return sum(not int(directory.get(SUBFILE, 0)) & 5 for directory in read_directories(data))
 
 
-def strange_kind(data: bytes) -> str | None:
-    """What a TIFF holds that Pillow cannot identify; None: it is none, or damaged."""
+def describe_unknown(data: bytes) -> str | None:
+    """Return what a TIFF holds that Pillow cannot identify; None for no TIFF or a damaged one."""
     directory = (
-        next(directories(data), None)
+        next(read_directories(data), None)
         if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
         else None
     )
@@ -71,29 +67,29 @@ def strange_kind(data: bytes) -> str | None:
         return None
     bits = directory.get(BITS, (1,))
     bits = max(bits) if isinstance(bits, tuple) else bits
-    form = directory.get(FORMAT, (UNSIGNED,))
-    form = form[0] if isinstance(form, tuple) else form
-    what = {SIGNED: "signed ", FLOAT: "floating-point "}.get(form, "")
+    value_format = directory.get(FORMAT, (UNSIGNED,))
+    value_format = value_format[0] if isinstance(value_format, tuple) else value_format
+    kind = {SIGNED: "signed ", FLOAT: "floating-point "}.get(value_format, "")
     return (
-        f"a TIFF of {directory.get(SAMPLES, 1)} x {bits} {what}bits a pixel is not read: "
+        f"a TIFF of {directory.get(SAMPLES, 1)} x {bits} {kind}bits a pixel is not read: "
         "save it as grey or RGB of 8 or 16 bits, or as grey floats of 32 bits"
     )
 
 
-def tag(image: Image.Image, number: int) -> Any:
-    """The first value of a tag of the page at hand, or None, also where the image is no TIFF."""
-    found = getattr(image, "tag_v2", {}).get(number)
-    return (found[0] if found else None) if isinstance(found, tuple) else found
+def read_tag(image: Image.Image, number: int) -> Any:
+    """Return the first value of a tag of the current page; None without it, or without a TIFF."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return (value[0] if value else None) if isinstance(value, tuple) else value
 
 
 def is_unsigned(image: Image.Image) -> bool:
-    """Whether the numbers of 32 bits are, which Pillow holds as signed ones."""
-    return tag(image, BITS) == 32 and tag(image, FORMAT) in (None, UNSIGNED)
+    """Whether numbers of 32 bits are unsigned; Pillow stores them as signed."""
+    return read_tag(image, BITS) == 32 and read_tag(image, FORMAT) in (None, UNSIGNED)
 
 
-def nodata(image: Image.Image) -> float | None:
-    """The value that GDAL has noted as a mark of "no data"."""
+def read_nodata(image: Image.Image) -> float | None:
+    """Return GDAL's value for "no data"; None without it."""
     try:
-        return float(str(tag(image, NODATA)).strip("\0 "))
+        return float(str(read_tag(image, NODATA)).strip("\0 "))
     except ValueError:
         return None

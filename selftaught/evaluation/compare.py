@@ -4,7 +4,7 @@ differences paired. Over 200 lines with what cannot be scored.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -16,7 +16,7 @@ from selftaught.errors import UserError
 from selftaught.evaluation.bootstrap import Intervals, Outcomes, intervals
 from selftaught.evaluation.results import GAP, Difference, Results, Row
 from selftaught.features.metrics import auroc, balanced_accuracy, placements
-from selftaught.features.protocol import Features, Protocol, Scores, class_count
+from selftaught.features.protocol import LabelledImages, Protocol, Scores, Subject, class_count
 
 
 class NothingToScore(UserError):
@@ -24,7 +24,9 @@ class NothingToScore(UserError):
 
 
 def evaluate(
-    backbones: Mapping[str, tuple[Features, Features]],
+    subjects: Sequence[Subject],
+    train: LabelledImages,
+    test: LabelledImages,
     protocols: Sequence[Protocol],
     *,
     labels: Sequence[str] = ("5", "20", "all", "total:1000"),
@@ -33,15 +35,14 @@ def evaluate(
     resamples: int = 2000,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Scores each backbone's (training, test) features by every protocol with every number of
-    labels.
+    """Scores each backbone on the same images by every protocol with every number of labels.
 
-    All backbones must describe the same images in the same order. The first backbone is compared
-    with each other one. Where every image of the training set is used there is nothing to draw:
-    draws = 1. The same seed gives the same results. Balanced accuracy; AUROC besides for two
-    classes, and alone for several classes an image. Raises UserError where nothing can be scored.
+    The first backbone is compared with each other one. Where every image of the training set is
+    used there is nothing to draw: draws = 1. The same seed gives the same results. Balanced
+    accuracy; AUROC besides for two classes, and alone for several classes an image. Raises
+    UserError where nothing can be scored.
     """
-    train, test = _same_images(backbones)
+    _check_images(subjects, train, test)
     if draws < 1 or resamples < 1:
         raise UserError("an evaluation needs at least one draw and one resample")
     budgets = [Budget.parse(text) for text in labels]
@@ -54,7 +55,7 @@ def evaluate(
         notes.append(reason)
     rows: list[Row] = []
     differences: list[Difference] = []
-    steps = [0, len(backbones) * len(able) * len(budgets) * draws]
+    steps = [0, len(subjects) * len(able) * len(budgets) * draws]
     for protocol, budget in product(able, budgets):
         chosen = [
             draw(train.labels, per_class=budget.per_class, total=budget.total, seed=seed + i)
@@ -62,16 +63,15 @@ def evaluate(
         ]
         if len(chosen[0]) == len(train.labels):
             chosen = chosen[:1]
-            steps[1] -= len(backbones) * (draws - 1)
+            steps[1] -= len(subjects) * (draws - 1)
         notes += _budget_notes(train, budget)
         measured: dict[str, list[dict[str, _Measured]]] = {}
-        for name, (own_train, own_test) in backbones.items():
-            measured[name] = []
-            for positions in chosen:
-                scores = protocol.of(name).score(
-                    own_train.take(positions.to(own_train.labels.device)), own_test.vectors
-                )
-                measured[name].append(_measure(train, test, scores))
+        for subject in subjects:
+            measured[subject.name] = []
+            for rows_drawn in chosen:
+                labelled = train.take(rows_drawn.to(train.labels.device))
+                scores = protocol.score(subject, labelled, test.positions)
+                measured[subject.name].append(_measure(train, test, scores))
                 steps[0] += 1
                 if on_progress is not None:
                     on_progress(*steps)
@@ -86,20 +86,56 @@ def evaluate(
     )
 
 
-def _same_images(backbones: Mapping[str, tuple[Features, Features]]) -> tuple[Features, Features]:
-    """The first backbone's features; UserError unless all have its labels."""
-    if not backbones:
+def score_protocol(
+    protocol: Protocol,
+    subjects: Sequence[Subject],
+    train: LabelledImages,
+    test: LabelledImages,
+    *,
+    labels: Sequence[str],
+    draws: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Results:
+    """Results of one protocol on the backbones that it supports. What learns nothing has no number
+    of labels: its rows say `own`.
+    """
+    able = [subject for subject in subjects if protocol.supports(subject)]
+    if protocol.learns:
+        return evaluate(
+            able,
+            train,
+            test,
+            [protocol],
+            labels=labels,
+            draws=draws,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    own = evaluate(able, test, test, [protocol], labels=["all"], seed=seed, on_progress=on_progress)
+    return replace(
+        own,
+        rows=tuple(replace(row, labels="own") for row in own.rows),
+        differences=tuple(replace(difference, labels="own") for difference in own.differences),
+    )
+
+
+def _check_images(subjects: Sequence[Subject], train: LabelledImages, test: LabelledImages) -> None:
+    """Raises UserError where there is nothing to evaluate, or labels are of two kinds."""
+    if not subjects:
         raise UserError("there is no backbone to evaluate")
-    first, *others = backbones.values()
-    for other in others:
-        for ours, theirs in zip(first, other, strict=True):
-            if not torch.equal(ours.labels.cpu(), theirs.labels.cpu()):
-                raise UserError(
-                    "backbones can only be compared on the same images in the same order"
-                )
-    if first[0].multi_label != first[1].multi_label:
+    for side in (train, test):
+        if not len(side.positions):
+            raise UserError(
+                "no image to evaluate on: give labelled data with images on both sides of the split"
+            )
+        if side.labels.min() < 0:
+            raise UserError(
+                f"{int((side.labels < 0).sum())} images have no label: evaluate on labelled images"
+                " only"
+            )
+    if train.multi_label != test.multi_label:
         raise UserError("training and test images must both have one class, or both several")
-    return first[0], first[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +148,7 @@ class _Measured:
     sides: int
 
 
-def _measure(train: Features, test: Features, scores: Scores) -> dict[str, _Measured]:
+def _measure(train: LabelledImages, test: LabelledImages, scores: Scores) -> dict[str, _Measured]:
     """The metrics of one set of scores."""
     labels, values = test.labels.cpu(), scores.values.cpu()
     if test.multi_label:
@@ -210,7 +246,7 @@ def _both(labels: Tensor) -> Tensor:
     return (labels > 0).any(0) & ~(labels > 0).all(0)
 
 
-def _notes(train: Features, test: Features) -> list[str]:
+def _notes(train: LabelledImages, test: LabelledImages) -> list[str]:
     """What a reader should know about the labelled images."""
     notes = []
     if len(test.labels) < 100:
@@ -235,7 +271,7 @@ def _notes(train: Features, test: Features) -> list[str]:
     return notes
 
 
-def _budget_notes(train: Features, budget: Budget) -> list[str]:
+def _budget_notes(train: LabelledImages, budget: Budget) -> list[str]:
     labels = train.labels.cpu()
     if budget.per_class is not None and (few := shortfall(labels, budget.per_class)):
         return [

@@ -7,10 +7,11 @@ Over 200 lines with what is kept of it, as far as the disk takes it.
 import datetime
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +24,23 @@ from selftaught.data.loading.images import Images, default_canvas
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import rank
 from selftaught.errors import FileError, UserError, require
-from selftaught.evaluation.classifier import Classifier, classifiers, score_classifiers
-from selftaught.evaluation.compare import NothingToScore, evaluate, refusal
-from selftaught.evaluation.finetune import BoundFineTune, FineTune, number_images
+from selftaught.evaluation.compare import NothingToScore, refusal, score_protocol
 from selftaught.evaluation.results import Results, verdict
 from selftaught.features.extract import cached, extract
 from selftaught.features.knn import KNN
-from selftaught.features.linear import Linear
-from selftaught.features.protocol import Features, Protocol
+from selftaught.features.linear import LinearProbe
+from selftaught.features.protocol import FeatureExtractor, LabelledImages, Protocol, Subject
+from selftaught.loggers.logger import Logger, Loggers, RunFacts, build_loggers
 from selftaught.loggers.terminal import Progress
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import weight_files
 from selftaught.runs import folder as run_folder
 
-PROTOCOLS: tuple[Protocol, ...] = (KNN(), Linear())
+PROTOCOLS: tuple[Protocol, ...] = (KNN(), LinearProbe())
 LABELS = ("5", "20", "all")
 AGAINST = ("random", "init")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +83,10 @@ def evaluate_run(
     learnt = weight_files.folder_of(Path(learnt))
     own = run_folder.read_run(learnt) if run_folder.is_run(learnt) else None
     if own and own.doubt:
-        progress.say(f"{learnt}: {own.doubt}")
-    compared = backbones_of(learnt, own, against, progress)
+        log.info(f"{learnt}: {own.doubt}")
+    compared = load_backbones(learnt, own, against, progress)
     pixel_range = compared[str(learnt)].pixel_range if own is None else own.pixel_range
-    index = labelled(
+    index = build_labelled_index(
         own, [str(root) for root in data], labels_from, max_pixels, seed, pixel_range, progress
     )
     width = (
@@ -95,7 +97,7 @@ def evaluate_run(
         else compared[str(learnt)].image_size or 224
     )
     require(width >= 8, "--size", "8 pixels or more", width)
-    progress.say(f"images of {width} pixels")
+    log.info(f"images of {width} pixels")
     images = Images(
         index.paths,
         index.sizes,
@@ -112,126 +114,125 @@ def evaluate_run(
     reason = refusal(index.labels[train], index.labels[test]) if len(train) and len(test) else None
     if reason and all(p.learns for p in protocols):
         raise UserError(reason)  # before any image is looked at
-    refuse_alike(images, torch.cat([train, test]), progress.say)
-
-    troubles: set[str] = set()
-
-    def tell(text: str) -> None:
-        """Each kind of trouble once."""
-        assert progress is not None
-        if (kind := text.partition(":")[0]) not in troubles:
-            troubles.add(kind)
-            progress.say(text)
-
-    found: dict[str, tuple[Features, Features]] = {}
+    refuse_alike(images, torch.cat([train, test]), log.info)
     digests = {name: digest(backbone) for name, backbone in compared.items()}
     same = same_weights(compared, digests)
-    for name, backbone in compared.items():
-        backbone.to(device).to(memory_format=torch.channels_last)
+    subjects = build_subjects(
+        compared,
+        digests,
+        images,
+        index,
+        (train, test),
+        own.folder / "features" if own else None,
+        size=width,
+        device=device,
+        precision=precision,
+        workers=workers,
+        progress=progress,
+    )
+    train_images, test_images = (LabelledImages(p, index.labels[p]) for p in (train, test))
+    results, refused = Results(rows=()), []
+    for protocol in protocols:
+        try:
+            scored = score_protocol(
+                protocol,
+                subjects,
+                train_images,
+                test_images,
+                labels=labels,
+                draws=draws,
+                seed=seed,
+                on_progress=progress.of(f"evaluating by {protocol.name}"),
+            )
+        except NothingToScore as error:
+            refused.append(str(error))
+            continue
+        if protocol.learns:  # equal weights may have classifiers of their own
+            differences = tuple(d for d in scored.differences if same.get(d.against) != "")
+            scored = replace(scored, differences=differences)
+        results += scored
+    if refused and not results.rows:
+        raise UserError(refused[0])
+    results += Results(rows=(), notes=tuple(dict.fromkeys(refused)))
+    evaluation = Evaluation(results=results, verdict=verdict(results, same=same))
+    if own and rank() == 0:
+        log_scores(own, evaluation, str(learnt))
+        try:
+            save_evaluation(
+                own.folder,
+                evaluation,
+                index,
+                [str(r) for r in data] or list(own.stage.data.roots),
+                command,
+            )
+        except FileError as error:
+            log.info(f"the scores are not kept beside the run: {error}")
+    return evaluation
 
-        def make(positions: Tensor, backbone: Backbone = backbone, name: str = name) -> Tensor:
-            assert progress is not None
+
+def build_subjects(
+    compared: dict[str, Backbone],
+    digests: dict[str, str],
+    images: Images,
+    index: Index,
+    sets: tuple[Tensor, ...],
+    folder: Path | None,
+    *,
+    size: int,
+    device: str,
+    precision: Literal["fp32", "bf16"],
+    workers: int,
+    progress: Progress,
+) -> list[Subject]:
+    """The backbones as protocols see them; features of `sets` of positions are kept in `folder`."""
+    reported: set[str] = set()
+
+    def warn(text: str) -> None:
+        """Each kind of trouble once."""
+        if (kind := text.partition(":")[0]) not in reported:
+            reported.add(kind)
+            log.warning(text)
+
+    def extractor(name: str, backbone: Backbone) -> Callable[[Tensor], Tensor]:
+        def extract_anew(positions: Tensor) -> Tensor:
             return extract(
                 backbone,
                 images,
                 positions,
-                size=width,
+                size=size,
                 device=device,
                 precision=precision,
                 workers=workers,
                 on_progress=progress.of(f"features of {name}"),
             )
 
-        def features(positions: Tensor, name: str = name, make: Any = make) -> Features:
-            assert index.labels is not None
-            if own is None:
-                vectors = make(positions)
-            else:
-                key = "/".join(
-                    [
-                        digests[name],
-                        index.fingerprint,
-                        digest(positions),
-                        str(width),
-                        precision,
-                        device,
-                    ]
-                )
-                vectors = cached(
-                    own.folder / "features", key, lambda: make(positions), len(positions), tell
-                )
-            return Features(vectors, index.labels[positions])
+        def extract_cached(positions: Tensor) -> Tensor:
+            if folder is None:
+                return extract_anew(positions)
+            parts = (digests[name], index.fingerprint, digest(positions), str(size))
+            key = "/".join([*parts, precision, device])
+            return cached(folder, key, lambda: extract_anew(positions), len(positions), warn)
 
-        if any(not isinstance(p, FineTune | Classifier) for p in protocols):
-            found[name] = (features(train), features(test))
+        return extract_cached
 
-    def scored(asked: list[Protocol]) -> Results:
-        assert progress is not None
-        features, doing = found, "evaluating"
-        if isinstance(asked[0], Classifier):
-            told = classifiers(learnt, compared, index, progress)
-            return score_classifiers(
-                told,
-                asked[0],
-                index,
-                images,
-                test,
-                seed=seed,
-                progress=progress,
-                size=width,
-                device=device,
-                precision=precision,
-                workers=workers,
-            )
-        if isinstance(asked[0], FineTune):
-            asked = [
-                BoundFineTune(
-                    asked=asked[0],
-                    backbones=compared,
-                    images=images,
-                    size=width,
-                    device=device,
-                    precision=precision,
-                )
-            ]
-            assert index.labels is not None
-            sides = (number_images(train, index.labels), number_images(test, index.labels))
-            features, doing = dict.fromkeys(compared, sides), "fine-tuning"
-        of = evaluate(
-            features, asked, labels=labels, draws=draws, seed=seed, on_progress=progress.of(doing)
+    return [
+        Subject(
+            name=name,
+            backbone=backbone.to(device).to(memory_format=torch.channels_last),
+            images=images,
+            size=size,
+            device=device,
+            precision=precision,
+            features=FeatureExtractor(extractor(name, backbone), *sets),
+            workers=workers,
+            classes=index.classes,
+            first=number == 0,
         )
-        return replace(
-            of, differences=tuple(d for d in of.differences if same.get(d.against) != "")
-        )
-
-    frozen = [p for p in protocols if not isinstance(p, FineTune | Classifier)]
-    results, refused = Results(rows=()), []
-    single: list[list[Protocol]] = [[p] for p in protocols if isinstance(p, FineTune | Classifier)]
-    for asked in filter(None, [frozen, *single]):
-        try:
-            results += scored(asked)
-        except NothingToScore as error:
-            refused.append(str(error))
-    if refused and not results.rows:
-        raise UserError(refused[0])
-    results += Results(rows=(), notes=tuple(dict.fromkeys(refused)))
-    judgement = Evaluation(results=results, verdict=verdict(results, same=same))
-    if own and rank() == 0:
-        try:
-            keep(
-                own.folder,
-                judgement,
-                index,
-                [str(r) for r in data] or list(own.stage.data.roots),
-                command,
-                progress.say,
-            )
-        except FileError as error:
-            progress.say(f"the scores are not kept beside the run: {error}")
-    return judgement
+        for number, (name, backbone) in enumerate(compared.items())
+    ]
 
 
-def labelled(
+def build_labelled_index(
     own: run_folder.Run | None,
     roots: list[str],
     labels_from: str,
@@ -258,7 +259,7 @@ def labelled(
         raise UserError("no images: give labelled folders with --data")
     data = data if max_pixels is None else replace(data, max_pixels=max_pixels)
     index = data.index(seed, progress.of("reading images"), pixel_range)
-    progress.say(index.describe())
+    log.info(index.describe())
     if index.labels is None:
         raise UserError(
             "these images have no labels: put them into class folders, or write a labels.csv, to be"
@@ -267,7 +268,7 @@ def labelled(
     return index
 
 
-def backbones_of(
+def load_backbones(
     learnt: Path, own: run_folder.Run | None, against: Sequence[str], progress: Progress
 ) -> dict[str, Backbone]:
     """What is judged, first, and what it is compared with."""
@@ -283,12 +284,12 @@ def backbones_of(
             except UserError as error:
                 if tuple(against) != AGAINST:
                     raise
-                progress.say(f"the starting weights are left out: {error}")
+                log.info(f"the starting weights are left out: {error}")
                 continue
             if start is not None:
                 found[name] = start
             elif tuple(against) != AGAINST:  # then somebody asked for it by name
-                progress.say(
+                log.info(
                     "there were no starting weights: 'init' is left out (it began from random ones)"
                 )
         else:
@@ -311,15 +312,10 @@ def same_weights(compared: dict[str, Backbone], digests: dict[str, str]) -> dict
     }
 
 
-def keep(
-    folder: Path,
-    judgement: Evaluation,
-    index: Index,
-    roots: list[str],
-    command: str,
-    say: Callable[[str], None] = lambda text: None,
+def save_evaluation(
+    folder: Path, evaluation: Evaluation, index: Index, roots: list[str], command: str
 ) -> None:
-    """Add a judgement to a run's evaluation.json, which two parts of a study may do at once. One
+    """Add an evaluation to a run's evaluation.json, which two parts of a study may do at once. One
     that is damaged is moved aside. Raises FileError where it cannot be written.
     """
     file = folder / run_folder.EVALUATIONS
@@ -328,18 +324,40 @@ def keep(
         "fingerprint": index.fingerprint,
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **json.loads(judgement.results.to_json()),
-        "verdict": judgement.verdict,
+        **json.loads(evaluation.results.to_json()),
+        "verdict": evaluation.verdict,
     }
-    with files.locked(file.with_suffix(".lock"), say=say):
+    with files.locked(file.with_suffix(".lock"), say=log.warning):
         try:
             earlier = run_folder.evaluations(folder)
         except FileError:
             earlier, aside = [], file.with_name(f"{file.name}.damaged")
             with files.writing(aside):
                 file.rename(aside)
-            say(f"{file} cannot be read: it is kept as {aside.name}, and a new one is begun")
+            log.warning(
+                f"{file} cannot be read: it is kept as {aside.name}, and a new one is begun"
+            )
         files.write_json(file, [*earlier, now])
+
+
+def log_scores(run: run_folder.Run, evaluation: Evaluation, name: str) -> None:
+    """Append the scores to the loggers that the run was trained with; `name`: of its backbone in
+    the rows.
+    """
+    built: list[Logger] = []
+    for logger in run_folder.loggers_of(run.facts):
+        try:
+            built += build_loggers([logger])
+        except UserError as error:
+            log.warning(f"the scores are not logged: {error}")
+    if not built:
+        return
+    steps, rows = run.stage.steps, evaluation.rows
+    loggers = Loggers(built)
+    config = run.facts["config"]
+    loggers.begin(RunFacts(folder=run.folder, steps=steps, step=steps, resumed=True, config=config))
+    loggers.scores([{**row, "backbone": "run"} if row["backbone"] == name else row for row in rows])
+    loggers.finish(run.facts["outcome"])
 
 
 def digest(of: nn.Module | Tensor) -> str:

@@ -7,22 +7,19 @@ all labels used.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from selftaught.data.loading.images import Images
 from selftaught.errors import UserError
 from selftaught.features.linear import stratified_folds
 from selftaught.features.metrics import auroc, balanced_accuracy
-from selftaught.features.protocol import Features, Protocol, Scores, class_count
+from selftaught.features.protocol import LabelledImages, Protocol, Scores, Subject, class_count
 from selftaught.method import Batch, Setup, image_seeds
 from selftaught.methods.supervised.supervised import Supervised
-from selftaught.models.backbone import Backbone
 from selftaught.seeding import key
 from selftaught.training.loop import MOST_SKIPS, Loop, fit
 from selftaught.training.step import Step
@@ -69,63 +66,36 @@ class FineTune(Protocol):
             " the head"
         )
 
-    def score(self, train: Features, test: Tensor) -> Scores:
-        raise TypeError("fine-tuning is of a backbone: bind it to some by `BoundFineTune`")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class BoundFineTune(Protocol):
-    """A `FineTune` of certain backbones on certain images. Features are the images' positions: [N,
-    1].
-    """
-
-    asked: FineTune
-    backbones: Mapping[str, Backbone]
-    images: Images
-    size: int
-    device: str
-    precision: Literal["fp32", "bf16"]
-    tuned: str = ""  # which of the backbones
-
-    @property
-    def name(self) -> str:
-        return self.asked.name
-
-    def describe(self) -> str:
-        return self.asked.describe()
-
-    def of(self, backbone: str) -> Protocol:
-        return replace(self, tuned=backbone)
-
-    def score(self, train: Features, test: Tensor) -> Scores:
-        """Classes are columns, as for every protocol; which setting was chosen is in `chosen`."""
+    def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
+        """Which setting was chosen is in `chosen`."""
         settings = self.settings(len(train.labels))
         best = settings[0]
         if len(settings) > 1:
-            fold = stratified_folds(train.labels, 5, self.asked.seed)
+            fold = stratified_folds(train.labels, 5, self.seed)
             kept_out = fold == 0
             if bool(kept_out.any()) and int((~kept_out).sum()) > 1:  # batch norm needs two images
-                scores = [
-                    self.tune(train.take(~kept_out), train.vectors[kept_out], *s) for s in settings
-                ]
+                learnt, tried = train.take(~kept_out), train.positions[kept_out]
+                scores = [self.tune(subject, learnt, tried, *s) for s in settings]
                 values = [goodness(train.labels[kept_out], s) for s in scores]
                 best = settings[max(range(len(settings)), key=values.__getitem__)]
         steps, rate = best
-        return Scores(self.tune(train, test, steps, rate), {"steps": steps, "rate": rate})
+        return Scores(self.tune(subject, train, test, steps, rate), {"steps": steps, "rate": rate})
 
     def settings(self, images: int) -> list[tuple[int, float]]:
-        per_epoch = max(images // min(self.asked.batch, images), 1)
-        lengths = [*self.asked.steps, *(max(round(n * per_epoch), 1) for n in self.asked.epochs)]
-        return list(product(lengths, self.asked.rates))
+        per_epoch = max(images // min(self.batch, images), 1)
+        lengths = [*self.steps, *(max(round(n * per_epoch), 1) for n in self.epochs)]
+        return list(product(lengths, self.rates))
 
-    def tune(self, train: Features, test: Tensor, steps: int, rate: float) -> Tensor:
-        """What the tuned network says of the test images: logits [M, C]; all 0 where the rate was
-        too high for it.
+    def tune(
+        self, subject: Subject, train: LabelledImages, test: Tensor, steps: int, rate: float
+    ) -> Tensor:
+        """The tuned network's logits [M, C] of the test images; all 0 where the rate was too high
+        for it.
         """
-        asked, device = self.asked, torch.device(self.device)
+        device = torch.device(subject.device)
         nothing = torch.zeros(len(test), max(class_count(train.labels), 2))
-        torch.manual_seed(key(asked.seed, "head"))
-        backbone = copy.deepcopy(self.backbones[self.tuned]).requires_grad_(True)
+        torch.manual_seed(key(self.seed, "head"))
+        backbone = copy.deepcopy(subject.backbone).requires_grad_(True)
         method = Supervised(
             Supervised.Config(),
             Setup(backbone, len(train.labels), max(class_count(train.labels), 2)),
@@ -135,25 +105,25 @@ class BoundFineTune(Protocol):
         torch.nn.init.normal_(head.weight, std=0.01)
         torch.nn.init.zeros_(head.bias)
         step = Step(method).to(device).to(memory_format=torch.channels_last).train()
-        batch = min(asked.batch, len(train.labels))
+        batch = min(self.batch, len(train.labels))
         peak = rate * batch / 256
         parts = [
             {"params": list(backbone.parameters()), "peak": peak},
-            {"params": list(head.parameters()), "peak": peak * asked.head},
+            {"params": list(head.parameters()), "peak": peak * self.head},
         ]
         optimizer = torch.optim.SGD(parts, lr=0.0, momentum=0.9)
         loop = Loop(
             steps=steps,
             steps_per_epoch=len(train.labels) // batch,
             schedule=drops,
-            bf16=self.precision == "bf16",
-            seed=asked.seed,
+            bf16=subject.precision == "bf16",
+            seed=self.seed,
         )
         skips = 0
         for report in fit(
             step,
             method,
-            lambda epoch, first: self.batches(train, batch, epoch, first),
+            lambda epoch, first: self.batches(subject, train, batch, epoch, first),
             optimizer,
             loop,
         ):
@@ -162,23 +132,25 @@ class BoundFineTune(Protocol):
                 return nothing
         step.eval()
         found = []
-        bf16 = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        bf16 = torch.autocast(device.type, torch.bfloat16, enabled=subject.precision == "bf16")
         with torch.no_grad(), bf16:
-            for positions in test[:, 0].long().split(256):
-                pixels, aspect = self.pixels(positions)
-                found.append(method.network(centre(pixels, aspect, self.size)).float().cpu())
+            for positions in test.split(256):
+                pixels, aspect = take_pixels(subject, positions)
+                found.append(method.network(centre(pixels, aspect, subject.size)).float().cpu())
         scores = torch.cat(found)
         return scores if bool(torch.isfinite(scores).all()) else nothing
 
-    def batches(self, train: Features, batch: int, epoch: int, first: int) -> Iterator[Batch]:
-        seed = key(self.asked.seed, "finetune", epoch)
+    def batches(
+        self, subject: Subject, train: LabelledImages, batch: int, epoch: int, first: int
+    ) -> Iterator[Batch]:
+        seed = key(self.seed, "finetune", epoch)
         order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
-        augment = Augment(CROPS, self.size)
+        augment = Augment(CROPS, subject.size)
         for place, rows in enumerate(order.split(batch)[: len(order) // batch]):
             if place < first:
                 continue
             rng = torch.Generator().manual_seed(key(seed, place))
-            pixels, aspect = self.pixels(train.vectors[rows, 0].long())
+            pixels, aspect = take_pixels(subject, train.positions[rows])
             labels = train.labels[rows].to(pixels.device)
             yield Batch(
                 augment(pixels, aspect, rng),
@@ -187,16 +159,11 @@ class BoundFineTune(Protocol):
                 image_seeds(key(seed, place), 0, len(rows)).to(pixels.device),
             )
 
-    def pixels(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        pixels, shown = self.images.take(positions)
-        return pixels.to(self.device), self.images.aspect[shown]
 
-
-def number_images(positions: Tensor, labels: Tensor) -> Features:
-    """Positions [n] as the vectors [n, 1] that `BoundFineTune` takes for features, in float64,
-    which is exact; labels of all.
-    """
-    return Features(positions[:, None].double(), labels[positions])
+def take_pixels(subject: Subject, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels of images at `positions` [n], on the subject's device, and their aspects [n]."""
+    pixels, shown = subject.images.take(positions)
+    return pixels.to(subject.device), subject.images.aspect[shown]
 
 
 def goodness(labels: Tensor, values: Tensor) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
+from selftaught.features.protocol import TITLES
+
 # a difference that test images should be able to show: where they cannot, they are too few
 GAP = 0.1
 NAMES: Mapping[str, str] = {"random": "random initialisation", "init": "the starting weights"}
@@ -165,13 +167,9 @@ class _Comparison:
 
     def _condition(self, difference: Difference) -> str:
         several = len({d.protocol for d in self.differences}) > 1
-        words = {
-            "knn": "kNN",
-            "linear": "the linear probe",
-            "finetune": "fine-tuning",
-            "classifier": "the own classifier",
-        }
-        protocol = words.get(difference.protocol, difference.protocol)
+        protocol = TITLES.get(difference.protocol, difference.protocol)
+        if difference.protocol in ("linear", "classifier"):
+            protocol = f"the {protocol}"
         return _labels(difference.labels) + (f" by {protocol}" if several else "")
 
 

@@ -65,8 +65,8 @@ def extract(
     done = 0
     groups = getattr(images, "groups", None)
     order = (
-        groups.as_stored(positions)
-        if groups is not None and groups.scattered
+        groups.sort_by_group(positions)
+        if groups is not None and groups.exceeds_cache
         else torch.arange(len(positions))
     )
     positions = positions[order]  # each row group of a large store is read once

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.errors import UserError
-from selftaught.features.protocol import Features, Protocol, Scores, class_count
+from selftaught.features.protocol import FeatureProtocol, Features, Scores, class_count
 
 
 @dataclass(frozen=True, kw_only=True)
-class KNN(Protocol):
+class KNN(FeatureProtocol):
     """Each of the `neighbours` nearest training images (cosine) votes for its classes with weight
     exp(cosine / temperature).
 
@@ -38,7 +38,7 @@ class KNN(Protocol):
         )
 
     @torch.no_grad()
-    def score(self, train: Features, test: Tensor) -> Scores:
+    def score_features(self, train: Features, test: Tensor) -> Scores:
         similarity, neighbour = nearest(test, train.vectors, self.neighbours)
         # the largest weight of a query is 1: nothing overflows at small temperatures, the shares
         # are the same

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from selftaught.errors import UserError
 from selftaught.features.lbfgs import minimise
-from selftaught.features.protocol import Features, Protocol, Scores, class_count
+from selftaught.features.protocol import FeatureProtocol, Features, Scores, class_count
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Protocol):
+class LinearProbe(FeatureProtocol):
     """Minimises sum of cross-entropies + penalty / 2 * |weights|^2 (sklearn's 1 / C; the bias is
     free).
 
@@ -56,7 +56,7 @@ class Linear(Protocol):
         )
 
     @torch.no_grad()
-    def score(self, train: Features, test: Tensor) -> Scores:
+    def score_features(self, train: Features, test: Tensor) -> Scores:
         problem = _Problem(train, self.iterations)
         few = len(train.labels) <= self.choose_on
         penalty = self.choose(problem if few else _Problem(self.some(train), self.iterations))

@@ -1,15 +1,26 @@
-"""What an evaluation is: frozen features and their labels in, one score a test image and class
-out.
+"""What an evaluation is: a backbone, labelled training images and test images in; one score a test
+image and class out.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from selftaught.data.loading.images import Images
 from selftaught.errors import UserError
+from selftaught.method import Encoder
+
+# what people call each protocol
+TITLES: Mapping[str, str] = {
+    "knn": "kNN",
+    "linear": "linear probe",
+    "finetune": "fine-tuning",
+    "classifier": "own classifier",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +54,7 @@ class Features:
                 f"{int((self.labels < 0).sum())} images have no label: evaluate on labelled images"
                 " only"
             )
-        # a block at a time: isfinite of a whole bank would hold a second copy of it
-        if not all(bool(torch.isfinite(block).all()) for block in self.vectors.split(65536)):
-            raise UserError(
-                "the features are not finite: the backbone has diverged; evaluate an earlier"
-                " checkpoint or train again with a tenth of the learning rate"
-            )
+        check_finite(self.vectors)
 
     @property
     def multi_label(self) -> bool:
@@ -70,10 +76,71 @@ class Scores:
     chosen: Mapping[str, float] = field(default_factory=dict)
 
 
+def check_finite(vectors: Tensor) -> None:
+    """Raises UserError where a feature of [N, D] is not finite."""
+    # a block at a time: isfinite of a whole bank would hold a second copy of it
+    if not all(bool(torch.isfinite(block).all()) for block in vectors.split(65536)):
+        raise UserError(
+            "the features are not finite: the backbone has diverged; evaluate an earlier"
+            " checkpoint or train again with a tenth of the learning rate"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Some images of a set: positions [N] long; labels [N] long (one class) or [N, C] 0/1."""
+
+    positions: Tensor
+    labels: Tensor
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    def take(self, rows: Tensor) -> "LabelledImages":
+        """Some of them, by row or by mask, in that order."""
+        return LabelledImages(self.positions[rows], self.labels[rows])
+
+
+class FeatureExtractor:
+    """The features of a frozen backbone, extracted once for each of several sets of images."""
+
+    def __init__(self, extract: Callable[[Tensor], Tensor], *sets: Tensor) -> None:
+        """`extract`: positions [N] -> vectors [N, D] float32."""
+        self.extract, self.sets = extract, sets
+        self.vectors: Tensor | None = None
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Vectors [n, D] of images of the sets, in the order of `positions` [n]. Raises UserError
+        where any feature of the sets is not finite.
+        """
+        if self.vectors is None:
+            self.vectors = torch.cat([self.extract(each) for each in self.sets])
+            check_finite(self.vectors)
+            everything = torch.cat(self.sets)
+            self.row = torch.full((int(everything.max()) + 1,), -1)
+            self.row[everything] = torch.arange(len(everything))
+        return self.vectors[self.row[positions]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subject:
+    """A backbone as protocols see it: the network on its device, the images, and its features."""
+
+    name: str
+    backbone: Encoder
+    images: Images
+    size: int  # pixels
+    device: str
+    precision: Literal["fp32", "bf16"]
+    features: FeatureExtractor
+    workers: int = 0
+    classes: tuple[str, ...] = ()  # of the labels
+    first: bool = False  # what is evaluated; others are compared with it
+
+
 class Protocol(ABC):
-    """A way to score frozen features. Subclasses are frozen dataclasses; `score` sees test labels
-    never, not even to choose.
-    """
+    """A way to score a backbone. Subclasses are frozen dataclasses."""
 
     @property
     @abstractmethod
@@ -85,19 +152,31 @@ class Protocol(ABC):
         """Whether it learns from the training images, so that these must be of several classes."""
         return True
 
-    def of(self, backbone: str) -> "Protocol":
-        """The same for one of the backbones, where it needs the backbone itself."""
-        return self
+    def supports(self, subject: Subject) -> bool:
+        """Whether this backbone can be scored at all. Raises UserError where it should be."""
+        return True
 
     @abstractmethod
     def describe(self) -> str:
         """One line with every setting, for reports."""
 
     @abstractmethod
-    def score(self, train: Features, test: Tensor) -> Scores:
-        """Learns from `train`; scores the test vectors [M, D]. Columns are the classes 0..C-1 of
-        the training labels.
+    def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
+        """Learns from `train`; scores the test images at positions [M], whose labels it never sees.
+        Columns are the classes 0..C-1 of the training labels.
         """
+
+
+class FeatureProtocol(Protocol):
+    """A protocol that learns from frozen features alone."""
+
+    def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
+        vectors = Features(subject.features(train.positions), train.labels)
+        return self.score_features(vectors, subject.features(test))
+
+    @abstractmethod
+    def score_features(self, train: Features, test: Tensor) -> Scores:
+        """Learns from `train`; scores the test vectors [M, D]."""
 
 
 def class_count(labels: Tensor) -> int:

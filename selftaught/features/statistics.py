@@ -49,7 +49,8 @@ def votes(vectors: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) ->
         return {}
     if any(len(found.unique(dim=0)) < 2 for found in (labels, bank_labels)):
         return {}
-    values = KNN().score(Features(bank.double(), bank_labels), vectors.double()).values.cpu()
+    train = Features(bank.double(), bank_labels)
+    values = KNN().score_features(train, vectors.double()).values.cpu()
     labels = labels.cpu()
     accuracy = balanced_accuracy(labels, values) if labels.ndim == 1 else auroc(labels, values)[0]
     return {"knn": accuracy} if math.isfinite(accuracy) else {}

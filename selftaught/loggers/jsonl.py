@@ -1,11 +1,43 @@
 """What a run writes down as it goes: one JSON object a line."""
 
 import json
+import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selftaught.files import write_text, writing
+from selftaught.loggers.logger import Logger, RunFacts
+
+log = logging.getLogger(__name__)
+
+
+class JSONL(Logger):
+    """Metrics into the run's journal.jsonl. Pictures and scores have files of their own there."""
+
+    journal: "Journal"
+
+    @property
+    def name(self) -> str:
+        return "jsonl"
+
+    def begin(self, facts: RunFacts) -> None:
+        self.journal = Journal(facts.folder / "journal.jsonl", after=facts.step)
+        if self.journal.damaged:
+            log.warning("journal.jsonl: %d lines are damaged, and left out", self.journal.damaged)
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        self.journal.write({"step": step, **values})
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        pass
+
+    def scores(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def finish(self, outcome: str) -> None:
+        self.journal.close()
 
 
 class Journal:
@@ -18,7 +50,7 @@ class Journal:
         cannot be written.
         """
         # lines that were no entries, a torn last one aside
-        whole, self.damaged = parse(path) if after else ([], 0)
+        whole, self.damaged, _ = parse(path) if after else ([], 0, False)
         self.entries = [entry for entry in whole if entry["step"] <= after]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self._path = path
@@ -43,19 +75,20 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return parse(path)[0]
 
 
-def parse(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The entries of a journal, and how many lines are none; a torn last one, which any kill
-    leaves, is not counted.
+def parse(path: Path) -> tuple[list[dict[str, Any]], int, bool]:
+    """The entries of a journal, how many lines before the last are none, and whether the last is
+    torn, as any kill leaves it.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:  # there need not be one
-        return [], 0
+        return [], 0, False
     entries = [_entry(line) for line in lines]
     damaged = sum(
         entry is None and bool(line) for entry, line in zip(entries[:-1], lines[:-1], strict=True)
     )
-    return [entry for entry in entries if entry is not None], damaged
+    torn = entries[-1] is None and bool(lines[-1])
+    return [entry for entry in entries if entry is not None], damaged, torn
 
 
 def _entry(line: str) -> dict[str, Any] | None:

@@ -1,7 +1,9 @@
 """What a person sees while a run goes on: one live line on standard error."""
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,10 +11,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from selftaught.loggers.logger import Logger, RunFacts
 
-class Progress:
+PACKAGE = logging.getLogger("selftaught")  # whose messages are shown
+
+
+class Progress(Logger):
     """Shows the step, the loss, images a second, time left, the share of time spent waiting, the
-    features' spread.
+    features' spread; and, while it is entered, the messages of the package's `logging` loggers.
     """
 
     def __init__(self, show: bool = True) -> None:
@@ -26,14 +32,25 @@ class Progress:
         self.steps = 0
         self.first: tuple[float, int] | None = None
         self.features: dict[str, float] = {}
-        self.told = 0.0
+        self.printed = 0.0
+        self.handler = MessageHandler(self)
+        self.level = PACKAGE.level
+
+    @property
+    def name(self) -> str:
+        return "terminal"
 
     def __enter__(self) -> Self:
+        self.level = PACKAGE.level
+        PACKAGE.setLevel(logging.INFO)
+        PACKAGE.addHandler(self.handler)
         self.live.start()
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.live.stop()
+        PACKAGE.removeHandler(self.handler)
+        PACKAGE.setLevel(self.level)
 
     def of(self, what: str) -> Callable[[int, int], None]:
         """A callable that shows how much of something is done."""
@@ -47,39 +64,59 @@ class Progress:
     def say(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
 
-    def begin(self, steps: int) -> None:
-        """Expect a stage of so many steps."""
-        self.steps, self.first, self.features = steps, None, {}
+    def begin(self, facts: RunFacts) -> None:
+        self.steps, self.first, self.features = facts.steps, None, {}
 
-    def entry(self, entry: dict[str, Any]) -> None:
-        """Show a journal entry."""
-        step = entry["step"]
-        self.features = entry["features"] or self.features
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        self.features = values["features"] or self.features
         now = time.perf_counter()
         if self.first is None:
             self.first = (now, step)
         began, start = self.first
         parts = [f"step {step:,} of {self.steps:,}"]
-        if entry["loss"] is not None:
-            parts.append(f"loss {entry['loss']:.3f}")
-        if entry["images_per_s"]:
-            parts.append(f"{entry['images_per_s']:,.0f} images/s")
-            parts.append(f"waiting {100 * entry['wait']:.0f} %")
+        if values["loss"] is not None:
+            parts.append(f"loss {values['loss']:.3f}")
+        if values["images_per_s"]:
+            parts.append(f"{values['images_per_s']:,.0f} images/s")
+            parts.append(f"waiting {100 * values['wait']:.0f} %")
         if step > start:
             parts.append(f"{clock((now - began) / (step - start) * (self.steps - step))} left")
         if self.features.get("std") is not None:
             parts.append(f"spread {self.features['std']:.2f}")
         if self.features.get("knn") is not None:
             parts.append(f"kNN {100 * self.features['knn']:.1f} %")
-        self.line("  ".join(parts), final=entry["features"] is not None)
+        self.line("  ".join(parts), final=values["features"] is not None)
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        pass
+
+    def scores(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def finish(self, outcome: str) -> None:
+        pass
 
     def line(self, text: str, final: bool) -> None:
         """Replace the live line; where there is no terminal, print it now and then."""
         if self.console.is_terminal:
             self.live.update(Text(text))
-        elif final or time.perf_counter() - self.told > 30:
-            self.told = time.perf_counter()
+        elif final or time.perf_counter() - self.printed > 30:
+            self.printed = time.perf_counter()
             self.console.print(Text(text), soft_wrap=True)
+
+
+class MessageHandler(logging.Handler):
+    """Prints messages above the live line."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self.progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.progress.say(self.format(record))
+        except Exception:  # a terminal that is gone stops no training
+            self.handleError(record)
 
 
 def clock(seconds: float) -> str:

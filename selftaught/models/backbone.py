@@ -72,14 +72,23 @@ class Backbone(Encoder):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
-    def forward(self, pixels: Tensor, mapped: bool = False) -> Any:
-        """Features; `mapped`: what `with_map` returns."""
+    def forward(self, pixels: Tensor, mapped: bool = False, staged: bool = False) -> Any:
+        """Features; `mapped`: what `with_map` returns; `staged`: what `maps` returns."""
         network: Any = self.network
         normal = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
+        if staged:
+            found = network.forward_intermediates(normal, intermediates_only=True)
+            names = [info["module"] for info in network.feature_info]
+            return dict(zip(names, found, strict=True))
         if not mapped:
             return network(normal)
         found = network.forward_features(normal)
         return network.forward_head(found), _map(network, found, pixels)
+
+    def maps(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The map [B, C, h, w] of every stage, by timm's name of it, before any last norm."""
+        maps: dict[str, Tensor] = self(pixels, staged=True)
+        return maps
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -5,6 +5,7 @@ Stages that two plans share are therefore trained once, and a plan that broke of
 was. Over 200 lines with all that settles a stage before it is trained.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from selftaught.runs import folder as run_folder
 from selftaught.training.runtime import Runtime
 from selftaught.training.session import check
 from selftaught.training.trainer import train
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -205,18 +208,18 @@ def execute_stage(
     # several parts of a study may want one stage
     alone = files.locked(
         folder.with_suffix(".lock"),
-        lambda: conduct.say(f"{name}: another process trains it in {folder}; waiting"),
-        conduct.say,
+        lambda: log.info(f"{name}: another process trains it in {folder}; waiting"),
+        log.info,
     )
     with alone if rank() == 0 else nullcontext():
         wait_for_rank0()
         # asked once: rank 0 will have begun before the last one looks
         begun = broadcast_object(run_folder.has_run(folder))
         if begun and broadcast_object(run_folder.read_run(folder).facts["finished"]):
-            conduct.say(f"{name}: done already, in {folder}")
+            log.info(f"{name}: done already, in {folder}")
             return folder
         conduct = replace(conduct, resume=True) if begun else conduct
-        conduct.say(f"{name}: {settled.stage.steps:,} steps, in {folder}")
+        log.info(f"{name}: {settled.stage.steps:,} steps, in {folder}")
         try:
             train(as_begun(settled.stage, folder), folder, conduct, index)
         except UserError as error:
@@ -230,7 +233,6 @@ def execute_plan(
     conduct: Runtime,
     command: str = "",
     on_progress: Callable[[int, int], None] | None = None,
-    begin: Callable[[Stage], None] = lambda stage: None,
 ) -> dict[str, Path]:
     """Carry out every stage of a plan; return their folders by name. What is done already is not
     done again.
@@ -243,20 +245,19 @@ def execute_plan(
     def index_of(data: Data, seed: int) -> Index:
         if (data, seed) not in known:
             known[data, seed] = shared_index(data, seed, on_progress)
-            conduct.say("\n".join([", ".join(data.roots), known[data, seed].describe()]))
+            log.info("\n".join([", ".join(data.roots), known[data, seed].describe()]))
         return known[data, seed]
 
     if broadcast_object(run_folder.holds_own(out)):
         raise UserError(f"{out} holds a run of its own: choose another --out for stages")
     # each line once, however many stages say it
-    stages = resolve_plan(plan, out, conduct.device, index_of, cache(conduct.say))
+    stages = resolve_plan(plan, out, conduct.device, index_of, cache(log.info))
     if rank() == 0:
         note(out, plan, stages, command)
     for settled in stages.values():
-        begin(settled.stage)
         execute_stage(settled, out, conduct, known[settled.stage.data, settled.stage.seed])
     if rank() == 0:
-        publish_outcome(out, stages[plan.leaves[-1].name].folder(out), conduct.say)
+        publish_outcome(out, stages[plan.leaves[-1].name].folder(out), log.info)
     return {name: settled.folder(out) for name, settled in stages.items()}
 
 

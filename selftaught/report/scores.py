@@ -10,18 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from selftaught.features.protocol import TITLES
 from selftaught.runs.folder import resolve_run
 from selftaught.runs.reader import Run, number
 
 Effect = Literal["better", "worse", "unclear"]
 
 METRICS = {"balanced_accuracy": "Balanced accuracy", "auroc": "AUROC"}
-PROTOCOLS = {
-    "knn": "kNN",
-    "linear": "Linear probe",
-    "finetune": "Fine-tuning",
-    "classifier": "Own classifier",
-}
 BASELINES = {"random": "random initialisation", "init": "starting weights"}
 
 
@@ -35,7 +30,9 @@ class Setting:
 
     @property
     def words(self) -> str:
-        return f"{PROTOCOLS.get(self.protocol, self.protocol)}, {labels_words(self.labels)}"
+        title = TITLES.get(self.protocol, self.protocol)
+        title = title if title == "kNN" else title.capitalize()
+        return f"{title}, {labels_words(self.labels)}"
 
     @property
     def metric_words(self) -> str:
@@ -45,9 +42,7 @@ class Setting:
     def order(self) -> tuple[int, int, int, float, str]:
         """Balanced accuracy before AUROC, few labels before many."""
         metric = list(METRICS).index(self.metric) if self.metric in METRICS else len(METRICS)
-        protocol = (
-            list(PROTOCOLS).index(self.protocol) if self.protocol in PROTOCOLS else len(PROTOCOLS)
-        )
+        protocol = list(TITLES).index(self.protocol) if self.protocol in TITLES else len(TITLES)
         kind, _, amount = self.labels.rpartition(":")
         count = float(amount) if amount.isdigit() else float("inf")
         return metric, protocol, (2 if amount == "all" else 1 if kind else 0), count, self.labels

@@ -5,7 +5,7 @@ wherever they are read.
 import errno
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
+from selftaught.loggers.logger import LOGGERS
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
@@ -277,13 +278,24 @@ def _outcome(folder: Path) -> str:
     return str(written["stages"][written["outcome"]]["folder"])
 
 
+def read_facts(folder: Path, remedy: str = _ANEW) -> dict[str, Any]:
+    """run.json in this very folder. Raises FileError where it is not there, or makes no sense."""
+    facts: dict[str, Any] = files.read_json(folder / "run.json", dict, remedy)
+    return facts
+
+
 def facts_of(folder: Path) -> dict[str, Any] | None:
-    """What run.json in this very folder says; None where that is not to be had."""
+    """The same; None where that is not to be had."""
     try:
-        facts: dict[str, Any] = files.read_json(folder / "run.json", dict)
+        return read_facts(folder)
     except UserError:
         return None
-    return facts
+
+
+def loggers_of(facts: Mapping[str, Any]) -> list[str]:
+    """The loggers besides its journal that a run was trained with, of those that there are."""
+    names = facts.get("log")
+    return [name for name in names if name in LOGGERS] if isinstance(names, list) else []
 
 
 def has_run(folder: Path) -> bool:
@@ -310,7 +322,7 @@ def read_run(folder: Path) -> Run:
             f"{folder} is not a run: it has no run.json; give a folder that `selftaught pretrain"
             " --out` wrote"
         )
-    facts: dict[str, Any] = files.read_json(file, dict, _ANEW)
+    facts = read_facts(folder)
     if lacking := [name for name in ("config", "data", "outcome", "finished") if name not in facts]:
         raise damage_error(file, f"it lacks {', '.join(lacking)}", _ANEW)
     if not isinstance(facts["data"], dict) or not {"fingerprint", "train"} <= facts["data"].keys():

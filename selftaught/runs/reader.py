@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from selftaught.errors import UserError
-from selftaught.runs.folder import resolve_run
+from selftaught.loggers.jsonl import parse
+from selftaught.runs.folder import read_facts, resolve_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +102,7 @@ def _about(folder: Path) -> Mapping[str, Any]:
             else give
         )
         raise UserError(f"{folder} is no run: there is no run.json in it. {hint}.")
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}), so {folder} is no complete run. {give}."
-        ) from error
-    if not isinstance(about, dict):
-        raise UserError(
-            f"{file} is not what `selftaught pretrain` writes, so {folder} is no run. {give}."
-        )
-    return about
+    return read_facts(folder)
 
 
 def _json(folder: Path, name: str, broken: list[str]) -> Any:
@@ -128,26 +119,15 @@ def _journal(file: Path) -> tuple[tuple[Mapping[str, Any], ...], int, int]:
     """Records, torn lines, repeated records. A run killed and resumed writes some steps twice: the
     later one holds.
     """
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return (), 0, 0
+    entries, damaged, torn = parse(file)
     records: list[dict[str, Any]] = []
-    torn = repeated = 0
-    for line in filter(str.strip, lines):
-        try:
-            record = json.loads(line)
-            step = number(record["step"])
-        except (ValueError, TypeError, KeyError):
-            step = None
-        if step is None:
-            torn += 1
-            continue
-        while records and records[-1]["step"] >= step:
+    repeated = 0
+    for entry in entries:
+        while records and records[-1]["step"] >= entry["step"]:
             records.pop()
             repeated += 1
-        records.append(record)
-    return tuple(_one_clock(records)), torn, repeated
+        records.append(entry)
+    return tuple(_one_clock(records)), damaged + torn, repeated
 
 
 def _one_clock(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

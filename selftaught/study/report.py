@@ -9,8 +9,9 @@ from pathlib import Path
 
 import jinja2
 
+from selftaught.features.protocol import TITLES
 from selftaught.files import write_text
-from selftaught.study.tables import PROTOCOLS, Rows
+from selftaught.study.tables import Rows
 
 ABOUT = {
     "separability": (
@@ -64,6 +65,4 @@ def write(
 def heading(figure: str) -> str:
     """Of a figure's file: protocol, and number of labels where there are several figures of it."""
     protocol, _, labels = figure.partition("-")
-    return ", ".join(
-        [PROTOCOLS.get(protocol, protocol), *([f"labels: {labels}"] if labels else [])]
-    )
+    return ", ".join([TITLES.get(protocol, protocol), *([f"labels: {labels}"] if labels else [])])

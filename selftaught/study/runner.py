@@ -1,5 +1,6 @@
 """Carry out a study's cells in any order, on one machine or on several; gather what is there."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from selftaught.errors import Collapsed, Diverged, FileError, UserError, damage_
 from selftaught.evaluation.evaluate import evaluate_run
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
-from selftaught.features.linear import Linear
+from selftaught.features.linear import LinearProbe
 from selftaught.features.protocol import Protocol
 from selftaught.loggers.terminal import Progress
 from selftaught.pipeline import execute
@@ -27,6 +28,8 @@ from selftaught.training.runtime import Runtime
 
 # by which `data.scan` knows the folder, with all its figures, as one that holds no images of a set
 MARKER = "study.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def carry_out(
             known[data, seed] = shared_index(data, seed)
         return known[data, seed]
 
-    say = cache(conduct.say)  # each line once, however many cells say it
+    say = cache(log.info)  # each line once, however many cells say it
     check(
         [cell for cell in cells if not is_done(cell, out, index_of)],
         out,
@@ -69,12 +72,11 @@ def carry_out(
         files.write_json(out / MARKER, {"selftaught": version("selftaught")})
     for number, cell in enumerate(cells):
         told(number, cell)
-        if is_done(cell, out, index_of, progress.say):
+        if is_done(cell, out, index_of, log.info):
             continue
         stages = execute.resolve_plan(Plan(nodes=cell.nodes), out, conduct.device, index_of)
         outcome, folder = "done", out
         for settled in stages.values():
-            progress.begin(settled.stage.steps)
             data = known[settled.stage.data, settled.stage.seed]
             try:
                 folder = execute.execute_stage(settled, out, conduct, data)
@@ -83,7 +85,7 @@ def carry_out(
                 Diverged,
             ) as error:  # a result, too: the same command would come to it again
                 folder, outcome = settled.folder(out), outcome_of(error)
-                progress.say(str(error))
+                log.info(str(error))
             wait_for_rank0()  # rank 0 may still be writing
             if outcome != "done":
                 break
@@ -187,10 +189,10 @@ def evaluate(
     """A cell's outcome on its target's test images."""
     protocols: dict[str, Protocol] = {
         "knn": KNN(),
-        "linear": Linear(),
+        "linear": LinearProbe(),
         "finetune": cell.finetune or FineTune(),
     }
-    judgement = evaluate_run(
+    evaluation = evaluate_run(
         folder,
         cell.data,
         labels_from=cell.labels_from,
@@ -203,7 +205,7 @@ def evaluate(
         workers=workers,
         progress=progress,
     )
-    return judgement.rows
+    return evaluation.rows
 
 
 def gather(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:

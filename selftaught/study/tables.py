@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from selftaught.features.protocol import TITLES
+
 Rows = Sequence[dict[str, Any]]
 GROUP = ("target", "base", "variant", "x", "protocol", "labels", "metric")
-PROTOCOLS = {"knn": "kNN", "linear": "linear probe", "finetune": "fine-tuning"}
 
 
 def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
@@ -95,7 +96,7 @@ def findings(study: str, points: Rows) -> list[str]:
         unit = "AUROC" if metric == "auroc" else "balanced accuracy"
         scores = ", ".join(score(study, points, v, where) for v in order)
         text = (
-            f"{target} from {base} ({PROTOCOLS.get(protocol, protocol)}, {labelled(labels)},"
+            f"{target} from {base} ({TITLES.get(protocol, protocol)}, {labelled(labels)},"
             f" {unit}): {scores}."
         )
         if study == "separability" and "Target" in known and "HPT" in known:

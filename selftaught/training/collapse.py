@@ -1,4 +1,4 @@
-"""The guard: says early when features collapse, by measures and never by the loss alone."""
+"""Detects early when features collapse, by measures and never by the loss alone."""
 
 import math
 from collections.abc import Mapping
@@ -162,7 +162,7 @@ class CollapseDetector:
         return {"start": dict(self.start), "best": dict(self.best), "bad": self.bad}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on as the guard that gave `state` would have."""
+        """Goes on as the detector that gave `state` would have."""
         self.start, self.best, self.bad = (
             dict(state["start"]),
             dict(state["best"]),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from selftaught.loggers.logger import Logger
 from selftaught.training.session import Session
 
 WATCHED = 256  # held-back images whose features are followed
@@ -25,7 +26,7 @@ class Runtime:
     watched: int = WATCHED
     draw: Callable[[Session, Path | None], None] | None = None  # pictures at the end, into a folder
     resume: bool = False
-    show: Callable[[dict[str, Any]], None] = lambda entry: None  # each journal entry, as it is made
-    say: Callable[[str], None] = lambda text: None  # what a person should know
+    # that metrics go to, besides the run's journal; on rank 0
+    loggers: tuple[Logger, ...] = ()
     # more for run.json: the command, the versions
     note: dict[str, Any] = field(default_factory=dict)

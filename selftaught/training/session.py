@@ -51,7 +51,8 @@ class Session:
 
     @property
     def backbone(self) -> Backbone:
-        backbone = self.step.method.backbone
+        """The network that is measured, evaluated and exported."""
+        backbone = self.step.method.judged()
         assert isinstance(backbone, Backbone)
         return backbone
 

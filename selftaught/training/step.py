@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from selftaught.distributed import is_sharded, world_size
 from selftaught.errors import UserError
 from selftaught.hard.base import HardExample, objective, part_name
-from selftaught.method import Batch, Method, Tensors, detach, leaves, map_tensors
+from selftaught.method import Batch, GroupOptions, Method, Tensors, detach, leaves, map_tensors
 from selftaught.models.batch_norm import batch_norms, frozen_statistics, swapped
 
 
@@ -60,6 +60,10 @@ class Step(nn.Module):
                 if h.norm == "auxiliary"
             }
         )
+
+    def parameter_groups(self) -> dict[str, GroupOptions]:
+        """The method's, by the names that its parameters have here."""
+        return {f"method.{part}": own for part, own in self.method.parameter_groups().items()}
 
     def forward(self, batch: Batch, rng: torch.Generator) -> Outcome:
         """`rng` is in the same state on every rank."""

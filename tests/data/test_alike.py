@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from selftaught.cli.main import main
-from selftaught.data.alike import MOST, SAMPLE, refuse_alike
+from selftaught.data.alike import MAX_SAMPLE, SAMPLE, refuse_alike
 from selftaught.data.index.build import build_index
 from selftaught.data.loading import images as images_module
 from selftaught.data.loading.images import Images, default_canvas
@@ -138,7 +138,7 @@ def test_the_cost_does_not_grow_with_the_set(
             compare(many)
     else:
         compare(many)
-    assert len(decoded) <= (MOST + SAMPLE if alike else SAMPLE)
+    assert len(decoded) <= (MAX_SAMPLE + SAMPLE if alike else SAMPLE)
 
 
 @pytest.mark.parametrize("kind", ["jpg", "levels"])

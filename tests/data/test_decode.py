@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, ImageOps
 from selftaught.data import decode as decode_module
 from selftaught.data.decode import decode, measure, pixels, squash
 from selftaught.data.io.integrity import Unreadable
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.io.paths import Paths
 from selftaught.data.loading import images as images_module
 from selftaught.data.loading.images import Images, default_canvas, statistics
@@ -41,7 +41,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return out.getvalue()
 
 
-def written(folder: Path, name: str, data: bytes) -> Path:
+def write_file(folder: Path, name: str, data: bytes) -> Path:
     path = folder / name
     path.write_bytes(data)
     return path
@@ -103,7 +103,7 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_format_gives_the_picture_back(tmp_path: Path, name: str) -> None:
     kind, options = FORMATS[name]
-    path = written(tmp_path, name, encoded(picture(), kind, **options))
+    path = write_file(tmp_path, name, encoded(picture(), kind, **options))
     assert decode(path).mode == "RGB"
     assert far(decode(path), picture()) < (8 if name == "gif" else 3)  # its 256 colours
     assert measure(path)[:2] == (32, 48)
@@ -116,7 +116,7 @@ def test_a_truncated_file_is_refused_and_never_grey(
 ) -> None:
     kind, options = FORMATS[name]
     data = encoded(picture(160, 120), kind, **options)
-    path = written(tmp_path, name, data[: int(len(data) * share)])
+    path = write_file(tmp_path, name, data[: int(len(data) * share)])
     for read in (decode, measure, lambda path: squash(path, 16)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -134,7 +134,7 @@ def test_a_download_that_reserved_its_space_and_broke_off_is_refused(
     data = encoded(picture(320, 240), kind, **options)
     half = len(data) // 2
     with pytest.raises(Unreadable):
-        measure(written(tmp_path, name, data[:half] + bytes(len(data) - half)))
+        measure(write_file(tmp_path, name, data[:half] + bytes(len(data) - half)))
 
 
 def test_a_thumbnail_s_end_marker_does_not_vouch_for_the_image(tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ def test_a_thumbnail_s_end_marker_does_not_vouch_for_the_image(tmp_path: Path) -
     exif[0x927C] = encoded(picture(8, 8), "JPEG")  # any JPEG within the EXIF block
     data = encoded(picture(160, 120), "JPEG", exif=exif)
     assert data.count(b"\xff\xd9") == 2
-    assert measure(written(tmp_path, "whole.jpg", data))[:2] == (120, 160)
+    assert measure(write_file(tmp_path, "whole.jpg", data))[:2] == (120, 160)
     half = len(data) * 3 // 4
     with pytest.raises(Unreadable, match="truncated"):
-        measure(written(tmp_path, "cut.jpg", data[:half] + bytes(len(data) - half)))
+        measure(write_file(tmp_path, "cut.jpg", data[:half] + bytes(len(data) - half)))
 
 
 @pytest.mark.parametrize("name", ["jpg", "png"])
@@ -155,7 +155,7 @@ def test_strict_even_where_another_library_made_pillow_lenient(
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     kind, options = FORMATS[name]
     data = encoded(picture(160, 120), kind, **options)
-    path = written(tmp_path, name, data[: len(data) // 2])
+    path = write_file(tmp_path, name, data[: len(data) // 2])
     with pytest.raises(Unreadable):
         decode(path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True  # and left as the other library wants it
@@ -171,11 +171,11 @@ def test_strict_even_where_another_library_made_pillow_lenient(
     ],
 )
 def test_what_is_no_image_has_a_reason(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
-    path = written(tmp_path, name, data)
+    path = write_file(tmp_path, name, data)
     with pytest.raises(Unreadable, match=reason) as caught:
         decode(path)
     assert str(path) not in str(caught.value)
-    assert not caught.value.passing
+    assert not caught.value.transient
 
 
 def test_what_cannot_be_opened_may_be_gone_next_time(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_what_cannot_be_opened_may_be_gone_next_time(tmp_path: Path) -> None:
     for name in ("folder.jpg", "broken.jpg", "missing.jpg"):
         with pytest.raises(Unreadable) as caught:
             decode(tmp_path / name)
-        assert caught.value.passing
+        assert caught.value.transient
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a matter of Unix")
@@ -206,10 +206,10 @@ def header_alone(width: int, height: int) -> bytes:
 def test_a_larger_image_than_asked_for_is_left_out_with_the_flag(
     tmp_path: Path, width: int, height: int, most: int
 ) -> None:
-    path = written(tmp_path, "large.png", header_alone(width, height))
+    path = write_file(tmp_path, "large.png", header_alone(width, height))
     with pytest.raises(Unreadable, match="--max-pixels") as caught:
         measure(path, most)
-    assert caught.value.passing  # with a higher limit it may be taken
+    assert caught.value.transient  # with a higher limit it may be taken
     assert "attack" not in str(caught.value)
     if width == 90:
         with pytest.raises(
@@ -243,13 +243,13 @@ def test_floats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [png16, tiff16])
 def test_16_bit_colour(tmp_path: Path, make) -> None:  # type: ignore[no-untyped-def]
-    path = written(tmp_path, "rgb16", make(np.tile([65535, 32768, 257], (3, 4, 1))))
+    path = write_file(tmp_path, "rgb16", make(np.tile([65535, 32768, 257], (3, 4, 1))))
     assert decode(path).getpixel((0, 0)) == (255, 128, 1)
     assert measure(path)[:2] == (3, 4)
 
 
 def test_cmyk(tmp_path: Path) -> None:
-    path = written(tmp_path, "cmyk.jpg", encoded(picture().convert("CMYK"), "JPEG", quality=95))
+    path = write_file(tmp_path, "cmyk.jpg", encoded(picture().convert("CMYK"), "JPEG", quality=95))
     assert far(decode(path), picture()) < 4
 
 
@@ -270,7 +270,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
         "gif.gif": (encoded(palette, "GIF", transparency=clear_colour), 255),
     }
     for name, (data, value) in cases.items():
-        path = written(tmp_path, name, data)
+        path = write_file(tmp_path, name, data)
         assert decode(path).getpixel((1, 1)) == pytest.approx((value,) * 3, abs=1), name
         assert measure(path)[:2] == (3, 4)
 
@@ -278,17 +278,17 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
 def test_the_first_frame_of_several(tmp_path: Path, kind: str) -> None:
     others = [picture(seed=seed) for seed in (1, 2)]
-    path = written(
+    path = write_file(
         tmp_path, "several", encoded(picture(), kind, save_all=True, append_images=others)
     )
     assert far(decode(path), picture()) < 8
 
 
 def test_one_pixel(tmp_path: Path) -> None:
-    path = written(tmp_path, "one.png", encoded(Image.new("1", (1, 1), 1), "PNG"))
+    path = write_file(tmp_path, "one.png", encoded(Image.new("1", (1, 1), 1), "PNG"))
     assert measure(path)[:2] == (1, 1)
     assert squash(path, 8).tolist() == np.full((3, 8, 8), 255).tolist()
-    assert squash(written(tmp_path, "line.png", encoded(picture(1, 500), "PNG")), 8).shape == (
+    assert squash(write_file(tmp_path, "line.png", encoded(picture(1, 500), "PNG")), 8).shape == (
         3,
         8,
         8,
@@ -301,7 +301,7 @@ def test_exif_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
-    path = written(tmp_path, "turned", encoded(picture(), kind, exif=exif, **options))
+    path = write_file(tmp_path, "turned", encoded(picture(), kind, exif=exif, **options))
     upright = ImageOps.exif_transpose(Image.open(path))
     assert far(decode(path), upright) == 0
     assert measure(path)[:2] == upright.size[::-1] == ((48, 32) if orientation > 4 else (32, 48))
@@ -310,14 +310,14 @@ def test_exif_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
 def test_a_nonsense_orientation_or_broken_exif_is_shown_as_stored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 77
-    assert measure(written(tmp_path, "a.jpg", encoded(picture(), "JPEG", exif=exif)))[:2] == (
+    assert measure(write_file(tmp_path, "a.jpg", encoded(picture(), "JPEG", exif=exif)))[:2] == (
         32,
         48,
     )
     broken = encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert measure(written(tmp_path, "b.jpg", broken))[:2] == (32, 48)
+        assert measure(write_file(tmp_path, "b.jpg", broken))[:2] == (32, 48)
 
 
 @settings(max_examples=60, deadline=None)
@@ -329,7 +329,7 @@ def test_damage_anywhere_gives_a_picture_or_a_reason(
     good = bytearray(encoded(picture(), kind, **options))
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
-    path = written(tmp_path_factory.getbasetemp(), "fuzz", bytes(good))
+    path = write_file(tmp_path_factory.getbasetemp(), "fuzz", bytes(good))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -351,7 +351,7 @@ def test_the_quick_decoder_passes_no_jpeg_that_pillow_refuses(
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     if data.draw(st.booleans()):
         del good[data.draw(st.integers(1, len(good) - 1)) :]
-    path = written(tmp_path_factory.getbasetemp(), "fuzz.jpg", bytes(good))
+    path = write_file(tmp_path_factory.getbasetemp(), "fuzz.jpg", bytes(good))
 
     def outcome() -> object:
         with warnings.catch_warnings():
@@ -368,7 +368,7 @@ def test_the_quick_decoder_passes_no_jpeg_that_pillow_refuses(
 
 
 def test_a_scaled_decode_stays_close_to_the_full_one(tmp_path: Path) -> None:
-    path = written(tmp_path, "large.jpg", encoded(picture(800, 600), "JPEG", quality=95))
+    path = write_file(tmp_path, "large.jpg", encoded(picture(800, 600), "JPEG", quality=95))
     full = picture(800, 600).resize((64, 64), Image.Resampling.BICUBIC)
     squashed = Image.fromarray(squash(path, 64).permute(1, 2, 0).numpy())
     assert far(squashed, full) < 2
@@ -380,7 +380,7 @@ def test_a_scaled_decode_stays_close_to_the_full_one(tmp_path: Path) -> None:
 def test_pixels_are_those_of_decode(tmp_path: Path, kind: str, turned: int, at_least: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = turned
-    path = written(
+    path = write_file(
         tmp_path, "a.jpg", encoded(picture(150, 110).convert(kind), "JPEG", quality=90, exif=exif)
     )
     made, whole = pixels(path, at_least), decode(path)
@@ -405,42 +405,44 @@ def test_the_quick_decoder_gives_pillow_s_values(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    path = written(tmp_path, "a.jpg", encoded(picture(151, 111).convert(kind), "JPEG", **options))
+    path = write_file(
+        tmp_path, "a.jpg", encoded(picture(151, 111).convert(kind), "JPEG", **options)
+    )
     quick, by = pixels(path, at_least), decode_module.decode_jpeg
     assert by is not None  # it is there, and did it
     with monkeypatch.context() as without:
-        without.setattr(decode_module, "_loaded", lambda *_: pytest.fail("by Pillow"))
+        without.setattr(decode_module, "_load", lambda *_: pytest.fail("by Pillow"))
         pixels(path, at_least)
     monkeypatch.setattr(decode_module, "decode_jpeg", None)
     assert torch.equal(quick, pixels(path, at_least))
 
 
 def test_an_image_of_the_canvas_s_size_is_not_resampled(tmp_path: Path) -> None:
-    path = written(tmp_path, "exact.png", encoded(picture(32, 32), "PNG"))
+    path = write_file(tmp_path, "exact.png", encoded(picture(32, 32), "PNG"))
     assert np.array_equal(squash(path, 32).numpy(), np.asarray(picture(32, 32)).transpose(2, 0, 1))
 
 
 def a_set(folder: Path, n: int, canvas: int = 8, hold: bool | None = None) -> Images:
     paths = [
-        written(folder, f"{i}.png", encoded(picture(6 + i, 9, seed=i), "PNG")) for i in range(n)
+        write_file(folder, f"{i}.png", encoded(picture(6 + i, 9, seed=i), "PNG")) for i in range(n)
     ]
     return Images(paths, torch.tensor([[9, 6 + i] for i in range(n)]), canvas, hold)
 
 
 def test_held_and_read_images_are_the_same(tmp_path: Path) -> None:
-    held, read = a_set(tmp_path, 5, hold=True), a_set(tmp_path, 5, hold=False)
-    assert held.hold
+    in_memory, read = a_set(tmp_path, 5, hold=True), a_set(tmp_path, 5, hold=False)
+    assert in_memory.hold
     assert not read.hold
-    assert len(held) == 5
-    assert held[-1].dtype == torch.uint8
-    assert held[-1].shape == (3, 8, 8)
-    assert all(torch.equal(held[i], read[i]) for i in range(-5, 5))
-    assert held.aspect.tolist() == pytest.approx([(6 + i) / 9 for i in range(5)])
+    assert len(in_memory) == 5
+    assert in_memory[-1].dtype == torch.uint8
+    assert in_memory[-1].shape == (3, 8, 8)
+    assert all(torch.equal(in_memory[i], read[i]) for i in range(-5, 5))
+    assert in_memory.aspect.tolist() == pytest.approx([(6 + i) / 9 for i in range(5)])
     positions, slots = torch.tensor([4, 2, 0]), torch.tensor([2, 2, 0])
-    for images in (held, read):
-        pixels, shown = images.take(positions, slots)
-        assert shown.tolist() == [0, 0, 4]
-        assert torch.equal(pixels, torch.stack([held[0], held[0], held[4]]))
+    for images in (in_memory, read):
+        pixels, sources = images.take(positions, slots)
+        assert sources.tolist() == [0, 0, 4]
+        assert torch.equal(pixels, torch.stack([in_memory[0], in_memory[0], in_memory[4]]))
         with pytest.raises(IndexError):
             images[5]
 
@@ -467,8 +469,8 @@ def test_what_was_lost_is_replaced_by_the_next_and_noted(tmp_path: Path) -> None
         (tmp_path / "2.png").write_bytes(b"")
         images = Images(images.paths, torch.tensor([[9, 6 + i] for i in range(5)]), 8, hold)
         assert torch.equal(images[1], whole[3])
-        pixels, shown = images.take(torch.tensor([0, 1, 4]))
-        assert shown.tolist() == [0, 4, 4]  # 3 is not among the positions asked for
+        pixels, sources = images.take(torch.tensor([0, 1, 4]))
+        assert sources.tolist() == [0, 4, 4]  # 3 is not among the positions asked for
         assert torch.equal(pixels[1], whole[4])
         assert images.take(torch.tensor([0, 4, 2]))[1].tolist() == [0, 4, 0]  # round the end
         lost = [(str(tmp_path / "1.png"), "no such file"), (str(tmp_path / "2.png"), "empty file")]
@@ -499,13 +501,17 @@ def test_all_lost_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_progress_of_filling(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     images = a_set(tmp_path, 4, hold=False)
     Images(
-        images.paths, torch.ones(4, 2), 8, True, on_progress=lambda done, n: seen.append((done, n))
+        images.paths,
+        torch.ones(4, 2),
+        8,
+        True,
+        on_progress=lambda done, n: progress.append((done, n)),
     )
-    assert seen[-1] == (4, 4)
-    assert sorted(seen) == seen
+    assert progress[-1] == (4, 4)
+    assert sorted(progress) == progress
 
 
 def test_in_parallel_does_each_once_and_stops_at_the_first_failure() -> None:
@@ -516,12 +522,12 @@ def test_in_parallel_does_each_once_and_stops_at_the_first_failure() -> None:
     def count(i: int) -> None:
         counts[i] += 1
 
-    in_parallel(
+    run_parallel(
         500, count, threads=4, on_progress=lambda done, n: callers.add(threading.get_ident())
     )
     assert counts == [1] * 500
     assert callers == {main}
-    in_parallel(0, count)
+    run_parallel(0, count)
 
     def fail(i: int) -> None:
         if i == 3:
@@ -530,7 +536,7 @@ def test_in_parallel_does_each_once_and_stops_at_the_first_failure() -> None:
 
     for threads in (1, 3):
         with pytest.raises(ValueError, match="three"):
-            in_parallel(500, fail, threads=threads)
+            run_parallel(500, fail, threads=threads)
     assert sum(counts) < 1000
 
 
@@ -571,5 +577,5 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
     few, _ = statistics(images, positions, limit=2)
     assert few == pytest.approx(pixels[[0, 69]].mean((0, 2, 3)).tolist(), abs=1e-12)
     black = Image.new("RGB", (9, 9))
-    flat = Images([written(tmp_path, "b.png", encoded(black, "PNG"))], torch.tensor([[9, 9]]), 8)
+    flat = Images([write_file(tmp_path, "b.png", encoded(black, "PNG"))], torch.tensor([[9, 9]]), 8)
     assert statistics(flat, torch.tensor([0])) == ((0, 0, 0), (1 / 255,) * 3)

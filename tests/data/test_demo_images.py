@@ -35,13 +35,13 @@ def folder(tmp_path_factory) -> Path:
 def test_train_and_test_share_no_pixel(name):
     with Image.open(demo_images.photographs()[name]) as photo:
         width, height = photo.size
-    seen = {"train": np.zeros((height, width), bool), "test": np.zeros((height, width), bool)}
+    coverage = {"train": np.zeros((height, width), bool), "test": np.zeros((height, width), bool)}
     for patch in demo_images.plan(name, width, height, seed=0, train=188, test=50):
         left, top, right, bottom = patch.box
-        seen[patch.split][top:bottom, left:right] = True
-    assert not (seen["train"] & seen["test"]).any()
-    assert seen["train"].mean() > 0.6
-    assert seen["test"].mean() > 0.2
+        coverage[patch.split][top:bottom, left:right] = True
+    assert not (coverage["train"] & coverage["test"]).any()
+    assert coverage["train"].mean() > 0.6
+    assert coverage["test"].mean() > 0.2
 
 
 @given(width=st.integers(8, 900), height=st.integers(8, 900), seed=st.integers(0, 99))
@@ -85,9 +85,11 @@ def test_resizing_lets_nothing_in_from_outside_the_box(tmp_path, monkeypatch):
         ] = 0
     Image.fromarray(photo).save(tmp_path / "photo.png")
     monkeypatch.setattr(demo_images, "photographs", lambda: {"cat": tmp_path / "photo.png"})
-    written = demo_images.write(tmp_path / "out", size=32, train_per_class=40, test_per_class=20)
+    patches_folder = demo_images.write(
+        tmp_path / "out", size=32, train_per_class=40, test_per_class=20
+    )
     for split, value in (("train", 255), ("test", 0)):
-        files = sorted((written / split / "cat").iterdir())
+        files = sorted((patches_folder / split / "cat").iterdir())
         assert files
         for file in files:
             with Image.open(file) as image:
@@ -152,12 +154,12 @@ def test_something_else_is_never_overwritten(tmp_path):
 
 
 def test_other_arguments_or_a_missing_patch_are_refused(tmp_path):
-    written = demo_images.write(tmp_path / "p", **SMALL)
+    patches_folder = demo_images.write(tmp_path / "p", **SMALL)
     with pytest.raises(UserError, match="something else"):
-        demo_images.write(written, **{**SMALL, "size": 32})
-    (written / "train" / "cat" / "0000.png").unlink()
+        demo_images.write(patches_folder, **{**SMALL, "size": 32})
+    (patches_folder / "train" / "cat" / "0000.png").unlink()
     with pytest.raises(UserError, match="something else"):
-        demo_images.write(written, **SMALL)
+        demo_images.write(patches_folder, **SMALL)
 
 
 def test_without_scikit_image_it_says_how_to_install(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from selftaught.data.index.build import build_index
-from selftaught.data.index.hub import choose_set, splits_of
+from selftaught.data.index.hub import choose_set, infer_splits
 from selftaught.data.parquet import row_cache
 from selftaught.errors import UserError
 
@@ -19,12 +19,6 @@ pa = pytest.importorskip(
     "pyarrow", reason="needs the extra that reads packs: pip install -e '.[dev]'"
 )
 pq = pytest.importorskip("pyarrow.parquet")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    row_cache._shelf.reset()
 
 
 @pytest.fixture
@@ -162,7 +156,7 @@ def test_rows_of_paths_of_their_own_keep_their_names(root: Path) -> None:
     assert [name.as_posix() for name in build_index([root]).names] == [
         f"train/{row}.png" for row in range(4)
     ]
-    row_cache._shelf.reset()
+    row_cache._cache.reset()
     write(root / "train.parquet", n=2)
     assert [name.as_posix() for name in build_index([root]).names] == [
         "train/000000",
@@ -187,10 +181,10 @@ def test_the_choice_of_files_by_their_names_alone() -> None:
         "data/a.parquet",
     ]
     assert notes == []
-    assert splits_of(["d/en/train/0.parquet", "d/en/test/0.parquet"]) == ["train", "test"]
+    assert infer_splits(["d/en/train/0.parquet", "d/en/test/0.parquet"]) == ["train", "test"]
     # what all lie in says nothing
-    assert splits_of(["train/a/0.parquet", "train/b/0.parquet"]) == ["", ""]
-    assert splits_of(["x/valid-0.parquet", "x/part.parquet", "x/test_tube.parquet"]) == [
+    assert infer_splits(["train/a/0.parquet", "train/b/0.parquet"]) == ["", ""]
+    assert infer_splits(["x/valid-0.parquet", "x/part.parquet", "x/test_tube.parquet"]) == [
         "valid",
         "",
         "",

@@ -26,7 +26,7 @@ def settled(root: Path) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cache, "LEAST", 1)
+    monkeypatch.setattr(cache, "MIN_IMAGES", 1)
     root = tmp_path / "photos"
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)

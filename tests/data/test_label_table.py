@@ -1,6 +1,4 @@
-"""Tables of labels as pandas, spreadsheets, the Hugging Face hub and people write them. (Over 200
-lines: many dialects.)
-"""
+"""Tables of labels in the dialects of pandas, spreadsheets, the Hugging Face hub and people."""
 
 import csv
 import io
@@ -49,7 +47,7 @@ def files_of(folders: Sequence[Path], names: Sequence[Sequence[str]]) -> Files:
     return files
 
 
-def told(tables: TableLabels, files: Files) -> dict[str, object]:
+def name_labels(tables: TableLabels, files: Files) -> dict[str, object]:
     """Of every image the name of its class, a list of names where there may be several, or None."""
     assert tables.labels is not None
 
@@ -83,7 +81,7 @@ def read(
     tables = label_by_tables("auto", roots_of(root), files, notes)
     assert tables is not None
     return (
-        {os.path.relpath(path, root): name for path, name in told(tables, files).items()},
+        {os.path.relpath(path, root): name for path, name in name_labels(tables, files).items()},
         tables,
         notes,
     )
@@ -209,8 +207,8 @@ DIALECTS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_one_set_of_labels_in_many_dialects(root: Path, name: str) -> None:
-    found, tables, _ = read(root, list(TRUTH), DIALECTS[name])
-    assert found == TRUTH
+    labels_by_name, tables, _ = read(root, list(TRUTH), DIALECTS[name])
+    assert labels_by_name == TRUTH
     assert set(tables.classes) == set(KINDS)
 
 
@@ -224,7 +222,7 @@ def test_a_table_elsewhere_says_the_same(root: Path, tmp_path: Path, name: str) 
     files = files_of([root], [list(TRUTH)])
     tables = label_by_tables(str(table), roots_of(root), files, [])
     assert tables is not None
-    assert list(told(tables, files).values()) == list(TRUTH.values())
+    assert list(name_labels(tables, files).values()) == list(TRUTH.values())
 
 
 # Reading text
@@ -306,7 +304,7 @@ def lookup(
 
 
 @pytest.mark.parametrize(
-    ("cell", "found"),
+    ("cell", "expected"),
     [
         ("a/1.png", ["a/1.png"]),  # from the table's folder
         ("b/1.png", ["b/1.png"]),
@@ -329,10 +327,10 @@ def lookup(
         ("", []),
     ],
 )
-def test_which_image_a_path_means(cell: str, found: list[str]) -> None:
+def test_which_image_a_path_means(cell: str, expected: list[str]) -> None:
     assert lookup(
         [cell], [["1.png", "x/2.png", "x/3.png", "y/3.png", "007.png"], ["1.png", "B.png", "b.png"]]
-    ) == [found]
+    ) == [expected]
 
 
 def test_a_table_in_a_root_means_that_root_first() -> None:
@@ -500,14 +498,18 @@ def test_rows_that_contradict_each_other(root: Path) -> None:
     names = ["a.png", "b.png", "c.png"]
     with pytest.raises(UserError, match=r"line 5: \./a.png has another class"):
         read(root, names, "image,class\na.png,x\nb.png,y\nc.png,x\n./a.png,y\n")
-    found, _, _ = read(root, names, "image,class\na.png,x\nb.png,y\nc.png,x\n./a.png,\na.png,x\n")
-    assert found == {"a.png": "x", "b.png": "y", "c.png": "x"}
-    found, _, notes = read(root, names, "image,class\nA.png,x\nb.png,y\nc.png,x\na.PNG,y\n")
-    assert found == {"a.png": None, "b.png": "y", "c.png": "x"}
+    labels_by_name, _, _ = read(
+        root, names, "image,class\na.png,x\nb.png,y\nc.png,x\n./a.png,\na.png,x\n"
+    )
+    assert labels_by_name == {"a.png": "x", "b.png": "y", "c.png": "x"}
+    labels_by_name, _, notes = read(
+        root, names, "image,class\nA.png,x\nb.png,y\nc.png,x\na.PNG,y\n"
+    )
+    assert labels_by_name == {"a.png": None, "b.png": "y", "c.png": "x"}
     assert any("different classes" in note and "a.png" in note for note in notes)
     # the one as it is written counts
-    found, _, _ = read(root, names, "image,class\na,x\na.png,y\nb.png,y\nc.png,x\n")
-    assert found["a.png"] == "y"
+    labels_by_name, _, _ = read(root, names, "image,class\na,x\na.png,y\nb.png,y\nc.png,x\n")
+    assert labels_by_name["a.png"] == "y"
 
 
 def test_columns_of_one_class_an_image_and_of_several(root: Path) -> None:
@@ -523,8 +525,8 @@ def test_columns_of_one_class_an_image_and_of_several(root: Path) -> None:
 def test_what_is_not_labelled_is_told(root: Path) -> None:
     names = [f"{i}.png" for i in range(6)]
     rows = "image,class,remark\n0.png,x,\n1.png,nan,\n2.png,unknown,?\n3.png,y,good\n4.png,y,\n"
-    found, _, notes = read(root, names, rows)
-    assert found == {
+    labels_by_name, _, notes = read(root, names, rows)
+    assert labels_by_name == {
         "0.png": "x",
         "1.png": None,
         "2.png": "unknown",
@@ -532,14 +534,14 @@ def test_what_is_not_labelled_is_told(root: Path) -> None:
         "4.png": "y",
         "5.png": None,
     }
-    said = "\n".join(notes)
+    text = "\n".join(notes)
     for part in (
         "1 row with no class (nan)",
         "unknown is taken as a class",
         "not used: remark",
         "1 of 6 images have no row",
     ):
-        assert part in said
+        assert part in text
 
 
 @pytest.mark.parametrize(
@@ -548,7 +550,7 @@ def test_what_is_not_labelled_is_told(root: Path) -> None:
         ("image,class\na.png,nan\nb.png,\n", "no image has a known class"),
         ("image,x,y\na.png,1,\nb.png,,0\n", "no image has a known class"),
         ("image,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
-        ("image,class\n3.png,x\n4.png,y\n", "not one of 2 images has a row"),
+        ("image,class\n3.png,x\n4.png,y\n", "none of 2 images"),
         ('image,class\na.png,x\n"b.png,y\nc.png,z\n', "quotation mark"),
         ('image,class\na.png,x\nb.png,"y\nc.png,z\n', "quotation mark"),
         ('image,note,class\n"a.png\nb.png",x,x\nb.png,y,y\n', "quotation mark"),
@@ -583,7 +585,7 @@ def test_every_root_has_its_own_table(tmp_path: Path, file: str) -> None:
     files, notes = files_of(folders, [names, names]), []  # type: tuple[Files, list[str]]
     tables = label_by_tables("auto", roots_of(*folders), files, notes)
     assert tables is not None
-    assert list(told(tables, files).values()) == list("xyxyyxyx")
+    assert list(name_labels(tables, files).values()) == list("xyxyyxyx")
     assert any(f"b/{file} (4 images)" in note for note in notes)
 
 
@@ -597,7 +599,7 @@ def test_an_image_without_a_row_in_its_own_table_takes_none_of_another(tmp_path:
     files, notes = files_of(folders, [["0.png", "1.png"]] * 2), []  # type: tuple[Files, list[str]]
     tables = label_by_tables("auto", roots_of(*folders), files, notes)
     assert tables is not None
-    assert list(told(tables, files).values()) == ["x", "y", None, "x"]
+    assert list(name_labels(tables, files).values()) == ["x", "y", None, "x"]
     assert any("1 of 4 images have no row" in note for note in notes)
 
 
@@ -609,10 +611,10 @@ def test_the_nearest_table_above_an_image_decides(root: Path) -> None:
     (root / "train" / "labels.csv").write_text(
         "image,class\n0.png,c\n1.png,d\ntrain/deep/0.png,d\ndeep/1.png,c\n"
     )
-    found, _, notes = read(
+    labels_by_name, _, notes = read(
         root, names, "image,class\n0.png,a\n1.png,b\ntrain/0.png,a\ntest/x/0.png,b\n"
     )
-    assert list(found.values()) == ["a", "b", "c", "d", "d", "c", "b", None]
+    assert list(labels_by_name.values()) == ["a", "b", "c", "d", "d", "c", "b", None]
     assert any(
         "labels.csv (3 images)" in note and "labels.csv (4 images)" in note for note in notes
     )
@@ -623,8 +625,8 @@ def test_metadata_without_classes_is_passed_over(root: Path) -> None:
     (root / "x").mkdir()
     (root / "x" / "metadata.csv").write_text("file_name,text\n0.png,a cat\n")
     (root / "metadata.csv").write_text("file_name,label\n0.png,zzz\n")
-    found, _, notes = read(root, ["0.png", "x/0.png"], "image,class\n0.png,a\nx/0.png,b\n")
-    assert found == {"0.png": "a", "x/0.png": "b"}
+    labels_by_name, _, notes = read(root, ["0.png", "x/0.png"], "image,class\n0.png,a\nx/0.png,b\n")
+    assert labels_by_name == {"0.png": "a", "x/0.png": "b"}
     assert (
         sum("not read for labels" in note and note.count("metadata.csv") == 2 for note in notes)
         == 1
@@ -652,7 +654,7 @@ def test_one_table_for_several_roots(tmp_path: Path, inside: bool) -> None:
     table.write_text("image,class\n0.png,x\n1.png,y\n2.png,x\n")
     tables = label_by_tables(str(table), roots_of(*folders), files, notes)
     assert tables is not None
-    assert list(told(tables, files).values()) == ["x" if inside else None, "y", None, "x"]
+    assert list(name_labels(tables, files).values()) == ["x" if inside else None, "y", None, "x"]
     assert any("several images" in note for note in notes) != inside
     table.write_text(
         "image,class\na/0.png,x\n1.png,y\nb/0.png,y\n"
@@ -661,7 +663,7 @@ def test_one_table_for_several_roots(tmp_path: Path, inside: bool) -> None:
     )
     tables = label_by_tables(str(table), roots_of(*folders), files, notes)
     assert tables is not None
-    assert list(told(tables, files).values()) == ["x", "y", "y", None]
+    assert list(name_labels(tables, files).values()) == ["x", "y", "y", None]
     if not inside:
         table.write_text("image,class\n0.png,x\n0.png,x\n")
         with pytest.raises(UserError, match="several folders"):
@@ -687,8 +689,8 @@ def test_a_column_of_the_split(text: str, test: list[bool] | None) -> None:
     if text.startswith("subset"):
         columns = [Column(0, "subset", ["training", "", "validation"])]
         test = [False, False, True]
-    found = read_split(columns)
-    assert (found[1] if found else None) == test
+    split = read_split(columns)
+    assert (split[1] if split else None) == test
 
 
 def test_the_split_of_a_table_is_kept_where_it_can_be(root: Path) -> None:

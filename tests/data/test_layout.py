@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 
 from selftaught.data.index.folder_names import is_masks
-from selftaught.data.index.labels import label
+from selftaught.data.index.labels import assign_labels
 from selftaught.data.index.layout import read_layout
-from selftaught.data.index.masks import without_masks
+from selftaught.data.index.masks import remove_masks
 from selftaught.data.index.scan import Files, Root
 
 HERE = [Root("/r", "/r", is_file=True)]  # so that no labels.csv is looked for
@@ -30,13 +30,13 @@ def read(names: list[str], notes: list[str] | None = None) -> dict[str, tuple[st
     for name in sorted(names):
         files.add(f"/r/{name}", name, 0, 1, 1)
     notes = [] if notes is None else notes
-    files = without_masks(files, notes)
+    files = remove_masks(files, notes)
     layout = read_layout(files, notes)
-    numbers, found = label("auto", HERE, files, layout, notes)
+    numbers, classes = assign_labels("auto", HERE, files, layout, notes)
     own = [-1] * len(files) if numbers is None else numbers.tolist()
     assert layout.split == ("given" if layout.test.any() else "drawn")
     return {
-        name: (found[number] if number >= 0 else None, held_out)
+        name: (classes[number] if number >= 0 else None, held_out)
         for name, number, held_out in zip(files.names, own, layout.test.tolist(), strict=True)
     }
 
@@ -117,12 +117,12 @@ def test_a_class_called_train_in_a_split_and_beside_its_val() -> None:
         name: (name.split("/")[1], True) for name in inside if name.startswith("test/")
     }
     beside = [*few("train", "bus", "plane"), *classes("val", "train", "bus", "plane")]
-    found = read(beside)
-    assert {name for name, (_, held_out) in found.items() if held_out} == set(
+    labels_by_path = read(beside)
+    assert {name for name, (_, held_out) in labels_by_path.items() if held_out} == set(
         classes("val", "train", "bus", "plane")
     )
-    assert {found[name][0] for name in beside} == {"train", "bus", "plane"}
-    assert all(own == name.split("/")[-2] for name, (own, _) in found.items())
+    assert {labels_by_path[name][0] for name in beside} == {"train", "bus", "plane"}
+    assert all(own == name.split("/")[-2] for name, (own, _) in labels_by_path.items())
 
 
 @pytest.mark.parametrize("side", ["train", "test"])
@@ -131,11 +131,11 @@ def test_a_side_without_class_folders(side: str) -> None:
     theirs.
     """
     names = [*classes("train"), *few("test", n=20)]
-    found = read(names)
-    assert {name: own for name, own in found.items() if name.startswith("train")} == expected(
-        classes("train"), 1
-    )
-    assert all(found[name] == (None, True) for name in few("test", n=20))
+    labels_by_path = read(names)
+    assert {
+        name: own for name, own in labels_by_path.items() if name.startswith("train")
+    } == expected(classes("train"), 1)
+    assert all(labels_by_path[name] == (None, True) for name in few("test", n=20))
 
 
 def test_one_class_to_train_on_and_more_to_test() -> None:
@@ -175,8 +175,8 @@ def test_folders_of_scenes_that_train_and_test_do_not_share_are_no_classes() -> 
 def test_unlabelled_images_beside_a_split(folder: str) -> None:
     labelled = [*classes("train"), *classes("test")]
     notes: list[str] = []
-    found = read([*labelled, *few(folder, n=40)], notes)
-    assert found == expected(labelled, 1, "test") | {
+    labels_by_path = read([*labelled, *few(folder, n=40)], notes)
+    assert labels_by_path == expected(labelled, 1, "test") | {
         name: (None, False) for name in few(folder, n=40)
     }
     assert any("40" in note and folder in note for note in notes)
@@ -195,8 +195,8 @@ def test_unlabelled_images_beside_a_split(folder: str) -> None:
 @pytest.mark.parametrize("around", ["", "set/"])
 def test_unlabelled_images_beside_one_side_alone(labelled: str, folder: str, around: str) -> None:
     names = classes(around + labelled)
-    found = read([*names, *few(around + folder, n=40)])
-    assert found == expected(names, 2 if around else 1) | {
+    labels_by_path = read([*names, *few(around + folder, n=40)])
+    assert labels_by_path == expected(names, 2 if around else 1) | {
         name: (None, False) for name in few(around + folder, n=40)
     }
 
@@ -205,9 +205,9 @@ def test_unlabelled_images_among_classes() -> None:
     for folder in ("", "train/"):
         names, more = few(f"{folder}a", f"{folder}b"), few(f"{folder}unlabelled")
         held_out = classes("test") if folder else []
-        found = read([*names, *more, *held_out])
+        labels_by_path = read([*names, *more, *held_out])
         place = 1 if folder else 0
-        assert found == expected([*names, *held_out], place, "test") | {
+        assert labels_by_path == expected([*names, *held_out], place, "test") | {
             name: (None, False) for name in more
         }
 
@@ -244,16 +244,18 @@ def test_a_wrapping_folder_is_looked_into(around: str, loose: list[str]) -> None
         (classes(around), ""),
     ):
         notes: list[str] = []
-        found = read([*names, *loose], notes)
+        labels_by_path = read([*names, *loose], notes)
         place = depth + bool(held_out)
-        assert found == expected(names, place, held_out) | {name: (None, False) for name in loose}
+        assert labels_by_path == expected(names, place, held_out) | {
+            name: (None, False) for name in loose
+        }
         assert any(f"/r/{around}" in note for note in notes)
 
 
 def test_figures_beside_the_set_are_no_class() -> None:
     names = [*classes("set/train"), *classes("set/test")]
-    found = read([*names, "docs/figure.png", "x.png"])
-    assert found == expected(names, 2, "test") | {
+    labels_by_path = read([*names, "docs/figure.png", "x.png"])
+    assert labels_by_path == expected(names, 2, "test") | {
         "docs/figure.png": (None, False),
         "x.png": (None, False),
     }
@@ -329,10 +331,10 @@ def test_masks_beside_their_photographs_are_left_out_and_counted(
     photos: list[str], masks: list[str]
 ) -> None:
     notes: list[str] = []
-    found = read([*photos, *masks], notes)
-    assert found.keys() == set(photos)
+    labels_by_path = read([*photos, *masks], notes)
+    assert labels_by_path.keys() == set(photos)
     assert any(note.startswith(f"{len(masks)} image") for note in notes)
-    assert not any(own and is_masks(own) for own, _ in found.values())
+    assert not any(own and is_masks(own) for own, _ in labels_by_path.values())
     assert read(masks).keys() == set(masks)  # who names the masks gets them
 
 

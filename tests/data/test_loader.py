@@ -31,7 +31,7 @@ def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> Images:
+def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Images:
     return the_images(tmp_path_factory.mktemp("held"), True)
 
 
@@ -48,11 +48,11 @@ def same(one: Raw, other: Raw) -> bool:
 
 def check(raw: Raw) -> None:
     """Every field speaks of the image that is shown."""
-    shown = raw.pixels[:, 0, 0, 0].long()
-    assert torch.equal(raw.pixels, shown.byte().view(-1, 1, 1, 1).expand(-1, 3, 4, 4))
-    assert torch.equal(POSITIONS[raw.index], shown)
-    assert torch.equal(raw.label, LABELS[shown])
-    assert torch.equal(raw.aspect, (shown + 1) / 4)
+    sources = raw.pixels[:, 0, 0, 0].long()
+    assert torch.equal(raw.pixels, sources.byte().view(-1, 1, 1, 1).expand(-1, 3, 4, 4))
+    assert torch.equal(POSITIONS[raw.index], sources)
+    assert torch.equal(raw.label, LABELS[sources])
+    assert torch.equal(raw.aspect, (sources + 1) / 4)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -92,12 +92,12 @@ def test_workers_give_what_none_give(images: Images) -> None:
     data=st.data(),
 )
 def test_any_start_and_any_number_of_processes(
-    held: Images, shape: tuple[int, int], seed: int, number: int, data: st.DataObject
+    in_memory: Images, shape: tuple[int, int], seed: int, number: int, data: st.DataObject
 ) -> None:
     batch, world = shape
-    one = Batches(held, POSITIONS, LABELS, batch=batch * world, seed=seed)
+    one = Batches(in_memory, POSITIONS, LABELS, batch=batch * world, seed=seed)
     ranks = [
-        Batches(held, POSITIONS, LABELS, batch=batch, seed=seed, rank=r, world=world)
+        Batches(in_memory, POSITIONS, LABELS, batch=batch, seed=seed, rank=r, world=world)
         for r in range(world)
     ]
     assert {b.steps_per_epoch for b in [one, *ranks]} == {len(POSITIONS) // (batch * world)}
@@ -121,26 +121,26 @@ def test_images_come_in_their_own_sizes_where_that_is_asked_for(
         assert torch.equal(raw.index, square.index)
         assert torch.equal(raw.aspect, square.aspect)
         for i, image in enumerate(raw.pixels):
-            shown = int(square.pixels[i, 0, 0, 0])
-            assert image.shape == ((3, 4, 4) if images.hold else (3, 4, shown + 1))
-            assert bool((image == shown).all())
+            sources = int(square.pixels[i, 0, 0, 0])
+            assert image.shape == ((3, 4, 4) if images.hold else (3, 4, sources + 1))
+            assert bool((image == sources).all())
 
 
-def test_orders_differ_between_seeds_and_epochs(held: Images) -> None:
+def test_orders_differ_between_seeds_and_epochs(in_memory: Images) -> None:
     def order(seed: int, number: int) -> tuple[int, ...]:
-        raws = Batches(held, torch.arange(N), None, batch=N, seed=seed).epoch(number)
+        raws = Batches(in_memory, torch.arange(N), None, batch=N, seed=seed).epoch(number)
         return tuple(next(iter(raws)).index.tolist())
 
     orders = {order(seed, number) for seed in range(5) for number in range(5)}
     assert len(orders) == 25  # also seed 1 of epoch 2 and seed 2 of epoch 1
 
 
-def test_without_labels_and_with_several(held: Images) -> None:
-    raw = next(iter(Batches(held, POSITIONS, None, batch=2, seed=0).epoch(0)))
+def test_without_labels_and_with_several(in_memory: Images) -> None:
+    raw = next(iter(Batches(in_memory, POSITIONS, None, batch=2, seed=0).epoch(0)))
     assert raw.label.tolist() == [-1, -1]
     assert raw.label.dtype == torch.int64
     several = torch.eye(N, dtype=torch.uint8)
-    raw = next(iter(Batches(held, POSITIONS, several, batch=2, seed=0).epoch(0)))
+    raw = next(iter(Batches(in_memory, POSITIONS, several, batch=2, seed=0).epoch(0)))
     assert torch.equal(raw.label, several[POSITIONS[raw.index]])
 
 
@@ -175,10 +175,10 @@ def test_a_lost_image_is_stood_in_for(tmp_path: Path, workers: int, hold: bool) 
     )
     order = index.argsort()
     assert index[order].tolist() == list(range(11))
-    shown = torch.cat([raw.pixels[:, 0, 0, 0] for raw in raws]).long()[order]
+    sources = torch.cat([raw.pixels[:, 0, 0, 0] for raw in raws]).long()[order]
     expected = [1, 3, 7, 7, 9, 11, 13, 15, 17, 19, 1]  # the next of the positions, going round
-    assert shown.tolist() == expected
-    assert torch.equal(label[order], LABELS[shown])
+    assert sources.tolist() == expected
+    assert torch.equal(label[order], LABELS[sources])
     assert torch.cat([raw.aspect for raw in raws]).tolist() == [(i + 1) / 4 for i in expected]
     names = {Path(path).name for path, reason in images.lost if reason == "no such file"}
     assert names == {"05.png", "21.png"} | ({"08.png"} if hold else set())
@@ -194,22 +194,22 @@ def test_all_lost_is_one_clear_line(tmp_path: Path, workers: int) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_fewer_images_than_a_batch(held: Images) -> None:
+def test_fewer_images_than_a_batch(in_memory: Images) -> None:
     with pytest.raises(
         UserError, match="11 images are fewer than a batch of 12; use a batch of at most 11"
     ):
-        Batches(held, POSITIONS, None, batch=12, seed=0).epoch(0)
-    few = Batches(held, POSITIONS, None, batch=6, seed=0, world=2)
+        Batches(in_memory, POSITIONS, None, batch=12, seed=0).epoch(0)
+    few = Batches(in_memory, POSITIONS, None, batch=6, seed=0, world=2)
     with pytest.raises(UserError, match=r"6 in each of 2 processes.*at most 5"):
         _ = few.steps_per_epoch
 
 
-def test_nonsense_is_refused(held: Images) -> None:
+def test_nonsense_is_refused(in_memory: Images) -> None:
     with pytest.raises(ValueError, match="labels for 23 images"):
-        Batches(held, POSITIONS, LABELS[POSITIONS], batch=2, seed=0)
+        Batches(in_memory, POSITIONS, LABELS[POSITIONS], batch=2, seed=0)
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        Batches(held, POSITIONS, None, batch=2, seed=0, rank=2, world=2)
-    batches = Batches(held, POSITIONS, None, batch=2, seed=0)
+        Batches(in_memory, POSITIONS, None, batch=2, seed=0, rank=2, world=2)
+    batches = Batches(in_memory, POSITIONS, None, batch=2, seed=0)
     for number, start in ((-1, 0), (0, -1), (0, 6)):
         with pytest.raises(ValueError, match="5 steps"):
             batches.epoch(number, start)

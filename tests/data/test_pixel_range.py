@@ -24,7 +24,7 @@ from selftaught.data.decode import decode, measure, pixels, squash
 from selftaught.data.index.build import Index, build_index
 from selftaught.data.io import parallel
 from selftaught.data.io.integrity import Unreadable
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.pack.encode import Encoding
 from selftaught.data.pixel_range import FLOATS, INTEGERS, PixelRange, measure_range, to_eight_bits
 from selftaught.errors import UserError
@@ -37,11 +37,6 @@ from selftaught.training import trainer
 from selftaught.training.session import build_session
 
 SIDE = 24
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def ramp(k: int = 0) -> np.ndarray:
@@ -93,12 +88,12 @@ def tiff(values: np.ndarray, order: str = "<", compressed: bool = False, **tags:
     keys = sorted({*entries, *many})
     after = at + 2 + 12 * len(keys) + 4
     for key in keys:
-        found = many.get(key, [entries.get(key, 0)])
+        results = many.get(key, [entries.get(key, 0)])
         kind, code, size = (3, "H", 2) if key in (258, 259, 262, 277, 284, 339) else (4, "I", 4)
-        packed = struct.pack(f"{order}{len(found)}{code}", *found)
-        if size * len(found) > 4:
+        packed = struct.pack(f"{order}{len(results)}{code}", *results)
+        if size * len(results) > 4:
             packed, more = struct.pack(order + "I", after + len(more)), more + packed
-        directory += struct.pack(order + "HHI", key, kind, len(found)) + packed.ljust(4, b"\0")
+        directory += struct.pack(order + "HHI", key, kind, len(results)) + packed.ljust(4, b"\0")
     body = b"".join(part + bytes(len(part) % 2) for part in parts)
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", at)
     return head + body + struct.pack(order + "H", len(keys)) + directory + bytes(4) + more
@@ -259,14 +254,14 @@ def test_constant_images_divide_by_nothing(tmp_path: Path, kind: str, value: int
 
 
 def test_brightness_stays_comparable_and_a_rare_image_does_not_count() -> None:
-    measured = np.zeros((500, 4))
-    measured[:, :3] = [INTEGERS, 100, 4000]
-    measured[7, 2] = 65535  # of another camera
-    measured[8, 1:3] = np.nan
-    assert measure_range(measured) == PixelRange((0, 4095))
-    assert measure_range(measured[::-1]) == PixelRange((0, 4095))  # whatever the order
-    measured[:100, 2] = 65535
-    assert measure_range(measured) == PixelRange((0, 65535))
+    measurements = np.zeros((500, 4))
+    measurements[:, :3] = [INTEGERS, 100, 4000]
+    measurements[7, 2] = 65535  # of another camera
+    measurements[8, 1:3] = np.nan
+    assert measure_range(measurements) == PixelRange((0, 4095))
+    assert measure_range(measurements[::-1]) == PixelRange((0, 4095))  # whatever the order
+    measurements[:100, 2] = 65535
+    assert measure_range(measurements) == PixelRange((0, 65535))
     both = np.array([[FLOATS, 0, 1, 0], [INTEGERS, 0, 65535, 0], [0, 0, 0, 0]], float)
     assert measure_range(both) == PixelRange((0, 65535), (0, 1))
     assert measure_range(both[2:]) == PixelRange()
@@ -322,7 +317,7 @@ def test_the_range_is_remembered_and_in_the_fingerprint(
 
 
 @pytest.mark.parametrize(
-    "written",
+    "content",
     [
         None,
         3,
@@ -335,21 +330,17 @@ def test_the_range_is_remembered_and_in_the_fingerprint(
         {"integers": None, "floats": [0, float("inf")]},
     ],
 )
-def test_a_range_that_is_none_is_refused(tmp_path: Path, written: object) -> None:
+def test_a_range_that_is_none_is_refused(tmp_path: Path, content: object) -> None:
     with pytest.raises(UserError, match="pixel range"):
-        PixelRange.from_json(written)
-    for known in (
-        PixelRange(),
-        PixelRange((-1024.0, 3071.5)),
-        PixelRange((0.0, 255.0), (0.0, 1.0)),
-    ):
-        assert PixelRange.from_json(json.loads(json.dumps(known.to_json()))) == known
+        PixelRange.from_json(content)
+    for run in (PixelRange(), PixelRange((-1024.0, 3071.5)), PixelRange((0.0, 255.0), (0.0, 1.0))):
+        assert PixelRange.from_json(json.loads(json.dumps(run.to_json()))) == run
     root = put(tmp_path / "set", saved((ramp() * 255).astype("u1"), "PNG"))
-    begun(root, tmp_path / "run", build_index([root]))
+    write_run(root, tmp_path / "run", build_index([root]))
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    facts["data"]["pixel_range"] = written
+    facts["data"]["pixel_range"] = content
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
-    if written is not None:  # which is how runs of before are known
+    if content is not None:  # which is how runs of before are known
         with pytest.raises(UserError, match=r"run\.json"):
             _ = run_folder.read_run(tmp_path / "run").pixel_range
 
@@ -381,7 +372,7 @@ def test_pillow_s_own_limit_is_none_and_stays(
 # Runs
 
 
-def begun(root: Path, out: Path, index: Index, **data: float) -> Stage:
+def write_run(root: Path, out: Path, index: Index, **data: float) -> Stage:
     """A run of no steps, in its folder."""
     stage = Stage(
         data=Data(roots=(str(root),), **data), size=32, backbone="resnet10t", batch=4, steps=2
@@ -397,20 +388,20 @@ def test_a_run_keeps_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         put(other / name, *(tiff((ramp(k) * 65535).astype("u2")) for k in range(4)))
     out = tmp_path / "run"
     index = Data(roots=(str(root),)).index(0)
-    stage = begun(root, out, index)
+    stage = write_run(root, out, index)
     weights_io.save_backbone(
         build_session(stage, index, torch.device("cpu"), 0).backbone, out / "backbone.safetensors"
     )
-    known = run_folder.read_run(out)
-    assert known.pixel_range == PixelRange((0, 4095))
-    assert known.facts["data"]["pixel_range"] == {"integers": [0, 4095], "floats": None}
-    assert known.backbone().pixel_range == known.random().pixel_range == known.pixel_range
-    assert "4095" in backbone.recipe(known.backbone(), out)
+    run = run_folder.read_run(out)
+    assert run.pixel_range == PixelRange((0, 4095))
+    assert run.facts["data"]["pixel_range"] == {"integers": [0, 4095], "floats": None}
+    assert run.backbone().pixel_range == run.random().pixel_range == run.pixel_range
+    assert "4095" in backbone.recipe(run.backbone(), out)
 
-    taken: list[PixelRange | None] = []  # evaluated by the run's range, and not by the images' own
+    calls: list[PixelRange | None] = []  # evaluated by the run's range, and not by the images' own
     images = evaluate.Images
     monkeypatch.setattr(
-        evaluate, "Images", lambda *a, **k: (taken.append(k["pixel_range"]), images(*a, **k))[1]
+        evaluate, "Images", lambda *a, **k: (calls.append(k["pixel_range"]), images(*a, **k))[1]
     )
     for learnt in (out, out / "backbone.safetensors"):
         evaluate.evaluate_run(
@@ -422,14 +413,14 @@ def test_a_run_keeps_its_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             size=32,
             draws=1,
         )
-    written = json.loads((out / "run.json").read_text())
-    del written["data"]["pixel_range"]  # as runs were before
-    (out / "run.json").write_text(json.dumps(written))
+    content = json.loads((out / "run.json").read_text())
+    del content["data"]["pixel_range"]  # as runs were before
+    (out / "run.json").write_text(json.dumps(content))
     assert run_folder.read_run(out).pixel_range is None
     evaluate.evaluate_run(
         out, [other], protocols=[evaluate.KNN()], labels=["all"], against=[], draws=1
     )
-    assert taken == [PixelRange((0, 4095))] * 2 + [None]
+    assert calls == [PixelRange((0, 4095))] * 2 + [None]
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -440,17 +431,19 @@ def test_a_run_goes_on_with_the_range_that_it_began_with(
         put(tmp_path / "set", *(tiff((ramp(k) * 4095).astype("u2")) for k in range(12))),
         tmp_path / "run",
     )
-    kept = None if old else PixelRange((0, 2**13 - 1))  # as another version may have measured it
-    index = build_index([root], holdout=0.25, pixel_range=kept)
-    stage = begun(root, out, index, holdout=0.25)
+    run_range = (
+        None if old else PixelRange((0, 2**13 - 1))
+    )  # as another version may have measured it
+    index = build_index([root], holdout=0.25, pixel_range=run_range)
+    stage = write_run(root, out, index, holdout=0.25)
     if old:
-        written = json.loads((out / "run.json").read_text())
-        del written["data"]["pixel_range"], written["config"]["data"]["max_pixels"]
-        (out / "run.json").write_text(json.dumps(written))
-    taken: list[Index] = []
+        content = json.loads((out / "run.json").read_text())
+        del content["data"]["pixel_range"], content["config"]["data"]["max_pixels"]
+        (out / "run.json").write_text(json.dumps(content))
+    calls: list[Index] = []
 
     def assembled(stage: Stage, index: Index, *more: object, **others: object) -> None:
-        taken.append(index)
+        calls.append(index)
         raise UserError("that is enough")
 
     monkeypatch.setattr(trainer, "build_session", assembled)
@@ -458,15 +451,15 @@ def test_a_run_goes_on_with_the_range_that_it_began_with(
         selftaught.pretrain(out=out, resume=True)
     with pytest.raises(UserError, match="enough"):
         trainer.train(stage, out, trainer.Runtime(resume=True), stage.data.index(0))
-    assert [i.pixel_range for i in taken] == [kept, kept]
+    assert [i.pixel_range for i in calls] == [run_range, run_range]
     assert (
-        [i.fingerprint for i in taken]
+        [i.fingerprint for i in calls]
         == [index.fingerprint] * 2
         == [run_folder.read_run(out).facts["data"]["fingerprint"]] * 2
     )
     with pytest.raises(UserError, match="enough"):
         trainer.train(stage, tmp_path / "new")
-    assert taken[2].pixel_range == PixelRange((0, 4095))
+    assert calls[2].pixel_range == PixelRange((0, 4095))
 
 
 def test_a_pack_is_scaled_once_and_says_how(tmp_path: Path) -> None:
@@ -476,8 +469,8 @@ def test_a_pack_is_scaled_once_and_says_how(tmp_path: Path) -> None:
     root = put(tmp_path / "set", *(tiff((ramp(k) * 1023).astype("u2")) for k in range(4)))
     rgb = (np.stack([ramp()] * 3, -1) * 1023).astype("u2")
     put(root / "colours", png16(rgb), suffix="png")
-    said: list[str] = []
-    packed = pack([root], tmp_path / "pack", Encoding(format="png"), say=said.append)
+    lines: list[str] = []
+    packed = pack([root], tmp_path / "pack", Encoding(format="png"), say=lines.append)
     index = build_index([packed])
     assert index.pixel_range == PixelRange((0, 1023))
     assert all(
@@ -608,9 +601,9 @@ def test_colours_of_another_profile_become_those_of_srgb(
             with monkeypatch.context() as patch:
                 if not quick:
                     patch.setattr(decode_module, "decode_jpeg", None)
-                found = pixels(path, 32, PixelRange())[:, 9, 9].tolist()
+                results = pixels(path, 32, PixelRange())[:, 9, 9].tolist()
                 before = pixels(path, 32, None)[:, 9, 9].tolist()
-                assert found == pytest.approx(wanted, abs=3), (name, quick)
+                assert results == pytest.approx(wanted, abs=3), (name, quick)
                 # runs of before go on as they began
                 assert before == pytest.approx(plain, abs=3), (name, quick)
 
@@ -654,7 +647,7 @@ def test_heif_is_read_where_its_reader_is_installed(tmp_path: Path, suffix: str)
     except ImportError:
         with pytest.raises(Unreadable, match="heic") as caught:
             measure(path)
-        assert caught.value.passing  # it may be installed
+        assert caught.value.transient  # it may be installed
     else:
         with pytest.raises(Unreadable, match="damaged"):
             measure(path)
@@ -700,25 +693,25 @@ def test_large_images_wait_for_memory_and_are_the_same(
     monkeypatch.setattr(parallel, "free_memory", lambda: 10**7)
     memory = decode_module._memory
     at_once: list[int] = []
-    reduce = decode_module._upright
+    reduce = decode_module._to_upright
 
-    def noting(*given: object) -> Image.Image:
-        at_once.append(memory._held)
-        return reduce(*given)  # type: ignore[arg-type]
+    def noting(*arguments: object) -> Image.Image:
+        at_once.append(memory._reserved)
+        return reduce(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decode_module, "_upright", noting)
-    found: dict[int, torch.Tensor] = {}
-    in_parallel(6, lambda k: found.__setitem__(k, squash(paths[k], 32, pixel_range)), threads=6)
-    assert memory._held == 0
+    monkeypatch.setattr(decode_module, "_to_upright", noting)
+    results: dict[int, torch.Tensor] = {}
+    run_parallel(6, lambda k: results.__setitem__(k, squash(paths[k], 32, pixel_range)), threads=6)
+    assert memory._reserved == 0
     assert max(at_once) <= 10**7 // 2
     assert all(
-        (found[k].float() - usual.float()).abs().mean() < (40 if mode == "1" else 3)
+        (results[k].float() - usual.float()).abs().mean() < (40 if mode == "1" else 3)
         for k in range(6)
     )
     monkeypatch.setattr(parallel, "free_memory", lambda: 10**4)
     with pytest.raises(Unreadable, match="memory") as caught:
         squash(paths[0], 32, pixel_range)
-    assert caught.value.passing
+    assert caught.value.transient
 
 
 def test_evaluation_takes_the_limit_of_the_run_or_another(tmp_path: Path) -> None:
@@ -730,13 +723,13 @@ def test_evaluation_takes_the_limit_of_the_run_or_another(tmp_path: Path) -> Non
             suffix="png",
         )
     data = Data(roots=(str(root),), max_pixels=20 * 30)
-    begun(root, tmp_path / "run", data.index(0), max_pixels=20 * 30)
-    known = run_folder.read_run(tmp_path / "run")
-    assert known.stage.data.max_pixels == 600
-    assert known.facts["data"]["images"] == 22
+    write_run(root, tmp_path / "run", data.index(0), max_pixels=20 * 30)
+    run = run_folder.read_run(tmp_path / "run")
+    assert run.stage.data.max_pixels == 600
+    assert run.facts["data"]["images"] == 22
     for most, images in ((None, 22), (10**6, 24)):
-        index = evaluate.labelled(
-            known, [], "auto", most, 0, known.pixel_range, Progress(show=False)
+        index = evaluate.build_labelled_index(
+            run, [], "auto", most, 0, run.pixel_range, Progress(show=False)
         )
         assert len(index) == images
 
@@ -748,10 +741,10 @@ def test_the_limit_is_a_flag(tmp_path: Path, words: list[str], most: int) -> Non
     root = put(
         tmp_path / "set", *(saved(np.zeros((20, 20), "u1"), "PNG") for _ in range(12)), suffix="png"
     )
-    asked: list[Data] = []
+    requests: list[Data] = []
 
     def index_of(data: Data, seed: int) -> Index:
-        asked.append(data)
+        requests.append(data)
         return data.index(seed)
 
     args = [
@@ -766,7 +759,7 @@ def test_the_limit_is_a_flag(tmp_path: Path, words: list[str], most: int) -> Non
         *words,
     ]
     stage = flags.stage_from(args, None, "cpu", index_of)
-    assert asked[0].max_pixels == stage.data.max_pixels == most
+    assert requests[0].max_pixels == stage.data.max_pixels == most
     again = flags.stage_from(["--out", str(tmp_path / "run")], stage, "cpu", index_of)
     assert again.data == stage.data
     with pytest.raises(UserError, match="--max-pixels"):

@@ -17,11 +17,6 @@ from selftaught.pipeline import execute
 from selftaught.pipeline.plan import Node, Plan
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Two classes of six images."""
@@ -35,13 +30,13 @@ def put(root: Path, *names: str) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix in (".png", ".jpg"):
-            Image.new("RGB", (16, 12), (len(name), 60, 90)).save(path, "PNG")
+            Image.new("RGB", (16, 12), (8 * len(name) % 256, 60, 90)).save(path, "PNG")
         else:
             path.touch()
 
 
-def found(*roots: Path) -> list[str]:
-    return Scan([Root.of(root) for root in roots]).files.names
+def list_names(*roots: Path) -> list[str]:
+    return Scan([Root.parse(root) for root in roots]).files.names
 
 
 def same(one: Index, other: Index) -> bool:
@@ -125,17 +120,17 @@ def test_a_file_of_a_telling_name_alone_proves_nothing(
     photos: Path, names: tuple[str, ...]
 ) -> None:
     put(photos / "green", "0.png", *names)
-    assert "green/0.png" in found(photos)
+    assert "green/0.png" in list_names(photos)
 
 
 def test_what_is_named_itself_is_read(photos: Path) -> None:
     put(photos / "runs/a", *PRODUCTS["a run"])
     put(photos / "demo", *PRODUCTS["the demo's images"])
-    assert found(photos / "runs/a/album") == ["map.jpg", "views.png"]
-    assert found(photos / "demo") == ["test/cat/0.png", "train/cat/0.png"]
-    assert len(found(photos, photos / "runs/a/album")) == 14
+    assert list_names(photos / "runs/a/album") == ["map.jpg", "views.png"]
+    assert list_names(photos / "demo") == ["test/cat/0.png", "train/cat/0.png"]
+    assert len(list_names(photos, photos / "runs/a/album")) == 14
     (photos / "link").symlink_to(photos / "runs/a")
-    assert len(found(photos)) == 12
+    assert len(list_names(photos)) == 12
     with pytest.raises(
         UserError, match="runs"
     ):  # there is nothing else, and it is said what there is
@@ -188,7 +183,7 @@ def test_a_run_kept_among_the_images_changes_nothing(
 def test_a_remembered_index_follows_runs_and_new_images(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "LEAST", 1)
+    monkeypatch.setattr(cache, "MIN_IMAGES", 1)
     put(photos / "runs/a", *PRODUCTS["a run"])
 
     def index() -> Index:
@@ -268,7 +263,7 @@ def test_an_empty_file_makes_no_class(photos: Path) -> None:
 def test_every_suffix_in_any_case(tmp_path: Path, suffix: str) -> None:
     for name in (f"a{suffix}", f"b{suffix.upper()}", f"c{suffix.capitalize()}", f"d.x{suffix}"):
         (tmp_path / name).touch()
-    assert len(found(tmp_path)) == 4
+    assert len(list_names(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("suffix", [".jpe", ".jfif", ".JFIF", ".pgm", ".ppm", ".pbm", ".pnm"])
@@ -303,4 +298,4 @@ def test_heic_is_read_where_its_extra_is_installed(
     assert (".heic" in SUFFIXES) != (".heic" in UNREADABLE_SUFFIXES)
     monkeypatch.setattr(scan, "SUFFIXES", (".jpg", ".heic", ".heif"))
     monkeypatch.setattr(scan, "UNREADABLE_SUFFIXES", {".dng": "convert"})
-    assert found(tmp_path) == ["a.heic", "b.HEIF"]
+    assert list_names(tmp_path) == ["a.heic", "b.HEIF"]

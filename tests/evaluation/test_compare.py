@@ -14,14 +14,21 @@ from torch import Tensor, nn
 
 from selftaught.data.index.label_budget import Budget, draw
 from selftaught.errors import UserError
-from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.compare import evaluate
 from selftaught.evaluation.results import Difference, Results, Row, verdict
 from selftaught.features.extract import cached, extract
 from selftaught.features.knn import KNN
-from selftaught.features.linear import Linear
+from selftaught.features.linear import LinearProbe
 from selftaught.features.metrics import auroc, balanced_accuracy, placements
-from selftaught.features.protocol import Features, Protocol, Scores
+from selftaught.features.protocol import (
+    FeatureExtractor,
+    FeatureProtocol,
+    Features,
+    LabelledImages,
+    Protocol,
+    Scores,
+)
+from tests.subjects import evaluate_features
 
 one_class = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(torch.tensor)
 several_classes = st.integers(1, 5).flatmap(
@@ -169,8 +176,8 @@ def features(
 
 def test_rows_have_exactly_the_agreed_keys_and_survive_json() -> None:
     backbones = {"ours": features(1.0), "random": features(0.2, seed=1)}
-    results = evaluate(
-        backbones, [KNN(), Linear()], labels=("2", "all", "total:30"), draws=3, resamples=50
+    results = evaluate_features(
+        backbones, [KNN(), LinearProbe()], labels=("2", "all", "total:30"), draws=3, resamples=50
     )
     assert len(results.rows) == 2 * 2 * 3
     for row in results.rows:
@@ -194,8 +201,8 @@ def test_rows_have_exactly_the_agreed_keys_and_survive_json() -> None:
         gap = rows["ours", d.protocol, d.labels] - rows["random", d.protocol, d.labels]
         assert d.mean == pytest.approx(gap)
     assert Results.from_json(results.to_json()) == results
-    assert results == evaluate(
-        backbones, [KNN(), Linear()], labels=("2", "all", "total:30"), draws=3, resamples=50
+    assert results == evaluate_features(
+        backbones, [KNN(), LinearProbe()], labels=("2", "all", "total:30"), draws=3, resamples=50
     )
 
 
@@ -209,7 +216,7 @@ def test_a_backbone_is_not_distinguishable_from_itself_and_pairing_sees_small_di
         "same": (train, test),
         "spoilt": (train, Features(slightly, test.labels)),
     }
-    results = evaluate(backbones, [KNN()], labels=("20",), draws=5, resamples=300)
+    results = evaluate_features(backbones, [KNN()], labels=("20",), draws=5, resamples=300)
     same, spoilt = results.differences
     assert same.mean == 0
     assert -0.02 < same.low < 0 < same.high < 0.02  # four hundred test images do not say more
@@ -221,8 +228,12 @@ def test_a_backbone_is_not_distinguishable_from_itself_and_pairing_sees_small_di
 
 
 def test_two_classes_have_an_auroc_too_and_several_only_that() -> None:
-    two = evaluate(
-        {"a": features(1.0, classes=2)}, [KNN(), Linear()], labels=("5",), draws=2, resamples=30
+    two = evaluate_features(
+        {"a": features(1.0, classes=2)},
+        [KNN(), LinearProbe()],
+        labels=("5",),
+        draws=2,
+        resamples=30,
     )
     assert [row.metric for row in two.rows] == ["balanced_accuracy", "auroc"] * 2
     train, test = features(1.0, classes=4)
@@ -233,9 +244,9 @@ def test_two_classes_have_an_auroc_too_and_several_only_that() -> None:
             torch.stack([x.labels == 0, x.labels < 2, x.labels == 3], dim=1).to(torch.uint8),
         )
 
-    many = evaluate(
+    many = evaluate_features(
         {"a": (multi(train), multi(test))},
-        [KNN(), Linear()],
+        [KNN(), LinearProbe()],
         labels=("5", "all"),
         draws=2,
         resamples=30,
@@ -251,14 +262,14 @@ def test_notes_say_what_a_reader_should_know() -> None:
     scarce = train.take(
         torch.cat([torch.arange(20), torch.arange(20, 50)[train.labels[20:50] != 3]])
     )
-    results = evaluate(
+    results = evaluate_features(
         {"a": (scarce, test)}, [KNN()], labels=("8", "total:900"), draws=2, resamples=20
     )
     assert any("only 50 test images" in note for note in results.notes)
     assert any("1 classes have fewer than 8" in note for note in results.notes)
     assert any("total:900 is the same as all" in note for note in results.notes)
     assert results.rows[1].draws == 1
-    unseen = evaluate(
+    unseen = evaluate_features(
         {"a": (train.take(torch.arange(50)[train.labels != 3]), test)}, [KNN()], labels=("all",)
     )
     assert any("1 classes have test images but no training images" in note for note in unseen.notes)
@@ -278,7 +289,7 @@ def test_noise_on_few_test_images_is_not_called_better_and_the_verdict_says_how_
             )
             for _ in range(2)
         )
-        results = evaluate(
+        results = evaluate_features(
             {"one": one, "other": other}, [KNN()], labels=("2", "all"), draws=3, resamples=200
         )
         called += sum(d.better or d.worse for d in results.differences)
@@ -292,7 +303,7 @@ def test_noise_on_few_test_images_is_not_called_better_and_the_verdict_says_how_
 
 
 def test_enough_test_images_need_no_more() -> None:
-    results = evaluate(
+    results = evaluate_features(
         {"a": features(1.0, count=1600), "b": features(1.0, count=1600, seed=1)},
         [KNN()],
         labels=("all",),
@@ -301,7 +312,7 @@ def test_enough_test_images_need_no_more() -> None:
     assert "too few" not in verdict(results)
 
 
-@pytest.mark.parametrize("protocol", [KNN(), Linear()])
+@pytest.mark.parametrize("protocol", [KNN(), LinearProbe()])
 @pytest.mark.parametrize(
     ("train", "test"),
     [
@@ -331,9 +342,22 @@ def test_what_cannot_be_learnt_or_scored_has_no_score(
 ) -> None:
     vectors = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     with pytest.raises(UserError):
-        evaluate(
+        evaluate_features(
             {"a": (Features(vectors, train), Features(vectors, test))}, [protocol], labels=("all",)
         )
+
+
+class Given(FeatureProtocol):
+    """The features are the scores: nothing is learnt."""
+
+    name = "given"
+    learns = False
+
+    def describe(self) -> str:
+        return ""
+
+    def score_features(self, train: Features, test: Tensor) -> Scores:
+        return Scores(test)
 
 
 def test_a_classifier_is_scored_where_nothing_can_be_learnt_and_the_others_are_left_out() -> None:
@@ -342,8 +366,8 @@ def test_a_classifier_is_scored_where_nothing_can_be_learnt_and_the_others_are_l
         Features(vectors, torch.zeros(8, dtype=torch.long)),
         Features(vectors, torch.arange(2).repeat(4)),
     )
-    results = evaluate({"a": (train, test)}, [KNN(), Classifier()], labels=("all",))
-    assert {(row.protocol, row.mean) for row in results.rows} == {("classifier", 1.0)}
+    results = evaluate_features({"a": (train, test)}, [KNN(), Given()], labels=("all",))
+    assert {(row.protocol, row.mean) for row in results.rows} == {("given", 1.0)}
     assert any("of one class" in note for note in results.notes)
 
 
@@ -352,9 +376,9 @@ def test_a_class_that_no_training_image_has_is_left_out_of_aurocs() -> None:
     vectors = labels + 0.1 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     lacking = labels.clone()
     lacking[:, 1] = 0
-    results = evaluate(
+    results = evaluate_features(
         {"a": (Features(vectors, lacking), Features(vectors, labels))},
-        [KNN(), Linear()],
+        [KNN(), LinearProbe()],
         labels=("all",),
     )
     assert [row.mean for row in results.rows] == pytest.approx([1, 1])
@@ -367,29 +391,41 @@ def test_protocols_never_see_test_labels() -> None:
     train, test = features(1.0)
 
     class Spy(KNN):
-        def score(self, train: Features, test: Tensor) -> Scores:
+        def score_features(self, train: Features, test: Tensor) -> Scores:
             assert isinstance(test, Tensor)
             seen.append(test)
-            return super().score(train, test)
+            return super().score_features(train, test)
 
     seen: list[Tensor] = []
-    evaluate({"a": (train, test)}, [Spy()], labels=("5",), draws=2, resamples=20)
+    evaluate_features({"a": (train, test)}, [Spy()], labels=("5",), draws=2, resamples=20)
     assert all(torch.equal(vectors, test.vectors) for vectors in seen)
     assert len(seen) == 2
 
 
-def test_backbones_on_different_images_are_refused() -> None:
-    train, test = features(1.0)
-    other = Features(test.vectors, test.labels.flip(0))
-    with pytest.raises(UserError, match="same images"):
-        evaluate({"a": (train, test), "b": (train, other)}, [KNN()])
+def test_no_backbone_is_refused() -> None:
     with pytest.raises(UserError, match="no backbone"):
-        evaluate({}, [KNN()])
+        evaluate([], *2 * [LabelledImages(torch.arange(2), torch.arange(2))], [KNN()])
+
+
+def test_features_are_extracted_once_and_must_be_finite() -> None:
+    calls: list[Tensor] = []
+
+    def extract_rows(positions: Tensor) -> Tensor:
+        calls.append(positions)
+        return positions[:, None].float()
+
+    sets = torch.tensor([7, 2]), torch.tensor([5])
+    features_of = FeatureExtractor(extract_rows, *sets)
+    for positions in (torch.tensor([5, 7]), torch.tensor([2, 2, 5])):
+        assert torch.equal(features_of(positions)[:, 0], positions.float())
+    assert [c.tolist() for c in calls] == [[7, 2], [5]]
+    with pytest.raises(UserError, match="not finite"):
+        FeatureExtractor(lambda p: torch.full((len(p), 2), torch.nan), *sets)(sets[0])
 
 
 def test_progress_reaches_its_end() -> None:
     seen: list[tuple[int, int]] = []
-    evaluate(
+    evaluate_features(
         {"a": features(1.0), "b": features(0.5)},
         [KNN()],
         labels=("2", "all"),

@@ -22,9 +22,9 @@ from selftaught.data.loading.images import Images, default_canvas
 from selftaught.errors import UserError
 from selftaught.evaluation import finetune
 from selftaught.evaluation.compare import evaluate
-from selftaught.evaluation.finetune import BoundFineTune, FineTune, drops, goodness, number_images
+from selftaught.evaluation.finetune import FineTune, drops, goodness
 from selftaught.evaluation.results import Results
-from selftaught.features.protocol import Features, Scores
+from selftaught.features.protocol import FeatureExtractor, LabelledImages, Scores, Subject
 from selftaught.models import backbone as backbone_module
 from tests.networks import RESNET, assert_same_weights
 from tests.pictures import folder
@@ -50,25 +50,36 @@ def backbone() -> backbone_module.Backbone:
     return backbone_module.create(RESNET).requires_grad_(False)
 
 
-def features(index: Index, positions: Tensor, labels: Tensor | None = None) -> Features:
-    assert index.labels is not None
-    return number_images(positions, index.labels if labels is None else labels)
+def labelled(index: Index, positions: Tensor, labels: Tensor | None = None) -> LabelledImages:
+    known = index.labels if labels is None else labels
+    assert known is not None
+    return LabelledImages(positions, known[positions])
 
 
 @pytest.fixture
-def bound(images: Images, backbone: backbone_module.Backbone) -> BoundFineTune:
-    asked = {"images": images, "size": 32, "device": "cpu", "precision": "fp32"}
-    return BoundFineTune(asked=QUICK, backbones={"own": backbone}, tuned="own", **asked)  # type: ignore[arg-type]
+def subject(images: Images, backbone: backbone_module.Backbone) -> Subject:
+    def refuse(positions: Tensor) -> Tensor:
+        pytest.fail("frozen features are no part of it")
+
+    return Subject(
+        name="own",
+        backbone=backbone,
+        images=images,
+        size=32,
+        device="cpu",
+        precision="fp32",
+        features=FeatureExtractor(refuse),
+    )
 
 
 @pytest.fixture
-def train(index: Index) -> Features:
-    return features(index, index.train)
+def train(index: Index) -> LabelledImages:
+    return labelled(index, index.train)
 
 
 @pytest.fixture
-def test(index: Index) -> Features:
-    return features(index, index.held_out)
+def test(index: Index) -> LabelledImages:
+    return labelled(index, index.held_out)
 
 
 def several(index: Index) -> Tensor:
@@ -111,8 +122,8 @@ def test_the_rate_falls_to_a_tenth_twice() -> None:
         assert (rates[0], rates[length // 2], rates[-1]) == pytest.approx((1, 0.1, 0.01))
 
 
-def test_every_length_is_tried_with_every_rate(bound: BoundFineTune) -> None:
-    article = replace(bound, asked=FineTune())
+def test_every_length_is_tried_with_every_rate() -> None:
+    article = FineTune()
     # 3 batches of 256 an epoch
     assert article.settings(1000) == [(2500, 0.01), (2500, 0.001), (270, 0.01), (270, 0.001)]
     assert article.settings(100)[2:] == [(90, 0.01), (90, 0.001)]  # one batch, of all there are
@@ -138,15 +149,10 @@ def test_settings_that_make_no_sense_are_refused(asked: dict[str, Any]) -> None:
         FineTune(**asked)
 
 
-def test_it_has_to_be_bound_to_a_backbone(train: Features) -> None:
-    with pytest.raises(TypeError, match="BoundFineTune"):
-        QUICK.score(train, train.vectors)
-
-
 def test_the_head_learns_a_hundred_times_faster_and_everything_moves(
-    bound: BoundFineTune, train: Features, test: Features, fitted: list[dict[str, Any]]
+    subject: Subject, train: LabelledImages, test: LabelledImages, fitted: list[dict[str, Any]]
 ) -> None:
-    replace(bound, asked=replace(QUICK, steps=(6,), rates=(0.5,))).score(train, test.vectors)
+    replace(QUICK, steps=(6,), rates=(0.5,)).score(subject, train, test.positions)
     (only,) = fitted
     trunk, head = only["groups"]
     # by the batch
@@ -163,33 +169,38 @@ def test_the_head_learns_a_hundred_times_faster_and_everything_moves(
 
 
 def test_the_backbone_given_is_left_as_it_was(
-    bound: BoundFineTune, backbone: backbone_module.Backbone, train: Features, test: Features
+    subject: Subject,
+    backbone: backbone_module.Backbone,
+    train: LabelledImages,
+    test: LabelledImages,
 ) -> None:
     before = copy.deepcopy(backbone)
-    bound.score(train, test.vectors)
+    QUICK.score(subject, train, test.positions)
     assert_same_weights(backbone, before)
     assert not any(p.requires_grad for p in backbone.parameters())
     assert backbone.training == before.training
 
 
 def test_each_backbone_is_tuned_for_itself(
-    bound: BoundFineTune, train: Features, test: Features
+    subject: Subject, train: LabelledImages, test: LabelledImages
 ) -> None:
     torch.manual_seed(1)
-    both = replace(bound, backbones={**bound.backbones, "other": backbone_module.create(RESNET)})
-    own, other = (both.of(name).score(train, test.vectors).values for name in ("own", "other"))
+    another = replace(subject, backbone=backbone_module.create(RESNET))
+    own, other, again = (
+        QUICK.score(each, train, test.positions).values for each in (subject, another, subject)
+    )
     assert not torch.equal(own, other)
-    assert torch.equal(own, bound.score(train, test.vectors).values)
+    assert torch.equal(own, again)
 
 
 def test_the_same_seed_is_the_same_result(
-    bound: BoundFineTune, train: Features, test: Features
+    subject: Subject, train: LabelledImages, test: LabelledImages
 ) -> None:
     torch.manual_seed(123)  # whatever was drawn before
-    one = bound.score(train, test.vectors).values
-    assert torch.equal(bound.score(train, test.vectors).values, one)
-    other = replace(bound, asked=replace(QUICK, seed=1))
-    assert not torch.equal(other.score(train, test.vectors).values, one)
+    one = QUICK.score(subject, train, test.positions).values
+    assert torch.equal(QUICK.score(subject, train, test.positions).values, one)
+    other = replace(QUICK, seed=1)
+    assert not torch.equal(other.score(subject, train, test.positions).values, one)
 
 
 # ------------------------------------------------------------------------------------------- what
@@ -199,23 +210,23 @@ def test_the_same_seed_is_the_same_result(
 LEARNS = FineTune(steps=(32,), epochs=(), rates=(0.5,), batch=16)
 
 
-def test_separable_images_are_learnt(bound: BoundFineTune, train: Features, test: Features) -> None:
-    scores = replace(bound, asked=LEARNS).score(train, test.vectors)
+def test_separable_images_are_learnt(
+    subject: Subject, train: LabelledImages, test: LabelledImages
+) -> None:
+    scores = LEARNS.score(subject, train, test.positions)
     assert scores.values.shape == (9, 3)
     assert goodness(test.labels, scores.values) > 0.8  # chance is a third
 
 
 def test_several_classes_an_image_are_learnt(
-    bound: BoundFineTune, index: Index, fitted: list[dict[str, Any]]
+    subject: Subject, index: Index, fitted: list[dict[str, Any]]
 ) -> None:
     """By binary cross-entropy, scored by AUROC; the class that every image has is in no mean."""
     labels = several(index).to(torch.int8)
     train, test = (
-        features(index, positions, labels) for positions in (index.train, index.held_out)
+        labelled(index, positions, labels) for positions in (index.train, index.held_out)
     )
-    tuned = evaluate(
-        {"own": (train, test)}, [replace(bound, asked=LEARNS)], labels=("all",), resamples=10
-    )
+    tuned = evaluate([subject], train, test, [LEARNS], labels=("all",), resamples=10)
     (row,) = tuned.rows
     assert (row.metric, row.protocol, row.draws) == ("auroc", "finetune", 1)
     assert row.mean > 0.9
@@ -233,76 +244,78 @@ def test_several_classes_an_image_are_learnt(
 
 
 def test_a_setting_is_chosen_on_kept_out_training_images(
-    bound: BoundFineTune, train: Features, test: Features, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what was chosen is then trained on all of them. Test images are looked at once, at the
     end.
     """
-    tried: list[tuple[set[float], set[float], int, float]] = []
+    tried: list[tuple[set[int], set[int], int, float]] = []
 
-    def tune(self: BoundFineTune, part: Features, seen: Tensor, steps: int, rate: float) -> Tensor:
-        tried.append((set(part.vectors[:, 0].tolist()), set(seen[:, 0].tolist()), steps, rate))
-        right = torch.nn.functional.one_hot(labels_of[seen[:, 0].long()], 3).float()
+    def tune(
+        self: FineTune, on: Subject, part: LabelledImages, seen: Tensor, steps: int, rate: float
+    ) -> Tensor:
+        tried.append((set(part.positions.tolist()), set(seen.tolist()), steps, rate))
+        right = torch.nn.functional.one_hot(labels_of[seen], 3).float()
         return right if (steps, rate) == (7, 0.5) else -right
 
     labels_of = index_labels(train, test)
-    monkeypatch.setattr(BoundFineTune, "tune", tune)
+    monkeypatch.setattr(FineTune, "tune", tune)
     asked = FineTune(steps=(3, 7), epochs=(), rates=(0.1, 0.5))
-    scores = replace(bound, asked=asked).score(train, test.vectors)
+    scores = asked.score(subject, train, test.positions)
     assert scores.chosen == {"steps": 7, "rate": 0.5}
-    everything = set(train.vectors[:, 0].tolist())
+    everything = set(train.positions.tolist())
     *trials, last = tried
     assert [t[2:] for t in trials] == [(3, 0.1), (3, 0.5), (7, 0.1), (7, 0.5)]
     assert len({frozenset(t[1]) for t in trials}) == 1  # the same images judge all of them
     for learnt_on, judged_on, _, _ in trials:
         assert learnt_on | judged_on == everything
         assert not learnt_on & judged_on
-        assert set(labels_of[torch.tensor(sorted(judged_on)).long()].tolist()) == {0, 1, 2}
-    assert last == (everything, set(test.vectors[:, 0].tolist()), 7, 0.5)
+        assert set(labels_of[torch.tensor(sorted(judged_on))].tolist()) == {0, 1, 2}
+    assert last == (everything, set(test.positions.tolist()), 7, 0.5)
 
 
-def index_labels(*parts: Features) -> Tensor:
+def index_labels(*parts: LabelledImages) -> Tensor:
     """The label of every image by its position."""
     labels = torch.zeros(sum(len(p.labels) for p in parts), dtype=torch.long)
     for part in parts:
-        labels[part.vectors[:, 0].long()] = part.labels
+        labels[part.positions] = part.labels
     return labels
 
 
 def test_test_labels_change_no_prediction(
-    bound: BoundFineTune, train: Features, test: Features, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[Scores] = []
-    real = BoundFineTune.score
+    real = FineTune.score
 
-    def score(self: BoundFineTune, *args: Any) -> Scores:
+    def score(self: FineTune, *args: Any) -> Scores:
         said.append(real(self, *args))
         return said[-1]
 
-    monkeypatch.setattr(BoundFineTune, "score", score)
-    asked = replace(bound, asked=replace(QUICK, rates=(0.1, 0.0001)))
-    mixed = Features(test.vectors, test.labels.roll(4))
+    monkeypatch.setattr(FineTune, "score", score)
+    asked = replace(QUICK, rates=(0.1, 0.0001))
+    mixed = LabelledImages(test.positions, test.labels.roll(4))
     for held_out in (test, mixed):
-        evaluate({"own": (train, held_out)}, [asked], labels=("4",), draws=1, resamples=10)
+        evaluate([subject], train, held_out, [asked], labels=("4",), draws=1, resamples=10)
     one, other = said
     assert torch.equal(one.values, other.values)
     assert one.chosen == other.chosen
 
 
 def test_one_setting_needs_no_choice(
-    bound: BoundFineTune, train: Features, test: Features, fitted: list[dict[str, Any]]
+    subject: Subject, train: LabelledImages, test: LabelledImages, fitted: list[dict[str, Any]]
 ) -> None:
-    assert bound.score(train, test.vectors).chosen == {"steps": 3, "rate": 0.05}
+    assert QUICK.score(subject, train, test.positions).chosen == {"steps": 3, "rate": 0.05}
     assert len(fitted) == 1
 
 
 def test_two_images_are_too_few_to_choose_on(
-    bound: BoundFineTune, train: Features, test: Features
+    subject: Subject, train: LabelledImages, test: LabelledImages
 ) -> None:
     """Batch norm cannot be trained on the one that would be left."""
     firsts = torch.tensor([int((train.labels == c).nonzero()[0]) for c in (0, 1)])
-    asked = replace(bound, asked=replace(QUICK, rates=(0.05, 0.01)))
-    scores = asked.score(train.take(firsts), test.vectors)
+    asked = replace(QUICK, rates=(0.05, 0.01))
+    scores = asked.score(subject, train.take(firsts), test.positions)
     assert scores.chosen["rate"] == 0.05
     assert scores.values.shape == (9, 2)
 
@@ -318,44 +331,40 @@ def test_a_class_that_was_not_there_to_learn_counts_as_wrong() -> None:
 
 @pytest.mark.parametrize("steps", [2, 30])  # so short that nobody gives up, and long enough
 def test_a_rate_that_diverges_is_scored_as_chance(
-    steps: int, bound: BoundFineTune, train: Features, test: Features
+    steps: int, subject: Subject, train: LabelledImages, test: LabelledImages
 ) -> None:
     wild = FineTune(steps=(steps,), epochs=(), rates=(1e30,), batch=16)
-    found = evaluate(
-        {"own": (train, test)}, [replace(bound, asked=wild)], labels=("all",), resamples=10
-    )
+    found = evaluate([subject], train, test, [wild], labels=("all",), resamples=10)
     assert [(r.metric, r.mean) for r in found.rows] == [("balanced_accuracy", pytest.approx(1 / 3))]
 
 
 def test_a_rate_that_diverges_is_chance_for_several_classes_too(
-    bound: BoundFineTune, index: Index
+    subject: Subject, index: Index
 ) -> None:
     wild = FineTune(steps=(2,), epochs=(), rates=(1e30,), batch=16)
     labels = several(index)
     train, test = (
-        features(index, positions, labels) for positions in (index.train, index.held_out)
+        labelled(index, positions, labels) for positions in (index.train, index.held_out)
     )
-    found = evaluate(
-        {"own": (train, test)}, [replace(bound, asked=wild)], labels=("all",), resamples=10
-    )
+    found = evaluate([subject], train, test, [wild], labels=("all",), resamples=10)
     assert [(r.metric, r.mean) for r in found.rows] == [("auroc", 0.5)]
 
 
 def test_of_a_wild_rate_and_a_tame_one_the_tame_one_is_taken(
-    bound: BoundFineTune, train: Features, test: Features
+    subject: Subject, train: LabelledImages, test: LabelledImages
 ) -> None:
     asked = replace(LEARNS, rates=(1e30, 0.5))
-    scores = replace(bound, asked=asked).score(train, test.vectors)
+    scores = asked.score(subject, train, test.positions)
     assert scores.chosen["rate"] == 0.5
     assert goodness(test.labels, scores.values) > 1 / 3
 
 
 def test_images_that_are_gone_are_no_bad_rate(
-    bound: BoundFineTune, index: Index, train: Features, test: Features
+    subject: Subject, index: Index, train: LabelledImages, test: LabelledImages
 ) -> None:
     gone = Images([Path("nowhere.png")] * len(index), index.sizes, 32, hold=False)
     with pytest.raises(UserError, match="no image can be read"):
-        replace(bound, images=gone).score(train, test.vectors)
+        QUICK.score(replace(subject, images=gone), train, test.positions)
 
 
 # ------------------------------------------------------------------------------------------- the
@@ -419,11 +428,3 @@ def test_the_command_fine_tunes_a_run_beside_others(
     assert not (out / "features").exists()  # frozen features are no part of it
     assert main([*words, "--finetune.rates", "0", "--json"]) == 2
     assert "above 0" in capsys.readouterr().err
-
-
-def test_positions_beyond_what_float32_counts_stay_exact() -> None:
-    positions = 2**24 + torch.arange(3)
-    train = number_images(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2]))
-    assert train.labels.tolist() == [0, 1, 2]
-    far = number_images(positions, torch.zeros(1, dtype=torch.long).expand(2**24 + 3))
-    assert torch.equal(far.vectors[:, 0].long(), positions)

@@ -17,7 +17,7 @@ from torch import Tensor
 from selftaught.errors import UserError
 from selftaught.features.knn import KNN, largest, nearest
 from selftaught.features.lbfgs import minimise
-from selftaught.features.linear import Linear, _Problem, stratified_folds
+from selftaught.features.linear import LinearProbe, _Problem, stratified_folds
 from selftaught.features.protocol import Features
 
 
@@ -65,7 +65,11 @@ def knn_in_loops(
 )
 def test_knn_is_the_formula(neighbours: int, temperature: float) -> None:
     train, test = blobs(60), blobs(15, seed=1)
-    values = KNN(neighbours=neighbours, temperature=temperature).score(train, test.vectors).values
+    values = (
+        KNN(neighbours=neighbours, temperature=temperature)
+        .score_features(train, test.vectors)
+        .values
+    )
     expected = torch.tensor(knn_in_loops(train, test.vectors, neighbours, temperature))
     torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
 
@@ -77,7 +81,7 @@ def test_knn_agrees_with_sklearn() -> None:
     )
     peer.fit(train.vectors.numpy(), train.labels.numpy())
     expected = torch.from_numpy(peer.predict_proba(test.vectors.numpy()))
-    values = KNN(neighbours=15, temperature=0.1).score(train, test.vectors).values
+    values = KNN(neighbours=15, temperature=0.1).score_features(train, test.vectors).values
     torch.testing.assert_close(values, expected.float(), rtol=1e-4, atol=1e-5)
 
 
@@ -109,7 +113,7 @@ def test_the_largest_by_groups_are_the_largest(
 
 def test_knn_of_several_classes_is_the_share_of_neighbours_that_have_each() -> None:
     train, test = several(80), several(9, seed=1)
-    values = KNN(neighbours=5, temperature=0.2).score(train, test.vectors).values
+    values = KNN(neighbours=5, temperature=0.2).score_features(train, test.vectors).values
     cosine, at = nearest(test.vectors, train.vectors, 5)
     weight = (cosine / 0.2).exp()
     for row in range(9):
@@ -118,7 +122,7 @@ def test_knn_of_several_classes_is_the_share_of_neighbours_that_have_each() -> N
 
 
 def test_knn_survives_a_temperature_that_would_overflow() -> None:
-    values = KNN(temperature=0.001).score(blobs(60), blobs(15, seed=1).vectors).values
+    values = KNN(temperature=0.001).score_features(blobs(60), blobs(15, seed=1).vectors).values
     torch.testing.assert_close(values.sum(1), torch.ones(15))
 
 
@@ -158,7 +162,9 @@ def test_probe_minimises_sklearns_objective(count: int, penalty: float) -> None:
     least = objective(torch.from_numpy(peer.coef_), torch.from_numpy(peer.intercept_))
     assert objective(ours[:, :-1], ours[:, -1]) == pytest.approx(least, rel=1e-4)
     if penalty >= 1:  # below, the data are all but separable and the optimum is flat
-        values = Linear(penalties=(penalty,)).score(train, test.vectors).values.double()
+        values = (
+            LinearProbe(penalties=(penalty,)).score_features(train, test.vectors).values.double()
+        )
         expected = torch.from_numpy(
             peer.decision_function(standardise(train, test.vectors).numpy())
         )
@@ -169,7 +175,7 @@ def test_probe_minimises_sklearns_objective(count: int, penalty: float) -> None:
 
 def test_probe_of_several_classes_is_one_regression_a_class() -> None:
     train, test = several(300), several(40, seed=1)
-    values = Linear(penalties=(2.0,)).score(train, test.vectors).values
+    values = LinearProbe(penalties=(2.0,)).score_features(train, test.vectors).values
     for c in range(5):
         x, y = standardise(train, train.vectors).numpy(), train.labels[:, c].numpy()
         peer = LogisticRegression(C=0.5, tol=1e-10, max_iter=10000).fit(x, y)
@@ -192,7 +198,7 @@ def test_long_banks_are_standardised_block_by_block(monkeypatch: pytest.MonkeyPa
 
 def test_single_precision_is_enough() -> None:
     train, test = blobs(400, dimensions=30), blobs(50, dimensions=30, seed=1)
-    double = Linear(penalties=(1.0,)).score(train, test.vectors).values
+    double = LinearProbe(penalties=(1.0,)).score_features(train, test.vectors).values
     problem = _Problem(train, 300)
     problem.dtype = torch.float32
     for name in ("mean", "scale", "basis", "spectrum", "standardised"):
@@ -216,7 +222,7 @@ def test_folds_are_stratified(classes: list[int], folds: int, seed: int) -> None
 
 def test_choice_is_the_smallest_kept_out_loss() -> None:
     train = blobs(60, dimensions=30, spread=3.0)
-    linear = Linear(penalties=(1.0, 100.0, 10.0))
+    linear = LinearProbe(penalties=(1.0, 100.0, 10.0))
     fold = stratified_folds(train.labels, 5, 0)
     losses = {}
     for penalty in linear.penalties:
@@ -228,7 +234,7 @@ def test_choice_is_the_smallest_kept_out_loss() -> None:
             logs = torch.from_numpy(peer.predict_log_proba(x[fold == k].numpy()))
             total -= float(logs.gather(1, train.labels[fold == k, None]).sum())
         losses[penalty] = total
-    chosen = linear.score(train, train.vectors).chosen["penalty"]
+    chosen = linear.score_features(train, train.vectors).chosen["penalty"]
     assert chosen == min(losses, key=losses.__getitem__)
 
 
@@ -238,10 +244,10 @@ def test_test_images_choose_nothing(count: int) -> None:
     are never given.
     """
     train, test = blobs(count), blobs(30, seed=1)
-    for protocol in (KNN(), Linear()):
-        together = protocol.score(train, test.vectors)
-        alone = protocol.score(train, test.vectors[:1])
-        shifted = protocol.score(
+    for protocol in (KNN(), LinearProbe()):
+        together = protocol.score_features(train, test.vectors)
+        alone = protocol.score_features(train, test.vectors[:1])
+        shifted = protocol.score_features(
             train, torch.cat([test.vectors[:1], 1000 + 100 * test.vectors[1:]])
         )
         assert together.chosen == alone.chosen == shifted.chosen
@@ -250,21 +256,23 @@ def test_test_images_choose_nothing(count: int) -> None:
 
 
 def test_one_image_a_class_uses_the_fallback() -> None:
-    assert Linear(fallback=42.0).score(blobs(4), blobs(9).vectors).chosen == {"penalty": 42.0}
+    assert LinearProbe(fallback=42.0).score_features(blobs(4), blobs(9).vectors).chosen == {
+        "penalty": 42.0
+    }
 
 
 def test_a_penalty_chosen_on_some_images_is_fitted_to_all() -> None:
     train, test = blobs(600), blobs(50, seed=1)
-    linear = Linear(choose_on=200, cross_validate=100)
-    scores = linear.score(train, test.vectors)
-    again = Linear(penalties=(scores.chosen["penalty"],)).score(train, test.vectors)
+    linear = LinearProbe(choose_on=200, cross_validate=100)
+    scores = linear.score_features(train, test.vectors)
+    again = LinearProbe(penalties=(scores.chosen["penalty"],)).score_features(train, test.vectors)
     torch.testing.assert_close(scores.values, again.values, rtol=1e-3, atol=1e-3)
 
 
 def test_constant_features_are_scored_and_not_refused() -> None:
     train = Features(torch.ones(20, 6), torch.arange(20) % 2)
-    for protocol in (KNN(), Linear()):
-        assert torch.isfinite(protocol.score(train, torch.ones(5, 6)).values).all()
+    for protocol in (KNN(), LinearProbe()):
+        assert torch.isfinite(protocol.score_features(train, torch.ones(5, 6)).values).all()
 
 
 @pytest.mark.parametrize(

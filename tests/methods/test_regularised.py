@@ -371,9 +371,7 @@ def test_simsiam_stops_the_gradient_of_targets_alone() -> None:
 @pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_the_predictors_rate_stays_at_its_peak(kind: type[Optimizer]) -> None:
     step = Step(build("simsiam"), (CutMix(norm="auxiliary"),))
-    optimizer = kind(lr=0.02).build(
-        step.named_parameters(), [f"method.{part}." for part in step.method.steady]
-    )
+    optimizer = kind(lr=0.02).build(step.named_parameters(), step.parameter_groups())
     steady = {id(p) for g in optimizer.param_groups if g["steady"] for p in g["params"]}
     assert steady == {id(p) for p in step.method.predictor.parameters()}
     every = [id(p) for g in optimizer.param_groups for p in g["params"]]
@@ -391,7 +389,8 @@ def test_the_predictors_rate_stays_at_its_peak(kind: type[Optimizer]) -> None:
 
 def test_other_methods_have_one_rate() -> None:
     step = Step(build("byol"))  # it has a predictor too
-    assert not any(g["steady"] for g in SGD().build(step.named_parameters()).param_groups)
+    optimizer = SGD().build(step.named_parameters(), step.parameter_groups())
+    assert not any(g["steady"] for g in optimizer.param_groups)
 
 
 # DirectPred

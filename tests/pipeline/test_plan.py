@@ -40,9 +40,10 @@ from selftaught.errors import UserError
 from selftaught.evaluation import evaluate
 from selftaught.loggers.terminal import Progress
 from selftaught.models import backbone as backbone_module
+from selftaught.models.weights import io as weights_io
 from selftaught.pipeline import execute, plan
 from selftaught.runs import folder as run_folder
-from selftaught.training import loop, trainer
+from selftaught.training import checkpoint, loop, selection, trainer
 from selftaught.training.runtime import Runtime
 from selftaught.training.selection import BASE
 from selftaught.training.session import build_session
@@ -221,7 +222,9 @@ def test_a_plan_leaves_its_folder(chain: tuple[list[str], Path, str], brought: P
     assert not list(out.rglob(".*"))  # no drafts left
     assert list(out.rglob("*.png"))
     assert not [
-        name for name in Scan([Root.of(out.parent)]).files.names if name.startswith(f"{out.name}/")
+        name
+        for name in Scan([Root.parse(out.parent)]).files.names
+        if name.startswith(f"{out.name}/")
     ]
 
 
@@ -269,7 +272,7 @@ def test_evaluate_report_and_export_take_the_outcome(
         "init",
     }
     assert (stages(out)["target"] / "evaluation.json").is_file()
-    compared = evaluate.backbones_of(
+    compared = evaluate.load_backbones(
         out, run_folder.read_run(out), ["random", "init"], Progress(show=False)
     )
     # what the user brought, not the source's
@@ -776,7 +779,7 @@ def state_after(words: list[str], out: Path) -> dict[str, Tensor]:
     )  # type: ignore[assignment, func-returns-value]
     snapshots.draw = lambda *_: None  # type: ignore[assignment]
     # so that what each process saw is still to be seen in its norms
-    trainer.broadcast_tensors = lambda _: None
+    trainer.broadcast_tensors = selection.broadcast_tensors = lambda _: None
     stage = flags.stage_from(["--out", "x", *words], None, "cpu", index_of)
     trainer.train(stage, out, Runtime(workers=0))
     return dict(known[0].step.state_dict())
@@ -979,7 +982,7 @@ def test_the_better_checkpoint_is_kept(
 ) -> None:
     scores = iter([0.7, 0.9, 0.8, 0.6])  # at steps 0, 10, 20, 22
     monkeypatch.setattr(
-        trainer.selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores))
+        selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores))
     )
     words = [
         "--init",
@@ -1006,7 +1009,7 @@ def test_a_source_that_made_it_worse_is_noticed(
     """
     scores = iter([0.9, 0.5, 0.6, 0.7])  # of what was brought; of the target's steps 0, 10, 12
     monkeypatch.setattr(
-        trainer.selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores))
+        selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores))
     )
     words = [
         "--init",
@@ -1147,8 +1150,8 @@ def test_broken_off_anywhere_it_ends_as_if_it_never_broke(
 
     # 12 steps, and those that are done again
     sabotage(loop, "backward", {3: signal.SIGTERM, 6: signal.SIGUSR1, 10: None})
-    sabotage(trainer.checkpoint, "save_checkpoint", {2: None, 14: None})
-    sabotage(trainer.weights_io, "save_backbone", {4: None})  # of a candidate
+    sabotage(checkpoint, "save_checkpoint", {2: None, 14: None})
+    sabotage(weights_io, "save_backbone", {4: None})  # of a candidate
     sabotage(trainer.run_folder, "write_run", {4: None})
     tries = 0
     while not (tmp_path / "parts" / "plan.json").exists() or not finished(tmp_path / "parts"):

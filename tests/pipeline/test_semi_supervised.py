@@ -32,9 +32,10 @@ from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import heads
 from selftaught.models.layers import mlp
 from selftaught.models.teacher import FrozenTeacher
+from selftaught.models.weights import io as weights_io
 from selftaught.pipeline import execute, plan
 from selftaught.runs import folder as run_folder
-from selftaught.training import loop, trainer
+from selftaught.training import checkpoint, loop, selection
 from selftaught.training.session import Session, build_session
 from selftaught.training.step import Step
 from selftaught.visualize import snapshots
@@ -319,10 +320,10 @@ def test_the_kept_head_is_that_of_the_kept_backbone(
 ) -> None:
     def choose(candidates: list[Any]) -> Any:
         kept = next(c for c in candidates if c.step == best)
-        return trainer.selection.Choice(kept=kept, start=candidates[0], best=candidates[-1])
+        return selection.Choice(kept=kept, start=candidates[0], best=candidates[-1])
 
-    monkeypatch.setattr(trainer.selection, "choose", choose)
-    monkeypatch.setattr(trainer.selection, "log_spaced", lambda steps: {0, 2, 4})
+    monkeypatch.setattr(selection, "choose", choose)
+    monkeypatch.setattr(selection, "log_spaced", lambda steps: {0, 2, 4})
     words = [
         "--data",
         str(images),
@@ -433,9 +434,9 @@ def test_broken_off_anywhere_it_ends_the_same(
         monkeypatch.setattr(module, name, broken)
 
     crash(loop, "backward", 3, 8, 14)  # in each of the stages
-    crash(trainer.heads, "save_head", 1, 3)  # between the last checkpoint and the head,
-    crash(trainer.weights_io, "save_backbone", 2, 4)  # and between the head and the backbone
-    crash(trainer.checkpoint, "save_checkpoint", 4, 9)
+    crash(heads, "save_head", 1, 3)  # between the last checkpoint and the head,
+    crash(weights_io, "save_backbone", 2, 4)  # and between the head and the backbone
+    crash(checkpoint, "save_checkpoint", 4, 9)
     for _ in range(20):
         with contextlib.suppress(Crash):
             assert main([*words, "--save-every", "0"]) == 0

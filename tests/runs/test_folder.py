@@ -28,7 +28,7 @@ from selftaught.evaluation import evaluate
 from selftaught.loggers.jsonl import Journal, read_journal
 from selftaught.runs import folder as run_folder
 from selftaught.training import checkpoint, runtime, trainer
-from selftaught.training.trainer import CHECKPOINTS
+from selftaught.training.checkpoint_folder import CHECKPOINTS, Checkpoints
 from selftaught.visualize import snapshots
 from tests.pictures import folder
 from tests.stopping import stopped_at
@@ -186,7 +186,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
     else:
         harm(last, how)
     if how == "folder":
-        monkeypatch.setattr(trainer.Trainer, "due", lambda _: False)
+        monkeypatch.setattr(Checkpoints, "due", lambda *_: False)
         # trained, and the folder cannot be replaced
         assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 2
         assert "last.pt" in last_line(capsys)
@@ -418,7 +418,7 @@ def test_a_cache_that_cannot_be_written_is_said_once(
     monkeypatch.setenv("XDG_CACHE_HOME", str(copied / "cache"))
     for out in ("a", "b"):
         assert main(["pretrain", "--data", "photos", "--out", out, "--steps", "1", *SMALL]) == 0
-    assert capsys.readouterr().err.count("nothing is remembered") == 1
+    assert capsys.readouterr().err.count("are not cached") == 1
 
 
 # ------------------------------------------------------------------------------------------------
@@ -831,7 +831,7 @@ def test_a_journal_is_torn_at_most_at_its_end(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_moves_a_damaged_one_aside_under_its_lock(
-    tmp_path: Path, project: Path
+    tmp_path: Path, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     index = (
         run_folder.read_run(project / "o").stage.data.index(0)
@@ -840,12 +840,11 @@ def test_an_evaluation_moves_a_damaged_one_aside_under_its_lock(
     )
     assert index is not None
     (tmp_path / run_folder.EVALUATIONS).write_text("[1, 2")
-    said: list[str] = []
-    judgement = evaluate.Evaluation(results=evaluate.Results(rows=()), verdict="")
-    evaluate.keep(tmp_path, judgement, index, ["photos"], "one", said.append)
-    evaluate.keep(tmp_path, judgement, index, ["photos"], "two", said.append)
+    nothing = evaluate.Evaluation(results=evaluate.Results(rows=()), verdict="")
+    for command in ("one", "two"):
+        evaluate.save_evaluation(tmp_path, nothing, index, ["photos"], command)
     assert [e["command"] for e in run_folder.evaluations(tmp_path)] == ["one", "two"]
-    assert len(said) == 1
+    assert len(caplog.records) == 1
     assert (tmp_path / "evaluation.json.damaged").read_text() == "[1, 2"
 
 

@@ -645,7 +645,7 @@ def test_a_study_leaves_table_figures_and_page(
     assert {r["seeds"] for r in table} == {"1"}
     for name in ("knn.png", "knn.svg", "linear.png", "linear.svg"):
         assert (out / f"separability-{name}").stat().st_size > 8000
-    assert Scan([Root.of(out.parent)]).files.names == []  # the figures are no images of a set
+    assert Scan([Root.parse(out.parent)]).files.names == []  # the figures are no images of a set
     text = (out / "separability.html").read_text()
     assert "http" not in text
     assert text.count("data:image/png;base64,") == 2

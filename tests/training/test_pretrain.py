@@ -26,7 +26,7 @@ from selftaught.loggers import jsonl
 from selftaught.methods.contrastive import moco
 from selftaught.runs import folder as run_folder
 from selftaught.training.collapse import CollapseDetector
-from selftaught.training.trainer import Trainer
+from selftaught.training.monitor import Monitor
 from tests.pictures import folder
 from tests.several import begin, kill, together
 from tests.stopping import stopped_at
@@ -316,10 +316,11 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_reason(
 def test_what_looks_like_a_collapse_is_looked_at_again_soon(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(life: Trainer) -> dict[str, float]:
-        return {"std": 0.4, "rank": 40.0} if life.step in (0, 25) else {"std": 0.01, "rank": 1.0}
+    def measure(monitor: Monitor) -> dict[str, float]:
+        sound = monitor.measured_at in (0, 25)
+        return {"std": 0.4, "rank": 40.0} if sound else {"std": 0.01, "rank": 1.0}
 
-    monkeypatch.setattr(Trainer, "measure", measure)
+    monkeypatch.setattr(Monitor, "measure", measure)
     words = ["--data", str(images), "--steps", "200", *SMALL]
     assert main(["pretrain", *words, "--out", str(tmp_path / "run")]) == 3
     seen = [
@@ -327,7 +328,9 @@ def test_what_looks_like_a_collapse_is_looked_at_again_soon(
     ]
     assert seen == [0, 10, 15, 20]
     monkeypatch.setattr(
-        Trainer, "measure", lambda life: {"std": 0.4 if life.step != 10 else 0.01, "rank": 40.0}
+        Monitor,
+        "measure",
+        lambda monitor: {"std": 0.4 if monitor.measured_at != 10 else 0.01, "rank": 40.0},
     )
     assert main(["pretrain", *words, "--out", str(tmp_path / "sound"), "--steps", "60"]) == 0
     seen = [
@@ -461,7 +464,7 @@ def test_evaluations_at_once_are_all_kept(trained: Path, tmp_path: Path) -> None
     index = build_index([Path(run_folder.read_run(trained).stage.data.roots[0])])
     with ThreadPoolExecutor(8) as several:
         for done in [
-            several.submit(evaluate.keep, tmp_path, judgement, index, ["images"], f"{i}")
+            several.submit(evaluate.save_evaluation, tmp_path, judgement, index, ["images"], f"{i}")
             for i in range(24)
         ]:
             done.result()

@@ -1,1 +1,1 @@
-"""Which images there are: found, checked, labelled and split."""
+"""The index of an image set: files, checks, labels and split."""

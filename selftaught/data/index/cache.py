@@ -1,6 +1,4 @@
-"""A whole index remembered, so that a million images load in a second: unless something shows that
-they have changed.
-"""
+"""A cache of whole indices, so that a million unchanged images load in a second."""
 
 from __future__ import annotations
 
@@ -18,157 +16,165 @@ import PIL
 import torch
 
 from selftaught.data.index.scan import SUFFIXES, Scan
-from selftaught.data.io.cache_folder import remember
-from selftaught.data.io.filesystem import stamp
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.cache_folder import write_cache_file
+from selftaught.data.io.filesystem import file_stamp
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.io.paths import Paths
 from selftaught.data.pixel_range import PixelRange
 
-LEAST = 20_000  # images; smaller sets are walked anew, which takes less than a second
-# files that a thread looks at in a row; threads, as a disk may be far away
-CHUNK, THREADS = (1000, 16)
-# nanoseconds; a folder that changed so shortly ago may change again at the same time of its clock
-RACE = 2_000_000_000
-_FORMAT = 6  # of what is stored, and of the rules by which folders and tables give labels
+MIN_IMAGES = 20_000  # smaller sets are scanned anew, which takes less than a second
+CHUNK, THREADS = 1000, 16  # files in a row of one thread; threads, as a disk may be remote
+# nanoseconds; a folder that changed more recently may change again with the same time stamp
+MIN_AGE = 2_000_000_000
+_FORMAT = 6  # of the cache file, and of the rules for labels by folders and tables
 
 Fields = dict[str, Any]
 
 
-def key(question: Sequence[object]) -> str:
-    """A name for an index from all that was asked for."""
+def make_key(arguments: Sequence[object]) -> str:
+    """Return the name of an index in the cache, from all arguments that it depends on."""
     return hashlib.sha256(
-        repr((_FORMAT, PIL.__version__, SUFFIXES, *question)).encode()
+        repr((_FORMAT, PIL.__version__, SUFFIXES, *arguments)).encode()
     ).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class CacheStamp:
-    """What an index was made from beside its images: if all of it is as it was, so is the index.
+    """The state that an index was made from: folders, tables and Parquet files.
 
-    A folder's stamp tells of files that came, went or were renamed, and not of those written anew
-    in their place: these are looked at one by one.
+    A folder's stamp shows files that were added, removed or renamed. Files with new contents are
+    compared one by one.
     """
 
-    folders: list[tuple[str, int]]  # every folder that was entered, and its stamp
+    folders: list[tuple[str, int]]  # every folder of the scan, and its stamp
     # tables, unreadable and Parquet files: path, size, stamp; -1: not there
     watched: list[tuple[str, int, int]]
-    began: int  # when the scan did
+    began: int  # start of the scan, in nanoseconds
 
     @classmethod
-    def of(cls, scan: Scan, others: Sequence[str], began: int) -> CacheStamp | None:
-        """None where it met what may change unseen: stores, links, places that cannot be read, a
-        folder still changing.
+    def from_scan(cls, scan: Scan, other_files: Sequence[str], began: int) -> CacheStamp | None:
+        """Return the stamp of a scan; None where changes may be invisible.
+
+        These are Parquet files, links, unreadable places and folders that changed just before.
         """
-        restless = began - scan.latest < RACE
+        is_recent = began - scan.latest < MIN_AGE
         if (
             scan.links
             or scan.unreadable
-            or restless
-            or any(place.is_file or place.is_store for place in scan.places)
+            or is_recent
+            or any(place.is_file or place.is_parquet for place in scan.places)
         ):
             return None
-        return cls(scan.folders, [(path, *_look(path)) for path in [*others, *scan.parquet]], began)
+        return cls(
+            scan.folders, [(path, *_stat(path)) for path in [*other_files, *scan.parquet]], began
+        )
 
-    def stands(self) -> bool:
+    def is_current(self) -> bool:
+        """Whether all of it is unchanged on disk."""
         with contextlib.suppress(OSError):
-            same = all(stamp(os.stat(path)) == was for path, was in self.folders)
-            return same and all(_look(path) == (size, was) for path, size, was in self.watched)
+            folders_equal = all(
+                file_stamp(os.stat(path)) == previous for path, previous in self.folders
+            )
+            return folders_equal and all(
+                _stat(path) == (size, previous) for path, size, previous in self.watched
+            )
         return False
 
 
-def _look(path: str | bytes) -> tuple[int, int]:
+def _stat(path: str | bytes) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError:
         return -1, -1
-    return status.st_size, stamp(status)
+    return status.st_size, file_stamp(status)
 
 
-def _unchanged(paths: Paths, looks: np.ndarray) -> bool:
-    """Whether files have the sizes and stamps `looks` [N, 2]. Several threads ask, as a disk may be
-    far away.
-    """
-    text, ends = paths.packed()
+def _unchanged(paths: Paths, file_stats: np.ndarray) -> bool:
+    """Whether files have the sizes and stamps `file_stats` [N, 2]. Threads help on slow disks."""
+    text, ends = paths.to_bytes()
     changed: list[bool] = []
 
-    def look(chunk: int) -> None:
+    def compare(chunk: int) -> None:
         if changed:
             return
         first = chunk * CHUNK
         start = int(ends[first - 1]) if first else 0
-        for end, was in zip(
-            ends[first : first + CHUNK].tolist(), looks[first : first + CHUNK].tolist(), strict=True
+        for end, previous in zip(
+            ends[first : first + CHUNK].tolist(),
+            file_stats[first : first + CHUNK].tolist(),
+            strict=True,
         ):
-            if list(_look(text[start:end])) != was:
+            if list(_stat(text[start:end])) != previous:
                 changed.append(True)
                 return
             start = end
 
-    in_parallel(-(-len(paths) // CHUNK), look, threads=THREADS)
+    run_parallel(-(-len(paths) // CHUNK), compare, threads=THREADS)
     return not changed
 
 
-def store(
-    cache: Path, name: str, fields: Fields, looks: np.ndarray, witness: CacheStamp, notes: list[str]
+def save_index(
+    cache: Path,
+    name: str,
+    fields: Fields,
+    file_stats: np.ndarray,
+    stamp: CacheStamp,
+    notes: list[str],
 ) -> None:
-    """Remember `fields` of an Index, with size and stamp [N, 2] of its files; notes say where that
-    cannot be.
-    """
-    arrays = {"sizes": fields["sizes"].numpy(), "looks": looks}
-    for n in ("paths", "names"):
-        text, ends = fields[n].packed()
-        arrays |= {f"{n} text": np.frombuffer(text, "u1"), f"{n} ends": ends}
+    """Cache `fields` of an Index with size and stamp [N, 2] of its files; notes report failures."""
+    arrays = {"sizes": fields["sizes"].numpy(), "looks": file_stats}
+    for field in ("paths", "names"):
+        text, ends = fields[field].to_bytes()
+        arrays |= {f"{field} text": np.frombuffer(text, "u1"), f"{field} ends": ends}
     arrays["test"] = fields["test"].numpy()
     if fields["labels"] is not None:
         arrays["labels"] = fields["labels"].numpy()
-    plain = {
-        n: fields[n] for n in ("classes", "split", "unreadable", "fingerprint", "listing", "notes")
+    values = {
+        field: fields[field]
+        for field in ("classes", "split", "unreadable", "fingerprint", "listing", "notes")
     }
-    plain["pixel_range"] = (
+    values["pixel_range"] = (
         None if fields["pixel_range"] is None else fields["pixel_range"].to_json()
     )
-    said = json.dumps(
-        {
-            "plain": plain,
-            "folders": witness.folders,
-            "watched": witness.watched,
-            "began": witness.began,
-        }
+    facts = json.dumps(
+        {"plain": values, "folders": stamp.folders, "watched": stamp.watched, "began": stamp.began}
     )
-    arrays["said"] = np.frombuffer(said.encode("utf-8", "surrogateescape"), "u1")
+    arrays["said"] = np.frombuffer(facts.encode("utf-8", "surrogateescape"), "u1")
 
     def write(draft: Path) -> None:
         with draft.open("wb") as out:
             np.savez(out, **arrays)
 
-    remember(_file(cache, name), write, notes)
+    write_cache_file(_file(cache, name), write, notes)
 
 
-def load(cache: Path, name: str) -> Fields | None:
-    """The fields of an Index, if it was remembered and still stands."""
-    # Missing, torn or overwritten by anything at all: as if it were not there.
-    with contextlib.suppress(Exception), np.load(_file(cache, name), allow_pickle=False) as stored:
-        said = json.loads(stored["said"].tobytes().decode("utf-8", "surrogateescape"))
-        folders, watched = ([tuple(entry) for entry in said[n]] for n in ("folders", "watched"))
-        if not CacheStamp(folders, watched, said["began"]).stands():
+def load_index(cache: Path, name: str) -> Fields | None:
+    """Return the fields of an Index from the cache; None where it is missing or outdated."""
+    # A missing or damaged file counts as an empty cache.
+    with contextlib.suppress(Exception), np.load(_file(cache, name), allow_pickle=False) as arrays:
+        facts = json.loads(arrays["said"].tobytes().decode("utf-8", "surrogateescape"))
+        folders, watched = (
+            [tuple(entry) for entry in facts[field]] for field in ("folders", "watched")
+        )
+        if not CacheStamp(folders, watched, facts["began"]).is_current():
             return None
         paths, names = (
-            Paths.unpacked(stored[f"{n} text"].tobytes(), stored[f"{n} ends"])
-            for n in ("paths", "names")
+            Paths.from_bytes(arrays[f"{field} text"].tobytes(), arrays[f"{field} ends"])
+            for field in ("paths", "names")
         )
-        if not _unchanged(paths, stored["looks"]):
+        if not _unchanged(paths, arrays["looks"]):
             return None
-        fields: Fields = dict(said["plain"])
-        for n in ("classes", "notes"):
-            fields[n] = tuple(fields[n])
+        fields: Fields = dict(facts["plain"])
+        for field in ("classes", "notes"):
+            fields[field] = tuple(fields[field])
         if fields["pixel_range"] is not None:
             fields["pixel_range"] = PixelRange.from_json(fields["pixel_range"])
         fields["unreadable"] = tuple((path, reason) for path, reason in fields["unreadable"])
         fields |= {"paths": paths, "names": names} | {
-            n: torch.from_numpy(stored[n]) for n in ("sizes", "test")
+            field: torch.from_numpy(arrays[field]) for field in ("sizes", "test")
         }
         return fields | {
-            "labels": torch.from_numpy(stored["labels"]) if "labels" in stored.files else None
+            "labels": torch.from_numpy(arrays["labels"]) if "labels" in arrays.files else None
         }
     return None
 

@@ -1,4 +1,4 @@
-"""Checking every image file once, and remembering the verdicts between one index and the next."""
+"""One check of every image file, with results cached between indices."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import PIL
 
 from selftaught.data.decode import measure, quiet, refuse_larger
 from selftaught.data.index.scan import Files, Root
-from selftaught.data.io.cache_folder import remember
+from selftaught.data.io.cache_folder import write_cache_file
 from selftaught.data.io.integrity import MAX_PIXELS, Unreadable
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.io.source import read_bytes
 
-_FORMAT = 2  # of the remembered verdicts
+_FORMAT = 2  # of the cached checks
 
 
-def check(
+def check_files(
     places: Sequence[Root],
     files: Files,
     cache: Path | None,
@@ -30,68 +30,72 @@ def check(
     notes: list[str],
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Heights and widths [n, 2] (zeros where unreadable), the columns of `pixel_range` [n, 4], and
-    the reasons; by decoding what the cache does not know. The files' digests are filled in; notes
-    say where the cache cannot be written.
+    """Return heights and widths [n, 2], measurements [n, 4] and the reasons of unreadable files.
+
+    Files are decoded unless the cache has them. Sizes of unreadable files are 0. The files' digests
+    are filled in. The measurements are the columns of `pixel_range`; notes name a cache that is not
+    writable.
     """
     numbers = np.zeros((len(files), 4), dtype=np.int64)  # as in `FileChecks`
-    measured = np.zeros((len(files), 4))
-    numbers[:, 0], numbers[:, 1] = files.bytes, files.changed
+    measurements = np.zeros((len(files), 4))
+    numbers[:, 0], numbers[:, 1] = files.bytes, files.stamps
     reasons: dict[int, str] = {}
     members: dict[str, list[int]] = {place.folder: [] for place in places}
     for i, root in enumerate(files.roots):
         members[places[root].folder].append(i)
-    known = {folder: FileChecks.load(cache, folder) for folder in members}
+    cached = {folder: FileChecks.load(cache, folder) for folder in members}
     todo = []
-    for folder, inside in members.items():
-        for i in inside:
-            verdict = known[folder].of(files.names[i], files.bytes[i], files.changed[i])
-            if verdict is None:
+    for folder, positions in members.items():
+        for i in positions:
+            cached_check = cached[folder].lookup(files.names[i], files.bytes[i], files.stamps[i])
+            if cached_check is None:
                 todo.append(i)
-            elif isinstance(verdict, str):
-                reasons[i] = verdict
+            elif isinstance(cached_check, str):
+                reasons[i] = cached_check
             else:
-                numbers[i, 2:], measured[i] = verdict
-                files.digests[i] = known[folder].digest(files.names[i])
-    unsure = set(todo)  # not to be remembered
+                numbers[i, 2:], measurements[i] = cached_check
+                files.digests[i] = cached[folder].lookup_digest(files.names[i])
+    unchecked = set(todo)  # not to be cached
 
-    def one(j: int) -> None:
+    def check_one(j: int) -> None:
         i = todo[j]
         try:
-            height, width, *measured[i] = measure(files.paths[i], max_pixels)
+            height, width, *measurements[i] = measure(files.paths[i], max_pixels)
             numbers[i, 2:] = height, width
-            files.digests[i] = digest(read_bytes(files.paths[i]))
+            files.digests[i] = compute_digest(read_bytes(files.paths[i]))
         except Unreadable as error:
             reasons[i] = str(error)
-            if error.passing:
+            if error.transient:
                 return
-        unsure.remove(i)
+        unchecked.remove(i)
 
     try:
         with quiet():
-            in_parallel(len(todo), one, on_progress=on_progress)
-    finally:  # what was checked before Ctrl-C is remembered, too
-        # a file says nothing of its neighbours
-        whole = {place.folder for place in places if not place.is_file}
-        for folder, inside in members.items():
-            sure = [i for i in inside if i not in unsure]
-            said = {files.names[i]: reasons[i] for i in sure if i in reasons}
-            digests = np.array([files.digests[i] for i in sure], dtype=np.int64)
-            verdicts = FileChecks(
-                (files.names[i] for i in sure), numbers[sure], measured[sure], said, digests
+            run_parallel(len(todo), check_one, on_progress=on_progress)
+    finally:  # results before Ctrl-C are cached, too
+        # a root that is a file leaves out its neighbours
+        complete = {place.folder for place in places if not place.is_file}
+        for folder, positions in members.items():
+            checked_positions = [i for i in positions if i not in unchecked]
+            known_reasons = {files.names[i]: reasons[i] for i in checked_positions if i in reasons}
+            digests = np.array([files.digests[i] for i in checked_positions], dtype=np.int64)
+            checks = FileChecks(
+                (files.names[i] for i in checked_positions),
+                numbers[checked_positions],
+                measurements[checked_positions],
+                known_reasons,
+                digests,
             )
-            if folder not in whole:
-                verdicts = verdicts.beside(known[folder])
-            if todo or len(verdicts.rows) != len(known[folder].rows):
-                verdicts.store(cache, folder, notes)
-    reasons |= larger(numbers[:, 2:], max_pixels)
-    return numbers[:, 2:], measured, dict(sorted(reasons.items()))
+            if folder not in complete:
+                checks = checks.merge(cached[folder])
+            if todo or len(checks.rows) != len(cached[folder].rows):
+                checks.save(cache, folder, notes)
+    reasons |= find_larger(numbers[:, 2:], max_pixels)
+    return numbers[:, 2:], measurements, dict(sorted(reasons.items()))
 
 
-def larger(sizes: np.ndarray, max_pixels: int) -> dict[int, str]:
-    """The reason why an image of [height, width] is left out, of those that are larger than asked
-    for.
-    """
+def find_larger(sizes: np.ndarray, max_pixels: int) -> dict[int, str]:
+    """Return the reason for each image of [height, width] that has more pixels than allowed."""
     reasons = {}
     for i in np.flatnonzero(sizes.prod(axis=1) > max_pixels).tolist():
         try:
@@ -101,97 +105,103 @@ def larger(sizes: np.ndarray, max_pixels: int) -> dict[int, str]:
     return reasons
 
 
-def digest(data: bytes) -> int:
-    """What names the content of a file: equal for its copies, and for no other (64 bits of
-    sha256).
-    """
+def compute_digest(data: bytes) -> int:
+    """Return 64 bits of the sha256 of a file's content, equal for copies."""
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big", signed=True)
 
 
 class FileChecks:
-    """What is known of the files of one folder: `numbers` [n, 4] (bytes, stamp, height, width),
-    `measured` [n, 4] (the columns of `pixel_range`) and `digests` [n] in the `rows` of their names,
-    and by name the `reasons` why some cannot be read.
+    """Check results of the files of one folder, in an npz file of the cache.
 
-    Kept in a file of arrays, `<cache>/index/<hash of the real folder>.npz`. Readers and other
-    writers see an old one or a new one, and whatever is wrong with it (its sums are checked while
-    it is read), it is no more than a reason to decode the files again.
+    numbers: [n, 4] bytes, stamp, height, width. measurements: [n, 4] columns of `pixel_range`.
+    digests: [n]. rows: row by name. reasons: by name, of unreadable files.
+
+    The file is `<cache>/index/<hash of the real folder>.npz`. Readers and writers see an old or a
+    new version of it. With any damage the images are decoded again.
     """
 
     def __init__(
         self,
         names: Iterable[str],
         numbers: np.ndarray,
-        measured: np.ndarray,
+        measurements: np.ndarray,
         reasons: dict[str, str],
         digests: np.ndarray,
     ) -> None:
         self.rows = {name: row for row, name in enumerate(names)}
         self.numbers = numbers
-        self.measured = measured
+        self.measurements = measurements
         self.reasons = reasons
         self.digests = digests
 
-    def of(self, name: str, size: int, changed: int) -> tuple[np.ndarray, np.ndarray] | str | None:
-        """[height, width] and what was measured, the reason why it cannot be read, or None: not
-        known as it is now.
+    def lookup(
+        self, name: str, size: int, stamp: int
+    ) -> tuple[np.ndarray, np.ndarray] | str | None:
+        """Return ([height, width], measurements), the reason of an unreadable file, or None if
+        unknown.
         """
         row = self.rows.get(name)
-        if row is None or self.numbers[row, 0] != size or self.numbers[row, 1] != changed:
+        if row is None or self.numbers[row, 0] != size or self.numbers[row, 1] != stamp:
             return None
-        return self.reasons.get(name) or (self.numbers[row, 2:], self.measured[row])
+        return self.reasons.get(name) or (self.numbers[row, 2:], self.measurements[row])
 
-    def digest(self, name: str) -> int:
+    def lookup_digest(self, name: str) -> int:
         return int(self.digests[self.rows[name]])
 
-    def beside(self, older: FileChecks) -> FileChecks:
-        """These, and of all other files what was known."""
+    def merge(self, older: FileChecks) -> FileChecks:
+        """Return these checks, and the older ones of all other files."""
         others = {name: row for name, row in older.rows.items() if name not in self.rows}
-        said = {name: reason for name, reason in older.reasons.items() if name in others}
+        other_reasons = {name: reason for name, reason in older.reasons.items() if name in others}
         rows = list(others.values())
-        numbers, measured, digests = (
-            np.concatenate([mine, its[rows]])
-            for mine, its in (
+        numbers, measurements, digests = (
+            np.concatenate([own, others_array[rows]])
+            for own, others_array in (
                 (self.numbers, older.numbers),
-                (self.measured, older.measured),
+                (self.measurements, older.measurements),
                 (self.digests, older.digests),
             )
         )
-        return FileChecks([*self.rows, *others], numbers, measured, self.reasons | said, digests)
+        return FileChecks(
+            [*self.rows, *others], numbers, measurements, self.reasons | other_reasons, digests
+        )
 
     @staticmethod
     def _file(cache: Path, folder: str) -> Path:
-        # A newer Pillow, or a change of our own rules, may judge the same bytes differently.
+        # A newer Pillow or a new format may read the same bytes differently.
         key = f"{_FORMAT}\0{PIL.__version__}\0{folder}"
         return cache / "index" / (hashlib.sha256(os.fsencode(key)).hexdigest()[:32] + ".npz")
 
     @classmethod
     def load(cls, cache: Path | None, folder: str) -> FileChecks:
         if cache is not None:
-            # Missing, torn or overwritten by anything at all: as if it were not there.
+            # A missing or damaged file counts as an empty one.
             with (
                 contextlib.suppress(Exception),
-                np.load(cls._file(cache, folder), allow_pickle=False) as stored,
+                np.load(cls._file(cache, folder), allow_pickle=False) as arrays,
             ):
-                names = stored["names"].tobytes().split(b"\0")[:-1]
-                measured = np.zeros((len(names), 4))
-                measured[stored["unusual"]] = stored["measured"]
-                reasons = json.loads(stored["reasons"].tobytes())
-                verdicts = cls(
-                    map(os.fsdecode, names), stored["numbers"], measured, reasons, stored["digests"]
+                names = arrays["names"].tobytes().split(b"\0")[:-1]
+                measurements = np.zeros((len(names), 4))
+                measurements[arrays["unusual"]] = arrays["measured"]
+                reasons = json.loads(arrays["reasons"].tobytes())
+                checks = cls(
+                    map(os.fsdecode, names),
+                    arrays["numbers"],
+                    measurements,
+                    reasons,
+                    arrays["digests"],
                 )
-                shapes = (verdicts.numbers.shape, verdicts.digests.shape, len(verdicts.rows))
+                shapes = (checks.numbers.shape, checks.digests.shape, len(checks.rows))
                 if shapes == ((len(names), 4), (len(names),), len(names)):
-                    return verdicts
+                    return checks
         return cls(
             (), np.empty((0, 4), dtype=np.int64), np.empty((0, 4)), {}, np.empty(0, dtype=np.int64)
         )
 
-    def store(self, cache: Path | None, folder: str, notes: list[str]) -> None:
+    def save(self, cache: Path | None, folder: str, notes: list[str]) -> None:
         names = b"".join(os.fsencode(name) + b"\0" for name in self.rows)
         reasons = json.dumps(self.reasons).encode()
-        # few: of most files there is nothing to say
-        unusual = np.flatnonzero(self.measured.any(axis=1))
+        # only few files have measurements
+        unusual = np.flatnonzero(self.measurements.any(axis=1))
 
         def write(draft: Path) -> None:
             with draft.open("wb") as out:
@@ -201,8 +211,8 @@ class FileChecks:
                     names=np.frombuffer(names, "u1"),
                     reasons=np.frombuffer(reasons, "u1"),
                     unusual=unusual,
-                    measured=self.measured[unusual],
+                    measured=self.measurements[unusual],
                     digests=self.digests,
                 )
 
-        remember(cache and self._file(cache, folder), write, notes)
+        write_cache_file(cache and self._file(cache, folder), write, notes)

@@ -12,44 +12,44 @@ class Folder:
     """A folder with images in it or below it."""
 
     def __init__(self, path: str = "") -> None:
-        self.path = path  # below the root, with forward slashes; of the root nothing
+        self.path = path  # below the root, with forward slashes; "" of the root
         self.folders: dict[str, Folder] = {}
-        self.files = array("q")  # positions of the images that lie in this very folder
+        self.files = array("q")  # positions of the images directly in this folder
 
     @property
     def depth(self) -> int:
-        """How many folders below the root it lies."""
+        """Number of folders between it and the root."""
         return self.path.count("/") + 1 if self.path else 0
 
-    def below(self) -> Iterator[Folder]:
-        """This folder and all below it."""
-        todo = [self]
-        while todo:
-            folder = todo.pop()
+    def walk(self) -> Iterator[Folder]:
+        """Iterate over this folder and all below it."""
+        pending = [self]
+        while pending:
+            folder = pending.pop()
             yield folder
-            todo += folder.folders.values()
+            pending += folder.folders.values()
 
     def positions(self) -> Iterator[int]:
-        """The positions of all images in it and below it."""
-        for folder in self.below():
+        """Iterate over the positions of all images in it and below it."""
+        for folder in self.walk():
             yield from folder.files
 
     def count(self) -> int:
-        return sum(len(folder.files) for folder in self.below())
+        return sum(len(folder.files) for folder in self.walk())
 
 
-def trees(files: Files) -> dict[int, Folder]:
-    """The folders of each root, by the root's number."""
+def build_trees(files: Files) -> dict[int, Folder]:
+    """Return the tree of each root, by the root's number."""
     roots: dict[int, Folder] = {}
-    known: dict[tuple[int, str], Folder] = {}
+    folders: dict[tuple[int, str], Folder] = {}
     for i, (root, name) in enumerate(zip(files.roots, files.names, strict=True)):
         path = name.rpartition("/")[0]
-        folder = known.get((root, path))
+        folder = folders.get((root, path))
         if folder is None:
             folder = roots.setdefault(root, Folder())
             parts = path.split("/") if path else []
             for at, part in enumerate(parts):
                 folder = folder.folders.setdefault(part, Folder("/".join(parts[: at + 1])))
-            known[root, path] = folder
+            folders[root, path] = folder
         folder.files.append(i)
     return roots

@@ -1,8 +1,7 @@
-"""Which Parquet files below a folder are one set of images, as Hugging Face's hub lays them out.
+"""Which Parquet files below a folder form one image set, in the layouts of Hugging Face's hub.
 
-default/train/0000.parquet, default/test/0000.parquet       a configuration, and in it a folder for
-each split data/train-00000-of-00002.parquet                           the split in the names of the
-files
+default/train/0000.parquet, default/test/0000.parquet: a configuration with a folder for each split.
+data/train-00000-of-00002.parquet: the split in the names of the files.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ from selftaught.data.index.folder_names import plain_side, split_sides
 from selftaught.errors import UserError
 from selftaught.text import printable
 
-# As selftaught has always read them: these words begin the names of rows, which old runs know.
+# First words that older versions read as splits. They begin the names of rows in old runs.
 _FIRST_WORDS = ("train", "training", "test", "testing", "val", "valid", "validation")
 _NUMBER = re.compile(r"[-_.]?\d+([-_.]of[-_.]\d+)?$")
 
 
 def choose_set(location: str, files: Sequence[str], notes: list[str]) -> list[str]:
-    """Those of the Parquet files below `location` (relative, with forward slashes) that are one
-    set.
+    """Return those Parquet files below `location` (relative paths) that form one set.
 
-    Files that lie in no folder of a configuration are one. Raises UserError where there are several
+    Files outside the folders of configurations form one. Raises UserError for several
     configurations.
     """
     sets: dict[str, list[str]] = {}
@@ -34,8 +32,10 @@ def choose_set(location: str, files: Sequence[str], notes: list[str]) -> list[st
         )
         sets.setdefault(configuration, []).append(file)
     if "" in sets and len(sets) > 1:
-        others = ", ".join(printable(name) for name in sorted(sets) if name)
-        notes.append(f"Parquet files in {others} are not read: name such a folder as data itself")
+        other_sets = ", ".join(printable(name) for name in sorted(sets) if name)
+        notes.append(
+            f"Parquet files in {other_sets} are not read: name such a folder as data itself"
+        )
     elif len(sets) > 1:
         names = sorted(sets)
         more = f", and {len(names) - 8:,} more" if len(names) > 8 else ""
@@ -49,30 +49,30 @@ def choose_set(location: str, files: Sequence[str], notes: list[str]) -> list[st
     return sorted(sets.get("") or next(iter(sets.values()), []))
 
 
-def splits_of(files: Sequence[str]) -> list[str]:
-    """The split of each Parquet file: what its name begins with, or its folder's name, or its own
-    name; or nothing.
+def infer_splits(files: Sequence[str]) -> list[str]:
+    """Return the split of each Parquet file, "" for none: by its first word, its folder or its
+    name.
     """
     stems = [_NUMBER.sub("", file.rpartition("/")[2].removesuffix(".parquet")) for file in files]
-    known = split_sides(stems)
-    common = _common([file.split("/")[:-1] for file in files])
+    sides = split_sides(stems)
+    depth = _count_common_folders([file.split("/")[:-1] for file in files])
     splits = []
     for file, stem in zip(files, stems, strict=True):
-        *folders, base = file.split("/")[common:]
+        *folders, base = file.split("/")[depth:]
         first = base.removesuffix(".parquet").split("-")[0].split(".")[0].lower()
         folder = next((name for name in reversed(folders) if plain_side(name)), "")
-        own = stem if stem in known or plain_side(stem) else ""
-        splits.append((first if first in _FIRST_WORDS else "") or folder or own)
+        own_side = stem if stem in sides or plain_side(stem) else ""
+        splits.append((first if first in _FIRST_WORDS else "") or folder or own_side)
     return splits
 
 
-def own_names(files: Sequence[str]) -> list[str]:
-    """A name for each file that no other has: its own, with its folders where there are several."""
-    common = _common([file.split("/")[:-1] for file in files])
-    return ["-".join(file.removesuffix(".parquet").split("/")[common:]) for file in files]
+def make_unique_names(files: Sequence[str]) -> list[str]:
+    """Return a unique name for each file: its own, with its folders where there are several."""
+    depth = _count_common_folders([file.split("/")[:-1] for file in files])
+    return ["-".join(file.removesuffix(".parquet").split("/")[depth:]) for file in files]
 
 
-def _common(paths: Sequence[Sequence[str]]) -> int:
-    """How many folders all paths begin with."""
+def _count_common_folders(paths: Sequence[Sequence[str]]) -> int:
+    """Return the number of leading folders that all paths share."""
     depth = min((len(path) for path in paths), default=0)
     return next((i for i in range(depth) if len({path[i] for path in paths}) > 1), depth)

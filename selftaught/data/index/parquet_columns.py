@@ -1,8 +1,6 @@
-"""The columns of a Parquet file of images beside the images: which there are, and what they say of
-labels, names, splits.
+"""The columns of a Parquet file beside the images: labels, names and splits.
 
-What Hugging Face's `datasets` notes in a file's schema is believed; without it, names and types
-tell.
+Features that Hugging Face's `datasets` writes into the schema count first, then names and types.
 """
 
 from __future__ import annotations
@@ -16,37 +14,38 @@ import numpy as np
 from selftaught.data.parquet.file import Shard
 from selftaught.data.pixel_range import PixelRange
 
-Said = tuple[str, ...] | None  # the classes of an image; None: not known
+ImageClasses = tuple[str, ...] | None  # the classes of an image; None: not known
 
 
 @dataclass
 class Rows:
-    """The images of a store, in columns."""
+    """The images of Parquet files, in columns."""
 
     paths: list[str] = field(default_factory=list)
-    # the path below the folder that was packed, or a like one
+    # the path below the packed folder, or a similar one
     names: list[str] = field(default_factory=list)
-    pathless: set[int] = field(default_factory=set)  # whose name was made up, as the row has none
+    pathless: set[int] = field(default_factory=set)  # rows without a path
     bytes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     digests: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of the content
-    # height, width as shown
+    # height, width after EXIF orientation
     sizes: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
-    measured: np.ndarray | None = None  # the columns of `pixel_range` [n, 4]; None: all are usual
-    # row groups, counted through the store
+    measurements: np.ndarray | None = None  # [n, 4], columns of `pixel_range`; None: all zero
+    # row groups, numbered through all files
     groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    said: list[Said] | None = None  # None: the store has no labels
+    image_classes: list[ImageClasses] | None = None  # None: no column of labels
     classes: tuple[str, ...] = ()
-    several: bool = False  # classes an image
-    reasons: dict[int, str] = field(default_factory=dict)  # of those that cannot be read
+    multi_label: bool = False  # whether images may have several classes
+    reasons: dict[int, str] = field(default_factory=dict)  # of unreadable rows
     notes: list[str] = field(default_factory=list)
-    # by which they were brought to 8 bits when they were packed
+    # scale to 8 bits that the pack was made with
     pixel_range: PixelRange = PixelRange()
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
-def small(shard: Shard) -> list[str]:
+def select_columns(shard: Shard) -> list[str]:
+    """Return the small columns to read: paths of images, labels, sizes and split."""
     import pyarrow.types as kinds
 
     names = shard.schema.names
@@ -58,17 +57,18 @@ def small(shard: Shard) -> list[str]:
         if kinds.is_struct(kind) and kind.get_field_index("path") >= 0
         else []
     )
-    told = [name for name in ("height", "width", "split") if name in names]
-    return [*path, *([label] if label else []), *told]
+    extra = [name for name in ("height", "width", "split") if name in names]
+    return [*path, *([label] if label else []), *extra]
 
 
-def named(split: str | None, name: str | None, otherwise: str) -> str:
-    name = (name or otherwise).replace("\\", "/").lstrip("/")
+def make_name(split: str | None, name: str | None, default: str) -> str:
+    """Return the name of a row: its path, or `default`, below the folder of its split."""
+    name = (name or default).replace("\\", "/").lstrip("/")
     return name if not split or name.split("/")[0].lower() == split.lower() else f"{split}/{name}"
 
 
 def class_names(feature: Any) -> list[str]:
-    """The names of a ClassLabel, or of a list of them."""
+    """Return the names of a ClassLabel feature, or of a list of them."""
     while isinstance(feature, dict) and "feature" in feature:
         feature = feature["feature"]
     if isinstance(feature, list):
@@ -76,52 +76,54 @@ def class_names(feature: Any) -> list[str]:
     return list((feature or {}).get("names") or []) if isinstance(feature, dict) else []
 
 
-def labels(
+def read_labels(
     columns: Mapping[str, Any], features: Mapping[str, Any], names: Sequence[str] = ()
-) -> tuple[list[Said] | None, tuple[str, ...], bool]:
-    """What the column of labels says, image by image, the classes in their order, and whether an
-    image may have several.
+) -> tuple[list[ImageClasses] | None, tuple[str, ...], bool]:
+    """Return the classes of each image, all classes in order, and whether an image may have
+    several.
 
-    Numbers are places among `names`, or those that the features give; -1 and null: not known.
+    Numbers are places among `names`, else among those of the features. -1 and null are unknown.
     """
     import pyarrow.types as kinds
 
-    told = {"image", "name", "bytes", "height", "width", "group", "split"}
-    of = next((c for c in columns if c not in told and not kinds.is_struct(columns[c].type)), None)
-    if of is None:
+    other_columns = {"image", "name", "bytes", "height", "width", "group", "split"}
+    label_column = next(
+        (c for c in columns if c not in other_columns and not kinds.is_struct(columns[c].type)),
+        None,
+    )
+    if label_column is None:
         return None, (), False
-    column = columns[of]
+    column = columns[label_column]
     kind = column.type
-    several = kinds.is_list(kind) or kinds.is_large_list(kind)
-    inner = kind.value_type if several else kind
-    if kinds.is_dictionary(inner):
-        inner = inner.value_type
+    multi_label = kinds.is_list(kind) or kinds.is_large_list(kind)
+    value_kind = kind.value_type if multi_label else kind
+    if kinds.is_dictionary(value_kind):
+        value_kind = value_kind.value_type
     if not (
-        kinds.is_integer(inner)
-        or kinds.is_boolean(inner)
-        or kinds.is_string(inner)
-        or kinds.is_large_string(inner)
+        kinds.is_integer(value_kind)
+        or kinds.is_boolean(value_kind)
+        or kinds.is_string(value_kind)
+        or kinds.is_large_string(value_kind)
     ):
         return None, (), False
-    names = tuple(names or class_names(features.get(of)))
-    once: dict[
-        Any, str
-    ] = {}  # a million images share the strings, and the tuples, of a few classes
-    shared: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    names = tuple(names or class_names(features.get(label_column)))
+    # a million images share the strings and tuples of a few classes
+    strings: dict[Any, str] = {}
+    tuples: dict[tuple[Any, ...], tuple[str, ...]] = {}
 
-    def said(value: Any) -> str:
-        if value not in once:
-            once[value] = (
+    def class_name(value: Any) -> str:
+        if value not in strings:
+            strings[value] = (
                 names[value] if isinstance(value, int) and value < len(names) else str(value)
             )
-        return once[value]
+        return strings[value]
 
-    def row(value: Any) -> Said:
-        if value is None or (not several and value == -1):
+    def classes_of(value: Any) -> ImageClasses:
+        if value is None or (not multi_label and value == -1):
             return None
-        values = tuple(value) if several else (value,)
-        if values not in shared:
-            shared[values] = tuple(map(said, values))
-        return shared[values]
+        values = tuple(value) if multi_label else (value,)
+        if values not in tuples:
+            tuples[values] = tuple(map(class_name, values))
+        return tuples[values]
 
-    return [row(value) for value in column.to_pylist()], names, several
+    return [classes_of(value) for value in column.to_pylist()], names, multi_label

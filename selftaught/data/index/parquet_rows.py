@@ -1,6 +1,4 @@
-"""What a store says of its images, in the order in which they lie: a pack by its index, other files
-by their columns.
-"""
+"""The rows of Parquet files as images: of a pack by its index file, of others by their columns."""
 
 from __future__ import annotations
 
@@ -27,31 +25,31 @@ FORMAT = 1  # of packs
 _ANEW = "copy it again, or pack anew"
 
 
-def manifest(location: str) -> dict[str, Any] | None:
-    """What a pack says of itself; None: there is no pack. Raises UserError for one that is
-    damaged.
+def read_manifest(location: str) -> dict[str, Any] | None:
+    """Return the manifest of a pack; None where there is no pack. Raises UserError for a damaged
+    one.
     """
-    file = filesystem.within(location, MANIFEST)
+    file = filesystem.join_location(location, MANIFEST)
     try:
-        written = json.loads(filesystem.fetch(file))
+        content = json.loads(filesystem.fetch(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise read_error(printable(file), error) from None
     except (ValueError, RecursionError) as error:
         raise damage_error(printable(file), error, _ANEW) from None
-    if isinstance(written, dict) and written.get("format", FORMAT) != FORMAT:
+    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
         raise UserError(
             f"{printable(location)} was packed by another version of selftaught: take that one, or"
             " pack anew"
         )
-    if not _is_manifest(written):
-        raise damage_error(printable(file), "it is not what a pack says of itself", _ANEW)
-    return written
+    if not _is_manifest(content):
+        raise damage_error(printable(file), "fields of a pack are missing or wrong", _ANEW)
+    return content
 
 
-def _is_manifest(written: Any) -> bool:
-    """Whether it has all that is read of it, of the right kinds."""
+def _is_manifest(content: Any) -> bool:
+    """Whether it has every field that is read from it, with the right types."""
     kinds: dict[str, Any] = {
         "format": int,
         "settings": dict,
@@ -65,12 +63,12 @@ def _is_manifest(written: Any) -> bool:
         "index": dict | None,
         "finished": bool,
     }
-    if not isinstance(written, dict) or not all(
-        isinstance(written.get(name, ...), kind) for name, kind in kinds.items()
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(name, ...), kind) for name, kind in kinds.items()
     ):
         return False
     return all(
-        entry is None or _is_entry(entry) for entry in [*written["shards"], written["index"]]
+        entry is None or _is_entry(entry) for entry in [*content["shards"], content["index"]]
     )
 
 
@@ -82,70 +80,71 @@ def _is_entry(entry: Any) -> bool:
         return False
     return re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None and entry[
         "file"
-    ] == filesystem.base(entry["file"])
+    ] == filesystem.location_name(entry["file"])
 
 
-def of(
+def read_rows(
     location: str,
     cache: Path | None,
     on_progress: Callable[[int, int], None] | None,
-    forgotten: list[str],
+    cache_notes: list[str],
     max_pixels: int = MAX_PIXELS,
 ) -> Rows:
-    """The rows of a pack, of a Parquet file or of a folder of these. Raises UserError for what is
-    none of them.
+    """Return the rows of a pack, a Parquet file or a folder of these. Raises UserError for anything
+    else.
     """
-    row_cache.forget(location)
+    row_cache.invalidate(location)
     single = location.endswith(".parquet")
-    written = None if single else manifest(location)
-    if written is not None:
-        return _of_pack(location, written)
+    pack_manifest = None if single else read_manifest(location)
+    if pack_manifest is not None:
+        return _read_pack(location, pack_manifest)
     notes: list[str] = []
     try:
-        below = [] if single else hub.choose_set(location, filesystem.listed(location), notes)
-        files = [location] if single else [filesystem.within(location, file) for file in below]
+        parquet_files = (
+            [] if single else hub.choose_set(location, filesystem.list_parquet(location), notes)
+        )
+        files = (
+            [location]
+            if single
+            else [filesystem.join_location(location, file) for file in parquet_files]
+        )
     except OSError:
         files = []
     if not files:
         raise UserError(
-            f"{printable(location)}: neither a pack nor Parquet files are there; name a folder that"
-            " holds some"
+            f"{printable(location)}: no pack and no Parquet files; give a folder that holds some"
         )
-    rows = huggingface.rows_of(files, cache, on_progress, forgotten, max_pixels)
+    rows = huggingface.read_rows(files, cache, on_progress, cache_notes, max_pixels)
     rows.notes[:0] = notes
     return rows
 
 
-def join(
+def add_parquet_rows(
     places: Sequence[Root],
     files: Files,
     sizes: np.ndarray,
-    measured: np.ndarray,
+    measurements: np.ndarray,
     reasons: dict[int, str],
     cache: Path | None,
     on_progress: Callable[[int, int], None] | None,
     notes: list[str],
-    forgotten: list[str],
+    cache_notes: list[str],
     max_pixels: int,
 ) -> tuple[Files, np.ndarray, np.ndarray, dict[int, str], PixelRange]:
-    """`files`, their sizes, what was measured of them and what cannot be read, with the rows of all
-    stores among `places`, sorted by name again; and the range by which those were packed.
+    """Return files, sizes, measurements and reasons with all rows of Parquet files, sorted by name.
+
+    Also returns the pixel range that packs among `places` were made with.
     """
-    groups, seen, all_sizes, all_measured, pixel_range = (
-        0,
-        set[str](),
-        [sizes],
-        [measured],
-        PixelRange(),
-    )
+    groups, locations, pixel_range = 0, set[str](), PixelRange()
+    all_sizes, all_measurements = [sizes], [measurements]
     for root, place in enumerate(places):
-        if not place.is_store or place.real in seen:
+        if not place.is_parquet or place.real in locations:
             continue
-        seen.add(place.real)
-        rows = of(place.path, cache, on_progress, forgotten, max_pixels)
+        locations.add(place.real)
+        rows = read_rows(place.path, cache, on_progress, cache_notes, max_pixels)
         reasons = reasons | {len(files) + i: reason for i, reason in rows.reasons.items()}
         for i, path in enumerate(rows.paths):
-            said = rows.said[i] if rows.said else None
+            image_classes = rows.image_classes[i] if rows.image_classes else None
             group, digest = groups + int(rows.groups[i]), int(rows.digests[i])
             files.add(
                 path,
@@ -154,37 +153,41 @@ def join(
                 int(rows.bytes[i]),
                 0,
                 group,
-                said,
+                image_classes,
                 i in rows.pathless,
                 digest,
             )
         groups += int(rows.groups[-1]) + 1 if len(rows) else 0
         files.classes = tuple(dict.fromkeys([*files.classes, *rows.classes]))
-        files.several = files.several or rows.several
+        files.multi_label = files.multi_label or rows.multi_label
         all_sizes.append(rows.sizes)
-        all_measured.append(np.zeros((len(rows), 4)) if rows.measured is None else rows.measured)
-        pixel_range = pixel_range.or_else(rows.pixel_range)
+        all_measurements.append(
+            np.zeros((len(rows), 4)) if rows.measurements is None else rows.measurements
+        )
+        pixel_range = pixel_range.fill_missing(rows.pixel_range)
         notes += rows.notes
-    if not seen:
-        return files, sizes, measured, reasons, pixel_range
+    if not locations:
+        return files, sizes, measurements, reasons, pixel_range
     order = sorted(range(len(files)), key=lambda i: (files.names[i], files.roots[i], i))
-    place_of = {i: at for at, i in enumerate(order) if i in reasons}
-    sizes, measured = np.concatenate(all_sizes)[order], np.concatenate(all_measured)[order]
+    position_of = {i: at for at, i in enumerate(order) if i in reasons}
+    sizes, measurements = np.concatenate(all_sizes)[order], np.concatenate(all_measurements)[order]
     return (
-        files.chosen(order),
+        files.select(order),
         sizes,
-        measured,
-        {at: reasons[i] for i, at in place_of.items()},
+        measurements,
+        {at: reasons[i] for i, at in position_of.items()},
         pixel_range,
     )
 
 
-def _of_pack(location: str, written: dict[str, Any]) -> Rows:
-    finished(location, written)
-    shards = written["shards"]
-    for entry in [] if filesystem.is_url(location) else [*shards, written["index"]]:
+def _read_pack(location: str, pack_manifest: dict[str, Any]) -> Rows:
+    refuse_unfinished(location, pack_manifest)
+    shards = pack_manifest["shards"]
+    for entry in [] if filesystem.is_url(location) else [*shards, pack_manifest["index"]]:
         check_size(location, entry)
-    index = huggingface.opened(filesystem.within(location, written["index"]["file"]))
+    index = huggingface.open_shard(
+        filesystem.join_location(location, pack_manifest["index"]["file"])
+    )
     names = index.schema.names
     table = index.read(range(index.metadata.num_row_groups), names)
     column = {name: table.column(name) for name in names}
@@ -193,8 +196,10 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
         raise UserError(
             f"{printable(location)}: {MANIFEST} and its index differ; copy it again, or pack anew"
         )
-    files = [filesystem.within(location, entry["file"]) for entry in shards]
-    said, classes, several = parquet_columns.labels(column, {}, written["classes"])
+    files = [filesystem.join_location(location, entry["file"]) for entry in shards]
+    image_classes, classes, multi_label = parquet_columns.read_labels(
+        column, {}, pack_manifest["classes"]
+    )
     return Rows(
         paths=[
             f"{file}/{row}"
@@ -204,7 +209,7 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
         names=column["name"].to_pylist(),
         bytes=column["bytes"].to_numpy().astype(np.int64),
         digests=(
-            np.concatenate([_digests(entry) for entry in shards])
+            np.concatenate([_row_digests(entry) for entry in shards])
             if shards
             else np.zeros(0, np.int64)
         ),
@@ -212,26 +217,26 @@ def _of_pack(location: str, written: dict[str, Any]) -> Rows:
             np.int64
         ),
         groups=column["group"].to_numpy().astype(np.int64),
-        said=said,
+        image_classes=image_classes,
         classes=classes,
-        several=several,
-        pixel_range=_pixel_range(location, written),
+        multi_label=multi_label,
+        pixel_range=_pixel_range(location, pack_manifest),
     )
 
 
-def _digests(entry: dict[str, Any]) -> np.ndarray:
-    """What names the content of each row of a shard, as the manifest knows the shard's."""
-    whole = np.uint64(int(entry["sha256"][:16], 16))
-    return (whole + np.arange(entry["rows"], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(
+def _row_digests(entry: dict[str, Any]) -> np.ndarray:
+    """Return a digest of each row of a shard, from the shard's digest in the manifest."""
+    first = np.uint64(int(entry["sha256"][:16], 16))
+    return (first + np.arange(entry["rows"], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(
         np.int64
     )
 
 
-def _pixel_range(location: str, written: dict[str, Any]) -> PixelRange:
+def _pixel_range(location: str, pack_manifest: dict[str, Any]) -> PixelRange:
     try:
         return (
-            PixelRange.from_json(written["pixel_range"])
-            if "pixel_range" in written
+            PixelRange.from_json(pack_manifest["pixel_range"])
+            if "pixel_range" in pack_manifest
             else PixelRange()
         )
     except UserError as error:
@@ -241,9 +246,9 @@ def _pixel_range(location: str, written: dict[str, Any]) -> PixelRange:
         ) from None
 
 
-def finished(location: str, written: dict[str, Any]) -> None:
-    """Refuses a pack that is not."""
-    if not written["finished"] or None in (*written["shards"], written["index"]):
+def refuse_unfinished(location: str, pack_manifest: dict[str, Any]) -> None:
+    """Raise UserError for a pack that is not finished."""
+    if not pack_manifest["finished"] or None in (*pack_manifest["shards"], pack_manifest["index"]):
         raise UserError(
             f"{printable(location)} is not finished: run the same `selftaught pack` again, which"
             " goes on with it"
@@ -251,10 +256,10 @@ def finished(location: str, written: dict[str, Any]) -> None:
 
 
 def check_size(location: str, entry: dict[str, Any]) -> None:
-    """Refuses a file of a pack that is missing or of another size, which costs nothing to see."""
-    file = filesystem.within(location, entry["file"])
+    """Raise UserError for a file of a pack that is missing or has another size."""
+    file = filesystem.join_location(location, entry["file"])
     try:
-        size = filesystem.facts(file)[0]
+        size = filesystem.stat_file(file)[0]
     except FileNotFoundError:
         raise UserError(
             f"{printable(file)} is missing: copy it again, or run the same `selftaught pack` again"

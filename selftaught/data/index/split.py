@@ -1,4 +1,4 @@
-"""Which images are held out: as their folders say, or drawn by a seed."""
+"""The held-out split, drawn by a seed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from selftaught.data.index.scan import Files
 
 
 def draw_split(files: Files, rows: np.ndarray | None, holdout: float, seed: int) -> np.ndarray:
-    """[n] bool: of every class the share `holdout` with the smallest hash, at least one of two and
-    never all.
+    """Return [n] bool, held out: of every class the share `holdout` with the smallest hashes.
 
-    Where some images are labelled and others not, only labelled ones are held out: they are what
-    can be scored.
+    Of two images or more at least one is held out, and never all. Where labels are partial, only
+    labelled images are held out, as only these can be scored.
 
-    With several classes an image the rarest class chooses first among what no other has chosen from
-    (Sechidis et al., 2011, "On the stratification of multi-label data"), so that its few images are
-    shared out well.
+    rows: labels [n] or [n, C]; None: no labels. With several classes an image the rarest class
+    draws first, from the images without a draw (Sechidis et al., 2011, "On the stratification of
+    multi-label data"). Its few images are then well distributed.
     """
     is_test = np.zeros(len(files), dtype=bool)
     if holdout == 0:

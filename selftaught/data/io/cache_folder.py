@@ -1,6 +1,4 @@
-"""The cache: what was found out of images, remembered between one run and the next as far as the
-disk lets it be.
-"""
+"""The cache folder of a user: results about images that later runs read again."""
 
 import os
 from collections.abc import Callable
@@ -9,11 +7,11 @@ from pathlib import Path
 from selftaught.errors import FileError
 from selftaught.files import atomic
 
-_failed: set[Path | None] = set()  # folders that could not be written, of which it was said
+_unwritable: set[Path | None] = set()  # folders that a note names already
 
 
-def default_cache() -> Path | None:
-    """Its folder; None for a user without a home."""
+def default_cache_folder() -> Path | None:
+    """Return the folder `selftaught` in the user's cache; None for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):
         return Path(base) / "selftaught"
@@ -23,18 +21,20 @@ def default_cache() -> Path | None:
         return None
 
 
-def remember(file: Path | None, write: Callable[[Path], object], notes: list[str]) -> None:
-    """Write a file of the cache, as `atomic` does. Where that cannot be, the next run takes as long
-    as this one, and a note says so: one for each folder that a process cannot write.
+def write_cache_file(file: Path | None, write: Callable[[Path], object], notes: list[str]) -> None:
+    """Write one file of the cache by `atomic`.
+
+    A failure to write becomes a note, one per folder and process. The next run then repeats the
+    work.
     """
     folder = file.parent if file is not None else None
     try:
         if file is not None:
             atomic(file, write)
             return
-        reason = "there is no home for a cache; name a folder for it by XDG_CACHE_HOME"
+        reason = "this user has no home folder; set XDG_CACHE_HOME to a folder"
     except FileError as error:
         reason = str(error)
-    if folder not in _failed:
-        _failed.add(folder)
-        notes.append(f"nothing is remembered of these images: {reason}")
+    if folder not in _unwritable:
+        _unwritable.add(folder)
+        notes.append(f"results about these images are not cached: {reason}")

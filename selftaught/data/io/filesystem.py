@@ -1,7 +1,6 @@
-"""Locations: paths of this machine and URLs alike, what lies there, and its bytes.
+"""Local paths and URLs as locations: what lies at one, and its bytes.
 
-Everything but a path goes through fsspec, whose file systems take their credentials from the
-environment. Errors that may pass are met by trying again; then the user is told in one line.
+URLs are read by fsspec, with credentials from the environment. Transient errors are retried.
 """
 
 from __future__ import annotations
@@ -20,34 +19,40 @@ from selftaught.text import printable
 
 T = TypeVar("T")
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # two letters at least: C:\ is a disk
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # at least two letters: C:\ is a disk
 _TRIES = 5
-_PAUSE = 0.2  # seconds before the second try, then twice as long each time: 3 s in all
-# levels of folders that are searched for Parquet files: a configuration, data, a split, and some
-# around these
-_DEPTH = 5
-_MOST_FOLDERS = 64  # that a server is asked for
-_TIMEOUT = 30  # seconds without a byte over HTTP, after which a try has failed
+_PAUSE = 0.2  # seconds before the second try; doubled before each later one, 3 s in all
+_MAX_DEPTH = 5  # levels of folders: a configuration, data, a split, and some around these
+_MAX_FOLDERS = 64  # folders of one level that are listed on a server
+_TIMEOUT = 30  # seconds without a byte over HTTP, after which a try fails
+# what servers state of a file that changes with its content
+_STAMP_KEYS = (
+    *("ETag", "Content-MD5", "Last-Modified", "LastModified"),  # of HTTP and S3
+    *("etag", "mtime", "created", "checksum"),  # of other file systems
+)
 
 
-def needed(module: str) -> Any:
-    """The module of an optional library, or the line that says how to install it."""
+def import_optional(module: str) -> Any:
+    """Import a module of an optional library; raise UserError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        what = "Parquet files" if module.startswith("pyarrow") else "URLs"
+        purpose = "Parquet files" if module.startswith("pyarrow") else "URLs"
         raise UserError(
-            f"{what} need {error.name or module}: pip install 'selftaught[pack]'"
+            f"{purpose} need {error.name or module}: pip install 'selftaught[pack]'"
         ) from None
 
 
 def is_url(location: str | Path) -> bool:
+    """Whether a location is a URL, and no local path."""
     return _SCHEME.match(os.fspath(location)) is not None
 
 
-def spelt(location: str | Path) -> str:
-    """One spelling of a location: no slash at its end, and what pathlib makes of a URL
-    (https:/host) mended.
+def normalize_location(location: str | Path) -> str:
+    """Return a location without a slash at its end, with `https:/host` of pathlib as
+    `https://host`.
+
+    Raises UserError for a URL with a query or a password.
     """
     text = os.fspath(location)
     if not is_url(text):
@@ -55,35 +60,37 @@ def spelt(location: str | Path) -> str:
     if "?" in text or re.search(r"//[^/@]*@", text):
         raise UserError(
             f"{text.partition('?')[0].rpartition('@')[2]}: a URL with a query or a password would"
-            " be written into the run: give credentials by the environment, as fsspec reads them"
+            " be written into the run: give credentials by the environment variables of fsspec"
         )
     text = _SCHEME.sub(r"\1://", text).rstrip("/")
     return "/" + text.removeprefix("file://").lstrip("/") if text.startswith("file://") else text
 
 
-def within(location: str, name: str) -> str:
+def join_location(location: str, name: str) -> str:
+    """Return the location of `name` in a folder."""
     return f"{location.rstrip('/')}/{name}"
 
 
-def base(location: str) -> str:
-    """The last part of a location."""
+def location_name(location: str) -> str:
+    """Return the last part of a location."""
     return re.split(r"[/\\]", location.rstrip("/\\"))[-1]
 
 
-def facts(location: str) -> tuple[int, str]:
-    """The size of a file in bytes, and a stamp that changes when the file does. Raises
-    FileNotFoundError.
+def stat_file(location: str) -> tuple[int, str]:
+    """Return a file's size in bytes and a stamp that changes with the file.
+
+    Raises FileNotFoundError, and UserError where a server states no size.
     """
     if not is_url(location):
         status = os.stat(location)
-        return status.st_size, str(stamp(status))
-    info: dict[str, Any] = _patiently(location, lambda system, path: system.info(path))
+        return status.st_size, str(file_stamp(status))
+    info: dict[str, Any] = _retry(location, lambda system, path: system.info(path))
     if info.get("size") is None:
         raise UserError(
-            f"{location}: the server does not say how large it is, so that parts of it cannot be"
-            " read"
+            f"{location}: the server states no size, so that parts of the file cannot be read:"
+            " copy it to this machine"
         )
-    marks = (
+    keys = [
         "ETag",
         "Content-MD5",
         "Last-Modified",
@@ -92,71 +99,78 @@ def facts(location: str) -> tuple[int, str]:
         "mtime",
         "created",
         "checksum",
-    )
-    return int(info["size"]), " ".join(f"{name}={info[name]}" for name in marks if info.get(name))
+    ]
+    return int(info["size"]), " ".join(f"{name}={info[name]}" for name in keys if info.get(name))
 
 
-def stamp(status: os.stat_result) -> int:
-    """A number that changes whenever a file of this machine does. The time of its last change can
-    be set, and is kept by `cp -p`, `rsync -t` and `tar`; that of its inode is the system's own.
+def file_stamp(status: os.stat_result) -> int:
+    """Return a number that changes whenever a local file changes.
+
+    `cp -p`, `rsync -t` and `tar` preserve the modification time. The inode's change time is the
+    system's own.
     """
-    # of numbers it is the same in every process
+    # the hash of integers is equal in every process
     return hash((status.st_mtime_ns, status.st_ctime_ns))
 
 
 def fetch(location: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes [start, end) of a file, or all of them. Raises FileNotFoundError, and UserError
-    where a server fails.
+    """Return the bytes [start, end) of a file, or all of them.
+
+    Raises FileNotFoundError, and UserError where a server fails.
     """
     if not is_url(location):
         with open(location, "rb") as file:
             file.seek(start or 0)
             return file.read() if end is None else file.read(end - (start or 0))
 
-    def part(system: Any, path: str) -> bytes:
+    def read_range(system: Any, path: str) -> bytes:
         data: bytes = system.cat_file(path, start=start, end=end)
         if start is not None and end is not None and len(data) != end - start:
             if len(data) > end - start:
                 raise UserError(
-                    f"{location}: the server sends the whole file instead of a part (it knows no"
-                    " Range requests)"
+                    f"{location}: the server sends the whole file instead of a part (no Range"
+                    " requests): copy it to this machine"
                 )
             raise ConnectionError(f"{len(data)} of {end - start} bytes arrived")
         return data
 
-    return _patiently(location, part)
+    return _retry(location, read_range)
 
 
-def listed(location: str) -> list[str]:
-    """The Parquet files below a folder, sorted, as paths from it. Packs and what is hidden are
-    passed over. A server is not searched deeper than where the first are. Raises FileNotFoundError.
+def list_parquet(location: str) -> list[str]:
+    """Return the Parquet files below a folder, sorted, as paths relative to it.
+
+    Packs and hidden files are left out. On a server the search stops at the first level with files.
+    Raises FileNotFoundError.
     """
-    found: list[str] = []
+    parquet_files: list[str] = []
     level = [""]
-    for _ in range(_DEPTH):
-        deeper: list[str] = []
-        for below in level:
+    for _ in range(_MAX_DEPTH):
+        next_level: list[str] = []
+        for folder in level:
             try:
-                files, folders = _entries(within(location, below) if below else location)
+                files, folders = _list_folder(
+                    join_location(location, folder) if folder else location
+                )
             except OSError:
-                if not below:
+                if not folder:
                     raise
                 continue
-            if below and "pack.json" in files:
+            if folder and "pack.json" in files:
                 continue
-            at = f"{below}/" if below else ""
-            found += [
-                at + name for name in files if name.endswith(".parquet") and not is_hidden(name)
+            prefix = f"{folder}/" if folder else ""
+            parquet_files += [
+                prefix + name for name in files if name.endswith(".parquet") and not is_hidden(name)
             ]
-            deeper += [at + name for name in folders if not is_hidden(name)]
-        if is_url(location) and (found or len(deeper) > _MOST_FOLDERS):
+            next_level += [prefix + name for name in folders if not is_hidden(name)]
+        if is_url(location) and (parquet_files or len(next_level) > _MAX_FOLDERS):
             break
-        level = deeper
-    return sorted(found)
+        level = next_level
+    return sorted(parquet_files)
 
 
-def _entries(location: str) -> tuple[list[str], list[str]]:
-    """The names of the files and of the folders in a folder."""
+def _list_folder(location: str) -> tuple[list[str], list[str]]:
+    """Return the names of the files and of the folders in a folder."""
     files: list[str] = []
     folders: list[str] = []
     if not is_url(location):
@@ -165,47 +179,48 @@ def _entries(location: str) -> tuple[list[str], list[str]]:
                 (folders if entry.is_dir() else files).append(entry.name)
         return files, folders
 
-    def names(system: Any, path: str) -> list[dict[str, Any]]:
+    def list_entries(system: Any, path: str) -> list[dict[str, Any]]:
         system.invalidate_cache()
         return list(system.ls(path, detail=True))
 
-    for found in _patiently(location, names):
-        name = base(found["name"])
-        # Some web servers do not tell a folder from a file: then its name has to.
-        folder = (
-            found["type"] == "directory"
+    for info in _retry(location, list_entries):
+        name = location_name(info["name"])
+        # Some web servers do not mark folders: the name decides.
+        is_folder = (
+            info["type"] == "directory"
             or name in ("data", "default")
             or plain_side(name) is not None
         )
-        (folders if folder else files).append(name)
+        (folders if is_folder else files).append(name)
     return files, folders
 
 
-def _patiently(location: str, ask: Callable[[Any, str], T]) -> T:
-    for left in reversed(range(_TRIES)):
+def _retry(location: str, request: Callable[[Any, str], T]) -> T:
+    """Call `request` with the file system and the path of a location, up to `_TRIES` times."""
+    for tries_left in reversed(range(_TRIES)):
         try:
-            system, path = _system(location)
-            return ask(system, path)
+            system, path = _open_system(location)
+            return request(system, path)
         except UserError:
             raise
-        except Exception as error:  # every file system fails in its own way
+        except Exception as error:  # each file system has exceptions of its own
             if isinstance(error, FileNotFoundError):
-                if _gone(error):
+                if _is_missing(error):
                     raise
                 error = error.__cause__  # type: ignore[assignment]
-            if not left or not _may_pass(error):
-                said = " ".join(str(error).split())[:200] or type(error).__name__
-                often = "" if left else f" after {_TRIES} tries"
+            if not tries_left or not _is_transient(error):
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                attempts = "" if tries_left else f" after {_TRIES} tries"
                 raise UserError(
-                    f"{printable(location)} cannot be read{often} ({said}): is the server there,"
-                    " and are the credentials right?"
+                    f"{printable(location)} cannot be read{attempts} ({reason}):"
+                    " check the server and the credentials"
                 ) from None
-            time.sleep(_PAUSE * 2 ** (_TRIES - 1 - left))
+            time.sleep(_PAUSE * 2 ** (_TRIES - 1 - tries_left))
     raise AssertionError
 
 
-def _gone(error: FileNotFoundError) -> bool:
-    """Whether a file is not there; fsspec says so, too, when a server could not be asked."""
+def _is_missing(error: FileNotFoundError) -> bool:
+    """Whether a file does not exist. fsspec raises this error for an unreachable server, too."""
     cause = error.__cause__
     return (
         cause is None
@@ -214,28 +229,28 @@ def _gone(error: FileNotFoundError) -> bool:
     )
 
 
-def _may_pass(error: Exception) -> bool:
-    status = getattr(error, "status", None)  # of HTTP
-    known = isinstance(status, int) and status < 500 and status not in (408, 425, 429)
-    return not known and not isinstance(error, PermissionError | NotImplementedError | ImportError)
+def _is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    status = getattr(error, "status", None)  # HTTP status
+    if isinstance(status, int) and status < 500 and status not in (408, 425, 429):
+        return False
+    return not isinstance(error, PermissionError | NotImplementedError | ImportError)
 
 
-def _system(location: str) -> tuple[Any, str]:
-    """The file system of a URL (fsspec keeps one for each kind, anew in a forked process), and the
-    path in it.
+def _open_system(location: str) -> tuple[Any, str]:
+    """Return the file system of a URL and the path in it.
+
+    fsspec caches one file system for each kind, and makes it anew in a forked process.
     """
-    fsspec = needed("fsspec")
+    fsspec = import_optional("fsspec")
     options = {}
     if location.startswith(("http://", "https://")):
-        aiohttp = needed("aiohttp")
+        aiohttp = import_optional("aiohttp")
         options["client_kwargs"] = {
             "timeout": aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT, sock_read=_TIMEOUT)
         }
     try:
         system, path = fsspec.core.url_to_fs(location, **options)
-    except (
-        ImportError,
-        ValueError,
-    ) as error:  # a kind that it does not know, or one whose library is missing
+    except (ImportError, ValueError) as error:  # an unknown kind, or a missing library
         raise UserError(f"{printable(location)}: {error}") from None
     return system, path

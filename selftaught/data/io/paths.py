@@ -1,4 +1,4 @@
-"""A million paths in little memory."""
+"""A sequence of paths in one string of bytes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import numpy as np
 
 
 class Paths(Sequence[Path]):
-    """An immutable sequence of paths in one string of bytes: a million cost their letters, not a
-    million objects.
+    """An immutable sequence of paths in one string of bytes, without an object per path.
 
-    Worker processes share it without copying: reading it touches no reference count of a single
-    path.
+    Forked workers share it without copies: reading changes no reference count of a path.
     """
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
@@ -23,12 +21,13 @@ class Paths(Sequence[Path]):
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         self._text = b"".join(names)
 
-    def packed(self) -> tuple[bytes, np.ndarray]:
-        """One string, and where in it each path ends."""
+    def to_bytes(self) -> tuple[bytes, np.ndarray]:
+        """Return the string of all paths, and the end [N] of each in it."""
         return self._text, self._ends
 
     @classmethod
-    def unpacked(cls, text: bytes, ends: np.ndarray) -> Paths:
+    def from_bytes(cls, text: bytes, ends: np.ndarray) -> Paths:
+        """Return the sequence of what `to_bytes` returned."""
         paths = cls(())
         paths._text, paths._ends = text, ends
         return paths
@@ -43,7 +42,7 @@ class Paths(Sequence[Path]):
     def __getitem__(self, position: int | slice) -> Path | tuple[Path, ...]:
         if isinstance(position, slice):
             return tuple(self[i] for i in range(*position.indices(len(self))))
-        i = range(len(self))[position]  # negative positions, and IndexError past the end
+        i = range(len(self))[position]  # negative positions count from the end; raises IndexError
         start = int(self._ends[i - 1]) if i else 0
         return Path(os.fsdecode(self._text[start : int(self._ends[i])]))
 

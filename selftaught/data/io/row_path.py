@@ -11,17 +11,17 @@ from typing import NamedTuple
 from selftaught.data.io import filesystem
 
 _ROW = re.compile(r"(.+\.parquet)/(\d+)", re.DOTALL)
-_spell = lru_cache(1024)(filesystem.spelt)
+_normalize = lru_cache(1024)(filesystem.normalize_location)
 
 
-class Place(NamedTuple):
-    """A row of a Parquet file."""
+class RowAddress(NamedTuple):
+    """The address of an image in a Parquet file: the file's location and the row."""
 
     shard: str
     row: int
 
     @classmethod
-    def of(cls, path: Path | str) -> Place | None:
-        """The row that a path names; None: it names a file."""
+    def parse(cls, path: Path | str) -> RowAddress | None:
+        """Return the row that a path names; None for the path of a file."""
         match = _ROW.fullmatch(os.fspath(path))
-        return cls(_spell(match[1]), int(match[2])) if match else None
+        return cls(_normalize(match[1]), int(match[2])) if match else None

@@ -1,19 +1,19 @@
-"""The bytes of an image, wherever it lies: a file, an address, or a row of a Parquet file."""
+"""The encoded bytes of an image: of a file, a URL or a row of a Parquet file."""
 
 from pathlib import Path
 
 from selftaught.data.io import integrity
-from selftaught.data.io.row_path import Place
+from selftaught.data.io.row_path import RowAddress
 
 
 def read_bytes(path: Path | str, column: str | None = None) -> bytes:
-    """All bytes of an image; of a row also those of another `column` of images ("mask").
+    """Return all bytes of an image; for a row those of another `column` of images ("mask"), too.
 
-    Raises `Unreadable` where there are none to be had, and UserError where a server fails.
+    Raises `Unreadable` where there are none, and UserError where a server fails.
     """
-    place = Place.of(path)
-    if place is None:
-        return integrity.read(path)
-    from selftaught.data.parquet import row_cache  # for those who have Parquet files
+    address = RowAddress.parse(path)
+    if address is None:
+        return integrity.read_file(path)
+    from selftaught.data.parquet import row_cache  # imports pyarrow
 
-    return row_cache.read_row(place, column)
+    return row_cache.read_row(address, column)

@@ -1,17 +1,14 @@
-"""Packing: a set of images into Parquet shards that are read again and again, here or far away, by
-anything that reads them.
+"""Packs: an image set as Parquet shards, for fast repeated reading from disks or servers.
 
     photos.pack/
-      train-00000-of-00007.parquet   image: {bytes, path}, label or labels, height, width, mask:
-      {bytes, path} test-00000-of-00002.parquet    as Hugging Face's `datasets` names and describes
-      them index.parquet                  of every row all but the pixels, so that a reader need not
-      ask each row group pack.json                      settings, what was packed, and of every file
-      its rows, bytes and sha256
+      train-00000-of-00007.parquet  image: {bytes, path}, label or labels, height, width, mask
+      test-00000-of-00002.parquet   names and schema are those of Hugging Face's `datasets`
+      index.parquet                 all columns but the pixels, so that readers open one file
+      pack.json                     settings, source, and each file's rows, bytes and sha256
 
-The rows lie in the order of a hash of their names: every row group is a sample of the whole,
-whatever the folders' order. Shards are planned before the first is written, and each is written
-whole: after a kill the same command goes on with the next one, and ends with the same bytes. Over
-200 lines with what a rerun may find.
+Rows are sorted by a hash of their names, so that every row group is a sample of the set. Shards are
+planned before any is written. After an interruption the same command continues with the next shard,
+and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -32,29 +29,27 @@ from selftaught.data.index.build import Index, build_index
 from selftaught.data.index.scan import SUFFIXES
 from selftaught.data.io import filesystem
 from selftaught.data.io.integrity import MAX_PIXELS
-from selftaught.data.io.parallel import in_parallel
+from selftaught.data.io.parallel import run_parallel
 from selftaught.data.pack.encode import Encoded, Encoding, encode
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
 from selftaught.files import atomic, locked, write_json
 from selftaught.text import count_text, list_reasons, printable
 
-_GROUP_IMAGES, _GROUP_BYTES = 64, 1 << 20  # a row group ends with whichever is reached first
-_AT_ONCE = 256  # images that are encoded side by side before they are written
-# only to plan how many shards there will be
+_GROUP_IMAGES, _GROUP_BYTES = 64, 1 << 20  # a row group ends at the first of both limits
+_BATCH = 256  # images that are encoded in parallel before they are written
+# estimates, to plan the number of shards
 _BYTES_PER_PIXEL = {"jpeg": 0.35, "webp": 0.25, "png": 2.0}
 _INDEX = "index.parquet"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images go into which shard: known before any is written, and the same whenever it is
-    asked for.
-    """
+    """Which images go into which shard; equal in every run."""
 
     index: Index
     masks: dict[int, Path]
-    shards: dict[str, list[int]]  # file: positions of the images, in the order of its rows
+    shards: dict[str, list[int]]  # positions of the images in each file, in the order of its rows
 
 
 def pack(
@@ -70,22 +65,18 @@ def pack(
     on_index: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Pack the images of `roots` into the folder `out`, or go on where that broke off; return
+    """Pack the images of `roots` into the folder `out`, or continue an interrupted pack; return
     `out`.
 
-    labels: as `index.build` takes them. masks: a folder with masks under the relative paths of
-    their images (whatever the suffix). shard: megabytes that a file will have, roughly. max_pixels:
-    as for `index.build`. A split by folders or by a table is kept, and none is drawn.
+    labels, max_pixels: as in `build_index`. masks: a folder with masks under the relative paths of
+    their images, of any suffix. shard: approximate megabytes of a file. A split by folders or by a
+    table is kept, and none is drawn.
 
-    Raises UserError for what the user can mend: other settings or other data than `out` was begun
-    with, among them.
+    Raises UserError for invalid input, such as settings or data other than those of a started pack.
     """
-    filesystem.needed("pyarrow.parquet")
+    filesystem.import_optional("pyarrow.parquet")
     if filesystem.is_url(str(out)):
-        raise UserError(
-            f"--out {out}: pack into a folder of this machine, and copy that to where it shall be"
-            " read"
-        )
+        raise UserError(f"--out {out}: pack into a folder of this machine, then copy it to the URL")
     if (
         out.exists()
         and any(out.iterdir())
@@ -97,14 +88,14 @@ def pack(
         roots, labels=labels, holdout=0, max_pixels=max_pixels, on_progress=on_index
     )
     say(index.describe())
-    plan = _planned(index, _masks_of(index, masks, say), encoding, shard)
+    plan = _make_plan(index, _find_masks(index, masks, say), encoding, shard)
     with locked(
         out / ".lock", lambda: say(f"another process packs into {printable(out)}; waiting"), say
     ):
-        return _carry_out(plan, out, encoding, shard, say, on_progress)
+        return _write_pack(plan, out, encoding, shard, say, on_progress)
 
 
-def _carry_out(
+def _write_pack(
     plan: Plan,
     out: Path,
     encoding: Encoding,
@@ -112,41 +103,42 @@ def _carry_out(
     say: Callable[[str], None],
     on_progress: Callable[[int, int], None] | None,
 ) -> Path:
-    written = _begun(out, plan, encoding, shard)
+    manifest = _open_manifest(out, plan, encoding, shard)
     entries: list[dict[str, Any] | None] = [
-        e if e and _there(out, e) else None for e in written["shards"]
+        e if e and _is_complete(out, e) else None for e in manifest["shards"]
     ]
-    if written["finished"] and all(entries) and written["index"] and _there(out, written["index"]):
+    index = manifest["index"]
+    if manifest["finished"] and all(entries) and index and _is_complete(out, index):
         say(f"{printable(out)} is done already")
         return out
-    done, total = 0, len(plan.index)
+    rows_before, total = 0, len(plan.index)
     for number, (file, positions) in enumerate(plan.shards.items()):
         if entries[number] is None:
-            so_far = done
+            start = rows_before
 
-            def progress(n: int, so_far: int = so_far) -> None:
+            def progress(n: int, start: int = start) -> None:
                 if on_progress is not None:
-                    on_progress(so_far + n, total)
+                    on_progress(start + n, total)
 
             def write_shard(
                 draft: Path, rows: list[int] = positions, report: Any = progress
             ) -> None:
-                _write(draft, plan, rows, encoding, report)
+                _write_shard(draft, plan, rows, encoding, report)
 
             atomic(out / file, write_shard)
-            entries[number] = _entry(out / file, len(positions))
+            entries[number] = _make_entry(out / file, len(positions))
             write_json(
-                out / parquet_rows.MANIFEST, {**written, "shards": entries, "finished": False}
+                out / parquet_rows.MANIFEST, {**manifest, "shards": entries, "finished": False}
             )
-        done += len(positions)
+        rows_before += len(positions)
     atomic(out / _INDEX, lambda draft: _write_index(draft, out, plan))
-    finished = {
-        **written,
+    final = {
+        **manifest,
         "shards": entries,
-        "index": _entry(out / _INDEX, total),
+        "index": _make_entry(out / _INDEX, total),
         "finished": True,
     }
-    write_json(out / parquet_rows.MANIFEST, finished)
+    write_json(out / parquet_rows.MANIFEST, final)
     size = sum(e["bytes"] for e in entries if e) / 1e6
     say(
         f"{printable(out)}: {count_text(total, 'image')} in {count_text(len(entries), 'shard')},"
@@ -155,13 +147,12 @@ def _carry_out(
     return out
 
 
-def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, Any]:
-    """What the manifest in `out` says, or a new one; refuses what was begun with other settings or
-    other data.
-    """
+def _open_manifest(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, Any]:
+    """Return the manifest in `out`, or write a new one; refuse other settings or other data."""
     index = plan.index
-    # as older versions know it
-    source, older = (_source(plan, index.fingerprint), _source(plan, index.listing))
+    # `listing`: as in packs of older versions
+    source = _hash_source(plan, index.fingerprint)
+    listing_source = _hash_source(plan, index.listing)
     several = index.labels is not None and index.labels.dim() == 2
     new: dict[str, Any] = {
         "format": parquet_rows.FORMAT,
@@ -182,31 +173,31 @@ def _begun(out: Path, plan: Plan, encoding: Encoding, shard: int) -> dict[str, A
         "index": None,
         "finished": False,
     }
-    known = parquet_rows.manifest(str(out))
-    if known is None:
+    manifest = parquet_rows.read_manifest(str(out))
+    if manifest is None:
         write_json(out / parquet_rows.MANIFEST, new)
         return new
-    if changed := [k for k, v in new["settings"].items() if known["settings"].get(k) != v]:
-        said = ", ".join(f"--{k} {known['settings'].get(k)}" for k in changed)
+    if changed := [k for k, v in new["settings"].items() if manifest["settings"].get(k) != v]:
+        settings = ", ".join(f"--{k} {manifest['settings'].get(k)}" for k in changed)
         raise UserError(
-            f"{printable(out)} was begun with {said}: ask for the same again, or choose another"
-            " --out"
+            f"{printable(out)} was started with {settings}: give the same options, or choose"
+            " another --out"
         )
-    if known["source"] == older:
-        new["source"] = older
-    same = len(known["shards"]) == len(new["shards"])
-    if not same or any(
-        known[k] != new[k] for k in ("source", "classes", "several", "split", "masks")
+    if manifest["source"] == listing_source:
+        new["source"] = listing_source
+    same_shards = len(manifest["shards"]) == len(new["shards"])
+    if not same_shards or any(
+        manifest[k] != new[k] for k in ("source", "classes", "several", "split", "masks")
     ):
         raise UserError(
-            f"the images, labels or masks have changed since {printable(out)} was begun: choose"
+            f"the images, labels or masks have changed since {printable(out)} was started: choose"
             " another --out, or delete it"
         )
-    return known
+    return manifest
 
 
-def _source(plan: Plan, fingerprint: str) -> str:
-    """What names that which is packed."""
+def _hash_source(plan: Plan, fingerprint: str) -> str:
+    """Return a hash of images, labels and masks."""
     source = hashlib.sha256(fingerprint.encode())
     for position, mask in sorted(plan.masks.items()):
         source.update(
@@ -215,7 +206,7 @@ def _source(plan: Plan, fingerprint: str) -> str:
     return source.hexdigest()
 
 
-def _planned(index: Index, masks: dict[int, Path], encoding: Encoding, shard: int) -> Plan:
+def _make_plan(index: Index, masks: dict[int, Path], encoding: Encoding, shard: int) -> Plan:
     if shard < 1:
         raise UserError(f"--shard must be 1 megabyte or more, and not {shard}")
     shards: dict[str, list[int]] = {}
@@ -242,35 +233,38 @@ def _planned(index: Index, masks: dict[int, Path], encoding: Encoding, shard: in
     return Plan(index, masks, shards)
 
 
-def _masks_of(index: Index, folder: Path | None, say: Callable[[str], None]) -> dict[int, Path]:
-    """The mask of each image that has one: the file of the same path below `folder`, whatever its
-    suffix.
+def _find_masks(index: Index, folder: Path | None, say: Callable[[str], None]) -> dict[int, Path]:
+    """Return the mask of each image that has one: the file of the same path below `folder`.
+
+    The suffix may differ.
     """
     if folder is None:
         return {}
-    found = {
+    mask_files = {
         p.relative_to(folder).with_suffix(""): p
         for p in folder.rglob("*")
         if p.suffix.lower() in SUFFIXES
     }
     masks = {
-        i: found[name]
+        i: mask_files[name]
         for i in range(len(index))
-        if (name := index.names[i].with_suffix("")) in found
+        if (name := index.names[i].with_suffix("")) in mask_files
     }
     if not masks:
         raise UserError(
             f"--masks {printable(folder)}: no image has a mask there; a mask has the path of its"
             " image"
         )
-    if len(masks) < max(len(index), len(found)):
-        without = f"{len(index) - len(masks):,} of {count_text(len(index), 'image')} without a mask"
-        say(f"{without}, {len(found) - len(masks):,} masks without an image")
+    if len(masks) < max(len(index), len(mask_files)):
+        unmasked = (
+            f"{len(index) - len(masks):,} of {count_text(len(index), 'image')} without a mask"
+        )
+        say(f"{unmasked}, {len(mask_files) - len(masks):,} masks without an image")
     return masks
 
 
 def _schema(plan: Plan) -> Any:
-    """Arrow's, with what Hugging Face's `datasets` reads from it."""
+    """Return Arrow's schema, with the features of Hugging Face's `datasets`."""
     import pyarrow as pa
 
     index = plan.index
@@ -279,10 +273,10 @@ def _schema(plan: Plan) -> Any:
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     if index.labels is not None:
         several = index.labels.dim() == 2
-        named = {"names": list(index.classes), "_type": "ClassLabel"}
+        feature = {"names": list(index.classes), "_type": "ClassLabel"}
         name = "labels" if several else "label"
         fields.append((name, pa.list_(pa.int64()) if several else pa.int64()))
-        features[name] = {"feature": named, "_type": "Sequence"} if several else named
+        features[name] = {"feature": feature, "_type": "Sequence"} if several else feature
     fields += [("height", pa.int32()), ("width", pa.int32())]
     features |= {name: {"dtype": "int32", "_type": "Value"} for name in ("height", "width")}
     if plan.masks:
@@ -291,7 +285,7 @@ def _schema(plan: Plan) -> Any:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _write(
+def _write_shard(
     draft: Path,
     plan: Plan,
     positions: list[int],
@@ -302,32 +296,32 @@ def _write(
     import pyarrow.parquet as pq
 
     schema = _schema(plan)
-    small = [name for name in schema.names if name not in ("image", "mask")]
+    statistics_columns = [name for name in schema.names if name not in ("image", "mask")]
     with pq.ParquetWriter(
         draft,
         schema,
         compression="none",
         use_dictionary=False,
-        write_statistics=small,
+        write_statistics=statistics_columns,
         write_page_checksum=True,
     ) as writer:
-        for group in _groups(_encoded(plan, positions, encoding, progress)):
+        for group in _split_groups(_encode_images(plan, positions, encoding, progress)):
             writer.write_table(
-                pa.Table.from_pylist([_row(plan, i, one) for i, one in group], schema)
+                pa.Table.from_pylist([_make_row(plan, i, image) for i, image in group], schema)
             )
 
 
-def _encoded(
+def _encode_images(
     plan: Plan, positions: list[int], encoding: Encoding, progress: Callable[[int], None]
 ) -> Iterator[tuple[int, Encoded]]:
-    for at in range(0, len(positions), _AT_ONCE):
-        part = positions[at : at + _AT_ONCE]
-        done: list[Encoded] = [None] * len(part)  # type: ignore[list-item]
+    for at in range(0, len(positions), _BATCH):
+        part = positions[at : at + _BATCH]
+        encoded: list[Encoded] = [None] * len(part)  # type: ignore[list-item]
 
-        def one(j: int, part: list[int] = part, done: list[Encoded] = done) -> None:
+        def encode_one(j: int, part: list[int] = part, encoded: list[Encoded] = encoded) -> None:
             i = part[j]
             height, width = plan.index.sizes[i].tolist()
-            done[j] = encode(
+            encoded[j] = encode(
                 plan.index.paths[i],
                 encoding,
                 plan.masks.get(i),
@@ -335,37 +329,40 @@ def _encoded(
                 plan.index.pixel_range,
             )
 
-        in_parallel(len(part), one, on_progress=lambda n, _, at=at: progress(at + n))  # type: ignore[misc]
-        yield from zip(part, done, strict=True)
+        run_parallel(len(part), encode_one, on_progress=lambda n, _, at=at: progress(at + n))  # type: ignore[misc]
+        yield from zip(part, encoded, strict=True)
 
 
-def _groups(images: Iterator[tuple[int, Encoded]]) -> Iterator[list[tuple[int, Encoded]]]:
+def _split_groups(images: Iterator[tuple[int, Encoded]]) -> Iterator[list[tuple[int, Encoded]]]:
     group: list[tuple[int, Encoded]] = []
     for image in images:
         group.append(image)
-        if len(group) == _GROUP_IMAGES or sum(len(one.image) for _, one in group) >= _GROUP_BYTES:
+        if (
+            len(group) == _GROUP_IMAGES
+            or sum(len(encoded.image) for _, encoded in group) >= _GROUP_BYTES
+        ):
             yield group
             group = []
     if group:
         yield group
 
 
-def _row(plan: Plan, i: int, one: Encoded) -> dict[str, Any]:
+def _make_row(plan: Plan, i: int, image: Encoded) -> dict[str, Any]:
     name = os.fsencode(plan.index.names[i].as_posix()).decode("utf-8", "backslashreplace")
-    if plan.index.split == "table":  # a pack has no such table: its names say the split
+    if plan.index.split == "table":  # a pack has no such table: the split becomes part of the names
         name = f"{'test' if plan.index.test[i] else 'train'}/{name}"
     row: dict[str, Any] = {
-        "image": {"bytes": one.image, "path": name},
-        "height": one.height,
-        "width": one.width,
-        **_label(plan.index, i),
+        "image": {"bytes": image.image, "path": name},
+        "height": image.height,
+        "width": image.width,
+        **_make_label(plan.index, i),
     }
     if plan.masks:
-        row["mask"] = None if one.mask is None else {"bytes": one.mask, "path": name}
+        row["mask"] = None if image.mask is None else {"bytes": image.mask, "path": name}
     return row
 
 
-def _label(index: Index, i: int) -> dict[str, Any]:
+def _make_label(index: Index, i: int) -> dict[str, Any]:
     if index.labels is None:
         return {}
     label = index.labels[i]
@@ -375,7 +372,7 @@ def _label(index: Index, i: int) -> dict[str, Any]:
 
 
 def _write_index(draft: Path, out: Path, plan: Plan) -> None:
-    """Of every row all but the pixels, read back from the shards, which are thereby checked."""
+    """Write every column but the pixels, read from the shards, whose checksums this verifies."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -387,61 +384,60 @@ def _write_index(draft: Path, out: Path, plan: Plan) -> None:
             for g in range(shard.num_row_groups):
                 table = shard.read_row_group(g, columns=["image", *columns])
                 image = table.column("image").combine_chunks()
-                told = {
+                columns_of_group = {
                     "name": image.field("path"),
                     "bytes": pc.binary_length(image.field("bytes")),
                     "group": pa.array([groups] * len(table), pa.int32()),
                     **{name: table.column(name).combine_chunks() for name in columns},
                 }
-                tables.append(pa.table(told))
+                tables.append(pa.table(columns_of_group))
                 groups += 1
     pq.write_table(pa.concat_tables(tables), draft, compression="zstd", row_group_size=1 << 20)
 
 
-def _entry(file: Path, n: int) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+def _make_entry(file: Path, n: int) -> dict[str, Any]:
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
     return {"file": file.name, "rows": n, "bytes": file.stat().st_size, "sha256": digest}
 
 
-def _there(out: Path, entry: dict[str, Any]) -> bool:
+def _is_complete(out: Path, entry: dict[str, Any]) -> bool:
     file = out / entry["file"]
     return file.is_file() and file.stat().st_size == entry["bytes"]
 
 
 def verify(location: str) -> str:
-    """Whether every file of a pack, here or at a URL, has the bytes that it was written with: a
-    line that says so.
+    """Check the bytes of every file of a pack, local or at a URL; return a line that confirms them.
 
-    Raises UserError that names the files which have not.
+    Raises UserError with the names of damaged and missing files.
     """
-    location = filesystem.spelt(location)
-    written = parquet_rows.manifest(location)
-    if written is None:
+    location = filesystem.normalize_location(location)
+    manifest = parquet_rows.read_manifest(location)
+    if manifest is None:
         raise UserError(f"{printable(location)} is no pack: it has no {parquet_rows.MANIFEST}")
-    parquet_rows.finished(location, written)
-    bad = []
-    for entry in [*written["shards"], written["index"]]:
+    parquet_rows.refuse_unfinished(location, manifest)
+    failures = []
+    for entry in [*manifest["shards"], manifest["index"]]:
         digest = hashlib.sha256()
         try:
-            file = filesystem.within(location, entry["file"])
-            size = filesystem.facts(file)[0]
+            file = filesystem.join_location(location, entry["file"])
+            size = filesystem.stat_file(file)[0]
             if size != entry["bytes"]:
-                bad.append((entry["file"], "damaged"))
+                failures.append((entry["file"], "damaged"))
                 continue
             for start in range(0, entry["bytes"], 8 << 20):
                 digest.update(filesystem.fetch(file, start, min(start + (8 << 20), entry["bytes"])))
         except FileNotFoundError:
-            bad.append((entry["file"], "missing"))
+            failures.append((entry["file"], "missing"))
             continue
         if digest.hexdigest() != entry["sha256"]:
-            bad.append((entry["file"], "damaged"))
-    if bad:
+            failures.append((entry["file"], "damaged"))
+    if failures:
         raise UserError(
-            f"{printable(location)}: {list_reasons(bad)}; copy them again, or delete them and pack"
-            " again"
+            f"{printable(location)}: {list_reasons(failures)}; copy them again, or delete them and"
+            " pack again"
         )
     return (
-        f"{printable(location)}: {count_text(len(written['shards']), 'shard')} and the index are as"
-        " they were written"
+        f"{printable(location)}: {count_text(len(manifest['shards']), 'shard')} and the index"
+        " are as they were written"
     )

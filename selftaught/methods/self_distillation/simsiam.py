@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.losses import cosine_distance
-from selftaught.method import Batch, Defaults, Method, Setting, Setup
+from selftaught.method import Batch, Defaults, GroupOptions, Method, Setting, Setup
 from selftaught.models.layers import mlp, on_views
 from selftaught.ranges import Count
 
@@ -19,7 +19,6 @@ class SimSiam(Method):
     """Predict the embedding of the other view, which is held still; no negatives and no teacher."""
 
     paper = "Chen & He, 2020, https://arxiv.org/abs/2011.10566"
-    steady = ("predictor",)  # it must follow embeddings that go on moving (section 4.2)
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -70,6 +69,10 @@ class SimSiam(Method):
         """One more than the paper's, so that 0 is the lowest."""
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([cosine_distance(p, t) for (p, _), t in pairs]).mean() / 2
+
+    def parameter_groups(self) -> dict[str, GroupOptions]:
+        # it must follow embeddings that go on moving (section 4.2)
+        return {"predictor": {"constant_lr": True}}
 
     def collapsed_loss(self, batch_size: int) -> float:
         return 0.0  # a constant that both views agree on

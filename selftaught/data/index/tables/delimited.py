@@ -1,6 +1,4 @@
-"""A table in a text file (CSV, TSV, JSON lines) as a header and rows, in whatever dialect a program
-or a person wrote it.
-"""
+"""A table in a text file (CSV, TSV, JSON lines) as a header and rows, in any common dialect."""
 
 from __future__ import annotations
 
@@ -23,10 +21,10 @@ Records = list[tuple[int, list[str]]]  # line number and cells
 WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 _WORKBOOK_STARTS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 _SEPARATORS = ",;\t| "
-_HEAD = 1 << 16  # characters by which the separator is chosen
+_HEAD = 1 << 16  # characters that the separator is chosen by
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, as its mark begins with that of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -35,7 +33,7 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class TextTable:
-    """Cells as text without spaces around them. A row may be shorter than the header, and never
+    """Cells as text, without spaces around them. A row may be shorter than the header, but not
     longer.
     """
 
@@ -45,22 +43,21 @@ class TextTable:
     line: int = 1  # of the header
 
     def columns(self) -> list[list[str]]:
-        """The cells of each column; a short row is filled up with empty ones."""
+        """Return the cells of each column; missing cells of short rows are empty."""
         width = range(len(self.header))
-        filled = zip_longest(self.header, *(cells for _, cells in self.rows), fillvalue="")
-        return [list(column[1:]) for _, column in zip(width, filled, strict=True)]
+        columns = zip_longest(self.header, *(cells for _, cells in self.rows), fillvalue="")
+        return [list(column[1:]) for _, column in zip(width, columns, strict=True)]
 
     def without_header(self) -> TextTable:
-        """The same where the first line is a row already."""
+        """Return the same table where the first line is a row already."""
         names = [f"column {i + 1}" for i in range(len(self.header))]
         return replace(self, header=names, rows=[(self.line, self.header), *self.rows])
 
 
 def read_table(path: Path, *, raw_names: bool = False) -> TextTable:
-    """Reads a CSV or JSON lines. Raises UserError with the line where that is not possible.
+    """Read a CSV or JSON lines. Raises UserError with the line of the problem.
 
-    raw_names: the names of the images are no UTF-8, so that bytes of the table that are none stay
-    as the names have them.
+    raw_names: image names are not UTF-8, so invalid bytes of the table are kept as in the names.
     """
     at = printable(path)
     try:
@@ -68,7 +65,7 @@ def read_table(path: Path, *, raw_names: bool = False) -> TextTable:
     except OSError as error:
         raise UserError(f"{at} cannot be read: {error.strerror or error}") from None
     if path.suffix.lower() in WORKBOOKS or data.startswith(_WORKBOOK_STARTS):
-        raise UserError(f"{at} is a spreadsheet's own file: save it as CSV, and name that")
+        raise UserError(f"{at} is a spreadsheet's own file: save it as CSV, and give that")
     try:
         text, encoding = decode_text(data, raw_names)
         if path.suffix.lower() in (".jsonl", ".ndjson"):
@@ -89,8 +86,8 @@ def read_table(path: Path, *, raw_names: bool = False) -> TextTable:
 
 
 def decode_text(data: bytes, raw_names: bool = False) -> tuple[str, str]:
-    """The text and its encoding: by its mark, else UTF-16 (zero bytes), UTF-8, or as Excel writes
-    in western Europe.
+    """Return the text and its encoding: by its byte-order mark, UTF-16, UTF-8, or Windows-1252 of
+    Excel.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -107,58 +104,59 @@ def decode_text(data: bytes, raw_names: bool = False) -> tuple[str, str]:
             return data.decode("utf-8", "surrogateescape"), "utf-8"
     try:
         return data.decode("cp1252"), "cp1252"
-    except UnicodeDecodeError:  # five bytes mean nothing there
+    except UnicodeDecodeError:  # five bytes are undefined in it
         return data.decode("latin-1"), "latin-1"
 
 
 def split_rows(text: str) -> Records:
-    """The rows of a CSV that hold anything, the header first."""
-    asked = re.match(r"sep=(.)\s*?(\r\n|\r|\n)", text)  # Excel's own way to name it
-    separator = asked[1] if asked else find_separator(text)
+    """Return the rows of a CSV that are not empty, the header first."""
+    declaration = re.match(r"sep=(.)\s*?(\r\n|\r|\n)", text)  # Excel's declaration of the separator
+    separator = declaration[1] if declaration else find_separator(text)
     try:
-        records = _records(text, separator, strict=True)
+        records = _parse_records(text, separator, strict=True)
     except csv.Error as error:
         if "unexpected end" in str(error):
             raise ValueError(
                 "a quotation mark is not closed, and all below it became one cell"
             ) from None
-        records = _records(text, separator)
-    return records[1:] if asked else records
+        records = _parse_records(text, separator)
+    return records[1:] if declaration else records
 
 
 def find_separator(text: str) -> str:
-    """Of , ; tab | space the one by which most rows have as many cells as the first, and more of
-    these name images.
+    """Return the separator, of , ; tab | space, by which most rows have as many cells as the first.
+
+    Of equal ones it is the one with more image names.
     """
 
     def agreement(separator: str) -> tuple[float, int]:
         try:
-            head = [cells for _, cells in islice(_records(text[:_HEAD], separator), 50)]
+            head = [cells for _, cells in islice(_parse_records(text[:_HEAD], separator), 50)]
         except csv.Error:
             return 0.0, 0
         if not head or len(head[0]) < 2:
             return 0.0, 0
-        agree = sum(len(cells) == len(head[0]) for cells in head) / len(head)
-        return agree, sum(is_image(cell) for cells in head for cell in cells)
+        agreement_share = sum(len(cells) == len(head[0]) for cells in head) / len(head)
+        return agreement_share, sum(is_image(cell) for cells in head for cell in cells)
 
-    return max(_SEPARATORS, key=agreement)  # the first of equals
+    return max(_SEPARATORS, key=agreement)  # the first of equal ones
 
 
 def fit_rows(records: Records) -> tuple[list[str], Records]:
-    """Header and rows, without the empty cells that stand beyond the header, and with a name for
-    R's row numbers.
+    """Return header and rows without empty cells beyond the header, and with a name for R's row
+    numbers.
     """
     (_, header), *rows = records
     width = len(header)
-    rows = [(line, cells[:width] + _trimmed(cells[width:])) for line, cells in rows]
+    rows = [(line, cells[:width] + _strip_empty_cells(cells[width:])) for line, cells in rows]
     if all(len(cells) == width + 1 and cells[0].isdecimal() for _, cells in rows):
         header = ["", *header]
     return header, rows
 
 
 def split_json_lines(text: str) -> Records:
-    """JSON objects, one a line, as rows: the header has every key, a list becomes `a|b`, null an
-    empty cell.
+    """Return JSON objects, one a line, as rows: a header of all keys, lists as `a|b`, null as empty
+    cells.
     """
     objects = []
     for line, content in enumerate(text.split("\n"), 1):
@@ -185,7 +183,7 @@ def _json_cell(value: object) -> str:
     return str(value).strip() if isinstance(value, str | int | float) else json.dumps(value)
 
 
-def _records(text: str, separator: str, *, strict: bool = False) -> Records:
+def _parse_records(text: str, separator: str, *, strict: bool = False) -> Records:
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=strict
     )
@@ -193,9 +191,9 @@ def _records(text: str, separator: str, *, strict: bool = False) -> Records:
     return [(line, cells) for line, cells in rows if any(cells)]
 
 
-def _trimmed(cells: Sequence[str]) -> list[str]:
-    """Without the empty cells at the end."""
-    kept = list(cells)
-    while kept and not kept[-1]:
-        kept.pop()
-    return kept
+def _strip_empty_cells(cells: Sequence[str]) -> list[str]:
+    """Return the cells without empty ones at the end."""
+    stripped = list(cells)
+    while stripped and not stripped[-1]:
+        stripped.pop()
+    return stripped

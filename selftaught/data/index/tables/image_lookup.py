@@ -1,6 +1,4 @@
-"""Which image a path in a table means: the table may lie elsewhere, leave the suffix out, or come
-from another system.
-"""
+"""The images that paths in a table mean, from other folders, systems or without suffix."""
 
 from __future__ import annotations
 
@@ -18,12 +16,10 @@ _NUMBER = re.compile(r"0*(\d+)(\.0+)?", re.ASCII)
 
 
 class Match(NamedTuple):
-    """The images that a path fits equally well, and how well: less is closer."""
+    """The images that a path fits equally well, and how closely: less is closer."""
 
-    images: tuple[
-        int, ...
-    ] = ()  # positions; none: there is no such image; several: it cannot be told which
-    base: int = 0  # number of the `Base` that it counts from
+    images: tuple[int, ...] = ()  # positions; empty: no such image; several: ambiguous
+    base: int = 0  # number of the `Base`
     # exact, no suffix, suffix in other case, all in other case, that without suffix, other zeros
     spelling: int = 0
 
@@ -33,11 +29,9 @@ class Match(NamedTuple):
 
 
 class Base(NamedTuple):
-    """Something that paths count from, such as a folder: how images and paths are written in full
-    from there.
-    """
+    """A starting point of paths, such as a folder: how it spells images and paths in full."""
 
-    # of an image; where `has_depth`, its last so many folders and its name
+    # of an image; with `has_depth` its last folders, as many as the path has, and its name
     image_key: Callable[[int, int], str]
     path_keys: Callable[[str], list[str]]  # of a path, the likeliest first
     is_exact: bool = False  # no other suffix, case or zeros
@@ -47,20 +41,19 @@ class Base(NamedTuple):
 def find_images(
     cells: Sequence[str], folder: str, places: Sequence[Root], files: Files, members: Sequence[int]
 ) -> list[Match]:
-    """Of each path the images among `members` that it means, if there are any. folder: that of the
-    table.
+    """Return for each path the images among `members` that it means. folder: that of the table.
 
-    The first base that fits decides. Where several images fit equally well from there, all are
-    named.
+    The first base with a match decides. Images that fit equally well are all returned.
     """
-    forms = [_forms(cell) for cell in cells]
+    paths_by_cell = [_possible_paths(cell) for cell in cells]
     matches = [Match() for _ in cells]
-    pending = [row for row, form in enumerate(forms) if form]
+    pending = [row for row, paths in enumerate(paths_by_cell) if paths]
     for number, base in enumerate(list_bases(folder, places, files)):
         if not pending:
             break
         keys = {
-            row: [key for form in forms[row] for key in base.path_keys(form)] for row in pending
+            row: [key for paths in paths_by_cell[row] for key in base.path_keys(paths)]
+            for row in pending
         }
         for row, images, spelling in _match(base, keys, members):
             matches[row] = Match(images, number, spelling)
@@ -69,31 +62,30 @@ def find_images(
 
 
 def list_bases(folder: str, places: Sequence[Root], files: Files) -> list[Base]:
-    """The table's folder (or none, for absolute paths); its real place; a root; the folder above a
-    root; any folder.
-    """
-    here, real = spell(os.path.abspath(folder)), spell(os.path.realpath(folder))
-    roots = [(spell(place.path), spell(place.real)) for place in places]
-    single = [place.is_file for place in places]
+    """Return the bases: the table's folder, its real path, a root, a root's parent, any folder."""
+    folder_path = normalize_path(os.path.abspath(folder))
+    real_folder = normalize_path(os.path.realpath(folder))
+    roots = [(normalize_path(place.path), normalize_path(place.real)) for place in places]
+    are_files = [place.is_file for place in places]
     parents = [
-        posixpath.basename(posixpath.dirname(path) if one else path)
-        for (path, _), one in zip(roots, single, strict=True)
+        posixpath.basename(posixpath.dirname(path) if is_file else path)
+        for (path, _), is_file in zip(roots, are_files, strict=True)
     ]
 
     def name(i: int, _: int = 0) -> str:
-        return spell(files.names[i])
+        return normalize_path(files.names[i])
 
     def path(i: int, _: int = 0) -> str:
         return (
             roots[files.roots[i]][0]
-            if single[files.roots[i]]
+            if are_files[files.roots[i]]
             else f"{roots[files.roots[i]][0]}/{name(i)}"
         )
 
     def real_path(i: int, _: int) -> str:
         return (
             roots[files.roots[i]][1]
-            if single[files.roots[i]]
+            if are_files[files.roots[i]]
             else f"{roots[files.roots[i]][1]}/{name(i)}"
         )
 
@@ -101,13 +93,12 @@ def list_bases(folder: str, places: Sequence[Root], files: Files) -> list[Base]:
         return [] if _is_absolute(form) or form.startswith("../") else [form]
 
     return [
-        Base(
-            path, lambda form: [_join(here, form)], is_exact=True
-        ),  # most tables need no more, which saves time
-        Base(path, lambda form: [_join(here, form)]),
-        Base(real_path, lambda form: [_join(real, form)]),
+        # most tables match here, which saves time
+        Base(path, lambda form: [_join(folder_path, form)], is_exact=True),
+        Base(path, lambda form: [_join(folder_path, form)]),
+        Base(real_path, lambda form: [_join(real_folder, form)]),
         Base(name, below),
-        Base(lambda i, _: f"{spell(parents[files.roots[i]])}/{name(i)}", _ends),
+        Base(lambda i, _: f"{normalize_path(parents[files.roots[i]])}/{name(i)}", _path_ends),
         Base(lambda i, depth: "/".join(name(i).split("/")[-depth:]), below, has_depth=True),
     ]
 
@@ -118,24 +109,28 @@ BY_NAME = 5  # the number of the base that is any folder
 def _match(
     base: Base, keys: dict[int, list[str]], members: Sequence[int]
 ) -> Iterator[tuple[int, tuple[int, ...], int]]:
-    """Of each path (its row, and what it may be from this base) that fits an image: the images, and
-    how they are spelt.
-    """
-    loosen = str if base.is_exact else _loosen
-    depths = {1 + key.count("/") for own in keys.values() for key in own} if base.has_depth else {0}
-    images: dict[str, list[int]] = {loosen(key): [] for own in keys.values() for key in own}
+    """Return for each path (row and keys) with a match the images, and the rank of the spelling."""
+    make_key = str if base.is_exact else _loose_key
+    depths = (
+        {1 + key.count("/") for positions in keys.values() for key in positions}
+        if base.has_depth
+        else {0}
+    )
+    images: dict[str, list[int]] = {
+        make_key(key): [] for positions in keys.values() for key in positions
+    }
     for i in members:
         for depth in depths:
-            if (own := images.get(loosen(base.image_key(i, depth)))) is not None:
-                own.append(i)
-    for row, own_keys in keys.items():
-        for key in own_keys:
+            if (positions := images.get(make_key(base.image_key(i, depth)))) is not None:
+                positions.append(i)
+    for row, row_keys in keys.items():
+        for key in row_keys:
             depth = 1 + key.count("/") if base.has_depth else 0
-            near = images[loosen(key)]
+            candidates = images[make_key(key)]
             ranks = {
                 i: rank
-                for i in near
-                if (rank := _spelling(key, base.image_key(i, depth))) is not None
+                for i in candidates
+                if (rank := _rank_spelling(key, base.image_key(i, depth))) is not None
             }
             if ranks:
                 best = min(ranks.values())
@@ -143,27 +138,25 @@ def _match(
                 break
 
 
-def spell(path: str) -> str:
-    """One spelling for a path: forward slashes, no ./, composed letters (macOS decomposes them in
-    file names).
+def normalize_path(path: str) -> str:
+    """Return one spelling of a path: forward slashes, no ./, composed letters.
+
+    macOS decomposes letters in file names.
     """
     path = path.replace("\\", "/")
-    if (
-        "//" in path or "./" in path or path.endswith(("/", "."))
-    ):  # asked first, as it is for a million names
+    # `normpath` is slow for a million names
+    if "//" in path or "./" in path or path.endswith(("/", ".")):
         path = posixpath.normpath(path)
     return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 
-def _forms(cell: str) -> list[str]:
-    """What a cell may mean as a path: as it stands, and where it comes from a web address,
-    decoded.
-    """
+def _possible_paths(cell: str) -> list[str]:
+    """Return the paths that a cell may mean: as written, and decoded as from a URL."""
     if not cell:
         return []
     if cell.startswith("file://"):
         cell = urlsplit(cell).path
-    return [spell(cell), *([spell(unquote(cell))] if "%" in cell else [])]
+    return [normalize_path(cell), *([normalize_path(unquote(cell))] if "%" in cell else [])]
 
 
 def _is_absolute(path: str) -> bool:
@@ -176,8 +169,8 @@ def _join(folder: str, path: str) -> str:
     return posixpath.normpath(f"{folder}/{path}") if path.startswith("..") else f"{folder}/{path}"
 
 
-def _ends(path: str) -> list[str]:
-    """The ends of a path with a folder or more, the longest first."""
+def _path_ends(path: str) -> list[str]:
+    """Return the ends of a path that keep at least one folder, the longest first."""
     parts = path.split("/")
     return ["/".join(parts[at:]) for at in range(len(parts) - 1)]
 
@@ -186,9 +179,11 @@ def _stem(path: str) -> str:
     return path[: path.rindex(".")] if is_image(path) else path
 
 
-def _loosen(path: str) -> str:
-    """What two spellings of one path share: no suffix, small letters; of a number its value, as
-    `007` becomes 7 or 7.0.
+def _loose_key(path: str) -> str:
+    """Return what spellings of one path share: no suffix, lower case, numbers without leading
+    zeros.
+
+    `007` becomes 7, as does 7.0.
     """
     folder, _, stem = _stem(path).casefold().rpartition("/")
     if stem[:1].isdigit() and (number := _NUMBER.fullmatch(stem)):
@@ -196,8 +191,8 @@ def _loosen(path: str) -> str:
     return f"{folder}/{stem}"
 
 
-def _spelling(path: str, image: str) -> int | None:
-    """How well a path fits an image, 0 best, or None: "a.png" is not "a.jpg"."""
+def _rank_spelling(path: str, image: str) -> int | None:
+    """Return how well a path fits an image, 0 best; None: "a.png" is not "a.jpg"."""
     stem = _stem(image)
     if path in (image, stem):
         return 0 if path == image else 1

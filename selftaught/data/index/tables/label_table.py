@@ -1,6 +1,4 @@
-"""What one table of labels says of the images that it is for. (Over 200 lines with the values that
-it is read into.)
-"""
+"""The labels in one table, for the images that it applies to."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from pathlib import Path
 
 from selftaught.data.index.scan import Files, Root
 from selftaught.data.index.tables.delimited import TextTable, read_table
-from selftaught.data.index.tables.image_lookup import BY_NAME, Match, find_images, spell
+from selftaught.data.index.tables.image_lookup import BY_NAME, Match, find_images, normalize_path
 from selftaught.data.index.tables.table_columns import (
     Classes,
     Column,
@@ -28,22 +26,22 @@ from selftaught.data.index.tables.table_words import CLASS_NAMES, PATH_NAMES, UN
 from selftaught.errors import UserError
 from selftaught.text import count_text, printable
 
-# of paths as cells have them, the images that they mean
+# returns the images that paths in cells mean
 Lookup = Callable[[Sequence[str]], list[Match]]
-_SAMPLE = 200  # rows by which the column of paths is chosen
+_SAMPLE = 200  # rows that the column of paths is chosen by
 _DOUBTFUL = ("unknown", "unlabelled", "unlabeled")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the rows of a table say, R of them, each of a path of its own."""
+    """The rows of a table, R of them, each with a different path."""
 
     lines: list[int]  # R, in the file
     paths: list[str]  # R, as written
-    classes: list[Classes | None]  # R; None: not known
-    test: list[bool] | None  # R, held out, if a column says so
+    classes: list[Classes | None]  # R; None: unknown
+    test: list[bool] | None  # R, held out; None: no column of splits
     columns: list[str]  # of yes and no
-    several: bool  # classes an image
+    multi_label: bool  # whether images may have several classes
     nameless: int  # rows without a path
     empty: tuple[int, str] | None  # line and path of the first row with an empty cell for its class
     notes: list[str]
@@ -53,15 +51,15 @@ class Rows:
 class Claims:
     """Which images have a row, by their positions."""
 
-    rows: dict[int, int]  # of each image its row
+    rows: dict[int, int]  # row by image
     conflicts: list[int]  # images with rows of different classes
-    ambiguous: list[tuple[int, tuple[int, ...]]]  # rows that may mean several images, and these
-    by_name: int  # images whose row leaves folders out
+    ambiguous: list[tuple[int, tuple[int, ...]]]  # rows that fit several images, and these
+    by_name: int  # images whose row lacks some of their folders
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """What one table says of the images that it is for."""
+    """The labels in one table, for the images that it applies to."""
 
     path: Path
     encoding: str
@@ -70,7 +68,7 @@ class LabelTable:
 
     @property
     def labels(self) -> dict[int, Classes | None]:
-        """Of each image with a row its classes, or None where they are not known."""
+        """The classes of each image with a row; None where they are unknown."""
         labels = {image: self.rows.classes[row] for image, row in self.claims.rows.items()}
         return labels | dict.fromkeys(self.claims.conflicts)
 
@@ -80,17 +78,18 @@ class LabelTable:
 
     @property
     def unused(self) -> int:
-        """Rows that mean no image."""
-        used = len(self.claims.rows) + len(self.claims.ambiguous)
-        return len(self.rows.paths) + self.rows.nameless - used
+        """Number of rows without an image."""
+        n_used = len(self.claims.rows) + len(self.claims.ambiguous)
+        return len(self.rows.paths) + self.rows.nameless - n_used
 
 
 def read_label_table(
     path: Path, places: Sequence[Root], files: Files, members: Sequence[int]
 ) -> LabelTable:
-    """A table for the images at `members`: with a column of paths, from its own folder or from a
-    root, and with a column of classes, or of several as `a|b`, or with columns of yes and no, one a
-    class.
+    """Read a table for the images at `members`. Raises UserError for one that does not fit.
+
+    It has a column of paths, from its own folder or from a root. Classes are one column (several as
+    `a|b`), or columns of yes and no, one a class.
     """
     at, folder = printable(path), os.path.dirname(os.path.abspath(path))
 
@@ -108,72 +107,77 @@ def read_label_table(
 
 
 def choose_path_column(table: TextTable, find: Lookup) -> tuple[TextTable, int]:
-    """The table, as one without a header where its first line is a row, and the number of its
-    column of paths.
+    """Return the table, without header where its first line is a row, and the number of its path
+    column.
     """
     columns = _columns(table)
     step = max(len(table.rows) // _SAMPLE, 1)
-    images, first = count_images(columns, slice(None, None, step), find)
-    likely = [
+    image_counts, header_is_image = count_images(columns, slice(None, None, step), find)
+    likely_counts = [
         n
-        for column, n in zip(columns, images, strict=True)
+        for column, n in zip(columns, image_counts, strict=True)
         if column.names_files or column.key in PATH_NAMES
     ]
-    if step > 1 and not any(likely):
-        images, first = count_images(columns, slice(None), find)
-    path = choose_path(columns, images)
+    if step > 1 and not any(likely_counts):
+        image_counts, header_is_image = count_images(columns, slice(None), find)
+    path_column = choose_path(columns, image_counts)
     return (
-        table.without_header() if is_first_row(path, first[path.number]) else table
-    ), path.number
+        table.without_header()
+        if is_first_row(path_column, header_is_image[path_column.number])
+        else table
+    ), path_column.number
 
 
 def count_images(
     columns: Sequence[Column], sample: slice, find: Lookup
 ) -> tuple[list[int], list[bool]]:
-    """How many different images a sample of each column's cells names, and whether its name in the
-    header names one.
+    """Return how many images a sample of each column names, and whether its header names one.
 
-    Where file names do, the other columns are not asked: among many images that takes time.
+    Columns of file names are tried first. The others are slow among many images.
     """
-    images, first = [0] * len(columns), [False] * len(columns)
+    counts, header_is_image = [0] * len(columns), [False] * len(columns)
     for names_files in (True, False):
         group = [column for column in columns if column.names_files == names_files]
         # A name in the header has no suffix where the names below have one.
         cells = [["" if names_files else column.name, *column.cells[sample]] for column in group]
-        matches = iter(find([cell for own in cells for cell in own]) if cells else ())
-        for column, own in zip(group, cells, strict=True):
-            head, *rows = [next(matches).images for _ in own]
-            images[column.number], first[column.number] = len({*rows} - {()}), bool(head)
-        if any(images):
+        matches = iter(
+            find([cell for column_cells in cells for cell in column_cells]) if cells else ()
+        )
+        for column, column_cells in zip(group, cells, strict=True):
+            header_images, *row_images = [next(matches).images for _ in column_cells]
+            counts[column.number] = len({*row_images} - {()})
+            header_is_image[column.number] = bool(header_images)
+        if any(counts):
             break
-    return images, first
+    return counts, header_is_image
 
 
 def read_rows(table: TextTable, path: int, at: str) -> Rows:
-    """The rows of a table whose column `path` names images. Raises UserError where two differ on
-    one path.
+    """Return the rows of a table whose column `path` names images.
+
+    Raises UserError where two rows of one path differ.
     """
     columns = _columns(table)
     paths = columns.pop(path)
-    chosen, are_flags = choose_classes(columns, at)
-    _refuse_bad_rows(table, [path, *(column.number for column in chosen)], at)
+    class_columns, are_flags = choose_classes(columns, at)
+    _refuse_bad_rows(table, [path, *(column.number for column in class_columns)], at)
     notes: list[str] = []
     if are_flags:
-        classes, blank_is_no = read_flags(chosen)
-        several = not is_one_hot(classes)
+        classes, blank_is_no = read_flags(class_columns)
+        multi_label = not is_one_hot(classes)
         if blank_is_no:
-            notes.append("an empty cell means no, as nothing else there says no")
+            notes.append("an empty cell means no, as no other cell does")
     else:
-        classes, several = read_classes(chosen[0])
+        classes, multi_label = read_classes(class_columns[0])
     split = read_split(columns)
-    notes += _notes_on_columns(columns, chosen, split[0] if split else None) + _notes_on_classes(
-        chosen, classes
-    )
+    notes += _describe_columns(
+        columns, class_columns, split[0] if split else None
+    ) + _describe_classes(class_columns, classes)
     lines = [line for line, _ in table.rows]
-    rows = _different_rows(lines, paths.cells, classes, at)
+    rows = _merge_rows(lines, paths.cells, classes, at)
     empty = [
         (lines[i], paths.cells[i])
-        for i, cell in enumerate(chosen[0].cells)
+        for i, cell in enumerate(class_columns[0].cells)
         if not cell and not are_flags
     ]
     return Rows(
@@ -181,8 +185,8 @@ def read_rows(table: TextTable, path: int, at: str) -> Rows:
         paths=[paths.cells[i] for i in rows],
         classes=[classes[i] for i in rows],
         test=[split[1][i] for i in rows] if split else None,
-        columns=[column.name for column in chosen] if are_flags else [],
-        several=several,
+        columns=[column.name for column in class_columns] if are_flags else [],
+        multi_label=multi_label,
         nameless=paths.cells.count(""),
         empty=empty[0] if empty else None,
         notes=notes,
@@ -190,8 +194,8 @@ def read_rows(table: TextTable, path: int, at: str) -> Rows:
 
 
 def claim_images(classes: Sequence[Classes | None], matches: Sequence[Match]) -> Claims:
-    """Gives each row to the one image that it means. Of several rows for an image an exact path
-    counts first.
+    """Assign each row to the one image that it means. Of several rows for an image an exact path
+    wins.
     """
     claims: dict[int, list[int]] = defaultdict(list)
     ambiguous = []
@@ -200,16 +204,16 @@ def claim_images(classes: Sequence[Classes | None], matches: Sequence[Match]) ->
             claims[match.images[0]].append(row)
         elif match.images:
             ambiguous.append((row, match.images))
-    chosen, conflicts = {}, []
+    row_by_image, conflicts = {}, []
     for image, rows in claims.items():
         best = min(matches[row].closeness for row in rows)
         closest = [row for row in rows if best[1] > 0 or matches[row].closeness == best]
         labelled = [row for row in closest if classes[row] is not None]
-        chosen[image] = (labelled or closest)[0]
+        row_by_image[image] = (labelled or closest)[0]
         if len({frozenset(classes[row] or ()) for row in labelled}) > 1:
             conflicts.append(image)
-    by_name = sum(matches[row].base == BY_NAME for row in chosen.values())
-    return Claims(chosen, conflicts, ambiguous, by_name)
+    by_name = sum(matches[row].base == BY_NAME for row in row_by_image.values())
+    return Claims(row_by_image, conflicts, ambiguous, by_name)
 
 
 def _columns(table: TextTable) -> list[Column]:
@@ -220,68 +224,72 @@ def _columns(table: TextTable) -> list[Column]:
 
 
 def _is_raw(name: str) -> bool:
-    """Whether a file's name is no UTF-8."""
+    """Whether a file's name is not UTF-8."""
     return not name.isascii() and any("\udc80" <= c <= "\udcff" for c in name)
 
 
-def _refuse_bad_rows(table: TextTable, used: Sequence[int], at: str) -> None:
+def _refuse_bad_rows(table: TextTable, columns: Sequence[int], at: str) -> None:
     for line, cells in table.rows:
-        if len(cells) <= max(used):
+        if len(cells) <= max(columns):
             raise UserError(
                 f"{at}, line {line}: {len(cells)} columns, but the header has {len(table.header)}"
             )
-        if any("\n" in cells[column] or "\r" in cells[column] for column in used):
+        if any("\n" in cells[column] or "\r" in cells[column] for column in columns):
             raise UserError(
                 f"{at}, line {line}: a cell of several lines; correct the quotation marks"
             )
 
 
-def _different_rows(
+def _merge_rows(
     lines: Sequence[int], paths: Sequence[str], classes: Sequence[Classes | None], at: str
 ) -> list[int]:
-    """One row for each path, one whose class is known if there is one."""
+    """Return one row for each path, with known classes if there are any."""
     rows: dict[str, int] = {}
     for i, path in enumerate(paths):
         if not path:
             continue
-        name = spell(path)
-        before = classes[rows.setdefault(name, i)]
-        if before is None:
+        name = normalize_path(path)
+        previous = classes[rows.setdefault(name, i)]
+        if previous is None:
             rows[name] = i
-        elif (own := classes[i]) is not None and set(own) != set(before):
+        elif (classes_here := classes[i]) is not None and set(classes_here) != set(previous):
             raise UserError(
-                f"{at}, line {lines[i]}: {printable(path)} has another class further up; leave one"
+                f"{at}, line {lines[i]}: {printable(path)} has another class further up; keep one"
                 " of the two"
             )
     return list(rows.values())
 
 
-def _notes_on_columns(
-    columns: Sequence[Column], chosen: Sequence[Column], split: Column | None
+def _describe_columns(
+    columns: Sequence[Column], class_columns: Sequence[Column], split: Column | None
 ) -> list[str]:
-    used = {column.number for column in [*chosen, *([split] if split else [])]}
+    numbers = {column.number for column in [*class_columns, *([split] if split else [])]}
     unused = [
         column.name
         for column in columns
-        if column.number not in used and column.key and any(column.cells)
+        if column.number not in numbers and column.key and any(column.cells)
     ]
     if not unused:
         return []
-    named = len(chosen) > 1 or chosen[0].key in CLASS_NAMES
+    is_named = len(class_columns) > 1 or class_columns[0].key in CLASS_NAMES
     return [
-        ("" if named else f"classes are those of column {chosen[0].name}; ")
+        ("" if is_named else f"classes are those of column {class_columns[0].name}; ")
         + f"columns not used: {', '.join(unused)}"
     ]
 
 
-def _notes_on_classes(chosen: Sequence[Column], classes: Sequence[Classes | None]) -> list[str]:
+def _describe_classes(
+    class_columns: Sequence[Column], classes: Sequence[Classes | None]
+) -> list[str]:
     notes = []
     if unknown := [i for i, row in enumerate(classes) if row is None]:
         cells = Counter(
-            cell for i in unknown for cell in {column.cells[i] for column in chosen} & UNKNOWN
+            cell
+            for i in unknown
+            for cell in {column.cells[i] for column in class_columns} & UNKNOWN
         )
         words = ", ".join(cell or "empty" for cell, _ in cells.most_common(3))
-        which = "a cell that does not say" if len(chosen) > 1 else "no class"
+        which = "an unclear cell" if len(class_columns) > 1 else "no class"
         notes.append(f"{count_text(len(unknown), 'row')} with {which} ({words}), so not labelled")
     if doubtful := sorted(
         {name for row in classes for name in row or () if name.casefold() in _DOUBTFUL}
@@ -289,7 +297,7 @@ def _notes_on_classes(chosen: Sequence[Column], classes: Sequence[Classes | None
         notes.append(
             f"{doubtful[0]} is taken as a class; leave the cells of images without a class empty"
         )
-    if len(chosen) == 1:
+    if len(class_columns) == 1:
         minus = {name for row in classes for name in row or () if name.startswith("-")} & UNKNOWN
         notes += [
             f"{name} is taken as a class, as the only other one is 1" for name in sorted(minus)

@@ -1,4 +1,4 @@
-"""Which tables of labels lie among the images: the nearest one above an image decides."""
+"""The label tables among the images: the nearest one above an image applies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METADATA = ("metadata.csv", "metadata.jsonl")  # of the Hugging Face hub
 
 
 def find_tables(places: Sequence[Root], files: Files) -> list[str]:
-    """Every file in a folder of images, or above it, that may hold labels."""
+    """Return every file that may hold labels, in a folder of images or above."""
     tables: list[str] = []
 
     @cache
@@ -35,10 +35,9 @@ def find_tables(places: Sequence[Root], files: Files) -> list[str]:
 
 
 def nearest_tables(places: Sequence[Root], files: Files, notes: list[str]) -> list[Path | None]:
-    """Of each image the table in its folder, or else in the next folder above that has one, up to
-    its root.
+    """Return for each image the table in its folder, or in the next folder above, up to its root.
 
-    A labels.csv goes before metadata, and metadata counts where it has a column of classes.
+    A labels.csv comes before metadata. Metadata needs a column of classes.
     """
     ignored: list[tuple[str, str]] = []
 
@@ -71,8 +70,9 @@ def nearest_tables(places: Sequence[Root], files: Files, notes: list[str]) -> li
 
 
 def _folders(places: Sequence[Root], files: Files) -> list[tuple[str, str] | None]:
-    """Of each image its folder and its root, of a store's image the store twice; None where the
-    root is a file or a URL.
+    """Return for each image its folder and its root; None where the root is a file or a URL.
+
+    For a row of a Parquet file both are the root.
     """
     folders: list[tuple[str, str] | None] = []
     for path, root in zip(files.paths, files.roots, strict=True):
@@ -80,7 +80,7 @@ def _folders(places: Sequence[Root], files: Files) -> list[tuple[str, str] | Non
         if place.is_file or "://" in place.path:
             folders.append(None)
         else:
-            folders.append((place.path if place.is_store else os.path.dirname(path), place.path))
+            folders.append((place.path if place.is_parquet else os.path.dirname(path), place.path))
     return folders
 
 
@@ -89,7 +89,7 @@ def _tables_in(folder: str) -> list[str]:
 
 
 def _objection(path: Path) -> str:
-    """Why metadata, where much else may be written, has no labels; "" if it has."""
+    """Return why metadata holds no labels; "" if it does."""
     if path.name == LABELS:
         return ""
     try:

@@ -1,6 +1,4 @@
-"""The class of every image by tables: those that lie among the images, or one that the user
-names.
-"""
+"""Labels by tables: those among the images, or one that the user gives."""
 
 from __future__ import annotations
 
@@ -12,27 +10,27 @@ from pathlib import Path
 
 import numpy as np
 
-from selftaught.data.index.labels import _encoded
+from selftaught.data.index.labels import encode_labels
 from selftaught.data.index.scan import Files, Root
 from selftaught.data.index.tables.label_table import LabelTable, read_label_table
 from selftaught.data.index.tables.nearest_tables import LABELS, nearest_tables
-from selftaught.data.index.tables.table_columns import Classes, too_many
+from selftaught.data.index.tables.table_columns import Classes, are_too_many
 from selftaught.errors import UserError
 from selftaught.text import count_text, printable
 
 
 @dataclass(frozen=True)
 class TableLabels:
-    labels: np.ndarray | None  # as those of `labels.label`
+    labels: np.ndarray | None  # as of `labels.assign_labels`
     classes: tuple[str, ...]
-    test: np.ndarray | None  # [n] bool, held out, where a column of the tables says so
+    test: np.ndarray | None  # [n] bool, held out; None: no column of splits
 
 
 def label_by_tables(
     source: str, places: Sequence[Root], files: Files, notes: list[str]
 ) -> TableLabels | None:
-    """The labels by the table `source`, or for "auto" by those that lie among the images; None:
-    there is no table.
+    """Return labels by the table `source`, or for "auto" by those among the images; None without
+    tables.
 
     Raises UserError for a table that does not fit.
     """
@@ -51,53 +49,61 @@ def label_by_tables(
         members[path] = list(range(len(files)))
     if not members:
         return None
-    tables = [read_label_table(path, places, files, own) for path, own in members.items()]
-    usual = {os.path.join(place.path, LABELS) for place in places}
-    if len(tables) > 1 or (source == "auto" and str(tables[0].path) not in usual):
-        read = [
+    tables = [
+        read_label_table(path, places, files, positions) for path, positions in members.items()
+    ]
+    usual_paths = {os.path.join(place.path, LABELS) for place in places}
+    if len(tables) > 1 or (source == "auto" and str(tables[0].path) not in usual_paths):
+        descriptions = [
             f"{printable(table.path)} ({count_text(len(table.labels), 'image')})"
             for table in tables
         ]
-        notes.append(f"labels are read from {_first(read)}")
-    covered = {i for own in members.values() for i in own}
+        notes.append(f"labels are read from {_list_names(descriptions)}")
+    covered = {i for positions in members.values() for i in positions}
     return join_tables(tables, files, covered, notes)
 
 
 def join_tables(
     tables: Sequence[LabelTable], files: Files, covered: set[int], notes: list[str]
 ) -> TableLabels:
-    """The labels that some tables give together. Images that no table is for (not `covered`) keep
-    what their store says.
+    """Join the labels of some tables. Images that no table applies to keep those of their Parquet
+    file.
     """
-    from_stores = {
-        i: names for i, names in enumerate(files.said) if names is not None and i not in covered
+    from_columns = {
+        i: names
+        for i, names in enumerate(files.image_classes)
+        if names is not None and i not in covered
     }
-    rows: dict[int, Classes | None] = {**from_stores}
+    rows: dict[int, Classes | None] = {**from_columns}
     for table in tables:
         rows |= table.labels
-    names = _first([printable(table.path) for table in tables])
-    missing = [path for i, path in enumerate(files.paths) if i not in rows]
-    _refuse_no_labels(tables, rows, missing, names, len(files))
-    notes += _notes_on_tables(tables, files)
-    if missing:
+    names = _list_names([printable(table.path) for table in tables])
+    unlabelled = [path for i, path in enumerate(files.paths) if i not in rows]
+    _refuse_no_labels(tables, rows, unlabelled, names, len(files))
+    notes += _describe_tables(tables, files)
+    if unlabelled:
         notes.append(
-            f"{len(missing):,} of {count_text(len(files), 'image')} have no row in {names} and so"
-            f" no label, for example {printable(missing[0])}"
+            f"{len(unlabelled):,} of {count_text(len(files), 'image')} have no row in {names} and"
+            f" so no label, for example {printable(unlabelled[0])}"
         )
     if unused := sum(table.unused for table in tables):
         notes.append(f"{count_text(unused, 'row')} of {names} without an image")
-    first = dict.fromkeys(files.classes if from_stores else ())
-    first |= dict.fromkeys(name for table in tables for name in table.rows.columns)
-    several = any(table.rows.several for table in tables) or (bool(from_stores) and files.several)
-    labels, classes = _encoded([rows.get(i) for i in range(len(files))], list(first), several)
+    leading_classes = dict.fromkeys(files.classes if from_columns else ())
+    leading_classes |= dict.fromkeys(name for table in tables for name in table.rows.columns)
+    multi_label = any(table.rows.multi_label for table in tables) or (
+        bool(from_columns) and files.multi_label
+    )
+    labels, classes = encode_labels(
+        [rows.get(i) for i in range(len(files))], list(leading_classes), multi_label
+    )
     test = _join_splits(tables, rows, len(files), notes)
-    if several:
+    if multi_label:
         return TableLabels(labels, classes, test)
     if len(classes) < 2:
         _refuse_empty_cells(tables, classes)
         notes.append(f"{names} names one class only, which is as good as no labels")
         return TableLabels(None, (), test)
-    if too_many(classes, n := sum(row is not None for row in rows.values())):
+    if are_too_many(classes, n := sum(row is not None for row in rows.values())):
         raise UserError(
             f"{names}: {len(classes):,} classes for {count_text(n, 'image')} are too many; leave"
             ' out what is no class (sizes, dates, captions), or take no labels ("none")'
@@ -105,9 +111,9 @@ def join_tables(
     return TableLabels(labels, classes, test)
 
 
-def _first(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (
-        f" and {len(names) - most:,} more" if len(names) > most else ""
+def _list_names(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (
+        f" and {len(names) - limit:,} more" if len(names) > limit else ""
     )
 
 
@@ -131,7 +137,7 @@ def _refuse_no_labels(
         if not all(table.is_utf for table in tables):
             remedy = f"save it as UTF-8, which it is not, and {remedy}"
         raise UserError(
-            f"not one of {count_text(n, 'image')} has a row in {names}, for example"
+            f"none of {count_text(n, 'image')} has a row in {names}, for example"
             f" {printable(missing[0])}: {remedy}"
         )
     if all(row is None for row in rows.values()):
@@ -146,7 +152,7 @@ def _refuse_no_labels(
 
 
 def _refuse_empty_cells(tables: Sequence[LabelTable], classes: Sequence[str]) -> None:
-    """Empty cells beside a single class: are they another class, or unknown?"""
+    """Raise UserError for empty cells beside a single class: unknown, or another class."""
     for table in tables:
         if table.rows.empty is not None:
             line, path = table.rows.empty
@@ -174,32 +180,32 @@ def _join_splits(
     return test
 
 
-def _notes_on_tables(tables: Iterable[LabelTable], files: Files) -> list[str]:
-    """Each note once, after the names of all tables that it is on."""
+def _describe_tables(tables: Iterable[LabelTable], files: Files) -> list[str]:
+    """Return each note once, after the names of all its tables."""
     notes: dict[str, list[str]] = defaultdict(list)
     for table in tables:
-        own = list(table.rows.notes)
+        table_notes = list(table.rows.notes)
         if not table.is_utf:
-            own.append(
+            table_notes.append(
                 "not in UTF-8, so read as Windows-1252; save it as UTF-8 if letters are wrong"
             )
         if table.claims.by_name:
-            own.append(
+            table_notes.append(
                 f"{count_text(table.claims.by_name, 'image')} by file name, as the row has not all"
                 " folders"
             )
         if images := table.claims.conflicts:
             example = printable(files.paths[images[0]])
-            own.append(
+            table_notes.append(
                 f"{count_text(len(images), 'image')} with rows of different classes, so not"
                 f" labelled, for example {example}"
             )
         if rows := table.claims.ambiguous:
             both = " and ".join(printable(files.paths[i]) for i in rows[0][1][:2])
-            own.append(
+            table_notes.append(
                 f"{count_text(len(rows), 'row')} of one name and several images, so not used, for"
                 f" example of {both}"
             )
-        for note in own:
+        for note in table_notes:
             notes[note].append(printable(table.path))
-    return [f"{_first(names)}: {note}" for note, names in notes.items()]
+    return [f"{_list_names(names)}: {note}" for note, names in notes.items()]

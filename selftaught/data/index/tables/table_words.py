@@ -1,6 +1,4 @@
-"""The words that people and programs write in tables of labels: names of columns, what is not
-known, yes and no.
-"""
+"""Words of label tables: names of columns, unknown values, yes and no."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Names of columns, in small letters and without spaces, dots, dashes and underscores.
+# Names of columns, in lower case, without spaces, dots, dashes and underscores.
 PATH_NAMES = _words(
     "image images img imgs path paths file files filename filenames filepath imagepath imgpath"
     " imagefile imagefilename imagename imgname imageid imgid relpath relativepath fname picture"
@@ -21,7 +19,7 @@ CLASS_NAMES = _words(
     " categoryname categoryid target targets targetname groundtruth gt klasse klassen kategorie"
     " species breed diagnosis dx"
 )
-# such a column may as well hold another thing
+# columns of these names may also hold something else
 WEAK_CLASS_NAMES = _words("y tag tags type kind art typ")
 SPLIT_NAMES = _words("split splits set subset partition phase usage fold")
 TRAIN_WORDS = _words("train training trainval")  # cells of such a column
@@ -34,14 +32,14 @@ OTHER_NAMES = ID_NAMES | _words(
 )
 
 MINUS_ONE = _words("-1 -1.0 -1,0")
-# "none" and "unknown" in small letters may be classes.
+# "none" and "unknown" in lower case may be classes.
 UNKNOWN = (
     MINUS_ONE
     | {""}
     | _words("nan NaN NAN -nan -NaN NA N/A n/a #N/A #NA <NA> NaT None null Null NULL ?")
 )
 
-# Yes and no, one family of words a column. Numbers stand as 1 and 0, words in small letters.
+# Yes and no: a column uses the words of one family. Numbers are 1 and 0, words in lower case.
 YES_AND_NO = (
     (_words("1 true t yes y on"), _words("0 false f no n off")),
     (_words("1 wahr ja j"), _words("0 falsch nein n")),

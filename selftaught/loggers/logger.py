@@ -1,0 +1,160 @@
+"""What a logger is: it takes the facts of a run, its metrics, pictures and scores."""
+
+import importlib
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from selftaught import files
+from selftaught.errors import UserError
+
+# name: module, class, and what its extra installs
+LOGGERS = {
+    "tensorboard": ("selftaught.loggers.tensorboard", "TensorBoard", ("tensorboard",)),
+    "wandb": ("selftaught.loggers.wandb", "WandB", ("wandb",)),
+    "mlflow": ("selftaught.loggers.mlflow", "MLflow", ("mlflow", "sqlalchemy", "alembic")),
+}
+IDS = "loggers.json"  # in the run's folder: what each logger calls the run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a logger needs to know of a run before its first entry."""
+
+    folder: Path
+    steps: int  # of the whole run
+    step: int = 0  # steps that are done already
+    resumed: bool = False  # what was logged until `step` stays, and more is appended
+    config: Mapping[str, Any] = field(default_factory=dict)  # as in run.json
+
+
+class Logger(ABC):
+    """Takes what a run reports. One logger serves several runs, one after the other.
+
+    Every method may raise any exception: `Loggers` then leaves the logger out.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As in `--log` and run.json."""
+
+    @abstractmethod
+    def begin(self, facts: RunFacts) -> None:
+        """Open a run, or go on with it where `facts.resumed`."""
+
+    @abstractmethod
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """An entry of the journal: numbers, None, and mappings of them (losses, features)."""
+
+    @abstractmethod
+    def image(self, step: int, name: str, path: Path) -> None:
+        """A picture file."""
+
+    @abstractmethod
+    def scores(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of an evaluation, as in evaluation.json; the run's own backbone is `run`."""
+
+    @abstractmethod
+    def finish(self, outcome: str) -> None:
+        """Close the run; `outcome` as in run.json."""
+
+
+class Loggers:
+    """Several loggers as one. A logger that fails is left out with one warning line."""
+
+    def __init__(self, loggers: Iterable[Logger] = ()) -> None:
+        self.loggers = list(loggers)
+        self.begun = False
+
+    def begin(self, facts: RunFacts) -> None:
+        self.begun = True
+        self._each(lambda logger: logger.begin(facts))
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        self._each(lambda logger: logger.metrics(step, values))
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        self._each(lambda logger: logger.image(step, name, path))
+
+    def scores(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._each(lambda logger: logger.scores(rows))
+
+    def finish(self, outcome: str) -> None:
+        if self.begun:
+            self._each(lambda logger: logger.finish(outcome))
+
+    def _each(self, call: Callable[[Logger], None]) -> None:
+        for logger in tuple(self.loggers):
+            try:
+                call(logger)
+            except Exception as error:  # of any library: it must not stop a training
+                self.loggers.remove(logger)
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                log.warning("logger %s failed and is left out: %s", logger.name, reason)
+
+
+def scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of an entry by flat names: {"losses": {"clean": 1.0}} -> losses/clean: 1.0."""
+    return dict(_flat(values, prefix))
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif value is not None:
+            yield f"{prefix}{name}", float(value)
+
+
+def build_loggers(names: Iterable[str]) -> tuple[Logger, ...]:
+    """The loggers of these names. Raises UserError where there is none of a name, or its library is
+    not installed.
+    """
+    built = []
+    for name in dict.fromkeys(names):
+        if name not in LOGGERS:
+            raise UserError(f"--log {name}: there is no such logger; choose {', '.join(LOGGERS)}")
+        module, kind, packages = LOGGERS[name]
+        if lacking := [package for package in packages if find_spec(package) is None]:
+            raise UserError(
+                f"--log {name} needs {', '.join(lacking)}: pip install 'selftaught[{name}]'"
+            )
+        built.append(getattr(importlib.import_module(module), kind)())
+    return tuple(built)
+
+
+def read_ids(folder: Path, name: str) -> dict[str, Any]:
+    """What a logger has written down of a run; empty where there is nothing."""
+    ids = _all_ids(folder).get(name)
+    return ids if isinstance(ids, dict) else {}
+
+
+def write_ids(folder: Path, name: str, ids: Mapping[str, str]) -> None:
+    """Keep what a logger calls a run, so that a resumed run or an evaluation goes on with it."""
+    files.write_json(folder / IDS, {**_all_ids(folder), name: dict(ids)})
+
+
+def _all_ids(folder: Path) -> dict[str, Any]:
+    try:
+        ids: dict[str, Any] = files.read_json(folder / IDS, dict)
+    except UserError:
+        return {}
+    return ids
+
+
+def score_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means by names that are alike for all runs: scores/knn/5/balanced_accuracy/run."""
+    values = {}
+    for row in rows:
+        parts = ("protocol", "labels", "metric", "backbone")
+        name = "/".join(Path(str(row[part])).name for part in parts)
+        values[f"scores/{re.sub(r'[^a-zA-Z0-9_./ -]', '-', name)}"] = float(row["mean"])
+    return values
