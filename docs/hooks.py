@@ -119,30 +119,15 @@ def method_head(name: str) -> str:
 
 
 def range_of(config: type, field: dataclasses.Field[Any]) -> str:
-    """The values that a field takes, found by asking its own validation."""
+    """The values that a field takes: its choices, or the range in its type."""
+    from selftaught.ranges import ranges_of
 
-    def valid(value: object) -> bool:
-        try:
-            config(**{field.name: value})
-        except Exception:
-            return False
-        return True
-
-    choices = choices_of(typing.get_type_hints(config, include_extras=True).get(field.name))
-    if choices:
+    kind = typing.get_type_hints(config, include_extras=True)[field.name]
+    if choices := choices_of(kind):
         return ", ".join(f"`{choice}`" for choice in choices)
-    default = field.default
-    if isinstance(default, bool):
-        return "yes or no"
-    if isinstance(default, int):
-        least = next((n for n in (-1, 0, 1, 2) if valid(n)), None)
-        return "any whole number" if least in (-1, None) else f"{least} or more"
-    if isinstance(default, float):
-        low = "any" if valid(-0.5) else "0 or more" if valid(0.0) else "above 0"
-        if valid(1.5):
-            return low
-        return {"0 or more": "0 to 1", "above 0": "above 0, at most 1"}.get(low, "at most 1")
-    return "text" if default is None or isinstance(default, str) else type(default).__name__
+    if field.name in ranges_of(config):
+        return str(ranges_of(config)[field.name])
+    return "yes or no" if isinstance(field.default, bool) else "text"
 
 
 def choices_of(kind: Any) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from selftaught.methods import METHODS
+from tests.test_structure import ROWS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -136,6 +137,13 @@ def test_the_source_tree_is_that_of_the_package() -> None:
     assert listed <= there
 
 
+def test_the_import_order_is_that_of_the_law() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    order = text.partition("checks it.\n")[2].partition("\n## ")[0]
+    rows = [row.split() for row in ROWS.strip().splitlines() if "__" not in row]
+    assert [row.split() for row in re.findall(r"`([^`]+)`", order)] == rows
+
+
 # --------------------------------------------------------------------------------------------------
 # the site
 
@@ -161,7 +169,9 @@ def test_the_head_of_a_methods_page_comes_from_the_code(name: str) -> None:
     assert len(rows) == len(dataclasses.fields(config))
     for field, line in zip(dataclasses.fields(config), rows, strict=True):
         assert f"`{field.name}`" in line
-        assert f"`{field.default!r}`" in line or field.default is dataclasses.MISSING
+        assert f"`{field.default!r}`" in line
+        number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
+        assert not number or re.search(r"\| (from|above|[\d.]+ or more)", line), line
     for address in re.findall(r"https?://[^\s,;)]+", METHODS[name].paper):
         assert address in head
 

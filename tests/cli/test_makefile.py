@@ -15,7 +15,7 @@ PYTHON = f"""#!/bin/sh
 case "$*" in
 *"pip install"*) echo "$*" >> installed ;;
 *metadata*) echo torch==9.9 ;;
-*selftaught*|*pytest*) echo "$*" >> done ;;
+*selftaught*|*pytest*|*mkdocs*) echo "$*" >> done ;;
 -c*) exec "{sys.executable}" "$@" ;;
 esac
 """
@@ -51,6 +51,8 @@ def made(project: Path, *goals: str) -> tuple[list[str], int]:
     [
         (["demo", "demo"], ["demo,fast"]),
         (["test", "test"], ["demo,fast,dev"]),
+        (["docs", "docs"], ["docs"]),
+        (["demo", "docs"], ["demo,fast", "docs"]),
         (["demo", "test", "demo"], ["demo,fast", "demo,fast,dev"]),
         (["test", "demo", "test"], ["demo,fast,dev"]),  # which holds what the demo needs
     ],
