@@ -1,13 +1,8 @@
 """A picture for each method's page: its views, and what it makes of them. `python -m
 benchmarks.figures [METHOD ...]`
 
-<<<<<<< HEAD
-Sixteen photographs of `selftaught.data.demo_images`, the method's own `inputs`, and its own
-predictions and targets after a hundred steps of a tiny network on these very photographs: a
-=======
 Sixteen photographs that come along (`selftaught.data.demo_images`), the method's own `inputs`, and
 its own predictions and targets after a hundred steps of a tiny network on these very photographs: a
->>>>>>> refs/heads/docs
 picture of what is learnt, and no measurement. Over 200 lines: what there is to see differs from
 method to method, and each kind is a function here.
 """

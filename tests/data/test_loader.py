@@ -177,17 +177,11 @@ def test_a_lost_image_is_stood_in_for(tmp_path: Path, workers: int, hold: bool) 
     assert index[order].tolist() == list(range(11))
     sources = torch.cat([raw.pixels[:, 0, 0, 0] for raw in raws]).long()[order]
     expected = [1, 3, 7, 7, 9, 11, 13, 15, 17, 19, 1]  # the next of the positions, going round
-<<<<<<< HEAD
     assert sources.tolist() == expected
     assert torch.equal(label[order], LABELS[sources])
-    assert torch.cat([raw.aspect for raw in raws]).tolist() == [(i + 1) / 4 for i in expected]
-=======
-    assert shown.tolist() == expected
-    assert torch.equal(label[order], LABELS[shown])
     assert torch.cat([raw.aspect for raw in raws])[order].tolist() == [
         (i + 1) / 4 for i in expected
     ]
->>>>>>> refs/heads/contract
     names = {Path(path).name for path, reason in images.lost if reason == "no such file"}
     assert names == {"05.png", "21.png"} | ({"08.png"} if hold else set())
 
