@@ -15,7 +15,7 @@ ROOT = Path(selftaught.__file__).parent
 
 # A folder imports from the rows above it: never from its own row, nor from one below.
 ROWS = """
-errors text files seeding devices distributed losses
+errors text files seeding devices distributed losses imports
 method optim views loggers data
 models features
 methods hard
@@ -25,6 +25,7 @@ training report
 evaluation visualize
 pipeline
 study
+api
 cli
 __init__ __main__
 """

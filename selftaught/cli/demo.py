@@ -11,9 +11,10 @@ from typing import Annotated
 import tyro
 
 from selftaught.cli.evaluate import evaluate
+from selftaught.cli.flag_values import reader
 from selftaught.cli.pretrain import pretrain
 from selftaught.cli.report import report
-from selftaught.config.flag_values import Count, reader
+from selftaught.config.overrides import Count
 from selftaught.data import demo_images
 from selftaught.errors import UserError
 from selftaught.runs.folder import read_run

@@ -140,13 +140,17 @@ class Run:
         init = self.base or self.stage.init
         if init is None:
             return None
-        backbone = self.random()
+        backbone = random_like(self.backbone(), self.stage.seed, drawn=False)
         weights_io.load_weights(backbone, resolve_run(Path(init)))
         return backbone
 
 
-def random_like(learnt: Backbone, seed: int) -> Backbone:
-    """The same network with the random weights that a stage of this seed begins from."""
+def random_like(learnt: Backbone, seed: int, drawn: bool = True) -> Backbone:
+    """The same network with the random weights that a stage of this seed begins from.
+
+    Of one that was given as an object, the weights are `drawn` anew, layer by layer; else they are
+    as given.
+    """
     torch.manual_seed(key(seed, "weights"))
     backbone = backbone_module.create(
         learnt.name,
@@ -155,6 +159,8 @@ def random_like(learnt: Backbone, seed: int) -> Backbone:
         std=learnt.std.tolist(),
         image_size=learnt.image_size,
     )
+    if drawn and backbone_module.is_given(learnt.name):
+        backbone_module.redraw(backbone.network, learnt.name)
     backbone.pixel_range = learnt.pixel_range
     return backbone
 
