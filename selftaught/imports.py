@@ -8,16 +8,20 @@ from typing import Any
 from selftaught.errors import UserError
 
 
+class MissingObject(UserError):
+    """What a name stands for is not on Python's path."""
+
+
 def import_object(name: str, what: str) -> Any:
     """What `package.module:Name` names, imported from Python's path.
 
-    Raises UserError where there is no such module or name, or where importing it fails.
+    Raises MissingObject where there is no such module or name, or where importing it fails.
     """
     module_name, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # a module of the user's can fail in any way while it is imported
-        raise UserError(
+        raise MissingObject(
             f"there is no {what} '{name}': {module_name} cannot be imported ({error}); install it,"
             " or put its folder on PYTHONPATH"
         ) from error
@@ -25,7 +29,9 @@ def import_object(name: str, what: str) -> Any:
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, dir(found), n=3)
             remedy = f"did you mean {' or '.join(near)}?" if near else "name what it defines"
-            raise UserError(f"there is no {what} '{name}': {module_name} has no {part}; {remedy}")
+            raise MissingObject(
+                f"there is no {what} '{name}': {module_name} has no {part}; {remedy}"
+            )
         found = getattr(found, part)
     return found
 

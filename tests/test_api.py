@@ -3,10 +3,12 @@ own.
 """
 
 import dataclasses
+import importlib
+import importlib.util
 import json
+import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +124,7 @@ def test_names_do_as_well(images: Path, tmp_path: Path) -> None:
         ({"steps": "many"}, "--steps"),
         ({"method": "moco"}, "moco-v2"),
         ({"method": 3}, "method"),
-        ({"method": st.Method}, "Config"),
+        ({"method": st.Method}, "define"),
         ({"method__temprature": 0.2}, "--method.temperature"),
         ({"method": st.methods.SimCLR, "method__queue": 8}, "moco-v2"),
         ({"hard": ("cut",)}, "cutmix"),
@@ -216,12 +218,7 @@ def test_a_module_that_is_no_backbone_is_refused(images: Path, tmp_path: Path) -
         with pytest.raises(UserError, match=type(wrong).__name__):
             st.pretrain(images, out=tmp_path / "run", backbone=wrong, size=32)
     with pytest.raises(UserError, match="maps"):
-        st.pretrain(
-            images,
-            out=tmp_path / "maps",
-            method="densecl",
-            **SMALL | {"backbone": Net()},
-        )
+        st.pretrain(images, out=tmp_path / "maps", method="densecl", **SMALL | {"backbone": Net()})
 
 
 @pytest.mark.parametrize("kind", ["tensor", "array", "pil"])
@@ -276,15 +273,13 @@ def test_weights_are_adapted(run: st.Run, images: Path, tmp_path: Path) -> None:
     assert adapted.stage.backbone == "test_resnet"
     rows = st.evaluate(adapted, labels=("all",), protocols=(st.KNN(),)).rows
     assert {row["backbone"] for row in rows} == {str(adapted), "random", "init"}
+    settings = {k: v for k, v in SMALL.items() if k not in ("workers", "threads")}
     plan = {
         "stages": {
-            "one": {"data": images, "method": st.methods.BYOL, **small},
-            "two": {"data": [images], "after": "one", "hard": (st.hard.MixUp(),), **small},
+            "one": {"data": images, "method": st.methods.BYOL, **settings},
+            "two": {"data": [images], "after": "one", "hard": (st.hard.MixUp(),), **settings},
         }
     }
-    for stage in plan["stages"].values():
-        for conduct in ("workers", "threads"):
-            stage.pop(conduct)
     other = st.adapt(plan=plan, out=tmp_path / "c", workers=0, threads=1)
     assert other.stage.hard == (st.hard.MixUp(),)
     assert (tmp_path / "c" / "backbone.safetensors").is_file()
@@ -302,22 +297,7 @@ def test_a_stage_is_carried_out_as_it_is(run: st.Run, tmp_path: Path) -> None:
         st.train(stage, tmp_path / "other", size=3)
 
 
-def test_the_parts_are_there_by_themselves() -> None:
-    torch.manual_seed(0)
-    views = st.Augment(st.Views(), 32)
-    raw = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8)
-    batch = st.Batch(
-        views=views(raw, torch.ones(4), torch.Generator().manual_seed(0)),
-        index=torch.arange(4),
-        label=torch.full((4,), -1),
-        noise=torch.rand(4, 16),
-    )
-    method = st.methods.SimCLR(
-        st.methods.SimCLR.Config(), st.create_backbone("test_resnet"), images=4
-    )
-    step = st.Step(method, (st.hard.CutMix(),))
-    outcome = step(batch, torch.Generator().manual_seed(0))
-    assert set(outcome.losses) == {"clean", "cutmix"}
+def test_every_name_is_there() -> None:
     assert st.losses.__name__ == "selftaught.losses"
     assert set(st.__all__) <= set(dir(st))
     for name in st.__all__:
@@ -327,3 +307,158 @@ def test_the_parts_are_there_by_themselves() -> None:
 def test_import_is_quick() -> None:
     code = "import sys, selftaught; assert 'torch' not in sys.modules and 'timm' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -------------------------------------------------------------------------------------- one's own
+
+
+def write_module(package: Path) -> None:
+    """The code of docs/your-own-method.md, as mypackage/mymodule.py."""
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mymodule.py").write_text("\n\n".join(blocks("your-own-method")))
+
+
+def blocks(page: str) -> list[str]:
+    """The Python code of a page of docs."""
+    text = (Path(__file__).parents[1] / "docs" / f"{page}.md").read_text()
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+OWN = "mypackage.mymodule"
+
+
+def forget(name: str = "mypackage") -> None:
+    for module in [m for m in sys.modules if m.partition(".")[0] == name]:
+        del sys.modules[module]
+
+
+def test_what_is_ones_own_works_like_the_rest(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_module(tmp_path / "mypackage")
+    monkeypatch.syspath_prepend(tmp_path)
+    forget()
+    out, table = tmp_path / "run", tmp_path / "table.csv"
+    words = ["pretrain", "--data", str(images), "--out", str(out), *WORDS]
+    words += ["--method", f"{OWN}:AlignUniform", "--backbone", f"{OWN}:build"]
+    hard = ["--hard", f"{OWN}:Erased", "cutmix", "--hard.erased.share", "0.3"]
+    assert main([*words, *hard, "--method.width", "16", "--method.spread", "0.5"]) == 0
+    config = json.loads((out / "run.json").read_text())["config"]
+    assert config["method"] == {"name": f"{OWN}:AlignUniform", "width": 16, "spread": 0.5}
+    assert [h["name"] for h in config["hard"]] == [f"{OWN}:Erased", "cutmix"]
+    assert config["hard"][0]["share"] == 0.3
+    assert config["backbone"] == f"{OWN}:build"
+    facts = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(facts | {"outcome": "stopped", "finished": False}))
+    forget()
+    assert main(["pretrain", "--out", str(out), "--resume", "--workers", "0"]) == 0
+    assert main(["evaluate", str(out), "--labels", "all", "--workers", "0"]) == 0
+    assert main(["report", str(out), "--out", str(tmp_path / "report.html")]) == 0
+    assert "AlignUniform" in (tmp_path / "report.html").read_text()
+    assert main(["embed", str(out), "--out", str(table), "--workers", "0"]) == 0
+    assert main(["export", str(out), "--to", str(tmp_path / "own.safetensors")]) == 0
+    assert f"{OWN}.build()" in capsys.readouterr().out
+    again = [*words[:4], str(tmp_path / "heir"), *words[5:], "--init", str(out)]
+    assert main(again) == 0
+    refused = [
+        ("--method", f"{OWN}:AlignUnifrom", "AlignUniform"),
+        ("--method", f"{OWN}:Erased", "Method"),
+        ("--method", "mypackage.nothing:AlignUniform", "PYTHONPATH"),
+        ("--hard", f"{OWN}:Erasd", "Erased"),
+        ("--backbone", f"{OWN}:bild", "build"),
+        ("--backbone", f"{OWN}:nn", "function"),
+        ("--method.queue", "3", "moco-v2"),
+        ("--method.spread", "-1", "--method.spread"),
+    ]
+    for flag, value, near in refused:
+        assert main([*words[:4], str(tmp_path / "no"), *words[5:], flag, value]) == 2
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("selftaught: ")
+        assert near in last
+    with pytest.raises(SystemExit):
+        main([*words, "--method.widht", "3"])
+    assert not (tmp_path / "no").exists()
+    monkeypatch.undo()
+    forget()
+    assert main(["evaluate", str(out)]) == 2
+    assert "PYTHONPATH" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_what_is_ones_own_is_an_object_in_python(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_module(tmp_path / "mypackage")
+    monkeypatch.syspath_prepend(tmp_path)
+    forget()
+    own = importlib.import_module(OWN)
+    run = st.pretrain(
+        images,
+        out=tmp_path / "run",
+        method=own.AlignUniform.Config(width=8),
+        hard=(own.Erased(),),
+        **SMALL,
+    )
+    assert run.stage.method == own.AlignUniform.Config(width=8)
+
+    class Local(own.AlignUniform):
+        @dataclasses.dataclass(frozen=True, kw_only=True)
+        class Config(own.AlignUniform.Config):
+            pass
+
+    class Bare(own.AlignUniform):
+        pass
+
+    for wrong, near in ((Local, "inside a function"), (Local.Config(), "inside"), (Bare, "inside")):
+        with pytest.raises(UserError, match=near):
+            st.pretrain(images, out=tmp_path / "other", method=wrong, **SMALL)
+    own.Bare = Bare
+    Bare.__qualname__, Bare.__module__ = "Bare", OWN
+    with pytest.raises(UserError, match="Config"):
+        st.pretrain(images, out=tmp_path / "other", method=Bare, **SMALL)
+
+
+# ------------------------------------------------------------------------------------------- docs
+
+
+def test_the_page_on_python_runs(
+    run: st.Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block as it stands; trainings are cut short, and the weights to adapt are a run's."""
+    for name in ("photos", "labelled"):
+        (tmp_path / name).symlink_to(images)
+    monkeypatch.chdir(tmp_path)
+    pretrain, adapt = st.pretrain, st.adapt
+    small = {key: value for key, value in SMALL.items() if key != "backbone"}
+
+    def cut_short(*data: Any, backbone: Any = "test_resnet", **settings: Any) -> st.Run:
+        return pretrain(*data, backbone=backbone, **settings | small)
+
+    def adapt_run(init: str, **settings: Any) -> st.Run:
+        assert init == "resnet50.a1_in1k"
+        return adapt(init=run, **settings | small)
+
+    monkeypatch.setattr(st, "pretrain", cut_short)
+    monkeypatch.setattr(st, "adapt", adapt_run)
+    namespace: dict[str, Any] = {}
+    for block in blocks("python"):
+        exec(block, namespace)
+    assert (tmp_path / "report.html").is_file()
+    assert namespace["again"].stage.seed == 1
+
+
+def test_the_page_on_ones_own_loop_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, lightning = blocks("your-own-loop")
+    namespace: dict[str, Any] = {}
+    exec(plain, namespace)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all(name in lines[0] for name in ("clean", "adversarial", "cutmix"))
+    if importlib.util.find_spec("lightning"):
+        exec(lightning, namespace)
+        learner = namespace["Learner"](namespace["step"])
+        trainer = namespace["lightning"].Trainer(max_steps=2, logger=False, accelerator="cpu")
+        trainer.fit(learner, [namespace["batch"]] * 2)

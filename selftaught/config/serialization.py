@@ -54,11 +54,12 @@ def to_json(stage: Stage) -> dict[str, Any]:
 
 
 def from_json(written: dict[str, Any]) -> Stage:
-    """Raises UserError that names what does not fit."""
+    """Raises UserError that names what does not fit, MissingObject for what cannot be imported."""
     if not isinstance(written, dict):
         raise UserError("this configuration does not fit: it is no JSON object")
     if isinstance(written.get("data"), dict):
         written = {**written, "data": {"max_pixels": OLD_MAX_PIXELS, **written["data"]}}
+    import_own(written)
     try:
         return _converter().structure(written, Stage)
     except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
@@ -68,3 +69,19 @@ def from_json(written: dict[str, Any]) -> Stage:
             else [repr(error)]
         )
         raise UserError(f"this configuration does not fit: {'; '.join(reasons)}") from error
+
+
+def import_own(written: dict[str, Any]) -> None:
+    """Import the kinds that are of other packages. Raises MissingObject, as it is, where one is not
+    there: the configuration itself is sound.
+    """
+    for field, find in (
+        ("method", registry.find_method),
+        ("hard", registry.find_hard),
+        ("optimizer", registry.find_optimizer),
+    ):
+        values = written.get(field)
+        for value in values if isinstance(values, list) else [values]:
+            name = value.get("name") if isinstance(value, dict) else None
+            if isinstance(name, str) and ":" in name:
+                find(name)

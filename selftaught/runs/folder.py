@@ -21,6 +21,7 @@ from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
+from selftaught.imports import MissingObject
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
@@ -323,6 +324,8 @@ def read_run(folder: Path) -> Run:
         raise damage_error(file, "it tells nothing of the images", _ANEW)
     try:
         stage = from_json(facts["config"])
+    except MissingObject as error:
+        raise MissingObject(f"{file}: {error}") from error
     except UserError as error:
         raise damage_error(file, error, _ANEW) from error
     return Run(folder, with_places(stage, lambda name: located(name, facts, folder)), facts, base)
