@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import kept, write
-from selftaught.config import flags
+from selftaught.cli import flags
 from selftaught.config.stage import shared_index
 from selftaught.data import demo_images
 from selftaught.errors import Collapsed

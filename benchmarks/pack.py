@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import kept, write
-from selftaught.config import flags
+from selftaught.cli import flags
 from selftaught.config.stage import shared_index
 from selftaught.data.index.build import Index, build_index
 from selftaught.data.loading import sampler

@@ -1,66 +1,125 @@
 """Self-supervised vision: teach a backbone from images without labels, and see whether that was
 worth it.
 
-import selftaught
-run = selftaught.pretrain("photos/", out="runs/a")
-print(selftaught.evaluate(run, "labelled/").verdict)
-backbone = selftaught.load(run)  # pixels [B, 3, H, W] in [0, 1] -> features [B, D]
+import selftaught as st
+run = st.pretrain("photos/", out="runs/a")
+print(st.evaluate(run, "labelled/").verdict)
+backbone = st.load(run)  # pixels [B, 3, H, W] in [0, 1] -> features [B, D]
+
+docs/python.md shows the rest. All names are imported when they are first used.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # `import selftaught` stays quick
-    from selftaught.evaluation.evaluate import Evaluation
-    from selftaught.models.backbone import Backbone
+if TYPE_CHECKING:
+    from selftaught import hard as hard
+    from selftaught import losses as losses
+    from selftaught import methods as methods
+    from selftaught import views as views
+    from selftaught.api.embedding import Embeddings as Embeddings
+    from selftaught.api.run import Run as Run
+    from selftaught.api.scoring import embed as embed
+    from selftaught.api.scoring import evaluate as evaluate
+    from selftaught.api.scoring import export as export
+    from selftaught.api.scoring import load as load
+    from selftaught.api.training import adapt as adapt
+    from selftaught.api.training import pretrain as pretrain
+    from selftaught.api.training import train as train
+    from selftaught.config.stage import Data as Data
+    from selftaught.config.stage import Stage as Stage
+    from selftaught.errors import UserError as UserError
+    from selftaught.evaluation.classifier import Classifier as Classifier
+    from selftaught.evaluation.evaluate import Evaluation as Evaluation
+    from selftaught.evaluation.finetune import FineTune as FineTune
+    from selftaught.features.knn import KNN as KNN
+    from selftaught.features.linear import LinearProbe  # noqa: F401
+    from selftaught.hard import HARD as HARD
+    from selftaught.hard.base import HardExample as HardExample
+    from selftaught.method import Batch as Batch
+    from selftaught.method import Encoder as Encoder
+    from selftaught.method import Method as Method
+    from selftaught.methods import METHODS as METHODS
+    from selftaught.models.backbone import Backbone as Backbone
+    from selftaught.models.backbone import create as create_backbone  # noqa: F401
+    from selftaught.optim import LARS as LARS
+    from selftaught.optim import SGD as SGD
+    from selftaught.optim import AdamW as AdamW
+    from selftaught.optim import Cosine as Cosine
+    from selftaught.pipeline.plan import Plan as Plan
+    from selftaught.training.step import Step as Step
+    from selftaught.views.augment import Augment as Augment
+    from selftaught.views.spec import Views as Views
 
-__all__ = ["evaluate", "load", "pretrain"]
+# Name: its module, and its name there where that is another one. "": a module.
+_HOMES = {
+    "hard": "",
+    "losses": "",
+    "methods": "",
+    "views": "",
+    "Embeddings": "api.embedding",
+    "Run": "api.run",
+    "embed": "api.scoring",
+    "evaluate": "api.scoring",
+    "export": "api.scoring",
+    "load": "api.scoring",
+    "adapt": "api.training",
+    "pretrain": "api.training",
+    "train": "api.training",
+    "Data": "config.stage",
+    "Stage": "config.stage",
+    "UserError": "errors",
+    "Classifier": "evaluation.classifier",
+    "Evaluation": "evaluation.evaluate",
+    "FineTune": "evaluation.finetune",
+    "KNN": "features.knn",
+    "LinearProbe": "features.linear:LinearProbe",
+    "HARD": "hard",
+    "HardExample": "hard.base",
+    "Batch": "method",
+    "Encoder": "method",
+    "Method": "method",
+    "METHODS": "methods",
+    "Backbone": "models.backbone",
+    "create_backbone": "models.backbone:create",
+    "LARS": "optim",
+    "SGD": "optim",
+    "AdamW": "optim",
+    "Cosine": "optim",
+    "Plan": "pipeline.plan",
+    "Step": "training.step",
+    "Augment": "views.augment",
+    "Views": "views.spec",
+}
+
+__all__ = [*_HOMES, "report"]  # noqa: PLE0604
 
 
-def pretrain(*data: str | Path, out: str | Path, **flags: Any) -> Path:
-    """Train on folders or files of images; return the run's folder.
-
-    `flags` are those of the command line, a dot written as two underscores: method="moco-v2",
-    hard=("adversarial", "cutmix"), method__temperature=0.1, steps=1000. Raises UserError for bad
-    input.
-    """
-    from selftaught.cli.pretrain import train
-    from selftaught.errors import UserError
-    from selftaught.pipeline import plan
-
-    words = ["--out", str(out), *(["--data", *map(str, data)] if data else [])]
-    words += plan.words(
-        {name.replace("__", "."): value for name, value in flags.items() if value is not None}
-    )
-    try:
-        train(words)
-    except SystemExit as refused:  # the flags' parser has said why on standard error
-        raise UserError(f"these settings do not fit: {' '.join(words)}") from refused
-    return Path(out)
+# Now, as a module takes the place of a function of its name when it is first imported.
+importlib.import_module("selftaught.report")
 
 
-def evaluate(run: str | Path, *data: str | Path, **options: Any) -> Evaluation:
-    """Score a run's features on labelled images beside random ones; `options` as for
-    `evaluate_run`.
-    """
-    from selftaught.evaluation.evaluate import evaluate_run
+def report(*runs: str | os.PathLike[str], out: str | os.PathLike[str] = "report.html") -> Path:
+    """Write one self-contained HTML page of a run, or of several side by side; return its path."""
+    from selftaught.api.scoring import write_report
 
-    return evaluate_run(run, data, **options)
+    return write_report(runs, out)
 
 
-def load(path: str | Path) -> Backbone:
-    """The backbone of a run or an exported file, ready for use: pixels [B, 3, H, W] in [0, 1] ->
-    features [B, D].
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not (home := _HOMES[name]):
+        return importlib.import_module(f"{__name__}.{name}")
+    module, _, other = home.partition(":")
+    found = getattr(importlib.import_module(f"{__name__}.{module}"), other or name)
+    globals()[name] = found
+    return found
 
-    uint8 pixels in 0..255 are taken, too. Its `pixel_range` says which values of more than 8 bits
-    were 0 and 1 in training. Raises ValueError when it is called with other shapes, kinds or
-    ranges; warns of negative pixels.
-    """
-    from selftaught.models.input_check import PixelCheck
-    from selftaught.runs.folder import open_backbone
 
-    backbone = open_backbone(Path(path)).eval()
-    backbone.register_forward_pre_hook(PixelCheck(), with_kwargs=True)
-    return backbone
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

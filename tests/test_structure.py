@@ -16,7 +16,7 @@ ROOT = Path(selftaught.__file__).parent
 
 # A folder imports from the rows above it: never from its own row, nor from one below.
 ROWS = """
-errors text files ranges seeding devices distributed losses
+errors text files ranges seeding devices distributed losses imports
 method optim views loggers data
 models features
 methods hard
@@ -26,6 +26,7 @@ training report
 evaluation visualize
 pipeline
 study
+api
 cli
 __init__ __main__
 """

@@ -2,8 +2,6 @@
 
 from rich.console import Console
 
-from selftaught.errors import UserError
-
 err = Console(stderr=True)
 
 
@@ -15,11 +13,3 @@ def plain(text: str) -> str:
 def tell(text: str) -> None:
     """A line on standard error, as it stands."""
     err.print(plain(text), highlight=False, soft_wrap=True)
-
-
-def device_named(name: str) -> str:
-    import torch  # here: to say how it is used, selftaught need not wait for it
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here: use --device cpu, or auto")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -12,9 +12,10 @@ import tyro
 
 from selftaught.cli.adapt import adapt
 from selftaught.cli.evaluate import evaluate
+from selftaught.cli.flag_values import reader
 from selftaught.cli.pretrain import pretrain
 from selftaught.cli.report import report
-from selftaught.config.flag_values import Count, reader
+from selftaught.config.overrides import Count
 from selftaught.data import demo_images
 from selftaught.errors import UserError
 from selftaught.runs.folder import has_run, read_run

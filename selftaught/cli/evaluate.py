@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from selftaught.cli.console import device_named, tell
-from selftaught.config.flag_values import Count, reader
+from selftaught.cli.console import tell
+from selftaught.cli.flag_values import reader
+from selftaught.config.overrides import Count
 from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
@@ -58,6 +59,7 @@ class Evaluate:
 
 def evaluate(words: list[str]) -> int:
     asked = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
+    from selftaught.api.launch import find_device
     from selftaught.distributed import process_group, rank
     from selftaught.evaluation.evaluate import evaluate_run
     from selftaught.loggers.terminal import Progress
@@ -66,7 +68,7 @@ def evaluate(words: list[str]) -> int:
 
     check(asked.threads, asked.workers)
     protocols = [getattr(asked, name) for name in asked.protocol]
-    device = device_named(asked.device)
+    device = find_device(asked.device)
     with (
         process_group(device),
         Progress(show=rank() == 0) as progress,

@@ -26,6 +26,7 @@ COMMANDS = {
     "study": ("study", "the experiments of hierarchical pretraining, on your images"),
     "report": ("report", "one HTML page of a run, or of several side by side"),
     "show": ("report", "what led to a run: its stages, their data, weights and scores"),
+    "embed": ("embed", "the features of images as a table: .csv, .parquet or .npz"),
     "export": ("export", "write the backbone for timm or torch"),
     "methods": ("methods", "what there is to train with"),
     "demo": ("demo", "all of it on photographs that come along, in some minutes"),

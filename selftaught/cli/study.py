@@ -10,8 +10,10 @@ import tyro
 from tyro.conf import Positional
 
 from selftaught import files
-from selftaught.cli.console import device_named, tell
-from selftaught.config.flag_values import Count, reader
+from selftaught.api.launch import find_device
+from selftaught.cli.console import tell
+from selftaught.cli.flag_values import reader
+from selftaught.config.overrides import Count
 from selftaught.distributed import process_group, rank
 from selftaught.errors import Stopped, UserError
 from selftaught.loggers.logger import build_loggers
@@ -55,7 +57,7 @@ def study(words: list[str]) -> int:
     out = Path(asked.out)
     command = shlex.join(["selftaught", "study", *words])
     cells = design.cells(asked.study, setup)
-    device = device_named(asked.device)
+    device = find_device(asked.device)
     with (
         process_group(device),
         Progress(show=rank() == 0) as progress,

@@ -1,14 +1,20 @@
-"""Names of methods, optimizers and hard examples, and what has a name."""
+"""Names of methods, optimizers and hard examples, and what has a name: a word for those of this
+package, `package.module:Class` for those of others.
+"""
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from selftaught.config.stage import Stage, method_of
 from selftaught.errors import UserError
 from selftaught.hard import HARD
-from selftaught.hard.base import HardExample
+from selftaught.hard.base import HardExample, part_name
+from selftaught.imports import import_object, object_name
+from selftaught.method import Method
 from selftaught.methods import METHODS
-from selftaught.optim import OPTIMIZERS
+from selftaught.optim import OPTIMIZERS, Optimizer
 
 
 def find_name(name: str, among: Iterable[str], what: str) -> str:
@@ -20,16 +26,60 @@ def find_name(name: str, among: Iterable[str], what: str) -> str:
     raise UserError(f"there is no {what} '{name}'; did you mean {' or '.join(near)}?")
 
 
+def find_kind(name: str, among: Mapping[str, type], base: type, what: str) -> Any:
+    """The subclass of `base` with that name. Raises UserError where there is none that can be
+    used.
+    """
+    if ":" not in name:
+        return among[find_name(name, among, what)]
+    found = import_object(name, what)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{name} is no {what}: it must be a subclass of {base.__qualname__}")
+    if inspect.isabstract(found):
+        lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise UserError(f"{name} is not complete: define {lacking}")
+    return found
+
+
+def kind_name(kind: type, among: Mapping[str, type]) -> str:
+    """The name by which `find_kind` finds a class."""
+    return next((name for name, known in among.items() if known is kind), "") or object_name(kind)
+
+
+def find_method(name: str) -> type[Method]:
+    method: type[Method] = find_kind(name, METHODS, Method, "method")
+    if "Config" not in vars(method):  # by which a stage knows its method
+        raise UserError(
+            f"{name} has no Config of its own: define a frozen dataclass Config(Method.Config) in"
+            " it, if with no fields"
+        )
+    return method
+
+
+def find_hard(name: str) -> type[HardExample]:
+    found: type[HardExample] = find_kind(name, HARD, HardExample, "hard example")
+    return found
+
+
+def find_optimizer(name: str) -> Any:
+    return find_kind(name, OPTIMIZERS, Optimizer, "optimizer")
+
+
 def method_name(stage: Stage) -> str:
-    return next(name for name, method in METHODS.items() if method is method_of(stage.method))
+    return kind_name(method_of(stage.method), METHODS)
 
 
 def optimizer_name(stage: Stage) -> str:
-    return next(name for name, kind in OPTIMIZERS.items() if kind is type(stage.optimizer))
+    return kind_name(type(stage.optimizer), OPTIMIZERS)
 
 
 def hard_name(hard: HardExample) -> str:
-    return next(name for name, kind in HARD.items() if kind is type(hard))
+    return kind_name(type(hard), HARD)
+
+
+def hard_word(kind: type[HardExample]) -> str:
+    """The word for it in flags: the `cutmix` of --hard.cutmix.weight."""
+    return next((name for name, known in HARD.items() if known is kind), "") or part_name(kind)
 
 
 def summary(stage: Stage) -> str:

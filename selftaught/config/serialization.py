@@ -1,23 +1,30 @@
 """A stage as JSON, and back."""
 
+from collections.abc import Callable
 from typing import Any
 
 import cattrs
 
+from selftaught.config import registry
 from selftaught.config.defaults import OLD_MAX_PIXELS
-from selftaught.config.registry import find_name
-from selftaught.config.stage import Stage
+from selftaught.config.stage import Stage, method_of
 from selftaught.errors import UserError
-from selftaught.hard import HARD
 from selftaught.hard.base import HardExample
 from selftaught.method import Method
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Optimizer
 
-_NAMED: dict[type, dict[str, type]] = {
-    Method.Config: {name: method.Config for name, method in METHODS.items()},
-    HardExample: dict(HARD),
-    Optimizer: dict(OPTIMIZERS),
+# of each kind that a stage holds by name: what finds the class, and what names a value
+_KINDS: dict[type, tuple[Callable[[str], type], Callable[[Any], str]]] = {
+    Method.Config: (
+        lambda name: registry.find_method(name).Config,
+        lambda config: registry.kind_name(method_of(config), METHODS),
+    ),
+    HardExample: (registry.find_hard, registry.hard_name),
+    Optimizer: (
+        registry.find_optimizer,
+        lambda optimizer: registry.kind_name(type(optimizer), OPTIMIZERS),
+    ),
 }
 
 
@@ -27,19 +34,13 @@ def _converter() -> cattrs.Converter:
     """
     plain = cattrs.Converter(forbid_extra_keys=True)
     converter = plain.copy()
-    for base, kinds in _NAMED.items():
+    for base, (find, name_of) in _KINDS.items():
 
-        def unstructure(value: Any, kinds: dict[str, type] = kinds) -> dict[str, Any]:
-            name = next(name for name, kind in kinds.items() if kind is type(value))
-            return {"name": name, **plain.unstructure(value)}
+        def unstructure(value: Any, name_of: Callable[[Any], str] = name_of) -> dict[str, Any]:
+            return {"name": name_of(value), **plain.unstructure(value)}
 
-        def structure(
-            value: dict[str, Any], _: type, kinds: dict[str, type] = kinds, base: type = base
-        ) -> Any:
-            what = {Method.Config: "method", HardExample: "hard example", Optimizer: "optimizer"}[
-                base
-            ]
-            kind = kinds[find_name(value["name"], kinds, what)]
+        def structure(value: dict[str, Any], _: type, find: Callable[[str], type] = find) -> Any:
+            kind = find(value["name"])
             return plain.structure({k: v for k, v in value.items() if k != "name"}, kind)
 
         converter.register_unstructure_hook(base, unstructure)
@@ -53,11 +54,12 @@ def to_json(stage: Stage) -> dict[str, Any]:
 
 
 def from_json(written: dict[str, Any]) -> Stage:
-    """Raises UserError that names what does not fit."""
+    """Raises UserError that names what does not fit, MissingObject for what cannot be imported."""
     if not isinstance(written, dict):
         raise UserError("this configuration does not fit: it is no JSON object")
     if isinstance(written.get("data"), dict):
         written = {**written, "data": {"max_pixels": OLD_MAX_PIXELS, **written["data"]}}
+    import_own(written)
     try:
         return _converter().structure(written, Stage)
     except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
@@ -67,3 +69,19 @@ def from_json(written: dict[str, Any]) -> Stage:
             else [repr(error)]
         )
         raise UserError(f"this configuration does not fit: {'; '.join(reasons)}") from error
+
+
+def import_own(written: dict[str, Any]) -> None:
+    """Import the kinds that are of other packages. Raises MissingObject, as it is, where one is not
+    there: the configuration itself is sound.
+    """
+    for field, find in (
+        ("method", registry.find_method),
+        ("hard", registry.find_hard),
+        ("optimizer", registry.find_optimizer),
+    ):
+        values = written.get(field)
+        for value in values if isinstance(values, list) else [values]:
+            name = value.get("name") if isinstance(value, dict) else None
+            if isinstance(name, str) and ":" in name:
+                find(name)

@@ -1,8 +1,8 @@
 """A stage of training, as a frozen value: print it, hash it, replace a part of it, compare two."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from selftaught.data.index import build
 from selftaught.data.index.build import Index
@@ -99,7 +99,25 @@ class Stage:
 
 
 def method_of(config: Method.Config) -> type[Method]:
-    return next(m for m in METHODS.values() if m.Config is type(config))
+    """The method whose hyperparameters these are, of this package or of another."""
+    kind = type(config)
+    found = next((m for m in METHODS.values() if m.Config is kind), None)
+    found = found or next((m for m in subclasses() if vars(m).get("Config") is kind), None)
+    if found is None:
+        raise UserError(f"{kind.__qualname__} is no Config of a method: each method has its own")
+    return found
+
+
+def subclasses(kind: Any = Method) -> Iterator[type[Method]]:
+    """All methods that Python has seen, in the order of their definition."""
+    for below in kind.__subclasses__():
+        yield below
+        yield from subclasses(below)
+
+
+def differences(one: Stage, other: Stage) -> list[str]:
+    """The fields in which two stages differ, by name."""
+    return [f.name for f in fields(Stage) if getattr(one, f.name) != getattr(other, f.name)]
 
 
 def shared_index(

@@ -68,5 +68,6 @@ def objective(method: Method, predictions: Tensors, targets: Tensors) -> Tensor:
         return method.loss(predictions, targets)
 
 
-def part_name(hard: HardExample) -> str:
-    return type(hard).__name__.lower()
+def part_name(hard: HardExample | type[HardExample]) -> str:
+    kind = hard if isinstance(hard, type) else type(hard)
+    return kind.__name__.lower()

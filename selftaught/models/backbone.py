@@ -2,8 +2,11 @@
 `weights`.
 """
 
+import copy
 import difflib
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
+from selftaught.imports import import_object
 from selftaught.method import Encoder
 from selftaught.models.strided_conv import replace_strided_convs
 from selftaught.models.trainable import norm_parameters, set_trainable
@@ -23,6 +27,7 @@ __all__ = [
     "build",
     "check_patches",
     "create",
+    "given_backbone",
     "norm_parameters",
     "recipe",
     "set_trainable",
@@ -75,6 +80,11 @@ class Backbone(Encoder):
     def forward(self, pixels: Tensor, mapped: bool = False, staged: bool = False) -> Any:
         """Features; `mapped`: what `with_map` returns; `staged`: what `maps` returns."""
         network: Any = self.network
+        if mapped and not hasattr(network, "forward_features"):
+            raise UserError(
+                f"{self.name} gives no maps, which this method needs: add forward_features(pixels)"
+                " -> [B, C, h, w] and forward_head(maps) -> [B, D] to it"
+            )
         normal = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
         if staged:
             found = network.forward_intermediates(normal, intermediates_only=True)
@@ -102,6 +112,43 @@ class Backbone(Encoder):
         self.std.copy_(torch.tensor(std))
 
 
+# networks that were given as objects, by their names: see `given_backbone`
+_GIVEN: dict[str, nn.Module] = {}
+_OBJECT = "object:"
+
+
+@contextmanager
+def given_backbone(network: nn.Module | None) -> Iterator[str | None]:
+    """Let `create` build copies of `network` meanwhile, under the name that comes back.
+
+    The name holds the class and a hash of the shapes of its weights: another network has another
+    name. None: nothing is given.
+    """
+    if network is None:
+        yield None
+        return
+    shapes = [(key, tuple(value.shape)) for key, value in network.state_dict().items()]
+    kind = type(network)
+    digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:8]
+    name = f"{_OBJECT}{kind.__module__}.{kind.__qualname__}/{digest}"
+    before = _GIVEN.get(name)
+    _GIVEN[name] = network
+    try:
+        yield name
+    finally:
+        if before is None:
+            del _GIVEN[name]
+        else:
+            _GIVEN[name] = before
+
+
+def is_own(name: str) -> bool:
+    """Whether a backbone is a user's own, and none of timm's: an object, or
+    `package.module:function`.
+    """
+    return ":" in name
+
+
 def create(
     name: str,
     *,
@@ -112,7 +159,9 @@ def create(
 ) -> Backbone:
     """A randomly initialised backbone, from torch's global generator.
 
-    name: of a timm model; a pretrained tag (`resnet50.a1_in1k`) is allowed and loads nothing.
+    name: of a timm model; a pretrained tag (`resnet50.a1_in1k`) is allowed and loads nothing. Or
+    `package.module:function`, which is called and returns a network from pixels [B, 3, H, W] in
+    [0, 1] to features [B, D]; it normalises for itself. Or the name of `given_backbone`: a copy.
     stem: "cifar" makes a ResNet's first convolution 3x3, stride 1, without max-pool (He et al.
     2016, 4.2).
     image_size: pixels; matters where parameters depend on it, such as a ViT's position embedding.
@@ -121,12 +170,82 @@ def create(
     """
     if stem not in STEMS:
         raise UserError(f'There is no stem "{stem}": choose "imagenet" or "cifar".')
-    network, options = build(name, image_size)
+    options: dict[str, Any] = {}
+    if is_own(name):
+        if stem != "imagenet":
+            raise UserError(f"The cifar stem exists for timm's ResNets only, and {name} is none.")
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        network = _own_network(name, image_size or 64)
+    else:
+        network, options = build(name, image_size)
     if stem == "cifar":
         _small_stem(network, name)
     return Backbone(
         network, name=name, stem=stem, mean=mean, std=std, image_size=image_size, options=options
     )
+
+
+def _own_network(name: str, size: int) -> nn.Module:
+    """A user's own network, with `num_features`: how wide its features are. It is on torch's
+    default device.
+    """
+    wanted = torch.empty(0).device
+    with torch.random.fork_rng(devices=[], enabled=wanted.type == "meta"), torch.device("cpu"):
+        if name.startswith(_OBJECT):
+            if name not in _GIVEN:
+                others = f", and not {', '.join(_GIVEN)}" if _GIVEN else ""
+                raise UserError(
+                    f"{name} was given as an object: give it again, by backbone=... in"
+                    f" Python{others}"
+                )
+            network = copy.deepcopy(_GIVEN[name])
+        else:
+            builder = import_object(name, "backbone")
+            if getattr(builder, "__module__", None) != name.partition(":")[0]:
+                raise UserError(f"{name} is no backbone: name a function that is defined there")
+            network = builder()
+        if not isinstance(network, nn.Module):
+            raise UserError(f"{name} is no backbone: it gives {type(network).__name__}, no module")
+        network = network.cpu()
+        modes = {module: module.training for module in network.modules()}
+        with torch.no_grad():
+            try:
+                features = network.eval()(torch.zeros(2, 3, size, size))
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise UserError(
+                    f"{name} does not take pixels [2, 3, {size}, {size}]: {error}"
+                ) from error
+        for module, training in modes.items():
+            module.training = training
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UserError(f"{name} gives {shape} of 2 images: a backbone gives features [2, D]")
+    width: Any = features.shape[1]
+    network.head_hidden_size = width
+    if not hasattr(network, "num_features"):
+        network.num_features = width
+    return network.to(wanted)
+
+
+def redraw(network: nn.Module, name: str) -> None:
+    """Draw a given object's weights anew, from torch's global generator, as its layers begin.
+
+    Raises UserError where some parameters have no `reset_parameters` to draw them.
+    """
+    layers = [m for m in network.modules() if callable(getattr(m, "reset_parameters", None))]
+    drawn = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
+    if left := [key for key, p in network.named_parameters() if id(p) not in drawn]:
+        raise UserError(
+            f"{name.removeprefix(_OBJECT)} cannot be drawn anew, as {left[0]} is of no layer with"
+            " reset_parameters(): name a function that builds it, as package.module:function"
+        )
+    for layer in layers:
+        layer.reset_parameters()  # type: ignore[operator]
+
+
+def is_given(name: str) -> bool:
+    """Whether a backbone is one that was given as an object."""
+    return name.startswith(_OBJECT)
 
 
 def build(
@@ -158,6 +277,8 @@ def build(
 
 
 def base(name: str) -> str:
+    if is_own(name):
+        return name
     return name.partition(".")[0]  # without the tag of pretrained weights
 
 
@@ -211,9 +332,18 @@ def recipe(backbone: Backbone, path: str | Path) -> str:
     """Python lines that rebuild `backbone` as the function `features` from an exported file, with
     timm alone.
     """
-    options = "".join(f", {key}={value}" for key, value in backbone.options.items())
-    lines = ["import timm", "import torch", ""]
-    lines.append(f"network = timm.create_model({backbone.name!r}, num_classes=0{options})")
+    if is_own(backbone.name):
+        module, _, function = backbone.name.removeprefix(_OBJECT).partition(":")
+        lines = ["import torch", ""]
+        if is_given(backbone.name):
+            lines.append(f"network = ...  # your {module.partition('/')[0]}, as it was given")
+        else:
+            lines.insert(0, f"import {module}")
+            lines.append(f"network = {module}.{function}()")
+    else:
+        options = "".join(f", {key}={value}" for key, value in backbone.options.items())
+        lines = ["import timm", "import torch", ""]
+        lines.append(f"network = timm.create_model({backbone.name!r}, num_classes=0{options})")
     if backbone.stem == "cifar":
         width = backbone.network.get_parameter("conv1.weight").shape[0]
         lines.append(f"network.conv1 = torch.nn.Conv2d(3, {width}, 3, padding=1, bias=False)")

@@ -6,20 +6,22 @@ was. Over 200 lines with all that settles a stage before it is trained.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import timm
 
 from selftaught import files
-from selftaught.config import flags
+from selftaught.config.resolve import find_method, resolve_stage
 from selftaught.config.stage import Data, Stage, method_of, shared_index
 from selftaught.data.index.build import Index
 from selftaught.distributed import broadcast_object, rank, wait_for_rank0
 from selftaught.errors import UserError
+from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import heads
 from selftaught.models.weights import io as weights_io
 from selftaught.pipeline.fingerprint import identify, origin
@@ -61,15 +63,13 @@ def resolve_plan(
     for node in plan.nodes:
         try:
             before, teacher = (found[name] if name else None for name in (node.after, node.teacher))
-            found[node.name] = resolve_stage(node, before, teacher, out, device, index_of, say)
-        except SystemExit:
-            raise UserError(f"stage {node.name} cannot be read: {' '.join(node.words)}") from None
+            found[node.name] = resolve_node(node, before, teacher, out, device, index_of, say)
         except UserError as error:
             raise UserError(f"stage {node.name}: {error}") from error
     return found
 
 
-def resolve_stage(
+def resolve_node(
     node: Node,
     before: ResolvedStage | None,
     teacher: ResolvedStage | None,
@@ -78,23 +78,19 @@ def resolve_stage(
     index_of: Callable[[Data, int], Index],
     say: Callable[[str], None],
 ) -> ResolvedStage:
-    words = ["--out", str(out), *node.words]
+    overrides = dict(node.overrides)
     if teacher:
-        words += taught_by(teacher, words, out)
+        overrides["method.teacher"] = taught_by(teacher, overrides, out)
     if before:
-        words = [*network_flags(node.words, before.stage.backbone, before.stage.stem), *words]
-        words += ["--init", str(before.folder(out))]
+        overrides = {**network_of_stage(before.stage), **overrides}
+        overrides["init"] = str(before.folder(out))
     elif node.init is not None:
-        words = [
-            *network_flags(node.words, *network_of(node.init)),
-            *words,
-            "--init",
-            str(run_folder.resolve_run(Path(node.init))),
-        ]
-    if flags.chosen(words, "data") is None:
+        overrides = {**network_of(node.init), **overrides}
+        overrides["init"] = str(run_folder.resolve_run(Path(node.init)))
+    if not overrides.get("data"):
         raise UserError("it has no images: give it data")
     stage = run_folder.resolved(
-        broadcast_object(flags.stage_from(words, None, device, index_of, say))
+        broadcast_object(resolve_stage(overrides, None, device, index_of, say))
     )
     root = before.root if before else stage.init
     if before and root is not None and stage.keep == "best":
@@ -114,7 +110,7 @@ def resolve_stage(
         if teacher
         else broadcast_object(origin(run_folder.teacher_of(stage), head=True))
     )
-    precise = flags.chosen(node.words, "precision") not in (None, "auto")
+    precise = node.overrides.get("precision") not in (None, "auto")
     # An older version knew contents by their sizes: what it began is gone on with.
     identity, older = (
         identify(stage, data, start, taught, precise) for data in (index.fingerprint, index.listing)
@@ -127,28 +123,25 @@ def resolve_stage(
     return ResolvedStage(node, as_begun(stage, out / "stages" / identity), identity, root, classes)
 
 
-def network_flags(given: Sequence[str], backbone: str | None, stem: str | None) -> list[str]:
-    """The network of the weights, as flags, where none is asked for."""
-    wanted = {"backbone": backbone, "stem": stem}
-    return [
-        w
-        for name, value in wanted.items()
-        if value and flags.chosen(given, name) is None
-        for w in (f"--{name}", value)
-    ]
+def network_of_stage(stage: Stage) -> dict[str, Any]:
+    """The network of a stage, as overrides."""
+    return {"backbone": stage.backbone, "stem": stage.stem}
 
 
-def network_of(init: str) -> tuple[str | None, str | None]:
-    """The backbone and the stem that weights are of, where they say so."""
+def network_of(init: str) -> dict[str, Any]:
+    """The network that weights are of, as overrides, where they say so."""
     path = Path(init)
+    known = None
     if path.exists():
-        return weights_io.guess(path) or (None, None)
-    return (init.partition(".")[0], "imagenet") if timm.is_model(init) else (None, None)
+        known = weights_io.guess(path)
+    elif timm.is_model(init):
+        known = (init.partition(".")[0], "imagenet")
+    return dict(zip(("backbone", "stem"), known, strict=True)) if known else {}
 
 
-def taught_by(teacher: ResolvedStage, words: Sequence[str], out: Path) -> list[str]:
-    """A teacher that is a stage of the same plan, as a flag."""
-    if flags.name_of(words, None, "method") != "distillation":
+def taught_by(teacher: ResolvedStage, overrides: Mapping[str, Any], out: Path) -> str:
+    """A teacher that is a stage of the same plan: its folder."""
+    if find_method(overrides) is not Distillation:
         raise UserError(
             "only distillation has a teacher: give it `method: distillation`, or leave the"
             " teacher out"
@@ -158,7 +151,7 @@ def taught_by(teacher: ResolvedStage, words: Sequence[str], out: Path) -> list[s
             f"{teacher.node.name} tells no classes and cannot teach: name a stage of supervised or"
             " distillation"
         )
-    return ["--method.teacher", str(teacher.folder(out))]
+    return str(teacher.folder(out))
 
 
 def classes_of(
@@ -278,9 +271,17 @@ def note(out: Path, plan: Plan, stages: dict[str, ResolvedStage], command: str) 
                     "after": s.node.after,
                     "teacher": s.node.teacher,
                     "init": s.node.init,
-                    "words": list(s.node.words),
+                    "overrides": {k: as_json(v) for k, v in s.node.overrides.items()},
                 }
                 for name, s in stages.items()
             },
         },
     )
+
+
+def as_json(value: Any) -> Any:
+    """A value of an override as JSON can say it: of objects, how Python writes them."""
+    if isinstance(value, list | tuple):
+        return [as_json(one) for one in value]
+    plain = value is None or isinstance(value, str | int | float | bool)
+    return value if plain else str(value) if isinstance(value, Path) else repr(value)

@@ -1,18 +1,20 @@
 """A plan: stages that begin from one another's weights. Hierarchical pretraining is a chain of
 them, a study a tree.
 
-(HPT: Reed et al., 2021, https://arxiv.org/abs/2103.12718.) A stage is asked for in the words of
-`selftaught pretrain`, so that whatever can be trained alone can be trained as a part of a plan.
+(HPT: Reed et al., 2021, https://arxiv.org/abs/2103.12718.) A stage is asked for by overrides, as
+`config.overrides` has them, so that whatever can be trained alone can be trained as a part of a
+plan.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from selftaught.config.flags import CONDUCT
+from selftaught.config.overrides import CONDUCT, flag, normalise
+from selftaught.config.resolve import find_method
 from selftaught.errors import UserError
 
 RESERVED = {"out", "resume", "config"}  # what a plan decides itself
@@ -24,7 +26,7 @@ class Node:
     """One stage of a plan."""
 
     name: str
-    words: tuple[str, ...]  # as `selftaught pretrain` takes them
+    overrides: Mapping[str, Any]  # what is asked for of it
     after: str | None = None  # the stage whose backbone it begins from
     teacher: str | None = None  # the stage whose classifier it learns from
     init: str | None = None  # or else weights: a run, a file, a name in timm; neither: random ones
@@ -124,26 +126,25 @@ def from_mapping(written: Any, where: str) -> Plan:
             raise UserError(
                 f"{where}: stage {name} needs flags, such as {{data: photos/, steps: 500}}"
             )
-        flags = {**defaults, **asked}
+        flags = {normalise(str(key)): value for key, value in {**defaults, **asked}.items()}
         after, init = flags.pop("after", None), flags.pop("init", written.get("init"))
         teacher = flags.pop("teacher", None)
         if after is not None and asked.get("init") is not None:
             raise UserError(
                 f"{where}: stage {name} is to begin from init and after another stage: choose one"
             )
-        names = {str(flag).replace("_", "-") for flag in flags}
-        if taken := RESERVED & names:
+        if taken := RESERVED & flags.keys():
             raise UserError(
                 f"{where}: stage {name}: {', '.join(sorted(taken))} is for the plan to decide"
             )
-        if taken := CONDUCT & names:
-            said = ", ".join(f"--{flag}" for flag in sorted(taken))
+        if shared := CONDUCT & flags.keys():
+            said = ", ".join(map(flag, sorted(shared)))
             raise UserError(
                 f"{where}: stage {name}: give {said} to `selftaught adapt`, for all stages"
             )
         node = Node(
             name=str(name),
-            words=words(flags),
+            overrides=flags,
             after=None if after is None else str(after),
             teacher=None if teacher is None else str(teacher),
             init=None if after is not None or init is None else str(init),
@@ -152,19 +153,68 @@ def from_mapping(written: Any, where: str) -> Plan:
     return Plan(nodes=tuple(nodes))
 
 
-def words(flags: Mapping[str, Any]) -> tuple[str, ...]:
-    """{"data": "big/", "hard": ["adversarial", "cutmix"], "optimizer.lr": 0.1} as it is typed."""
-    found: list[str] = []
-    for name, value in flags.items():
-        if isinstance(value, Mapping):
-            raise UserError(
-                f"{name}: write its fields one by one, as {name}.{next(iter(value), 'field')}: ..."
-            )
-        name = str(name).replace("_", "-")
-        if isinstance(value, bool):  # --compile, --no-compile; --method.no-symmetric
-            group, dot, last = name.rpartition(".")
-            found.append(f"--{name}" if value else f"--{group}{dot}no-{last}")
-            continue
-        values = value if isinstance(value, list | tuple) else [value]
-        found += [f"--{name}", *(str(v) for v in values)]
-    return tuple(found)
+# of a chain, what is asked for of its target alone
+_TARGET_ALONE = ("trainable", "steps", "epochs", "keep", "subset", "labels_from")
+
+
+def chain(
+    overrides: Mapping[str, Any],
+    target: Any,
+    source: Any = None,
+    init: str | None = None,
+    source_steps: int | None = None,
+) -> Plan:
+    """Base -> Source -> Target. What moves, hard examples and the length are the target's.
+
+    target, source: images, as `data` is asked for. Raises UserError where there is nothing to
+    adapt.
+    """
+    if not target:
+        raise UserError(
+            "nothing to adapt to: name the target's images by --target, or a plan by --plan"
+        )
+    if not init and not source:
+        raise UserError(
+            "nothing to adapt: name weights by --init, a --source, or both; or train anew by"
+            " `selftaught pretrain`"
+        )
+    asked = {normalise(name): value for name, value in overrides.items()}
+    common = {
+        name: value
+        for name, value in asked.items()
+        if not (name.partition(".")[0] == "hard" or name in _TARGET_ALONE)
+    }
+    last = Node(
+        name="target",
+        overrides={**asked, "data": target},
+        after="source" if source else None,
+        init=None if source else init,
+    )
+    if not source:
+        return Plan(nodes=(last,))
+    first = Node(
+        name="source", overrides={**common, "data": source, "steps": source_steps}, init=init
+    )
+    return Plan(nodes=(first, last))
+
+
+def with_defaults(asked: Plan) -> Plan:
+    """Pixels are normalised by each stage's own data, and a plan's outcome is never worse than its
+    start unless that is asked for.
+    """
+
+    def settled(node: Node) -> Node:
+        overrides: dict[str, Any] = {"statistics": "data"}
+        if node in asked.leaves and (node.after or node.init) and not _classifies(node):
+            # by the features: it does not tell which classifier is best
+            overrides["keep"] = "best"
+        return replace(node, overrides={**overrides, **node.overrides})
+
+    return Plan(nodes=tuple(settled(node) for node in asked.nodes))
+
+
+def _classifies(node: Node) -> bool:
+    try:
+        return find_method(node.overrides).classifies
+    except UserError:  # it is refused with its stage, later
+        return False

@@ -21,6 +21,7 @@ from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
+from selftaught.imports import MissingObject
 from selftaught.loggers.logger import LOGGERS
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import backbone as backbone_module
@@ -141,13 +142,17 @@ class Run:
         init = self.base or self.stage.init
         if init is None:
             return None
-        backbone = self.random()
+        backbone = random_like(self.backbone(), self.stage.seed, drawn=False)
         weights_io.load_weights(backbone, resolve_run(Path(init)))
         return backbone
 
 
-def random_like(learnt: Backbone, seed: int) -> Backbone:
-    """The same network with the random weights that a stage of this seed begins from."""
+def random_like(learnt: Backbone, seed: int, drawn: bool = True) -> Backbone:
+    """The same network with the random weights that a stage of this seed begins from.
+
+    Of one that was given as an object, the weights are `drawn` anew, layer by layer; else they are
+    as given.
+    """
     torch.manual_seed(key(seed, "weights"))
     backbone = backbone_module.create(
         learnt.name,
@@ -156,6 +161,8 @@ def random_like(learnt: Backbone, seed: int) -> Backbone:
         std=learnt.std.tolist(),
         image_size=learnt.image_size,
     )
+    if drawn and backbone_module.is_given(learnt.name):
+        backbone_module.redraw(backbone.network, learnt.name)
     backbone.pixel_range = learnt.pixel_range
     return backbone
 
@@ -329,6 +336,8 @@ def read_run(folder: Path) -> Run:
         raise damage_error(file, "it tells nothing of the images", _ANEW)
     try:
         stage = from_json(facts["config"])
+    except MissingObject as error:
+        raise MissingObject(f"{file}: {error}") from error
     except UserError as error:
         raise damage_error(file, error, _ANEW) from error
     return Run(folder, with_places(stage, lambda name: located(name, facts, folder)), facts, base)

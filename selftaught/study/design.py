@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ import cattrs
 import yaml
 from cattrs.v import format_exception
 
-from selftaught.config.flags import CONDUCT
+from selftaught.config.overrides import CONDUCT, flag, normalise
 from selftaught.data.index.label_budget import Budget
 from selftaught.errors import UserError
 from selftaught.evaluation.finetune import FineTune
 from selftaught.pipeline.execute import network_of
-from selftaught.pipeline.plan import RESERVED, Loader, Node, words
+from selftaught.pipeline.plan import RESERVED, Loader, Node
 
 Flags = Mapping[str, Any]
 # by the study itself
@@ -29,7 +29,7 @@ DECIDED = {
     *RESERVED,
     *CONDUCT,
     "data",
-    "labels-from",
+    "labels_from",
     "init",
     "statistics",
     "steps",
@@ -115,7 +115,7 @@ class Setup:
                     f"shares: {share} is no share of the images: say 10%, above 0% and at most 100%"
                 )
         for flags in (self.settings, *(target.settings for target in self.targets.values())):
-            if taken := DECIDED & {str(flag).replace("_", "-") for flag in flags}:
+            if taken := DECIDED & {normalise(str(name)) for name in flags}:
                 raise UserError(
                     f"settings: {', '.join(sorted(taken))} is for the study to decide, or for its"
                     " command"
@@ -144,10 +144,12 @@ class Cell:
         """What its scores depend on. Not on what a study calls it: B+T of one is HPT of another,
         and is judged once.
         """
+        told = {f.name: getattr(self, f.name) for f in fields(self)}
+        left_out = ("target", "base", "variant", "x")
         return {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in ("target", "base", "variant", "x")
+            **{name: value for name, value in told.items() if name not in left_out},
+            "nodes": [node_facts(node) for node in self.nodes],
+            "finetune": self.finetune and asdict(self.finetune),
         }
 
     @property
@@ -157,6 +159,22 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.target}, {self.base}, {self.variant} ({self.x}), seed {self.seed}"
+
+
+def node_facts(node: Node) -> dict[str, Any]:
+    """A stage as cells are known by: what is asked for stands there in the words of flags, as it
+    did when stages were asked for by these. A cell that is done stays so.
+    """
+    words: list[str] = []
+    for name, value in node.overrides.items():
+        if isinstance(value, bool):  # --compile, --no-compile; --method.no-symmetric
+            group, dot, last = name.rpartition(".")
+            words.append(flag(name) if value else flag(f"{group}{dot}no-{last}"))
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [flag(name), *map(str, values)]
+    facts = {"after": node.after, "teacher": node.teacher, "init": node.init}
+    return {"name": node.name, "words": words, **facts}
 
 
 def read(file: Path) -> Setup:
@@ -238,13 +256,14 @@ class Chains:
         if (
             data == self.target.data
         ):  # held out is what the labels' split holds out, so that no test image is trained on
-            asked["labels-from"] = self.target.labels
+            asked["labels_from"] = self.target.labels
         asked |= flags
         if self.base.backbone:
             asked["backbone"] = self.base.backbone
         if init is None:
             asked = {**self.network, **asked}
-        return Node(name=name, words=words(asked), after=after, init=None if after else init)
+        asked = {normalise(str(name)): value for name, value in asked.items()}
+        return Node(name=name, overrides=asked, after=after, init=None if after else init)
 
     def random(self) -> tuple[Node, ...]:
         """The network before any training."""
@@ -350,16 +369,10 @@ REFERENCES: dict[
 }
 
 
-def network(base: Base) -> Flags:
-    """A base's backbone and stem, as far as its weights say."""
-    backbone, stem = network_of(base.init)
-    return {name: value for name, value in (("backbone", backbone), ("stem", stem)) if value}
-
-
 def cells(study: str, setup: Setup) -> list[Cell]:
     """Every cell of a study; seeds vary slowest, so that one whole figure is there first."""
     tuned = study in ("labels", "sequential")
-    networks = {base: network(b) for base, b in setup.bases.items()}
+    networks = {base: network_of(b.init) for base, b in setup.bases.items()}
     found: list[Cell] = []
     for seed, (target, t), (base, b) in product(
         setup.seeds, setup.targets.items(), setup.bases.items()

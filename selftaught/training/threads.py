@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from selftaught.config.flag_values import Count
+from selftaught.config.overrides import Count
 from selftaught.data.io.parallel import cores
 from selftaught.distributed import broadcast_object
 from selftaught.errors import require

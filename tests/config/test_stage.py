@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selftaught.config import defaults, flags, registry, serialization
+from selftaught.cli import flags
+from selftaught.config import defaults, registry, serialization
 from selftaught.config.recipes import RECIPES
-from selftaught.config.stage import Data, Stage
+from selftaught.config.stage import Data, Stage, differences
 from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.method import Defaults, Setting
@@ -183,7 +184,7 @@ def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
     )
     assert stage(images, base=base) == base
     other = stage(images, "--steps", "5", "--hard.adversarial.eps", "4", base=base)
-    assert flags.differences(other, base) == ["hard", "steps"]
+    assert differences(other, base) == ["hard", "steps"]
     assert other.hard == (dataclasses.replace(base.hard[0], eps=4),)  # type: ignore[call-arg]
 
 

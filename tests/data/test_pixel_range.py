@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageCms
 
 import selftaught
-from selftaught.config import flags
+from selftaught.cli import flags
 from selftaught.config.stage import Data, Stage
 from selftaught.data import decode as decode_module
 from selftaught.data.decode import decode, measure, pixels, squash

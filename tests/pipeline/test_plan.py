@@ -28,9 +28,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selftaught
-from selftaught.cli.adapt import with_defaults
+from selftaught.cli import flags
 from selftaught.cli.main import main
-from selftaught.config import flags
+from selftaught.config import defaults
 from selftaught.config.stage import Data, Stage
 from selftaught.data.index import build
 from selftaught.data.index.build import Index
@@ -42,6 +42,7 @@ from selftaught.loggers.terminal import Progress
 from selftaught.models import backbone as backbone_module
 from selftaught.models.weights import io as weights_io
 from selftaught.pipeline import execute, plan
+from selftaught.pipeline.plan import with_defaults
 from selftaught.runs import folder as run_folder
 from selftaught.training import checkpoint, loop, selection, trainer
 from selftaught.training.runtime import Runtime
@@ -475,7 +476,7 @@ def test_a_stage_is_named_by_what_decides_it(
     images: Path, brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed = itertools.cycle([True, False, False])
-    monkeypatch.setattr(flags.recipe, "faster_in_bf16", lambda *_: next(probed))
+    monkeypatch.setattr(defaults, "faster_in_bf16", lambda *_: next(probed))
 
     def names(of: dict[str, Any], out: str = "out") -> list[str]:
         return [s.identity for s in settled(of, tmp_path / out).values()]
@@ -586,10 +587,12 @@ def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path, no_pictur
 
 
 def test_yes_and_no_are_flags_of_their_own() -> None:
-    words = plan.words({"compile": True, "method.symmetric": False})
-    assert words == ("--compile", "--method.no-symmetric")
-    asked = flags.parse(["--out", "x", "--method", "moco-v2", *words], None)
-    assert (asked.compile, asked.method_fields.symmetric) == (True, False)
+    words = ["--out", "x", "--method", "moco-v2", "--compile", "--method.no-symmetric"]
+    assert flags.overrides_of(words, flags.parse(words)) == {
+        "method": "moco-v2",
+        "compile": True,
+        "method.symmetric": False,
+    }
 
 
 GOOD = "data: {target}, backbone: test_resnet, size: 32, batch: 8, precision: fp32, steps: 2"
@@ -618,9 +621,9 @@ GOOD = "data: {target}, backbone: test_resnet, size: 32, batch: 8, precision: fp
             "defaults: {device: cuda}\nstages: {only: {GOOD}}",
             ["only", "--device", "selftaught adapt"],
         ),
-        ("stages: {one: {GOOD}, two: {GOOD, stepz: 3}}", ["stage two cannot be read", "--stepz"]),
+        ("stages: {one: {GOOD}, two: {GOOD, stepz: 3}}", ["stage two: ", "--stepz", "steps"]),
         ("stages: {one: {GOOD}, two: {GOOD, seed: x}}", ["stage two: --seed takes a whole number"]),
-        ("stages: {one: {GOOD}, two: {GOOD, help: 1}}", ["stage two cannot be read"]),
+        ("stages: {one: {GOOD}, two: {GOOD, help: 1}}", ["stage two: ", "--help"]),
         ("stages: {one: {GOOD}, two: {GOOD, method: moco}}", ["stage two: ", "moco-v2"]),
         ("stages: {one: {GOOD}, two: {GOOD, optimizer: {lr: 1}}}", ["optimizer.lr"]),
         (

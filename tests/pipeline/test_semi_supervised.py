@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from selftaught.cli.adapt import with_defaults
 from selftaught.cli.main import main
 from selftaught.data.loading.images import Images, default_canvas
 from selftaught.features.extract import extract
@@ -34,6 +33,7 @@ from selftaught.models.layers import mlp
 from selftaught.models.teacher import FrozenTeacher
 from selftaught.models.weights import io as weights_io
 from selftaught.pipeline import execute, plan
+from selftaught.pipeline.plan import with_defaults
 from selftaught.runs import folder as run_folder
 from selftaught.training import checkpoint, loop, selection
 from selftaught.training.session import Session, build_session
@@ -350,7 +350,7 @@ def test_a_classifier_is_kept_as_it_ended(images: Path, tmp_path: Path) -> None:
     asked = with_defaults(
         plan.read(three_steps(images, tmp_path / "p.yaml", other={"after": "pretrain"}))
     )
-    assert {node.name: "best" in node.words for node in asked.nodes} == {
+    assert {node.name: node.overrides.get("keep") == "best" for node in asked.nodes} == {
         "pretrain": False,
         "tuned": False,
         "student": False,

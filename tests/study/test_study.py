@@ -63,14 +63,11 @@ def ways(study: str, setup: Setup = ONE) -> dict[tuple[str, str], Cell]:
 
 
 def flags(cell: Cell) -> list[dict[str, str]]:
-    """What is asked for of every stage."""
+    """What is asked for of every stage, as cells are known by it."""
+    told = [design.node_facts(node)["words"] for node in cell.nodes]
     return [
-        {
-            w[2:]: n
-            for w, n in zip(node.words, (*node.words[1:], ""), strict=True)
-            if w.startswith("--")
-        }
-        for node in cell.nodes
+        {w[2:]: n for w, n in zip(words, (*words[1:], ""), strict=True) if w.startswith("--")}
+        for words in told
     ]
 
 
@@ -158,7 +155,7 @@ def test_a_source_comes_in_between_once() -> None:
     assert (chain[-1].after, chain[-1].init) == (source[0].name, None)
     assert flags(found["B+S", ""])[0].items() >= {"data": "s", "steps": "30"}.items()
     assert "labels-from" not in flags(found["B+S", ""])[0]
-    assert found["B+T", ""].nodes[0].words == chain[-1].words
+    assert found["B+T", ""].nodes[0].overrides == chain[-1].overrides
     assert {cell.data for cell in found.values()} == {("t",)}  # all are judged on the target
 
 
@@ -210,8 +207,7 @@ def test_hard_examples_are_of_every_training_on_the_target(study: str) -> None:
     assert added == [(f"{v} + hard", x) for v, x in plain if v not in design.REFERENCES[study]]
     for variant, x in added:
         *before, last = hard[variant, x].nodes
-        at = last.words.index("--hard")
-        assert last.words[at + 1 : at + 3] == ("adversarial", "cutmix")
+        assert last.overrides["hard"] == ("adversarial", "cutmix")
         assert tuple(before) == plain[variant.removesuffix(" + hard"), x].nodes[:-1]
 
 
@@ -250,16 +246,9 @@ def test_test_images_are_the_same_for_training_and_judging(tmp_path: Path) -> No
         for c in design.cells("data", replace(ONE, targets={"t": target}))
         if (c.variant, c.x) == ("Target", "10%")
     ]
-    words = [
-        *cell.nodes[0].words,
-        "--backbone",
-        "test_resnet",
-        "--batch",
-        "2",
-        "--precision",
-        "fp32",
-    ]
-    plan = Plan(nodes=(replace(cell.nodes[0], words=tuple(words)),))
+    small = {"backbone": "test_resnet", "batch": 2, "precision": "fp32"}
+    overrides = {**cell.nodes[0].overrides, **small}
+    plan = Plan(nodes=(replace(cell.nodes[0], overrides=overrides),))
     (settled,) = execute.resolve_plan(
         plan, tmp_path, "cpu", lambda data, seed: data.index(seed)
     ).values()

@@ -12,7 +12,7 @@ import torch
 
 from selftaught.cli import demo
 from selftaught.cli.main import main
-from selftaught.config import flags
+from selftaught.config import overrides
 from selftaught.errors import UserError
 from selftaught.pipeline import plan
 from selftaught.runs import folder as run_folder
@@ -256,7 +256,7 @@ def test_numbers_that_make_no_sense_are_refused(
 def test_a_plan_leaves_the_machine_to_the_command(flag: str) -> None:
     with pytest.raises(UserError, match=f"--{flag}"):
         plan.from_mapping({"stages": {"a": {"data": "x", flag: 2}}}, "plan")
-    assert flag in flags.CONDUCT
+    assert flag in overrides.CONDUCT
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(3, True), ("auto", False)])

@@ -1,13 +1,11 @@
 """Words of a command line as values: what makes no sense is one line that says what would."""
 
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from selftaught.errors import UserError
-
-Count = int | Literal["auto"]
+from selftaught.config.overrides import value
 
 
 def reader(flag: str, kind: Any, metavar: str) -> PrimitiveConstructorSpec[Any]:
@@ -32,21 +30,3 @@ def reader(flag: str, kind: Any, metavar: str) -> PrimitiveConstructorSpec[Any]:
     return PrimitiveConstructorSpec(
         "*" if several else 1, metavar, read, lambda given: True, written
     )
-
-
-def value(flag: str, word: str, kind: Any) -> Any:
-    if get_origin(kind) is Literal:
-        if word not in get_args(kind):
-            raise UserError(f"{flag} takes {', '.join(get_args(kind))}, and not '{word}'")
-        return word
-    names: tuple[str, ...] = ()
-    if get_origin(kind) in (Union, UnionType):
-        kind, literal = get_args(kind)
-        names = get_args(literal)
-    if word in names:
-        return word
-    try:
-        return kind(word)
-    except ValueError:
-        number = f"a {'whole ' if kind is int else ''}number"
-        raise UserError(f"{flag} takes {' or '.join((*names, number))}, and not '{word}'") from None
