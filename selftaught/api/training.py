@@ -192,7 +192,7 @@ def pretrain_run(
         raise UserError(
             f"{out} holds no run to go on with: leave out --resume, and name the images by --data"
         )
-    with launch.start(command) as (runtime, _):
+    with launch.start(command) as (runtime, progress):
         indices = []
 
         def index_of(data: Data, seed: int) -> Index:
@@ -227,7 +227,7 @@ def adapt_run(asked: Plan, out: Path, launch: Launch, command: str) -> list[str]
     on rank 0.
     """
     refuse_file(out)
-    with launch.start(command) as (runtime, _):
+    with launch.start(command) as (runtime, progress):
         folders = execute.execute_plan(
             plans.with_defaults(asked), out, runtime, command, progress.of("reading images")
         )

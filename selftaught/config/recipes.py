@@ -3,8 +3,8 @@ measured.
 
 A number tuned on a data set is a fact about that data set. The paper's values stand in the methods'
 classes; what was tuned stands here alone. All rates were chosen by kNN and linear probe on
-imagenette128, whose test images the tables of docs/benchmarks.md score as well (docs/LOG.md: "Learning
-rates in a short training", "Rates once more" and the sections between).
+imagenette128, whose test images the tables of docs/benchmarks.md score as well (docs/LOG.md:
+"Learning rates in a short training", "Rates once more" and the sections between).
 """
 
 from dataclasses import dataclass
