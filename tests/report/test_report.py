@@ -644,7 +644,7 @@ def test_no_run_is_a_clear_line(full: Path, tmp_path: Path) -> None:
             "no run.json in it. Give the folder that `selftaught pretrain --out FOLDER` wrote",
         ),
         ([full.parent], f"It holds runs, though: name them, e.g. {full}"),
-        ([tmp_path / "broken"], "cannot be read"),
+        ([tmp_path / "broken"], "run.json is damaged"),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             page.write(folders, out)
