@@ -634,7 +634,7 @@ def test_no_run_is_a_clear_line(full: Path, tmp_path: Path) -> None:
         ([tmp_path / "nowhere"], "nowhere"),
         ([tmp_path / "empty"], "run.json"),
         ([full.parent], str(full)),
-        ([tmp_path / "broken"], "cannot be read"),
+        ([tmp_path / "broken"], "damaged"),
     ):
         with pytest.raises(UserError, match=re.escape(essential)):
             page.write(folders, out)
