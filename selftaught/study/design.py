@@ -16,7 +16,7 @@ import cattrs
 import yaml
 from cattrs.v import format_exception
 
-from selftaught.config.overrides import CONDUCT, flag, normalise
+from selftaught.config.overrides import CONDUCT, flag, normalise, read_overrides
 from selftaught.data.index.label_budget import Budget
 from selftaught.errors import UserError
 from selftaught.evaluation.finetune import FineTune
@@ -116,10 +116,9 @@ class Setup:
                 )
         for flags in (self.settings, *(target.settings for target in self.targets.values())):
             if taken := DECIDED & {normalise(str(name)) for name in flags}:
-                raise UserError(
-                    f"settings: {', '.join(sorted(taken))} is for the study to decide, or for its"
-                    " command"
-                )
+                named = ", ".join(name.replace("_", "-") for name in sorted(taken))
+                raise UserError(f"settings: {named} is for the study to decide, or for its command")
+            read_overrides(flags)  # refuses what there is not
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -451,7 +451,7 @@ def test_a_plan_that_does_not_fit_gets_one_line(
     [
         ("sequential", {}, "a source for every target"),
         ("separability", {}, "stage random: "),  # there is no folder t
-        ("separability", {"settings": {"sise": 32}}, "stage random cannot be read"),
+        ("separability", {"settings": {"sise": 32}}, "--sise"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(
