@@ -1,10 +1,10 @@
 """Self-supervised vision: teach a backbone from images without labels, and see whether that was
 worth it.
 
-import selftaught as st
-run = st.pretrain("photos/", out="runs/a")
-print(st.evaluate(run, "labelled/").verdict)
-backbone = st.load(run)  # pixels [B, 3, H, W] in [0, 1] -> features [B, D]
+    import selftaught as st
+    run = st.pretrain("photos/", out="runs/a")
+    print(st.evaluate(run, "labelled/").verdict)
+    backbone = st.load(run)  # pixels [B, 3, H, W] in [0, 1] -> features [B, D]
 
 docs/python.md shows the rest. All names are imported when they are first used.
 """
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from selftaught.method import Batch as Batch
     from selftaught.method import Encoder as Encoder
     from selftaught.method import Method as Method
+    from selftaught.method import Setup as Setup
+    from selftaught.method import image_seeds as image_seeds
     from selftaught.methods import METHODS as METHODS
     from selftaught.models.backbone import Backbone as Backbone
     from selftaught.models.backbone import create as create_backbone  # noqa: F401
@@ -83,6 +85,8 @@ _HOMES = {
     "Batch": "method",
     "Encoder": "method",
     "Method": "method",
+    "Setup": "method",
+    "image_seeds": "method",
     "METHODS": "methods",
     "Backbone": "models.backbone",
     "create_backbone": "models.backbone:create",

@@ -16,7 +16,7 @@ ROOT = Path(selftaught.__file__).parent
 
 # A folder imports from the rows above it: never from its own row, nor from one below.
 ROWS = """
-errors text files ranges seeding devices distributed losses imports
+errors text files ranges seeding devices distributed losses
 method optim views loggers data
 models features
 methods hard

@@ -11,9 +11,9 @@ from selftaught.config.stage import Stage, method_of
 from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.hard.base import HardExample, part_name
-from selftaught.imports import import_object, object_name
 from selftaught.method import Method
 from selftaught.methods import METHODS
+from selftaught.models.python_objects import import_object, object_name
 from selftaught.optim import OPTIMIZERS, Optimizer
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError
-from selftaught.imports import import_object
 from selftaught.method import Encoder
+from selftaught.models.python_objects import import_object
 from selftaught.models.strided_conv import replace_strided_convs
 from selftaught.models.trainable import norm_parameters, set_trainable
 

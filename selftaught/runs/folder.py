@@ -21,11 +21,11 @@ from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
-from selftaught.imports import MissingObject
 from selftaught.loggers.logger import LOGGERS
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
+from selftaught.models.python_objects import MissingObject
 from selftaught.models.weights import io as weights_io
 from selftaught.models.weights import weight_files
 from selftaught.seeding import key
