@@ -271,16 +271,7 @@ def build_index(
         groups=_make_groups(files),
         notes=tuple(notes),
     )
-    if split == "table" or (
-        split == "given" and not np.array_equal(is_test, _first_folder_tests(files))
-    ):
-        # Earlier versions drew a split here: their runs trained on images that are held out now.
-        sides = np.packbits(is_test).tobytes().hex()
-        listing, fingerprint = (
-            hashlib.sha256(f"{digest}/{sides}".encode()).hexdigest()
-            for digest in (index.listing, index.fingerprint)
-        )
-        index = replace(index, listing=listing, fingerprint=fingerprint)
+    index = _add_sides(index, files)
     if cache is not None and len(index) >= index_cache.MIN_IMAGES:
         tables_read = [table] if table else find_tables(places, files)
         stamp = index_cache.CacheStamp.from_scan(
@@ -296,6 +287,24 @@ def build_index(
                 cache_notes,
             )
     return replace(index, notes=(*notes, *cache_notes)) if cache_notes else index
+
+
+def _add_sides(index: Index, files: Files) -> Index:
+    """Return the index with a split that older versions did not read as part of its fingerprints.
+
+    They drew a split instead: their runs trained on images that are held out now.
+    """
+    is_test = index.test.numpy()
+    if index.split == "drawn" or (
+        index.split == "given" and np.array_equal(is_test, _first_folder_tests(files))
+    ):
+        return index
+    sides = np.packbits(is_test).tobytes().hex()
+    listing, fingerprint = (
+        hashlib.sha256(f"{digest}/{sides}".encode()).hexdigest()
+        for digest in (index.listing, index.fingerprint)
+    )
+    return replace(index, listing=listing, fingerprint=fingerprint)
 
 
 def _make_groups(files: Files) -> Groups | None:

@@ -40,27 +40,7 @@ def read_rows(
 
     Raises UserError for a file without images.
     """
-    shards: list[Shard] = [None] * len(files)  # type: ignore[list-item]
-    tables: list[Any] = [None] * len(files)
-
-    def read(i: int) -> None:
-        shards[i] = shard = open_shard(files[i])
-        if shard.image is None:
-            columns = ", ".join(shard.schema.names)
-            raise UserError(
-                f"{printable(files[i])} has no images: none of its columns ({columns}) holds"
-                " the bytes of files"
-            )
-        try:
-            tables[i] = shard.read(
-                range(shard.metadata.num_row_groups), parquet_columns.select_columns(shard)
-            )
-        except Unreadable as error:
-            raise UserError(
-                f"{printable(files[i])} cannot be read ({error}): copy it again"
-            ) from None
-
-    run_parallel(len(files), read, threads=8)
+    shards, tables = _read_small_columns(files)
     rows, unused = Rows(), set[str]()
     splits = hub.infer_splits(files)
     group = 0
@@ -110,6 +90,32 @@ def read_rows(
             " pack` makes small ones"
         )
     return rows
+
+
+def _read_small_columns(files: Sequence[str]) -> tuple[list[Shard], list[Any]]:
+    """Open some files and read their small columns. Raises UserError for a file without images."""
+    shards: list[Shard] = [None] * len(files)  # type: ignore[list-item]
+    tables: list[Any] = [None] * len(files)
+
+    def read(i: int) -> None:
+        shards[i] = shard = open_shard(files[i])
+        if shard.image is None:
+            columns = ", ".join(shard.schema.names)
+            raise UserError(
+                f"{printable(files[i])} has no images: none of its columns ({columns}) holds"
+                " the bytes of files"
+            )
+        try:
+            tables[i] = shard.read(
+                range(shard.metadata.num_row_groups), parquet_columns.select_columns(shard)
+            )
+        except Unreadable as error:
+            raise UserError(
+                f"{printable(files[i])} cannot be read ({error}): copy it again"
+            ) from None
+
+    run_parallel(len(files), read, threads=8)
+    return shards, tables
 
 
 def _make_names_unique(names: list[str], places: Sequence[tuple[str, int]]) -> None:
