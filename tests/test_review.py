@@ -174,7 +174,7 @@ def test_what_is_no_in_python_is_no(images: Path, tmp_path: Path) -> None:
         resume=False,
         **small,
     )
-    assert run_folder.read_run(out).stage.method.freeze_patches is False  # type: ignore[attr-defined]
+    assert out.stage.method.freeze_patches is False  # type: ignore[attr-defined]
 
 
 def test_resuming_on_other_images_is_refused(
