@@ -526,6 +526,6 @@ def test_four_lines_of_python(images: Path, tmp_path: Path) -> None:
         batch=8,
         method__temperature=0.3,
     )
-    assert run_folder.read_run(out).stage.method.temperature == 0.3  # type: ignore[attr-defined]
+    assert out.stage.method.temperature == 0.3  # type: ignore[attr-defined]
     assert selftaught.evaluate(out, labels=("all",)).verdict
     assert selftaught.load(out)(torch.rand(2, 3, 32, 32)).shape == (2, 96)
