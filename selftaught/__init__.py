@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from selftaught.config.stage import Stage as Stage
     from selftaught.errors import UserError as UserError
     from selftaught.evaluation.classifier import Classifier as Classifier
+    from selftaught.evaluation.compare import evaluate_features as evaluate_features
     from selftaught.evaluation.evaluate import Evaluation as Evaluation
     from selftaught.evaluation.finetune import FineTune as FineTune
     from selftaught.features.knn import KNN as KNN
     from selftaught.features.linear import LinearProbe  # noqa: F401
+    from selftaught.features.protocol import Features as Features
     from selftaught.hard import HARD as HARD
     from selftaught.hard.base import HardExample as HardExample
     from selftaught.method import Batch as Batch
@@ -76,7 +78,9 @@ _HOMES = {
     "Stage": "config.stage",
     "UserError": "errors",
     "Classifier": "evaluation.classifier",
+    "evaluate_features": "evaluation.compare",
     "Evaluation": "evaluation.evaluate",
+    "Features": "features.protocol",
     "FineTune": "evaluation.finetune",
     "KNN": "features.knn",
     "LinearProbe": "features.linear:LinearProbe",

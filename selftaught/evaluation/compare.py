@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,15 @@ from selftaught.errors import UserError
 from selftaught.evaluation.bootstrap import Intervals, Outcomes, intervals
 from selftaught.evaluation.results import GAP, Difference, Results, Row
 from selftaught.features.metrics import auroc, balanced_accuracy, placements
-from selftaught.features.protocol import LabelledImages, Protocol, Scores, Subject, class_count
+from selftaught.features.protocol import (
+    FeatureExtractor,
+    Features,
+    LabelledImages,
+    Protocol,
+    Scores,
+    Subject,
+    class_count,
+)
 
 
 class NothingToScore(UserError):
@@ -83,6 +92,55 @@ def evaluate(
             differences += new_differences
     return Results(
         rows=tuple(rows), differences=tuple(differences), notes=tuple(dict.fromkeys(notes))
+    )
+
+
+def evaluate_features(
+    backbones: Mapping[str, tuple[Features, Features]],
+    protocols: Sequence[Protocol],
+    *,
+    labels: Sequence[str] = ("5", "20", "all", "total:1000"),
+    draws: int = 5,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Results:
+    """As `evaluate`, of features that exist already: (training, test) features by backbone's name.
+
+    All backbones must have the same labels in the same order. Protocols may only read features.
+    Raises UserError where labels differ.
+    """
+    sides = list(backbones.values())
+    for side, other in product((0, 1), sides[1:]):
+        if not torch.equal(sides[0][side].labels, other[side].labels):
+            raise UserError("all backbones need features of the same images, in the same order")
+    if not sides:
+        raise UserError("there is no backbone to evaluate")
+    train, test = sides[0]
+    count = len(train.labels)
+    return evaluate(
+        [_feature_subject(name, *features) for name, features in backbones.items()],
+        LabelledImages(torch.arange(count), train.labels),
+        LabelledImages(count + torch.arange(len(test.labels)), test.labels),
+        protocols,
+        labels=labels,
+        draws=draws,
+        seed=seed,
+        resamples=resamples,
+    )
+
+
+def _feature_subject(name: str, train: Features, test: Features) -> Subject:
+    """A subject with these features of the images 0..N-1 and N..N+M-1."""
+    vectors = torch.cat([train.vectors, test.vectors])
+    absent: Any = None  # protocols of features read neither network nor images
+    return Subject(
+        name=name,
+        backbone=absent,
+        images=absent,
+        size=0,
+        device="cpu",
+        precision="fp32",
+        features=FeatureExtractor(vectors.__getitem__, torch.arange(len(vectors))),
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selftaught.data.index.label_budget import Budget, draw
 from selftaught.errors import UserError
-from selftaught.evaluation.compare import evaluate
+from selftaught.evaluation.compare import evaluate, evaluate_features
 from selftaught.evaluation.results import Difference, Results, Row, verdict
 from selftaught.features.extract import extract, load_or_make
 from selftaught.features.knn import KNN
@@ -28,7 +28,6 @@ from selftaught.features.protocol import (
     Protocol,
     Scores,
 )
-from tests.subjects import evaluate_features
 
 one_class = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(torch.tensor)
 several_classes = st.integers(1, 5).flatmap(
