@@ -103,6 +103,7 @@ def evaluate_features(
     draws: int = 5,
     seed: int = 0,
     resamples: int = 2000,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Results:
     """As `evaluate`, of features that exist already: (training, test) features by backbone's name.
 
@@ -126,6 +127,7 @@ def evaluate_features(
         draws=draws,
         seed=seed,
         resamples=resamples,
+        on_progress=on_progress,
     )
 
 
