@@ -28,25 +28,20 @@ def check_counts(stage: Stage, images: int) -> None:
     refuse_few(name, images, max(least, 2))
     if part < least:
         most = stage.batch // least
-        fewer = (
-            f", or --accumulate {most}{' or less' if most > 1 else ''}"
-            if stage.accumulate > 1 and most
-            else ""
-        )
+        fewer = ""
+        if stage.accumulate > 1 and most:
+            fewer = f", or --accumulate {most}{' or less' if most > 1 else ''}"
         remedy = f"--batch {least * stage.accumulate} or more{fewer}"
         if least * stage.accumulate > images:
             remedy = f"--batch {least} --accumulate 1"
-        where = (
-            "a batch" if stage.accumulate == 1 else f"each of {stage.accumulate} parts of a batch"
-        )
+        parts = stage.accumulate
+        where = "a batch" if parts == 1 else f"each of {parts} parts of a batch"
         raise UserError(f"{name} needs at least {least} images in {where}, {reason}: {remedy}")
     if images < stage.batch:
         unit = world * stage.accumulate
-        remedy = (
-            f"--batch {images // unit * unit} or less"
-            if images >= unit
-            else "lower --batch and --accumulate"
-        )
+        remedy = "lower --batch and --accumulate"
+        if images >= unit:
+            remedy = f"--batch {images // unit * unit} or less"
         raise UserError(
             f"{count_text(images, 'training image')} are fewer than a batch of {stage.batch}:"
             f" {remedy}"

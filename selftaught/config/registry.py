@@ -92,7 +92,6 @@ def summary(stage: Stage) -> str:
     """Describe the main settings of a stage in one line."""
     hard = "".join(f" + {hard_name(h)}" for h in stage.hard)
     network = f"{stage.backbone} ({stage.stem} stem), {stage.size} pixels, {stage.precision}"
-    how = (
-        f"{stage.steps:,} steps of {stage.batch}, {optimizer_name(stage)} at {stage.optimizer.lr:g}"
-    )
-    return f"{method_name(stage)}{hard}: {network}, {how}; all settings are in run.json"
+    optimizer = f"{optimizer_name(stage)} at {stage.optimizer.lr:g}"
+    training = f"{stage.steps:,} steps of {stage.batch}, {optimizer}"
+    return f"{method_name(stage)}{hard}: {network}, {training}; all settings are in run.json"

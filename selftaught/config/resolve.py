@@ -86,10 +86,10 @@ def resolve_stage(
         config = dataclasses.replace(config, classes=len(index.classes))
     optimizer = values.get("optimizer")
     if not isinstance(optimizer, Optimizer):
-        same = base is not None and registry.optimizer_name(base) == optimizer_name
-        optimizer = (
-            base.optimizer if base and same else recipe.optimizer_for(optimizer_name, own.lr, batch)
-        )
+        if base and registry.optimizer_name(base) == optimizer_name:
+            optimizer = base.optimizer
+        else:
+            optimizer = recipe.optimizer_for(optimizer_name, own.lr, batch)
     precision = pick("precision", lambda: "auto")
     if precision == "auto":
         precision = "bf16" if recipe.faster_in_bf16(backbone, stem, size, device) else "fp32"

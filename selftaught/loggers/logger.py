@@ -72,10 +72,10 @@ class Loggers:
 
     def __init__(self, loggers: Iterable[Logger] = ()) -> None:
         self.loggers = list(loggers)
-        self.begun = False
+        self.has_run = False
 
     def begin(self, facts: RunFacts) -> None:
-        self.begun = True
+        self.has_run = True
         self._each(lambda logger: logger.begin(facts))
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Loggers:
         self._each(lambda logger: logger.scores(rows))
 
     def finish(self, outcome: str) -> None:
-        if self.begun:
+        if self.has_run:
             self._each(lambda logger: logger.finish(outcome))
 
     def _each(self, call: Callable[[Logger], None]) -> None:

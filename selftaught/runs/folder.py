@@ -316,7 +316,7 @@ def has_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """Read a run, or the outcome of a plan.
 
-    Raises UserError where the folder holds neither, FileError where a record is damaged, and
+    Raises UserError where the folder holds neither, and FileError where a record is damaged. Raises
     MissingObject where a class of the stage cannot be imported.
     """
     folder, base = weight_files.folder_of(folder), None

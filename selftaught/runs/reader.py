@@ -45,7 +45,7 @@ def load_all(folders: Sequence[Path]) -> tuple[Run, ...]:
     unique = list(dict.fromkeys(resolve_run(Path(folder)).resolve() for folder in folders))
     if not unique:
         raise UserError(
-            "no run was given: name at least one folder that `selftaught pretrain --out` wrote"
+            "there is no run to read: name a folder that `selftaught pretrain --out` wrote"
         )
     return tuple(load(folder, name) for folder, name in zip(unique, _names(unique), strict=True))
 
@@ -93,14 +93,10 @@ def _about(folder: Path) -> Mapping[str, Any]:
     if not folder.exists():
         raise UserError(f"there is no folder {folder}. {remedy}.")
     if not file.is_file():
-        inside = (
-            sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
-        )
-        hint = (
-            f"It holds runs, though: name them, e.g. {' '.join(map(str, inside[:3]))}"
-            if inside
-            else remedy
-        )
+        runs = sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
+        hint = remedy
+        if runs:
+            hint = f"It holds runs, though: name them, e.g. {' '.join(map(str, runs[:3]))}"
         raise UserError(f"{folder} is no run: there is no run.json in it. {hint}.")
     return read_facts(folder)
 

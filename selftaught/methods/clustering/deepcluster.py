@@ -88,16 +88,16 @@ class DeepCluster(Method):
         self.epochs.value += 1
         if (self.epochs.value - 1) % self.config.every:
             return
-        seen, features = table(
+        indices, features = table(
             ((b.index, self.backbone(b.views[0])) for b in batches), len(self.assigned)
         )
-        check_clusters(self.config.clusters, len(seen))
+        check_clusters(self.config.clusters, len(indices))
         points = whiten(features, min(self.config.dim, features.shape[1]))
         _, clusters = kmeans(points, self.config.clusters, self.config.iterations)
         self.assigned.fill_(UNSEEN)
-        self.assigned[seen] = clusters
+        self.assigned[indices] = clusters
         counts = torch.bincount(clusters, minlength=self.config.clusters).to(self.weight)
-        share = len(seen) / (counts > 0).sum()  # images for each cluster that is not empty
+        share = len(indices) / (counts > 0).sum()  # images for each cluster that is not empty
         self.weight.copy_(torch.where(counts > 0, share / counts.clamp_min(1), 0))
         # the new clusters do not correspond to the old ones
         nn.init.normal_(self.classifier.weight, std=0.01)

@@ -90,11 +90,11 @@ class DeepClusterV2(Method):
         if not self.memory.any():
             for batch in batches:
                 self._store(batch, self.predict(self.inputs(batch)[: self.views]))
-        seen = self.memory[0].any(dim=1).nonzero()[:, 0]
-        check_clusters(self.config.clusters, len(seen))
+        indices = self.memory[0].any(dim=1).nonzero()[:, 0]
+        check_clusters(self.config.clusters, len(indices))
         for h in range(self.config.clusterings):
-            points = self.memory[h % self.views, seen]
-            self.prototypes[h], self.assigned[seen, h] = kmeans(
+            points = self.memory[h % self.views, indices]
+            self.prototypes[h], self.assigned[indices, h] = kmeans(
                 points, self.config.clusters, self.config.iterations
             )
 

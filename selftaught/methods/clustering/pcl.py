@@ -126,15 +126,15 @@ class PCL(Method):
         """Cluster the key encoder's embeddings of one view of each image (algorithm 1)."""
         if self.progress < self.config.warmup:
             return
-        seen, points = table(
+        indices, points = table(
             ((b.index, self.moco.teacher(b.views[0])) for b in batches), len(self.assigned)
         )
-        check_clusters(self.config.clusters, len(seen))
+        check_clusters(self.config.clusters, len(indices))
         self.assigned.fill_(UNSEEN)
         prototypes, concentrations = [], []
         for m, size in enumerate(self.sizes):
             centroids, clusters = kmeans(points, size, self.config.iterations)
-            self.assigned[seen, m] = clusters
+            self.assigned[indices, m] = clusters
             prototypes.append(centroids)
             temperature, alpha = self.config.temperature, self.config.alpha
             concentrations.append(concentration(points, centroids, clusters, temperature, alpha))
@@ -153,9 +153,8 @@ class PCL(Method):
 
 def moco_config(config: PCL.Config) -> Any:
     """Return the hyperparameters of its MoCo, of v1 or v2."""
-    kind: Any = (
-        MoCoV1.Config if config.version == "v1" else partial(MoCoV2.Config, hidden=config.hidden)
-    )
+    v2 = partial(MoCoV2.Config, hidden=config.hidden)
+    kind: Any = MoCoV1.Config if config.version == "v1" else v2
     return kind(
         dim=config.dim, queue=config.queue, momentum=config.momentum, temperature=config.temperature
     )

@@ -48,11 +48,8 @@ class SwAV(Method):
             config = replace(self, hidden=setting.features, prototypes=prototypes)
             if not setting.begun:
                 return Defaults(config=replace(config, queue=0, epsilon=min(self.epsilon, 0.03)))
-            queue = (
-                0
-                if setting.batch // setting.parts >= 2 * prototypes
-                else min(setting.images // 4, 3840)
-            )
+            large = setting.batch // setting.parts >= 2 * prototypes
+            queue = 0 if large else min(setting.images // 4, 3840)
             return Defaults(config=replace(config, queue=queue - queue % setting.batch))
 
         @property

@@ -47,10 +47,7 @@ class CMC(Method):
             nn.Sequential(nn.Linear(setup.backbone.features, config.dim), Normalize())
             for _ in range(2)
         )
-        self.lights, self.colours = (
-            MemoryBank(config, setup.images),
-            MemoryBank(config, setup.images),
-        )
+        self.lights, self.colours = (MemoryBank(config, setup.images) for _ in range(2))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return light_and_colour(batch.views[0])
@@ -97,9 +94,10 @@ def coloured(pixels: Tensor) -> Tensor:
 
 
 def light_and_colour(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split sRGB [B, 3, H, W] in [0, 1] into L of Lab as a grey image, and ab at one lightness.
+    """Split images into L of Lab, as grey images, and ab at one lightness.
 
-    Both results are sRGB [B, 3, H, W] in [0, 1]. Colours outside RGB at that lightness are clipped.
+    The images and both results are sRGB [B, 3, H, W] in [0, 1]. Colours outside RGB at that
+    lightness are clipped.
     """
     with torch.autocast(pixels.device.type, enabled=False):
         to_xyz, to_rgb, white = _colours(pixels.device, pixels.dtype)

@@ -76,8 +76,8 @@ class CPC(Method):
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return predicted [B, directions, K, G, G, dim] and own [B, G, G, dim] embeddings.
 
-        Entry k, i, j is the prediction of the patch at i + nearest + k, j from rows up to i. Rows
-        count in the grid as it is rotated for the direction.
+        Entry k, i, j predicts the patch at i + nearest + k, j from rows 0 to i. Rows count in the
+        grid as it is rotated for the direction.
         """
         grid = self.backbone(inputs.flatten(0, 2)).unflatten(0, inputs.shape[:3])
         rotations = [

@@ -61,7 +61,7 @@ class Context(nn.Module):
 
 
 class _Block(nn.Module):
-    """A residual block [B, C, G, G] -> [B, C, G, G] over a row and the row above it."""
+    """A residual block, [B, C, G, G] -> [B, C, G, G], over each row and the one above."""
 
     def __init__(self, width: int, norm: str) -> None:
         super().__init__()
