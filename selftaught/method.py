@@ -1,6 +1,4 @@
-"""What a self-supervised method is: pseudo-labels, and a network that predicts them. Read this file
-first.
-"""
+"""The contract of a self-supervised method: pseudo-labels, and a network that predicts them."""
 
 from __future__ import annotations
 
@@ -16,28 +14,26 @@ from torch import Tensor, nn
 from selftaught.ranges import check_ranges
 from selftaught.seeding import key
 
-# a tensor, or a (nested) tuple of tensors, each with the batch first; inputs may hold `Fixed` ones
+# A tensor, or a (nested) tuple of tensors, each with the batch first. Inputs may hold `Fixed` ones.
 Tensors = Any
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Views of B images. A view is an image in pixel space: float [B, 3, H, W] in [0, 1]; the
-    backbone normalises.
-    """
+    """Views of B images. A view is float [B, 3, H, W] in [0, 1]; the backbone normalises it."""
 
     views: tuple[Tensor, ...]  # the large views first; resolutions may differ
     index: Tensor  # [B] position of each image in the training set
     label: Tensor  # [B] class, or -1 when unlabelled
-    seed: Tensor  # int64 [B], for a method's own random choices about each image: see `random`
-    # what only some methods know, by name; the batch is the first dimension of each
+    seed: Tensor  # int64 [B], the source of random numbers for each image: see `random`
+    # further tensors that some methods need, by name; the batch is the first dimension of each
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def random(self, shape: Sequence[int], salt: str = "") -> Tensor:
         """Uniform numbers in [0, 1): float32 [B, *shape]. Another `salt` gives other numbers.
 
-        They follow from `seed` alone: the same on every device, in any split of the batch, and
-        every time they are asked for.
+        They depend on `seed`, `shape` and `salt` alone. They are the same on every device, in any
+        split of the batch and in every call.
         """
         count = math.prod(shape)
         places = torch.arange(1, count + 1, device=self.seed.device)
@@ -60,8 +56,9 @@ GOLDEN = -0x61C8864680B583EB  # 2**64 divided by the golden ratio, as int64
 
 
 def mix_bits(x: Tensor) -> Tensor:
-    """int64 -> int64, one to one, such that every bit depends on all: splitmix64's finisher
-    (Steele et al., 2014). Products wrap around.
+    """int64 -> int64, one to one: every bit of the result depends on all bits of `x`.
+
+    This is the last part of splitmix64 (Steele et al., 2014). Products wrap around.
     """
     x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
@@ -73,57 +70,61 @@ def _shift(x: Tensor, by: int) -> Tensor:
 
 
 def image_seeds(seed: int, first: int, count: int) -> Tensor:
-    """int64 [count]: of the images at the places first, first + 1, ... of an epoch, over all
-    processes.
+    """Seeds, int64 [count], of the images at the places first, first + 1, ... of an epoch.
+
+    Places count over all processes.
     """
     return mix_bits(seed + torch.arange(first, first + count) * GOLDEN)
 
 
 class Encoder(nn.Module):
-    """A backbone, as methods know it: pixels [B, 3, H, W] in [0, 1] -> features [B, `features`].
+    """A backbone as methods use it: pixels [B, 3, H, W] in [0, 1] -> features [B, `features`].
 
-    `forward(pixels, mapped=True)` returns what `with_map` does.
+    `forward(pixels, mapped=True)` returns the same pair as `with_map`.
     """
 
     features: int
-    channels: int  # of a map, which is `features` in most networks
+    channels: int  # of a feature map; equal to `features` in most networks
 
     def with_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, `features`] and the map [B, `channels`, h, w] that they are pooled from."""
-        # a call: what compiles or shards a network stands around its calls
-        features, found = self(pixels, mapped=True)
-        return features, found
+        # through __call__, because torch.compile and FSDP wrap the calls of a network
+        features, feature_map = self(pixels, mapped=True)
+        return features, feature_map
 
     def maps(self, pixels: Tensor) -> dict[str, Tensor]:
-        """The map [B, C, h, w] of every stage, by the stage's name, from the first to the last."""
+        """The map [B, C, h, w] of every stage, by the stage's name, from the first to the last.
+
+        Raises NotImplementedError where the network has no stages.
+        """
         raise NotImplementedError(f"{type(self).__name__} gives no maps of its stages")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a method's defaults depend on."""
+    """The data, batch and network that a method's defaults depend on."""
 
     images: int  # in the training set
     batch: int  # images a step, over all processes
     steps: int  # in the whole stage
     features: int  # width of the backbone's output
-    parts: int = 1  # that a batch is worked through in: a loss sees one at a time
-    begun: bool = False  # from weights that are there, not from random ones
-    classes: int = 0  # that the labels of the training set tell apart
+    parts: int = 1  # parts that a batch is split into; each loss is computed on one part
+    begun: bool = False  # the backbone starts from trained weights, not from random ones
+    classes: int = 0  # number of classes in the labels of the training set
 
     @property
     def shown(self) -> int:
-        """Images that an epoch shows: those that fill no part of a batch are left out."""
+        """Images of an epoch. Images that do not fill a part of a batch are left out."""
         part = max(self.batch // self.parts, 1)
         return max(self.images // part * part, 1)
 
 
 class GroupOptions(TypedDict, total=False):
-    """How the parameters of one part are optimized otherwise than the rest."""
+    """Options of the optimizer for one part of the parameters."""
 
-    lr_factor: float  # of the stage's rate
+    lr_factor: float  # multiplies the stage's rate
     constant_lr: bool  # the rate stays at its peak throughout
-    weight_decay: float  # norms and biases have none in any case
+    weight_decay: float  # of weights; norms and biases never decay
     betas: tuple[float, float]  # of AdamW
 
 
@@ -132,42 +133,42 @@ C = TypeVar("C", bound="Method.Config")
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults(Generic[C]):
-    """What a method is trained with unless something else is asked for."""
+    """The values that a method is trained with where the user gives no others."""
 
     config: C  # its hyperparameters, scaled to the data, the hardware and the start
-    # how its views differ from MoCo-v2's: fields of `views.spec.Views`
+    # fields of `views.spec.Views` in which its views differ from MoCo-v2's
     views: Mapping[str, Any] = field(default_factory=dict)
     lr: float = 0.06  # peak rate of SGD with momentum .9, for 256 images a step
     clip: float = 0.0  # norm at which gradients are clipped; 0 = never
 
     def replace_config(self, **fields: Any) -> Self:
-        """The same with other hyperparameters."""
+        """Return a copy with other hyperparameters."""
         return replace(self, config=replace(self.config, **fields))
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method is built on, beside its hyperparameters."""
+    """The values that a method is built from, besides its hyperparameters."""
 
     backbone: Encoder
     images: int  # in the training set
-    classes: int = 0  # that the labels of the training set tell apart
+    classes: int = 0  # number of classes in the labels of the training set
     # backbone and head of the run that `Config.previous_run` names
     previous: nn.Sequential | None = None
 
 
 class Method(nn.Module, ABC):
-    """Predict pseudo-labels (`targets`) from images (`inputs`).
+    """A method predicts pseudo-labels (`targets`) from images (`inputs`).
 
-    The four verbs are called in the order they are written here. Hard examples reuse the last three
-    with other inputs, which is why a method never hears of them.
+    A step calls `inputs`, `predict`, `targets` and `loss` in this order. Hard examples call
+    `predict` and `loss` with other inputs, so a method needs no code for them.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Hyperparameters, as published; each method extends it with its own.
+        """Hyperparameters with the values of the paper. Each method extends this class.
 
-        The type of a number says its range, from `selftaught.ranges`: `momentum: Share`.
+        The type of a number states its range, from `selftaught.ranges`: `momentum: Share`.
         """
 
         def __post_init__(self) -> None:
@@ -175,48 +176,50 @@ class Method(nn.Module, ABC):
             check_ranges(self, "method")
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """What to train with in `setting`; these hyperparameters are the most that it takes."""
+            """Return the defaults for `setting`. These hyperparameters are their upper limits."""
             return Defaults(config=self)
 
         def previous_run(self, init: str | None) -> str | None:
-            """The run whose network, head included, the method takes; None where it takes none.
+            """The run whose network, head included, the method loads; None where it loads none.
 
-            `init`: the weights that the backbone starts from.
+            `init`: the weights that the backbone starts from. Raises UserError where the method
+            needs a run and none is named.
             """
             return None
 
         @property
         def min_batch(self) -> int:
-            """Fewest images of a process in a part of a batch: a batch norm of vectors needs two
-            values.
+            """Fewest images of a process in a part of a batch.
+
+            A batch norm of vectors, for example, needs two.
             """
             return 1
 
         @property
         def min_images(self) -> int:
-            """Images that an epoch must show: as many as there are clusters to make of them."""
+            """Fewest images of an epoch. A method that clusters them needs one for each cluster."""
             return 1
 
         @property
         def hidden_layers(self) -> int:
-            """How many layers of its head a later stage can keep."""
+            """Number of layers of the head that a later stage can keep."""
             return 0
 
     paper: ClassVar[str] = ""  # authors, year, address
-    views: ClassVar[int] = 2  # large views that it needs
+    views: ClassVar[int] = 2  # number of large views
     multi_crop: ClassVar[bool] = False  # inputs are views, and small ones may follow the large ones
-    # the loss or the targets compare the samples of a batch with each other: several processes
-    # gather predictions and targets, and a batch worked through in parts is another batch
+    # The loss or the targets compare the samples of a batch with each other. Several processes then
+    # gather predictions and targets, and splitting a batch into parts changes the loss.
     couples_samples: ClassVar[bool] = False
-    local_batch_norm: ClassVar[bool] = False  # batch norms stay each process's own on GPUs, too
-    # labels of the training set. required: labelled images alone are shown; mixed: labelled and
-    # unlabelled images in one batch, `Batch.label` being -1 of the latter
+    local_batch_norm: ClassVar[bool] = False  # batch norms are not synchronised between GPUs
+    # Labels of the training set. required: only labelled images are used. mixed: a batch holds
+    # labelled and unlabelled images, and `Batch.label` of the latter is -1.
     labels: ClassVar[Literal["unused", "required", "mixed"]] = "unused"
-    # its head tells classes: it can be scored as it is, and teach
+    # the head predicts classes: it can be evaluated as it is, and can be a teacher
     classifies: ClassVar[bool] = False
 
     backbone: Encoder
-    progress: float = 0.0  # share of training done, written by the loop
+    progress: float = 0.0  # share of training done; the training loop sets it
 
     @abstractmethod
     def __init__(self, config: Any, setup: Setup) -> None:
@@ -225,68 +228,75 @@ class Method(nn.Module, ABC):
         self.backbone = setup.backbone
 
     def inputs(self, batch: Batch) -> Tensors:
-        """What the network sees: images, and what is `Fixed`."""
+        """Return the inputs of the network: images, and `Fixed` tensors."""
         return batch.views
 
     @abstractmethod
     def predict(self, inputs: Tensors) -> Tensors:
-        """What the network says of it."""
+        """Return the outputs of the network for `inputs`."""
 
     @abstractmethod
     def targets(self, batch: Batch, predictions: Tensors) -> Tensors:
-        """What it should have said: the pseudo-labels."""
+        """Return the pseudo-labels of the clean views. Hard examples use the same ones."""
 
     @abstractmethod
     def loss(self, predictions: Tensors, targets: Tensors) -> Tensor:
-        """How far off it was: a scalar, the mean over the samples."""
+        """Return the loss: a scalar, the mean over the samples."""
 
     @property
     def head(self) -> nn.Sequential | None:
-        """What a later stage may keep behind the backbone: an `mlp`; None if nothing."""
+        """The head that a later stage can keep: an `mlp`, or None."""
         return None
 
     def collapsed_loss(self, batch_size: int) -> float | None:
-        """The loss of a network with constant output, or None where it is unknown: a loss stuck
-        there is collapse.
+        """The loss of a network with constant output, or None where it is unknown.
 
-        `batch_size`: images that one loss sees, over all processes.
+        A loss that stays at this value means collapse. `batch_size`: images of one loss, over all
+        processes.
         """
         return None
 
     def parameter_groups(self) -> Mapping[str, GroupOptions]:
-        """Parts with their own rate, betas or decay, by how the names of their parameters begin:
-        `{"predictor": {"constant_lr": True}}`.
+        """Options of the optimizer by prefix of parameter names.
+
+        An example: `{"predictor": {"constant_lr": True}}`.
         """
         return {}
 
     def grade(self, predictions: Tensors, targets: Tensors) -> Tensor | None:
-        """Which predictions are right: float [B] in [0, 1], for the accuracy of the pretext task on
-        images held out. None where right and wrong have no meaning.
+        """Return the correctness of each prediction: float [B] in [0, 1], or None.
+
+        Its mean over held-out images is the accuracy of the pretext task. None: the method has no
+        notion of a correct prediction.
         """
         return None
 
     def judged(self) -> Encoder:
-        """The network that is evaluated and exported: the backbone, or an averaged copy of it."""
+        """Return the network to evaluate and export: the backbone, or an averaged copy of it."""
         return self.backbone
 
     def before_epoch(self, batches: Iterable[Batch]) -> None:
-        """Relabel the data set, for methods that cluster it. `batches` is one pass over this
-        process's share; batch norms are in training mode and remember nothing of it.
+        """Compute new pseudo-labels of the data set, for methods that cluster it.
+
+        `batches` is one pass over this process's share of the images. Batch norms are in training
+        mode, and their running statistics do not change.
         """
 
     def after_backward(self) -> None:
-        """Edit gradients before the optimizer reads them."""
+        """Change gradients before the optimizer's step."""
 
     def after_step(self, batch: Batch, predictions: Tensors, targets: Tensors) -> None:
-        """Update what learns without gradients: teachers, queues, memories. Predictions and targets
-        are detached.
+        """Update state that has no gradients: teachers, queues, memory banks.
+
+        Predictions and targets are detached.
         """
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A leaf of `inputs` that hard examples neither attack nor mix: an order, a mask, tokens. The
-    functions below pass it on as it is; `predict` reads its value.
+    """A leaf of `inputs` that hard examples leave unchanged: an order, a mask, tokens.
+
+    The functions below return it as it is; `predict` reads its value.
     """
 
     value: Tensor
@@ -300,8 +310,9 @@ def map_tensors(fn: Callable[[Tensor], Tensor], tree: Tensors) -> Tensors:
 
 
 def zip_tensors(fn: Callable[..., Tensor], *trees: Tensors) -> Tensors:
-    """Apply `fn` to the leaves of several trees of one shape, leaf by leaf; of what is `Fixed`, the
-    first tree's stays.
+    """Apply `fn` to the corresponding leaves of several trees of one shape.
+
+    Where a leaf is `Fixed`, the result has the first tree's leaf.
     """
     if isinstance(trees[0], tuple):
         return tuple(zip_tensors(fn, *branches) for branches in zip(*trees, strict=True))
@@ -309,11 +320,12 @@ def zip_tensors(fn: Callable[..., Tensor], *trees: Tensors) -> Tensors:
 
 
 def leaves(tree: Tensors) -> list[Tensor]:
-    """The leaves that are not `Fixed`, in their order."""
+    """Return the leaves that are not `Fixed`, in order."""
     if isinstance(tree, tuple):
         return [leaf for t in tree for leaf in leaves(t)]
     return [] if isinstance(tree, Fixed) else [tree]
 
 
 def detach(tree: Tensors) -> Tensors:
+    """Detach every leaf that is not `Fixed`."""
     return map_tensors(lambda t: t.detach(), tree)

@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate's course, as values."""
+"""Optimizers and learning-rate schedules, as values."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,7 +20,9 @@ NO_PARTS: Parts = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(ABC):
-    lr: Positive  # at its peak, for the whole batch
+    """The settings of an optimizer. Each kind builds torch's optimizer from them."""
+
+    lr: Positive  # peak rate, for the whole batch
     weight_decay: NonNegative
 
     def __post_init__(self) -> None:
@@ -28,8 +30,9 @@ class Optimizer(ABC):
 
     @abstractmethod
     def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
-        """`parts`: options of their own for parameters, by how their names begin (see
-        `method.GroupOptions`).
+        """Build torch's optimizer.
+
+        `parts`: options of some parameters, by prefix of their names: see `method.GroupOptions`.
         """
 
 
@@ -40,16 +43,16 @@ class SGD(Optimizer):
     momentum: Share = 0.9
 
     def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
-        found = groups(parameters, self, parts)
-        # torch's fused kernel knows no shards
-        fused = not any(is_sharded(group["params"]) for group in found)
+        param_groups = groups(parameters, self, parts)
+        # torch's fused kernel does not support sharded parameters
+        fused = not any(is_sharded(group["params"]) for group in param_groups)
         optimizer = torch.optim.SGD(
-            found, lr=0.0, momentum=self.momentum, fused=fused, foreach=not fused
+            param_groups, lr=0.0, momentum=self.momentum, fused=fused, foreach=not fused
         )
-        if (
-            fused and self.momentum
-        ):  # it wants them of all in a group or of none, and some norms come in later
-            for p in (p for group in found for p in group["params"]):
+        if fused and self.momentum:
+            # The fused kernel needs momentum buffers of all parameters in a group or of none. Some
+            # norms get their first gradient late, so all buffers are made here.
+            for p in (p for group in param_groups for p in group["params"]):
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return optimizer
 
@@ -68,9 +71,7 @@ class AdamW(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class LARS(Optimizer):
-    """Layer-wise rates for large batches (You et al., 2017); norms and biases take the plain
-    rate.
-    """
+    """Layer-wise rates for large batches (You et al., 2017). Norms and biases use `lr` itself."""
 
     lr: Positive = 0.3
     weight_decay: NonNegative = 1e-6
@@ -90,10 +91,12 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW, "lars": LA
 def groups(
     parameters: Named, optimizer: Optimizer, parts: Parts = NO_PARTS
 ) -> list[dict[str, Any]]:
-    """Weights, which decay, and norms and biases, which do not: of all that is in no part, then of
-    each part. Raises ValueError for a part that has no parameters.
+    """Return torch's parameter groups: weights, which decay, apart from norms and biases.
+
+    The groups of parameters in no part come first, then those of each part. Raises ValueError for a
+    part that has no parameters.
     """
-    found: dict[tuple[str, bool], list[nn.Parameter]] = {
+    members: dict[tuple[str, bool], list[nn.Parameter]] = {
         (part, w): [] for part in ("", *parts) for w in (True, False)
     }
     empty = set(parts)
@@ -101,12 +104,12 @@ def groups(
         part = next((part for part in parts if name == part or name.startswith(f"{part}.")), "")
         empty.discard(part)
         if p.requires_grad:
-            found[part, p.ndim > 1].append(p)
+            members[part, p.ndim > 1].append(p)
     if empty:
         raise ValueError(f"no parameter's name begins with {' or '.join(sorted(empty))}")
     return [
         group(ps, weights, optimizer, parts.get(part, {}))
-        for (part, weights), ps in found.items()
+        for (part, weights), ps in members.items()
         if ps
     ]
 
@@ -114,8 +117,9 @@ def groups(
 def group(
     parameters: list[nn.Parameter], weights: bool, optimizer: Optimizer, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A group as torch's optimizers take it; `loop` reads `peak` and `steady`, and checkpoints hold
-    both.
+    """Return one parameter group of torch's optimizers.
+
+    The training loop reads `peak` and `steady`. Checkpoints hold both keys.
     """
     own = {"betas": options["betas"]} if "betas" in options else {}
     return {
@@ -123,19 +127,17 @@ def group(
         "peak": optimizer.lr * options.get("lr_factor", 1.0),
         "steady": options.get("constant_lr", False),
         "weight_decay": options.get("weight_decay", optimizer.weight_decay) if weights else 0.0,
-        "always_adapt": weights,  # the last: for LARS
+        "always_adapt": weights,  # only LARS reads it
         **own,
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """Linear warm-up, then half a cosine; shares of the peak as a function of progress in [0,
-    1].
-    """
+    """Linear warm-up, then half a cosine: progress in [0, 1] -> share of the peak rate."""
 
-    warmup: Share = 0.05  # of training
-    final: Share = 0.0  # of the peak
+    warmup: Share = 0.05  # share of training
+    final: Share = 0.0  # share of the peak rate at the end
 
     def __post_init__(self) -> None:
         check_ranges(self, "schedule")

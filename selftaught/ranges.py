@@ -1,6 +1,4 @@
-"""Ranges of numbers, as types: `momentum: Share`. One function checks a dataclass by them, and
-`--help` shows them.
-"""
+"""Ranges of numbers as types (`momentum: Share`), and the check of a dataclass's fields."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from selftaught.errors import require
 
 @dataclass(frozen=True)
 class Range:
-    """From `low` to `high`, both included unless they are `open`."""
+    """An interval from `low` to `high`. Each end is included unless it is `open`."""
 
     low: float
     high: float = math.inf
@@ -41,7 +39,7 @@ Share = Annotated[float, Range(0, 1), arg(metavar="0..1")]
 
 @lru_cache
 def ranges_of(kind: type) -> dict[str, Range]:
-    """The fields of a dataclass whose types carry a range."""
+    """Return the ranges of a dataclass's fields, by field name."""
     return {
         name: each
         for name, hint in get_type_hints(kind, include_extras=True).items()
@@ -51,8 +49,9 @@ def ranges_of(kind: type) -> dict[str, Range]:
 
 
 def check_ranges(values: Any, group: str) -> None:
-    """Raises UserError for the first field of a dataclass outside its range; `group`: of its flags,
-    as in --group.field.
+    """Raise UserError for the first field of a dataclass that is outside its range.
+
+    `group`: the group of its flags, as in --group.field.
     """
     kind: type = type(values)
     for name, limits in ranges_of(kind).items():

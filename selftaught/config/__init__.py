@@ -1,1 +1,1 @@
-"""What a stage is, as values."""
+"""The configuration of a stage: values, names, defaults and JSON."""

@@ -1,6 +1,4 @@
-"""Whether a batch and a training set have images enough for a stage: refused before anything is
-trained.
-"""
+"""Checks before training that a batch and a training set have enough images for a stage."""
 
 import torch
 
@@ -14,7 +12,7 @@ from selftaught.text import count_text
 
 
 def check_counts(stage: Stage, images: int) -> None:
-    """Raises UserError where a batch, or the whole training set of so many images, is too small."""
+    """Raise UserError where a batch, or the training set of `images` images, is too small."""
     method, name, world = stage.method, method_name(stage), world_size()
     part = stage.batch // stage.accumulate
     needs = {"for its batch norms": world * method.min_batch}
@@ -22,64 +20,58 @@ def check_counts(stage: Stage, images: int) -> None:
         needs["as it compares them"] = 2
     needs |= {f"for {part_name(h)}": world * h.min_batch for h in stage.hard if h.weight}
     if part == world and not takes_one_image(stage):
-        needs[
-            f"as batch norms of {stage.backbone} see one value of an image of {stage.size} pixels"
-        ] = 2 * world
+        reason = (
+            f"as batch norms of {stage.backbone} get one value from an image of {stage.size} pixels"
+        )
+        needs[reason] = 2 * world
     reason, least = max(needs.items(), key=lambda need: need[1])
     refuse_few(name, images, max(least, 2))
     if part < least:
         most = stage.batch // least
-        fewer = (
-            f", or --accumulate {most}{' or less' if most > 1 else ''}"
-            if stage.accumulate > 1 and most
-            else ""
-        )
+        fewer = ""
+        if stage.accumulate > 1 and most:
+            fewer = f", or --accumulate {most}{' or less' if most > 1 else ''}"
         remedy = f"--batch {least * stage.accumulate} or more{fewer}"
         if least * stage.accumulate > images:
             remedy = f"--batch {least} --accumulate 1"
-        where = (
-            "a batch" if stage.accumulate == 1 else f"each of {stage.accumulate} parts of a batch"
-        )
+        parts = stage.accumulate
+        where = "a batch" if parts == 1 else f"each of {parts} parts of a batch"
         raise UserError(f"{name} needs at least {least} images in {where}, {reason}: {remedy}")
     if images < stage.batch:
         unit = world * stage.accumulate
-        remedy = (
-            f"--batch {images // unit * unit} or less"
-            if images >= unit
-            else "lower --batch and --accumulate"
-        )
+        remedy = "lower --batch and --accumulate"
+        if images >= unit:
+            remedy = f"--batch {images // unit * unit} or less"
         raise UserError(
             f"{count_text(images, 'training image')} are fewer than a batch of {stage.batch}:"
             f" {remedy}"
         )
-    if (shown := images // part * part) < method.min_images:
+    if (epoch := images // part * part) < method.min_images:
         raise UserError(
-            f"{name} makes {method.min_images:,} clusters of the images of an epoch, which shows"
-            f" {shown:,}: --method.clusters {shown} or less"
+            f"{name} makes {method.min_images:,} clusters of the images of an epoch, which has"
+            f" {epoch:,}: --method.clusters {epoch} or less"
         )
 
 
 def refuse_few(name: str, images: int, least: int = 2) -> None:
-    """Raises UserError where a method of that name would train on too few images: of one alone
-    there is no other to tell.
-    """
+    """Raise UserError where the method `name` would train on fewer than `least` images."""
     if images < least:
         raise UserError(
             f"{name} needs at least {least} images to train on, and there"
-            f" {'is' if images == 1 else 'are'} {images}: add images, or hold fewer out by a lower"
-            " --holdout"
+            f" {'is' if images == 1 else 'are'} {images}: add images, or lower --holdout"
         )
 
 
 def takes_one_image(stage: Stage) -> bool:
-    """Whether batch norms of the backbone have something to average over where one image at a time
-    passes.
+    """Whether the backbone can train on one image at a time.
+
+    A batch norm cannot where an image has one value a channel.
     """
     with torch.device("meta"):
         backbone = backbone_module.create(stage.backbone, stem=stage.stem, image_size=stage.size)
         backbone_module.set_trainable(backbone, stage.trainable)
         try:
             backbone.train()(torch.zeros(1, 3, stage.size, stage.size))
-        except ValueError:  # torch's, of "more than 1 value per channel"
+        except ValueError:  # torch's "Expected more than 1 value per channel"
             return False
     return True

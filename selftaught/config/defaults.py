@@ -16,48 +16,45 @@ from selftaught.models import backbone as backbone_module
 from selftaught.optim import LARS, SGD, AdamW, Optimizer
 from selftaught.views.spec import Views
 
-# ----------------------------------------------------------------------------------------------
-# defaults
-
 
 def size_for(index: Index, device: str) -> int:
-    """Pixels of a view: what the images hold, and what the device bears."""
+    """Choose the pixels of a view, by the images' median side and the device's speed."""
     side = int(index.sizes.min(dim=1).values.float().median())
     most = 224 if device == "cuda" else 64
     return next((s for s in (224, 128, 96, 64) if s <= min(side, most)), 32)
 
 
 def backbone_for(index: Index, size: int, device: str) -> str:
-    return (
-        "resnet50"
-        if device == "cuda" and size >= 128 and len(index.train) >= 50_000
-        else "resnet18"
-    )
+    """Choose a ResNet-50 for many large images on a GPU, else a ResNet-18."""
+    large = device == "cuda" and size >= 128 and len(index.train) >= 50_000
+    return "resnet50" if large else "resnet18"
 
 
 def stem_for(backbone: str, size: int) -> Literal["imagenet", "cifar"]:
-    """The usual stem divides a picture's sides by four, which leaves nothing of a small one."""
+    """Choose the stem. ImageNet's divides the sides by four, which is too much for small images."""
     return "cifar" if size <= 40 and re.match(r"resnet\d+", backbone) else "imagenet"
 
 
 def batch_for(index: Index, device: str) -> int:
+    """Choose the images of a step: a power of two, at most 256 on a GPU and 128 on a CPU."""
     most = 256 if device == "cuda" else 128
-    # at least some four steps an epoch
+    # at least about four steps an epoch
     return max(2, min(most, 2 ** (len(index.train).bit_length() - 3)))
 
 
 def epochs_for(index: Index, device: str, begun: bool) -> int:
-    """Small sets are gone through more often; some millions of images are shown on a GPU, 300,000
-    on a CPU, and a third of that where weights to begin from are there: they need less (Reed et
-    al., 2021).
+    """Choose 10 to 400 epochs: 4,000,000 images in all on a GPU, 300,000 on a CPU.
+
+    A third of that where training starts from trained weights, which need less (Reed et al., 2021).
     """
-    shown = (4_000_000 if device == "cuda" else 300_000) // (3 if begun else 1)
-    return int(min(max(shown / len(index.train), 10), 400))
+    total = (4_000_000 if device == "cuda" else 300_000) // (3 if begun else 1)
+    return int(min(max(total / len(index.train), 10), 400))
 
 
 def defaults_for(method: type[Method], setting: Setting) -> Defaults[Any]:
-    """The method's own defaults; its rate and clip are the tuned ones, where `recipes` has some.
-    Pretrained weights are moved at the common rate at most.
+    """Return the method's own defaults, with the tuned rate and clip where `recipes` has some.
+
+    Trained weights get the common rate at most.
     """
     defaults: Defaults[Any] = method.Config().defaults(setting)
     if recipe := find_recipe(method):
@@ -67,8 +64,10 @@ def defaults_for(method: type[Method], setting: Setting) -> Defaults[Any]:
 
 
 def views_for(method: type[Method], fields: Mapping[str, Any], size: int, views: Views) -> Views:
-    """`views`, with what the method's defaults change of them. Blur in proportion to MoCo-v2's 224
-    pixels; none where an image is too small to bear it.
+    """Return `views` with the `fields` that the method changes.
+
+    The blur's sigma is in proportion to the size, as MoCo-v2's is for 224 pixels. Images of 40
+    pixels or less are not blurred.
     """
     sigma = (0.1, max(2.0 * size / 224, 0.2))
     views = dataclasses.replace(views, **fields)
@@ -78,8 +77,9 @@ def views_for(method: type[Method], fields: Mapping[str, Any], size: int, views:
 
 
 def optimizer_for(name: str, lr: float, batch: int) -> Optimizer:
-    """The peak rate grows with the batch (Goyal et al., 2017). `lr`: SGD's, for 256 images a
-    step.
+    """Return an optimizer whose peak rate grows with the batch (Goyal et al., 2017).
+
+    `lr`: the rate of SGD for 256 images a step.
     """
     if name == "sgd":
         return SGD(lr=round(lr * batch / 256, 6))
@@ -89,6 +89,7 @@ def optimizer_for(name: str, lr: float, batch: int) -> Optimizer:
 
 @lru_cache
 def features_of(backbone: str) -> int:
+    """Return the width of a backbone's features."""
     with torch.device("meta"):
         return backbone_module.create(backbone).features
 
@@ -96,19 +97,16 @@ def features_of(backbone: str) -> int:
 def faster_in_bf16(
     backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str
 ) -> bool:
-    """Whether bf16 is chosen here for this network."""
+    """Whether this machine trains this network faster in bf16."""
     return precision.choose(backbone, stem, size, device)[0]
 
 
 def precision_reason(
     backbone: str, stem: Literal["imagenet", "cifar"], size: int, device: str
 ) -> str:
-    """Why `faster_in_bf16` says so."""
+    """Return the reason for the result of `faster_in_bf16`."""
     return precision.choose(backbone, stem, size, device)[1]
 
 
-# ------------------------------------------------------------------------------------ written down,
-# read back
-
-# of an image, Pillow's limit, for stages from before there was a choice
+# Pillow's limit for one image: the value in stages of versions without this setting
 OLD_MAX_PIXELS = 178_956_970

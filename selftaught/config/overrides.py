@@ -1,4 +1,4 @@
-"""What is asked for of a stage, by name: fields of `Stage` and `Data`, and of the values they hold.
+"""Settings of a stage by name: fields of `Stage` and `Data`, and of the values that they hold.
 
 {"data": "photos/", "method": "simclr", "method.temperature": 0.2, "hard": ("cutmix",)}
 
@@ -24,8 +24,8 @@ from selftaught.views.spec import Views
 
 Count = int | Literal["auto"]  # of threads, of processes
 
-# What can be asked for in one word or value. A method, a hard example or an optimizer is a name, a
-# class or a value; views are the name of their pipeline or a value.
+# The settings that take one word or value, with their types. A method, a hard example or an
+# optimizer is a name, a class or a value. Views are the name of their pipeline or a value.
 FIELDS: dict[str, Any] = {
     "data": tuple[str, ...],
     "labels_from": str,
@@ -54,115 +54,118 @@ FIELDS: dict[str, Any] = {
     "compile": bool,
     "seed": int,
 }
-# how a stage is carried out, which changes no outcome: the same for all stages of a plan
+# settings that do not change the outcome of a stage: the same for all stages of a plan
 CONDUCT = frozenset({"device", "threads", "workers", "on_collapse", "save_every", "fsdp", "log"})
-# whose fields can be asked for one by one: method.temperature, hard.cutmix.weight
+# settings whose fields can be set one by one: method.temperature, hard.cutmix.weight
 GROUPS = ("method", "hard", "views", "optimizer", "schedule")
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What is asked for, by name: `values` of whole fields, and `fields` of the groups."""
+    """Settings by name: `values` of whole fields, and `fields` of the groups."""
 
     values: dict[str, Any]
     fields: dict[str, dict[str, Any]]
 
 
 def normalise(name: str) -> str:
+    """Return the name of a field: a dash is an underscore."""
     return name.replace("-", "_")
 
 
 def flag(name: str) -> str:
-    """As it is typed."""
+    """Return the flag of a field: `--labels-from`."""
     return f"--{name.replace('_', '-')}"
 
 
-def read_overrides(asked: Mapping[str, Any]) -> Overrides:
-    """Raises UserError for a name that there is not, and for a value that does not fit. None: not
-    asked for.
+def read_overrides(settings: Mapping[str, Any]) -> Overrides:
+    """Check settings and convert them to their types. A setting of None is left out.
+
+    Raises UserError for an unknown name, and for a value of the wrong type.
     """
     values: dict[str, Any] = {}
     fields: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-    for name, given in asked.items():
+    for name, content in settings.items():
         name = normalise(str(name))
-        if given is None:
+        if content is None:
             continue
-        if isinstance(given, Mapping):
+        if isinstance(content, Mapping):
             raise UserError(
-                f"{name}: give its fields one by one, as {name}.{next(iter(given), 'field')}"
+                f"{name}: give its fields one by one, as {name}.{next(iter(content), 'field')}"
             )
         group, dot, field = name.partition(".")
         if dot and group in GROUPS:
-            fields[group][field] = given
+            fields[group][field] = content
         elif name in FIELDS:
-            values[name] = read_value(name, given)
+            values[name] = read_value(name, content)
         else:
             near = difflib.get_close_matches(name, FIELDS, n=3) or sorted(FIELDS)
             raise UserError(f"there is no setting {flag(name)}; did you mean {', '.join(near)}?")
     return Overrides(values, fields)
 
 
-def read_value(name: str, given: Any) -> Any:
-    """The value of a whole field; names of kinds stay names, classes become them."""
+def read_value(name: str, content: Any) -> Any:
+    """Convert the value of a whole field. A class becomes its name; a name stays a name."""
     if name == "hard":
-        given = given if isinstance(given, list | tuple) else (given,)
-        return tuple(_named(one, HardExample, HARD, name) for one in given)
+        content = content if isinstance(content, list | tuple) else (content,)
+        return tuple(_read_kind(one, HardExample, HARD, name) for one in content)
     if name == "method":
-        if isinstance(given, type) and issubclass(given, Method):
-            given = registry.kind_name(given, METHODS)
-        return _named(given, Method.Config, METHODS, name)
+        if isinstance(content, type) and issubclass(content, Method):
+            content = registry.kind_name(content, METHODS)
+        return _read_kind(content, Method.Config, METHODS, name)
     if name == "optimizer":
-        return _named(given, Optimizer, OPTIMIZERS, name)
-    if name == "views" and isinstance(given, Views):
-        return given
+        return _read_kind(content, Optimizer, OPTIMIZERS, name)
+    if name == "views" and isinstance(content, Views):
+        return content
     if name == "schedule":
-        if not isinstance(given, Cosine):
+        if not isinstance(content, Cosine):
             raise UserError("schedule is a Cosine; its fields are schedule.warmup and so on")
-        return given
-    return coerce(flag(name), given, FIELDS[name])
+        return content
+    return coerce(flag(name), content, FIELDS[name])
 
 
-def _named(given: Any, base: type, among: Mapping[str, type], name: str) -> Any:
-    if isinstance(given, type) and issubclass(given, base):
-        return registry.kind_name(given, among)
-    if isinstance(given, base | str):
-        return given
-    raise UserError(f"{name} is a name, a class or a {base.__qualname__}, not {given!r}")
+def _read_kind(content: Any, base: type, among: Mapping[str, type], name: str) -> Any:
+    if isinstance(content, type) and issubclass(content, base):
+        return registry.kind_name(content, among)
+    if isinstance(content, base | str):
+        return content
+    raise UserError(f"{name} is a name, a class or a {base.__qualname__}, not {content!r}")
 
 
-def coerce(named: str, given: Any, kind: Any) -> Any:
-    """`given` as a value of `kind`; raises UserError that says what would be one."""
+def coerce(name: str, content: Any, kind: Any) -> Any:
+    """Convert `content` to the type `kind`. Raises UserError, which names the valid values."""
     if NoneType in get_args(kind):
-        if given is None:
+        if content is None:
             return None
         rest = tuple(k for k in get_args(kind) if k is not NoneType)
         kind = rest[0] if len(rest) == 1 else Union[rest]  # noqa: UP007
     if get_origin(kind) is tuple:
-        several = given if isinstance(given, list | tuple) else (given,)
+        several = content if isinstance(content, list | tuple) else (content,)
         kinds = get_args(kind)
         if kinds[-1] is ...:
-            return tuple(coerce(named, one, kinds[0]) for one in several)
+            return tuple(coerce(name, one, kinds[0]) for one in several)
         if len(several) != len(kinds):
-            raise UserError(f"{named} takes {len(kinds)} values, and not {len(several)}")
-        return tuple(coerce(named, *pair) for pair in zip(several, kinds, strict=True))
+            raise UserError(f"{name} takes {len(kinds)} values, and not {len(several)}")
+        return tuple(coerce(name, *pair) for pair in zip(several, kinds, strict=True))
     if kind is bool:
-        if not isinstance(given, bool):
-            raise UserError(f"{named} takes yes or no, and not '{given}'")
-        return given
-    if isinstance(given, list | tuple):
-        raise UserError(f"{named} takes one value, and not {len(given)}")
+        if not isinstance(content, bool):
+            raise UserError(f"{name} takes yes or no, and not '{content}'")
+        return content
+    if isinstance(content, list | tuple):
+        raise UserError(f"{name} takes one value, and not {len(content)}")
     if kind is str:
-        return os.fspath(given) if isinstance(given, os.PathLike) else str(given)
+        return os.fspath(content) if isinstance(content, os.PathLike) else str(content)
     if kind in (int, float) or get_origin(kind) in (Literal, Union, UnionType):
-        return value(named, str(given), kind)
-    if not isinstance(given, kind):
-        raise UserError(f"{named} takes a {kind.__name__}, and not '{given}'")
-    return given
+        return value(name, str(content), kind)
+    if not isinstance(content, kind):
+        raise UserError(f"{name} takes a {kind.__name__}, and not '{content}'")
+    return content
 
 
 def value(flag: str, word: str, kind: Any) -> Any:
-    """A word as a value of `kind`: str, int, float, a Literal of strings, or a number or a
-    Literal.
+    """Convert a word to `kind`: int, float, a Literal of strings, or a union of both.
+
+    Raises UserError, which names the valid values.
     """
     if get_origin(kind) is Literal:
         if word not in get_args(kind):
@@ -182,25 +185,28 @@ def value(flag: str, word: str, kind: Any) -> Any:
 
 
 def replace_fields(group: str, value: Any, fields: Mapping[str, Any]) -> Any:
-    """A frozen value with other fields, each of its own type. Raises UserError for one it lacks."""
+    """Return a frozen value with other fields, converted to their types.
+
+    Raises UserError for an unknown field and for a value of the wrong type.
+    """
     if not fields:
         return value
     kinds = get_type_hints(type(value))
     names = [f.name for f in dataclasses.fields(value)]
     changed = {}
-    for name, given in fields.items():
+    for name, content in fields.items():
         if name not in names:
             near = difflib.get_close_matches(name, names, n=3) or sorted(names)
-            shown = ", ".join(flag(f"{group}.{one}") for one in near)
-            raise UserError(f"there is no {flag(f'{group}.{name}')}; did you mean {shown}?")
-        changed[name] = coerce(flag(f"{group}.{name}"), given, kinds[name])
+            flags = ", ".join(flag(f"{group}.{one}") for one in near)
+            raise UserError(f"there is no {flag(f'{group}.{name}')}; did you mean {flags}?")
+        changed[name] = coerce(flag(f"{group}.{name}"), content, kinds[name])
     return dataclasses.replace(value, **changed)
 
 
 def refuse_others(
     names: Iterable[str], group: str, name: str, kind: type, among: Mapping[str, type]
 ) -> None:
-    """Refuse fields of the group that `kind` lacks, where others have them."""
+    """Raise UserError for fields of the group that other kinds have and `kind` lacks."""
     own = {f.name for f in dataclasses.fields(kind)}
     for field in names:
         able = [

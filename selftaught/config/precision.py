@@ -1,6 +1,7 @@
-"""float32 or bfloat16: by what the processor computes in, so that equal commands choose alike.
+"""The choice of float32 or bfloat16, by the features of the processor.
 
-Where that does not tell, a timing decides. It is made once and remembered for the machine.
+Equal commands so make equal choices. Where the features do not decide, a timing does. It runs once,
+and a file in the cache folder keeps its result.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from selftaught.data.io.cache_folder import default_cache_folder
 from selftaught.files import locked, write_json
 from selftaught.models import backbone as backbone_module
 
-# what Linux calls the instructions that multiply and add in bfloat16 on x86
+# Linux's names of the x86 instructions that multiply and add in bfloat16
 BF16 = ("amx_bf16", "avx512_bf16")
 X86 = ("x86_64", "amd64", "i386", "i686")
 
@@ -28,6 +29,7 @@ Choice = tuple[bool, str]  # whether to take bfloat16, and why
 
 
 def choose(backbone: str, stem: Stem, size: int, device: str) -> Choice:
+    """Choose the precision of a backbone on images of `size` pixels."""
     if device == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return bf16, "the GPU computes in bf16" if bf16 else "the GPU has no bf16"
@@ -36,6 +38,7 @@ def choose(backbone: str, stem: Stem, size: int, device: str) -> Choice:
 
 @lru_cache
 def choose_on_cpu(backbone: str, stem: Stem, size: int) -> Choice:
+    """Choose by the processor's features, else by a timing on this machine."""
     with torch.device("meta"):
         network = backbone_module.create(backbone, stem=stem, image_size=size)
     cpuinfo = cpu_description()
@@ -58,26 +61,25 @@ def by_features(
     onednn: bool,
     convolutions: Literal["plain", "grouped", "depthwise"],
 ) -> Choice | None:
-    """None where only a timing tells: other processors than x86, and grouped convolutions.
+    """Choose by features, or return None where a timing must decide.
 
-    flags: of the processor. onednn: whether torch has oneDNN, which alone uses these instructions.
+    A timing decides for other processors than x86, and for grouped convolutions. flags: of the
+    processor. onednn: whether torch has oneDNN; only oneDNN uses these instructions.
     """
-    x86, found = machine.lower() in X86, [name for name in BF16 if name in flags]
-    if not onednn or not (found if x86 else "bf16" in flags):
+    x86 = machine.lower() in X86
+    instructions = [name for name in BF16 if name in flags]
+    if not onednn or not (instructions if x86 else "bf16" in flags):
         return False, "this processor does not compute in bf16"
-    if (
-        convolutions == "depthwise"
-    ):  # with AMX, an EfficientNet-Lite0 takes .98 s instead of .50 (docs/LOG.md)
+    if convolutions == "depthwise":
+        # with AMX, an EfficientNet-Lite0 takes .98 s instead of .50 (docs/LOG.md)
         return False, "depthwise convolutions are slower in bf16 on a CPU"
-    return (
-        (True, f"this processor computes in bf16 ({found[0]})")
-        if x86 and convolutions == "plain"
-        else None
-    )
+    if x86 and convolutions == "plain":
+        return True, f"this processor computes in bf16 ({instructions[0]})"
+    return None
 
 
 def grouping(network: nn.Module) -> Literal["plain", "grouped", "depthwise"]:
-    """What is least plain among a network's convolutions."""
+    """Classify a network by its convolutions: depthwise before grouped before plain."""
     groups = {
         (m.groups, m.in_channels)
         for m in network.modules()
@@ -89,18 +91,16 @@ def grouping(network: nn.Module) -> Literal["plain", "grouped", "depthwise"]:
 
 
 def cpu_description() -> str:
-    """/proc/cpuinfo, or what torch knows of the processor in the same form where there is no such
-    file.
-    """
+    """Return /proc/cpuinfo; without that file, torch's facts on the processor in its form."""
     with contextlib.suppress(OSError):
         return Path("/proc/cpuinfo").read_text()
-    known = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
-    flags = [flag for flag, name in known.items() if getattr(torch.cpu, name, bool)()]
+    checks = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
+    flags = [flag for flag, name in checks.items() if getattr(torch.cpu, name, bool)()]
     return f"model name: {platform.processor()}\nflags: {' '.join(flags)}\n"
 
 
 def cpu_flags(cpuinfo: str) -> frozenset[str]:
-    """Of the first processor; ARM calls them features."""
+    """Return the flags of the first processor. ARM calls them features."""
     lines = (line.partition(":") for line in cpuinfo.splitlines())
     return next(
         (frozenset(v.split()) for k, _, v in lines if k.strip() in ("flags", "Features")),
@@ -109,38 +109,36 @@ def cpu_flags(cpuinfo: str) -> frozenset[str]:
 
 
 def cpu_name(cpuinfo: str) -> str:
-    """ARM has numbers instead of a name."""
-    lines = [
-        (k.strip(), v.strip()) for k, _, v in (line.partition(":") for line in cpuinfo.splitlines())
-    ]
-    named = [v for k, v in lines if k == "model name"]
-    parts = dict(
-        reversed([(k, v) for k, v in lines if k in ("CPU implementer", "CPU part", "CPU variant")])
-    )
-    return named[0] if named else " ".join(parts[k] for k in sorted(parts)) or platform.machine()
+    """Return the processor's name. ARM has numbers in place of a name."""
+    pairs = (line.partition(":") for line in cpuinfo.splitlines())
+    lines = [(k.strip(), v.strip()) for k, _, v in pairs]
+    names = [v for k, v in lines if k == "model name"]
+    numbers = ("CPU implementer", "CPU part", "CPU variant")
+    # reversed, so that the first processor's values stay
+    parts = dict(reversed([(k, v) for k, v in lines if k in numbers]))
+    return names[0] if names else " ".join(parts[k] for k in sorted(parts)) or platform.machine()
 
 
 def load_or_measure(cache: Path | None, key: str, measure: Callable[[], bool]) -> bool:
-    """What was measured for `key` before, from a file in the folder `cache`; else it is measured
-    now.
-    """
+    """Return the result for `key` from a file in the folder `cache`, else measure and store it."""
     if cache is None:
         return measure()
     file = cache / "bf16.json"
     try:
-        with locked(file.with_suffix(".lock")):  # whoever comes second waits, and chooses alike
-            known = contents(file)
-            if key not in known:
-                known[key] = measure()
-                write_json(file, known)
-            return known[key]
+        # a second process waits for the first one, and makes the same choice
+        with locked(file.with_suffix(".lock")):
+            results = contents(file)
+            if key not in results:
+                results[key] = measure()
+                write_json(file, results)
+            return results[key]
     except OSError:  # a folder that cannot be written to
-        known = contents(file)
-        return known[key] if key in known else measure()
+        results = contents(file)
+        return results[key] if key in results else measure()
 
 
 def contents(file: Path) -> dict[str, bool]:
-    """Of a damaged file, or none: nothing."""
+    """Read the results in a file; none where it is missing or damaged."""
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -149,7 +147,7 @@ def contents(file: Path) -> dict[str, bool]:
 
 
 def is_faster(backbone: str, stem: Stem, size: int) -> bool:
-    """Whether bf16 is at least a tenth faster than fp32 in a few steps of this very network."""
+    """Whether bf16 is at least a tenth faster than fp32 in a few steps of this network."""
     network = backbone_module.create(backbone, stem=stem, image_size=size).to(
         memory_format=torch.channels_last
     )
@@ -158,12 +156,12 @@ def is_faster(backbone: str, stem: Stem, size: int) -> bool:
     def seconds(bf16: bool) -> float:
         times = []
         for _ in range(4):
-            began = time.perf_counter()
+            start = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 out = network(images)
             out.float().square().mean().backward()
-            times.append(time.perf_counter() - began)
-        return min(times[1:])  # the first one warms up; the others' noise only adds
+            times.append(time.perf_counter() - start)
+        return min(times[1:])  # the first step warms up; noise only makes the others slower
 
     fp32 = seconds(False)
     return seconds(True) < 0.9 * fp32

@@ -1,10 +1,9 @@
-"""Tuned numbers: the rate at which each method begins from random weights, and where that was
-measured.
+"""Tuned learning rates of the methods for training from random weights, with their source.
 
-A number tuned on a data set is a fact about that data set. The paper's values stand in the methods'
-classes; what was tuned stands here alone. All rates were chosen by kNN and linear probe on
-imagenette128, whose test images the tables of docs/benchmarks.md score as well (docs/LOG.md:
-"Learning rates in a short training", "Rates once more" and the sections between).
+A number tuned on a data set is a fact about that data set. So the methods' classes hold the paper's
+values, and only this table holds tuned ones. All rates were chosen by kNN and linear probe on
+imagenette128. The tables of docs/benchmarks.md use the same test images (docs/LOG.md: "Learning
+rates in a short training", "Rates once more" and the sections between).
 """
 
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from selftaught.methods import METHODS
 class Recipe:
     """A tuned rate of SGD with momentum .9, and the trainings that it was chosen by."""
 
-    lr: float  # for 256 images a step; a step of fewer takes proportionally less
-    commit: str  # that made it the default
-    seeds: int  # that it was chosen by, or confirmed with
-    clip: float = 0.0  # norm at which gradients are clipped; 0 = not at all
+    lr: float  # for 256 images a step, in proportion to the batch
+    commit: str  # the commit that made it the default
+    seeds: int  # number of seeds that it was chosen or confirmed with
+    clip: float = 0.0  # norm at which gradients are clipped; 0 = never
     data: str = "imagenette128, 48 px, ResNet-18"
     steps: int = 400
     batch: int = 64
@@ -48,13 +47,13 @@ RECIPES: dict[str, Recipe] = {
     "simsiam": Recipe(lr=0.8, commit="b2db422b", seeds=2),
     "swav": Recipe(lr=0.96, commit="21ef5589", seeds=2),
     "triplet": Recipe(lr=0.48, commit="e09dd392", seeds=2),
-    # The clip is some times the usual norm: covariances grow with the fourth power of embeddings,
-    # and run away.
+    # The clip is several times the usual norm. Covariances grow with the fourth power of
+    # embeddings, so without a clip they diverge.
     "vicreg": Recipe(lr=0.2, commit="04fb572f", seeds=1, clip=5.0),
 }
 
 
 def find_recipe(method: type[Method]) -> Recipe | None:
-    """The tuned recipe of a method, where there is one."""
-    name = next((name for name, known in METHODS.items() if known is method), "")
+    """Return the tuned recipe of a method, or None."""
+    name = next((name for name, kind in METHODS.items() if kind is method), "")
     return RECIPES.get(name)

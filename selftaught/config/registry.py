@@ -1,5 +1,7 @@
-"""Names of methods, optimizers and hard examples, and what has a name: a word for those of this
-package, `package.module:Class` for those of others.
+"""Names of methods, optimizers and hard examples, and the classes that they stand for.
+
+A class of this package has a word as its name; a class of another package has
+`package.module:Class`.
 """
 
 import difflib
@@ -18,7 +20,7 @@ from selftaught.optim import OPTIMIZERS, Optimizer
 
 
 def find_name(name: str, among: Iterable[str], what: str) -> str:
-    """`name`, if it is one of them; else a UserError with the nearest."""
+    """Return `name` if it is one of `among`. Raises UserError, with the nearest names."""
     names = sorted(among)
     if name in names:
         return name
@@ -27,41 +29,45 @@ def find_name(name: str, among: Iterable[str], what: str) -> str:
 
 
 def find_kind(name: str, among: Mapping[str, type], base: type, what: str) -> Any:
-    """The subclass of `base` with that name. Raises UserError where there is none that can be
-    used.
+    """Return the subclass of `base` with that name.
+
+    Raises UserError where there is none, or where it is abstract.
     """
     if ":" not in name:
         return among[find_name(name, among, what)]
-    found = import_object(name, what)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    kind = import_object(name, what)
+    if not (isinstance(kind, type) and issubclass(kind, base)):
         raise UserError(f"{name} is no {what}: it must be a subclass of {base.__qualname__}")
-    if inspect.isabstract(found):
-        lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+    if inspect.isabstract(kind):
+        lacking = ", ".join(sorted(getattr(kind, "__abstractmethods__", ())))
         raise UserError(f"{name} is not complete: define {lacking}")
-    return found
+    return kind
 
 
 def kind_name(kind: type, among: Mapping[str, type]) -> str:
-    """The name by which `find_kind` finds a class."""
-    return next((name for name, known in among.items() if known is kind), "") or object_name(kind)
+    """Return the name by which `find_kind` finds a class."""
+    return next((name for name, one in among.items() if one is kind), "") or object_name(kind)
 
 
 def find_method(name: str) -> type[Method]:
+    """Return the method with that name. Raises UserError where there is none, or no own Config."""
     method: type[Method] = find_kind(name, METHODS, Method, "method")
-    if "Config" not in vars(method):  # by which a stage knows its method
+    if "Config" not in vars(method):  # `method_of` finds a method by its Config
         raise UserError(
             f"{name} has no Config of its own: define a frozen dataclass Config(Method.Config) in"
-            " it, if with no fields"
+            " it, with or without fields"
         )
     return method
 
 
 def find_hard(name: str) -> type[HardExample]:
-    found: type[HardExample] = find_kind(name, HARD, HardExample, "hard example")
-    return found
+    """Return the hard example with that name. Raises UserError where there is none."""
+    kind: type[HardExample] = find_kind(name, HARD, HardExample, "hard example")
+    return kind
 
 
 def find_optimizer(name: str) -> Any:
+    """Return the optimizer with that name. Raises UserError where there is none."""
     return find_kind(name, OPTIMIZERS, Optimizer, "optimizer")
 
 
@@ -78,15 +84,14 @@ def hard_name(hard: HardExample) -> str:
 
 
 def hard_word(kind: type[HardExample]) -> str:
-    """The word for it in flags: the `cutmix` of --hard.cutmix.weight."""
-    return next((name for name, known in HARD.items() if known is kind), "") or part_name(kind)
+    """Return its word in flags: the `cutmix` of --hard.cutmix.weight."""
+    return next((name for name, one in HARD.items() if one is kind), "") or part_name(kind)
 
 
 def summary(stage: Stage) -> str:
-    """What was chosen, by hand or by default."""
+    """Describe the main settings of a stage in one line."""
     hard = "".join(f" + {hard_name(h)}" for h in stage.hard)
     network = f"{stage.backbone} ({stage.stem} stem), {stage.size} pixels, {stage.precision}"
-    how = (
-        f"{stage.steps:,} steps of {stage.batch}, {optimizer_name(stage)} at {stage.optimizer.lr:g}"
-    )
-    return f"{method_name(stage)}{hard}: {network}, {how}; all settings are in run.json"
+    optimizer = f"{optimizer_name(stage)} at {stage.optimizer.lr:g}"
+    training = f"{stage.steps:,} steps of {stage.batch}, {optimizer}"
+    return f"{method_name(stage)}{hard}: {network}, {training}; all settings are in run.json"

@@ -1,4 +1,4 @@
-"""The stage that is asked for: what is given, and defaults from data and hardware for all else."""
+"""Resolves settings to a stage. Defaults for the others come from the data and the hardware."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -33,40 +33,39 @@ def resolve_stage(
     index_of: Callable[[Data, int], Index],
     say: Callable[[str], None] = lambda text: None,
 ) -> Stage:
-    """The stage that `overrides` ask for, on top of `base` where there is one, else of what suits
-    the data.
+    """Return a stage with `overrides`. Other fields come from `base`, or else from defaults.
 
-    A value that is given whole, such as a method's Config, is taken as it is. Raises UserError for
-    what does not fit.
+    A whole value in `overrides`, such as a method's Config, is used as it is. `say` gets a line on
+    the choice of precision. Raises UserError for settings that do not fit each other or the data.
     """
-    asked = read_overrides(overrides)
-    given = asked.values
-    method, config = _find_method(asked, base)
+    request = read_overrides(overrides)
+    values = request.values
+    method, config = _find_method(request, base)
     method_name = registry.kind_name(method, METHODS)
-    optimizer_name = _optimizer_name(asked, base)
-    hard = _hard(asked, base)
-    refuse_idle(asked.fields, method, method_name, [registry.hard_word(type(h)) for h in hard])
-    data = _data(given, base)
-    seed = given.get("seed", base.seed if base else 0)
-    index, begun = index_of(data, seed), bool(given.get("init"))
+    optimizer_name = _optimizer_name(request, base)
+    hard = _hard(request, base)
+    refuse_idle(request.fields, method, method_name, [registry.hard_word(type(h)) for h in hard])
+    data = _data(values, base)
+    seed = values.get("seed", base.seed if base else 0)
+    index, pretrained = index_of(data, seed), bool(values.get("init"))
 
     def pick(name: str, default: Callable[[], Any]) -> Any:
-        """As given, else as in the base, else by default."""
-        return given[name] if name in given else getattr(base, name) if base else default()
+        """Return the override, else the base's value, else the default."""
+        return values[name] if name in values else getattr(base, name) if base else default()
 
     size = pick("size", lambda: recipe.size_for(index, device))
     backbone = pick("backbone", lambda: recipe.backbone_for(index, size, device))
-    usual = begun or is_own(backbone)
+    usual = pretrained or is_own(backbone)
     stem = pick("stem", lambda: "imagenet" if usual else recipe.stem_for(backbone, size))
     batch = pick("batch", lambda: recipe.batch_for(index, device))
     require(batch >= 1, "--batch", "1 or more", batch)
-    if given.get("steps") != 0:
+    if values.get("steps") != 0:
         refuse_few(method_name, len(index.train))
     if (images := len(index.train)) < batch:
         raise UserError(
             f"{images} training images are fewer than a batch of {batch}: --batch {images} or less"
         )
-    steps = count_steps(given, base, index, batch, device)
+    steps = count_steps(values, base, index, batch, device)
     accumulate = pick("accumulate", lambda: 1)
     setting = Setting(
         images=images,
@@ -74,23 +73,23 @@ def resolve_stage(
         steps=steps,
         features=recipe.features_of(backbone),
         parts=max(accumulate, 1),
-        begun=begun,
+        begun=pretrained,
         classes=len(index.classes),
     )
     own = recipe.defaults_for(method, setting)
-    config = replace_fields("method", config or own.config, asked.fields["method"])
+    config = replace_fields("method", config or own.config, request.fields["method"])
     if getattr(config, "classes", len(index.classes)) != len(index.classes):
-        if "classes" in asked.fields["method"]:
+        if "classes" in request.fields["method"]:
             raise UserError(
                 f"these images have {len(index.classes)} classes: leave out --method.classes"
             )
         config = dataclasses.replace(config, classes=len(index.classes))
-    optimizer = given.get("optimizer")
+    optimizer = values.get("optimizer")
     if not isinstance(optimizer, Optimizer):
-        same = base is not None and registry.optimizer_name(base) == optimizer_name
-        optimizer = (
-            base.optimizer if base and same else recipe.optimizer_for(optimizer_name, own.lr, batch)
-        )
+        if base and registry.optimizer_name(base) == optimizer_name:
+            optimizer = base.optimizer
+        else:
+            optimizer = recipe.optimizer_for(optimizer_name, own.lr, batch)
     precision = pick("precision", lambda: "auto")
     if precision == "auto":
         precision = "bf16" if recipe.faster_in_bf16(backbone, stem, size, device) else "fp32"
@@ -108,9 +107,9 @@ def resolve_stage(
         method=config,
         hard=hard,
         combine=pick("combine", lambda: "mean"),
-        views=_views(asked, base, method, method_name, own.views, size),
-        optimizer=replace_fields("optimizer", optimizer, asked.fields["optimizer"]),
-        schedule=replace_fields("schedule", pick("schedule", Cosine), asked.fields["schedule"]),
+        views=_views(request, base, method, method_name, own.views, size),
+        optimizer=replace_fields("optimizer", optimizer, request.fields["optimizer"]),
+        schedule=replace_fields("schedule", pick("schedule", Cosine), request.fields["schedule"]),
         clip=pick("clip", lambda: own.clip),
         batch=batch,
         accumulate=accumulate,
@@ -121,14 +120,14 @@ def resolve_stage(
     )
 
 
-def _data(given: Mapping[str, Any], base: Stage | None) -> Data:
-    was = base.data if base else Data(roots=())
+def _data(values: Mapping[str, Any], base: Stage | None) -> Data:
+    default = base.data if base else Data(roots=())
     data = Data(
-        roots=tuple(normalize_location(root) for root in given.get("data", ())) or was.roots,
-        labels=given.get("labels_from", was.labels),
-        holdout=given.get("holdout", was.holdout),
-        subset=given.get("subset", was.subset),
-        max_pixels=given.get("max_pixels", was.max_pixels),
+        roots=tuple(normalize_location(root) for root in values.get("data", ())) or default.roots,
+        labels=values.get("labels_from", default.labels),
+        holdout=values.get("holdout", default.holdout),
+        subset=values.get("subset", default.subset),
+        max_pixels=values.get("max_pixels", default.max_pixels),
     )
     if not data.roots:
         raise UserError("no images: give folders or files with --data")
@@ -136,19 +135,21 @@ def _data(given: Mapping[str, Any], base: Stage | None) -> Data:
 
 
 def find_method(overrides: Mapping[str, Any]) -> type[Method]:
-    """The method that overrides ask for, or the one without."""
+    """Return the method in `overrides`, or the default one."""
     return _find_method(read_overrides(overrides), None)[0]
 
 
-def _find_method(asked: Overrides, base: Stage | None) -> tuple[type[Method], Method.Config | None]:
-    """The method, and its hyperparameters where they need not follow the data."""
-    given = asked.values.get("method")
-    config = given if isinstance(given, Method.Config) else None
-    if config is None and base is not None and given in (None, registry.method_name(base)):
+def _find_method(
+    request: Overrides, base: Stage | None
+) -> tuple[type[Method], Method.Config | None]:
+    """Return the method, and its hyperparameters where they do not depend on the data."""
+    choice = request.values.get("method")
+    config = choice if isinstance(choice, Method.Config) else None
+    if config is None and base is not None and choice in (None, registry.method_name(base)):
         config = base.method
-    method = method_of(config) if config is not None else registry.find_method(given or DEFAULT)
+    method = method_of(config) if config is not None else registry.find_method(choice or DEFAULT)
     refuse_others(
-        asked.fields["method"],
+        request.fields["method"],
         "method",
         registry.kind_name(method, METHODS),
         method.Config,
@@ -157,63 +158,62 @@ def _find_method(asked: Overrides, base: Stage | None) -> tuple[type[Method], Me
     return method, config
 
 
-def _optimizer_name(asked: Overrides, base: Stage | None) -> str:
-    given = asked.values.get("optimizer")
-    if isinstance(given, Optimizer):
-        name = registry.kind_name(type(given), OPTIMIZERS)
+def _optimizer_name(request: Overrides, base: Stage | None) -> str:
+    choice = request.values.get("optimizer")
+    if isinstance(choice, Optimizer):
+        name = registry.kind_name(type(choice), OPTIMIZERS)
     else:
-        name = given or (registry.optimizer_name(base) if base else "sgd")
+        name = choice or (registry.optimizer_name(base) if base else "sgd")
     kind = registry.find_optimizer(name)
-    refuse_others(asked.fields["optimizer"], "optimizer", name, kind, OPTIMIZERS)
+    refuse_others(request.fields["optimizer"], "optimizer", name, kind, OPTIMIZERS)
     return name
 
 
-def _hard(asked: Overrides, base: Stage | None) -> tuple[HardExample, ...]:
-    """Hard examples as given, as in the base where it has one of the name, else by default."""
-    known = {registry.hard_name(h): h for h in base.hard} if base else {}
-    chosen = asked.values.get("hard", base.hard if base else ())
-    made = []
-    for one in chosen:
-        value = one
-        if isinstance(one, str):
-            value = known.get(one) or registry.find_hard(one)()
+def _hard(request: Overrides, base: Stage | None) -> tuple[HardExample, ...]:
+    """Return the hard examples. A name stands for the base's one of that name, or for defaults."""
+    base_hard = {registry.hard_name(h): h for h in base.hard} if base else {}
+    hard = []
+    for choice in request.values.get("hard", base.hard if base else ()):
+        value = choice
+        if isinstance(choice, str):
+            value = base_hard.get(choice) or registry.find_hard(choice)()
         word = registry.hard_word(type(value))
         fields = {
-            field.partition(".")[2]: given
-            for field, given in asked.fields["hard"].items()
+            field.partition(".")[2]: content
+            for field, content in request.fields["hard"].items()
             if field.partition(".")[0] == word
         }
-        made.append(replace_fields(f"hard.{word}", value, fields))
-    return tuple(made)
+        hard.append(replace_fields(f"hard.{word}", value, fields))
+    return tuple(hard)
 
 
 def _views(
-    asked: Overrides,
+    request: Overrides,
     base: Stage | None,
     method: type[Method],
     name: str,
     own: Mapping[str, Any],
     size: int,
 ) -> Views:
-    given = asked.values.get("views")
-    if isinstance(given, Views):
-        views = given
+    choice = request.values.get("views")
+    if isinstance(choice, Views):
+        views = choice
         if views.large not in (Views().large, method.views):
             raise UserError(f"{name} takes {method.views} large views, and not {views.large}")
         if views.small and not method.multi_crop:
             raise UserError(f"{name} takes no small views")
     else:
         views = base.views if base else recipe.views_for(method, own, size, Views())
-        if given is not None:
-            views = dataclasses.replace(views, pipeline=given)
-    views = replace_fields("views", views, asked.fields["views"])
+        if choice is not None:
+            views = dataclasses.replace(views, pipeline=choice)
+    views = replace_fields("views", views, request.fields["views"])
     return dataclasses.replace(views, large=method.views)
 
 
 def refuse_idle(
     fields: Mapping[str, Mapping[str, Any]], method: type[Method], name: str, hard: list[str]
 ) -> None:
-    """Refuse what would do nothing."""
+    """Raise UserError for settings that would have no effect."""
     for field in fields["hard"]:
         typed, word = flag(f"hard.{field}"), field.partition(".")[0]
         if word not in hard:
@@ -222,26 +222,29 @@ def refuse_idle(
             raise UserError(f"{name} takes no small views: leave out {typed}")
     for field in fields["views"]:
         if field.startswith("small") and not method.multi_crop:
-            able = ", ".join(other for other, m in METHODS.items() if m.multi_crop)
-            raise UserError(f"{name} takes no small views ({flag(f'views.{field}')}); {able} do")
+            others = ", ".join(other for other, m in METHODS.items() if m.multi_crop)
+            raise UserError(f"{name} takes no small views ({flag(f'views.{field}')}); {others} do")
         if field == "large":
             raise UserError(f"{name} takes {method.views} large views: leave out --views.large")
 
 
 def count_steps(
-    given: Mapping[str, Any], base: Stage | None, index: Index, batch: int, device: str
+    values: Mapping[str, Any], base: Stage | None, index: Index, batch: int, device: str
 ) -> int:
-    if "steps" in given and "epochs" in given:
+    """Return the steps of a stage, from --steps, --epochs, the base or the default epochs.
+
+    Raises UserError where there would be none, or where both flags are set.
+    """
+    if "steps" in values and "epochs" in values:
         raise UserError("give --steps or --epochs, not both")
-    if "steps" in given:
-        return int(given["steps"])
-    if "epochs" not in given and base:
+    if "steps" in values:
+        return int(values["steps"])
+    if "epochs" not in values and base:
         return base.steps
-    epochs = (
-        given["epochs"]
-        if "epochs" in given
-        else recipe.epochs_for(index, device, bool(given.get("init")))
-    )
+    if "epochs" in values:
+        epochs = values["epochs"]
+    else:
+        epochs = recipe.epochs_for(index, device, bool(values.get("init")))
     require(epochs > 0, "--epochs", "above 0", epochs)
     steps = round(epochs * (len(index.train) // batch))
     if steps < 1:

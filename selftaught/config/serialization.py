@@ -14,7 +14,8 @@ from selftaught.method import Method
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Optimizer
 
-# of each kind that a stage holds by name: what finds the class, and what names a value
+# For each kind that a stage stores by name: the function that finds the class by its name, and the
+# function that returns the name of a value.
 _KINDS: dict[type, tuple[Callable[[str], type], Callable[[Any], str]]] = {
     Method.Config: (
         lambda name: registry.find_method(name).Config,
@@ -29,8 +30,9 @@ _KINDS: dict[type, tuple[Callable[[str], type], Callable[[Any], str]]] = {
 
 
 def _converter() -> cattrs.Converter:
-    """Plain JSON types for every dataclass; one of several kinds says its name. Unknown fields are
-    refused.
+    """Build a converter between dataclasses and JSON types. It refuses unknown fields.
+
+    A value of one of `_KINDS` has its name in the field `name`.
     """
     plain = cattrs.Converter(forbid_extra_keys=True)
     converter = plain.copy()
@@ -49,19 +51,24 @@ def _converter() -> cattrs.Converter:
 
 
 def to_json(stage: Stage) -> dict[str, Any]:
-    written: dict[str, Any] = _converter().unstructure(stage)
-    return written
+    """Return a stage as JSON types."""
+    content: dict[str, Any] = _converter().unstructure(stage)
+    return content
 
 
-def from_json(written: dict[str, Any]) -> Stage:
-    """Raises UserError that names what does not fit, MissingObject for what cannot be imported."""
-    if not isinstance(written, dict):
-        raise UserError("this configuration does not fit: it is no JSON object")
-    if isinstance(written.get("data"), dict):
-        written = {**written, "data": {"max_pixels": OLD_MAX_PIXELS, **written["data"]}}
-    import_own(written)
+def from_json(content: dict[str, Any]) -> Stage:
+    """Return the stage of `to_json`.
+
+    Raises UserError, which names the invalid fields, and MissingObject for a class that cannot be
+    imported.
+    """
+    if not isinstance(content, dict):
+        raise UserError("this configuration does not fit: it is not a JSON object")
+    if isinstance(content.get("data"), dict):
+        content = {**content, "data": {"max_pixels": OLD_MAX_PIXELS, **content["data"]}}
+    import_own(content)
     try:
-        return _converter().structure(written, Stage)
+        return _converter().structure(content, Stage)
     except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
         reasons = (
             cattrs.transform_error(error)
@@ -71,16 +78,17 @@ def from_json(written: dict[str, Any]) -> Stage:
         raise UserError(f"this configuration does not fit: {'; '.join(reasons)}") from error
 
 
-def import_own(written: dict[str, Any]) -> None:
-    """Import the kinds that are of other packages. Raises MissingObject, as it is, where one is not
-    there: the configuration itself is sound.
+def import_own(content: dict[str, Any]) -> None:
+    """Import the classes of other packages. Raises MissingObject where one cannot be imported.
+
+    This runs before the conversion, so the error does not blame the configuration.
     """
     for field, find in (
         ("method", registry.find_method),
         ("hard", registry.find_hard),
         ("optimizer", registry.find_optimizer),
     ):
-        values = written.get(field)
+        values = content.get(field)
         for value in values if isinstance(values, list) else [values]:
             name = value.get("name") if isinstance(value, dict) else None
             if isinstance(name, str) and ":" in name:

@@ -1,4 +1,4 @@
-"""A stage of training, as a frozen value: print it, hash it, replace a part of it, compare two."""
+"""A stage of training as a frozen value: all settings that decide its outcome."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -20,14 +20,14 @@ from selftaught.views.spec import Views
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
+    """The images of a stage and their labels."""
+
     roots: tuple[str, ...]  # folders or image files, packs or Parquet files; or URLs of these
     labels: str = "auto"  # auto, folders, none, or a CSV file
-    # share of images kept out of training, where the folders make no split themselves
+    # share of images held out of training, where the folders define no split
     holdout: float = 0.2
-    # of the training images: all, 10%, 5 (labels a class), total:1000 (labels, every class at least
-    # once)
+    # training images to use: all, 10%, 5 (labels a class), total:1000 (labels, one a class or more)
     subset: str = "all"
-
     max_pixels: int = MAX_PIXELS  # of an image; larger ones are left out
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class Data:
         on_progress: Callable[[int, int], None] | None = None,
         pixel_range: PixelRange | None = PixelRange(),
     ) -> Index:
-        """`pixel_range`: as for `build_index`."""
+        """Build the index of the images. Arguments and errors are those of `build_index`."""
         index = build.build_index(
             self.roots,
             labels=self.labels,
@@ -54,17 +54,17 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training: everything that decides its outcome, and nothing else."""
+    """One training: all settings that decide its outcome, and no others."""
 
     data: Data
     size: int  # pixels of a large view
     backbone: str = "resnet18"  # timm's name
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    # weights to start from: a run, a file, or the name of pretrained ones in timm
+    # weights to start from: a run, a file, or the name of pretrained weights in timm
     init: str | None = None
-    # whose mean and std normalise pixels, where weights state some
+    # source of the mean and std that normalise pixels: the weights, where they state some, or data
     statistics: Literal["weights", "data"] = "weights"
-    # all, norm (HPT-BN), last-K blocks, lora-R, or none: only the norms' statistics follow the data
+    # all, norm (HPT-BN), last-K blocks, lora-R, or none: only statistics of norms are updated
     trainable: str = "all"
     method: Method.Config = field(default_factory=METHODS[DEFAULT].Config)
     hard: tuple[HardExample, ...] = ()
@@ -74,13 +74,13 @@ class Stage:
     schedule: Cosine = Cosine()
     clip: float = 0.0  # norm at which gradients are clipped; 0 = never
     batch: int = 256  # images a step, over all processes
-    accumulate: int = 1  # parts that a batch is worked through in
+    accumulate: int = 1  # parts that a batch is split into, to save memory
     steps: int = 10_000
-    base: str | None = None  # weights that a whole chain began from: they compete for being kept
-    # best: of the start and of checkpoints at log-spaced steps (HPT)
+    base: str | None = None  # weights that a chain of stages began from: a candidate of keep=best
+    # weights to keep. best: of the start and of checkpoints at log-spaced steps (HPT)
     keep: Literal["last", "best"] = "last"
     precision: Literal["fp32", "bf16"] = "fp32"
-    # the backbone, by torch.compile: it rounds otherwise, so a run goes on as it began
+    # torch.compile of the backbone. It changes rounding, so a resumed run keeps the setting.
     compile: bool = False
     seed: int = 0
 
@@ -93,30 +93,32 @@ class Stage:
         require(self.clip >= 0, "--clip", "0 or more", self.clip)
         if self.compile and self.trainable == "none":
             raise UserError(
-                "--compile does nothing with --trainable none, where no step is trained: leave"
-                " it out"
+                "--compile does nothing with --trainable none, which trains no step: leave it out"
             )
 
 
 def method_of(config: Method.Config) -> type[Method]:
-    """The method whose hyperparameters these are, of this package or of another."""
+    """Return the method of these hyperparameters, of this package or of another.
+
+    Raises UserError where no imported method has this Config.
+    """
     kind = type(config)
-    found = next((m for m in METHODS.values() if m.Config is kind), None)
-    found = found or next((m for m in subclasses() if vars(m).get("Config") is kind), None)
-    if found is None:
+    method = next((m for m in METHODS.values() if m.Config is kind), None)
+    method = method or next((m for m in subclasses() if vars(m).get("Config") is kind), None)
+    if method is None:
         raise UserError(f"{kind.__qualname__} is no Config of a method: each method has its own")
-    return found
+    return method
 
 
 def subclasses(kind: Any = Method) -> Iterator[type[Method]]:
-    """All methods that Python has seen, in the order of their definition."""
+    """Yield all imported methods, in the order of their definition."""
     for below in kind.__subclasses__():
         yield below
         yield from subclasses(below)
 
 
 def differences(one: Stage, other: Stage) -> list[str]:
-    """The fields in which two stages differ, by name."""
+    """Return the names of the fields in which two stages differ."""
     return [f.name for f in fields(Stage) if getattr(one, f.name) != getattr(other, f.name)]
 
 
@@ -126,14 +128,15 @@ def shared_index(
     on_progress: Callable[[int, int], None] | None = None,
     pixel_range: PixelRange | None = PixelRange(),
 ) -> Index:
-    """The index, made by rank 0 and read from its cache by the others. `pixel_range`: as for
-    `build_index`.
+    """Build the index on rank 0; the other ranks read it from its cache.
+
+    Arguments and errors are those of `Data.index`.
     """
     if rank() == 0:
         try:
             return data.index(seed, on_progress, pixel_range)
         finally:
-            # in any case: what rank 0 refuses, the others will refuse for themselves
+            # also after an error, which the other ranks then raise themselves
             wait_for_rank0()
     wait_for_rank0()
     return data.index(seed, pixel_range=pixel_range)

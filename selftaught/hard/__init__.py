@@ -1,6 +1,6 @@
 """Hard examples: views whose pseudo-labels are difficult to predict (HEXA, Li et al., 2020).
 
-Each one turns (inputs, targets) of *any* method into one more loss.
+Each hard example computes one more loss from the inputs and targets of any method.
 """
 
 from selftaught.hard.adversarial import Adversarial

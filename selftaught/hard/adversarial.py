@@ -1,4 +1,4 @@
-"""Views moved, within a small ball, to where their pseudo-labels are hardest to predict."""
+"""Adversarial views: small perturbations that increase the method's loss."""
 
 from dataclasses import dataclass
 
@@ -14,23 +14,24 @@ from selftaught.ranges import Natural, NonNegative, Share
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(HardExample):
-    """Signed gradient ascent on the method's own loss, in the sup norm (Madry et al., 2018; one
-    step is FGSM).
+    """Signed gradient ascent on the method's own loss, in the sup norm (Madry et al., 2018).
+
+    With one step it is FGSM.
     """
 
     eps: NonNegative = 1.0  # radius, in grey levels of 255
     steps: Natural = 1
-    stride: NonNegative = 1.0  # grey levels a step; at least eps / steps
+    stride: NonNegative = 1.0  # grey levels a step; eps / steps where that is more
     random_start: Share = 0.0  # probability that a batch starts at a random point of the ball
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = 0 if self.random_start else 1  # a random start alone is noise, and fair
+        least = 0 if self.random_start else 1  # a random start without steps is plain noise
         require(self.steps >= least, "--hard.adversarial.steps", f"{least} or more", self.steps)
 
     @property
     def reuses_gradient(self) -> bool:
-        return self.random_start < 1  # the first step of an attack that starts at the view itself
+        return self.random_start < 1  # the first step needs it where the attack starts at the view
 
     def loss(
         self,
@@ -51,8 +52,9 @@ class Adversarial(HardExample):
         rng: torch.Generator,
         slope: Tensors | None = None,
     ) -> Tensors:
-        """inputs in [0, 1] -> inputs in [0, 1], each value at most eps / 255 away. Parameters take
-        no gradient.
+        """inputs in [0, 1] -> inputs in [0, 1], each value at most eps / 255 away.
+
+        Parameters get no gradient. `slope` is the loss's gradient at `inputs`, or None.
         """
         radius = self.eps / 255
         stride = max(self.stride, self.eps / max(self.steps, 1)) / 255
@@ -68,25 +70,25 @@ class Adversarial(HardExample):
             slope = None
         for _ in range(self.steps):
             if slope is None:
-                slope = self._slope(method, points, targets)
+                slope = self._input_grad(method, points, targets)
             moved = zip_tensors(lambda x, g: x + stride * g.sign(), points, slope)
             points, slope = zip_tensors(inside, moved, inputs), None
         return detach(points)
 
     @staticmethod
     @torch.enable_grad()
-    def _slope(method: Method, points: Tensors, targets: Tensors) -> Tensors:
+    def _input_grad(method: Method, points: Tensors, targets: Tensors) -> Tensors:
         points = map_tensors(lambda x: x.detach().requires_grad_(), points)
-        learning = [p for p in method.parameters() if p.requires_grad]
-        for p in learning:  # a third of a backward pass goes into gradients that nobody wants here
+        trainable = [p for p in method.parameters() if p.requires_grad]
+        for p in trainable:  # their gradients, unused here, cost a third of a backward pass
             p.requires_grad_(False)
         try:
             with frozen_statistics(method):
                 loss = objective(method, method.predict(points), targets)
-            found = iter(
+            grads = iter(
                 torch.autograd.grad(loss, leaves(points), allow_unused=True, materialize_grads=True)
             )
         finally:
-            for p in learning:
+            for p in trainable:
                 p.requires_grad_(True)
-        return map_tensors(lambda _: next(found), points)
+        return map_tensors(lambda _: next(grads), points)

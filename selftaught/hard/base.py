@@ -1,4 +1,4 @@
-"""What a hard example is: one more loss, made from a method's own verbs."""
+"""The contract of a hard example: one more loss, computed with a method's own functions."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ from selftaught.ranges import NonNegative, Range, check_ranges
 
 @dataclass(frozen=True, kw_only=True)
 class HardExample(ABC):
-    """One more loss, made from a method's own verbs: views whose pseudo-labels are hard to predict.
+    """One more loss, on views whose pseudo-labels are hard to predict.
 
-    (HEXA: Li et al., 2020, https://arxiv.org/abs/2012.13493; the paper's settings are not public:
-    these are ours.)
+    HEXA: Li et al., 2020, https://arxiv.org/abs/2012.13493. The paper's settings are not public, so
+    the defaults are ours.
     """
 
-    weight: NonNegative = 1.0  # beside the clean loss's 1
+    weight: NonNegative = 1.0  # of its loss; the clean loss has weight 1
     # share of training before the first hard example
     start: Annotated[float, Range(0, 1, open_high=True)] = 0.0
-    # of multi-crop views: all of them, or the large ones alone
+    # the multi-crop views to use: all of them, or only the large ones
     crops: Literal["large", "all"] = "large"
-    norm: Literal["shared", "auxiliary"] = "shared"  # whose batch norm hard examples pass through
+    # batch norms that hard examples use: those of the clean views, or an auxiliary set
+    norm: Literal["shared", "auxiliary"] = "shared"
 
     def __post_init__(self) -> None:
         """Raises UserError for a number outside the range of its type."""
         check_ranges(self, f"hard.{part_name(self)}")
 
-    min_batch: ClassVar[int] = 1  # images that each process must have in a part of a batch
+    min_batch: ClassVar[int] = 1  # fewest images of a process in a part of a batch
 
     @property
     def reuses_gradient(self) -> bool:
-        """Whether `loss` wants the clean loss's gradient at the inputs, which is then nearly
-        free.
+        """Whether `loss` uses the clean loss's gradient at the inputs.
+
+        The clean backward pass then computes it at little cost.
         """
         return False
 
@@ -52,15 +54,18 @@ class HardExample(ABC):
         rng: torch.Generator,
         slope: Tensors | None,
     ) -> Tensor:
-        """inputs, and targets computed from clean views and held fixed -> scalar.
+        """Return the loss, a scalar. `targets` come from the clean views and stay fixed.
 
-        `rng` is in the same state on every rank; `slope` is the loss's gradient at `inputs`, or
-        None where the clean pass does not give it.
+        `rng` has the same state on every rank. `slope` is the clean loss's gradient at `inputs`, or
+        None where the clean pass does not compute it.
         """
 
 
 def objective(method: Method, predictions: Tensors, targets: Tensors) -> Tensor:
-    """The method's loss, at full precision, over the global batch where it compares samples."""
+    """Return the method's loss at full precision.
+
+    A method that couples samples gets the global batch.
+    """
     predictions, targets = map_tensors(upcast, predictions), map_tensors(upcast, targets)
     if method.couples_samples:
         predictions, targets = map_tensors(gather, predictions), map_tensors(gather, targets)
@@ -69,5 +74,6 @@ def objective(method: Method, predictions: Tensors, targets: Tensors) -> Tensor:
 
 
 def part_name(hard: HardExample | type[HardExample]) -> str:
+    """Return the name of its loss in the journal and of its flags."""
     kind = hard if isinstance(hard, type) else type(hard)
     return kind.__name__.lower()

@@ -1,4 +1,4 @@
-"""Views made of two images; their pseudo-labels are mixed in the same proportion."""
+"""Mixed views: two images in one, whose losses are weighted in the same proportion."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from selftaught.ranges import Positive
 class Mixed(HardExample):
     """share * loss(mixed, own targets) + (1 - share) * loss(mixed, the partner's targets)."""
 
-    min_batch: ClassVar[int] = 2  # alone, an image is mixed with itself
-    alpha: Positive = 1.0  # of the Beta distribution that shares are drawn from
+    min_batch: ClassVar[int] = 2  # a single image would be mixed with itself
+    alpha: Positive = 1.0  # of the Beta distribution of shares
 
     def loss(
         self,
@@ -36,21 +36,19 @@ class Mixed(HardExample):
         return share * own + (1 - share) * partners
 
     def mix(self, inputs: Tensors, rng: torch.Generator) -> tuple[Tensors, float]:
-        """inputs -> every image mixed with its partner, and the exact share of the image itself."""
+        """Mix every image with its partner: return the images, and the exact share of their own."""
         mask = self.mask(rng, tuple(leaves(inputs)[0].shape[-2:]))
-        return map_tensors(
-            lambda x: torch.lerp(partner(x), x, spread(mask, x)), inputs
-        ), mask.mean().item()
+        images = map_tensors(lambda x: torch.lerp(partner(x), x, spread(mask, x)), inputs)
+        return images, mask.mean().item()
 
     def share(self, rng: torch.Generator) -> float:
+        """Draw a share from Beta(alpha, alpha)."""
         concentration = torch.full((2,), self.alpha, dtype=torch.float64)
         return torch._sample_dirichlet(concentration, generator=rng)[0].item()
 
     @abstractmethod
     def mask(self, rng: torch.Generator, size: tuple[int, ...]) -> Tensor:
-        """[H, W] (or [1, 1]) in [0, 1], one for the whole batch: how much of the image itself to
-        keep.
-        """
+        """Draw one mask for the whole batch: [H, W] or [1, 1], the share in [0, 1] of the image."""
 
 
 class MixUp(Mixed):
@@ -66,9 +64,8 @@ class CutMix(Mixed):
     def mask(self, rng: torch.Generator, size: tuple[int, ...]) -> Tensor:
         side = (1 - self.share(rng)) ** 0.5
         inside = []
-        for (
-            length
-        ) in size:  # a box cut by the border shrinks: the share is counted on what is left of it
+        # The border may cut the box. `mix` takes the share from the mask, so it stays exact.
+        for length in size:
             centre = torch.rand((), generator=rng, dtype=torch.float64)
             place = (torch.arange(length, dtype=torch.float64) + 0.5) / length
             inside.append((place - centre).abs() < side / 2)
@@ -76,20 +73,19 @@ class CutMix(Mixed):
 
 
 def partner(x: Tensor) -> Tensor:
-    """[B, ...] -> the image that each image is mixed with: its neighbour in the (already shuffled)
-    batch.
+    """[B, ...] -> [B, ...]: each image's neighbour in the batch, which is shuffled already.
 
-    Pairs of neighbours stay together however the batch is split into even parts, so k processes mix
-    as one does.
+    Pairs of neighbours stay together when the batch is split into even parts. So k processes mix
+    the same images as one process.
     """
     order = torch.arange(len(x), device=x.device) ^ 1
     if len(x) % 2:
-        order[-1] = max(len(x) - 2, 0)  # the last one, alone, takes from the pair before it
+        order[-1] = max(len(x) - 2, 0)  # the last image of an odd batch uses the one before it
     return x[order]
 
 
 def spread(mask: Tensor, image: Tensor) -> Tensor:
-    """Enlarge the mask to the image's size, where views differ in size, without blurring it."""
+    """Resize the mask [H, W] to the image's size by nearest pixels, and move it to its device."""
     if mask.numel() != 1 and mask.shape != image.shape[-2:]:
         mask = F.interpolate(mask[None, None], size=image.shape[-2:], mode="nearest-exact")[0, 0]
     return to_device(mask.to(image.dtype), image.device)

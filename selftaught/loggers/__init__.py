@@ -1,1 +1,1 @@
-"""Where metrics go: files, the terminal."""
+"""Loggers: they write metrics to files, to the terminal and to tracking services."""

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: one JSON object a line."""
+"""The journal of a run: a file with one JSON object a line."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class JSONL(Logger):
-    """Metrics into the run's journal.jsonl. Pictures and scores have files of their own there."""
+    """Writes metrics to the run's journal.jsonl. Pictures and scores have files of their own."""
 
     journal: "Journal"
 
@@ -25,7 +25,7 @@ class JSONL(Logger):
     def begin(self, facts: RunFacts) -> None:
         self.journal = Journal(facts.folder / "journal.jsonl", after=facts.step)
         if self.journal.damaged:
-            log.warning("journal.jsonl: %d lines are damaged, and left out", self.journal.damaged)
+            log.warning("journal.jsonl: %d damaged lines are left out", self.journal.damaged)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         self.journal.write({"step": step, **values})
@@ -41,21 +41,20 @@ class JSONL(Logger):
 
 
 class Journal:
-    """Appends to `path`; a resumed run first drops what came after its checkpoint, or makes no
-    sense.
-    """
+    """Appends entries to `path`. A resumed run first drops later entries and damaged lines."""
 
     def __init__(self, path: Path, after: int) -> None:
-        """Keep the entries that were made until `after` steps were done. Raises FileError where it
-        cannot be written.
+        """Open the journal and keep its entries up to step `after`.
+
+        Raises FileError where it cannot be written.
         """
-        # lines that were no entries, a torn last one aside
-        whole, self.damaged, _ = parse(path) if after else ([], 0, False)
-        self.entries = [entry for entry in whole if entry["step"] <= after]
+        # `damaged`: number of damaged lines, without an incomplete last one
+        entries, self.damaged, _ = parse(path) if after else ([], 0, False)
+        self.entries = [entry for entry in entries if entry["step"] <= after]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self._path = path
         with convert_write_errors(path):
-            # nothing is left over to be written when the disk is full
+            # without a buffer, so that `close` has nothing to write on a full disk
             self._file = path.open("ab", buffering=0)
 
     def write(self, entry: dict[str, Any]) -> None:
@@ -71,17 +70,19 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The entries of a journal; lines that are torn or make no sense are left out."""
+    """Read the entries of a journal. Damaged lines are left out."""
     return parse(path)[0]
 
 
 def parse(path: Path) -> tuple[list[dict[str, Any]], int, bool]:
-    """The entries of a journal, how many lines before the last are none, and whether the last is
-    torn, as any kill leaves it.
+    """Read the entries of a journal.
+
+    Returns also the number of damaged lines before the last one, and whether the last one is
+    incomplete. A killed process leaves an incomplete last line.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:  # there need not be one
+    except OSError:  # a run without an entry has no journal
         return [], 0, False
     entries = [_entry(line) for line in lines]
     damaged = sum(

@@ -1,4 +1,4 @@
-"""What a logger is: it takes the facts of a run, its metrics, pictures and scores."""
+"""The contract of a logger, which takes a run's facts, metrics, pictures and scores."""
 
 import importlib
 import logging
@@ -13,69 +13,69 @@ from typing import Any
 from selftaught import files
 from selftaught.errors import UserError
 
-# name: module, class, and what its extra installs
+# name: module, class, and the packages of its extra
 LOGGERS = {
     "tensorboard": ("selftaught.loggers.tensorboard", "TensorBoard", ("tensorboard",)),
     "wandb": ("selftaught.loggers.wandb", "WandB", ("wandb",)),
     "mlflow": ("selftaught.loggers.mlflow", "MLflow", ("mlflow", "sqlalchemy", "alembic")),
 }
-IDS = "loggers.json"  # in the run's folder: what each logger calls the run
+IDS = "loggers.json"  # in the run's folder: the ids by which each logger finds the run
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a logger needs to know of a run before its first entry."""
+    """The facts of a run that a logger needs before the first entry."""
 
     folder: Path
     steps: int  # of the whole run
-    step: int = 0  # steps that are done already
-    resumed: bool = False  # what was logged until `step` stays, and more is appended
+    step: int = 0  # steps already done
+    resumed: bool = False  # entries up to `step` stay, and new ones follow them
     config: Mapping[str, Any] = field(default_factory=dict)  # as in run.json
 
 
 class Logger(ABC):
-    """Takes what a run reports. One logger serves several runs, one after the other.
+    """Takes the entries of a run. One logger can serve several runs, one after the other.
 
-    Every method may raise any exception: `Loggers` then leaves the logger out.
+    Every method may raise any exception. `Loggers` then drops the logger.
     """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """As in `--log` and run.json."""
+        """Its name in `--log` and run.json."""
 
     @abstractmethod
     def begin(self, facts: RunFacts) -> None:
-        """Open a run, or go on with it where `facts.resumed`."""
+        """Open a run, or continue it where `facts.resumed`."""
 
     @abstractmethod
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """An entry of the journal: numbers, None, and mappings of them (losses, features)."""
+        """Log an entry of the journal: numbers, None, and mappings of them (losses, features)."""
 
     @abstractmethod
     def image(self, step: int, name: str, path: Path) -> None:
-        """A picture file."""
+        """Log a picture file."""
 
     @abstractmethod
     def scores(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of an evaluation, as in evaluation.json; the run's own backbone is `run`."""
+        """Log the rows of an evaluation, as in evaluation.json. The run's own backbone is `run`."""
 
     @abstractmethod
     def finish(self, outcome: str) -> None:
-        """Close the run; `outcome` as in run.json."""
+        """Close the run. `outcome` is that of run.json."""
 
 
 class Loggers:
-    """Several loggers as one. A logger that fails is left out with one warning line."""
+    """Calls several loggers. One that fails is dropped with a warning of one line."""
 
     def __init__(self, loggers: Iterable[Logger] = ()) -> None:
         self.loggers = list(loggers)
-        self.begun = False
+        self.has_run = False
 
     def begin(self, facts: RunFacts) -> None:
-        self.begun = True
+        self.has_run = True
         self._each(lambda logger: logger.begin(facts))
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
@@ -88,37 +88,38 @@ class Loggers:
         self._each(lambda logger: logger.scores(rows))
 
     def finish(self, outcome: str) -> None:
-        if self.begun:
+        if self.has_run:
             self._each(lambda logger: logger.finish(outcome))
 
     def _each(self, call: Callable[[Logger], None]) -> None:
         for logger in tuple(self.loggers):
             try:
                 call(logger)
-            except Exception as error:  # of any library: it must not stop a training
+            except Exception as error:  # of any kind: an error of a logger must not stop training
                 self.loggers.remove(logger)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 log.warning("logger %s failed and is left out: %s", logger.name, reason)
 
 
 def scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of an entry by flat names: {"losses": {"clean": 1.0}} -> losses/clean: 1.0."""
-    return dict(_flat(values, prefix))
+    """Return an entry's numbers by flat names: {"losses": {"clean": 1.0}} -> losses/clean: 1.0."""
+    return dict(_flatten(values, prefix))
 
 
-def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
+            yield from _flatten(value, f"{prefix}{name}/")
         elif value is not None:
             yield f"{prefix}{name}", float(value)
 
 
 def build_loggers(names: Iterable[str]) -> tuple[Logger, ...]:
-    """The loggers of these names. Raises UserError where there is none of a name, or its library is
-    not installed.
+    """Build the loggers of these names.
+
+    Raises UserError for an unknown name, and where a library is not installed.
     """
-    built = []
+    loggers = []
     for name in dict.fromkeys(names):
         if name not in LOGGERS:
             raise UserError(f"--log {name}: there is no such logger; choose {', '.join(LOGGERS)}")
@@ -127,18 +128,18 @@ def build_loggers(names: Iterable[str]) -> tuple[Logger, ...]:
             raise UserError(
                 f"--log {name} needs {', '.join(lacking)}: pip install 'selftaught[{name}]'"
             )
-        built.append(getattr(importlib.import_module(module), kind)())
-    return tuple(built)
+        loggers.append(getattr(importlib.import_module(module), kind)())
+    return tuple(loggers)
 
 
 def read_ids(folder: Path, name: str) -> dict[str, Any]:
-    """What a logger has written down of a run; empty where there is nothing."""
+    """Read the ids that a logger stored for a run; empty where there are none."""
     ids = _all_ids(folder).get(name)
     return ids if isinstance(ids, dict) else {}
 
 
 def write_ids(folder: Path, name: str, ids: Mapping[str, str]) -> None:
-    """Keep what a logger calls a run, so that a resumed run or an evaluation goes on with it."""
+    """Store a logger's ids of a run, so that a resumed run or an evaluation continues it."""
     files.write_json(folder / IDS, {**_all_ids(folder), name: dict(ids)})
 
 
@@ -151,7 +152,7 @@ def _all_ids(folder: Path) -> dict[str, Any]:
 
 
 def score_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means by names that are alike for all runs: scores/knn/5/balanced_accuracy/run."""
+    """Return means by names that are the same for all runs: scores/knn/5/balanced_accuracy/run."""
     values = {}
     for row in rows:
         parts = ("protocol", "labels", "metric", "backbone")

@@ -1,4 +1,4 @@
-"""MLflow: a server, or a SQLite file beside the run's folder (extra `mlflow`)."""
+"""The logger of MLflow: to a server, or to a SQLite file beside the run (extra `mlflow`)."""
 
 import logging
 import os
@@ -11,12 +11,14 @@ from selftaught.loggers.logger import Logger, RunFacts, read_ids, scalars, score
 
 EXPERIMENT = "selftaught"
 STATUS = {"done": "FINISHED", "stopped": "KILLED", "running": "KILLED"}  # others: FAILED
-MOST_PARAMS = 100  # that one request takes
+MOST_PARAMS = 100  # MLflow's limit for one request
 
 
 class MLflow(Logger):
-    """Curves, pictures and scores into a run at MLFLOW_TRACKING_URI, or in `mlflow.db` beside the
-    run's folder; of the experiment MLFLOW_EXPERIMENT_NAME, or `selftaught`.
+    """Writes curves, pictures and scores to an MLflow run.
+
+    The server is MLFLOW_TRACKING_URI, or `mlflow.db` beside the run's folder. The experiment is
+    MLFLOW_EXPERIMENT_NAME, or `selftaught`.
     """
 
     client: Any
@@ -29,27 +31,25 @@ class MLflow(Logger):
     def begin(self, facts: RunFacts) -> None:
         from mlflow import MlflowClient
 
-        for library in ("mlflow", "alembic"):  # how a database is made is nobody's concern
+        for library in ("mlflow", "alembic"):  # they log every step of making a database
             logging.getLogger(library).setLevel(logging.WARNING)
-        earlier = read_ids(facts.folder, self.name) if facts.resumed else {}
+        stored = read_ids(facts.folder, self.name) if facts.resumed else {}
         beside = facts.folder.resolve().parent
-        uri = earlier.get("uri") or os.environ.get("MLFLOW_TRACKING_URI")
+        uri = stored.get("uri") or os.environ.get("MLFLOW_TRACKING_URI")
         local = None if uri else (beside / "mlartifacts").as_uri()
         uri = uri or f"sqlite:///{beside / 'mlflow.db'}"
         self.steps = facts.steps
         self.client = MlflowClient(tracking_uri=uri)
-        if "id" in earlier:
-            self.id = earlier["id"]
+        if "id" in stored:
+            self.id = stored["id"]
             self.client.update_run(self.id, status="RUNNING")
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        known = self.client.get_experiment_by_name(name)
-        experiment = (
-            known.experiment_id
-            if known
-            else self.client.create_experiment(name, artifact_location=local)
-        )
-        self.id = self.client.create_run(experiment, run_name=facts.folder.name).info.run_id
+        if experiment := self.client.get_experiment_by_name(name):
+            experiment_id = experiment.experiment_id
+        else:
+            experiment_id = self.client.create_experiment(name, artifact_location=local)
+        self.id = self.client.create_run(experiment_id, run_name=facts.folder.name).info.run_id
         write_ids(facts.folder, self.name, {"id": self.id, "uri": uri})
         self._params(facts.config)
 

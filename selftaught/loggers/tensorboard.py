@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run's folder (extra `tensorboard`)."""
+"""The logger of TensorBoard: event files in the run's folder (extra `tensorboard`)."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ FOLDER = "tensorboard"  # in the run's folder
 
 
 class TensorBoard(Logger):
-    """Curves, pictures and scores into event files, for `tensorboard --logdir`."""
+    """Writes curves, pictures and scores to event files, for `tensorboard --logdir`."""
 
     writer: Any
 
@@ -25,7 +25,7 @@ class TensorBoard(Logger):
     def begin(self, facts: RunFacts) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # a resumed run logs what came after its checkpoint again
+        # a resumed run logs the steps after its checkpoint again
         purge = facts.step + 1 if facts.resumed else 0
         self.steps = facts.steps
         self.writer = SummaryWriter(str(facts.folder / FOLDER), purge_step=purge, flush_secs=10)

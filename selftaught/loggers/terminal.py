@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live line on standard error."""
+"""The logger of the terminal: one live line of progress on standard error."""
 
 import logging
 import time
@@ -13,12 +13,13 @@ from rich.text import Text
 
 from selftaught.loggers.logger import Logger, RunFacts
 
-PACKAGE = logging.getLogger("selftaught")  # whose messages are shown
+PACKAGE = logging.getLogger("selftaught")  # the terminal shows the messages of this logger
 
 
 class Progress(Logger):
-    """Shows the step, the loss, images a second, time left, the share of time spent waiting, the
-    features' spread; and, while it is entered, the messages of the package's `logging` loggers.
+    """Shows the step, loss, images a second, share of waiting, time left and features' spread.
+
+    As a context manager it also shows the messages of the package's `logging` loggers.
     """
 
     def __init__(self, show: bool = True) -> None:
@@ -53,7 +54,7 @@ class Progress(Logger):
         PACKAGE.setLevel(self.level)
 
     def of(self, what: str) -> Callable[[int, int], None]:
-        """A callable that shows how much of something is done."""
+        """Return a callback (done, total) that shows the progress of `what`."""
 
         def show(done: int, total: int) -> None:
             if total:
@@ -62,6 +63,7 @@ class Progress(Logger):
         return show
 
     def say(self, text: str) -> None:
+        """Print a line above the live line."""
         self.console.print(Text(text), soft_wrap=True)
 
     def begin(self, facts: RunFacts) -> None:
@@ -72,15 +74,16 @@ class Progress(Logger):
         now = time.perf_counter()
         if self.first is None:
             self.first = (now, step)
-        began, start = self.first
+        start_time, start_step = self.first
         parts = [f"step {step:,} of {self.steps:,}"]
         if values["loss"] is not None:
             parts.append(f"loss {values['loss']:.3f}")
         if values["images_per_s"]:
             parts.append(f"{values['images_per_s']:,.0f} images/s")
             parts.append(f"waiting {100 * values['wait']:.0f} %")
-        if step > start:
-            parts.append(f"{clock((now - began) / (step - start) * (self.steps - step))} left")
+        if step > start_step:
+            seconds_a_step = (now - start_time) / (step - start_step)
+            parts.append(f"{clock(seconds_a_step * (self.steps - step))} left")
         if self.features.get("std") is not None:
             parts.append(f"spread {self.features['std']:.2f}")
         if self.features.get("knn") is not None:
@@ -97,7 +100,7 @@ class Progress(Logger):
         pass
 
     def line(self, text: str, final: bool) -> None:
-        """Replace the live line; where there is no terminal, print it now and then."""
+        """Replace the live line. Without a terminal, print it every 30 s and where `final`."""
         if self.console.is_terminal:
             self.live.update(Text(text))
         elif final or time.perf_counter() - self.printed > 30:
@@ -115,11 +118,12 @@ class MessageHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.progress.say(self.format(record))
-        except Exception:  # a terminal that is gone stops no training
+        except Exception:  # a closed terminal must not stop training
             self.handleError(record)
 
 
 def clock(seconds: float) -> str:
+    """Format a time as h:mm:ss, or as m:ss below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""Weights & Biases, online or offline (extra `wandb`)."""
+"""The logger of Weights & Biases, online or offline (extra `wandb`)."""
 
 import logging
 import os
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class WandB(Logger):
-    """Curves, pictures and scores into a run of the project WANDB_PROJECT, or `selftaught`.
+    """Writes curves, pictures and scores to a run of the project WANDB_PROJECT, or `selftaught`.
 
-    Without a key it is offline: files in the run's folder, for `wandb sync`.
+    Without a key it works offline and writes files in the run's folder, for `wandb sync`.
     """
 
     run: Any
@@ -27,16 +27,17 @@ class WandB(Logger):
     def begin(self, facts: RunFacts) -> None:
         import wandb
 
-        earlier = read_ids(facts.folder, self.name) if facts.resumed else {}
+        stored = read_ids(facts.folder, self.name) if facts.resumed else {}
         ids = {
-            "id": earlier.get("id", uuid.uuid4().hex[:8]),
-            "project": earlier.get("project", os.environ.get("WANDB_PROJECT", "selftaught")),
+            "id": stored.get("id", uuid.uuid4().hex[:8]),
+            "project": stored.get("project", os.environ.get("WANDB_PROJECT", "selftaught")),
         }
         mode = os.environ.get("WANDB_MODE")
         if mode is None and not has_key(wandb):
             mode = "offline"
             log.info(
-                f"no W&B key is set: its files lie in {facts.folder / 'wandb'}, for `wandb sync`"
+                f"no W&B key is set: files are written to {facts.folder / 'wandb'}; upload them by"
+                " `wandb sync`"
             )
         settings = wandb.Settings(silent=True, console="off", disable_code=True)
         self.run = wandb.init(
@@ -48,7 +49,7 @@ class WandB(Logger):
             config=dict(facts.config),
             settings=settings,
         )
-        # a resumed run logs some steps again: W&B's own counter would refuse them
+        # a resumed run logs some steps again, which W&B's own counter would refuse
         self.run.define_metric("*", step_metric="step")
         write_ids(facts.folder, self.name, ids)
 
@@ -69,8 +70,8 @@ class WandB(Logger):
 
 
 def has_key(wandb: Any) -> bool:
-    """Whether a key is set; nobody is asked for one in the middle of a training."""
+    """Whether a key is set. It does not prompt for one, which would block training."""
     try:
         return bool(wandb.login(prompt=False, verify=False))
-    except TypeError:  # an older version, which has no such question
+    except TypeError:  # an older version, without these arguments
         return bool(wandb.api.api_key)

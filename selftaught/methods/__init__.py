@@ -1,6 +1,4 @@
-"""Every method, by the name it has on the command line. A new one is a file beside this one, and
-two lines here.
-"""
+"""All methods, by their names on the command line. A new method is a file and two lines here."""
 
 from selftaught.method import Method
 from selftaught.methods.clustering.deepcluster import DeepCluster
@@ -54,5 +52,5 @@ METHODS: dict[str, type[Method]] = {
     "triplet": Triplet,
     "vicreg": VICReg,
 }
-# where none is asked for: far ahead of the others in the short trainings that small data allow
+# the method where the user names none: by far the best one in short trainings on small data
 DEFAULT = "simclr"

@@ -1,6 +1,4 @@
-"""Backbones: a name becomes a network from pixels to features. Its weights go out and come in by
-`weights`.
-"""
+"""Backbones: networks from pixels to features, built by name."""
 
 import copy
 import difflib
@@ -39,17 +37,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(Encoder):
-    """Pixels [B, 3, H, W] in [0, 1] -> features [B, D]. It normalises by `mean` and `std`; nobody
-    else does.
+    """Pixels [B, 3, H, W] in [0, 1] -> features [B, D]. Only this class normalises pixels.
 
-    name, stem, image_size: as given to `create`. features: D. network: timm's model, pooled, no
-    classifier. pixel_range: which values of more than 8 bits were 0 and 1 in training.
+    name, stem, image_size: the arguments of `create`. features: D. network: timm's model, pooled,
+    without a classifier. mean, std: [3], of pixels in [0, 1]. pixel_range: the values of more than
+    8 bits that were 0 and 1 in training.
     """
 
     mean: Tensor
     std: Tensor
     pixel_range: PixelRange | None = None
-    # frozen parts of the network that never leave evaluation mode
+    # names of frozen parts of the network, which stay in evaluation mode
     resting: frozenset[str] = frozenset()
 
     def __init__(
@@ -63,9 +61,7 @@ class Backbone(Encoder):
         image_size: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`options`: the arguments, besides `num_classes=0`, by which timm builds the same network
-        again.
-        """
+        """`options`: timm's arguments for the same network, besides `num_classes=0`."""
         super().__init__()
         self.name = name
         self.stem = stem
@@ -78,7 +74,11 @@ class Backbone(Encoder):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     def forward(self, pixels: Tensor, mapped: bool = False, staged: bool = False) -> Any:
-        """Features; `mapped`: what `with_map` returns; `staged`: what `maps` returns."""
+        """Return features [B, D].
+
+        `mapped`: return the pair of `with_map` instead. `staged`: return the maps of `maps`. Raises
+        UserError where the network has no maps.
+        """
         network: Any = self.network
         if mapped and not hasattr(network, "forward_features"):
             raise UserError(
@@ -87,16 +87,16 @@ class Backbone(Encoder):
             )
         normal = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
         if staged:
-            found = network.forward_intermediates(normal, intermediates_only=True)
+            maps = network.forward_intermediates(normal, intermediates_only=True)
             names = [info["module"] for info in network.feature_info]
-            return dict(zip(names, found, strict=True))
+            return dict(zip(names, maps, strict=True))
         if not mapped:
             return network(normal)
-        found = network.forward_features(normal)
-        return network.forward_head(found), _map(network, found, pixels)
+        output = network.forward_features(normal)
+        return network.forward_head(output), _to_map(network, output, pixels)
 
     def maps(self, pixels: Tensor) -> dict[str, Tensor]:
-        """The map [B, C, h, w] of every stage, by timm's name of it, before any last norm."""
+        """Return the map [B, C, h, w] of every stage, by timm's names, before any last norm."""
         maps: dict[str, Tensor] = self(pixels, staged=True)
         return maps
 
@@ -107,22 +107,22 @@ class Backbone(Encoder):
         return self
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Replace the normalisation, as [3] numbers each in units of [0, 1] pixels."""
+        """Replace the normalisation: [3] numbers each, of pixels in [0, 1]."""
         self.mean.copy_(torch.tensor(mean))
         self.std.copy_(torch.tensor(std))
 
 
-# networks that were given as objects, by their names: see `given_backbone`
-_GIVEN: dict[str, nn.Module] = {}
+# networks that the user passed as objects, by their names: see `given_backbone`
+_OBJECTS: dict[str, nn.Module] = {}
 _OBJECT = "object:"
 
 
 @contextmanager
 def given_backbone(network: nn.Module | None) -> Iterator[str | None]:
-    """Let `create` build copies of `network` meanwhile, under the name that comes back.
+    """Make `network` available to `create` inside the context, by the name that it yields.
 
-    The name holds the class and a hash of the shapes of its weights: another network has another
-    name. None: nothing is given.
+    The name has the class and a hash of the weights' shapes, so other networks have other names.
+    With None as `network` it yields None.
     """
     if network is None:
         yield None
@@ -131,21 +131,19 @@ def given_backbone(network: nn.Module | None) -> Iterator[str | None]:
     kind = type(network)
     digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:8]
     name = f"{_OBJECT}{kind.__module__}.{kind.__qualname__}/{digest}"
-    before = _GIVEN.get(name)
-    _GIVEN[name] = network
+    previous = _OBJECTS.get(name)
+    _OBJECTS[name] = network
     try:
         yield name
     finally:
-        if before is None:
-            del _GIVEN[name]
+        if previous is None:
+            del _OBJECTS[name]
         else:
-            _GIVEN[name] = before
+            _OBJECTS[name] = previous
 
 
 def is_own(name: str) -> bool:
-    """Whether a backbone is a user's own, and none of timm's: an object, or
-    `package.module:function`.
-    """
+    """Whether a backbone is the user's own: an object, or `package.module:function`."""
     return ":" in name
 
 
@@ -157,14 +155,16 @@ def create(
     std: Sequence[float] = IMAGENET_STD,
     image_size: int | None = None,
 ) -> Backbone:
-    """A randomly initialised backbone, from torch's global generator.
+    """Build a backbone with random weights, from torch's global generator.
 
-    name: of a timm model; a pretrained tag (`resnet50.a1_in1k`) is allowed and loads nothing. Or
-    `package.module:function`, which is called and returns a network from pixels [B, 3, H, W] in
-    [0, 1] to features [B, D]; it normalises for itself. Or the name of `given_backbone`: a copy.
+    name: one of these three.
+    - A timm model. A pretrained tag (`resnet50.a1_in1k`) is allowed, and loads no weights.
+    - `package.module:function`. The function returns a network from pixels [B, 3, H, W] in [0, 1]
+      to features [B, D]. The network normalises its pixels itself.
+    - The name of `given_backbone`, for a copy of that network.
     stem: "cifar" makes a ResNet's first convolution 3x3, stride 1, without max-pool (He et al.
     2016, 4.2).
-    image_size: pixels; matters where parameters depend on it, such as a ViT's position embedding.
+    image_size: pixels; some parameters depend on it, such as a ViT's position embedding.
     Raises UserError for an unknown name (with the nearest), an unknown stem, or a size that does
     not fit.
     """
@@ -186,19 +186,20 @@ def create(
 
 
 def _own_network(name: str, size: int) -> nn.Module:
-    """A user's own network, with `num_features`: how wide its features are. It is on torch's
-    default device.
+    """Build the user's own network on torch's default device, and add `num_features` to it.
+
+    Two black images pass it on the CPU, to check its outputs and to measure the features' width.
     """
-    wanted = torch.empty(0).device
-    with torch.random.fork_rng(devices=[], enabled=wanted.type == "meta"), torch.device("cpu"):
+    device = torch.empty(0).device
+    with torch.random.fork_rng(devices=[], enabled=device.type == "meta"), torch.device("cpu"):
         if name.startswith(_OBJECT):
-            if name not in _GIVEN:
-                others = f", and not {', '.join(_GIVEN)}" if _GIVEN else ""
+            if name not in _OBJECTS:
+                others = f", and not {', '.join(_OBJECTS)}" if _OBJECTS else ""
                 raise UserError(
                     f"{name} was given as an object: give it again, by backbone=... in"
                     f" Python{others}"
                 )
-            network = copy.deepcopy(_GIVEN[name])
+            network = copy.deepcopy(_OBJECTS[name])
         else:
             builder = import_object(name, "backbone")
             if getattr(builder, "__module__", None) != name.partition(":")[0]:
@@ -224,40 +225,44 @@ def _own_network(name: str, size: int) -> nn.Module:
     network.head_hidden_size = width
     if not hasattr(network, "num_features"):
         network.num_features = width
-    return network.to(wanted)
+    return network.to(device)
 
 
 def redraw(network: nn.Module, name: str) -> None:
-    """Draw a given object's weights anew, from torch's global generator, as its layers begin.
+    """Reset the weights of a user's object by its layers' `reset_parameters`.
 
-    Raises UserError where some parameters have no `reset_parameters` to draw them.
+    They come from torch's global generator. Raises UserError where a parameter belongs to no such
+    layer.
     """
     layers = [m for m in network.modules() if callable(getattr(m, "reset_parameters", None))]
-    drawn = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
-    if left := [key for key, p in network.named_parameters() if id(p) not in drawn]:
+    resettable = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
+    if rest := [key for key, p in network.named_parameters() if id(p) not in resettable]:
         raise UserError(
-            f"{name.removeprefix(_OBJECT)} cannot be drawn anew, as {left[0]} is of no layer with"
-            " reset_parameters(): name a function that builds it, as package.module:function"
+            f"{name.removeprefix(_OBJECT)} cannot get new random weights, as {rest[0]} belongs to"
+            " no layer with reset_parameters(): name a function that builds the network, as"
+            " package.module:function"
         )
     for layer in layers:
         layer.reset_parameters()  # type: ignore[operator]
 
 
 def is_given(name: str) -> bool:
-    """Whether a backbone is one that was given as an object."""
+    """Whether a backbone is an object that the user passed."""
     return name.startswith(_OBJECT)
 
 
 def build(
     name: str, image_size: int | None, *, pretrained: bool = False
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """timm's model and the size option that it took."""
-    # Checked first because timm would take "hf-hub:..." for an address and go to the network.
+    """Build timm's model. Return it and the size option that it accepted.
+
+    Raises UserError for an unknown model or unknown weights, and for a size that does not fit.
+    """
+    # checked first, because timm would download "hf-hub:..." names
     if ":" in name or not timm.is_model(name):
         raise UserError(f'timm has no model "{name}".{nearest(name, timm.list_models())}')
     size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    # An embedding that adapts lets a ViT see multi-crop's small views; most networks take neither
-    # option.
+    # `dynamic_img_size` lets a ViT take small views. Most networks have neither option.
     attempts: tuple[dict[str, Any], ...] = ({**size, "dynamic_img_size": True}, size, {})
     for options in attempts:
         try:
@@ -277,19 +282,19 @@ def build(
 
 
 def base(name: str) -> str:
-    if is_own(name):
-        return name
-    return name.partition(".")[0]  # without the tag of pretrained weights
+    """Return the name without the tag of pretrained weights."""
+    return name if is_own(name) else name.partition(".")[0]
 
 
 def check_patches(network: nn.Module, name: str, image_size: int | None) -> None:
+    """Raise UserError where a ViT's patches do not divide the image."""
     side = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if image_size is None or not isinstance(side, tuple) or image_size % side[0] == 0:
         return
     near = sorted({max(1, image_size // side[0]) * side[0], (image_size // side[0] + 1) * side[0]})
     raise UserError(
-        f"{name} cuts the image into patches of {side[0]} pixels, which {image_size} is no multiple"
-        f" of: choose an image size of {' or '.join(map(str, near))}."
+        f"{name} cuts the image into patches of {side[0]} pixels, and {image_size} is no multiple"
+        f" of that: choose an image size of {' or '.join(map(str, near))}."
     )
 
 
@@ -299,38 +304,41 @@ def _small_stem(network: Any, name: str) -> None:
             f"The cifar stem exists for ResNets only, and {name} is none: use the imagenet stem."
         )
     conv = nn.Conv2d(3, int(network.bn1.num_features), 3, padding=1, bias=False)
-    # as timm starts the others
+    # the same initialisation as timm's other convolutions
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     network.conv1, network.maxpool = conv, nn.Identity()
 
 
 def _width(network: Any) -> int:
-    # MobileNetV3, VGG and others keep a hidden layer behind the pooling, which `num_features` does
-    # not count.
+    # MobileNetV3, VGG and others have a hidden layer after the pooling. `num_features` is the width
+    # before it.
     return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
-def _map(network: Any, found: Tensor, pixels: Tensor) -> Tensor:
-    """What comes before pooling, as [B, C, h, w]: some networks have the channels last, ViTs a row
-    of tokens.
+def _to_map(network: Any, output: Tensor, pixels: Tensor) -> Tensor:
+    """Convert a network's output before pooling to [B, C, h, w].
+
+    ViTs output tokens [B, N, C], and some networks have the channels last.
     """
-    if found.ndim == 3:
-        patches = found[:, network.num_prefix_tokens :]
+    if output.ndim == 3:
+        patches = output[:, network.num_prefix_tokens :]
         side = network.patch_embed.patch_size
-        return patches.transpose(1, 2).unflatten(
-            2, (pixels.shape[2] // side[0], pixels.shape[3] // side[1])
-        )
-    return found.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else found
+        grid = (pixels.shape[2] // side[0], pixels.shape[3] // side[1])
+        return patches.transpose(1, 2).unflatten(2, grid)
+    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+    return output.permute(0, 3, 1, 2) if channels_last else output
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return a sentence with the names that are most similar, or an empty string."""
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
     return f" Nearest: {', '.join(near)}." if near else ""
 
 
 def recipe(backbone: Backbone, path: str | Path) -> str:
-    """Python lines that rebuild `backbone` as the function `features` from an exported file, with
-    timm alone.
+    """Return Python code that loads an exported file and defines the function `features`.
+
+    `path`: the exported file. The code needs torch and timm, but not this package.
     """
     if is_own(backbone.name):
         module, _, function = backbone.name.removeprefix(_OBJECT).partition(":")
@@ -367,7 +375,7 @@ def recipe(backbone: Backbone, path: str | Path) -> str:
         if pair is not None:
             low, high = pair
             lines.append(
-                f"    # {what} were brought there by ((values - {low:g}) /"
+                f"    # {what} were scaled to [0, 1] by ((values - {low:g}) /"
                 f" {high - low:g}).clip(0, 1)"
             )
     lines += ["    return network((pixels - mean[:, None, None]) / std[:, None, None])"]

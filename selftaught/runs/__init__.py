@@ -1,1 +1,1 @@
-"""A run's folder, written and read back."""
+"""Writing and reading the folder of a run."""

@@ -1,6 +1,4 @@
-"""A run's folder, written and read back; over 200 lines with the places that its words name,
-wherever they are read.
-"""
+"""Writing and reading the folder of a run or a plan, and the paths in its records."""
 
 import errno
 import os
@@ -30,33 +28,29 @@ from selftaught.models.weights import io as weights_io
 from selftaught.models.weights import weight_files
 from selftaught.seeding import key
 
-PLAN = "plan.json"  # what a plan's stages are called, in the folder that holds them
-# in the run.json of a plan's own folder: the stage whose outcome lies there, too
-COPY = "copied_from"
+PLAN = "plan.json"  # names of a plan's stages, in the plan's folder
+COPY = "copied_from"  # in the run.json of a plan's folder: the stage whose outcome is copied there
 EVALUATIONS = "evaluation.json"
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
-_ANEW = "bring a whole copy back, or begin anew in another --out"
-_AGAIN = "the same `selftaught adapt` writes it anew, and does nothing again that is done"
+_RESTORE = "restore it from a copy, or begin anew in another --out"
+_REPEAT = "the same `selftaught adapt` writes it anew, and skips the stages that are done"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says. `facts` is run.json as it stands; the places that `stage` names are
-    where they are now.
-    """
+    """The records of a run. `facts` is run.json unchanged; `stage` has the present paths."""
 
     folder: Path
     stage: Stage
     facts: dict[str, Any]
-    base: str | None = None  # the weights that a plan as a whole began from
+    base: str | None = None  # the weights that the first stage of a plan started from
 
     def backbone(self) -> Backbone:
-        """What was learnt."""
+        """Load the trained backbone. Raises UserError where it is missing or damaged."""
         file = self.folder / "backbone.safetensors"
         if not file.exists():
             raise UserError(
-                f"{self.folder} has no backbone yet: bring it to its end by --out {self.folder}"
-                " --resume"
+                f"{self.folder} has no backbone yet: finish it by --out {self.folder} --resume"
             )
         if file.is_dir():
             raise read_error(file, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
@@ -69,42 +63,45 @@ class Run:
 
     @property
     def doubt(self) -> str | None:
-        """Why its weights are not those of a training that came to its end, if so."""
+        """The reason why its weights are not those of a finished training, or None."""
         outcome, reason = self.facts["outcome"], self.facts.get("reason")
-        words = {
+        reasons = {
             "collapsed": (
                 f"the features collapsed{f' ({reason})' if reason else ''}: do not use this"
                 " backbone"
             ),
-            "diverged": f"training came to no good end{f' ({reason})' if reason else ''}",
+            "diverged": f"training diverged{f' ({reason})' if reason else ''}",
             "stopped": (
-                f"training was stopped before its end: go on with --out {self.folder} --resume"
+                f"training was stopped before its end: continue it by --out {self.folder} --resume"
             ),
             "running": (
-                f"training runs still, or was killed: then go on with --out {self.folder} --resume"
+                "training is still running, or was killed: in that case continue it by --out"
+                f" {self.folder} --resume"
             ),
             "failed": (
-                f"training broke off{f' ({reason})' if reason else ''}: go on with --out"
+                f"training failed{f' ({reason})' if reason else ''}: continue it by --out"
                 f" {self.folder} --resume"
             ),
         }
-        return words.get(outcome)
+        return reasons.get(outcome)
 
     @property
     def pixel_range(self) -> PixelRange | None:
-        """By which its images were brought to 8 bits; None: it is from before there was a range for
-        a whole set.
+        """The range by which its images were scaled to 8 bits.
+
+        None: a run of an older version, which had no range for a whole set. Raises UserError where
+        the record is damaged.
         """
-        written = self.facts["data"].get("pixel_range")
+        record = self.facts["data"].get("pixel_range")
         try:
-            return None if written is None else PixelRange.from_json(written)
+            return None if record is None else PixelRange.from_json(record)
         except UserError as error:
             raise UserError(
                 f"{self.folder / 'run.json'}: {error}; restore it, or begin the run anew"
             ) from None
 
     def refuse_missing(self, labels: bool = True) -> None:
-        """Raises UserError where the images, or a table of `labels`, are not where they lay."""
+        """Raise UserError where the images, or the table of labels if `labels`, are missing."""
         data, names = self.stage.data, self.facts["config"]["data"]
         for place, name in zip(data.roots, names["roots"], strict=False):
             if not is_url(place) and not os.path.exists(place):
@@ -119,25 +116,23 @@ class Run:
             )
 
     def _where(self, place: str, name: str) -> str:
-        if not os.path.isabs(name) and name not in (
-            self.facts.get("places") or {}
-        ):  # of an older version
+        if not os.path.isabs(name) and name not in (self.facts.get("places") or {}):
+            # a run of an older version, which stored no absolute paths
             return (
-                f"{name}, as seen from where it was begun, which is not there as seen from"
-                f" {os.getcwd()}"
+                f"{name}, relative to the folder where it was started, which is not there"
+                f" relative to {os.getcwd()}"
             )
         typed = f" (typed as {name})" if not os.path.isabs(name) else ""
         return f"{os.path.abspath(place)}{typed}, which is not there"
 
     def random(self) -> Backbone:
-        """The very network that it began from, had it not had weights: the same seed, the same
-        statistics.
-        """
+        """Build its network with random weights, of the same seed and statistics."""
         return random_like(self.backbone(), self.stage.seed)
 
     def start(self) -> Backbone | None:
-        """The weights that it started from, if there were any; of a plan's outcome, those that the
-        plan started from.
+        """Load the weights that it started from, or return None where they were random.
+
+        For the outcome of a plan, these are the weights that the plan started from.
         """
         init = self.base or self.stage.init
         if init is None:
@@ -148,10 +143,10 @@ class Run:
 
 
 def random_like(learnt: Backbone, seed: int, drawn: bool = True) -> Backbone:
-    """The same network with the random weights that a stage of this seed begins from.
+    """Return the same network with the random weights of a stage of this seed.
 
-    Of one that was given as an object, the weights are `drawn` anew, layer by layer; else they are
-    as given.
+    A network that the user passed as an object gets new weights, layer by layer, if `drawn`. Else
+    it keeps the weights of the object.
     """
     torch.manual_seed(key(seed, "weights"))
     backbone = backbone_module.create(
@@ -168,20 +163,22 @@ def random_like(learnt: Backbone, seed: int, drawn: bool = True) -> Backbone:
 
 
 def open_backbone(path: Path) -> Backbone:
-    """From a run's folder, or from a file that `export` or `pretrain` wrote."""
+    """Load a backbone from a run's folder, or from a file that `export` or `pretrain` wrote.
+
+    Raises UserError where the path is missing or holds no backbone.
+    """
     if not path.exists():
         raise UserError(f"there is no {path}: give a run's folder, or a file that export wrote")
     return read_run(path).backbone() if is_run(path) else weights_io.load_backbone(path)
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is the folder of a run or of a plan, and not one that holds weights of another
-    kind.
-    """
+    """Whether `path` is the folder of a run or of a plan."""
     return any(os.path.lexists(path / name) for name in weight_files.RECORDS)
 
 
 def write_run(folder: Path, stage: Stage, index: Index, outcome: str, note: dict[str, Any]) -> None:
+    """Write run.json. `note`: further fields, which replace those of the same name."""
     labels = index.labels is not None
     facts = {
         "selftaught": version("selftaught"),
@@ -213,7 +210,10 @@ def write_run(folder: Path, stage: Stage, index: Index, outcome: str, note: dict
 
 
 def lineage(stage: Stage) -> list[dict[str, Any]]:
-    """Every training that led here, the first one first, as far as it can be read."""
+    """Return the records of all trainings up to this stage, the first one first.
+
+    Earlier trainings are left out where their records cannot be read.
+    """
     own = {
         "init": stage.init,
         "teacher": teacher_of(stage),
@@ -224,40 +224,36 @@ def lineage(stage: Stage) -> list[dict[str, Any]]:
     try:
         if before and (resolve_run(before) / "run.json").is_file():
             return [*read_run(before).facts["lineage"], own]
-    except (UserError, KeyError, TypeError):  # it decides nothing
+    except (UserError, KeyError, TypeError):  # the lineage is only information
         pass
     return [own]
 
 
-# ------------------------------------------------------------------------------------ a folder,
-# read back
+# ---------------------------------------------------------------------------- reading a folder
 
 
 def resolve_run(folder: Path) -> Path:
-    """The run that a folder stands for: itself, or the outcome of the plan that it holds; also by
-    its run.json.
+    """Return the run of a folder: the folder itself, or the outcome of the plan that it holds.
+
+    `folder` can also be the path of its run.json.
     """
     folder = weight_files.folder_of(folder)
     if not is_plan(folder):
         return folder
     place = _outcome(folder)
     copied = (facts_of(folder) or {}).get(COPY)
-    return (
-        folder
-        if copied == place and not (folder / place / "run.json").is_file()
-        else folder / place
-    )
+    if copied == place and not (folder / place / "run.json").is_file():
+        return folder
+    return folder / place
 
 
 def is_plan(folder: Path) -> bool:
-    """Whether a folder is that of a plan, whose stages are runs; the outcome's copy there is none
-    of its own.
-    """
+    """Whether a folder is that of a plan. It may hold a copy of the plan's outcome."""
     return os.path.lexists(folder / PLAN) and COPY in (facts_of(folder) or {COPY: None})
 
 
 def holds_own(folder: Path) -> bool:
-    """Whether a folder holds a run that is no plan's."""
+    """Whether a folder holds a run that is not part of a plan."""
     return (
         os.path.lexists(folder / "run.json")
         and not is_plan(folder)
@@ -266,33 +262,33 @@ def holds_own(folder: Path) -> bool:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """What a plan's folder says of its stages. Raises FileError where that makes no sense."""
-    written: dict[str, Any] = files.read_json(folder / PLAN, dict, _AGAIN)
+    """Read plan.json. Raises FileError where it is missing or damaged."""
+    plan: dict[str, Any] = files.read_json(folder / PLAN, dict, _REPEAT)
     try:
-        whole = {"folder", "after", "init"} <= set.intersection(
-            *(set(stage) for stage in written["stages"].values())
+        complete = {"folder", "after", "init"} <= set.intersection(
+            *(set(stage) for stage in plan["stages"].values())
         )
-        whole = whole and "base" in written and written["outcome"] in written["stages"]
+        complete = complete and "base" in plan and plan["outcome"] in plan["stages"]
     except (KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise damage_error(folder / PLAN, "it tells no stages", _AGAIN)
-    return written
+        complete = False
+    if not complete:
+        raise damage_error(folder / PLAN, "it lacks the stages", _REPEAT)
+    return plan
 
 
 def _outcome(folder: Path) -> str:
-    written = read_plan(folder)
-    return str(written["stages"][written["outcome"]]["folder"])
+    plan = read_plan(folder)
+    return str(plan["stages"][plan["outcome"]]["folder"])
 
 
-def read_facts(folder: Path, remedy: str = _ANEW) -> dict[str, Any]:
-    """run.json in this very folder. Raises FileError where it is not there, or makes no sense."""
+def read_facts(folder: Path, remedy: str = _RESTORE) -> dict[str, Any]:
+    """Read run.json in this folder. Raises FileError where it is missing or damaged."""
     facts: dict[str, Any] = files.read_json(folder / "run.json", dict, remedy)
     return facts
 
 
 def facts_of(folder: Path) -> dict[str, Any] | None:
-    """The same; None where that is not to be had."""
+    """Read run.json in this folder; None where it is missing or damaged."""
     try:
         return read_facts(folder)
     except UserError:
@@ -300,14 +296,15 @@ def facts_of(folder: Path) -> dict[str, Any] | None:
 
 
 def loggers_of(facts: Mapping[str, Any]) -> list[str]:
-    """The loggers besides its journal that a run was trained with, of those that there are."""
+    """Return the names of a run's loggers, besides its journal. Unknown names are left out."""
     names = facts.get("log")
     return [name for name in names if name in LOGGERS] if isinstance(names, list) else []
 
 
 def has_run(folder: Path) -> bool:
-    """Whether a folder holds a run of which something would be lost: one that failed before it
-    saved is none.
+    """Whether a folder holds a run that must not be overwritten.
+
+    A run that failed before its first checkpoint may be.
     """
     try:
         facts = read_run(folder).facts
@@ -317,11 +314,15 @@ def has_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> Run:
-    """A run, or the outcome of a plan. Raises UserError when the folder holds neither."""
+    """Read a run, or the outcome of a plan.
+
+    Raises UserError where the folder holds neither, and FileError where a record is damaged. Raises
+    MissingObject where a class of the stage cannot be imported.
+    """
     folder, base = weight_files.folder_of(folder), None
     if is_plan(folder):
-        written = read_plan(folder)
-        base = written["base"] and located(str(written["base"]), written, folder)
+        plan = read_plan(folder)
+        base = plan["base"] and located(str(plan["base"]), plan, folder)
         folder = resolve_run(folder)
     file = folder / "run.json"
     if not os.path.lexists(file):
@@ -331,45 +332,40 @@ def read_run(folder: Path) -> Run:
         )
     facts = read_facts(folder)
     if lacking := [name for name in ("config", "data", "outcome", "finished") if name not in facts]:
-        raise damage_error(file, f"it lacks {', '.join(lacking)}", _ANEW)
+        raise damage_error(file, f"it lacks {', '.join(lacking)}", _RESTORE)
     if not isinstance(facts["data"], dict) or not {"fingerprint", "train"} <= facts["data"].keys():
-        raise damage_error(file, "it tells nothing of the images", _ANEW)
+        raise damage_error(file, "it lacks the facts on the images", _RESTORE)
     try:
         stage = from_json(facts["config"])
     except MissingObject as error:
         raise MissingObject(f"{file}: {error}") from error
     except UserError as error:
-        raise damage_error(file, error, _ANEW) from error
+        raise damage_error(file, error, _RESTORE) from error
     return Run(folder, with_places(stage, lambda name: located(name, facts, folder)), facts, base)
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """What a run was judged to be, the first time first. Raises FileError where that makes no
-    sense.
-    """
+    """Read the evaluations of a run, the first one first. Raises FileError where damaged."""
     file = folder / EVALUATIONS
     if not os.path.lexists(file):
         return []
-    written: list[Any] = files.read_json(file, list)
+    records: list[Any] = files.read_json(file, list)
     needs = {"data", "rows", "verdict"}
     if not all(
         isinstance(one, dict) and needs <= one.keys() and isinstance(one["data"], list)
-        for one in written
+        for one in records
     ):
-        raise damage_error(file, "it tells no evaluations", "move it away")
-    return written
+        raise damage_error(file, "it holds no evaluations", "move it away")
+    return records
 
 
-# ------------------------------------------------------------------------------------ places that
-# words name
+# ---------------------------------------------------------------------------- paths in records
 
 LABELS = ("auto", "folders", "none")  # where labels come from, besides a table
 
 
 def with_places(stage: Stage, change: Callable[[str], str]) -> Stage:
-    """A stage whose every file and folder is what `change` makes of it; weights of timm's go
-    through it, too.
-    """
+    """Return a stage with `change` applied to every path, and to names of timm's weights."""
     data = replace(stage.data, roots=tuple(change(root) for root in stage.data.roots))
     if data.labels not in LABELS:
         data = replace(data, labels=change(data.labels))
@@ -382,7 +378,7 @@ def with_places(stage: Stage, change: Callable[[str], str]) -> Stage:
 
 
 def names_of(stage: Stage) -> list[str]:
-    """Its files and folders, as they were typed."""
+    """Return the paths of a stage, as the user typed them."""
     names: list[str] = []
 
     def note(name: str) -> str:
@@ -394,49 +390,53 @@ def names_of(stage: Stage) -> list[str]:
 
 
 def absolute(stage: Stage) -> Stage:
-    """The same stage in words that mean the same everywhere."""
+    """Return the same stage with absolute paths."""
     return with_places(stage, lambda name: os.path.abspath(name) if _is_relative(name) else name)
 
 
 def whereabouts(folder: Path, *names: str) -> dict[str, Any]:
-    """What to write down beside words that were typed here: where `folder` lies, and what they mean
-    from anywhere.
+    """Return records from which `located` finds the paths `names`, also from other folders.
+
+    They are the absolute path of `folder`, and that of each relative name.
     """
     places = {name: os.path.abspath(name) for name in names if _is_relative(name)}
     return {"folder": os.path.realpath(folder), "places": places}
 
 
 def located(name: str, written: dict[str, Any], folder: Path) -> str:
-    """A place that was typed in another working directory, perhaps before `folder` was moved, from
-    here: where it lies beside the folder as it did, or else where it was; as it was typed, where
-    that is the same.
+    """Return the present path of `name`, which a user typed in another working directory.
+
+    `written`: the records of `whereabouts`. The first of these paths that exists is the result: the
+    same place relative to `folder`, which may have been moved; the absolute path of then; and
+    `name` from here. The result is `name` itself where that means the same.
     """
-    places, was = written.get("places"), written.get("folder")
-    known = places.get(name) if isinstance(places, dict) else None
-    if not isinstance(known, str) or not isinstance(
-        was, str
-    ):  # absolute, a name in timm; or of an older version
-        return name
-    moved = os.path.normpath(os.path.join(os.path.realpath(folder), os.path.relpath(known, was)))
-    place = next(
-        (place for place in (moved, known, os.path.abspath(name)) if os.path.exists(place)), known
-    )
-    return name if os.path.abspath(name) == place else place
+    places, old_folder = written.get("places"), written.get("folder")
+    old_path = places.get(name) if isinstance(places, dict) else None
+    if not isinstance(old_path, str) or not isinstance(old_folder, str):
+        return name  # an absolute path or a name in timm, or a record of an older version
+    relative = os.path.relpath(old_path, old_folder)
+    new_path = os.path.normpath(os.path.join(os.path.realpath(folder), relative))
+    candidates = (new_path, old_path, os.path.abspath(name))
+    path = next((path for path in candidates if os.path.exists(path)), old_path)
+    return name if os.path.abspath(name) == path else path
 
 
 def _is_relative(name: str) -> bool:
-    """Whether a word names a place by way of the working directory."""
+    """Whether a name is a path relative to the working directory."""
     if os.path.isabs(name) or is_url(name):
         return False
     return os.path.exists(name) or not timm.is_model(name)
 
 
 def resolved(stage: Stage) -> Stage:
-    """The same with the runs that the folders of plans stand for."""
+    """Return the same stage with each plan's folder replaced by the run of its outcome.
+
+    Raises FileError where the record of such a run is damaged.
+    """
     if stage.init:
         before = resolve_run(Path(stage.init))
         if is_run(before):
-            # its record is a part of what leads here: damage is named before anything is trained
+            # its record is needed for the lineage, so damage must show before training
             read_run(before)
         stage = replace(stage, init=str(before))
     if isinstance(stage.method, Distillation.Config) and stage.method.teacher:
@@ -448,5 +448,5 @@ def resolved(stage: Stage) -> Stage:
 
 
 def teacher_of(stage: Stage) -> str | None:
-    """The run that teaches a stage, if one does."""
+    """Return the run that is the teacher of a stage, or None."""
     return stage.method.teacher if isinstance(stage.method, Distillation.Config) else None

@@ -1,6 +1,4 @@
-"""A run folder read back as far as it goes: what is missing, torn or half-written becomes empty and
-is counted.
-"""
+"""Reads a run's folder for reports. Missing and damaged parts become empty, and are counted."""
 
 import json
 import math
@@ -16,21 +14,21 @@ from selftaught.runs.folder import read_facts, resolve_run
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a folder written by `selftaught pretrain` holds."""
+    """The content of a folder that `selftaught pretrain` wrote."""
 
     folder: Path
     name: str
     about: Mapping[str, Any]  # run.json
-    # in order of steps, each step once; seconds count over every restart
+    # in order of steps, each step once; `seconds` goes on over restarts
     journal: tuple[Mapping[str, Any], ...]
-    torn: int  # lines of the journal that are no record
-    repeated: int  # records that a resumed run wrote again
+    torn: int  # number of damaged lines of the journal
+    repeated: int  # number of records that a resumed run wrote again
     evaluations: tuple[Mapping[str, Any], ...]
-    unreadable: tuple[str, ...]  # names of files that are there and make no sense
-    album: Mapping[str, Any]  # "views" | "hard" | "neighbours" | "map" -> what its JSON file says
+    unreadable: tuple[str, ...]  # names of damaged files
+    album: Mapping[str, Any]  # "views" | "hard" | "neighbours" | "map" -> content of its JSON file
 
     def section(self, name: str) -> Mapping[str, Any]:
-        """A part of run.json ("data", "config", "versions"); empty where it is missing."""
+        """Return a part of run.json ("data", "config", "versions"); empty where it is missing."""
         part = self.about.get(name)
         return part if isinstance(part, dict) else {}
 
@@ -40,29 +38,31 @@ class Run:
 
 
 def load_all(folders: Sequence[Path]) -> tuple[Run, ...]:
-    """The runs of these folders, each with the shortest name that tells it from the others.
+    """Read the runs of these folders. Each has the shortest name that is unique among them.
 
-    Raises UserError where a folder is no run."""
+    Raises UserError where a folder is no run.
+    """
     unique = list(dict.fromkeys(resolve_run(Path(folder)).resolve() for folder in folders))
     if not unique:
         raise UserError(
-            "no run was given: name at least one folder that `selftaught pretrain --out` wrote"
+            "there is no run to read: name a folder that `selftaught pretrain --out` wrote"
         )
     return tuple(load(folder, name) for folder, name in zip(unique, _names(unique), strict=True))
 
 
 def load(folder: Path, name: str) -> Run:
-    """Reads one run; raises UserError where `folder` is no run, and for nothing else that a crash
-    may leave.
+    """Read one run. Raises UserError where `folder` is no run, or its run.json is damaged.
+
+    Other damage, such as a crash leaves, raises no error.
     """
     about = _about(folder)
-    broken: list[str] = []
+    damaged: list[str] = []
     journal, torn, repeated = _journal(folder / "journal.jsonl")
-    evaluations = _json(folder, "evaluation.json", broken)
+    evaluations = _json(folder, "evaluation.json", damaged)
     if not isinstance(evaluations, list | None):
-        broken.append("evaluation.json")
+        damaged.append("evaluation.json")
     album = {
-        part: _json(folder, f"album/{part}.json", broken)
+        part: _json(folder, f"album/{part}.json", damaged)
         for part in ("views", "hard", "neighbours", "map")
     }
     return Run(
@@ -75,13 +75,13 @@ def load(folder: Path, name: str) -> Run:
         evaluations=tuple(e for e in evaluations if isinstance(e, dict))
         if isinstance(evaluations, list)
         else (),
-        unreadable=tuple(broken),
-        album={part: found for part, found in album.items() if found},
+        unreadable=tuple(damaged),
+        album={part: content for part, content in album.items() if content},
     )
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None for all else (True and "1" are no numbers)."""
+    """Return a finite number as a float, and None for all else (True and "1" are no numbers)."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
@@ -89,35 +89,32 @@ def number(value: object) -> float | None:
 
 def _about(folder: Path) -> Mapping[str, Any]:
     file = folder / "run.json"
-    give = "Give the folder that `selftaught pretrain --out FOLDER` wrote"
+    remedy = "Give the folder that `selftaught pretrain --out FOLDER` wrote"
     if not folder.exists():
-        raise UserError(f"there is no folder {folder}. {give}.")
+        raise UserError(f"there is no folder {folder}. {remedy}.")
     if not file.is_file():
-        inside = (
-            sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
-        )
-        hint = (
-            f"It holds runs, though: name them, e.g. {' '.join(map(str, inside[:3]))}"
-            if inside
-            else give
-        )
+        runs = sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
+        hint = remedy
+        if runs:
+            hint = f"It holds runs, though: name them, e.g. {' '.join(map(str, runs[:3]))}"
         raise UserError(f"{folder} is no run: there is no run.json in it. {hint}.")
     return read_facts(folder)
 
 
-def _json(folder: Path, name: str, broken: list[str]) -> Any:
+def _json(folder: Path, name: str, damaged: list[str]) -> Any:
     try:
         return json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (ValueError, OSError):
-        broken.append(name)
+        damaged.append(name)
         return None
 
 
 def _journal(file: Path) -> tuple[tuple[Mapping[str, Any], ...], int, int]:
-    """Records, torn lines, repeated records. A run killed and resumed writes some steps twice: the
-    later one holds.
+    """Return records, the number of damaged lines, and the number of repeated records.
+
+    A resumed run writes some steps again. The later record of a step replaces the earlier one.
     """
     entries, damaged, torn = parse(file)
     records: list[dict[str, Any]] = []
@@ -127,13 +124,13 @@ def _journal(file: Path) -> tuple[tuple[Mapping[str, Any], ...], int, int]:
             records.pop()
             repeated += 1
         records.append(entry)
-    return tuple(_one_clock(records)), damaged + torn, repeated
+    return tuple(_join_clocks(records)), damaged + torn, repeated
 
 
-def _one_clock(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`seconds` may start at 0 again where a run was resumed: let it go on instead."""
+def _join_clocks(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make `seconds` increase throughout. It may start at 0 again where a run was resumed."""
     offset = last = 0.0
-    clocked = []
+    result = []
     for record in records:
         seconds = number(record.get("seconds"))
         if seconds is not None:
@@ -141,8 +138,8 @@ def _one_clock(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 offset = last
             last = seconds + offset
             record = {**record, "seconds": last}
-        clocked.append(record)
-    return clocked
+        result.append(record)
+    return result
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -16,9 +16,7 @@ from selftaught.ranges import Count
 
 
 class DeepCluster(Method):
-    """Predict the cluster that the image's features fell into, by a classifier that is new whenever
-    the clusters are.
-    """
+    """Predict the cluster of the image's features. The classifier is new after each clustering."""
 
     paper = "Caron et al., 2018, https://arxiv.org/abs/1807.05520"
     assigned: Tensor
@@ -27,16 +25,14 @@ class DeepCluster(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         clusters: Count = 10_000
-        # principal components that features are reduced to before they are clustered
+        # principal components of the features that k-means uses
         dim: Count = 256
         iterations: Count = 20  # of k-means, each epoch
         every: Count = 1  # epochs from one clustering to the next
-        symmetric: bool = False  # learn from both views
+        symmetric: bool = False  # train on both views
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """A cluster gets some fifty images; a new classifier 200 steps, yet no more than a
-            fifth of training.
-            """
+            """Use about fifty images a cluster. Cluster every 200 steps, and five times or more."""
             epoch = max(setting.images // setting.batch, 1)
             every = max(min(-(-200 // epoch), setting.steps // epoch // 5), self.every)
             clusters = min(self.clusters, max(setting.images // 50, 8), setting.shown)
@@ -54,13 +50,12 @@ class DeepCluster(Method):
         super().__init__(config, setup)
         check_clusters(config.clusters, setup.images)
         self.config = config
-        # Standardised: a classifier that begins at 0 each time would learn too slowly from features
-        # as small as these.
+        # The features are small. Without standardisation a new classifier would learn too slowly.
         self.standardize = nn.BatchNorm1d(setup.backbone.features, affine=False)
         self.classifier = nn.Linear(setup.backbone.features, config.clusters)
         self.register_buffer("assigned", torch.full((setup.images,), UNSEEN))
         self.register_buffer("weight", torch.zeros(config.clusters))
-        self.epochs = Counter()  # begun
+        self.epochs = Counter()  # number of the present epoch
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return batch.views[:2] if self.config.symmetric else batch.views[:1]
@@ -75,13 +70,13 @@ class DeepCluster(Method):
         return self.assigned[batch.index]  # [B], the same for both views
 
     def loss(self, predictions: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        """Images weigh as though clusters, and not images, were drawn alike (section 3.3)."""
+        """Cross-entropy with weights that sample all clusters equally often (section 3.3)."""
         weight = self.weight.to(predictions[0])
         sums = [
             F.cross_entropy(p, targets, weight, ignore_index=UNSEEN, reduction="sum")
             for p in predictions
         ]
-        # not by the weights' sum, which differs between processes
+        # divided by the images, because the sum of the weights differs between processes
         return torch.stack(sums).mean() / len(targets)
 
     def collapsed_loss(self, batch_size: int) -> float | None:
@@ -93,17 +88,17 @@ class DeepCluster(Method):
         self.epochs.value += 1
         if (self.epochs.value - 1) % self.config.every:
             return
-        seen, features = table(
+        indices, features = table(
             ((b.index, self.backbone(b.views[0])) for b in batches), len(self.assigned)
         )
-        check_clusters(self.config.clusters, len(seen))
+        check_clusters(self.config.clusters, len(indices))
         points = whiten(features, min(self.config.dim, features.shape[1]))
         _, clusters = kmeans(points, self.config.clusters, self.config.iterations)
         self.assigned.fill_(UNSEEN)
-        self.assigned[seen] = clusters
+        self.assigned[indices] = clusters
         counts = torch.bincount(clusters, minlength=self.config.clusters).to(self.weight)
-        share = len(seen) / (counts > 0).sum()  # of the images, for each cluster that has any
+        share = len(indices) / (counts > 0).sum()  # images for each cluster that is not empty
         self.weight.copy_(torch.where(counts > 0, share / counts.clamp_min(1), 0))
-        # cluster 7 of today is not cluster 7 of yesterday
+        # the new clusters do not correspond to the old ones
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)

@@ -17,9 +17,7 @@ from selftaught.ranges import Count, Positive
 
 
 class DeepClusterV2(Method):
-    """Predict the cluster that last epoch's embedding of the image fell into, in each of several
-    clusterings.
-    """
+    """Predict the cluster of the image's embedding of the last epoch, in several clusterings."""
 
     paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
     multi_crop = True
@@ -37,15 +35,16 @@ class DeepClusterV2(Method):
         iterations: Count = 10  # of k-means, each epoch
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """Some ten clusters a class serve best; classes being unknown, a cluster gets some
-            fifty images.
+            """Use about fifty images a cluster.
+
+            About ten clusters a class are best, but the number of classes is unknown.
             """
             clusters = min(self.clusters, max(setting.images // 50, 8), setting.shown)
             return Defaults(config=replace(self, hidden=setting.features, clusters=clusters))
 
         @property
         def min_batch(self) -> int:
-            return 2  # a small view of its own size passes alone
+            return 2  # a single small view of its size can be a batch of its own
 
         @property
         def min_images(self) -> int:
@@ -59,8 +58,8 @@ class DeepClusterV2(Method):
             setup.backbone, mlp(setup.backbone.features, config.hidden, config.dim), Normalize()
         )
         c = config
-        # Buffers, so that they are saved: last embeddings of each image's two large views (0 =
-        # unseen), and clusters.
+        # Buffers, so that checkpoints hold them. `memory`: the last embeddings of each image's two
+        # large views, 0 where there is none.
         self.register_buffer("memory", torch.zeros(self.views, setup.images, c.dim))
         self.register_buffer("assigned", torch.full((setup.images, c.clusterings), UNSEEN))
         self.register_buffer("prototypes", torch.zeros(c.clusterings, c.clusters, c.dim))
@@ -80,7 +79,8 @@ class DeepClusterV2(Method):
         sums = F.cross_entropy(
             logits.flatten(0, 2), labels.flatten(), ignore_index=UNSEEN, reduction="sum"
         )
-        return sums / labels.numel()  # not by the number seen, which differs between processes
+        # divided by all labels, because the number of valid ones differs between processes
+        return sums / labels.numel()
 
     def collapsed_loss(self, batch_size: int) -> float:
         return math.log(self.config.clusters)
@@ -89,20 +89,20 @@ class DeepClusterV2(Method):
     def before_epoch(self, batches: Iterable[Batch]) -> None:
         if not self.memory.any():
             for batch in batches:
-                self._remember(batch, self.predict(self.inputs(batch)[: self.views]))
-        seen = self.memory[0].any(dim=1).nonzero()[:, 0]
-        check_clusters(self.config.clusters, len(seen))
+                self._store(batch, self.predict(self.inputs(batch)[: self.views]))
+        indices = self.memory[0].any(dim=1).nonzero()[:, 0]
+        check_clusters(self.config.clusters, len(indices))
         for h in range(self.config.clusterings):
-            points = self.memory[h % self.views, seen]
-            self.prototypes[h], self.assigned[seen, h] = kmeans(
+            points = self.memory[h % self.views, indices]
+            self.prototypes[h], self.assigned[indices, h] = kmeans(
                 points, self.config.clusters, self.config.iterations
             )
 
     def after_step(self, batch: Batch, predictions: tuple[Tensor, ...], targets: Tensor) -> None:
-        self._remember(batch, predictions)
+        self._store(batch, predictions)
 
     @torch.no_grad()
-    def _remember(self, batch: Batch, embeddings: tuple[Tensor, ...]) -> None:
+    def _store(self, batch: Batch, embeddings: tuple[Tensor, ...]) -> None:
         index = gather(batch.index)
         for view in range(self.views):
             self.memory[view, index] = gather(embeddings[view].detach().float()).to(

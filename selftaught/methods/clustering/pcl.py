@@ -1,6 +1,4 @@
-"""PCL (Li et al., 2020, https://arxiv.org/abs/2005.04966): MoCo, and prototypes of several
-clusterings.
-"""
+"""PCL (Li et al., 2020, https://arxiv.org/abs/2005.04966)."""
 
 import math
 from collections.abc import Iterable
@@ -23,9 +21,7 @@ from selftaught.ranges import Count, NonNegative, Positive, Share
 
 
 class PCL(Method):
-    """Recognise an image by its momentum-encoded key, and by the prototypes of the clusters that it
-    lies in.
-    """
+    """MoCo, with a second loss that finds the prototypes of the image's clusters."""
 
     paper = "Li et al., 2020, https://arxiv.org/abs/2005.04966"
     assigned: Tensor
@@ -42,27 +38,28 @@ class PCL(Method):
         temperature: Positive = 0.2  # also the mean concentration of clusters
         clusters: Count = 100_000  # of the finest clustering; each further one has half as many
         clusterings: Count = 3
-        negatives: Count = 16384  # prototypes of other clusters, drawn each step: the paper's r
-        # share of training; the first epoch that begins after it begins with clusters
+        negatives: Count = 16384  # random prototypes of other clusters a step: the paper's r
+        # share of training without clusters; the next epoch then makes them
         warmup: Share = 0.1
-        alpha: NonNegative = 10.0  # smooths the concentration of small clusters
+        alpha: NonNegative = 10.0  # smoothing of the concentration of small clusters
         iterations: Count = 20  # of k-means, each epoch
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """Queue, momentum and head as MoCo's; clusters of some 12, 25 and 50 images, as the
-            paper's on ImageNet.
+            """Use MoCo's queue, momentum and head, and clusters of about 12, 25 and 50 images.
+
+            The paper's clusters of ImageNet have these sizes.
             """
-            like = moco_config(self).defaults(setting).config
+            moco = moco_config(self).defaults(setting).config
             clusters = min(self.clusters, max(setting.images // 12, 8), setting.shown)
             epoch = setting.images // setting.batch
-            # clusters are made where epochs begin
+            # only the start of an epoch makes clusters
             warmup = self.warmup if setting.steps > 2 * epoch else 0.0
             return Defaults(
                 config=replace(
                     self,
                     hidden=setting.features,
-                    queue=like.queue,
-                    momentum=like.momentum,
+                    queue=moco.queue,
+                    momentum=moco.momentum,
                     clusters=clusters,
                     warmup=warmup,
                 )
@@ -103,14 +100,14 @@ class PCL(Method):
         (query,) = predictions
         # the same on every rank, and for every loss of a step
         rng = torch.Generator().manual_seed(self.steps.value)
-        each = zip(
+        clusterings = zip(
             self.prototypes.split(self.sizes),
             self.concentrations.split(self.sizes),
             clusters.unbind(1),
             strict=True,
         )
         losses = []
-        for prototypes, phi, label in each:
+        for prototypes, phi, label in clusterings:
             others = to_device(
                 torch.randperm(len(prototypes), generator=rng)[: self.config.negatives],
                 label.device,
@@ -119,36 +116,30 @@ class PCL(Method):
         return self.moco.loss(predictions, keys) + torch.stack(losses).mean()
 
     def collapsed_loss(self, batch_size: int) -> float:
-        clustered = bool((self.assigned != UNSEEN).any())
-        prototypes = sum(math.log(min(k, self.config.negatives + 1)) for k in self.sizes) / len(
-            self.sizes
-        )
-        return self.moco.collapsed_loss(batch_size) + clustered * prototypes
+        has_clusters = bool((self.assigned != UNSEEN).any())
+        losses = [math.log(min(k, self.config.negatives + 1)) for k in self.sizes]
+        mean = sum(losses) / len(losses)
+        return self.moco.collapsed_loss(batch_size) + has_clusters * mean
 
     @torch.no_grad()
     def before_epoch(self, batches: Iterable[Batch]) -> None:
-        """Cluster what the key encoder says of one view of each image (algorithm 1)."""
+        """Cluster the key encoder's embeddings of one view of each image (algorithm 1)."""
         if self.progress < self.config.warmup:
             return
-        seen, points = table(
+        indices, points = table(
             ((b.index, self.moco.teacher(b.views[0])) for b in batches), len(self.assigned)
         )
-        check_clusters(self.config.clusters, len(seen))
+        check_clusters(self.config.clusters, len(indices))
         self.assigned.fill_(UNSEEN)
-        found = []
+        prototypes, concentrations = [], []
         for m, size in enumerate(self.sizes):
             centroids, clusters = kmeans(points, size, self.config.iterations)
-            self.assigned[seen, m] = clusters
-            found.append(
-                (
-                    centroids,
-                    concentration(
-                        points, centroids, clusters, self.config.temperature, self.config.alpha
-                    ),
-                )
-            )
-        self.prototypes.copy_(torch.cat([centroids for centroids, _ in found]))
-        self.concentrations.copy_(torch.cat([phi for _, phi in found]))
+            self.assigned[indices, m] = clusters
+            prototypes.append(centroids)
+            temperature, alpha = self.config.temperature, self.config.alpha
+            concentrations.append(concentration(points, centroids, clusters, temperature, alpha))
+        self.prototypes.copy_(torch.cat(prototypes))
+        self.concentrations.copy_(torch.cat(concentrations))
 
     def after_step(
         self,
@@ -161,10 +152,9 @@ class PCL(Method):
 
 
 def moco_config(config: PCL.Config) -> Any:
-    """The part of it that is MoCo's."""
-    kind: Any = (
-        MoCoV1.Config if config.version == "v1" else partial(MoCoV2.Config, hidden=config.hidden)
-    )
+    """Return the hyperparameters of its MoCo, of v1 or v2."""
+    v2 = partial(MoCoV2.Config, hidden=config.hidden)
+    kind: Any = MoCoV1.Config if config.version == "v1" else v2
     return kind(
         dim=config.dim, queue=config.queue, momentum=config.momentum, temperature=config.temperature
     )

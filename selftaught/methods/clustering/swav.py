@@ -17,7 +17,7 @@ from selftaught.ranges import Count, Natural, Positive, Range, Share
 
 
 class SwAV(Method):
-    """Predict the cluster of one view from every other view, clusters being balanced."""
+    """Predict the code of one view, its balanced cluster assignment, from every other view."""
 
     paper = "Caron et al., 2020, https://arxiv.org/abs/2006.09882"
     multi_crop = True
@@ -30,33 +30,31 @@ class SwAV(Method):
         dim: Count = 128
         prototypes: Count = 3000
         temperature: Positive = 0.1
-        # smaller ones make exponentials vanish
+        # below the minimum, exponentials underflow
         epsilon: Annotated[float, Range(0.025)] = 0.05
         iterations: Count = 3  # of Sinkhorn-Knopp
-        freeze_prototypes: Share = 0.01  # share of training before they move
-        # past embeddings of each view that help to balance, for batches smaller than the prototypes
+        freeze_prototypes: Share = 0.01  # share of training in which they stay fixed
+        # past embeddings of each view in the balancing, for batches smaller than the prototypes
         queue: Natural = 0
         queue_start: Share = 0.15  # share of training before the queue is used
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """Some ten prototypes a class serve best; what a batch cannot balance over them, the
-            queue helps to. Random weights change too fast for a queue, and their codes say too
-            little unless they are sharper (docs/LOG.md).
+            """Use about fifty images a prototype, and a queue where the batch is small.
+
+            About ten prototypes a class are best. Random weights change too fast for a queue, and
+            need sharper codes (docs/LOG.md).
             """
             prototypes = min(self.prototypes, max(setting.images // 50, 8))
-            fitted = replace(self, hidden=setting.features, prototypes=prototypes)
+            config = replace(self, hidden=setting.features, prototypes=prototypes)
             if not setting.begun:
-                return Defaults(config=replace(fitted, queue=0, epsilon=min(self.epsilon, 0.03)))
-            queue = (
-                0
-                if setting.batch // setting.parts >= 2 * prototypes
-                else min(setting.images // 4, 3840)
-            )
-            return Defaults(config=replace(fitted, queue=queue - queue % setting.batch))
+                return Defaults(config=replace(config, queue=0, epsilon=min(self.epsilon, 0.03)))
+            large = setting.batch // setting.parts >= 2 * prototypes
+            queue = 0 if large else min(setting.images // 4, 3840)
+            return Defaults(config=replace(config, queue=queue - queue % setting.batch))
 
         @property
         def min_batch(self) -> int:
-            return 2  # a small view of its own size passes alone
+            return 2  # a single small view of its size can be a batch of its own
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
@@ -71,16 +69,16 @@ class SwAV(Method):
         )
         self.prototypes = nn.Linear(config.dim, config.prototypes, bias=False)
         self.register_buffer("queue", torch.zeros(self.views, config.queue, config.dim))
-        self.stored = Counter()  # embeddings that ever came into the queue
+        self.stored = Counter()  # number of embeddings written to the queue so far
         self._normalize_prototypes()
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return on_views(self.network, inputs)  # embeddings [B, D] of each view
 
     def scores(self, embeddings: Tensor) -> Tensor:
-        with torch.autocast(
-            embeddings.device.type, enabled=False
-        ):  # Sinkhorn's sharp exponent needs the digits
+        """Embeddings [B, D] -> similarities to the prototypes [B, K], at full precision."""
+        # Sinkhorn divides them by a small epsilon, so bf16 is too coarse
+        with torch.autocast(embeddings.device.type, enabled=False):
             return cast(Tensor, self.prototypes(embeddings))
 
     @torch.no_grad()
@@ -88,13 +86,13 @@ class SwAV(Method):
         """Codes of the two large crops, balanced over the global batch and the queue."""
         codes = []
         for past, embeddings in zip(self.queue, predictions, strict=False):
-            everyone = gather(embeddings.detach())
+            global_batch = gather(embeddings.detach())
             use_queue = (
                 self.progress >= self.config.queue_start and 0 < len(past) <= self.stored.value
             )
-            pool = torch.cat([everyone, past]) if use_queue else everyone
+            pool = torch.cat([global_batch, past]) if use_queue else global_batch
             balanced = sinkhorn(self.scores(pool), self.config.epsilon, self.config.iterations)
-            codes.append(local_chunk(balanced[: len(everyone)]))
+            codes.append(local_chunk(balanced[: len(global_batch)]))
         return tuple(codes)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
@@ -112,7 +110,7 @@ class SwAV(Method):
     def after_backward(self) -> None:
         if self.progress < self.config.freeze_prototypes:
             assert self.prototypes.weight.grad is not None
-            # what decay does to the length, the normalisation undoes
+            # weight decay changes only their length, which `after_step` normalises
             self.prototypes.weight.grad.zero_()
 
     @torch.no_grad()

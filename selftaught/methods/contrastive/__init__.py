@@ -1,1 +1,1 @@
-"""Contrastive methods: views of one image close together, those of others apart."""
+"""Contrastive methods: views of one image are positives, those of other images negatives."""

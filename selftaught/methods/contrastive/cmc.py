@@ -20,15 +20,13 @@ TO_XYZ = (
     (0.212671, 0.715160, 0.072169),
     (0.019334, 0.119193, 0.950227),
 )
-KNEE = 6 / 29  # of Lab's cube root, which is straight below it
-LIGHTNESS = 60.0  # of 100: where most colours fit into RGB
-GREY = 0.01  # mean difference of the channels up to which a view counts as without colour
+KNEE = 6 / 29  # Lab's cube root is linear below this value
+LIGHTNESS = 60.0  # of 100: at this lightness most colours fit into RGB
+GREY = 0.01  # mean difference of the channels up to which a view counts as grey
 
 
 class CMC(Method):
-    """Recognise an image's lightness by what was last said of its colours, and the other way
-    round.
-    """
+    """Match an image's lightness with the stored embedding of its colours, and the reverse."""
 
     paper = "Tian et al., 2019, https://arxiv.org/abs/1906.05849"
     views = 1
@@ -38,7 +36,7 @@ class CMC(Method):
         negatives: Count = 16384
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """A memory's; and views keep their colours."""
+            """Use those of a memory bank, and views without changes of colour."""
             return replace(
                 super().defaults(setting), views={"jitter": 0.0, "gray": 0.0, "blur": 0.0}
             )
@@ -49,10 +47,7 @@ class CMC(Method):
             nn.Sequential(nn.Linear(setup.backbone.features, config.dim), Normalize())
             for _ in range(2)
         )
-        self.lights, self.colours = (
-            MemoryBank(config, setup.images),
-            MemoryBank(config, setup.images),
-        )
+        self.lights, self.colours = (MemoryBank(config, setup.images) for _ in range(2))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return light_and_colour(batch.views[0])
@@ -62,11 +57,11 @@ class CMC(Method):
         return self.light_head(light), self.colour_head(colour)
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
-        # without colour there is nothing to tell
+        # a grey view has no second modality, so it does not count
         return torch.where(coloured(batch.views[0]), batch.index, -1)
 
     def loss(self, predictions: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        light, colour = predictions  # each asks the memory of the other
+        light, colour = predictions  # each is compared with the memory bank of the other
         return (self.colours.loss(light, targets) + self.lights.loss(colour, targets)) / 2
 
     def collapsed_loss(self, batch_size: int) -> float | None:
@@ -76,16 +71,16 @@ class CMC(Method):
     def before_epoch(self, batches: Iterable[Batch]) -> None:
         if self.lights.seen.any():
             return
-        known = []
+        rows = []
         for batch in batches:
-            said = self.predict(self.inputs(batch))
-            known.append((self.targets(batch, said), *said))
-        _, light, colour = known[0]
-        self.lights.fill(((index, light) for index, light, _ in known), asking=colour)
-        self.colours.fill(((index, colour) for index, _, colour in known), asking=light)
+            predictions = self.predict(self.inputs(batch))
+            rows.append((self.targets(batch, predictions), *predictions))
+        _, light, colour = rows[0]
+        self.lights.fill(((index, light) for index, light, _ in rows), queries=colour)
+        self.colours.fill(((index, colour) for index, _, colour in rows), queries=light)
         if not self.lights.seen.any():
             raise UserError(
-                "cmc tells lightness by colour, and no image has any colour: take another --method"
+                "cmc needs images with colour, and all images are grey: take another --method"
             )
 
     def after_step(self, batch: Batch, predictions: tuple[Tensor, Tensor], targets: Tensor) -> None:
@@ -94,30 +89,34 @@ class CMC(Method):
 
 
 def coloured(pixels: Tensor) -> Tensor:
-    """Which of the images [B, 3, H, W] have any colour: bool [B]."""
+    """Images [B, 3, H, W] -> bool [B]: whether an image has colour."""
     return (pixels.amax(1) - pixels.amin(1)).mean((1, 2)) > GREY
 
 
 def light_and_colour(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """sRGB [B, 3, H, W] in [0, 1] -> L of Lab as a grey image, and ab at one lightness: both sRGB
-    in [0, 1] again.
+    """Split images into L of Lab, as grey images, and ab at one lightness.
 
-    Colours that RGB has not at that lightness are clipped to those that it has.
+    The images and both results are sRGB [B, 3, H, W] in [0, 1]. Colours outside RGB at that
+    lightness are clipped.
     """
     with torch.autocast(pixels.device.type, enabled=False):
         to_xyz, to_rgb, white = _colours(pixels.device, pixels.dtype)
         linear = torch.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4)
         xyz = torch.einsum("ij,bjhw->bihw", to_xyz, linear) / white
         root = torch.where(xyz > KNEE**3, xyz ** (1 / 3), xyz / (3 * KNEE**2) + 4 / 29)
-        moved = root - root[:, 1:2] + (LIGHTNESS + 16) / 116  # a and b are differences of the roots
-        cube = torch.where(moved > KNEE, moved**3, 3 * KNEE**2 * (moved - 4 / 29))
+        # a and b are differences of the roots, so a shift leaves them unchanged
+        shift = root - root[:, 1:2] + (LIGHTNESS + 16) / 116
+        cube = torch.where(shift > KNEE, shift**3, 3 * KNEE**2 * (shift - 4 / 29))
         colour = torch.einsum("ij,bjhw->bihw", to_rgb, cube * white)
         return _gamma(xyz[:, 1:2]).expand_as(pixels), _gamma(colour)
 
 
 @lru_cache
 def _colours(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """From linear RGB to XYZ and back, and the XYZ of white [3, 1, 1]; sent to a device once."""
+    """Matrices from linear RGB to XYZ and back, and the XYZ of white [3, 1, 1].
+
+    They are cached by device and type, so that they are sent once.
+    """
     matrix = torch.tensor(TO_XYZ, dtype=torch.float64)
     to_xyz, to_rgb, white = (
         x.to(device, dtype) for x in (matrix, matrix.inverse(), matrix.sum(1)[:, None, None])

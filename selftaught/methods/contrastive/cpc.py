@@ -1,5 +1,6 @@
-"""CPC (van den Oord et al., 2018, https://arxiv.org/abs/1807.03748), with v2's options (Hénaff et
-al., 2019).
+"""CPC (van den Oord et al., 2018, https://arxiv.org/abs/1807.03748), and CPC v2's options.
+
+CPC v2: Hénaff et al., 2019.
 """
 
 import math
@@ -18,9 +19,7 @@ from selftaught.ranges import Count, Natural, Positive, Range, Share
 
 
 class CPC(Method):
-    """Predict patches of an image from the rows of patches above them, among all patches of the
-    batch.
-    """
+    """Find patches of an image among those of the batch, from the rows of patches above them."""
 
     paper = "van den Oord et al., 2018, https://arxiv.org/abs/1807.03748"
     views = 1
@@ -28,20 +27,19 @@ class CPC(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        # pixels of a patch; 0 = what makes seven rows, or fewer (down to three) to keep 32 pixels
+        # pixels of a patch; 0 = for seven rows, or fewer (at least three) to keep 32 pixels a patch
         side: Natural = 0
         stride: Natural = 0  # pixels from patch to patch; 0 = half a side
-        colour_drop: Share = 0.5  # share of patches that keep one colour channel alone
+        colour_drop: Share = 0.5  # share of patches that keep only one colour channel
         hidden: Count = 256  # width of the context network
         blocks: Count = 5  # of the context network
         norm: Literal["layer", "batch"] = "layer"  # of the context network
         dim: Count = 64  # of embeddings
-        # rows below, of those predicted: nearer patches share pixels with the context
+        # distances, in rows, of the patches to predict; nearer ones share pixels with the context
         nearest: Count = 2
         farthest: Count = 3
-        directions: Annotated[int, Range(1, 4)] = (
-            4  # rows from above; then from the right, from below, from the left
-        )
+        # directions of context: from above, then from the right, from below, from the left
+        directions: Annotated[int, Range(1, 4)] = 4
         temperature: Positive = 0.1
 
         def __post_init__(self) -> None:
@@ -65,7 +63,7 @@ class CPC(Method):
             Context(setup.backbone.features, c.hidden, c.blocks, c.norm, ahead, c.dim)
             for _ in range(c.directions)
         )
-        self.patches = 0  # of an image, once one was seen
+        self.patches = 0  # patches of an image; set by the first loss
 
     def inputs(self, batch: Batch) -> Tensor:
         """A grid of overlapping patches [B, G, G, 3, side, side]."""
@@ -76,29 +74,27 @@ class CPC(Method):
         return drop_colours(patches, numbers, self.config.colour_drop)
 
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Said of the patches [B, directions, K, G, G, dim] and the patches' own embeddings [B, G,
-        G, dim].
+        """Return predicted [B, directions, K, G, G, dim] and own [B, G, G, dim] embeddings.
 
-        Entry k, i, j is said, from rows up to i, of the patch at i + nearest + k, j (of the grid as
-        seen from above).
+        Entry k, i, j predicts the patch at i + nearest + k, j from rows 0 to i. Rows count in the
+        grid as it is rotated for the direction.
         """
         grid = self.backbone(inputs.flatten(0, 2)).unflatten(0, inputs.shape[:3])
-        turned = [
+        rotations = [
             grid.rot90(turns, (1, 2)).permute(0, 3, 1, 2) for turns in range(self.config.directions)
         ]
-        said = torch.stack(
-            [context(g) for context, g in zip(self.contexts, turned, strict=True)], dim=1
+        predictions = torch.stack(
+            [context(g) for context, g in zip(self.contexts, rotations, strict=True)], dim=1
         )
-        return unit(said, -1), unit(self.embed(grid), -1)
+        return unit(predictions, -1), unit(self.embed(grid), -1)
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
-        # with their gradient: patches become predictable, and remain distinguishable
+        # with their gradient: it makes patches easier to predict, and the negatives keep them apart
         return predictions[1]
 
     def loss(self, predictions: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        place = torch.arange(targets.shape[:3].numel(), device=targets.device).view(
-            targets.shape[:3]
-        )
+        shape = targets.shape[:3]
+        place = torch.arange(shape.numel(), device=targets.device).view(shape)
         rows, self.patches = targets.shape[1], targets.shape[1:3].numel()
         if rows <= self.config.nearest:
             raise UserError(
@@ -106,10 +102,10 @@ class CPC(Method):
                 " rows: take smaller patches (--method.side)"
             )
         queries, keys = [], []
-        for turns, said in enumerate(predictions[0].unbind(1)):
-            for below, guess in enumerate(said.unbind(1), self.config.nearest):
+        for turns, direction in enumerate(predictions[0].unbind(1)):
+            for below, prediction in enumerate(direction.unbind(1), self.config.nearest):
                 if below < rows:
-                    queries.append(guess[:, : rows - below].flatten(0, 2))
+                    queries.append(prediction[:, : rows - below].flatten(0, 2))
                     keys.append(place.rot90(turns, (1, 2))[:, below:].flatten())
         return pick_nce(
             torch.cat(queries), targets.flatten(0, 2), torch.cat(keys), self.config.temperature

@@ -13,9 +13,7 @@ from selftaught.ranges import Positive, Share
 
 
 class InfoMin(Method):
-    """MoCo v2 whose keys are also to be found from shuffled pieces: views that share less, but
-    enough.
-    """
+    """MoCo v2 with a second query: the shuffled pieces of the image. The views share less."""
 
     paper = "Tian et al., 2020, https://arxiv.org/abs/2005.10243"
 
@@ -32,7 +30,7 @@ class InfoMin(Method):
         self.jigsaw = Jigsaw(setup.backbone, head, config.dim)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        # not of the key's own view
+        # pieces of view 0, because the key comes from view 1
         return (*self.moco.inputs(batch), shuffled_pieces(batch.views[0], draw_order(batch)))
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

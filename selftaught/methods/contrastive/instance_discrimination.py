@@ -11,7 +11,7 @@ from selftaught.models.layers import Normalize
 
 
 class InstanceDiscrimination(Method):
-    """Tell which of all the images this is, by what was last said of each."""
+    """Classify each image as itself, among the stored embeddings of all images."""
 
     paper = "Wu et al., 2018, https://arxiv.org/abs/1805.01978"
     views = 1

@@ -14,9 +14,7 @@ from selftaught.ranges import Count, Range
 
 
 class MarginContrastive(TwoView):
-    """Pull the views of an image together, and push different images apart as long as they are
-    nearer than a margin.
-    """
+    """Pull the views of an image together, and push other images away up to a margin."""
 
     paper = "Hadsell et al., 2006, https://doi.org/10.1109/CVPR.2006.100"
 
@@ -24,8 +22,8 @@ class MarginContrastive(TwoView):
     class Config(Method.Config):
         hidden: Count = 2048
         dim: Count = 128
-        # distance from which on images are far enough apart, of at most 2, the diameter of the
-        # sphere; evenly spread ones are 2 ** .5 apart
+        # distance up to which different images repel each other. The largest distance on the unit
+        # sphere is 2; evenly spread embeddings are 2 ** .5 apart.
         margin: Annotated[float, Range(0, 2, open_low=True)] = 1.4
 
         def defaults(self, setting: Setting) -> Defaults[Self]:

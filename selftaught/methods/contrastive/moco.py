@@ -1,4 +1,4 @@
-"""Momentum contrast: what its versions share (He et al., 2019, https://arxiv.org/abs/1911.05722)."""
+"""Momentum contrast: the base of MoCo v1 and v2 (He et al., 2019, https://arxiv.org/abs/1911.05722)."""
 
 import math
 from abc import abstractmethod
@@ -19,14 +19,10 @@ from selftaught.ranges import Count, Positive, Share
 
 
 class MoCo(Method):
-    """Recognise an image by its momentum-encoded key, among a queue of past keys. A version says
-    which head it has.
-    """
+    """Find an image's momentum-encoded key among a queue of past keys. Subclasses add the head."""
 
-    local_batch_norm: ClassVar[bool] = (
-        True  # and keys meet other company in theirs: see `shuffle_batch`
-    )
-
+    # keys are normalised with other images than their queries: see `shuffle_batch`
+    local_batch_norm: ClassVar[bool] = True
     queue: Tensor
     oldest: Tensor
 
@@ -39,13 +35,15 @@ class MoCo(Method):
         symmetric: bool = False  # both views are queries, each the other's key
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """The key encoder forgets within 1 % of a long training. A key stays in the queue for
-            at most half an epoch, and where weights are random at first and change fast, for a
-            tenth of the steps that the key encoder remembers.
+            """Fit the momentum and the queue to the length of training and the data.
+
+            The key encoder averages over 1 % of a long training at most. A key stays in the queue
+            for half an epoch at most. Random weights change fast: there it stays for a tenth of the
+            steps that the key encoder averages over.
             """
             momentum = teacher_momentum(self.momentum, setting.steps, 100)
-            remembered = math.inf if setting.begun else setting.batch / (1 - momentum)
-            keys = max(min(setting.images // 2, remembered / 10), 1)
+            horizon = math.inf if setting.begun else setting.batch / (1 - momentum)
+            keys = max(min(setting.images // 2, horizon / 10), 1)
             queue = min(self.queue, max(2 ** int(math.log2(keys)), setting.batch))
             return Defaults(config=replace(self, queue=queue, momentum=momentum))
 
@@ -60,7 +58,7 @@ class MoCo(Method):
 
     @abstractmethod
     def build_head(self) -> nn.Module:
-        """From the backbone's features to embeddings [B, dim], whose length does not matter."""
+        """Build a network from the backbone's features to embeddings [B, dim] of any length."""
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return batch.views[:2] if self.config.symmetric else batch.views[:1]
@@ -91,6 +89,7 @@ class MoCo(Method):
 
 
 def check_queue(queue: int, images: int) -> None:
+    """Raise UserError where the queue is longer than the training set."""
     if queue > images:
         raise UserError(
             f"a queue of {queue} keys would hold each of {images} images several times, as"
@@ -99,12 +98,14 @@ def check_queue(queue: int, images: int) -> None:
 
 
 def random_keys(queue: int, dim: int) -> Tensor:
+    """Random keys [K, D] of unit norm."""
     return F.normalize(torch.randn(queue, dim), dim=1)
 
 
 def enqueue(queue: Tensor, keys: Tensor, oldest: Tensor) -> Tensor:
-    """Write keys [N, D] over the oldest rows of the queue [K, D], which goes round; return the
-    place of the next.
+    """Replace the oldest rows of the queue [K, D] by keys [N, D]; return the next oldest place.
+
+    The queue is a ring buffer.
     """
     keys = keys[: len(queue)]
     queue[(oldest + torch.arange(len(keys), device=keys.device)) % len(queue)] = keys

@@ -10,14 +10,14 @@ from selftaught.methods.contrastive.moco import MoCo
 
 
 class MoCoV1(MoCo):
-    """Momentum contrast as it began: a linear head and a sharper softmax than MoCo v2's."""
+    """MoCo with a linear head, and a lower temperature than MoCo v2's."""
 
     paper = "He et al., 2019, https://arxiv.org/abs/1911.05722"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MoCo.Config):
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """As every version's; and views are not blurred."""
+            """Use those of MoCo, and views without blur."""
             return replace(super().defaults(setting), views={"blur": 0.0})
 
     def build_head(self) -> nn.Module:

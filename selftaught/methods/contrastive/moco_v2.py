@@ -12,7 +12,7 @@ from selftaught.ranges import Count, Positive
 
 
 class MoCoV2(MoCo):
-    """Recognise an image by its momentum-encoded key, among a queue of past keys."""
+    """MoCo with a head of two layers, which finds an image's key among a queue of past keys."""
 
     paper = "Chen et al., 2020, https://arxiv.org/abs/2003.04297"
 
@@ -22,7 +22,7 @@ class MoCoV2(MoCo):
         temperature: Positive = 0.2
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """As every version's; and the head is as wide as the features."""
+            """Use those of MoCo, and a head as wide as the features."""
             return super().defaults(setting).replace_config(hidden=setting.features)
 
     def build_head(self) -> nn.Module:

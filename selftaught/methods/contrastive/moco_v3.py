@@ -16,7 +16,7 @@ from selftaught.ranges import Count, Positive, Share
 
 
 class MoCoV3(TeacherStudent):
-    """Recognise an image by its momentum-encoded key, among the keys of the batch; no queue."""
+    """Find an image's momentum-encoded key among the keys of the batch. There is no queue."""
 
     paper = "Chen et al., 2021, https://arxiv.org/abs/2104.02057"
     couples_samples = True
@@ -26,12 +26,12 @@ class MoCoV3(TeacherStudent):
         layers: Count = 3  # of the projection head; the predictor has two
         momentum: Share = 0.99  # of the key encoder at the start; it rises to 1 along a cosine
         temperature: Positive = 0.2  # the paper's for ViTs; its ResNet-50 has 1
-        # a ViT's projection of patches stays random, which keeps training steady
+        # keep a ViT's projection of patches random, which makes training stable
         freeze_patches: bool = True
 
         @property
         def min_batch(self) -> int:
-            return 2  # the predictor sees one view at a time
+            return 2  # the predictor's batch norms get one view at a time
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
@@ -47,42 +47,37 @@ class MoCoV3(TeacherStudent):
         return tuple(self.predictor(z) for z in on_views(self.network, inputs))
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        """The sum of both directions, times 2 * temperature, so that the temperature does not scale
-        the gradient.
+        """Sum over both directions, times 2 * temperature.
+
+        The factor makes the size of the gradient independent of the temperature.
         """
         own = torch.arange(len(targets[0]), device=targets[0].device)
         t = self.config.temperature
-        return (
-            torch.stack(
-                [pick_nce(q, k, own, t) for q, k in zip(predictions, targets, strict=True)]
-            ).sum()
-            * 2
-            * t
-        )
+        pairs = zip(predictions, targets, strict=True)
+        return torch.stack([pick_nce(q, k, own, t) for q, k in pairs]).sum() * 2 * t
 
     def collapsed_loss(self, batch_size: int) -> float:
         return 4 * self.config.temperature * math.log(batch_size)
 
     def after_backward(self) -> None:
-        """No gradient, rather than parameters that take none: a stage says itself what of a
-        backbone may move.
+        """Remove the gradient of the patch projection.
+
+        `requires_grad` stays, because the stage's `trainable` decides on it.
         """
         if self.config.freeze_patches:
             for p in _patch_projection(self.backbone):
-                p.grad = None  # optimizers pass it by, its decay too
+                p.grad = None  # optimizers skip it, weight decay included
 
 
 def _normed_mlp(*widths: int) -> nn.Sequential:
-    """An mlp whose last layer, too, is batch-normed, without scale and shift."""
+    """Build an mlp with a last batch norm, without scale and shift."""
     last = nn.Linear(widths[-2], widths[-1], bias=False)
     return nn.Sequential(*mlp(*widths)[:-1], last, nn.BatchNorm1d(widths[-1], affine=False))
 
 
 def _patch_projection(backbone: Encoder) -> list[nn.Parameter]:
-    """Of a ViT, the layer that makes tokens of pixels; nothing in other networks."""
+    """Return the parameters of a ViT's patch projection; none for other networks."""
     network = getattr(backbone, "network", None)
-    return (
-        list(network.patch_embed.proj.parameters())
-        if isinstance(network, VisionTransformer)
-        else []
-    )
+    if isinstance(network, VisionTransformer):
+        return list(network.patch_embed.proj.parameters())
+    return []

@@ -13,8 +13,9 @@ from selftaught.ranges import Count, Share
 
 
 class PIRL(Method):
-    """Recognise an image, whole and in shuffled pieces, by what was last said of it, among all
-    images.
+    """Find an image's stored embedding among those of all images, from the whole and from pieces.
+
+    The pieces are shuffled.
     """
 
     paper = "Misra & van der Maaten, 2019, https://arxiv.org/abs/1912.01991"
@@ -56,4 +57,4 @@ class PIRL(Method):
         self.memory.fill((batch.index, self.network(batch.views[0])) for batch in batches)
 
     def after_step(self, batch: Batch, predictions: tuple[Tensor, Tensor], targets: Tensor) -> None:
-        self.memory.remember(targets, predictions[0])  # of the whole image alone
+        self.memory.remember(targets, predictions[0])  # the bank holds embeddings of whole images

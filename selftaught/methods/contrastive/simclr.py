@@ -15,7 +15,7 @@ from selftaught.ranges import Count, Positive
 
 
 class SimCLR(TwoView):
-    """Recognise an image in another view of it, among all images of the batch."""
+    """Find the other view of an image among all views of the batch."""
 
     paper = "Chen et al., 2020, https://arxiv.org/abs/2002.05709"
 
@@ -25,12 +25,13 @@ class SimCLR(TwoView):
         dim: Count = 128
         layers: Count = 2  # of the head
         temperature: Positive = 0.1
-        # at the keys, as in SimSiam: a view moves by its own comparison alone
+        # no gradient through the keys, as in SimSiam
         stop_gradient: bool = False
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """Without the keys' gradient random weights become better features sooner:
-            docs/methods/simclr.md.
+            """Stop the keys' gradient for random weights, which then learn faster.
+
+            docs/methods/simclr.md has the measurements.
             """
             return Defaults(
                 config=replace(self, hidden=setting.features, stop_gradient=not setting.begun)
@@ -52,8 +53,9 @@ class SimCLR(TwoView):
         return detach(keys) if self.stop_gradient else keys
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        """Hard views, too, are told from the other hard ones beside them, and repel each other:
-        with ordinary ones in their place, held still as targets are, hard examples did harm
+        """NT-Xent over the batch. The negatives of hard views are the other hard views.
+
+        With clean views as negatives, fixed as targets are, hard examples made results worse
         (docs/LOG.md).
         """
         pairs = zip(predictions, targets, strict=True)

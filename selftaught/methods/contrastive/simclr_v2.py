@@ -1,4 +1,4 @@
-"""SimCLR v2, its pretraining (Chen et al., 2020, https://arxiv.org/abs/2006.10029)."""
+"""The pretraining of SimCLR v2 (Chen et al., 2020, https://arxiv.org/abs/2006.10029)."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,7 @@ from selftaught.ranges import Count
 
 
 class SimCLRV2(SimCLR):
-    """SimCLR with a deeper head, whose first layer is worth keeping: `supervised` fine-tunes from
-    it.
-    """
+    """SimCLR with a deeper head. `supervised` can fine-tune from the head's first layer."""
 
     paper = "Chen et al., 2020, https://arxiv.org/abs/2006.10029"
 

@@ -14,7 +14,10 @@ from selftaught.ranges import Count, Positive
 
 
 class Triplet(TwoView):
-    """Keep the other view of an image nearer than the nearest image beyond it, by a margin."""
+    """Make the other view of an image nearer, by a margin, than its semi-hard negative.
+
+    That negative is the nearest other image that is farther than the other view.
+    """
 
     paper = "Schroff et al., 2015, https://arxiv.org/abs/1503.03832"
 

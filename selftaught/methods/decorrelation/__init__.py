@@ -1,1 +1,1 @@
-"""Methods that keep the dimensions of features apart."""
+"""Methods that decorrelate the dimensions of embeddings."""

@@ -14,7 +14,7 @@ from selftaught.ranges import Count, NonNegative
 
 
 class BarlowTwins(TwoView):
-    """Make each dimension agree with itself in the other view, and with no other dimension."""
+    """Correlate each dimension with itself in the other view, and with no other dimension."""
 
     paper = "Zbontar et al., 2021, https://arxiv.org/abs/2103.03230"
 
@@ -22,10 +22,10 @@ class BarlowTwins(TwoView):
     class Config(Method.Config):
         hidden: Count = 8192
         dim: Count = 8192
-        redundancy: NonNegative = 0.0051  # weight of what dimensions share: the paper's lambda
+        redundancy: NonNegative = 0.0051  # weight of correlations between dimensions: lambda
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """Four times as wide as the features, as the paper's is: 2048 with a ResNet-18."""
+            """Use four times the features' width, as the paper does: 2048 with a ResNet-18."""
             width = 4 * setting.features
             return Defaults(
                 config=replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
@@ -40,15 +40,14 @@ class BarlowTwins(TwoView):
         self.network = nn.Sequential(setup.backbone, projector)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-        """The paper's, by the width: SGD, unlike LARS, would feel a sum over thousands of
-        dimensions.
+        """The paper's loss, divided by the width.
+
+        The paper sums over thousands of dimensions. LARS ignores the scale of a loss; SGD does not.
         """
-        # of clean views both are the same; of hard ones they are not
+        # for clean views both losses are equal, for hard ones they are not
         pairs = zip(predictions, targets, strict=True)
-        return (
-            torch.stack([barlow(z, t, self.config.redundancy) for z, t in pairs]).mean()
-            / self.config.dim
-        )
+        losses = torch.stack([barlow(z, t, self.config.redundancy) for z, t in pairs])
+        return losses.mean() / self.config.dim
 
     def collapsed_loss(self, batch_size: int) -> float:
-        return 1.0  # what does not vary correlates with nothing
+        return 1.0  # a constant dimension has correlation 0 with every other and itself

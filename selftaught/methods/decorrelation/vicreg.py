@@ -15,9 +15,7 @@ from selftaught.ranges import Count, NonNegative
 
 
 class VICReg(TwoView):
-    """Bring the views of an image together; keep each dimension's spread, and dimensions
-    uncorrelated.
-    """
+    """Bring an image's views together; keep each dimension's variance, and covariances at 0."""
 
     paper = "Bardes et al., 2021, https://arxiv.org/abs/2105.04906"
 
@@ -30,7 +28,7 @@ class VICReg(TwoView):
         covariance: NonNegative = 1.0
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """Four times as wide as the features, as the paper's is: 2048 with a ResNet-18."""
+            """Use four times the features' width, as the paper does: 2048 with a ResNet-18."""
             width = 4 * setting.features
             return Defaults(
                 config=replace(self, hidden=min(self.hidden, width), dim=min(self.dim, width))
@@ -46,13 +44,12 @@ class VICReg(TwoView):
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         c = self.config
-        apart = torch.stack(
-            [F.mse_loss(z, t) for z, t in zip(predictions, targets, strict=True)]
-        ).mean()
-        narrow = torch.stack([spread_loss(z) for z in predictions]).mean()
-        shared = torch.stack([squared_covariance(z) for z in predictions]).sum()
-        return c.invariance * apart + c.variance * narrow + c.covariance * shared
+        pairs = zip(predictions, targets, strict=True)
+        distance = torch.stack([F.mse_loss(z, t) for z, t in pairs]).mean()
+        spread = torch.stack([spread_loss(z) for z in predictions]).mean()
+        covariance = torch.stack([squared_covariance(z) for z in predictions]).sum()
+        return c.invariance * distance + c.variance * spread + c.covariance * covariance
 
     def collapsed_loss(self, batch_size: int) -> float:
-        # no spread, and nothing else to pay
+        # the variance term alone: the other two are 0
         return float(self.config.variance * spread_loss(torch.zeros(2, 1)))

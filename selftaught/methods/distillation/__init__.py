@@ -1,1 +1,1 @@
-"""Methods that learn from another network."""
+"""Methods whose pseudo-labels come from another trained network."""

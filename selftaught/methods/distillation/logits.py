@@ -1,6 +1,4 @@
-"""Distillation of a fine-tuned network (Chen et al., 2020, https://arxiv.org/abs/2006.10029; Hinton
-et al., 2015).
-"""
+"""Distillation of a fine-tuned network (Chen et al., 2020, https://arxiv.org/abs/2006.10029)."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -17,9 +15,7 @@ from selftaught.ranges import Positive
 
 
 class Distillation(Method):
-    """Predict what a teacher, fine-tuned with some labels, says of an image; no labels are
-    needed.
-    """
+    """Predict the class probabilities of a fine-tuned teacher. The images need no labels."""
 
     paper = (
         "Chen et al., 2020, https://arxiv.org/abs/2006.10029; Hinton et al., 2015,"
@@ -30,11 +26,11 @@ class Distillation(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        teacher: str = ""  # a run of supervised, or of distillation
+        teacher: str = ""  # the run of the teacher: of supervised, or of distillation
         temperature: Positive = 1.0  # of both softmaxes
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """Crops and flips alone."""
+            """Use only crops and flips as views."""
             return Defaults(config=self, views={"jitter": 0.0, "gray": 0.0, "blur": 0.0})
 
         def previous_run(self, init: str | None) -> str:
@@ -47,7 +43,7 @@ class Distillation(Method):
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
         if setup.previous is None:
-            raise ValueError("distillation is made with its teacher")
+            raise ValueError("distillation needs its teacher in Setup.previous")
         self.temperature = config.temperature
         *_, last = setup.previous[1].children()
         assert isinstance(last, nn.Linear)
@@ -62,8 +58,8 @@ class Distillation(Method):
         return self.network(inputs)
 
     def targets(self, batch: Batch, predictions: Tensor) -> Tensor:
-        said = upcast(self.teacher(batch.views[0]))  # of the very view that the student sees
-        return (said / self.temperature).softmax(1)
+        logits = upcast(self.teacher(batch.views[0]))  # of the same view as the student's
+        return (logits / self.temperature).softmax(1)
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return soft_cross_entropy(predictions / self.temperature, targets)

@@ -1,6 +1,4 @@
-"""Nine pieces of a view in random order, and what a network says of them together (Misra & van der
-Maaten, 2019).
-"""
+"""The jigsaw head: one embedding of nine shuffled pieces (Misra & van der Maaten, 2019)."""
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +11,15 @@ GRID = 3  # pieces along each side
 
 
 def draw_order(batch: Batch) -> Tensor:
-    """Random numbers [B, 9], by which pieces are shuffled."""
+    """Draw random numbers [B, 9]. Their order is the order of the pieces."""
     return batch.random((GRID**2,), "pieces")
 
 
 def shuffled_pieces(view: Tensor, numbers: Tensor) -> Tensor:
     """view [B, 3, S, S], numbers [B, 9] -> pieces [B, 9, 3, s, s], in the order of their numbers.
 
-    A piece is the middle of its cell, of a side that is a multiple of 16 (64 of 224 pixels, as in
-    the paper), or the whole cell where that has less than 16.
+    A piece is the middle of its cell. Its side is a multiple of 16 (64 of 224 pixels, as in the
+    paper). A cell of less than 16 pixels is a piece as a whole.
     """
     cell = view.shape[-1] // GRID
     side = cell // 16 * 16 or cell
@@ -32,8 +30,9 @@ def shuffled_pieces(view: Tensor, numbers: Tensor) -> Tensor:
 
 
 class Jigsaw(nn.Module):
-    """Each piece through backbone and `head`, to `dim` numbers, then all together: [B, 9, 3, s, s]
-    -> [B, dim].
+    """Pieces [B, 9, 3, s, s] -> embedding [B, dim] of unit norm.
+
+    Each piece passes backbone and `head`, to `dim` numbers. A linear layer joins all nine.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, dim: int) -> None:
@@ -42,6 +41,5 @@ class Jigsaw(nn.Module):
         self.together = nn.Sequential(nn.Linear(GRID**2 * dim, dim), Normalize())
 
     def forward(self, pieces: Tensor) -> Tensor:
-        return self.together(
-            self.each(pieces.flatten(0, 1)).unflatten(0, pieces.shape[:2]).flatten(1)
-        )
+        embeddings = self.each(pieces.flatten(0, 1)).unflatten(0, pieces.shape[:2])
+        return self.together(embeddings.flatten(1))

@@ -1,4 +1,4 @@
-"""An image as a grid of overlapping patches, and a network that reads the grid row by row (CPC)."""
+"""Grids of overlapping patches, and the context network of CPC, which reads them row by row."""
 
 import torch
 import torch.nn.functional as F
@@ -9,15 +9,19 @@ from selftaught.errors import UserError
 
 
 def automatic_side(size: int) -> int:
-    """Such that patches half a side apart make seven rows, or fewer where they would be below 32
-    pixels.
+    """Choose the side of a patch for a view of `size` pixels and a stride of half a side.
+
+    It makes seven rows, or fewer (at least three) where patches would have less than 32 pixels.
     """
     rows = min(max(2 * size // 32 - 1, 3), 7)
     return max(2 * size // (rows + 1), 1)
 
 
 def cut(view: Tensor, side: int, stride: int) -> Tensor:
-    """view [B, 3, H, W] -> patches [B, rows, columns, 3, side, side]."""
+    """view [B, 3, H, W] -> patches [B, rows, columns, 3, side, side].
+
+    Raises UserError where a patch is larger than the view.
+    """
     if side > min(view.shape[2:]):
         raise UserError(
             f"patches of {side} pixels do not fit a view of {min(view.shape[2:])}: lower"
@@ -27,18 +31,17 @@ def cut(view: Tensor, side: int, stride: int) -> Tensor:
 
 
 def drop_colours(patches: Tensor, numbers: Tensor, share: float) -> Tensor:
-    """Leave a `share` of patches [B, rows, columns, 3, s, s] one colour channel, in place of all
-    three: those whose numbers [B, rows, columns], uniform in [0, 1), are below it.
+    """Give a `share` of the patches [B, rows, columns, 3, s, s] one colour channel in all three.
+
+    They are the patches whose `numbers` [B, rows, columns], uniform in [0, 1), are below `share`.
     """
     channel = (numbers / max(share, 1e-9) * 3).long().clamp(max=2)[:, :, :, None, None, None]
-    kept = patches.gather(3, channel.expand(-1, -1, -1, 1, *patches.shape[4:]))
-    return torch.where((numbers < share)[:, :, :, None, None, None], kept, patches)
+    single = patches.gather(3, channel.expand(-1, -1, -1, 1, *patches.shape[4:]))
+    return torch.where((numbers < share)[:, :, :, None, None, None], single, patches)
 
 
 class Context(nn.Module):
-    """Features [B, D, G, G] -> [B, K, G, G, dim]; what stands at row i comes from rows up to i
-    alone.
-    """
+    """Features [B, D, G, G] -> predictions [B, K, G, G, dim]; row i sees rows 0 to i only."""
 
     def __init__(
         self, features: int, hidden: int, blocks: int, norm: str, ahead: int, dim: int
@@ -48,16 +51,17 @@ class Context(nn.Module):
         self.enter = nn.Conv2d(features, hidden, 1)
         self.blocks = nn.Sequential(*[_Block(hidden, norm) for _ in range(blocks)])
         self.leave = nn.Sequential(_norm(hidden, norm), nn.ReLU())
-        # the W_k, K = `ahead` of them, as one layer: an unused one does no harm
+        # the paper's W_k, K = `ahead` of them, as one layer: every parameter gets a gradient, even
+        # if it is zero, as training on several processes needs
         self.say = nn.Conv2d(hidden, ahead * dim, 1)
 
     def forward(self, grid: Tensor) -> Tensor:
-        said = self.say(self.leave(self.blocks(self.enter(grid))))
-        return said.unflatten(1, (-1, self.dim)).permute(0, 1, 3, 4, 2)
+        predictions = self.say(self.leave(self.blocks(self.enter(grid))))
+        return predictions.unflatten(1, (-1, self.dim)).permute(0, 1, 3, 4, 2)
 
 
 class _Block(nn.Module):
-    """x -> x + what its row and the row above say."""
+    """A residual block, [B, C, G, G] -> [B, C, G, G], over each row and the one above."""
 
     def __init__(self, width: int, norm: str) -> None:
         super().__init__()
@@ -66,10 +70,10 @@ class _Block(nn.Module):
         self.after = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # padded above: it never looks below
+        # padding above keeps rows below out of the convolution
         return x + self.after(self.look(F.pad(self.before(x), (1, 1, 1, 0))))
 
 
 def _norm(width: int, kind: str) -> nn.Module:
-    # Each place for itself: a norm over the whole grid would tell every row of those below.
+    # A layer norm of each place alone: one over the grid would leak rows below into every row.
     return LayerNorm2d(width) if kind == "layer" else nn.BatchNorm2d(width)

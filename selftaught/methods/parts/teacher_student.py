@@ -1,4 +1,4 @@
-"""What methods share whose pseudo-labels are a slow teacher's embeddings of the other view."""
+"""The base of methods whose pseudo-labels are a momentum teacher's embeddings of the other view."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -12,11 +12,9 @@ from selftaught.ranges import Count, Share
 
 
 class TeacherStudent(Method):
-    """A method of this kind makes the network and its teacher, and says how predictions are made
-    and compared.
-    """
+    """A subclass builds `network` and `teacher`, and defines `predict` and `loss`."""
 
-    network: nn.Module  # from pixels to embeddings [B, dim]: what the teacher follows
+    network: nn.Module  # from pixels to embeddings [B, dim]; the teacher is its moving average
     teacher: Teacher
 
     @dataclass(frozen=True, kw_only=True)
@@ -26,9 +24,7 @@ class TeacherStudent(Method):
         momentum: Share = 0.996  # of the teacher at the start; it rises to 1 along a cosine
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """A short training needs a teacher that follows sooner; heads follow the features'
-            width.
-            """
+            """Use a lower momentum in a short training, and heads by the features' width."""
             momentum = teacher_momentum(self.momentum, setting.steps)
             return Defaults(
                 config=replace(

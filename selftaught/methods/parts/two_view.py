@@ -1,6 +1,4 @@
-"""What methods share that let both views of an image meet in one network, and each be the other's
-pseudo-label.
-"""
+"""The base of methods with one network for both views, each the pseudo-label of the other."""
 
 from torch import Tensor, nn
 
@@ -9,9 +7,9 @@ from selftaught.models.layers import on_views
 
 
 class TwoView(Method):
-    """A method of this kind makes the network, and says how embeddings are compared."""
+    """A subclass builds `network` and defines `loss`."""
 
-    couples_samples = True  # that is what keeps them apart
+    couples_samples = True  # the comparison of samples is what prevents collapse
 
     network: nn.Module  # from pixels to embeddings [B, dim]
 
@@ -23,4 +21,4 @@ class TwoView(Method):
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         first, second = predictions
-        return second, first  # with their gradient: both views move
+        return second, first  # with their gradient, so that both views learn

@@ -1,1 +1,1 @@
-"""Methods that predict their own features of another view, without negatives."""
+"""Methods that predict the network's embedding of another view, without negatives."""

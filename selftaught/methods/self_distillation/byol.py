@@ -13,17 +13,17 @@ from selftaught.models.teacher import Teacher
 
 
 class BYOL(TeacherStudent):
-    """Predict a slow teacher's embedding of the other view; no negatives."""
+    """Predict a momentum teacher's embedding of the other view. There are no negatives."""
 
     paper = "Grill et al., 2020, https://arxiv.org/abs/2006.07733"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TeacherStudent.Config):
-        """What all such methods have; `hidden` is the predictor's width, too."""
+        """The common hyperparameters. `hidden` is also the width of the predictor."""
 
         @property
         def min_batch(self) -> int:
-            return 2  # the predictor sees one view at a time
+            return 2  # the predictor's batch norms get one view at a time
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
@@ -41,4 +41,4 @@ class BYOL(TeacherStudent):
         return torch.stack([cosine_distance(p, t) for p, t in pairs]).sum()
 
     def collapsed_loss(self, batch_size: int) -> float:
-        return 0.0  # a constant that both networks agree on
+        return 0.0  # both networks output the same constant

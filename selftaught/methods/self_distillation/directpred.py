@@ -1,6 +1,4 @@
-"""DirectPred (Tian et al., 2021, https://arxiv.org/abs/2102.06810); DirectSet, DirectCopy (Wang et
-al., 2021).
-"""
+"""DirectPred (Tian et al., 2021), DirectSet and DirectCopy (Wang et al., 2021)."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -18,9 +16,7 @@ from selftaught.ranges import Count, NonNegative, Positive, Range
 
 
 class DirectPred(TeacherStudent):
-    """BYOL with a linear predictor that is not learnt: the embeddings' correlations say what it
-    is.
-    """
+    """BYOL with a linear predictor that is computed from the embeddings' correlations."""
 
     paper = (
         "Tian et al., 2021, https://arxiv.org/abs/2102.06810; Wang et al., 2021,"
@@ -32,15 +28,14 @@ class DirectPred(TeacherStudent):
     @dataclass(frozen=True, kw_only=True)
     class Config(TeacherStudent.Config):
         predictor: Literal["directpred", "directset", "directcopy"] = "directpred"
-        # added to every eigenvalue of the predictor, whose largest is 1: where it is 0, directions
-        # that vanish never return
+        # added to every eigenvalue of the predictor, whose largest is 1; with 0, an eigenvalue that
+        # reaches 0 would stay there
         eps: Positive = 0.1
-        # of the moving average: how much of the past a step keeps
+        # weight of the past in the moving average of correlations
         rho: Annotated[float, Range(0, 1, open_high=True)] = 0.3
-        frequency: Count = 1  # steps from one setting of the predictor to the next
-        alpha: NonNegative = (
-            0.5  # exponent of DirectSet; that of DirectPred is 1/2, of DirectCopy 1
-        )
+        frequency: Count = 1  # steps from one update of the predictor to the next
+        # exponent of DirectSet; that of DirectPred is 1/2, of DirectCopy 1
+        alpha: NonNegative = 0.5
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
@@ -54,7 +49,7 @@ class DirectPred(TeacherStudent):
         self.steps = Counter()
 
     def predict(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # embeddings: the predictor, which is known, waits in the loss
+        # embeddings; `loss` applies the predictor
         return on_views(self.network, inputs)
 
     def loss(self, predictions: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
@@ -62,7 +57,7 @@ class DirectPred(TeacherStudent):
         return torch.stack([cosine_distance(z @ self.predictor, t) for z, t in pairs]).sum()
 
     def collapsed_loss(self, batch_size: int) -> float:
-        return 0.0  # a constant that both networks agree on
+        return 0.0  # both networks output the same constant
 
     @torch.no_grad()
     def after_step(
@@ -77,10 +72,11 @@ class DirectPred(TeacherStudent):
 
 
 def direct_predictor(correlation: Tensor, config: DirectPred.Config) -> Tensor:
-    """F [D, D], symmetric -> the predictor: F's eigenvectors, and its eigenvalues to a power, plus
-    eps (equation 18).
+    """Symmetric correlation F [D, D] -> predictor [D, D] (equation 18).
+
+    It has F's eigenvectors. Its eigenvalues are those of F, by their largest, to a power, plus eps.
     """
-    if config.predictor == "directcopy":  # the one that needs no eigenvectors
+    if config.predictor == "directcopy":  # needs no eigenvectors; the norm replaces the largest
         length = correlation.norm().clamp_min(torch.finfo(correlation.dtype).tiny)
         return correlation / length + config.eps * torch.eye(
             len(correlation), device=correlation.device, dtype=correlation.dtype

@@ -11,12 +11,12 @@ from selftaught.method import Batch, Defaults, GroupOptions, Method, Setting, Se
 from selftaught.models.layers import mlp, on_views
 from selftaught.ranges import Count
 
-# of each view: the predictor's output and the projector's
+# for each view: the predictor's output and the projector's
 Pairs = tuple[tuple[Tensor, Tensor], ...]
 
 
 class SimSiam(Method):
-    """Predict the embedding of the other view, which is held still; no negatives and no teacher."""
+    """Predict the detached embedding of the other view. There are no negatives and no teacher."""
 
     paper = "Chen & He, 2020, https://arxiv.org/abs/2011.10566"
 
@@ -27,8 +27,9 @@ class SimSiam(Method):
         bottleneck: Count = 512  # the predictor's hidden layer
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """Heads four times as wide as the features, as the paper's for CIFAR are: 2048 with a
-            ResNet-18.
+            """Use heads of four times the features' width, as the paper does for CIFAR.
+
+            That is 2048 with a ResNet-18.
             """
             width = min(self.dim, 4 * setting.features)
             return Defaults(
@@ -42,7 +43,7 @@ class SimSiam(Method):
 
         @property
         def min_batch(self) -> int:
-            return 2  # the predictor sees one view at a time
+            return 2  # the predictor's batch norms get one view at a time
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
@@ -62,17 +63,17 @@ class SimSiam(Method):
 
     def targets(self, batch: Batch, predictions: Pairs) -> tuple[Tensor, ...]:
         (_, first), (_, second) = predictions
-        # the stop-gradient: all that keeps it from collapsing
-        return (second.detach(), first.detach())
+        # the stop-gradient, which alone prevents collapse
+        return second.detach(), first.detach()
 
     def loss(self, predictions: Pairs, targets: tuple[Tensor, ...]) -> Tensor:
-        """One more than the paper's, so that 0 is the lowest."""
+        """The paper's loss plus 1, so that its minimum is 0."""
         pairs = zip(predictions, targets, strict=True)
         return torch.stack([cosine_distance(p, t) for (p, _), t in pairs]).mean() / 2
 
     def parameter_groups(self) -> dict[str, GroupOptions]:
-        # it must follow embeddings that go on moving (section 4.2)
+        # the predictor must adapt to embeddings that keep changing (section 4.2)
         return {"predictor": {"constant_lr": True}}
 
     def collapsed_loss(self, batch_size: int) -> float:
-        return 0.0  # a constant that both views agree on
+        return 0.0  # both views have the same constant embedding

@@ -1,1 +1,1 @@
-"""Methods that use labels."""
+"""Methods that train on labels."""

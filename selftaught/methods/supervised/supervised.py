@@ -1,4 +1,4 @@
-"""The task that every other one imitates: fine-tuning, and a baseline."""
+"""Supervised training: a baseline, and the fine-tuning of pretrained weights."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -12,9 +12,7 @@ from selftaught.ranges import Natural, Share
 
 
 class Supervised(Method):
-    """Predict the label, from the backbone or from a middle layer of the head that it was
-    pretrained with.
-    """
+    """Predict the label, from the backbone or from a hidden layer of its pretrained head."""
 
     paper = "-"
     views = 1
@@ -23,11 +21,10 @@ class Supervised(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
-        classes: Natural = (
-            0  # of the data, as a run records them; the network has those of its setup
-        )
-        smoothing: Share = 0.0  # of the labels
-        # of the head of the run in --init, kept with its backbone: 1 in SimCLR v2
+        # number of classes in the data, for the run's record; the network takes it from `Setup`
+        classes: Natural = 0
+        smoothing: Share = 0.0  # label smoothing
+        # hidden layers of the head in --init to keep with the backbone: 1 in SimCLR v2
         head_layers: Natural = 0
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
@@ -57,12 +54,12 @@ class Supervised(Method):
                 " or a labels.csv"
             )
         self.smoothing = config.smoothing
-        kept = hidden(setup.previous, config.head_layers) if setup.previous else []
+        layers = hidden(setup.previous, config.head_layers) if setup.previous else []
         width = [
             setup.backbone.features,
-            *(layer.out_features for layer in kept if isinstance(layer, nn.Linear)),
+            *(layer.out_features for layer in layers if isinstance(layer, nn.Linear)),
         ][-1]
-        self.classifier = nn.Sequential(*kept, nn.Linear(width, setup.classes))
+        self.classifier = nn.Sequential(*layers, nn.Linear(width, setup.classes))
         self.network = nn.Sequential(setup.backbone, self.classifier)
 
     def inputs(self, batch: Batch) -> Tensor:
@@ -75,10 +72,9 @@ class Supervised(Method):
         return batch.label
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        if targets.dim() == 2:  # several classes at once
-            # of each class yes or no
-            yes = targets.to(predictions) * (1 - self.smoothing) + self.smoothing / 2
-            return F.binary_cross_entropy_with_logits(predictions, yes)
+        if targets.dim() == 2:  # several labels an image: one binary problem for each class
+            smooth = targets.to(predictions) * (1 - self.smoothing) + self.smoothing / 2
+            return F.binary_cross_entropy_with_logits(predictions, smooth)
         return F.cross_entropy(predictions, targets, label_smoothing=self.smoothing)
 
     @property
@@ -87,7 +83,10 @@ class Supervised(Method):
 
 
 def hidden(previous: nn.Sequential, layers: int) -> list[nn.Module]:
-    """The first hidden layers of a head, each linear, batch norm and ReLU."""
+    """Return the first `layers` hidden layers of a head, each linear, batch norm and ReLU.
+
+    `previous`: backbone and head. Raises UserError where the head has fewer hidden layers.
+    """
     head = list(previous[1].children())
     if 3 * layers >= len(head):
         raise UserError(
