@@ -1,4 +1,4 @@
-"""`selftaught adapt`: lead a backbone that one has to one's images."""
+"""`selftaught adapt`: adapt a backbone to images."""
 
 import shlex
 from pathlib import Path
@@ -13,6 +13,7 @@ from selftaught.pipeline import plan
 
 
 def adapt(words: list[str]) -> int:
+    """Run the command; return the exit code."""
     words = words or ["--help"]
     asked = flags.parse_adapt(words)
     launch = launch_of(asked)
@@ -38,7 +39,8 @@ def adapt(words: list[str]) -> int:
             stages, Path(asked.out), launch, shlex.join(["selftaught", "adapt", *words])
         )
     except Stopped as stopped:
-        tell(f"{stopped}: the same command goes on with it".replace("; go on with --resume", ""))
+        text = str(stopped).replace("; continue with --resume", "")
+        tell(f"{text}: the same command goes on with it")
         return 0
     for line in lines:
         print(line)
