@@ -101,7 +101,7 @@ def part(shard: str) -> tuple[int, int]:
     """The numbers of --shard i/n. Raises UserError for other texts."""
     i, slash, n = shard.partition("/")
     if not slash or not i.isdecimal() or not n.isdecimal() or int(n) < 1 or int(i) > int(n):
-        raise UserError(f"--shard {shard}: give a part and the number of parts, as in 2/8")
+        raise UserError(f"--shard {shard}: give which part of how many, as in 2/8")
     return int(i), int(n)
 
 
