@@ -1,12 +1,11 @@
-"""Self-supervised vision: teach a backbone from images without labels, and see whether that was
-worth it.
+"""Self-supervised training of vision backbones on unlabelled images, and their evaluation.
 
     import selftaught as st
     run = st.pretrain("photos/", out="runs/a")
     print(st.evaluate(run, "labelled/").verdict)
     backbone = st.load(run)  # pixels [B, 3, H, W] in [0, 1] -> features [B, D]
 
-docs/python.md shows the rest. All names are imported when they are first used.
+docs/python.md describes the rest. Names are imported on first use.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
     from selftaught.views.augment import Augment as Augment
     from selftaught.views.spec import Views as Views
 
-# Name: its module, and its name there where that is another one. "": a module.
+# {name: module}, or {name: "module:name"} if the name there differs; "" for a module itself
 _HOMES = {
     "hard": "",
     "losses": "",
@@ -107,12 +106,12 @@ _HOMES = {
 __all__ = [*_HOMES, "report"]  # noqa: PLE0604
 
 
-# Now, as a module takes the place of a function of its name when it is first imported.
+# Imported before `report` is defined, as the first import of a module sets its name here.
 importlib.import_module("selftaught.report")
 
 
 def report(*runs: str | os.PathLike[str], out: str | os.PathLike[str] = "report.html") -> Path:
-    """Write one self-contained HTML page of a run, or of several side by side; return its path."""
+    """Write one self-contained HTML page that compares runs; return its path."""
     from selftaught.api.scoring import write_report
 
     return write_report(runs, out)
@@ -124,9 +123,9 @@ def __getattr__(name: str) -> Any:
     if not (home := _HOMES[name]):
         return importlib.import_module(f"{__name__}.{name}")
     module, _, other = home.partition(":")
-    found = getattr(importlib.import_module(f"{__name__}.{module}"), other or name)
-    globals()[name] = found
-    return found
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), other or name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

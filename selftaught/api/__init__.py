@@ -1,1 +1,1 @@
-"""The Python API: what the commands do, with values and objects in place of words."""
+"""The Python API: the commands as functions of values and objects."""

@@ -1,4 +1,4 @@
-"""A torch Dataset as a folder of images, so that all that works on folders works on it."""
+"""Writing of a torch Dataset to a folder of images, so that commands can read it."""
 
 import csv
 import io
@@ -17,45 +17,45 @@ from selftaught.loggers.terminal import Progress
 from selftaught.text import count_text
 
 MARKER = "dataset.json"
-_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that PNG keeps as they are
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes that PNG stores without change
 
 
 def roots_of(data: Any, folder: Path, progress: Progress) -> tuple[str, ...]:
-    """Paths of images: those that `data` holds, and of each Dataset in it a folder below `folder`
-    with its images, written once as PNG.
+    """Paths of the images of `data`: a path, a Dataset, or several of these.
 
-    data: a path, a Dataset, or several of these. Raises UserError for anything else.
+    The images of each Dataset are written once, as PNG, to a folder below `folder`. Raises
+    UserError for other types.
     """
-    found: list[str] = []
-    for number, one in enumerate(data if isinstance(data, list | tuple) else (data,)):
-        if isinstance(one, str | os.PathLike):
-            found.append(os.fspath(one))
-        elif hasattr(one, "__getitem__") and hasattr(one, "__len__"):
-            found.append(str(write_images(one, folder / f"dataset-{number}", progress)))
+    roots: list[str] = []
+    for number, item in enumerate(data if isinstance(data, list | tuple) else (data,)):
+        if isinstance(item, str | os.PathLike):
+            roots.append(os.fspath(item))
+        elif hasattr(item, "__getitem__") and hasattr(item, "__len__"):
+            roots.append(str(write_images(item, folder / f"dataset-{number}", progress)))
         else:
             raise UserError(
-                f"images are a path or a Dataset with a length, and not {type(one).__name__}"
+                f"images are a path or a Dataset with a length, and not {type(item).__name__}"
             )
-    return tuple(found)
+    return tuple(roots)
 
 
 def write_images(dataset: Any, folder: Path, progress: Progress) -> Path:
-    """Every image as a PNG, and labels, where there are some, as labels.csv; returns `folder`.
+    """Write every image as PNG, and labels, if there are any, as labels.csv; return `folder`.
 
-    Items are images or (image, label): PIL images, or uint8 tensors and arrays [H, W], [H, W, 3],
-    [H, W, 1], [3, H, W] or [1, H, W]; labels are integers, -1 = unlabelled, named by
-    `dataset.classes` where it has that. Transforms of the Dataset are applied once, here. What is
-    written already is taken. Raises UserError for other items, and where the folder holds another
-    Dataset.
+    Items are images or (image, label). Images are PIL images, or uint8 tensors or arrays [H, W],
+    [H, W, 3], [H, W, 1], [3, H, W] or [1, H, W]. Labels are integers, -1 for unlabelled;
+    `dataset.classes` names them, if it exists. Transforms of the Dataset are applied once, here. A
+    complete folder is not written again. Raises UserError for other items, and if the folder holds
+    another Dataset.
     """
     kind, count = type(dataset).__qualname__, len(dataset)
     about = {"dataset": kind, "images": count}
     with files.locked(folder.with_suffix(".lock")):
         if (folder / MARKER).is_file():
-            there = files.read_json(folder / MARKER, dict)
-            if there != about:
+            old = files.read_json(folder / MARKER, dict)
+            if old != about:
                 raise UserError(
-                    f"{folder} holds {there.get('images')} images of {there.get('dataset')}, and"
+                    f"{folder} holds {old.get('images')} images of {old.get('dataset')}, and"
                     f" not {count} of {kind}: choose another out"
                 )
             return folder
@@ -84,7 +84,7 @@ def write_images(dataset: Any, folder: Path, progress: Progress) -> Path:
 
 
 def items(dataset: Any) -> Iterator[tuple[Any, int | None]]:
-    """Images and labels, None where there are none."""
+    """Yield images and labels; the label is None if an item has none."""
     for i in range(len(dataset)):
         item = dataset[i]
         if not isinstance(item, tuple | list):
@@ -98,18 +98,19 @@ def items(dataset: Any) -> Iterator[tuple[Any, int | None]]:
         if isinstance(label, torch.Tensor) and label.numel() == 1:
             label = label.item()
         if not isinstance(label, int):
-            raise UserError(f"the label of item {i} is no integer, but {type(label).__name__}")
+            raise UserError(f"the label of item {i} is not an integer, but {type(label).__name__}")
         yield image, label
 
 
 def as_image(image: Any, i: int) -> Image.Image:
+    """Convert item `i` of a Dataset to a PIL image in a mode that PNG stores."""
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("F", "I"):
             raise UserError(f"image {i} is of mode {upright.mode}: give 8 bits a value")
         return upright if upright.mode in _MODES else upright.convert("RGB")
     if not isinstance(image, torch.Tensor | np.ndarray):
-        raise UserError(f"item {i} is no image, but {type(image).__name__}")
+        raise UserError(f"item {i} is not an image, but {type(image).__name__}")
     values = np.asarray(image)
     if values.dtype != np.uint8:
         raise UserError(
@@ -127,6 +128,7 @@ def as_image(image: Any, i: int) -> Image.Image:
 
 
 def name_label(label: int, classes: Any) -> str:
+    """The name of a label, or its number if it has none; empty for unlabelled images."""
     if label < 0:
         return ""
     named = classes is not None and label < len(classes)

@@ -1,4 +1,4 @@
-"""Features of images as a table: a row an image, in a file that other tools read."""
+"""Tables of features: one row for each image, in files that other tools can read."""
 
 import csv
 import io
@@ -28,25 +28,26 @@ SUFFIXES = (".csv", ".parquet", ".npz")
 class Embeddings:
     """The features of N images."""
 
-    paths: tuple[str, ...]  # N
+    paths: tuple[str, ...]  # [N]
     features: Tensor  # [N, D] float32
-    labels: tuple[str, ...] | None  # N names of classes, several joined by "|", "" = not known
+    labels: tuple[str, ...] | None  # [N] names of classes joined by "|"; "" for unlabelled
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @staticmethod
     def refuse_suffix(file: Path) -> None:
+        """Raise UserError if tables cannot be written to such a file."""
         if file.suffix not in SUFFIXES:
             raise UserError(f"--out {file}: a table is written as {', '.join(SUFFIXES)}")
         if file.suffix == ".parquet":
             import_optional("pyarrow.parquet")
 
     def save(self, file: Path) -> None:
-        """Write the table, by suffix; atomic.
+        """Write the table in one atomic step, in the format of the suffix.
 
-        .csv: path, label (where there are labels), f0, f1, ... .parquet: path, label, features, a
-        list of floats. .npz: arrays of these names.
+        .csv: columns path, label, f0, f1, ... .parquet: columns path, label and features, a list of
+        floats. .npz: arrays path, label and features. Without labels there is no column for them.
         """
         self.refuse_suffix(file)
         write = {".csv": self._csv, ".parquet": self._parquet, ".npz": self._npz}[file.suffix]
@@ -59,7 +60,7 @@ class Embeddings:
         writer.writerow(["path", *named, *(f"f{i}" for i in range(self.features.shape[1]))])
         for i, row in enumerate(self.features.numpy()):
             label = [] if self.labels is None else [self.labels[i]]
-            # as short as float32 can be read back from
+            # The shortest text that float32 can be restored from.
             writer.writerow([self.paths[i], *label, *map(str, row)])
         return text.getvalue().encode(errors="surrogateescape")
 
@@ -97,8 +98,10 @@ def embed_images(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Embeddings:
-    """The features of every image of `roots`, by default of those that a run was trained on or held
-    out. Raises UserError where there are none.
+    """Compute the features of every image of `roots`.
+
+    By default they are the images of the run, including held-out ones. Raises UserError if there
+    are no images.
     """
     progress = progress or Progress(show=False)
     learnt = weight_files.folder_of(learnt)
@@ -147,13 +150,13 @@ def embed_images(
 
 
 def class_names(index: Index) -> tuple[str, ...] | None:
-    """Of every image, as in `Embeddings`."""
+    """The names of the classes of every image, as in `Embeddings`."""
     if index.labels is None:
         return None
     if index.labels.dim() == 1:
         return tuple(index.classes[i] if i >= 0 else "" for i in index.labels.tolist())
     rows = index.labels.tolist()
     return tuple(
-        "|".join(c for c, there in zip(index.classes, row, strict=True) if there > 0)
+        "|".join(name for name, label in zip(index.classes, row, strict=True) if label > 0)
         for row in rows
     )

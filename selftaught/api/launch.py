@@ -1,4 +1,4 @@
-"""How something is carried out: on what device, with how many threads and processes."""
+"""Settings of a command's execution: device, threads and processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,24 +20,24 @@ from selftaught.visualize import snapshots
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How training is carried out, which changes no outcome, or its last digits alone."""
+    """Settings of execution, which change at most the last digits of a result."""
 
     device: str = "auto"  # auto, cpu or cuda
-    threads: Count = "auto"  # that compute; auto: one for each free core
+    threads: Count = "auto"  # compute threads; auto: one for each free core
     workers: Count = "auto"  # processes that decode images; auto: at most 2
     on_collapse: Literal["stop", "warn"] = "stop"
     save_every: float = 120.0  # seconds between checkpoints
-    fsdp: bool = False  # each of several processes holds its share of weights and gradients
-    log: tuple[str, ...] = ()  # tensorboard, wandb, mlflow: where metrics go besides the journal
+    fsdp: bool = False  # shards weights and gradients over the processes
+    log: tuple[str, ...] = ()  # loggers besides the journal: tensorboard, wandb, mlflow
 
     def __post_init__(self) -> None:
         check(self.threads, self.workers)
-        build_loggers(self.log)  # refuses what is not installed
+        build_loggers(self.log)  # raises UserError for packages that are not installed
         require(self.save_every >= 0, "--save-every", "0 or more", self.save_every)
 
     @contextmanager
     def start(self, command: str, show: bool = True) -> Iterator[tuple[Runtime, Progress]]:
-        """Join the other processes, take a share of the machine, show progress."""
+        """Join the process group, choose threads and workers, and show progress."""
         device = find_device(self.device)
         with (
             process_group(device),
@@ -61,7 +61,7 @@ class Launch:
 
 
 def find_device(name: str) -> str:
-    """`auto` is a GPU where there is one. Raises UserError where what is asked for is not there."""
+    """The device of `name`: `auto` is a GPU if there is one. Raises UserError if it is missing."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"device is auto, cpu or cuda, and not '{name}'")
     if name == "cuda" and not torch.cuda.is_available():
@@ -70,5 +70,6 @@ def find_device(name: str) -> str:
 
 
 def refuse_file(out: Path) -> None:
+    """Raise UserError if `out` is a file."""
     if out.is_file():
         raise UserError(f"{out} is a file: choose another --out")

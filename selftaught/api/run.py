@@ -1,4 +1,4 @@
-"""A run, as Python holds it."""
+"""The run as a Python object."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from selftaught.runs import folder as run_folder
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, or the folder of an adapted chain. It can stand wherever a path can."""
+    """A run's folder, or the folder of a plan. Functions take it in place of a path."""
 
     folder: Path
 
@@ -22,16 +22,16 @@ class Run:
 
     @property
     def stage(self) -> Stage:
-        """Every setting; of a chain, those of its last stage."""
+        """The configuration; of a plan, that of its outcome."""
         return run_folder.read_run(self.folder).stage
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What run.json says: outcome, data, versions."""
+        """The content of run.json, such as outcome, data and versions."""
         return run_folder.read_run(self.folder).facts
 
     @property
     def scores(self) -> list[dict[str, Any]]:
         """Rows {backbone, protocol, labels, metric, mean, low, high, draws} of every evaluation."""
         own = run_folder.read_run(self.folder).folder
-        return [row for one in run_folder.evaluations(own) for row in one["rows"]]
+        return [row for entry in run_folder.evaluations(own) for row in entry["rows"]]

@@ -1,4 +1,4 @@
-"""Score, embed, load and export what was learnt, and write pages about it."""
+"""Evaluation, features, loading, export and reports of runs."""
 
 import os
 import tempfile
@@ -38,12 +38,12 @@ def evaluate(
     device: str = "auto",
     **options: Any,
 ) -> Evaluation:
-    """Score a run's features, or those of a file of weights, on labelled images.
+    """Score the features of a run, or of a file of weights, on labelled images.
 
-    data: paths, or torch Datasets of (image, label); by default what the run was trained on.
-    against: "random", "init" (the starting weights), runs or files of weights. backbone: the
-    module, where the run was trained with one. options: as for `evaluate_run`. A run keeps the
-    results.
+    data: paths, or torch Datasets of (image, label); by default the images of the run. against:
+    "random", "init" (the starting weights), runs or files of weights. backbone: the module, if the
+    run was trained with one. options: as for `evaluate_run`. The results are added to the run.
+    Raises UserError if there are no images or no labels.
     """
     with (
         given_backbone(backbone),
@@ -54,8 +54,8 @@ def evaluate(
             os.fspath(run),
             roots_of(data, Path(folder), quiet),
             protocols=protocols,
-            labels=[str(one) for one in labels],
-            against=[os.fspath(one) for one in against],
+            labels=[str(number) for number in labels],
+            against=[os.fspath(name) for name in against],
             device=find_device(device),
             command=describe_call("evaluate", (run, *data)),
             **options,
@@ -73,11 +73,10 @@ def embed(
     show: bool = False,
     **options: Any,
 ) -> Embeddings:
-    """The features of images as a table, which is written to `out` (.csv, .parquet or .npz) where
-    that is given.
+    """Compute the features of images, and write them to `out` (.csv, .parquet or .npz), if given.
 
-    data: paths or torch Datasets; by default what the run was trained on. options: `labels_from`,
-    `max_pixels`, `size`.
+    data: paths or torch Datasets; by default the images of the run. options: `labels_from`,
+    `max_pixels`, `size`. Raises UserError if there are no images.
     """
     if out is not None:
         Embeddings.refuse_suffix(Path(out))
@@ -87,7 +86,7 @@ def embed(
         tempfile.TemporaryDirectory() as folder,
         launch.start("", show=show) as (runtime, progress),
     ):
-        found = embed_images(
+        embeddings = embed_images(
             Path(run),
             roots_of(data, Path(folder), progress),
             device=runtime.device,
@@ -96,34 +95,33 @@ def embed(
             **options,
         )
         if out is not None and rank() == 0:
-            found.save(Path(out))
-    return found
+            embeddings.save(Path(out))
+    return embeddings
 
 
 def load(path: Location, backbone: nn.Module | None = None) -> Backbone:
-    """The backbone of a run or an exported file, ready for use: pixels [B, 3, H, W] in [0, 1] ->
-    features [B, D].
+    """Load the backbone of a run or a file: pixels [B, 3, H, W] in [0, 1] -> features [B, D].
 
-    uint8 pixels in 0..255 are taken, too. Its `pixel_range` says which values of more than 8 bits
-    were 0 and 1 in training. `backbone`: the module, where the run was trained with one; a copy is
-    filled. Raises ValueError when it is called with other shapes, kinds or ranges; warns of
-    negative pixels.
+    It is in evaluation mode, and also takes uint8 pixels in 0..255. Its `pixel_range` states which
+    values of more than 8 bits are 0 and 1. backbone: the module, if the run was trained with one;
+    the weights are loaded into a copy. The result raises ValueError for pixels of other shapes,
+    types or ranges, and warns of negative pixels.
     """
     with given_backbone(backbone):
-        found = run_folder.open_backbone(Path(path)).eval()
-    found.register_forward_pre_hook(PixelCheck(), with_kwargs=True)
-    return found
+        network = run_folder.open_backbone(Path(path)).eval()
+    network.register_forward_pre_hook(PixelCheck(), with_kwargs=True)
+    return network
 
 
 def export(run: Location, to: Location, backbone: nn.Module | None = None) -> Path:
-    """Write a run's backbone for others: timm's names, .safetensors or .pth; return the file."""
+    """Write a run's backbone with timm's names, as .safetensors or .pth; return the file."""
     with given_backbone(backbone):
         export_backbone(Path(run), Path(to))
     return Path(to)
 
 
 def export_backbone(run: Path, to: Path) -> tuple[Backbone, list[str]]:
-    """The same; returns the backbone, and what a person should know, in lines."""
+    """Write a run's backbone; return it, and lines of information for the user."""
     source = weight_files.folder_of(run)
     if to.is_dir():
         raise UserError(f"--to {to} is a folder: name the file, as {to / weight_files.BACKBONE}")
@@ -133,13 +131,13 @@ def export_backbone(run: Path, to: Path) -> tuple[Backbone, list[str]]:
     lines = []
     if run_folder.is_run(source) and (doubt := run_folder.read_run(source).doubt):
         lines.append(f"{run}: {doubt}")
-    replaced = " in place of the file that was there" if to.exists() else ""
+    replaced = ", replaces the earlier file" if to.exists() else ""
     try:
         weights_io.save_backbone(backbone, to)
     except OSError as error:
         why = error.strerror or str(error)
         raise UserError(
-            f"--to {to} cannot be written: {why}. Nothing was changed there: choose another place"
+            f"--to {to} cannot be written: {why}. Nothing was changed: choose another place"
         ) from error
     size = f"{to.stat().st_size / 2**20:.1f} MiB"
     lines.append(
@@ -147,12 +145,12 @@ def export_backbone(run: Path, to: Path) -> tuple[Backbone, list[str]]:
     )
     if not backbone_module.is_given(backbone.name):
         lines.append(
-            f"goes on by --init {to}, is scored by selftaught evaluate {to} --data LABELLED;"
-            " without selftaught, in Python:"
+            f"continue training with --init {to}; score it with selftaught evaluate {to} --data"
+            " LABELLED; load it without selftaught, in Python:"
         )
     return backbone, lines
 
 
 def write_report(runs: Sequence[Location], out: Location) -> Path:
-    """One self-contained HTML page of a run, or of several side by side; returns its path."""
+    """Write one self-contained HTML page that compares runs; return its path."""
     return write([Path(run) for run in runs], Path(out))

@@ -1,6 +1,4 @@
-"""Train a stage or a chain of stages; the commands `pretrain` and `adapt` do it by these
-functions, too.
-"""
+"""Training of a stage or a plan; the commands `pretrain` and `adapt` call these functions."""
 
 import difflib
 import os
@@ -32,7 +30,7 @@ from selftaught.runs import folder as run_folder
 from selftaught.text import count_text
 from selftaught.training import trainer
 
-IMAGES = "images"  # in a run's folder: what was written of a Dataset
+IMAGES = "images"  # subfolder of a run with the images of a Dataset
 
 
 def pretrain(
@@ -45,15 +43,15 @@ def pretrain(
 ) -> Run:
     """Train a backbone on images without labels; return the run.
 
-    data: paths of folders or files, URLs, or torch Datasets, whose images are written once into
-    `out`. backbone: timm's name, `package.module:function`, or a module from pixels [B, 3, H, W] in
-    [0, 1] to features [B, D], of which a copy is trained. resume: go on with the run in `out`.
-    config: a run.json to start from. settings: fields of Stage and Data (`method`, `hard`, `size`,
+    data: paths of folders or files, URLs, or torch Datasets, whose images are written once to
+    `out`. backbone: a name in timm, `package.module:function`, or a module from pixels [B, 3, H, W]
+    in [0, 1] to features [B, D]; a copy is trained. resume: continue the run in `out`. config: a
+    run.json with other defaults. settings: fields of Stage and Data (`method`, `hard`, `size`,
     `steps`, ...), fields of their values (`method__temperature`, as in --method.temperature), and
-    of Launch (`device`, `workers`, ...). A value that is given whole is taken as it is; all else
-    follows the data and the hardware.
+    fields of Launch (`device`, `workers`, ...). Objects are used without change. Other defaults
+    depend on the data and the hardware.
 
-    Raises UserError for what does not fit, before anything is trained, and Stopped after Ctrl-C.
+    Raises UserError for invalid settings, before training, and Stopped after Ctrl-C.
     """
     overrides, launch = split_settings(settings)
     place = Path(out)
@@ -80,19 +78,18 @@ def adapt(
     source_steps: int | None = None,
     **settings: Any,
 ) -> Run:
-    """Lead weights to the images of `target`, through those of `source` where there are some;
-    return the run of the outcome.
+    """Adapt weights to the images of `target`, optionally by a stage on `source`; return the run.
 
-    init: a run, a file or folder of weights, or a name in timm. plan: stages in any chain or tree,
-    in place of all these: a YAML file, what such a file holds, or a Plan. settings: as for
-    `pretrain`. The same call goes on with what broke off.
+    init: a run, a file or folder of weights, or a name in timm. plan: replaces all these by any
+    chain or tree of stages: a YAML file, its content, or a Plan. settings: as for `pretrain`. The
+    same call resumes. Raises UserError for invalid settings, and Stopped after Ctrl-C.
     """
     overrides, launch = split_settings(settings)
     place = Path(out)
     if plan is not None:
         if overrides or target or source or init:
             raise UserError("settings and a plan do not go together: write them into the plan")
-        asked = read_plan(plan)
+        stages = read_plan(plan)
     else:
         with Progress(show=rank() == 0) as progress:
             images = {
@@ -100,7 +97,7 @@ def adapt(
                 for name, data in (("target", target), ("source", source))
                 if data
             }
-        asked = plans.chain(
+        stages = plans.chain(
             overrides,
             target=images.get("target"),
             source=images.get("source"),
@@ -108,7 +105,7 @@ def adapt(
             source_steps=source_steps,
         )
     command = describe_call("adapt", (), out=str(out), target=target, init=init, **settings)
-    adapt_run(asked, place, launch, command)
+    adapt_run(stages, place, launch, command)
     return Run(place)
 
 
@@ -120,12 +117,12 @@ def train(
     resume: bool = False,
     **launch: Any,
 ) -> Run:
-    """Carry out a stage just as it is, or go on with it; return the run.
+    """Train a stage without changing its settings, or resume it; return the run.
 
-    backbone: a module to train a copy of, in place of the one that the stage names. launch: fields
-    of Launch.
+    backbone: a module that replaces the stage's backbone; a copy is trained. launch: fields of
+    Launch. Raises UserError for invalid settings, and Stopped after Ctrl-C.
     """
-    overrides, conduct = split_settings(launch)
+    overrides, launcher = split_settings(launch)
     if overrides:
         raise UserError(
             f"{', '.join(overrides)}: a stage has its settings; use dataclasses.replace"
@@ -136,37 +133,36 @@ def train(
         start = find_start(place, resume, None)
         if start.begun:
             refuse_other(stage, start.base, place)
-        with conduct.start(describe_call("train", (), out=str(out))) as (runtime, _):
+        with launcher.start(describe_call("train", (), out=str(out))) as (runtime, _):
             stage = run_folder.resolved(stage)
             trainer.train(stage, place, replace(runtime, resume=resume and start.begun))
     return Run(place)
 
 
-# ------------------------------------------------------------------------------- what both the
-# commands and Python do
+# Shared by the commands and Python
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run goes on from: the stage of a run that broke off, or of a configuration."""
+    """The start of a run: the stage of a resumed run, or of a configuration."""
 
     base: Stage | None = None
-    # measured on the images, but a run goes on with its own
+    # a resumed run keeps its own; otherwise it is measured on the images
     pixel_range: PixelRange | None = PixelRange()
-    begun: bool = False  # the folder holds a run
+    begun: bool = False  # whether the folder holds a run
     resume: bool = False
-    run: run_folder.Run | None = None  # that goes on
+    run: run_folder.Run | None = None  # the run that is resumed
 
 
 def find_start(out: Path | None, resume: bool, config: Path | None) -> Start:
-    """Raises UserError where the folder is in use, or holds something else."""
+    """Read the run to resume, or the configuration. Raises UserError if `out` cannot be used."""
     if out is not None:
         refuse_file(out)
         files.refuse_busy(out)
         if run_folder.is_plan(out):
             raise UserError(
-                f"{out} holds stages of `selftaught adapt`: go on by the same command, or choose"
-                " another --out"
+                f"{out} holds stages of `selftaught adapt`: repeat that command to continue, or"
+                " choose another --out"
             )
     begun = out is not None and run_folder.has_run(out)
     if resume and begun:
@@ -180,17 +176,17 @@ def find_start(out: Path | None, resume: bool, config: Path | None) -> Start:
 def pretrain_run(
     overrides: Mapping[str, Any], out: Path, start: Start, launch: Launch, command: str
 ) -> Path:
-    """Train the stage that is asked for in `out`, or go on with it; return the backbone's file."""
+    """Train the stage of `overrides` in `out`, or resume it; return the backbone's file."""
     base = start.base
     if start.run and not overrides.get("data"):
         start.run.refuse_missing(labels=overrides.get("labels_from") is None)
     if start.begun and not start.resume:
         raise UserError(
-            f"{out} holds a run already: go on with it by --resume, or choose another --out"
+            f"{out} holds a run already: continue it with --resume, or choose another --out"
         )
     if start.resume and not start.begun and not overrides.get("data"):
         raise UserError(
-            f"{out} holds no run to go on with: leave out --resume, and name the images by --data"
+            f"{out} holds no run to resume: omit --resume, and name the images by --data"
         )
     with launch.start(command) as (runtime, progress):
         indices = []
@@ -205,7 +201,7 @@ def pretrain_run(
         if base is None and overrides.get("init"):
             network = execute.network_of(os.fspath(overrides["init"]))
             overrides = {**network, **{k: v for k, v in overrides.items() if v is not None}}
-        # rank 0's choice decides
+        # The choice of rank 0 holds for all.
         stage = broadcast_object(
             resolve_stage(overrides, base, runtime.device, index_of, progress.say)
         )
@@ -222,37 +218,34 @@ def pretrain_run(
     return file
 
 
-def adapt_run(asked: Plan, out: Path, launch: Launch, command: str) -> list[str]:
-    """Carry out a plan with the defaults of adapting; return what became of its outcome, in lines,
-    on rank 0.
-    """
+def adapt_run(plan: Plan, out: Path, launch: Launch, command: str) -> list[str]:
+    """Execute a plan with the defaults of adapting; return lines on its outcome, on rank 0."""
     refuse_file(out)
     with launch.start(command) as (runtime, progress):
         folders = execute.execute_plan(
-            plans.with_defaults(asked), out, runtime, command, progress.of("reading images")
+            plans.with_defaults(plan), out, runtime, command, progress.of("reading images")
         )
         if rank() != 0:
             return []
-        # which plan.json names, unless another plan has begun there since
-        place = folders[asked.leaves[-1].name]
+        # plan.json may name the outcome of another plan by now.
+        place = folders[plan.leaves[-1].name]
         facts = run_folder.read_run(place).facts
         choice = [facts["choice"]["text"]] if "choice" in facts else []
         return [*choice, f"the backbone is in {place / 'backbone.safetensors'}{lost_in(place)}"]
 
 
 def lost_in(folder: Path) -> str:
-    """What the last line says of images that vanished or broke during training."""
+    """The end of the last line: the number of images that were lost during training, if any."""
     lost = run_folder.read_run(folder).facts.get("lost", 0) if rank() == 0 else 0
-    return (
-        f"; {count_text(lost, 'image')} vanished or broke meanwhile (run.json names them)"
-        if lost
-        else ""
-    )
+    if not lost:
+        return ""
+    return f"; {count_text(lost, 'image')} vanished or broke meanwhile (run.json names them)"
 
 
 def refuse_other(stage: Stage, base: Stage | None, out: Path) -> None:
-    """A resumed run has the settings that it was begun with. Its images and their table of labels
-    may lie elsewhere now: whether they are the same, the fingerprint tells.
+    """Raise UserError if a resumed run would have other settings than before.
+
+    The locations of images and labels may differ; the fingerprint compares their content.
     """
     if base is None:
         return
@@ -261,68 +254,64 @@ def refuse_other(stage: Stage, base: Stage | None, out: Path) -> None:
     base = replace(base, data=replace(base.data, roots=stage.data.roots, labels=labels))
     if other := differences(run_folder.absolute(stage), run_folder.absolute(base)):
         raise UserError(
-            f"{out} was begun with other settings ({', '.join(other)}): leave those flags out to go"
-            " on with it, or begin a new run in another --out"
+            f"{out} was begun with other settings ({', '.join(other)}): omit those flags to"
+            " continue it, or start a new run in another --out"
         )
 
 
 def read_config(file: Path) -> Stage:
+    """Read the stage of a run.json, or of a configuration alone. Raises UserError if it fails."""
     try:
-        written = files.read_json(file, dict)
+        content = files.read_json(file, dict)
     except UserError as error:
         raise UserError(f"--config: {error}") from error
-    stage = serialization.from_json(written.get("config", written))
+    stage = serialization.from_json(content.get("config", content))
     return run_folder.with_places(
-        stage, lambda name: run_folder.located(name, written, file.parent)
+        stage, lambda name: run_folder.located(name, content, file.parent)
     )
 
 
-def read_plan(asked: str | os.PathLike[str] | Mapping[str, Any] | Plan) -> Plan:
-    if isinstance(asked, Plan):
-        return asked
-    if isinstance(asked, Mapping):
-        return plans.from_mapping(asked, "the plan")
-    return plans.read(Path(asked))
+def read_plan(plan: str | os.PathLike[str] | Mapping[str, Any] | Plan) -> Plan:
+    """The plan of a file, of the content of a file, or the Plan itself."""
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, Mapping):
+        return plans.from_mapping(plan, "the plan")
+    return plans.read(Path(plan))
 
 
-# ------------------------------------------------------------------------------- keywords
+# Keywords
 
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Launch]:
-    """What a stage shall be, and how it is carried out. Raises UserError for a keyword that there
-    is not.
-    """
+    """Split keywords into overrides of a stage and a Launch. Raises UserError for unknown ones."""
     overrides: dict[str, Any] = {}
-    conduct: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, value in settings.items():
         name = normalise(name.replace("__", "."))
         if name in CONDUCT:
-            conduct[name] = value
+            options[name] = value
         elif name in FIELDS or name.partition(".")[0] in GROUPS:
             overrides[name] = value
         else:
             allowed = [*FIELDS, *(f.name for f in fields(Launch))]
             near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5) or sorted(allowed)
             raise UserError(f"there is no keyword {name}; did you mean {', '.join(near)}?")
-    return overrides, Launch(**{k: v for k, v in conduct.items() if v is not None})
+    return overrides, Launch(**{k: v for k, v in options.items() if v is not None})
 
 
 def describe_call(function: str, data: tuple[Any, ...], **settings: Any) -> str:
-    """The call as Python writes it, for run.json; of an object, its class."""
+    """The call as Python code, for run.json. Other objects are written as their class."""
 
-    def written(value: Any) -> str:
+    def format_value(value: Any) -> str:
         if isinstance(value, list | tuple):
-            return f"({', '.join(map(written, value))},)"
+            return f"({', '.join(map(format_value, value))},)"
         if isinstance(value, os.PathLike):
             return repr(os.fspath(value))
-        plain = type(value).__module__.startswith("selftaught.") or type(value) in (
-            str,
-            int,
-            float,
-            bool,
-        )
-        return repr(value) if plain else f"<{type(value).__qualname__}>"
+        plain = type(value) in (str, int, float, bool)
+        own = type(value).__module__.startswith("selftaught.")
+        return repr(value) if plain or own else f"<{type(value).__qualname__}>"
 
-    parts = [*map(written, data)]
-    parts += [f"{name}={written(value)}" for name, value in settings.items() if value is not None]
+    parts = [*map(format_value, data)]
+    parts += [f"{name}={format_value(v)}" for name, v in settings.items() if v is not None]
     return f"selftaught.{function}({', '.join(parts)})"

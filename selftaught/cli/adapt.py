@@ -1,4 +1,4 @@
-"""`selftaught adapt`: lead a backbone that one has to one's images."""
+"""`selftaught adapt`: adapt a backbone to images."""
 
 import shlex
 from pathlib import Path
@@ -13,32 +13,34 @@ from selftaught.pipeline import plan
 
 
 def adapt(words: list[str]) -> int:
+    """Run the command; return the exit code."""
     words = words or ["--help"]
-    asked = flags.parse_adapt(words)
-    launch = launch_of(asked)
-    if asked.plan:
-        besides = CONDUCT | {"plan", "out"}
-        if more := [name for name in map(normalise, flags.names(words)) if name not in besides]:
+    options = flags.parse_adapt(words)
+    launch = launch_of(options)
+    if options.plan:
+        allowed = CONDUCT | {"plan", "out"}
+        if more := [name for name in map(normalise, flags.names(words)) if name not in allowed]:
             raise UserError(
                 f"{flag(more[0])} and --plan do not go together: write it into the plan"
             )
-        stages = plan.read(Path(asked.plan))
+        stages = plan.read(Path(options.plan))
     else:
-        overrides = flags.overrides_of(words, asked)
+        overrides = flags.overrides_of(words, options)
         overrides.pop("init", None)
         stages = plan.chain(
             overrides,
-            target=asked.target,
-            source=asked.source,
-            init=asked.init,
-            source_steps=asked.source_steps,
+            target=options.target,
+            source=options.source,
+            init=options.init,
+            source_steps=options.source_steps,
         )
     try:
         lines = adapt_run(
-            stages, Path(asked.out), launch, shlex.join(["selftaught", "adapt", *words])
+            stages, Path(options.out), launch, shlex.join(["selftaught", "adapt", *words])
         )
     except Stopped as stopped:
-        tell(f"{stopped}: the same command goes on with it".replace("; go on with --resume", ""))
+        text = str(stopped).replace("; continue with --resume", "")
+        tell(f"{text}: the same command goes on with it")
         return 0
     for line in lines:
         print(line)

@@ -1,4 +1,4 @@
-"""What every command needs to speak with a person."""
+"""Output to the terminal."""
 
 from rich.console import Console
 
@@ -6,10 +6,10 @@ err = Console(stderr=True)
 
 
 def plain(text: str) -> str:
-    """Text in which rich sees no markup."""
+    """Escape the markup of rich."""
     return text.replace("[", r"\[")
 
 
 def tell(text: str) -> None:
-    """A line on standard error, as it stands."""
+    """Print a line to standard error, without markup."""
     err.print(plain(text), highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`selftaught demo`: training, HEXA and adapting on photographs that come along."""
+"""`selftaught demo`: training, HEXA and adapting on the included photographs."""
 
 from __future__ import annotations
 
@@ -34,19 +34,18 @@ LABELS = ["--labels", "5", "all"]
 
 @dataclasses.dataclass(kw_only=True)
 class Demo:
-    """Train a plain method and its HEXA version on photographs that come along, adapt the plain one
-    to images of another kind, and compare.
-    """
+    """Train a method and its HEXA version on the included photographs, adapt, and compare."""
 
     out: str = "demo"
     steps: int = 120
-    """of each of the two trainings; adapting takes half as many"""
+    """steps of each of the two trainings; adapting takes half as many"""
     seed: int = 0
     threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
-    """that compute; auto: one for each free core"""
+    """compute threads; auto: one for each free core"""
 
 
 def demo(words: list[str]) -> int:
+    """Run the command; return the exit code."""
     options = tyro.cli(Demo, prog="selftaught demo", args=words)
     print(run_demo(Path(options.out), options.steps, options.seed, options.threads))
     return 0
@@ -55,7 +54,7 @@ def demo(words: list[str]) -> int:
 def run_demo(out: Path, steps: int, seed: int, threads: Count = "auto") -> Path:
     """Write the images, train, adapt, evaluate; return the report's file.
 
-    What is done already is not done again, so that a demo that was stopped goes on.
+    Parts that are done are not repeated, so a demo that was stopped can continue.
     """
     share = [] if threads == "auto" else ["--threads", str(threads)]
     images = demo_images.write(out / "images", seed=seed)
@@ -81,13 +80,13 @@ def run_demo(out: Path, steps: int, seed: int, threads: Count = "auto") -> Path:
 
 
 def refuse_unfinished(folder: Path) -> None:
-    """Raises UserError where a training was stopped."""
+    """Raise UserError if a training was stopped."""
     if not read_run(folder).facts["finished"]:
         raise UserError(f"the demo was stopped; the same command goes on with it ({folder})")
 
 
 def run_command(words: Sequence[str]) -> None:
-    """Print a command and carry it out."""
+    """Print a command, and run it. Raises UserError if it fails."""
     start = time.perf_counter()
     print("$ selftaught", " ".join(words), flush=True)
     if COMMANDS[words[0]](list(words[1:])):

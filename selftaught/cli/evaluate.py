@@ -19,46 +19,44 @@ from selftaught.features.linear import LinearProbe
 
 @dataclasses.dataclass(kw_only=True)
 class Evaluate:
-    """Score frozen features with few labels, beside random initialisation and the starting
-    weights.
-    """
+    """Score frozen features with few labels, against random and starting weights."""
 
     run: Annotated[str, Positional]
     """a run's folder, or a backbone's file"""
     data: tuple[str, ...] = ()
-    """labelled images: class folders, a labels.csv, a pack or Parquet files, or a URL; a run's own
-    data when left out
+    """labelled images: class folders, a labels.csv, a pack, Parquet files, or a URL; by default a
+    run's own data
     """
     labels_from: Annotated[str, arg(name="labels-from")] = "auto"
     """auto, folders, or a CSV file"""
     max_pixels: Annotated[int | None, arg(name="max-pixels")] = None
-    """of an image, larger ones are left out; as in the run's training when left out"""
+    """maximum size of an image; larger ones are omitted; by default that of the run"""
     protocol: tuple[Literal["knn", "linear", "finetune", "classifier"], ...] = ("knn", "linear")
     labels: tuple[str, ...] = ("5", "20", "all")
-    """how many: 5 = five a class; total:1000 = a thousand in all; all"""
+    """number of labels: 5 = five a class; total:1000 = a thousand in all; all"""
     against: tuple[str, ...] = ("random", "init")
-    """what to compare with: random, init (the starting weights), another run, or a backbone's file
-    """
+    """other backbones: random, init (the starting weights), a run, or a backbone's file"""
     knn: KNN = dataclasses.field(default_factory=KNN)
     linear: LinearProbe = dataclasses.field(default_factory=LinearProbe)
     finetune: FineTune = dataclasses.field(default_factory=FineTune)
     classifier: tyro.conf.Suppress[Classifier] = dataclasses.field(default_factory=Classifier)
     size: int | None = None
-    """pixels; what the run was trained with when left out"""
+    """pixels; by default those of the run"""
     draws: int = 5
-    """of the labels, where not all are used"""
+    """random draws of the labels, if not all are used"""
     seed: int = 0
     json: bool = False
-    """one JSON list of results on standard output"""
+    """print a JSON list of results to standard output"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
-    """that compute; auto: one for each free core"""
+    """compute threads; auto: one for each free core"""
     workers: Annotated[Count, reader("workers", Count, "auto|PROCESSES")] = "auto"
-    """that decode images, where these are not held in memory; auto: at most 2"""
+    """processes that decode images, if these are not in memory; auto: at most 2"""
 
 
 def evaluate(words: list[str]) -> int:
-    asked = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
+    """Run the command; return the exit code."""
+    options = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
     from selftaught.api.launch import find_device
     from selftaught.distributed import process_group, rank
     from selftaught.evaluation.evaluate import evaluate_run
@@ -66,25 +64,25 @@ def evaluate(words: list[str]) -> int:
     from selftaught.report import console_tables
     from selftaught.training.threads import check, take_share
 
-    check(asked.threads, asked.workers)
-    protocols = [getattr(asked, name) for name in asked.protocol]
-    device = find_device(asked.device)
+    check(options.threads, options.workers)
+    protocols = [getattr(options, name) for name in options.protocol]
+    device = find_device(options.device)
     with (
         process_group(device),
         Progress(show=rank() == 0) as progress,
-        take_share(asked.threads, asked.workers, progress.say) as share,
+        take_share(options.threads, options.workers, progress.say) as share,
     ):
         evaluation = evaluate_run(
-            asked.run,
-            asked.data,
-            labels_from=asked.labels_from,
-            max_pixels=asked.max_pixels,
+            options.run,
+            options.data,
+            labels_from=options.labels_from,
+            max_pixels=options.max_pixels,
             protocols=protocols,
-            labels=asked.labels,
-            against=asked.against,
-            size=asked.size,
-            draws=asked.draws,
-            seed=asked.seed,
+            labels=options.labels,
+            against=options.against,
+            size=options.size,
+            draws=options.draws,
+            seed=options.seed,
             device=device,
             workers=share.workers,
             progress=progress,
@@ -92,7 +90,7 @@ def evaluate(words: list[str]) -> int:
         )
         if rank() != 0:
             return 0
-    if asked.json:
+    if options.json:
         print(json.dumps(evaluation.rows))
     differences = [dataclasses.asdict(d) for d in evaluation.results.differences]
     console_tables.show(console_tables.evaluation(evaluation.rows, differences), stderr=True)

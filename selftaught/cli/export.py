@@ -12,19 +12,20 @@ from selftaught.cli.console import tell
 
 @dataclasses.dataclass(kw_only=True)
 class Export:
-    """Write a run's backbone for others: timm's names, .safetensors or .pth."""
+    """Write a run's backbone with timm's names, as .safetensors or .pth."""
 
     run: Annotated[str, Positional]
     to: str
 
 
 def export(words: list[str]) -> int:
-    asked = tyro.cli(Export, prog="selftaught export", args=words)
+    """Run the command; return the exit code."""
+    options = tyro.cli(Export, prog="selftaught export", args=words)
     from selftaught.api.scoring import export_backbone
     from selftaught.models import backbone as backbone_module
 
-    backbone, lines = export_backbone(Path(asked.run), Path(asked.to))
+    backbone, lines = export_backbone(Path(options.run), Path(options.to))
     for line in lines:
         tell(line)
-    print(backbone_module.recipe(backbone, asked.to))
+    print(backbone_module.recipe(backbone, options.to))
     return 0

@@ -1,4 +1,4 @@
-"""Words of a command line as values: what makes no sense is one line that says what would."""
+"""Conversion of command-line words to values, with one-line errors that name valid values."""
 
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -9,11 +9,11 @@ from selftaught.config.overrides import value
 
 
 def reader(flag: str, kind: Any, metavar: str) -> PrimitiveConstructorSpec[Any]:
-    """For values of `kind`: str, int, float, a Literal of strings, a number or a Literal, a tuple
-    of any number of one of them; or None, not given.
+    """A reader of values of `kind` for tyro.
 
-    (tyro's own reader offers 'None' among the choices, and says of a word that is no number which
-    types it tried.)
+    kind: str, int, float, a Literal of strings, a number or a Literal, or a tuple of one of them;
+    also None, if the flag is absent. tyro's own reader lists 'None' as a choice, and its errors
+    list types instead of valid values.
     """
     optional = NoneType in get_args(kind)
     single = next(k for k in (get_args(kind) if optional else (kind,)) if k is not NoneType)
@@ -24,9 +24,9 @@ def reader(flag: str, kind: Any, metavar: str) -> PrimitiveConstructorSpec[Any]:
         values = tuple(value(f"--{flag}", word, single) for word in words)
         return values if several else values[0]
 
-    def written(given: Any) -> list[str]:
-        return [str(v) for v in (given if isinstance(given, tuple) else (given,))]
+    def write(default: Any) -> list[str]:
+        return [str(v) for v in (default if isinstance(default, tuple) else (default,))]
 
     return PrimitiveConstructorSpec(
-        "*" if several else 1, metavar, read, lambda given: True, written
+        "*" if several else 1, metavar, read, lambda default: True, write
     )

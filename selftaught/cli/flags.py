@@ -1,6 +1,4 @@
-"""The flags of `selftaught pretrain` and `adapt`, from the dataclasses, and what they ask for; over
-200 lines with their table.
-"""
+"""The flags of `selftaught pretrain` and `adapt`, built from dataclasses, and their overrides."""
 
 from __future__ import annotations
 
@@ -28,13 +26,12 @@ ABOUT = "Teach a backbone from images without labels, or adapt one that you have
 
 OPTIMIZER_NAME: Any = Literal[tuple(OPTIMIZERS)]
 
-OWN = "package.module:Class"  # one's own
+OWN = "package.module:Class"  # a class of the user
 
-# What may be asked for in one word: name, type, how the value is called in the help, what it is,
-# what happens without.
+# Flags outside of groups: name, type, metavar, help, default in the help.
 SUITED = "suited to data and hardware"
 PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
-    ("out", str, "FOLDER", "of the run", "required"),
+    ("out", str, "FOLDER", "folder of the run", "required"),
     (
         "data",
         tuple[str, ...],
@@ -46,38 +43,44 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "labels_from",
         str | None,
         "auto|folders|none|FILE.csv",
-        "class folders or a CSV; labels only serve to watch",
+        "class folders or a CSV; labels are for monitoring only",
         "auto",
     ),
     (
         "subset",
         str | None,
         "all|10%|5|total:200",
-        "of the training images: a share, labels a class, labels in all",
+        "part of the training images: a share, labels a class, labels in all",
         "all",
     ),
     (
         "holdout",
         float | None,
         "SHARE",
-        "of images kept out of training, where the folders make no split",
+        "share of held-out images, if the folders have no split",
         "0.2",
     ),
-    ("max_pixels", int | None, "PIXELS", "of an image; larger ones are left out", f"{MAX_PIXELS}"),
+    (
+        "max_pixels",
+        int | None,
+        "PIXELS",
+        "maximum of an image; larger ones are omitted",
+        f"{MAX_PIXELS}",
+    ),
     ("method", str | None, "|".join((*METHODS, OWN)), "what to predict", DEFAULT),
     (
         "hard",
         tuple[str, ...] | None,
         " ".join((*HARD, OWN)),
-        "hard examples to train on besides",
+        "hard examples, trained on in addition",
         "none",
     ),
-    ("backbone", str | None, "NAME", "of a timm network, or package.module:function", SUITED),
+    ("backbone", str | None, "NAME", "a timm network, or package.module:function", SUITED),
     (
         "stem",
         Literal["imagenet", "cifar"] | None,
         "imagenet|cifar",
-        "a resnet's first layers; cifar keeps detail",
+        "first layers of a resnet; cifar keeps more detail",
         SUITED,
     ),
     (
@@ -98,33 +101,33 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "trainable",
         str | None,
         "all|norm|none|last-K|lora",
-        "norm: norm layers and the new head alone (HPT-BN)",
+        "norm: norm layers and the new head only (HPT-BN)",
         "all",
     ),
     (
         "keep",
         Literal["last", "best"] | None,
         "last|best",
-        "best: of the start and log-spaced checkpoints",
+        "best: the best of the start and log-spaced checkpoints",
         "last",
     ),
-    ("size", int | None, "PIXELS", "of a large view", SUITED),
-    ("batch", int | None, "IMAGES", "a step, over all processes", SUITED),
-    ("accumulate", int | None, "PARTS", "that a batch is worked through in", "1"),
-    ("epochs", float | None, "PASSES", "over the training images", SUITED),
-    ("steps", int | None, "STEPS", "instead of epochs", "by --epochs"),
+    ("size", int | None, "PIXELS", "side of a large view", SUITED),
+    ("batch", int | None, "IMAGES", "images in a step, over all processes", SUITED),
+    ("accumulate", int | None, "PARTS", "number of parts that a batch is split into", "1"),
+    ("epochs", float | None, "PASSES", "passes over the training images", SUITED),
+    ("steps", int | None, "STEPS", "length in steps, instead of --epochs", "by --epochs"),
     (
         "views",
         Literal["fast", "reference"] | None,
         "fast|reference",
-        "reference: torchvision's, one by one",
+        "reference: torchvision's operations, one image at a time",
         "fast",
     ),
     (
         "optimizer",
         OPTIMIZER_NAME | None,
         "|".join(OPTIMIZERS),
-        "its settings are --optimizer.lr and so on",
+        "its settings are --optimizer.lr and others",
         "sgd",
     ),
     (
@@ -134,57 +137,51 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "how clean and hard losses are added",
         "mean",
     ),
-    ("clip", float | None, "NORM", "at which gradients are clipped; 0 = never", "the method's"),
+    ("clip", float | None, "NORM", "maximum norm of gradients; 0 = no clipping", "the method's"),
     (
         "precision",
         Literal["auto", "fp32", "bf16"] | None,
         "auto|fp32|bf16",
-        "auto: bf16 if the processor has it",
+        "auto: bf16 if the processor supports it",
         "auto",
     ),
-    ("compile", bool, "", "the backbone by torch.compile, which takes a C++ compiler", "no"),
-    ("seed", int | None, "NUMBER", "same seed, same run", "0"),
-    ("config", str | None, "FILE", "a run.json to start from", "none"),
-    ("resume", bool, "", "go on with the run in --out", "no"),
-    ("device", Literal["auto", "cpu", "cuda"], "auto|cpu|cuda", "where to train", "auto"),
+    ("compile", bool, "", "compile the backbone by torch.compile; requires a C++ compiler", "no"),
+    ("seed", int | None, "NUMBER", "the same seed gives the same run", "0"),
+    ("config", str | None, "FILE", "a run.json with other defaults", "none"),
+    ("resume", bool, "", "continue the run in --out", "no"),
+    ("device", Literal["auto", "cpu", "cuda"], "auto|cpu|cuda", "device of the training", "auto"),
     (
         "threads",
         Count,
         "auto|THREADS",
-        "that compute; auto: one for each free core",
+        "compute threads; auto: one for each free core",
         "auto; a resumed run keeps its own",
     ),
     (
         "workers",
         Count,
         "auto|PROCESSES",
-        "that decode images, where these are not held in memory",
+        "processes that decode images, if these are not in memory",
         "auto: at most 2",
     ),
     (
         "on_collapse",
         Literal["stop", "warn"],
         "stop|warn",
-        "when the features fall into one point",
+        "action when the features collapse",
         "stop",
     ),
-    ("save_every", float, "SECONDS", "between checkpoints", "120"),
-    (
-        "fsdp",
-        bool,
-        "",
-        "let each of several processes hold its share of weights, gradients and optimizer",
-        "no",
-    ),
+    ("save_every", float, "SECONDS", "time between checkpoints", "120"),
+    ("fsdp", bool, "", "shard weights, gradients and optimizer state over the processes", "no"),
     (
         "log",
         tuple[Literal["tensorboard", "wandb", "mlflow"], ...],
         "tensorboard|wandb|mlflow ...",
-        "metrics, pictures and scores go there, too",
-        "the run's journal alone",
+        "loggers of metrics, pictures and scores",
+        "the run's journal only",
     ),
 )
-# What `selftaught adapt` takes besides, and what it takes otherwise.
+# Additional flags of `selftaught adapt`
 ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
     (
         "target",
@@ -197,19 +194,19 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
         "source",
         tuple[str, ...],
         "PATH ...",
-        "images for a stage in between, many and of a similar kind",
+        "images of an intermediate stage, many and similar to the target",
         "none",
     ),
-    ("source_steps", int | None, "STEPS", "of the stage in between", SUITED),
+    ("source_steps", int | None, "STEPS", "length of the intermediate stage", SUITED),
     (
         "plan",
         str | None,
         "FILE.yaml",
-        "stages in any chain or tree, each with flags of its own",
+        "any chain or tree of stages, each with its own flags",
         "none",
     ),
 )
-# what happens without, where it is not as in pretrain
+# defaults of `adapt` that differ from those of `pretrain`
 OTHERWISE = {"statistics": "data", "keep": "best"}
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 DEFAULTS: dict[str, Any] = {
@@ -234,20 +231,22 @@ def pretrain_flags(
     hard: Sequence[str],
     table: Sequence[tuple[str, Any, str, str, str]] = PLAIN,
 ) -> type:
-    """The dataclass of all flags, for one method, one optimizer and some hard examples."""
+    """Build the dataclass of all flags, for a method, an optimizer and hard examples."""
     plain = []
     for name, kind, metavar, text, without in table:
         default = (
             dataclasses.field(default=DEFAULTS.get(name)) if name != "out" else dataclasses.field()
         )
         flag = name.replace("_", "-")
-        said = arg(name=flag, help=text, metavar=metavar or None, help_behavior_hint=f"({without})")
-        typed = (
-            Annotated[kind, said]
-            if kind is bool
-            else Annotated[kind, said, reader(flag, kind, metavar)]
+        about = arg(
+            name=flag, help=text, metavar=metavar or None, help_behavior_hint=f"({without})"
         )
-        plain.append((name, typed, default))
+        annotation = (
+            Annotated[kind, about]
+            if kind is bool
+            else Annotated[kind, about, reader(flag, kind, metavar)]
+        )
+        plain.append((name, annotation, default))
     kinds: dict[str, type] = {
         "method": registry.find_method(method).Config,
         "hard": hard_fields(hard),
@@ -259,8 +258,7 @@ def pretrain_flags(
     for name in GROUPS:
         kind = kinds[name]
         about = arg(
-            name=name,
-            help=f"of {method}, scaled to the data unless given" if name == "method" else "",
+            name=name, help=f"of {method}; defaults depend on the data" if name == "method" else ""
         )
         nested.append((f"{name}_fields", Annotated[kind, about], dataclasses.field(default=kind())))
     flags = dataclasses.make_dataclass("Pretrain", [*plain, *nested], kw_only=True)
@@ -269,7 +267,7 @@ def pretrain_flags(
 
 
 def hard_fields(names: Sequence[str]) -> type:
-    """The dataclass of the fields of every hard example of this package, and of those named."""
+    """Build the dataclass of all hard examples of the package, and of those in `names`."""
     kinds = {**HARD, **{registry.hard_word(k): k for k in map(registry.find_hard, names)}}
     fields: list[tuple[str, type[HardExample], Any]] = [
         (word, kind, dataclasses.field(default=kind())) for word, kind in kinds.items()
@@ -278,19 +276,17 @@ def hard_fields(names: Sequence[str]) -> type:
 
 
 def parse(args: Sequence[str], base: Stage | None = None) -> Any:
-    """Read the flags of `selftaught pretrain`. Raises UserError, or ends as argparse does."""
-    flags = pretrain_flags(*kinds_asked(args, base))
+    """Parse the flags of `selftaught pretrain`. Raises UserError, or SystemExit by tyro."""
+    flags = pretrain_flags(*find_kinds(args, base))
     default = flags(out=chosen(args, "out") or tyro.MISSING)
     return tyro.cli(flags, prog="selftaught pretrain", args=list(args), default=default)
 
 
 def parse_adapt(args: Sequence[str]) -> Any:
-    """Read the flags of `selftaught adapt`: those of a target, a source or a plan, and what both
-    stages share.
-    """
+    """Parse the flags of `selftaught adapt`: its own ones, and those of its stages."""
     shared = [row for row in PLAIN if row[0] not in ("data", "config", "resume")]
     table = [*ADAPT, *((*row[:4], OTHERWISE.get(row[0], row[4])) for row in shared)]
-    flags = pretrain_flags(*kinds_asked(args, None), table)
+    flags = pretrain_flags(*find_kinds(args, None), table)
     return tyro.cli(
         flags,
         prog="selftaught adapt",
@@ -299,9 +295,10 @@ def parse_adapt(args: Sequence[str]) -> Any:
     )
 
 
-def kinds_asked(args: Sequence[str], base: Stage | None) -> tuple[str, str, list[str]]:
-    """The names of method, optimizer and hard examples; raises UserError where a flag is another
-    one's.
+def find_kinds(args: Sequence[str], base: Stage | None) -> tuple[str, str, list[str]]:
+    """The names of method, optimizer and hard examples.
+
+    Raises UserError for a flag of another method or optimizer.
     """
     method = chosen(args, "method") or (registry.method_name(base) if base else DEFAULT)
     optimizer = chosen(args, "optimizer") or (registry.optimizer_name(base) if base else "sgd")
@@ -314,24 +311,24 @@ def kinds_asked(args: Sequence[str], base: Stage | None) -> tuple[str, str, list
     ):
         fields = [field for of, field in map(field_of, names(args)) if of == group]
         refuse_others(fields, group, name, kind, among)
-    for one in hard:
-        registry.find_hard(one)
+    for word in hard:
+        registry.find_hard(word)  # raises UserError for unknown ones
     return method, optimizer, hard
 
 
-def overrides_of(args: Sequence[str], asked: Any) -> dict[str, Any]:
-    """What was typed of a stage, by name: its values are in `asked`, as `parse` reads them."""
-    found: dict[str, Any] = {}
-    for typed in names(args):
-        group, field = field_of(typed)
+def overrides_of(args: Sequence[str], options: Any) -> dict[str, Any]:
+    """The settings of a stage that are present in `args`, by name, with values from `parse`."""
+    overrides: dict[str, Any] = {}
+    for flag in names(args):
+        group, field = field_of(flag)
         if group:
-            value = getattr(asked, f"{group}_fields")
+            value = getattr(options, f"{group}_fields")
             for part in field.split("."):
                 value = getattr(value, part)
-            found[f"{group}.{field}"] = value
-        elif (name := normalise(typed.removeprefix("no-"))) in FIELDS and hasattr(asked, name):
-            found[name] = getattr(asked, name)
-    return found
+            overrides[f"{group}.{field}"] = value
+        elif (name := normalise(flag.removeprefix("no-"))) in FIELDS and hasattr(options, name):
+            overrides[name] = getattr(options, name)
+    return overrides
 
 
 def stage_from(
@@ -341,28 +338,27 @@ def stage_from(
     index_of: Callable[[Data, int], Index],
     say: Callable[[str], None] = lambda text: None,
 ) -> Stage:
-    """The stage that the flags of `selftaught pretrain` ask for: see `resolve_stage`."""
+    """The stage of the flags of `selftaught pretrain`; see `resolve_stage`."""
     overrides = overrides_of(args, parse(args, base))
     return resolve_stage(overrides, base, device, index_of, say)
 
 
-# ---------------------------------------------------------------------------------- words, before
-# they are parsed
+# Words before they are parsed
 
 
 def chosen(args: Sequence[str], flag: str) -> str | None:
-    """The last word after `--flag`, before anything else is known."""
-    found = [values[0] for name, values in grouped(args) if name == flag and values]
-    return found[-1] if found else None
+    """The last value of `--flag`; None if it is absent."""
+    values = [words[0] for name, words in grouped(args) if name == flag and words]
+    return values[-1] if values else None
 
 
 def names(args: Sequence[str]) -> list[str]:
-    """Of the flags that were typed."""
+    """The names of the flags in `args`."""
     return [name for name, _ in grouped(args)]
 
 
 def field_of(name: str) -> tuple[str, str]:
-    """("method", "symmetric") of method.no-symmetric; ("", "") of what is no field of a group."""
+    """("method", "symmetric") for method.no-symmetric; ("", "") for flags outside of groups."""
     group, dot, field = name.partition(".")
     if not dot or group not in GROUPS:
         return "", ""
@@ -371,12 +367,12 @@ def field_of(name: str) -> tuple[str, str]:
 
 
 def grouped(args: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """What was typed, flag by flag: [("hard", ["adversarial", "cutmix"]), ...]."""
-    found: list[tuple[str, list[str]]] = []
+    """The values of each flag: [("hard", ["adversarial", "cutmix"]), ...]."""
+    groups: list[tuple[str, list[str]]] = []
     for word in args:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            found.append((name.replace("_", "-"), [value] if equals else []))
-        elif found:
-            found[-1][1].append(word)
-    return found
+            groups.append((name.replace("_", "-"), [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
+    return groups

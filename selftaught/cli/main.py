@@ -1,6 +1,4 @@
-"""The commands' names, and how a command ends: 0 done, 2 bad input, 3 training was stopped by its
-guard.
-"""
+"""The commands and their exit codes: 0 done, 2 invalid input, 3 collapse of the features."""
 
 from __future__ import annotations
 
@@ -14,41 +12,44 @@ from selftaught.cli.console import err, plain
 from selftaught.cli.malloc import keep_freed
 from selftaught.errors import UserError, describe_error
 
-# name: (module, what it is for)
+# {name: (module, description)}
 COMMANDS = {
-    "pretrain": ("pretrain", "teach a backbone from a folder of images"),
-    "pack": ("pack", "images into a store that is quick to read again and again, here or far away"),
-    "adapt": (
-        "adapt",
-        "lead a backbone that you have to your images, through stages, if that is worth it",
+    "pretrain": ("pretrain", "train a backbone on a folder of images"),
+    "pack": ("pack", "write images to a store that is fast to read, locally or over a network"),
+    "adapt": ("adapt", "adapt a backbone to your images in stages, and keep the best weights"),
+    "evaluate": (
+        "evaluate",
+        "score frozen features with few labels, against random initialisation",
     ),
-    "evaluate": ("evaluate", "score frozen features with few labels, beside random initialisation"),
-    "study": ("study", "the experiments of hierarchical pretraining, on your images"),
-    "report": ("report", "one HTML page of a run, or of several side by side"),
-    "show": ("report", "what led to a run: its stages, their data, weights and scores"),
-    "embed": ("embed", "the features of images as a table: .csv, .parquet or .npz"),
+    "study": ("study", "run the experiments of hierarchical pretraining on your images"),
+    "report": ("report", "write one HTML page that compares runs"),
+    "show": ("report", "show the stages that led to a run: their data, weights and scores"),
+    "embed": ("embed", "write the features of images as a table: .csv, .parquet or .npz"),
     "export": ("export", "write the backbone for timm or torch"),
-    "methods": ("methods", "what there is to train with"),
-    "demo": ("demo", "all of it on photographs that come along, in some minutes"),
+    "methods": ("methods", "list methods, hard examples and optimizers"),
+    "demo": ("demo", "run all of this on the included photographs, in some minutes"),
 }
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code. Without arguments the whole process is ours, with those
-    that it was given.
+    """Run a command; return the exit code.
+
+    Without `args`, the command is that of the process, whose memory allocator is configured too.
     """
     if args is not None:
-        return ended(list(args))
+        return run_command(list(args))
     keep_freed()
-    code = ended(sys.argv[1:])
+    code = run_command(sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         leave(code)
     return code
 
 
 def leave(code: int) -> None:
-    """End the process without taking its objects apart: where FSDP held gloo's groups, one such end
-    in twenty aborted, with all work done, in a thread that nobody had joined (torch 2.15).
+    """End the process without destroying its objects.
+
+    With FSDP and gloo, one in twenty processes aborted while they were destroyed, in a thread that
+    was not joined (torch 2.15).
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -56,8 +57,8 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def ended(words: list[str]) -> int:
-    """Run a command and say in one line what stopped it, if anything did; return the exit code."""
+def run_command(words: list[str]) -> int:
+    """Run a command, print an error as one line, and return the exit code."""
     try:
         return dispatch(words)
     except UserError as error:
@@ -80,9 +81,10 @@ def ended(words: list[str]) -> int:
 
 
 def dispatch(words: list[str]) -> int:
+    """Call the command of the first word with the others; return the exit code."""
     if not words or words[0] in ("-h", "--help"):
         print(
-            "usage: selftaught COMMAND [FLAGS]      (selftaught COMMAND --help tells the flags)\n"
+            "usage: selftaught COMMAND [FLAGS]      (selftaught COMMAND --help lists the flags)\n"
         )
         print("\n".join(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items()))
         return 0 if words else 2
@@ -94,7 +96,7 @@ def dispatch(words: list[str]) -> int:
     from selftaught.config.registry import find_name
 
     name = find_name(words[0], COMMANDS, "command")
-    # each command loads what it needs alone
+    # Imported here, so that each command loads its own dependencies only.
     module = importlib.import_module(f"selftaught.cli.{COMMANDS[name][0]}")
     command: Callable[[list[str]], int] = getattr(module, name)
     return command(words[1:])

@@ -1,4 +1,4 @@
-"""`selftaught methods`: what there is to train with."""
+"""`selftaught methods`: a list of methods, hard examples and optimizers."""
 
 import dataclasses
 import json
@@ -13,19 +13,18 @@ from selftaught.optim import OPTIMIZERS
 
 @dataclasses.dataclass(kw_only=True)
 class Methods:
-    """What there is to train with: methods, hard examples and optimizers, with their fields and
-    papers.
-    """
+    """List methods, hard examples and optimizers, with their fields and papers."""
 
     json: bool = False
 
 
 def methods(words: list[str]) -> int:
-    asked = tyro.cli(Methods, prog="selftaught methods", args=words)
+    """Run the command; return the exit code."""
+    options = tyro.cli(Methods, prog="selftaught methods", args=words)
     from selftaught.cli.methods import catalogue
     from selftaught.report import console_tables
 
-    if asked.json:
+    if options.json:
         print(json.dumps(catalogue(), indent=2))
     else:
         console_tables.show(console_tables.methods(catalogue()))
@@ -33,7 +32,7 @@ def methods(words: list[str]) -> int:
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """A row {kind, name, summary, paper, fields: [{name, type, default}]} for each."""
+    """Rows {kind, name, summary, paper, fields: [{name, type, default}]}."""
     methods = [row("method", name, m, m.Config, m.paper) for name, m in METHODS.items()]
     hard = [
         row("hard example", name, h, h, "Li et al., 2020, https://arxiv.org/abs/2012.13493")
@@ -42,8 +41,9 @@ def catalogue() -> list[dict[str, Any]]:
     return [*methods, *hard, *(row("optimizer", name, o, o, "") for name, o in OPTIMIZERS.items())]
 
 
-def row(kind: str, name: str, told: type, config: type, paper: str) -> dict[str, Any]:
-    about = (told.__doc__ or "").strip().splitlines()[0]
+def row(kind: str, name: str, cls: type, config: type, paper: str) -> dict[str, Any]:
+    """The row of one class; `config` is the dataclass of its fields."""
+    about = (cls.__doc__ or "").strip().splitlines()[0]
     fields = [
         {"name": f.name, "type": getattr(f.type, "__name__", str(f.type)), "default": f.default}
         for f in dataclasses.fields(config)

@@ -1,4 +1,4 @@
-"""`selftaught pretrain`: teach a backbone from a folder of images."""
+"""`selftaught pretrain`: train a backbone on a folder of images."""
 
 import shlex
 from pathlib import Path
@@ -12,29 +12,30 @@ from selftaught.errors import Stopped
 
 
 def pretrain(words: list[str]) -> int:
+    """Run the command; return the exit code."""
     words = words or ["--help"]
     out, config = flags.chosen(words, "out"), flags.chosen(words, "config")
     start = find_start(
         Path(out) if out else None, "--resume" in words, Path(config) if config else None
     )
-    asked = flags.parse(words, start.base)  # refuses unknown words before anything is looked at
-    overrides = flags.overrides_of(words, asked)
+    options = flags.parse(words, start.base)  # raises for unknown words before images are read
+    overrides = flags.overrides_of(words, options)
     command = shlex.join(["selftaught", "pretrain", *words])
     try:
-        pretrain_run(overrides, Path(asked.out), start, launch_of(asked), command)
+        pretrain_run(overrides, Path(options.out), start, launch_of(options), command)
     except Stopped as stopped:
         tell(str(stopped))
     return 0
 
 
-def launch_of(asked: Any) -> Launch:
-    """How it is to be carried out."""
+def launch_of(options: Any) -> Launch:
+    """The settings of execution, from parsed flags."""
     return Launch(
-        device=asked.device,
-        threads=asked.threads,
-        workers=asked.workers,
-        on_collapse=asked.on_collapse,
-        save_every=asked.save_every,
-        fsdp=asked.fsdp,
-        log=tuple(asked.log),
+        device=options.device,
+        threads=options.threads,
+        workers=options.workers,
+        on_collapse=options.on_collapse,
+        save_every=options.save_every,
+        fsdp=options.fsdp,
+        log=tuple(options.log),
     )

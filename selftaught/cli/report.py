@@ -1,4 +1,4 @@
-"""`selftaught report` and `show`: a page of runs, and what led to one."""
+"""`selftaught report` and `show`: a page of runs, and the lineage of one."""
 
 import dataclasses
 import json
@@ -10,29 +10,27 @@ from tyro.conf import Positional
 
 from selftaught.cli.console import plain, tell
 
-# ---------------------------------------------------------------------------------- report, export,
-# methods, demo
-
 
 @dataclasses.dataclass(kw_only=True)
 class Report:
-    """Write one self-contained HTML page of a run, or of several side by side."""
+    """Write one self-contained HTML page that compares runs."""
 
     runs: Annotated[tuple[str, ...], Positional]
     out: str = "report.html"
 
 
 def report(words: list[str]) -> int:
-    asked = tyro.cli(Report, prog="selftaught report", args=words)
+    """Run the command; return the exit code."""
+    options = tyro.cli(Report, prog="selftaught report", args=words)
     from selftaught.report.page import write
 
-    tell(str(write([Path(r) for r in asked.runs], Path(asked.out))))
+    tell(str(write([Path(r) for r in options.runs], Path(options.out))))
     return 0
 
 
 @dataclasses.dataclass(kw_only=True)
 class Show:
-    """What led to a run: every stage's data, weights in, weights out, and scores."""
+    """Show every stage that led to a run: its data, weights and scores."""
 
     run: Annotated[str, Positional]
     """a run's folder, or the folder of `selftaught adapt`"""
@@ -40,14 +38,15 @@ class Show:
 
 
 def show(words: list[str]) -> int:
-    asked = tyro.cli(Show, prog="selftaught show", args=words)
+    """Run the command; return the exit code."""
+    options = tyro.cli(Show, prog="selftaught show", args=words)
     from rich.console import Console
     from rich.tree import Tree
 
     from selftaught.pipeline import lineage
 
-    rows = lineage.lineage(Path(asked.run))
-    if asked.json:
+    rows = lineage.lineage(Path(options.run))
+    if options.json:
         print(json.dumps(rows, indent=2))
         return 0
     branches: dict[str, Tree] = {}

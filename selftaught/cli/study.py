@@ -1,4 +1,4 @@
-"""The command that carries out studies."""
+"""`selftaught study`: run the experiments of hierarchical pretraining."""
 
 import dataclasses
 import shlex
@@ -26,8 +26,8 @@ from selftaught.training.threads import check, take_share
 
 @dataclasses.dataclass(kw_only=True)
 class Study:
-    """The experiments of hierarchical pretraining on your images: tables, figures and a page. It
-    resumes, and can be split over machines by --shard.
+    """Run the experiments of hierarchical pretraining on your images: tables, figures and a page.
+    The same command continues, and --shard splits a study over machines.
     """
 
     study: Annotated[
@@ -38,80 +38,81 @@ class Study:
     out: str
     """a folder for trained stages, cells, table, figures and page; several studies may share it"""
     shard: str = "1/1"
-    """part i of n of the cells, as in 2/8; --shard 0/8 trains nothing and gathers what is there"""
+    """part i of n of the cells, as in 2/8; --shard 0/8 only collects the results"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
-    """that compute; auto: one for each free core"""
+    """compute threads; auto: one for each free core"""
     workers: Annotated[Count, reader("workers", Count, "auto|PROCESSES")] = "auto"
-    """that decode images, where these are not held in memory; auto: at most 2"""
+    """processes that decode images, if these are not in memory; auto: at most 2"""
     log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """metrics, pictures and scores of every stage go there, too"""
+    """loggers of metrics, pictures and scores of every stage"""
 
 
 def study(words: list[str]) -> int:
-    asked = tyro.cli(Study, prog="selftaught study", args=words)
-    check(asked.threads, asked.workers)
-    build_loggers(asked.log)
-    setup = design.read(Path(asked.plan))
-    i, n = part(asked.shard)
-    out = Path(asked.out)
+    """Run the command; return the exit code."""
+    options = tyro.cli(Study, prog="selftaught study", args=words)
+    check(options.threads, options.workers)
+    build_loggers(options.log)
+    setup = design.read(Path(options.plan))
+    i, n = part(options.shard)
+    out = Path(options.out)
     command = shlex.join(["selftaught", "study", *words])
-    cells = design.cells(asked.study, setup)
-    device = find_device(asked.device)
+    cells = design.cells(options.study, setup)
+    device = find_device(options.device)
     with (
         process_group(device),
         Progress(show=rank() == 0) as progress,
-        take_share(asked.threads, asked.workers, progress.say) as share,
+        take_share(options.threads, options.workers, progress.say) as share,
     ):
-        conduct = Runtime(
+        runtime = Runtime(
             device=device,
             workers=share.workers,
-            threads=None if asked.threads == "auto" else asked.threads,
+            threads=None if options.threads == "auto" else options.threads,
             watched=64,
-            loggers=(progress, *build_loggers(asked.log)),
+            loggers=(progress, *build_loggers(options.log)),
             note={"command": command, "device": device},
         )
-        mine = runner.Shard(i, n).of(cells) if i else []
-        began, first = (
-            time.perf_counter(),
-            sum((out / "cells" / f"{c.key}.json").exists() for c in mine),
-        )
+        own_cells = runner.Shard(i, n).of(cells) if i else []
+        start, first = time.perf_counter(), count_done(own_cells, out)
 
-        def told(number: int, cell: Cell) -> None:
-            done = sum((out / "cells" / f"{c.key}.json").exists() for c in mine)
-            passed = time.perf_counter() - began
-            left = (
-                f", {clock(passed / (done - first) * (len(mine) - done))} left"
-                if done > first
-                else ""
-            )
-            progress.say(f"cell {number + 1} of {len(mine)} ({done} done{left}): {cell.name}")
+        def report_cell(number: int, cell: Cell) -> None:
+            done, left = count_done(own_cells, out), ""
+            if done > first:
+                rate = (time.perf_counter() - start) / (done - first)
+                left = f", {clock(rate * (len(own_cells) - done))} left"
+            progress.say(f"cell {number + 1} of {len(own_cells)} ({done} done{left}): {cell.name}")
 
         try:
-            runner.carry_out(mine, out, conduct, progress, told)
+            runner.carry_out(own_cells, out, runtime, progress, report_cell)
         except Stopped:
             tell("stopped; the same command goes on with it")
             return 0
         if rank() == 0:
-            print(gather(asked.study, cells, out, command, Path(asked.plan)))
+            print(gather(options.study, cells, out, command, Path(options.plan)))
     return 0
 
 
+def count_done(cells: list[Cell], out: Path) -> int:
+    """The number of cells that have a result."""
+    return sum(runner.file_of(cell, out).exists() for cell in cells)
+
+
 def part(shard: str) -> tuple[int, int]:
+    """The numbers of --shard i/n. Raises UserError for other texts."""
     i, slash, n = shard.partition("/")
     if not slash or not i.isdecimal() or not n.isdecimal() or int(n) < 1 or int(i) > int(n):
-        raise UserError(f"--shard {shard}: say which part of how many, as in 2/8")
+        raise UserError(f"--shard {shard}: give which part of how many, as in 2/8")
     return int(i), int(n)
 
 
 def gather(study: str, cells: list[Cell], out: Path, command: str, plan: Path) -> Path:
-    """Table, figures and page of the cells that are done; returns the page."""
+    """Write table, figures and page of the cells that are done; return the page."""
     rows = runner.gather(cells, out)
     if not rows:
         raise UserError(f"no cell of {study} is done yet in {out}")
     points = tables.by_seed(rows, [c for c in dict.fromkeys((c.variant, c.x) for c in cells)])
-    done = sum((out / "cells" / f"{c.key}.json").exists() for c in cells)
-    found = [*tables.findings(study, points), *tables.fallen(rows)]
+    done = count_done(cells, out)
+    findings = [*tables.findings(study, points), *tables.fallen(rows)]
     files.write_json(
         out / f"{study}.json",
         {
@@ -119,19 +120,19 @@ def gather(study: str, cells: list[Cell], out: Path, command: str, plan: Path) -
             "plan": plan.read_text(),
             "done": done,
             "cells": len(cells),
-            "findings": found,
+            "findings": findings,
             "rows": rows,
         },
     )
     files.write_text(out / f"{study}.csv", tables.as_csv(points))
-    drawn = figures.draw(study, points, out)
-    for line in found:
+    pictures = figures.draw(study, points, out)
+    for line in findings:
         tell(line)
     return report.write(
         study,
         points,
-        found,
-        drawn,
+        findings,
+        pictures,
         out,
         command=command,
         plan=plan.read_text(),

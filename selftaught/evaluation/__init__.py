@@ -1,3 +1,1 @@
-"""Is it worth it: a run's features beside those of random weights, by fixed protocols, with honest
-intervals.
-"""
+"""Evaluation of features against those of other weights, by fixed protocols, with intervals."""

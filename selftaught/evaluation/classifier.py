@@ -1,4 +1,4 @@
-"""A network's own classifier: the accuracy of a fine-tuned or distilled network as it is."""
+"""Evaluation of the classifier that a network was fine-tuned or distilled with."""
 
 import logging
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier(Protocol):
-    """Nothing is learnt: the scores are the logits of the classes, in the order of the labels."""
+    """Scores images by the logits of the network's own classifier. It does not train."""
 
     @property
     def name(self) -> str:
@@ -32,21 +32,23 @@ class Classifier(Protocol):
         return "the classifier that it was trained with"
 
     def supports(self, subject: Subject) -> bool:
-        """A run with a classifier of the images' classes. Raises UserError for the evaluated
-        backbone where it has none.
+        """Whether the run has a classifier of the images' classes.
+
+        Raises UserError if its classes differ, or if the evaluated backbone has no classifier.
         """
         if subject.name in ("random", "init") or not Path(subject.name).is_dir():
             if subject.first:
                 raise UserError(
-                    f"{subject.name} is a backbone alone: give the folder of a run of supervised or"
-                    " distillation"
+                    f"{subject.name} is a backbone alone: give the folder of a run of supervised"
+                    " or distillation"
                 )
-            log.info(f"{subject.name} has no classifier of its own: left out there")
+            log.info(f"{subject.name} has no classifier of its own: omitted")
             return False
         heads.refuse_other(subject.name, load_classifier(subject).classes, subject.classes)
         return True
 
     def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
+        """Logits [M, C] of the images at `test` [M], in the order of the subject's classes."""
         trained = load_classifier(subject)
         trained.network.to(subject.device).to(memory_format=torch.channels_last)
         logits = extract(
@@ -62,4 +64,5 @@ class Classifier(Protocol):
 
 
 def load_classifier(subject: Subject) -> heads.Trained:
+    """Load the classifier of a subject that is a run."""
     return heads.classifier(run_folder.resolve_run(Path(subject.name)))

@@ -1,6 +1,4 @@
-"""Several backbones on the same draws of labels and the same test images: results with intervals,
-differences paired. Over 200 lines with what cannot be scored.
-"""
+"""Comparison of backbones on the same label draws and test images, with paired intervals."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +27,7 @@ from selftaught.features.protocol import (
 
 
 class NothingToScore(UserError):
-    """The labels leave nothing to learn, or nothing to score."""
+    """No class can be learnt or scored with these labels."""
 
 
 def evaluate(
@@ -44,50 +42,49 @@ def evaluate(
     resamples: int = 2000,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Scores each backbone on the same images by every protocol with every number of labels.
+    """Score each backbone on the same images by every protocol with every number of labels.
 
-    The first backbone is compared with each other one. Where every image of the training set is
-    used there is nothing to draw: draws = 1. The same seed gives the same results. Balanced
-    accuracy; AUROC besides for two classes, and alone for several classes an image. Raises
-    UserError where nothing can be scored.
+    The first backbone is compared with each other one. If all training images are used, there is
+    one draw. The same seed gives the same results. The metric is balanced accuracy; for two classes
+    also AUROC; for several classes an image AUROC only. Raises UserError if nothing can be scored.
     """
     _check_images(subjects, train, test)
     if draws < 1 or resamples < 1:
         raise UserError("an evaluation needs at least one draw and one resample")
     budgets = [Budget.parse(text) for text in labels]
     notes = _notes(train, test)
-    able = list(protocols)
+    supported = list(protocols)
     if reason := refusal(train.labels.cpu(), test.labels.cpu()):
-        able = [p for p in protocols if not p.learns and not train.multi_label]
-        if not able:
+        supported = [p for p in protocols if not p.learns and not train.multi_label]
+        if not supported:
             raise NothingToScore(reason)
         notes.append(reason)
     rows: list[Row] = []
     differences: list[Difference] = []
-    steps = [0, len(subjects) * len(able) * len(budgets) * draws]
-    for protocol, budget in product(able, budgets):
-        chosen = [
+    steps = [0, len(subjects) * len(supported) * len(budgets) * draws]
+    for protocol, budget in product(supported, budgets):
+        subsets = [
             draw(train.labels, per_class=budget.per_class, total=budget.total, seed=seed + i)
             for i in range(draws)
         ]
-        if len(chosen[0]) == len(train.labels):
-            chosen = chosen[:1]
+        if len(subsets[0]) == len(train.labels):
+            subsets = subsets[:1]
             steps[1] -= len(subjects) * (draws - 1)
         notes += _budget_notes(train, budget)
         measured: dict[str, list[dict[str, _Measured]]] = {}
         for subject in subjects:
             measured[subject.name] = []
-            for rows_drawn in chosen:
-                labelled = train.take(rows_drawn.to(train.labels.device))
+            for subset in subsets:
+                labelled = train.take(subset.to(train.labels.device))
                 scores = protocol.score(subject, labelled, test.positions)
                 measured[subject.name].append(_measure(train, test, scores))
                 steps[0] += 1
                 if on_progress is not None:
                     on_progress(*steps)
         for metric in measured[next(iter(measured))][0]:
-            found = {name: [m[metric] for m in each] for name, each in measured.items()}
-            words = {"protocol": protocol.name, "labels": str(budget), "metric": metric}
-            new_rows, new_differences = _compare(found, words, resamples, seed)
+            values = {name: [m[metric] for m in each] for name, each in measured.items()}
+            condition = {"protocol": protocol.name, "labels": str(budget), "metric": metric}
+            new_rows, new_differences = _compare(values, condition, resamples, seed)
             rows += new_rows
             differences += new_differences
     return Results(
@@ -157,13 +154,14 @@ def score_protocol(
     seed: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Results of one protocol on the backbones that it supports. What learns nothing has no number
-    of labels: its rows say `own`.
+    """Score the backbones that a protocol supports.
+
+    A protocol that does not learn uses no labels: its rows have the labels "own".
     """
-    able = [subject for subject in subjects if protocol.supports(subject)]
+    supported = [subject for subject in subjects if protocol.supports(subject)]
     if protocol.learns:
         return evaluate(
-            able,
+            supported,
             train,
             test,
             [protocol],
@@ -172,16 +170,18 @@ def score_protocol(
             seed=seed,
             on_progress=on_progress,
         )
-    own = evaluate(able, test, test, [protocol], labels=["all"], seed=seed, on_progress=on_progress)
+    results = evaluate(
+        supported, test, test, [protocol], labels=["all"], seed=seed, on_progress=on_progress
+    )
     return replace(
-        own,
-        rows=tuple(replace(row, labels="own") for row in own.rows),
-        differences=tuple(replace(difference, labels="own") for difference in own.differences),
+        results,
+        rows=tuple(replace(row, labels="own") for row in results.rows),
+        differences=tuple(replace(difference, labels="own") for difference in results.differences),
     )
 
 
 def _check_images(subjects: Sequence[Subject], train: LabelledImages, test: LabelledImages) -> None:
-    """Raises UserError where there is nothing to evaluate, or labels are of two kinds."""
+    """Raise UserError if there is nothing to evaluate, or if labels are of two kinds."""
     if not subjects:
         raise UserError("there is no backbone to evaluate")
     for side in (train, test):
@@ -200,7 +200,7 @@ def _check_images(subjects: Sequence[Subject], train: LabelledImages, test: Labe
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """One metric of one set of scores, and what each of M test images adds to it."""
+    """One metric of one set of scores, and the outcomes of M test images."""
 
     value: float
     outcomes: Tensor  # [M, Q]
@@ -209,7 +209,7 @@ class _Measured:
 
 
 def _measure(train: LabelledImages, test: LabelledImages, scores: Scores) -> dict[str, _Measured]:
-    """The metrics of one set of scores."""
+    """Compute the metrics of one set of scores, by name."""
     labels, values = test.labels.cpu(), scores.values.cpu()
     if test.multi_label:
         scored = _scored(train.labels.cpu(), labels)
@@ -229,15 +229,19 @@ def _measure(train: LabelledImages, test: LabelledImages, scores: Scores) -> dic
 
 
 def _compare(
-    found: Mapping[str, Sequence[_Measured]], words: Mapping[str, str], resamples: int, seed: int
+    measured: Mapping[str, Sequence[_Measured]],
+    condition: Mapping[str, str],
+    resamples: int,
+    seed: int,
 ) -> tuple[list[Row], list[Difference]]:
-    """Rows of all backbones, and what the first one has more than each other one; found: name ->
-    one a draw.
+    """Rows of all backbones, and the differences of the first one to each other one.
+
+    measured: for each backbone's name, one value for each draw.
     """
-    names, (one, *_) = list(found), next(iter(found.values()))
-    points = np.asarray([[m.value for m in each] for each in found.values()])
+    names, (one, *_) = list(measured), next(iter(measured.values()))
+    points = np.asarray([[m.value for m in each] for each in measured.values()])
     values = np.stack(
-        [sum(m.outcomes.double().numpy() for m in each) / len(each) for each in found.values()]
+        [sum(m.outcomes.double().numpy() for m in each) / len(each) for each in measured.values()]
     )
     values, points = (np.concatenate([x, x[:1] - x[1:]]) for x in (values, points))
     outcomes = Outcomes(values=values, groups=one.groups.numpy(), sides=one.sides)
@@ -246,36 +250,40 @@ def _compare(
     means, draws, images = points.mean(1).tolist(), points.shape[1], len(one.outcomes)
     ends = list(zip(means, limits.low.tolist(), limits.high.tolist(), strict=True))
     rows = [
-        Row(backbone=name, **words, mean=mean, low=low, high=high, draws=draws)
+        Row(backbone=name, **condition, mean=mean, low=low, high=high, draws=draws)
         for name, (mean, low, high) in zip(names, ends, strict=False)
     ]
     differences = [
         Difference(
-            backbone=names[0], against=name, **words, mean=mean, low=low, high=high, needed=needed
+            backbone=names[0],
+            against=name,
+            **condition,
+            mean=mean,
+            low=low,
+            high=high,
+            needed=needed,
         )
         for name, (mean, low, high), needed in zip(
-            names[1:], ends[len(names) :], _needed(images, limits)[len(names) :], strict=True
+            names[1:], ends[len(names) :], _count_needed(images, limits)[len(names) :], strict=True
         )
     ]
     return rows, differences
 
 
-def _needed(images: int, limits: Intervals) -> list[int]:
-    """How many test images it takes to tell a difference of GAP, to two digits, where there are
-    fewer; else 0.
-    """
+def _count_needed(images: int, limits: Intervals) -> list[int]:
+    """Number of test images that a difference of GAP requires, to two digits; 0 if reached."""
     needed = [images * (half / GAP) ** 2 for half in limits.half.tolist()]
     digits = [10 ** max(math.floor(math.log10(max(n, 1))) - 1, 0) for n in needed]
     return [math.ceil(n / d) * d if n > images else 0 for n, d in zip(needed, digits, strict=True)]
 
 
 def refusal(train: Tensor, test: Tensor) -> str | None:
-    """Why these labels ([N] or [N, C]) leave nothing to learn, or nothing to score, if so."""
+    """Why nothing can be learnt or scored with these labels ([N] or [N, C]); else None."""
     if train.ndim == 2:
         if not bool(_both(train).any()):
             return (
                 f"all {len(train)} training images have the same labels: nothing can be learnt,"
-                " give images with others"
+                " give images with other labels"
             )
         if not len(_scored(train, test)):
             return (
@@ -285,9 +293,8 @@ def refusal(train: Tensor, test: Tensor) -> str | None:
         return None
     if len(train.unique()) == 1:
         return (
-            f"all {len(train)} labelled training images are of one class: nothing can be learnt to"
-            " tell classes apart, and no score would mean anything; give training images of two"
-            " classes or more"
+            f"all {len(train)} labelled training images are of one class: nothing can be learnt;"
+            " give training images of two classes or more"
         )
     if not bool(torch.isin(test, train).any()):
         return "nothing can be scored: no class of the training images has test images"
@@ -295,19 +302,20 @@ def refusal(train: Tensor, test: Tensor) -> str | None:
 
 
 def _scored(train: Tensor, test: Tensor) -> Tensor:
-    """Of several classes an image those that can be learnt and scored: with and without images on
-    both sides.
+    """The classes that can be learnt and scored, of labels [N, C]: indices.
+
+    They have positive and negative images on both sides of the split.
     """
     return (_both(train) & _both(test)).nonzero()[:, 0]
 
 
 def _both(labels: Tensor) -> Tensor:
-    """[C]: whether there are images with the class, and such without it."""
+    """[C]: whether a class has positive and negative images."""
     return (labels > 0).any(0) & ~(labels > 0).all(0)
 
 
 def _notes(train: LabelledImages, test: LabelledImages) -> list[str]:
-    """What a reader should know about the labelled images."""
+    """Remarks on the labelled images for the reader of the results."""
     notes = []
     if len(test.labels) < 100:
         notes.append(f"only {len(test.labels)} test images: intervals are wide")
@@ -332,6 +340,7 @@ def _notes(train: LabelledImages, test: LabelledImages) -> list[str]:
 
 
 def _budget_notes(train: LabelledImages, budget: Budget) -> list[str]:
+    """Remarks on a number of labels that the training images do not reach."""
     labels = train.labels.cpu()
     if budget.per_class is not None and (few := shortfall(labels, budget.per_class)):
         return [

@@ -1,8 +1,4 @@
-"""Was it worth it? A run's features beside random ones, the starting weights and others, on
-labelled images.
-
-Over 200 lines with what is kept of it, as far as the disk takes it.
-"""
+"""Evaluation of a run on labelled images, against random, starting and other weights."""
 
 import datetime
 import hashlib
@@ -45,8 +41,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
+    """The results of an evaluation, and their summary."""
+
     results: Results
-    verdict: str  # in plain words
+    verdict: str  # the differences as sentences
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -71,13 +69,12 @@ def evaluate_run(
     progress: Progress | None = None,
     command: str = "",
 ) -> Evaluation:
-    """Score the run's folder or backbone's file `learnt` on labelled images, by default those it
-    was trained on.
+    """Score the run's folder or the file of weights `learnt` on labelled images.
 
-    Labels are drawn from the training side of the split alone, scores come from the other side,
-    which `learnt` never saw if it was trained on the same folders. Values of more than 8 bits are
-    brought to 8 as they were for its training. A run's results are kept in its evaluation.json.
-    Raises UserError when there is nothing to read, or no labels.
+    data: by default the images that the run was trained on. Labels are drawn from the training side
+    of the split. Scores are of the held-out side, which no run on the same folders is trained on.
+    Values of more than 8 bits are scaled as in training. A run's results are added to its
+    evaluation.json. Raises UserError if there are no images or no labels.
     """
     progress = progress or Progress(show=False)
     learnt = weight_files.folder_of(Path(learnt))
@@ -108,12 +105,12 @@ def evaluate_run(
         on_progress=progress.of("loading"),
     )
     precision = own.stage.precision if own else "fp32"
-    known = index.labelled
-    train, test = (positions[known[positions]] for positions in (index.train, index.held_out))
+    labelled = index.labelled
+    train, test = (positions[labelled[positions]] for positions in (index.train, index.held_out))
     assert index.labels is not None
     reason = refusal(index.labels[train], index.labels[test]) if len(train) and len(test) else None
     if reason and all(p.learns for p in protocols):
-        raise UserError(reason)  # before any image is looked at
+        raise UserError(reason)  # before images are loaded
     refuse_alike(images, torch.cat([train, test]), log.info)
     digests = {name: digest(backbone) for name, backbone in compared.items()}
     same = same_weights(compared, digests)
@@ -131,7 +128,7 @@ def evaluate_run(
         progress=progress,
     )
     train_images, test_images = (LabelledImages(p, index.labels[p]) for p in (train, test))
-    results, refused = Results(rows=()), []
+    results, reasons = Results(rows=()), []
     for protocol in protocols:
         try:
             scored = score_protocol(
@@ -145,15 +142,15 @@ def evaluate_run(
                 on_progress=progress.of(f"evaluating by {protocol.name}"),
             )
         except NothingToScore as error:
-            refused.append(str(error))
+            reasons.append(str(error))
             continue
-        if protocol.learns:  # equal weights may have classifiers of their own
+        if protocol.learns:  # equal weights can have different classifiers
             differences = tuple(d for d in scored.differences if same.get(d.against) != "")
             scored = replace(scored, differences=differences)
         results += scored
-    if refused and not results.rows:
-        raise UserError(refused[0])
-    results += Results(rows=(), notes=tuple(dict.fromkeys(refused)))
+    if reasons and not results.rows:
+        raise UserError(reasons[0])
+    results += Results(rows=(), notes=tuple(dict.fromkeys(reasons)))
     evaluation = Evaluation(results=results, verdict=verdict(results, same=same))
     if own and rank() == 0:
         log_scores(own, evaluation, str(learnt))
@@ -166,7 +163,7 @@ def evaluate_run(
                 command,
             )
         except FileError as error:
-            log.info(f"the scores are not kept beside the run: {error}")
+            log.info(f"the scores are not kept in the run's folder: {error}")
     return evaluation
 
 
@@ -184,17 +181,17 @@ def build_subjects(
     workers: int,
     progress: Progress,
 ) -> list[Subject]:
-    """The backbones as protocols see them; features of `sets` of positions are kept in `folder`."""
+    """Build the subjects of the protocols. `folder` caches the features of `sets` of positions."""
     reported: set[str] = set()
 
     def warn(text: str) -> None:
-        """Each kind of trouble once."""
+        """Log the first warning of each kind."""
         if (kind := text.partition(":")[0]) not in reported:
             reported.add(kind)
             log.warning(text)
 
     def extractor(name: str, backbone: Backbone) -> Callable[[Tensor], Tensor]:
-        def extract_anew(positions: Tensor) -> Tensor:
+        def extract_features(positions: Tensor) -> Tensor:
             return extract(
                 backbone,
                 images,
@@ -208,10 +205,12 @@ def build_subjects(
 
         def extract_cached(positions: Tensor) -> Tensor:
             if folder is None:
-                return extract_anew(positions)
+                return extract_features(positions)
             parts = (digests[name], index.fingerprint, digest(positions), str(size))
             key = "/".join([*parts, precision, device])
-            return load_or_make(folder, key, lambda: extract_anew(positions), len(positions), warn)
+            return load_or_make(
+                folder, key, lambda: extract_features(positions), len(positions), warn
+            )
 
         return extract_cached
 
@@ -241,15 +240,16 @@ def build_labelled_index(
     pixel_range: PixelRange | None,
     progress: Progress,
 ) -> Index:
-    """The labelled images, split as they were for training: what was held out then is held out
-    now.
+    """Build the index of the labelled images, with the split of the run's training.
+
+    Raises UserError if there are no images or no labels.
     """
     if own:
         if not roots:
             own.refuse_missing(labels=labels_from == "auto")
-        # what it was not shown may be labelled all the same
+        # Images outside of the run's subset can have labels too.
         data = replace(own.stage.data, subset="all")
-        if roots:  # a run that held nothing back can still be judged on other images
+        if roots:  # a run without held-out images can be evaluated on other images
             data = replace(data, roots=tuple(roots), holdout=data.holdout or Data.holdout)
         data = replace(data, labels=labels_from) if labels_from != "auto" or roots else data
         seed = own.stage.seed
@@ -262,8 +262,7 @@ def build_labelled_index(
     log.info(index.describe())
     if index.labels is None:
         raise UserError(
-            "these images have no labels: put them into class folders, or write a labels.csv, to be"
-            " able to evaluate"
+            "these images have no labels: put them into class folders, or write a labels.csv"
         )
     return index
 
@@ -271,12 +270,12 @@ def build_labelled_index(
 def load_backbones(
     learnt: Path, own: run_folder.Run | None, against: Sequence[str], progress: Progress
 ) -> dict[str, Backbone]:
-    """What is judged, first, and what it is compared with."""
-    found = {str(learnt): run_folder.open_backbone(learnt)}
+    """Load the evaluated backbone, and those that it is compared with, by name."""
+    backbones = {str(learnt): run_folder.open_backbone(learnt)}
     for name in against:
         if name == "random":
-            found[name] = (
-                own.random() if own else run_folder.random_like(found[str(learnt)], seed=0)
+            backbones[name] = (
+                own.random() if own else run_folder.random_like(backbones[str(learnt)], seed=0)
             )
         elif name == "init":
             try:
@@ -284,28 +283,29 @@ def load_backbones(
             except UserError as error:
                 if tuple(against) != AGAINST:
                     raise
-                log.info(f"the starting weights are left out: {error}")
+                log.info(f"the starting weights are omitted: {error}")
                 continue
             if start is not None:
-                found[name] = start
-            elif tuple(against) != AGAINST:  # then somebody asked for it by name
+                backbones[name] = start
+            elif tuple(against) != AGAINST:  # the user named it
                 log.info(
-                    "there were no starting weights: 'init' is left out (it began from random ones)"
+                    "there are no starting weights: 'init' is omitted (training started from random"
+                    " ones)"
                 )
         else:
-            found[str(Path(name))] = run_folder.open_backbone(Path(name))
-    return found
+            backbones[str(Path(name))] = run_folder.open_backbone(Path(name))
+    return backbones
 
 
 def same_weights(compared: dict[str, Backbone], digests: dict[str, str]) -> dict[str, str]:
-    """Those whose weights are the first one's, each with what differs all the same, in words."""
+    """The backbones with the weights of the first one, each with a text on other differences."""
     first, *others = compared
     network = digest(compared[first].network)
     return {
         name: (
             ""
             if digests[name] == digests[first]
-            else ", but for the mean and std that pixels are normalised by"
+            else ", except for the mean and std that normalise pixels"
         )
         for name in others
         if digest(compared[name].network) == network
@@ -315,8 +315,9 @@ def same_weights(compared: dict[str, Backbone], digests: dict[str, str]) -> dict
 def save_evaluation(
     folder: Path, evaluation: Evaluation, index: Index, roots: list[str], command: str
 ) -> None:
-    """Add an evaluation to a run's evaluation.json, which two parts of a study may do at once. One
-    that is damaged is moved aside. Raises FileError where it cannot be written.
+    """Add an evaluation to a run's evaluation.json; two processes may do so at once.
+
+    A damaged file is renamed. Raises FileError if the file cannot be written.
     """
     file = folder / run_folder.EVALUATIONS
     now = {
@@ -335,14 +336,15 @@ def save_evaluation(
             with files.convert_write_errors(aside):
                 file.rename(aside)
             log.warning(
-                f"{file} cannot be read: it is kept as {aside.name}, and a new one is begun"
+                f"{file} cannot be read: it is renamed to {aside.name}, and a new one is written"
             )
         files.write_json(file, [*earlier, now])
 
 
 def log_scores(run: run_folder.Run, evaluation: Evaluation, name: str) -> None:
-    """Append the scores to the loggers that the run was trained with; `name`: of its backbone in
-    the rows.
+    """Send the scores to the loggers that the run was trained with.
+
+    name: that of the run's backbone in the rows.
     """
     built: list[Logger] = []
     for logger in run_folder.loggers_of(run.facts):
@@ -361,7 +363,7 @@ def log_scores(run: run_folder.Run, evaluation: Evaluation, name: str) -> None:
 
 
 def digest(of: nn.Module | Tensor) -> str:
-    """A fingerprint of weights, or of a tensor."""
+    """A hash of the weights of a module, or of a tensor."""
     tensors = of.state_dict().values() if isinstance(of, nn.Module) else [of]
     total = hashlib.sha256()
     for tensor in tensors:

@@ -1,9 +1,9 @@
-"""Fine-tuning of the whole network with some labels, as an evaluation beside those of frozen
-features.
+"""Evaluation by fine-tuning the whole network with few labels.
 
-The protocol of HPT's semi-supervised study (Reed et al., 2021): a few schedules and rates, the head
-at a hundred times the trunk's, the setting chosen on labelled images that are kept out, and then
-all labels used.
+The protocol is that of the semi-supervised study of HPT (Reed et al., 2021,
+https://arxiv.org/abs/2103.12718). It tries a few schedules and learning rates; the rate of the head
+is 100 times that of the backbone. A held-out part of the labelled images selects the setting. The
+final network is trained with all labels.
 """
 
 import copy
@@ -26,25 +26,28 @@ from selftaught.training.step import Step
 from selftaught.views.augment import Augment, centre
 from selftaught.views.spec import Views
 
-# random crops and flips alone
+# random crops and flips only
 CROPS = Views(large=1, scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0)
-DROPS = (1 / 3, 2 / 3)  # of training, where the rate falls to a tenth
+DROPS = (1 / 3, 2 / 3)  # progress at which the learning rate drops to a tenth
 
 
 def drops(progress: float) -> float:
+    """Factor of the learning rate at `progress` in [0, 1]."""
     return float(0.1 ** sum(progress >= drop for drop in DROPS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTune(Protocol):
-    """SGD with momentum .9 and no weight decay; every length with every rate, and the better one is
-    taken.
+    """Fine-tunes with SGD, momentum .9 and no weight decay.
+
+    It tries every length with every learning rate, and uses the best setting. Raises UserError for
+    values out of range.
     """
 
-    steps: tuple[int, ...] = (2500,)  # lengths in steps, and
-    epochs: tuple[float, ...] = (90.0,)  # in passes over the labelled images
-    rates: tuple[float, ...] = (0.01, 0.001)  # of the trunk, for a batch of 256
-    head: float = 100.0  # times that, for the head
+    steps: tuple[int, ...] = (2500,)  # lengths in steps
+    epochs: tuple[float, ...] = (90.0,)  # lengths in passes over the labelled images
+    rates: tuple[float, ...] = (0.01, 0.001)  # learning rates of the backbone, for a batch of 256
+    head: float = 100.0  # factor of the rate for the head
     batch: int = 256
     seed: int = 0
 
@@ -67,21 +70,22 @@ class FineTune(Protocol):
         )
 
     def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
-        """Which setting was chosen is in `chosen`."""
+        """Logits [M, C] of the images at `test` [M]; `chosen` is the setting."""
         settings = self.settings(len(train.labels))
         best = settings[0]
         if len(settings) > 1:
             fold = stratified_folds(train.labels, 5, self.seed)
-            kept_out = fold == 0
-            if bool(kept_out.any()) and int((~kept_out).sum()) > 1:  # batch norm needs two images
-                learnt, tried = train.take(~kept_out), train.positions[kept_out]
-                scores = [self.tune(subject, learnt, tried, *s) for s in settings]
-                values = [goodness(train.labels[kept_out], s) for s in scores]
+            held_out = fold == 0
+            if bool(held_out.any()) and int((~held_out).sum()) > 1:  # batch norm needs two images
+                rest, positions = train.take(~held_out), train.positions[held_out]
+                scores = [self.tune(subject, rest, positions, *s) for s in settings]
+                values = [goodness(train.labels[held_out], s) for s in scores]
                 best = settings[max(range(len(settings)), key=values.__getitem__)]
         steps, rate = best
         return Scores(self.tune(subject, train, test, steps, rate), {"steps": steps, "rate": rate})
 
     def settings(self, images: int) -> list[tuple[int, float]]:
+        """The pairs of steps and learning rate to try with so many labelled images."""
         per_epoch = max(images // min(self.batch, images), 1)
         lengths = [*self.steps, *(max(round(n * per_epoch), 1) for n in self.epochs)]
         return list(product(lengths, self.rates))
@@ -89,11 +93,12 @@ class FineTune(Protocol):
     def tune(
         self, subject: Subject, train: LabelledImages, test: Tensor, steps: int, rate: float
     ) -> Tensor:
-        """The tuned network's logits [M, C] of the test images; all 0 where the rate was too high
-        for it.
+        """Fine-tune a copy of the backbone; return the logits [M, C] of the test images.
+
+        They are all 0 if training diverged.
         """
         device = torch.device(subject.device)
-        nothing = torch.zeros(len(test), max(class_count(train.labels), 2))
+        failure = torch.zeros(len(test), max(class_count(train.labels), 2))
         torch.manual_seed(key(self.seed, "head"))
         backbone = copy.deepcopy(subject.backbone).requires_grad_(True)
         method = Supervised(
@@ -128,21 +133,22 @@ class FineTune(Protocol):
             loop,
         ):
             skips = skips + 1 if report.skipped else 0
-            if skips == MOST_SKIPS:  # before `fit` gives up: one setting of several is no reason to
-                return nothing
+            if skips == MOST_SKIPS:  # before `fit` raises Diverged, as other settings may work
+                return failure
         step.eval()
-        found = []
+        logits = []
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=subject.precision == "bf16")
         with torch.no_grad(), bf16:
             for positions in test.split(256):
                 pixels, aspect = take_pixels(subject, positions)
-                found.append(method.network(centre(pixels, aspect, subject.size)).float().cpu())
-        scores = torch.cat(found)
-        return scores if bool(torch.isfinite(scores).all()) else nothing
+                logits.append(method.network(centre(pixels, aspect, subject.size)).float().cpu())
+        scores = torch.cat(logits)
+        return scores if bool(torch.isfinite(scores).all()) else failure
 
     def batches(
         self, subject: Subject, train: LabelledImages, batch: int, epoch: int, first: int
     ) -> Iterator[Batch]:
+        """Yield the batches of an epoch from its step `first` on."""
         seed = key(self.seed, "finetune", epoch)
         order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
         augment = Augment(CROPS, subject.size)
@@ -161,13 +167,13 @@ class FineTune(Protocol):
 
 
 def take_pixels(subject: Subject, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels of images at `positions` [n], on the subject's device, and their aspects [n]."""
-    pixels, shown = subject.images.take(positions)
-    return pixels.to(subject.device), subject.images.aspect[shown]
+    """Pixels of the images at `positions` [n], on the subject's device, and their aspects [n]."""
+    pixels, rows = subject.images.take(positions)
+    return pixels.to(subject.device), subject.images.aspect[rows]
 
 
 def goodness(labels: Tensor, values: Tensor) -> float:
-    """Of scores [M, C]: balanced accuracy; the AUROC of several classes an image."""
+    """Balanced accuracy of scores [M, C]; AUROC for several classes an image."""
     if labels.ndim == 2:
         return auroc(labels, values)[0]
     return balanced_accuracy(labels, values)

@@ -1,6 +1,4 @@
-"""Results of an evaluation as values: rows, paired differences, JSON, and what they say in plain
-words.
-"""
+"""Results of an evaluation: rows, paired differences, JSON, and a summary in sentences."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,10 +7,10 @@ from types import MappingProxyType
 
 from selftaught.features.protocol import TITLES
 
-# a difference that test images should be able to show: where they cannot, they are too few
+# a difference that enough test images can distinguish from 0
 GAP = 0.1
 NAMES: Mapping[str, str] = {"random": "random initialisation", "init": "the starting weights"}
-# of weights that are no others
+# sentences on weights that equal those of the evaluated backbone
 SAME: Mapping[str, str] = {
     "random": "these are the random weights, nothing was learnt",
     "init": "these are the starting weights",
@@ -45,25 +43,23 @@ class Difference:
     mean: float
     low: float
     high: float
-    # about how many test images can tell a difference of GAP, where there are fewer
+    # approximate number of test images that a difference of GAP requires; 0 if there are enough
     needed: int = 0
 
     @property
     def worse(self) -> bool:
-        """The whole interval lies below zero."""
+        """Whether the whole interval is below zero."""
         return self.high < 0
 
     @property
     def better(self) -> bool:
-        """The whole interval lies above zero."""
+        """Whether the whole interval is above zero."""
         return self.low > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """All rows of an evaluation, the differences of its first backbone to each other one, and what
-    to know about them.
-    """
+    """All rows of an evaluation, the differences of its first backbone, and remarks."""
 
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...] = ()
@@ -82,12 +78,12 @@ class Results:
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
-        """What `to_json` wrote, equal to the original."""
-        found = json.loads(text)
+        """Read the text of `to_json`."""
+        fields = json.loads(text)
         return cls(
-            rows=tuple(Row(**row) for row in found["rows"]),
-            differences=tuple(Difference(**difference) for difference in found["differences"]),
-            notes=tuple(found.get("notes", ())),
+            rows=tuple(Row(**row) for row in fields["rows"]),
+            differences=tuple(Difference(**difference) for difference in fields["differences"]),
+            notes=tuple(fields.get("notes", ())),
         )
 
 
@@ -96,15 +92,15 @@ def verdict(
     names: Mapping[str, str] = NAMES,
     same: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """The differences in plain words, one sentence for each backbone compared with, what got worse
-    first of all.
+    """Summarise the differences, one sentence for each other backbone, worse results first.
 
-    "+12.1 points over random initialisation with 5 labels a class (95 % interval +9.8 to +14.2)." A
-    difference whose interval contains zero is "not distinguishable", whatever its size; where there
-    are too few test images to show one of GAP, it says so, and how many it takes. AUROC speaks only
-    where there is no accuracy. `names` are the words for backbones; others speak for themselves.
-    `same` are those whose weights are the judged ones, each with what differs all the same, in
-    words.
+    For example: "+12.1 points over random initialisation with 5 labels a class (95 % interval +9.8
+    to +14.2)." A difference whose interval contains zero is "not distinguishable". If the test
+    images are too few for a difference of GAP, the sentence states how many are needed. AUROC is
+    used only if there is no accuracy.
+
+    names: texts for names of backbones. same: backbones with the weights of the evaluated one, each
+    with a text on other differences.
     """
     differences = [d for d in results.differences if d.metric == "balanced_accuracy"] or list(
         results.differences
@@ -116,7 +112,7 @@ def verdict(
         _Comparison(names.get(name, name), [d for d in differences if d.against == name])
         for name in against
     ]
-    # all that is worse, then all that is better, then what cannot be told apart
+
     sentences = [
         SAME.get(name, f"{names.get(name, name)} has the same weights") + but
         for name, but in same.items()
@@ -129,32 +125,32 @@ def verdict(
 
 @dataclass(frozen=True)
 class _Comparison:
+    """The differences to one other backbone, as sentences; empty ones are omitted."""
+
     name: str
     differences: Sequence[Difference]
 
     def worse(self) -> str:
-        found = [d for d in self.differences if d.worse]
-        return f"worse than {self.name}: {self._numbers(found)}" if found else ""
+        worse = [d for d in self.differences if d.worse]
+        return f"worse than {self.name}: {self._numbers(worse)}" if worse else ""
 
     def better(self) -> str:
-        found = [d for d in self.differences if d.better]
-        if len(found) == 1:
+        better = [d for d in self.differences if d.better]
+        if len(better) == 1:
             return (
-                f"{_points(found[0])} over {self.name} {self._condition(found[0])}"
-                f" {_interval(found[0])}"
+                f"{_points(better[0])} over {self.name} {self._condition(better[0])}"
+                f" {_interval(better[0])}"
             )
-        return f"better than {self.name}: {self._numbers(found)}" if found else ""
+        return f"better than {self.name}: {self._numbers(better)}" if better else ""
 
     def same(self) -> str:
-        found = [d for d in self.differences if not d.worse and not d.better]
-        if not found:
+        same = [d for d in self.differences if not d.worse and not d.better]
+        if not same:
             return ""
-        where = (
-            ""
-            if len(found) == len(self.differences)
-            else " " + ", ".join(self._condition(d) for d in found)
-        )
-        needed = max(d.needed for d in found)
+        where = ""
+        if len(same) < len(self.differences):
+            where = " " + ", ".join(self._condition(d) for d in same)
+        needed = max(d.needed for d in same)
         few = (
             f": too few test images to tell, {100 * GAP:.0f} points take about {needed:,}"
             if needed
@@ -162,8 +158,8 @@ class _Comparison:
         )
         return f"not distinguishable from {self.name}{where}{few}"
 
-    def _numbers(self, found: Sequence[Difference]) -> str:
-        return "; ".join(f"{_points(d)} {self._condition(d)} {_interval(d)}" for d in found)
+    def _numbers(self, differences: Sequence[Difference]) -> str:
+        return "; ".join(f"{_points(d)} {self._condition(d)} {_interval(d)}" for d in differences)
 
     def _condition(self, difference: Difference) -> str:
         several = len({d.protocol for d in self.differences}) > 1

@@ -1,1 +1,1 @@
-"""Stages that begin from one another: hierarchical pretraining."""
+"""Plans of stages that start from the weights of other stages: hierarchical pretraining."""

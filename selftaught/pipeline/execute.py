@@ -1,8 +1,6 @@
-"""Carry out a plan in a folder: every stage once, in a folder of its own whose name is the hash of
-what decides it.
+"""Execution of a plan: every stage is trained once, in a folder named by the hash of its inputs.
 
-Stages that two plans share are therefore trained once, and a plan that broke off goes on where it
-was. Over 200 lines with all that settles a stage before it is trained.
+So a stage that two plans share is trained once, and an interrupted plan resumes.
 """
 
 import logging
@@ -37,15 +35,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResolvedStage:
-    """A node with all that decides it: ready to be trained."""
+    """A node with its complete configuration, ready to be trained."""
 
     node: Node
     stage: Stage
     identity: str
-    root: str | None  # the weights that its chain began from
-    classes: tuple[str, ...]  # that it will tell
+    root: str | None  # the weights that its chain starts from; None for random ones
+    classes: tuple[str, ...]  # the classes that it predicts; empty if none
 
     def folder(self, out: Path) -> Path:
+        """The stage's folder below the plan's folder."""
         return out / "stages" / self.identity
 
 
@@ -56,17 +55,19 @@ def resolve_plan(
     index_of: Callable[[Data, int], Index],
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, ResolvedStage]:
-    """Every stage of a plan, by name. Images are counted, nothing is trained; the same on every
-    rank.
+    """Resolve every stage of a plan, by name, without training. All ranks return the same.
+
+    Raises UserError, with the stage's name, for a stage that cannot be trained.
     """
-    found: dict[str, ResolvedStage] = {}
+    stages: dict[str, ResolvedStage] = {}
     for node in plan.nodes:
         try:
-            before, teacher = (found[name] if name else None for name in (node.after, node.teacher))
-            found[node.name] = resolve_node(node, before, teacher, out, device, index_of, say)
+            before = stages[node.after] if node.after else None
+            teacher = stages[node.teacher] if node.teacher else None
+            stages[node.name] = resolve_node(node, before, teacher, out, device, index_of, say)
         except UserError as error:
             raise UserError(f"stage {node.name}: {error}") from error
-    return found
+    return stages
 
 
 def resolve_node(
@@ -78,9 +79,10 @@ def resolve_node(
     index_of: Callable[[Data, int], Index],
     say: Callable[[str], None],
 ) -> ResolvedStage:
+    """Resolve one stage, after those that it starts from or learns from."""
     overrides = dict(node.overrides)
     if teacher:
-        overrides["method.teacher"] = taught_by(teacher, overrides, out)
+        overrides["method.teacher"] = find_teacher_folder(teacher, overrides, out)
     if before:
         overrides = {**network_of_stage(before.stage), **overrides}
         overrides["init"] = str(before.folder(out))
@@ -94,7 +96,7 @@ def resolve_node(
     )
     root = before.root if before else stage.init
     if before and root is not None and stage.keep == "best":
-        stage = replace(stage, base=root)  # a stage in between may have made them worse
+        stage = replace(stage, base=root)  # stages in between can be worse than the root
     index = index_of(stage.data, stage.seed)
     check(stage, index)
     classes = classes_of(stage, index, before, teacher)
@@ -105,22 +107,24 @@ def resolve_node(
             origin(stage.init, head=stage.method.previous_run(stage.init) is not None)
         )
     )
-    taught = (
+    teacher_identity = (
         teacher.identity
         if teacher
         else broadcast_object(origin(run_folder.teacher_of(stage), head=True))
     )
     precise = node.overrides.get("precision") not in (None, "auto")
-    # An older version knew contents by their sizes: what it began is gone on with.
+    # An older version identified images by their sizes; its stages are resumed.
     identity, older = (
-        identify(stage, data, start, taught, precise) for data in (index.fingerprint, index.listing)
+        identify(stage, data, start, teacher_identity, precise)
+        for data in (index.fingerprint, index.listing)
     )
     if broadcast_object(
         run_folder.has_run(out / "stages" / older)
         and not run_folder.has_run(out / "stages" / identity)
     ):
         identity = older
-    return ResolvedStage(node, as_begun(stage, out / "stages" / identity), identity, root, classes)
+    stage = restore_precision(stage, out / "stages" / identity)
+    return ResolvedStage(node, stage, identity, root, classes)
 
 
 def network_of_stage(stage: Stage) -> dict[str, Any]:
@@ -129,22 +133,21 @@ def network_of_stage(stage: Stage) -> dict[str, Any]:
 
 
 def network_of(init: str) -> dict[str, Any]:
-    """The network that weights are of, as overrides, where they say so."""
+    """The network of some weights, as overrides; empty if they do not state it."""
     path = Path(init)
-    known = None
+    network = None
     if path.exists():
-        known = weights_io.guess(path)
+        network = weights_io.guess(path)
     elif timm.is_model(init):
-        known = (init.partition(".")[0], "imagenet")
-    return dict(zip(("backbone", "stem"), known, strict=True)) if known else {}
+        network = (init.partition(".")[0], "imagenet")
+    return dict(zip(("backbone", "stem"), network, strict=True)) if network else {}
 
 
-def taught_by(teacher: ResolvedStage, overrides: Mapping[str, Any], out: Path) -> str:
-    """A teacher that is a stage of the same plan: its folder."""
+def find_teacher_folder(teacher: ResolvedStage, overrides: Mapping[str, Any], out: Path) -> str:
+    """The folder of a teacher in the same plan. Raises UserError if it cannot teach the stage."""
     if find_method(overrides) is not Distillation:
         raise UserError(
-            "only distillation has a teacher: give it `method: distillation`, or leave the"
-            " teacher out"
+            "only distillation has a teacher: give it `method: distillation`, or omit the teacher"
         )
     if not method_of(teacher.stage.method).classifies:
         raise UserError(
@@ -157,16 +160,14 @@ def taught_by(teacher: ResolvedStage, overrides: Mapping[str, Any], out: Path) -
 def classes_of(
     stage: Stage, index: Index, before: ResolvedStage | None, teacher: ResolvedStage | None
 ) -> tuple[str, ...]:
-    """The classes that a stage will tell; raises UserError where the head that it goes on from will
-    not do.
-    """
+    """The classes that a stage predicts. Raises UserError if the earlier head does not fit."""
     earlier, kind = stage.method.previous_run(stage.init), method_of(stage.method)
     if kind.labels == "required":
         if earlier and before:
-            wanted, there = stage.method.hidden_layers, before.stage.method.hidden_layers
-            if wanted > there:
+            layers, available = stage.method.hidden_layers, before.stage.method.hidden_layers
+            if layers > available:
                 raise UserError(
-                    f"--method.head-layers {wanted}: {before.node.name} has a head of {there}"
+                    f"--method.head-layers {layers}: {before.node.name} has a head of {available}"
                     " hidden layers"
                 )
         elif earlier:
@@ -174,47 +175,45 @@ def classes_of(
         return index.classes
     if earlier is None:
         return ()
-    told = teacher.classes if teacher else heads.classifier(earlier).classes
+    classes = teacher.classes if teacher else heads.classifier(earlier).classes
     if index.labels is not None:
-        heads.refuse_other(
-            teacher.node.name if teacher else earlier, told, index.classes, heads.UNLABELLED
-        )
-    return told
+        name = teacher.node.name if teacher else earlier
+        heads.refuse_other(name, classes, index.classes, heads.UNLABELLED)
+    return classes
 
 
-def as_begun(stage: Stage, folder: Path) -> Stage:
-    """The stage in the precision that it was begun with, if it was."""
-    return (
-        replace(stage, precision=run_folder.read_run(folder).stage.precision)
-        if run_folder.has_run(folder)
-        else stage
-    )
+def restore_precision(stage: Stage, folder: Path) -> Stage:
+    """The stage with the precision of the run in its folder, if there is one."""
+    if not run_folder.has_run(folder):
+        return stage
+    return replace(stage, precision=run_folder.read_run(folder).stage.precision)
 
 
 def execute_stage(
-    settled: ResolvedStage, out: Path, conduct: Runtime, index: Index | None = None
+    resolved: ResolvedStage, out: Path, runtime: Runtime, index: Index | None = None
 ) -> Path:
-    """Train a stage, or go on with it, or take what is there; return its folder. Its ancestors must
-    be done.
+    """Train or resume a stage, unless it is done already; return its folder.
+
+    The stages that it starts from must be done. Raises UserError and Stopped as `train` does.
     """
-    folder, name = settled.folder(out), settled.node.name
-    # several parts of a study may want one stage
-    alone = files.locked(
+    folder, name = resolved.folder(out), resolved.node.name
+    # Several processes of a study can train the same stage.
+    lock = files.locked(
         folder.with_suffix(".lock"),
         lambda: log.info(f"{name}: another process trains it in {folder}; waiting"),
         log.info,
     )
-    with alone if rank() == 0 else nullcontext():
+    with lock if rank() == 0 else nullcontext():
         wait_for_rank0()
-        # asked once: rank 0 will have begun before the last one looks
-        begun = broadcast_object(run_folder.has_run(folder))
-        if begun and broadcast_object(run_folder.read_run(folder).facts["finished"]):
+        # Rank 0 decides for all, as it can start the run before other ranks check.
+        started = broadcast_object(run_folder.has_run(folder))
+        if started and broadcast_object(run_folder.read_run(folder).facts["finished"]):
             log.info(f"{name}: done already, in {folder}")
             return folder
-        conduct = replace(conduct, resume=True) if begun else conduct
-        log.info(f"{name}: {settled.stage.steps:,} steps, in {folder}")
+        runtime = replace(runtime, resume=True) if started else runtime
+        log.info(f"{name}: {resolved.stage.steps:,} steps, in {folder}")
         try:
-            train(as_begun(settled.stage, folder), folder, conduct, index)
+            train(restore_precision(resolved.stage, folder), folder, runtime, index)
         except UserError as error:
             raise type(error)(f"{name}: {error}") from error
     return folder
@@ -223,39 +222,39 @@ def execute_stage(
 def execute_plan(
     plan: Plan,
     out: Path,
-    conduct: Runtime,
+    runtime: Runtime,
     command: str = "",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
-    """Carry out every stage of a plan; return their folders by name. What is done already is not
-    done again.
+    """Train every stage of a plan that is not done yet; return the folders by name.
 
-    Raises UserError (Collapsed and Diverged are such) and Stopped as `train` does; the same call
-    goes on from there.
+    Raises UserError (including Collapsed and Diverged) and Stopped as `train` does. The same call
+    then resumes the plan.
     """
-    known: dict[tuple[Data, int], Index] = {}
+    indices: dict[tuple[Data, int], Index] = {}
 
     def index_of(data: Data, seed: int) -> Index:
-        if (data, seed) not in known:
-            known[data, seed] = shared_index(data, seed, on_progress)
-            log.info("\n".join([", ".join(data.roots), known[data, seed].describe()]))
-        return known[data, seed]
+        if (data, seed) not in indices:
+            indices[data, seed] = shared_index(data, seed, on_progress)
+            log.info("\n".join([", ".join(data.roots), indices[data, seed].describe()]))
+        return indices[data, seed]
 
     if broadcast_object(run_folder.holds_own(out)):
         raise UserError(f"{out} holds a run of its own: choose another --out for stages")
-    # each line once, however many stages say it
-    stages = resolve_plan(plan, out, conduct.device, index_of, cache(log.info))
+    # The cache drops lines that several stages repeat.
+    stages = resolve_plan(plan, out, runtime.device, index_of, cache(log.info))
     if rank() == 0:
-        note(out, plan, stages, command)
-    for settled in stages.values():
-        execute_stage(settled, out, conduct, known[settled.stage.data, settled.stage.seed])
+        write_plan(out, plan, stages, command)
+    for resolved in stages.values():
+        index = indices[resolved.stage.data, resolved.stage.seed]
+        execute_stage(resolved, out, runtime, index)
     if rank() == 0:
         publish_outcome(out, stages[plan.leaves[-1].name].folder(out), log.info)
-    return {name: settled.folder(out) for name, settled in stages.items()}
+    return {name: resolved.folder(out) for name, resolved in stages.items()}
 
 
-def note(out: Path, plan: Plan, stages: dict[str, ResolvedStage], command: str) -> None:
-    """Write down what the folders are called, and which is the plan's outcome."""
+def write_plan(out: Path, plan: Plan, stages: dict[str, ResolvedStage], command: str) -> None:
+    """Write plan.json: the stages with their folders, and which one is the plan's outcome."""
     last = plan.leaves[-1]
     root = next((n for n in plan.ancestors(last.name) if n.after is None), last)
     files.write_json(
@@ -280,8 +279,8 @@ def note(out: Path, plan: Plan, stages: dict[str, ResolvedStage], command: str) 
 
 
 def as_json(value: Any) -> Any:
-    """A value of an override as JSON can say it: of objects, how Python writes them."""
+    """A value of an override for JSON; objects become their repr."""
     if isinstance(value, list | tuple):
-        return [as_json(one) for one in value]
+        return [as_json(item) for item in value]
     plain = value is None or isinstance(value, str | int | float | bool)
     return value if plain else str(value) if isinstance(value, Path) else repr(value)

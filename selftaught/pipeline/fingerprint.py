@@ -1,6 +1,4 @@
-"""What decides a stage's outcome, as a hash: the stage, what it began from and was taught by, and
-what the data holds.
-"""
+"""Hash of everything that decides a stage's outcome: configuration, weights, teacher and data."""
 
 import hashlib
 import json
@@ -17,8 +15,10 @@ from selftaught.runs import folder as run_folder
 
 
 def origin(init: str | None, head: bool = False) -> str:
-    """What names the weights that a chain begins from, with the `head` beside them where it counts:
-    their content, or their name in timm.
+    """Identity of the weights that a chain starts from: a hash of the files, or a name in timm.
+
+    head: whether the head in the run's folder counts too. Raises UserError if there are no such
+    weights.
     """
     if init is None:
         return "random"
@@ -26,33 +26,35 @@ def origin(init: str | None, head: bool = False) -> str:
     if not path.exists():
         if not timm.is_model(init):
             raise UserError(
-                f"--init {init} is neither a run nor a file, and timm knows no weights of this name"
+                f"--init {init} is neither a run nor a file, and timm has no weights of this name"
             )
         return init
     files = [*weight_files.sources(path)]
     if head and (path / heads.FILE).is_file():
         files.append(path / heads.FILE)
-    found = []
-    for each in files:
-        with each.open("rb") as opened:
-            found.append(hashlib.file_digest(opened, "sha256").hexdigest())
-    return "/".join(found)
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return "/".join(digests)
 
 
 def identify(stage: Stage, fingerprint: str, start: str, teacher: str, precise: bool) -> str:
-    """A hash of a stage, its ancestors and its teacher: of what the data holds and not of where it
-    lies, nor of what a probe of the machine's speed chose.
+    """Hash of a stage, its ancestors and its teacher, 12 hexadecimal digits.
+
+    The content of the data counts, and not its location. A precision that was chosen by a speed
+    test does not count (`precise` is False).
     """
-    written = serialization.to_json(stage)
-    written["data"] = {**written["data"], "roots": fingerprint, "labels": "as the fingerprint says"}
-    written["data"].pop("max_pixels")  # as the fingerprint says
-    written["init"] = start
-    written["base"] = stage.base is not None  # which one, the ancestors' hash says
+    values = serialization.to_json(stage)
+    values["data"] = {**values["data"], "roots": fingerprint, "labels": "as the fingerprint says"}
+    values["data"].pop("max_pixels")  # part of the fingerprint
+    values["init"] = start
+    values["base"] = stage.base is not None  # the base itself is part of `start`
     if run_folder.teacher_of(stage):
-        written["method"] = {**written["method"], "teacher": teacher}
+        values["method"] = {**values["method"], "teacher": teacher}
     if not stage.compile:
-        # stages that were trained before there was a choice keep their names
-        written.pop("compile")
+        # Stages from before this field keep their names.
+        values.pop("compile")
     if not precise:
-        written.pop("precision")
-    return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:12]
+        values.pop("precision")
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,9 +1,8 @@
-"""A plan: stages that begin from one another's weights. Hierarchical pretraining is a chain of
-them, a study a tree.
+"""Plans: stages that start from the weights of other stages.
 
-(HPT: Reed et al., 2021, https://arxiv.org/abs/2103.12718.) A stage is asked for by overrides, as
-`config.overrides` has them, so that whatever can be trained alone can be trained as a part of a
-plan.
+Hierarchical pretraining is a chain of stages (HPT; Reed et al., 2021,
+https://arxiv.org/abs/2103.12718), and a study is a tree. A stage is given as overrides, as in
+`config.overrides`. So every stage that can be trained alone can be part of a plan.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from selftaught.config.overrides import CONDUCT, flag, normalise
 from selftaught.config.resolve import find_method
 from selftaught.errors import UserError
 
-RESERVED = {"out", "resume", "config"}  # what a plan decides itself
+RESERVED = {"out", "resume", "config"}  # flags that a plan sets itself
 TOP = {"init", "defaults", "stages"}
 
 
@@ -26,34 +25,40 @@ class Node:
     """One stage of a plan."""
 
     name: str
-    overrides: Mapping[str, Any]  # what is asked for of it
-    after: str | None = None  # the stage whose backbone it begins from
+    overrides: Mapping[str, Any]  # settings that differ from the defaults
+    after: str | None = None  # the stage whose backbone it starts from
     teacher: str | None = None  # the stage whose classifier it learns from
-    init: str | None = None  # or else weights: a run, a file, a name in timm; neither: random ones
+    # without `after`: the weights that it starts from (a run, a file, a name in timm), or random
+    init: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    nodes: tuple[Node, ...]  # each after the one that it begins from
+    """Stages in an order in which they can be trained.
+
+    Raises UserError for a stage that starts from or learns from a later or missing one.
+    """
+
+    nodes: tuple[Node, ...]
 
     def __post_init__(self) -> None:
         if not self.nodes:
             raise UserError("the plan has no stages")
-        seen: set[str] = set()
+        names: set[str] = set()
         for node in self.nodes:
-            if node.name in seen:
+            if node.name in names:
                 raise UserError(f"the plan has two stages called {node.name}")
-            if node.after is not None and node.after not in seen:
+            if node.after is not None and node.after not in names:
                 raise UserError(
                     f"{node.name} is to begin after {node.after}: the plan has no such stage"
                     " before it"
                 )
-            if node.teacher is not None and node.teacher not in seen:
+            if node.teacher is not None and node.teacher not in names:
                 raise UserError(
                     f"{node.name} is to be taught by {node.teacher}: the plan has no such stage"
                     " before it"
                 )
-            seen.add(node.name)
+            names.add(node.name)
 
     def __getitem__(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
@@ -67,34 +72,32 @@ class Plan:
 
     @property
     def leaves(self) -> tuple[Node, ...]:
-        """The stages that no other begins from or is taught by: what the plan is for."""
-        begun = {name for node in self.nodes for name in (node.after, node.teacher)}
-        return tuple(node for node in self.nodes if node.name not in begun)
+        """The stages that no other one starts from or learns from: the results of the plan."""
+        used = {name for node in self.nodes for name in (node.after, node.teacher)}
+        return tuple(node for node in self.nodes if node.name not in used)
 
 
 def read(file: Path) -> Plan:
-    """From YAML:
+    """Read a plan from YAML:
 
-        init: base.pth                      # weights that stages without `after` begin from; random
-        ones if left out
+        init: base.pth  # start of stages without `after`; by default random weights
         defaults: {method: moco-v2, size: 64}
         stages:
           source: {data: big/, steps: 5000}
-          target: {after: source, data: mine/, steps: 500, trainable: norm, hard: [cutmix],
-          optimizer.lr: 0.03}
+          target: {after: source, data: mine/, steps: 500, trainable: norm, hard: [cutmix]}
 
-    `init: null` in a stage begins it from random weights; `teacher: tuned` lets the stage `tuned`
-    teach it, which `method: distillation` needs. Raises UserError for what is no plan.
+    A stage with `init: null` starts from random weights. `teacher: tuned` names the stage that
+    teaches, as `method: distillation` requires. Raises UserError if the file is not a plan.
     """
     try:
-        written = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
-    return from_mapping(written, str(file))
+    return from_mapping(content, str(file))
 
 
 class Loader(yaml.SafeLoader):
-    """YAML that does not drop the first of two entries of one name."""
+    """A YAML loader that refuses two entries of one name, instead of dropping the first."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -106,41 +109,40 @@ class Loader(yaml.SafeLoader):
         return node
 
 
-def from_mapping(written: Any, where: str) -> Plan:
-    if not isinstance(written, Mapping) or not isinstance(written.get("stages"), Mapping):
+def from_mapping(content: Any, where: str) -> Plan:
+    """Build a plan from the content of its file; `where` names the file in errors."""
+    if not isinstance(content, Mapping) or not isinstance(content.get("stages"), Mapping):
         raise UserError(
             f"{where} is no plan: it needs `stages:`, a mapping from names to the flags of"
             " `selftaught pretrain`"
         )
-    if strange := set(written) - TOP:
+    if unknown := set(content) - TOP:
         raise UserError(
-            f"{where}: {', '.join(sorted(map(str, strange)))} not understood; a plan has"
+            f"{where}: {', '.join(sorted(map(str, unknown)))} not understood; a plan has"
             f" {', '.join(sorted(TOP))}"
         )
-    defaults = written.get("defaults") or {}
+    defaults = content.get("defaults") or {}
     if not isinstance(defaults, Mapping):
         raise UserError(f"{where}: defaults needs flags, such as {{size: 64}}")
     nodes = []
-    for name, asked in written["stages"].items():
-        if not isinstance(asked, Mapping):
+    for name, settings in content["stages"].items():
+        if not isinstance(settings, Mapping):
             raise UserError(
                 f"{where}: stage {name} needs flags, such as {{data: photos/, steps: 500}}"
             )
-        flags = {normalise(str(key)): value for key, value in {**defaults, **asked}.items()}
-        after, init = flags.pop("after", None), flags.pop("init", written.get("init"))
+        flags = {normalise(str(key)): value for key, value in {**defaults, **settings}.items()}
+        after, init = flags.pop("after", None), flags.pop("init", content.get("init"))
         teacher = flags.pop("teacher", None)
-        if after is not None and asked.get("init") is not None:
+        if after is not None and settings.get("init") is not None:
+            raise UserError(f"{where}: stage {name} has both init and after: choose one")
+        if reserved := RESERVED & flags.keys():
             raise UserError(
-                f"{where}: stage {name} is to begin from init and after another stage: choose one"
-            )
-        if taken := RESERVED & flags.keys():
-            raise UserError(
-                f"{where}: stage {name}: {', '.join(sorted(taken))} is for the plan to decide"
+                f"{where}: stage {name}: {', '.join(sorted(reserved))} is for the plan to decide"
             )
         if shared := CONDUCT & flags.keys():
-            said = ", ".join(map(flag, sorted(shared)))
+            names = ", ".join(map(flag, sorted(shared)))
             raise UserError(
-                f"{where}: stage {name}: give {said} to `selftaught adapt`, for all stages"
+                f"{where}: stage {name}: give {names} to `selftaught adapt`, for all stages"
             )
         node = Node(
             name=str(name),
@@ -153,7 +155,7 @@ def from_mapping(written: Any, where: str) -> Plan:
     return Plan(nodes=tuple(nodes))
 
 
-# of a chain, what is asked for of its target alone
+# settings of a chain that hold for its target only
 _TARGET_ALONE = ("trainable", "steps", "epochs", "keep", "subset", "labels_from")
 
 
@@ -164,10 +166,10 @@ def chain(
     init: str | None = None,
     source_steps: int | None = None,
 ) -> Plan:
-    """Base -> Source -> Target. What moves, hard examples and the length are the target's.
+    """Build the plan Base -> Source -> Target.
 
-    target, source: images, as `data` is asked for. Raises UserError where there is nothing to
-    adapt.
+    target, source: images, as for `data`. Hard examples, trainable layers and length hold for the
+    target only. Raises UserError if there are no images or no weights to adapt.
     """
     if not target:
         raise UserError(
@@ -175,18 +177,18 @@ def chain(
         )
     if not init and not source:
         raise UserError(
-            "nothing to adapt: name weights by --init, a --source, or both; or train anew by"
-            " `selftaught pretrain`"
+            "nothing to adapt: name weights by --init, a --source, or both; or train from random"
+            " weights by `selftaught pretrain`"
         )
-    asked = {normalise(name): value for name, value in overrides.items()}
+    settings = {normalise(name): value for name, value in overrides.items()}
     common = {
         name: value
-        for name, value in asked.items()
+        for name, value in settings.items()
         if not (name.partition(".")[0] == "hard" or name in _TARGET_ALONE)
     }
     last = Node(
         name="target",
-        overrides={**asked, "data": target},
+        overrides={**settings, "data": target},
         after="source" if source else None,
         init=None if source else init,
     )
@@ -198,23 +200,25 @@ def chain(
     return Plan(nodes=(first, last))
 
 
-def with_defaults(asked: Plan) -> Plan:
-    """Pixels are normalised by each stage's own data, and a plan's outcome is never worse than its
-    start unless that is asked for.
+def with_defaults(plan: Plan) -> Plan:
+    """Add the defaults of adapting to a plan.
+
+    Each stage normalises pixels by its own data. The last stages keep the best weights, so the
+    outcome is not worse than the start.
     """
 
-    def settled(node: Node) -> Node:
+    def add_defaults(node: Node) -> Node:
         overrides: dict[str, Any] = {"statistics": "data"}
-        if node in asked.leaves and (node.after or node.init) and not _classifies(node):
-            # by the features: it does not tell which classifier is best
+        if node in plan.leaves and (node.after or node.init) and not _classifies(node):
+            # Candidates are scored by features, which does not select the best classifier.
             overrides["keep"] = "best"
         return replace(node, overrides={**overrides, **node.overrides})
 
-    return Plan(nodes=tuple(settled(node) for node in asked.nodes))
+    return Plan(nodes=tuple(add_defaults(node) for node in plan.nodes))
 
 
 def _classifies(node: Node) -> bool:
     try:
         return find_method(node.overrides).classifies
-    except UserError:  # it is refused with its stage, later
+    except UserError:  # resolving the stage raises it later
         return False

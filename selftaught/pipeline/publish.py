@@ -1,6 +1,4 @@
-"""The outcome of a plan, put where people look for it: into the plan's own folder, beside the
-stages.
-"""
+"""Publication of a plan's outcome: its weights in the plan's own folder."""
 
 import os
 import shutil
@@ -15,11 +13,9 @@ FILES = ("backbone.safetensors", heads.FILE)
 
 
 def publish_outcome(out: Path, stage: Path, say: Callable[[str], None] = lambda text: None) -> None:
-    """Give the weights of a finished stage's folder a second name in `out`, with a run.json that
-    says so.
+    """Link the weights of a finished stage into `out`, and write a run.json that names the stage.
 
-    What lies there of another outcome is replaced. Commands go on looking into the stage's folder,
-    as long as it is there.
+    They replace an earlier outcome. Commands read the stage's folder while it exists.
     """
     facts = {
         **run_folder.read_run(stage).facts,
@@ -33,11 +29,11 @@ def publish_outcome(out: Path, stage: Path, say: Callable[[str], None] = lambda 
             else:
                 (out / name).unlink(missing_ok=True)
         files.write_json(out / "run.json", facts)
-    say(f"its outcome lies in {out / FILES[0]}, too")
+    say(f"the outcome is in {out / FILES[0]} too")
 
 
 def link(source: Path, draft: Path) -> None:
-    """The same file under a second name; a copy where the disk knows no such thing."""
+    """Hard-link a file, or copy it if the file system has no hard links."""
     draft.unlink()
     try:
         draft.hardlink_to(source)

@@ -1,6 +1,4 @@
-"""Geometry of the page's charts: numbers in, positions and labels out; charts.html.j2 draws them as
-inline SVG.
-"""
+"""Geometry of the page's charts: positions and labels, which charts.html.j2 draws as SVG."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,50 +7,56 @@ from itertools import pairwise
 
 WIDTH, HEIGHT = 360.0, 210.0
 LEFT, TOP, BOTTOM = 44.0, 10.0, 26.0
-SERIES = 8  # colours and dash patterns there are
-# positions of a curve: steps that fall together are drawn as their mean and a band of their range
+SERIES = 8  # number of colours and dash patterns
+# positions of a curve; steps at one position are drawn as their mean and a band of their range
 BUCKETS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One curve: a short label, drawn at its end, and a full name."""
+    """The values of one curve, a short label for its end, and a full name."""
 
     label: str
     name: str
     colour: int
     x: Sequence[float]
-    y: Sequence[float | None]  # None = no finite value there: the line breaks
+    y: Sequence[float | None]  # None for values that are not finite; the line has a gap there
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
+    """A mark of an axis."""
+
     at: float
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
+    """The SVG paths and positions of one curve."""
+
     label: str
     name: str
     colour: int
-    paths: tuple[str, ...]  # d of the pieces of the line
-    # d of the areas between the smallest and the largest value where several share a position
+    paths: tuple[str, ...]  # attribute d of the pieces of the line
+    # attribute d of the areas between the smallest and the largest value at each position
     band: tuple[str, ...]
-    dots: tuple[tuple[float, float], ...]  # values alone, which have no line
+    dots: tuple[tuple[float, float], ...]  # single values between gaps
     end: tuple[float, float]
     label_at: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
+    """A line chart: curves, and the marks of both axes."""
+
     title: str
     note: str
-    words: str  # the chart in words, for those who do not see it
+    words: str  # description for screen readers
     curves: tuple[Curve, ...]
     x: tuple[Mark, ...]
     y: tuple[Mark, ...]
-    right: float
+    right: float  # right edge of the plot
 
 
 def chart(
@@ -62,9 +66,10 @@ def chart(
     note: str = "",
     bounds: tuple[float | None, float | None] = (None, None),
 ) -> Chart | None:
-    """A line chart over steps, or None where there is no value to draw.
+    """Build a line chart over steps; None if there is no value to draw.
 
-    bounds: values that the vertical axis reaches at least."""
+    bounds: values that the vertical axis includes.
+    """
     series = [s for s in series if any(value is not None for value in s.y)]
     if not series:
         return None
@@ -72,7 +77,7 @@ def chart(
     values += [bound for bound in bounds if bound is not None]
     steps = [x for s in series for x, y in zip(s.x, s.y, strict=True) if y is not None]
     if min(values) == max(values) == bounds[0]:
-        values.append(bounds[0] + 1)  # all at the end of the scale: do not show what lies beyond it
+        values.append(bounds[0] + 1)  # all values are at the bound, so the axis starts there
     y_marks = ticks(min(values), max(values), 4)
     low, high = min(min(values), y_marks[0]), max(max(values), y_marks[-1])
     first, last = min(steps), max(steps)
@@ -85,13 +90,13 @@ def chart(
     def down(y: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (y - low) / (high - low))
 
-    drawn = [_curve(s, first, last, across, down) for s in series]
+    curves = [_curve(s, first, last, across, down) for s in series]
     x_marks = [t for t in ticks(first, last, 4, whole=True) if first <= t <= last]
     return Chart(
         title=title,
         note=note,
         words=_words(title, series),
-        curves=_labelled(drawn, right),
+        curves=_place_labels(curves, right),
         x=tuple(Mark(at=round(across(t), 1), text=steps_text(t)) for t in x_marks),
         y=tuple(
             Mark(at=round(down(t), 1), text=tick_text(t, y_marks))
@@ -103,8 +108,9 @@ def chart(
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> tuple[float, ...]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that reach from `low` to
-    `high` or just beyond.
+    """About `count` round numbers that cover the range from `low` to `high`.
+
+    Their distance is 1, 2 or 5 times a power of ten; with `whole`, at least 1.
     """
     if not high > low:
         low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
@@ -112,7 +118,7 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> tuple[
     power = 10.0 ** math.floor(math.log10(rough))
     gap = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     gap = max(1.0, gap) if whole else gap
-    digits = 3 - math.floor(math.log10(gap))  # so that 0.3 is not 0.30000000000000004
+    digits = 3 - math.floor(math.log10(gap))  # rounds 0.30000000000000004 to 0.3
     return tuple(
         round(gap * k, digits)
         for k in range(math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9) + 1)
@@ -120,6 +126,7 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> tuple[
 
 
 def tick_text(value: float, marks: Sequence[float]) -> str:
+    """The text of a mark, with as many decimals as the distance of the marks requires."""
     gap = min((b - a for a, b in pairwise(marks)), default=1.0)
     if max(abs(mark) for mark in marks) >= 10_000:
         return steps_text(value)
@@ -128,25 +135,26 @@ def tick_text(value: float, marks: Sequence[float]) -> str:
 
 
 def steps_text(value: float) -> str:
+    """A number of steps as short text, such as 20k."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
 
 
-def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart and as near to the wanted ones as a single sweep down and one
-    up get them.
-    """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    placed = [min(max(value, low), high) for value in wanted]
+def spread_positions(
+    positions: Sequence[float], gap: float, low: float, high: float
+) -> list[float]:
+    """Move positions until they are at least `gap` apart, by one pass down and one pass up."""
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    result = [min(max(value, low), high) for value in positions]
     for before, after in pairwise(order):
-        placed[after] = max(placed[after], placed[before] + gap)
+        result[after] = max(result[after], result[before] + gap)
     limit = high
     for i in reversed(order):
-        placed[i] = min(placed[i], limit)
-        limit = placed[i] - gap
-    return [round(value, 1) for value in placed]
+        result[i] = min(result[i], limit)
+        limit = result[i] - gap
+    return [round(value, 1) for value in result]
 
 
 def _curve(
@@ -156,6 +164,7 @@ def _curve(
     across: Callable[[float], float],
     down: Callable[[float], float],
 ) -> Curve:
+    """The geometry of one series; `across` and `down` map values to positions."""
     pieces: list[list[tuple[float, float, float, float]]] = [[]]  # x, mean, smallest, largest
     for bucket in _buckets(s, first, last):
         if bucket is None:
@@ -189,33 +198,35 @@ def _curve(
 
 
 def _buckets(s: Series, first: float, last: float) -> list[tuple[float, list[float]] | None]:
-    """Values that fall on the same position together; None where the line breaks."""
-    found: list[tuple[float, list[float]] | None] = []
+    """Group the values at each position; None for a gap in the line."""
+    buckets: list[tuple[float, list[float]] | None] = []
     open_at: int | None = None
     for x, y in zip(s.x, s.y, strict=True):
         if y is None:
-            found.append(None)
+            buckets.append(None)
             open_at = None
             continue
         at = int((x - first) / (last - first) * BUCKETS) if last > first else 0
-        if open_at == at and found and found[-1] is not None:
-            found[-1][1].append(y)
-            # the last step of a bucket: so the curve ends where the run ends
-            found[-1] = (x, found[-1][1])
+        if open_at == at and buckets and buckets[-1] is not None:
+            buckets[-1][1].append(y)
+            # The last step of a bucket, so that the curve ends at the end of the run.
+            buckets[-1] = (x, buckets[-1][1])
         else:
-            found.append((x, [y]))
+            buckets.append((x, [y]))
             open_at = at
-    return found
+    return buckets
 
 
-def _labelled(curves: Sequence[Curve], right: float) -> tuple[Curve, ...]:
-    """A label stands right of the end of its curve; those that end together, at the right edge, are
-    kept apart.
-    """
+def _place_labels(curves: Sequence[Curve], right: float) -> tuple[Curve, ...]:
+    """Place labels to the right of the curves' ends, without overlap at the right edge."""
     edge = [i for i, curve in enumerate(curves) if right - curve.end[0] < 24]
     heights = {i: curve.end[1] for i, curve in enumerate(curves)}
     heights |= dict(
-        zip(edge, apart([heights[i] for i in edge], 13.0, TOP + 4, HEIGHT - BOTTOM), strict=True)
+        zip(
+            edge,
+            spread_positions([heights[i] for i in edge], 13.0, TOP + 4, HEIGHT - BOTTOM),
+            strict=True,
+        )
     )
     return tuple(
         replace(curve, label_at=(round(right if i in edge else curve.end[0], 1) + 7, heights[i]))
@@ -228,8 +239,8 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _words(title: str, series: Sequence[Series]) -> str:
-    said = []
+    parts = []
     for s in series:
         values = [value for value in s.y if value is not None]
-        said.append(f"{s.name} from {values[0]:.3g} to {values[-1]:.3g}")
-    return f"{title}: " + "; ".join(said)
+        parts.append(f"{s.name} from {values[0]:.3g} to {values[-1]:.3g}")
+    return f"{title}: " + "; ".join(parts)

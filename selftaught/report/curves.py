@@ -1,4 +1,4 @@
-"""Curves of losses, features and speed."""
+"""Charts of losses, features and speed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,13 +10,13 @@ FEATURES = (
     (
         "std",
         "Spread",
-        "1: features lie all around the sphere. 0: all images look the same to the backbone.",
+        "1: features cover the whole sphere. 0: all images have the same features.",
         (0.0, 1.0),
     ),
     (
         "rank",
         "Effective rank",
-        "Dimensions that are really used (RankMe). Falling towards 1 means collapse.",
+        "Number of dimensions in use (RankMe). A fall towards 1 is a collapse.",
         (0.0, None),
     ),
     (
@@ -34,26 +34,24 @@ FEATURES = (
     (
         "knn",
         "kNN accuracy",
-        "Balanced accuracy on held-back images (AUROC where images have several classes).",
+        "Balanced accuracy on held-out images (AUROC for several classes an image).",
         (None, None),
     ),
 )
 
 
-# Curves
-
-# record -> what was logged; None = not measured at that step
+# the logged value of a record; None if it was not measured at that step
 Value = Callable[[Mapping[str, Any]], object]
 
 
 def chart_losses(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
-    """One run: all parts in one chart. Several: a chart a part, a curve a run."""
+    """Charts of the loss: one with all parts for a single run, else one for each part."""
     parts = list(
         dict.fromkeys(
             part for run in runs for record in run.journal for part in _inner(record, "losses")
         )
     )
-    parts = parts if len(parts) > 1 else []  # a single part is the whole
+    parts = parts if len(parts) > 1 else []  # a single part equals the loss
     if len(runs) == 1:
         series = [_series(runs[0], "all" if parts else "", "loss", 0, _logged("loss"))]
         series += [
@@ -64,7 +62,7 @@ def chart_losses(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
             chart(
                 "Loss",
                 series,
-                note="What training makes smaller" + (", and its parts." if parts else "."),
+                note="The loss that training minimises" + (", and its parts." if parts else "."),
             )
         )
     return _present(
@@ -73,7 +71,7 @@ def chart_losses(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
             runs,
             letters,
             _logged("loss"),
-            note="What training makes smaller. It compares only within a method.",
+            note="The loss that training minimises. Only runs of one method are comparable.",
         ),
         *(
             overlay_runs(
@@ -81,7 +79,7 @@ def chart_losses(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
                 runs,
                 letters,
                 _logged("losses", part),
-                note=f"Its part from {part} views.",
+                note=f"The part of {part} views.",
             )
             for part in parts
         ),
@@ -89,19 +87,20 @@ def chart_losses(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
 
 
 def chart_features(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
-    found = []
+    """Charts of the measures of features. kNN is of runs with labels only."""
+    charts = []
     for key, title, note, bounds in FEATURES:
-        # without labels: no accuracy
-        shown = [run if key != "knn" or run.labelled else None for run in runs]
-        found.append(
-            overlay_runs(title, shown, letters, _logged("features", key), note=note, bounds=bounds)
+        some = [run if key != "knn" or run.labelled else None for run in runs]
+        charts.append(
+            overlay_runs(title, some, letters, _logged("features", key), note=note, bounds=bounds)
         )
-    return _present(*found)
+    return _present(*charts)
 
 
 def chart_speed(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
-    waiting = "Share of the time. Near 0 the device is the limit, near 1 the data are."
-    rate = "Images trained on, measured over the steps since the last record."
+    """Charts of images per second, waiting time and learning rate."""
+    waiting = "Share of the time. Near 0 the device limits the speed, near 1 the data."
+    rate = "Training images, averaged over the steps since the last record."
     return _present(
         overlay_runs(
             "Images per second",
@@ -119,7 +118,7 @@ def chart_speed(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
             runs,
             letters,
             _logged("lr"),
-            note="Of the optimiser, at each step.",
+            note="Learning rate of the optimizer at each step.",
             bounds=(0.0, None),
         ),
     )
@@ -134,8 +133,9 @@ def overlay_runs(
     note: str = "",
     bounds: tuple[float | None, float | None] = (None, None),
 ) -> Chart | None:
-    """A curve for each run (None: this run has no say here), labelled by the run's letter; a curve
-    alone needs none.
+    """Build a chart with a curve for each run; None stands for a run without this value.
+
+    A curve is labelled with the run's letter, unless there is one run only.
     """
     alone = len(runs) == 1
     series = [
@@ -149,11 +149,9 @@ def overlay_runs(
 
 
 def _series(run: Run, label: str, name: str, colour: int, value: Value) -> Series:
-    """A step that was not measured is no gap in the curve; a value that is no finite number is
-    one.
-    """
-    taken = [(float(record["step"]), value(record)) for record in run.journal]
-    measured = [(step, number(found)) for step, found in taken if found is not None]
+    """The values of a run. Steps without a value are omitted; NaN becomes a gap."""
+    entries = [(float(record["step"]), value(record)) for record in run.journal]
+    measured = [(step, number(entry)) for step, entry in entries if entry is not None]
     return Series(
         label=label,
         name=name,
@@ -170,9 +168,9 @@ def _logged(key: str, inner: str | None = None) -> Value:
 
 
 def _inner(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = record.get(key)
-    return found if isinstance(found, dict) else {}
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
 
 
-def _present(*found: Chart | None) -> list[Chart]:
-    return [one for one in found if one is not None]
+def _present(*charts: Chart | None) -> list[Chart]:
+    return [chart for chart in charts if chart is not None]

@@ -1,6 +1,4 @@
-"""What a study tries: its plan file, and the cells that it consists of; over 200 lines with the
-five designs.
-"""
+"""Design of studies: the plan file, the five experiments, and their cells."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from selftaught.pipeline.execute import network_of
 from selftaught.pipeline.plan import RESERVED, Loader, Node
 
 Flags = Mapping[str, Any]
-# by the study itself
+# flags that the study or its command sets
 DECIDED = {
     *RESERVED,
     *CONDUCT,
@@ -37,8 +35,7 @@ DECIDED = {
     "seed",
 }
 
-# Views with less and less of the augmentation, in the article's order; "no colour" brings grey
-# back, as there.
+# Views with fewer and fewer augmentations, in the order of the paper, where "no colour" has grey.
 AUGMENTATIONS: dict[str, Flags] = {
     "all": {},
     "no gray": {"views.gray": 0},
@@ -51,51 +48,52 @@ HPT_STEPS, TARGET_STEPS = (50, 500, 5000, 50_000), (5000, 50_000, 100_000, 200_0
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
+    """Weights to start from: a run, a file, or a name in timm."""
+
     init: str
     backbone: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
+    """Images to adapt to, and their labels."""
+
     data: tuple[str, ...]
-    source: tuple[str, ...] = ()
+    source: tuple[str, ...] = ()  # images of the intermediate stage
     labels: str = "auto"
-    # flags of its own, on top of the study's
+    # flags that extend or replace those of the study
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Steps of pretraining, as the article has them for batches of 256."""
+    """Steps of pretraining, for batches of 256 (Reed et al., 2021, https://arxiv.org/abs/2103.12718)."""
 
     hpt: tuple[int, ...] = HPT_STEPS  # from a base
     target: tuple[int, ...] = TARGET_STEPS  # from random weights
     hpt_bn: tuple[int, ...] = (5000,)
     source: int = 5000
-    refresh: int = 50  # batches that a base's norm statistics are taken from
+    refresh: int = 50  # batches for the norm statistics of a base
 
     def __post_init__(self) -> None:
-        ways = (self.hpt, self.target, self.hpt_bn)
-        if not all(ways) or min(*chain.from_iterable(ways), self.source, self.refresh) < 1:
+        lengths = (self.hpt, self.target, self.hpt_bn)
+        if not all(lengths) or min(*chain.from_iterable(lengths), self.source, self.refresh) < 1:
             raise UserError("steps: every way needs one length or more, of 1 step or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A study's plan: on what, from what, for how long. `settings` are flags of every
-    pretraining.
-    """
+    """The plan of a study. Raises UserError for values out of range."""
 
     bases: dict[str, Base]
     targets: dict[str, Target]
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # flags of every pretraining
     steps: Lengths = Lengths()
     seeds: tuple[int, ...] = (0, 1)
-    hard: tuple[
-        str, ...
-    ] = ()  # hard examples: every variant that trains on the target is done with them as well
-    labels: tuple[str, ...] = ("all",)  # of the linear probe and kNN
-    few: tuple[str, ...] = ("total:1000", "all")  # of fine-tuning
+    # hard examples: every variant that trains on the target is repeated with them
+    hard: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ("all",)  # numbers of labels for the linear probe and kNN
+    few: tuple[str, ...] = ("total:1000", "all")  # numbers of labels for fine-tuning
     shares: tuple[str, ...] = ("1%", "10%", "25%", "100%")
     finetune: FineTune = FineTune()
 
@@ -112,48 +110,50 @@ class Setup:
                 or not 0 < float(number) <= 100
             ):
                 raise UserError(
-                    f"shares: {share} is no share of the images: say 10%, above 0% and at most 100%"
+                    f"shares: {share} is no share of the images: give 0% to 100%, as in 10%"
                 )
         for flags in (self.settings, *(target.settings for target in self.targets.values())):
-            if taken := DECIDED & {normalise(str(name)) for name in flags}:
-                named = ", ".join(name.replace("_", "-") for name in sorted(taken))
+            if reserved := DECIDED & {normalise(str(name)) for name in flags}:
+                named = ", ".join(name.replace("_", "-") for name in sorted(reserved))
                 raise UserError(f"settings: {named} is for the study to decide, or for its command")
-            read_overrides(flags)  # refuses what there is not
+            read_overrides(flags)  # raises UserError for unknown flags
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One point of a figure: a chain of stages for one seed, and how its outcome is judged."""
+    """One point of a figure: a chain of stages for one seed, and the evaluation of its outcome."""
 
     target: str
     base: str
     variant: str
-    # where it stands on the figure's axis: steps, labels, augmentations or share of the data
+    # position on the figure's axis: steps, labels, augmentations or share of the data
     x: str
     seed: int
     nodes: tuple[Node, ...]
-    data: tuple[str, ...]  # what it is judged on: the target's test images
+    data: tuple[str, ...]  # the target's images, whose test side is evaluated
     labels_from: str
     protocols: tuple[str, ...]
     labels: tuple[str, ...]
-    finetune: FineTune | None  # where that is among the protocols
+    finetune: FineTune | None  # if it is among the protocols
 
     @property
-    def judged(self) -> dict[str, Any]:
-        """What its scores depend on. Not on what a study calls it: B+T of one is HPT of another,
-        and is judged once.
+    def inputs(self) -> dict[str, Any]:
+        """The values that its scores depend on.
+
+        Names are omitted: B+T of one study is HPT of another, and is evaluated once.
         """
-        told = {f.name: getattr(self, f.name) for f in fields(self)}
-        left_out = ("target", "base", "variant", "x")
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        names = ("target", "base", "variant", "x")
         return {
-            **{name: value for name, value in told.items() if name not in left_out},
+            **{name: value for name, value in values.items() if name not in names},
             "nodes": [node_facts(node) for node in self.nodes],
             "finetune": self.finetune and asdict(self.finetune),
         }
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.judged, sort_keys=True).encode()).hexdigest()[:12]
+        """Hash of the inputs; the name of the cell's file."""
+        return hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def name(self) -> str:
@@ -161,8 +161,9 @@ class Cell:
 
 
 def node_facts(node: Node) -> dict[str, Any]:
-    """A stage as cells are known by: what is asked for stands there in the words of flags, as it
-    did when stages were asked for by these. A cell that is done stays so.
+    """A stage as part of a cell's inputs.
+
+    Settings are in the form of flags, as in older versions, so that finished cells remain valid.
     """
     words: list[str] = []
     for name, value in node.overrides.items():
@@ -177,17 +178,17 @@ def node_facts(node: Node) -> dict[str, Any]:
 
 
 def read(file: Path) -> Setup:
-    """From YAML, with paths as they are typed; raises UserError for what does not fit."""
+    """Read a study's plan from YAML. Raises UserError if the file is not one."""
     try:
-        written = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(written, Mapping) or not written.get("bases") or not written.get("targets"):
+    if not isinstance(content, Mapping) or not content.get("bases") or not content.get("targets"):
         raise UserError(
             f"{file} is no study: it needs bases and targets, each a mapping from names"
         )
     try:
-        return _converter().structure(written, Setup)
+        return _converter().structure(content, Setup)
     except (cattrs.BaseValidationError, TypeError, ValueError) as error:
         reasons = (
             cattrs.transform_error(error, format_exception=reason)
@@ -198,8 +199,9 @@ def read(file: Path) -> Setup:
 
 
 def _converter() -> cattrs.Converter:
-    """Unknown fields are refused; one value stands for a list of it; a base may be weights alone, a
-    target images alone.
+    """A converter that refuses unknown fields.
+
+    A single value becomes a list, weights become a base, and images become a target.
     """
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_structure_hook_func(
@@ -219,66 +221,65 @@ def _converter() -> cattrs.Converter:
 
 
 def reason(error: BaseException, kind: type | None) -> str:
+    """The text of an error for cattrs."""
     return str(error) if isinstance(error, UserError) else format_exception(error, kind)
 
 
 def several(value: Any) -> tuple[str, ...]:
+    """A value or a list of values, as a tuple of texts."""
     return tuple(str(v) for v in (value if isinstance(value, list | tuple) else [value]))
 
 
-# ------------------------------------------------------------------------------------------- chains
-# of stages
+# Chains of stages
 
 
 @dataclass(frozen=True)
 class Chains:
-    """The ways to a backbone for one target, base and seed. Each is a chain of stages that others
-    share parts of.
-    """
+    """The chains of stages for one target, base and seed. They can share stages."""
 
     setup: Setup
     base: Base
     target: Target
     seed: int
-    network: Flags  # the base's, which what begins from random weights has as well
+    network: Flags  # that of the base, also for stages that start from random weights
 
     def node(
         self, name: str, data: tuple[str, ...], flags: Flags, after: str | None, init: str | None
     ) -> Node:
-        asked = {
+        """One stage with the study's and the target's settings."""
+        settings = {
             **self.setup.settings,
             **self.target.settings,
             "data": data,
             "seed": self.seed,
             "statistics": "data",
         }
-        if (
-            data == self.target.data
-        ):  # held out is what the labels' split holds out, so that no test image is trained on
-            asked["labels_from"] = self.target.labels
-        asked |= flags
+        # The split of the labels holds out the test images, so none of them is trained on.
+        if data == self.target.data:
+            settings["labels_from"] = self.target.labels
+        settings |= flags
         if self.base.backbone:
-            asked["backbone"] = self.base.backbone
+            settings["backbone"] = self.base.backbone
         if init is None:
-            asked = {**self.network, **asked}
-        asked = {normalise(str(name)): value for name, value in asked.items()}
-        return Node(name=name, overrides=asked, after=after, init=None if after else init)
+            settings = {**self.network, **settings}
+        settings = {normalise(str(name)): value for name, value in settings.items()}
+        return Node(name=name, overrides=settings, after=after, init=None if after else init)
 
     def random(self) -> tuple[Node, ...]:
-        """The network before any training."""
+        """The network with random weights."""
         return (self.node("random", self.target.data, {"steps": 0}, None, None),)
 
     def as_is(self) -> tuple[Node, ...]:
-        """The base as it came."""
+        """The base without any training."""
         return (self.node("base", self.target.data, {"steps": 0}, None, self.base.init),)
 
     def refreshed(self) -> tuple[Node, ...]:
-        """Base: its norm statistics are those of the target's images, and nothing else."""
+        """Base: the base with norm statistics of the target's images."""
         flags = {"trainable": "none", "steps": self.setup.steps.refresh}
         return (self.node("base", self.target.data, flags, None, self.base.init),)
 
     def source(self) -> tuple[Node, ...]:
-        """B+S."""
+        """B+S: the base trained on the source. Raises UserError for a target without a source."""
         if not self.target.source:
             raise UserError("this study needs a source for every target")
         return (
@@ -292,7 +293,7 @@ class Chains:
         )
 
     def adapted(self, steps: int, flags: Flags, before: tuple[Node, ...] = ()) -> tuple[Node, ...]:
-        """HPT: B+T, or B+S+T after a source."""
+        """HPT: B+T, or B+S+T after the stages `before`."""
         after = before[-1].name if before else None
         return (
             *before,
@@ -300,7 +301,7 @@ class Chains:
         )
 
     def anew(self, steps: int, flags: Flags) -> tuple[Node, ...]:
-        """Target: from random weights, the same network."""
+        """Target: the same network, trained from random weights."""
         return (self.node("target", self.target.data, {"steps": steps, **flags}, None, None),)
 
 
@@ -308,7 +309,7 @@ Variants = Iterator[tuple[str, str, tuple[Node, ...]]]  # variant, x, chain
 
 
 def separability(c: Chains, flags: Flags) -> Variants:
-    """Linear probe and kNN against the steps of pretraining."""
+    """Yield variants for linear probe and kNN over the steps of pretraining."""
     steps = c.setup.steps
     for n in steps.hpt:
         yield "HPT", str(n), c.adapted(n, flags)
@@ -319,7 +320,7 @@ def separability(c: Chains, flags: Flags) -> Variants:
 
 
 def labels(c: Chains, flags: Flags) -> Variants:
-    """Fine-tuning with few labels and with all, of each way's longest pretraining."""
+    """Yield variants for fine-tuning with few and all labels, after the longest pretraining."""
     steps = c.setup.steps
     yield "HPT", "", c.adapted(max(steps.hpt), flags)
     yield "HPT-BN", "", c.adapted(max(steps.hpt_bn), {**flags, "trainable": "norm"})
@@ -327,21 +328,21 @@ def labels(c: Chains, flags: Flags) -> Variants:
 
 
 def sequential(c: Chains, flags: Flags) -> Variants:
-    """Is a source in between worth it: B+T against B+S+T."""
+    """Yield variants without and with an intermediate source: B+T and B+S+T."""
     n = max(c.setup.steps.hpt)
     yield "B+T", "", c.adapted(n, flags)
     yield "B+S+T", "", c.adapted(n, flags, c.source())
 
 
 def augmentations(c: Chains, flags: Flags) -> Variants:
-    """With fewer and fewer augmentations."""
+    """Yield variants with fewer and fewer augmentations."""
     for name, fewer in AUGMENTATIONS.items():
         yield "HPT", name, c.adapted(max(c.setup.steps.hpt), {**flags, **fewer})
         yield "Target", name, c.anew(max(c.setup.steps.target), {**flags, **fewer})
 
 
 def data(c: Chains, flags: Flags) -> Variants:
-    """With less and less of the target's images."""
+    """Yield variants with shares of the target's images."""
     steps = c.setup.steps
     for share in c.setup.shares:
         part = flags if float(share.removesuffix("%")) == 100 else {**flags, "subset": share}
@@ -357,9 +358,8 @@ STUDIES: dict[str, Callable[[Chains, Flags], Variants]] = {
     "augmentations": augmentations,
     "data": data,
 }
-REFERENCES: dict[
-    str, tuple[str, ...]
-] = {  # what is drawn as a line: it depends on nothing that the study varies
+# variants that do not depend on the axis of the study; figures show them as lines
+REFERENCES: dict[str, tuple[str, ...]] = {
     "separability": ("random", "base as is", "Base"),
     "labels": ("random", "Base"),
     "sequential": ("B", "B+S"),
@@ -369,25 +369,25 @@ REFERENCES: dict[
 
 
 def cells(study: str, setup: Setup) -> list[Cell]:
-    """Every cell of a study; seeds vary slowest, so that one whole figure is there first."""
+    """Build every cell of a study. Seeds vary slowest, so that a whole figure is complete early."""
     tuned = study in ("labels", "sequential")
     networks = {base: network_of(b.init) for base, b in setup.bases.items()}
-    found: list[Cell] = []
+    study_cells: list[Cell] = []
     for seed, (target, t), (base, b) in product(
         setup.seeds, setup.targets.items(), setup.bases.items()
     ):
         chains = Chains(setup, b, t, seed, networks[base])
-        ways: dict[str, Callable[[], tuple[Node, ...]]] = {
+        references: dict[str, Callable[[], tuple[Node, ...]]] = {
             "random": chains.random,
             "base as is": chains.as_is,
             "Base": chains.refreshed,
             "B": chains.refreshed,
             "B+S": chains.source,
         }
-        tried = [(name, "", ways[name]()) for name in REFERENCES[study]]
-        tried += STUDIES[study](chains, {})
+        variants = [(name, "", references[name]()) for name in REFERENCES[study]]
+        variants += STUDIES[study](chains, {})
         if setup.hard:
-            tried += [
+            variants += [
                 (f"{v} + hard", x, nodes)
                 for v, x, nodes in STUDIES[study](chains, {"hard": setup.hard})
             ]
@@ -404,5 +404,7 @@ def cells(study: str, setup: Setup) -> list[Cell]:
             labels=setup.few if tuned else setup.labels,
             finetune=replace(setup.finetune, seed=seed) if tuned else None,
         )
-        found += [replace(common, variant=variant, x=x, nodes=nodes) for variant, x, nodes in tried]
-    return found
+        study_cells += [
+            replace(common, variant=variant, x=x, nodes=nodes) for variant, x, nodes in variants
+        ]
+    return study_cells

@@ -1,4 +1,4 @@
-"""The article's figures, from a study's points: one panel for each target and base."""
+"""The figures of the paper for a study: one panel for each target and base."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from selftaught import files
 from selftaught.errors import UserError
 from selftaught.study.tables import Rows, budget, labelled
 
-# Okabe & Ito's, which most colour-blind people can tell apart
+# from Okabe & Ito's palette, which most colour-blind people can distinguish
 COLOURS = {
     "HPT": "#0072B2",
     "HPT-BN": "#56B4E9",
@@ -21,7 +21,7 @@ COLOURS = {
     "B+T": "#0072B2",
     "B+S+T": "#CC79A7",
 }
-# of curves; what has none is shown as dots by the number of labels
+# labels of the x axis; studies without one show dots by the number of labels
 AXES = {
     "separability": "steps of pretraining on the target",
     "augmentations": "augmentations left",
@@ -31,9 +31,7 @@ WORDS = {"balanced_accuracy": "balanced accuracy, %", "auroc": "AUROC, %"}
 
 
 def draw(study: str, points: Rows, out: Path) -> list[Path]:
-    """PNG and SVG for each protocol; the files that were written. Raises UserError without
-    matplotlib.
-    """
+    """Draw PNG and SVG for each protocol; return the files. Raises UserError without matplotlib."""
     try:
         import matplotlib
 
@@ -45,7 +43,7 @@ def draw(study: str, points: Rows, out: Path) -> list[Path]:
     for protocol in sorted({p["protocol"] for p in points}):
         of = [p for p in points if p["protocol"] == protocol]
         budgets = sorted({p["labels"] for p in of}, key=budget)
-        if study not in AXES or len(budgets) == 1:  # else budgets are no axis: a figure for each
+        if study not in AXES or len(budgets) == 1:  # otherwise one figure for each budget
             written += sheet(study, of, out / f"{study}-{protocol}", pyplot)
             continue
         for labels in budgets:
@@ -55,7 +53,7 @@ def draw(study: str, points: Rows, out: Path) -> list[Path]:
 
 
 def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
-    """One figure, as PNG and SVG: a row of panels for each target, a column for each base."""
+    """Draw one figure as PNG and SVG, with a row for each target and a column for each base."""
     targets, bases = (list(dict.fromkeys(p[k] for p in points)) for k in ("target", "base"))
     size = (4.6 * len(bases) + 0.4, 3.6 * len(targets) + 0.9)
     figure, axes = pyplot.subplots(
@@ -107,18 +105,20 @@ def sheet(study: str, points: Rows, name: Path, pyplot: Any) -> list[Path]:
 
 
 def style(variant: str) -> dict[str, Any]:
+    """Colour and line of a variant."""
     plain = variant.removesuffix(" + hard")
     return {"color": COLOURS.get(plain, "#333333"), "linestyle": "--" if plain != variant else "-"}
 
 
 def whiskers(of: Rows) -> list[list[float]]:
-    """From the lowest to the highest seed, as distances from the mean."""
+    """Distances of the lowest and the highest seed from the mean, in percent."""
     return [[100 * (p["mean"] - p["low"]) for p in of], [100 * (p["high"] - p["mean"]) for p in of]]
 
 
 def curves(study: str, axis: Any, panel: Rows) -> None:
-    """Curves over what the study varies, with the range over seeds; a diamond for a single point;
-    lines for the rest.
+    """Draw curves over the axis of the study, with the range over seeds.
+
+    A single point is a diamond, and references are horizontal lines.
     """
     order: Sequence[str] = list(dict.fromkeys(p["x"] for p in panel if p["x"]))
     numeric = study in ("separability", "data")
@@ -169,8 +169,9 @@ def curves(study: str, axis: Any, panel: Rows) -> None:
 
 
 def dots(axis: Any, panel: Rows) -> None:
-    """A group of dots for each number of labels, with the range over seeds. (Bars would have to
-    begin at 0.)
+    """Draw a group of dots for each number of labels, with the range over seeds.
+
+    Dots, and not bars, allow an axis that does not start at 0.
     """
     budgets = sorted({p["labels"] for p in panel}, key=budget)
     variants = list(dict.fromkeys(p["variant"] for p in panel))

@@ -1,6 +1,4 @@
-"""A study as one self-contained page: what was found, the figures, every number, and how to do it
-again.
-"""
+"""The page of a study: findings, figures, all numbers, and the command to repeat it."""
 
 import base64
 import datetime
@@ -14,13 +12,11 @@ from selftaught.files import write_text
 from selftaught.study.tables import Rows
 
 ABOUT = {
-    "separability": (
-        "How well a linear probe and kNN tell the classes apart, against the steps of pretraining."
-    ),
+    "separability": ("Scores of a linear probe and kNN over the steps of pretraining."),
     "labels": "Fine-tuning the whole network with few labels, and with all.",
-    "sequential": "Is a source between base and target worth it?",
-    "augmentations": "What is left when augmentations are taken away, in the article's order.",
-    "data": "What is left when there are fewer images to pretrain on.",
+    "sequential": "The effect of a source between base and target.",
+    "augmentations": "The effect of fewer and fewer augmentations, in the order of the paper.",
+    "data": "The effect of fewer images to pretrain on.",
 }
 
 
@@ -36,7 +32,7 @@ def write(
     done: int,
     total: int,
 ) -> Path:
-    """`done` of `total` cells are in it."""
+    """Write the page to `out`; return its path. It has `done` of `total` cells."""
     pictures = [
         (heading(f.stem.removeprefix(f"{study}-")), base64.b64encode(f.read_bytes()).decode())
         for f in figures
@@ -63,6 +59,6 @@ def write(
 
 
 def heading(figure: str) -> str:
-    """Of a figure's file: protocol, and number of labels where there are several figures of it."""
+    """The heading of a figure: its protocol, and its number of labels if the file names one."""
     protocol, _, labels = figure.partition("-")
     return ", ".join([TITLES.get(protocol, protocol), *([f"labels: {labels}"] if labels else [])])

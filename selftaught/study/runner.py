@@ -1,4 +1,4 @@
-"""Carry out a study's cells in any order, on one machine or on several; gather what is there."""
+"""Execution of a study's cells on one machine or several, and collection of their results."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ from selftaught.pipeline.plan import Plan
 from selftaught.study.design import Cell
 from selftaught.training.runtime import Runtime
 
-# by which `data.scan` knows the folder, with all its figures, as one that holds no images of a set
+# marks the folder for `data.scan`, so that its figures are not read as images
 MARKER = "study.json"
 
 log = logging.getLogger(__name__)
@@ -34,70 +34,65 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shard:
-    """The cells i, i + n, i + 2n, ... of a study: part i of n, counted from 1."""
+    """Part i of n of a study, counted from 1: the cells i, i + n, i + 2n, ..."""
 
     i: int = 1
     n: int = 1
 
     def of(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells of this part."""
         return list(cells[self.i - 1 :: self.n])
 
 
 def carry_out(
     cells: Sequence[Cell],
     out: Path,
-    conduct: Runtime,
+    runtime: Runtime,
     progress: Progress,
-    told: Callable[[int, Cell], None] = lambda done, cell: None,
+    on_cell: Callable[[int, Cell], None] = lambda number, cell: None,
 ) -> None:
-    """Every cell that is not done yet. A stage that several cells share is trained once; what broke
-    off goes on.
+    """Train and evaluate every cell that is not done yet.
+
+    A stage that several cells share is trained once. Interrupted stages resume. `on_cell` is called
+    before each cell. Raises UserError if a cell cannot be trained, before any training.
     """
-    known: dict[tuple[Data, int], Index] = {}
+    indices: dict[tuple[Data, int], Index] = {}
 
     def index_of(data: Data, seed: int) -> Index:
-        if (data, seed) not in known:
-            known[data, seed] = shared_index(data, seed)
-        return known[data, seed]
+        if (data, seed) not in indices:
+            indices[data, seed] = shared_index(data, seed)
+        return indices[data, seed]
 
-    say = cache(log.info)  # each line once, however many cells say it
-    check(
-        [cell for cell in cells if not is_done(cell, out, index_of)],
-        out,
-        conduct.device,
-        index_of,
-        say,
-    )
+    say = cache(log.info)  # drops lines that several cells repeat
+    open_cells = [cell for cell in cells if not is_done(cell, out, index_of)]
+    check(open_cells, out, runtime.device, index_of, say)
     if rank() == 0:
         files.write_json(out / MARKER, {"selftaught": version("selftaught")})
     for number, cell in enumerate(cells):
-        told(number, cell)
+        on_cell(number, cell)
         if is_done(cell, out, index_of, log.info):
             continue
-        stages = execute.resolve_plan(Plan(nodes=cell.nodes), out, conduct.device, index_of)
+        stages = execute.resolve_plan(Plan(nodes=cell.nodes), out, runtime.device, index_of)
         outcome, folder = "done", out
-        for settled in stages.values():
-            data = known[settled.stage.data, settled.stage.seed]
+        for resolved in stages.values():
+            index = indices[resolved.stage.data, resolved.stage.seed]
             try:
-                folder = execute.execute_stage(settled, out, conduct, data)
-            except (
-                Collapsed,
-                Diverged,
-            ) as error:  # a result, too: the same command would come to it again
-                folder, outcome = settled.folder(out), name_outcome(error)
+                folder = execute.execute_stage(resolved, out, runtime, index)
+            except (Collapsed, Diverged) as error:  # a result, as a repetition would fail again
+                folder, outcome = resolved.folder(out), name_outcome(error)
                 log.info(str(error))
             wait_for_rank0()  # rank 0 may still be writing
             if outcome != "done":
                 break
-            if rank() == 0:  # 200 MB each for a ResNet-18, of hundreds of stages
+            if rank() == 0:  # a ResNet-18 has 200 MB of them, and a study hundreds of stages
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        rows = evaluate(cell, folder, conduct.device, progress, conduct.workers)
+        rows = evaluate(cell, folder, runtime.device, progress, runtime.workers)
         if rank() == 0:
             images = [
                 {
                     "data": asdict(s.stage.data),
                     "seed": s.stage.seed,
-                    "fingerprint": known[s.stage.data, s.stage.seed].fingerprint,
+                    "fingerprint": indices[s.stage.data, s.stage.seed].fingerprint,
                 }
                 for s in stages.values()
             ]
@@ -107,29 +102,28 @@ def carry_out(
                 "rows": rows,
                 "images": images,
             }
-            files.write_json(file_of(cell, out), {**cell.judged, **done})
-        wait_for_rank0()  # the others will ask whether it is there
+            files.write_json(file_of(cell, out), {**cell.inputs, **done})
+        wait_for_rank0()  # other ranks check whether the file exists
 
 
 def file_of(cell: Cell, out: Path) -> Path:
+    """The file of a cell's result."""
     return out / "cells" / f"{cell.key}.json"
 
 
 def read_cell(cell: Cell, out: Path) -> dict[str, Any] | None:
-    """What came of a cell; None where it is not done. Raises FileError where that makes no
-    sense.
-    """
+    """Read the result of a cell; None if it is not done. Raises FileError if it is damaged."""
     file = file_of(cell, out)
     if not os.path.lexists(file):
         return None
     done: dict[str, Any] = files.read_json(file, dict)
-    scored = {"protocol", "labels", "metric", "mean", "low", "high"}
+    names = {"protocol", "labels", "metric", "mean", "low", "high"}
     rows = done.get("rows")
-    whole = isinstance(rows, list) and all(
-        isinstance(row, dict) and scored <= row.keys() for row in rows
+    complete = isinstance(rows, list) and all(
+        isinstance(row, dict) and names <= row.keys() for row in rows
     )
-    if not whole or not {"outcome", "folder"} <= done.keys():
-        raise damage_error(file, "it tells no scores", "the same command makes it anew")
+    if not complete or not {"outcome", "folder"} <= done.keys():
+        raise damage_error(file, "it has no scores", "the same command writes it again")
     return done
 
 
@@ -139,7 +133,7 @@ def is_done(
     index_of: Callable[[Data, int], Index],
     say: Callable[[str], None] = lambda text: None,
 ) -> bool:
-    """Whether what came of a cell is there, and is that of the images as they are now."""
+    """Whether a cell has a result of the present images."""
     try:
         done = read_cell(cell, out)
     except FileError as error:
@@ -149,7 +143,7 @@ def is_done(
         data = Data(**{**images["data"], "roots": tuple(images["data"]["roots"])})
         try:
             same = index_of(data, images["seed"]).fingerprint == images["fingerprint"]
-        except UserError:  # they are not here any more
+        except UserError:  # the images are no longer here
             continue
         if not same:
             say(f"{', '.join(data.roots)}: the images have changed; the cell is done again")
@@ -164,8 +158,9 @@ def check(
     index_of: Callable[[Data, int], Index],
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """One cell of each kind, before the first is trained: what does not fit shall not come to light
-    after hours.
+    """Resolve one cell of each kind, so that errors occur before hours of training.
+
+    Raises UserError if a cell cannot be trained or evaluated.
     """
     kinds: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:
@@ -179,14 +174,14 @@ def check(
             raise UserError(f"{target} from {base}: {error}") from error
         if cell.labels_from == "auto" and index_of(last.stage.data, last.stage.seed).labels is None:
             raise UserError(
-                f"{target} has no labels to be judged by: use class folders, or write a labels.csv"
+                f"{target} has no labels to evaluate by: use class folders, or write a labels.csv"
             )
 
 
 def evaluate(
     cell: Cell, folder: Path, device: str, progress: Progress, workers: int = 2
 ) -> list[dict[str, Any]]:
-    """A cell's outcome on its target's test images."""
+    """Evaluate the outcome of a cell on its target's test images; return rows."""
     protocols: dict[str, Protocol] = {
         "knn": KNN(),
         "linear": LinearProbe(),
@@ -209,17 +204,17 @@ def evaluate(
 
 
 def gather(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
-    """A flat row for every score of every cell that is done."""
-    found = []
+    """Collect one flat row for every score of every cell that is done."""
+    rows = []
     for cell in cells:
         try:
             done = read_cell(cell, out)
-        except FileError:  # it will be done again
+        except FileError:  # `carry_out` repeats the cell
             continue
         if done is None:
             continue
         about = {name: getattr(cell, name) for name in ("target", "base", "variant", "x", "seed")}
         for row in done["rows"]:
-            scored = {k: row[k] for k in ("protocol", "labels", "metric", "mean", "low", "high")}
-            found.append({**about, **scored, "outcome": done["outcome"], "folder": done["folder"]})
-    return found
+            scores = {k: row[k] for k in ("protocol", "labels", "metric", "mean", "low", "high")}
+            rows.append({**about, **scores, "outcome": done["outcome"], "folder": done["folder"]})
+    return rows

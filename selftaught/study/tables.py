@@ -1,4 +1,4 @@
-"""What came out of a study: means over seeds as a table, and what they say in words."""
+"""Results of a study: means over seeds as a table, and findings as sentences."""
 
 import csv
 import io
@@ -13,8 +13,9 @@ GROUP = ("target", "base", "variant", "x", "protocol", "labels", "metric")
 
 
 def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
-    """One row for each point: the mean over seeds, the lowest and the highest seed. `order` is that
-    of (variant, x).
+    """One row for each point: the mean over seeds, and the lowest and highest seed.
+
+    order: that of the pairs (variant, x).
     """
     groups: dict[tuple[str, ...], list[float]] = {}
     for row in rows:
@@ -38,23 +39,22 @@ def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str,
 
 
 def budget(labels: str) -> tuple[int, int]:
-    """The place of a number of labels: so many a class, so many in all, all."""
+    """The sort key of a number of labels: first those a class, then those in all, then all."""
     kind, _, number = labels.rpartition(":")
     return (2, 0) if labels == "all" else (int(bool(kind)), int(number))
 
 
 def labelled(labels: str) -> str:
-    """A number of labels in words."""
+    """A number of labels as text."""
     if labels == "all":
         return "all labels"
-    return (
-        f"{labels.removeprefix('total:')} labels"
-        if labels.startswith("total:")
-        else f"{labels} labels a class"
-    )
+    if labels.startswith("total:"):
+        return f"{labels.removeprefix('total:')} labels"
+    return f"{labels} labels a class"
 
 
 def as_csv(points: Rows) -> str:
+    """The points as the text of a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(
         text, fieldnames=list(points[0]) if points else list(GROUP), lineterminator="\n"
@@ -70,8 +70,8 @@ def best(points: Rows, variant: str, **where: str) -> dict[str, Any] | None:
 
 
 def findings(study: str, points: Rows) -> list[str]:
-    """The article's claims, held against these numbers: one line for every target and base."""
-    said = []
+    """The numbers for the claims of the paper: one line for every target and base."""
+    lines = []
     chains = {(p["target"], p["base"], p["protocol"], p["labels"], p["metric"]) for p in points}
     for target, base, protocol, labels, metric in sorted(
         chains, key=lambda c: (*c[:3], budget(c[3]))
@@ -87,32 +87,33 @@ def findings(study: str, points: Rows) -> list[str]:
             "labels": labels,
             "metric": metric,
         }
-        known = {
+        bests = {
             v: p
             for v in dict.fromkeys(p["variant"] for p in points)
             if (p := best(points, v, **where))
         }
-        order = sorted(known, key=lambda v: -known[v]["mean"])
+        order = sorted(bests, key=lambda v: -bests[v]["mean"])
         unit = "AUROC" if metric == "auroc" else "balanced accuracy"
         scores = ", ".join(score(study, points, v, where) for v in order)
         text = (
             f"{target} from {base} ({TITLES.get(protocol, protocol)}, {labelled(labels)},"
             f" {unit}): {scores}."
         )
-        if study == "separability" and "Target" in known and "HPT" in known:
-            text += sooner(points, known["Target"], where)
-        said.append(text)
-    return said
+        if study == "separability" and "Target" in bests and "HPT" in bests:
+            text += compare_steps(points, bests["Target"], where)
+        lines.append(text)
+    return lines
 
 
 def curve(points: Rows, variant: str, where: dict[str, str]) -> Rows:
+    """The points of a variant with these values."""
     return [
         p for p in points if p["variant"] == variant and all(p[k] == v for k, v in where.items())
     ]
 
 
 def score(study: str, points: Rows, variant: str, where: dict[str, str]) -> str:
-    """A variant's best; of the studies that take something away, what is there at both ends."""
+    """The best score of a variant as text; for augmentations and data, the first and the last."""
     of = curve(points, variant, where)
     if study in ("augmentations", "data") and len(of) > 1:
         ends = " to ".join(f"{100 * p['mean']:.1f} ({p['x']})" for p in (of[0], of[-1]))
@@ -120,22 +121,22 @@ def score(study: str, points: Rows, variant: str, where: dict[str, str]) -> str:
     return f"{variant} {100 * max(p['mean'] for p in of):.1f}"
 
 
-def sooner(points: Rows, target: dict[str, Any], where: dict[str, str]) -> str:
-    """After how many steps HPT is as good as Target at its best."""
+def compare_steps(points: Rows, target: dict[str, Any], where: dict[str, str]) -> str:
+    """The steps after which HPT reaches the best score of Target, as a sentence."""
     steps = int(target["x"])
-    tried = {int(p["x"]): p["mean"] for p in curve(points, "HPT", where)}
-    reached = min((n for n, mean in tried.items() if mean >= target["mean"]), default=None)
+    scores = {int(p["x"]): p["mean"] for p in curve(points, "HPT", where)}
+    reached = min((n for n, mean in scores.items() if mean >= target["mean"]), default=None)
     if reached is None:
         return f" HPT does not reach Target's best (of {steps:,} steps) in the steps tried."
     text = f" HPT is as good as Target's best ({steps:,} steps) after {reached:,}"
     if reached >= steps:
         return f"{text}: no sooner."
     times = f"{steps / reached:.0f}" if steps >= 10 * reached else f"{round(steps / reached, 1):g}"
-    return f"{text}: {'at least ' if reached == min(tried) else ''}{times}x sooner."
+    return f"{text}: {'at least ' if reached == min(scores) else ''}{times}x sooner."
 
 
 def fallen(rows: Rows) -> list[str]:
-    """What came to no good end."""
+    """A line for every cell whose training did not end as `done`."""
     names = dict.fromkeys(
         (r["target"], r["base"], r["variant"], r["x"], r["seed"], r["outcome"])
         for r in rows

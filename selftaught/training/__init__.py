@@ -1,1 +1,1 @@
-"""Training: one stage in a run folder."""
+"""Training of one stage in a run folder."""

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run saves of itself, and reads back."""
+"""Writing and reading of checkpoint files."""
 
 from pathlib import Path
 from typing import Any
@@ -11,32 +11,35 @@ from selftaught.files import _COPY, atomic
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> Path:
+    """Write a checkpoint in one atomic step. Raises FileError if writing fails."""
+
     def write(draft: Path) -> None:
-        with draft.open("wb") as file:  # torch's own writer does not tell why it failed
+        with draft.open("wb") as file:  # torch's own writer gives no reason for an error
             torch.save(state, file)
 
     return atomic(path, write)
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Never runs code from the file. Raises FileError where it is cut off, or no checkpoint."""
+    """Read a checkpoint, without running code from the file.
+
+    Raises FileError if the file is damaged or is no checkpoint.
+    """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise read_error(path, error) from error
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # broken bytes make the reader fail in many ways, each for the same reason
+    except Exception as error:  # the reader raises many types for damaged bytes
         raise damage_error(path, error if path.stat().st_size else "it is empty", _COPY) from error
     if not isinstance(state, dict):
-        raise damage_error(path, "it is no checkpoint", _COPY)
+        raise damage_error(path, "it is not a checkpoint", _COPY)
     return state
 
 
 def all_finite(state: Any) -> bool:
-    """Of a sharded network, this process's share."""
+    """Whether all numbers are finite; of a sharded network, those of this process."""
     if isinstance(state, torch.Tensor):
         return not state.is_floating_point() or bool(torch.isfinite(local_shard(state)).all())
     if isinstance(state, dict):

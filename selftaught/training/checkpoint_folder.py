@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when one is saved, and which one a resumed run goes on with."""
+"""The checkpoints of a run: when to save one, and which one to resume from."""
 
 import logging
 import os
@@ -14,15 +14,16 @@ from selftaught.errors import FileError, damage_error
 from selftaught.training import checkpoint, fsdp
 from selftaught.training.step import Step
 
-CHECKPOINTS = ("last.pt", "best.pt")  # what a run goes on with: the first of them that is whole
-QUESTION_STEPS = 8  # steps between questions that all ranks answer: each costs a collective
+CHECKPOINTS = ("last.pt", "best.pt")  # a run resumes from the first one that is complete
+QUESTION_STEPS = 8  # steps between two agreements of all ranks, as each costs a collective
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Saves and loads a network, its optimizer and the state of a run. Of a sharded network every
-    rank writes its part, else rank 0 alone.
+    """Saves and loads a network, its optimizer and the state of a run.
+
+    Rank 0 writes. If the network is sharded, every rank writes its shards.
     """
 
     def __init__(
@@ -34,21 +35,25 @@ class Checkpoints:
         self.restart_clock()
 
     def restart_clock(self) -> None:
+        """Count the seconds until the next checkpoint from now on."""
         self.saved = time.perf_counter()
 
     def files(self) -> list[Path]:
-        """Those that are there, the one to try first first."""
+        """The checkpoints that exist, in the order in which `load` should try them."""
         return [file for name in CHECKPOINTS if os.path.lexists(file := self.folder / name)]
 
     def due(self, step: int) -> bool:
-        """Whether it is time to save; shards, which all ranks save at once, by rank 0's clock."""
+        """Whether to save now. Sharded ranks save together, so rank 0 decides for all."""
         late = time.perf_counter() - self.saved > self.seconds
         if not self.sharded:
             return late
         return step % QUESTION_STEPS == 0 and bool(broadcast_object(late))
 
     def save(self, state: Mapping[str, Any], name: str = "last.pt") -> None:
-        """`state`: of the run, with the `next` step. Raises FileError where the disk refuses."""
+        """Save a checkpoint, unless the weights are not finite.
+
+        state: that of the run, with the step `next`. Raises FileError if writing fails.
+        """
         if name == "last.pt":
             self.restart_clock()
         if rank() != 0 and not self.sharded:
@@ -74,8 +79,10 @@ class Checkpoints:
         device: torch.device,
         load_state: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Load the first of some checkpoints that is whole: an older one leads to the same end.
-        `load_state` takes the state of the run. Raises FileError where none is whole.
+        """Load the first complete checkpoint of `files`.
+
+        An older one leads to the same result, with more steps. `load_state` receives the state of
+        the run. Raises FileError if no checkpoint is complete.
         """
         failures: list[str] = []
         for file in files:
@@ -88,25 +95,23 @@ class Checkpoints:
                 raise
             except FileError as damage:
                 error = damage
-            except Exception as misfit:  # another version's fails in many ways, for one reason
+            except Exception as misfit:  # another version's state raises many types
                 error = damage_error(
                     file,
                     f"it does not fit: {misfit!r}",
-                    "take the version that wrote it, or delete it",
+                    "use the version that wrote it, or delete it",
                 )
             if not any_rank(error is not None):
                 if failures:
-                    log.warning(
-                        f"{failures[0]}; going on with {file.name}, from step {state['next']}"
-                    )
+                    log.warning(f"{failures[0]}; continuing from {file.name}, step {state['next']}")
                 return
-            failures.append(str(error or f"{file} is damaged, as another process sees it"))
+            failures.append(str(error or f"{file} is damaged, according to another process"))
         raise FileError(
             f"{'; '.join(failures)}; without any checkpoint --resume begins at the first step"
         )
 
 
 def is_finite(state: Any, sharded: bool) -> bool:
-    """Whether every number of a state is finite; of a sharded one, on every rank."""
+    """Whether every number of a state is finite; if it is sharded, on all ranks."""
     finite = checkpoint.all_finite(state)
     return not any_rank(not finite) if sharded else finite

@@ -1,4 +1,4 @@
-"""The one training loop: a generator, so that logging, watching and saving stay outside it."""
+"""The training loop: a generator, so logging, monitoring and saving are outside of it."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,25 +21,25 @@ MOST_SKIPS = 10  # steps in a row whose gradients are not finite, before trainin
 
 @dataclass(frozen=True)
 class Report:
-    """What one step did."""
+    """The result of one step."""
 
     step: int  # counted from 0
     epoch: int
-    loss: Tensor  # on the device: reading it synchronises
+    loss: Tensor  # scalar on the device, so reading it synchronises
     losses: dict[str, Tensor]
     lr: float
-    skipped: bool  # the gradients were not finite: nothing was learnt from this step
+    skipped: bool  # the gradients were not finite, so the weights were not updated
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How long and how: what `fit` needs beside the network and the data."""
+    """The settings of `fit`."""
 
     steps: int
     steps_per_epoch: int
     schedule: Callable[[float], float]
-    accumulate: int = 1  # batches a step
-    clip: float = 0.0  # norm at which gradients are clipped; 0 = not at all
+    accumulate: int = 1  # batches in a step
+    clip: float = 0.0  # maximum norm of the gradients; 0 turns clipping off
     bf16: bool = False
     seed: int = 0
 
@@ -53,12 +53,14 @@ def fit(
     start: int = 0,
     overview: Callable[[int], Iterable[Batch]] | None = None,
 ) -> Iterator[Report]:
-    """Train from step `start` on. `step` is a `Step` of `method`, bare or wrapped by DDP.
+    """Train from step `start` on; yield a report after each step.
 
-    `epochs(number, first)` yields the batches of an epoch from its step `first` on;
-    `overview(number)` its images in other views, from which pseudo-labels are made before it
-    (without it, in the same views). All randomness of a step is keyed by (seed, step, rank), so
-    that a resumed run goes on exactly as the uninterrupted one.
+    `step` is a `Step` of `method`, possibly wrapped by DDP. `epochs(number, first)` yields the
+    batches of an epoch from its step `first` on. `overview(number)` yields the same images in
+    other views; the method makes pseudo-labels of them before the epoch. Without `overview` it
+    takes the batches of the epoch. The random numbers of a step depend on (seed, step, rank) only,
+    so a resumed run equals an uninterrupted one. Raises Diverged after MOST_SKIPS skipped steps in
+    a row.
     """
     number, skips = start, 0
     statistics = running_statistics(step)
@@ -74,28 +76,27 @@ def fit(
         batches = Prefetcher(epochs(epoch, first), device)
         for number in range(number, min((epoch + 1) * loop.steps_per_epoch, loop.steps)):  # noqa: B020
             method.progress = number / loop.steps
-            # in the middle of the step: never quite 0
+            # The middle of the step, so that the learning rate is never 0.
             lr_factor = loop.schedule((number + 0.5) / loop.steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (1.0 if group.get("steady") else lr_factor)
             torch.manual_seed(key(loop.seed, "step", number, rank()))
-            # the same on every rank
+            # Every rank draws the same numbers.
             rng = torch.Generator().manual_seed(key(loop.seed, "hard", number))
             optimizer.zero_grad(set_to_none=True)
             before = [s.clone() for s in statistics]
-            done = backward(
-                step, list(islice(batches, loop.accumulate)), rng, autocast, batches.prepare
-            )
+            parts = list(islice(batches, loop.accumulate))
+            results = backward(step, parts, rng, autocast, batches.prepare)
             method.after_backward()
-            norm = clipped_norm(list(step.parameters()), loop.clip)  # the same on every rank
+            norm = clip_gradients(list(step.parameters()), loop.clip)  # equal on every rank
             skips = 0 if torch.isfinite(norm) else skips + 1
             if skips:
-                for seen, was in zip(statistics, before, strict=True):
-                    seen.copy_(was)  # what is not finite would stay in a running mean for good
+                for statistic, old in zip(statistics, before, strict=True):
+                    statistic.copy_(old)  # a running mean would stay NaN
             else:
                 optimizer.step()
-                method.after_step(*joined(done))
-            outcomes = [outcome for _, outcome in done]
+                method.after_step(*join_results(results))
+            outcomes = [outcome for _, outcome in results]
             losses = {k: mean([o.parts[k] for o in outcomes]) for k in outcomes[0].parts}
             loss = mean([o.loss.detach() for o in outcomes])
             yield Report(number, epoch, loss, losses, optimizer.param_groups[0]["lr"], bool(skips))
@@ -108,16 +109,14 @@ def fit(
         number += 1
 
 
-def clipped_norm(parameters: list[nn.Parameter], clip: float) -> Tensor:
-    """The gradients' norm, before they are clipped to `clip`; 0 leaves them as they are (and costs
-    no pass over them).
-    """
+def clip_gradients(parameters: list[nn.Parameter], clip: float) -> Tensor:
+    """Clip the gradients to the norm `clip`, unless it is 0; return their norm before."""
     if clip:
         return full_tensor(nn.utils.clip_grad_norm_(parameters, clip))
     return full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
-Done = list[tuple[Batch, Outcome]]
+Results = list[tuple[Batch, Outcome]]
 
 
 def backward(
@@ -126,31 +125,32 @@ def backward(
     rng: torch.Generator,
     autocast: contextlib.AbstractContextManager[None],
     meanwhile: Callable[[], None],
-) -> Done:
-    """Accumulate the mean gradient of several batches; they are sent to the other processes once.
+) -> Results:
+    """Accumulate the mean gradient of several batches; the processes exchange gradients once.
 
-    `meanwhile` is called for each when it is on its way, and nothing has waited for it yet.
+    `meanwhile` is called after each backward pass, while the device still computes it.
     """
-    done: Done = []
+    results: Results = []
     for i, batch in enumerate(batches):
         with no_sync(step, i < len(batches) - 1):
             with autocast:
                 outcome = step(batch, rng)
             (outcome.loss / len(batches)).backward()
         meanwhile()
-        done.append((batch, outcome))
-    return done
+        results.append((batch, outcome))
+    return results
 
 
-def joined(done: Done) -> tuple[Batch, Tensors, Tensors]:
-    """The batches that made one step, as one."""
-    if len(done) == 1:
-        return done[0][0], done[0][1].predictions, done[0][1].targets
+def join_results(results: Results) -> tuple[Batch, Tensors, Tensors]:
+    """Join the batches of one step: (batch, predictions, targets)."""
+    if len(results) == 1:
+        batch, outcome = results[0]
+        return batch, outcome.predictions, outcome.targets
 
     def cat(*parts: Tensor) -> Tensor:
         return torch.cat(parts)
 
-    batches, outcomes = zip(*done, strict=True)
+    batches, outcomes = zip(*results, strict=True)
     return (
         join_batches(batches),
         zip_tensors(cat, *(o.predictions for o in outcomes)),
@@ -159,7 +159,7 @@ def joined(done: Done) -> tuple[Batch, Tensors, Tensors]:
 
 
 def join_batches(batches: Sequence[Batch]) -> Batch:
-    """Batches as one, in their order."""
+    """Join batches into one, in their order."""
 
     def cat(*parts: Tensor) -> Tensor:
         return torch.cat(parts)
@@ -173,4 +173,5 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
 
 
 def mean(values: list[Tensor]) -> Tensor:
+    """The mean of scalar tensors."""
     return torch.stack(values).mean()

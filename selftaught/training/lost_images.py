@@ -1,4 +1,4 @@
-"""Images that vanish or break while a run trains."""
+"""Images that become missing or unreadable while a run trains."""
 
 import logging
 from typing import Any
@@ -8,14 +8,14 @@ from selftaught.errors import UserError
 from selftaught.text import count_text, list_reasons
 from selftaught.training.session import Session
 
-MOST_LOST = 0.1  # share of the training images that may vanish or break before training stops
-NAMED = 20  # lost images whose names run.json holds
+MOST_LOST = 0.1  # share of the images that may be lost before training stops
+NAMED = 20  # maximum number of lost images that run.json lists
 
 log = logging.getLogger(__name__)
 
 
 class LostImages:
-    """Images that vanished or broke since they were indexed, on any rank, and why."""
+    """The images that were lost on any rank since they were indexed, each with its reason."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -25,8 +25,9 @@ class LostImages:
         return len(self.pairs)
 
     def update(self) -> None:
-        """Collect them from every rank and report new ones. Raises UserError where training has too
-        few images left.
+        """Gather lost images from all ranks and log new ones.
+
+        Raises UserError if more than MOST_LOST of the images are lost.
         """
         local = self.session.images.lost
         pairs = sorted({pair for pairs in gather_values(local) for pair in pairs})
@@ -35,17 +36,17 @@ class LostImages:
         if not new:
             return
         log.warning(
-            f"{count_text(len(pairs), 'image')} vanished or broke since they were indexed:"
+            f"{count_text(len(pairs), 'image')} vanished or broke after indexing:"
             f" {list_reasons(new)}"
         )
         images = len(self.session.index.paths)
         if len(pairs) > MOST_LOST * images:
             raise UserError(
                 f"{len(pairs):,} of {count_text(images, 'image')} vanished or broke during"
-                f" training, for example {list_reasons(pairs[:1])}: bring them back and give the"
-                " same command with --resume"
+                f" training, for example {list_reasons(pairs[:1])}: restore them and repeat the"
+                " command with --resume"
             )
 
     def facts(self) -> dict[str, Any]:
-        """For run.json."""
+        """The entries of run.json: the number of lost images, and the first NAMED of them."""
         return {"lost": len(self), "lost_images": [list(pair) for pair in self.pairs[:NAMED]]}

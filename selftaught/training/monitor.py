@@ -1,4 +1,4 @@
-"""What is measured of the features while a stage trains, and on which images."""
+"""Measurement of the features while a stage trains."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +15,17 @@ from selftaught.models.backbone import Backbone
 from selftaught.training.collapse import CollapseDetector
 from selftaught.training.session import Session
 
-MEASURES = 20  # how often in a whole run, and
-RARELY = 50  # steps between them at least: a measurement costs as much as some four steps
-EARLY = (10, 25, 50, 100, 200, 400)  # besides: a collapse shows soon
-SOON = 5  # steps after a measurement that looked like one
+MEASURES = 20  # measurements in a run, at regular intervals
+RARELY = 50  # minimum interval in steps, as a measurement costs as much as about four steps
+EARLY = (10, 25, 50, 100, 200, 400)  # additional steps, as collapse usually begins early
+SOON = 5  # steps until the next measurement after a bad one
 
 
 class Monitor:
-    """Measures features on held-out images while a stage trains, and watches them for collapse."""
+    """Measures features on held-out images while a stage trains, and detects collapse.
+
+    number: how many images are measured.
+    """
 
     def __init__(self, session: Session, number: int) -> None:
         self.session = session
@@ -37,10 +40,11 @@ class Monitor:
         )
 
     def positions(self) -> list[Tensor]:
-        """Of all images that are measured."""
+        """Positions of all images that are measured, as three tensors."""
         return [self.bank, self.voted, self.watched]
 
     def due(self, step: int) -> bool:
+        """Whether the features are measured after `step` steps."""
         suspicious = 0 < self.detector.bad < self.detector.patience
         return (
             step % self.every == 0
@@ -51,7 +55,10 @@ class Monitor:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Of two centre crops of every watched image: the whole one, and a closer one."""
+        """Compute the measures of the features, and kNN where there are labels.
+
+        The features are of two centre crops of each image: of 1.0 and of 0.7 of the short side.
+        """
         whole, closer = (
             extract_features(self.session, self.watched, share) for share in (1.0, 0.7)
         )
@@ -63,13 +70,13 @@ class Monitor:
         return measures
 
     def observe(self, step: int, features: Mapping[str, float], loss: float | None) -> str | None:
-        """A warning where the features begin to collapse, or have."""
+        """Add a measurement to the detector; return a warning if the features collapse."""
         stage = self.session.stage
         collapsed = self.session.method.collapsed_loss(stage.batch // stage.accumulate)
         return self.detector.observe(step, features, loss=loss, chance=collapsed)
 
     def improves(self, features: Mapping[str, float]) -> bool:
-        """Whether these features are the best so far, which is remembered."""
+        """Whether these features are the best so far; if so, they become the new best."""
         quality = features.get("knn", features.get("rank", 0.0))
         better = quality > self.best
         if better:
@@ -77,14 +84,16 @@ class Monitor:
         return better
 
     def synchronise(self) -> None:
-        """Rank 0 alone observes; every rank measures again at the same step."""
+        """Send the detector's count from rank 0, so that all ranks measure at the same steps."""
         self.detector.bad = broadcast_object(self.detector.bad)
 
     def state_dict(self) -> dict[str, Any]:
+        """The state that later measurements depend on."""
         state = self.detector.state_dict()
         return {"guard": state, "looked": self.measured_at, "best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of `state_dict`."""
         self.detector.load_state_dict(state["guard"])
         self.measured_at, self.best = state["looked"], state["best"]
 
@@ -92,8 +101,10 @@ class Monitor:
 def extract_features(
     session: Session, positions: Tensor, share: float = 1.0, backbone: Backbone | None = None
 ) -> Tensor:
-    """Features [n, D] of images at `positions` [n], of the session's backbone or another one;
-    `share`: of the image's short side that is seen.
+    """Features [n, D] of the images at `positions` [n].
+
+    share: side of the centre crop, as a fraction of the image's short side.
+    backbone: the network; by default that of the session.
     """
     with session.eagerly():
         return extract(
@@ -109,21 +120,24 @@ def extract_features(
 
 
 def sample(index: Index, number: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of the labelled images that vote, of those that are voted on, and of those whose
-    features are watched: fixed for a data set. Held-back images are voted on and watched; where
-    there are few, training images are watched besides, and where there are none, some are voted on
-    that do not vote.
+    """Choose the images to measure: positions of the kNN bank, of kNN queries, and of the rest.
+
+    The choice is fixed for a data set. The bank holds labelled training images, and the queries
+    are labelled held-out images. Without any, a part of the bank becomes the queries. The third
+    tensor holds held-out images whose features are measured. If there are fewer than `number`,
+    training images are added.
     """
     rng = torch.Generator().manual_seed(0)
 
     def some(positions: Tensor, most: int) -> Tensor:
         return positions[torch.randperm(len(positions), generator=rng)[:most]]
 
-    known = index.labelled
-    bank, held = some(index.train[known[index.train]], 5 * number), some(index.held_out, number)
-    voted = held[known[held]]
+    labelled = index.labelled
+    bank = some(index.train[labelled[index.train]], 5 * number)
+    held_out = some(index.held_out, number)
+    voted = held_out[labelled[held_out]]
     if not len(voted):
         half = min(number, len(bank) // 2)
         bank, voted = bank[half:], bank[:half]
-    watched = torch.cat([held, some(index.train, number)])[:number]
+    watched = torch.cat([held_out, some(index.train, number)])[:number]
     return bank[: 4 * number], voted, watched

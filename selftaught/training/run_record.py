@@ -1,4 +1,4 @@
-"""What is written of a run while it trains: run.json, the journal, the entries of loggers."""
+"""The record of a run while it trains: run.json, the journal, and the entries of loggers."""
 
 import math
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ from selftaught.training.stopwatch import Stopwatch
 
 
 class RunRecord:
-    """Writes run.json and the journal, and hands the same to the loggers; on rank 0 alone.
+    """Writes run.json and the journal, and sends the same entries to the loggers, on rank 0.
 
-    The journal is a part of the run: where it cannot be written, training fails. A logger that
-    fails is left out.
+    The journal is a part of the run, so an error in writing it ends the training. A logger that
+    fails is omitted from then on.
     """
 
     def __init__(self, session: Session, folder: Path, runtime: Runtime, lost: LostImages) -> None:
         self.session, self.folder, self.runtime, self.lost = session, folder, runtime, lost
         self.first = rank() == 0
-        self.begun = False  # on rank 0, once the folder is this run's
+        self.begun = False  # whether rank 0 has opened the folder for this run
         self.outcome = "running"
         self.stopwatch = Stopwatch()
         self.images = 0  # since the last entry
@@ -39,20 +39,20 @@ class RunRecord:
         self.loggers = Loggers(runtime.loggers if self.first else ())
 
     def refuse_other_data(self) -> None:
-        """A resumed run goes on with the images that it began with: its order and memories count
-        them.
+        """Raise UserError if a resumed run has other images than before.
+
+        The order of the images and the memory banks refer to their positions.
         """
         index = self.session.index
-        was = run_folder.read_run(self.folder).facts["data"]["fingerprint"]
-        if was not in (index.fingerprint, index.listing):
+        fingerprint = run_folder.read_run(self.folder).facts["data"]["fingerprint"]
+        if fingerprint not in (index.fingerprint, index.listing):
             raise UserError(
-                f"the images have changed since {self.folder} was begun: bring the old ones back to"
-                " go on with it, or begin a new run in another --out, with this one's weights by"
-                " --init"
+                f"the images have changed since the start of {self.folder}: restore the old ones to"
+                " continue it, or start a new run in another --out, with its weights as --init"
             )
 
     def begin(self, step: int) -> None:
-        """Begin with a run of which `step` steps are done."""
+        """Open the record of a run after `step` steps."""
         if not self.first:
             return
         self.write_run("running")
@@ -71,18 +71,18 @@ class RunRecord:
     def log(
         self, report: Report | None, features: Mapping[str, float] | None, skipped: int
     ) -> None:
-        """An entry after a step, or of the start; `skipped`: steps so far."""
+        """Write an entry after a step, or of the start. `skipped`: skipped steps so far."""
         if not self.begun:
             return
-        passed = self.stopwatch.lap()
+        seconds = self.stopwatch.lap()
         waited, self.session.waited = self.session.waited, 0.0
         values: dict[str, Any] = {
             "epoch": report.epoch if report else 0,
             "loss": finite(report.loss) if report else None,
             "losses": {k: finite(v) for k, v in report.losses.items()} if report else {},
             "lr": report.lr if report else 0.0,
-            "images_per_s": self.images / passed if report else None,
-            "wait": waited / passed if report else None,
+            "images_per_s": self.images / seconds if report else None,
+            "wait": waited / seconds if report else None,
             "skipped": skipped,
             "lost": len(self.lost),
             "seconds": self.stopwatch.seconds,
@@ -94,7 +94,7 @@ class RunRecord:
         self.loggers.metrics(step, values)
 
     def close(self, outcome: str, **more: Any) -> None:
-        """The outcome, and `more` facts, into run.json. Loggers stay open for pictures."""
+        """Write the outcome and `more` entries to run.json. Loggers stay open for pictures."""
         self.outcome = outcome
         if self.first:
             self.write_run(outcome, **more)
@@ -102,6 +102,7 @@ class RunRecord:
             self.journal.finish(outcome)
 
     def write_run(self, outcome: str, **more: Any) -> None:
+        """Write run.json."""
         session = self.session
         facts = {
             **self.runtime.note,
@@ -114,5 +115,5 @@ class RunRecord:
 
 
 def finite(value: Tensor | float) -> float | None:
-    """A number that JSON has, or None."""
+    """A finite number, else None, as JSON has no NaN."""
     return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""How a stage is carried out, which does not change its outcome: device, workers, saving."""
+"""Settings of a run that do not change its outcome: device, workers, saving."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,25 +8,26 @@ from typing import Any, Literal
 from selftaught.loggers.logger import Logger
 from selftaught.training.session import Session
 
-WATCHED = 256  # held-back images whose features are followed
+WATCHED = 256  # held-out images whose features are measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """How a run is carried out, which does not change its outcome."""
+    """Settings of a run that do not change its outcome."""
 
     device: str = "cpu"
     workers: int = 2
-    threads: int | None = None  # that compute; as a run that goes on began, or else as torch is set
+    # compute threads; by default as many as a resumed run recorded, or as torch is set to
+    threads: int | None = None
     on_collapse: Literal["stop", "warn"] = "stop"
     save_every: float = 120.0  # seconds between checkpoints
-    # each process holds its share of weights, gradients and the optimizer's memory
+    # shards weights, gradients and optimizer state over the processes
     fsdp: bool = False
-    # images whose features are followed; with labels, four times as many vote on them
+    # images whose features are measured; the kNN bank has up to four times as many
     watched: int = WATCHED
-    draw: Callable[[Session, Path | None], None] | None = None  # pictures at the end, into a folder
+    draw: Callable[[Session, Path | None], None] | None = None  # draws the album
     resume: bool = False
-    # that metrics go to, besides the run's journal; on rank 0
+    # receive the metrics on rank 0, as the run's journal does
     loggers: tuple[Logger, ...] = ()
-    # more for run.json: the command, the versions
+    # additional entries of run.json, such as the command and the versions
     note: dict[str, Any] = field(default_factory=dict)

@@ -1,8 +1,7 @@
-"""Which weights to keep: the start's, or those of one of several checkpoints at log-spaced steps.
+"""Selection of the best weights: of the start, or of a checkpoint at a log-spaced step.
 
 Continued pretraining helps for 50 to 50,000 steps, depending on the data, and sometimes not at all
-(Reed et al., 2021, https://arxiv.org/abs/2103.12718): so the start competes, and wins where nothing
-was better.
+(Reed et al., 2021, https://arxiv.org/abs/2103.12718). So the start is a candidate too.
 """
 
 import logging
@@ -35,56 +34,58 @@ from selftaught.training.checkpoint_folder import is_finite
 from selftaught.training.monitor import extract_features
 from selftaught.training.session import Session
 
-MOST = 2000  # labelled images that are scored, and
-FEW = 1000  # up to which number they are split into five parts; beyond, into two
-BASE = -1  # the step of the weights that a whole chain began from, where they are not the start's
-UNLABELLED = 1000  # images whose features are measured where there are no labels
+MOST = 2000  # maximum number of labelled images that are scored
+FEW = 1000  # up to so many labelled images, cross-validation has five folds; above, two
+BASE = -1  # the step of the weights that the chain of stages started from, if the stage did not
+UNLABELLED = 1000  # images that are scored if there are no labels
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Weights after `step` steps, in `file`, and what was measured of them."""
+    """The weights after `step` steps, and their scores."""
 
     step: int
-    file: str  # in the run's folder
-    # knn and linear: AUROC in [0, 1], where there are labels; rank, alignment, uniformity
+    file: str  # relative to the run's folder
+    # rank, alignment, uniformity; with labels also knn and linear, as AUROC in [0, 1]
     scores: dict[str, float]
 
     @property
     def by_labels(self) -> bool:
+        """Whether labels decide the score."""
         return "linear" in self.scores
 
     @property
     def score(self) -> float:
-        """With labels the mean AUROC of kNN and linear probe, else the effective rank (RankMe,
-        Garrido et al., 2023).
+        """The mean AUROC of kNN and linear probe; without labels the effective rank.
+
+        The effective rank is RankMe (Garrido et al., 2023, https://arxiv.org/abs/2210.02885).
         """
-        return (
-            (self.scores["knn"] + self.scores["linear"]) / 2
-            if self.by_labels
-            else self.scores["rank"]
-        )
+        if self.by_labels:
+            return (self.scores["knn"] + self.scores["linear"]) / 2
+        return self.scores["rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
+    """The candidate that is kept, and the two that were compared."""
+
     kept: Candidate
     start: Candidate
-    best: Candidate  # of those that were trained
+    best: Candidate  # the best one after training
 
     @property
     def worse(self) -> bool:
-        """Training made nothing better than what it all began from."""
+        """Whether no trained weights are better than the start."""
         return self.kept.step == self.start.step
 
     @property
     def text(self) -> str:
-        """In plain words, what got worse first."""
-        how = "mean AUROC of kNN and linear probe on training labels"
+        """The choice as a sentence, with a worse result first."""
+        metric = "mean AUROC of kNN and linear probe on training labels"
         if not self.start.by_labels:
-            how = (
+            metric = (
                 "effective rank: without labels, or with too few to score by, nothing better can be"
                 " said"
             )
@@ -93,18 +94,19 @@ class Choice:
             if self.start.step != BASE
             else ("as it was brought", "what was brought")
         )
-        was, now = f"{score_text(self.start)} {place}", score_text(self.best)
+        before, after = f"{score_text(self.start)} {place}", score_text(self.best)
         if self.best is self.start:
             return (
                 f"nothing that was trained could be scored; kept: {name}, with"
-                f" {score_text(self.start)} ({how})"
+                f" {score_text(self.start)} ({metric})"
             )
         if self.worse:
-            found = f"{was}, {now} at best, after {self.best.step:,} steps"
-            return f"training did not help: {found} ({how}); kept: {name}"
-        return f"kept: step {self.kept.step:,}, {was}, {now} there ({how})"
+            scores = f"{before}, {after} at best, after {self.best.step:,} steps"
+            return f"training did not help: {scores} ({metric}); kept: {name}"
+        return f"kept: step {self.kept.step:,}, {before}, {after} there ({metric})"
 
     def facts(self) -> dict[str, Any]:
+        """The entry `choice` of run.json."""
         return {
             "kept": self.kept.step,
             "worse": self.worse,
@@ -115,36 +117,39 @@ class Choice:
 
 
 def score_text(candidate: Candidate) -> str:
+    """A score as text: an AUROC in percent, or an effective rank."""
     return f"{100 * candidate.score:.1f} %" if candidate.by_labels else f"{candidate.score:.1f}"
 
 
 def choose(candidates: Sequence[Candidate]) -> Choice:
-    """The best by score; of equals the earlier one. The first is the start."""
+    """Choose the candidate with the highest score; of equal ones, the one of the earliest step."""
     start, *others = sorted(candidates, key=lambda c: c.step)
     best = max(others, key=lambda c: c.score, default=start)  # max keeps the first of equals
     return Choice(kept=best if best.score > start.score else start, start=start, best=best)
 
 
 def log_spaced(steps: int) -> set[int]:
-    """10, 20, 50, 100, 200, 500, ... and the last one."""
+    """The steps 0, 10, 20, 50, 100, 200, 500, ... and the last one."""
     spaced = (m * 10**e for e in count(1) for m in (1, 2, 5))
     return {0, steps, *takewhile(lambda s: s < steps, spaced)}
 
 
 def sample(index: Index) -> Tensor:
-    """Positions of the training images that candidates are scored on: labelled ones, where there
-    are any.
+    """Draw the training images that candidates are scored on: positions [n].
+
+    Only labelled images are drawn, if there are any.
     """
     train = index.train
-    known = train[index.labelled[train]]
-    among, most = (known, MOST) if len(known) else (train, UNLABELLED)
-    return among[torch.randperm(len(among), generator=torch.Generator().manual_seed(1))[:most]]
+    labelled = train[index.labelled[train]]
+    positions, most = (labelled, MOST) if len(labelled) else (train, UNLABELLED)
+    rng = torch.Generator().manual_seed(1)
+    return positions[torch.randperm(len(positions), generator=rng)[:most]]
 
 
 class Candidates:
-    """Scores weights at log-spaced steps, keeps them beside the run, and chooses the best.
+    """Scores weights at log-spaced steps, saves them in the run's folder, and chooses the best.
 
-    There are none unless the stage keeps the best weights (`keep="best"`).
+    There are candidates only if the stage keeps the best weights (`keep="best"`).
     """
 
     def __init__(self, session: Session, folder: Path) -> None:
@@ -155,11 +160,13 @@ class Candidates:
         self.candidates: list[Candidate] = []
 
     def due(self, step: int) -> bool:
+        """Whether the weights after `step` steps are a candidate without a score."""
         return step in self.steps and not any(c.step == step for c in self.candidates)
 
     def score_candidates(self, step: int) -> None:
-        """Score the weights of this step; before the first, those that the whole chain began from,
-        too.
+        """Score the weights of this step.
+
+        At step 0 the weights that the chain of stages started from are scored too.
         """
         broadcast_tensors(running_statistics(self.session.step))
         base = self.session.stage.base
@@ -172,7 +179,7 @@ class Candidates:
         self.score(self.session.backbone, step)
 
     def score(self, backbone: Backbone, step: int) -> None:
-        """Score weights, and keep them beside the run."""
+        """Score weights, and save them in the run's folder, if they are finite."""
         labels = self.session.index.labels
         vectors, closer = (
             extract_features(self.session, self.positions, share, backbone) for share in (1.0, 0.7)
@@ -191,16 +198,16 @@ class Candidates:
         log.info(f"{name}: {score_text(self.candidates[-1])}")
 
     def keep_best(self) -> Choice:
-        """Choose, and put the chosen weights into the run's place."""
+        """Choose the best weights, and copy them to the run's backbone.safetensors."""
         choice = choose(self.candidates)
         log.info(choice.text)
         if rank() != 0:
             return choice
         weights, head = self.folder / choice.kept.file, self.folder / heads.FILE
-        # the start's head has learnt nothing: there is none
-        beside = weights.with_name(f"{weights.stem}-{heads.FILE}")
-        if beside.is_file():
-            files.atomic(head, lambda draft: shutil.copyfile(beside, draft))
+        # The start has no head file, because its head is not trained.
+        source = weights.with_name(f"{weights.stem}-{heads.FILE}")
+        if source.is_file():
+            files.atomic(head, lambda draft: shutil.copyfile(source, draft))
         else:
             head.unlink(missing_ok=True)
         files.atomic(
@@ -209,15 +216,18 @@ class Candidates:
         return choice
 
     def state_dict(self) -> dict[str, Any]:
+        """The candidates as plain values."""
         return {"candidates": [asdict(candidate) for candidate in self.candidates]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the candidates of `state_dict`."""
         self.candidates = [Candidate(**candidate) for candidate in state["candidates"]]
 
 
 def save_weights(session: Session, backbone: Backbone, file: Path, head_file: Path | None) -> None:
-    """Weights for others: a backbone's and, in `head_file`, the method's head where later stages
-    can use it.
+    """Save a backbone, and the method's head in `head_file` if the method has one.
+
+    Later stages can start from the head.
     """
     head = session.method.head
     if head is not None and head_file is not None:
@@ -228,34 +238,33 @@ def save_weights(session: Session, backbone: Backbone, file: Path, head_file: Pa
 
 
 def label_scores(vectors: Tensor, labels: Tensor) -> dict[str, float]:
-    """The AUROC of kNN and of a linear probe on features [N, D], by cross-validation, each class
-    against the rest and the mean over them: an accuracy would not see what is learnt of a class
-    that is rare. Nothing where no class has images on both sides.
+    """The AUROC of kNN and of a linear probe on features [N, D], by cross-validation.
+
+    labels: [N], or [N, C] for several classes an image. The AUROC is of each class against the
+    rest, averaged over classes; accuracy would ignore rare classes. Returns an empty dict if no
+    fold has a class with positive and negative images.
     """
     labels = labels.cpu()
     if labels.ndim == 1:
-        labels = torch.unique(labels, return_inverse=True)[1]  # a sample need not hold every class
+        labels = torch.unique(labels, return_inverse=True)[1]  # a sample can lack classes
     parts = 5 if len(labels) <= FEW else 2
     if len(labels) < 2 * parts or (labels.ndim == 1 and int(labels.max()) == 0):
         return {}
     truth = F.one_hot(labels) if labels.ndim == 1 else labels
     fold = stratified_folds(labels, parts, 0)
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for protocol in (KNN(), LinearProbe(folds=3)):
         areas = []
         for part in range(parts):
             out = fold == part
-            values = (
-                protocol.score_features(Features(vectors[~out], labels[~out]), vectors[out])
-                .values.double()
-                .cpu()
-            )
+            train = Features(vectors[~out], labels[~out])
+            values = protocol.score_features(train, vectors[out]).values.double().cpu()
             if labels.ndim == 1 and protocol.name == "linear":
                 values = values.log_softmax(1)
             values = F.pad(values, (0, truth.shape[1] - values.shape[1]), value=float(values.min()))
             areas.append(auroc(truth[out], values)[0])
-        known = [a for a in areas if math.isfinite(a)]
-        if not known:
+        defined = [area for area in areas if math.isfinite(area)]
+        if not defined:
             return {}
-        found[protocol.name] = sum(known) / len(known)
-    return found
+        scores[protocol.name] = sum(defined) / len(defined)
+    return scores

@@ -1,6 +1,4 @@
-"""What a stage trains on and with, built the same way whether it begins, resumes or is looked
-at.
-"""
+"""The session of a stage: its images, network and losses, built from its configuration."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +34,11 @@ from selftaught.views.augment import Augment, centre
 
 @dataclass
 class Session:
+    """The parts that a stage trains with.
+
+    They are the same for a new run, a resumed run and a finished one.
+    """
+
     stage: Stage
     index: Index
     images: Images
@@ -43,7 +46,7 @@ class Session:
     augment: Augment
     step: Step
     device: torch.device
-    classes: tuple[str, ...] = ()  # that the method's head tells, where it tells any
+    classes: tuple[str, ...] = ()  # the classes of the method's head; empty if it has none
 
     @property
     def method(self) -> Method:
@@ -51,20 +54,22 @@ class Session:
 
     @property
     def backbone(self) -> Backbone:
-        """The network that is measured, evaluated and exported."""
+        """The backbone that is measured, evaluated and exported."""
         backbone = self.step.method.judged()
         assert isinstance(backbone, Backbone)
         return backbone
 
     def overview(self, number: int) -> Iterator[Batch]:
-        """An epoch's images in other views than it will be trained on: a pseudo-label that was made
-        of the very view which must predict it asks for no invariance.
+        """Yield an epoch's images in other views than those it is trained on.
+
+        A pseudo-label teaches no invariance if it is made of the view that must predict it.
         """
         return self.epochs(number, 0, "overview")
 
     def epochs(self, number: int, first: int, purpose: str = "views") -> Iterator[Batch]:
-        """An epoch's batches from its step `first` on; the seconds lost in waiting for data are in
-        `waited`.
+        """Yield an epoch's batches from its step `first` on.
+
+        `waited` counts the seconds in which the device waits for data.
         """
         skip = first * self.stage.accumulate
         raws = iter(self.batches.epoch(number, skip))
@@ -74,7 +79,7 @@ class Session:
             self.waited += waited
             if raw is None:
                 return
-            # views are drawn a process at a time, a method's own choices an image at a time
+            # Random numbers of views depend on the process, those of methods on the image.
             size = len(raw.index)
             first = (place * world_size() + rank()) * size
             seeds = image_seeds(key(self.stage.seed, purpose, "images", number), first, size)
@@ -84,16 +89,18 @@ class Session:
     waited: float = 0.0
 
     def eagerly(self) -> AbstractContextManager[Any]:
-        """Here the backbone runs as it is: what is done now and then, and in other ways, is not
-        worth compiling.
+        """Inside, the backbone runs uncompiled.
+
+        Compilation would take longer than the few calls in other shapes and modes.
         """
         return torch.compiler.set_stance("force_eager") if self.stage.compile else nullcontext()
 
     @torch.no_grad()
     def refresh(self, steps: int) -> None:
-        """Let the running statistics of the backbone's batch norms be those of this data: of
-        `steps` batches of plain images, each counted alike. Nothing else moves (the article's
-        Base).
+        """Estimate the running statistics of the backbone's batch norms on this data.
+
+        They become the plain mean over `steps` batches of unaugmented images. Nothing else changes
+        (Base of Reed et al., 2021, https://arxiv.org/abs/2103.12718).
         """
         norms = [
             m
@@ -106,37 +113,39 @@ class Session:
             norm.momentum = None  # a plain mean
         self.backbone.train()
         for norm in norms:
-            norm.train()  # they rest while nothing of them learns
+            norm.train()  # `Backbone.train` leaves norms without gradients in evaluation mode
         bf16 = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"
         )
         batches = (raw for number in count() for raw in self.batches.epoch(number))
         for raw in islice(batches, steps):
             with bf16:
-                self.backbone(centre(self.moved(raw.pixels), raw.aspect, self.stage.size))
+                self.backbone(centre(self.move_pixels(raw.pixels), raw.aspect, self.stage.size))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            for seen in (norm.running_mean, norm.running_var):
-                if seen is not None:
-                    all_reduce_sum(seen).div_(world_size())
+            for statistic in (norm.running_mean, norm.running_var):
+                if statistic is not None:
+                    all_reduce_sum(statistic).div_(world_size())
         self.backbone.train()
 
     def batch(self, raw: Raw, seed: int, seeds: Tensor | None = None) -> Batch:
-        """Views of `raw`, drawn by `seed`; `seeds` [B] are those of `Batch`, and follow from `seed`
-        where they are not given.
+        """Draw views of `raw` with `seed`.
+
+        seeds: [B] of `Batch`; by default they follow from `seed`.
         """
         rng = torch.Generator().manual_seed(seed)
         seeds = image_seeds(seed, 0, len(raw.index)) if seeds is None else seeds
         index, label = to_device(raw.index, self.device), to_device(raw.label, self.device)
-        views = self.augment(self.moved(raw.pixels), raw.aspect, rng)
+        views = self.augment(self.move_pixels(raw.pixels), raw.aspect, rng)
         return Batch(views, index, label, to_device(seeds, self.device))
 
-    def moved(self, pixels: Tensor | RaggedImages) -> Tensor | RaggedImages:
+    def move_pixels(self, pixels: Tensor | RaggedImages) -> Tensor | RaggedImages:
+        """Copy pixels to the device. Images of different sizes stay on the CPU."""
         return pixels.to(self.device, non_blocking=True) if isinstance(pixels, Tensor) else pixels
 
 
 def check(stage: Stage, index: Index) -> None:
-    """Raises UserError for what cannot be trained, before anything is."""
+    """Raise UserError if the stage cannot be trained on these images."""
     method = method_of(stage.method)
     if method.labels != "unused" and index.labels is None:
         raise UserError(
@@ -156,7 +165,7 @@ def check(stage: Stage, index: Index) -> None:
 
 
 def training_positions(stage: Stage, index: Index) -> Tensor:
-    """Positions [n] of the images that a stage trains on."""
+    """Positions [n] of the images that a stage trains on; labelled ones if it requires labels."""
     required = method_of(stage.method).labels == "required"
     return index.train[index.labelled[index.train]] if required else index.train
 
@@ -170,8 +179,9 @@ def build_session(
     on_progress: Callable[[int, int], None] | None = None,
     hold: bool | None = None,
 ) -> Session:
-    """Everything that `stage` needs, at its start: untrained, or with its starting weights. `hold`:
-    as for `Images`.
+    """Build the session of `stage` at step 0, with random weights or those of `stage.init`.
+
+    hold: as for `Images`. Raises UserError if the stage cannot be trained on these images.
     """
     check(stage, index)
     method = method_of(stage.method)
@@ -217,7 +227,7 @@ def build_session(
             )
         )
     torch.manual_seed(key(stage.seed, "head"))
-    # before the method copies it for a teacher
+    # Before the method copies the backbone for a teacher.
     backbone_module.set_trainable(backbone, stage.trainable)
     setup = Setup(
         backbone, len(positions), len(index.classes), previous.network if previous else None
@@ -227,19 +237,24 @@ def build_session(
     step.to(device).to(memory_format=torch.channels_last)
     if stage.compile:
         compile_backbones(step, device)
-        say("the backbone is compiled in the first steps, each of which may take a minute")
+        say("the first steps compile the backbone, and may take a minute each")
     classes = index.classes if method.labels != "unused" else previous.classes if previous else ()
     return Session(stage, index, images, batches, augment, step, device, classes)
 
 
 def load_previous(stage: Stage, index: Index) -> heads.Trained | None:
-    """The network of an earlier stage that this one's method goes on from, or is taught by."""
+    """Load the network of an earlier run that this stage starts from, or its teacher.
+
+    Raises UserError if the classes of a teacher do not fit.
+    """
     run, method = stage.method.previous_run(stage.init), method_of(stage.method)
     if run is None or method.labels != "unused":
         return heads.load_head(run) if run else None
     teacher = heads.classifier(run)
     if teacher.several:
-        raise UserError(f"{run} tells several classes an image: a teacher tells one")
+        raise UserError(
+            f"{run} predicts several classes an image: give a teacher that predicts one"
+        )
     if index.labels is not None:
         heads.refuse_other(run, teacher.classes, index.classes, heads.UNLABELLED)
     return teacher

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that stop a run."""
 
 import signal
 import threading
@@ -7,23 +7,22 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-# SIGUSR1 is what SLURM sends ahead of the end of a job (sbatch --signal=USR1@120).
+# SLURM sends SIGUSR1 before the end of a job (sbatch --signal=USR1@120).
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collect what asks a run to stop instead of dying of it; a second Ctrl-C does as ever."""
+    """Collect stop signals in a list instead of ending the process; a second Ctrl-C ends it."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread can be asked
+        yield received  # only the main thread may handle signals
         return
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if (
-            number == signal.SIGINT
-        ):  # alone: at a job's time limit SLURM sends SIGTERM twice, a few milliseconds apart
+        # Not for SIGTERM: SLURM sends it twice at a job's time limit, a few milliseconds apart.
+        if number == signal.SIGINT:
             signal.signal(number, before[number])
 
     before: dict[int, Any] = {n: signal.signal(n, note) for n in STOPPING}

@@ -1,4 +1,4 @@
-"""One step's losses, clean and hard, as a single module: what DDP wraps."""
+"""The losses of one training step, clean and hard, as one module that DDP can wrap."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ from selftaught.models.batch_norm import batch_norms, frozen_statistics, swap_ba
 
 @dataclass(frozen=True)
 class Outcome:
-    loss: Tensor  # what to minimise
-    parts: dict[str, Tensor]  # "clean", "adversarial", ...: each unweighted, detached
+    """The losses and the outputs of one forward pass."""
+
+    loss: Tensor  # scalar, to minimise
+    parts: dict[str, Tensor]  # losses of "clean", "adversarial", ...: unweighted, detached
     predictions: Tensors  # of the clean views, detached
     targets: Tensors  # detached
 
 
 class Step(nn.Module):
-    """`combine="mean"` divides by the sum of the weights: hard examples then turn a step and do not
-    lengthen it.
+    """Computes the loss of a method on clean views and on hard examples.
+
+    `combine="mean"` divides the weighted sum by the sum of the weights. So hard examples change
+    the direction of a step and not its length. Raises UserError for two hard examples of one kind,
+    and for a delayed second set of batch norms in several processes.
     """
 
     def __init__(
@@ -50,7 +55,7 @@ class Step(nn.Module):
         self.method = method
         self.hard = hard
         self.combine = combine
-        # a second set of batch norms for each kind of hard example that asks for one
+        # a second set of batch norms for each hard example with norm="auxiliary"
         self.norms = nn.ModuleDict(
             {
                 part_name(h): nn.ModuleList(
@@ -62,16 +67,17 @@ class Step(nn.Module):
         )
 
     def parameter_groups(self) -> dict[str, GroupOptions]:
-        """The method's, by the names that its parameters have here."""
-        return {f"method.{part}": own for part, own in self.method.parameter_groups().items()}
+        """The method's parameter groups; their names have the prefix "method."."""
+        groups = self.method.parameter_groups()
+        return {f"method.{part}": options for part, options in groups.items()}
 
     def forward(self, batch: Batch, rng: torch.Generator) -> Outcome:
-        """`rng` is in the same state on every rank."""
+        """Compute the loss of a batch. `rng` must be in the same state on every rank."""
         method = self.method
         hard = [h for h in self.hard if method.progress >= h.start]
         inputs = method.inputs(batch)
         learning = bool(hard) and torch.is_grad_enabled()
-        # other norms, other gradients
+        # The gradient of the clean pass holds for the same batch norms only.
         reusing = [h for h in hard if learning and h.reuses_gradient and h.norm == "shared"]
         if reusing:
             inputs = map_tensors(lambda x: x.detach().requires_grad_(), inputs)
@@ -82,23 +88,20 @@ class Step(nn.Module):
         if learning:
             aim = clean
             if reusing and any(target.requires_grad for target in leaves(targets)):
-                # an attack holds targets fixed
+                # An attack treats the targets as constant.
                 aim = objective(method, predictions, detach(targets))
-            clean, slope = differentiated(clean, method, inputs, aim)
+            clean, slope = differentiate(clean, method, inputs, aim)
         predictions, targets, inputs = detach(predictions), detach(targets), detach(inputs)
         losses, weights = {"clean": clean}, [1.0]
         for h in hard:
             with self._norms_of(h):
-                few, slope_few = (
-                    first_crops(method, h, inputs),
-                    first_crops(method, h, slope if h in reusing else None),
-                )
-                part = h.loss(method, few, targets, rng, slope_few)
-                losses[part_name(h)] = differentiated(part, method)[0] if learning else part
+                crops = select_crops(method, h, inputs)
+                crops_slope = select_crops(method, h, slope if h in reusing else None)
+                part = h.loss(method, crops, targets, rng, crops_slope)
+                losses[part_name(h)] = differentiate(part, method)[0] if learning else part
             weights.append(h.weight)
-        loss = torch.stack(
-            [w * part for w, part in zip(weights, losses.values(), strict=True)]
-        ).sum()
+        terms = [weight * part for weight, part in zip(weights, losses.values(), strict=True)]
+        loss = torch.stack(terms).sum()
         if self.combine == "mean":
             loss = loss / sum(weights)
         return Outcome(
@@ -107,8 +110,9 @@ class Step(nn.Module):
 
     @contextmanager
     def _norms_of(self, hard: HardExample) -> Iterator[None]:
-        """The batch norms of a hard pass; the running statistics stay those of clean images
-        alone.
+        """Inside, the method uses the batch norms of a hard pass.
+
+        The running statistics of the clean pass do not change.
         """
         if hard.norm == "auxiliary":
             with swap_batch_norms(self.method, self.norms[part_name(hard)]):  # type: ignore[arg-type]
@@ -118,24 +122,24 @@ class Step(nn.Module):
                 yield
 
 
-def first_crops(method: Method, hard: HardExample, inputs: Tensors | None) -> Tensors | None:
-    return (
-        inputs[: method.views]
-        if inputs is not None and method.multi_crop and hard.crops == "large"
-        else inputs
-    )
+def select_crops(method: Method, hard: HardExample, inputs: Tensors | None) -> Tensors | None:
+    """The inputs that a hard example uses: the large crops alone, or all."""
+    if inputs is not None and method.multi_crop and hard.crops == "large":
+        return inputs[: method.views]
+    return inputs
 
 
-def differentiated(
+def differentiate(
     loss: Tensor, method: Method, inputs: Tensors = (), aim: Tensor | None = None
 ) -> tuple[Tensor, Tensors | None]:
-    """The loss, whose own backward pass will hand out the parameters' gradients, found here
-    already; and the gradient of `aim` at the inputs, if they require one.
+    """Compute the gradients of the loss, and free its graph.
 
-    Where the aim is the loss itself, one backward pass finds both; another aim takes one more over
-    the same graph, to the inputs alone. The graph behind is freed: peak memory is one pass and
-    these gradients, whatever hard examples follow. FSDP gathers gradients in `backward` alone:
-    there graphs stay, and the inputs' gradient costs a backward pass of its own.
+    Returns the loss with a graph of one node, which passes the gradients on to the parameters; and
+    the gradient of `aim` with respect to the inputs, or None if no input requires it. If `aim` is
+    the loss, one backward pass computes both. Any other aim takes a second pass over the same
+    graph, to the inputs only. So peak memory is one graph and these gradients, for any number of
+    hard examples. FSDP reduces gradients in `backward` only. There the graph remains, and the
+    inputs' gradient takes a second pass.
     """
     points = [x for x in leaves(inputs) if x.requires_grad]
     sharded = is_sharded(method.parameters())
@@ -145,23 +149,26 @@ def differentiated(
     if points and aim is not None and (sharded or aim is not loss):
         slopes = torch.autograd.grad(aim, points, allow_unused=True, retain_graph=True)
     if not sharded:
-        wanted = points[len(slopes) :]
+        remaining = points[len(slopes) :]
         parameters = [p for p in method.parameters() if p.requires_grad]
-        found = torch.autograd.grad(loss, [*wanted, *parameters], allow_unused=True)
-        slopes = slopes or found[: len(wanted)]
-        known = [
-            (p, g) for p, g in zip(parameters, found[len(wanted) :], strict=True) if g is not None
+        gradients = torch.autograd.grad(loss, [*remaining, *parameters], allow_unused=True)
+        slopes = slopes or gradients[: len(remaining)]
+        pairs = [
+            (p, g)
+            for p, g in zip(parameters, gradients[len(remaining) :], strict=True)
+            if g is not None
         ]
-        loss = _Known.apply(loss.detach(), [g for _, g in known], *(p for p, _ in known))
-    filled = iter(
+        loss = _PrecomputedLoss.apply(loss.detach(), [g for _, g in pairs], *(p for p, _ in pairs))
+    dense_slopes = iter(
         [torch.zeros_like(x) if g is None else g for x, g in zip(points, slopes, strict=True)]
     )
-    return loss, map_tensors(lambda _: next(filled), inputs) if points else None
+    return loss, map_tensors(lambda _: next(dense_slopes), inputs) if points else None
 
 
-class _Known(torch.autograd.Function):
-    """A loss whose gradients are known. (Backward inside forward, and yet one graph: DDP sees each
-    gradient once.)
+class _PrecomputedLoss(torch.autograd.Function):
+    """A loss whose gradients are computed already.
+
+    It keeps one graph over all losses, so that DDP reduces each gradient once.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The seconds of a training, over all its restarts."""
+"""A stopwatch for the training time."""
 
 import time
 from collections.abc import Iterator
@@ -6,28 +6,29 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Counts seconds in all, and seconds since the last entry without those of measurements."""
+    """Counts the total seconds, and the seconds of each lap without its pauses."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.restart()
 
     def restart(self) -> None:
+        """Start a new lap now."""
         self.started = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens here counts in all, and not in the images a second."""
-        began = time.perf_counter()
+        """Count the time inside in the total, and not in the lap."""
+        start = time.perf_counter()
         yield
-        spent = time.perf_counter() - began
-        self.seconds += spent
-        self.started += spent
+        duration = time.perf_counter() - start
+        self.seconds += duration
+        self.started += duration
 
     def lap(self) -> float:
-        """Seconds since the last lap; the next one begins."""
+        """End the lap and start the next one; return its seconds, always positive."""
         now = time.perf_counter()
-        passed = max(now - self.started, 1e-9)
-        self.seconds += passed
+        duration = max(now - self.started, 1e-9)
+        self.seconds += duration
         self.started = now
-        return passed
+        return duration

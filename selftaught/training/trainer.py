@@ -1,6 +1,4 @@
-"""Trains a stage in the folder of a run: begins or resumes it, finishes it, and keeps what was
-learnt where it fails.
-"""
+"""Training of a stage in a run's folder: start or resume, train, finish, and save on failure."""
 
 import contextlib
 import logging
@@ -49,8 +47,8 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Trains one stage in a run's folder: logs metrics, monitors features, writes checkpoints.
 
-    Every rank measures its share of the images and has the same state. Rank 0 alone writes and
-    logs, but for the parts of a sharded network.
+    Every rank measures its share of the images and has the same state. Only rank 0 writes and
+    logs; of a sharded network every rank writes its shards.
     """
 
     def __init__(
@@ -75,15 +73,16 @@ class Trainer:
         )
 
     def begin(self) -> int:
-        """Open the folder, load the checkpoint of a run that is resumed, and measure the start;
-        return the step to go on with.
+        """Load the checkpoint of a resumed run, open the record, and measure the start.
+
+        Returns the step to continue with. Raises Collapsed if the run had collapsed.
         """
         present = self.checkpoints.files()
         if self.runtime.resume and present:
             self.record.refuse_other_data()
             self.checkpoints.load(present, self.session.device, self.load_state_dict)
             if self.monitor.detector.collapsed and self.runtime.on_collapse == "stop":
-                # it would only collapse again, or end as though done
+                # It would collapse again, or end as if it were done.
                 reason = run_folder.read_run(self.folder).facts.get("reason")
                 raise Collapsed(reason or "the features collapsed")
         self.record.begin(self.step)
@@ -95,6 +94,7 @@ class Trainer:
         return self.step
 
     def after_step(self, report: Report) -> None:
+        """Log, measure, score and save after a step, each when it is due."""
         self.step = report.step + 1
         self.skipped += report.skipped
         self.record.images += self.session.stage.batch
@@ -111,10 +111,10 @@ class Trainer:
             self.save()
 
     def monitor_features(self, report: Report | None) -> None:
-        """Measure and log the features. Raises Collapsed."""
+        """Measure and log the features. Raises Collapsed if this stops the run."""
         with self.record.stopwatch.paused():
             self.monitor.measured_at = self.step
-            # on CPUs each rank's norms saw images of their own
+            # On CPUs the batch norms of each rank have their own statistics.
             broadcast_tensors(running_statistics(self.session.step))
             features = self.monitor.measure()
             self.lost.update()
@@ -132,15 +132,17 @@ class Trainer:
             raise Collapsed(broadcast_object(warning) or "the features collapsed")
 
     def score_candidates(self) -> None:
+        """Score the present weights if they are a candidate."""
         if self.candidates.due(self.step):
             with self.record.stopwatch.paused():
                 self.candidates.score_candidates(self.step)
 
     def save(self, name: str = "last.pt") -> None:
+        """Save a checkpoint."""
         self.checkpoints.save(self.state_dict(), name)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides how the run goes on, but for networks and optimizer."""
+        """The state of the run without that of the network and the optimizer."""
         return {
             "next": self.step,
             "skipped": self.skipped,
@@ -150,14 +152,16 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of `state_dict`."""
         self.step, self.skipped = state["next"], state["skipped"]
         self.record.stopwatch.seconds = state["seconds"]
         self.monitor.load_state_dict(state)
         self.candidates.load_state_dict(state)
 
     def finish(self, outcome: str, **more: Any) -> Path:
-        """Write the run's weights: the chosen candidate's, or those of the last step; return their
-        file.
+        """Write the run's weights and its outcome; return the file of the weights.
+
+        They are those of the best candidate, or of the last step.
         """
         session, file = self.session, self.folder / "backbone.safetensors"
         if self.candidates.candidates and self.step:
@@ -170,21 +174,22 @@ class Trainer:
         return file
 
     def fail(self, outcome: str, reason: str) -> None:
-        """Keep what was learnt before it went wrong, if it is worth keeping, and if the disk takes
-        it. Nothing here waits for other ranks.
+        """Save the weights and the outcome of a run that failed, if possible.
+
+        It waits for no other rank, because the error may have occurred on this rank only.
         """
-        # else the folder is not this run's, or another rank writes
+        # Otherwise the folder belongs to another run, or another rank writes.
         if not self.record.begun:
             return
         try:
-            # the others may not be here to give their shares: the last checkpoint is what is kept
+            # Other ranks may not save their shards now, so the last checkpoint remains.
             if self.checkpoints.sharded:
                 self.record.close(outcome, reason=reason)
                 return
             if self.step:
                 self.save()
             self.finish(outcome, reason=reason)
-        except FileError:  # what is reported is why it failed first
+        except FileError:  # the caller reports the first error
             with contextlib.suppress(FileError):
                 self.record.close(outcome, reason=reason)
 
@@ -192,14 +197,11 @@ class Trainer:
 def train(
     stage: Stage, out: Path, runtime: Runtime = Runtime(), index: Index | None = None
 ) -> Path:
-    """Carry out `stage` in the folder `out`, or go on where it broke off; return the backbone's
-    file.
+    """Train `stage` in the folder `out`, or resume it there; return the backbone's file.
 
-    `index` is that of the stage's data, where it has been made already.
-
-    Raises UserError for invalid input (another process that trains in `out`, a full disk),
-    Collapsed when the features fell into one point, Stopped after SIGTERM or Ctrl-C. What was
-    learnt is saved as far as the disk takes it.
+    index: that of the stage's data, if it is built already. Raises UserError for invalid input
+    (another process that trains in `out`, a full disk), Collapsed when the features collapse, and
+    Stopped after SIGTERM or Ctrl-C. On errors the weights are saved, if possible.
     """
     before = run_folder.read_run(out) if runtime.resume and run_folder.has_run(out) else None
     if index is None or (before is not None and before.pixel_range != index.pixel_range):
@@ -214,7 +216,7 @@ def train(
 
 
 def with_loggers(runtime: Runtime, names: Sequence[str]) -> Runtime:
-    """A run that goes on keeps its loggers, unless others are given."""
+    """Add the loggers that a resumed run recorded, unless the runtime has loggers of its own."""
     if any(logger.name in LOGGERS for logger in runtime.loggers):
         return runtime
     return replace(runtime, loggers=(*runtime.loggers, *build_loggers(names)))
@@ -223,22 +225,22 @@ def with_loggers(runtime: Runtime, names: Sequence[str]) -> Runtime:
 def train_in_folder(
     stage: Stage, out: Path, runtime: Runtime, index: Index, facts: Mapping[str, Any]
 ) -> Path:
-    """`facts`: of the run that goes on."""
+    """Train with an index and a number of threads. `facts`: run.json of a resumed run."""
     device = (
         torch.device(runtime.device, local_rank())
         if runtime.device == "cuda"
         else torch.device("cpu")
     )
-    # On a CPU views of images that are held differ a little from those of images that are not: a
-    # run goes on as it began.
+    # On a CPU the views of images in memory differ slightly from those of images on disk. So a
+    # resumed run keeps its images where they were.
     held = facts.get("held") if device.type == "cpu" else None
     session = build_session(stage, index, device, runtime.workers, log.info, hold=held)
     steps_per_epoch = session.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
     step = session.step
     if runtime.fsdp and world_size() == 1:
-        log.info("one process holds all: --fsdp has nothing to share out")
+        log.info("there is one process only: --fsdp has no effect")
     elif runtime.fsdp and stage.compile:
-        raise UserError("--compile and --fsdp do not go together: leave one of them out")
+        raise UserError("--compile and --fsdp do not go together: omit one of them")
     elif runtime.fsdp:
         shard(step, device)
     optimizer = stage.optimizer.build(step.named_parameters(), step.parameter_groups())
@@ -263,15 +265,15 @@ def train_in_folder(
 
 @contextmanager
 def hold_folder(out: Path, runtime: Runtime) -> Iterator[None]:
-    """Hold the run's folder, by rank 0; what it is refused, every process is."""
+    """Lock the run's folder by rank 0. Raises its UserError on all ranks."""
     with ExitStack() as stack:
         refusal: UserError | None = None
         if rank() == 0:
             try:
                 stack.enter_context(files.hold_run(out, log.info))
-                if not runtime.resume and run_folder.has_run(out):  # since it was last looked at
+                if not runtime.resume and run_folder.has_run(out):  # since the last check
                     refusal = UserError(
-                        f"{out} holds a run already: go on with it by --resume, or choose another"
+                        f"{out} holds a run already: continue it with --resume, or choose another"
                         " --out"
                     )
             except UserError as error:
@@ -283,7 +285,7 @@ def hold_folder(out: Path, runtime: Runtime) -> Iterator[None]:
 
 
 def run(trainer: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
-    """Train from where the run is to its end, in its folder; return the backbone's file."""
+    """Train from the run's present step to its end; return the backbone's file."""
     session = trainer.session
     stage, step = session.stage, session.step
     try:
@@ -312,11 +314,12 @@ def run(trainer: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
                     trainer.save()
                     trainer.finish("stopped")
                     raise Stopped(
-                        f"stopped at step {report.step + 1} of {stage.steps}; go on with --resume"
+                        f"stopped at step {report.step + 1} of {stage.steps};"
+                        " continue with --resume"
                     )
         trainer.save()
         return trainer.finish("done")
-    except UserError as error:  # on this rank, perhaps alone: nothing here may wait for the others
+    except UserError as error:  # perhaps on this rank only, so no collective may follow
         trainer.fail(name_outcome(error), str(error))
         if (
             isinstance(error, FileError)
@@ -324,13 +327,13 @@ def run(trainer: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
             and any((trainer.folder / "checkpoints").glob("*.pt"))
         ):
             raise FileError(
-                f"{error}; the last checkpoint stays, and can be gone on with"
+                f"{error}; the last checkpoint remains, and --resume continues from it"
             ) from error
         raise
 
 
 def draw_album(trainer: Trainer) -> None:
-    """Pictures of a run that is done; without them it is done all the same."""
+    """Draw the album of a run that is done. Errors are logged only."""
     session, draw = trainer.session, trainer.runtime.draw
     if not session.stage.steps or draw is None:
         return
@@ -342,7 +345,7 @@ def draw_album(trainer: Trainer) -> None:
         log.warning(f"the run is done and saved, but its pictures could not be made: {error}")
         return
     for picture in sorted(album.iterdir()) if rank() == 0 and album.is_dir() else ():
-        # every neighbour is a file: too many, and without their order nothing to look at
+        # Pictures of neighbours (n-*) are many, and have no meaning without their order.
         if picture.suffix not in (".png", ".jpg") or picture.name.startswith("n-"):
             continue
         trainer.record.loggers.image(trainer.step, f"album/{picture.stem}", picture)

@@ -11,7 +11,7 @@ from selftaught.distributed import full_tensor, shuffle_batch, unshuffle_batch, 
 from selftaught.methods import METHODS
 from selftaught.optim import SGD
 from selftaught.training.fsdp import shard
-from selftaught.training.loop import clipped_norm
+from selftaught.training.loop import clip_gradients
 from selftaught.training.step import Step
 from tests.laws.toys import HARD, Deep, batch, build, mine, rng
 from tests.several import WORLD, spawned
@@ -42,7 +42,7 @@ def outcome(name: str, hard: tuple[str, ...], sharded: bool = False) -> dict[str
     gradients = {
         k: full_tensor(p.grad).clone() for k, p in step.named_parameters() if p.grad is not None
     }
-    norm = clipped_norm(list(step.parameters()), clip=0.1)
+    norm = clip_gradients(list(step.parameters()), clip=0.1)
     optimizer.step()
     step.method.after_step(data, result.predictions, result.targets)
     weights = {k: full_tensor(p.detach()) for k, p in step.named_parameters()}

@@ -275,7 +275,7 @@ def everything(setup: Setup) -> list[Cell]:
 def test_keys_are_stable_and_distinct() -> None:
     keys = [cell.key for cell in everything(SETUP)]
     assert keys == [cell.key for cell in everything(SETUP)]
-    assert len(set(keys)) == len({repr(cell.judged) for cell in everything(SETUP)})
+    assert len(set(keys)) == len({repr(cell.inputs) for cell in everything(SETUP)})
     for study in STUDIES:
         assert len({cell.key for cell in design.cells(study, SETUP)}) == len(
             design.cells(study, SETUP)
