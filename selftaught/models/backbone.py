@@ -3,6 +3,7 @@
 import copy
 import difflib
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,7 +145,7 @@ def given_backbone(network: nn.Module | None) -> Iterator[str | None]:
 
 def is_own(name: str) -> bool:
     """Whether a backbone is the user's own: an object, or `package.module:function`."""
-    return ":" in name
+    return name.startswith(_OBJECT) or re.fullmatch(r"[\w.]+:[\w.]+", name) is not None
 
 
 def create(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from selftaught.cli import flags
 from selftaught.cli.main import main
 from selftaught.data.index import cache, scan
 from selftaught.data.index.build import Index, build_index
@@ -158,7 +159,13 @@ def test_a_run_kept_among_the_images_changes_nothing(
         "--seed",
         "0",
     ]
-    plan = Plan(nodes=(Node(name="own", words=tuple(words)),))
+    plan = Plan(
+        nodes=(
+            Node(
+                name="own", overrides=flags.overrides_of(words, flags.parse([*words, "--out", "x"]))
+            ),
+        )
+    )
 
     def identity() -> str:
         index = build_index(["."])

@@ -755,6 +755,7 @@ def backbones(out: Path) -> dict[str, dict[str, bytes]]:
     }
 
 
+@pytest.mark.slow
 def test_several_processes_do_a_study_as_one_does(
     done: tuple[Path, dict[str, Any]], plan: Path, tmp_path: Path
 ) -> None:

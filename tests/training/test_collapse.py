@@ -435,7 +435,7 @@ def labelled(count: int, seed: int) -> tuple[Tensor, Tensor]:
 def test_votes_are_those_of_knn() -> None:
     (bank, bank_labels), (vectors, labels) = labelled(90, 0), labelled(60, 1)
     found = measure_knn(vectors, labels, bank, bank_labels)
-    values = KNN().score(Features(bank.double(), bank_labels), vectors.double()).values
+    values = KNN().score_features(Features(bank.double(), bank_labels), vectors.double()).values
     assert found["knn"] == pytest.approx(balanced_accuracy(labels, values))
     assert measure_knn(vectors * torch.nan, labels, bank, bank_labels) == {}
     several = F.one_hot(bank_labels, 3), F.one_hot(labels, 3)

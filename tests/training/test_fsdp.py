@@ -115,7 +115,13 @@ def saved_and_restored(place: Path, plain: dict[str, Any], asked: Optimizer) -> 
     return [was, everything(*again), restored]
 
 
-@pytest.mark.parametrize("asked", [AdamW(lr=0.01), SGD(lr=0.01)], ids=["adamw", "sgd"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(AdamW(lr=0.01), marks=pytest.mark.slow, id="adamw"),
+        pytest.param(SGD(lr=0.01), id="sgd"),
+    ],
+)
 def test_shards_and_whole_checkpoints_become_each_other(asked: Optimizer, tmp_path: Path) -> None:
     alone = trained(0, 2, False, asked)
     found = spawned(saved_and_restored, tmp_path, tmp_path, alone[1].state_dict(), asked)
@@ -177,6 +183,7 @@ def test_shared_out_or_not_it_is_the_same_training(
     assert kinds == [{True}, set()]
 
 
+@pytest.mark.slow
 def test_killed_while_shared_out_and_resumed_it_ends_the_same(
     images: Path, shared_out: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +203,7 @@ def test_killed_while_shared_out_and_resumed_it_ends_the_same(
     assert [f.name for f in (out / "checkpoints").glob("last-*")] == ["last-12"]
 
 
+@pytest.mark.slow
 def test_evaluated_by_several_processes_it_scores_the_same(
     shared_out: Path, tmp_path: Path
 ) -> None:

@@ -184,6 +184,7 @@ def test_a_run_goes_on_as_it_began_with_less_memory_too(
     assert weights(tmp_path / "parts") == weights(tmp_path / "held")
 
 
+@pytest.mark.slow
 def test_killed_in_two_processes_and_resumed_it_ends_the_same(images: Path, tmp_path: Path) -> None:
     def words(out: str) -> list[str]:
         return ["pretrain", "--out", str(tmp_path / out), "--workers", "0", "--save-every", "0"]
