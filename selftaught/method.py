@@ -109,7 +109,7 @@ class Setting:
     steps: int  # in the whole stage
     features: int  # width of the backbone's output
     parts: int = 1  # parts that a batch is split into; each loss is computed on one part
-    begun: bool = False  # the backbone starts from trained weights, not from random ones
+    pretrained: bool = False  # the backbone starts from trained weights, not from random ones
     classes: int = 0  # number of classes in the labels of the training set
 
     @property

@@ -59,7 +59,7 @@ def defaults_for(method: type[Method], setting: Setting) -> Defaults[Any]:
     defaults: Defaults[Any] = method.Config().defaults(setting)
     if recipe := find_recipe(method):
         defaults = dataclasses.replace(defaults, lr=recipe.lr, clip=recipe.clip)
-    lr = min(defaults.lr, Defaults.lr) if setting.begun else defaults.lr
+    lr = min(defaults.lr, Defaults.lr) if setting.pretrained else defaults.lr
     return dataclasses.replace(defaults, lr=lr)
 
 

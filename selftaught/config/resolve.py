@@ -73,7 +73,7 @@ def resolve_stage(
         steps=steps,
         features=recipe.features_of(backbone),
         parts=max(accumulate, 1),
-        begun=pretrained,
+        pretrained=pretrained,
         classes=len(index.classes),
     )
     own = recipe.defaults_for(method, setting)

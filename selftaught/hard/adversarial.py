@@ -39,9 +39,9 @@ class Adversarial(HardExample):
         inputs: Tensors,
         targets: Tensors,
         rng: torch.Generator,
-        slope: Tensors | None,
+        input_grad: Tensors | None,
     ) -> Tensor:
-        attacked = self.attack(method, inputs, targets, rng, slope)
+        attacked = self.attack(method, inputs, targets, rng, input_grad)
         return objective(method, method.predict(attacked), targets)
 
     def attack(
@@ -50,11 +50,11 @@ class Adversarial(HardExample):
         inputs: Tensors,
         targets: Tensors,
         rng: torch.Generator,
-        slope: Tensors | None = None,
+        input_grad: Tensors | None = None,
     ) -> Tensors:
         """inputs in [0, 1] -> inputs in [0, 1], each value at most eps / 255 away.
 
-        Parameters get no gradient. `slope` is the loss's gradient at `inputs`, or None.
+        Parameters get no gradient. `input_grad` is the loss's gradient at `inputs`, or None.
         """
         radius = self.eps / 255
         stride = max(self.stride, self.eps / max(self.steps, 1)) / 255
@@ -67,12 +67,12 @@ class Adversarial(HardExample):
             points = map_tensors(
                 lambda x: inside(x + radius * (2 * torch.rand_like(x) - 1), x), inputs
             )
-            slope = None
+            input_grad = None
         for _ in range(self.steps):
-            if slope is None:
-                slope = self._input_grad(method, points, targets)
-            moved = zip_tensors(lambda x, g: x + stride * g.sign(), points, slope)
-            points, slope = zip_tensors(inside, moved, inputs), None
+            if input_grad is None:
+                input_grad = self._input_grad(method, points, targets)
+            moved = zip_tensors(lambda x, g: x + stride * g.sign(), points, input_grad)
+            points, input_grad = zip_tensors(inside, moved, inputs), None
         return detach(points)
 
     @staticmethod

@@ -52,12 +52,12 @@ class HardExample(ABC):
         inputs: Tensors,
         targets: Tensors,
         rng: torch.Generator,
-        slope: Tensors | None,
+        input_grad: Tensors | None,
     ) -> Tensor:
         """Return the loss, a scalar. `targets` come from the clean views and stay fixed.
 
-        `rng` has the same state on every rank. `slope` is the clean loss's gradient at `inputs`, or
-        None where the clean pass does not compute it.
+        `rng` has the same state on every rank. `input_grad` is the clean loss's gradient at
+        `inputs`, or None where the clean pass does not compute it.
         """
 
 

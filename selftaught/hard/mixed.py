@@ -27,7 +27,7 @@ class Mixed(HardExample):
         inputs: Tensors,
         targets: Tensors,
         rng: torch.Generator,
-        slope: Tensors | None,
+        input_grad: Tensors | None,
     ) -> Tensor:
         mixed, share = self.mix(inputs, rng)
         predictions = method.predict(mixed)

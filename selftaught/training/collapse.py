@@ -20,8 +20,8 @@ class CollapseDetector:
     - Rank is below .5 of the start or .25 of the best, or std below .35 or .25. At learning rates
       100 times too high, rank fell to .03 to .3 of the start in ten steps. It recovered late or
       never. In healthy runs it was above .88 after ten steps and above .95 after twenty.
-    - The loss is within 1 % of `chance`, and rank or std is below .8 of the start.
-    - `chance` is 0 (the loss of constant outputs) and the loss is below .01.
+    - The loss is within 1 % of `collapsed_loss`, and rank or std is below .8 of the start.
+    - `collapsed_loss` is 0 (the loss of constant outputs) and the loss is below .01.
     - `voters` is set and kNN is below .92 of the start. The fall must be more than three standard
       errors of that many votes, and at least ten votes. The errors are Wilson's, which hold for few
       votes and for shares of 0 and 1. At rates 100 times too high, kNN was at .58 to .91 of the
@@ -54,12 +54,12 @@ class CollapseDetector:
         features: Mapping[str, float],
         *,
         loss: float | None = None,
-        chance: float | None = None,
+        collapsed_loss: float | None = None,
     ) -> str | None:
         """Add one observation; returns a warning when it is the first bad one or the collapse.
 
-        features: the dict of `measure`, with "knn" where there are labels. `chance` is the loss of
-        a network with constant output: ln(K + 1) with K negatives, ln(K) with K clusters.
+        features: the dict of `measure`, with "knn" where there are labels. `collapsed_loss` is the
+        loss of a network with constant output: ln(K + 1) with K negatives, ln(K) with K clusters.
         """
         std, rank = features["std"], features["rank"]
         if not (math.isfinite(std) and math.isfinite(rank)):
@@ -71,9 +71,9 @@ class CollapseDetector:
             }
             self.best = {"std": std, "rank": rank}
             return None
-        at_chance = _is_at_chance(loss, chance)
-        signs = self._list_signs(step, features, at_chance)
-        if at_chance and chance == 0:
+        collapsed = _equals(loss, collapsed_loss)
+        signs = self._list_signs(step, features, collapsed)
+        if collapsed and collapsed_loss == 0:
             signs.append("the loss is that of constant outputs")
         was_healthy = self.bad == 0
         self.best = {"std": max(self.best["std"], std), "rank": max(self.best["rank"], rank)}
@@ -83,18 +83,18 @@ class CollapseDetector:
         self.bad += 1
         if not was_healthy and self.bad != self.patience:
             return None  # the warning was given at the first bad observation
-        if at_chance and chance:
-            signs.append(f"the loss is at its chance level {chance:.2f}")
+        if collapsed and collapsed_loss:
+            signs.append(f"the loss is at its chance level {collapsed_loss:.2f}")
         state = "the features have collapsed" if self.collapsed else "the features are collapsing"
         count = f" ({self.bad} of {self.patience} observations)"
-        cause = self._suggest_remedy(step, at_chance, chance)
+        cause = self._suggest_remedy(step, collapsed, collapsed_loss)
         return f"step {step}: {state}{count}: {', '.join(signs)}. {cause}"
 
-    def _list_signs(self, step: int, features: Mapping[str, float], at_chance: bool) -> list[str]:
+    def _list_signs(self, step: int, features: Mapping[str, float], collapsed: bool) -> list[str]:
         fractions = {"rank": (0.2, 0.0), "std": (0.3, 0.0)}  # of the start, of the best
         if step >= self.settle:
             fractions = {"rank": (0.5, 0.25), "std": (0.35, 0.25)}
-            if at_chance:
+            if collapsed:
                 fractions = {"rank": (0.8, 0.25), "std": (0.8, 0.25)}
         words = {"rank": "effective rank", "std": "spread"}
         classes_form = (
@@ -121,10 +121,10 @@ class CollapseDetector:
             return []
         return [f"kNN {100 * now:.1f} %, {100 * start:.1f} % at the start"]
 
-    def _suggest_remedy(self, step: int, at_chance: bool, chance: float | None) -> str:
+    def _suggest_remedy(self, step: int, collapsed: bool, collapsed_loss: float | None) -> str:
         rate = "try a tenth of it (--optimizer.lr)"
         mean = "if hard examples are on, use the weighted mean of their losses and not the sum"
-        if at_chance and chance == 0:
+        if collapsed and collapsed_loss == 0:
             return (
                 "Likely cause: nothing prevents constant outputs; check the stop-gradient, the"
                 " predictor and the teacher's momentum, then the learning rate:"
@@ -164,7 +164,7 @@ def wilson_low(share: float, count: float, errors: float = 3.0) -> float:
     return (middle - math.sqrt(more * share * (1 - share) + more**2 / 4)) / (1 + more)
 
 
-def _is_at_chance(loss: float | None, chance: float | None) -> bool:
-    if loss is None or chance is None or not math.isfinite(loss):
+def _equals(loss: float | None, collapsed_loss: float | None) -> bool:
+    if loss is None or collapsed_loss is None or not math.isfinite(loss):
         return False
-    return abs(loss - chance) <= 0.01 * (abs(chance) or 1.0)
+    return abs(loss - collapsed_loss) <= 0.01 * (abs(collapsed_loss) or 1.0)

@@ -73,7 +73,7 @@ class Monitor:
         """Add a measurement to the detector; return a warning if the features collapse."""
         stage = self.session.stage
         collapsed = self.session.method.collapsed_loss(stage.batch // stage.accumulate)
-        return self.detector.observe(step, features, loss=loss, chance=collapsed)
+        return self.detector.observe(step, features, loss=loss, collapsed_loss=collapsed)
 
     def improves(self, features: Mapping[str, float]) -> bool:
         """Whether these features are the best so far; if so, they become the new best."""

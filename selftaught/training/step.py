@@ -84,20 +84,20 @@ class Step(nn.Module):
         predictions = method.predict(inputs)
         targets = method.targets(batch, predictions)
         clean = objective(method, predictions, targets)
-        slope = None
+        input_grad = None
         if learning:
             aim = clean
             if reusing and any(target.requires_grad for target in leaves(targets)):
                 # An attack treats the targets as constant.
                 aim = objective(method, predictions, detach(targets))
-            clean, slope = differentiate(clean, method, inputs, aim)
+            clean, input_grad = differentiate(clean, method, inputs, aim)
         predictions, targets, inputs = detach(predictions), detach(targets), detach(inputs)
         losses, weights = {"clean": clean}, [1.0]
         for h in hard:
             with self._norms_of(h):
                 crops = select_crops(method, h, inputs)
-                crops_slope = select_crops(method, h, slope if h in reusing else None)
-                part = h.loss(method, crops, targets, rng, crops_slope)
+                crops_grad = select_crops(method, h, input_grad if h in reusing else None)
+                part = h.loss(method, crops, targets, rng, crops_grad)
                 losses[part_name(h)] = differentiate(part, method)[0] if learning else part
             weights.append(h.weight)
         terms = [weight * part for weight, part in zip(weights, losses.values(), strict=True)]

@@ -123,13 +123,13 @@ def test_defaults_follow_the_data(images: Path) -> None:
 SETTING = Setting(images=1000, batch=100, steps=100, features=512)
 
 
-def own(name: str, begun: bool) -> Defaults[Any]:
-    setting = dataclasses.replace(SETTING, begun=begun)
+def own(name: str, pretrained: bool) -> Defaults[Any]:
+    setting = dataclasses.replace(SETTING, pretrained=pretrained)
     return defaults.defaults_for(METHODS[name], setting)
 
 
 def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
-    lr = own("supervised", begun=False).lr
+    lr = own("supervised", pretrained=False).lr
     rates = [defaults.optimizer_for("sgd", lr, batch).lr for batch in (64, 256, 4096)]
     assert rates == pytest.approx([0.015, 0.06, 0.96])
     vicreg = stage(images, "--method", "vicreg", "--batch", "8")
@@ -144,8 +144,8 @@ def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(
     slow = dataclasses.replace(RECIPES["simsiam"], lr=0.05)
     monkeypatch.setitem(RECIPES, "simsiam", slow)
     for name, there in (("simclr", 0.06), ("simsiam", 0.05)):
-        assert own(name, begun=True).lr == there
-    assert own("simclr", begun=False).lr == 0.24
+        assert own(name, pretrained=True).lr == there
+    assert own("simclr", pretrained=False).lr == 0.24
 
 
 def test_tuned_rates_stand_in_one_table() -> None:

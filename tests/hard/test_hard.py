@@ -206,7 +206,7 @@ def test_hard_examples_are_made_of_the_crops_they_ask_for(
     if not getattr(hard, "random_start", 0) and not (
         isinstance(hard, Adversarial) and crops == "large"
     ):
-        # else the slope is the whole clean loss's
+        # else the input_grad is the whole clean loss's
         alone = hard.loss(method, inputs, outcome.targets, rng(), None)
         torch.testing.assert_close(outcome.parts[type(hard).__name__.lower()], alone)
     outcome.loss.backward()
@@ -240,9 +240,9 @@ class Fixed(HardExample):
         inputs: Tensors,
         targets: Tensors,
         rng: torch.Generator,
-        slope: Tensors | None,
+        input_grad: Tensors | None,
     ) -> Tensor:
-        assert slope is None
+        assert input_grad is None
         return self.value * next(method.parameters()).sum() * 0 + self.value
 
 
@@ -264,7 +264,7 @@ class Never(HardExample):
         inputs: Tensors,
         targets: Tensors,
         rng: torch.Generator,
-        slope: Tensors | None,
+        input_grad: Tensors | None,
     ) -> Tensor:
         raise AssertionError("computed, though it has no weight, or before its start")
 

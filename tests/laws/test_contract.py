@@ -22,7 +22,7 @@ methods = pytest.mark.parametrize("name", METHODS)
 # whose loss of a constant is not known, or depends on the constant
 UNKNOWN = {"supervised", "distillation"}
 SETTINGS = [
-    Setting(images=images, batch=size, steps=steps, features=features, begun=begun, classes=2)
+    Setting(images=images, batch=size, steps=steps, features=features, pretrained=begun, classes=2)
     for images, size in ((2, 2), (3, 2), (100, 64), (50_000, 256), (5_000_000, 4096))
     for steps in (0, 1, 1_000_000)
     for features in (1, 2048)

@@ -620,7 +620,7 @@ def test_swav_begins_from_random_weights_without_a_queue_and_with_sharper_codes(
     """
     setting = Setting(images=10_000, batch=64, steps=400, features=512)
     new, going_on = (
-        SwAV.Config().defaults(dataclasses.replace(setting, begun=begun)).config
+        SwAV.Config().defaults(dataclasses.replace(setting, pretrained=begun)).config
         for begun in (False, True)
     )
     assert (new.queue, new.epsilon, new.prototypes) == (0, 0.03, 200)
@@ -800,7 +800,7 @@ def test_the_queue_of_swav_counts_what_a_loss_sees() -> None:
     saw all.
     """
     whole, parts = (
-        Setting(images=10_000, batch=512, steps=1000, features=64, parts=n, begun=True)
+        Setting(images=10_000, batch=512, steps=1000, features=64, parts=n, pretrained=True)
         for n in (1, 8)
     )
     assert SwAV.Config().defaults(whole).config.queue == 0

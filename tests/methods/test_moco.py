@@ -647,7 +647,7 @@ def test_defaults_follow_small_data() -> None:
         hidden=512, stop_gradient=True
     )
     assert SimCLRV2.Config().defaults(
-        dataclasses.replace(SETTING, begun=True)
+        dataclasses.replace(SETTING, pretrained=True)
     ).config == SimCLRV2.Config(hidden=512)
     assert CPC.Config().defaults(SETTING).config == CPC.Config()
 
@@ -661,5 +661,5 @@ def test_queues_hold_keys_that_are_young_or_whose_encoder_moves_little() -> None
     assert queue(images=10**6, batch=256, steps=10**6) == 16384  # 256 * 1000 / 10
     assert queue(images=1000) == 256  # half an epoch, as a power of two
     assert queue(batch=4096) == 4096  # a batch of keys comes in whole
-    assert queue(begun=True) == 2048
-    assert queue(images=10**6, begun=True) == MoCoV2.Config.queue
+    assert queue(pretrained=True) == 2048
+    assert queue(images=10**6, pretrained=True) == MoCoV2.Config.queue

@@ -186,7 +186,7 @@ def run(guard: CollapseDetector, recording: str, k: int | None) -> list[str]:
     """The warnings of a run that is stopped when the guard says so."""
     warnings = []
     for step, features, loss in observations(recording):
-        warning = guard.observe(step, features, loss=loss, chance=chance(k))
+        warning = guard.observe(step, features, loss=loss, collapsed_loss=chance(k))
         warnings += [warning] if warning else []
         if guard.collapsed:
             break
@@ -251,13 +251,13 @@ def test_a_loss_at_its_chance_level_lowers_the_bar_and_alone_says_nothing() -> N
     for rank, alarm in ((30.0, True), (39.0, False)):
         guard = CollapseDetector()
         guard.observe(0, {"std": 0.4, "rank": 40.0})
-        warning = guard.observe(100, {"std": 0.4, "rank": rank}, loss=8.30, chance=level)
+        warning = guard.observe(100, {"std": 0.4, "rank": rank}, loss=8.30, collapsed_loss=level)
         assert (warning is not None) == alarm
         if warning:
             assert "chance level 8.32" in warning
     guard = CollapseDetector()
     guard.observe(0, {"std": 0.4, "rank": 40.0})
-    assert guard.observe(100, {"std": 0.4, "rank": 30.0}, loss=7.2, chance=level) is None
+    assert guard.observe(100, {"std": 0.4, "rank": 30.0}, loss=7.2, collapsed_loss=level) is None
 
 
 def test_classes_that_form_are_no_collapse() -> None:
@@ -376,8 +376,8 @@ def test_a_resumed_guard_goes_on_exactly(name: str) -> None:
         state = json.loads(json.dumps(resumed.state_dict()))
         resumed = CollapseDetector()
         resumed.load_state_dict(state)
-        expected = whole.observe(step, features, loss=loss, chance=chance(k))
-        assert resumed.observe(step, features, loss=loss, chance=chance(k)) == expected
+        expected = whole.observe(step, features, loss=loss, collapsed_loss=chance(k))
+        assert resumed.observe(step, features, loss=loss, collapsed_loss=chance(k)) == expected
         assert resumed.collapsed == whole.collapsed
     assert resumed.state_dict() == whole.state_dict()
 

@@ -46,7 +46,7 @@ class SwAV(Method):
             """
             prototypes = min(self.prototypes, max(setting.images // 50, 8))
             config = replace(self, hidden=setting.features, prototypes=prototypes)
-            if not setting.begun:
+            if not setting.pretrained:
                 return Defaults(config=replace(config, queue=0, epsilon=min(self.epsilon, 0.03)))
             large = setting.batch // setting.parts >= 2 * prototypes
             queue = 0 if large else min(setting.images // 4, 3840)

@@ -42,7 +42,7 @@ class MoCo(Method):
             steps that the key encoder averages over.
             """
             momentum = teacher_momentum(self.momentum, setting.steps, 100)
-            horizon = math.inf if setting.begun else setting.batch / (1 - momentum)
+            horizon = math.inf if setting.pretrained else setting.batch / (1 - momentum)
             keys = max(min(setting.images // 2, horizon / 10), 1)
             queue = min(self.queue, max(2 ** int(math.log2(keys)), setting.batch))
             return Defaults(config=replace(self, queue=queue, momentum=momentum))

@@ -34,7 +34,7 @@ class SimCLR(TwoView):
             docs/methods/simclr.md has the measurements.
             """
             return Defaults(
-                config=replace(self, hidden=setting.features, stop_gradient=not setting.begun)
+                config=replace(self, hidden=setting.features, stop_gradient=not setting.pretrained)
             )
 
         @property
