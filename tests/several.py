@@ -40,6 +40,11 @@ def spawned(task: Callable[..., Any], place: Path, *arguments: Any) -> list[Any]
     if missing:
         context.join(timeout=1)  # raises what the worker raised
         pytest.fail(f"process {missing} left no result")
+    return load_results(place)
+
+
+def load_results(place: Path) -> list[Any]:
+    """What `spawned` wrote into `place`, a rank each."""
     return [torch.load(place / f"{rank}.pt") for rank in range(WORLD)]
 
 

@@ -2,11 +2,13 @@
 every hard example; whether each holds all weights or its share of them.
 """
 
+import os
 from typing import Any
 
 import pytest
 import torch
 
+from selftaught import files
 from selftaught.distributed import full_tensor, shuffle_batch, unshuffle_batch, wrap
 from selftaught.methods import METHODS
 from selftaught.optim import SGD
@@ -14,7 +16,7 @@ from selftaught.training.fsdp import shard
 from selftaught.training.loop import clip_gradients
 from selftaught.training.step import Step
 from tests.laws.toys import HARD, Deep, batch, build, mine, rng
-from tests.several import WORLD, spawned
+from tests.several import WORLD, load_results, spawned
 
 CASES = [(name, ()) for name in METHODS] + [
     (name, (hard,))
@@ -65,7 +67,16 @@ def all_outcomes() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return spawned(all_outcomes, tmp_path_factory.mktemp("processes"))
+    """The outcomes of each rank, computed once for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "processes"
+    folder.mkdir(exist_ok=True)
+    with files.locked(folder / "lock"):
+        if not (folder / "done").exists():
+            results = spawned(all_outcomes, folder)
+            (folder / "done").touch()
+            return results
+    return load_results(folder)
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])

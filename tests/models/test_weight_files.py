@@ -422,7 +422,7 @@ class TestExport:
     ) -> None:
         (tmp_path / "x.pth").write_text("old")
         assert main(["export", str(source), "--to", str(tmp_path / "x.pth")]) == 0
-        assert "in place of" in capsys.readouterr().err
+        assert "replaces" in capsys.readouterr().err
         load_and_compare(tmp_path / "x.pth", backbone)
 
     @pytest.mark.parametrize("to", ["", "b.safetensors", "b.onnx", "file/x.pth", "name"])
