@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -72,9 +73,17 @@ def _concerns_other_file(error: OSError, path: Path) -> bool:
 def atomic(path: Path, write: Callable[[Path], object]) -> Path:
     """Write `path` atomically: `write` fills a temporary file, which then replaces `path`.
 
-    A crash leaves the old file. Raises FileError where the disk is full or `path` is read-only.
+    A crash leaves the old file. A device or a pipe is not replaced: it receives the bytes. Raises
+    FileError where the disk is full or `path` is read-only.
     """
     with convert_write_errors(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with tempfile.TemporaryDirectory() as folder:
+                draft = Path(folder, path.name)
+                write(draft)
+                with path.open("wb") as target, draft.open("rb") as source:
+                    shutil.copyfileobj(source, target)
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         _delete_stale_drafts(path.parent)
         with _draft(path) as draft:

@@ -1,6 +1,7 @@
 """Journals and checkpoints: torn lines, resumed runs, and files that are whole or not there."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,17 @@ def test_what_holds_no_fractions_is_finite() -> None:
             "empty": torch.zeros(0),
         }
     )
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """Nor is a device, such as /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        atomic(pipe, lambda draft: draft.write_text("all of it"))
+        assert os.read(reader, 100) == b"all of it"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
