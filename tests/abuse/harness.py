@@ -248,7 +248,8 @@ class Sandbox:
 
         strays = tuple(sorted(name for name in changed if not inside(name)))
         mine = [name for name in changed if inside(name) and name.partition("/")[0] != CACHE]
-        lost = tuple(sorted(name for name in mine if name in before))
+        # a lock file holds nothing, and goes when its process lets go of it
+        lost = tuple(sorted(n for n in mine if n in before and not n.endswith(".lock")))
         return Outcome(outcome.code, outcome.out, outcome.err, outcome.seconds, strays, lost)
 
     def note(self, outcome: Outcome) -> None:
