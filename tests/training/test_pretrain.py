@@ -70,7 +70,9 @@ def test_the_guard_compares_the_clean_loss_with_chance(
     """Together with hard ones it would never sit there."""
     told: list[float | None] = []
     monkeypatch.setattr(
-        CollapseDetector, "observe", lambda self, step, features, *, loss, chance: told.append(loss)
+        CollapseDetector,
+        "observe",
+        lambda self, step, features, *, loss, collapsed_loss: told.append(loss),
     )
     words = [
         "pretrain",
