@@ -104,7 +104,17 @@ def adapt(
             init=None if init is None else os.fspath(init),
             source_steps=source_steps,
         )
-    command = describe_call("adapt", (), out=str(out), target=target, init=init, **settings)
+    command = describe_call(
+        "adapt",
+        (),
+        out=str(out),
+        target=target,
+        source=source,
+        init=init,
+        plan=plan,
+        source_steps=source_steps,
+        **settings,
+    )
     adapt_run(stages, place, launch, command)
     return Run(place)
 

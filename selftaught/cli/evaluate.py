@@ -57,21 +57,15 @@ class Evaluate:
 def evaluate(words: list[str]) -> int:
     """Run the command; return the exit code."""
     options = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
-    from selftaught.api.launch import find_device
-    from selftaught.distributed import process_group, rank
+    from selftaught.api.launch import Launch
+    from selftaught.distributed import rank
     from selftaught.evaluation.evaluate import evaluate_run
-    from selftaught.loggers.terminal import Progress
     from selftaught.report import console_tables
-    from selftaught.training.threads import check, take_share
 
-    check(options.threads, options.workers)
+    launch = Launch(device=options.device, threads=options.threads, workers=options.workers)
     protocols = [getattr(options, name) for name in options.protocol]
-    device = find_device(options.device)
-    with (
-        process_group(device),
-        Progress(show=rank() == 0) as progress,
-        take_share(options.threads, options.workers, progress.say) as share,
-    ):
+    command = shlex.join(["selftaught", "evaluate", *words])
+    with launch.start(command) as (runtime, progress):
         evaluation = evaluate_run(
             options.run,
             options.data,
@@ -83,10 +77,10 @@ def evaluate(words: list[str]) -> int:
             size=options.size,
             draws=options.draws,
             seed=options.seed,
-            device=device,
-            workers=share.workers,
+            device=runtime.device,
+            workers=runtime.workers,
             progress=progress,
-            command=shlex.join(["selftaught", "evaluate", *words]),
+            command=command,
         )
         if rank() != 0:
             return 0

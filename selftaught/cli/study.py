@@ -10,18 +10,15 @@ import tyro
 from tyro.conf import Positional
 
 from selftaught import files
-from selftaught.api.launch import find_device
+from selftaught.api.launch import Launch
 from selftaught.cli.console import tell
 from selftaught.cli.flag_values import reader
 from selftaught.config.overrides import Count
-from selftaught.distributed import process_group, rank
+from selftaught.distributed import rank
 from selftaught.errors import Stopped, UserError
-from selftaught.loggers.logger import build_loggers
-from selftaught.loggers.terminal import Progress, clock
+from selftaught.loggers.terminal import clock
 from selftaught.study import design, figures, report, runner, tables
 from selftaught.study.design import Cell
-from selftaught.training.runtime import Runtime
-from selftaught.training.threads import check, take_share
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,27 +48,16 @@ class Study:
 def study(words: list[str]) -> int:
     """Run the command; return the exit code."""
     options = tyro.cli(Study, prog="selftaught study", args=words)
-    check(options.threads, options.workers)
-    build_loggers(options.log)
+    launch = Launch(
+        device=options.device, threads=options.threads, workers=options.workers, log=options.log
+    )
     setup = design.read(Path(options.plan))
     i, n = part(options.shard)
     out = Path(options.out)
     command = shlex.join(["selftaught", "study", *words])
     cells = design.cells(options.study, setup)
-    device = find_device(options.device)
-    with (
-        process_group(device),
-        Progress(show=rank() == 0) as progress,
-        take_share(options.threads, options.workers, progress.say) as share,
-    ):
-        runtime = Runtime(
-            device=device,
-            workers=share.workers,
-            threads=None if options.threads == "auto" else options.threads,
-            watched=64,
-            loggers=(progress, *build_loggers(options.log)),
-            note={"command": command, "device": device},
-        )
+    with launch.start(command) as (runtime, progress):
+        runtime = dataclasses.replace(runtime, watched=64, draw=None)  # hundreds of stages
         own_cells = runner.Shard(i, n).of(cells) if i else []
         start, first = time.perf_counter(), count_done(own_cells, out)
 
