@@ -122,6 +122,11 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "draw", lambda *_: None)
 
 
+def to_target(brought: Path, images: Path) -> list[str]:
+    """Flags of `adapt`: from the weights that were brought to the target's images."""
+    return ["--init", str(brought), "--target", str(images / "target")]
+
+
 def printed(words: list[str], code: int = 0) -> str:
     """What a command writes to standard output."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -431,7 +436,7 @@ def test_a_plan_and_a_run_do_not_share_a_folder(
     for words in (["--resume"], data, [*data, "--resume"]):
         assert main(["pretrain", "--out", str(out), *words]) == 2
         assert "adapt" in capsys.readouterr().err.splitlines()[-1]
-    target = ["--init", str(brought), "--target", str(images / "target"), *SMALL, *HERE]
+    target = [*to_target(brought, images), *SMALL, *HERE]
     assert main(["adapt", *target, "--out", str(brought)]) == 2
     assert "--out" in capsys.readouterr().err.splitlines()[-1]
     assert times(out) == before
@@ -755,16 +760,7 @@ def check_norms_alone(before: dict[str, Tensor], after: dict[str, Tensor]) -> No
 def test_hpt_bn_moves_the_norms_alone(
     images: Path, brought: Path, tmp_path: Path, no_pictures: None
 ) -> None:
-    words = [
-        "--init",
-        str(brought),
-        "--target",
-        str(images / "target"),
-        "--trainable",
-        "norm",
-        "--steps",
-        "4",
-    ]
+    words = [*to_target(brought, images), "--trainable", "norm", "--steps", "4"]
     hard = ["--hard", "adversarial", "cutmix"]
     assert (
         main(
@@ -865,16 +861,7 @@ def test_none_refreshes_the_statistics_and_moves_nothing_else(
 def test_none_over_several_batches_is_their_mean(
     images: Path, brought: Path, tmp_path: Path, no_pictures: None
 ) -> None:
-    words = [
-        "--init",
-        str(brought),
-        "--target",
-        str(images / "target"),
-        "--trainable",
-        "none",
-        "--keep",
-        "last",
-    ]
+    words = [*to_target(brought, images), "--trainable", "none", "--keep", "last"]
     assert (
         main(["adapt", *words, "--steps", "4", *SMALL, *HERE, "--out", str(tmp_path / "out")]) == 0
     )
@@ -900,16 +887,7 @@ def test_none_over_several_batches_is_their_mean(
 def test_when_training_makes_it_worse_the_start_is_returned(
     rate: str, images: Path, brought: Path, tmp_path: Path, no_pictures: None
 ) -> None:
-    words = [
-        "--init",
-        str(brought),
-        "--target",
-        str(images / "target"),
-        "--steps",
-        "10",
-        "--on-collapse",
-        "warn",
-    ]
+    words = [*to_target(brought, images), "--steps", "10", "--on-collapse", "warn"]
     text = printed(
         ["adapt", *words, "--optimizer.lr", rate, *SMALL, *HERE, "--out", str(tmp_path / "out")]
     )
@@ -933,16 +911,7 @@ def test_a_collapse_hands_out_the_start_and_is_said(
     no_pictures: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = [
-        "--init",
-        str(brought),
-        "--target",
-        str(images / "target"),
-        "--steps",
-        "30",
-        "--optimizer.lr",
-        "1e30",
-    ]
+    words = [*to_target(brought, images), "--steps", "30", "--optimizer.lr", "1e30"]
     assert main(["adapt", *words, *SMALL, *HERE, "--out", str(tmp_path / "out")]) == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("selftaught: target: ")
@@ -955,16 +924,7 @@ def test_a_collapse_hands_out_the_start_and_is_said(
 def test_without_labels_the_rank_decides(
     images: Path, brought: Path, tmp_path: Path, no_pictures: None
 ) -> None:
-    words = [
-        "--init",
-        str(brought),
-        "--target",
-        str(images / "target"),
-        "--labels-from",
-        "none",
-        "--steps",
-        "12",
-    ]
+    words = [*to_target(brought, images), "--labels-from", "none", "--steps", "12"]
     text = printed(["adapt", *words, *SMALL, *HERE, "--out", str(tmp_path / "out")])
     assert (
         "effective rank: without labels, or with too few to score by, nothing better can be said"
@@ -987,16 +947,7 @@ def test_the_better_checkpoint_is_kept(
     monkeypatch.setattr(
         selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores))
     )
-    words = [
-        "--init",
-        str(brought),
-        "--target",
-        str(images / "target"),
-        "--steps",
-        "22",
-        *SMALL,
-        *HERE,
-    ]
+    words = [*to_target(brought, images), "--steps", "22", *SMALL, *HERE]
     text = printed(["adapt", *words, "--out", str(tmp_path / "out")])
     assert text.startswith("kept: step 10, 70.0 % at the start, 90.0 % there")
     place = stages(tmp_path / "out")["target"]
