@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -22,3 +23,9 @@ def list_reasons(failed: Sequence[tuple[str, str]], most: int = 5) -> str:
 def count_text(n: int, one: str, many: str | None = None) -> str:
     """A count with its noun, as "1 image" or "1,200 images"; `many` is an irregular plural."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def suggest_names(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """The at most three names that are most similar to `name`; all, sorted, if none is."""
+    choices = sorted(names)
+    return get_close_matches(name, choices, n=3, cutoff=cutoff) or choices

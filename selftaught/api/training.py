@@ -1,6 +1,5 @@
 """Training of a stage or a plan; the commands `pretrain` and `adapt` call these functions."""
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -27,7 +26,7 @@ from selftaught.pipeline import execute
 from selftaught.pipeline import plan as plans
 from selftaught.pipeline.plan import Plan
 from selftaught.runs import folder as run_folder
-from selftaught.text import count_text
+from selftaught.text import count_text, suggest_names
 from selftaught.training import trainer
 
 IMAGES = "images"  # subfolder of a run with the images of a Dataset
@@ -305,7 +304,7 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Launch]
             overrides[name] = value
         else:
             allowed = [*FIELDS, *(f.name for f in fields(Launch))]
-            near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5) or sorted(allowed)
+            near = suggest_names(name, allowed, cutoff=0.5)
             raise UserError(f"there is no keyword {name}; did you mean {', '.join(near)}?")
     return overrides, Launch(**{k: v for k, v in options.items() if v is not None})
 

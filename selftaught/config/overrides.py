@@ -6,7 +6,6 @@ The same names come from flags, from YAML and from Python's keywords. A dash is 
 """
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from selftaught.hard.base import HardExample
 from selftaught.method import Method
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Cosine, Optimizer
+from selftaught.text import suggest_names
 from selftaught.views.spec import Views
 
 Count = int | Literal["auto"]  # of threads, of processes
@@ -99,7 +99,7 @@ def read_overrides(settings: Mapping[str, Any]) -> Overrides:
         elif name in FIELDS:
             values[name] = read_value(name, content)
         else:
-            near = difflib.get_close_matches(name, FIELDS, n=3) or sorted(FIELDS)
+            near = suggest_names(name, FIELDS)
             raise UserError(f"there is no setting {flag(name)}; did you mean {', '.join(near)}?")
     return Overrides(values, fields)
 
@@ -196,7 +196,7 @@ def replace_fields(group: str, value: Any, fields: Mapping[str, Any]) -> Any:
     changed = {}
     for name, content in fields.items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=3) or sorted(names)
+            near = suggest_names(name, names)
             flags = ", ".join(flag(f"{group}.{one}") for one in near)
             raise UserError(f"there is no {flag(f'{group}.{name}')}; did you mean {flags}?")
         changed[name] = coerce(flag(f"{group}.{name}"), content, kinds[name])

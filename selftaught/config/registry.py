@@ -4,7 +4,6 @@ A class of this package has a word as its name; a class of another package has
 `package.module:Class`.
 """
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from selftaught.method import Method
 from selftaught.methods import METHODS
 from selftaught.models.python_objects import import_object, object_name
 from selftaught.optim import OPTIMIZERS, Optimizer
+from selftaught.text import suggest_names
 
 
 def find_name(name: str, among: Iterable[str], what: str) -> str:
@@ -24,7 +24,7 @@ def find_name(name: str, among: Iterable[str], what: str) -> str:
     names = sorted(among)
     if name in names:
         return name
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+    near = suggest_names(name, names, cutoff=0.4)
     raise UserError(f"there is no {what} '{name}'; did you mean {' or '.join(near)}?")
 
 
