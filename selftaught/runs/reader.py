@@ -9,6 +9,7 @@ from typing import Any
 
 from selftaught.errors import UserError
 from selftaught.loggers.jsonl import parse
+from selftaught.models.weights.weight_files import folder_of
 from selftaught.runs.folder import read_facts, resolve_run
 
 
@@ -42,12 +43,15 @@ def load_all(folders: Sequence[Path]) -> tuple[Run, ...]:
 
     Raises UserError where a folder is no run.
     """
-    unique = list(dict.fromkeys(resolve_run(Path(folder)).resolve() for folder in folders))
-    if not unique:
+    places: dict[Path, Path] = {}  # of a run -> as it was named: a plan's folder has a better name
+    for folder in folders:
+        places.setdefault(resolve_run(Path(folder)).resolve(), folder_of(Path(folder)).resolve())
+    if not places:
         raise UserError(
             "there is no run to read: name a folder that `selftaught pretrain --out` wrote"
         )
-    return tuple(load(folder, name) for folder, name in zip(unique, _names(unique), strict=True))
+    names = _names(list(places.values()))
+    return tuple(load(folder, name) for folder, name in zip(places, names, strict=True))
 
 
 def load(folder: Path, name: str) -> Run:

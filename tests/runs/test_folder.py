@@ -27,6 +27,7 @@ from selftaught.errors import FileError, UserError
 from selftaught.evaluation import evaluate
 from selftaught.loggers.jsonl import Journal, read_journal
 from selftaught.runs import folder as run_folder
+from selftaught.runs import reader
 from selftaught.training import checkpoint, runtime, trainer
 from selftaught.training.checkpoint_folder import CHECKPOINTS, Checkpoints
 from selftaught.visualize import snapshots
@@ -853,3 +854,10 @@ def test_a_file_error_is_both(tmp_path: Path) -> None:
         files.read_json(tmp_path / "none.json", dict)
     assert isinstance(caught.value, OSError)
     assert isinstance(caught.value, UserError)
+
+
+def test_an_adapted_run_has_the_name_of_the_folder_that_was_named(project: Path) -> None:
+    """And not that of its last stage, which is a hash."""
+    assert [run.name for run in reader.load_all([project / "r", project / "o"])] == ["r", "o"]
+    stage = run_folder.resolve_run(project / "r")
+    assert reader.load_all([stage])[0].name == stage.name
