@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from selftaught.method import Setup as Setup
     from selftaught.method import image_seeds as image_seeds
     from selftaught.methods import METHODS as METHODS
+    from selftaught.models.anchor import Anchor as Anchor
+    from selftaught.models.anchor import AnchorLoss as AnchorLoss
     from selftaught.models.backbone import Backbone as Backbone
     from selftaught.models.backbone import create as create_backbone  # noqa: F401
     from selftaught.optim import LARS as LARS
@@ -91,6 +93,8 @@ _HOMES = {
     "Setup": "method",
     "image_seeds": "method",
     "METHODS": "methods",
+    "Anchor": "models.anchor",
+    "AnchorLoss": "models.anchor",
     "Backbone": "models.backbone",
     "create_backbone": "models.backbone:create",
     "LARS": "optim",

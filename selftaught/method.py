@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, Literal, Self, TypedDict, TypeVar
 
@@ -85,6 +86,13 @@ class Encoder(nn.Module):
 
     features: int
     channels: int  # of a feature map; equal to `features` in most networks
+    recorder: CallRecorder | None = None  # of `record_calls`
+
+    def __call__(self, pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # Not a hook: torch.compile would compile it, and not notice when it is removed.
+        if self.recorder is None or not torch.is_grad_enabled():
+            return super().__call__(pixels, *args, **kwargs)
+        return self.recorder.record(super().__call__, pixels, *args, **kwargs)
 
     def with_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, `features`] and the map [B, `channels`, h, w] that they are pooled from."""
@@ -98,6 +106,47 @@ class Encoder(nn.Module):
         Raises NotImplementedError where the network has no stages.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no maps of its stages")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a backbone with gradients: its input and its outputs."""
+
+    pixels: Tensor  # [B, 3, H, W], detached
+    features: Tensor  # [B, D]
+    feature_map: Tensor | None  # [B, C, h, w], where maps are recorded
+
+
+@dataclass
+class CallRecorder:
+    """The calls of a backbone so far. `maps`: record the maps too."""
+
+    maps: bool
+    calls: list[Call] = field(default_factory=list)
+
+    def record(
+        self, call: Callable[..., Any], pixels: Tensor, mapped: bool = False, **options: Any
+    ) -> Any:
+        """Call the backbone, and return what the caller expects."""
+        if any(options.values()):  # maps of all stages have no pooled features
+            return call(pixels, mapped=mapped, **options)
+        if mapped or self.maps:
+            features, feature_map = call(pixels, mapped=True)
+        else:
+            features, feature_map = call(pixels), None
+        self.calls.append(Call(pixels.detach(), features, feature_map if self.maps else None))
+        return (features, feature_map) if mapped else features
+
+
+@contextmanager
+def record_calls(encoder: Encoder, maps: bool) -> Iterator[list[Call]]:
+    """Inside, the backbone's calls with gradients are added to the list."""
+    recorder = CallRecorder(maps)
+    encoder.recorder = recorder
+    try:
+        yield recorder.calls
+    finally:
+        encoder.recorder = None
 
 
 @dataclass(frozen=True, kw_only=True)

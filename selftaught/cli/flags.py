@@ -19,7 +19,9 @@ from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.hard import HARD
 from selftaught.hard.base import HardExample
 from selftaught.methods import DEFAULT, METHODS
+from selftaught.models.anchor import Anchor
 from selftaught.optim import OPTIMIZERS, Cosine
+from selftaught.pipeline.plan import METHOD
 from selftaught.views.spec import Views
 
 ABOUT = "Teach a backbone from images without labels, or adapt one that you have."
@@ -108,7 +110,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "keep",
         Literal["last", "best"] | None,
         "last|best",
-        "best: the best of the start and log-spaced checkpoints",
+        "best: the best of the start, the end, and weights between them",
         "last",
     ),
     ("size", int | None, "PIXELS", "side of a large view", SUITED),
@@ -136,6 +138,13 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "mean|sum",
         "how clean and hard losses are added",
         "mean",
+    ),
+    (
+        "anchor",
+        float | None,
+        "WEIGHT",
+        "hold the backbone near the weights of --init; 0 = do not",
+        "0",
     ),
     ("clip", float | None, "NORM", "maximum norm of gradients; 0 = no clipping", "the method's"),
     (
@@ -207,7 +216,12 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
     ),
 )
 # defaults of `adapt` that differ from those of `pretrain`
-OTHERWISE = {"statistics": "data", "keep": "best"}
+OTHERWISE = {
+    "statistics": "data",
+    "keep": "best",
+    "method": METHOD,
+    "anchor": f"{Anchor().weight:g}",
+}
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 DEFAULTS: dict[str, Any] = {
     "data": (),
@@ -253,6 +267,7 @@ def pretrain_flags(
         "views": Views,
         "optimizer": registry.find_optimizer(optimizer),
         "schedule": Cosine,
+        "anchor": Anchor,
     }
     nested = []
     for name in GROUPS:
@@ -286,7 +301,7 @@ def parse_adapt(args: Sequence[str]) -> Any:
     """Parse the flags of `selftaught adapt`: its own ones, and those of its stages."""
     shared = [row for row in PLAIN if row[0] not in ("data", "config", "resume")]
     table = [*ADAPT, *((*row[:4], OTHERWISE.get(row[0], row[4])) for row in shared)]
-    flags = pretrain_flags(*find_kinds(args, None), table)
+    flags = pretrain_flags(*find_kinds(args, None, METHOD), table)
     return tyro.cli(
         flags,
         prog="selftaught adapt",
@@ -295,12 +310,14 @@ def parse_adapt(args: Sequence[str]) -> Any:
     )
 
 
-def find_kinds(args: Sequence[str], base: Stage | None) -> tuple[str, str, list[str]]:
-    """The names of method, optimizer and hard examples.
+def find_kinds(
+    args: Sequence[str], base: Stage | None, usual: str = DEFAULT
+) -> tuple[str, str, list[str]]:
+    """The names of method, optimizer and hard examples. `usual`: the method without --method.
 
     Raises UserError for a flag of another method or optimizer.
     """
-    method = chosen(args, "method") or (registry.method_name(base) if base else DEFAULT)
+    method = chosen(args, "method") or (registry.method_name(base) if base else usual)
     optimizer = chosen(args, "optimizer") or (registry.optimizer_name(base) if base else "sgd")
     hard = [word for name, values in grouped(args) if name == "hard" for word in values]
     hard = hard or [registry.hard_name(h) for h in (base.hard if base else ())]

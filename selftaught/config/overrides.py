@@ -18,6 +18,7 @@ from selftaught.hard import HARD
 from selftaught.hard.base import HardExample
 from selftaught.method import Method
 from selftaught.methods import METHODS
+from selftaught.models.anchor import Anchor
 from selftaught.optim import OPTIMIZERS, Cosine, Optimizer
 from selftaught.text import suggest_names
 from selftaught.views.spec import Views
@@ -25,7 +26,8 @@ from selftaught.views.spec import Views
 Count = int | Literal["auto"]  # of threads, of processes
 
 # The settings that take one word or value, with their types. A method, a hard example or an
-# optimizer is a name, a class or a value. Views are the name of their pipeline or a value.
+# optimizer is a name, a class or a value. Views are the name of their pipeline or a value. An
+# anchor is its weight, 0 for none, or a value.
 FIELDS: dict[str, Any] = {
     "data": tuple[str, ...],
     "labels_from": str,
@@ -49,6 +51,7 @@ FIELDS: dict[str, Any] = {
     "optimizer": Optimizer,
     "schedule": Cosine,
     "combine": Literal["mean", "sum"],
+    "anchor": float,
     "clip": float,
     "precision": Literal["auto", "fp32", "bf16"],
     "compile": bool,
@@ -57,7 +60,7 @@ FIELDS: dict[str, Any] = {
 # settings that do not change the outcome of a stage: the same for all stages of a plan
 CONDUCT = frozenset({"device", "threads", "workers", "on_collapse", "save_every", "fsdp", "log"})
 # settings whose fields can be set one by one: method.temperature, hard.cutmix.weight
-GROUPS = ("method", "hard", "views", "optimizer", "schedule")
+GROUPS = ("method", "hard", "views", "optimizer", "schedule", "anchor")
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def read_value(name: str, content: Any) -> Any:
         return _read_kind(content, Method.Config, METHODS, name)
     if name == "optimizer":
         return _read_kind(content, Optimizer, OPTIMIZERS, name)
-    if name == "views" and isinstance(content, Views):
+    if (name == "views" and isinstance(content, Views)) or isinstance(content, Anchor):
         return content
     if name == "schedule":
         if not isinstance(content, Cosine):

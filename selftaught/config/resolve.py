@@ -21,6 +21,7 @@ from selftaught.errors import UserError, require
 from selftaught.hard.base import HardExample
 from selftaught.method import Method, Setting
 from selftaught.methods import DEFAULT, METHODS
+from selftaught.models.anchor import Anchor
 from selftaught.models.backbone import is_own
 from selftaught.optim import OPTIMIZERS, Cosine, Optimizer
 from selftaught.views.spec import Views
@@ -107,6 +108,7 @@ def resolve_stage(
         method=config,
         hard=hard,
         combine=pick("combine", lambda: "mean"),
+        anchor=_anchor(request, base),
         views=_views(request, base, method, method_name, own.views, size),
         optimizer=replace_fields("optimizer", optimizer, request.fields["optimizer"]),
         schedule=replace_fields("schedule", pick("schedule", Cosine), request.fields["schedule"]),
@@ -185,6 +187,19 @@ def _hard(request: Overrides, base: Stage | None) -> tuple[HardExample, ...]:
         }
         hard.append(replace_fields(f"hard.{word}", value, fields))
     return tuple(hard)
+
+
+def _anchor(request: Overrides, base: Stage | None) -> Anchor | None:
+    anchor = request.values.get("anchor", base.anchor if base else None)
+    fields = request.fields["anchor"]
+    if not isinstance(anchor, Anchor | None):
+        weight, others = anchor, base.anchor if base and base.anchor else Anchor()
+        anchor = dataclasses.replace(others, weight=weight) if weight else None
+    if anchor is None:
+        for field in fields:
+            raise UserError(f"{flag(f'anchor.{field}')} does nothing without --anchor: add it")
+        return None
+    return replace_fields("anchor", anchor, fields)
 
 
 def _views(

@@ -14,6 +14,7 @@ from selftaught.hard.base import HardExample
 from selftaught.method import Method
 from selftaught.methods import DEFAULT, METHODS
 from selftaught.models import trainable
+from selftaught.models.anchor import Anchor
 from selftaught.optim import SGD, Cosine, Optimizer
 from selftaught.views.spec import Views
 
@@ -69,6 +70,7 @@ class Stage:
     method: Method.Config = field(default_factory=METHODS[DEFAULT].Config)
     hard: tuple[HardExample, ...] = ()
     combine: Literal["mean", "sum"] = "mean"  # of the clean and the hard losses
+    anchor: Anchor | None = None  # holds the backbone near the weights of `init`
     views: Views = Views()
     optimizer: Optimizer = SGD()
     schedule: Cosine = Cosine()
@@ -91,6 +93,8 @@ class Stage:
         require(self.accumulate >= 1, "--accumulate", "1 or more", self.accumulate)
         require(self.steps >= 0, "--steps", "0 or more", self.steps)
         require(self.clip >= 0, "--clip", "0 or more", self.clip)
+        if self.anchor and self.init is None:
+            raise UserError("--anchor holds weights that are given: name them by --init")
         if self.compile and self.trainable == "none":
             raise UserError(
                 "--compile does nothing with --trainable none, which trains no step: leave it out"

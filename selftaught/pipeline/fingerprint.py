@@ -52,9 +52,11 @@ def identify(stage: Stage, fingerprint: str, start: str, teacher: str, precise: 
     values["base"] = stage.base is not None  # the base itself is part of `start`
     if run_folder.teacher_of(stage):
         values["method"] = {**values["method"], "teacher": teacher}
+    # Stages from before these fields keep their names.
     if not stage.compile:
-        # Stages from before this field keep their names.
         values.pop("compile")
+    if stage.anchor is None:
+        values.pop("anchor")
     if not precise:
         values.pop("precision")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

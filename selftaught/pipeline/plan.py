@@ -15,8 +15,10 @@ import yaml
 from selftaught.config.overrides import CONDUCT, flag, normalise
 from selftaught.config.resolve import find_method
 from selftaught.errors import UserError
+from selftaught.models.anchor import Anchor
 
 RESERVED = {"out", "resume", "config"}  # flags that a plan sets itself
+METHOD = "simclr"  # adapts a backbone with anchor best (docs/hpt.md)
 TOP = {"init", "defaults", "stages"}
 
 
@@ -203,15 +205,18 @@ def chain(
 def with_defaults(plan: Plan) -> Plan:
     """Add the defaults of adapting to a plan.
 
-    Each stage normalises pixels by its own data. The last stages keep the best weights, so the
-    outcome is not worse than the start.
+    Each stage normalises pixels by its own data. Stages that start from weights are trained by
+    `METHOD` with an anchor. The last ones keep the best weights, so the outcome is not worse than
+    the start.
     """
 
     def add_defaults(node: Node) -> Node:
         overrides: dict[str, Any] = {"statistics": "data"}
-        if node in plan.leaves and (node.after or node.init) and not _classifies(node):
-            # Candidates are scored by features, which does not select the best classifier.
-            overrides["keep"] = "best"
+        if (node.after or node.init) and not _classifies(node):
+            overrides |= {"method": METHOD, "anchor": Anchor().weight}
+            if node in plan.leaves:
+                # Candidates are scored by features, which does not select the best classifier.
+                overrides["keep"] = "best"
         return replace(node, overrides={**overrides, **node.overrides})
 
     return Plan(nodes=tuple(add_defaults(node) for node in plan.nodes))

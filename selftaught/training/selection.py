@@ -1,7 +1,9 @@
-"""Selection of the best weights: of the start, or of a checkpoint at a log-spaced step.
+"""Selection of the best weights: of the start, of the end, or between both.
 
-Continued pretraining helps for 50 to 50,000 steps, depending on the data, and sometimes not at all
-(Reed et al., 2021, https://arxiv.org/abs/2103.12718). So the start is a candidate too.
+Continued pretraining does not always help (Reed et al., 2021, https://arxiv.org/abs/2103.12718), so
+the start is a candidate. Weights between start and end are often better than both (Wortsman et al.,
+2022, https://arxiv.org/abs/2109.01903). Weights before the end are no candidates: at a high
+learning rate they are worse.
 """
 
 import logging
@@ -9,7 +11,6 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from selftaught import files
 from selftaught.data.index.build import Index
-from selftaught.distributed import broadcast_tensors, is_sharded, rank
+from selftaught.distributed import broadcast_tensors, is_sharded, rank, wait_for_rank0
 from selftaught.features import statistics
 from selftaught.features.knn import KNN
 from selftaught.features.linear import LinearProbe, stratified_folds
@@ -37,6 +38,7 @@ from selftaught.training.session import Session
 MOST = 2000  # maximum number of labelled images that are scored
 FEW = 1000  # up to so many labelled images, cross-validation has five folds; above, two
 BASE = -1  # the step of the weights that the chain of stages started from, if the stage did not
+SHARES = (0.25, 0.5, 0.75)  # of the way from the start to the end
 UNLABELLED = 1000  # images that are scored if there are no labels
 
 log = logging.getLogger(__name__)
@@ -44,9 +46,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """The weights after `step` steps, and their scores."""
+    """Weights and their scores: a share of the way from the start to those after `step` steps."""
 
     step: int
+    share: float = 1.0
     file: str  # relative to the run's folder
     # rank, alignment, uniformity; with labels also knn and linear, as AUROC in [0, 1]
     scores: dict[str, float]
@@ -103,12 +106,17 @@ class Choice:
         if self.worse:
             scores = f"{before}, {after} at best, after {self.best.step:,} steps"
             return f"training did not help: {scores} ({metric}); kept: {name}"
-        return f"kept: step {self.kept.step:,}, {before}, {after} there ({metric})"
+        part = (
+            "" if self.kept.share == 1 else f"{self.kept.share:.0%} of the way from the start to "
+        )
+        return f"kept: {part}step {self.kept.step:,}, {before}, {after} there ({metric})"
 
     def facts(self) -> dict[str, Any]:
         """The entry `choice` of run.json."""
         return {
             "kept": self.kept.step,
+            "share": self.kept.share,
+            "file": self.kept.file,
             "worse": self.worse,
             "text": self.text,
             "start": self.start.scores,
@@ -122,16 +130,10 @@ def score_text(candidate: Candidate) -> str:
 
 
 def choose(candidates: Sequence[Candidate]) -> Choice:
-    """Choose the candidate with the highest score; of equal ones, the one of the earliest step."""
-    start, *others = sorted(candidates, key=lambda c: c.step)
+    """Choose the candidate with the highest score; of equal ones, the nearest to the start."""
+    start, *others = sorted(candidates, key=lambda c: (c.step, c.share))
     best = max(others, key=lambda c: c.score, default=start)  # max keeps the first of equals
     return Choice(kept=best if best.score > start.score else start, start=start, best=best)
-
-
-def log_spaced(steps: int) -> set[int]:
-    """The steps 0, 10, 20, 50, 100, 200, 500, ... and the last one."""
-    spaced = (m * 10**e for e in count(1) for m in (1, 2, 5))
-    return {0, steps, *takewhile(lambda s: s < steps, spaced)}
 
 
 def sample(index: Index) -> Tensor:
@@ -147,7 +149,7 @@ def sample(index: Index) -> Tensor:
 
 
 class Candidates:
-    """Scores weights at log-spaced steps, saves them in the run's folder, and chooses the best.
+    """Scores the start, the end and weights between them, saves them, and chooses the best.
 
     There are candidates only if the stage keeps the best weights (`keep="best"`).
     """
@@ -155,7 +157,7 @@ class Candidates:
     def __init__(self, session: Session, folder: Path) -> None:
         self.session, self.folder = session, folder
         best = session.stage.keep == "best"
-        self.steps = log_spaced(session.stage.steps) if best else set()
+        self.steps = {0, session.stage.steps} if best else set()
         self.positions = sample(session.index) if best else torch.empty(0, dtype=torch.long)
         self.candidates: list[Candidate] = []
 
@@ -166,19 +168,39 @@ class Candidates:
     def score_candidates(self, step: int) -> None:
         """Score the weights of this step.
 
-        At step 0 the weights that the chain of stages started from are scored too.
+        At step 0 the weights that the chain of stages started from are scored too, and at the end
+        those between start and end. Random weights are no start to go back to.
         """
         broadcast_tensors(running_statistics(self.session.step))
-        base = self.session.stage.base
-        if step == 0 and base is not None:
-            with torch.random.fork_rng(devices=[]):
-                backbone = run_folder.random_like(self.session.backbone, 0)
-            weights_io.load_weights(backbone, base, own_statistics=False)
-            backbone.to(self.session.device).to(memory_format=torch.channels_last)
-            self.score(backbone, BASE)
+        stage = self.session.stage
+        if step == 0 and stage.base is not None:
+            self.score(self.load(stage.base), BASE)
         self.score(self.session.backbone, step)
+        present = {c.step: self.folder / c.file for c in self.candidates if c.share == 1}
+        if step > 0 and stage.init is not None and {0, step} <= present.keys():
+            wait_for_rank0()  # it writes the files
+            for share in SHARES:
+                self.score(self.interpolate(present[0], present[step], share), step, share)
 
-    def score(self, backbone: Backbone, step: int) -> None:
+    def load(self, weights: str | Path) -> Backbone:
+        """Build a copy of the backbone with other weights, on the device."""
+        session = self.session
+        with torch.random.fork_rng(devices=[]):
+            backbone = run_folder.random_like(session.backbone, 0, drawn=False)
+        weights_io.load_weights(backbone, weights, own_statistics=False)
+        return backbone.to(session.device).to(memory_format=torch.channels_last)
+
+    def interpolate(self, start: Path, end: Path, share: float) -> Backbone:
+        """Build start + share * (end - start), of all weights and running statistics."""
+        old, backbone = self.load(start).state_dict(), self.load(end)
+        state = {
+            name: torch.lerp(old[name], value, share) if value.is_floating_point() else value
+            for name, value in backbone.state_dict().items()
+        }
+        backbone.load_state_dict(state)
+        return backbone
+
+    def score(self, backbone: Backbone, step: int, share: float = 1.0) -> None:
         """Score weights, and save them in the run's folder, if they are finite."""
         labels = self.session.index.labels
         vectors, closer = (
@@ -191,10 +213,12 @@ class Candidates:
         if labels is not None:
             scores |= label_scores(vectors, labels[self.positions])
         name = "base" if step == BASE else f"step-{step}"
+        if share < 1:
+            name += f"-share-{share:g}"
         file = f"checkpoints/{name}.safetensors"
         head = self.folder / f"checkpoints/{name}-{heads.FILE}" if step > 0 else None
         save_weights(self.session, backbone, self.folder / file, head)
-        self.candidates.append(Candidate(step=step, file=file, scores=scores))
+        self.candidates.append(Candidate(step=step, share=share, file=file, scores=scores))
         log.info(f"{name}: {score_text(self.candidates[-1])}")
 
     def keep_best(self) -> Choice:

@@ -23,6 +23,7 @@ from selftaught.errors import UserError
 from selftaught.method import Batch, Method, Setup, image_seeds
 from selftaught.models import backbone as backbone_module
 from selftaught.models import heads
+from selftaught.models.anchor import AnchorLoss
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import io as weights_io
 from selftaught.seeding import key
@@ -235,8 +236,12 @@ def build_session(
     made = method(stage.method, setup)
     step = Step(made, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)
+    if stage.anchor:
+        step.anchor = AnchorLoss(stage.anchor, made.backbone)
     if stage.compile:
         compile_backbones(step, device)
+        if step.anchor:
+            compile_backbones(step.anchor.start, device)
         say("the first steps compile the backbone, and may take a minute each")
     classes = index.classes if method.labels != "unused" else previous.classes if previous else ()
     return Session(stage, index, images, batches, augment, step, device, classes)

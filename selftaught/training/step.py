@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from selftaught.distributed import is_sharded, world_size
 from selftaught.errors import UserError
 from selftaught.hard.base import HardExample, objective, part_name
 from selftaught.method import Batch, GroupOptions, Method, Tensors, detach, leaves, map_tensors
+from selftaught.models.anchor import AnchorLoss
 from selftaught.models.batch_norm import batch_norms, frozen_statistics, swap_batch_norms
 
 
@@ -23,7 +24,8 @@ class Outcome:
     """The losses and the outputs of one forward pass."""
 
     loss: Tensor  # scalar, to minimise
-    parts: dict[str, Tensor]  # losses of "clean", "adversarial", ...: unweighted, detached
+    # losses of "clean", "anchor", "adversarial", ...: unweighted, detached
+    parts: dict[str, Tensor]
     predictions: Tensors  # of the clean views, detached
     targets: Tensors  # detached
 
@@ -32,8 +34,9 @@ class Step(nn.Module):
     """Computes the loss of a method on clean views and on hard examples.
 
     `combine="mean"` divides the weighted sum by the sum of the weights. So hard examples change
-    the direction of a step and not its length. Raises UserError for two hard examples of one kind,
-    and for a delayed second set of batch norms in several processes.
+    the direction of a step and not its length. `anchor` adds the distance of the backbone from its
+    start on the clean views. Raises UserError for two hard examples of one kind, and for a delayed
+    second set of batch norms in several processes.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Step(nn.Module):
         method: Method,
         hard: tuple[HardExample, ...] = (),
         combine: Literal["mean", "sum"] = "mean",
+        anchor: AnchorLoss | None = None,
     ) -> None:
         super().__init__()
         hard = tuple(h for h in hard if h.weight)
@@ -55,6 +59,7 @@ class Step(nn.Module):
         self.method = method
         self.hard = hard
         self.combine = combine
+        self.anchor = anchor
         # a second set of batch norms for each hard example with norm="auxiliary"
         self.norms = nn.ModuleDict(
             {
@@ -81,32 +86,35 @@ class Step(nn.Module):
         reusing = [h for h in hard if learning and h.reuses_gradient and h.norm == "shared"]
         if reusing:
             inputs = map_tensors(lambda x: x.detach().requires_grad_(), inputs)
-        predictions = method.predict(inputs)
+        anchor = self.anchor if torch.is_grad_enabled() else None
+        with anchor.record(method.backbone) if anchor else nullcontext([]) as calls:
+            predictions = method.predict(inputs)
         targets = method.targets(batch, predictions)
-        clean = objective(method, predictions, targets)
+        aim = clean = objective(method, predictions, targets)
+        losses, weights = {"clean": clean.detach()}, [1.0, *(h.weight for h in hard)]
+        divisor = sum(weights) if self.combine == "mean" else 1.0
+        if anchor:
+            distance = anchor.distance(method.backbone, calls)
+            losses["anchor"] = distance.detach()
+            # Its weight does not depend on the number of hard examples.
+            clean = clean + divisor * anchor.weight * distance
         input_grad = None
         if learning:
-            aim = clean
             if reusing and any(target.requires_grad for target in leaves(targets)):
                 # An attack treats the targets as constant.
                 aim = objective(method, predictions, detach(targets))
             clean, input_grad = differentiate(clean, method, inputs, aim)
         predictions, targets, inputs = detach(predictions), detach(targets), detach(inputs)
-        losses, weights = {"clean": clean}, [1.0]
+        terms = [clean]
         for h in hard:
             with self._norms_of(h):
                 crops = select_crops(method, h, inputs)
                 crops_grad = select_crops(method, h, input_grad if h in reusing else None)
                 part = h.loss(method, crops, targets, rng, crops_grad)
-                losses[part_name(h)] = differentiate(part, method)[0] if learning else part
-            weights.append(h.weight)
-        terms = [weight * part for weight, part in zip(weights, losses.values(), strict=True)]
-        loss = torch.stack(terms).sum()
-        if self.combine == "mean":
-            loss = loss / sum(weights)
-        return Outcome(
-            loss, {name: part.detach() for name, part in losses.items()}, predictions, targets
-        )
+                terms.append(differentiate(part, method)[0] if learning else part)
+            losses[part_name(h)] = terms[-1].detach()
+        loss = torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()
+        return Outcome(loss / divisor, losses, predictions, targets)
 
     @contextmanager
     def _norms_of(self, hard: HardExample) -> Iterator[None]:

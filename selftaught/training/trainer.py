@@ -161,10 +161,11 @@ class Trainer:
     def finish(self, outcome: str, **more: Any) -> Path:
         """Write the run's weights and its outcome; return the file of the weights.
 
-        They are those of the best candidate, or of the last step.
+        They are those of the best candidate, or of the last step. A run that was stopped has no
+        candidate beyond its start yet.
         """
         session, file = self.session, self.folder / "backbone.safetensors"
-        if self.candidates.candidates and self.step:
+        if self.candidates.candidates and self.step and outcome != "stopped":
             more["choice"] = self.candidates.keep_best().facts()
         elif is_finite(session.method.state_dict(), self.checkpoints.sharded):
             learnt = self.step and session.stage.trainable != "none"
@@ -241,6 +242,8 @@ def train_in_folder(
         log.info("there is one process only: --fsdp has no effect")
     elif runtime.fsdp and stage.compile:
         raise UserError("--compile and --fsdp do not go together: omit one of them")
+    elif runtime.fsdp and step.anchor and step.anchor.kind == "l2-sp":
+        raise UserError("--anchor.kind l2-sp and --fsdp do not go together: use another kind")
     elif runtime.fsdp:
         shard(step, device)
     optimizer = stage.optimizer.build(step.named_parameters(), step.parameter_groups())

@@ -11,6 +11,7 @@ import torch
 from selftaught import files
 from selftaught.distributed import full_tensor, shuffle_batch, unshuffle_batch, wrap
 from selftaught.methods import METHODS
+from selftaught.models.anchor import Anchor, AnchorLoss
 from selftaught.optim import SGD
 from selftaught.training.fsdp import shard
 from selftaught.training.loop import clip_gradients
@@ -24,12 +25,26 @@ CASES = [(name, ()) for name in METHODS] + [
     for hard in HARD
     if hard != "adversarial-random"  # its noise is each batch's own
 ]
+# The anchor of every method, and of one with hard examples.
+CASES += [(name, ("pooled",)) for name in METHODS]
+CASES += [("simclr", hard) for hard in (("gram",), ("pooled", "adversarial", "cutmix"))]
+ANCHORS = ("pooled", "gram")
 
 
 def outcome(name: str, hard: tuple[str, ...], sharded: bool = False) -> dict[str, Any]:
     """Gradients of one global batch, and the weights and memories after the step."""
+    anchors = [
+        AnchorLoss(
+            Anchor(kind=kind),
+            build(name, seed=9, norm=False, dtype=torch.float64, toy=Deep).backbone,
+        )
+        for kind in ANCHORS
+        if kind in hard
+    ]
     step = Step(
-        build(name, norm=False, dtype=torch.float64, toy=Deep), tuple(HARD[h] for h in hard)
+        build(name, norm=False, dtype=torch.float64, toy=Deep),
+        tuple(HARD[h] for h in hard if h in HARD),
+        anchor=anchors[0] if anchors else None,
     )
     if sharded:
         shard(step, torch.device("cpu"))

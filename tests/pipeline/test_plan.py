@@ -39,14 +39,15 @@ from selftaught.data.loading.images import Images, default_canvas, statistics
 from selftaught.errors import UserError
 from selftaught.evaluation import evaluate
 from selftaught.loggers.terminal import Progress
+from selftaught.methods.contrastive.simclr import SimCLR
 from selftaught.models import backbone as backbone_module
+from selftaught.models.anchor import Anchor
 from selftaught.models.weights import io as weights_io
 from selftaught.pipeline import execute, plan
 from selftaught.pipeline.plan import with_defaults
 from selftaught.runs import folder as run_folder
 from selftaught.training import checkpoint, loop, selection, trainer
 from selftaught.training.runtime import Runtime
-from selftaught.training.selection import BASE
 from selftaught.training.session import build_session
 from selftaught.views.augment import centre
 from selftaught.visualize import snapshots
@@ -54,6 +55,7 @@ from tests.pictures import folder
 from tests.several import spawned
 from tests.stopping import stopped_at
 
+BETWEEN = [f"step-12-share-{share}" for share in selection.SHARES]
 SMALL = ["--size", "32", "--batch", "8", "--precision", "fp32"]
 HERE = ["--workers", "0"]
 
@@ -218,9 +220,8 @@ def test_a_plan_leaves_its_folder(chain: tuple[list[str], Path, str], brought: P
     assert source.backbone == target.backbone == "test_resnet"  # as the weights say
     assert {
         file.name for file in (stages(out)["target"] / "checkpoints").glob("*.safetensors")
-    } == {f"{name}.safetensors" for name in ("base", "step-0", "step-10", "step-12")}
-    kept = run_folder.read_run(out).facts["choice"]["kept"]
-    name = "base" if kept == BASE else f"step-{kept}"
+    } == {f"{name}.safetensors" for name in ("base", "step-0", "step-12", *BETWEEN)}
+    name = Path(run_folder.read_run(out).facts["choice"]["file"]).stem
     assert same(
         tensors(stages(out)["target"]),
         tensors(stages(out)["target"] / "checkpoints" / f"{name}.safetensors"),
@@ -729,7 +730,7 @@ def test_only_the_backbone_crosses(chain: tuple[list[str], Path, str], brought: 
     index = stage.data.index(stage.seed)
     heir, new = (
         dict(build_session(s, index, torch.device("cpu"), 0).step.state_dict())
-        for s in (stage, replace(stage, init=None))
+        for s in (stage, replace(stage, init=None, anchor=None))
     )
     crossed = {key for key in heir if not torch.equal(heir[key], new[key])}
     assert any("running_var" in key for key in crossed)
@@ -934,25 +935,39 @@ def test_without_labels_the_rank_decides(
     chosen = found.facts["choice"]
     assert "linear" not in chosen["start"]
     assert chosen["worse"] == (chosen["best"]["rank"] <= chosen["start"]["rank"])
-    assert same(
-        tensors(found.folder),
-        tensors(found.folder / "checkpoints" / f"step-{chosen['kept']}.safetensors"),
-    )
+    assert same(tensors(found.folder), tensors(found.folder / chosen["file"]))
 
 
-def test_the_better_checkpoint_is_kept(
+def test_the_best_weights_between_start_and_end_are_kept(
     images: Path, brought: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.7, 0.9, 0.8, 0.6])  # at steps 0, 10, 20, 22
+    scores = iter([0.7, 0.6, 0.8, 0.9, 0.65])  # start, end, and a quarter, half and more of the way
     monkeypatch.setattr(
         selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores))
     )
     words = [*to_target(brought, images), "--steps", "22", *SMALL, *HERE]
     text = printed(["adapt", *words, "--out", str(tmp_path / "out")])
-    assert text.startswith("kept: step 10, 70.0 % at the start, 90.0 % there")
+    found = run_folder.read_run(tmp_path / "out").facts["choice"]
+    assert (found["kept"], found["share"], found["worse"]) == (22, 0.5, False)
+    assert text.splitlines()[0] == found["text"]
     place = stages(tmp_path / "out")["target"]
-    assert same(tensors(place), tensors(place / "checkpoints" / "step-10.safetensors"))
-    assert not same(tensors(place), tensors(brought))
+    start, end, kept = (
+        tensors(brought),
+        tensors(place / "checkpoints/step-22.safetensors"),
+        tensors(place),
+    )
+    assert not same(start, end)
+    for name, value in kept.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (start[name] + end[name]) / 2)
+
+
+def test_an_adapted_backbone_is_anchored_and_learns_by_simclr(
+    chain: tuple[list[str], Path, str],
+) -> None:
+    source, target = (run_folder.read_run(place).stage for place in stages(chain[1]).values())
+    assert source.anchor == target.anchor == Anchor()
+    assert source.method == SimCLR.Config(temperature=source.method.temperature)
 
 
 def test_a_source_that_made_it_worse_is_noticed(

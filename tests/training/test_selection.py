@@ -3,7 +3,7 @@ any.
 """
 
 import math
-from itertools import pairwise
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from selftaught.data.index.build import Index
 from selftaught.data.io.paths import Paths
 from selftaught.training import selection
-from selftaught.training.selection import Candidate, choose, label_scores, log_spaced
+from selftaught.training.selection import Candidate, choose, label_scores
 
 
 def labelled(step: int, knn: float, linear: float, rank: float = 1.0) -> Candidate:
@@ -90,28 +90,15 @@ def test_what_is_kept_is_never_below_the_start(scores: list[float]) -> None:
     assert found.worse == (scores[0] == max(scores))
 
 
-# Its steps
+def test_of_equal_candidates_the_nearest_to_the_start_is_kept() -> None:
+    def between(share: float, score: float) -> Candidate:
+        return replace(labelled(50, score, score), share=share)
 
-
-@pytest.mark.parametrize(
-    ("steps", "stops"),
-    [
-        (0, {0}),
-        (7, {0, 7}),
-        (10, {0, 10}),
-        (60, {0, 10, 20, 50, 60}),
-        (500, {0, 10, 20, 50, 100, 200, 500}),
-    ],
-)
-def test_checkpoints_are_log_spaced(steps: int, stops: set[int]) -> None:
-    assert log_spaced(steps) == stops
-
-
-@given(st.integers(0, 10**7))
-def test_the_first_and_the_last_step_are_always_there(steps: int) -> None:
-    stops = sorted(log_spaced(steps))
-    assert (stops[0], stops[-1]) == (0, steps)
-    assert all(later <= 2.5 * earlier for earlier, later in pairwise(stops[1:]))
+    found = choose([labelled(0, 0.5, 0.5), *(between(s, 0.8) for s in (1.0, 0.75, 0.5))])
+    assert (found.kept.step, found.kept.share) == (50, 0.5)
+    assert "50% of the way from the start to step 50" in found.text
+    assert found.facts()["share"] == 0.5
+    assert choose([labelled(0, 0.8, 0.8), between(0.25, 0.8)]).worse
 
 
 # Its scores
