@@ -1,12 +1,14 @@
 """Layers that methods share: MLP heads, normalisation and counters."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.devices import upcast
+from selftaught.devices import to_device, upcast
+from selftaught.distributed import all_reduce_sum
 
 
 def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Sequential:
@@ -31,6 +33,53 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return unit(x)
+
+
+class Standardize(nn.Module):
+    """Gives each channel of x [B, C, ...] mean 0 and deviation 1, by the statistics of `fit`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def fit(self, moments: Tensor) -> None:
+        """Take the statistics from the sum of `channel_moments` of this process's samples."""
+        count, total, squares = all_reduce_sum(moments)
+        mean = total / count
+        self.mean.copy_(mean)
+        # A channel that never changes stays near 0.
+        self.std.copy_((squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, *(1 for _ in x.shape[2:]))
+        return (x - self.mean.view(shape)) / self.std.view(shape)
+
+
+def channel_moments(x: Tensor) -> Tensor:
+    """Return the count, sum and sum of squares of each channel of x [B, C, ...]: float64 [3, C]."""
+    rows = x.movedim(1, -1).flatten(0, -2).double()
+    return torch.stack([torch.ones_like(rows).sum(0), rows.sum(0), rows.square().sum(0)])
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize x [B, C, h, w] bilinearly, with antialiasing; x itself where it has that size."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(upcast(x), size=tuple(size), mode="bilinear", antialias=True)
+
+
+def mix_areas(own: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
+    """Mix two tensors [B, C] or [B, C, h, w] by the share of each place's area that is own.
+
+    mask: [H, W] or [1, 1], the share at each pixel. Of [B, C] the share is that of the whole image.
+    """
+    grid = tuple(own.shape[2:])
+    share = F.adaptive_avg_pool2d(mask[None, None], grid or (1, 1)).view(1, 1, *grid)
+    return torch.lerp(partner, own, to_device(share.to(own.dtype), own.device))
 
 
 def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

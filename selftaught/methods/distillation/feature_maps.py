@@ -1,0 +1,117 @@
+"""Distillation of a backbone's features, without labels and without a classifier."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.devices import upcast
+from selftaught.distributed import world_size
+from selftaught.losses import unit_distance
+from selftaught.method import Batch, Defaults, Encoder, Method, Setting, Setup
+from selftaught.methods.parts.teacher_config import TeacherConfig
+from selftaught.models.backbone import nearest_size
+from selftaught.models.layers import Counter, Standardize, channel_moments, mix_areas, mlp, resize, unit
+from selftaught.models.teacher import FrozenTeacher
+from selftaught.ranges import Natural, NonNegative, Positive
+
+MEASURED = 4096  # images that the teacher's means and deviations are estimated from
+Outputs = tuple[Tensor, ...]  # pooled features [B, D], and where both have one a map [B, C, h, w]
+
+
+class FeatureDistillation(Method):
+    """Predict the features of a trained backbone, pooled and at each place of its map."""
+
+    paper = (
+        "Romero et al., 2015, https://arxiv.org/abs/1412.6550; Ranzinger et al., 2024,"
+        " https://arxiv.org/abs/2312.06709"
+    )
+    views = 1
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TeacherConfig):
+        teacher: str = ""  # a run, a file of weights, or the name of weights in timm
+        pooled: Positive = 1.0  # weight of the pooled features' loss
+        patches: NonNegative = 1.0  # weight of the loss at the places of the map; 0 = none
+        hidden: Natural = 0  # width of the projections' hidden layer; 0 = linear projections
+        teacher_size: Natural = 0  # pixels of the teacher's view; 0 = those of the student's
+        part = "backbone"
+        teachers = "a run, a file of weights, or weights in timm"
+
+        def defaults(self, setting: Setting) -> Defaults[Self]:
+            """Use crops, flips and half of the usual colours: the teacher's features show them."""
+            mild = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
+            return Defaults(config=self, views={**mild, "gray": 0.0, "blur": 0.0})
+
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup)
+        student, teacher = setup.backbone, setup.previous
+        if not isinstance(teacher, Encoder):
+            raise ValueError("feature distillation needs its teacher in Setup.previous")
+        self.config = config
+        widths = [(student.features, teacher.features)]
+        if config.patches and student.has_map and teacher.has_map:
+            widths.append((student.channels, teacher.channels))
+        inner = [config.hidden] if config.hidden else []
+        self.projections = nn.ModuleList(mlp(i, *inner, o, batch_norm=False) for i, o in widths)
+        self.scales = nn.ModuleList(Standardize(o) for _, o in widths)
+        self.measured = Counter()  # images behind the scales
+        self.teacher = FrozenTeacher(teacher)
+
+    def encode(self, network: Encoder, view: Tensor) -> Outputs:
+        return (network(view),) if len(self.scales) == 1 else network.with_map(view)
+
+    @torch.no_grad()
+    def teach(self, view: Tensor) -> Outputs:
+        """Return the teacher's features of a view, which is resized to a size that it takes."""
+        teacher, size = self.teacher.network, self.config.teacher_size
+        assert isinstance(teacher, Encoder)
+        view = resize(view, nearest_size(teacher, (size, size) if size else view.shape[2:]))
+        return tuple(upcast(x) for x in self.encode(teacher, view))
+
+    def before_epoch(self, batches: Iterable[Batch]) -> None:
+        """Measure the scales, once."""
+        if self.measured.value:
+            return
+        found: list[list[Tensor]] = [[] for _ in self.scales]
+        for batch in batches:
+            for moments, x in zip(found, self.teach(batch.views[0]), strict=True):
+                moments.append(channel_moments(x))
+            self.measured.value += len(batch.index) * world_size()
+            if self.measured.value >= MEASURED:
+                break
+        for scale, moments in zip(self.scales, found, strict=True):
+            scale.fit(torch.stack(moments).sum(0))  # type: ignore[operator]
+
+    def inputs(self, batch: Batch) -> Tensor:
+        return batch.views[0]
+
+    def predict(self, inputs: Tensor) -> Outputs:
+        outputs = self.encode(self.backbone, inputs)
+        return tuple(
+            project(x.movedim(1, -1)).movedim(-1, 1)
+            for project, x in zip(self.projections, outputs, strict=True)
+        )
+
+    def targets(self, batch: Batch, predictions: Outputs) -> Outputs:
+        """The teacher's features, standardised and of unit norm, on the coarser of both grids."""
+        targets = []
+        outputs = self.teach(batch.views[0])
+        for scale, x, prediction in zip(self.scales, outputs, predictions, strict=True):
+            grid = [min(sides) for sides in zip(x.shape[2:], prediction.shape[2:], strict=True)]
+            targets.append(unit(scale(resize(x, grid))))
+        return tuple(targets)
+
+    def loss(self, predictions: Outputs, targets: Outputs) -> Tensor:
+        weights = (self.config.pooled, self.config.patches)[: len(targets)]
+        losses = [
+            weight * unit_distance(resize(x, target.shape[2:]), target)
+            for weight, x, target in zip(weights, predictions, targets, strict=True)
+        ]
+        return torch.stack(losses).sum() / sum(weights)
+
+    def mix_targets(self, own: Outputs, partner: Outputs, mask: Tensor) -> Outputs:
+        """Mix the targets. As the loss is linear in them, this weights the losses of each place."""
+        return tuple(mix_areas(x, y, mask) for x, y in zip(own, partner, strict=True))
