@@ -301,7 +301,7 @@ def check_patches(network: nn.Module, name: str, image_size: int | None) -> None
     )
 
 
-def nearest_size(encoder: nn.Module, size: tuple[int, ...]) -> tuple[int, int]:
+def nearest_size(encoder: nn.Module, size: Sequence[int]) -> tuple[int, int]:
     """Return the height and width nearest to `size` that a network takes.
 
     A ViT takes multiples of its patches' side. A network that is built for one size, as a Swin is,

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.devices import to_device, upcast
-from selftaught.distributed import all_reduce_sum
 
 
 def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Sequential:
@@ -33,36 +32,6 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return unit(x)
-
-
-class Standardize(nn.Module):
-    """Gives each channel of x [B, C, ...] mean 0 and deviation 1, by the statistics of `fit`."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
-
-    def fit(self, moments: Tensor) -> None:
-        """Take the statistics from the sum of `channel_moments` of this process's samples."""
-        count, total, squares = all_reduce_sum(moments)
-        mean = total / count
-        self.mean.copy_(mean)
-        # A channel that never changes stays near 0.
-        self.std.copy_((squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (-1, *(1 for _ in x.shape[2:]))
-        return (x - self.mean.view(shape)) / self.std.view(shape)
-
-
-def channel_moments(x: Tensor) -> Tensor:
-    """Return the count, sum and sum of squares of each channel of x [B, C, ...]: float64 [3, C]."""
-    rows = x.movedim(1, -1).flatten(0, -2).double()
-    return torch.stack([torch.ones_like(rows).sum(0), rows.sum(0), rows.square().sum(0)])
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -256,6 +256,11 @@ def load_previous(
         except UserError as error:
             raise UserError(f"the teacher: {error}") from error
         say(f"the teacher is {teacher.name} of {previous.source}")
+        square = (stage.size, stage.size)
+        if backbone_module.nearest_size(teacher, square) != square:
+            say(
+                f"it takes no views of {stage.size} pixels: they are resized to a size that it takes"
+            )
         return teacher, ()
     if previous.part == "head":
         trained = heads.load_head(previous.source)

@@ -2,23 +2,20 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from selftaught.devices import upcast
-from selftaught.distributed import world_size
 from selftaught.losses import unit_distance
 from selftaught.method import Batch, Defaults, Encoder, Method, Setting, Setup
+from selftaught.methods.parts.standardize import Outputs, Standardize
 from selftaught.methods.parts.teacher_config import TeacherConfig
 from selftaught.models.backbone import nearest_size
-from selftaught.models.layers import Counter, Standardize, channel_moments, mix_areas, mlp, resize, unit
+from selftaught.models.layers import mix_areas, mlp, resize, unit
 from selftaught.models.teacher import FrozenTeacher
 from selftaught.ranges import Natural, NonNegative, Positive
-
-MEASURED = 4096  # images that the teacher's means and deviations are estimated from
-Outputs = tuple[Tensor, ...]  # pooled features [B, D], and where both have one a map [B, C, h, w]
 
 
 class FeatureDistillation(Method):
@@ -56,34 +53,24 @@ class FeatureDistillation(Method):
             widths.append((student.channels, teacher.channels))
         inner = [config.hidden] if config.hidden else []
         self.projections = nn.ModuleList(mlp(i, *inner, o, batch_norm=False) for i, o in widths)
-        self.scales = nn.ModuleList(Standardize(o) for _, o in widths)
-        self.measured = Counter()  # images behind the scales
+        self.standardize = Standardize([o for _, o in widths])
         self.teacher = FrozenTeacher(teacher)
 
     def encode(self, network: Encoder, view: Tensor) -> Outputs:
-        return (network(view),) if len(self.scales) == 1 else network.with_map(view)
+        return network.with_map(view) if len(self.projections) == 2 else (network(view),)
+
+    def fit_view(self, view: Tensor) -> Tensor:
+        """Resize a view to the nearest size that the teacher takes."""
+        size = [self.config.teacher_size] * 2 if self.config.teacher_size else view.shape[2:]
+        return resize(view, nearest_size(self.teacher.network, size))
 
     @torch.no_grad()
     def teach(self, view: Tensor) -> Outputs:
-        """Return the teacher's features of a view, which is resized to a size that it takes."""
-        teacher, size = self.teacher.network, self.config.teacher_size
-        assert isinstance(teacher, Encoder)
-        view = resize(view, nearest_size(teacher, (size, size) if size else view.shape[2:]))
-        return tuple(upcast(x) for x in self.encode(teacher, view))
+        teacher: Any = self.teacher.network
+        return tuple(upcast(x) for x in self.encode(teacher, self.fit_view(view)))
 
     def before_epoch(self, batches: Iterable[Batch]) -> None:
-        """Measure the scales, once."""
-        if self.measured.value:
-            return
-        found: list[list[Tensor]] = [[] for _ in self.scales]
-        for batch in batches:
-            for moments, x in zip(found, self.teach(batch.views[0]), strict=True):
-                moments.append(channel_moments(x))
-            self.measured.value += len(batch.index) * world_size()
-            if self.measured.value >= MEASURED:
-                break
-        for scale, moments in zip(self.scales, found, strict=True):
-            scale.fit(torch.stack(moments).sum(0))  # type: ignore[operator]
+        self.standardize.measure(self.teach(batch.views[0]) for batch in batches)
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch.views[0]
@@ -97,12 +84,12 @@ class FeatureDistillation(Method):
 
     def targets(self, batch: Batch, predictions: Outputs) -> Outputs:
         """The teacher's features, standardised and of unit norm, on the coarser of both grids."""
-        targets = []
-        outputs = self.teach(batch.views[0])
-        for scale, x, prediction in zip(self.scales, outputs, predictions, strict=True):
-            grid = [min(sides) for sides in zip(x.shape[2:], prediction.shape[2:], strict=True)]
-            targets.append(unit(scale(resize(x, grid))))
-        return tuple(targets)
+        outputs = self.standardize(self.teach(batch.views[0]))
+        grids = [
+            tuple(map(min, x.shape[2:], prediction.shape[2:]))
+            for x, prediction in zip(outputs, predictions, strict=True)
+        ]
+        return tuple(unit(resize(x, grid)) for x, grid in zip(outputs, grids, strict=True))
 
     def loss(self, predictions: Outputs, targets: Outputs) -> Tensor:
         weights = (self.config.pooled, self.config.patches)[: len(targets)]
