@@ -258,9 +258,7 @@ def load_previous(
         say(f"the teacher is {teacher.name} of {previous.source}")
         square = (stage.size, stage.size)
         if backbone_module.nearest_size(teacher, square) != square:
-            say(
-                f"it takes no views of {stage.size} pixels: they are resized to a size that it takes"
-            )
+            say(f"it takes no views of {stage.size} pixels: they are resized for it")
         return teacher, ()
     if previous.part == "head":
         trained = heads.load_head(previous.source)

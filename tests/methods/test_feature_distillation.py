@@ -40,8 +40,8 @@ def plain_resize(x: Tensor, height: int, width: int) -> Tensor:
     for i, row in enumerate(weights(height, x.shape[2])):
         for j, column in enumerate(weights(width, x.shape[3])):
             for k, down in enumerate(row):
-                for l, across in enumerate(column):
-                    result[:, :, i, j] += down * across * x[:, :, k, l]
+                for n, across in enumerate(column):
+                    result[:, :, i, j] += down * across * x[:, :, k, n]
     return result
 
 

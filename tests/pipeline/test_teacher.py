@@ -122,9 +122,7 @@ def test_weights_of_timm_teach(
     network = session.method.teacher.network
     assert network.network.conv1.weight.eq(0.25).all()
     torch.testing.assert_close(network.mean, torch.tensor(backbone_module.IMAGENET_MEAN))
-    assert run_folder.read_run(tmp_path / "run").facts["places"].keys() == {
-        name for name in [str(images)] if not Path(name).is_absolute()
-    }
+    assert run_folder.read_run(tmp_path / "run").facts["places"] == {}  # a name is no path
 
 
 @pytest.mark.parametrize("method", ["moco-v2", "supervised"])
