@@ -1,9 +1,11 @@
-"""Does a strong teacher help a small student without labels? ResNet-18 taught by EfficientNet-Lite0,
-beside SimCLR and supervised training at equal steps and at equal time, and random weights.
+"""Does a strong teacher help a small student without labels? ResNet-18, taught by
+EfficientNet-Lite0, beside SimCLR and supervised training at equal steps and at equal time, and
+random weights.
 
-    python -m benchmarks.distillation --data data/rsscn7_128 --weights weights/efficientnet_lite0.pth
-                                      --out runs/distillation [--only distilled simclr] [--steps 300]
-                                      [--seeds 0] [--size 64] [--batch 64] [--name distillation]
+    python -m benchmarks.distillation --data rsscn7_128/ --weights efficientnet_lite0.pth
+                                      --out runs/distillation [--only distilled simclr]
+                                      [--steps 300] [--seeds 0] [--size 64] [--batch 64]
+                                      [--name distillation]
 
 `python -m benchmarks.hpt prepare` makes both, the images and the weights. Trains whatever is not
 done yet (a run that was cut off goes on), scores all that is done by kNN and linear probe on the
