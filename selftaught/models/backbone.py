@@ -304,8 +304,8 @@ def check_patches(network: nn.Module, name: str, image_size: int | None) -> None
 def nearest_size(encoder: nn.Module, size: Sequence[int]) -> tuple[int, int]:
     """Return the height and width nearest to `size` that a network takes.
 
-    A ViT takes multiples of its patches' side. A network that is built for one size, as a Swin is,
-    takes that one. Any other network takes every size.
+    A ViT takes multiples of its patches' side. A ViT that is built for one size, as BEiT is, takes
+    that one. Of other networks nothing is known, and the result is `size`.
     """
     patches = getattr(getattr(encoder, "network", encoder), "patch_embed", None)
     side = getattr(patches, "patch_size", None)

@@ -38,7 +38,9 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize x [B, C, h, w] bilinearly, with antialiasing; x itself where it has that size."""
     if tuple(x.shape[2:]) == tuple(size):
         return x
-    return F.interpolate(upcast(x), size=tuple(size), mode="bilinear", antialias=True)
+    # In the other memory format torch 2 computes results of one column and several rows wrongly.
+    x = upcast(x).contiguous(memory_format=torch.channels_last)
+    return F.interpolate(x, size=tuple(size), mode="bilinear", antialias=True)
 
 
 def mix_areas(own: Tensor, partner: Tensor, mask: Tensor) -> Tensor:

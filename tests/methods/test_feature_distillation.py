@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from selftaught.errors import UserError
 from selftaught.hard import CutMix, MixUp
 from selftaught.hard.base import objective
 from selftaught.hard.mixed import partner
@@ -220,8 +221,8 @@ def test_the_size_of_a_view_fits_the_teacher() -> None:
     assert nearest(backbone_module.create("test_resnet"), (37, 41)) == (37, 41)
     assert nearest(Toy(norm=True), (37, 41)) == (37, 41)
     with torch.device("meta"):
-        swin = backbone_module.create("swin_tiny_patch4_window7_224")
-    assert nearest(swin, (64, 64)) == (224, 224)
+        fixed = backbone_module.create("beit_base_patch16_224")
+    assert nearest(fixed, (64, 64)) == (224, 224)
 
 
 @pytest.mark.parametrize(("asked", "seen"), [(0, 48), (30, 32), (64, 64)])
@@ -234,6 +235,14 @@ def test_the_teacher_sees_the_view_at_its_own_size(asked: int, seen: int) -> Non
     assert method.fit_view(data.views[0]).shape == (2, 3, seen, seen)
     predictions = method.predict(data.views[0])
     assert method.targets(data, predictions)[1].shape[2:] == (seen // 16, seen // 16)
+
+
+def test_a_teacher_of_another_size_is_refused_with_the_remedy() -> None:
+    teacher = backbone_module.create("gmixer_12_224")
+    config = FeatureDistillation.Config(teacher="x")
+    method = FeatureDistillation(config, Setup(Toy(norm=True), IMAGES, 0, teacher))
+    with pytest.raises(UserError, match=r"64 pixels.*--method\.teacher-size"):
+        method.before_epoch([batch(2, size=64)])
 
 
 def test_other_weights_of_both_parts_change_nothing_but_the_share() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selftaught.devices import upcast
+from selftaught.errors import UserError
 from selftaught.losses import unit_distance
 from selftaught.method import Batch, Defaults, Encoder, Method, Setting, Setup
 from selftaught.methods.parts.standardize import Outputs, Standardize
@@ -66,8 +67,18 @@ class FeatureDistillation(Method):
 
     @torch.no_grad()
     def teach(self, view: Tensor) -> Outputs:
+        """Return the teacher's features. Raises UserError if it does not take the view's size."""
         teacher: Any = self.teacher.network
-        return tuple(upcast(x) for x in self.encode(teacher, self.fit_view(view)))
+        view = self.fit_view(view)
+        try:
+            return tuple(upcast(x) for x in self.encode(teacher, view))
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError) as error:  # as networks that are built for one size
+            raise UserError(
+                f"the teacher fails on views of {view.shape[-1]} pixels ({error}): name a size that"
+                " it takes by --method.teacher-size, as 224"
+            ) from error
 
     def before_epoch(self, batches: Iterable[Batch]) -> None:
         self.standardize.measure(self.teach(batch.views[0]) for batch in batches)
