@@ -49,7 +49,8 @@ def mix_areas(own: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     mask: [H, W] or [1, 1], the share at each pixel. Of [B, C] the share is that of the whole image.
     """
     grid = tuple(own.shape[2:])
-    share = F.adaptive_avg_pool2d(mask[None, None], grid or (1, 1)).view(1, 1, *grid)
+    height, width = grid or (1, 1)
+    share = F.adaptive_avg_pool2d(mask[None, None], (height, width)).view(1, 1, *grid)
     return torch.lerp(partner, own, to_device(share.to(own.dtype), own.device))
 
 

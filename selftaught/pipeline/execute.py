@@ -19,6 +19,7 @@ from selftaught.config.stage import Data, Stage, method_of, shared_index
 from selftaught.data.index.build import Index
 from selftaught.distributed import broadcast_object, rank, wait_for_rank0
 from selftaught.errors import UserError
+from selftaught.method import Method
 from selftaught.methods.parts.teacher_config import TeacherConfig
 from selftaught.models import heads
 from selftaught.models.weights import io as weights_io
@@ -141,7 +142,7 @@ def network_of(init: str) -> dict[str, Any]:
 
 def find_teacher_folder(teacher: ResolvedStage, overrides: Mapping[str, Any], out: Path) -> str:
     """The folder of a teacher in the same plan. Raises UserError if it cannot teach the stage."""
-    config = find_method(overrides).Config
+    config: type[Method.Config] = find_method(overrides).Config
     if not issubclass(config, TeacherConfig):
         raise UserError(
             "only distillation has a teacher: give it `method: distillation` or"
