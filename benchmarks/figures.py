@@ -41,7 +41,7 @@ STEPS = 120
 # inches: of a picture, of a photograph's row, of a matrix
 WIDTH, HEIGHT, TILE, TALL = (8.0, 2.75, 0.81, 1.9)
 CANVAS = 128
-SIZES = {"cpc": 96, "densecl": 96}  # pixels of a view, where there are parts of it to see; else
+SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128}  # pixels of a view, where there are parts of it to see; else
 SIZE = 64
 SHOWN = ("cat", "coffee", "pagoda")  # the photographs whose views are drawn
 NETWORK = "test_resnet"
@@ -119,7 +119,7 @@ def trained(name: str, data: Photographs) -> Method:
         teacher = trained("supervised", data)
         previous = nn.Sequential(teacher.backbone, teacher.head)
     if name == "feature-distillation":
-        previous = trained("simclr", data).backbone
+        previous = trained("supervised", data).backbone
     method = METHODS[name](config, Setup(backbone, len(data.names), len(data.names), previous))
     step = Step(method).train()
     optimizer = AdamW(lr=2e-3, weight_decay=0.0).build(step.named_parameters())
