@@ -30,7 +30,7 @@ CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
     "distilled, pooled features alone": (METHOD, ["--method.patches", "0"]),
     "distilled, hidden layer": (METHOD, ["--method.hidden", "512"]),
     "distilled, teacher at 128": (METHOD, ["--method.teacher-size", "128"]),
-    "distilled, lr x4": (METHOD, ["--optimizer.lr", "0.06"]),
+    "distilled, lr x4": (METHOD, ["--optimizer.lr", "0.06"]),  # of the default for 64 images a step
     "supervised 20": ("supervised", ["--subset", "20"]),
     "supervised all": ("supervised", []),
 }
@@ -88,7 +88,7 @@ def train(name: str, asked: argparse.Namespace, seed: int) -> None:
     main([*words, *common(asked), *more])
 
 
-def collect(out: Path) -> dict[str, Any]:
+def collect(out: Path, data: str) -> dict[str, Any]:
     """Scores by run, and those of random weights."""
     found: dict[str, Any] = {}
     for folder in filter(done, sorted(path for path in out.iterdir() if path.is_dir())):
@@ -101,10 +101,11 @@ def collect(out: Path) -> dict[str, Any]:
             entry[f"{row['protocol']} {row['labels']}"] = [row["mean"], row["low"], row["high"]]
         run = run_folder.read_run(folder)
         if run.stage.steps:
+            command = run.facts["command"].replace(str(out), "runs/distillation")
             found[folder.name] |= {
                 "steps": run.stage.steps,
                 "seconds": training_seconds(folder),
-                "command": run.facts["command"].replace(str(out), "runs/distillation"),
+                "command": command.replace(data, "images/"),
             }
     return found
 
@@ -135,7 +136,7 @@ if __name__ == "__main__":
     for seed in asked.seeds:
         for name in asked.only:
             train(name, asked, seed)
-    result = collect(asked.out)
+    result = collect(asked.out, asked.data)
     print("\n".join(table(result)))
     images = run_folder.read_run(teacher).facts["data"]["train"]
     write(asked.name, {"images": images, "runs": result})

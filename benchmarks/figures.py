@@ -41,7 +41,11 @@ STEPS = 120
 # inches: of a picture, of a photograph's row, of a matrix
 WIDTH, HEIGHT, TILE, TALL = (8.0, 2.75, 0.81, 1.9)
 CANVAS = 128
-SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128}  # pixels of a view, where there are parts of it to see; else
+SIZES = {
+    "cpc": 96,
+    "densecl": 96,
+    "feature-distillation": 128,
+}  # pixels of a view, where there are parts of it to see; else
 SIZE = 64
 SHOWN = ("cat", "coffee", "pagoda")  # the photographs whose views are drawn
 NETWORK = "test_resnet"
