@@ -41,11 +41,8 @@ STEPS = 120
 # inches: of a picture, of a photograph's row, of a matrix
 WIDTH, HEIGHT, TILE, TALL = (8.0, 2.75, 0.81, 1.9)
 CANVAS = 128
-SIZES = {
-    "cpc": 96,
-    "densecl": 96,
-    "feature-distillation": 128,
-}  # pixels of a view, where there are parts of it to see; else
+# pixels of a view, where there are parts of it to see; else SIZE
+SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128}
 SIZE = 64
 SHOWN = ("cat", "coffee", "pagoda")  # the photographs whose views are drawn
 NETWORK = "test_resnet"
