@@ -28,6 +28,7 @@ from selftaught.losses import most_similar, standardize
 from selftaught.method import Batch, Method, Setting, Setup, image_seeds, leaves
 from selftaught.methods import METHODS
 from selftaught.models import backbone as backbone_module
+from selftaught.models.layers import resize
 from selftaught.optim import AdamW, Cosine
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
@@ -40,7 +41,8 @@ STEPS = 120
 # inches: of a picture, of a photograph's row, of a matrix
 WIDTH, HEIGHT, TILE, TALL = (8.0, 2.75, 0.81, 1.9)
 CANVAS = 128
-SIZES = {"cpc": 96, "densecl": 96}  # pixels of a view, where there are parts of it to see; else
+# pixels of a view, where there are parts of it to see; else SIZE
+SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128}
 SIZE = 64
 SHOWN = ("cat", "coffee", "pagoda")  # the photographs whose views are drawn
 NETWORK = "test_resnet"
@@ -111,12 +113,14 @@ def trained(name: str, data: Photographs) -> Method:
     fitting = {k: v for k, v in SMALL.items() if hasattr(known, k)}
     setting = Setting(images=len(data.names), batch=batch, steps=STEPS, features=backbone.features)
     config = dataclasses.replace(known.defaults(setting).config, **fitting)
-    previous = None
+    previous: Any = None
     if name == "distillation":
         # such that more than one class is to be seen
         config = dataclasses.replace(config, temperature=4.0)
         teacher = trained("supervised", data)
         previous = nn.Sequential(teacher.backbone, teacher.head)
+    if name == "feature-distillation":
+        previous = trained("supervised", data).backbone
     method = METHODS[name](config, Setup(backbone, len(data.names), len(data.names), previous))
     step = Step(method).train()
     optimizer = AdamW(lr=2e-3, weight_decay=0.0).build(step.named_parameters())
@@ -360,6 +364,27 @@ def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Pan
     ]
 
 
+def features(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    side = targets[1].shape[2:]
+    places = [resize(x, side)[0].flatten(1).T for x in (said[1], targets[1])]
+    return [
+        Panel(
+            title="whole views",
+            values=alike(said[0], targets[0]),
+            rows="student's prediction",
+            columns="teacher's features",
+            marks=diagonal(len(said[0])),
+        ),
+        Panel(
+            title="places of one view",
+            values=alike(*places),
+            rows=f"student's {side[0]} x {side[1]} places",
+            columns="teacher's places",
+            marks=diagonal(len(places[0])),
+        ),
+    ]
+
+
 SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "barlow-twins": barlow,
     "byol": teachers,
@@ -370,6 +395,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "densecl": densecl,
     "directpred": directpred,
     "distillation": distillation,
+    "feature-distillation": features,
     "infomin": infomin,
     "instance-discrimination": memory,
     "margin-contrastive": others,

@@ -45,6 +45,14 @@ def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
     return 2 - 2 * F.cosine_similarity(x, y, dim=1).mean()
 
 
+def unit_distance(x: Tensor, target: Tensor) -> Tensor:
+    """Mean cosine distance of x [B, D, ...] to a target of unit norm along dimension 1.
+
+    It is linear in the target. So the loss of a weighted mean of targets is that of their losses.
+    """
+    return 1 - (F.normalize(x, dim=1) * target).sum(1).mean()
+
+
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Assign samples softly so that prototypes are used equally (Caron et al., 2020, algorithm 1).

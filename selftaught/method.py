@@ -86,6 +86,7 @@ class Encoder(nn.Module):
 
     features: int
     channels: int  # of a feature map; equal to `features` in most networks
+    has_map: bool = True  # whether `with_map` works
     recorder: CallRecorder | None = None  # of `record_calls`
 
     def __call__(self, pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -196,14 +197,23 @@ class Defaults(Generic[C]):
 
 
 @dataclass(frozen=True)
+class Previous:
+    """A trained network that a method is built from, besides its own backbone."""
+
+    source: str  # a run; of a backbone also a file of weights, or the name of weights in timm
+    # head: backbone and head of the run. classifier: the same, and its outputs are classes.
+    part: Literal["head", "classifier", "backbone"]
+
+
+@dataclass(frozen=True)
 class Setup:
     """The values that a method is built from, besides its hyperparameters."""
 
     backbone: Encoder
     images: int  # in the training set
     classes: int = 0  # number of classes in the labels of the training set
-    # backbone and head of the run that `Config.previous_run` names
-    previous: nn.Sequential | None = None
+    # the network that `Config.previous` names: backbone and head, or a backbone alone
+    previous: nn.Sequential | Encoder | None = None
 
 
 class Method(nn.Module, ABC):
@@ -228,11 +238,11 @@ class Method(nn.Module, ABC):
             """Return the defaults for `setting`. These hyperparameters are their upper limits."""
             return Defaults(config=self)
 
-        def previous_run(self, init: str | None) -> str | None:
-            """The run whose network, head included, the method loads; None where it loads none.
+        def previous(self, init: str | None) -> Previous | None:
+            """The trained network that the method is built from, or None: see `Setup.previous`.
 
             `init`: the weights that the backbone starts from. Raises UserError where the method
-            needs a run and none is named.
+            needs a network and none is named.
             """
             return None
 
@@ -295,6 +305,14 @@ class Method(nn.Module, ABC):
     @property
     def head(self) -> nn.Sequential | None:
         """The head that a later stage can keep: an `mlp`, or None."""
+        return None
+
+    def mix_targets(self, own: Tensors, partner: Tensors, mask: Tensor) -> Tensors | None:
+        """Return the targets of mixed images, or None: then two losses are weighted by the share.
+
+        A method with a target for each place of an image needs its own rule. mask: [H, W] or
+        [1, 1], the share in [0, 1] of `own` at each pixel; the rest is the partner's.
+        """
         return None
 
     def collapsed_loss(self, batch_size: int) -> float | None:

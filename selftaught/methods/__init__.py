@@ -20,6 +20,7 @@ from selftaught.methods.contrastive.simclr_v2 import SimCLRV2
 from selftaught.methods.contrastive.triplet import Triplet
 from selftaught.methods.decorrelation.barlow_twins import BarlowTwins
 from selftaught.methods.decorrelation.vicreg import VICReg
+from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.methods.self_distillation.byol import BYOL
 from selftaught.methods.self_distillation.directpred import DirectPred
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
     "densecl": DenseCL,
     "directpred": DirectPred,
     "distillation": Distillation,
+    "feature-distillation": FeatureDistillation,
     "infomin": InfoMin,
     "instance-discrimination": InstanceDiscrimination,
     "margin-contrastive": MarginContrastive,

@@ -27,6 +27,7 @@ __all__ = [
     "check_patches",
     "create",
     "given_backbone",
+    "nearest_size",
     "norm_parameters",
     "recipe",
     "set_trainable",
@@ -71,6 +72,7 @@ class Backbone(Encoder):
         self.network = replace_strided_convs(network)
         self.features = _width(network)
         self.channels = int(network.num_features)  # type: ignore[arg-type]
+        self.has_map = hasattr(network, "forward_features")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
@@ -297,6 +299,23 @@ def check_patches(network: nn.Module, name: str, image_size: int | None) -> None
         f"{name} cuts the image into patches of {side[0]} pixels, and {image_size} is no multiple"
         f" of that: choose an image size of {' or '.join(map(str, near))}."
     )
+
+
+def nearest_size(encoder: nn.Module, size: Sequence[int]) -> tuple[int, int]:
+    """Return the height and width nearest to `size` that a network takes.
+
+    A ViT takes multiples of its patches' side. A ViT that is built for one size, as BEiT is, takes
+    that one. Of other networks nothing is known, and the result is `size`.
+    """
+    patches = getattr(getattr(encoder, "network", encoder), "patch_embed", None)
+    side = getattr(patches, "patch_size", None)
+    if not isinstance(side, tuple):
+        return size[0], size[1]
+    fixed = getattr(patches, "img_size", None)
+    if getattr(patches, "strict_img_size", False) and isinstance(fixed, tuple):
+        return fixed[0], fixed[1]
+    height, width = (max(round(n / s), 1) * s for n, s in zip(size, side, strict=True))
+    return height, width
 
 
 def _small_stem(network: Any, name: str) -> None:

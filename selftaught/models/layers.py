@@ -1,12 +1,13 @@
 """Layers that methods share: MLP heads, normalisation and counters."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selftaught.devices import upcast
+from selftaught.devices import to_device, upcast
 
 
 def mlp(*widths: int, batch_norm: bool = True, last_bias: bool = True) -> nn.Sequential:
@@ -31,6 +32,26 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return unit(x)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize x [B, C, h, w] bilinearly, with antialiasing; x itself where it has that size."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    # In the other memory format torch 2 computes results of one column and several rows wrongly.
+    x = upcast(x).contiguous(memory_format=torch.channels_last)
+    return F.interpolate(x, size=tuple(size), mode="bilinear", antialias=True)
+
+
+def mix_areas(own: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
+    """Mix two tensors [B, C] or [B, C, h, w] by the share of each place's area that is own.
+
+    mask: [H, W] or [1, 1], the share at each pixel. Of [B, C] the share is that of the whole image.
+    """
+    grid = tuple(own.shape[2:])
+    height, width = grid or (1, 1)
+    share = F.adaptive_avg_pool2d(mask[None, None], (height, width)).view(1, 1, *grid)
+    return torch.lerp(partner, own, to_device(share.to(own.dtype), own.device))
 
 
 def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -19,7 +19,8 @@ from selftaught.config.stage import Data, Stage, method_of, shared_index
 from selftaught.data.index.build import Index
 from selftaught.distributed import broadcast_object, rank, wait_for_rank0
 from selftaught.errors import UserError
-from selftaught.methods.distillation.logits import Distillation
+from selftaught.method import Method
+from selftaught.methods.parts.teacher_config import TeacherConfig
 from selftaught.models import heads
 from selftaught.models.weights import io as weights_io
 from selftaught.pipeline.fingerprint import identify, origin
@@ -100,17 +101,13 @@ def resolve_node(
     index = index_of(stage.data, stage.seed)
     check(stage, index)
     classes = classes_of(stage, index, before, teacher)
-    start = (
-        before.identity
-        if before
-        else broadcast_object(
-            origin(stage.init, head=stage.method.previous_run(stage.init) is not None)
-        )
-    )
+    previous = stage.method.previous(stage.init)
+    head = previous is not None and previous.part != "backbone"
+    start = before.identity if before else broadcast_object(origin(stage.init, head))
     teacher_identity = (
         teacher.identity
         if teacher
-        else broadcast_object(origin(run_folder.teacher_of(stage), head=True))
+        else broadcast_object(origin(run_folder.teacher_of(stage), head, "--method.teacher"))
     )
     precise = node.overrides.get("precision") not in (None, "auto")
     # An older version identified images by their sizes; its stages are resumed.
@@ -145,11 +142,13 @@ def network_of(init: str) -> dict[str, Any]:
 
 def find_teacher_folder(teacher: ResolvedStage, overrides: Mapping[str, Any], out: Path) -> str:
     """The folder of a teacher in the same plan. Raises UserError if it cannot teach the stage."""
-    if find_method(overrides) is not Distillation:
+    config: type[Method.Config] = find_method(overrides).Config
+    if not issubclass(config, TeacherConfig):
         raise UserError(
-            "only distillation has a teacher: give it `method: distillation`, or omit the teacher"
+            "only distillation has a teacher: give it `method: distillation` or"
+            " `feature-distillation`, or omit the teacher"
         )
-    if not method_of(teacher.stage.method).classifies:
+    if config.part == "classifier" and not method_of(teacher.stage.method).classifies:
         raise UserError(
             f"{teacher.node.name} tells no classes and cannot teach: name a stage of supervised or"
             " distillation"
@@ -160,24 +159,31 @@ def find_teacher_folder(teacher: ResolvedStage, overrides: Mapping[str, Any], ou
 def classes_of(
     stage: Stage, index: Index, before: ResolvedStage | None, teacher: ResolvedStage | None
 ) -> tuple[str, ...]:
-    """The classes that a stage predicts. Raises UserError if the earlier head does not fit."""
-    earlier, kind = stage.method.previous_run(stage.init), method_of(stage.method)
+    """The classes that a stage predicts.
+
+    Raises UserError if the network for `Setup.previous` does not fit.
+    """
+    previous, kind = stage.method.previous(stage.init), method_of(stage.method)
     if kind.labels == "required":
-        if earlier and before:
+        if previous and before:
             layers, available = stage.method.hidden_layers, before.stage.method.hidden_layers
             if layers > available:
                 raise UserError(
                     f"--method.head-layers {layers}: {before.node.name} has a head of {available}"
                     " hidden layers"
                 )
-        elif earlier:
-            heads.load_head(earlier)
+        elif previous:
+            heads.load_head(previous.source)
         return index.classes
-    if earlier is None:
+    if previous is None:
         return ()
-    classes = teacher.classes if teacher else heads.classifier(earlier).classes
+    if previous.part == "backbone":
+        if not teacher:
+            weights_io.find_network(previous.source)
+        return ()
+    classes = teacher.classes if teacher else heads.classifier(previous.source).classes
     if index.labels is not None:
-        name = teacher.node.name if teacher else earlier
+        name = teacher.node.name if teacher else previous.source
         heads.refuse_other(name, classes, index.classes, heads.UNLABELLED)
     return classes
 

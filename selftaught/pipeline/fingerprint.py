@@ -14,11 +14,11 @@ from selftaught.models.weights import weight_files
 from selftaught.runs import folder as run_folder
 
 
-def origin(init: str | None, head: bool = False) -> str:
+def origin(init: str | None, head: bool = False, flag: str = "--init") -> str:
     """Identity of the weights that a chain starts from: a hash of the files, or a name in timm.
 
-    head: whether the head in the run's folder counts too. Raises UserError if there are no such
-    weights.
+    head: whether the head in the run's folder counts too. flag: the one that names the weights.
+    Raises UserError if there are no such weights.
     """
     if init is None:
         return "random"
@@ -26,7 +26,7 @@ def origin(init: str | None, head: bool = False) -> str:
     if not path.exists():
         if not timm.is_model(init):
             raise UserError(
-                f"--init {init} is neither a run nor a file, and timm has no weights of this name"
+                f"{flag} {init} is neither a run nor a file, and timm has no weights of this name"
             )
         return init
     files = [*weight_files.sources(path)]

@@ -29,7 +29,7 @@ class Node:
     name: str
     overrides: Mapping[str, Any]  # settings that differ from the defaults
     after: str | None = None  # the stage whose backbone it starts from
-    teacher: str | None = None  # the stage whose classifier it learns from
+    teacher: str | None = None  # the stage whose classifier or backbone it learns from
     # without `after`: the weights that it starts from (a run, a file, a name in timm), or random
     init: str | None = None
 
@@ -89,7 +89,8 @@ def read(file: Path) -> Plan:
           target: {after: source, data: mine/, steps: 500, trainable: norm, hard: [cutmix]}
 
     A stage with `init: null` starts from random weights. `teacher: tuned` names the stage that
-    teaches, as `method: distillation` requires. Raises UserError if the file is not a plan.
+    teaches, as distillation and feature-distillation require. Raises UserError if the file is not
+    a plan.
     """
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader)

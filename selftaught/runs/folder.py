@@ -20,7 +20,7 @@ from selftaught.data.io.filesystem import is_url
 from selftaught.data.pixel_range import PixelRange
 from selftaught.errors import UserError, damage_error, read_error
 from selftaught.loggers.logger import LOGGERS
-from selftaught.methods.distillation.logits import Distillation
+from selftaught.methods.parts.teacher_config import TeacherConfig
 from selftaught.models import backbone as backbone_module
 from selftaught.models.backbone import Backbone
 from selftaught.models.python_objects import MissingObject
@@ -370,7 +370,7 @@ def with_places(stage: Stage, change: Callable[[str], str]) -> Stage:
     if data.labels not in LABELS:
         data = replace(data, labels=change(data.labels))
     stage = replace(stage, data=data)
-    if isinstance(stage.method, Distillation.Config) and stage.method.teacher:
+    if isinstance(stage.method, TeacherConfig) and stage.method.teacher:
         stage = replace(stage, method=replace(stage.method, teacher=change(stage.method.teacher)))
     return replace(
         stage, init=stage.init and change(stage.init), base=stage.base and change(stage.base)
@@ -439,7 +439,7 @@ def resolved(stage: Stage) -> Stage:
             # its record is needed for the lineage, so damage must show before training
             read_run(before)
         stage = replace(stage, init=str(before))
-    if isinstance(stage.method, Distillation.Config) and stage.method.teacher:
+    if isinstance(stage.method, TeacherConfig) and stage.method.teacher:
         stage = replace(
             stage,
             method=replace(stage.method, teacher=str(resolve_run(Path(stage.method.teacher)))),
@@ -448,5 +448,5 @@ def resolved(stage: Stage) -> Stage:
 
 
 def teacher_of(stage: Stage) -> str | None:
-    """Return the run that is the teacher of a stage, or None."""
-    return stage.method.teacher if isinstance(stage.method, Distillation.Config) else None
+    """Return the teacher of a stage, a run or weights, or None."""
+    return stage.method.teacher if isinstance(stage.method, TeacherConfig) else None

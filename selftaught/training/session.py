@@ -7,7 +7,7 @@ from itertools import count, islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from selftaught.config.batch_check import check_counts
@@ -20,7 +20,7 @@ from selftaught.data.loading.ragged import RaggedImages
 from selftaught.devices import to_device
 from selftaught.distributed import all_reduce_sum, rank, world_size
 from selftaught.errors import UserError
-from selftaught.method import Batch, Method, Setup, image_seeds
+from selftaught.method import Batch, Encoder, Method, Setup, image_seeds
 from selftaught.models import backbone as backbone_module
 from selftaught.models import heads
 from selftaught.models.anchor import AnchorLoss
@@ -186,7 +186,7 @@ def build_session(
     """
     check(stage, index)
     method = method_of(stage.method)
-    previous = load_previous(stage, index)
+    previous, predicted = load_previous(stage, index, say)
     images = Images(
         index.paths,
         index.sizes,
@@ -230,9 +230,7 @@ def build_session(
     torch.manual_seed(key(stage.seed, "head"))
     # Before the method copies the backbone for a teacher.
     backbone_module.set_trainable(backbone, stage.trainable)
-    setup = Setup(
-        backbone, len(positions), len(index.classes), previous.network if previous else None
-    )
+    setup = Setup(backbone, len(positions), len(index.classes), previous)
     made = method(stage.method, setup)
     step = Step(made, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)
@@ -243,23 +241,38 @@ def build_session(
         if step.anchor:
             compile_backbones(step.anchor.start, device)
         say("the first steps compile the backbone, and may take a minute each")
-    classes = index.classes if method.labels != "unused" else previous.classes if previous else ()
+    classes = index.classes if method.labels != "unused" else predicted
     return Session(stage, index, images, batches, augment, step, device, classes)
 
 
-def load_previous(stage: Stage, index: Index) -> heads.Trained | None:
-    """Load the network of an earlier run that this stage starts from, or its teacher.
+def load_previous(
+    stage: Stage, index: Index, say: Callable[[str], None]
+) -> tuple[nn.Sequential | Encoder | None, tuple[str, ...]]:
+    """Load the network for `Setup.previous`, and the names of the classes that it predicts.
 
-    Raises UserError if the classes of a teacher do not fit.
+    Raises UserError if there is none, or if the classes of a teacher do not fit.
     """
-    run, method = stage.method.previous_run(stage.init), method_of(stage.method)
-    if run is None or method.labels != "unused":
-        return heads.load_head(run) if run else None
-    teacher = heads.classifier(run)
-    if teacher.several:
+    previous = stage.method.previous(stage.init)
+    if previous is None:
+        return None, ()
+    if previous.part == "backbone":
+        try:
+            teacher = weights_io.load_network(previous.source)
+        except UserError as error:
+            raise UserError(f"the teacher: {error}") from error
+        say(f"the teacher is {teacher.name} of {previous.source}")
+        square = (stage.size, stage.size)
+        if backbone_module.nearest_size(teacher, square) != square:
+            say(f"it takes no views of {stage.size} pixels: they are resized for it")
+        return teacher, ()
+    if previous.part == "head":
+        trained = heads.load_head(previous.source)
+        return trained.network, trained.classes
+    trained = heads.classifier(previous.source)
+    if trained.several:
         raise UserError(
-            f"{run} predicts several classes an image: give a teacher that predicts one"
+            f"{previous.source} predicts several classes an image: give a teacher that predicts one"
         )
     if index.labels is not None:
-        heads.refuse_other(run, teacher.classes, index.classes, heads.UNLABELLED)
-    return teacher
+        heads.refuse_other(previous.source, trained.classes, index.classes, heads.UNLABELLED)
+    return trained.network, trained.classes

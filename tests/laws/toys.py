@@ -59,6 +59,19 @@ class Toy(Encoder):
         return torch.tanh(self.norm(self.conv(x)))
 
 
+class Coarse(Toy):
+    """The same with a map of fewer places and wider features."""
+
+    features = channels = 9
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__(norm)
+        self.down = nn.Conv2d(6, 9, 3, 2)
+
+    def map(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.down(super().map(x)))
+
+
 class Deep(Toy):
     """The same with two blocks more, which are sharded each for itself."""
 
@@ -101,9 +114,11 @@ def build(
 def setup(name: str, backbone: Encoder | None = None, images: int = IMAGES) -> Setup:
     """What a method is built on; the network of a previous run for one that cannot do without."""
     backbone = backbone or Toy(norm=True)
-    previous = None
+    previous: nn.Sequential | Encoder | None = None
     if name == "distillation":
         previous = nn.Sequential(Toy(norm=True), mlp(6, 16, CLASSES))
+    if name == "feature-distillation":
+        previous = Coarse(norm=True)
     return Setup(backbone, images, CLASSES, previous)
 
 

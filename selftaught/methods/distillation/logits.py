@@ -6,9 +6,9 @@ from typing import Self
 from torch import Tensor, nn
 
 from selftaught.devices import upcast
-from selftaught.errors import UserError
 from selftaught.losses import soft_cross_entropy
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
+from selftaught.methods.parts.teacher_config import TeacherConfig
 from selftaught.models.layers import mlp
 from selftaught.models.teacher import FrozenTeacher
 from selftaught.ranges import Positive
@@ -25,24 +25,19 @@ class Distillation(Method):
     classifies = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Method.Config):
+    class Config(TeacherConfig):
         teacher: str = ""  # the run of the teacher: of supervised, or of distillation
         temperature: Positive = 1.0  # of both softmaxes
+        part = "classifier"
+        teachers = "a run of supervised"
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Use only crops and flips as views."""
             return Defaults(config=self, views={"jitter": 0.0, "gray": 0.0, "blur": 0.0})
 
-        def previous_run(self, init: str | None) -> str:
-            if not self.teacher:
-                raise UserError(
-                    "distillation needs a teacher: name a run of supervised by --method.teacher"
-                )
-            return self.teacher
-
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
-        if setup.previous is None:
+        if not isinstance(setup.previous, nn.Sequential):
             raise ValueError("distillation needs its teacher in Setup.previous")
         self.temperature = config.temperature
         *_, last = setup.previous[1].children()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
-from selftaught.method import Batch, Defaults, Method, Setting, Setup
+from selftaught.method import Batch, Defaults, Method, Previous, Setting, Setup
 from selftaught.ranges import Natural, Share
 
 
@@ -30,13 +30,13 @@ class Supervised(Method):
         def defaults(self, setting: Setting) -> Defaults[Self]:
             return Defaults(config=replace(self, classes=setting.classes))
 
-        def previous_run(self, init: str | None) -> str | None:
+        def previous(self, init: str | None) -> Previous | None:
             if self.head_layers and init is None:
                 raise UserError(
                     "--method.head-layers are those of a pretrained head: name the run that has it"
                     " by --init"
                 )
-            return init if self.head_layers else None
+            return Previous(init, "head") if init and self.head_layers else None
 
         @property
         def min_batch(self) -> int:
@@ -54,7 +54,9 @@ class Supervised(Method):
                 " or a labels.csv"
             )
         self.smoothing = config.smoothing
-        layers = hidden(setup.previous, config.head_layers) if setup.previous else []
+        previous = setup.previous
+        assert previous is None or isinstance(previous, nn.Sequential)
+        layers = hidden(previous, config.head_layers) if previous else []
         width = [
             setup.backbone.features,
             *(layer.out_features for layer in layers if isinstance(layer, nn.Linear)),

@@ -133,6 +133,38 @@ def load_backbone(path: str | Path) -> Backbone:
     return backbone
 
 
+def load_network(source: str | Path) -> Backbone:
+    """Load the backbone in any source of `load_weights`, as a network of its own.
+
+    The state of torch's random generator does not change. Raises UserError as `find_network` and
+    `load_weights` do.
+    """
+    if Path(source).exists() and read(source).is_ours:
+        return load_backbone(source)
+    name, stem = find_network(source)
+    with torch.random.fork_rng(devices=[]):
+        backbone = create(name, stem=stem)
+    load_weights(backbone, source)
+    return backbone
+
+
+def find_network(source: str | Path) -> tuple[str, str]:
+    """Return timm's name and the stem of the network in a source of `load_weights`.
+
+    Raises UserError if the source is missing or broken, or if `guess` returns None.
+    """
+    if _is_name(source):
+        _refuse_unknown(str(source))
+    network = guess(source)
+    if network is None:
+        raise UserError(
+            f"{source} does not say which network it holds: name it once, by selftaught pretrain"
+            f" --init {source} --backbone NAME --data IMAGES --steps 0 --out FOLDER, and give that"
+            " folder"
+        )
+    return network
+
+
 def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = True) -> str:
     """Load `source` into `backbone`; return one line about what was loaded and what was ignored.
 
@@ -149,8 +181,7 @@ def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = 
     pickled code runs. Raises UserError for tensors that are missing, left over or of another shape,
     and for values that `check_values` refuses.
     """
-    path = Path(source)
-    if not path.exists() and path.suffix not in SUFFIXES and os.sep not in str(source):
+    if _is_name(source):
         return _load_pretrained(backbone, str(source), own_statistics)
     content = read(source)
     if content.is_ours:
@@ -222,10 +253,21 @@ def _skeleton(name: str, stem: str) -> nn.Module:
             return create(name, stem=stem).network
 
 
-def _load_pretrained(backbone: Backbone, name: str, own_statistics: bool) -> str:
+def _is_name(source: str | Path) -> bool:
+    """Whether a source can only be a name in timm."""
+    path = Path(source)
+    return not path.exists() and path.suffix not in SUFFIXES and os.sep not in str(source)
+
+
+def _refuse_unknown(name: str, likely: Sequence[str] = ()) -> None:
+    """Raise UserError if timm has no weights of this name. `likely`: names to suggest."""
     if not timm.is_model(name) or not timm.is_model_pretrained(name):
-        names = timm.list_pretrained(f"{base(backbone.name)}.*") or timm.list_pretrained()
+        names = likely or timm.list_pretrained()
         raise UserError(f'"{name}" is neither a file nor weights of timm.{nearest(name, names)}')
+
+
+def _load_pretrained(backbone: Backbone, name: str, own_statistics: bool) -> str:
+    _refuse_unknown(name, timm.list_pretrained(f"{base(backbone.name)}.*"))
     if base(name) != base(backbone.name):
         raise UserError(
             f"{name} are weights of {base(name)}, but the backbone is {backbone.name}: choose one."

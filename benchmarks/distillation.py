@@ -1,0 +1,142 @@
+"""Does a strong teacher help a small student without labels? ResNet-18, taught by
+EfficientNet-Lite0, beside SimCLR and supervised training at equal steps and at equal time, and
+random weights.
+
+    python -m benchmarks.distillation --data rsscn7_128/ --weights efficientnet_lite0.pth
+                                      --out runs/distillation [--only distilled simclr]
+                                      [--steps 300] [--seeds 0] [--size 64] [--batch 64]
+                                      [--name distillation]
+
+`python -m benchmarks.hpt prepare` makes both, the images and the weights. Trains whatever is not
+done yet (a run that was cut off goes on), scores all that is done by kNN and linear probe on the
+data's own test split, with 20 labels a class and with all, prints a table and writes
+results/distillation.json. "long" is a training for as many steps as take the time of `distilled`.
+Supervised training gets 20 labels a class, or all. "teacher" is the teacher itself, not trained.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import evaluated, kept, training_seconds, write
+from selftaught.cli.main import main
+from selftaught.runs import folder as run_folder
+
+METHOD = "feature-distillation"
+CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
+    "simclr": ("simclr", []),
+    "distilled": (METHOD, []),
+    "distilled, pooled features alone": (METHOD, ["--method.patches", "0"]),
+    "distilled, hidden layer": (METHOD, ["--method.hidden", "512"]),
+    "distilled, teacher at 128": (METHOD, ["--method.teacher-size", "128"]),
+    "distilled, lr x4": (METHOD, ["--optimizer.lr", "0.06"]),  # of the default for 64 images a step
+    "supervised 20": ("supervised", ["--subset", "20"]),
+    "supervised all": ("supervised", []),
+}
+# by name: what is trained for longer, until it has taken the time of `distilled`
+LONG = {f"{name}, long": name for name in ("simclr", "supervised 20", "supervised all")}
+REFERENCE = "distilled"
+COLUMNS = [f"{protocol} {labels}" for protocol in ("knn", "linear") for labels in ("20", "all")]
+
+
+def place(out: Path, name: str, seed: int) -> Path:
+    return out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def done(folder: Path) -> bool:
+    return (folder / "backbone.safetensors").exists() and bool(
+        run_folder.read_run(folder).facts["finished"]
+    )
+
+
+def common(asked: argparse.Namespace) -> list[str]:
+    words = ["--data", asked.data, "--size", str(asked.size), "--batch", str(asked.batch)]
+    return [*words, "--precision", "bf16", "--workers", "0"]
+
+
+def take_teacher(asked: argparse.Namespace) -> Path:
+    """The weights as a run, which can be scored as the others are."""
+    folder: Path = asked.out / "teacher"
+    if not done(folder):
+        words = ["pretrain", "--out", str(folder), "--init", asked.weights, "--steps", "0"]
+        main([*words, *common(asked)])
+    return folder
+
+
+def train(name: str, asked: argparse.Namespace, seed: int) -> None:
+    """Nothing where it is done, or where what its length depends on is not done."""
+    folder, steps = place(asked.out, name, seed), asked.steps
+    plain = LONG.get(name, name)
+    if done(folder):
+        return
+    if (folder / "run.json").exists():
+        main(["pretrain", "--out", str(folder), "--resume", "--workers", "0"])
+        return
+    if name in LONG:
+        folders = [place(asked.out, one, seed) for one in (REFERENCE, plain)]
+        if not all(map(done, folders)):
+            print(f"{name} waits for {REFERENCE} and {plain}")
+            return
+        reference, own = map(training_seconds, folders)
+        steps = max(round(steps * reference / own), 1)
+    method, more = CONFIGURATIONS[plain]
+    if method == METHOD:
+        more = ["--method.teacher", str(asked.out / "teacher"), *more]
+    words = ["pretrain", "--out", str(folder), "--method", method, "--steps", str(steps)]
+    words += ["--seed", str(seed), "--backbone", "resnet18", "--stem", "imagenet"]
+    main([*words, *common(asked), *more])
+
+
+def collect(out: Path, data: str) -> dict[str, Any]:
+    """Scores by run, and those of random weights."""
+    found: dict[str, Any] = {}
+    for folder in filter(done, sorted(path for path in out.iterdir() if path.is_dir())):
+        rows = kept(folder / "rows.json", evaluated, folder, "--labels", "20", "all")
+        for row in rows:
+            # those of the teacher's architecture are another network
+            random = row["backbone"] == "random"
+            name = f"random {run_folder.read_run(folder).stage.backbone}" if random else folder.name
+            entry = found.setdefault(name, {})
+            entry[f"{row['protocol']} {row['labels']}"] = [row["mean"], row["low"], row["high"]]
+        run = run_folder.read_run(folder)
+        if run.stage.steps:
+            command = run.facts["command"].replace(str(out), "runs/distillation")
+            found[folder.name] |= {
+                "steps": run.stage.steps,
+                "seconds": training_seconds(folder),
+                "command": command.replace(data, "images/"),
+            }
+    return found
+
+
+def table(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{'':40} {'steps':>6} {'seconds':>8} " + " ".join(f"{c:>10}" for c in COLUMNS)
+    for name, entry in found.items():
+        scores = " ".join(f"{100 * entry[c][0]:10.1f}" for c in COLUMNS if c in entry)
+        yield f"{name:40} {entry.get('steps', 0):6} {entry.get('seconds', 0):8.0f} {scores}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [*CONFIGURATIONS, *LONG]
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True, help="of the teacher")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=names, choices=names)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--name", default="distillation", help="of the file in results/")
+    asked = parser.parse_args()
+    teacher = take_teacher(asked)
+    for seed in asked.seeds:
+        for name in asked.only:
+            train(name, asked, seed)
+    result = collect(asked.out, asked.data)
+    print("\n".join(table(result)))
+    images = run_folder.read_run(teacher).facts["data"]["train"]
+    write(asked.name, {"images": images, "runs": result})
