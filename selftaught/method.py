@@ -85,6 +85,8 @@ class Encoder(nn.Module):
 
     features: int
     channels: int  # of a feature map; equal to `features` in most networks
+    # height and width in pixels of a patch that `tokens` masks; None: the network has no patches
+    patch_size: tuple[int, int] | None = None
 
     def with_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, `features`] and the map [B, `channels`, h, w] that they are pooled from."""
@@ -98,6 +100,23 @@ class Encoder(nn.Module):
         Raises NotImplementedError where the network has no stages.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no maps of its stages")
+
+    def tokens(
+        self,
+        pixels: Tensor,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Features [B, `features`] and patch tokens [B, N, `channels`], row by row.
+
+        Class tokens and registers are no patch tokens. `mask` [B, N], bool: patches whose
+        embedding is replaced by `mask_token` [`channels`] before the first block; their pixels
+        have no influence. `keep` [B, K], int64: the only patches that the blocks compute; the
+        tokens are then theirs, in this order. Raises NotImplementedError where the network has no
+        patches.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no patch tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +157,9 @@ class Defaults(Generic[C]):
     config: C  # its hyperparameters, scaled to the data, the hardware and the start
     # fields of `views.spec.Views` in which its views differ from MoCo-v2's
     views: Mapping[str, Any] = field(default_factory=dict)
-    lr: float = 0.06  # peak rate of SGD with momentum .9, for 256 images a step
+    # peak rate for 256 images a step; that of sgd is for a momentum of .9
+    lr: float = 0.06
+    optimizer: str = "sgd"  # the name of the optimizer that `lr` belongs to
     clip: float = 0.0  # norm at which gradients are clipped; 0 = never
 
     def replace_config(self, **fields: Any) -> Self:
@@ -246,6 +267,15 @@ class Method(nn.Module, ABC):
     @property
     def head(self) -> nn.Sequential | None:
         """The head that a later stage can keep: an `mlp`, or None."""
+        return None
+
+    def mix_targets(self, own: Tensors, partner: Tensors, mask: Tensor) -> Tensors | None:
+        """Return the targets of images that are mixed with their partners, or None.
+
+        `own` and `partner` are targets of both. `mask` [H, W], or [1, 1] for all pixels, is the
+        share of the own image. Methods with targets for parts of an image define it. None: the
+        loss is that of both targets, weighted by the mean of the mask.
+        """
         return None
 
     def collapsed_loss(self, batch_size: int) -> float | None:

@@ -16,7 +16,10 @@ from selftaught.ranges import Positive
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(HardExample):
-    """share * loss(mixed, own targets) + (1 - share) * loss(mixed, the partner's targets)."""
+    """share * loss(mixed, own targets) + (1 - share) * loss(mixed, the partner's targets).
+
+    A method with targets for parts of an image mixes them itself: see `Method.mix_targets`.
+    """
 
     min_batch: ClassVar[int] = 2  # a single image would be mixed with itself
     alpha: Positive = 1.0  # of the Beta distribution of shares
@@ -29,17 +32,24 @@ class Mixed(HardExample):
         rng: torch.Generator,
         input_grad: Tensors | None,
     ) -> Tensor:
-        mixed, share = self.mix(inputs, rng)
-        predictions = method.predict(mixed)
+        mask = self.draw_mask(inputs, rng)
+        predictions = method.predict(blend(inputs, mask))
+        partners = map_tensors(partner, targets)
+        mixed_targets = method.mix_targets(targets, partners, mask)
+        if mixed_targets is not None:
+            return objective(method, predictions, mixed_targets)
+        share = mask.mean().item()
         own = objective(method, predictions, targets)
-        partners = objective(method, predictions, map_tensors(partner, targets))
-        return share * own + (1 - share) * partners
+        return share * own + (1 - share) * objective(method, predictions, partners)
 
     def mix(self, inputs: Tensors, rng: torch.Generator) -> tuple[Tensors, float]:
         """Mix every image with its partner: return the images, and the exact share of their own."""
-        mask = self.mask(rng, tuple(leaves(inputs)[0].shape[-2:]))
-        images = map_tensors(lambda x: torch.lerp(partner(x), x, spread(mask, x)), inputs)
-        return images, mask.mean().item()
+        mask = self.draw_mask(inputs, rng)
+        return blend(inputs, mask), mask.mean().item()
+
+    def draw_mask(self, inputs: Tensors, rng: torch.Generator) -> Tensor:
+        """Draw a mask of the size of the first view."""
+        return self.mask(rng, tuple(leaves(inputs)[0].shape[-2:]))
 
     def share(self, rng: torch.Generator) -> float:
         """Draw a share from Beta(alpha, alpha)."""
@@ -70,6 +80,11 @@ class CutMix(Mixed):
             place = (torch.arange(length, dtype=torch.float64) + 0.5) / length
             inside.append((place - centre).abs() < side / 2)
         return 1 - torch.outer(*inside).double()
+
+
+def blend(inputs: Tensors, mask: Tensor) -> Tensors:
+    """Mix every image with its partner. `mask` [H, W], or [1, 1]: the share of the own image."""
+    return map_tensors(lambda x: torch.lerp(partner(x), x, spread(mask, x)), inputs)
 
 
 def partner(x: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from typing import Any, Self
 
 import timm
 import torch
+from timm.models.eva import Eva
 from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from selftaught.data.pixel_range import PixelRange
@@ -71,13 +73,21 @@ class Backbone(Encoder):
         self.network = replace_strided_convs(network)
         self.features = _width(network)
         self.channels = int(network.num_features)  # type: ignore[arg-type]
+        self.patch_size = _patch_size(network) if _has_tokens(network) else None
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
-    def forward(self, pixels: Tensor, mapped: bool = False, staged: bool = False) -> Any:
+    def forward(
+        self,
+        pixels: Tensor,
+        mapped: bool = False,
+        staged: bool = False,
+        tokens: tuple[Tensor | None, Tensor | None, Tensor | None] | None = None,
+    ) -> Any:
         """Return features [B, D].
 
-        `mapped`: return the pair of `with_map` instead. `staged`: return the maps of `maps`. Raises
+        `mapped`: return the pair of `with_map` instead. `staged`: return the maps of `maps`.
+        `tokens`: return the pair of `tokens`; mask, mask token and patches to keep. Raises
         UserError where the network has no maps.
         """
         network: Any = self.network
@@ -87,6 +97,8 @@ class Backbone(Encoder):
                 " -> [B, C, h, w] and forward_head(maps) -> [B, D] to it"
             )
         normal = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
+        if tokens is not None:
+            return _compute_tokens(network, normal, *tokens)
         if staged:
             maps = network.forward_intermediates(normal, intermediates_only=True)
             names = [info["module"] for info in network.feature_info]
@@ -100,6 +112,20 @@ class Backbone(Encoder):
         """Return the map [B, C, h, w] of every stage, by timm's names, before any last norm."""
         maps: dict[str, Tensor] = self(pixels, staged=True)
         return maps
+
+    def tokens(
+        self,
+        pixels: Tensor,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Encoder.tokens`. timm's VisionTransformer and Eva have patches here, others not."""
+        if self.patch_size is None:
+            return super().tokens(pixels)
+        # through __call__, because torch.compile and FSDP wrap the calls of a network
+        features, patches = self(pixels, tokens=(mask, mask_token, keep))
+        return features, patches
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -289,14 +315,66 @@ def base(name: str) -> str:
 
 def check_patches(network: nn.Module, name: str, image_size: int | None) -> None:
     """Raise UserError where a ViT's patches do not divide the image."""
-    side = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if image_size is None or not isinstance(side, tuple) or image_size % side[0] == 0:
+    side = _patch_size(network)
+    if image_size is None or side is None or image_size % side[0] == 0:
         return
     near = sorted({max(1, image_size // side[0]) * side[0], (image_size // side[0] + 1) * side[0]})
     raise UserError(
         f"{name} cuts the image into patches of {side[0]} pixels, and {image_size} is no multiple"
         f" of that: choose an image size of {' or '.join(map(str, near))}."
     )
+
+
+def _patch_size(network: nn.Module) -> tuple[int, int] | None:
+    """Height and width of a patch in pixels; None for networks without patches."""
+    side = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    return side if isinstance(side, tuple) else None
+
+
+def patch_side(network: nn.Module) -> int:
+    """Pixels of which the side of an image must be a multiple; 1 for networks without patches."""
+    return (_patch_size(network) or (1, 1))[0]
+
+
+def _has_tokens(network: nn.Module) -> bool:
+    """Whether `_compute_tokens` computes what the network's own forward pass computes."""
+    if not isinstance(getattr(network, "patch_drop", None), nn.Identity | None):
+        return False  # it drops patches by random numbers of its own
+    for kind in (VisionTransformer, Eva):
+        if isinstance(network, kind):
+            own = type(network).forward_features is kind.forward_features
+            return own and _patch_size(network) is not None
+    return False
+
+
+def _compute_tokens(
+    network: Any,
+    pixels: Tensor,
+    mask: Tensor | None,
+    mask_token: Tensor | None,
+    keep: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The forward pass of timm's VisionTransformer and Eva, with masks: see `Encoder.tokens`."""
+    x = network.patch_embed(pixels)  # [B, h, w, D], or [B, N, D] where the size is fixed
+    if mask is not None:
+        x = torch.where(mask.view(*x.shape[:-1], 1), mask_token, x)
+    embedded = network._pos_embed(x)
+    # Eva returns the rotary positions of the patches, too. A VisionTransformer has none.
+    rotary = isinstance(embedded, tuple)
+    x, rope = embedded if rotary else (embedded, None)
+    layered = rope is not None and getattr(network, "rope_mixed", False)  # a position a block
+    prefix = network.num_prefix_tokens
+    if keep is not None:
+        places = keep[:, :, None].expand(-1, -1, x.shape[2])
+        x = torch.cat([x[:, :prefix], x[:, prefix:].gather(1, places)], dim=1)
+        if rope is not None:  # [N, d] -> [B, 1, K, d]; [L, H, N, d] of L blocks -> [L, B, H, K, d]
+            rope = rope[..., keep, :]
+            rope = rope.transpose(1, 2) if layered else rope.unsqueeze(1)
+    x = network.norm_pre(x)
+    for i, block in enumerate(network.blocks):
+        x = block(x, rope=rope[i] if layered else rope) if rotary else block(x)
+    x = network.norm(x)
+    return network.forward_head(x), x[:, prefix:]
 
 
 def _small_stem(network: Any, name: str) -> None:

@@ -1,5 +1,6 @@
 """Layers that methods share: MLP heads, normalisation and counters."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -33,7 +34,7 @@ class Normalize(nn.Module):
         return unit(x)
 
 
-def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def on_views(network: Callable[[Tensor], Tensor], views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Apply `network` to views [B, 3, H, W], in one pass for consecutive views of one size."""
     outputs: list[Tensor] = []
     start = 0
