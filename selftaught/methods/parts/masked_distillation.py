@@ -90,7 +90,7 @@ class MaskedDistillation(PrototypeDistillation):
         """A patch has the distributions of both images by their shares of its pixels."""
         views, of_patches, patches, masked = own
         share = patch_shares(mask, patches, self.patch_size)[:, :, None].to(of_patches)
-        whole = mask.mean().to(of_patches)
+        whole = mask.mean().item()
         mixed = tuple(_mix(*pair, whole) for pair in zip(views, partner[0], strict=True))
         return mixed, _mix(of_patches, partner[1], share), patches, masked
 
@@ -146,6 +146,6 @@ class _TokenNetwork(nn.Module):
         return similarities
 
 
-def _mix(own: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+def _mix(own: Tensor, partner: Tensor, share: Tensor | float) -> Tensor:
     """Mix log-probabilities."""
     return (share * own.exp() + (1 - share) * partner.exp()).log()

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selftaught.devices import to_device
 from selftaught.method import Batch
 
 BLOCKS = 8  # most blocks of a mask; random patches follow where they cover too little
@@ -53,10 +54,9 @@ def patch_shares(mask: Tensor, patches: Tensor, size: tuple[int, int]) -> Tensor
 
     `size`: height and width of a patch.
     """
-    if mask.numel() == 1:
-        return mask.to(patches.device).expand(patches.shape)
-    means = F.avg_pool2d(mask[None, None], size).flatten()
-    return means.to(patches.device)[patches]
+    means = mask if mask.numel() == 1 else F.avg_pool2d(mask[None, None], size)
+    means = to_device(means.flatten(), patches.device)
+    return means.expand(patches.shape) if mask.numel() == 1 else means[patches]
 
 
 def _first_of_pairs(count: int, device: torch.device) -> Tensor:
