@@ -73,20 +73,20 @@ def _scores(numbers: Tensor, grid: tuple[int, int]) -> Tensor:
     Patches of the first block come first, in random order, then those of the second block.
     """
     h, w = grid
-    area, aspect, top, left = numbers[:, : 4 * BLOCKS].unflatten(1, (4, BLOCKS)).unbind(1)
+    area, aspect, row, column = numbers[:, : 4 * BLOCKS].unflatten(1, (4, BLOCKS)).unbind(1)
     noise = numbers[:, 4 * BLOCKS :]
     # a block has from a sixteenth to a quarter of the patches
     pixels = (1 + 3 * area) / 16 * h * w
     ratio = ((2 * aspect - 1) * ASPECT).exp()
     inside = []
-    for start, side, length in (
-        (top, (pixels * ratio).sqrt(), h),
-        (left, (pixels / ratio).sqrt(), w),
+    for middle, side, length in (
+        (row, (pixels * ratio).sqrt(), h),
+        (column, (pixels / ratio).sqrt(), w),
     ):
-        side = side.round().clamp(1, length)
-        first = (start * (length - side + 1)).floor()[:, :, None]
-        place = torch.arange(length, device=numbers.device)
-        inside.append((place >= first) & (place < first + side[:, :, None]))  # [B, BLOCKS, length]
+        place = torch.arange(length, device=numbers.device) + 0.5
+        # the border may cut a block; else patches at the border would be masked too rarely
+        distance = (place - length * middle[:, :, None]).abs()
+        inside.append(distance < side[:, :, None] / 2)  # [B, BLOCKS, length]
     blocks = (inside[0][:, :, :, None] & inside[1][:, :, None, :]).flatten(2)
     rank = torch.arange(BLOCKS, 0, -1, device=numbers.device)[:, None]
     return (blocks * rank).amax(1) + noise

@@ -12,7 +12,7 @@ from selftaught.models.layers import unit
 
 
 class PrototypeHead(nn.Module):
-    """Features [B, D] -> cosine similarities to prototypes [B, K] (Caron et al., 2021, section 3).
+    """Features [..., D] -> cosine similarities to prototypes [..., K] (Caron et al., 2021, 3.1).
 
     An MLP of three layers, a bottleneck of `dim` numbers, and prototypes of unit norm.
     """
@@ -29,7 +29,7 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        bottleneck = unit(self.mlp(features))
+        bottleneck = unit(self.mlp(features), dim=-1)
         # temperatures divide the similarities by less than a tenth, so bf16 is too coarse
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(bottleneck, F.normalize(self.prototypes.weight, dim=1))
@@ -71,9 +71,9 @@ class Centering(nn.Module):
         """Move the running mean towards the outputs of log-probabilities [N, K]."""
         if self.kind != "ema":
             return
-        weight = torch.ones_like(log_probabilities[:, 0]) if valid is None else valid
-        count = all_reduce_sum(weight.sum().to(self.center))
+        rows = log_probabilities.to(self.center)
+        weight = torch.ones_like(rows[:, 0]) if valid is None else valid.to(rows)
+        count = all_reduce_sum(weight.sum())
         # The outputs minus the center, but for one number a row. That number changes no softmax.
-        offset = (temperature * weight[:, None] * log_probabilities).sum(0).to(self.center)
-        offset = all_reduce_sum(offset) / count.clamp_min(1)
+        offset = temperature * all_reduce_sum(weight @ rows) / count.clamp_min(1)
         self.center += (1 - self.momentum) * (offset - offset.mean())
