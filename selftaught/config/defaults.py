@@ -103,7 +103,11 @@ def optimizer_for(name: str, own: Defaults[Any], batch: int) -> Optimizer:
     """
     reference: Optimizer = {"sgd": SGD, "adamw": AdamW, "lars": LARS}[name]()
     lr = own.lr if name == own.optimizer else reference.lr
-    return dataclasses.replace(reference, lr=round(lr * batch / 256, 6))
+    rate = lr * batch / 256
+    # six places are too few for the rates of AdamW in small batches
+    return dataclasses.replace(
+        reference, lr=round(rate, 6) if rate > 1e-5 else float(f"{rate:.2g}")
+    )
 
 
 def features_of(backbone: str) -> int:
