@@ -123,6 +123,8 @@ class Backbone(Encoder):
         """See `Encoder.tokens`. timm's VisionTransformer and Eva have patches here, others not."""
         if self.patch_size is None:
             return super().tokens(pixels)
+        if (mask is None) != (mask_token is None):
+            raise ValueError("a mask needs a mask token, and a mask token a mask")
         # through __call__, because torch.compile and FSDP wrap the calls of a network
         features, patches = self(pixels, tokens=(mask, mask_token, keep))
         return features, patches
@@ -356,12 +358,13 @@ def _compute_tokens(
 ) -> tuple[Tensor, Tensor]:
     """The forward pass of timm's VisionTransformer and Eva, with masks: see `Encoder.tokens`."""
     x = network.patch_embed(pixels)  # [B, h, w, D], or [B, N, D] where the size is fixed
-    if mask is not None:
+    if mask is not None and mask_token is not None:
         x = torch.where(mask.view(*x.shape[:-1], 1), mask_token, x)
     embedded = network._pos_embed(x)
     # Eva returns the rotary positions of the patches, too. A VisionTransformer has none.
     rotary = isinstance(embedded, tuple)
-    x, rope = embedded if rotary else (embedded, None)
+    rope: Any = None
+    x, rope = embedded if rotary else (embedded, rope)
     layered = rope is not None and getattr(network, "rope_mixed", False)  # a position a block
     prefix = network.num_prefix_tokens
     if keep is not None:

@@ -31,7 +31,6 @@ Targets = tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]
 class MaskedDistillation(PrototypeDistillation):
     """A subclass defines `loss`. One of an image's two large views is masked, drawn at random."""
 
-    config: "MaskedDistillation.Config"
     network: "_TokenNetwork"
 
     @dataclass(frozen=True, kw_only=True)
@@ -39,6 +38,8 @@ class MaskedDistillation(PrototypeDistillation):
         separate_heads: bool = False  # views and patches have a head each
         mask_low: Share = 0.1  # smallest share of masked patches
         mask_high: Share = 0.5  # largest share
+
+    config: Config
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
@@ -61,7 +62,7 @@ class MaskedDistillation(PrototypeDistillation):
         return ((first, Fixed(one)), (second, Fixed(other)), *small)
 
     def predict(self, inputs: Inputs) -> Predictions:
-        (first, one), (second, other) = inputs[:2]  # type: ignore[misc]
+        (first, one), (second, other) = inputs[:2]
         masks = (one.value, other.value)
         places, _, _ = self.find_masked(masks)
         logits, patches, features = self.network(

@@ -24,7 +24,6 @@ class PrototypeDistillation(Method):
 
     network: nn.Module  # pixels to similarities to prototypes; the teacher is its moving average
     teacher: Teacher
-    config: "PrototypeDistillation.Config"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -61,6 +60,8 @@ class PrototypeDistillation(Method):
                 return Defaults(config=config, optimizer="adamw", lr=5e-4, clip=3.0)
             config = replace(config, head_warmup=max(self.head_warmup, 0.1), head_lr=10.0)
             return Defaults(config=config, optimizer="adamw", lr=1e-4, clip=3.0)
+
+    config: Config
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
