@@ -296,13 +296,12 @@ def dino(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
 
 
 def ibot(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
-    """Whole views, and the masked patches of the first image."""
+    """The masked patches of the image that has most of them."""
     image = int(targets[3].sum(1).argmax())
     masked = targets[3][image] > 0
     guess = (said[1][image][masked] / method.config.temperature).softmax(1)
     words = {"rows": "masked patch", "columns": "prototypes"}
     return [
-        *dino(method, said[0], targets[0], batch),
         Panel(title="patches, predicted", values=guess, **words),
         Panel(title="their targets", values=targets[1][image][masked].exp(), **words),
     ]
