@@ -13,6 +13,7 @@ from selftaught.config.recipes import find_recipe
 from selftaught.data.index.build import Index
 from selftaught.method import Defaults, Method, Setting
 from selftaught.models import backbone as backbone_module
+from selftaught.models.vit import patch_side
 from selftaught.optim import LARS, SGD, AdamW, Optimizer
 from selftaught.views.spec import Views
 
@@ -124,7 +125,7 @@ def patch_of(backbone: str) -> int:
 def _shape_of(backbone: str) -> tuple[int, int]:
     with torch.device("meta"):
         made = backbone_module.create(backbone)
-    return made.features, backbone_module.patch_side(made.network)
+    return made.features, patch_side(made.network)
 
 
 def faster_in_bf16(

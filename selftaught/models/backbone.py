@@ -11,9 +11,7 @@ from typing import Any, Self
 
 import timm
 import torch
-from timm.models.eva import Eva
 from timm.models.resnet import ResNet
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from selftaught.data.pixel_range import PixelRange
@@ -22,6 +20,7 @@ from selftaught.method import Encoder
 from selftaught.models.python_objects import import_object
 from selftaught.models.strided_conv import replace_strided_convs
 from selftaught.models.trainable import norm_parameters, set_trainable
+from selftaught.models.vit import compute_tokens, find_patch_size, has_tokens
 
 __all__ = [
     "Backbone",
@@ -73,7 +72,7 @@ class Backbone(Encoder):
         self.network = replace_strided_convs(network)
         self.features = _width(network)
         self.channels = int(network.num_features)  # type: ignore[arg-type]
-        self.patch_size = _patch_size(network) if _has_tokens(network) else None
+        self.patch_size = find_patch_size(network) if has_tokens(network) else None
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
@@ -98,7 +97,7 @@ class Backbone(Encoder):
             )
         normal = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
         if tokens is not None:
-            return _compute_tokens(network, normal, *tokens)
+            return compute_tokens(network, normal, *tokens)
         if staged:
             maps = network.forward_intermediates(normal, intermediates_only=True)
             names = [info["module"] for info in network.feature_info]
@@ -317,7 +316,7 @@ def base(name: str) -> str:
 
 def check_patches(network: nn.Module, name: str, image_size: int | None) -> None:
     """Raise UserError where a ViT's patches do not divide the image."""
-    side = _patch_size(network)
+    side = find_patch_size(network)
     if image_size is None or side is None or image_size % side[0] == 0:
         return
     near = sorted({max(1, image_size // side[0]) * side[0], (image_size // side[0] + 1) * side[0]})
@@ -325,59 +324,6 @@ def check_patches(network: nn.Module, name: str, image_size: int | None) -> None
         f"{name} cuts the image into patches of {side[0]} pixels, and {image_size} is no multiple"
         f" of that: choose an image size of {' or '.join(map(str, near))}."
     )
-
-
-def _patch_size(network: nn.Module) -> tuple[int, int] | None:
-    """Height and width of a patch in pixels; None for networks without patches."""
-    side = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    return side if isinstance(side, tuple) else None
-
-
-def patch_side(network: nn.Module) -> int:
-    """Pixels of which the side of an image must be a multiple; 1 for networks without patches."""
-    return (_patch_size(network) or (1, 1))[0]
-
-
-def _has_tokens(network: nn.Module) -> bool:
-    """Whether `_compute_tokens` computes what the network's own forward pass computes."""
-    if not isinstance(getattr(network, "patch_drop", None), nn.Identity | None):
-        return False  # it drops patches by random numbers of its own
-    for kind in (VisionTransformer, Eva):
-        if isinstance(network, kind):
-            own = type(network).forward_features is kind.forward_features
-            return own and _patch_size(network) is not None
-    return False
-
-
-def _compute_tokens(
-    network: Any,
-    pixels: Tensor,
-    mask: Tensor | None,
-    mask_token: Tensor | None,
-    keep: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The forward pass of timm's VisionTransformer and Eva, with masks: see `Encoder.tokens`."""
-    x = network.patch_embed(pixels)  # [B, h, w, D], or [B, N, D] where the size is fixed
-    if mask is not None and mask_token is not None:
-        x = torch.where(mask.view(*x.shape[:-1], 1), mask_token, x)
-    embedded = network._pos_embed(x)
-    # Eva returns the rotary positions of the patches, too. A VisionTransformer has none.
-    rotary = isinstance(embedded, tuple)
-    rope: Any = None
-    x, rope = embedded if rotary else (embedded, rope)
-    layered = rope is not None and getattr(network, "rope_mixed", False)  # a position a block
-    prefix = network.num_prefix_tokens
-    if keep is not None:
-        places = keep[:, :, None].expand(-1, -1, x.shape[2])
-        x = torch.cat([x[:, :prefix], x[:, prefix:].gather(1, places)], dim=1)
-        if rope is not None:  # [N, d] -> [B, 1, K, d]; [L, H, N, d] of L blocks -> [L, B, H, K, d]
-            rope = rope[..., keep, :]
-            rope = rope.transpose(1, 2) if layered else rope.unsqueeze(1)
-    x = network.norm_pre(x)
-    for i, block in enumerate(network.blocks):
-        x = block(x, rope=rope[i] if layered else rope) if rotary else block(x)
-    x = network.norm(x)
-    return network.forward_head(x), x[:, prefix:]
 
 
 def _small_stem(network: Any, name: str) -> None:
