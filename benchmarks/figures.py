@@ -46,6 +46,7 @@ SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128}
 SIZE = 64
 SHOWN = ("cat", "coffee", "pagoda")  # the photographs whose views are drawn
 NETWORK = "test_resnet"
+NETWORKS = {"ibot": "test_vit", "dinov2": "test_vit"}  # which mask patches
 SMALL = {
     "queue": 8,
     "negatives": 16,
@@ -107,7 +108,7 @@ class Photographs:
 def trained(name: str, data: Photographs) -> Method:
     """The method after a brief training, in training mode as its loss sees it."""
     torch.manual_seed(0)
-    backbone = backbone_module.create(NETWORK, image_size=data.size)
+    backbone = backbone_module.create(NETWORKS.get(name, NETWORK), image_size=data.size)
     batch = len(data.names) * data.times
     known = METHODS[name].Config()
     fitting = {k: v for k, v in SMALL.items() if hasattr(known, k)}
@@ -289,6 +290,27 @@ def swav(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     ]
 
 
+def dino(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    words = {"columns": "prototypes"}
+    guess = (said[0] / method.config.temperature).softmax(1)
+    return [
+        Panel(title="predicted", values=guess, rows="view 1", **words),
+        Panel(title="target: the teacher's", values=targets[1].exp(), rows="view 2", **words),
+    ]
+
+
+def ibot(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """The masked patches of the image that has most of them."""
+    image = int(targets[3].sum(1).argmax())
+    masked = targets[3][image] > 0
+    guess = (said[1][image][masked] / method.config.temperature).softmax(1)
+    words = {"rows": "masked patch", "columns": "prototypes"}
+    return [
+        Panel(title="patches, predicted", values=guess, **words),
+        Panel(title="their targets", values=targets[1][image][masked].exp(), **words),
+    ]
+
+
 def pcl(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     keys, clusters = targets
     own = slice(0, method.sizes[0])
@@ -393,9 +415,12 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "deepcluster": deepcluster,
     "deepcluster-v2": deepcluster_v2,
     "densecl": densecl,
+    "dino": dino,
+    "dinov2": ibot,
     "directpred": directpred,
     "distillation": distillation,
     "feature-distillation": features,
+    "ibot": ibot,
     "infomin": infomin,
     "instance-discrimination": memory,
     "margin-contrastive": others,
@@ -425,6 +450,9 @@ def pictures(method: Method, batch: Batch) -> list[tuple[str, Tensor]]:
     seen = leaves(method.inputs(batch))
     keys = hasattr(method, "queue") or hasattr(method, "moco")
     alone = [view for view in batch.views if keys and not any(view is one for one in seen)]
+    if hasattr(method, "draw_masks"):
+        masks = method.draw_masks(batch)
+        seen[:2] = [hide(x, mask, method) for x, mask in zip(seen, masks, strict=False)]
     found = []
     for x in [*seen, *alone]:
         if x.ndim == 6:
@@ -450,6 +478,14 @@ def pictures(method: Method, batch: Batch) -> list[tuple[str, Tensor]]:
         (f"{kind} {kinds[: i + 1].count(kind)}" if kinds.count(kind) > 1 else kind, x)
         for i, (kind, x) in enumerate(found)
     ]
+
+
+def hide(view: Tensor, mask: Tensor, method: Any) -> Tensor:
+    """Grey in place of the patches that are masked."""
+    high, wide = method.patch_size
+    grid = mask.unflatten(1, (view.shape[2] // high, view.shape[3] // wide)).float()
+    hidden = F.interpolate(grid[:, None], size=view.shape[2:]) > 0
+    return torch.where(hidden, torch.full_like(view, 0.5), view)
 
 
 def mosaic(parts: Tensor, columns: int) -> Tensor:

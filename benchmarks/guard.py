@@ -22,6 +22,7 @@ from selftaught.data import demo_images
 from selftaught.errors import Collapsed
 from selftaught.loggers import jsonl
 from selftaught.methods import METHODS
+from selftaught.methods.parts.masked_distillation import MaskedDistillation
 from selftaught.runs import folder as run_folder
 from selftaught.training.runtime import Runtime
 from selftaught.training.trainer import train
@@ -108,7 +109,13 @@ if __name__ == "__main__":
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
-        "--only", nargs="*", default=[name for name, m in METHODS.items() if m.labels != "required"]
+        "--only",
+        nargs="*",
+        default=[
+            name
+            for name, m in METHODS.items()
+            if m.labels != "required" and not issubclass(m, MaskedDistillation)  # with a ResNet
+        ],
     )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--factors", type=float, nargs="*", default=[1, FACTOR])

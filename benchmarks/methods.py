@@ -34,14 +34,17 @@ from selftaught.cli.main import main
 from selftaught.cli.malloc import keep_freed
 from selftaught.config.registry import find_name
 from selftaught.methods import METHODS
+from selftaught.methods.parts.masked_distillation import MaskedDistillation
 from selftaught.runs import folder as run_folder
 
 HEXA = ("adversarial", "cutmix")
-# on images alone
+# on images alone, with a ResNet
 NAMES = [
     name
     for name, m in METHODS.items()
-    if not (m.labels == "required" or hasattr(m.Config, "teacher"))
+    if not (
+        m.labels == "required" or hasattr(m.Config, "teacher") or issubclass(m, MaskedDistillation)
+    )
 ]
 # what each is compared with, image by image
 COUNTERPART = {"plain": None, "hexa": "plain", "long": "hexa", "peer": "plain"}

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+KOLEO_EPS = 1e-8  # added to distances, whose logarithm is infinite at 0
+
 
 def info_nce(query: Tensor, key: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """InfoNCE: classify each query's key among negatives (van den Oord et al., 2018).
@@ -54,12 +56,17 @@ def unit_distance(x: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def sinkhorn(
+    scores: Tensor, epsilon: float, iterations: int, valid: Tensor | None = None
+) -> Tensor:
     """Assign samples softly so that prototypes are used equally (Caron et al., 2020, algorithm 1).
 
-    scores [B, K] -> assignment [B, K] whose rows sum to 1.
+    scores [B, K] -> assignment [B, K] whose rows sum to 1. Samples that are not `valid` [B] have no
+    part in it; their rows are 0.
     """
     q = ((scores - scores.max()) / epsilon).exp()  # the shift cancels in the first division
+    if valid is not None:
+        q = q * valid[:, None]
     for _ in range(iterations):
         # The clamp avoids 0 / 0 for a prototype without samples.
         q = q / q.sum(0, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
@@ -70,6 +77,19 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy with soft targets. logits, target [B, K]; rows of the target sum to 1."""
     return -(target * logits.log_softmax(1)).sum(1).mean()
+
+
+def koleo(x: Tensor) -> Tensor:
+    """KoLeo: spread samples by the distance to their nearest one (Sablayrolles et al., 2018).
+
+    x [B, D] is normalised here to unit norm. The loss is 0 where there is no other sample.
+    """
+    if len(x) < 2:
+        return 0 * x.sum()
+    x = F.normalize(x, dim=1)
+    with torch.no_grad():
+        nearest = (x @ x.T).fill_diagonal_(-torch.inf).argmax(1)
+    return -((x - x[nearest]).norm(dim=1) + KOLEO_EPS).log().mean()
 
 
 def nce(positive: Tensor, negatives: Tensor, images: int) -> Tensor:

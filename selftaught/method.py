@@ -87,6 +87,8 @@ class Encoder(nn.Module):
     features: int
     channels: int  # of a feature map; equal to `features` in most networks
     has_map: bool = True  # whether `with_map` works
+    # height and width in pixels of a patch that `tokens` masks; None: the network has no patches
+    patch_size: tuple[int, int] | None = None
     recorder: CallRecorder | None = None  # of `record_calls`
 
     def __call__(self, pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -108,6 +110,23 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} gives no maps of its stages")
 
+    def tokens(
+        self,
+        pixels: Tensor,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Features [B, `features`] and patch tokens [B, N, `channels`], row by row.
+
+        Class tokens and registers are no patch tokens. `mask` [B, N], bool: patches whose
+        embedding is replaced by `mask_token` [`channels`] before the first block; their pixels
+        have no influence. `keep` [B, K], int64: the only patches that the blocks compute; the
+        tokens are then theirs, in this order. Raises NotImplementedError where the network has no
+        patches.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no patch tokens")
+
 
 @dataclass(frozen=True)
 class Call:
@@ -115,7 +134,7 @@ class Call:
 
     pixels: Tensor  # [B, 3, H, W], detached
     features: Tensor  # [B, D]
-    feature_map: Tensor | None  # [B, C, h, w], where maps are recorded
+    places: Tensor | None  # [B, C, N], the map's places in rows; None where maps are not recorded
 
 
 @dataclass
@@ -126,17 +145,28 @@ class CallRecorder:
     calls: list[Call] = field(default_factory=list)
 
     def record(
-        self, call: Callable[..., Any], pixels: Tensor, mapped: bool = False, **options: Any
+        self,
+        call: Callable[..., Any],
+        pixels: Tensor,
+        mapped: bool = False,
+        tokens: tuple[Tensor | None, ...] | None = None,
+        **options: Any,
     ) -> Any:
         """Call the backbone, and return what the caller expects."""
         if any(options.values()):  # maps of all stages have no pooled features
-            return call(pixels, mapped=mapped, **options)
-        if mapped or self.maps:
-            features, feature_map = call(pixels, mapped=True)
+            return call(pixels, mapped=mapped, tokens=tokens, **options)
+        places = None
+        if tokens is not None:
+            output = features, patches = call(pixels, tokens=tokens)
+            if self.maps and tokens[-1] is None:  # some of the patches are no map
+                places = patches.transpose(1, 2)
+        elif mapped or self.maps:
+            output = features, feature_map = call(pixels, mapped=True)
+            places = feature_map.flatten(2) if self.maps else None
         else:
-            features, feature_map = call(pixels), None
-        self.calls.append(Call(pixels.detach(), features, feature_map if self.maps else None))
-        return (features, feature_map) if mapped else features
+            features = call(pixels)
+        self.calls.append(Call(pixels.detach(), features, places))
+        return output if mapped or tokens is not None else features
 
 
 @contextmanager
@@ -188,7 +218,9 @@ class Defaults(Generic[C]):
     config: C  # its hyperparameters, scaled to the data, the hardware and the start
     # fields of `views.spec.Views` in which its views differ from MoCo-v2's
     views: Mapping[str, Any] = field(default_factory=dict)
-    lr: float = 0.06  # peak rate of SGD with momentum .9, for 256 images a step
+    # peak rate for 256 images a step; that of sgd is for a momentum of .9
+    lr: float = 0.06
+    optimizer: str = "sgd"  # the name of the optimizer that `lr` belongs to
     clip: float = 0.0  # norm at which gradients are clipped; 0 = never
 
     def replace_config(self, **fields: Any) -> Self:

@@ -49,9 +49,10 @@ class SGD(Optimizer):
         optimizer = torch.optim.SGD(
             param_groups, lr=0.0, momentum=self.momentum, fused=fused, foreach=not fused
         )
-        if fused and self.momentum:
-            # The fused kernel needs momentum buffers of all parameters in a group or of none. Some
-            # norms get their first gradient late, so all buffers are made here.
+        if self.momentum:
+            # The fused kernel needs momentum buffers of all parameters in a group or of none, and a
+            # sharded checkpoint can be read only if it has all. Some parts get their first gradient
+            # late, so all buffers are made here.
             for p in (p for group in param_groups for p in group["params"]):
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return optimizer
@@ -64,9 +65,16 @@ class AdamW(Optimizer):
     betas: tuple[float, float] = (0.9, 0.999)
 
     def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            groups(parameters, self, parts), lr=0.0, betas=self.betas, fused=True
-        )
+        param_groups = groups(parameters, self, parts)
+        optimizer = torch.optim.AdamW(param_groups, lr=0.0, betas=self.betas, fused=True)
+        # see SGD: a part that gets its first gradient late has its moments from the start
+        for p in (p for group in param_groups for p in group["params"]):
+            optimizer.state[p] = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+        return optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from selftaught.method import Batch, Method
 from selftaught.methods import METHODS
-from tests.laws.toys import Toy, batch, config, rng, setup
+from tests.laws.toys import backbone_of, batch, config, rng, setup
 
 Row = list[float]
 Rows = list[Row]
@@ -53,7 +53,7 @@ def close(mine: Tensor, theirs: float | Tensor, rtol: float = 1e-9) -> None:
 def make(name: str, dtype: torch.dtype = torch.float64, **fields: Any) -> Method:
     """As the laws' `build`, but before the first epoch, and with other fields."""
     torch.manual_seed(0)
-    of = setup(name, Toy(norm=False))
+    of = setup(name, backbone_of(name, norm=False))
     return METHODS[name](dataclasses.replace(config(name), **fields), of).to(dtype)
 
 

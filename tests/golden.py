@@ -31,6 +31,7 @@ HARD = {"plain": (), "hexa": ("adversarial", "cutmix")}
 # a run of it needs a teacher's run
 TRAINABLE = [name for name, m in METHODS.items() if not issubclass(m.Config, TeacherConfig)]
 SMALL_STRIDE = {"densecl"}  # which needs a map of more than one place
+VITS = {"ibot", "dinov2"}  # which mask patches
 WIDTHS = {"hidden": 64, "dim": 32}  # of heads, which would take most of the time
 RUN = [
     "--backbone",
@@ -69,8 +70,8 @@ def hash_weights(name: str, hard: str, images: Path, out: Path) -> str:
     flags = ["--hard", *HARD[hard]] if HARD[hard] else []
     fields = {f.name for f in dataclasses.fields(METHODS[name].Config)}
     flags += [f"--method.{field}={width}" for field, width in WIDTHS.items() if field in fields]
-    if name in SMALL_STRIDE:
-        flags += ["--stem", "cifar"]
+    flags += ["--stem", "cifar"] if name in SMALL_STRIDE else []
+    flags += ["--backbone", "test_vit"] if name in VITS else []
     torch.set_num_threads(1)
     assert (
         main(["pretrain", "--data", str(images), "--out", str(out), "--method", name, *RUN, *flags])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from selftaught.optim import SGD, AdamW, groups
+from selftaught.optim import SGD, AdamW, Optimizer, groups
 
 
 def network() -> nn.Module:
@@ -24,6 +24,20 @@ def test_a_part_has_its_own_rate_decay_and_betas() -> None:
     other = found[id(made.head2.weight)]  # a name that begins alike is another part
     assert (other["peak"], other["weight_decay"], other["betas"]) == (1e-2, 0.1, (0.9, 0.999))
     assert not other["steady"]
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_every_parameter_has_its_moments_from_the_start(kind: type[Optimizer]) -> None:
+    """A part without gradients has none otherwise, and sharded checkpoints need them all."""
+    made = network()
+    optimizer = kind(lr=0.1).build(made.named_parameters())
+    assert len(optimizer.state) == 4
+    before = made.head2.weight.detach().clone()
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"]
+    made.head(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(made.head2.weight, before)  # no decay either
 
 
 def test_a_part_without_parameters_is_refused() -> None:

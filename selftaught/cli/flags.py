@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from selftaught.cli.flag_values import reader
 from selftaught.config import registry
+from selftaught.config.defaults import optimizer_of
 from selftaught.config.overrides import FIELDS, GROUPS, Count, normalise, refuse_others
 from selftaught.config.resolve import resolve_stage
 from selftaught.config.stage import Data, Stage
@@ -130,7 +131,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         OPTIMIZER_NAME | None,
         "|".join(OPTIMIZERS),
         "its settings are --optimizer.lr and others",
-        "sgd",
+        "the method's",
     ),
     (
         "combine",
@@ -318,7 +319,9 @@ def find_kinds(
     Raises UserError for a flag of another method or optimizer.
     """
     method = chosen(args, "method") or (registry.method_name(base) if base else usual)
-    optimizer = chosen(args, "optimizer") or (registry.optimizer_name(base) if base else "sgd")
+    optimizer = chosen(args, "optimizer") or (
+        registry.optimizer_name(base) if base else optimizer_of(registry.find_method(method))
+    )
     hard = [word for name, values in grouped(args) if name == "hard" for word in values]
     hard = hard or [registry.hard_name(h) for h in (base.hard if base else ())]
     configs = {name: m.Config for name, m in METHODS.items()}

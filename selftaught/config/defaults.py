@@ -13,6 +13,7 @@ from selftaught.config.recipes import find_recipe
 from selftaught.data.index.build import Index
 from selftaught.method import Defaults, Method, Setting
 from selftaught.models import backbone as backbone_module
+from selftaught.models.vit import patch_side
 from selftaught.optim import LARS, SGD, AdamW, Optimizer
 from selftaught.views.spec import Views
 
@@ -51,6 +52,26 @@ def epochs_for(index: Index, device: str, begun: bool) -> int:
     return int(min(max(total / len(index.train), 10), 400))
 
 
+def fit_size(backbone: str, size: int) -> int:
+    """Lower `size` to a multiple of the backbone's patches, of which it has one at least."""
+    side = patch_of(backbone)
+    return max(size // side, 1) * side
+
+
+def fit_small_size(backbone: str, size: int, views: Views) -> Views:
+    """Set the size of small views where half of `size` would not fit the backbone's patches."""
+    side = patch_of(backbone) if views.small and not views.small_size else 1
+    if (size // 4 * 2) % side == 0:
+        return views
+    return dataclasses.replace(views, small_size=fit_size(backbone, size // 2))
+
+
+def optimizer_of(method: type[Method]) -> str:
+    """Return the name of the optimizer that a method is trained with by default."""
+    usual = Setting(images=10_000, batch=64, steps=1000, features=512)
+    return method.Config().defaults(usual).optimizer
+
+
 def defaults_for(method: type[Method], setting: Setting) -> Defaults[Any]:
     """Return the method's own defaults, with the tuned rate and clip where `recipes` has some.
 
@@ -76,22 +97,35 @@ def views_for(method: type[Method], fields: Mapping[str, Any], size: int, views:
     )
 
 
-def optimizer_for(name: str, lr: float, batch: int) -> Optimizer:
+def optimizer_for(name: str, own: Defaults[Any], batch: int) -> Optimizer:
     """Return an optimizer whose peak rate grows with the batch (Goyal et al., 2017).
 
-    `lr`: the rate of SGD for 256 images a step.
+    `own`: the method's defaults, whose rate holds for its own optimizer alone.
     """
-    if name == "sgd":
-        return SGD(lr=round(lr * batch / 256, 6))
-    reference: Optimizer = {"adamw": AdamW, "lars": LARS}[name]()
-    return dataclasses.replace(reference, lr=round(reference.lr * batch / 256, 6))
+    reference: Optimizer = {"sgd": SGD, "adamw": AdamW, "lars": LARS}[name]()
+    lr = own.lr if name == own.optimizer else reference.lr
+    rate = lr * batch / 256
+    # six places are too few for the rates of AdamW in small batches
+    return dataclasses.replace(
+        reference, lr=round(rate, 6) if rate > 1e-5 else float(f"{rate:.2g}")
+    )
+
+
+def features_of(backbone: str) -> int:
+    """Return the width of a backbone's features."""
+    return _shape_of(backbone)[0]
+
+
+def patch_of(backbone: str) -> int:
+    """Return the pixels of which the side of an image must be a multiple."""
+    return _shape_of(backbone)[1]
 
 
 @lru_cache
-def features_of(backbone: str) -> int:
-    """Return the width of a backbone's features."""
+def _shape_of(backbone: str) -> tuple[int, int]:
     with torch.device("meta"):
-        return backbone_module.create(backbone).features
+        made = backbone_module.create(backbone)
+    return made.features, patch_side(made.network)
 
 
 def faster_in_bf16(

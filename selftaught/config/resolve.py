@@ -43,7 +43,7 @@ def resolve_stage(
     values = request.values
     method, config = _find_method(request, base)
     method_name = registry.kind_name(method, METHODS)
-    optimizer_name = _optimizer_name(request, base)
+    optimizer_name = _optimizer_name(request, base, method)
     hard = _hard(request, base)
     refuse_idle(request.fields, method, method_name, [registry.hard_word(type(h)) for h in hard])
     data = _data(values, base)
@@ -56,6 +56,8 @@ def resolve_stage(
 
     size = pick("size", lambda: recipe.size_for(index, device))
     backbone = pick("backbone", lambda: recipe.backbone_for(index, size, device))
+    if "size" not in values and not base:
+        size = recipe.fit_size(backbone, size)
     usual = pretrained or is_own(backbone)
     stem = pick("stem", lambda: "imagenet" if usual else recipe.stem_for(backbone, size))
     batch = pick("batch", lambda: recipe.batch_for(index, device))
@@ -90,7 +92,7 @@ def resolve_stage(
         if base and registry.optimizer_name(base) == optimizer_name:
             optimizer = base.optimizer
         else:
-            optimizer = recipe.optimizer_for(optimizer_name, own.lr, batch)
+            optimizer = recipe.optimizer_for(optimizer_name, own, batch)
     precision = pick("precision", lambda: "auto")
     if precision == "auto":
         precision = "bf16" if recipe.faster_in_bf16(backbone, stem, size, device) else "fp32"
@@ -109,7 +111,9 @@ def resolve_stage(
         hard=hard,
         combine=pick("combine", lambda: "mean"),
         anchor=_anchor(request, base),
-        views=_views(request, base, method, method_name, own.views, size),
+        views=recipe.fit_small_size(
+            backbone, size, _views(request, base, method, method_name, own.views, size)
+        ),
         optimizer=replace_fields("optimizer", optimizer, request.fields["optimizer"]),
         schedule=replace_fields("schedule", pick("schedule", Cosine), request.fields["schedule"]),
         clip=pick("clip", lambda: own.clip),
@@ -160,12 +164,12 @@ def _find_method(
     return method, config
 
 
-def _optimizer_name(request: Overrides, base: Stage | None) -> str:
+def _optimizer_name(request: Overrides, base: Stage | None, method: type[Method]) -> str:
     choice = request.values.get("optimizer")
     if isinstance(choice, Optimizer):
         name = registry.kind_name(type(choice), OPTIMIZERS)
     else:
-        name = choice or (registry.optimizer_name(base) if base else "sgd")
+        name = choice or (registry.optimizer_name(base) if base else recipe.optimizer_of(method))
     kind = registry.find_optimizer(name)
     refuse_others(request.fields["optimizer"], "optimizer", name, kind, OPTIMIZERS)
     return name

@@ -32,20 +32,24 @@ class Mixed(HardExample):
         rng: torch.Generator,
         input_grad: Tensors | None,
     ) -> Tensor:
-        mask = self.mask(rng, tuple(leaves(inputs)[0].shape[-2:]))
+        mask = self.draw_mask(inputs, rng)
         predictions = method.predict(blend(inputs, mask))
         partners = map_tensors(partner, targets)
-        mixture = method.mix_targets(targets, partners, mask)
-        if mixture is not None:
-            return objective(method, predictions, mixture)
+        mixed_targets = method.mix_targets(targets, partners, mask)
+        if mixed_targets is not None:
+            return objective(method, predictions, mixed_targets)
         share = mask.mean().item()
         own = objective(method, predictions, targets)
         return share * own + (1 - share) * objective(method, predictions, partners)
 
     def mix(self, inputs: Tensors, rng: torch.Generator) -> tuple[Tensors, float]:
         """Mix every image with its partner: return the images, and the exact share of their own."""
-        mask = self.mask(rng, tuple(leaves(inputs)[0].shape[-2:]))
+        mask = self.draw_mask(inputs, rng)
         return blend(inputs, mask), mask.mean().item()
+
+    def draw_mask(self, inputs: Tensors, rng: torch.Generator) -> Tensor:
+        """Draw a mask of the size of the first view."""
+        return self.mask(rng, tuple(leaves(inputs)[0].shape[-2:]))
 
     def share(self, rng: torch.Generator) -> float:
         """Draw a share from Beta(alpha, alpha)."""

@@ -23,7 +23,10 @@ from selftaught.methods.decorrelation.vicreg import VICReg
 from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.methods.self_distillation.byol import BYOL
+from selftaught.methods.self_distillation.dino import DINO
+from selftaught.methods.self_distillation.dinov2 import DINOv2
 from selftaught.methods.self_distillation.directpred import DirectPred
+from selftaught.methods.self_distillation.ibot import IBOT
 from selftaught.methods.self_distillation.simsiam import SimSiam
 from selftaught.methods.supervised.supervised import Supervised
 
@@ -35,9 +38,12 @@ METHODS: dict[str, type[Method]] = {
     "deepcluster": DeepCluster,
     "deepcluster-v2": DeepClusterV2,
     "densecl": DenseCL,
+    "dino": DINO,
+    "dinov2": DINOv2,
     "directpred": DirectPred,
     "distillation": Distillation,
     "feature-distillation": FeatureDistillation,
+    "ibot": IBOT,
     "infomin": InfoMin,
     "instance-discrimination": InstanceDiscrimination,
     "margin-contrastive": MarginContrastive,

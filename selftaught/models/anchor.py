@@ -65,8 +65,12 @@ class AnchorLoss:
             return torch.stack(
                 [(own - old).square().sum() / 2 for own, old in pairs if own.requires_grad]
             ).sum()
+        if self.kind == "gram":
+            calls = [call for call in calls if call.places is not None]
         if not calls:
-            raise UserError("this method does not call its backbone: leave out --anchor")
+            raise UserError(
+                f"no output of this method's backbone is held by {self.kind}: leave out --anchor"
+            )
         return torch.cat([self._distances(call) for call in calls]).mean()
 
     def _distances(self, call: Call) -> Tensor:
@@ -78,11 +82,12 @@ class AnchorLoss:
                 start = self.start.network(call.pixels)
         if self.kind == "pooled":
             return 1 - F.cosine_similarity(upcast(call.features), upcast(start))
-        assert call.feature_map is not None
-        return (gram_matrix(call.feature_map) - gram_matrix(start)).square().mean(dim=(1, 2))
+        assert call.places is not None
+        difference = gram_matrix(call.places) - gram_matrix(start.flatten(2))
+        return difference.square().mean(dim=(1, 2))
 
 
-def gram_matrix(feature_map: Tensor) -> Tensor:
-    """The cosines between all places of a map: [B, C, h, w] -> [B, h * w, h * w]."""
-    places = F.normalize(upcast(feature_map).flatten(2), dim=1)
+def gram_matrix(places: Tensor) -> Tensor:
+    """The cosines between all places of a map: [B, C, N] -> [B, N, N]."""
+    places = F.normalize(upcast(places), dim=1)
     return places.transpose(1, 2) @ places

@@ -20,6 +20,7 @@ from selftaught.method import Encoder
 from selftaught.models.python_objects import import_object
 from selftaught.models.strided_conv import replace_strided_convs
 from selftaught.models.trainable import norm_parameters, set_trainable
+from selftaught.models.vit import compute_tokens, find_patch_size, has_tokens
 
 __all__ = [
     "Backbone",
@@ -73,13 +74,21 @@ class Backbone(Encoder):
         self.features = _width(network)
         self.channels = int(network.num_features)  # type: ignore[arg-type]
         self.has_map = hasattr(network, "forward_features")
+        self.patch_size = find_patch_size(network) if has_tokens(network) else None
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
-    def forward(self, pixels: Tensor, mapped: bool = False, staged: bool = False) -> Any:
+    def forward(
+        self,
+        pixels: Tensor,
+        mapped: bool = False,
+        staged: bool = False,
+        tokens: tuple[Tensor | None, Tensor | None, Tensor | None] | None = None,
+    ) -> Any:
         """Return features [B, D].
 
-        `mapped`: return the pair of `with_map` instead. `staged`: return the maps of `maps`. Raises
+        `mapped`: return the pair of `with_map` instead. `staged`: return the maps of `maps`.
+        `tokens`: return the pair of `tokens`; mask, mask token and patches to keep. Raises
         UserError where the network has no maps.
         """
         network: Any = self.network
@@ -89,6 +98,8 @@ class Backbone(Encoder):
                 " -> [B, C, h, w] and forward_head(maps) -> [B, D] to it"
             )
         normal = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
+        if tokens is not None:
+            return compute_tokens(network, normal, *tokens)
         if staged:
             maps = network.forward_intermediates(normal, intermediates_only=True)
             names = [info["module"] for info in network.feature_info]
@@ -102,6 +113,22 @@ class Backbone(Encoder):
         """Return the map [B, C, h, w] of every stage, by timm's names, before any last norm."""
         maps: dict[str, Tensor] = self(pixels, staged=True)
         return maps
+
+    def tokens(
+        self,
+        pixels: Tensor,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Encoder.tokens`. timm's VisionTransformer and Eva have patches here, others not."""
+        if self.patch_size is None:
+            return super().tokens(pixels)
+        if (mask is None) != (mask_token is None):
+            raise ValueError("a mask needs a mask token, and a mask token a mask")
+        # through __call__, because torch.compile and FSDP wrap the calls of a network
+        features, patches = self(pixels, tokens=(mask, mask_token, keep))
+        return features, patches
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -291,8 +318,8 @@ def base(name: str) -> str:
 
 def check_patches(network: nn.Module, name: str, image_size: int | None) -> None:
     """Raise UserError where a ViT's patches do not divide the image."""
-    side = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if image_size is None or not isinstance(side, tuple) or image_size % side[0] == 0:
+    side = find_patch_size(network)
+    if image_size is None or side is None or image_size % side[0] == 0:
         return
     near = sorted({max(1, image_size // side[0]) * side[0], (image_size // side[0] + 1) * side[0]})
     raise UserError(

@@ -1,6 +1,6 @@
 """Layers that methods share: MLP heads, normalisation and counters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -54,7 +54,7 @@ def mix_areas(own: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     return torch.lerp(partner, own, to_device(share.to(own.dtype), own.device))
 
 
-def on_views(network: nn.Module, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def on_views(network: Callable[[Tensor], Tensor], views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Apply `network` to views [B, 3, H, W], in one pass for consecutive views of one size."""
     outputs: list[Tensor] = []
     start = 0

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ class Teacher(nn.Module):
         self.network = copy.deepcopy(student).requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.network(x))
+    def forward(self, *inputs: Tensor | None) -> Any:
+        return self.network(*inputs)
 
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:

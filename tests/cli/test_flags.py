@@ -40,7 +40,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--method", "swav", "--method.epsilon", "0.01"], "--method.epsilon"),
         (["--hard", "cutmix", "--hard.cutmix.crops", "all"], "small"),
         (
-            ["--method", "swav", "--backbone", "test_vit", "--size", "48", "--views.small", "2"],
+            ["--backbone=test_vit", "--method", "swav", "--views.small=2", "--views.small-size=24"],
             "patches",
         ),
     ],

@@ -130,7 +130,8 @@ def own(name: str, pretrained: bool) -> Defaults[Any]:
 
 def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
     lr = own("supervised", pretrained=False).lr
-    rates = [defaults.optimizer_for("sgd", lr, batch).lr for batch in (64, 256, 4096)]
+    sgd = Defaults(config=None, lr=lr)
+    rates = [defaults.optimizer_for("sgd", sgd, batch).lr for batch in (64, 256, 4096)]
     assert rates == pytest.approx([0.015, 0.06, 0.96])
     vicreg = stage(images, "--method", "vicreg", "--batch", "8")
     assert (vicreg.optimizer.lr, vicreg.clip) == (0.00625, 5.0)
@@ -153,7 +154,8 @@ def test_tuned_rates_stand_in_one_table() -> None:
     assert set(RECIPES) < set(METHODS)
     for method in METHODS.values():
         made = method.Config().defaults(SETTING)
-        assert (made.lr, made.clip) == (Defaults.lr, Defaults.clip)
+        if made.optimizer == "sgd":  # the papers of the others state their AdamW's rate
+            assert (made.lr, made.clip) == (Defaults.lr, Defaults.clip)
 
 
 def test_a_method_from_elsewhere_brings_its_own_rate() -> None:

@@ -83,6 +83,68 @@ class Deep(Toy):
         return torch.tanh(self.blocks(super().map(x)))
 
 
+class Tokens(Toy):
+    """The same with patches and positions, for methods that mask patches; each sees the others."""
+
+    patch_size = (4, 4)
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__(norm)
+        self.conv = nn.Conv2d(3, 6, 4, 4)
+        self.context = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, mapped: bool = False, tokens: Any = None) -> Any:
+        mask, token, keep = tokens or (None, None, None)
+        patches = self.norm(self.conv(x))
+        h, w = patches.shape[2:]
+        if mask is not None:
+            patches = torch.where(mask.view(-1, 1, h, w), token[:, None, None], patches)
+        rows, columns = torch.arange(1, h + 1), torch.arange(1, w + 1)
+        position = torch.sin(rows[:, None] * torch.arange(1, 7)[:, None, None] + 2 * columns)
+        patches = (patches + position.to(patches)).flatten(2).transpose(1, 2)
+        if keep is not None:
+            patches = patches.gather(1, keep[:, :, None].expand(-1, -1, 6))
+        context = self.context(torch.tanh(patches).mean(1, keepdim=True))
+        patches = self.deepen(torch.tanh(patches + context))
+        if tokens is not None:
+            return patches.mean(1), patches
+        found = patches.transpose(1, 2).unflatten(2, (h, w))
+        return (patches.mean(1), found) if mapped else patches.mean(1)
+
+    def tokens(
+        self,
+        pixels: Tensor,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        features, patches = self(pixels, tokens=(mask, mask_token, keep))
+        return features, patches
+
+    def deepen(self, patches: Tensor) -> Tensor:
+        return patches
+
+
+class DeepTokens(Tokens):
+    """The same with two blocks more, which are sharded each for itself."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__(norm)
+        self.blocks = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+
+    def deepen(self, patches: Tensor) -> Tensor:
+        return torch.tanh(self.blocks(patches))
+
+
+MASKED = {"ibot", "dinov2"}  # methods that need patches
+WITH_PATCHES: dict[type[Toy], type[Toy]] = {Toy: Tokens, Deep: DeepTokens}
+
+
+def backbone_of(name: str, norm: bool, toy: type[Toy] = Toy) -> Toy:
+    """The toy, with patches for a method that needs them."""
+    return (WITH_PATCHES[toy] if name in MASKED else toy)(norm)
+
+
 def config(name: str) -> Method.Config:
     default = METHODS[name].Config()
     fields = {f.name for f in dataclasses.fields(default)}
@@ -99,7 +161,7 @@ def build(
 ) -> Method:
     """A method that has begun its first epoch. Without `norm` no batch norm is left anywhere."""
     torch.manual_seed(seed)
-    method = METHODS[name](config(name), setup(name, toy(norm)))
+    method = METHODS[name](config(name), setup(name, backbone_of(name, norm, toy)))
     if not norm:
         for module in list(method.modules()):
             for holder, child, _ in list(batch_norms(module)):
@@ -113,7 +175,7 @@ def build(
 
 def setup(name: str, backbone: Encoder | None = None, images: int = IMAGES) -> Setup:
     """What a method is built on; the network of a previous run for one that cannot do without."""
-    backbone = backbone or Toy(norm=True)
+    backbone = backbone or backbone_of(name, norm=True)
     previous: nn.Sequential | Encoder | None = None
     if name == "distillation":
         previous = nn.Sequential(Toy(norm=True), mlp(6, 16, CLASSES))

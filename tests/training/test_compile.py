@@ -145,8 +145,9 @@ def test_a_recorded_network_is_the_same_in_every_case(case: str, bf16: bool) -> 
 
 
 @pytest.mark.slow
-def test_a_recorded_vit_is_the_same() -> None:
-    same("swav", (), 3, False, RECORDED, VIT)
+@pytest.mark.parametrize("name", ["swav", "dinov2"])
+def test_a_recorded_vit_is_the_same(name: str) -> None:
+    same(name, (), 3, False, RECORDED, VIT)
 
 
 class Tiny(nn.Sequential):

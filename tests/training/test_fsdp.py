@@ -135,6 +135,42 @@ def test_shards_and_whole_checkpoints_become_each_other(asked: Optimizer, tmp_pa
     torch.testing.assert_close(everything(*back), found[0][0], rtol=0, atol=0)
 
 
+def waited_and_restored(place: Path) -> float:
+    """The largest difference of weights after two more steps, from a checkpoint of a time at which
+    the backbone had no gradient yet.
+    """
+
+    def made(seed: int) -> tuple[Step, torch.optim.Optimizer]:
+        step = Step(build("dinov2", seed=seed, norm=False, toy=Deep))
+        fsdp.shard(step, torch.device("cpu"))
+        optimizer = AdamW(lr=0.01).build(step.named_parameters(), step.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"]
+        return step, optimizer
+
+    def go(step: Step, optimizer: torch.optim.Optimizer, number: int) -> None:
+        optimizer.zero_grad()
+        step(mine(batch(8, seed=number)), rng()).loss.backward()
+        for p in step.method.backbone.parameters() if number == 0 else ():
+            p.grad = None
+        optimizer.step()
+
+    one, two = made(0), made(1)
+    go(*one, 0)
+    fsdp.save(*one, {"next": 1}, place / "last.pt")
+    wait_for_rank0()
+    fsdp.restore(*two, checkpoint.load_checkpoint(place / "last.pt"), place)
+    for number in (1, 2):
+        go(*one, number), go(*two, number)
+    pairs = zip(one[0].parameters(), two[0].parameters(), strict=True)
+    return max(float((full_tensor(p) - full_tensor(q)).abs().max()) for p, q in pairs)
+
+
+@pytest.mark.slow
+def test_shards_of_a_network_that_waits_are_restored(tmp_path: Path) -> None:
+    assert spawned(waited_and_restored, tmp_path, tmp_path) == [0.0, 0.0]
+
+
 # -------------------------------------------------------------------------------------------------
 # as a user
 
