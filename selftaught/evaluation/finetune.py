@@ -70,8 +70,9 @@ class FineTune(Protocol):
     """
 
     steps: tuple[int, ...] = ()  # lengths in steps
-    epochs: tuple[float, ...] = (20.0,)  # lengths in passes over the labelled images
-    rates: tuple[float, ...] = (0.001, 0.004)  # learning rates of the backbone, for a batch of 256
+    epochs: tuple[float, ...] = (10.0,)  # lengths in passes over the labelled images
+    min_steps: int = 80  # of a length in passes, as few images have few steps a pass
+    rates: tuple[float, ...] = (0.002, 0.008)  # learning rates of the backbone, for a batch of 256
     head: float = 1.0  # factor of the rate for the head
     batch: int = 32
     seed: int = 0
@@ -83,13 +84,14 @@ class FineTune(Protocol):
     schedule: Literal["cosine", "drops"] = "cosine"  # drops: to a tenth after each third
     norms: Literal["frozen", "batch"] = "frozen"  # statistics of batch norm in training
     crops: tuple[float, float] = (0.35, 1.0)  # share of the image's area in a random crop
-    folds: int = 5  # parts of the labelled images, of which one is held out
+    folds: int = 3  # parts of the labelled images, of which one is held out
     cross_validate: int = 500  # up to so many labelled images every part is held out once
 
     def __post_init__(self) -> None:
         if not (self.steps or self.epochs) or not self.rates or not self.blends:
             raise UserError("fine-tuning needs a length, a rate and a blend")
-        if min(*self.steps, *self.epochs, *self.rates, self.head, self.batch) <= 0:
+        numbers = (*self.steps, *self.epochs, *self.rates, self.min_steps, self.head, self.batch)
+        if min(numbers) <= 0:
             raise UserError("fine-tuning: lengths, rates and batch must be above 0")
         if not all(0 <= blend <= 1 for blend in self.blends):
             raise UserError("fine-tuning: blends must be from 0 to 1")
@@ -111,7 +113,9 @@ class FineTune(Protocol):
         return "finetune"
 
     def describe(self) -> str:
-        lengths = [*(f"{n} steps" for n in self.steps), *(f"{n:g} epochs" for n in self.epochs)]
+        least = f" ({self.min_steps} steps or more)" if self.min_steps > 1 else ""
+        lengths = [f"{n} steps" for n in self.steps]
+        lengths += [f"{n:g} epochs{least}" for n in self.epochs]
         rates = " or ".join(f"{r:g}" for r in self.rates)
         blends = " or ".join(f"{b:g}" for b in sorted(self.blends))
         head = "the linear probe" if self.start == "probe" else "a random head"
@@ -141,7 +145,7 @@ class FineTune(Protocol):
     def settings(self, images: int) -> list[Setting]:
         """The settings to try with so many labelled images; the probe is the first one."""
         per_epoch = max(images // min(self.batch, images), 1)
-        lengths = [*self.steps, *(max(round(n * per_epoch), 1) for n in self.epochs)]
+        lengths = [*self.steps, *(max(round(n * per_epoch), self.min_steps) for n in self.epochs)]
         blends = sorted(blend for blend in self.blends if blend)
         trained = [Setting(*each) for each in product(lengths, self.rates, blends)]
         return [PROBE, *trained] if 0 in self.blends else trained
@@ -248,6 +252,7 @@ class FineTune(Protocol):
 HPT = FineTune(
     steps=(2500,),
     epochs=(90.0,),
+    min_steps=1,
     rates=(0.01, 0.001),
     head=100.0,
     batch=256,
@@ -257,6 +262,7 @@ HPT = FineTune(
     schedule="drops",
     norms="batch",
     crops=(0.08, 1.0),
+    folds=5,
     cross_validate=0,
 )
 

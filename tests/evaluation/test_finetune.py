@@ -153,6 +153,15 @@ def test_the_probe_is_the_first_setting_and_every_blend_is_tried() -> None:
     assert asked.settings(50) == [PROBE, *trained]
     assert replace(asked, blends=(0.5, 1.0)).settings(50) == trained
     assert replace(asked, blends=(0.0,)).settings(50) == [PROBE]
+
+
+def test_few_images_have_more_passes() -> None:
+    asked = FineTune(epochs=(10.0,), batch=32, min_steps=80, rates=(0.1,), blends=(1.0,))
+    assert [asked.settings(n) for n in (6, 140, 2000)] == [
+        [Setting(80, 0.1, 1.0)],
+        [Setting(80, 0.1, 1.0)],
+        [Setting(620, 0.1, 1.0)],
+    ]
     assert FineTune().settings(50)[0] == PROBE
 
 
@@ -169,6 +178,7 @@ def test_the_probe_is_the_first_setting_and_every_blend_is_tried() -> None:
         {"blends": (0.5, 1.1)},
         {"start": "random"},  # which has no probe to blend with
         {"folds": 1},
+        {"min_steps": 0},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(asked: dict[str, Any]) -> None:
@@ -191,7 +201,7 @@ def test_the_head_learns_a_hundred_times_faster_and_everything_moves(
     assert groups.keys() == {id(p) for p in (*linear.parameters(), *backbone.parameters())}
     for part, factor in ((backbone, 1), (linear, 100)):  # by the batch
         peaks = {groups[id(p)]["peak"] for p in part.parameters()}
-        assert peaks == {pytest.approx(factor * 0.5 * 16 / 256)}
+        assert list(peaks) == pytest.approx([factor * 0.5 * 16 / 256])
     assert {g["momentum"] for g in only["groups"]} == {0.9}
     assert {g["weight_decay"] for g in only["groups"]} == {0}
     assert not only["before"]["classifier.0.bias"].any()
@@ -417,7 +427,7 @@ def test_images_that_are_gone_are_no_bad_rate(
 # start
 
 
-SHORT = FineTune(steps=(4,), epochs=(), rates=(0.01,), batch=16)
+SHORT = FineTune(steps=(4,), epochs=(), rates=(0.01,), batch=16, folds=2)
 
 
 def probe_scores(subject: Subject, train: LabelledImages, test: LabelledImages) -> Tensor:
@@ -576,6 +586,8 @@ def test_the_command_fine_tunes_a_run_beside_others(
         "0.01",
         "--finetune.batch",
         "8",
+        "--finetune.folds",
+        "2",
         *more,
     ]
     words = [
