@@ -72,7 +72,7 @@ class FineTune(Protocol):
     steps: tuple[int, ...] = ()  # lengths in steps
     epochs: tuple[float, ...] = (10.0,)  # lengths in passes over the labelled images
     min_steps: int = 80  # of a length in passes, as few images have few steps a pass
-    rates: tuple[float, ...] = (0.002, 0.008)  # learning rates of the backbone, for a batch of 256
+    rates: tuple[float, ...] = (0.0025, 0.008)  # learning rates of the backbone, for a batch of 256
     head: float = 1.0  # factor of the rate for the head
     batch: int = 32
     seed: int = 0
@@ -84,6 +84,7 @@ class FineTune(Protocol):
     schedule: Literal["cosine", "drops"] = "cosine"  # drops: to a tenth after each third
     norms: Literal["frozen", "batch"] = "frozen"  # statistics of batch norm in training
     crops: tuple[float, float] = (0.35, 1.0)  # share of the image's area in a random crop
+    balance: bool = True  # draw every class equally often; the score is balanced accuracy
     folds: int = 3  # parts of the labelled images, of which one is held out
     cross_validate: int = 500  # up to so many labelled images every part is held out once
 
@@ -232,7 +233,11 @@ class FineTune(Protocol):
     ) -> Iterator[Batch]:
         """Yield the batches of an epoch from its step `first` on."""
         seed = key(self.seed, "finetune", epoch)
-        order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
+        rng = torch.Generator().manual_seed(seed)
+        if self.balance and not train.multi_label:
+            order = draw_balanced(train.labels, rng)
+        else:
+            order = torch.randperm(len(train.labels), generator=rng)
         augment = Augment(self.views, subject.size)
         for place, rows in enumerate(order.split(batch)[: len(order) // batch]):
             if place < first:
@@ -262,6 +267,7 @@ HPT = FineTune(
     schedule="drops",
     norms="batch",
     crops=(0.08, 1.0),
+    balance=False,
     folds=5,
     cross_validate=0,
 )
@@ -285,6 +291,19 @@ def take_pixels(subject: Subject, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels of the images at `positions` [n], on the subject's device, and their aspects [n]."""
     pixels, rows = subject.images.take(positions)
     return pixels.to(subject.device), subject.images.aspect[rows]
+
+
+def draw_balanced(labels: Tensor, rng: torch.Generator) -> Tensor:
+    """Rows [N] of N images in random order, every class of labels [N] equally often.
+
+    Images of rare classes come several times, and of frequent ones a part comes. Where classes are
+    equally frequent each image comes once.
+    """
+    order = torch.randperm(len(labels), generator=rng)
+    members = [order[labels[order] == c] for c in labels.unique()]
+    each = -(-len(labels) // len(members))
+    rows = torch.cat([rows.repeat(-(-each // len(rows)))[:each] for rows in members])
+    return rows[torch.randperm(len(rows), generator=rng)][: len(labels)]
 
 
 def interpolate(

@@ -23,7 +23,15 @@ from selftaught.errors import UserError
 from selftaught.evaluation import finetune
 from selftaught.evaluation.compare import evaluate
 from selftaught.evaluation.cross_validation import choose, goodness, hold_out
-from selftaught.evaluation.finetune import HPT, PROBE, FineTune, Setting, drops, interpolate
+from selftaught.evaluation.finetune import (
+    HPT,
+    PROBE,
+    FineTune,
+    Setting,
+    draw_balanced,
+    drops,
+    interpolate,
+)
 from selftaught.evaluation.results import Results
 from selftaught.features.extract import extract
 from selftaught.features.linear import LinearProbe
@@ -471,6 +479,19 @@ def test_norms_keep_their_statistics_unless_asked(
     )
     assert frozen
     assert not batch
+
+
+def test_every_class_is_drawn_equally_often() -> None:
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 20 + [2] * 3 + [5])
+    rows = draw_balanced(labels, rng)
+    assert len(rows) == 24
+    assert torch.bincount(labels[rows]).tolist() == [8, 0, 8, 0, 0, 8]
+    assert len(rows[labels[rows] == 0].unique()) == 8  # no frequent image twice
+    assert torch.bincount(rows)[20:23].tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+    even = torch.arange(12) % 3
+    assert draw_balanced(even, rng).sort().values.tolist() == list(range(12))
+    assert not torch.equal(draw_balanced(even, rng), draw_balanced(even, rng))
 
 
 def test_weights_between_start_and_end() -> None:
