@@ -8,6 +8,8 @@ labels.
 
 `HPT` is the protocol of the semi-supervised study of Reed et al. (2021,
 https://arxiv.org/abs/2103.12718): a random head whose rate is 100 times that of the backbone.
+
+One file, over 200 lines: two protocols are values of one class, and a third of it is their fields.
 """
 
 import copy
@@ -120,10 +122,11 @@ class FineTune(Protocol):
         rates = " or ".join(f"{r:g}" for r in self.rates)
         blends = " or ".join(f"{b:g}" for b in sorted(self.blends))
         head = "the linear probe" if self.start == "probe" else "a random head"
+        balance = ", classes drawn equally often" if self.balance else ""
         return (
             f"the whole network from {head}, {' or '.join(lengths)} of {self.optimizer}, rate"
             f" {rates}, {self.head:g} times that for the head, {blends} of the way to the trained"
-            " weights, chosen on training images"
+            f" weights{balance}, chosen on training images"
         )
 
     def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
@@ -253,7 +256,7 @@ class FineTune(Protocol):
             )
 
 
-# The paper's batch norms learn their statistics; its head starts with random weights.
+# the protocol of Reed et al.
 HPT = FineTune(
     steps=(2500,),
     epochs=(90.0,),
