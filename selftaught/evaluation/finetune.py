@@ -91,13 +91,13 @@ class FineTune(Protocol):
     cross_validate: int = 500  # up to so many labelled images every part is held out once
 
     def __post_init__(self) -> None:
-        if not (self.steps or self.epochs) or not self.rates or not self.blends:
-            raise UserError("fine-tuning needs a length, a rate and a blend")
+        if not (self.steps or self.epochs) or not self.rates:
+            raise UserError("fine-tuning needs a length and a rate")
         numbers = (*self.steps, *self.epochs, *self.rates, self.min_steps, self.head, self.batch)
         if min(numbers) <= 0:
             raise UserError("fine-tuning: lengths, rates and batch must be above 0")
-        if not all(0 <= blend <= 1 for blend in self.blends):
-            raise UserError("fine-tuning: blends must be from 0 to 1")
+        if not self.blends or not all(0 <= blend <= 1 for blend in self.blends):
+            raise UserError("fine-tuning: blends must be one number or more from 0 to 1")
         if self.start == "random" and 0 in self.blends:
             raise UserError(
                 "fine-tuning: blend 0 is the linear probe; from a random head leave it out"
