@@ -21,6 +21,7 @@ from selftaught.methods.contrastive.triplet import Triplet
 from selftaught.methods.decorrelation.barlow_twins import BarlowTwins
 from selftaught.methods.decorrelation.vicreg import VICReg
 from selftaught.methods.distillation.logits import Distillation
+from selftaught.methods.pretext.rotation import Rotation
 from selftaught.methods.self_distillation.byol import BYOL
 from selftaught.methods.self_distillation.directpred import DirectPred
 from selftaught.methods.self_distillation.simsiam import SimSiam
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Method]] = {
     "moco-v3": MoCoV3,
     "pcl": PCL,
     "pirl": PIRL,
+    "rotation": Rotation,
     "simclr": SimCLR,
     "simclr-v2": SimCLRV2,
     "simsiam": SimSiam,

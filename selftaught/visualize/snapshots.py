@@ -1,5 +1,6 @@
 """The album of a trained run, computed from its session."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,17 @@ from selftaught.features.extract import extract
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.base import HardExample, objective, part_name
 from selftaught.hard.mixed import Mixed, partner
-from selftaught.method import Batch, Tensors, detach, leaves
+from selftaught.method import Batch, Illustration, Method, Tensors, detach, image_seeds, leaves
 from selftaught.models.batch_norm import frozen_statistics
 from selftaught.seeding import key
+from selftaught.training.pretext_accuracy import held_out_batch, predict_held_out
 from selftaught.training.session import Session
 from selftaught.views.augment import centre
 from selftaught.visualize import album
 
 MOST = 1000  # images on the map
 EXAMPLES = 4  # images of each kind of hard example
+ANSWERS = 8  # images whose pretext task is shown
 
 
 def draw(session: Session, folder: Path | None) -> None:
@@ -30,6 +33,7 @@ def draw(session: Session, folder: Path | None) -> None:
     # A run without hard examples gets pictures of the default ones.
     hard = session.stage.hard or (Adversarial(), CutMix())
     entries = [entry for h in hard for entry in hard_entries(session, h, batch)]
+    answers = illustrate(session)
     index = session.index
     positions = index.held_out if len(index.held_out) >= 50 else index.train
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
@@ -48,6 +52,8 @@ def draw(session: Session, folder: Path | None) -> None:
     square = centre(raw.pixels, raw.aspect, min(session.images.canvas, 2 * session.stage.size))
     album.write_views(folder, (square * 255).byte(), [v.cpu() for v in batch.views])
     album.write_hard(folder, entries)
+    if answers:
+        album.write_answers(folder, answers)
     canvases = torch.stack([session.images[int(i)] for i in positions])
     aspect = session.images.aspect[positions]
     batches = zip(canvases.split(256), aspect.split(256), strict=True)
@@ -55,6 +61,22 @@ def draw(session: Session, folder: Path | None) -> None:
     labels = None if index.labels is None else index.labels[positions]
     album.write_neighbours(folder, thumbnails, vectors, labels, classes=index.classes)
     album.write_map(folder, vectors, thumbnails, labels, index.classes, limit=MOST)
+
+
+def illustrate(session: Session) -> Sequence[Illustration]:
+    """The method's answers to some held-out images, or to training images if there are none.
+
+    Every rank computes the same ones.
+    """
+    method, index = session.method, session.index
+    if type(method).illustrate is Method.illustrate:
+        return ()
+    positions = index.held_out if len(index.held_out) else index.train
+    # spread over the set, which is sorted by class
+    positions = positions[:: max(len(positions) // ANSWERS, 1)][:ANSWERS]
+    seeds = image_seeds(key(session.stage.seed, "album"), 0, len(positions))
+    batch = held_out_batch(session, positions, seeds)
+    return method.illustrate(batch, *predict_held_out(session, batch))
 
 
 def hard_entries(session: Session, hard: HardExample, batch: Batch) -> list[dict[str, Any]]:
