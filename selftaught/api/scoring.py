@@ -41,10 +41,9 @@ def evaluate(
     """Score the features of a run, or of a file of weights, on labelled images.
 
     data: paths, or torch Datasets of (image, label); by default the images of the run. against:
-    "random", "init" (the starting weights), runs or files of weights. options: as for
-    `evaluate_run`, such as layers="best" (docs/evaluation.md, "Which stage"). backbone: the module, if the
-    run was trained with one. The results are added to the run.
-    Raises UserError if there are no images or no labels.
+    "random", "init" (the starting weights), runs or files of weights. backbone: the module, if the
+    run was trained with one. options: as for `evaluate_run`, such as layers="best". The results are
+    added to the run. Raises UserError if there are no images or no labels.
     """
     with (
         given_backbone(backbone),

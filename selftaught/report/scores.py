@@ -196,8 +196,12 @@ def latest(evaluations: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any],
 
 
 def overall(evaluation: Mapping[str, Any]) -> Effect | None:
-    """The worst effect of all differences except "unclear", which counts only if all are."""
-    pairs = [read_score(row) for row in rows_of(evaluation, "differences")]
+    """The worst effect of all differences except "unclear", which counts only if all are.
+
+    As in the verdict, stages count only if the final features were not scored.
+    """
+    rows = rows_of(evaluation, "differences")
+    pairs = [read_score(row) for row in [r for r in rows if not r.get("layer")] or rows]
     effects = {pair[1].effect for pair in pairs if pair}
     order: tuple[Effect, ...] = ("worse", "better", "unclear")
     return next((effect for effect in order if effect in effects), None)

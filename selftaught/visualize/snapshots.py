@@ -1,10 +1,12 @@
 """The album of a trained run, computed from its session."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from selftaught.features.extract import extract
 from selftaught.hard import Adversarial, CutMix
@@ -101,7 +103,7 @@ def hard_entries(session: Session, hard: HardExample, batch: Batch) -> list[dict
             state = rng.get_state()
             harder, share = hard.mix(inputs, rng)
             rng.set_state(state)  # the loss below draws the same mask again
-            others = partner(leaves(inputs)[0])
+            others = tile(partner(leaves(inputs)[0]))
             note = f"{100 * share:.0f} % of the image itself; the losses are those of its batch"
         else:
             return []
@@ -110,7 +112,7 @@ def hard_entries(session: Session, hard: HardExample, batch: Batch) -> list[dict
                 after = hard.loss(method, inputs, targets, rng, None).item()
             else:
                 after = objective(method, method.predict(harder), targets).item()
-    clean, changed = leaves(inputs)[0], leaves(harder)[0]
+    clean, changed = tile(leaves(inputs)[0]), tile(leaves(harder)[0])
     return [
         {
             "kind": part_name(hard),
@@ -123,3 +125,17 @@ def hard_entries(session: Session, hard: HardExample, batch: Batch) -> list[dict
         }
         for i in range(min(EXAMPLES, len(clean)))
     ]
+
+
+def tile(leaf: Tensor) -> Tensor:
+    """Lay out the parts of each image in a grid: [B, ..., C, h, w] -> [B, 3, H, W].
+
+    Parts are patches, pieces or turned copies. One channel is shown as grey.
+    """
+    parts = leaf.flatten(1, -4) if leaf.ndim > 4 else leaf[:, None]
+    columns = math.ceil(parts.shape[1] ** 0.5)
+    missing = -parts.shape[1] % columns
+    parts = torch.cat([parts, torch.zeros_like(parts[:, :1]).expand(-1, missing, -1, -1, -1)], 1)
+    rows = parts.unflatten(1, (-1, columns)).permute(0, 3, 1, 4, 2, 5)
+    sheet = rows.flatten(4, 5).flatten(2, 3)
+    return sheet.expand(-1, 3, -1, -1) if sheet.shape[1] == 1 else sheet

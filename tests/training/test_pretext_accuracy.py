@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from selftaught import distributed
 from selftaught.cli.main import main
 from selftaught.features import statistics
 from selftaught.features.extract import extract
@@ -13,11 +15,11 @@ from selftaught.loggers import jsonl
 from selftaught.methods.pretext.rotation import Rotation
 from selftaught.models.stages import StageFeatures, stage_at
 from selftaught.runs import folder as run_folder
+from selftaught.training import pretext_accuracy
 from selftaught.training.monitor import Monitor
 from selftaught.training.pretext_accuracy import measure_accuracy
 from selftaught.training.session import Session, build_session
 from tests.pictures import folder
-from tests.several import spawned
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
 SMALL += ["--workers", "0"]
@@ -87,13 +89,22 @@ def test_a_right_network_has_all_points_and_modes_stay(
     assert measure_accuracy(session, positions[:0]) == {}
 
 
-def measured(run: str) -> dict[str, float]:
-    session = session_of(Path(run))
-    return measure_accuracy(session, session.index.held_out)
-
-
-def test_several_processes_measure_what_one_does(trained: Path, tmp_path: Path) -> None:
-    assert spawned(measured, tmp_path, str(trained)) == 2 * [measured(str(trained))]
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_measure_what_one_does(
+    trained: Path, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = session_of(trained)
+    positions = session.index.held_out
+    alone = measure_accuracy(session, positions)
+    shares: list[Tensor] = []
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    monkeypatch.setattr(pretext_accuracy, "gather", lambda x: shares.append(x) or x)
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        measure_accuracy(session, positions)
+    assert len(shares[0]) < len(positions)
+    monkeypatch.setattr(pretext_accuracy, "gather", lambda x: torch.cat(shares))
+    assert measure_accuracy(session, positions) == alone
 
 
 def test_the_report_and_export_name_it(
