@@ -182,6 +182,10 @@ class FeatureProtocol(Protocol):
         vectors = Features(subject.features(train.positions), train.labels)
         return self.score_features(vectors, subject.features(test))
 
+    def with_fixed_settings(self) -> "FeatureProtocol":
+        """The same protocol without a choice of its own, to compare many kinds of features."""
+        return self
+
     @abstractmethod
     def score_features(self, train: Features, test: Tensor) -> Scores:
         """Learns from `train`; scores the test vectors [M, D]."""
