@@ -3,6 +3,7 @@
 Only this module decides which scores are comparable and which differences are distinguishable.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,8 @@ class Setting:
         title = title if title == "kNN" else title.capitalize()
         words = f"{title}, {labels_words(self.labels)}"
         if self.layer == "best":
-            return f"{words}, each at its best stage"
-        return f"{words}, stage {self.layer}" if self.layer else words
+            return f"{words}, best stage of each"
+        return f"{words}, {self.layer}" if self.layer else words
 
     @property
     def metric_words(self) -> str:
@@ -48,7 +49,8 @@ class Setting:
         kind, _, amount = self.labels.rpartition(":")
         count = float(amount) if amount.isdigit() else float("inf")
         size = 2 if amount == "all" else 1 if kind else 0
-        return metric, protocol, size, count, self.labels, self.layer
+        layer = re.sub(r"\d+", lambda digits: digits[0].zfill(4), self.layer)  # blocks.2 before .10
+        return metric, protocol, size, count, self.labels, layer
 
 
 @dataclass(frozen=True, kw_only=True)
