@@ -220,6 +220,9 @@ class Method(nn.Module, ABC):
     # The stage whose features are the best, as its depth: 0 is the first stage of the backbone, 1
     # the last. None: the final features. Collapse is watched there, and `export` names it.
     recommended_stage: ClassVar[float | None] = None
+    # Only the centre square of each image is used. An image that is not square is stored with one
+    # axis less sharp than the other, which tells some pretext tasks their answer.
+    square_images: ClassVar[bool] = False
 
     backbone: Encoder
     progress: float = 0.0  # share of training done; the training loop sets it

@@ -19,6 +19,7 @@ class Rotation(Method):
 
     paper = "Gidaris et al., 2018, https://arxiv.org/abs/1803.07728"
     views = 1
+    square_images = True  # else unequal sharpness tells 0 and 180 degrees from 90 and 270
     recommended_stage = 0.75  # stage 3 of 4 is the best one in all published probes
 
     @dataclass(frozen=True, kw_only=True)
