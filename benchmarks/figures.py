@@ -378,6 +378,19 @@ def supervised(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel
     ]
 
 
+def rotation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """Every copy of an image asks for its angle."""
+    return [
+        Panel(
+            title="predicted probability",
+            values=said.flatten(0, 1)[:32].softmax(1),
+            rows="copies of 8 photographs",
+            columns="angles",
+            marks=tuple(enumerate(targets.flatten()[:32].tolist())),
+        )
+    ]
+
+
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (said / method.temperature).softmax(1)
     return [
@@ -429,6 +442,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "moco-v3": teachers,
     "pcl": pcl,
     "pirl": memory,
+    "rotation": rotation,
     "simclr": others,
     "simclr-v2": others,
     "simsiam": teachers,
@@ -459,6 +473,8 @@ def pictures(method: Method, batch: Batch) -> list[tuple[str, Tensor]]:
             found.append(
                 (f"{x.shape[1]} x {x.shape[2]} patches", mosaic(x.flatten(1, 2), x.shape[1]))
             )
+        elif x.ndim == 5 and x.shape[1] == 4:
+            found.append(("four turns", mosaic(x, 2)))
         elif x.ndim == 5:
             found.append(("shuffled pieces", mosaic(x, 3)))
         elif type(method).__name__ == "CMC":

@@ -308,6 +308,12 @@ class Method(nn.Module, ABC):
     labels: ClassVar[Literal["unused", "required", "mixed"]] = "unused"
     # the head predicts classes: it can be evaluated as it is, and can be a teacher
     classifies: ClassVar[bool] = False
+    # The stage whose features are the best, as its depth: 0 is the first stage of the backbone, 1
+    # the last. None: the final features. Collapse is watched there, and `export` names it.
+    recommended_stage: ClassVar[float | None] = None
+    # Only the centre square of each image is used. An image that is not square is stored with one
+    # axis less sharp than the other, which tells some pretext tasks their answer.
+    square_images: ClassVar[bool] = False
 
     backbone: Encoder
     progress: float = 0.0  # share of training done; the training loop sets it
@@ -366,9 +372,23 @@ class Method(nn.Module, ABC):
         """Return the correctness of each prediction: float [B] in [0, 1], or None.
 
         Its mean over held-out images is the accuracy of the pretext task. None: the method has no
-        notion of a correct prediction.
+        notion of a correct prediction. The network is in evaluation mode. The first view is the
+        centre square of the image, and further ones are 0.7 of it. `Batch.index` is -1.
         """
         return None
+
+    def chance(self) -> float | None:
+        """Return the mean grade of random guesses in [0, 1], or None where it is unknown."""
+        return None
+
+    def illustrate(
+        self, batch: Batch, predictions: Tensors, targets: Tensors
+    ) -> Sequence[Illustration]:
+        """Return what the report shows of held-out images: one illustration an image, or none.
+
+        The network is in evaluation mode, as for `grade`.
+        """
+        return ()
 
     def judged(self) -> Encoder:
         """Return the network to evaluate and export: the backbone, or an averaged copy of it."""
@@ -389,6 +409,16 @@ class Method(nn.Module, ABC):
 
         Predictions and targets are detached.
         """
+
+
+@dataclass(frozen=True)
+class Illustration:
+    """The answer of a method to one image, as pictures and a line of text."""
+
+    # float [3, h, w] in [0, 1] by title, in order: input, prediction, truth, as far as they exist
+    pictures: Mapping[str, Tensor]
+    text: str = ""  # prediction and truth in words, where they are no pictures
+    correct: bool | None = None  # None where the method has no notion of it
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ def evaluate(
 
     data: paths, or torch Datasets of (image, label); by default the images of the run. against:
     "random", "init" (the starting weights), runs or files of weights. backbone: the module, if the
-    run was trained with one. options: as for `evaluate_run`. The results are added to the run.
-    Raises UserError if there are no images or no labels.
+    run was trained with one. options: as for `evaluate_run`, such as layers="best". The results are
+    added to the run. Raises UserError if there are no images or no labels.
     """
     with (
         given_backbone(backbone),
@@ -129,8 +129,9 @@ def export_backbone(run: Path, to: Path) -> tuple[Backbone, list[str]]:
     if to.exists() and any(file.samefile(to) for file in weight_files.locate(source)):
         raise UserError(f"--to {to} is the file that is exported: choose another name")
     lines = []
-    if run_folder.is_run(source) and (doubt := run_folder.read_run(source).doubt):
-        lines.append(f"{run}: {doubt}")
+    own = run_folder.read_run(source) if run_folder.is_run(source) else None
+    if own and own.doubt:
+        lines.append(f"{run}: {own.doubt}")
     replaced = ", replaces the earlier file" if to.exists() else ""
     try:
         weights_io.save_backbone(backbone, to)
@@ -143,6 +144,11 @@ def export_backbone(run: Path, to: Path) -> tuple[Backbone, list[str]]:
     lines.append(
         f"{to}: {backbone.name}, {backbone.features:,} features an image, {size}{replaced}"
     )
+    if own and (stage := own.facts.get("recommended_stage")):
+        lines.append(
+            f"recommended stage: {stage}, which this method teaches best; compare the stages with"
+            f" selftaught evaluate {run} --layers all"
+        )
     if not backbone_module.is_given(backbone.name):
         lines.append(
             f"continue training with --init {to}; score it with selftaught evaluate {to} --data"

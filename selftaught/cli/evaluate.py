@@ -36,6 +36,10 @@ class Evaluate:
     """number of labels: 5 = five a class; total:1000 = a thousand in all; all"""
     against: tuple[str, ...] = ("random", "init")
     """other backbones: random, init (the starting weights), a run, or a backbone's file"""
+    layers: str = "last"
+    """features to score: last (the final ones), all (every stage, too), best (of each backbone, the
+    stage that is the best on training images), or the name of a stage
+    """
     knn: KNN = dataclasses.field(default_factory=KNN)
     linear: LinearProbe = dataclasses.field(default_factory=LinearProbe)
     finetune: FineTune = dataclasses.field(default_factory=FineTune)
@@ -60,6 +64,7 @@ def evaluate(words: list[str]) -> int:
     from selftaught.api.launch import Launch
     from selftaught.distributed import rank
     from selftaught.evaluation.evaluate import evaluate_run
+    from selftaught.evaluation.results import to_fields
     from selftaught.report import console_tables
 
     launch = Launch(device=options.device, threads=options.threads, workers=options.workers)
@@ -74,6 +79,7 @@ def evaluate(words: list[str]) -> int:
             protocols=protocols,
             labels=options.labels,
             against=options.against,
+            layers=options.layers,
             size=options.size,
             draws=options.draws,
             seed=options.seed,
@@ -86,7 +92,7 @@ def evaluate(words: list[str]) -> int:
             return 0
     if options.json:
         print(json.dumps(evaluation.rows))
-    differences = [dataclasses.asdict(d) for d in evaluation.results.differences]
+    differences = [to_fields(d) for d in evaluation.results.differences]
     console_tables.show(console_tables.evaluation(evaluation.rows, differences), stderr=True)
     for text in (*evaluation.results.notes, evaluation.verdict):
         tell(text)

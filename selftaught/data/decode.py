@@ -444,13 +444,24 @@ def _decode_plain_jpeg(
     return torch.from_numpy(array).permute(2, 0, 1), header
 
 
-def squash(path: Path | str, canvas: int, pixel_range: PixelRange | None = None) -> Tensor:
+def centre_square(image: Tensor) -> Tensor:
+    """Crop the largest square in the middle of an image [3, H, W]."""
+    height, width = image.shape[1:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[:, top : top + side, left : left + side]
+
+
+def squash(
+    path: Path | str, canvas: int, pixel_range: PixelRange | None = None, square: bool = False
+) -> Tensor:
     """Resize the whole image to a square by an antialiased bicubic filter: uint8 [3, canvas,
     canvas].
 
-    Raises `Unreadable`.
+    square: resize its centre square instead. Raises `Unreadable`.
     """
     image = pixels(path, math.ceil(1.5 * canvas), pixel_range)
+    image = centre_square(image) if square else image
     if image.shape[1:] != (canvas, canvas):
         image = torch.nn.functional.interpolate(
             image[None], (canvas, canvas), mode="bicubic", antialias=True

@@ -1,6 +1,7 @@
 """Comparison of backbones on the same label draws and test images, with paired intervals."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -73,14 +74,16 @@ def evaluate(
             steps[1] -= len(subjects) * (draws - 1)
         notes += _budget_notes(train, budget)
         measured: dict[str, list[dict[str, _Measured]]] = {}
+        stages: dict[str, list[str]] = {}
         for subject in subjects:
-            measured[subject.name] = []
+            measured[subject.name], stages[subject.name] = [], []
             chosen: list[Mapping[str, float]] = []
             for subset in subsets:
                 labelled = train.take(subset.to(train.labels.device))
                 scores = protocol.score(subject, labelled, test.positions)
                 measured[subject.name].append(_measure(train, test, scores))
                 chosen += [dict(scores.chosen)] if scores.chosen else []
+                stages[subject.name].append(scores.stage)
                 steps[0] += 1
                 if on_progress is not None:
                     on_progress(*steps)
@@ -89,9 +92,14 @@ def evaluate(
                 choices.append(Choice(backbone=subject.name, **about, chosen=tuple(chosen)))
         for metric in measured[next(iter(measured))][0]:
             values = {name: [m[metric] for m in each] for name, each in measured.items()}
-            condition = {"protocol": protocol.name, "labels": str(budget), "metric": metric}
+            condition = {
+                "protocol": protocol.name,
+                "labels": str(budget),
+                "metric": metric,
+                "layer": protocol.layer,
+            }
             new_rows, new_differences = _compare(values, condition, resamples, seed)
-            rows += new_rows
+            rows += [replace(r, stage=describe_stages(stages[r.backbone])) for r in new_rows]
             differences += new_differences
     return Results(
         rows=tuple(rows),
@@ -284,6 +292,14 @@ def _count_needed(images: int, limits: Intervals) -> list[int]:
     needed = [images * (half / GAP) ** 2 for half in limits.half.tolist()]
     digits = [10 ** max(math.floor(math.log10(max(n, 1))) - 1, 0) for n in needed]
     return [math.ceil(n / d) * d if n > images else 0 for n, d in zip(needed, digits, strict=True)]
+
+
+def describe_stages(stages: Sequence[str]) -> str:
+    """The stages that several draws chose, as text: layer3, or layer3 4x, layer4 1x."""
+    counts = Counter(stages).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    return ", ".join(f"{stage} {count}x" for stage, count in counts)
 
 
 def refusal(train: Tensor, test: Tensor) -> str | None:

@@ -5,7 +5,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,8 @@ from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import rank
 from selftaught.errors import FileError, UserError, require
 from selftaught.evaluation.compare import NothingToScore, refusal, score_protocol
-from selftaught.evaluation.results import Results, verdict
+from selftaught.evaluation.layer_choice import LAST, at_layers
+from selftaught.evaluation.results import Results, to_fields, verdict
 from selftaught.features.extract import extract, load_or_make
 from selftaught.features.knn import KNN
 from selftaught.features.linear import LinearProbe
@@ -29,6 +32,7 @@ from selftaught.features.protocol import FeatureExtractor, LabelledImages, Proto
 from selftaught.loggers.logger import Logger, Loggers, RunFacts, build_loggers
 from selftaught.loggers.terminal import Progress
 from selftaught.models.backbone import Backbone
+from selftaught.models.stages import StageFeatures, stage_widths
 from selftaught.models.weights import weight_files
 from selftaught.runs import folder as run_folder
 
@@ -48,8 +52,11 @@ class Evaluation:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """{backbone, protocol, labels, metric, mean, low, high, draws} for each result."""
-        return [asdict(row) for row in self.results.rows]
+        """{backbone, protocol, labels, metric, mean, low, high, draws} for each result.
+
+        At stages also layer, and of the best ones stage.
+        """
+        return [to_fields(row) for row in self.results.rows]
 
 
 def evaluate_run(
@@ -61,6 +68,7 @@ def evaluate_run(
     protocols: Sequence[Protocol] = PROTOCOLS,
     labels: Sequence[str] = LABELS,
     against: Sequence[str] = AGAINST,
+    layers: str = LAST,
     size: int | None = None,
     draws: int = 5,
     seed: int = 0,
@@ -71,10 +79,12 @@ def evaluate_run(
 ) -> Evaluation:
     """Score the run's folder or the file of weights `learnt` on labelled images.
 
-    data: by default the images that the run was trained on. Labels are drawn from the training side
-    of the split. Scores are of the held-out side, which no run on the same folders is trained on.
-    Values of more than 8 bits are scaled as in training. A run's results are added to its
-    evaluation.json. Raises UserError if there are no images or no labels.
+    data: by default the images that the run was trained on. layers: "last" (the final features),
+    "all" (every stage, too), "best" (of each backbone, chosen on training images), or the name of a
+    stage; the features of a stage are its map, averaged over all places. Labels are drawn from the
+    training side of the split. Scores are of the held-out side, which no run on the same folders is
+    trained on. Values of more than 8 bits are scaled as in training. A run's results are added to
+    its evaluation.json. Raises UserError if there are no images or no labels.
     """
     progress = progress or Progress(show=False)
     learnt = weight_files.folder_of(Path(learnt))
@@ -82,6 +92,7 @@ def evaluate_run(
     if own and own.doubt:
         log.info(f"{learnt}: {own.doubt}")
     compared = load_backbones(learnt, own, against, progress)
+    protocols = at_layers(protocols, layers, compared, seed)
     pixel_range = compared[str(learnt)].pixel_range if own is None else own.pixel_range
     index = build_labelled_index(
         own, [str(root) for root in data], labels_from, max_pixels, seed, pixel_range, progress
@@ -126,10 +137,12 @@ def evaluate_run(
         precision=precision,
         workers=workers,
         progress=progress,
+        staged=layers != LAST,
     )
     train_images, test_images = (LabelledImages(p, index.labels[p]) for p in (train, test))
     results, reasons = Results(rows=()), []
     for protocol in protocols:
+        words = (protocol.name, protocol.layer)
         try:
             scored = score_protocol(
                 protocol,
@@ -139,7 +152,7 @@ def evaluate_run(
                 labels=labels,
                 draws=draws,
                 seed=seed,
-                on_progress=progress.of(f"evaluating by {protocol.name}"),
+                on_progress=progress.of(f"evaluating by {' at '.join(filter(None, words))}"),
             )
         except NothingToScore as error:
             reasons.append(str(error))
@@ -180,8 +193,12 @@ def build_subjects(
     precision: Literal["fp32", "bf16"],
     workers: int,
     progress: Progress,
+    staged: bool = False,
 ) -> list[Subject]:
-    """Build the subjects of the protocols. `folder` caches the features of `sets` of positions."""
+    """Build the subjects of the protocols. `folder` caches the features of `sets` of positions.
+
+    staged: with the features of every stage.
+    """
     reported: set[str] = set()
 
     def warn(text: str) -> None:
@@ -190,10 +207,10 @@ def build_subjects(
             reported.add(kind)
             log.warning(text)
 
-    def extractor(name: str, backbone: Backbone) -> Callable[[Tensor], Tensor]:
+    def extractor(name: str, network: nn.Module, *layers: str) -> Callable[[Tensor], Tensor]:
         def extract_features(positions: Tensor) -> Tensor:
             return extract(
-                backbone,
+                network,
                 images,
                 positions,
                 size=size,
@@ -207,12 +224,22 @@ def build_subjects(
             if folder is None:
                 return extract_features(positions)
             parts = (digests[name], index.fingerprint, digest(positions), str(size))
-            key = "/".join([*parts, precision, device])
+            key = "/".join([*parts, precision, device, *layers])
             return load_or_make(
                 folder, key, lambda: extract_features(positions), len(positions), warn
             )
 
         return extract_cached
+
+    def layer_features(name: str, backbone: Backbone) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The features of each stage; one pass over the images computes those of all stages."""
+        network = StageFeatures(backbone, stage_widths(backbone))
+        together = FeatureExtractor(extractor(name, network, *network.widths), *sets)
+        ends = list(accumulate(network.widths.values(), initial=0))
+        return {
+            stage: partial(together, columns=slice(*columns))
+            for stage, columns in zip(network.widths, pairwise(ends), strict=True)
+        }
 
     return [
         Subject(
@@ -223,6 +250,7 @@ def build_subjects(
             device=device,
             precision=precision,
             features=FeatureExtractor(extractor(name, backbone), *sets),
+            layers=layer_features(name, backbone) if staged else {},
             workers=workers,
             classes=index.classes,
             first=number == 0,

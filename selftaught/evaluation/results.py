@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
+from typing import Any
 
 from selftaught.features.protocol import TITLES
 
@@ -29,6 +30,8 @@ class Row:
     low: float
     high: float
     draws: int
+    layer: str = ""  # a stage of the backbone, or "best"; empty for the final features
+    stage: str = ""  # of "best": the stage that was chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class Difference:
     high: float
     # approximate number of test images that a difference of GAP requires; 0 if there are enough
     needed: int = 0
+    layer: str = ""  # as in Row
 
     @property
     def worse(self) -> bool:
@@ -86,7 +90,13 @@ class Results:
 
     def to_json(self) -> str:
         """An object {"rows": [...], "differences": [...], "notes": [...], "choices": [...]}."""
-        return json.dumps(asdict(self), allow_nan=False)
+        record = {
+            "rows": [to_fields(row) for row in self.rows],
+            "differences": [to_fields(difference) for difference in self.differences],
+            "notes": self.notes,
+            "choices": [asdict(choice) for choice in self.choices],
+        }
+        return json.dumps(record, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
@@ -103,6 +113,12 @@ class Results:
         )
 
 
+def to_fields(record: Row | Difference) -> dict[str, Any]:
+    """Return the fields by name; `layer` and `stage` only where they say something."""
+    fields = asdict(record)
+    return {key: fields[key] for key in fields if key not in ("layer", "stage") or fields[key]}
+
+
 def verdict(
     results: Results,
     names: Mapping[str, str] = NAMES,
@@ -113,14 +129,13 @@ def verdict(
     For example: "+12.1 points over random initialisation with 5 labels a class (95 % interval +9.8
     to +14.2)." A difference whose interval contains zero is "not distinguishable". If the test
     images are too few for a difference of GAP, the sentence states how many are needed. AUROC is
-    used only if there is no accuracy.
+    used only if there is no accuracy. Stages are used only if the final features were not scored.
 
     names: texts for names of backbones. same: backbones with the weights of the evaluated one, each
     with a text on other differences.
     """
-    differences = [d for d in results.differences if d.metric == "balanced_accuracy"] or list(
-        results.differences
-    )
+    differences = [d for d in results.differences if not d.layer] or list(results.differences)
+    differences = [d for d in differences if d.metric == "balanced_accuracy"] or differences
     if not differences and not same:
         return "Nothing to compare with: only one backbone was evaluated."
     against = list(dict.fromkeys(d.against for d in differences))
@@ -182,7 +197,12 @@ class _Comparison:
         protocol = TITLES.get(difference.protocol, difference.protocol)
         if difference.protocol in ("linear", "classifier"):
             protocol = f"the {protocol}"
-        return _labels(difference.labels) + (f" by {protocol}" if several else "")
+        stage = " at the best stage" if difference.layer == "best" else f" at {difference.layer}"
+        return (
+            _labels(difference.labels)
+            + (f" by {protocol}" if several else "")
+            + (stage if difference.layer else "")
+        )
 
 
 def _points(difference: Difference) -> str:

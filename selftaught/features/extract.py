@@ -4,6 +4,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -54,8 +55,6 @@ def extract(
 
     device = torch.device(device)
     count, positions = len(positions), local_share(positions.cpu())
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
     parts: list[Tensor] = []
     done = 0
     groups = getattr(images, "groups", None)
@@ -65,7 +64,7 @@ def extract(
         else torch.arange(len(positions))
     )
     positions = positions[order]  # in the order of storage, so each row group is read once
-    try:
+    with evaluation_mode(backbone):
         for pixels, where in _canvases(images, positions, batch, workers):
             views = centre(pixels.to(device), images.aspect[where].to(device), size, share)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -73,13 +72,22 @@ def extract(
             done += len(where)
             if on_progress is not None:
                 on_progress(done, len(positions))
-    finally:
-        # backbone.train() would also change modules that were in evaluation mode before.
-        for module, training in modes.items():
-            module.training = training
     if not parts:
         return torch.empty(0, int(getattr(backbone, "features", 0)))
     return gather(torch.cat(parts)[order.argsort()].to(device)).cpu()[:count]
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in evaluation mode; afterwards every module has its previous mode."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        # network.train() would also change modules that were in evaluation mode before.
+        for module, training in modes.items():
+            module.training = training
 
 
 def _canvases(

@@ -1,7 +1,7 @@
 """A linear probe: logistic regression by L-BFGS, with a penalty chosen on training images."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,9 @@ class LinearProbe(FeatureProtocol):
             f"logistic regression, standardised features, penalty of {grid} chosen on training"
             " images"
         )
+
+    def with_fixed_settings(self) -> "LinearProbe":
+        return replace(self, penalties=(self.fallback,))
 
     def score_features(self, train: Features, test: Tensor) -> Scores:
         problem, weights, penalty = self._fit(train)

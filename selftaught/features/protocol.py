@@ -74,6 +74,7 @@ class Scores:
 
     values: Tensor
     chosen: Mapping[str, float] = field(default_factory=dict)
+    stage: str = ""  # of the backbone, where the protocol chose one
 
 
 def check_finite(vectors: Tensor) -> None:
@@ -110,9 +111,9 @@ class FeatureExtractor:
         self.extract, self.sets = extract, sets
         self.vectors: Tensor | None = None
 
-    def __call__(self, positions: Tensor) -> Tensor:
-        """Vectors [n, D] of images of the sets, in the order of `positions` [n]. Raises UserError
-        where any feature of the sets is not finite.
+    def __call__(self, positions: Tensor, columns: slice = slice(None)) -> Tensor:
+        """Vectors [n, D] of images of the sets, in the order of `positions` [n]; `columns`: some of
+        the D. Raises UserError where any feature of the sets is not finite.
         """
         if self.vectors is None:
             self.vectors = torch.cat([self.extract(each) for each in self.sets])
@@ -120,7 +121,7 @@ class FeatureExtractor:
             everything = torch.cat(self.sets)
             self.row = torch.full((int(everything.max()) + 1,), -1)
             self.row[everything] = torch.arange(len(everything))
-        return self.vectors[self.row[positions]]
+        return self.vectors[:, columns][self.row[positions]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -133,7 +134,9 @@ class Subject:
     size: int  # pixels
     device: str
     precision: Literal["fp32", "bf16"]
-    features: FeatureExtractor
+    features: Callable[[Tensor], Tensor]  # positions [n] -> [n, D], of a FeatureExtractor
+    # the same of each stage, its map averaged over all places; empty where nothing asks for them
+    layers: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     workers: int = 0
     classes: tuple[str, ...] = ()  # of the labels
     first: bool = False  # what is evaluated; others are compared with it
@@ -146,6 +149,11 @@ class Protocol(ABC):
     @abstractmethod
     def name(self) -> str:
         """The word for it on the command line and in result rows."""
+
+    @property
+    def layer(self) -> str:
+        """The stage whose features it reads, or "best"; empty for the final features."""
+        return ""
 
     @property
     def learns(self) -> bool:
@@ -173,6 +181,10 @@ class FeatureProtocol(Protocol):
     def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
         vectors = Features(subject.features(train.positions), train.labels)
         return self.score_features(vectors, subject.features(test))
+
+    def with_fixed_settings(self) -> "FeatureProtocol":
+        """The same protocol without a choice of its own, to compare many kinds of features."""
+        return self
 
     @abstractmethod
     def score_features(self, train: Features, test: Tensor) -> Scores:

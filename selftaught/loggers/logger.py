@@ -155,7 +155,7 @@ def score_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return means by names that are the same for all runs: scores/knn/5/balanced_accuracy/run."""
     values = {}
     for row in rows:
-        parts = ("protocol", "labels", "metric", "backbone")
-        name = "/".join(Path(str(row[part])).name for part in parts)
+        parts = ("protocol", "labels", "metric", "backbone", "layer")
+        name = "/".join(Path(str(row[part])).name for part in parts if row.get(part))
         values[f"scores/{re.sub(r'[^a-zA-Z0-9_./ -]', '-', name)}"] = float(row["mean"])
     return values

@@ -33,6 +33,7 @@ class Progress(Logger):
         self.steps = 0
         self.first: tuple[float, int] | None = None
         self.features: dict[str, float] = {}
+        self.pretext: tuple[float, float | None] | None = None  # accuracy, chance
         self.printed = 0.0
         self.handler = MessageHandler(self)
         self.level = PACKAGE.level
@@ -67,10 +68,12 @@ class Progress(Logger):
         self.console.print(Text(text), soft_wrap=True)
 
     def begin(self, facts: RunFacts) -> None:
-        self.steps, self.first, self.features = facts.steps, None, {}
+        self.steps, self.first, self.features, self.pretext = facts.steps, None, {}, None
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         self.features = values["features"] or self.features
+        if values.get("pretext") is not None:
+            self.pretext = (values["pretext"], values.get("pretext_chance"))
         now = time.perf_counter()
         if self.first is None:
             self.first = (now, step)
@@ -88,6 +91,10 @@ class Progress(Logger):
             parts.append(f"spread {self.features['std']:.2f}")
         if self.features.get("knn") is not None:
             parts.append(f"kNN {100 * self.features['knn']:.1f} %")
+        if self.pretext is not None:
+            accuracy, chance = self.pretext
+            beside = "" if chance is None else f" (chance {100 * chance:.1f} %)"
+            parts.append(f"task {100 * accuracy:.1f} %{beside}")
         self.line("  ".join(parts), final=values["features"] is not None)
 
     def image(self, step: int, name: str, path: Path) -> None:

@@ -22,6 +22,7 @@ from selftaught.methods.decorrelation.barlow_twins import BarlowTwins
 from selftaught.methods.decorrelation.vicreg import VICReg
 from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.distillation.logits import Distillation
+from selftaught.methods.pretext.rotation import Rotation
 from selftaught.methods.self_distillation.byol import BYOL
 from selftaught.methods.self_distillation.dino import DINO
 from selftaught.methods.self_distillation.dinov2 import DINOv2
@@ -52,6 +53,7 @@ METHODS: dict[str, type[Method]] = {
     "moco-v3": MoCoV3,
     "pcl": PCL,
     "pirl": PIRL,
+    "rotation": Rotation,
     "simclr": SimCLR,
     "simclr-v2": SimCLRV2,
     "simsiam": SimSiam,

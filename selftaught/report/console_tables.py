@@ -54,7 +54,8 @@ def evaluation(
         for backbone, score in settings[setting]:
             table.add_row(
                 Text(
-                    f"  {scores.backbone_words(backbone)}",
+                    f"  {scores.backbone_words(backbone)}"
+                    + (f" ({score.stage})" if score.stage else ""),
                     style="bold" if backbone == trained else "",
                 ),
                 f"{scores.percent(score.mean):>4} ({scores.interval(score)})",

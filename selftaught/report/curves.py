@@ -1,9 +1,10 @@
 """Charts of losses, features and speed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from selftaught.report.charts import Chart, Series, chart
+from selftaught.report.charts import SERIES, Chart, Series, chart
 from selftaught.runs.reader import Run, number
 
 FEATURES = (
@@ -95,6 +96,33 @@ def chart_features(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
             overlay_runs(title, some, letters, _logged("features", key), note=note, bounds=bounds)
         )
     return _present(*charts)
+
+
+def chart_pretext(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
+    """The chart of the pretext task's accuracy on held-out images, with the lines of chance."""
+    alone = len(runs) == 1
+    series = [
+        _series(
+            run,
+            "" if alone else letter,
+            "accuracy" if alone else f"{letter} ({run.name})",
+            i,
+            _logged("pretext"),
+        )
+        for i, (run, letter) in enumerate(zip(runs, letters, strict=True))
+    ]
+    guesses = [_series(run, "chance", "chance", -1, _logged("pretext_chance")) for run in runs]
+    distinct = {tuple(one.y[:1]): one for one in guesses if one.y}  # one line for each level
+    series += [
+        replace(one, colour=(len(runs) + i) % SERIES) for i, one in enumerate(distinct.values())
+    ]
+    return _present(
+        chart(
+            "Accuracy of the pretext task",
+            series,
+            note="Mean over held-out images. Chance is the accuracy of guesses.",
+        )
+    )
 
 
 def chart_speed(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:

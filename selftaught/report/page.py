@@ -13,7 +13,7 @@ import jinja2
 
 from selftaught.files import write_text
 from selftaught.report import charts, scores
-from selftaught.report.curves import chart_features, chart_losses, chart_speed
+from selftaught.report.curves import chart_features, chart_losses, chart_pretext, chart_speed
 from selftaught.report.facts import (
     describe_data,
     evaluate_command,
@@ -26,7 +26,13 @@ from selftaught.report.facts import (
 )
 from selftaught.report.format import as_list, run_letter
 from selftaught.report.outcome import collect_banners, list_verdicts
-from selftaught.report.samples import embed_hard, embed_map, embed_neighbours, embed_views
+from selftaught.report.samples import (
+    embed_answers,
+    embed_hard,
+    embed_map,
+    embed_neighbours,
+    embed_views,
+)
 from selftaught.runs.reader import Run, load_all
 
 SHAPES = 4  # marks of the map; with 8 colours they distinguish 32 classes
@@ -73,7 +79,7 @@ def render(runs: Sequence[Run], *, command: str) -> str:
         tables=tables,
         between=scores.between(runs, letters, tables) if tables else (),
         losses=chart_losses(runs, letters),
-        features=chart_features(runs, letters),
+        features=[*chart_pretext(runs, letters), *chart_features(runs, letters)],
         speed=chart_speed(runs, letters),
         differing=list_differences(runs),
         command=command,
@@ -94,6 +100,7 @@ def _describe_run(run: Run, letter: str, position: int) -> dict[str, Any]:
         "evaluate": evaluate_command(run),
         "facts": list_facts(run),
         "views": embed_views(run),
+        "answers": embed_answers(run),
         "hard": embed_hard(run),
         "hard_expected": bool(as_list(run.section("config").get("hard"))),
         "neighbours": embed_neighbours(run),

@@ -64,6 +64,23 @@ def embed_hard(run: Run) -> list[dict[str, Any]]:
     return examples
 
 
+def embed_answers(run: Run) -> list[dict[str, Any]]:
+    """Answers to the pretext task as a list of {"pictures", "text", "correct"}."""
+    answers = []
+    for entry in as_list(run.album.get("answers")):
+        if not isinstance(entry, dict):
+            continue
+        pictures = [
+            {"src": src, "title": str(one.get("title", ""))}
+            for one in as_list(entry.get("pictures"))
+            if isinstance(one, dict) and (src := embed_picture(run.folder, one.get("file")))
+        ]
+        if pictures:
+            text, correct = str(entry.get("text") or ""), entry.get("correct")
+            answers.append({"pictures": pictures, "text": text, "correct": correct})
+    return answers
+
+
 def embed_neighbours(run: Run) -> dict[str, Any] | None:
     """Queries with neighbours, and the number of pairs of equal labels; None if there are none."""
     album = run.album.get("neighbours")

@@ -3,6 +3,7 @@
 Only this module decides which scores are comparable and which differences are distinguishable.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,25 +26,31 @@ class Setting:
     metric: str
     protocol: str
     labels: str
+    layer: str = ""  # a stage of the backbones, or "best"; empty for the final features
 
     @property
     def words(self) -> str:
         title = TITLES.get(self.protocol, self.protocol)
         title = title if title == "kNN" else title.capitalize()
-        return f"{title}, {labels_words(self.labels)}"
+        words = f"{title}, {labels_words(self.labels)}"
+        if self.layer == "best":
+            return f"{words}, best stage of each"
+        return f"{words}, {self.layer}" if self.layer else words
 
     @property
     def metric_words(self) -> str:
         return METRICS.get(self.metric, self.metric.replace("_", " "))
 
     @property
-    def order(self) -> tuple[int, int, int, float, str]:
+    def order(self) -> tuple[int, int, int, float, str, str]:
         """Balanced accuracy before AUROC, few labels before many."""
         metric = list(METRICS).index(self.metric) if self.metric in METRICS else len(METRICS)
         protocol = list(TITLES).index(self.protocol) if self.protocol in TITLES else len(TITLES)
         kind, _, amount = self.labels.rpartition(":")
         count = float(amount) if amount.isdigit() else float("inf")
-        return metric, protocol, (2 if amount == "all" else 1 if kind else 0), count, self.labels
+        size = 2 if amount == "all" else 1 if kind else 0
+        layer = re.sub(r"\d+", lambda digits: digits[0].zfill(4), self.layer)  # blocks.2 before .10
+        return metric, protocol, size, count, self.labels, layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,7 @@ class Score:
     low: float
     high: float
     draws: int | None = None
+    stage: str = ""  # of the backbone, chosen as the best
 
     @property
     def effect(self) -> Effect:
@@ -142,8 +150,10 @@ def read_score(row: Mapping[str, Any]) -> tuple[Setting, Score] | None:
         return None
     draws = number(row.get("draws"))
     metric, protocol, labels = map(str, words)
-    score = Score(mean=mean, low=low, high=high, draws=None if draws is None else int(draws))
-    return Setting(metric=metric, protocol=protocol, labels=labels), score
+    layer, stage = (str(row.get(key) or "") for key in ("layer", "stage"))
+    count = None if draws is None else int(draws)
+    score = Score(mean=mean, low=low, high=high, draws=count, stage=stage)
+    return Setting(metric=metric, protocol=protocol, labels=labels, layer=layer), score
 
 
 def rows_of(evaluation: Mapping[str, Any], key: str = "rows") -> list[Mapping[str, Any]]:
@@ -188,8 +198,12 @@ def latest(evaluations: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any],
 
 
 def overall(evaluation: Mapping[str, Any]) -> Effect | None:
-    """The worst effect of all differences except "unclear", which counts only if all are."""
-    pairs = [read_score(row) for row in rows_of(evaluation, "differences")]
+    """The worst effect of all differences except "unclear", which counts only if all are.
+
+    As in the verdict, stages count only if the final features were not scored.
+    """
+    rows = rows_of(evaluation, "differences")
+    pairs = [read_score(row) for row in [r for r in rows if not r.get("layer")] or rows]
     effects = {pair[1].effect for pair in pairs if pair}
     order: tuple[Effect, ...] = ("worse", "better", "unclear")
     return next((effect for effect in order if effect in effects), None)

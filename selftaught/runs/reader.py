@@ -26,7 +26,7 @@ class Run:
     repeated: int  # number of records that a resumed run wrote again
     evaluations: tuple[Mapping[str, Any], ...]
     unreadable: tuple[str, ...]  # names of damaged files
-    album: Mapping[str, Any]  # "views" | "hard" | "neighbours" | "map" -> content of its JSON file
+    album: Mapping[str, Any]  # name of a part, as "views" or "map" -> content of its JSON file
 
     def section(self, name: str) -> Mapping[str, Any]:
         """Return a part of run.json ("data", "config", "versions"); empty where it is missing."""
@@ -67,7 +67,7 @@ def load(folder: Path, name: str) -> Run:
         damaged.append("evaluation.json")
     album = {
         part: _json(folder, f"album/{part}.json", damaged)
-        for part in ("views", "hard", "neighbours", "map")
+        for part in ("views", "answers", "hard", "neighbours", "map")
     }
     return Run(
         folder=folder,

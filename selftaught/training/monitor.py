@@ -1,19 +1,23 @@
 """Measurement of the features while a stage trains."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selftaught.data.index.build import Index
 from selftaught.distributed import broadcast_object
 from selftaught.features import statistics
 from selftaught.features.extract import extract
 from selftaught.features.metrics import effective_count
-from selftaught.models.backbone import Backbone
+from selftaught.models.stages import StageFeatures, stage_at, stage_widths
 from selftaught.training.collapse import CollapseDetector
+from selftaught.training.pretext_accuracy import has_grades, measure_accuracy
 from selftaught.training.session import Session
+
+log = logging.getLogger(__name__)
 
 MEASURES = 20  # measurements in a run, at regular intervals
 RARELY = 50  # minimum interval in steps, as a measurement costs as much as about four steps
@@ -24,7 +28,8 @@ SOON = 5  # steps until the next measurement after a bad one
 class Monitor:
     """Measures features on held-out images while a stage trains, and detects collapse.
 
-    number: how many images are measured.
+    The features are the final ones, or those of the stage that the method recommends. A method that
+    grades its predictions is tested on held-out images, too. number: how many images are measured.
     """
 
     def __init__(self, session: Session, number: int) -> None:
@@ -33,6 +38,11 @@ class Monitor:
         self.measured_at = 0  # step
         self.best = -1.0
         self.bank, self.voted, self.watched = sample(session.index, number)
+        self.held_out = self.watched[: len(session.index.held_out)]
+        self.stage = recommended_stage(session)
+        self.pretext: dict[str, float] = {}  # the last one of `measure_pretext`
+        if has_grades(session.method) and not len(self.held_out):
+            log.info("there are no held-out images: the accuracy of the task is not measured")
         labels = session.index.labels
         judged = labels is not None and not session.stage.init and len(self.voted) > 0
         self.detector = CollapseDetector(
@@ -59,15 +69,31 @@ class Monitor:
 
         The features are of two centre crops of each image: of 1.0 and of 0.7 of the short side.
         """
+        network = None
+        if self.stage is not None:
+            backbone = self.session.backbone
+            network = StageFeatures(backbone, {self.stage: stage_widths(backbone)[self.stage]})
         whole, closer = (
-            extract_features(self.session, self.watched, share) for share in (1.0, 0.7)
+            extract_features(self.session, self.watched, share, network) for share in (1.0, 0.7)
         )
         measures = statistics.measure(whole, closer)
         labels = self.session.index.labels
         if labels is not None and len(self.bank) and len(self.voted):
-            bank, voted = (extract_features(self.session, p) for p in (self.bank, self.voted))
+            bank, voted = (
+                extract_features(self.session, p, backbone=network) for p in (self.bank, self.voted)
+            )
             measures |= statistics.measure_knn(voted, labels[self.voted], bank, labels[self.bank])
         return measures
+
+    def measure_pretext(self) -> dict[str, float]:
+        """Measure the accuracy of the method's task on held-out images; empty if it has none."""
+        self.pretext = measure_accuracy(self.session, self.held_out)
+        return self.pretext
+
+    def facts(self) -> dict[str, Any]:
+        """Entries of run.json: the last accuracy of the task, and the recommended stage."""
+        stage = {} if self.stage is None else {"recommended_stage": self.stage}
+        return {**self.pretext, **stage}
 
     def observe(self, step: int, features: Mapping[str, float], loss: float | None) -> str | None:
         """Add a measurement to the detector; return a warning if the features collapse."""
@@ -90,16 +116,31 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """The state that later measurements depend on."""
         state = self.detector.state_dict()
-        return {"guard": state, "looked": self.measured_at, "best": self.best}
+        return {
+            "guard": state,
+            "looked": self.measured_at,
+            "best": self.best,
+            "pretext": self.pretext,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `state_dict`."""
         self.detector.load_state_dict(state["guard"])
         self.measured_at, self.best = state["looked"], state["best"]
+        self.pretext = dict(state.get("pretext", {}))  # not in checkpoints of older versions
+
+
+def recommended_stage(session: Session) -> str | None:
+    """Return the stage that the method recommends; None for the final features."""
+    depth = session.method.recommended_stage
+    stage = stage_at(session.backbone, depth)
+    if depth is not None and stage is None:
+        log.info(f"{session.backbone.name} has no stages: its final features are monitored")
+    return stage
 
 
 def extract_features(
-    session: Session, positions: Tensor, share: float = 1.0, backbone: Backbone | None = None
+    session: Session, positions: Tensor, share: float = 1.0, backbone: nn.Module | None = None
 ) -> Tensor:
     """Features [n, D] of the images at `positions` [n].
 

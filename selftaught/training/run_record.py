@@ -69,9 +69,16 @@ class RunRecord:
         self.loggers.begin(facts)
 
     def log(
-        self, report: Report | None, features: Mapping[str, float] | None, skipped: int
+        self,
+        report: Report | None,
+        features: Mapping[str, float] | None,
+        skipped: int,
+        pretext: Mapping[str, float] | None = None,
     ) -> None:
-        """Write an entry after a step, or of the start. `skipped`: skipped steps so far."""
+        """Write an entry after a step, or of the start.
+
+        skipped: skipped steps so far. pretext: accuracy of the method's task, and that of chance.
+        """
         if not self.begun:
             return
         seconds = self.stopwatch.lap()
@@ -87,6 +94,7 @@ class RunRecord:
             "lost": len(self.lost),
             "seconds": self.stopwatch.seconds,
             "features": None if features is None else {k: finite(v) for k, v in features.items()},
+            **(pretext or {}),
         }
         self.images = 0
         step = report.step + 1 if report else 0

@@ -194,6 +194,7 @@ def build_session(
         hold,
         groups=index.groups,
         pixel_range=index.pixel_range,
+        square=method.square_images,
         on_progress=on_progress,
     )
     positions = training_positions(stage, index)

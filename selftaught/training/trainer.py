@@ -117,6 +117,7 @@ class Trainer:
             # On CPUs the batch norms of each rank have their own statistics.
             broadcast_tensors(running_statistics(self.session.step))
             features = self.monitor.measure()
+            pretext = self.monitor.measure_pretext()
             self.lost.update()
         warning = None
         if self.first:
@@ -124,7 +125,7 @@ class Trainer:
             warning = self.monitor.observe(self.step, features, loss)
             if warning:
                 log.warning(warning)
-        self.record.log(report, features, self.skipped)
+        self.record.log(report, features, self.skipped, pretext)
         if report and self.monitor.improves(features):
             self.save("best.pt")
         self.monitor.synchronise()
@@ -165,6 +166,7 @@ class Trainer:
         candidate beyond its start yet.
         """
         session, file = self.session, self.folder / "backbone.safetensors"
+        more = {**self.monitor.facts(), **more}
         if self.candidates.candidates and self.step and outcome != "stopped":
             more["choice"] = self.candidates.keep_best().facts()
         elif is_finite(session.method.state_dict(), self.checkpoints.sharded):

@@ -7,6 +7,8 @@ written last, so an incomplete album is not read. Its contents are:
   with a row for each image.
 - hard.json: [{"kind", "clean", "perturbation" | null, "hard", "partner" | null, "loss_before",
   "loss_after", "note"}]. Pictures are names of files, hard-I-*.png or .jpg.
+- answers.json: [{"pictures": [{"file", "title"}], "text", "correct": bool | null}], of methods that
+  illustrate their task. Files are answer-I-J.png or .jpg.
 - neighbours.json: {"of": number of images searched, "groups": [{"query", "neighbours": [file],
   "similarity": [cosine], "label": str | null, "labels": [str] | null}]}. Files are n-I-q.png and
   n-I-J.png.
@@ -26,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from selftaught.files import atomic, write_text
+from selftaught.method import Illustration
 
 LARGEST = 160  # maximum side of a picture in pixels, because the page contains them all
 PLAIN = 72  # maximum side of a PNG; larger pictures are JPEG
@@ -98,6 +101,25 @@ def write_hard(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
             record["note"] = record["note"] or note
         records.append(record)
     return _write_json(folder / "hard.json", records)
+
+
+def write_answers(folder: Path, illustrations: Sequence[Illustration]) -> Path:
+    """Write the answers of a method to some images: pictures and text of each."""
+    records = [
+        {
+            "pictures": [
+                {
+                    "file": _save(_picture(pixels.float().cpu()), folder / f"answer-{i}-{j}"),
+                    "title": title,
+                }
+                for j, (title, pixels) in enumerate(one.pictures.items())
+            ],
+            "text": one.text,
+            "correct": one.correct,
+        }
+        for i, one in enumerate(illustrations)
+    ]
+    return _write_json(folder / "answers.json", records)
 
 
 def magnify(clean: Tensor, hard: Tensor) -> tuple[Tensor, int, float]:

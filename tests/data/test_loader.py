@@ -4,6 +4,7 @@ workers.
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -215,3 +216,21 @@ def test_nonsense_is_refused(in_memory: Images) -> None:
     for number, start in ((-1, 0), (0, -1), (0, 6)):
         with pytest.raises(ValueError, match="5 steps"):
             batches.epoch(number, start)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_square_images_are_the_middles_of_the_images(tmp_path: Path, hold: bool) -> None:
+    """Both axes are resized by one factor; a squashed image is sharper along its short side."""
+    rng = np.random.default_rng(0)
+    wide, tall = (rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in ((8, 14), (15, 8)))
+    files = [tmp_path / "wide.png", tmp_path / "tall.png"]
+    for file, pixels in zip(files, (wide, tall), strict=True):
+        Image.fromarray(pixels).save(file)
+    sizes = torch.tensor([[8, 14], [15, 8]])
+    images = Images(files, sizes, 8, hold, square=True)
+    expected = torch.from_numpy(np.stack([wide[:, 3:11], tall[3:11]])).permute(0, 3, 1, 2)
+    assert torch.equal(images.take(torch.arange(2))[0], expected)
+    assert images.aspect.tolist() == [1.0, 1.0]
+    if not hold:
+        originals, _ = images.take_originals(torch.arange(2), torch.arange(2))
+        assert all(torch.equal(one, part) for one, part in zip(originals, expected, strict=True))

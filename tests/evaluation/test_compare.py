@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from selftaught.data.index.label_budget import Budget, draw
 from selftaught.errors import UserError
 from selftaught.evaluation.compare import evaluate, evaluate_features
-from selftaught.evaluation.results import Difference, Results, Row, verdict
+from selftaught.evaluation.results import Difference, Results, Row, to_fields, verdict
 from selftaught.features.extract import extract, load_or_make
 from selftaught.features.knn import KNN
 from selftaught.features.linear import LinearProbe
@@ -180,7 +180,7 @@ def test_rows_have_exactly_the_agreed_keys_and_survive_json() -> None:
     )
     assert len(results.rows) == 2 * 2 * 3
     for row in results.rows:
-        assert list(asdict(row)) == [
+        assert list(to_fields(row)) == [
             "backbone",
             "protocol",
             "labels",

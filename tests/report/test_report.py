@@ -22,7 +22,7 @@ from torch import Tensor
 from selftaught.errors import UserError
 from selftaught.report import charts, console_tables, page, samples, scores
 from selftaught.runs.reader import Run, load_all
-from selftaught.visualize import album
+from selftaught.visualize import album, snapshots
 
 PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "rocket.jpg")
 
@@ -834,6 +834,18 @@ def test_views_stand_beside_their_image(tmp_path: Path) -> None:
         assert picture.getpixel((100, 100)) == (255, 255, 255, 255)
         assert picture.getpixel((136 + 32, 32)) == (128, 128, 128, 255)
         assert picture.getchannel("A").getpixel((138, 2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"), [((3, 8, 8), (8, 8)), ((4, 3, 8, 8), (16, 16)), ((7, 7, 3, 4, 4), (28, 28))]
+)
+def test_parts_of_an_image_are_one_picture(shape: tuple[int, ...], side: tuple[int, int]) -> None:
+    leaf = torch.rand(2, *shape)
+    sheet = snapshots.tile(leaf)
+    assert sheet.shape == (2, 3, *side)
+    corner = leaf[(slice(None), *(-1 for _ in shape[:-3]))]  # the last part
+    assert torch.equal(sheet[:, :, -corner.shape[2] :, -corner.shape[3] :], corner)
+    assert snapshots.tile(torch.rand(2, 5, 1, 4, 4)).shape == (2, 3, 8, 12)  # grey, and a gap
 
 
 def test_tables_for_the_terminal() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from selftaught.data.decode import pixels, quiet, squash
+from selftaught.data.decode import centre_square, pixels, quiet, squash
 from selftaught.data.io.filesystem import normalize_location
 from selftaught.data.io.integrity import Unreadable
 from selftaught.data.io.parallel import free_memory, run_parallel
@@ -38,7 +38,8 @@ class Images(torch.utils.data.Dataset[Tensor]):
     in a quarter of the free memory, divided among the processes of this machine. groups: which rows
     of Parquet files lie together; images are read in an order that suits them. pixel_range: scales
     values of more than 8 bits, as in `decode.decode`. strict: raise UserError for an image that is
-    lost, as its substitute has another label.
+    lost, as its substitute has another label. square: crop each image to its centre square first,
+    so that both axes are equally sharp; all aspects are 1.
 
     An image that became unreadable since the index was built is listed in `lost`. The next readable
     image replaces it. Raises UserError after `_GIVE_UP` unreadable images in a row, as for a
@@ -56,6 +57,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         pixel_range: PixelRange | None = None,
         threads: int | None = None,
         strict: bool = False,
+        square: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if not len(paths) or tuple(sizes.shape) != (len(paths), 2) or canvas < 1:
@@ -66,7 +68,9 @@ class Images(torch.utils.data.Dataset[Tensor]):
         self.groups = groups
         self.pixel_range = pixel_range
         self._prefetched: dict[int, set[int]] = {}  # groups by process id
-        self.aspect = (sizes[:, 1].double() / sizes[:, 0].double()).float()
+        self.square = square
+        aspect = (sizes[:, 1].double() / sizes[:, 0].double()).float()
+        self.aspect = torch.ones_like(aspect) if square else aspect
         self.threads = threads
         self.strict = strict
         self.canvases: Tensor | None = None
@@ -170,7 +174,8 @@ class Images(torch.utils.data.Dataset[Tensor]):
         sources, images = positions[slots].clone(), [torch.empty(0)] * len(slots)
 
         def load(path: Path) -> Tensor:
-            return pixels(path, math.ceil(0.875 * self.canvas), self.pixel_range)
+            image = pixels(path, math.ceil(0.875 * self.canvas), self.pixel_range)
+            return centre_square(image) if self.square else image
 
         def read(j: int) -> None:
             images[j], sources[j] = self._read_one(positions, int(slots[j]), load)
@@ -205,7 +210,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         )
 
     def _squash(self, path: Path) -> Tensor:
-        return squash(path, self.canvas, self.pixel_range)
+        return squash(path, self.canvas, self.pixel_range, self.square)
 
     def _describe_last_loss(self) -> str:
         i, reason = next(reversed(self.reasons.items()))

@@ -1,0 +1,165 @@
+"""Evaluation at the stages of a backbone: at one of them, at all, or at the best one.
+
+The features of a stage are its map, averaged over all places. Pretext tasks teach the middle of a
+network best (Kolesnikov et al., 2019, https://arxiv.org/abs/1901.09005).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from selftaught.errors import UserError
+from selftaught.evaluation.compare import refusal
+from selftaught.features.linear import stratified_folds
+from selftaught.features.metrics import auroc, balanced_accuracy
+from selftaught.features.protocol import (
+    FeatureProtocol,
+    LabelledImages,
+    Protocol,
+    Scores,
+    Subject,
+    class_count,
+)
+from selftaught.models.backbone import Backbone
+from selftaught.models.stages import require_stages
+
+LAST = "last"  # the final features
+ALL, BEST = "all", "best"
+FOLDS = 5
+CROSS_VALIDATE = 1000  # images; of more, one fold is enough
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtLayer(Protocol):
+    """A protocol of frozen features that reads those of one stage."""
+
+    protocol: FeatureProtocol
+    stage: str
+
+    @property
+    def name(self) -> str:
+        return self.protocol.name
+
+    @property
+    def layer(self) -> str:
+        return self.stage
+
+    def describe(self) -> str:
+        return f"{self.protocol.describe()}, at the stage {self.stage}"
+
+    def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
+        return self.protocol.score(at_layer(subject, self.stage), train, test)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtBestLayer(Protocol):
+    """A protocol of frozen features that chooses a stage, or the final features.
+
+    Each choice compares scores on kept-out images of the labelled training images at hand: five
+    folds, or one fifth of more than 1000 images. So it uses no more labels than are drawn, and
+    never the test images. The linear probe has one fixed penalty here, which takes a tenth of the
+    time. Of equal scores the later stage is taken.
+    """
+
+    protocol: FeatureProtocol
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.protocol.name
+
+    @property
+    def layer(self) -> str:
+        return BEST
+
+    def describe(self) -> str:
+        return f"{self.protocol.describe()}, at the stage that is the best on training images"
+
+    def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
+        stage = self.choose(subject, train)
+        return replace(self.protocol.score(at_layer(subject, stage), train, test), stage=stage)
+
+    def choose(self, subject: Subject, train: LabelledImages) -> str:
+        """Choose the stage with the best score on kept-out training images."""
+        fold = stratified_folds(train.labels, FOLDS, self.seed)
+        splits = [
+            (train.take(fold != k), train.take(fold == k))
+            for k in range(FOLDS if len(fold) <= CROSS_VALIDATE else 1)
+        ]
+        splits = [(rest, kept) for rest, kept in splits if is_scorable(rest, kept)]
+        if not splits:
+            return LAST
+        names = [LAST, *reversed(list(subject.layers))]
+        quality = {name: self.rate(at_layer(subject, name), splits) for name in names}
+        return max(names, key=quality.__getitem__)  # the first one of equals
+
+    def rate(
+        self, subject: Subject, splits: Sequence[tuple[LabelledImages, LabelledImages]]
+    ) -> float:
+        """Score the kept-out images of all splits together; -1 where no score can be computed."""
+        classes = max(class_count(rest.labels) for rest, _ in splits)
+        protocol, values = self.protocol.with_fixed_settings(), []
+        for rest, kept in splits:
+            scores = protocol.score(subject, rest, kept.positions).values.cpu()
+            missing = scores.new_full((len(scores), classes - scores.shape[1]), -torch.inf)
+            values.append(torch.cat([scores, missing], 1))
+        labels = torch.cat([kept.labels for _, kept in splits]).cpu()
+        if labels.ndim == 2:
+            area, skipped = auroc(labels, torch.cat(values))
+            return area if skipped < labels.shape[1] else -1.0
+        return balanced_accuracy(labels, torch.cat(values))
+
+
+def is_scorable(train: LabelledImages, test: LabelledImages) -> bool:
+    """Whether something can be learnt and scored."""
+    return bool(len(train.labels) and len(test.labels)) and not refusal(
+        train.labels.cpu(), test.labels.cpu()
+    )
+
+
+def at_layer(subject: Subject, stage: str) -> Subject:
+    """Return the subject with the features of a stage, or the same one for the final features."""
+    return subject if stage == LAST else replace(subject, features=subject.layers[stage])
+
+
+def at_layers(
+    protocols: Sequence[Protocol], layers: str, compared: Mapping[str, Backbone], seed: int = 0
+) -> list[Protocol]:
+    """Return the protocols at `layers`: "last", "all", "best" or the name of a stage.
+
+    compared: the backbones by name. Raises UserError for protocols that do not use frozen features,
+    backbones without stages, and stages that a backbone does not have.
+    """
+    if layers == LAST:
+        return list(protocols)
+    frozen = []
+    for protocol in protocols:
+        if not isinstance(protocol, FeatureProtocol):
+            raise UserError(
+                f"--layers {layers} is about frozen features, which {protocol.name} does not use:"
+                f" leave out --layers, or {protocol.name} in --protocol"
+            )
+        frozen.append(protocol)
+    stages = {name: list(require_stages(backbone, name)) for name, backbone in compared.items()}
+    if layers == BEST:
+        return [AtBestLayer(protocol=protocol, seed=seed) for protocol in frozen]
+    first = next(iter(stages.values()))
+    for name, own in stages.items():
+        if layers == ALL and own != first:
+            raise UserError(
+                f"--layers all compares equal stages, and {name} has others: {', '.join(own)};"
+                " choose --layers best, or leave it out of --against"
+            )
+        if layers != ALL and layers not in own:
+            raise UserError(
+                f'--layers {layers}: {name} has no such stage; choose "last", "all", "best",'
+                f" {', '.join(own)}"
+            )
+    result: list[Protocol] = []
+    for protocol in frozen:
+        names = first if layers == ALL else [layers]
+        result += [AtLayer(protocol=protocol, stage=stage) for stage in names]
+        result += [protocol] if layers == ALL else []
+    return result

@@ -1,0 +1,57 @@
+"""Features of the stages of a backbone: their maps, averaged over all places."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from selftaught.errors import UserError
+from selftaught.models.backbone import Backbone
+
+
+def stage_widths(backbone: Backbone) -> dict[str, int]:
+    """Return the channels of every stage by name, from the first to the last; empty without stages.
+
+    They are those of `Backbone.maps`.
+    """
+    network = backbone.network
+    info = getattr(network, "feature_info", None)
+    if not info or not hasattr(network, "forward_intermediates"):
+        return {}
+    return {str(one["module"]): int(one["num_chs"]) for one in info}
+
+
+def require_stages(backbone: Backbone, shown: str) -> dict[str, int]:
+    """Return `stage_widths`. Raises UserError where there are none; `shown` names the backbone."""
+    if widths := stage_widths(backbone):
+        return widths
+    raise UserError(
+        f"{shown}: {backbone.name} gives no maps of its stages; leave out --layers, which scores"
+        " its final features"
+    )
+
+
+def stage_at(backbone: Backbone, depth: float | None) -> str | None:
+    """Return the stage at `depth`, of 0 (the first) to 1 (the last).
+
+    None where `depth` is None or the backbone has no stages.
+    """
+    names = list(stage_widths(backbone))
+    return names[round(depth * (len(names) - 1))] if names and depth is not None else None
+
+
+class StageFeatures(nn.Module):
+    """Pixels [B, 3, H, W] -> pooled maps [B, D] of some stages, side by side.
+
+    widths: the channels of each stage by name. features: D, their sum.
+    """
+
+    def __init__(self, backbone: Backbone, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.widths = dict(widths)
+        self.features = sum(widths.values())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.backbone.maps(pixels)
+        return torch.cat([maps[name].mean((2, 3)) for name in self.widths], 1)
