@@ -13,7 +13,7 @@ One file, over 200 lines: two protocols are values of one class, and a third of 
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, product
@@ -36,6 +36,7 @@ from selftaught.features.protocol import (
 from selftaught.method import Batch, Setup, image_seeds
 from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models.batch_norm import batch_norms
+from selftaught.models.interpolate import interpolate_states
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.seeding import key
 from selftaught.training.loop import MOST_SKIPS, Loop, fit
@@ -176,7 +177,7 @@ class FineTune(Protocol):
                 if not finite:
                     scores.append(None)
                     continue
-                network.load_state_dict(interpolate(start, end, setting.blend))
+                network.load_state_dict(interpolate_states(start, end, setting.blend))
                 logits = predict(method, subject, test)
                 scores.append(logits if bool(logits.isfinite().all()) else None)
         return scores
@@ -307,16 +308,6 @@ def draw_balanced(labels: Tensor, rng: torch.Generator) -> Tensor:
     each = -(-len(labels) // len(members))
     rows = torch.cat([rows.repeat(-(-each // len(rows)))[:each] for rows in members])
     return rows[torch.randperm(len(rows), generator=rng)][: len(labels)]
-
-
-def interpolate(
-    start: Mapping[str, Tensor], end: Mapping[str, Tensor], blend: float
-) -> dict[str, Tensor]:
-    """Weights at the share `blend` of the way from `start` to `end`, with the counters of `end`."""
-    return {
-        name: torch.lerp(start[name], value, blend) if value.is_floating_point() else value
-        for name, value in end.items()
-    }
 
 
 def column_count(labels: Tensor) -> int:

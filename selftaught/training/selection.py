@@ -29,6 +29,7 @@ from selftaught.features.protocol import Features
 from selftaught.models import heads
 from selftaught.models.backbone import Backbone
 from selftaught.models.batch_norm import running_statistics
+from selftaught.models.interpolate import interpolate_states
 from selftaught.models.weights import io as weights_io
 from selftaught.runs import folder as run_folder
 from selftaught.training.checkpoint_folder import is_finite
@@ -192,12 +193,9 @@ class Candidates:
 
     def interpolate(self, start: Path, end: Path, share: float) -> Backbone:
         """Build start + share * (end - start), of all weights and running statistics."""
-        old, backbone = self.load(start).state_dict(), self.load(end)
-        state = {
-            name: torch.lerp(old[name], value, share) if value.is_floating_point() else value
-            for name, value in backbone.state_dict().items()
-        }
-        backbone.load_state_dict(state)
+        backbone = self.load(end)
+        states = self.load(start).state_dict(), backbone.state_dict()
+        backbone.load_state_dict(interpolate_states(*states, share))
         return backbone
 
     def score(self, backbone: Backbone, step: int, share: float = 1.0) -> None:

@@ -30,7 +30,7 @@ from selftaught.evaluation.finetune import (
     Setting,
     draw_balanced,
     drops,
-    interpolate,
+    interpolate_states,
 )
 from selftaught.evaluation.results import Results
 from selftaught.features.extract import extract
@@ -500,7 +500,7 @@ def test_weights_between_start_and_end() -> None:
         {"w": torch.ones(3), "n": torch.tensor(5)},
     )
     for blend in (0.0, 0.25, 1.0):
-        between = interpolate(start, end, blend)
+        between = interpolate_states(start, end, blend)
         assert between["w"].tolist() == [blend] * 3
         assert between["n"] == 5
 
