@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -17,9 +16,6 @@ from tests.abuse.harness import PATIENCE, Outcome, Sandbox, environment, run_mai
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.abuse.preload"])
-# The server's socket lies in this folder. Created later, it would lie in a sandbox, whose path can
-# be too long for a socket.
-util.get_temp_dir()
 
 _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 
