@@ -95,6 +95,8 @@ def read(file: Path) -> Plan:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise UserError(f"--plan {file} cannot be read: its lists are nested too deeply") from None
     return from_mapping(content, str(file))
 
 
