@@ -391,6 +391,19 @@ def rotation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     ]
 
 
+def colorization(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """The colours of all photographs together, which a mean of colours would pull to grey."""
+    places = (method.bins.centres / 10 + 11).long()
+
+    def plane(title: str, shares: Tensor) -> Panel:
+        values = torch.zeros(23, 23)
+        values[22 - places[:, 1], places[:, 0]] = shares.mean((0, 2, 3)).sqrt()
+        return Panel(title=title, values=values, rows="b, to yellow", columns="a, to red")
+
+    codes = targets / targets.sum(1, keepdim=True).clamp_min(1e-9)
+    return [plane("predicted shares, square root", said.softmax(1)), plane("true shares", codes)]
+
+
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (said / method.temperature).softmax(1)
     return [
@@ -424,6 +437,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "barlow-twins": barlow,
     "byol": teachers,
     "cmc": memory,
+    "colorization": colorization,
     "cpc": cpc,
     "deepcluster": deepcluster,
     "deepcluster-v2": deepcluster_v2,
@@ -496,6 +510,15 @@ def pictures(method: Method, batch: Batch) -> list[tuple[str, Tensor]]:
     ]
 
 
+def illustrated(method: Method, batch: Batch, said: Any, targets: Any) -> list[tuple[str, Tensor]]:
+    """Titles and pictures of input, prediction and truth, where answers are pictures."""
+    answers = method.illustrate(batch, said, targets)
+    titles = list(answers[0].pictures) if answers else []
+    if len(titles) < 2:
+        return []
+    return [(title, torch.stack([one.pictures[title] for one in answers])) for title in titles]
+
+
 def hide(view: Tensor, mask: Tensor, method: Any) -> Tensor:
     """Grey in place of the patches that are masked."""
     high, wide = method.patch_size
@@ -523,7 +546,8 @@ def draw(name: str, out: Path = OUT) -> Path:
         said = method.predict(method.inputs(batch))
         targets = method.targets(batch, said)
         panels = SEEN[name](method, said, targets, batch)
-        seen = [("photograph", data.plain()), *pictures(method, batch)]
+        answers = illustrated(method, batch, said, targets) or pictures(method, batch)
+        seen = [("photograph", data.plain()), *answers]
     # inches; what is seen takes this much, what is learnt the rest
     left = min(TILE * len(seen), 0.55 * WIDTH)
     figure = pyplot.figure(figsize=(WIDTH, HEIGHT), dpi=100)
