@@ -27,6 +27,7 @@ from selftaught.data.loading.images import Images
 from selftaught.losses import most_similar, standardize
 from selftaught.method import Batch, Method, Setting, Setup, image_seeds, leaves
 from selftaught.methods import METHODS
+from selftaught.methods.parts.reconstruction import damage as damaged
 from selftaught.models import backbone as backbone_module
 from selftaught.models.layers import resize
 from selftaught.optim import AdamW, Cosine
@@ -404,6 +405,26 @@ def colorization(method: Any, said: Any, targets: Any, batch: Batch) -> list[Pan
     return [plane("predicted shares, square root", said.softmax(1)), plane("true shares", codes)]
 
 
+def rebuilt(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """What each picture explains of every view, where that view was damaged."""
+    view, *damage = targets
+    explained = []
+    for truth, *own in zip(view, *damage, strict=True):
+        of_all = (truth.expand_as(view), *(x.expand(len(view), -1, -1, -1) for x in own))
+        guess = method.image_errors(method.guess(damaged(*of_all), of_all[1]), of_all)
+        explained.append(1 - method.image_errors(said, of_all) / guess)
+    return [
+        Panel(
+            title="share of the error that is avoided",
+            values=torch.stack(explained, 1).clamp(-1, 1),
+            rows="prediction",
+            columns="true view",
+            marks=diagonal(len(view)),
+            signed=True,
+        )
+    ]
+
+
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (said / method.temperature).softmax(1)
     return [
@@ -438,9 +459,11 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "byol": teachers,
     "cmc": memory,
     "colorization": colorization,
+    "context-encoder": rebuilt,
     "cpc": cpc,
     "deepcluster": deepcluster,
     "deepcluster-v2": deepcluster_v2,
+    "denoising-autoencoder": rebuilt,
     "densecl": densecl,
     "dino": dino,
     "dinov2": ibot,
@@ -471,10 +494,14 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
 # what is seen
 
 
-def pictures(method: Method, batch: Batch) -> list[tuple[str, Tensor]]:
+def pictures(method: Method, batch: Batch, said: Any, targets: Any) -> list[tuple[str, Tensor]]:
     """Titles and pictures [B, 3, H, W] of what the network gets, parts side by side; then of what a
-    key encoder gets.
+    key encoder gets. Where answers are pictures: those of the method.
     """
+    answers = method.illustrate(batch, said, targets)
+    if answers and len(answers[0].pictures) > 1:
+        titles = answers[0].pictures
+        return [(title, torch.stack([one.pictures[title] for one in answers])) for title in titles]
     seen = leaves(method.inputs(batch))
     keys = hasattr(method, "queue") or hasattr(method, "moco")
     alone = [view for view in batch.views if keys and not any(view is one for one in seen)]
@@ -510,15 +537,6 @@ def pictures(method: Method, batch: Batch) -> list[tuple[str, Tensor]]:
     ]
 
 
-def illustrated(method: Method, batch: Batch, said: Any, targets: Any) -> list[tuple[str, Tensor]]:
-    """Titles and pictures of input, prediction and truth, where answers are pictures."""
-    answers = method.illustrate(batch, said, targets)
-    titles = list(answers[0].pictures) if answers else []
-    if len(titles) < 2:
-        return []
-    return [(title, torch.stack([one.pictures[title] for one in answers])) for title in titles]
-
-
 def hide(view: Tensor, mask: Tensor, method: Any) -> Tensor:
     """Grey in place of the patches that are masked."""
     high, wide = method.patch_size
@@ -546,8 +564,7 @@ def draw(name: str, out: Path = OUT) -> Path:
         said = method.predict(method.inputs(batch))
         targets = method.targets(batch, said)
         panels = SEEN[name](method, said, targets, batch)
-        answers = illustrated(method, batch, said, targets) or pictures(method, batch)
-        seen = [("photograph", data.plain()), *answers]
+        seen = [("photograph", data.plain()), *pictures(method, batch, said, targets)]
     # inches; what is seen takes this much, what is learnt the rest
     left = min(TILE * len(seen), 0.55 * WIDTH)
     figure = pyplot.figure(figsize=(WIDTH, HEIGHT), dpi=100)

@@ -42,7 +42,12 @@ COMMON = (
 )
 
 LARGER = ["--size", "64"]
-PLACES = {"colorization", "densecl"}  # 32 pixels leave one place
+PLACES = {
+    "colorization",
+    "context-encoder",
+    "denoising-autoencoder",
+    "densecl",
+}  # 32 pixels leave one place
 
 
 def one(

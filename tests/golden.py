@@ -31,7 +31,7 @@ HARD = {"plain": (), "hexa": ("adversarial", "cutmix")}
 # a run of it needs a teacher's run
 TRAINABLE = [name for name, m in METHODS.items() if not issubclass(m.Config, TeacherConfig)]
 # which need a map of more than one place
-SMALL_STRIDE = {"colorization", "densecl"}
+SMALL_STRIDE = {"colorization", "context-encoder", "denoising-autoencoder", "densecl"}
 VITS = {"ibot", "dinov2"}  # which mask patches
 WIDTHS = {"hidden": 64, "dim": 32}  # of heads, which would take most of the time
 RUN = [
