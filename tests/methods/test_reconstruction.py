@@ -206,9 +206,9 @@ def test_guesses_in_plain_loops() -> None:
 def slopes(seed: int) -> Batch:
     """Images whose brightness changes evenly from side to side: a hole follows from its border."""
     data = batch(32, seed=seed)
-    slope = torch.rand(32, 3, 1, 1, generator=rng(seed)) - 0.5
+    slope = 2 * torch.rand(32, 1, 1, 1, generator=rng(seed)) - 1
     place = (torch.arange(16) - 7.5) / 8
-    return dataclasses.replace(data, views=((0.5 + 0.8 * slope * place).expand(-1, -1, 16, -1),))
+    return dataclasses.replace(data, views=((0.5 + 0.5 * slope * place).expand(-1, 3, 16, -1),))
 
 
 def noise(seed: int) -> Batch:
@@ -243,7 +243,7 @@ def held_out_grade(name: str, images: Any, roll: int = 0, **fields: Any) -> floa
     ("name", "fields"), [("context-encoder", {}), ("denoising-autoencoder", {"noise": "gaussian"})]
 )
 def test_what_follows_from_the_rest_is_learnt(name: str, fields: dict[str, Any]) -> None:
-    assert held_out_grade(name, slopes, **fields) > 0.4
+    assert held_out_grade(name, slopes, **fields) > 0.35
     assert held_out_grade(name, slopes, roll=1, **fields) < 0.1
 
 
