@@ -27,7 +27,7 @@ from selftaught.data.loading.images import Images
 from selftaught.losses import most_similar, standardize
 from selftaught.method import Batch, Method, Setting, Setup, image_seeds, leaves
 from selftaught.methods import METHODS
-from selftaught.methods.parts.reconstruction import damage as damaged
+from selftaught.methods.parts.reconstruction import error_avoided
 from selftaught.models import backbone as backbone_module
 from selftaught.models.layers import resize
 from selftaught.optim import AdamW, Cosine
@@ -407,19 +407,16 @@ def colorization(method: Any, said: Any, targets: Any, batch: Batch) -> list[Pan
 
 def rebuilt(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     """What each picture explains of every view, where that view was damaged."""
-    view, *damage = targets
-    explained = []
-    for truth, *own in zip(view, *damage, strict=True):
-        of_all = (truth.expand_as(view), *(x.expand(len(view), -1, -1, -1) for x in own))
-        guess = method.image_errors(method.guess(damaged(*of_all), of_all[1]), of_all)
-        explained.append(1 - method.image_errors(said, of_all) / guess)
+    avoided = []
+    for own in zip(*targets, strict=True):
+        avoided.append(error_avoided(said, tuple(x.expand(len(said), -1, -1, -1) for x in own)))
     return [
         Panel(
             title="share of the error that is avoided",
-            values=torch.stack(explained, 1).clamp(-1, 1),
+            values=torch.stack(avoided, 1).clamp(-1, 1),
             rows="prediction",
             columns="true view",
-            marks=diagonal(len(view)),
+            marks=diagonal(len(said)),
             signed=True,
         )
     ]

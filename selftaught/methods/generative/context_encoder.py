@@ -20,7 +20,6 @@ class ContextEncoder(Reconstruction):
     """Fill in a hole of an image from what is around it."""
 
     paper = "Pathak et al., 2016, https://arxiv.org/abs/1604.07379"
-    reference = "the visible pixels' mean colour"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Reconstruction.Config):
@@ -58,7 +57,3 @@ class ContextEncoder(Reconstruction):
         hole, reach = 1 - keep, max(round(RIM * keep.shape[3]), 1)
         ring = F.max_pool2d(hole, 2 * reach + 1, 1, reach) - hole
         return hole + self.config.rim * ring
-
-    def guess(self, damaged: Tensor, keep: Tensor) -> Tensor:
-        mean = (damaged * keep).sum((2, 3), keepdim=True) / keep.sum((2, 3), keepdim=True)
-        return mean.expand_as(damaged)

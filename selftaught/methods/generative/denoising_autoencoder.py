@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.method import Batch, Setup
@@ -17,7 +16,6 @@ class DenoisingAutoencoder(Reconstruction):
     """Rebuild an image from a noisy copy of it."""
 
     paper = "Vincent et al., 2008, https://doi.org/10.1145/1390156.1390294"
-    reference = "a 3 x 3 median of the noisy image"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Reconstruction.Config):
@@ -45,8 +43,3 @@ class DenoisingAutoencoder(Reconstruction):
 
     def weigh(self, keep: Tensor) -> Tensor:
         return torch.ones_like(keep)
-
-    def guess(self, damaged: Tensor, keep: Tensor) -> Tensor:
-        height, width = damaged.shape[2:]
-        around = F.unfold(F.pad(damaged, (1, 1, 1, 1), mode="replicate"), 3)
-        return around.unflatten(1, (3, 9)).median(2).values.unflatten(2, (height, width))

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ Targets = tuple[Tensor, Tensor, Tensor]  # the same
 
 GREY = 0.5  # that an untrained network predicts
 SMALLEST = 1e-6  # error of a guess, of images of one colour
+REFERENCE = (
+    "the mean colour of the pixels that are left"  # the guess that answers are compared with
+)
 
 
 class Reconstruction(Method):
@@ -32,7 +35,6 @@ class Reconstruction(Method):
     views = 1
     # of the five convolutions of AlexNet, trained as a context encoder, the third is the best one
     recommended_stage = 0.5
-    reference: ClassVar[str]  # what `guess` predicts, in words
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -55,10 +57,6 @@ class Reconstruction(Method):
     def weigh(self, keep: Tensor) -> Tensor:
         """Return the weight of each pixel in the loss, [B, 1, H, W], relative to the others."""
 
-    @abstractmethod
-    def guess(self, damaged: Tensor, keep: Tensor) -> Tensor:
-        """Return what can be predicted without learning, [B, 3, H, W]: `reference`."""
-
     def inputs(self, batch: Batch) -> Inputs:
         keep, add = self.draw_damage(batch)
         return batch.views[0], Fixed(keep), Fixed(add)
@@ -72,27 +70,22 @@ class Reconstruction(Method):
         return batch.views[0], *self.draw_damage(batch)
 
     def loss(self, predictions: Tensor, targets: Targets) -> Tensor:
-        return self.image_errors(predictions, targets).mean()
-
-    def image_errors(self, predictions: Tensor, targets: Targets) -> Tensor:
-        """The weighted mean square error of each image, [B]."""
         view, keep, _ = targets
-        weights = self.weigh(keep)
-        squares = (predictions - view).square().mean(1, keepdim=True)
-        return (weights * squares).sum((1, 2, 3)) / weights.sum((1, 2, 3))
+        return image_errors(predictions, view, self.weigh(keep)).mean()
 
     def mix_targets(self, own: Targets, partner: Targets, mask: Tensor) -> Targets:
         """The pixels of a mixed view are those of both views; its damage is its own."""
         return mix_areas(own[0], partner[0], mask), *own[1:]
 
     def grade(self, predictions: Tensor, targets: Targets) -> Tensor:
-        """The share of the error of `guess` that the prediction avoids; 0 if it avoids none."""
-        guess = self.guess(damage(*targets), targets[1])
-        error = self.image_errors(predictions, targets)
-        return (1 - error / self.image_errors(guess, targets).clamp_min(SMALLEST)).clamp(0, 1)
+        """The share of a guess's error that is avoided where the view is damaged; at least 0.
+
+        The guess is the mean colour of the pixels that are left.
+        """
+        return error_avoided(predictions, targets).clamp_min(0)
 
     def chance(self) -> float | None:
-        return 0.0  # the grade of `guess`
+        return 0.0  # the grade of the guess
 
     def illustrate(
         self, batch: Batch, predictions: Tensor, targets: Targets
@@ -104,7 +97,7 @@ class Reconstruction(Method):
         return [
             Illustration(
                 pictures={"input": one, "prediction": two, "truth": three},
-                text=f"error {100 * grade:.0f} % below that of {self.reference}",
+                text=f"error {100 * grade:.0f} % below that of {REFERENCE}",
             )
             for one, two, three, grade in zip(damaged, rebuilt, view, grades, strict=True)
         ]
@@ -113,3 +106,23 @@ class Reconstruction(Method):
 def damage(view: Tensor, keep: Tensor, add: Tensor) -> Tensor:
     """Return the damaged views [B, 3, H, W], in [0, 1]."""
     return (view * keep + add).clamp(0, 1)
+
+
+def image_errors(predictions: Tensor, view: Tensor, weights: Tensor) -> Tensor:
+    """The mean square error of each image [B]; weights [B, 1, H, W] of the pixels."""
+    squares = (predictions - view).square().mean(1, keepdim=True)
+    return (weights * squares).sum((1, 2, 3)) / weights.sum((1, 2, 3))
+
+
+def error_avoided(predictions: Tensor, targets: Targets) -> Tensor:
+    """The share of a guess's error that each prediction avoids, [B]: below 0 it is worse.
+
+    It is that of the pixels that were lost, or of all where none was.
+    """
+    view, keep, _ = targets
+    lost = 1 - keep
+    lost = lost + (lost.sum((1, 2, 3), keepdim=True) == 0)
+    left = damage(*targets) * keep
+    guess = left.sum((2, 3), keepdim=True) / keep.sum((2, 3), keepdim=True).clamp_min(1)
+    reference = image_errors(guess, view, lost).clamp_min(SMALLEST)
+    return 1 - image_errors(predictions, view, lost) / reference
