@@ -22,6 +22,9 @@ from selftaught.methods.decorrelation.barlow_twins import BarlowTwins
 from selftaught.methods.decorrelation.vicreg import VICReg
 from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.distillation.logits import Distillation
+from selftaught.methods.generative.context_encoder import ContextEncoder
+from selftaught.methods.generative.denoising_autoencoder import DenoisingAutoencoder
+from selftaught.methods.pretext.colorization import Colorization
 from selftaught.methods.pretext.rotation import Rotation
 from selftaught.methods.self_distillation.byol import BYOL
 from selftaught.methods.self_distillation.dino import DINO
@@ -35,9 +38,12 @@ METHODS: dict[str, type[Method]] = {
     "barlow-twins": BarlowTwins,
     "byol": BYOL,
     "cmc": CMC,
+    "colorization": Colorization,
+    "context-encoder": ContextEncoder,
     "cpc": CPC,
     "deepcluster": DeepCluster,
     "deepcluster-v2": DeepClusterV2,
+    "denoising-autoencoder": DenoisingAutoencoder,
     "densecl": DenseCL,
     "dino": DINO,
     "dinov2": DINOv2,
