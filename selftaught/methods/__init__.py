@@ -22,6 +22,8 @@ from selftaught.methods.decorrelation.barlow_twins import BarlowTwins
 from selftaught.methods.decorrelation.vicreg import VICReg
 from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.distillation.logits import Distillation
+from selftaught.methods.masked.mae import MAE
+from selftaught.methods.masked.simmim import SimMIM
 from selftaught.methods.pretext.rotation import Rotation
 from selftaught.methods.self_distillation.byol import BYOL
 from selftaught.methods.self_distillation.dino import DINO
@@ -47,6 +49,7 @@ METHODS: dict[str, type[Method]] = {
     "ibot": IBOT,
     "infomin": InfoMin,
     "instance-discrimination": InstanceDiscrimination,
+    "mae": MAE,
     "margin-contrastive": MarginContrastive,
     "moco-v1": MoCoV1,
     "moco-v2": MoCoV2,
@@ -56,6 +59,7 @@ METHODS: dict[str, type[Method]] = {
     "rotation": Rotation,
     "simclr": SimCLR,
     "simclr-v2": SimCLRV2,
+    "simmim": SimMIM,
     "simsiam": SimSiam,
     "supervised": Supervised,
     "swav": SwAV,
