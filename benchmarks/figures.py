@@ -42,11 +42,11 @@ STEPS = 120
 WIDTH, HEIGHT, TILE, TALL = (8.0, 2.75, 0.81, 1.9)
 CANVAS = 128
 # pixels of a view, where there are parts of it to see; else SIZE
-SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128}
+SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128, "mae": 128}
 SIZE = 64
 SHOWN = ("cat", "coffee", "pagoda")  # the photographs whose views are drawn
 NETWORK = "test_resnet"
-NETWORKS = {"ibot": "test_vit", "dinov2": "test_vit"}  # which mask patches
+NETWORKS = {"ibot": "test_vit", "dinov2": "test_vit", "mae": "test_vit"}  # which mask patches
 SMALL = {
     "queue": 8,
     "negatives": 16,
@@ -391,6 +391,26 @@ def rotation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     ]
 
 
+def masked(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """What each prediction explains of the masked pixels of every view, in the same places."""
+    view, hidden = targets
+    explained = []
+    for own, place in zip(said, hidden, strict=True):
+        of_all = (view, place.expand(len(view), -1, -1, -1))
+        guess = method.image_errors(method.guess(*of_all), of_all)
+        explained.append(1 - method.image_errors(own.expand_as(view), of_all) / guess)
+    return [
+        Panel(
+            title="share of the error that is avoided",
+            values=torch.stack(explained).clamp(-1, 1),
+            rows="prediction",
+            columns="true view",
+            marks=diagonal(len(view)),
+            signed=True,
+        )
+    ]
+
+
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (said / method.temperature).softmax(1)
     return [
@@ -436,6 +456,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "ibot": ibot,
     "infomin": infomin,
     "instance-discrimination": memory,
+    "mae": masked,
     "margin-contrastive": others,
     "moco-v1": moco,
     "moco-v2": moco,
@@ -445,6 +466,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "rotation": rotation,
     "simclr": others,
     "simclr-v2": others,
+    "simmim": masked,
     "simsiam": teachers,
     "supervised": supervised,
     "swav": swav,
@@ -457,10 +479,14 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
 # what is seen
 
 
-def pictures(method: Method, batch: Batch) -> list[tuple[str, Tensor]]:
+def pictures(method: Method, batch: Batch, said: Any, targets: Any) -> list[tuple[str, Tensor]]:
     """Titles and pictures [B, 3, H, W] of what the network gets, parts side by side; then of what a
-    key encoder gets.
+    key encoder gets. Where answers are pictures: those of the method.
     """
+    answers = method.illustrate(batch, said, targets)
+    if answers and len(answers[0].pictures) > 1:
+        titles = answers[0].pictures
+        return [(title, torch.stack([one.pictures[title] for one in answers])) for title in titles]
     seen = leaves(method.inputs(batch))
     keys = hasattr(method, "queue") or hasattr(method, "moco")
     alone = [view for view in batch.views if keys and not any(view is one for one in seen)]
@@ -523,7 +549,7 @@ def draw(name: str, out: Path = OUT) -> Path:
         said = method.predict(method.inputs(batch))
         targets = method.targets(batch, said)
         panels = SEEN[name](method, said, targets, batch)
-        seen = [("photograph", data.plain()), *pictures(method, batch)]
+        seen = [("photograph", data.plain()), *pictures(method, batch, said, targets)]
     # inches; what is seen takes this much, what is learnt the rest
     left = min(TILE * len(seen), 0.55 * WIDTH)
     figure = pyplot.figure(figsize=(WIDTH, HEIGHT), dpi=100)
