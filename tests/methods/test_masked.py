@@ -110,6 +110,14 @@ def test_simmim_is_its_formula(network: type[Toy]) -> None:
     close(method.loss(*answered(method, data)), total / 5)
 
 
+def test_a_constant_of_mae_has_a_loss_of_one() -> None:
+    method, data = double("mae"), batch(5, dtype=torch.float64)
+    predictions, targets = answered(method, data)
+    close(method.loss(0 * predictions, targets), 1, rtol=1e-4)
+    # healthy training begins there, while the rank of a fresh ViT falls
+    assert method.collapsed_loss(5) is None
+
+
 # Masks
 
 

@@ -89,9 +89,6 @@ class MAE(MaskedPixels):
     def guess(self, view: Tensor, hidden: Tensor) -> Tensor:
         return torch.zeros_like(view[:, :, :1, :1])
 
-    def collapsed_loss(self, batch_size: int) -> float | None:
-        return 1.0  # the variance of a normalised patch
-
     def encode(self, view: Tensor) -> Tensor:
         """Normalise each patch by the mean and the deviation of all its values."""
         mean, deviation = self.measure_patches(view)
