@@ -43,11 +43,11 @@ STEPS = 120
 WIDTH, HEIGHT, TILE, TALL = (8.0, 2.75, 0.81, 1.9)
 CANVAS = 128
 # pixels of a view, where there are parts of it to see; else SIZE
-SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128}
+SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128, "mae": 128}
 SIZE = 64
 SHOWN = ("cat", "coffee", "pagoda")  # the photographs whose views are drawn
 NETWORK = "test_resnet"
-NETWORKS = {"ibot": "test_vit", "dinov2": "test_vit"}  # which mask patches
+NETWORKS = {"ibot": "test_vit", "dinov2": "test_vit", "mae": "test_vit"}  # which mask patches
 SMALL = {
     "queue": 8,
     "negatives": 16,
@@ -422,6 +422,26 @@ def rebuilt(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     ]
 
 
+def masked(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """What each prediction explains of the masked pixels of every view, in the same places."""
+    view, hidden = targets
+    explained = []
+    for own, place in zip(said, hidden, strict=True):
+        of_all = (view, place.expand(len(view), -1, -1, -1))
+        guess = method.image_errors(method.guess(*of_all), of_all)
+        explained.append(1 - method.image_errors(own.expand_as(view), of_all) / guess)
+    return [
+        Panel(
+            title="share of the error that is avoided",
+            values=torch.stack(explained).clamp(-1, 1),
+            rows="prediction",
+            columns="true view",
+            marks=diagonal(len(view)),
+            signed=True,
+        )
+    ]
+
+
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (said / method.temperature).softmax(1)
     return [
@@ -470,6 +490,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "ibot": ibot,
     "infomin": infomin,
     "instance-discrimination": memory,
+    "mae": masked,
     "margin-contrastive": others,
     "moco-v1": moco,
     "moco-v2": moco,
@@ -479,6 +500,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "rotation": rotation,
     "simclr": others,
     "simclr-v2": others,
+    "simmim": masked,
     "simsiam": teachers,
     "supervised": supervised,
     "swav": swav,

@@ -32,7 +32,7 @@ HARD = {"plain": (), "hexa": ("adversarial", "cutmix")}
 TRAINABLE = [name for name, m in METHODS.items() if not issubclass(m.Config, TeacherConfig)]
 # which need a map of more than one place
 SMALL_STRIDE = {"colorization", "context-encoder", "denoising-autoencoder", "densecl"}
-VITS = {"ibot", "dinov2"}  # which mask patches
+VITS = {"ibot", "dinov2", "mae"}  # which mask patches
 WIDTHS = {"hidden": 64, "dim": 32}  # of heads, which would take most of the time
 RUN = [
     "--backbone",

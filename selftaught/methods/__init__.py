@@ -24,6 +24,8 @@ from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.methods.generative.context_encoder import ContextEncoder
 from selftaught.methods.generative.denoising_autoencoder import DenoisingAutoencoder
+from selftaught.methods.masked.mae import MAE
+from selftaught.methods.masked.simmim import SimMIM
 from selftaught.methods.pretext.colorization import Colorization
 from selftaught.methods.pretext.rotation import Rotation
 from selftaught.methods.self_distillation.byol import BYOL
@@ -53,6 +55,7 @@ METHODS: dict[str, type[Method]] = {
     "ibot": IBOT,
     "infomin": InfoMin,
     "instance-discrimination": InstanceDiscrimination,
+    "mae": MAE,
     "margin-contrastive": MarginContrastive,
     "moco-v1": MoCoV1,
     "moco-v2": MoCoV2,
@@ -62,6 +65,7 @@ METHODS: dict[str, type[Method]] = {
     "rotation": Rotation,
     "simclr": SimCLR,
     "simclr-v2": SimCLRV2,
+    "simmim": SimMIM,
     "simsiam": SimSiam,
     "supervised": Supervised,
     "swav": SwAV,

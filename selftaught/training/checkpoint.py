@@ -35,7 +35,9 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except pickle.UnpicklingError as error:
-        raise damage_error(path, "it is no checkpoint, or holds more than tensors", COPY_AGAIN) from error
+        raise damage_error(
+            path, "it is no checkpoint, or holds more than tensors", COPY_AGAIN
+        ) from error
     except Exception as error:  # the reader raises many types for damaged bytes
         raise damage_error(
             path, error if path.stat().st_size else "it is empty", COPY_AGAIN

@@ -25,6 +25,8 @@ SMALL = {
     "blocks": 1,
     "directions": 2,
     "bottleneck": 8,
+    "width": 32,
+    "depth": 1,
 }
 HARD: dict[str, HardExample] = {
     "adversarial": Adversarial(eps=8),
@@ -136,7 +138,7 @@ class DeepTokens(Tokens):
         return torch.tanh(self.blocks(patches))
 
 
-MASKED = {"ibot", "dinov2"}  # methods that need patches
+MASKED = {"ibot", "dinov2", "mae"}  # methods that need patches
 WITH_PATCHES: dict[type[Toy], type[Toy]] = {Toy: Tokens, Deep: DeepTokens}
 
 
