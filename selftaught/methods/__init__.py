@@ -22,6 +22,8 @@ from selftaught.methods.decorrelation.barlow_twins import BarlowTwins
 from selftaught.methods.decorrelation.vicreg import VICReg
 from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.distillation.logits import Distillation
+from selftaught.methods.pretext.context_prediction import ContextPrediction
+from selftaught.methods.pretext.jigsaw import Jigsaw
 from selftaught.methods.pretext.rotation import Rotation
 from selftaught.methods.self_distillation.byol import BYOL
 from selftaught.methods.self_distillation.dino import DINO
@@ -35,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
     "barlow-twins": BarlowTwins,
     "byol": BYOL,
     "cmc": CMC,
+    "context-prediction": ContextPrediction,
     "cpc": CPC,
     "deepcluster": DeepCluster,
     "deepcluster-v2": DeepClusterV2,
@@ -47,6 +50,7 @@ METHODS: dict[str, type[Method]] = {
     "ibot": IBOT,
     "infomin": InfoMin,
     "instance-discrimination": InstanceDiscrimination,
+    "jigsaw": Jigsaw,
     "margin-contrastive": MarginContrastive,
     "moco-v1": MoCoV1,
     "moco-v2": MoCoV2,

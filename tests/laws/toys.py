@@ -25,6 +25,7 @@ SMALL = {
     "blocks": 1,
     "directions": 2,
     "bottleneck": 8,
+    "tile": 4,
 }
 HARD: dict[str, HardExample] = {
     "adversarial": Adversarial(eps=8),
