@@ -14,8 +14,8 @@ from selftaught.models.backbone import nearest_size
 from selftaught.ranges import Natural, Share
 
 GRID = 3  # tiles along each side
-SHARE = 2 / 3  # of a cell's side that is the tile's
-SMALLEST = 6  # pixels of a tile; fewer show nothing
+SHARE = 11 / 16  # of a cell's side that is the tile's
+SMALLEST = 8  # pixels of a cell, unless the tile's side is given: smaller tiles show nothing
 MARGIN = 5  # a fifth of the free pixels of a cell stays free at each of its ends
 FLAT = 0.01  # deviation of pixels below which a tile counts as flat
 # Crops and flips with mild colours: strong ones and blurs hide what a tile shows.
@@ -33,7 +33,7 @@ VIEWS = {
 class TileConfig(Method.Config):
     """Hyperparameters of a method that cuts a view into nine tiles."""
 
-    tile: Natural = 0  # pixels of a tile's side; 0 = two thirds of a third of the view
+    tile: Natural = 0  # pixels of a tile's side; 0 = 11/16 of its cell, a third of the view
     # Colour fringes of a lens tell the place of a tile. drop: one random channel of each tile
     # replaces all three. project: the axis from green to magenta, that of the fringes, is removed.
     colours: Literal["keep", "drop", "project"] = "keep"
@@ -71,20 +71,26 @@ def tile_side(size: int, tile: int, backbone: Encoder) -> int:
     Raises UserError where it does not fit the backbone, or leaves no gap between tiles.
     """
     cell = size // GRID
-    wanted = tile or max(round(SHARE * cell), 1)
-    side = nearest_size(backbone, (wanted, wanted))[0]
-    if tile and side != tile:
-        raise UserError(f"the backbone takes no tiles of {tile} pixels: --method.tile={side}")
-    if not tile and side < SMALLEST:
+    if not tile and cell < SMALLEST:
         raise UserError(
-            f"views of {size} pixels have tiles of {side} pixels, which is too small: --size"
-            f" {round(GRID * SMALLEST / SHARE)} or more"
+            f"views of {size} pixels are too small for nine tiles: --size {GRID * SMALLEST} or more"
+        )
+    wanted = tile or round(SHARE * cell)
+    side, patch, limit = (nearest_size(backbone, (n, n))[0] for n in (wanted, 1, 2**20))
+    if patch == limit:
+        raise UserError(
+            f"this backbone takes images of {patch} pixels and no tiles: choose another --backbone"
+        )
+    if tile and side != tile:
+        raise UserError(
+            f"the backbone takes no tiles of {tile} pixels: --method.tile {side}, or leave it out"
         )
     if side >= cell:
-        lower = f", or --method.tile={cell - 1} or less" if tile and cell > 1 else ""
+        enough = -(-GRID * (side + 1) // patch) * patch
+        smaller = ", or a smaller --method.tile" if tile else ""
         raise UserError(
-            f"views of {size} pixels leave no gap between tiles of {side}: --size"
-            f" {GRID * (side + 1)} or more{lower}"
+            f"views of {size} pixels have no gap between nine tiles of {side}: --size {enough} or"
+            f" more{smaller}"
         )
     return side
 

@@ -23,17 +23,16 @@ from selftaught.models.layers import mlp
 from selftaught.ranges import Count
 
 CENTRE = 4  # the tile in the middle, of nine in rows
-NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)
-NAMES = (
-    "above left",
-    "above",
-    "above right",
-    "left",
-    "right",
-    "below left",
-    "below",
-    "below right",
-)
+NEIGHBOURS = {
+    "above left": 0,
+    "above": 1,
+    "above right": 2,
+    "left": 3,
+    "right": 5,
+    "below left": 6,
+    "below": 7,
+    "below right": 8,
+}
 
 
 class ContextPrediction(Method):
@@ -61,8 +60,9 @@ class ContextPrediction(Method):
     def inputs(self, batch: Batch) -> Tensor:
         """Return patches [B, 9, 3, s, s]: the one in the middle, then its neighbours."""
         tiles = draw_tiles(batch, self.config, self.backbone)
-        neighbours = torch.tensor(NEIGHBOURS, device=tiles.device)[self.draw_places(batch)]
-        return take_tiles(tiles, F.pad(neighbours, (1, 0), value=CENTRE))
+        neighbours = torch.tensor([*NEIGHBOURS.values()], device=tiles.device)
+        order = F.pad(neighbours[self.draw_places(batch)], (1, 0), value=CENTRE)
+        return take_tiles(tiles, order)
 
     def draw_places(self, batch: Batch) -> Tensor:
         """Return the places of the neighbours, [B, 8] in 0..7.
@@ -99,22 +99,23 @@ class ContextPrediction(Method):
         self, batch: Batch, predictions: Tensor, targets: Tensor
     ) -> Sequence[Illustration]:
         """Show the first neighbour of each image, at the predicted place and at the true one."""
+        names = list(NEIGHBOURS)
         answers = zip(predictions[:, 0].argmax(1).tolist(), targets[:, 0].tolist(), strict=True)
         return [
             Illustration(
                 pictures={
                     "input": patches[1],
-                    "prediction": _board(patches, answer),
-                    "truth": _board(patches, truth),
+                    "prediction": _board(patches, names[answer]),
+                    "truth": _board(patches, names[truth]),
                 },
-                text=f"predicted {NAMES[answer]}, truth {NAMES[truth]}",
+                text=f"predicted {names[answer]}, truth {names[truth]}",
                 correct=answer == truth,
             )
             for patches, (answer, truth) in zip(self.inputs(batch), answers, strict=True)
         ]
 
 
-def _board(patches: Tensor, place: int) -> Tensor:
+def _board(patches: Tensor, place: str) -> Tensor:
     """A picture of nine places with the middle patch and one neighbour; the rest is grey."""
     board = torch.full_like(patches, 0.5)
     board[CENTRE], board[NEIGHBOURS[place]] = patches[0], patches[1]
