@@ -55,10 +55,11 @@ SMALL = {
     "clusterings": 2,
     "classes": 16,
     "hidden": 64,
+    "orders": 8,
     "dim": 24,
 }
-# views of each photograph in a batch: statistics need many
-TOGETHER = {"barlow-twins": 8, "vicreg": 8}
+# views of each photograph in a batch: statistics need many, and so do hard questions
+TOGETHER = {"barlow-twins": 8, "context-prediction": 2, "jigsaw": 4, "vicreg": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,6 +379,31 @@ def supervised(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel
     ]
 
 
+def context_prediction(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """Every neighbour of a patch asks for its place."""
+    return [
+        Panel(
+            title="predicted probability",
+            values=said.flatten(0, 1)[:32].softmax(1),
+            rows="8 neighbours of 4 patches",
+            columns="places",
+            marks=tuple(enumerate(targets.flatten()[:32].tolist())),
+        )
+    ]
+
+
+def jigsaw(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    return [
+        Panel(
+            title="predicted probability",
+            values=said.softmax(1),
+            rows="photograph in pieces",
+            columns="orders",
+            marks=tuple(enumerate(targets.tolist())),
+        )
+    ]
+
+
 def rotation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     """Every copy of an image asks for its angle."""
     return [
@@ -424,6 +450,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "barlow-twins": barlow,
     "byol": teachers,
     "cmc": memory,
+    "context-prediction": context_prediction,
     "cpc": cpc,
     "deepcluster": deepcluster,
     "deepcluster-v2": deepcluster_v2,
@@ -436,6 +463,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "ibot": ibot,
     "infomin": infomin,
     "instance-discrimination": memory,
+    "jigsaw": jigsaw,
     "margin-contrastive": others,
     "moco-v1": moco,
     "moco-v2": moco,
@@ -476,7 +504,8 @@ def pictures(method: Method, batch: Batch) -> list[tuple[str, Tensor]]:
         elif x.ndim == 5 and x.shape[1] == 4:
             found.append(("four turns", mosaic(x, 2)))
         elif x.ndim == 5:
-            found.append(("shuffled pieces", mosaic(x, 3)))
+            kind = "patches" if hasattr(method, "draw_places") else "shuffled pieces"
+            found.append((kind, mosaic(x, 3)))
         elif type(method).__name__ == "CMC":
             found.append(("L" if not found else "ab", x))
         else:
