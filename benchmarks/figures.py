@@ -56,10 +56,11 @@ SMALL = {
     "clusterings": 2,
     "classes": 16,
     "hidden": 64,
+    "orders": 8,
     "dim": 24,
 }
-# views of each photograph in a batch: statistics need many
-TOGETHER = {"barlow-twins": 8, "vicreg": 8}
+# views of each photograph in a batch: statistics need many, and so do hard questions
+TOGETHER = {"barlow-twins": 8, "context-prediction": 2, "jigsaw": 4, "vicreg": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,6 +380,31 @@ def supervised(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel
     ]
 
 
+def context_prediction(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """Every neighbour of a patch asks for its place."""
+    return [
+        Panel(
+            title="predicted probability",
+            values=said.flatten(0, 1)[:32].softmax(1),
+            rows="8 neighbours of 4 patches",
+            columns="places",
+            marks=tuple(enumerate(targets.flatten()[:32].tolist())),
+        )
+    ]
+
+
+def jigsaw(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    return [
+        Panel(
+            title="predicted probability",
+            values=said.softmax(1),
+            rows="photograph in pieces",
+            columns="orders",
+            marks=tuple(enumerate(targets.tolist())),
+        )
+    ]
+
+
 def rotation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     """Every copy of an image asks for its angle."""
     return [
@@ -477,6 +503,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "cmc": memory,
     "colorization": colorization,
     "context-encoder": rebuilt,
+    "context-prediction": context_prediction,
     "cpc": cpc,
     "deepcluster": deepcluster,
     "deepcluster-v2": deepcluster_v2,
@@ -490,6 +517,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "ibot": ibot,
     "infomin": infomin,
     "instance-discrimination": memory,
+    "jigsaw": jigsaw,
     "mae": masked,
     "margin-contrastive": others,
     "moco-v1": moco,
@@ -536,7 +564,8 @@ def pictures(method: Method, batch: Batch, said: Any, targets: Any) -> list[tupl
         elif x.ndim == 5 and x.shape[1] == 4:
             found.append(("four turns", mosaic(x, 2)))
         elif x.ndim == 5:
-            found.append(("shuffled pieces", mosaic(x, 3)))
+            kind = "patches" if hasattr(method, "draw_places") else "shuffled pieces"
+            found.append((kind, mosaic(x, 3)))
         elif type(method).__name__ == "CMC":
             found.append(("L" if not found else "ab", x))
         else:

@@ -27,6 +27,8 @@ from selftaught.methods.generative.denoising_autoencoder import DenoisingAutoenc
 from selftaught.methods.masked.mae import MAE
 from selftaught.methods.masked.simmim import SimMIM
 from selftaught.methods.pretext.colorization import Colorization
+from selftaught.methods.pretext.context_prediction import ContextPrediction
+from selftaught.methods.pretext.jigsaw import Jigsaw
 from selftaught.methods.pretext.rotation import Rotation
 from selftaught.methods.self_distillation.byol import BYOL
 from selftaught.methods.self_distillation.dino import DINO
@@ -42,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
     "cmc": CMC,
     "colorization": Colorization,
     "context-encoder": ContextEncoder,
+    "context-prediction": ContextPrediction,
     "cpc": CPC,
     "deepcluster": DeepCluster,
     "deepcluster-v2": DeepClusterV2,
@@ -55,6 +58,7 @@ METHODS: dict[str, type[Method]] = {
     "ibot": IBOT,
     "infomin": InfoMin,
     "instance-discrimination": InstanceDiscrimination,
+    "jigsaw": Jigsaw,
     "mae": MAE,
     "margin-contrastive": MarginContrastive,
     "moco-v1": MoCoV1,

@@ -27,6 +27,7 @@ SMALL = {
     "bottleneck": 8,
     "width": 32,
     "depth": 1,
+    "tile": 4,
 }
 HARD: dict[str, HardExample] = {
     "adversarial": Adversarial(eps=8),

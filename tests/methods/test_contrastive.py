@@ -23,7 +23,12 @@ from selftaught.methods.contrastive.margin_contrastive import MarginContrastive
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.methods.contrastive.pirl import PIRL
 from selftaught.methods.contrastive.triplet import Triplet
-from selftaught.methods.parts.jigsaw_head import Jigsaw, draw_order, shuffled_pieces
+from selftaught.methods.parts.jigsaw_head import (
+    JigsawNetwork,
+    draw_order,
+    joint_embedding,
+    shuffled_pieces,
+)
 from selftaught.methods.parts.lab import coloured, light_and_colour
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from tests.formulas import Row, Rows, close, dot, few, normal, rotation, seeds, unit
@@ -490,7 +495,7 @@ def test_each_image_has_an_order_of_its_own() -> None:
 def test_pieces_are_seen_one_by_one_and_then_together() -> None:
     torch.manual_seed(0)
     backbone, head = Toy(norm=False), torch.nn.Linear(6, 4)
-    network, pieces = Jigsaw(backbone, head, 4), torch.rand(2, 9, 3, 5, 5)
+    network, pieces = JigsawNetwork(backbone, head, joint_embedding(4)), torch.rand(2, 9, 3, 5, 5)
     each = [head(backbone(pieces[:, k])) for k in range(9)]
     torch.testing.assert_close(network(pieces), network.together(torch.cat(each, 1)))
     assert network(pieces).norm(dim=1).allclose(torch.ones(2))

@@ -7,7 +7,12 @@ from torch import Tensor
 from selftaught.losses import info_nce
 from selftaught.method import Batch, Method, Setup
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
-from selftaught.methods.parts.jigsaw_head import Jigsaw, draw_order, shuffled_pieces
+from selftaught.methods.parts.jigsaw_head import (
+    JigsawNetwork,
+    draw_order,
+    joint_embedding,
+    shuffled_pieces,
+)
 from selftaught.models.layers import mlp
 from selftaught.ranges import Positive, Share
 
@@ -27,7 +32,7 @@ class InfoMin(Method):
         self.config = config
         self.moco = MoCoV2(config, setup)
         head = mlp(setup.backbone.features, config.hidden, config.dim, batch_norm=False)
-        self.jigsaw = Jigsaw(setup.backbone, head, config.dim)
+        self.jigsaw = JigsawNetwork(setup.backbone, head, joint_embedding(config.dim))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         # pieces of view 0, because the key comes from view 1

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from selftaught.method import Batch, Method, Setup
-from selftaught.methods.parts.jigsaw_head import Jigsaw, draw_order, shuffled_pieces
+from selftaught.methods.parts.jigsaw_head import (
+    JigsawNetwork,
+    draw_order,
+    joint_embedding,
+    shuffled_pieces,
+)
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize
 from selftaught.ranges import Count, Share
@@ -31,8 +36,10 @@ class PIRL(Method):
         self.network = nn.Sequential(
             setup.backbone, nn.Linear(setup.backbone.features, config.dim), Normalize()
         )
-        self.jigsaw = Jigsaw(
-            setup.backbone, nn.Linear(setup.backbone.features, config.dim), config.dim
+        self.jigsaw = JigsawNetwork(
+            setup.backbone,
+            nn.Linear(setup.backbone.features, config.dim),
+            joint_embedding(config.dim),
         )
         self.memory = MemoryBank(config, setup.images)
 

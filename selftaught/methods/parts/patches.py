@@ -31,13 +31,13 @@ def cut(view: Tensor, side: int, stride: int) -> Tensor:
 
 
 def drop_colours(patches: Tensor, numbers: Tensor, share: float) -> Tensor:
-    """Give a `share` of the patches [B, rows, columns, 3, s, s] one colour channel in all three.
+    """Give a `share` of the patches [..., 3, s, s] one colour channel in all three.
 
-    They are the patches whose `numbers` [B, rows, columns], uniform in [0, 1), are below `share`.
+    They are the patches whose `numbers` [...], uniform in [0, 1), are below `share`.
     """
-    channel = (numbers / max(share, 1e-9) * 3).long().clamp(max=2)[:, :, :, None, None, None]
-    single = patches.gather(3, channel.expand(-1, -1, -1, 1, *patches.shape[4:]))
-    return torch.where((numbers < share)[:, :, :, None, None, None], single, patches)
+    channel = (numbers / max(share, 1e-9) * 3).long().clamp(max=2)[..., None, None, None]
+    single = patches.gather(-3, channel.expand(*numbers.shape, 1, *patches.shape[-2:]))
+    return torch.where((numbers < share)[..., None, None, None], single, patches)
 
 
 class Context(nn.Module):
