@@ -17,6 +17,7 @@ from selftaught.config.resolve import resolve_stage
 from selftaught.config.stage import Data, Stage
 from selftaught.data.index.build import Index
 from selftaught.data.io.integrity import MAX_PIXELS
+from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.hard.base import HardExample
 from selftaught.methods import DEFAULT, METHODS
@@ -287,6 +288,7 @@ def hard_fields(names: Sequence[str]) -> type:
 
 def parse(args: Sequence[str], base: Stage | None = None) -> Any:
     """Parse the flags of `selftaught pretrain`. Raises UserError, or SystemExit by tyro."""
+    check_words(args, "data")
     flags = pretrain_flags(*find_kinds(args, base))
     default = flags(out=chosen(args, "out") or tyro.MISSING)
     return tyro.cli(flags, prog="selftaught pretrain", args=list(args), default=default)
@@ -294,6 +296,9 @@ def parse(args: Sequence[str], base: Stage | None = None) -> Any:
 
 def parse_adapt(args: Sequence[str]) -> Any:
     """Parse the flags of `selftaught adapt`: its own ones, and those of its stages."""
+    check_words(args, "target")
+    if "data" in names(args):
+        raise UserError("adapt has no --data: name the images by --target, and others by --source")
     shared = [row for row in PLAIN if row[0] not in ("data", "config", "resume")]
     table = [*ADAPT, *((*row[:4], OTHERWISE.get(row[0], row[4])) for row in shared)]
     flags = pretrain_flags(*find_kinds(args, None), table)
@@ -303,6 +308,17 @@ def parse_adapt(args: Sequence[str]) -> Any:
         args=list(args),
         default=flags(out=chosen(args, "out") or tyro.MISSING),
     )
+
+
+def check_words(args: Sequence[str], images: str) -> None:
+    """Raise UserError for a word before the first flag, and for an empty --out.
+
+    images: the flag that names images.
+    """
+    if args and not args[0].startswith("-"):
+        raise UserError(f"'{args[0]}' belongs to no flag: name images by --{images}")
+    if chosen(args, "out") == "":
+        raise UserError("--out is empty: name a folder")
 
 
 def find_kinds(args: Sequence[str], base: Stage | None) -> tuple[str, str, list[str]]:

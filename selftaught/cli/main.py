@@ -95,7 +95,8 @@ def dispatch(words: list[str]) -> int:
         return 0
     from selftaught.config.registry import find_name
 
-    name = find_name(words[0], COMMANDS, "command")
+    among = [*COMMANDS, "--help", "--version"] if words[0].startswith("-") else COMMANDS
+    name = find_name(words[0], among, "command")
     # Imported here, so that each command loads its own dependencies only.
     module = importlib.import_module(f"selftaught.cli.{COMMANDS[name][0]}")
     command: Callable[[list[str]], int] = getattr(module, name)

@@ -51,7 +51,7 @@ def evaluate(
     """
     _check_images(subjects, train, test)
     if draws < 1 or resamples < 1:
-        raise UserError("an evaluation needs at least one draw and one resample")
+        raise UserError("the numbers of draws and resamples must be 1 or more")
     budgets = [Budget.parse(text) for text in labels]
     notes = _notes(train, test)
     supported = list(protocols)

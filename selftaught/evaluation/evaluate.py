@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -320,6 +321,8 @@ def load_backbones(
                     "there are no starting weights: 'init' is omitted (training started from random"
                     " ones)"
                 )
+        elif not Path(name).exists() and (near := get_close_matches(name, AGAINST)):
+            raise UserError(f"--against {name}: there is no such run; did you mean {near[0]}?")
         else:
             backbones[str(Path(name))] = run_folder.open_backbone(Path(name))
     return backbones

@@ -31,7 +31,7 @@ from selftaught.data.io.integrity import MAX_PIXELS
 from selftaught.data.io.paths import Paths
 from selftaught.data.io.row_path import RowAddress
 from selftaught.data.pixel_range import PixelRange
-from selftaught.errors import UserError
+from selftaught.errors import UserError, require
 from selftaught.text import count_text, list_reasons, printable
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Index:
                     f"--subset {of} counts labels, and these images have none: give a share such"
                     " as 10%"
                 )
-            budget, labelled = Budget.parse(of), train[self.labelled[train]]
+            budget, labelled = Budget.parse(of, "--subset"), train[self.labelled[train]]
             positions = labelled[
                 draw(
                     self.labels[labelled], per_class=budget.per_class, total=budget.total, seed=seed
@@ -193,8 +193,7 @@ def build_index(
     """
     if not roots:
         raise UserError("no data: give at least one folder of images")
-    if not 0 <= holdout < 1:
-        raise UserError(f"the held-out share must be at least 0 and less than 1, not {holdout}")
+    require(0 <= holdout < 1, "--holdout", "at least 0 and less than 1", holdout)
     places = [Root.parse(root) for root in roots]
     cache = cache or default_cache_folder()
     table = (

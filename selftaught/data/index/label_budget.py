@@ -21,17 +21,17 @@ class Budget:
         if self.per_class is not None and self.total is not None:
             raise UserError("labels are given as a number a class or as a total, not both")
         if min(n for n in (self.per_class, self.total, 1) if n is not None) < 1:
-            raise UserError("an evaluation needs at least one label")
+            raise UserError("the number of labels must be 1 or more")
 
     @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """Parse "5", "all" or "total:1000", as on the command line. Raises UserError."""
+    def parse(cls, text: str, flag: str = "--labels") -> "Budget":
+        """Parse "5", "all" or "total:1000". Raises UserError, which names `flag`."""
         kind, colon, number = text.rpartition(":")
         if text == "all":
             return cls()
         if kind not in ("", "total") or (colon and not kind) or not number.isdecimal():
             raise UserError(
-                f'labels "{text}" not understood: give 5 (a class), total:1000 (in all) or all'
+                f"{flag} takes 5 (a class), total:1000 (in all) or all, and not '{text}'"
             )
         return cls(total=int(number)) if kind else cls(per_class=int(number))
 
