@@ -18,8 +18,7 @@ On each chain these are trained with equal batches and equal steps:
 
 Each is scored with the base as it came, and with refreshed statistics of its norms (Base), by kNN
 and linear probe with 20 labels a class and with all. Differences have paired intervals. Every job
-is a file in --to, so an interrupted run goes on. --workers processes share the device. A GPU gives
-them turns, so there few are as fast as many.
+is a file in --to, so an interrupted run goes on. --workers processes share the device.
 """
 
 import argparse

@@ -27,6 +27,7 @@ from selftaught.data.loading.images import Images
 from selftaught.losses import most_similar, standardize
 from selftaught.method import Batch, Method, Setting, Setup, image_seeds, leaves
 from selftaught.methods import METHODS
+from selftaught.methods.parts.reconstruction import error_avoided
 from selftaught.models import backbone as backbone_module
 from selftaught.models.layers import resize
 from selftaught.optim import AdamW, Cosine
@@ -42,11 +43,11 @@ STEPS = 120
 WIDTH, HEIGHT, TILE, TALL = (8.0, 2.75, 0.81, 1.9)
 CANVAS = 128
 # pixels of a view, where there are parts of it to see; else SIZE
-SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128}
+SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128, "mae": 128}
 SIZE = 64
 SHOWN = ("cat", "coffee", "pagoda")  # the photographs whose views are drawn
 NETWORK = "test_resnet"
-NETWORKS = {"ibot": "test_vit", "dinov2": "test_vit"}  # which mask patches
+NETWORKS = {"ibot": "test_vit", "dinov2": "test_vit", "mae": "test_vit"}  # which mask patches
 SMALL = {
     "queue": 8,
     "negatives": 16,
@@ -417,6 +418,56 @@ def rotation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     ]
 
 
+def colorization(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """The colours of all photographs together, which a mean of colours would pull to grey."""
+    places = (method.bins.centres / 10 + 11).long()
+
+    def plane(title: str, shares: Tensor) -> Panel:
+        values = torch.zeros(23, 23)
+        values[22 - places[:, 1], places[:, 0]] = shares.mean((0, 2, 3)).sqrt()
+        return Panel(title=title, values=values, rows="b, to yellow", columns="a, to red")
+
+    codes = targets / targets.sum(1, keepdim=True).clamp_min(1e-9)
+    return [plane("predicted shares, square root", said.softmax(1)), plane("true shares", codes)]
+
+
+def rebuilt(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """What each picture explains of every view, where that view was damaged."""
+    avoided = []
+    for own in zip(*targets, strict=True):
+        avoided.append(error_avoided(said, tuple(x.expand(len(said), -1, -1, -1) for x in own)))
+    return [
+        Panel(
+            title="share of the error that is avoided",
+            values=torch.stack(avoided, 1).clamp(-1, 1),
+            rows="prediction",
+            columns="true view",
+            marks=diagonal(len(said)),
+            signed=True,
+        )
+    ]
+
+
+def masked(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """What each prediction explains of the masked pixels of every view, in the same places."""
+    view, hidden = targets
+    explained = []
+    for own, place in zip(said, hidden, strict=True):
+        of_all = (view, place.expand(len(view), -1, -1, -1))
+        guess = method.image_errors(method.guess(*of_all), of_all)
+        explained.append(1 - method.image_errors(own.expand_as(view), of_all) / guess)
+    return [
+        Panel(
+            title="share of the error that is avoided",
+            values=torch.stack(explained).clamp(-1, 1),
+            rows="prediction",
+            columns="true view",
+            marks=diagonal(len(view)),
+            signed=True,
+        )
+    ]
+
+
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (said / method.temperature).softmax(1)
     return [
@@ -450,10 +501,13 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "barlow-twins": barlow,
     "byol": teachers,
     "cmc": memory,
+    "colorization": colorization,
+    "context-encoder": rebuilt,
     "context-prediction": context_prediction,
     "cpc": cpc,
     "deepcluster": deepcluster,
     "deepcluster-v2": deepcluster_v2,
+    "denoising-autoencoder": rebuilt,
     "densecl": densecl,
     "dino": dino,
     "dinov2": ibot,
@@ -464,6 +518,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "infomin": infomin,
     "instance-discrimination": memory,
     "jigsaw": jigsaw,
+    "mae": masked,
     "margin-contrastive": others,
     "moco-v1": moco,
     "moco-v2": moco,
@@ -473,6 +528,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "rotation": rotation,
     "simclr": others,
     "simclr-v2": others,
+    "simmim": masked,
     "simsiam": teachers,
     "supervised": supervised,
     "swav": swav,
@@ -485,10 +541,14 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
 # what is seen
 
 
-def pictures(method: Method, batch: Batch) -> list[tuple[str, Tensor]]:
+def pictures(method: Method, batch: Batch, said: Any, targets: Any) -> list[tuple[str, Tensor]]:
     """Titles and pictures [B, 3, H, W] of what the network gets, parts side by side; then of what a
-    key encoder gets.
+    key encoder gets. Where answers are pictures: those of the method.
     """
+    answers = method.illustrate(batch, said, targets)
+    if answers and len(answers[0].pictures) > 1:
+        titles = answers[0].pictures
+        return [(title, torch.stack([one.pictures[title] for one in answers])) for title in titles]
     seen = leaves(method.inputs(batch))
     keys = hasattr(method, "queue") or hasattr(method, "moco")
     alone = [view for view in batch.views if keys and not any(view is one for one in seen)]
@@ -552,7 +612,7 @@ def draw(name: str, out: Path = OUT) -> Path:
         said = method.predict(method.inputs(batch))
         targets = method.targets(batch, said)
         panels = SEEN[name](method, said, targets, batch)
-        seen = [("photograph", data.plain()), *pictures(method, batch)]
+        seen = [("photograph", data.plain()), *pictures(method, batch, said, targets)]
     # inches; what is seen takes this much, what is learnt the rest
     left = min(TILE * len(seen), 0.55 * WIDTH)
     figure = pyplot.figure(figsize=(WIDTH, HEIGHT), dpi=100)

@@ -41,7 +41,13 @@ COMMON = (
     "fp32",
 )
 
-LARGER = ["--size", "64"]  # DenseCL compares places, of which 32 pixels leave one
+LARGER = ["--size", "64"]
+PLACES = {
+    "colorization",
+    "context-encoder",
+    "denoising-autoencoder",
+    "densecl",
+}  # 32 pixels leave one place
 
 
 def one(
@@ -60,7 +66,7 @@ def one(
         str(seed),
         *COMMON,
     ]
-    words += LARGER if method == "densecl" else []
+    words += LARGER if method in PLACES else []
     stage = flags.stage_from(words, None, "cpu", shared_index)
     if factor != 1:
         rate = stage.optimizer.lr * factor

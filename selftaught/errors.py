@@ -96,6 +96,22 @@ def require(fine: bool, name: str, rule: str, value: float) -> None:
         raise UserError(f"{name} must be {rule}, and not {value:g}")
 
 
+class WorkerDied(UserError):
+    """A process that reads images was killed; the message states the remedy."""
+
+
+def find_dead_worker(error: BaseException) -> WorkerDied | None:
+    """Return an error for the user where a DataLoader lost a worker, else None.
+
+    torch raises it from a signal handler, so it can come from any line of this process.
+    """
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return None
+    return WorkerDied(
+        "a process that reads images was killed, perhaps for want of memory: give fewer --workers"
+    )
+
+
 class Diverged(UserError):
     """The loss is no longer finite."""
 

@@ -33,7 +33,7 @@ from selftaught.errors import (
 
 LOCK = "run.lock"  # in a run's folder; held by the process that trains the run
 
-_COPY = "copy it here again, or delete it"
+COPY_AGAIN = "copy it here again, or delete it"
 
 # Errors of file systems that have no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
@@ -147,7 +147,7 @@ def write_text(path: Path, text: str) -> Path:
 # Reading
 
 
-def read_json(path: Path, kind: type, remedy: str = _COPY) -> Any:
+def read_json(path: Path, kind: type, remedy: str = COPY_AGAIN) -> Any:
     """Read a JSON file whose top level is of type `kind`; raise FileError for any other."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

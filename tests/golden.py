@@ -30,8 +30,9 @@ FILE = Path(__file__).parent / "laws" / "golden.json"
 HARD = {"plain": (), "hexa": ("adversarial", "cutmix")}
 # a run of it needs a teacher's run
 TRAINABLE = [name for name, m in METHODS.items() if not issubclass(m.Config, TeacherConfig)]
-SMALL_STRIDE = {"densecl"}  # which needs a map of more than one place
-VITS = {"ibot", "dinov2"}  # which mask patches
+# which need a map of more than one place
+SMALL_STRIDE = {"colorization", "context-encoder", "denoising-autoencoder", "densecl"}
+VITS = {"ibot", "dinov2", "mae"}  # which mask patches
 WIDTHS = {"hidden": 64, "dim": 32}  # of heads, which would take most of the time
 RUN = [
     "--backbone",

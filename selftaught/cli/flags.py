@@ -22,7 +22,6 @@ from selftaught.hard.base import HardExample
 from selftaught.methods import DEFAULT, METHODS
 from selftaught.models.anchor import Anchor
 from selftaught.optim import OPTIMIZERS, Cosine
-from selftaught.pipeline.plan import METHOD
 from selftaught.views.spec import Views
 
 ABOUT = "Teach a backbone from images without labels, or adapt one that you have."
@@ -217,12 +216,7 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
     ),
 )
 # defaults of `adapt` that differ from those of `pretrain`
-OTHERWISE = {
-    "statistics": "data",
-    "keep": "best",
-    "method": METHOD,
-    "anchor": f"{Anchor().weight:g}",
-}
+OTHERWISE = {"statistics": "data", "keep": "best", "anchor": f"{Anchor().weight:g}"}
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 DEFAULTS: dict[str, Any] = {
     "data": (),
@@ -302,7 +296,7 @@ def parse_adapt(args: Sequence[str]) -> Any:
     """Parse the flags of `selftaught adapt`: its own ones, and those of its stages."""
     shared = [row for row in PLAIN if row[0] not in ("data", "config", "resume")]
     table = [*ADAPT, *((*row[:4], OTHERWISE.get(row[0], row[4])) for row in shared)]
-    flags = pretrain_flags(*find_kinds(args, None, METHOD), table)
+    flags = pretrain_flags(*find_kinds(args, None), table)
     return tyro.cli(
         flags,
         prog="selftaught adapt",
@@ -311,14 +305,12 @@ def parse_adapt(args: Sequence[str]) -> Any:
     )
 
 
-def find_kinds(
-    args: Sequence[str], base: Stage | None, usual: str = DEFAULT
-) -> tuple[str, str, list[str]]:
-    """The names of method, optimizer and hard examples. `usual`: the method without --method.
+def find_kinds(args: Sequence[str], base: Stage | None) -> tuple[str, str, list[str]]:
+    """The names of method, optimizer and hard examples.
 
     Raises UserError for a flag of another method or optimizer.
     """
-    method = chosen(args, "method") or (registry.method_name(base) if base else usual)
+    method = chosen(args, "method") or (registry.method_name(base) if base else DEFAULT)
     optimizer = chosen(args, "optimizer") or (
         registry.optimizer_name(base) if base else optimizer_of(registry.find_method(method))
     )

@@ -79,7 +79,7 @@ class Stage:
     accumulate: int = 1  # parts that a batch is split into, to save memory
     steps: int = 10_000
     base: str | None = None  # weights that a chain of stages began from: a candidate of keep=best
-    # weights to keep. best: of the start and of checkpoints at log-spaced steps (HPT)
+    # weights to keep. best: of the start, the end, and weights between them
     keep: Literal["last", "best"] = "last"
     precision: Literal["fp32", "bf16"] = "fp32"
     # torch.compile of the backbone. It changes rounding, so a resumed run keeps the setting.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from selftaught.distributed import any_rank, gather, local_share, rank
-from selftaught.errors import FileError, UserError
+from selftaught.errors import FileError, UserError, find_dead_worker
 from selftaught.files import atomic
 
 
@@ -104,6 +104,10 @@ def _canvases(
             yield from zip(loader, positions.split(batch), strict=True)
         except UserError as error:  # its text is a worker's traceback that ends with the message
             raise UserError(str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()) from None
+        except RuntimeError as error:
+            if died := find_dead_worker(error):
+                raise died from error
+            raise
         return
     get_batch = getattr(images, "__getitems__", None)  # a store fetches images in parallel
     for where in positions.split(batch):

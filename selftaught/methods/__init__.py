@@ -22,6 +22,11 @@ from selftaught.methods.decorrelation.barlow_twins import BarlowTwins
 from selftaught.methods.decorrelation.vicreg import VICReg
 from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.distillation.logits import Distillation
+from selftaught.methods.generative.context_encoder import ContextEncoder
+from selftaught.methods.generative.denoising_autoencoder import DenoisingAutoencoder
+from selftaught.methods.masked.mae import MAE
+from selftaught.methods.masked.simmim import SimMIM
+from selftaught.methods.pretext.colorization import Colorization
 from selftaught.methods.pretext.context_prediction import ContextPrediction
 from selftaught.methods.pretext.jigsaw import Jigsaw
 from selftaught.methods.pretext.rotation import Rotation
@@ -37,10 +42,13 @@ METHODS: dict[str, type[Method]] = {
     "barlow-twins": BarlowTwins,
     "byol": BYOL,
     "cmc": CMC,
+    "colorization": Colorization,
+    "context-encoder": ContextEncoder,
     "context-prediction": ContextPrediction,
     "cpc": CPC,
     "deepcluster": DeepCluster,
     "deepcluster-v2": DeepClusterV2,
+    "denoising-autoencoder": DenoisingAutoencoder,
     "densecl": DenseCL,
     "dino": DINO,
     "dinov2": DINOv2,
@@ -51,6 +59,7 @@ METHODS: dict[str, type[Method]] = {
     "infomin": InfoMin,
     "instance-discrimination": InstanceDiscrimination,
     "jigsaw": Jigsaw,
+    "mae": MAE,
     "margin-contrastive": MarginContrastive,
     "moco-v1": MoCoV1,
     "moco-v2": MoCoV2,
@@ -60,6 +69,7 @@ METHODS: dict[str, type[Method]] = {
     "rotation": Rotation,
     "simclr": SimCLR,
     "simclr-v2": SimCLRV2,
+    "simmim": SimMIM,
     "simsiam": SimSiam,
     "supervised": Supervised,
     "swav": SwAV,

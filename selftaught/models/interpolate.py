@@ -9,7 +9,7 @@ from torch import Tensor
 def interpolate_states(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float
 ) -> dict[str, Tensor]:
-    """Return start + share * (end - start) of weights and statistics, with the counters of `end`."""
+    """Return start + share * (end - start). Counters are whole numbers, and those of `end`."""
     return {
         name: torch.lerp(start[name], value, share) if value.is_floating_point() else value
         for name, value in end.items()

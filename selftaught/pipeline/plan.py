@@ -18,7 +18,6 @@ from selftaught.errors import UserError
 from selftaught.models.anchor import Anchor
 
 RESERVED = {"out", "resume", "config"}  # flags that a plan sets itself
-METHOD = "simclr"  # adapts a backbone with anchor best (docs/hpt.md)
 TOP = {"init", "defaults", "stages"}
 
 
@@ -96,6 +95,8 @@ def read(file: Path) -> Plan:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise UserError(f"--plan {file} cannot be read: its lists are nested too deeply") from None
     return from_mapping(content, str(file))
 
 
@@ -206,15 +207,14 @@ def chain(
 def with_defaults(plan: Plan) -> Plan:
     """Add the defaults of adapting to a plan.
 
-    Each stage normalises pixels by its own data. Stages that start from weights are trained by
-    `METHOD` with an anchor. The last ones keep the best weights, so the outcome is not worse than
-    the start.
+    Each stage normalises pixels by its own data. Stages that start from weights have an anchor. The
+    last ones keep the best weights, so the outcome is not worse than the start.
     """
 
     def add_defaults(node: Node) -> Node:
         overrides: dict[str, Any] = {"statistics": "data"}
         if (node.after or node.init) and not _classifies(node):
-            overrides |= {"method": METHOD, "anchor": Anchor().weight}
+            overrides["anchor"] = Anchor().weight
             if node in plan.leaves:
                 # Candidates are scored by features, which does not select the best classifier.
                 overrides["keep"] = "best"

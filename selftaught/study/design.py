@@ -183,6 +183,8 @@ def read(file: Path) -> Setup:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise UserError(f"--plan {file} cannot be read: its lists are nested too deeply") from None
     if not isinstance(content, Mapping) or not content.get("bases") or not content.get("targets"):
         raise UserError(
             f"{file} is no study: it needs bases and targets, each a mapping from names"

@@ -1,5 +1,7 @@
 """Writing and reading of checkpoint files."""
 
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import torch
 
 from selftaught.distributed import local_shard
 from selftaught.errors import damage_error, read_error
-from selftaught.files import _COPY, atomic
+from selftaught.files import COPY_AGAIN, atomic
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> Path:
@@ -26,15 +28,22 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     Raises FileError if the file is damaged or is no checkpoint.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of odd bytes, which are an error anyway
+            state = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise read_error(path, error) from error
     except (MemoryError, torch.OutOfMemoryError):
         raise
+    except pickle.UnpicklingError as error:
+        raise damage_error(
+            path, "it is no checkpoint, or holds more than tensors", COPY_AGAIN
+        ) from error
     except Exception as error:  # the reader raises many types for damaged bytes
-        raise damage_error(path, error if path.stat().st_size else "it is empty", _COPY) from error
+        raise damage_error(
+            path, error if path.stat().st_size else "it is empty", COPY_AGAIN
+        ) from error
     if not isinstance(state, dict):
-        raise damage_error(path, "it is not a checkpoint", _COPY)
+        raise damage_error(path, "it is not a checkpoint", COPY_AGAIN)
     return state
 
 

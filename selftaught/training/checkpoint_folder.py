@@ -11,6 +11,7 @@ import torch
 
 from selftaught.distributed import any_rank, broadcast_object, is_sharded, rank
 from selftaught.errors import FileError, damage_error
+from selftaught.files import COPY_AGAIN
 from selftaught.training import checkpoint, fsdp
 from selftaught.training.step import Step
 
@@ -39,8 +40,17 @@ class Checkpoints:
         self.saved = time.perf_counter()
 
     def files(self) -> list[Path]:
-        """The checkpoints that exist, in the order in which `load` should try them."""
-        return [file for name in CHECKPOINTS if os.path.lexists(file := self.folder / name)]
+        """The checkpoints that exist, in the order in which `load` should try them.
+
+        Raises FileError where no checkpoint could be written.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FileError(f"{self.folder} is no folder: move it away")
+        files = [file for name in CHECKPOINTS if os.path.lexists(file := self.folder / name)]
+        for file in files:
+            if file.is_dir():
+                raise FileError(f"{file} is a folder: move it away")
+        return files
 
     def due(self, step: int) -> bool:
         """Whether to save now. Sharded ranks save together, so rank 0 decides for all."""
@@ -89,6 +99,10 @@ class Checkpoints:
             error: Exception | None = None
             try:
                 state = checkpoint.load_checkpoint(file, device)
+                if not isinstance(state.get("next"), int):
+                    raise damage_error(file, "it does not state its step", COPY_AGAIN)
+                if not checkpoint.all_finite(state.get("step")):
+                    raise damage_error(file, "its weights are not finite", COPY_AGAIN)
                 fsdp.restore(self.step, self.optimizer, state, file.parent)
                 load_state(state)
             except (MemoryError, torch.OutOfMemoryError):

@@ -135,7 +135,10 @@ def backward(
         with no_sync(step, i < len(batches) - 1):
             with autocast:
                 outcome = step(batch, rng)
-            (outcome.loss / len(batches)).backward()
+            loss = outcome.loss / len(batches)
+            # Gradients tell every rank whether to skip the step, and those of an absolute value are
+            # finite where the loss is not.
+            loss.backward(torch.where(loss.isfinite(), 1.0, torch.nan).to(loss))
         meanwhile()
         results.append((batch, outcome))
     return results

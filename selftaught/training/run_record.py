@@ -55,7 +55,6 @@ class RunRecord:
         """Open the record of a run after `step` steps."""
         if not self.first:
             return
-        self.write_run("running")
         stage = self.session.stage
         facts = RunFacts(
             folder=self.folder,
@@ -64,7 +63,9 @@ class RunRecord:
             resumed=step > 0,
             config=to_json(stage),
         )
+        # The journal first: where it cannot be opened, run.json stays as it was.
         self.journal.begin(facts)
+        self.write_run("running")
         self.begun = True
         self.loggers.begin(facts)
 

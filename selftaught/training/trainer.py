@@ -24,7 +24,15 @@ from selftaught.distributed import (
     world_size,
     wrap,
 )
-from selftaught.errors import Collapsed, FileError, Stopped, UserError, name_outcome
+from selftaught.errors import (
+    Collapsed,
+    FileError,
+    Stopped,
+    UserError,
+    WorkerDied,
+    find_dead_worker,
+    name_outcome,
+)
 from selftaught.loggers.logger import LOGGERS, build_loggers
 from selftaught.models import heads
 from selftaught.models.batch_norm import running_statistics
@@ -175,6 +183,11 @@ class Trainer:
             save_weights(session, session.backbone, file, head_file)
         self.record.close(outcome, **more)
         return file
+
+    def abandon(self, reason: str) -> None:
+        """Record a failure without saving the weights, which may be half updated."""
+        if self.record.begun:
+            self.record.close("failed", reason=reason)
 
     def fail(self, outcome: str, reason: str) -> None:
         """Save the weights and the outcome of a run that failed, if possible.
@@ -335,6 +348,12 @@ def run(trainer: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
                 f"{error}; the last checkpoint remains, and --resume continues from it"
             ) from error
         raise
+    except RuntimeError as error:
+        if (died := find_dead_worker(error)) is None:
+            raise
+        # Perhaps in the middle of a step, so the present weights are not saved.
+        trainer.abandon(str(died))
+        raise WorkerDied(f"{died}; --resume continues from the last checkpoint") from error
 
 
 def draw_album(trainer: Trainer) -> None:

@@ -3,11 +3,16 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from multiprocessing import util
 from pathlib import Path
 
 import pytest
 
 from tests.abuse.harness import SMALL, Sandbox, assert_done, copied, inside, photos
+
+# The socket of the server that forks commands lies in this folder. Created later, it would lie in a
+# sandbox: a stray file, with a path that can be too long for a socket.
+util.get_temp_dir()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from selftaught.files import DRAFT
 from tests.abuse.harness import (
     DONE,
     EITHER,
@@ -578,8 +579,8 @@ def all_gone(file: Path) -> None:
 
 
 def drafts(file: Path) -> None:
-    file.with_name(".last.pt.abc123").write_bytes(b"half a checkpoint")
-    file.parent.with_name(".run.json.abc123").write_bytes(b"{")
+    file.with_name(f".last.pt{DRAFT}abc123").write_bytes(b"half a checkpoint")
+    file.parent.with_name(f".run.json{DRAFT}abc123").write_bytes(b"{")
 
 
 def no_numbers(value: torch.Tensor) -> torch.Tensor:
@@ -604,7 +605,7 @@ CHECKPOINTS = [
         "last-random", "a last.pt of random bytes", holding(np.random.default_rng(0).bytes(5000))
     ),
     checkpoint("last-text", "a last.pt of text", holding("words")),
-    checkpoint("last-code", "a last.pt that asks for a program to be run", pickled(Owner), REFUSED),
+    checkpoint("last-code", "a last.pt that asks for a program to be run", pickled(Owner)),
     checkpoint("last-list", "a last.pt that holds a list", torch_file(lambda: [1])),
     checkpoint("last-nothing", "a last.pt that holds nothing", torch_file(dict)),
     checkpoint("last-no-step", "a last.pt without its network", replaced(without("step"))),
@@ -625,7 +626,6 @@ CHECKPOINTS = [
                 "step": {key: no_numbers(value) for key, value in state["step"].items()},
             }
         ),
-        REFUSED,
     ),
     checkpoint(
         "last-future",
@@ -683,7 +683,7 @@ OWN = [
             "--steps",
             "0",
         ),
-        promise=REFUSED,
+        promise=DONE,
         names=("run.json",),
     ),
     Case(
@@ -731,7 +731,7 @@ OWN = [
         words=RESUME,
         right="goes on, and removes them",
         then=lambda s, o: (
-            not [*(s / "run").rglob(".*.abc123")] or pytest.fail("the drafts are still there")
+            not [*(s / "run").rglob(".*abc123")] or pytest.fail("the drafts are still there")
         ),
     ),
 ]

@@ -25,6 +25,8 @@ SMALL = {
     "blocks": 1,
     "directions": 2,
     "bottleneck": 8,
+    "width": 32,
+    "depth": 1,
     "tile": 4,
 }
 HARD: dict[str, HardExample] = {
@@ -137,7 +139,7 @@ class DeepTokens(Tokens):
         return torch.tanh(self.blocks(patches))
 
 
-MASKED = {"ibot", "dinov2"}  # methods that need patches
+MASKED = {"ibot", "dinov2", "mae"}  # methods that need patches
 WITH_PATCHES: dict[type[Toy], type[Toy]] = {Toy: Tokens, Deep: DeepTokens}
 
 

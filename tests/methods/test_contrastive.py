@@ -16,7 +16,7 @@ from selftaught.errors import UserError
 from selftaught.losses import info_nce, margin_contrastive, nce, triplet
 from selftaught.method import Batch, Method, Setting, Setup
 from selftaught.methods import METHODS
-from selftaught.methods.contrastive.cmc import CMC, coloured, light_and_colour
+from selftaught.methods.contrastive.cmc import CMC
 from selftaught.methods.contrastive.infomin import InfoMin
 from selftaught.methods.contrastive.instance_discrimination import InstanceDiscrimination
 from selftaught.methods.contrastive.margin_contrastive import MarginContrastive
@@ -29,6 +29,7 @@ from selftaught.methods.parts.jigsaw_head import (
     joint_embedding,
     shuffled_pieces,
 )
+from selftaught.methods.parts.lab import coloured, light_and_colour
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from tests.formulas import Row, Rows, close, dot, few, normal, rotation, seeds, unit
 from tests.laws.toys import IMAGES, Toy, batch, build, config, rng

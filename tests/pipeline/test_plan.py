@@ -1339,3 +1339,9 @@ def test_a_stage_takes_a_part_of_its_data(images: Path, brought: Path) -> None:
         0.5 * len(all_of_it.stage.data.index(0).train)
     )
     assert half.identity != all_of_it.identity
+
+
+def test_a_plan_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("stages: " + "[" * 5000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        plan.read(tmp_path / "plan.yaml")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from selftaught.errors import FileError
 from selftaught.files import atomic, write_json
 from selftaught.loggers.jsonl import Journal, read_journal
 from selftaught.training import checkpoint
@@ -116,7 +117,7 @@ def test_a_checkpoint_comes_back_as_it_was_and_runs_no_code(tmp_path: Path) -> N
         k: v for k, v in state.items() if k != "step"
     }
     torch.save({"path": Path("x")}, tmp_path / "pickle.pt")
-    with pytest.raises(Exception, match="Weights only"):
+    with pytest.raises(FileError, match="more than tensors"):
         checkpoint.load_checkpoint(tmp_path / "pickle.pt")
 
 

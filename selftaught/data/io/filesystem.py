@@ -50,7 +50,7 @@ def is_url(location: str | Path) -> bool:
 
 def normalize_location(location: str | Path) -> str:
     """Return a location without a slash at its end, with `https:/host` of pathlib as
-    `https://host`.
+    `https://host`. The third slash of `memory:///folder` stays, as it begins the path.
 
     Raises UserError for a URL with a query or a password.
     """
@@ -62,7 +62,7 @@ def normalize_location(location: str | Path) -> str:
             f"{text.partition('?')[0].rpartition('@')[2]}: a URL with a query or a password would"
             " be written into the run: give credentials by the environment variables of fsspec"
         )
-    text = _SCHEME.sub(r"\1://", text).rstrip("/")
+    text = re.sub(r"^([^/:]+:/)(?!/)", r"\1/", text).rstrip("/")
     return "/" + text.removeprefix("file://").lstrip("/") if text.startswith("file://") else text
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Self
 
 import torch
@@ -10,19 +9,10 @@ from torch import Tensor, nn
 
 from selftaught.errors import UserError
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
+from selftaught.methods.parts.lab import coloured, light_and_colour
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize, on_views
 from selftaught.ranges import Count
-
-# from linear RGB
-TO_XYZ = (
-    (0.412453, 0.357580, 0.180423),
-    (0.212671, 0.715160, 0.072169),
-    (0.019334, 0.119193, 0.950227),
-)
-KNEE = 6 / 29  # Lab's cube root is linear below this value
-LIGHTNESS = 60.0  # of 100: at this lightness most colours fit into RGB
-GREY = 0.01  # mean difference of the channels up to which a view counts as grey
 
 
 class CMC(Method):
@@ -86,44 +76,3 @@ class CMC(Method):
     def after_step(self, batch: Batch, predictions: tuple[Tensor, Tensor], targets: Tensor) -> None:
         self.lights.remember(targets, predictions[0])
         self.colours.remember(targets, predictions[1])
-
-
-def coloured(pixels: Tensor) -> Tensor:
-    """Images [B, 3, H, W] -> bool [B]: whether an image has colour."""
-    return (pixels.amax(1) - pixels.amin(1)).mean((1, 2)) > GREY
-
-
-def light_and_colour(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split images into L of Lab, as grey images, and ab at one lightness.
-
-    The images and both results are sRGB [B, 3, H, W] in [0, 1]. Colours outside RGB at that
-    lightness are clipped.
-    """
-    with torch.autocast(pixels.device.type, enabled=False):
-        to_xyz, to_rgb, white = _colours(pixels.device, pixels.dtype)
-        linear = torch.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4)
-        xyz = torch.einsum("ij,bjhw->bihw", to_xyz, linear) / white
-        root = torch.where(xyz > KNEE**3, xyz ** (1 / 3), xyz / (3 * KNEE**2) + 4 / 29)
-        # a and b are differences of the roots, so a shift leaves them unchanged
-        shift = root - root[:, 1:2] + (LIGHTNESS + 16) / 116
-        cube = torch.where(shift > KNEE, shift**3, 3 * KNEE**2 * (shift - 4 / 29))
-        colour = torch.einsum("ij,bjhw->bihw", to_rgb, cube * white)
-        return _gamma(xyz[:, 1:2]).expand_as(pixels), _gamma(colour)
-
-
-@lru_cache
-def _colours(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Matrices from linear RGB to XYZ and back, and the XYZ of white [3, 1, 1].
-
-    They are cached by device and type, so that they are sent once.
-    """
-    matrix = torch.tensor(TO_XYZ, dtype=torch.float64)
-    to_xyz, to_rgb, white = (
-        x.to(device, dtype) for x in (matrix, matrix.inverse(), matrix.sum(1)[:, None, None])
-    )
-    return to_xyz, to_rgb, white
-
-
-def _gamma(linear: Tensor) -> Tensor:
-    linear = linear.clamp(0, 1)
-    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

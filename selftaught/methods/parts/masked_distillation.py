@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from selftaught.errors import UserError
 from selftaught.method import Batch, Encoder, Fixed, Setup
 from selftaught.methods.parts.patch_masks import (
     draw_masks,
     masked_places,
     most_masked,
     patch_shares,
+    require_patches,
 )
 from selftaught.methods.parts.prototype_distillation import PrototypeDistillation
 from selftaught.methods.parts.prototypes import PrototypeHead
@@ -44,13 +44,7 @@ class MaskedDistillation(PrototypeDistillation):
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
         backbone = setup.backbone
-        if backbone.patch_size is None:
-            raise UserError(
-                f"{getattr(backbone, 'name', type(backbone).__name__)} has no patch tokens, which"
-                f" {type(self).__name__} masks: choose a ViT, such as --backbone"
-                " vit_small_patch16_224, or take --method dino"
-            )
-        self.patch_size = backbone.patch_size
+        self.patch_size = require_patches(backbone, type(self).__name__, "dino")
         patch_head = self.build_head(backbone.channels) if config.separate_heads else None
         self.network = _TokenNetwork(backbone, self.build_head(backbone.features), patch_head)
         self.teacher = Teacher(self.network)

@@ -1,4 +1,4 @@
-"""Block masks over the patches of a view, drawn from the random numbers of a batch."""
+"""Patches that can be masked, and block masks drawn from the random numbers of a batch."""
 
 import math
 
@@ -7,10 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.devices import to_device
-from selftaught.method import Batch
+from selftaught.errors import UserError
+from selftaught.method import Batch, Encoder
 
 BLOCKS = 8  # most blocks of a mask; random patches follow where they cover too little
 ASPECT = math.log(1 / 0.3)  # aspect ratios are from 0.3 to 1 / 0.3 (Bao et al., 2021, section 2.3)
+
+
+def require_patches(backbone: Encoder, method: str, other: str) -> tuple[int, int]:
+    """Return the size of the patches that a method masks.
+
+    Raises UserError where the backbone has none; `other`: the name of a method that needs none.
+    """
+    if backbone.patch_size is None:
+        raise UserError(
+            f"{getattr(backbone, 'name', type(backbone).__name__)} has no patch tokens, which"
+            f" {method} masks: choose a ViT, such as --backbone vit_small_patch16_224, or take"
+            f" --method {other}"
+        )
+    return backbone.patch_size
 
 
 def draw_masks(

@@ -123,10 +123,12 @@ def load_backbone(path: str | Path) -> Backbone:
         )
     mean, std = _own_statistics(content)
     name, stem, size = (content.metadata[key] for key in ("name", "stem", "image_size"))
-    with torch.random.fork_rng(devices=[]):
-        backbone = create(
-            name, stem=stem, mean=mean, std=std, image_size=int(size) if size.isdigit() else None
-        )
+    image_size = int(size) if size.isdigit() else None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            backbone = create(name, stem=stem, mean=mean, std=std, image_size=image_size)
+    except UserError as error:
+        raise UserError(f"{content}: {error}") from error
     _fill(backbone.network, find_fit(content, backbone.network, name).state, str(content))
     if "pixel_range" in content.metadata:
         backbone.pixel_range = _pixel_range(content)

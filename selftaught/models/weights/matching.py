@@ -359,6 +359,8 @@ def check_values(state: State, source: str, fresh: State | None = None) -> None:
     for key, value in state.items():
         if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
             continue
+        if value.layout is not torch.strided:
+            raise UserError(f"{source} holds the sparse tensor {key}: save it as value.to_dense()")
         numbers = value if value.is_complex() else value.float()
         if not torch.isfinite(numbers).all():
             kinds.setdefault("NaN or infinity", []).append(key)

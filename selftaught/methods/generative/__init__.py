@@ -1,0 +1,1 @@
+"""Methods that rebuild an image from a damaged copy of it."""

@@ -1,0 +1,1 @@
+"""Masked images: the pixels of hidden parts of an image, predicted from the visible ones."""

@@ -1,0 +1,315 @@
+"""Colorization: against the paper's formulas in plain loops, and two controls of what it learns."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from selftaught.errors import UserError
+from selftaught.hard import CutMix
+from selftaught.hard.mixed import partner, spread
+from selftaught.method import Batch, Encoder, Setup
+from selftaught.methods.parts import colour_bins
+from selftaught.methods.parts.colour_bins import ColourBins, bins_of_rgb
+from selftaught.methods.parts.decoder import Decoder
+from selftaught.methods.parts.lab import colours, lightness, paint
+from selftaught.methods.pretext.colorization import Colorization
+from selftaught.training.loop import Loop, fit
+from selftaught.training.step import Step
+from tests.formulas import close, double, few, normal, seeds, surprise, whole
+from tests.laws.toys import IMAGES, Toy, batch, build, config, rng
+
+Place = tuple[float, float]
+
+
+def ready(**fields: object) -> Colorization:
+    """In double precision, without batch norm, with measured bins."""
+    method = double("colorization", **fields)
+    assert isinstance(method, Colorization)
+    method.before_epoch(whole())
+    return method
+
+
+def places(view: Tensor, stride: int = 4) -> list[Place]:
+    """The mean a and b of each square of an image [3, H, W], row by row."""
+    ab = colours(view[None])[0]
+    found = []
+    for y in range(0, view.shape[1], stride):
+        for x in range(0, view.shape[2], stride):
+            means = ab[:, y : y + stride, x : x + stride].mean((1, 2)).tolist()
+            found.append((means[0], means[1]))
+    return found
+
+
+def squared(one: Place, other: Place) -> float:
+    return (one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2
+
+
+def plain_code(place: Place, bins: list[Place]) -> dict[Place, float]:
+    """Section 2.1: the five nearest bins, weighted by a Gaussian of 5."""
+    near = sorted(bins, key=lambda centre: squared(place, centre))[:5]
+    gauss = [math.exp(-squared(place, centre) / (2 * 5**2)) for centre in near]
+    return {centre: g / sum(gauss) for centre, g in zip(near, gauss, strict=True)}
+
+
+def plain_weights(data: list[Place], rebalance: float) -> dict[Place, float]:
+    """Section 2.2, equation 4, of the bins that hold one in ten thousand of the colours."""
+    everything: list[Place] = [(float(a), float(b)) for a, b in bins_of_rgb()]
+    counts = dict.fromkeys(everything, 0)
+    for place in data:
+        counts[min(everything, key=lambda centre: squared(place, centre))] += 1
+    bins = [centre for centre, count in counts.items() if count and count >= 1e-4 * len(data)]
+    frequency = dict.fromkeys(bins, 0.0)
+    for place in data:
+        for centre, share in plain_code(place, bins).items():
+            frequency[centre] += share / len(data)
+    raw = {c: 1 / ((1 - rebalance) * f + rebalance / len(bins)) for c, f in frequency.items()}
+    expected = sum(frequency[centre] * raw[centre] for centre in bins)
+    return {centre: weight / expected for centre, weight in raw.items()}
+
+
+# The loss
+
+
+@pytest.mark.parametrize("rebalance", [0.5, 1.0])
+def test_colorization_is_its_formula(rebalance: float) -> None:
+    """Zhang et al., 2016, equation 2: cross entropy of soft codes, rare colours weighted up."""
+    method = ready(rebalance=rebalance)
+    weights = plain_weights([p for b in whole() for v in b.views[0] for p in places(v)], rebalance)
+    bins, everything = list(weights), bins_of_rgb()
+    data = batch(4, dtype=torch.float64)
+    predictions = method.predict(method.inputs(data))
+    total, count = 0.0, 0
+    for view, logits in zip(data.views[0], predictions, strict=True):
+        for place, row in zip(places(view), logits.flatten(1).T.tolist(), strict=True):
+            known = [row[everything.index(c)] for c in bins]  # type: ignore[arg-type]
+            code = plain_code(place, bins)
+            weight = weights[max(code, key=lambda c: code[c])]
+            total += weight * sum(s * surprise(known, bins.index(c)) for c, s in code.items())
+            count += 1
+    # weights are kept in the precision of the data; the logits of other bins are not minus infinity
+    close(method.loss(predictions, method.targets(data, predictions)), total / count, rtol=1e-6)
+
+
+def test_regression_is_the_mean_square() -> None:
+    method = ready(regression=True)
+    data = batch(4, dtype=torch.float64)
+    predictions = method.predict(method.inputs(data))
+    total, count = 0.0, 0
+    for view, answer in zip(data.views[0], predictions, strict=True):
+        for place, row in zip(places(view), answer.flatten(1).T.tolist(), strict=True):
+            total += sum((p - t / 110) ** 2 for p, t in zip(row, place, strict=True))
+            count += 2
+    targets = method.targets(data, predictions)
+    close(method.loss(predictions, targets), total / count)
+    assert method.grade(predictions, targets) is None
+
+
+def test_the_expected_weight_is_one_and_rare_colours_weigh_more() -> None:
+    bins = ready().bins
+    codes = torch.cat([bins.encode(colours(b.views[0])[:, :, ::4, ::4]) for b in whole()])
+    close(codes.sum(1), torch.ones_like(codes[:, 0]))
+    assert not codes[:, ~bins.occupied].any()
+    assert bins.weights[bins.occupied].max() > 1 > bins.weights[bins.occupied].min() > 0
+
+
+def test_colours_far_from_every_bin_have_a_code() -> None:
+    bins = ColourBins()
+    bins.occupied.zero_()
+    bins.occupied[:2] = True  # fewer than the five of a code
+    code = bins.encode(torch.tensor([[[[90.0]], [[90.0]]]]))
+    assert torch.isfinite(code).all()
+    close(code.sum(1), torch.ones(1, 1, 1))
+    assert not code[:, 2:].any()
+
+
+def test_bins_are_those_of_rgb() -> None:
+    bins = torch.tensor(bins_of_rgb())
+    assert bins.shape == (261, 2)
+    assert not (bins % 10).any()
+    pixels = torch.rand(1, 3, 64, 64, generator=rng(), dtype=torch.float64)
+    nearest = (colours(pixels) / 10).round().long() * 10
+    known = set(bins_of_rgb())
+    assert all((int(a), int(b)) in known for a, b in nearest[0].flatten(1).T.tolist())
+
+
+# Lab
+
+
+@few
+@given(seeds)
+def test_lightness_and_colours_make_the_image_again(seed: int) -> None:
+    pixels = torch.rand(2, 3, 5, 5, generator=rng(seed), dtype=torch.float64)
+    torch.testing.assert_close(paint(lightness(pixels), colours(pixels)), pixels, rtol=0, atol=1e-4)
+    other = lightness(pixels)
+    assert torch.equal(other[:, 0], other[:, 2])
+
+
+def test_colours_are_those_of_lab() -> None:
+    convert = pytest.importorskip("skimage.color").rgb2lab
+    pixels = torch.rand(2, 3, 9, 9, generator=rng(), dtype=torch.float64)
+    theirs = torch.from_numpy(convert(pixels.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
+    torch.testing.assert_close(colours(pixels), theirs[:, 1:], rtol=0, atol=2e-2)
+
+
+def test_an_annealed_mean_is_between_mean_and_mode() -> None:
+    bins = ColourBins().double()
+    logits = normal(1, len(bins), 1, 1, seed=3)
+    powers = [math.exp(x / 0.38) for x in logits.flatten().tolist()]
+    for axis in (0, 1):
+        mean = sum(p * c for p, c in zip(powers, bins.centres[:, axis].tolist(), strict=True))
+        close(bins.annealed_mean(logits, 0.38)[0, axis, 0, 0], mean / sum(powers))
+    mode = bins.centres[logits.argmax(1)[0, 0, 0]]
+    close(bins.annealed_mean(logits, 1e-3)[0, :, 0, 0], mode, rtol=1e-6)
+
+
+# What the network sees
+
+
+def test_colour_that_is_written_into_the_input_is_not_seen() -> None:
+    method, data = ready(), batch(4, dtype=torch.float64)
+    grey = method.inputs(data)
+    tint = torch.tensor([0.1, -0.2, 0.1], dtype=torch.float64)[:, None, None]
+    close(method.predict(grey + tint), method.predict(grey))
+
+
+def test_a_cut_and_mixed_place_has_the_code_of_its_own_image() -> None:
+    method, data = ready(), batch(4, dtype=torch.float64)
+    own = method.targets(data, ())
+    mask = torch.zeros(16, 16, dtype=torch.float64)
+    mask[4:12, :8] = 1
+    mixed = method.mix_targets(own, partner(own), mask)
+    close(mixed, torch.where(spread(mask[::4, ::4], own) > 0, own, partner(own)))
+    inputs = method.inputs(data)
+    loss = CutMix().loss(method, inputs, own, rng(), None)
+    assert torch.isfinite(loss)
+
+
+def grey(data: Batch) -> Batch:
+    view = data.views[0]
+    return dataclasses.replace(data, views=(view[:, :1].expand_as(view),))
+
+
+def test_images_without_colour_are_refused() -> None:
+    for views in ([grey(batch())], [dataclasses.replace(batch(), views=(constant(8),))]):
+        method = Colorization(config("colorization"), Setup(Toy(norm=True), IMAGES))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="colorization"):
+            method.before_epoch(views)
+
+
+def constant(n: int) -> Tensor:
+    return torch.tensor([0.8, 0.3, 0.2])[:, None, None].expand(n, 3, 16, 16)
+
+
+def test_a_grey_view_teaches_nothing_and_is_no_answer() -> None:
+    method, data = build("colorization"), batch(4)
+    assert isinstance(method, Colorization)
+    view = data.views[0].clone()
+    view[0] = view[0, :1]
+    data = dataclasses.replace(data, views=(view,))
+    predictions = method.predict(method.inputs(data))
+    targets = method.targets(data, predictions)
+    (slope,) = torch.autograd.grad(method.loss(predictions, targets), predictions)
+    assert slope.flatten(1).any(1).tolist() == [False, True, True, True]
+    assert method.grade(predictions, targets)[0].item() == pytest.approx(method.chance())  # type: ignore[index]
+
+
+def test_a_network_without_a_map_is_refused() -> None:
+    network = Toy(norm=True)
+    network.has_map = False
+    with pytest.raises(UserError, match="maps"):
+        Decoder(network, 8, 2)
+    network.has_map = True
+    with pytest.raises(UserError, match="--size"):
+        Decoder(network, 8, 2)(torch.zeros(2, 6), torch.zeros(2, 6, 1, 1), (4, 4))
+
+
+def test_only_the_first_images_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(colour_bins, "IMAGES", 20)
+    method = Colorization(config("colorization"), Setup(Toy(norm=True), IMAGES))  # type: ignore[arg-type]
+    assert method.chance() is None
+    batches = iter([batch(16, seed=s) for s in range(4)])
+    method.before_epoch(batches)
+    assert len(list(batches)) == 2
+    weights = method.bins.weights.clone()
+    method.before_epoch(iter([batch(16, seed=9)]))
+    assert torch.equal(method.bins.weights, weights)
+
+
+# The accuracy of the task
+
+
+def test_chance_is_the_grade_of_the_best_constant_answer() -> None:
+    method = ready()
+    data = [method.targets(b, ()) for b in whole()]
+    best = 0.0
+    for k in method.bins.occupied.nonzero().flatten().tolist():
+        answer = torch.full_like(data[0][:, 0], k, dtype=torch.long)
+        grades = torch.cat([method.bins.grade(answer, targets) for targets in data])
+        best = max(best, grades.mean().item())
+    assert method.chance() == pytest.approx(best, rel=1e-5)
+    code = data[0][0]
+    weight, answers = code.sum(0), data[0].argmax(1)
+    answers[0, :2] = (~method.bins.occupied).nonzero()[0]  # wrong in the upper half
+    expected = weight[2:].sum() / weight.sum()
+    close(method.bins.grade(answers, data[0])[0], expected)
+    assert (method.bins.grade(answers, data[0])[1:] == 1).all()
+
+
+class Loud(Toy):
+    """A toy whose features show the lightness of a view."""
+
+    def map(self, x: Tensor) -> Tensor:
+        return super().map(4 * (x - 0.5))
+
+
+def tied(seed: int) -> Batch:
+    """Bright images are orange, dark ones are blue."""
+    data = batch(32, seed=seed)
+    bright = (torch.rand(32, 1, 1, 1, generator=rng(seed)) > 0.5).float()
+    tint = torch.tensor([0.15, 0.0, -0.15])[:, None, None]
+    view = 0.25 + 0.4 * bright + (2 * bright - 1) * tint + 0.1 * (data.views[0] - 0.5)
+    return dataclasses.replace(data, views=(view.clamp(0, 1),))
+
+
+def held_out_grade(network: Encoder, roll: int) -> tuple[float, float]:
+    """The grade of other images after a brief training on targets of the `roll`-th next image."""
+    torch.manual_seed(0)
+    method = Colorization(config("colorization"), Setup(network, IMAGES))  # type: ignore[arg-type]
+    answers = method.targets
+    step = Step(method)
+    optimizer = torch.optim.Adam([{"params": step.parameters(), "peak": 0.01}], lr=0)
+    loop = Loop(steps=40, steps_per_epoch=40, schedule=lambda p: 1.0)
+    method.targets = lambda data, said: answers(data, said).roll(roll, 0)  # type: ignore[method-assign]
+    for _ in fit(step, method, lambda *_: [tied(s) for s in range(40)], optimizer, loop):
+        pass
+    method.eval()
+    data = tied(99)
+    with torch.no_grad():
+        predictions = method.predict(method.inputs(data))
+    grade, chance = method.grade(predictions, answers(data, ())), method.chance()
+    assert grade is not None
+    assert chance is not None
+    return grade.mean().item(), chance
+
+
+def test_colours_that_follow_the_lightness_are_learnt_and_those_of_others_are_not() -> None:
+    grade, chance = held_out_grade(Loud(norm=True), roll=0)
+    assert grade > 0.95
+    assert chance < 0.7
+    grade, chance = held_out_grade(Loud(norm=True), roll=1)
+    assert grade < chance + 4 * math.sqrt(0.25 / 32)
+
+
+def test_pictures_have_the_lightness_of_the_truth() -> None:
+    method, data = build("colorization").eval(), batch(3)
+    with torch.no_grad():
+        predictions = method.predict(method.inputs(data))
+        shown = method.illustrate(data, predictions, method.targets(data, predictions))
+    assert [list(one.pictures) for one in shown] == [["input", "prediction", "truth"]] * 3
+    for one, view in zip(shown, data.views[0], strict=True):
+        assert torch.equal(one.pictures["truth"], view)
+        assert all(x.min() >= 0 and x.max() <= 1 + 1e-5 for x in one.pictures.values())
