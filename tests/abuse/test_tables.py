@@ -93,7 +93,7 @@ TABLES = [
     table("plain", "a plain table", lines(*PLAIN)),
     table("empty", "an empty file", b"", REFUSED),
     table("header-only", "a header and nothing else", "image,class\n", REFUSED),
-    table("no-header", "no header", lines(*PLAIN[1:], header=PLAIN[0]), REFUSED),
+    table("no-header", "no header", lines(*PLAIN[1:], header=PLAIN[0])),
     table("one-column", "one column", lines(*NAMES, header="image"), REFUSED),
     table(
         "too-few-cells",
@@ -223,7 +223,7 @@ TABLES = [
         "a-class-each",
         "a class of its own for each image",
         lines(*(f"{name},{name}" for name in NAMES)),
-        classes=None,
+        REFUSED,
     ),
     table(
         "several",
