@@ -311,14 +311,12 @@ def parse_adapt(args: Sequence[str]) -> Any:
 
 
 def check_words(args: Sequence[str], images: str) -> None:
-    """Raise UserError for a word before the first flag, and for an empty --out.
+    """Raise UserError for a word before the first flag.
 
     images: the flag that names images.
     """
     if args and not args[0].startswith("-"):
         raise UserError(f"'{args[0]}' belongs to no flag: name images by --{images}")
-    if chosen(args, "out") == "":
-        raise UserError("--out is empty: name a folder")
 
 
 def find_kinds(args: Sequence[str], base: Stage | None) -> tuple[str, str, list[str]]:

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from selftaught.cli.console import err, plain
 from selftaught.cli.malloc import keep_freed
@@ -97,6 +98,10 @@ def dispatch(words: list[str]) -> int:
 
     among = [*COMMANDS, "--help", "--version"] if words[0].startswith("-") else COMMANDS
     name = find_name(words[0], among, "command")
+    for before, word in pairwise(words):
+        if word == "" or (word.startswith("--") and word.endswith("=")):
+            flag = before if word == "" else word[:-1]
+            raise UserError(f"{flag} has an empty value: perhaps a variable is not set")
     # Imported here, so that each command loads its own dependencies only.
     module = importlib.import_module(f"selftaught.cli.{COMMANDS[name][0]}")
     command: Callable[[list[str]], int] = getattr(module, name)

@@ -367,8 +367,8 @@ FOLDERS = [
             photos(s / "photos", ("a", "b")),
             picture(seed=9).save(s / "photos" / "x.png"),
         ),
-        then=holds(17),
-        right="no classes, and it is said why",
+        then=holds(17, "a", "b"),
+        right="the classes stay",
     ),
     Case(
         id="case-differs",
