@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -108,19 +108,42 @@ class _StrictPillow:
                 ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._previous
 
 
+class _QuietPillow(AbstractContextManager[None]):
+    """Ignores Pillow's warnings while any thread is inside, as the filters are of all threads."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+            self._users += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._filters.__exit__(None, None, None)
+
+
 _strict = _StrictPillow()
+_quiet = _QuietPillow()
 _memory = MemoryBudget()
 # a lock of another thread would stay locked in a forked child
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_strict.reset)
+    os.register_at_fork(after_in_child=_quiet.reset)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> AbstractContextManager[None]:
     """Suppress Pillow's warnings about odd metadata; `Unreadable` reports real damage."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-        yield
+    return _quiet
 
 
 class _LoadedImage(NamedTuple):

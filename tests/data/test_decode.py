@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from selftaught.data import decode as decode_module
 from selftaught.data.decode import decode, measure, pixels, squash
-from selftaught.data.io.integrity import Unreadable
+from selftaught.data.io.integrity import Unreadable, find_damage
 from selftaught.data.io.parallel import run_parallel
 from selftaught.data.io.paths import Paths
 from selftaught.data.loading import images as images_module
@@ -579,3 +579,29 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
     black = Image.new("RGB", (9, 9))
     flat = Images([write_file(tmp_path, "b.png", encoded(black, "PNG"))], torch.tensor([[9, 9]]), 8)
     assert statistics(flat, torch.tensor([0])) == ((0, 0, 0), (1 / 255,) * 3)
+
+
+def test_warnings_of_pillow_stay_away_while_another_thread_ends() -> None:
+    """Filters are global: the first thread that ended brought the warnings of the others back."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with decode_module.quiet():
+            other = threading.Thread(target=lambda: decode_module.quiet().__enter__())
+            other.start()
+            other.join()
+            decode_module.quiet().__exit__(None, None, None)
+            warnings.warn_explicit("odd metadata", UserWarning, "x.py", 1, module="PIL.TiffImage")
+        warnings.warn_explicit("after", UserWarning, "x.py", 1, module="PIL.TiffImage")
+    assert [str(w.message) for w in caught] == ["after"]
+
+
+@pytest.mark.parametrize(("rows", "is_damaged"), [(1, True), (39, True), (40, False)])
+def test_a_png_with_fewer_rows_than_it_states_is_damaged(rows: int, is_damaged: bool) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 400, 40, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(rows * (1 + 3 * 400))))
+    data = b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+    assert (find_damage("PNG", data) is not None) == is_damaged
