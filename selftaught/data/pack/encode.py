@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from selftaught.data.decode import load_stored, shrink
+from selftaught.data.decode import load_stored, quiet, shrink
 from selftaught.data.io.integrity import Unreadable
 from selftaught.data.io.source import read_bytes
 from selftaught.data.pixel_range import PixelRange
@@ -74,7 +74,8 @@ def encode(
     changed since it was indexed, or where the mask does not fit.
     """
     try:
-        image, file_format = shrink(path, encoding.size, pixel_range)
+        with quiet():
+            image, file_format = shrink(path, encoding.size, pixel_range)
         unchanged = file_format is not None and file_format.lower() == encoding.format
         data = (
             read_bytes(path)
