@@ -23,7 +23,7 @@ def sandbox(
     with inside(tmp_path / "sandbox", monkeypatch) as made:
         case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
         if case is not None:
-            group = (request.module.__doc__ or "").strip().splitlines()[0]
+            group = " ".join((request.module.__doc__ or "").split("\n\n")[0].split())
             promise = f"{case.promise}{f': {case.right}' if case.right else ''}"
             made.report |= {"group": group, "id": case.id, "what": case.what, "promise": promise}
             request.node.user_properties.append(("abuse", made.report))
