@@ -47,9 +47,8 @@ class Checkpoints:
         if self.folder.exists() and not self.folder.is_dir():
             raise FileError(f"{self.folder} is no folder: move it away")
         files = [file for name in CHECKPOINTS if os.path.lexists(file := self.folder / name)]
-        for file in files:
-            if file.is_dir():
-                raise FileError(f"{file} is a folder: move it away")
+        if taken := [str(file) for file in files if file.is_dir()]:
+            raise FileError(f"{', '.join(taken)}: a folder lies in this place, move it away")
         return files
 
     def due(self, step: int) -> bool:

@@ -123,7 +123,7 @@ def test_the_cost_does_not_grow_with_the_set(
     noise().save(tmp_path / "d" / "0.png")
     decoded: list[Path] = []
 
-    def squash(path: Path, canvas: int, pixel_range: object) -> torch.Tensor:
+    def squash(path: Path, canvas: int, *_: object) -> torch.Tensor:
         decoded.append(path)
         return (
             torch.zeros(3, canvas, canvas, dtype=torch.uint8)

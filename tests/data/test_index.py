@@ -215,7 +215,7 @@ def test_nothing_there_stops_with_what_is_looked_for(root: Path, tmp_path: Path)
         build_index([root / "a.txt"])
     with pytest.raises(UserError, match="no data"):
         build_index([])
-    with pytest.raises(UserError, match="held-out share"):
+    with pytest.raises(UserError, match="--holdout"):
         build_index([root], holdout=1)
 
 

@@ -410,7 +410,7 @@ WELL = {"bases": {"own": "resnet18.a1_in1k"}, "targets": {"t": "t"}, "settings":
         ({"steps": {"hpt": []}}, "every way needs one length or more"),
         ({"steps": {"target": [0, 5]}}, "of 1 step or more"),
         ({"seeds": []}, "seeds"),
-        ({"few": ["some"]}, '"some" not understood'),
+        ({"few": ["some"]}, "not 'some'"),
         ({"labels": "total:0"}, "1 or more"),
         ({"shares": ["10"]}, "10 is no share"),
         ({"shares": ["200%"]}, "200% is no share"),
