@@ -133,9 +133,9 @@ if __name__ == "__main__":
                 with busy(programs, asked.load):
                     for name, threads in cases.items():
                         out = scratch / f"{place}-{threads}-{number}"
-                        runs.setdefault(f"{place}: {name}", []).append(
-                            trained(data, out, words, threads)
-                        )
+                        run = trained(data, out, words, threads)
+                        runs.setdefault(f"{place}: {name}", []).append(run)
+                        print(number, place, name, f"{run['images_per_s']:.0f}", flush=True)
     found: dict[str, Any] = {}
     for name, done in runs.items():
         found[name] = {
