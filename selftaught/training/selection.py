@@ -36,8 +36,8 @@ from selftaught.training.checkpoint_folder import is_finite
 from selftaught.training.monitor import extract_features
 from selftaught.training.session import Session
 
-MOST = 2000  # maximum number of labelled images that are scored
-FEW = 1000  # up to so many labelled images, cross-validation has five folds; above, two
+MOST = 1000  # maximum number of labelled images that are scored
+FEW = 500  # up to so many labelled images, cross-validation has five folds; above, two
 BASE = -1  # the step of the weights that the chain of stages started from, if the stage did not
 SHARES = (0.25, 0.5, 0.75)  # of the way from the start to the end
 UNLABELLED = 1000  # images that are scored if there are no labels
