@@ -118,7 +118,7 @@ def read_value(name: str, content: Any) -> Any:
         return _read_kind(content, Method.Config, METHODS, name)
     if name == "optimizer":
         return _read_kind(content, Optimizer, OPTIMIZERS, name)
-    if (name == "views" and isinstance(content, Views)) or isinstance(content, Anchor):
+    if isinstance(content, {"views": Views, "anchor": Anchor}.get(name, ())):
         return content
     if name == "schedule":
         if not isinstance(content, Cosine):

@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -79,39 +79,11 @@ def _register_avif() -> None:
 _register_avif()
 
 
-class _StrictPillow:
-    """Makes Pillow raise for truncated files, and accept large ones, whose size is checked here.
+class _GlobalSwitch(AbstractContextManager[None]):
+    """A setting of the whole process. The first thread enters `change`, the last one leaves it."""
 
-    Pillow's switches are global, and other libraries set them. The first thread sets them, the last
-    one restores them.
-    """
-
-    def __init__(self) -> None:
-        self._previous: tuple[bool, int | None] = (False, None)
-        self.reset()
-
-    def reset(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._previous = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
-                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
-            self._users += 1
-
-    def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._previous
-
-
-class _QuietPillow(AbstractContextManager[None]):
-    """Ignores Pillow's warnings while any thread is inside, as the filters are of all threads."""
-
-    def __init__(self) -> None:
+    def __init__(self, change: Callable[[], AbstractContextManager[None]]) -> None:
+        self._change = change
         self.reset()
 
     def reset(self) -> None:
@@ -120,20 +92,37 @@ class _QuietPillow(AbstractContextManager[None]):
     def __enter__(self) -> None:
         with self._lock:
             if self._users == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+                self._entered = self._change()
+                self._entered.__enter__()
             self._users += 1
 
     def __exit__(self, *exception: object) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                self._filters.__exit__(None, None, None)
+                self._entered.__exit__(None, None, None)
 
 
-_strict = _StrictPillow()
-_quiet = _QuietPillow()
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Inside, Pillow raises for truncated files, and accepts large ones.
+
+    The size is checked here. Other libraries set these switches, too.
+    """
+    previous = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+    yield
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = previous
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+        yield
+
+
+_strict, _quiet = _GlobalSwitch(_strict_pillow), _GlobalSwitch(_quiet_pillow)
 _memory = MemoryBudget()
 # a lock of another thread would stay locked in a forked child
 if hasattr(os, "register_at_fork"):

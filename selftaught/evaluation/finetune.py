@@ -36,7 +36,7 @@ from selftaught.features.protocol import (
 from selftaught.method import Batch, Setup, image_seeds
 from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models.batch_norm import batch_norms
-from selftaught.models.interpolate import interpolate_states
+from selftaught.models.interpolation import interpolate_states
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.seeding import key
 from selftaught.training.loop import MOST_SKIPS, Loop, fit

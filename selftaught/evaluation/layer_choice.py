@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selftaught.errors import UserError
 from selftaught.evaluation.compare import refusal
+from selftaught.evaluation.cross_validation import fill
 from selftaught.features.linear import stratified_folds
 from selftaught.features.metrics import auroc, balanced_accuracy
 from selftaught.features.protocol import (
@@ -103,8 +104,7 @@ class AtBestLayer(Protocol):
         protocol, values = self.protocol.with_fixed_settings(), []
         for rest, kept in splits:
             scores = protocol.score(subject, rest, kept.positions).values.cpu()
-            missing = scores.new_full((len(scores), classes - scores.shape[1]), -torch.inf)
-            values.append(torch.cat([scores, missing], 1))
+            values.append(fill(scores, len(scores), classes))
         labels = torch.cat([kept.labels for _, kept in splits]).cpu()
         if labels.ndim == 2:
             area, skipped = auroc(labels, torch.cat(values))

@@ -91,13 +91,17 @@ def read(file: Path) -> Plan:
     teaches, as distillation and feature-distillation require. Raises UserError if the file is not
     a plan.
     """
+    return from_mapping(read_yaml(file), str(file))
+
+
+def read_yaml(file: Path) -> Any:
+    """Read the content of a plan's file. Raises UserError if it is no YAML."""
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        return yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise UserError(f"--plan {file} cannot be read: its lists are nested too deeply") from None
-    return from_mapping(content, str(file))
 
 
 class Loader(yaml.SafeLoader):

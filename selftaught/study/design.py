@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
-import yaml
 from cattrs.v import format_exception
 
 from selftaught.config.overrides import CONDUCT, flag, normalise, read_overrides
@@ -19,7 +18,7 @@ from selftaught.data.index.label_budget import Budget
 from selftaught.errors import UserError
 from selftaught.evaluation.finetune import FineTune
 from selftaught.pipeline.execute import network_of
-from selftaught.pipeline.plan import RESERVED, Loader, Node
+from selftaught.pipeline.plan import RESERVED, Node, read_yaml
 
 Flags = Mapping[str, Any]
 # flags that the study or its command sets
@@ -179,12 +178,7 @@ def node_facts(node: Node) -> dict[str, Any]:
 
 def read(file: Path) -> Setup:
     """Read a study's plan from YAML. Raises UserError if the file is not one."""
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
-    except RecursionError:
-        raise UserError(f"--plan {file} cannot be read: its lists are nested too deeply") from None
+    content = read_yaml(file)
     if not isinstance(content, Mapping) or not content.get("bases") or not content.get("targets"):
         raise UserError(
             f"{file} is no study: it needs bases and targets, each a mapping from names"

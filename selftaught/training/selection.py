@@ -29,7 +29,7 @@ from selftaught.features.protocol import Features
 from selftaught.models import heads
 from selftaught.models.backbone import Backbone
 from selftaught.models.batch_norm import running_statistics
-from selftaught.models.interpolate import interpolate_states
+from selftaught.models.interpolation import interpolate_states
 from selftaught.models.weights import io as weights_io
 from selftaught.runs import folder as run_folder
 from selftaught.training.checkpoint_folder import is_finite

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.method import Batch, Setup
-from selftaught.methods.parts.reconstruction import GREY, Damage, Reconstruction
+from selftaught.methods.parts.picture_errors import GREY
+from selftaught.methods.parts.reconstruction import Damage, Reconstruction
 from selftaught.ranges import NonNegative
 
 AREA = 0.25  # of the view that is a hole

@@ -12,14 +12,12 @@ from torch import Tensor
 from selftaught.devices import upcast
 from selftaught.errors import UserError
 from selftaught.method import Batch, Fixed, Illustration, Method
+from selftaught.methods.parts.picture_errors import GREY, avoided_share, illustrate_pictures
 from selftaught.models.layers import mix_areas
 from selftaught.ranges import Share
 
 Inputs = tuple[Tensor, Fixed]  # a view [B, 3, H, W]; its mask [B, h, w], bool
 Targets = tuple[Tensor, Tensor]  # the view; 1 at each masked pixel and 0 at others [B, 1, H, W]
-
-GREY = 0.5  # of masked pixels in pictures
-SMALLEST = 1e-6  # error of a guess, of images of one colour
 
 
 class MaskedPixels(Method):
@@ -81,7 +79,7 @@ class MaskedPixels(Method):
         """The share of the error of `guess` that the prediction avoids; 0 if it avoids none."""
         error = self.image_errors(predictions, targets)
         guessed = self.image_errors(self.guess(*targets), targets)
-        return (1 - error / guessed.clamp_min(SMALLEST)).clamp(0, 1)
+        return avoided_share(error, guessed).clamp(0, 1)
 
     def chance(self) -> float | None:
         return 0.0  # the grade of `guess`
@@ -93,14 +91,8 @@ class MaskedPixels(Method):
         pixels = self.decode(predictions, view).clamp(0, 1)
         filled = torch.where(hidden > 0, pixels, view)
         shown = torch.where(hidden > 0, GREY, view)
-        grades = self.grade(predictions, targets).tolist()
-        return [
-            Illustration(
-                pictures={"input": one, "prediction": two, "truth": three},
-                text=f"error {100 * grade:.0f} % below that of {self.reference}",
-            )
-            for one, two, three, grade in zip(shown, filled, view, grades, strict=True)
-        ]
+        grades = self.grade(predictions, targets)
+        return illustrate_pictures(shown, filled, view, grades, self.reference)
 
 
 def draw_cells(batch: Batch, grid: tuple[int, int], ratio: float) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from selftaught.method import Batch, Defaults, Fixed, Illustration, Method, Setting, Setup
 from selftaught.methods.parts.decoder import Decoder
+from selftaught.methods.parts.picture_errors import GREY, avoided_share, illustrate_pictures
 from selftaught.models.layers import mix_areas
 from selftaught.ranges import Count
 
@@ -18,8 +19,6 @@ Damage = tuple[Tensor, Tensor]
 Inputs = tuple[Tensor, Fixed, Fixed]  # a view [B, 3, H, W] and its damage
 Targets = tuple[Tensor, Tensor, Tensor]  # the same
 
-GREY = 0.5  # that an untrained network predicts
-SMALLEST = 1e-6  # error of a guess, of images of one colour
 REFERENCE = (
     "the mean colour of the pixels that are left"  # the guess that answers are compared with
 )
@@ -93,14 +92,8 @@ class Reconstruction(Method):
         view, keep, _ = targets
         damaged = damage(*targets)
         rebuilt = torch.where(self.weigh(keep) > 0, predictions.clamp(0, 1), damaged)
-        grades = self.grade(predictions, targets).tolist()
-        return [
-            Illustration(
-                pictures={"input": one, "prediction": two, "truth": three},
-                text=f"error {100 * grade:.0f} % below that of {REFERENCE}",
-            )
-            for one, two, three, grade in zip(damaged, rebuilt, view, grades, strict=True)
-        ]
+        grades = self.grade(predictions, targets)
+        return illustrate_pictures(damaged, rebuilt, view, grades, REFERENCE)
 
 
 def damage(view: Tensor, keep: Tensor, add: Tensor) -> Tensor:
@@ -124,5 +117,4 @@ def error_avoided(predictions: Tensor, targets: Targets) -> Tensor:
     lost = lost + (lost.sum((1, 2, 3), keepdim=True) == 0)
     left = damage(*targets) * keep
     guess = left.sum((2, 3), keepdim=True) / keep.sum((2, 3), keepdim=True).clamp_min(1)
-    reference = image_errors(guess, view, lost).clamp_min(SMALLEST)
-    return 1 - image_errors(predictions, view, lost) / reference
+    return avoided_share(image_errors(predictions, view, lost), image_errors(guess, view, lost))
