@@ -16,7 +16,8 @@ On each chain these are trained with equal batches and equal steps:
     B+S, B+S+T through a source, where the target has one; adapted as `adapt` is
     Target     SimCLR from random weights, --target-steps
 
-Each is scored with the base as it came, and with refreshed statistics of its norms (Base), by kNN
+--parts leaves some of them out: two cores bear `plain bn base`. --bases FOLDER has weights of the
+two ResNet-18, moco.pth and simclr.pth, which are not trained again. Each is scored with the base as it came, and with refreshed statistics of its norms (Base), by kNN
 and linear probe with 20 labels a class and with all. Differences have paired intervals. Every job
 is a file in --to, so an interrupted run goes on. --workers processes share the device.
 """
@@ -54,6 +55,8 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "simclr": ("rsscn7", "magnetic_tile", "flowers32", "pacs_cartoon", "fashion"),
 }
 METHODS = {"moco": "moco-v2", "simclr": "simclr"}
+# HPT without anchor; HPT-BN; HPT by MoCo-v2; Base; fewer steps; through a source
+PARTS = ("plain", "bn", "moco", "base", "short", "source")
 NETWORKS = {"lite0": "tf_efficientnet_lite0", "moco": "resnet18", "simclr": "resnet18"}
 
 
@@ -72,6 +75,8 @@ class Settings:
     device: str
     precision: str
     quick: bool
+    parts: tuple[str, ...] = PARTS
+    bases: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,8 @@ def work(job: Job, s: Settings) -> dict[str, Any]:
 def base_job(job: Job, s: Settings) -> dict[str, Any]:
     import selftaught as st
 
+    if s.bases:
+        return {"weights": f"{job.base}.pth"}
     out = s.to / "bases" / job.base
     st.pretrain(
         s.data / "imagenette",
@@ -185,7 +192,8 @@ def chain_job(job: Job, s: Settings) -> dict[str, Any]:
     from selftaught.training import checkpoint
 
     out = s.to / "chains" / job.name
-    init = s.weights if job.base == "lite0" else s.to / "bases" / job.base
+    own = s.bases / f"{job.base}.pth" if s.bases else s.to / "bases" / job.base
+    init = s.weights if job.base == "lite0" else own
     given = {**common(s, job.seed), "backbone": NETWORKS[job.base]}
     facts: dict[str, Any] = {}
 
@@ -208,21 +216,24 @@ def chain_job(job: Job, s: Settings) -> dict[str, Any]:
         return place / "checkpoints" / f"step-{s.steps}-share-{share}.safetensors"
 
     anchored = adapt("adapt")
-    plain = adapt("best", anchor=0)
     subjects: dict[str, Path] = {
         "anchor": end(anchored),
         "anchor .75": place_of(anchored, 0.75),
-        "HPT": end(plain),
-        "HPT best": plain,
-        "HPT-BN": adapt("bn", anchor=0, trainable="norm", keep="last"),
-        "HPT moco": adapt("moco", anchor=0, method="moco-v2", keep="last"),
-        "Base": adapt("refreshed", anchor=0, trainable="none", keep="last", steps=20),
         "Target": s.to / "targets" / Job("target", NETWORKS[job.base], job.target, job.seed).name,
     }
+    if "plain" in s.parts:
+        plain = adapt("best", anchor=0)
+        subjects |= {"HPT": end(plain), "HPT best": plain}
+    if "bn" in s.parts:
+        subjects["HPT-BN"] = adapt("bn", anchor=0, trainable="norm", keep="last")
+    if "moco" in s.parts:
+        subjects["HPT moco"] = adapt("moco", anchor=0, method="moco-v2", keep="last")
+    if "base" in s.parts:
+        subjects["Base"] = adapt("refreshed", anchor=0, trainable="none", keep="last", steps=20)
     for steps in (30, 100):
-        if steps < s.steps and not job.seed:
+        if "short" in s.parts and steps < s.steps and not job.seed:
             subjects[f"adapt {steps}"] = adapt(f"short-{steps}", steps=steps)
-    if source := TARGETS[job.target]:
+    if "source" in s.parts and (source := TARGETS[job.target]):
         subjects["B+S"] = adapt("source", source, keep="last")
         subjects["B+S+T"] = adapt("after", start=subjects["B+S"])
     kinds = (st.KNN(), st.LinearProbe())
@@ -301,6 +312,8 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--bases", type=Path, help="weights of the ResNet-18, not trained again")
     parser.add_argument("--only", default="", help="chains whose name has this text")
     parser.add_argument("--quick", action="store_true", help="a few steps, to try it")
     asked = parser.parse_args()
@@ -319,6 +332,8 @@ if __name__ == "__main__":
             asked.device,
             asked.precision,
             asked.quick,
+            tuple(asked.parts),
+            asked.bases.resolve() if asked.bases else None,
         )
     )
     run(settings, asked.seeds, asked.workers, asked.only)

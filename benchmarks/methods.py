@@ -38,12 +38,15 @@ from selftaught.methods.parts.masked_distillation import MaskedDistillation
 from selftaught.runs import folder as run_folder
 
 HEXA = ("adversarial", "cutmix")
-# on images alone, with a ResNet
+# on images alone, with a ResNet; benchmarks.pretext has the methods that teach a middle stage
 NAMES = [
     name
     for name, m in METHODS.items()
     if not (
-        m.labels == "required" or hasattr(m.Config, "teacher") or issubclass(m, MaskedDistillation)
+        m.labels == "required"
+        or hasattr(m.Config, "teacher")
+        or issubclass(m, MaskedDistillation)
+        or m.recommended_stage is not None
     )
 ]
 # what each is compared with, image by image
@@ -412,9 +415,9 @@ def on_top(rows: Sequence[Row]) -> list[str]:
     return text
 
 
-def fill(file: Path, text: Sequence[str]) -> None:
-    """Put lines between the marks of this benchmark in a Markdown file."""
-    begin, end = "<!-- benchmarks.methods -->", "<!-- end -->"
+def fill(file: Path, text: Sequence[str], benchmark: str = "methods") -> None:
+    """Put lines between the marks of a benchmark in a Markdown file."""
+    begin, end = f"<!-- benchmarks.{benchmark} -->", "<!-- end -->"
     before, mark, rest = file.read_text().partition(begin)
     if not mark:
         raise SystemExit(f"{file} has no mark {begin}")

@@ -788,12 +788,17 @@ def test_over_http_it_is_the_same_data_even_from_a_server_that_fails_now_and_the
         url = f"{server.url}/photos.pack"
         count = 0
 
+        harmed: set[tuple[str, str]] = set()  # two readers in turn could meet each failure
+
         def moody(request: web.Request) -> Awaitable[web.StreamResponse] | None:
             nonlocal count
             count += 1
-            if count % 7 == 3:
-                return answered(503)
-            return broken_off(request) if count % 7 == 5 and request.headers.get("Range") else None
+            question = (request.path, request.headers.get("Range", ""))
+            fails = count % 7 in (3, 5) and question not in harmed
+            (harmed.add if fails else harmed.discard)(question)
+            if not fails:
+                return None
+            return broken_off(request) if count % 7 == 5 and question[1] else answered(503)
 
         server.harm = moody
         index = build_index([url])

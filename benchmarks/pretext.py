@@ -1,0 +1,242 @@
+"""Which pretext task is worth it, at which stage, against contrastive methods?
+
+    python -m benchmarks.pretext --data imagenette128/ --out runs/pretext [--only jigsaw rotation]
+                                 [--parts plain hexa] [--steps 400] [--batch 64] [--docs]
+
+One budget for all, that of benchmarks.methods: a ResNet-18 from random weights, 400 steps of 64
+images, seed 1. Views have 48 pixels; those that are cut into tiles have 96 (of tiles with 22). MAE
+needs a ViT: ViT-Ti with patches of 8, 64 pixels. Every stage is scored by kNN and by a linear probe
+with all labels, and so is the best stage, which is chosen on training images. Each backbone is
+compared with random weights of the same network, at images of the same size.
+
+Runs and scores that are in --out are not made again. Several processes may share --out, each with
+its own --only. Writes results/pretext.json. `--docs` writes the table into docs/methods/pretext.md
+and draws the figure from that file.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+import selftaught as st
+from benchmarks.common import RESULTS, kept, training_seconds, write
+from benchmarks.methods import fill
+from selftaught.runs import folder as run_folder
+
+METHODS = (
+    "rotation",
+    "context-prediction",
+    "jigsaw",
+    "colorization",
+    "context-encoder",
+    "denoising-autoencoder",
+    "spotting-artifacts",
+    "bigan",
+    "bigbigan",
+    "simmim",
+    "mae",
+    "pirl",
+    "simclr",
+)
+BESIDE = ("pirl", "simclr")  # contrastive methods
+SIZES = {"context-prediction": 96, "jigsaw": 96, "mae": 64}
+HARD = {
+    "rotation": ("adversarial", "cutmix"),
+    "context-prediction": ("adversarial", "cutmix"),
+    "jigsaw": ("adversarial", "cutmix"),
+    "colorization": ("adversarial",),
+    "context-encoder": ("adversarial", "cutmix"),
+    "denoising-autoencoder": ("adversarial", "cutmix"),
+    "simmim": ("adversarial", "cutmix"),
+    "mae": ("adversarial", "cutmix"),
+}
+ROOT = Path(__file__).parents[1]
+FIGURE = ROOT / "docs" / "figures" / "pretext-stages.png"
+
+Row = dict[str, Any]
+
+
+def vit_tiny_patch8() -> nn.Module:
+    """A ViT-Ti for images of 64 pixels, with patches of 8: no name of timm has these."""
+    module: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224", patch_size=8, img_size=SIZES["mae"], num_classes=0
+    )
+    return module
+
+
+def train(method: str, part: str, asked: argparse.Namespace) -> Path:
+    """Train a method, unless it is done; return the run's folder."""
+    folder = Path(asked.out) / f"{method}-{part}"
+    run = run_folder.read_run(folder) if run_folder.has_run(folder) else None
+    if run is None or run.facts["outcome"] not in ("done", "collapsed"):
+        st.pretrain(
+            asked.data,
+            out=folder,
+            resume=run is not None,
+            method=method,
+            backbone="benchmarks.pretext:vit_tiny_patch8" if method == "mae" else "resnet18",
+            hard=HARD[method] if part == "hexa" else (),
+            size=SIZES.get(method, 48),
+            batch=asked.batch,
+            steps=asked.steps,
+            seed=1,
+            precision="bf16",
+            workers=0,
+            threads=1,
+        )
+    return folder
+
+
+def score(folder: Path, method: str, data: str) -> list[Row]:
+    """The scores at every stage and at the best one, and those of random weights."""
+    rows: list[Row] = []
+    for layers in ("all", "best"):
+        evaluation = st.evaluate(
+            folder,
+            data,
+            labels=("all",),
+            against=("random",),
+            layers=layers,
+            size=SIZES.get(method, 48),
+            workers=0,
+        )
+        content = json.loads(evaluation.results.to_json())
+        for row in [*content["rows"], *content["differences"]]:
+            if row["metric"] == "balanced_accuracy":
+                names = ("protocol", "mean", "low", "high")
+                subject = "over random" if "against" in row else "run"
+                subject = "random" if row.get("backbone") == "random" else subject
+                place = {"layers": layers, "layer": row.get("layer", "last")}
+                found = {name: row[name] for name in names}
+                rows.append({"of": subject, **place, "stage": row.get("stage", ""), **found})
+    return rows
+
+
+def collect(asked: argparse.Namespace) -> list[Row]:
+    """One row for each run: its scores and its answers to the task on held-out images."""
+    rows = []
+    for method in METHODS:
+        for part in ("plain", "hexa"):
+            folder = Path(asked.out) / f"{method}-{part}"
+            file = folder / "stages.json"
+            if not file.exists():
+                continue
+            run = run_folder.read_run(folder)
+            names = ("outcome", "pretext", "pretext_chance", "recommended_stage")
+            facts = {name: run.facts.get(name) for name in names}
+            about = {"method": method, "part": part, "size": run.stage.size}
+            seconds = round(training_seconds(folder))
+            scores = json.loads(file.read_text())
+            rows.append({**about, "seconds": seconds, **facts, "scores": scores})
+    return rows
+
+
+def find(row: Row, **where: str) -> Row | None:
+    """The score with these values, if there is one."""
+    return next((s for s in row["scores"] if all(s[k] == v for k, v in where.items())), None)
+
+
+def cell(row: Row, protocol: str, layers: str, layer: str) -> str:
+    """A score in %, with a mark where the interval of the gain over random weights excludes 0."""
+    where = {"protocol": protocol, "layers": layers, "layer": layer}
+    own, gain = find(row, of="run", **where), find(row, of="over random", **where)
+    if own is None:
+        return ""
+    mark = "" if gain is None else " ▲" if gain["low"] > 0 else " ▼" if gain["high"] < 0 else ""
+    return f"{100 * own['mean']:.1f}{mark}"
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The table in Markdown."""
+    columns = "answers (chance)", "final", "best stage", "chosen stage", "random's best"
+    text = [f"| | minutes | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
+    for row in rows:
+        name = f"[`{row['method']}`]({row['method']}.md)"
+        name += ", HEXA" if row["part"] == "hexa" else ""
+        name += "" if row["outcome"] == "done" else f" ({row['outcome']})"
+        answers = ""
+        if row["pretext"] is not None:
+            chance = row["pretext_chance"]
+            answers = f"{100 * row['pretext']:.1f}"
+            answers += "" if chance is None else f" ({100 * chance:.1f})"
+        final, best = (
+            " / ".join(cell(row, protocol, *place) for protocol in ("knn", "linear"))
+            for place in (("all", "last"), ("best", "best"))
+        )
+        best_rows = [
+            find(row, of=of, layers="best", protocol=p)
+            for of in ("run", "random")
+            for p in ("knn", "linear")
+        ]
+        stages = " / ".join(r["stage"] if r else "" for r in best_rows[:2])
+        random = " / ".join(f"{100 * r['mean']:.1f}" if r else "" for r in best_rows[2:])
+        cells = [name, f"{row['seconds'] / 60:.1f}", answers, final, best, stages, random]
+        text.append(f"| {' | '.join(cells)} |")
+    return text
+
+
+def draw(rows: Sequence[Row], file: Path) -> None:
+    """Draw the linear probe's score by stage, a line a method: ResNet-18 alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    plain = [row for row in rows if row["part"] == "plain" and row["method"] != "mae"]
+    figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
+    colours = pyplot.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    drawn = [(row, "run", row["method"]) for row in plain]
+    drawn += [(row, "random", "random weights") for row in plain if row["method"] == "simclr"]
+    for number, (row, of, label) in enumerate(drawn):
+        scores = [
+            s
+            for s in row["scores"]
+            if s["of"] == of and s["layers"] == "all" and s["protocol"] == "linear"
+        ]
+        scores.sort(key=lambda s: (s["layer"] == "last", s["layer"]))
+        values = [100 * s["mean"] for s in scores]
+        style = "--" if of == "random" else ":" if row["method"] in BESIDE else "-"
+        colour = "black" if of == "random" else colours[number % len(colours)]
+        axes.plot(range(len(values)), values, style, color=colour, marker="o", label=label)
+        axes.set_xticks(range(len(values)), [s["layer"] for s in scores])
+    axes.set_ylabel("linear probe, balanced accuracy in %")
+    axes.set_xlabel("stage of a ResNet-18; last: the final features")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--only", nargs="*", default=METHODS, choices=METHODS)
+    parser.add_argument("--parts", nargs="*", default=["plain"], choices=["plain", "hexa"])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--docs", action="store_true")
+    asked = parser.parse_args()
+    for part in asked.parts:
+        for method in asked.only:
+            if part == "plain" or method in HARD:
+                folder = train(method, part, asked)
+                kept(folder / "stages.json", score, folder, method, asked.data)
+    command = (
+        f"python -m benchmarks.pretext --data {Path(asked.data).name}/ --out runs/pretext"
+        f" --steps {asked.steps} --batch {asked.batch}"
+    )
+    results = collect(asked)
+    print("\n".join(table(results)))
+    if list(asked.only) == list(METHODS):
+        write("pretext", {"command": command, "rows": results})
+    if asked.docs:
+        stored = json.loads((RESULTS / "pretext.json").read_text())["rows"]
+        fill(ROOT / "docs" / "methods" / "pretext.md", table(stored), "pretext")
+        draw(stored, FIGURE)
