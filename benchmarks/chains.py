@@ -17,7 +17,9 @@ On each chain these are trained with equal batches and equal steps:
     Target     SimCLR from random weights, --target-steps
 
 --parts leaves some of them out: two cores bear `plain bn base`. --bases FOLDER has weights of the
-two ResNet-18, moco.pth and simclr.pth, which are not trained again. Each is scored with the base as it came, and with refreshed statistics of its norms (Base), by kNN
+two ResNet-18, moco.pth and simclr.pth, which are not trained again.
+
+Each is scored with the base as it came, and with refreshed statistics of its norms (Base), by kNN
 and linear probe with 20 labels a class and with all. Differences have paired intervals. Every job
 is a file in --to, so an interrupted run goes on. --workers processes share the device.
 """
