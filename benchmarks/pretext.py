@@ -85,7 +85,6 @@ def train(method: str, part: str, asked: argparse.Namespace) -> Path:
             batch=asked.batch,
             steps=asked.steps,
             seed=1,
-            precision="bf16",
             workers=0,
             threads=1,
         )
