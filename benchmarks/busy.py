@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import photo_patches, said, spread, write
-from selftaught.data.io.parallel import cores
+from selftaught.data.io.parallel import count_cores
 
 AIMS = {"busy: default by one thread": 0.9, "alone: default by all threads": 0.95}
 LOADS = {
@@ -101,7 +101,7 @@ if __name__ == "__main__":
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
-    if cores() < 2:
+    if count_cores() < 2:
         raise SystemExit("one core: there is nothing to choose")
     if asked.quick:
         asked.size, asked.batch, asked.steps, asked.rounds, asked.backbone = (
@@ -122,7 +122,7 @@ if __name__ == "__main__":
         str(asked.size),
     ]
     words += ["--batch", str(asked.batch), "--steps", str(asked.steps)]
-    cases = {"default": "auto", "one thread": "1", "all threads": str(cores())}
+    cases = {"default": "auto", "one thread": "1", "all threads": str(count_cores())}
     runs: dict[str, list[Run]] = {}
     with photo_patches() as (scratch, data):
         for folder in [data, *data.rglob("*/")] if asked.quick else []:

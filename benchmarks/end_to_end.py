@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import said, spread, write
-from selftaught.data.io.parallel import cores
+from selftaught.data.io.parallel import count_cores
 
 SKIP = 2  # steps that are not counted
 Run = dict[str, float]
@@ -105,7 +105,7 @@ def train_peer(data: str, size: int, batch: int, steps: int, precision: str) -> 
     index = build_index([Path(data)])
     pictures = Pictures([index.paths[i] for i in index.train.tolist()], made.transform)
     loader = torch.utils.data.DataLoader(
-        pictures, batch, shuffle=True, drop_last=True, num_workers=cores()
+        pictures, batch, shuffle=True, drop_last=True, num_workers=count_cores()
     )
     step, waited, began = 0, 0.0, 0.0
     last = time.perf_counter()

@@ -436,16 +436,7 @@ def rebuilt(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     avoided = []
     for own in zip(*targets, strict=True):
         avoided.append(error_avoided(said, tuple(x.expand(len(said), -1, -1, -1) for x in own)))
-    return [
-        Panel(
-            title="share of the error that is avoided",
-            values=torch.stack(avoided, 1).clamp(-1, 1),
-            rows="prediction",
-            columns="true view",
-            marks=diagonal(len(said)),
-            signed=True,
-        )
-    ]
+    return [avoided_errors(torch.stack(avoided, 1))]
 
 
 def masked(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
@@ -456,16 +447,19 @@ def masked(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
         of_all = (view, place.expand(len(view), -1, -1, -1))
         guess = method.image_errors(method.guess(*of_all), of_all)
         explained.append(1 - method.image_errors(own.expand_as(view), of_all) / guess)
-    return [
-        Panel(
-            title="share of the error that is avoided",
-            values=torch.stack(explained).clamp(-1, 1),
-            rows="prediction",
-            columns="true view",
-            marks=diagonal(len(view)),
-            signed=True,
-        )
-    ]
+    return [avoided_errors(torch.stack(explained))]
+
+
+def avoided_errors(shares: Tensor) -> Panel:
+    """The share of the error that each prediction avoids of each view, [N, N]."""
+    return Panel(
+        title="share of the error that is avoided",
+        values=shares.clamp(-1, 1),
+        rows="prediction",
+        columns="true view",
+        marks=diagonal(len(shares)),
+        signed=True,
+    )
 
 
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:

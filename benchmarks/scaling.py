@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, photo_patches, write
-from selftaught.data.io.parallel import cores
+from selftaught.data.io.parallel import count_cores
 
 SETS = {"ImageNet, 200 epochs": 200 * 1_281_167, "a billion images, once": 10**9}
 
@@ -105,7 +105,7 @@ if __name__ == "__main__":
         "--processes",
         type=int,
         nargs="*",
-        default=[1, torch.cuda.device_count() or min(2, cores())],
+        default=[1, torch.cuda.device_count() or min(2, count_cores())],
     )
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)

@@ -64,13 +64,13 @@ def views_of(size: int) -> Views:
 def ours(files: list[Path], size: int, folder: Path) -> Callable[[], object]:
     index = build_index([folder], labels="none")
     images = Images(
-        index.paths, index.sizes, default_canvas(index.sizes, size), hold=False, threads=1
+        index.paths, index.sizes, default_canvas(index.sizes, size), in_memory=False, threads=1
     )
     augment, rng = Augment(views_of(size), size), torch.Generator().manual_seed(0)
 
     def batches() -> None:
         for part in torch.arange(len(files)).split(64):
-            pixels, shown = images.take_originals(torch.arange(len(files)), part)
+            pixels, shown = images.read_originals(torch.arange(len(files)), part)
             augment(pixels, images.aspect[shown], rng)
 
     return batches

@@ -74,7 +74,7 @@ def note_copies(files: Files) -> list[str]:
 
 def _load_canvases(images: Images, positions: Tensor) -> Tensor:
     images.prefetch(positions)
-    return images.take(positions)[0]
+    return images.read(positions)[0]
 
 
 def _list_names(images: Images, positions: Tensor) -> str:

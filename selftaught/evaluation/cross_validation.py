@@ -15,21 +15,27 @@ T = TypeVar("T")
 Part = tuple[LabelledImages, LabelledImages]  # images to learn from, and those that are held out
 
 
-def hold_out(train: LabelledImages, folds: int, parts: int, seed: int) -> list[Part]:
-    """Divide the images into `folds`, and hold out the first `parts` of them in turn.
-
-    Parts that cannot judge a training are left out: all of them, with one image a class.
-    """
-    fold = stratified_folds(train.labels, folds, seed)
-    divided = [(train.take(fold != part), train.take(fold == part)) for part in range(parts)]
-    return [(rest, held_out) for rest, held_out in divided if can_judge(rest, held_out)]
-
-
 def can_judge(rest: LabelledImages, held_out: LabelledImages) -> bool:
     """Whether a training with `rest` can be judged by the images that were held out."""
     if rest.multi_label:
         return len(held_out.labels) > 0 and len(rest.labels) > 1  # batch norm needs two images
     return len(rest.labels.unique()) > 1 and bool(torch.isin(held_out.labels, rest.labels).any())
+
+
+def hold_out(
+    train: LabelledImages,
+    folds: int,
+    parts: int,
+    seed: int,
+    usable: Callable[[LabelledImages, LabelledImages], bool] = can_judge,
+) -> list[Part]:
+    """Divide the images into `folds`, and hold out the first `parts` of them in turn.
+
+    Parts that are not `usable(rest, held out)` are left out: all of them, with one image a class.
+    """
+    fold = stratified_folds(train.labels, folds, seed)
+    divided = [(train.take(fold != part), train.take(fold == part)) for part in range(parts)]
+    return [(rest, held_out) for rest, held_out in divided if usable(rest, held_out)]
 
 
 def choose(

@@ -293,7 +293,7 @@ def predict(method: Supervised, subject: Subject, positions: Tensor) -> Tensor:
 
 def take_pixels(subject: Subject, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels of the images at `positions` [n], on the subject's device, and their aspects [n]."""
-    pixels, rows = subject.images.take(positions)
+    pixels, rows = subject.images.read(positions)
     return pixels.to(subject.device), subject.images.aspect[rows]
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from selftaught.errors import UserError
 from selftaught.evaluation.compare import refusal
-from selftaught.evaluation.cross_validation import fill
-from selftaught.features.linear import stratified_folds
+from selftaught.evaluation.cross_validation import Part, fill, hold_out
 from selftaught.features.metrics import auroc, balanced_accuracy
 from selftaught.features.protocol import (
     FeatureProtocol,
@@ -84,21 +83,15 @@ class AtBestLayer(Protocol):
 
     def choose(self, subject: Subject, train: LabelledImages) -> str:
         """Choose the stage with the best score on kept-out training images."""
-        fold = stratified_folds(train.labels, FOLDS, self.seed)
-        splits = [
-            (train.take(fold != k), train.take(fold == k))
-            for k in range(FOLDS if len(fold) <= CROSS_VALIDATE else 1)
-        ]
-        splits = [(rest, kept) for rest, kept in splits if is_scorable(rest, kept)]
+        parts = FOLDS if len(train.labels) <= CROSS_VALIDATE else 1
+        splits = hold_out(train, FOLDS, parts, self.seed, is_scorable)
         if not splits:
             return LAST
         names = [LAST, *reversed(list(subject.layers))]
         quality = {name: self.rate(at_layer(subject, name), splits) for name in names}
         return max(names, key=quality.__getitem__)  # the first one of equals
 
-    def rate(
-        self, subject: Subject, splits: Sequence[tuple[LabelledImages, LabelledImages]]
-    ) -> float:
+    def rate(self, subject: Subject, splits: Sequence[Part]) -> float:
         """Score the kept-out images of all splits together; -1 where no score can be computed."""
         classes = max(class_count(rest.labels) for rest, _ in splits)
         protocol, values = self.protocol.with_fixed_settings(), []

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from selftaught.report.charts import SERIES, Chart, Series, chart
-from selftaught.runs.reader import Run, number
+from selftaught.runs.reader import RunContent, number
 
 FEATURES = (
     (
@@ -45,7 +45,7 @@ FEATURES = (
 Value = Callable[[Mapping[str, Any]], object]
 
 
-def chart_losses(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
+def chart_losses(runs: Sequence[RunContent], letters: Sequence[str]) -> list[Chart]:
     """Charts of the loss: one with all parts for a single run, else one for each part."""
     parts = list(
         dict.fromkeys(
@@ -87,7 +87,7 @@ def chart_losses(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
     )
 
 
-def chart_features(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
+def chart_features(runs: Sequence[RunContent], letters: Sequence[str]) -> list[Chart]:
     """Charts of the measures of features. kNN is of runs with labels only."""
     charts = []
     for key, title, note, bounds in FEATURES:
@@ -98,7 +98,7 @@ def chart_features(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
     return _present(*charts)
 
 
-def chart_pretext(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
+def chart_pretext(runs: Sequence[RunContent], letters: Sequence[str]) -> list[Chart]:
     """The chart of the pretext task's accuracy on held-out images, with the lines of chance."""
     alone = len(runs) == 1
     series = [
@@ -125,7 +125,7 @@ def chart_pretext(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
     )
 
 
-def chart_speed(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
+def chart_speed(runs: Sequence[RunContent], letters: Sequence[str]) -> list[Chart]:
     """Charts of images per second, waiting time and learning rate."""
     waiting = "Share of the time. Near 0 the device limits the speed, near 1 the data."
     rate = "Training images, averaged over the steps since the last record."
@@ -154,7 +154,7 @@ def chart_speed(runs: Sequence[Run], letters: Sequence[str]) -> list[Chart]:
 
 def overlay_runs(
     title: str,
-    runs: Sequence[Run | None],
+    runs: Sequence[RunContent | None],
     letters: Sequence[str],
     value: Value,
     *,
@@ -176,7 +176,7 @@ def overlay_runs(
     return chart(title, series, note=note, bounds=bounds)
 
 
-def _series(run: Run, label: str, name: str, colour: int, value: Value) -> Series:
+def _series(run: RunContent, label: str, name: str, colour: int, value: Value) -> Series:
     """The values of a run. Steps without a value are omitted; NaN becomes a gap."""
     entries = [(float(record["step"]), value(record)) for record in run.journal]
     measured = [(step, number(entry)) for step, entry in entries if entry is not None]

@@ -12,10 +12,10 @@ from selftaught.report.format import (
     format_value,
     part_title,
 )
-from selftaught.runs.reader import Run, number
+from selftaught.runs.reader import RunContent, number
 
 
-def format_subtitle(run: Run) -> str:
+def format_subtitle(run: RunContent) -> str:
     """Method, hard examples, backbone, size and images in one line, as far as they are recorded."""
     config = run.section("config")
     titles = [part_title(config.get("method")), *map(part_title, as_list(config.get("hard")))]
@@ -30,7 +30,7 @@ def format_subtitle(run: Run) -> str:
     return " · ".join(filter(None, parts))
 
 
-def list_facts(run: Run) -> list[tuple[str, str]]:
+def list_facts(run: RunContent) -> list[tuple[str, str]]:
     """The facts of a run as (name, value), without those that are not recorded."""
     config, data = run.section("config"), run.section("data")
     last = run.journal[-1] if run.journal else {}
@@ -72,7 +72,7 @@ def list_facts(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def describe_data(run: Run) -> dict[str, Any]:
+def describe_data(run: RunContent) -> dict[str, Any]:
     """The data of a run: facts as (name, value), classes, and unreadable files with reasons."""
     data = run.section("data")
     classes = data.get("classes")
@@ -107,7 +107,7 @@ def describe_data(run: Run) -> dict[str, Any]:
     }
 
 
-def list_stages(run: Run) -> list[str]:
+def list_stages(run: RunContent) -> list[str]:
     """The stages of training of this backbone, first to last, one line each."""
     lines = []
     for stage in as_list(run.about.get("lineage")):
@@ -121,7 +121,7 @@ def list_stages(run: Run) -> list[str]:
     return lines
 
 
-def list_commands(run: Run) -> list[str]:
+def list_commands(run: RunContent) -> list[str]:
     """The command lines that trained and evaluated a run, without duplicates."""
     commands = [
         run.about.get("command"),
@@ -130,7 +130,7 @@ def list_commands(run: Run) -> list[str]:
     return list(dict.fromkeys(format_value(command, shlex.join) for command in commands if command))
 
 
-def evaluate_command(run: Run) -> str:
+def evaluate_command(run: RunContent) -> str:
     """The command line that evaluates a run."""
     roots = [str(root) for root in as_list(run.section("data").get("roots"))]
     data = shlex.join(roots) if run.labelled and roots else "LABELLED_IMAGES"
@@ -140,12 +140,12 @@ def evaluate_command(run: Run) -> str:
     )
 
 
-def resume_command(run: Run) -> str:
+def resume_command(run: RunContent) -> str:
     """The command line that resumes a run."""
     return f"selftaught pretrain --out {shlex.quote(str(run.folder))} --resume"
 
 
-def list_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def list_differences(runs: Sequence[RunContent]) -> list[tuple[str, list[str]]]:
     """The fields of the configuration that differ, as (field, [value of each run])."""
     flat = [dict(flatten_config(run.section("config"))) for run in runs]
     keys = dict.fromkeys(key for fields in flat for key in fields)

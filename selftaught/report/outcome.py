@@ -13,7 +13,7 @@ from selftaught.report.format import (
     format_sentence,
     format_value,
 )
-from selftaught.runs.reader import Run, number
+from selftaught.runs.reader import RunContent, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Banner:
     text: str
 
 
-def collect_banners(runs: Sequence[Run], letters: Sequence[str]) -> list[Banner]:
+def collect_banners(runs: Sequence[RunContent], letters: Sequence[str]) -> list[Banner]:
     """The warnings of all runs, the worst first, and one if their data differ."""
     banners = []
     for run, letter in zip(runs, letters, strict=True):
@@ -42,7 +42,7 @@ def collect_banners(runs: Sequence[Run], letters: Sequence[str]) -> list[Banner]
     return sorted(banners, key=lambda banner: banner.level != "bad")
 
 
-def list_warnings(run: Run) -> list[tuple[str, str]]:
+def list_warnings(run: RunContent) -> list[tuple[str, str]]:
     """The warnings about a run, as (level, text)."""
     at = " before the first step was logged"
     if run.journal:
@@ -91,7 +91,7 @@ def list_warnings(run: Run) -> list[tuple[str, str]]:
     return [(level, text) for level, text in warnings if text]
 
 
-def list_verdicts(run: Run) -> list[dict[str, Any]]:
+def list_verdicts(run: RunContent) -> list[dict[str, Any]]:
     """The verdict of the last evaluation on each data set."""
     return [
         {

@@ -33,7 +33,7 @@ from selftaught.report.samples import (
     embed_neighbours,
     embed_views,
 )
-from selftaught.runs.reader import Run, load_all
+from selftaught.runs.reader import RunContent, load_all
 
 SHAPES = 4  # marks of the map; with 8 colours they distinguish 32 classes
 
@@ -50,7 +50,7 @@ def write(runs: Sequence[Path], out: Path) -> Path:
     return write_text(out, html)
 
 
-def render(runs: Sequence[Run], *, command: str) -> str:
+def render(runs: Sequence[RunContent], *, command: str) -> str:
     """Render the page; it shows `command`, the command line that wrote it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -87,7 +87,7 @@ def render(runs: Sequence[Run], *, command: str) -> str:
     )
 
 
-def _describe_run(run: Run, letter: str, position: int) -> dict[str, Any]:
+def _describe_run(run: RunContent, letter: str, position: int) -> dict[str, Any]:
     """The values of the template for one run."""
     versions = run.section("versions")
     own = [("selftaught", str(run.about["selftaught"]))] if "selftaught" in run.about else []

@@ -9,10 +9,10 @@ from typing import Any
 from PIL import Image
 
 from selftaught.report.format import as_list, format_integer, format_sentence
-from selftaught.runs.reader import Run, number
+from selftaught.runs.reader import RunContent, number
 
 
-def embed_views(run: Run) -> dict[str, Any] | None:
+def embed_views(run: RunContent) -> dict[str, Any] | None:
     """The grid of views as {"src", "columns"}; None if there is none."""
     grid = run.album.get("views")
     picture = embed_picture(run.folder, "views.png")
@@ -22,7 +22,7 @@ def embed_views(run: Run) -> dict[str, Any] | None:
     return {"src": picture, "columns": [str(column) for column in columns]}
 
 
-def embed_hard(run: Run) -> list[dict[str, Any]]:
+def embed_hard(run: RunContent) -> list[dict[str, Any]]:
     """Hard examples as a list of {"kind", "pictures", "change" of the loss, "note"}."""
     examples: list[dict[str, Any]] = []
     for entry in as_list(run.album.get("hard")):
@@ -64,7 +64,7 @@ def embed_hard(run: Run) -> list[dict[str, Any]]:
     return examples
 
 
-def embed_answers(run: Run) -> list[dict[str, Any]]:
+def embed_answers(run: RunContent) -> list[dict[str, Any]]:
     """Answers to the pretext task as a list of {"pictures", "text", "correct"}."""
     answers = []
     for entry in as_list(run.album.get("answers")):
@@ -81,7 +81,7 @@ def embed_answers(run: Run) -> list[dict[str, Any]]:
     return answers
 
 
-def embed_neighbours(run: Run) -> dict[str, Any] | None:
+def embed_neighbours(run: RunContent) -> dict[str, Any] | None:
     """Queries with neighbours, and the number of pairs of equal labels; None if there are none."""
     album = run.album.get("neighbours")
     if not isinstance(album, dict):
@@ -114,7 +114,7 @@ def embed_neighbours(run: Run) -> dict[str, Any] | None:
     }
 
 
-def embed_map(run: Run) -> dict[str, Any] | None:
+def embed_map(run: RunContent) -> dict[str, Any] | None:
     """Points, legend and a sample of thumbnails of the map, in the coordinates of its SVG."""
     album = run.album.get("map")
     if not isinstance(album, dict):

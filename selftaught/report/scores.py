@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from selftaught.features.protocol import TITLES
 from selftaught.runs.folder import resolve_run
-from selftaught.runs.reader import Run, number
+from selftaught.runs.reader import RunContent, number
 
 Effect = Literal["better", "worse", "unclear"]
 
@@ -183,7 +183,7 @@ def data_words(evaluation: Mapping[str, Any]) -> str:
     return str(data) if data else "unnamed data"
 
 
-def tables(runs: Sequence[Run], letters: Sequence[str]) -> tuple[Table, ...]:
+def tables(runs: Sequence[RunContent], letters: Sequence[str]) -> tuple[Table, ...]:
     """One table for each labelled data set, with the backbones of all runs and their baselines.
 
     If a run was evaluated twice in the same setting on the same data, the later result counts.
@@ -210,7 +210,7 @@ def overall(evaluation: Mapping[str, Any]) -> Effect | None:
 
 
 def between(
-    runs: Sequence[Run], letters: Sequence[str], tables: Sequence[Table]
+    runs: Sequence[RunContent], letters: Sequence[str], tables: Sequence[Table]
 ) -> tuple[str, ...]:
     """Compare the runs with each other: a sentence for each pair of evaluated runs.
 
@@ -266,7 +266,7 @@ def _place(setting: Setting, tables: Sequence[Table], table: Table) -> str:
 def _sentence(
     first: str,
     second: str,
-    runs: Sequence[Run],
+    runs: Sequence[RunContent],
     letters: Sequence[str],
     above: dict[str, list[str]],
     shared: int,
@@ -301,7 +301,7 @@ def _sentence(
 TRAINED = ""  # the name of a run's own backbone among the scores of its evaluation
 
 
-def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
+def _table(key: str, runs: Sequence[RunContent], letters: Sequence[str]) -> Table:
     """The table of the data set with this key."""
     scores: dict[Setting, dict[tuple[str, str], Score]] = {}  # {(letter, name): score}
     # {letter: score}, of runs in the evaluations of other runs
@@ -354,7 +354,7 @@ def _table(key: str, runs: Sequence[Run], letters: Sequence[str]) -> Table:
     )
 
 
-def letter_of(name: str, runs: Sequence[Run], letters: Sequence[str]) -> str | None:
+def letter_of(name: str, runs: Sequence[RunContent], letters: Sequence[str]) -> str | None:
     """The letter of the run whose folder is `name`; None if no run, or several, have it.
 
     The path may be relative to another folder, so its end is compared too.

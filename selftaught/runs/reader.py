@@ -14,7 +14,7 @@ from selftaught.runs.folder import read_facts, resolve_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunContent:
     """The content of a folder that `selftaught pretrain` wrote."""
 
     folder: Path
@@ -38,7 +38,7 @@ class Run:
         return bool(self.section("data").get("labels"))
 
 
-def load_all(folders: Sequence[Path]) -> tuple[Run, ...]:
+def load_all(folders: Sequence[Path]) -> tuple[RunContent, ...]:
     """Read the runs of these folders. Each has the shortest name that is unique among them.
 
     Raises UserError where a folder is no run.
@@ -54,7 +54,7 @@ def load_all(folders: Sequence[Path]) -> tuple[Run, ...]:
     return tuple(load(folder, name) for folder, name in zip(places, names, strict=True))
 
 
-def load(folder: Path, name: str) -> Run:
+def load(folder: Path, name: str) -> RunContent:
     """Read one run. Raises UserError where `folder` is no run, or its run.json is damaged.
 
     Other damage, such as a crash leaves, raises no error.
@@ -69,7 +69,7 @@ def load(folder: Path, name: str) -> Run:
         part: _json(folder, f"album/{part}.json", damaged)
         for part in ("views", "answers", "hard", "neighbours", "map")
     }
-    return Run(
+    return RunContent(
         folder=folder,
         name=name,
         about=about,

@@ -47,7 +47,7 @@ def held_out_batch(session: Session, positions: Tensor, seeds: Tensor) -> Batch:
 
     Views are centre squares. `index` is -1, as the images are not in the training set.
     """
-    pixels, sources = session.images.take(positions)
+    pixels, sources = session.images.read(positions)
     pixels = pixels.to(session.device)
     aspect, labels = session.images.aspect[sources], session.index.labels
     shares = [1.0] + [CLOSER] * (session.stage.views.large - 1)

@@ -115,7 +115,7 @@ class RunRecord:
         session = self.session
         facts = {
             **self.runtime.note,
-            "held": session.images.hold,
+            "held": session.images.in_memory,
             "threads": torch.get_num_threads(),
             "log": [logger.name for logger in self.runtime.loggers if logger.name != "terminal"],
             **self.lost.facts(),

@@ -178,11 +178,11 @@ def build_session(
     workers: int,
     say: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int, int], None] | None = None,
-    hold: bool | None = None,
+    in_memory: bool | None = None,
 ) -> Session:
     """Build the session of `stage` at step 0, with random weights or those of `stage.init`.
 
-    hold: as for `Images`. Raises UserError if the stage cannot be trained on these images.
+    in_memory: as for `Images`. Raises UserError if the stage cannot be trained on these images.
     """
     check(stage, index)
     method = method_of(stage.method)
@@ -191,7 +191,7 @@ def build_session(
         index.paths,
         index.sizes,
         default_canvas(index.sizes, stage.size),
-        hold,
+        in_memory,
         groups=index.groups,
         pixel_range=index.pixel_range,
         square=method.square_images,

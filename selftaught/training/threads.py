@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from selftaught.config.overrides import Count
-from selftaught.data.io.parallel import cores
+from selftaught.data.io.parallel import count_cores
 from selftaught.distributed import broadcast_object
 from selftaught.errors import require
 
@@ -169,7 +169,7 @@ def measure_load(root: Path = ROOT, wait: Callable[[float], None] = time.sleep) 
         quotas.append(group.quota - (others if others > NOISE else 0.0))
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     return Load(
-        cores=cores(),
+        cores=count_cores(),
         busy=busy_cores(stat, read_text(root / "proc/stat"), allowed, own / seconds),
         quota=min(quotas, default=math.inf),
         processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
@@ -187,7 +187,7 @@ def choose(threads: Count, workers: Count, most: int, measure: Callable[[], Load
     """
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     variable = next((name for name in variables if os.environ.get(name)), None)
-    load = Load(cores=cores())
+    load = Load(cores=count_cores())
     if "auto" in (threads, workers) and not variable and most > 1:
         load = measure()
     if threads != "auto":
@@ -243,7 +243,7 @@ def threads_of_run(recorded: int | None, flag: int | None, log: Callable[[str], 
     now = torch.get_num_threads()
     if recorded is None:
         return flag or now
-    number = flag or min(recorded, max(cores(), now))
+    number = flag or min(recorded, max(count_cores(), now))
     if number != recorded:
         why = "" if flag else ", as there are no more cores"
         log(

@@ -75,7 +75,7 @@ class Trainer:
         self.lost = LostImages(session)
         self.record = RunRecord(session, folder, runtime, self.lost)
         measured = [*self.monitor.positions(), self.candidates.positions]
-        session.images.keep(torch.cat([local_share(p) for p in measured]).unique())
+        session.images.cache(torch.cat([local_share(p) for p in measured]).unique())
         self.waits = WaitDetector(
             torch.get_num_threads() if self.first and session.device.type == "cpu" else 1
         )
@@ -249,8 +249,8 @@ def train_in_folder(
     )
     # On a CPU the views of images in memory differ slightly from those of images on disk. So a
     # resumed run keeps its images where they were.
-    held = facts.get("held") if device.type == "cpu" else None
-    session = build_session(stage, index, device, runtime.workers, log.info, hold=held)
+    in_memory = facts.get("held") if device.type == "cpu" else None
+    session = build_session(stage, index, device, runtime.workers, log.info, in_memory=in_memory)
     steps_per_epoch = session.batches.steps_per_epoch // stage.accumulate if stage.steps else 0
     step = session.step
     if runtime.fsdp and world_size() == 1:

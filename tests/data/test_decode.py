@@ -422,72 +422,72 @@ def test_an_image_of_the_canvas_s_size_is_not_resampled(tmp_path: Path) -> None:
     assert np.array_equal(squash(path, 32).numpy(), np.asarray(picture(32, 32)).transpose(2, 0, 1))
 
 
-def a_set(folder: Path, n: int, canvas: int = 8, hold: bool | None = None) -> Images:
+def a_set(folder: Path, n: int, canvas: int = 8, in_memory: bool | None = None) -> Images:
     paths = [
         write_file(folder, f"{i}.png", encoded(picture(6 + i, 9, seed=i), "PNG")) for i in range(n)
     ]
-    return Images(paths, torch.tensor([[9, 6 + i] for i in range(n)]), canvas, hold)
+    return Images(paths, torch.tensor([[9, 6 + i] for i in range(n)]), canvas, in_memory)
 
 
 def test_held_and_read_images_are_the_same(tmp_path: Path) -> None:
-    in_memory, read = a_set(tmp_path, 5, hold=True), a_set(tmp_path, 5, hold=False)
-    assert in_memory.hold
-    assert not read.hold
-    assert len(in_memory) == 5
-    assert in_memory[-1].dtype == torch.uint8
-    assert in_memory[-1].shape == (3, 8, 8)
-    assert all(torch.equal(in_memory[i], read[i]) for i in range(-5, 5))
-    assert in_memory.aspect.tolist() == pytest.approx([(6 + i) / 9 for i in range(5)])
+    held, read = a_set(tmp_path, 5, in_memory=True), a_set(tmp_path, 5, in_memory=False)
+    assert held.in_memory
+    assert not read.in_memory
+    assert len(held) == 5
+    assert held[-1].dtype == torch.uint8
+    assert held[-1].shape == (3, 8, 8)
+    assert all(torch.equal(held[i], read[i]) for i in range(-5, 5))
+    assert held.aspect.tolist() == pytest.approx([(6 + i) / 9 for i in range(5)])
     positions, slots = torch.tensor([4, 2, 0]), torch.tensor([2, 2, 0])
-    for images in (in_memory, read):
-        pixels, sources = images.take(positions, slots)
+    for images in (held, read):
+        pixels, sources = images.read(positions, slots)
         assert sources.tolist() == [0, 0, 4]
-        assert torch.equal(pixels, torch.stack([in_memory[0], in_memory[0], in_memory[4]]))
+        assert torch.equal(pixels, torch.stack([held[0], held[0], held[4]]))
         with pytest.raises(IndexError):
             images[5]
 
 
 def test_they_are_held_when_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 5 * 3 * 8 * 8
-    for free, processes, hold in (
+    for free, processes, in_memory in (
         (4 * needed, 1, True),
         (4 * needed - 4, 1, False),
         (4 * needed, 2, False),
     ):
         monkeypatch.setattr(images_module, "free_memory", lambda free=free: free)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert a_set(tmp_path, 5).hold is hold
+        assert a_set(tmp_path, 5).in_memory is in_memory
     monkeypatch.undo()
     assert 2**20 < images_module.free_memory() < 2**50
 
 
 def test_what_was_lost_is_replaced_by_the_next_and_noted(tmp_path: Path) -> None:
-    whole = a_set(tmp_path, 5, hold=True)
-    for hold in (True, False):
-        images = a_set(tmp_path, 5, hold=False)
+    whole = a_set(tmp_path, 5, in_memory=True)
+    for in_memory in (True, False):
+        images = a_set(tmp_path, 5, in_memory=False)
         (tmp_path / "1.png").unlink()
         (tmp_path / "2.png").write_bytes(b"")
-        images = Images(images.paths, torch.tensor([[9, 6 + i] for i in range(5)]), 8, hold)
+        images = Images(images.paths, torch.tensor([[9, 6 + i] for i in range(5)]), 8, in_memory)
         assert torch.equal(images[1], whole[3])
-        pixels, sources = images.take(torch.tensor([0, 1, 4]))
+        pixels, sources = images.read(torch.tensor([0, 1, 4]))
         assert sources.tolist() == [0, 4, 4]  # 3 is not among the positions asked for
         assert torch.equal(pixels[1], whole[4])
-        assert images.take(torch.tensor([0, 4, 2]))[1].tolist() == [0, 4, 0]  # round the end
+        assert images.read(torch.tensor([0, 4, 2]))[1].tolist() == [0, 4, 0]  # round the end
         lost = [(str(tmp_path / "1.png"), "no such file"), (str(tmp_path / "2.png"), "empty file")]
         assert images.lost == lost
 
 
-@pytest.mark.parametrize("hold", [True, False])
-def test_a_strict_set_has_no_stand_ins(tmp_path: Path, hold: bool) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_strict_set_has_no_stand_ins(tmp_path: Path, in_memory: bool) -> None:
     """An evaluation would score a stand-in by the label of the image that is gone."""
-    images = a_set(tmp_path, 5, hold=False)
+    images = a_set(tmp_path, 5, in_memory=False)
     (tmp_path / "1.png").unlink()
     with pytest.raises(UserError, match=r"1\.png"):
-        Images(images.paths, torch.ones(5, 2), 8, hold, strict=True).take(torch.tensor([0, 1]))
+        Images(images.paths, torch.ones(5, 2), 8, in_memory, strict=True).read(torch.tensor([0, 1]))
 
 
 def test_all_lost_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = a_set(tmp_path, 3, hold=False)
+    images = a_set(tmp_path, 3, in_memory=False)
     for path in images.paths:
         path.unlink()
     with pytest.raises(UserError, match="no image can be read any more"):
@@ -497,12 +497,12 @@ def test_all_lost_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(images_module, "_GIVE_UP", 2)
     images = Images(images.paths, torch.ones(3, 2), 8, False)
     with pytest.raises(UserError, match="2 lost"):
-        images.take(torch.arange(3), threads=1)
+        images.read(torch.arange(3), threads=1)
 
 
 def test_progress_of_filling(tmp_path: Path) -> None:
     progress: list[tuple[int, int]] = []
-    images = a_set(tmp_path, 4, hold=False)
+    images = a_set(tmp_path, 4, in_memory=False)
     Images(
         images.paths,
         torch.ones(4, 2),
@@ -568,7 +568,7 @@ def test_default_canvas() -> None:
 
 
 def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
-    images = a_set(tmp_path, 70, hold=False)
+    images = a_set(tmp_path, 70, in_memory=False)
     positions = torch.arange(0, 70, 1)
     pixels = torch.stack([images[i] for i in range(70)]).double() / 255
     mean, std = statistics(images, positions)

@@ -18,12 +18,12 @@ from selftaught.errors import UserError
 N = 23
 
 
-def the_images(folder: Path, hold: bool) -> Images:
+def the_images(folder: Path, in_memory: bool) -> Images:
     """Image i is all of the grey level i, and i + 1 pixels wide."""
     paths = [folder / f"{i:02}.png" for i in range(N)]
     for i, path in enumerate(paths):
         Image.new("L", (i + 1, 4), i).save(path)
-    return Images(paths, torch.tensor([[4, i + 1] for i in range(N)]), 4, hold)
+    return Images(paths, torch.tensor([[4, i + 1] for i in range(N)]), 4, in_memory)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["held", "read"])
@@ -123,7 +123,7 @@ def test_images_come_in_their_own_sizes_where_that_is_asked_for(
         assert torch.equal(raw.aspect, square.aspect)
         for i, image in enumerate(raw.pixels):
             sources = int(square.pixels[i, 0, 0, 0])
-            assert image.shape == ((3, 4, 4) if images.hold else (3, 4, sources + 1))
+            assert image.shape == ((3, 4, 4) if images.in_memory else (3, 4, sources + 1))
             assert bool((image == sources).all())
 
 
@@ -152,7 +152,7 @@ def test_a_broken_off_epoch_leaves_the_next_one_whole(images: Images) -> None:
     next(first)
     second = batches.epoch(1)
     got = [next(second)]
-    if not images.hold:
+    if not images.in_memory:
         with pytest.raises(RuntimeError, match="another epoch"):
             next(first)
     got += second
@@ -162,12 +162,12 @@ def test_a_broken_off_epoch_leaves_the_next_one_whole(images: Images) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("hold", [True, False])
-def test_a_lost_image_is_stood_in_for(tmp_path: Path, workers: int, hold: bool) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_lost_image_is_stood_in_for(tmp_path: Path, workers: int, in_memory: bool) -> None:
     images = the_images(tmp_path, False)
     for i in (5, 21, 8):  # 21 is the last position, and 8 is none
         images.paths[i].unlink()
-    if hold:
+    if in_memory:
         images = Images(images.paths, torch.tensor([[4, i + 1] for i in range(N)]), 4, True)
     batches = Batches(images, POSITIONS, LABELS, batch=11, seed=1, workers=workers)
     raws = list(batches.epoch(0))
@@ -184,7 +184,7 @@ def test_a_lost_image_is_stood_in_for(tmp_path: Path, workers: int, hold: bool) 
         (i + 1) / 4 for i in expected
     ]
     names = {Path(path).name for path, reason in images.lost if reason == "no such file"}
-    assert names == {"05.png", "21.png"} | ({"08.png"} if hold else set())
+    assert names == {"05.png", "21.png"} | ({"08.png"} if in_memory else set())
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -218,8 +218,8 @@ def test_nonsense_is_refused(in_memory: Images) -> None:
             batches.epoch(number, start)
 
 
-@pytest.mark.parametrize("hold", [True, False])
-def test_square_images_are_the_middles_of_the_images(tmp_path: Path, hold: bool) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_square_images_are_the_middles_of_the_images(tmp_path: Path, in_memory: bool) -> None:
     """Both axes are resized by one factor; a squashed image is sharper along its short side."""
     rng = np.random.default_rng(0)
     wide, tall = (rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in ((8, 14), (15, 8)))
@@ -227,10 +227,10 @@ def test_square_images_are_the_middles_of_the_images(tmp_path: Path, hold: bool)
     for file, pixels in zip(files, (wide, tall), strict=True):
         Image.fromarray(pixels).save(file)
     sizes = torch.tensor([[8, 14], [15, 8]])
-    images = Images(files, sizes, 8, hold, square=True)
+    images = Images(files, sizes, 8, in_memory, square=True)
     expected = torch.from_numpy(np.stack([wide[:, 3:11], tall[3:11]])).permute(0, 3, 1, 2)
-    assert torch.equal(images.take(torch.arange(2))[0], expected)
+    assert torch.equal(images.read(torch.arange(2))[0], expected)
     assert images.aspect.tolist() == [1.0, 1.0]
-    if not hold:
-        originals, _ = images.take_originals(torch.arange(2), torch.arange(2))
+    if not in_memory:
+        originals, _ = images.read_originals(torch.arange(2), torch.arange(2))
         assert all(torch.equal(one, part) for one, part in zip(originals, expected, strict=True))

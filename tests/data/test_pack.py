@@ -93,12 +93,14 @@ def scattered(monkeypatch: pytest.MonkeyPatch, packed: Path) -> None:
     monkeypatch.setattr(row_groups, "WINDOW", size // 4)
 
 
-def images_of(index: Index, hold: bool | None = False, canvas: int = 24) -> Images:
-    return Images(index.paths, index.sizes, canvas, hold, groups=index.groups)
+def images_of(index: Index, in_memory: bool | None = False, canvas: int = 24) -> Images:
+    return Images(index.paths, index.sizes, canvas, in_memory, groups=index.groups)
 
 
-def batches_of(index: Index, batch: int = 8, hold: bool = False, **more: Any) -> Batches:
-    return Batches(images_of(index, hold), index.train, index.labels, batch=batch, seed=3, **more)
+def batches_of(index: Index, batch: int = 8, in_memory: bool = False, **more: Any) -> Batches:
+    return Batches(
+        images_of(index, in_memory), index.train, index.labels, batch=batch, seed=3, **more
+    )
 
 
 def same(one: Raw, other: Raw) -> bool:
@@ -165,12 +167,12 @@ def test_a_pack_has_the_split_and_the_labels_of_folders_by_other_names(tmp_path:
     assert build_index([tmp_path]).fingerprint == one.fingerprint
 
 
-@pytest.mark.parametrize(("hold", "workers"), [(True, 0), (False, 0), (False, 2)])
+@pytest.mark.parametrize(("in_memory", "workers"), [(True, 0), (False, 0), (False, 2)])
 def test_full_size_png_trains_on_the_batches_of_the_folder(
-    folder: Path, packed: Path, hold: bool, workers: int
+    folder: Path, packed: Path, in_memory: bool, workers: int
 ) -> None:
     epochs = [
-        list(batches_of(build_index([p]), hold=hold, workers=workers).epoch(1))
+        list(batches_of(build_index([p]), in_memory=in_memory, workers=workers).epoch(1))
         for p in (folder, packed)
     ]
     assert alike(*epochs)
@@ -619,7 +621,9 @@ def test_any_start_any_processes_and_any_workers_see_the_same_batches(
     whole = list(batches_of(index, 8).epoch(2))
     indices = torch.cat([raw.index for raw in whole]).tolist()
     assert len(set(indices)) == 56
-    plain = list(batches_of(build_index([packed.parent / "photos.pack"]), 8, hold=True).epoch(2))
+    plain = list(
+        batches_of(build_index([packed.parent / "photos.pack"]), 8, in_memory=True).epoch(2)
+    )
     assert alike(plain, whole)  # held in memory or not, which free memory decides
     assert alike(list(batches_of(index, 8).epoch(2, 3)), whole[3:])
     for workers in (1, 2):
@@ -661,17 +665,17 @@ def test_each_group_of_a_large_store_is_read_about_once(
     features = extract(Mean(), images, torch.arange(75).flip(0), size=8, batch=10)
     assert len(read) <= 1.2 * len(index.groups.bytes)  # type: ignore[union-attr]
     expected = extract(
-        Mean(), images_of(index, hold=True), torch.arange(75).flip(0), size=8, batch=10
+        Mean(), images_of(index, in_memory=True), torch.arange(75).flip(0), size=8, batch=10
     )
     assert torch.allclose(features, expected)
     read.clear()
-    images.keep(torch.arange(0, 75, 3))
+    images.cache(torch.arange(0, 75, 3))
     before = len(read)
     for _ in range(3):
         images.__getitems__(list(range(0, 75, 3)))
     assert len(read) == before
     assert statistics(images, index.train, 20) == statistics(
-        images_of(index, hold=True), index.train, 20
+        images_of(index, in_memory=True), index.train, 20
     )
 
 

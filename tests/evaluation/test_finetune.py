@@ -426,7 +426,7 @@ def test_of_a_wild_rate_and_a_tame_one_the_tame_one_is_taken(
 def test_images_that_are_gone_are_no_bad_rate(
     subject: Subject, index: Index, train: LabelledImages, test: LabelledImages
 ) -> None:
-    gone = Images([Path("nowhere.png")] * len(index), index.sizes, 32, hold=False)
+    gone = Images([Path("nowhere.png")] * len(index), index.sizes, 32, in_memory=False)
     with pytest.raises(UserError, match="no image can be read"):
         QUICK.score(replace(subject, images=gone), train, test.positions)
 

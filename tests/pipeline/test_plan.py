@@ -851,7 +851,7 @@ def test_none_refreshes_the_statistics_and_moves_nothing_else(
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_pre_hook(measure(name))
     with torch.no_grad():
-        backbone(centre(pixels.take(index.train)[0], pixels.aspect[index.train], 32))
+        backbone(centre(pixels.read(index.train)[0], pixels.aspect[index.train], 32))
     assert expected.keys() == {key for key in seen if "running" in key}
     for key, value in expected.items():
         torch.testing.assert_close(after[key].double(), value, rtol=1e-3, atol=1e-4)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from selftaught.errors import UserError
 from selftaught.report import charts, console_tables, page, samples, scores
-from selftaught.runs.reader import Run, load_all
+from selftaught.runs.reader import RunContent, load_all
 from selftaught.visualize import album, snapshots
 
 PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "rocket.jpg")
@@ -644,7 +644,7 @@ def test_no_run_is_a_clear_line(full: Path, tmp_path: Path) -> None:
 
 
 def test_best_needs_a_distinguishable_score() -> None:
-    def run(rows: list[tuple[str, float]], gains: list[tuple[str, float]]) -> Run:
+    def run(rows: list[tuple[str, float]], gains: list[tuple[str, float]]) -> RunContent:
         setting = {"protocol": "knn", "labels": "all", "metric": "auroc"}
         content = {
             "data": "d",
@@ -672,9 +672,9 @@ def test_best_needs_a_distinguishable_score() -> None:
             "album": {},
             "about": {},
         }
-        return Run(folder=Path("x"), name="x", evaluations=(content,), **empty)
+        return RunContent(folder=Path("x"), name="x", evaluations=(content,), **empty)
 
-    def best(*runs: Run) -> list[str]:
+    def best(*runs: RunContent) -> list[str]:
         (table,) = scores.tables(runs, ["A", "B"][: len(runs)])
         return [line.letter or line.name for line in table.groups[0].lines if line.best]
 

@@ -295,7 +295,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     be slow.
     """
     number = [2]
-    monkeypatch.setattr(threads, "cores", lambda: 2)
+    monkeypatch.setattr(threads, "count_cores", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: number[0])
     monkeypatch.setattr(torch, "set_num_threads", lambda n: number.__setitem__(0, n))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 LARGE = 1 << 28  # bytes; smaller requests are not counted
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -36,7 +36,7 @@ def run_parallel(
     them under the lock: four cores are used. For one of 500x375 it is 910 and 67 us: thirteen
     cores.
     """
-    threads = min(threads or min(cores(), 32), max(n, 1))
+    threads = min(threads or min(count_cores(), 32), max(n, 1))
     counter = itertools.count()  # shared by the threads: next() on it is atomic
     completed = [0] * threads
     stop = threading.Event()

@@ -34,12 +34,12 @@ class Images(torch.utils.data.Dataset[Tensor]):
     `aspect[i]` is the true width / height, so that crops keep their true shape.
 
     paths: N of them. sizes: [N, 2] long, height and width. canvas: side of a square in pixels.
-    hold: decode all images now into `canvases`, uint8 [N, 3, canvas, canvas]. None: where they fit
-    in a quarter of the free memory, divided among the processes of this machine. groups: which rows
-    of Parquet files lie together; images are read in an order that suits them. pixel_range: scales
-    values of more than 8 bits, as in `decode.decode`. strict: raise UserError for an image that is
-    lost, as its substitute has another label. square: crop each image to its centre square first,
-    so that both axes are equally sharp; all aspects are 1.
+    in_memory: decode all images now into `canvases`, uint8 [N, 3, canvas, canvas]. None: where they
+    fit in a quarter of the free memory, divided among the processes of this machine. groups: which
+    rows of Parquet files lie together; images are read in an order that suits them. pixel_range:
+    scales values of more than 8 bits, as in `decode.decode`. strict: raise UserError for an image
+    that is lost, as its substitute has another label. square: crop each image to its centre square
+    first, so that both axes are equally sharp; all aspects are 1.
 
     An image that became unreadable since the index was built is listed in `lost`. The next readable
     image replaces it. Raises UserError after `_GIVE_UP` unreadable images in a row, as for a
@@ -51,7 +51,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
         paths: Sequence[Path],
         sizes: Tensor,
         canvas: int,
-        hold: bool | None = None,
+        in_memory: bool | None = None,
         *,
         groups: Groups | None = None,
         pixel_range: PixelRange | None = None,
@@ -77,11 +77,11 @@ class Images(torch.utils.data.Dataset[Tensor]):
         self.reasons: dict[int, str] = {}  # by position, of lost images
         processes = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)  # set by torchrun
         bytes_needed = len(paths) * 3 * canvas * canvas
-        if bytes_needed <= free_memory() // 4 // processes if hold is None else hold:
+        if bytes_needed <= free_memory() // 4 // processes if in_memory is None else in_memory:
             self._fill(on_progress)
 
     @property
-    def hold(self) -> bool:
+    def in_memory(self) -> bool:
         """Whether all canvases are in memory."""
         return self.canvases is not None
 
@@ -109,7 +109,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
 
     def prefetch(self, positions: Tensor) -> None:
         """Start to fetch the row groups of these images, in this order."""
-        if self.groups is None or self.hold:
+        if self.groups is None or self.in_memory:
             return
         # one image stands for its group
         last = dict(zip(self.groups.group_of[positions].tolist(), positions.tolist(), strict=True))
@@ -121,11 +121,11 @@ class Images(torch.utils.data.Dataset[Tensor]):
 
         row_cache.prefetch(self.paths[i] for i in last.values())
 
-    def keep(self, positions: Tensor) -> None:
+    def cache(self, positions: Tensor) -> None:
         """Keep the bytes of these images in memory, where their row groups would be fetched
         repeatedly.
         """
-        if self.groups is not None and self.groups.exceeds_cache and not self.hold:
+        if self.groups is not None and self.groups.exceeds_cache and not self.in_memory:
             from selftaught.data.parquet import row_cache
 
             row_cache.pin(
@@ -141,7 +141,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
                 f" ({reason}): run the same command again, which indexes the images anew"
             )
 
-    def take(
+    def read(
         self, positions: Tensor, slots: Tensor | None = None, *, threads: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the canvases of `positions[slots]`, of all `positions` without slots.
@@ -157,16 +157,16 @@ class Images(torch.utils.data.Dataset[Tensor]):
         sources = sources.clone()
         canvases = torch.empty(len(slots), 3, self.canvas, self.canvas, dtype=torch.uint8)
 
-        def read(j: int) -> None:
+        def read_slot(j: int) -> None:
             canvases[j], sources[j] = self._read_one(positions, int(slots[j]))
 
-        run_parallel(len(slots), read, threads=threads or self.threads)
+        run_parallel(len(slots), read_slot, threads=threads or self.threads)
         return canvases, sources
 
-    def take_originals(
+    def read_originals(
         self, positions: Tensor, slots: Tensor, *, threads: int | None = None
     ) -> tuple[RaggedImages, Tensor]:
-        """As `take`, of images that are not in memory, in their own sizes.
+        """As `read`, of images that are not in memory, in their own sizes.
 
         A large JPEG is decoded at 1/2, 1/4 or 1/8, where that leaves 7/8 of the canvas or more.
         Views of these need one resampling less, and half the time on a CPU.
@@ -177,10 +177,10 @@ class Images(torch.utils.data.Dataset[Tensor]):
             image = pixels(path, math.ceil(0.875 * self.canvas), self.pixel_range)
             return centre_square(image) if self.square else image
 
-        def read(j: int) -> None:
+        def read_slot(j: int) -> None:
             images[j], sources[j] = self._read_one(positions, int(slots[j]), load)
 
-        run_parallel(len(slots), read, threads=threads or self.threads)
+        run_parallel(len(slots), read_slot, threads=threads or self.threads)
         return RaggedImages(images), sources
 
     def _read_one(
@@ -225,18 +225,18 @@ class Images(torch.utils.data.Dataset[Tensor]):
         order = positions if self.groups is None else self.groups.sort_by_group(positions)
         read_ahead = self.groups.ahead if self.groups is not None else len(self)
 
-        def read(j: int) -> None:
+        def read_slot(j: int) -> None:
             i = int(order[j])
             if j % read_ahead == 0:
                 self.prefetch(order[j : j + 2 * read_ahead])
             try:
                 canvases[i] = self._squash(self.paths[i])
             except Unreadable as error:
-                canvases[i] = 0  # never used: `take` and [i] skip lost images
+                canvases[i] = 0  # never used: `read` and [i] skip lost images
                 self.mark_lost(i, str(error))
 
         with quiet():
-            run_parallel(len(self), read, threads=self.threads, on_progress=on_progress)
+            run_parallel(len(self), read_slot, threads=self.threads, on_progress=on_progress)
         if len(self.reasons) == len(self):
             raise UserError(
                 f"none of the {len(self)} images can be read any more, for example"
@@ -284,7 +284,7 @@ def statistics(
     parts = sample.split(64)
     for part, following in zip(parts, [*parts[1:], sample[:0]], strict=True):
         images.prefetch(following)
-        canvases, _ = images.take(part)
+        canvases, _ = images.read(part)
         counts = torch.stack(
             [torch.bincount(channel.flatten(), minlength=256) for channel in canvases.unbind(1)]
         )

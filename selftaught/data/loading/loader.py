@@ -75,7 +75,7 @@ class Batches:
         self.world = world
         self.workers = workers
         self.pin = pin
-        self.load = images.take_originals if own_size and not images.hold else images.take
+        self.load = images.read_originals if own_size and not images.in_memory else images.read
         self._schedule = _Schedule()
         self._loader: DataLoader[_Loaded] | None = None
 
@@ -109,7 +109,7 @@ class Batches:
         return self._batches(list(own_steps.unbind(0)))
 
     def _batches(self, steps: list[Tensor]) -> Iterator[Raw]:
-        if not self.workers or self.images.hold:
+        if not self.workers or self.images.in_memory:
             for slots, upcoming in zip(steps, self._plan_prefetch(steps), strict=True):
                 for later in upcoming:
                     self.images.prefetch(self.positions[later])
