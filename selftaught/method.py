@@ -314,6 +314,7 @@ class Method(nn.Module, ABC):
     # Only the centre square of each image is used. An image that is not square is stored with one
     # axis less sharp than the other, which tells some pretext tasks their answer.
     square_images: ClassVar[bool] = False
+    masks_patches: ClassVar[bool] = False  # the backbone must be a ViT: so is the default one
 
     backbone: Encoder
     progress: float = 0.0  # share of training done; the training loop sets it

@@ -25,8 +25,13 @@ def size_for(index: Index, device: str) -> int:
     return next((s for s in (224, 128, 96, 64) if s <= min(side, most)), 32)
 
 
-def backbone_for(index: Index, size: int, device: str) -> str:
-    """Choose a ResNet-50 for many large images on a GPU, else a ResNet-18."""
+def backbone_for(index: Index, size: int, device: str, method: type[Method]) -> str:
+    """Choose a ResNet-50 for many large images on a GPU, else a ResNet-18.
+
+    A method that masks patches gets a ViT: a small one on a GPU, else a tiny one.
+    """
+    if method.masks_patches:
+        return f"vit_{'small' if device == 'cuda' else 'tiny'}_patch16_224"
     large = device == "cuda" and size >= 128 and len(index.train) >= 50_000
     return "resnet50" if large else "resnet18"
 

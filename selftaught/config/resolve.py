@@ -55,7 +55,7 @@ def resolve_stage(
         return values[name] if name in values else getattr(base, name) if base else default()
 
     size = pick("size", lambda: recipe.size_for(index, device))
-    backbone = pick("backbone", lambda: recipe.backbone_for(index, size, device))
+    backbone = pick("backbone", lambda: recipe.backbone_for(index, size, device, method))
     if "size" not in values and not base:
         size = recipe.fit_size(backbone, size)
     usual = pretrained or is_own(backbone)

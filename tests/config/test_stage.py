@@ -214,6 +214,14 @@ def test_steps_and_epochs_exclude_each_other(images: Path) -> None:
         stage(images, "--epochs", "0")
 
 
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.masks_patches])
+def test_a_method_that_masks_patches_gets_a_vit(images: Path, name: str) -> None:
+    words = ["--out", "x", "--precision", "fp32", "--data", str(images), "--method", name]
+    made = flags.stage_from(words, None, "cpu", lambda data, seed: data.index(seed))
+    assert made.backbone == "vit_tiny_patch16_224"
+    assert made.size % 16 == 0
+
+
 def test_a_method_has_its_own_augmentations(images: Path) -> None:
     assert stage(images, "--method", "cmc").views.jitter == 0
     assert stage(images, "--method", "cmc", "--views.jitter", "0.5").views.jitter == 0.5

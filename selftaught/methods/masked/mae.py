@@ -27,6 +27,7 @@ class MAE(MaskedPixels):
 
     paper = "He et al., 2021, https://arxiv.org/abs/2111.06377"
     recommended_stage = 1.0  # the mean of all patches; most ViTs pool the class token alone
+    masks_patches = True
     reference = "each patch's mean colour"
 
     @dataclass(frozen=True, kw_only=True)

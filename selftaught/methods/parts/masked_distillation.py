@@ -31,6 +31,7 @@ Targets = tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]
 class MaskedDistillation(PrototypeDistillation):
     """A subclass defines `loss`. One of an image's two large views is masked, drawn at random."""
 
+    masks_patches = True
     network: "_TokenNetwork"
 
     @dataclass(frozen=True, kw_only=True)
