@@ -16,6 +16,7 @@ from selftaught.evaluation.cross_validation import Part, fill, hold_out
 from selftaught.features.metrics import auroc, balanced_accuracy
 from selftaught.features.protocol import (
     FeatureProtocol,
+    Features,
     LabelledImages,
     Protocol,
     Scores,
@@ -59,8 +60,9 @@ class AtBestLayer(Protocol):
 
     Each choice compares scores on kept-out images of the labelled training images at hand: five
     folds, or one fifth of more than 1000 images. So it uses no more labels than are drawn, and
-    never the test images. The linear probe has one fixed penalty here, which takes a tenth of the
-    time. Of equal scores the later stage is taken.
+    never the test images. A linear probe chooses its penalty once for each stage: a narrow stage
+    takes a weaker one, and looks poor at that of a wide one. Of equal scores the later stage is
+    taken.
     """
 
     protocol: FeatureProtocol
@@ -88,13 +90,14 @@ class AtBestLayer(Protocol):
         if not splits:
             return LAST
         names = [LAST, *reversed(list(subject.layers))]
-        quality = {name: self.rate(at_layer(subject, name), splits) for name in names}
+        quality = {name: self.rate(at_layer(subject, name), train, splits) for name in names}
         return max(names, key=quality.__getitem__)  # the first one of equals
 
-    def rate(self, subject: Subject, splits: Sequence[Part]) -> float:
+    def rate(self, subject: Subject, train: LabelledImages, splits: Sequence[Part]) -> float:
         """Score the kept-out images of all splits together; -1 where no score can be computed."""
         classes = max(class_count(rest.labels) for rest, _ in splits)
-        protocol, values = self.protocol.with_fixed_settings(), []
+        features = Features(subject.features(train.positions), train.labels)
+        protocol, values = self.protocol.settle(features), []
         for rest, kept in splits:
             scores = protocol.score(subject, rest, kept.positions).values.cpu()
             values.append(fill(scores, len(scores), classes))

@@ -64,8 +64,8 @@ class LinearProbe(FeatureProtocol):
             " images"
         )
 
-    def with_fixed_settings(self) -> "LinearProbe":
-        return replace(self, penalties=(self.fallback,))
+    def settle(self, train: Features) -> "LinearProbe":
+        return replace(self, penalties=(self._choose(train),))
 
     def score_features(self, train: Features, test: Tensor) -> Scores:
         problem, weights, penalty = self._fit(train)
@@ -79,11 +79,15 @@ class LinearProbe(FeatureProtocol):
     @torch.no_grad()
     def _fit(self, train: Features) -> tuple["_Problem", Tensor, float]:
         """The standardised images, weights and biases [C, D + 1], and the penalty."""
+        penalty = self._choose(train)
         problem = _Problem(train, self.iterations)
-        few = len(train.labels) <= self.choose_on
-        sample = problem if few else _Problem(self.sample(train), self.iterations)
-        penalty = self.choose_penalty(sample)
         return problem, problem.fit(penalty, torch.tensor([-1]))[0], penalty
+
+    @torch.no_grad()
+    def _choose(self, train: Features) -> float:
+        """The penalty for these images."""
+        few = len(train.labels) <= self.choose_on
+        return self.choose_penalty(_Problem(train if few else self.sample(train), self.iterations))
 
     def sample(self, train: Features) -> Features:
         """Draw `choose_on` training images, by the seed."""

@@ -182,8 +182,8 @@ class FeatureProtocol(Protocol):
         vectors = Features(subject.features(train.positions), train.labels)
         return self.score_features(vectors, subject.features(test))
 
-    def with_fixed_settings(self) -> "FeatureProtocol":
-        """The same protocol without a choice of its own, to compare many kinds of features."""
+    def settle(self, train: Features) -> "FeatureProtocol":
+        """The same protocol with the settings that it chooses for these features, as fixed ones."""
         return self
 
     @abstractmethod

@@ -156,6 +156,18 @@ def test_the_stage_that_tells_the_classes_is_chosen(protocol: KNN | LinearProbe)
     assert best.choose(subject({"a": noise, "b": telling}, telling), train) == "last"  # of equals
 
 
+def test_each_stage_is_judged_at_its_own_penalty() -> None:
+    """Two features whose difference tells the classes take a weak penalty, many a strong one."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    common, small = torch.randn(2, 200, 1, generator=rng)
+    narrow = torch.cat([common, common + 0.3 * labels[:, None] + 0.03 * small], 1)
+    wide = torch.randn(200, 50, generator=rng) + 0.3 * labels[:, None]
+    train = LabelledImages(torch.arange(200), labels)
+    one = subject({"narrow": narrow, "wide": wide}, wide)
+    assert AtBestLayer(protocol=LinearProbe()).choose(one, train) == "narrow"
+
+
 def test_the_choice_never_sees_the_test_images() -> None:
     """A stage that tells the test images' classes alone is not chosen."""
     labels, telling, noise = made_up()
