@@ -15,7 +15,6 @@ SPACING = 10  # between the centres of bins, in a and b
 REACH = 11  # bins on each side of 0 that hold all colours of RGB
 NEAREST = 5  # bins of a soft code
 SIGMA = 5.0  # of its Gaussian
-RIGHT = 0.05  # least share of a place's code that makes a bin a right answer: up to about 10 away
 RARE = 1e-4  # share of the places below which the data do not occupy a bin
 IMAGES = 4096  # that are measured, at most about
 LEAST = 0.05  # share of the images that must have colour
@@ -28,7 +27,7 @@ class ColourBins(nn.Module):
     centres: Tensor  # [K, 2]
     occupied: Tensor  # bool [K]
     weights: Tensor  # [K], of the places whose nearest bin it is
-    best_guess: Tensor  # the mean grade of the best constant answer
+    marginal: Tensor  # [K], the mean of all weighted codes: the best constant prediction
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +35,7 @@ class ColourBins(nn.Module):
         self.register_buffer("centres", centres)
         self.register_buffer("occupied", torch.ones(len(centres), dtype=torch.bool))
         self.register_buffer("weights", torch.ones(len(centres)))
-        self.register_buffer("best_guess", torch.zeros(()))
+        self.register_buffer("marginal", torch.full((len(centres),), 1 / len(centres)))
         self.images = Counter()
 
     def __len__(self) -> int:
@@ -61,17 +60,6 @@ class ColourBins(nn.Module):
     def weigh(self, code: Tensor) -> Tensor:
         """Multiply the code of each place by the weight of its nearest bin."""
         return code * self.weights.to(code.dtype)[code.argmax(1, keepdim=True)]
-
-    def grade(self, answers: Tensor, targets: Tensor) -> Tensor:
-        """The weighted share of the places [B, h, w] whose answer is near enough: [B].
-
-        targets: [B, K, h, w], of `weigh`. Images without any weight have the grade of a guess.
-        """
-        weight = targets.sum(1)
-        right = targets.gather(1, answers[:, None])[:, 0] >= RIGHT * weight
-        whole = weight.sum((1, 2))
-        share = (weight * right).sum((1, 2)) / whole.clamp_min(1e-9)
-        return torch.where(whole > 0, share, self.best_guess.to(share.dtype))
 
     def annealed_mean(self, logits: Tensor, temperature: float) -> Tensor:
         """Logits [B, K, h, w] -> colours [B, 2, h, w]: a mean, but not so far from the mode."""
@@ -114,13 +102,11 @@ class ColourBins(nn.Module):
         frequency /= frequency.sum()
         weights = self.occupied / ((1 - rebalance) * frequency + rebalance / bins)
         self.weights.copy_(weights / (frequency * weights).sum())  # the expected weight is 1
-        grades = torch.zeros_like(counts)
+        total = torch.zeros_like(counts)
         for ab in coloured:
-            targets = self.weigh(self.encode(ab))
-            weight = targets.sum(1, keepdim=True)
-            right = ((targets >= RIGHT * weight) * weight).sum((2, 3)) / weight.sum((2, 3))
-            grades += right.sum(0).double()
-        self.best_guess.copy_(all_reduce_sum(grades).max() / number)
+            total += self.weigh(self.encode(ab)).sum((0, 2, 3)).double()
+        all_reduce_sum(total)
+        self.marginal.copy_(total / total.sum())
 
 
 @lru_cache

@@ -87,10 +87,19 @@ class Colorization(Method):
         return mix_areas(own, partner, mask)
 
     def grade(self, predictions: Tensor, targets: Tensor) -> Tensor | None:
-        return None if self.config.regression else self.bins.grade(predictions.argmax(1), targets)
+        """The share of the loss of the best constant prediction that is avoided.
+
+        The most likely colour is mostly grey, whatever a network has learnt. So no place is right
+        or wrong by itself. A mean over the batch is 1 - loss / loss of the constant prediction.
+        """
+        if self.config.regression:
+            return None
+        constant = self.bins.marginal.clamp_min(1e-9).log()[:, None, None].to(predictions.dtype)
+        own, guess = (-(targets * p).sum((1, 2, 3)) for p in (predictions.log_softmax(1), constant))
+        return (guess - own) / guess.mean().clamp_min(1e-9)
 
     def chance(self) -> float | None:
-        return self.bins.best_guess.item() if self.bins.images.value else None
+        return 0.0
 
     def illustrate(
         self, batch: Batch, predictions: Tensor, targets: Tensor
