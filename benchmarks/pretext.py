@@ -72,6 +72,7 @@ def vit_tiny_patch8() -> nn.Module:
 def train(method: str, part: str, asked: argparse.Namespace) -> Path:
     """Train a method, unless it is done; return the run's folder."""
     folder = Path(asked.out) / f"{method}-{part}"
+    share_features(folder)
     run = run_folder.read_run(folder) if run_folder.has_run(folder) else None
     if run is None or run.facts["outcome"] not in ("done", "collapsed"):
         st.pretrain(
@@ -89,6 +90,14 @@ def train(method: str, part: str, asked: argparse.Namespace) -> Path:
             threads=1,
         )
     return folder
+
+
+def share_features(folder: Path) -> None:
+    """Let all runs keep features in one folder: those of equal random weights are computed once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder.parent / "features").mkdir(exist_ok=True)
+    if not (folder / "features").exists():
+        (folder / "features").symlink_to("../features", target_is_directory=True)
 
 
 def score(folder: Path, method: str, data: str) -> list[Row]:
