@@ -292,6 +292,15 @@ class Method(nn.Module, ABC):
             return 1
 
         @property
+        def two_player(self) -> bool:
+            """Whether two networks learn from opposite losses: see `methods.parts.two_player`.
+
+            Hard examples are then refused, as a discriminator would take them for real images. So
+            are sharded weights, because one network is called with detached ones.
+            """
+            return False
+
+        @property
         def hidden_layers(self) -> int:
             """Number of layers of the head that a later stage can keep."""
             return 0

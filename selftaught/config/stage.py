@@ -95,6 +95,11 @@ class Stage:
         require(self.clip >= 0, "--clip", "0 or more", self.clip)
         if self.anchor and self.init is None:
             raise UserError("--anchor holds weights that are given: name them by --init")
+        if self.method.two_player and any(h.weight for h in self.hard):
+            raise UserError(
+                "this method has a discriminator, which would take hard examples for real images:"
+                " leave out --hard"
+            )
         if self.compile and self.trainable == "none":
             raise UserError(
                 "--compile does nothing with --trainable none, which trains no step: leave it out"

@@ -257,6 +257,11 @@ def train_in_folder(
         log.info("there is one process only: --fsdp has no effect")
     elif runtime.fsdp and stage.compile:
         raise UserError("--compile and --fsdp do not go together: omit one of them")
+    elif runtime.fsdp and stage.method.two_player:
+        raise UserError(
+            "this method calls its discriminator with detached weights, which must not be sharded:"
+            " omit --fsdp"
+        )
     elif runtime.fsdp and step.anchor and step.anchor.kind == "l2-sp":
         raise UserError("--anchor.kind l2-sp and --fsdp do not go together: use another kind")
     elif runtime.fsdp:

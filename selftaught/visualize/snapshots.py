@@ -33,7 +33,8 @@ def draw(session: Session, folder: Path | None) -> None:
     raw = next(iter(session.batches.epoch(0)))
     batch = session.batch(raw, key(session.stage.seed, "album"))
     # A run without hard examples gets pictures of the default ones.
-    hard = session.stage.hard or (Adversarial(), CutMix())
+    default = () if session.stage.method.two_player else (Adversarial(), CutMix())
+    hard = session.stage.hard or default
     entries = [entry for h in hard for entry in hard_entries(session, h, batch)]
     answers = illustrate(session)
     index = session.index
