@@ -21,13 +21,14 @@ from selftaught.method import Defaults, Setting
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.views.spec import Views
+from tests.laws.toys import WITH_HARD
 from tests.pictures import folder
 
 stages = st.builds(
     Stage,
     data=st.builds(Data, roots=st.lists(st.text(min_size=1), min_size=1).map(tuple)),
     size=st.integers(16, 512),
-    method=st.sampled_from([m.Config() for m in METHODS.values()]),
+    method=st.sampled_from([METHODS[name].Config() for name in WITH_HARD]),
     hard=st.lists(st.sampled_from(list(HARD)), unique=True).map(
         lambda names: tuple(HARD[n](weight=0.3) for n in names)
     ),

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from selftaught.data import demo_images
-from selftaught.methods import METHODS
 from tests import golden
 
 VALUES = json.loads(golden.FILE.read_text())
 
 
-@pytest.mark.parametrize("hard", golden.HARD)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "hard"), golden.CASES)
 def test_losses_of_three_steps(name: str, hard: str) -> None:
     assert golden.record_losses(name, hard) == pytest.approx(
         VALUES["losses"][f"{name} {hard}"], rel=1e-7
@@ -30,8 +28,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hard", golden.HARD)
-@pytest.mark.parametrize("name", golden.TRAINABLE)
+@pytest.mark.parametrize(("name", "hard"), golden.RUNS)
 def test_weights_of_a_run(name: str, hard: str, images: Path, tmp_path: Path) -> None:
     recorded = VALUES["weights"].get(golden.machine(), {}).get(f"{name} {hard}")
     if recorded is None:

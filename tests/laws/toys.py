@@ -39,8 +39,18 @@ HARD: dict[str, HardExample] = {
 }
 
 
+# Methods of two players take no hard examples.
+TWO_PLAYER = {name for name, method in METHODS.items() if method.Config().two_player}
+WITH_HARD = [name for name in METHODS if name not in TWO_PLAYER]
+
+
 def hards(*names: str) -> tuple[HardExample, ...]:
     return tuple(HARD[name] for name in names)
+
+
+def hards_of(method: str, *names: str) -> tuple[HardExample, ...]:
+    """The hard examples, or none for a method that takes none."""
+    return hards(*names) if method in WITH_HARD else ()
 
 
 class Toy(Encoder):

@@ -15,7 +15,7 @@ from selftaught.models.anchor import Anchor, AnchorLoss
 from selftaught.models.backbone import create
 from selftaught.training.compile import compile_backbones
 from selftaught.training.step import Step
-from tests.laws.toys import Toy, batch, build, hards, rng
+from tests.laws.toys import Toy, batch, build, hards, hards_of, rng
 
 
 def moved(seed: int = 7, like: type[Toy] = Toy) -> Toy:
@@ -95,7 +95,7 @@ def test_every_method_can_be_held(name: str, kind: Any) -> None:
     gradients, parts = [], []
     start = moved(like=type(build(name).backbone))
     for anchor in (None, AnchorLoss(Anchor(kind=kind, weight=5.0), start)):
-        step = Step(build(name), hards("adversarial", "cutmix"), anchor=anchor)
+        step = Step(build(name), hards_of(name, "adversarial", "cutmix"), anchor=anchor)
         outcome = step(batch(), rng())
         outcome.loss.backward()
         parts.append(outcome.parts)

@@ -22,7 +22,7 @@ from selftaught.optim import LARS, OPTIMIZERS, SGD, AdamW, Cosine, Optimizer
 from selftaught.seeding import key
 from selftaught.training.loop import MOST_SKIPS, Loop, Report, fit
 from selftaught.training.step import Step
-from tests.laws.toys import HARD, batch, build
+from tests.laws.toys import HARD, batch, build, hards_of
 
 few = settings(max_examples=40, deadline=None)
 optimizers = pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
@@ -250,7 +250,7 @@ def test_accumulating_is_the_large_batch(name: str) -> None:
 @optimizers
 def test_a_step_that_is_not_finite_teaches_nothing(name: str, kind: type[Optimizer]) -> None:
     """Not the weights, not the optimizer's buffers, not a teacher, queue or memory."""
-    step = Step(build(name, norm=False), (HARD["adversarial"], HARD["cutmix"]))
+    step = Step(build(name, norm=False), hards_of(name, "adversarial", "cutmix"))
     optimizer = kind(lr=0.01).build(step.named_parameters())
     stream = [batch(seed=0), spoilt(batch(seed=1)), spoilt(batch(seed=2)), batch(seed=3)]
     reports = fit(
@@ -306,7 +306,7 @@ def test_skips_count_in_a_row_only() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_resuming_is_going_on(name: str) -> None:
     """With momentum, at every cut: in the middle of an epoch and at its end."""
-    hard = (HARD["adversarial-random"], HARD["cutmix-all-auxiliary"])
+    hard = hards_of(name, "adversarial-random", "cutmix-all-auxiliary")
     loop = Loop(steps=6, steps_per_epoch=4, schedule=Cosine(warmup=0.3), seed=5)
 
     def epochs(epoch: int, first: int) -> list[Batch]:
