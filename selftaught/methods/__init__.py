@@ -24,6 +24,7 @@ from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.distillation.logits import Distillation
 from selftaught.methods.generative.context_encoder import ContextEncoder
 from selftaught.methods.generative.denoising_autoencoder import DenoisingAutoencoder
+from selftaught.methods.generative.spotting_artifacts import SpottingArtifacts
 from selftaught.methods.masked.mae import MAE
 from selftaught.methods.masked.simmim import SimMIM
 from selftaught.methods.pretext.colorization import Colorization
@@ -71,6 +72,7 @@ METHODS: dict[str, type[Method]] = {
     "simclr-v2": SimCLRV2,
     "simmim": SimMIM,
     "simsiam": SimSiam,
+    "spotting-artifacts": SpottingArtifacts,
     "supervised": Supervised,
     "swav": SwAV,
     "triplet": Triplet,

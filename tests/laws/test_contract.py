@@ -28,6 +28,7 @@ UNKNOWN = {
     "feature-distillation",
     "mae",
     "simmim",
+    "spotting-artifacts",
     "supervised",
 }
 SETTINGS = [
