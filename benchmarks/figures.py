@@ -478,6 +478,20 @@ def spotting(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     ]
 
 
+def reconstructed(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """How near each G(E(x)) is to every view."""
+    distances = torch.cdist(said[4].flatten(1), targets.flatten(1))
+    return [
+        Panel(
+            title="distance of pixels, negative",
+            values=-distances / targets[0].numel() ** 0.5,
+            rows="G(E(x))",
+            columns="view",
+            marks=diagonal(len(targets)),
+        )
+    ]
+
+
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (said / method.temperature).softmax(1)
     return [
@@ -509,6 +523,8 @@ def features(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
 
 SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "barlow-twins": barlow,
+    "bigan": reconstructed,
+    "bigbigan": reconstructed,
     "byol": teachers,
     "cmc": memory,
     "colorization": colorization,
@@ -619,6 +635,8 @@ def draw(name: str, out: Path = OUT) -> Path:
     data = Photographs(name)
     method = trained(name, data)
     batch = data.batch(0)
+    if METHODS[name].Config().two_player:
+        method.eval()  # which makes reconstructions
     with torch.no_grad():
         said = method.predict(method.inputs(batch))
         targets = method.targets(batch, said)

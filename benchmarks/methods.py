@@ -76,7 +76,7 @@ def done(folder: Path) -> bool:
 def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
     """Nothing where it is done, or where there is no such run."""
     folder, steps = place(asked, name, part, seed), asked.steps
-    hard = list(HEXA) if part == "hexa" else []
+    hard = list(HEXA) if part == "hexa" and not METHODS[name].Config().two_player else []
     if (
         done(folder)
         or (part == "hexa" and not hard)

@@ -42,6 +42,15 @@ def pick_nce(query: Tensor, candidates: Tensor, key: Tensor, temperature: float)
     return F.cross_entropy(query @ candidates.T / temperature, key)
 
 
+def discriminator_loss(real: Tensor, made: Tensor) -> Tensor:
+    """Log loss of a discriminator's scores (Goodfellow et al., 2014, equation 1), of any shape.
+
+    With real and made ones swapped it is the loss of their maker, in the form that does not
+    saturate (section 3).
+    """
+    return F.softplus(-real).mean() + F.softplus(made).mean()
+
+
 def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
     """Mean squared distance of the directions of x and y [B, D] (Grill et al., 2020, eq. 2)."""
     return 2 - 2 * F.cosine_similarity(x, y, dim=1).mean()

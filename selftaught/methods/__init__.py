@@ -22,6 +22,8 @@ from selftaught.methods.decorrelation.barlow_twins import BarlowTwins
 from selftaught.methods.decorrelation.vicreg import VICReg
 from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.distillation.logits import Distillation
+from selftaught.methods.generative.bigan import BiGAN
+from selftaught.methods.generative.bigbigan import BigBiGAN
 from selftaught.methods.generative.context_encoder import ContextEncoder
 from selftaught.methods.generative.denoising_autoencoder import DenoisingAutoencoder
 from selftaught.methods.generative.spotting_artifacts import SpottingArtifacts
@@ -41,6 +43,8 @@ from selftaught.methods.supervised.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
     "barlow-twins": BarlowTwins,
+    "bigan": BiGAN,
+    "bigbigan": BigBiGAN,
     "byol": BYOL,
     "cmc": CMC,
     "colorization": Colorization,

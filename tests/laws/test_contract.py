@@ -12,15 +12,18 @@ from torch import Tensor
 
 from selftaught.config import serialization
 from selftaught.config.stage import Data, Stage
+from selftaught.errors import UserError
 from selftaught.method import Setting, Setup, leaves, map_tensors
 from selftaught.methods import METHODS
 from selftaught.ranges import Range, check_ranges, ranges_of
 from selftaught.training import session
-from tests.laws.toys import IMAGES, batch, build, config, setup
+from tests.laws.toys import HARD, IMAGES, TWO_PLAYER, batch, build, config, setup
 
 methods = pytest.mark.parametrize("name", METHODS)
 # whose loss of a constant is not known, depends on the constant, or is where training begins
 UNKNOWN = {
+    "bigan",
+    "bigbigan",
     "colorization",
     "context-encoder",
     "denoising-autoencoder",
@@ -79,6 +82,15 @@ def test_a_config_survives_json(name: str) -> None:
         assert (
             serialization.from_json(json.loads(json.dumps(serialization.to_json(stage)))) == stage
         )
+
+
+@pytest.mark.parametrize("name", [*TWO_PLAYER])
+def test_a_method_of_two_players_takes_no_hard_examples(name: str) -> None:
+    fields = {"data": Data(roots=("unread",)), "size": 32, "method": config(name)}
+    for hard in HARD.values():
+        with pytest.raises(UserError, match="--hard"):
+            Stage(**fields, hard=(hard,))
+    Stage(**fields, hard=(dataclasses.replace(hard, weight=0.0),))
 
 
 @methods

@@ -4,12 +4,16 @@ hides, and controls of what can be known.
 
 import dataclasses
 import math
+from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from selftaught.config.stage import Data, Stage
+from selftaught.errors import UserError
 from selftaught.hard import Adversarial, CutMix
 from selftaught.hard.mixed import blend, partner
 from selftaught.method import Batch, Setup, detach, leaves
@@ -83,6 +87,124 @@ def test_a_loss_is_its_formula(name: str, fields: dict[str, Any]) -> None:
             weights = plain_weights(keep[0].tolist(), 10.0)
         total += plain_error(answer, view, weights)
     close(method.loss(predictions, method.targets(data, predictions)), total / 4)
+
+
+# The discriminator of fills
+
+HOLES = pytest.mark.parametrize("hole", ["centre", "random"])
+
+
+def plain_fill(picture: Tensor, keep: Tensor, hole: str) -> Tensor:
+    """What a discriminator sees of a picture [3, 16, 16]; keep [1, 16, 16]."""
+    if hole == "centre":
+        return picture[:, 4:12, 4:12]
+    rows = [
+        [picture[:, y, x] if not keep[0, y, x] else 0 * picture[:, y, x] + 0.5 for x in range(16)]
+        for y in range(16)
+    ]
+    return torch.stack([torch.stack(row, 1) for row in rows], 1)
+
+
+@HOLES
+def test_the_adversarial_loss_is_its_formula(hole: str) -> None:
+    """Pathak et al., 2016, equations 2 and 3, with the loss of a generator that does not saturate
+    (Goodfellow et al., 2014, section 3).
+    """
+    method, data = make("context-encoder", hole=hole, adversarial=0.3).eval(), data64()
+    targets = method.targets(data, ())
+    predictions = method.predict(method.inputs(data))
+    total = 0.0
+    for answer, view, keep in zip(predictions, data.views[0], targets[1], strict=True):
+        real, made = (
+            1 / (1 + math.exp(-method.discriminator(plain_fill(x, keep, hole)[None]).item()))
+            for x in (view, answer)
+        )
+        total += -math.log(real) - math.log(1 - made) - 0.3 * math.log(made)
+        total += plain_error(answer, view, plain_weights(keep[0].tolist(), 10.0))
+    close(method.loss(predictions, targets), total / 4)
+
+
+@HOLES
+def test_each_side_learns_from_its_own_loss(hole: str) -> None:
+    method, data = make("context-encoder", hole=hole, adversarial=0.3).eval(), data64()
+    targets = method.targets(data, ())
+    method.loss(method.predict(method.inputs(data)), targets).backward()
+    found = {key: p.grad for key, p in method.named_parameters()}
+    predictions = method.predict(method.inputs(data))
+    real, made = (
+        torch.stack([plain_fill(*one, hole) for one in zip(x, targets[1], strict=True)])
+        for x in (data.views[0], predictions)
+    )
+    scores = [method.discriminator(fills) for fills in (real, made)]
+    softplus = torch.nn.functional.softplus
+    first = softplus(-scores[0]).mean() + softplus(scores[1]).mean()
+    second = method.error(predictions, targets) + 0.3 * softplus(-scores[1]).mean()
+    for key, parameter in method.named_parameters():
+        loss = first if key.startswith("discriminator.") else second
+        close(found[key], torch.autograd.grad(loss, parameter, retain_graph=True)[0])
+
+
+@HOLES
+def test_a_discriminator_sees_no_seam(hole: str) -> None:
+    """What lies around the hole has no influence."""
+    method, data = make("context-encoder", hole=hole, adversarial=0.3), data64()
+    assert isinstance(method, ContextEncoder)
+    keep = method.targets(data, ())[1]
+    view = data.views[0]
+    other = torch.where(keep > 0, 1 - view, view)
+    assert torch.equal(method.cut_fill(view, keep), method.cut_fill(other, keep))
+    assert not torch.equal(method.cut_fill(view, keep), method.cut_fill(1 - view, keep))
+
+
+def test_without_its_weight_there_is_no_discriminator() -> None:
+    method, other = make("context-encoder"), make("context-encoder", adversarial=0.1)
+    assert not any("discriminator" in key for key in method.state_dict())
+    assert method.parameter_groups() == {}
+    assert set(other.parameter_groups()) == {"discriminator"}
+    for key, value in method.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
+
+
+@HOLES
+def test_a_discriminator_keeps_the_laws(hole: str) -> None:
+    """Parts of a batch are the whole batch, and a rebuilt method goes on exactly."""
+
+    def train(parts: int, *cuts: int) -> dict[str, Tensor]:
+        step = Step(make("context-encoder", hole=hole, adversarial=0.1))
+        loop = Loop(steps=4, steps_per_epoch=4, schedule=lambda p: 1.0, accumulate=parts)
+        batches = [
+            data64(8, seed).map(lambda x, k=k: x.chunk(parts)[k])  # type: ignore[misc]
+            for seed in range(4)
+            for k in range(parts)
+        ]
+        for first, last in pairwise([0, *cuts, 4]):
+            state = step.state_dict()
+            step = Step(make("context-encoder", hole=hole, adversarial=0.1))
+            step.load_state_dict(state)
+            optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 0.05}], lr=0)
+            epochs = lambda _, first: batches[first * parts :]  # noqa: E731
+            for report in fit(step, step.method, epochs, optimizer, loop, first):
+                if report.step + 1 == last:
+                    break
+        return step.state_dict()
+
+    whole = train(1)
+    for key, value in train(2).items():
+        torch.testing.assert_close(value, whole[key], rtol=1e-7, atol=1e-10)
+    for key, value in train(1, 1, 3).items():
+        assert torch.equal(value, whole[key])
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.001])
+def test_hard_examples_do_not_go_with_a_discriminator(adversarial: float) -> None:
+    fields: dict[str, Any] = {
+        "data": Data(roots=("unread",)),
+        "size": 32,
+        "method": ContextEncoder.Config(adversarial=adversarial),
+        "hard": (CutMix(),),
+    }
+    with pytest.raises(UserError, match="--hard") if adversarial else nullcontext():
+        Stage(**fields)
 
 
 # The damage

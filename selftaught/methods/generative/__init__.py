@@ -1,1 +1,1 @@
-"""Methods that rebuild an image from a damaged copy of it."""
+"""Methods that make images: from damaged copies of them, or from codes."""

@@ -1,6 +1,5 @@
 """Denoising autoencoder (Vincent et al., 2008, https://doi.org/10.1145/1390156.1390294)."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +7,8 @@ import torch
 from torch import Tensor
 
 from selftaught.method import Batch, Setup
-from selftaught.methods.parts.reconstruction import Damage, Reconstruction
+from selftaught.methods.parts.noise import draw_normal
+from selftaught.methods.parts.reconstruction import Damage, Reconstruction, Targets
 from selftaught.ranges import Positive, Share
 
 
@@ -31,8 +31,7 @@ class DenoisingAutoencoder(Reconstruction):
     def draw_damage(self, batch: Batch) -> Damage:
         view, c = batch.views[0], self.config
         if c.noise == "gaussian":
-            first, second = batch.random((2, *view.shape[1:]), "noise").to(view.dtype).unbind(1)
-            normal = (-2 * (1 - first).log()).sqrt() * (2 * math.pi * second).cos()  # Box, Muller
+            normal = draw_normal(batch, view.shape[1:], "noise")
             return torch.ones_like(view[:, :1]), c.sigma * normal
         places = batch.random(view.shape[2:], "places")[:, None]
         keep = (places >= c.share).to(view.dtype)
@@ -43,3 +42,6 @@ class DenoisingAutoencoder(Reconstruction):
 
     def weigh(self, keep: Tensor) -> Tensor:
         return torch.ones_like(keep)
+
+    def loss(self, predictions: Tensor, targets: Targets) -> Tensor:
+        return self.error(predictions, targets)

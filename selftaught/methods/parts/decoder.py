@@ -31,10 +31,7 @@ class Decoder(nn.Module):
         widths = [hidden, hidden, max(hidden // 2, 1), max(hidden // 4, 1)]
         self.enter = nn.Conv2d(backbone.channels, hidden, 1)
         self.whole = nn.Linear(backbone.features, hidden, bias=False)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
-            for i, o in pairwise(widths)
-        )
+        self.blocks = build_blocks(widths)
         self.leave = nn.Conv2d(widths[-1], outputs, 1)
 
     def forward(self, features: Tensor, feature_map: Tensor, size: Sequence[int]) -> Tensor:
@@ -46,10 +43,24 @@ class Decoder(nn.Module):
                 " --stem cifar"
             )
         x = F.relu(self.enter(feature_map) + self.whole(features)[:, :, None, None])
-        for number, block in enumerate(self.blocks, 1):
-            share = number / len(self.blocks)
-            x = block(
-                resize(x, [round(s * (t / s) ** share) for s, t in zip(start, size, strict=True)])
-            )
-        values: Tensor = self.leave(x)
+        values: Tensor = self.leave(enlarge(x, self.blocks, size))
         return values
+
+
+def build_blocks(widths: Sequence[int]) -> nn.ModuleList:
+    """Build blocks of a convolution each, for `enlarge`: from `widths` channels to the next."""
+    return nn.ModuleList(
+        nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
+        for i, o in pairwise(widths)
+    )
+
+
+def enlarge(x: Tensor, blocks: nn.ModuleList, size: Sequence[int]) -> Tensor:
+    """Enlarge a map [B, C, h, w] to `size` by equal factors, one before each block."""
+    start = x.shape[2:]
+    for number, block in enumerate(blocks, 1):
+        share = number / len(blocks)
+        x = block(
+            resize(x, [round(s * (t / s) ** share) for s, t in zip(start, size, strict=True)])
+        )
+    return x

@@ -25,7 +25,7 @@ REFERENCE = (
 
 
 class Reconstruction(Method):
-    """Predictions are pictures [B, 3, H, W]. The loss is their mean square error.
+    """Predictions are pictures [B, 3, H, W]. The loss contains their mean square error.
 
     A view is damaged in `predict`. So attacks see nothing that is hidden, and mixed views have
     exact targets.
@@ -68,7 +68,8 @@ class Reconstruction(Method):
     def targets(self, batch: Batch, predictions: Tensor) -> Targets:
         return batch.views[0], *self.draw_damage(batch)
 
-    def loss(self, predictions: Tensor, targets: Targets) -> Tensor:
+    def error(self, predictions: Tensor, targets: Targets) -> Tensor:
+        """The mean square error of the pixels, by their weights."""
         view, keep, _ = targets
         return image_errors(predictions, view, self.weigh(keep)).mean()
 

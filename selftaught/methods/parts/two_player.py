@@ -13,7 +13,11 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from selftaught.method import pause_recording
+from selftaught.method import GroupOptions, pause_recording
+
+# Of AdamW, for networks that play: with the usual momentum they circle around each other (Radford
+# et al., 2015, section 3).
+ADAM: GroupOptions = {"betas": (0.5, 0.999), "weight_decay": 0.0}
 
 
 def call_pure(network: nn.Module, *inputs: Any) -> Any:
