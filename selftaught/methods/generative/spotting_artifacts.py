@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
+from selftaught.losses import discriminator_loss
 from selftaught.method import (
     Batch,
     Defaults,
@@ -29,10 +30,8 @@ from selftaught.methods.parts.code_repair import (
 )
 from selftaught.methods.parts.place_discriminator import PlaceDiscriminator, rank_places
 from selftaught.methods.parts.teacher_config import TeacherConfig
-from selftaught.methods.parts.two_player import call_detached
+from selftaught.methods.parts.two_player import ADAM, call_detached
 from selftaught.ranges import Count, NonNegative, Share
-
-ADAM: GroupOptions = {"betas": (0.5, 0.999)}  # as usual where two networks play a game
 
 Inputs = tuple[Tensor, Fixed]  # a view [B, 3, H, W], and its mask [B, 1, h, w]: 1 = kept
 Targets = tuple[Tensor, Tensor]  # the same
@@ -150,7 +149,7 @@ class SpottingArtifacts(Method):
         if self.trains_autoencoder:
             return self.config.pixels * kept_errors(picture, view, everywhere).mean() + rest
         real, repaired = scores.unbind(1)
-        judged = (F.softplus(-real) + F.softplus(repaired)).mean() / 2
+        judged = discriminator_loss(real, repaired) / 2
         found = F.binary_cross_entropy_with_logits(kept, torch.cat([everywhere, mask], 1))
         deceived = F.softplus(-deceit).mean() / 2
         errors = kept_errors(picture, view, mask).mean()
@@ -168,8 +167,8 @@ class SpottingArtifacts(Method):
             p.grad = None  # the optimizer then leaves it as it is, without decay
 
     def parameter_groups(self) -> Mapping[str, GroupOptions]:
-        plain: GroupOptions = {**ADAM, "weight_decay": 0.0}
-        return {"backbone": ADAM, "discriminator": ADAM, "autoencoder": plain, "repair": plain}
+        own: GroupOptions = {"betas": ADAM["betas"]}
+        return {"backbone": own, "discriminator": own, "autoencoder": ADAM, "repair": ADAM}
 
     def grade(self, predictions: Predictions, targets: Targets) -> Tensor:
         """The AUROC of the places of each repaired picture."""
