@@ -15,10 +15,12 @@ LEAK = 0.1  # slope of the activation below 0
 Change = Callable[[int, Tensor], Tensor]
 
 
-def conv_block(inputs: int, outputs: int, side: int, **options: int) -> nn.Sequential:
+def conv_block(
+    inputs: int, outputs: int, side: int, *, stride: int = 1, padding: int = 0
+) -> nn.Sequential:
     """A convolution with square kernels, batch norm, and a leaky ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, side, bias=False, **options),
+        nn.Conv2d(inputs, outputs, side, stride, padding, bias=False),
         nn.BatchNorm2d(outputs),
         nn.LeakyReLU(LEAK),
     )
