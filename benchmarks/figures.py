@@ -58,6 +58,7 @@ SMALL = {
     "hidden": 64,
     "orders": 8,
     "dim": 24,
+    "autoencoder_share": 0.5,
 }
 # views of each photograph in a batch: statistics need many, and so do hard questions
 TOGETHER = {"barlow-twins": 8, "context-prediction": 2, "jigsaw": 4, "vicreg": 8}
@@ -476,6 +477,29 @@ def reconstructed(method: Any, said: Any, targets: Any, batch: Batch) -> list[Pa
     ]
 
 
+def spotting(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """Where each code was damaged, and where the network thinks it was."""
+    words = {"rows": "photograph", "columns": "places of the code"}
+    return [
+        Panel(title="damage", values=1 - targets[1].flatten(1), **words),
+        Panel(title="predicted", values=1 - said[2][:, 1].sigmoid().flatten(1), **words),
+    ]
+
+
+def reconstructed(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
+    """How near each G(E(x)) is to every view."""
+    distances = torch.cdist(said[4].flatten(1), targets.flatten(1))
+    return [
+        Panel(
+            title="distance of pixels, negative",
+            values=-distances / targets[0].numel() ** 0.5,
+            rows="G(E(x))",
+            columns="view",
+            marks=diagonal(len(targets)),
+        )
+    ]
+
+
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (said / method.temperature).softmax(1)
     return [
@@ -540,6 +564,7 @@ SEEN: dict[str, Callable[[Any, Any, Any, Batch], list[Panel]]] = {
     "simclr-v2": others,
     "simmim": masked,
     "simsiam": teachers,
+    "spotting-artifacts": spotting,
     "supervised": supervised,
     "swav": swav,
     "triplet": others,

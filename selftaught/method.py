@@ -180,6 +180,20 @@ def record_calls(encoder: Encoder, maps: bool) -> Iterator[list[Call]]:
         encoder.recorder = None
 
 
+@contextmanager
+def pause_recording(network: nn.Module) -> Iterator[None]:
+    """Inside, the calls of the encoders in `network` are not recorded."""
+    encoders = [m for m in network.modules() if isinstance(m, Encoder)]
+    recorders = [encoder.recorder for encoder in encoders]
+    for encoder in encoders:
+        encoder.recorder = None
+    try:
+        yield
+    finally:
+        for encoder, recorder in zip(encoders, recorders, strict=True):
+            encoder.recorder = recorder
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """The data, batch and network that a method's defaults depend on."""
@@ -234,7 +248,8 @@ class Previous:
 
     source: str  # a run; of a backbone also a file of weights, or the name of weights in timm
     # head: backbone and head of the run. classifier: the same, and its outputs are classes.
-    part: Literal["head", "classifier", "backbone"]
+    # method: all tensors of the run's method, by name.
+    part: Literal["head", "classifier", "backbone", "method"]
 
 
 @dataclass(frozen=True)
@@ -244,8 +259,8 @@ class Setup:
     backbone: Encoder
     images: int  # in the training set
     classes: int = 0  # number of classes in the labels of the training set
-    # the network that `Config.previous` names: backbone and head, or a backbone alone
-    previous: nn.Sequential | Encoder | None = None
+    # what `Config.previous` names: backbone and head, a backbone alone, or the tensors of a method
+    previous: nn.Sequential | Encoder | Mapping[str, Any] | None = None
 
 
 class Method(nn.Module, ABC):
@@ -399,6 +414,11 @@ class Method(nn.Module, ABC):
         The network is in evaluation mode, as for `grade`.
         """
         return ()
+
+    @property
+    def backbone_rests(self) -> bool:
+        """Whether the backbone takes no part in the present step, so that no anchor holds it."""
+        return False
 
     def judged(self) -> Encoder:
         """Return the network to evaluate and export: the backbone, or an averaged copy of it."""

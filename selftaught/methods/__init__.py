@@ -26,6 +26,7 @@ from selftaught.methods.generative.bigan import BiGAN
 from selftaught.methods.generative.bigbigan import BigBiGAN
 from selftaught.methods.generative.context_encoder import ContextEncoder
 from selftaught.methods.generative.denoising_autoencoder import DenoisingAutoencoder
+from selftaught.methods.generative.spotting_artifacts import SpottingArtifacts
 from selftaught.methods.masked.mae import MAE
 from selftaught.methods.masked.simmim import SimMIM
 from selftaught.methods.pretext.colorization import Colorization
@@ -75,6 +76,7 @@ METHODS: dict[str, type[Method]] = {
     "simclr-v2": SimCLRV2,
     "simmim": SimMIM,
     "simsiam": SimSiam,
+    "spotting-artifacts": SpottingArtifacts,
     "supervised": Supervised,
     "swav": SwAV,
     "triplet": Triplet,

@@ -27,6 +27,7 @@ from selftaught.pipeline.fingerprint import identify, origin
 from selftaught.pipeline.plan import Node, Plan
 from selftaught.pipeline.publish import publish_outcome
 from selftaught.runs import folder as run_folder
+from selftaught.training import checkpoint
 from selftaught.training.runtime import Runtime
 from selftaught.training.session import check
 from selftaught.training.trainer import train
@@ -102,12 +103,14 @@ def resolve_node(
     check(stage, index)
     classes = classes_of(stage, index, before, teacher)
     previous = stage.method.previous(stage.init)
-    head = previous is not None and previous.part != "backbone"
+    part = previous.part if previous else "backbone"
+    head = heads.FILE if part in ("head", "classifier") else None
     start = before.identity if before else broadcast_object(origin(stage.init, head))
+    more = checkpoint.LAST if part == "method" else head
     teacher_identity = (
         teacher.identity
         if teacher
-        else broadcast_object(origin(run_folder.teacher_of(stage), head, "--method.teacher"))
+        else broadcast_object(origin(run_folder.teacher_of(stage), more, "--method.teacher"))
     )
     precise = node.overrides.get("precision") not in (None, "auto")
     # An older version identified images by their sizes; its stages are resumed.
@@ -148,6 +151,8 @@ def find_teacher_folder(teacher: ResolvedStage, overrides: Mapping[str, Any], ou
             "only distillation has a teacher: give it `method: distillation` or"
             " `feature-distillation`, or omit the teacher"
         )
+    if config.part == "method" and not isinstance(teacher.stage.method, config):
+        raise UserError(f"{teacher.node.name} cannot teach: it is not {config.teachers}")
     if config.part == "classifier" and not method_of(teacher.stage.method).classifies:
         raise UserError(
             f"{teacher.node.name} tells no classes and cannot teach: name a stage of supervised or"
@@ -180,6 +185,10 @@ def classes_of(
     if previous.part == "backbone":
         if not teacher:
             weights_io.find_network(previous.source)
+        return ()
+    if previous.part == "method":
+        if not teacher:
+            checkpoint.load_method(previous.source)
         return ()
     classes = teacher.classes if teacher else heads.classifier(previous.source).classes
     if index.labels is not None:

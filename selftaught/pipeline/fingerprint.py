@@ -9,15 +9,14 @@ import timm
 from selftaught.config import serialization
 from selftaught.config.stage import Stage
 from selftaught.errors import UserError
-from selftaught.models import heads
 from selftaught.models.weights import weight_files
 from selftaught.runs import folder as run_folder
 
 
-def origin(init: str | None, head: bool = False, flag: str = "--init") -> str:
+def origin(init: str | None, more: str | None = None, flag: str = "--init") -> str:
     """Identity of the weights that a chain starts from: a hash of the files, or a name in timm.
 
-    head: whether the head in the run's folder counts too. flag: the one that names the weights.
+    more: another file in the run's folder that counts. flag: the one that names the weights.
     Raises UserError if there are no such weights.
     """
     if init is None:
@@ -30,8 +29,8 @@ def origin(init: str | None, head: bool = False, flag: str = "--init") -> str:
             )
         return init
     files = [*weight_files.sources(path)]
-    if head and (path / heads.FILE).is_file():
-        files.append(path / heads.FILE)
+    if more and (path / more).is_file():
+        files.append(path / more)
     digests = []
     for file in files:
         with file.open("rb") as stream:

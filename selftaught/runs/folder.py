@@ -449,4 +449,4 @@ def resolved(stage: Stage) -> Stage:
 
 def teacher_of(stage: Stage) -> str | None:
     """Return the teacher of a stage, a run or weights, or None."""
-    return stage.method.teacher if isinstance(stage.method, TeacherConfig) else None
+    return stage.method.teacher or None if isinstance(stage.method, TeacherConfig) else None

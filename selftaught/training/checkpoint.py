@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from selftaught.distributed import local_shard
-from selftaught.errors import damage_error, read_error
+from selftaught.errors import UserError, damage_error, read_error
 from selftaught.files import COPY_AGAIN, atomic
+
+LAST = "checkpoints/last.pt"  # in a run's folder
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> Path:
@@ -45,6 +47,27 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> dict[str,
     if not isinstance(state, dict):
         raise damage_error(path, "it is not a checkpoint", COPY_AGAIN)
     return state
+
+
+def load_method(run: str | Path) -> dict[str, Any]:
+    """Read all tensors of the method of a run, by name, from its last checkpoint.
+
+    Raises UserError where there is no such checkpoint, or where its weights are sharded.
+    """
+    file = Path(run) / LAST
+    if not file.is_file():
+        raise UserError(
+            f"{run} has no {LAST}, which holds the whole method: give the folder of a run whose"
+            " checkpoints were kept"
+        )
+    state = load_checkpoint(file).get("step")
+    if not isinstance(state, dict):
+        raise UserError(f"{file} has sharded weights: give a run that was trained without --fsdp")
+    return {
+        name.removeprefix("method."): value
+        for name, value in state.items()
+        if name.startswith("method.")
+    }
 
 
 def all_finite(state: Any) -> bool:

@@ -1,6 +1,6 @@
 """The session of a stage: its images, network and losses, built from its configuration."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count, islice
@@ -27,6 +27,7 @@ from selftaught.models.anchor import AnchorLoss
 from selftaught.models.backbone import Backbone
 from selftaught.models.weights import io as weights_io
 from selftaught.seeding import key
+from selftaught.training.checkpoint import load_method
 from selftaught.training.compile import compile_backbones
 from selftaught.training.prefetch import idle
 from selftaught.training.step import Step
@@ -248,7 +249,7 @@ def build_session(
 
 def load_previous(
     stage: Stage, index: Index, say: Callable[[str], None]
-) -> tuple[nn.Sequential | Encoder | None, tuple[str, ...]]:
+) -> tuple[nn.Sequential | Encoder | Mapping[str, Any] | None, tuple[str, ...]]:
     """Load the network for `Setup.previous`, and the names of the classes that it predicts.
 
     Raises UserError if there is none, or if the classes of a teacher do not fit.
@@ -266,6 +267,8 @@ def load_previous(
         if backbone_module.nearest_size(teacher, square) != square:
             say(f"it takes no views of {stage.size} pixels: they are resized for it")
         return teacher, ()
+    if previous.part == "method":
+        return load_method(previous.source), ()
     if previous.part == "head":
         trained = heads.load_head(previous.source)
         return trained.network, trained.classes

@@ -86,7 +86,8 @@ class Step(nn.Module):
         reusing = [h for h in hard if learning and h.reuses_gradient and h.norm == "shared"]
         if reusing:
             inputs = map_tensors(lambda x: x.detach().requires_grad_(), inputs)
-        anchor = self.anchor if torch.is_grad_enabled() else None
+        anchored = torch.is_grad_enabled() and not method.backbone_rests
+        anchor = self.anchor if anchored else None
         with anchor.record(method.backbone) if anchor else nullcontext([]) as calls:
             predictions = method.predict(inputs)
         targets = method.targets(batch, predictions)

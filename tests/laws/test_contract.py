@@ -31,6 +31,7 @@ UNKNOWN = {
     "feature-distillation",
     "mae",
     "simmim",
+    "spotting-artifacts",
     "supervised",
 }
 SETTINGS = [

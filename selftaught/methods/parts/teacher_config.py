@@ -15,10 +15,10 @@ class TeacherConfig(Method.Config):
     """
 
     teacher: str = ""  # the trained network that gives the pseudo-labels
-    part: ClassVar[Literal["classifier", "backbone"]]  # what it takes of the teacher
+    part: ClassVar[Literal["classifier", "backbone", "method"]]  # what it takes of the teacher
     teachers: ClassVar[str]  # which networks can teach, for errors
 
-    def previous(self, init: str | None) -> Previous:
+    def previous(self, init: str | None) -> Previous | None:
         if not self.teacher:
             raise UserError(f"the method needs a teacher: name {self.teachers} by --method.teacher")
         return Previous(self.teacher, self.part)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from selftaught.method import GroupOptions
+from selftaught.method import GroupOptions, pause_recording
 
 # Of AdamW, for networks that play: with the usual momentum they circle around each other (Radford
 # et al., 2015, section 3).
@@ -32,10 +32,12 @@ def call_pure(network: nn.Module, *inputs: Any) -> Any:
 def call_detached(network: nn.Module, *inputs: Any) -> Any:
     """Call a network that does not learn: gradients reach its inputs alone.
 
-    Its buffers stay as they are, so a batch norm in it counts no picture twice.
+    Its buffers stay as they are, so a batch norm in it counts no picture twice. An anchor takes no
+    notice of the call: it holds weights, and not pictures.
     """
     weights = {name: p.detach() for name, p in network.named_parameters()}
-    return torch.func.functional_call(network, {**weights, **_copy_buffers(network)}, inputs)
+    with pause_recording(network):
+        return torch.func.functional_call(network, {**weights, **_copy_buffers(network)}, inputs)
 
 
 @torch.no_grad()

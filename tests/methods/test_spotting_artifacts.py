@@ -1,0 +1,410 @@
+"""Spotting artifacts: against its formula in plain loops, who learns when and from what, controls
+of what can be known, and an autoencoder of an earlier run.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+
+from selftaught.cli.main import main
+from selftaught.errors import UserError
+from selftaught.method import Batch, Setup, record_calls
+from selftaught.methods.generative import spotting_artifacts
+from selftaught.methods.generative.spotting_artifacts import SpottingArtifacts
+from selftaught.methods.parts.code_repair import damage_code, enlarge_mask, kept_errors
+from selftaught.methods.parts.place_discriminator import rank_places
+from selftaught.methods.parts.two_player import call_detached
+from selftaught.models.anchor import Anchor, AnchorLoss
+from selftaught.training.loop import Loop, fit
+from selftaught.training.step import Step
+from selftaught.visualize import snapshots
+from tests.formulas import close, double
+from tests.laws.toys import IMAGES, Toy, batch, rng
+from tests.pictures import folder
+
+
+def make(**fields: Any) -> SpottingArtifacts:
+    method = double("spotting-artifacts", **{"width": 4, **fields})
+    assert isinstance(method, SpottingArtifacts)
+    return method
+
+
+def data64(n: int = 3, seed: int = 1) -> Batch:
+    return batch(n, seed, dtype=torch.float64)
+
+
+# The formula
+
+
+def plain_damage(code: Tensor, mask: Tensor) -> Tensor:
+    """A lost place becomes the mean of the places around it, itself among them."""
+    damaged = code.clone()
+    side = code.shape[2]
+    for image in range(len(code)):
+        for y in range(side):
+            for x in range(side):
+                if mask[image, 0, y, x]:
+                    continue
+                near = [
+                    code[image, :, v, u]
+                    for v in (y - 1, y, y + 1)
+                    for u in (x - 1, x, x + 1)
+                    if 0 <= v < side and 0 <= u < side
+                ]
+                damaged[image, :, y, x] = sum(near) / len(near)  # type: ignore[operator]
+    return damaged
+
+
+def plain_repair(method: SpottingArtifacts, code: Tensor, mask: Tensor) -> Tensor:
+    """The decoder, with a residual block before each of its layers: of toys, one block and one
+    layer.
+    """
+    decoder, (first, second) = method.autoencoder.decoder, method.repair.blocks
+    x = code + (1 - mask) * first(torch.cat([code, mask], 1))
+    x = decoder.blocks[0](F.interpolate(x, scale_factor=2, mode="bilinear"))
+    wide = mask.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    x = x + (1 - wide) * second(torch.cat([x, wide], 1))
+    return decoder.leave(x).sigmoid()
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log(1 + math.exp(-x))
+
+
+def plain_square_error(picture: Tensor, view: Tensor, mask: Tensor) -> float:
+    """Of an image in [-1, 1], at pixels of places that are kept."""
+    total, count = 0.0, 0
+    for y in range(16):
+        for x in range(16):
+            if mask[0, y // 2, x // 2]:
+                for one, other in zip(picture[:, y, x], view[:, y, x], strict=True):
+                    total += ((2 * one.item() - 1) - (2 * other.item() - 1)) ** 2
+                    count += 1
+    return total / count
+
+
+def test_the_loss_is_its_formula() -> None:
+    """Jenni & Favaro, 2018, section 3: the discriminator's two losses and the repair's two."""
+    method, data = make(), data64()
+    view, mask = data.views[0], method.draw_mask(data)
+    assert mask.shape == (3, 1, 8, 8)
+    code = method.autoencoder.encoder(view)
+    decoded = method.autoencoder.decoder(code, (16, 16))
+    repaired = plain_repair(method, plain_damage(code, mask), mask)
+    total = 0.0
+    for i in range(3):
+        for picture, label in ((decoded[i], 1.0), (repaired[i], -1.0)):
+            score, kept = method.discriminator(picture[None], (8, 8))
+            total -= log_sigmoid(label * score.item()) / 2
+            for y in range(8):
+                for x in range(8):
+                    lost = label < 0 and not mask[i, 0, y, x]
+                    logit = kept[0, y, x].item()
+                    total -= 0.1 * log_sigmoid(-logit if lost else logit) / 128
+        score, _ = method.discriminator(repaired[i][None], (8, 8))
+        total -= log_sigmoid(score.item()) / 2
+        total += 30 * plain_square_error(repaired[i], view[i], mask[i])
+    predictions = method.predict(method.inputs(data))
+    close(method.loss(predictions, method.targets(data, predictions)), total / 3)
+
+
+def test_the_autoencoder_learns_first_by_the_square_error_of_all_pixels() -> None:
+    method, data = make(), data64()
+    method.progress = 0.1
+    view = data.views[0]
+    picture = method.autoencoder.decoder(method.autoencoder.encoder(view), (16, 16))
+    expected = 30 * sum(
+        plain_square_error(x, y, torch.ones(1, 8, 8)) for x, y in zip(picture, view, strict=True)
+    )
+    predictions = method.predict(method.inputs(data))
+    close(method.loss(predictions, method.targets(data, predictions)), expected / 3)
+
+
+def test_damage_is_that_of_the_plain_loops() -> None:
+    code = torch.rand(2, 3, 5, 5, generator=rng(0), dtype=torch.float64)
+    mask = (torch.rand(2, 1, 5, 5, generator=rng(1)) < 0.3).double()
+    close(damage_code(code, mask), plain_damage(code, mask))
+
+
+def test_the_share_of_kept_places_is_their_probability() -> None:
+    mask = make(keep=0.3).draw_mask(batch(200))
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert mask.mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / mask.numel()))
+    assert make(keep=1.0).draw_mask(batch(2)).all()
+
+
+def test_masks_depend_on_the_image_alone() -> None:
+    method, data = make(), batch(8)
+    parts = [method.draw_mask(data.map(lambda x, s=s: x[s])) for s in (slice(0, 3), slice(3, 8))]  # type: ignore[misc]
+    assert torch.equal(torch.cat(parts), method.draw_mask(data))
+
+
+def test_what_is_kept_is_repaired_nowhere() -> None:
+    """With nothing lost, the repaired picture is the decoded one, and both look alike."""
+    method, data = make(keep=1.0), data64()
+    scores, deceit, kept, repaired = method.predict(method.inputs(data))
+    close(repaired, method.autoencoder(data.views[0])[1])
+    close(scores[:, 0], scores[:, 1])
+    close(deceit, scores[:, 1])
+    close(kept[:, 0], kept[:, 1])
+
+
+def test_views_of_any_size_are_decoded_to_their_size() -> None:
+    method = make(blocks=3)
+    code, picture = method.autoencoder(torch.rand(1, 3, 37, 50, dtype=torch.float64))
+    assert code.shape[2:] == method.autoencoder.code_size((37, 50)) == (4, 6)
+    assert picture.shape == (1, 3, 37, 50)
+    mask = (torch.rand(1, 1, 4, 6, generator=rng(0)) < 0.3).double()
+    wide = enlarge_mask(mask, (37, 50))
+    assert set(wide.unique().tolist()) == {0.0, 1.0}
+    assert kept_errors(picture, picture, 0 * mask).item() == 0.0
+
+
+# Who learns, from what
+
+
+def gradients(method: SpottingArtifacts, loss: Tensor) -> dict[str, Tensor]:
+    named = dict(method.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {k: g for k, g in zip(named, found, strict=True) if g is not None and g.any()}
+
+
+def test_each_player_learns_from_its_own_loss() -> None:
+    method, data = make(), data64()
+    predictions = method.predict(method.inputs(data))
+    targets = method.targets(data, predictions)
+    both = gradients(method, method.loss(predictions, targets))
+    assert {key.split(".")[0] for key in both} == {"backbone", "discriminator", "repair"}
+
+    # the discriminator alone, of a picture that no gradient passes
+    decoded = method.autoencoder(data.views[0])[1].detach()
+    repaired = predictions[3].detach()
+    (real, kept), (fake, found) = (method.discriminator(x, (8, 8)) for x in (decoded, repaired))
+    mask = targets[1][:, 0]
+    own = (F.softplus(-real) + F.softplus(fake)).mean() / 2 + 0.1 * (
+        F.softplus(-kept).mean() + F.binary_cross_entropy_with_logits(found, mask)
+    ) / 2
+    alone = gradients(method, own)
+    # the repair alone, against the discriminator itself
+    again = method.predict(method.inputs(data))[3]
+    score = method.discriminator(again, (8, 8))[0]
+    fooled = F.softplus(-score).mean() / 2
+    fooled = fooled + 30 * kept_errors(again, data.views[0], targets[1]).mean()
+    against = gradients(method, fooled)
+    for key, gradient in both.items():
+        close(gradient, (against if key.startswith("repair") else alone)[key])
+
+
+def step_once(progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    torch.manual_seed(0)
+    method = SpottingArtifacts(
+        SpottingArtifacts.Config(width=4, blocks=1), Setup(Toy(norm=True), IMAGES)
+    )
+    method.progress = progress
+    step = Step(method)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=0.01, weight_decay=0.1)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    step(batch(8), rng()).loss.backward()
+    method.after_backward()
+    optimizer.step()
+    return before, method.state_dict()
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.29, 0.3, 0.9])
+def test_the_autoencoder_learns_before_the_others_and_never_again(progress: float) -> None:
+    """What does not learn is not decayed, and counts no statistics either."""
+    before, after = step_once(progress)
+    first = progress < 0.3
+    for key, value in before.items():
+        moves = key.startswith("autoencoder.") == first
+        assert torch.equal(value, after[key]) != moves, key
+
+
+def test_an_anchor_holds_the_backbone_once_it_learns() -> None:
+    torch.manual_seed(0)
+    method = make()
+    step = Step(method, anchor=AnchorLoss(Anchor(), Toy(norm=False).double()))
+    assert "anchor" in step(data64(), rng()).parts
+    method.progress = 0.0
+    assert "anchor" not in step(data64(), rng()).parts
+
+
+def test_a_detached_call_is_not_recorded_and_changes_no_statistics() -> None:
+    toy = Toy(norm=True)
+    before = {key: value.clone() for key, value in toy.state_dict().items()}
+    pixels = torch.rand(4, 3, 16, 16, generator=rng(0)).requires_grad_()
+    with record_calls(toy, maps=False) as calls:
+        call_detached(toy, pixels).sum().backward()
+        assert not calls
+        toy.eval()(pixels)
+        assert len(calls) == 1
+    assert all(p.grad is None for p in toy.parameters())
+    assert pixels.grad is not None
+    assert all(torch.equal(value, before[key]) for key, value in toy.state_dict().items())
+
+
+# The accuracy of the task
+
+
+def test_a_grade_is_the_share_of_pairs_in_the_right_order() -> None:
+    scores = torch.tensor([[[3.0, 1.0], [2.0, 2.0]], [[0.0, 0.0], [0.0, 1.0]], [[1, 2], [3, 4]]])
+    kept = torch.tensor([[[1, 0], [1, 0]], [[0, 1], [0, 1]], [[1, 1], [1, 1]]]).bool()
+    # 3 > 1, 3 > 2, 2 > 1, 2 = 2; 0 = 0 twice, 1 > 0 twice; no pair
+    assert rank_places(scores, kept).tolist() == [0.875, 0.75, 0.5]
+
+
+def test_a_guess_has_the_grade_of_chance() -> None:
+    method, data = make(), batch(400)
+    targets = method.targets(data, ())
+    guess = torch.rand(400, 2, 8, 8, generator=rng(0))
+    none = torch.zeros(400)
+    grades = method.grade((none, none, guess, none), targets)
+    assert grades.mean().item() == pytest.approx(0.5, abs=4 * grades.std().item() / 20)
+    assert method.grade((none, none, torch.zeros_like(guess), none), targets).eq(0.5).all()
+    assert method.grade((none, none, targets[1].expand(-1, 2, -1, -1), none), targets).eq(1).all()
+    assert method.chance() == 0.5
+
+
+def test_its_pictures_show_every_stage_of_the_repair() -> None:
+    method, data = make(), data64()
+    method.eval()
+    predictions = method.predict(method.inputs(data))
+    targets = method.targets(data, predictions)
+    answers = method.illustrate(data, predictions, targets)
+    for i, one in enumerate(answers):
+        assert len(one.pictures) == 6
+        assert all(x.shape == (3, 16, 16) for x in one.pictures.values())
+        assert all(0 <= x.min() <= x.max() <= 1 for x in one.pictures.values())
+        assert torch.equal(one.pictures["picture"], data.views[0][i])
+        assert torch.equal(one.pictures["damage"][0, ::2, ::2], 1 - targets[1][i, 0])
+
+
+# Controls
+
+CHANCE = 0.028  # four standard errors of the mean grade of 128 images with 64 places
+
+
+def squares(seed: int) -> Batch:
+    """Squares of four pixels, each red, green or blue: a mean of several is none of these."""
+    data = batch(32, seed=seed)
+    colours = F.one_hot(torch.randint(3, (32, 8, 8), generator=rng(seed)), 3).permute(0, 3, 1, 2)
+    view = 0.1 + 0.8 * F.interpolate(colours.float(), scale_factor=2.0)
+    return Batch((view,), data.index, data.label, data.seed)
+
+
+def leave(mask: Tensor) -> Any:
+    return lambda number, x: x
+
+
+def held_out_grade() -> float:
+    """The grade of other images after a brief training.
+
+    Nothing is repaired: a toy is no match for a repair.
+    """
+    torch.manual_seed(0)
+    fields = SpottingArtifacts.Config(width=8, blocks=1, autoencoder_share=0.5, places=1.0)
+    method = SpottingArtifacts(fields, Setup(Toy(norm=True), IMAGES))
+    method.repair.change = leave  # type: ignore[method-assign]
+    step = Step(method)
+    optimizer = torch.optim.Adam([{"params": step.parameters(), "peak": 0.01}], lr=0)
+    loop = Loop(steps=80, steps_per_epoch=80, schedule=lambda p: 1.0)
+    for _ in fit(step, method, lambda *_: [squares(s) for s in range(80)], optimizer, loop):
+        pass
+    method.eval()
+    grades = []
+    with torch.no_grad():
+        for data in map(squares, range(100, 104)):
+            predictions = method.predict(method.inputs(data))
+            grades.append(method.grade(predictions, method.targets(data, predictions)))
+    return torch.cat(grades).mean().item()
+
+
+def test_damage_of_other_images_is_found() -> None:
+    assert held_out_grade() > 0.6
+
+
+def test_where_there_is_no_damage_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a mask that tells nothing of the picture.
+
+    The masks of other images are none. Pictures without damage still tell how damage looks.
+    """
+    monkeypatch.setattr(spotting_artifacts, "damage_code", lambda code, mask: code)
+    assert held_out_grade() == pytest.approx(0.5, abs=CHANCE)
+
+
+# An autoencoder of an earlier run
+
+
+def test_an_autoencoder_is_taken_as_it_is() -> None:
+    torch.manual_seed(0)
+    config = SpottingArtifacts.Config(width=4, blocks=1)
+    old = SpottingArtifacts(config, Setup(Toy(norm=True), IMAGES))
+    config = dataclasses.replace(config, teacher="old")
+    new = SpottingArtifacts(config, Setup(Toy(norm=True), IMAGES, previous=old.state_dict()))
+    assert old.trains_autoencoder
+    assert not new.trains_autoencoder  # from the first step on
+    for one, other in zip(new.autoencoder.parameters(), old.autoencoder.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(new.repair.blocks[0][1].weight, old.repair.blocks[0][1].weight)  # type: ignore[index]
+
+
+def test_what_has_no_autoencoder_of_the_same_sizes_is_refused() -> None:
+    def begin(state: Any, **fields: Any) -> None:
+        config = SpottingArtifacts.Config(**{"width": 4, "blocks": 1, **fields})
+        SpottingArtifacts(config, Setup(Toy(norm=True), IMAGES, previous=state))
+
+    with pytest.raises(UserError, match="old"):
+        begin({"backbone.conv.weight": torch.zeros(1)}, teacher="old")
+    other = SpottingArtifacts.Config(width=8, blocks=1)
+    state = SpottingArtifacts(other, Setup(Toy(norm=True), IMAGES)).state_dict()
+    begin(state, teacher="old", width=8)
+    with pytest.raises(UserError, match=r"--method\.width"):
+        begin(state, teacher="old")
+    with pytest.raises(UserError, match=r"--method\.teacher"):
+        begin(None, autoencoder_share=0.0)
+    with pytest.raises(UserError, match="--size"):
+        make(blocks=4).draw_mask(batch(2))
+
+
+def test_a_stage_of_a_plan_trains_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
+    images = str(folder(tmp_path / "images"))
+    common = {"data": images, "size": 32, "batch": 8, "precision": "fp32", "steps": 2}
+    common |= {"method": "spotting-artifacts", "method.width": 4, "backbone": "test_resnet"}
+    stages = {"first": {"method.autoencoder-share": 1.0}, "second": {"teacher": "first"}}
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump({"defaults": common, "stages": stages}, sort_keys=False))
+    out = tmp_path / "out"
+    assert main(["adapt", "--plan", str(file), "--out", str(out), "--workers", "0"]) == 0
+    plan = json.loads((out / "plan.json").read_text())["stages"]
+    places = [out / plan[name]["folder"] for name in stages]
+    first, second = (
+        torch.load(place / "checkpoints" / "last.pt", weights_only=True)["step"] for place in places
+    )
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        same = torch.equal(value, second[key])
+        assert same == key.startswith("method.autoencoder.") or key.endswith((".mean", ".std")), key
+
+    words = ["pretrain", "--data", images, "--out", str(tmp_path / "run"), "--steps", "1"]
+    words += ["--method", "spotting-artifacts", "--backbone", "test_resnet", "--size", "32"]
+    teacher = ["--method.teacher", str(places[0])]
+    for refused, named in (
+        (["--method.teacher", str(tmp_path / "gone")], "gone"),
+        ([*teacher, "--method.width", "8"], "--method.width"),
+        (["--hard", "cutmix"], "--hard"),
+    ):
+        capsys.readouterr()
+        assert main([*words, "--batch", "8", "--workers", "0", *refused]) == 2
+        assert named in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
