@@ -41,9 +41,12 @@ def stem_for(backbone: str, size: int) -> Literal["imagenet", "cifar"]:
     return "cifar" if size <= 40 and re.match(r"resnet\d+", backbone) else "imagenet"
 
 
-def batch_for(index: Index, device: str) -> int:
-    """Choose the images of a step: a power of two, at most 256 on a GPU and 128 on a CPU."""
-    most = 256 if device == "cuda" else 128
+def batch_for(index: Index, device: str, begun: bool) -> int:
+    """Choose the images of a step: a power of two, at most 256 on a GPU and 128 on a CPU.
+
+    Trained weights get at most 64 on a CPU, where they are trained on few images.
+    """
+    most = 256 if device == "cuda" else 64 if begun else 128
     # at least about four steps an epoch
     return max(2, min(most, 2 ** (len(index.train).bit_length() - 3)))
 
@@ -51,12 +54,12 @@ def batch_for(index: Index, device: str) -> int:
 def epochs_for(index: Index, device: str, begun: bool) -> int:
     """Choose 10 to 400 epochs: 4,000,000 images in all on a GPU, 300,000 on a CPU.
 
-    Trained weights need less (Reed et al., 2021): a third of that on a GPU. On a CPU they get
-    10,000 images, and one epoch at least. That is some minutes, and twice the length that lifted
-    EfficientNet-Lite0 by 7 points (docs/LOG.md).
+    Trained weights need less (Reed et al., 2021): a third of that on a GPU. On a CPU they get about
+    5,000 images, and one epoch at least. That is some minutes. Twice as many images did not lift
+    EfficientNet-Lite0 more on training labels (docs/LOG.md).
     """
     if begun and device != "cuda":
-        return int(min(max(10_000 / len(index.train), 1), 400))
+        return min(max(round(5_000 / len(index.train)), 1), 400)
     total = (4_000_000 if device == "cuda" else 300_000) // (3 if begun else 1)
     return int(min(max(total / len(index.train), 10), 400))
 

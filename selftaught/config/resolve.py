@@ -60,7 +60,7 @@ def resolve_stage(
         size = recipe.fit_size(backbone, size)
     usual = pretrained or is_own(backbone)
     stem = pick("stem", lambda: "imagenet" if usual else recipe.stem_for(backbone, size))
-    batch = pick("batch", lambda: recipe.batch_for(index, device))
+    batch = pick("batch", lambda: recipe.batch_for(index, device, pretrained))
     require(batch >= 1, "--batch", "1 or more", batch)
     if values.get("steps") != 0:
         refuse_few(method_name, len(index.train))
