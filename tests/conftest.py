@@ -2,6 +2,25 @@
 machine.
 """
 
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def quick_scores() -> Iterator[None]:
+    """Score candidates by a probe of one penalty and few iterations.
+
+    For tests in which it does not matter how good a score is.
+    """
+    from selftaught.features.linear import LinearProbe
+    from selftaught.training import selection
+
+    with pytest.MonkeyPatch.context() as patch:
+        probe = partial(LinearProbe, penalties=(1000.0,), iterations=3)
+        patch.setattr(selection, "LinearProbe", probe)
+        yield

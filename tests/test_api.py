@@ -266,6 +266,7 @@ def test_items_that_are_no_images_are_refused(item: Any, near: str, tmp_path: Pa
         st.pretrain(Wrong(), out=tmp_path / "run", **SMALL)
 
 
+@pytest.mark.usefixtures("quick_scores")
 def test_weights_are_adapted(run: st.Run, images: Path, tmp_path: Path) -> None:
     small = {key: value for key, value in SMALL.items() if key != "backbone"}
     adapted = st.adapt(init=run, target=images, out=tmp_path / "b", **small)

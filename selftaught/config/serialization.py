@@ -1,6 +1,7 @@
 """A stage as JSON, and back."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import cattrs
@@ -29,10 +30,12 @@ _KINDS: dict[type, tuple[Callable[[str], type], Callable[[Any], str]]] = {
 }
 
 
+@cache
 def _converter() -> cattrs.Converter:
     """Build a converter between dataclasses and JSON types. It refuses unknown fields.
 
-    A value of one of `_KINDS` has its name in the field `name`.
+    A value of one of `_KINDS` has its name in the field `name`. The converter is built once, as it
+    compiles functions for each class that it meets.
     """
     plain = cattrs.Converter(forbid_extra_keys=True)
     converter = plain.copy()

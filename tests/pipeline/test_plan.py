@@ -54,6 +54,8 @@ from tests.pictures import folder
 from tests.several import spawned
 from tests.stopping import stopped_at
 
+pytestmark = pytest.mark.usefixtures("quick_scores")
+
 BETWEEN = [f"step-12-share-{share}" for share in selection.SHARES]
 SMALL = ["--size", "32", "--batch", "8", "--precision", "fp32"]
 HERE = ["--workers", "0"]
@@ -1338,6 +1340,6 @@ def test_a_stage_takes_a_part_of_its_data(images: Path, brought: Path) -> None:
 
 
 def test_a_plan_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "plan.yaml").write_text("stages: " + "[" * 5000)
+    (tmp_path / "plan.yaml").write_text("stages: " + "[" * 2000)
     with pytest.raises(UserError, match="nested too deeply"):
         plan.read(tmp_path / "plan.yaml")

@@ -42,6 +42,8 @@ from selftaught.visualize import snapshots
 from tests.laws.toys import IMAGES, Toy, batch, build, rng
 from tests.pictures import folder
 
+pytestmark = pytest.mark.usefixtures("quick_scores")
+
 HERE = ["--workers", "0"]
 SMALL = ["--size", "32", "--batch", "8", "--precision", "fp32", "--steps", "2", *HERE]
 

@@ -21,7 +21,7 @@ from selftaught.training import checkpoint, fsdp
 from selftaught.training.step import Step
 from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder
-from tests.several import begin, kill, spawned, together
+from tests.several import begin, kill, run_command, spawned, together
 
 SMALL = [
     "--backbone",
@@ -206,9 +206,8 @@ def test_shared_out_or_not_it_is_the_same_training(
     images: Path, shared_out: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "whole"
-    together(
-        tmp_path / "log", "pretrain", "--data", str(images), *TRAINING, *SMALL, "--out", str(out)
-    )
+    words = ["pretrain", "--data", str(images), *TRAINING, *SMALL, "--out", str(out)]
+    assert run_command(tmp_path / "log", *words) == [0, 0]
     torch.testing.assert_close(weights(shared_out), weights(out), rtol=1e-4, atol=1e-6)
     kept = [run_folder.read_run(folder).facts["choice"] for folder in (shared_out, out)]
     assert kept[0]["kept"] == kept[1]["kept"]
@@ -266,5 +265,5 @@ def test_compiled_it_is_not_shared_out(images: Path, tmp_path: Path) -> None:
         tmp_path / "log",
         ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), "--steps", "2", *SMALL],
     )
-    assert begin(log, *words, "--fsdp", "--compile").wait(timeout=300) != 0
+    assert 0 not in run_command(log, *words, "--fsdp", "--compile")
     assert "--compile and --fsdp do not go together" in log.read_text()

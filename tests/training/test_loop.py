@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -312,11 +313,17 @@ def test_resuming_is_going_on(name: str) -> None:
     def epochs(epoch: int, first: int) -> list[Batch]:
         return [batch(16, seed=10 * epoch + i, first=16 * i) for i in range(first, 4)]
 
-    def go(step: Step, optimizer: torch.optim.Optimizer, start: int, stop: int) -> list[float]:
+    cuts, states = (1, 4, 5), dict[int, Any]()
+
+    def go(
+        step: Step, optimizer: torch.optim.Optimizer, start: int, stop: int, keep: bool = False
+    ) -> list[float]:
         losses = []
         for report in fit(step, step.method, epochs, optimizer, loop, start):
             losses.append(report.loss.item())
             assert report.step == start + len(losses) - 1
+            if keep and report.step + 1 in cuts:
+                states[report.step + 1] = copy.deepcopy((step.state_dict(), optimizer.state_dict()))
             if report.step + 1 == stop:
                 break
         return losses
@@ -327,12 +334,12 @@ def test_resuming_is_going_on(name: str) -> None:
 
     whole_step, whole_optimizer = fresh(0)
     whole = go(whole_step, whole_optimizer, 0, 6)
-    for cut in (1, 4, 5):
-        one, optimizer = fresh(0)
-        assert go(one, optimizer, 0, cut) == whole[:cut]
+    last = max(cuts)
+    assert go(*fresh(0), 0, last, keep=True) == whole[:last]
+    for cut in cuts:
         two, other = fresh(7)
-        two.load_state_dict(copy.deepcopy(one.state_dict()))
-        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        two.load_state_dict(states[cut][0])
+        other.load_state_dict(states[cut][1])
         assert go(two, other, cut, 6) == whole[cut:]
         same(state(two, other), state(whole_step, whole_optimizer))
 
