@@ -486,20 +486,6 @@ def spotting(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     ]
 
 
-def reconstructed(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
-    """How near each G(E(x)) is to every view."""
-    distances = torch.cdist(said[4].flatten(1), targets.flatten(1))
-    return [
-        Panel(
-            title="distance of pixels, negative",
-            values=-distances / targets[0].numel() ** 0.5,
-            rows="G(E(x))",
-            columns="view",
-            marks=diagonal(len(targets)),
-        )
-    ]
-
-
 def distillation(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     guess = (said / method.temperature).softmax(1)
     return [
