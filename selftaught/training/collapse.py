@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+SOLVED = 0.02  # accuracy of a pretext task above chance that constant features cannot have
 MIN_LOST_VOTES = 10  # ten correct votes all become wrong by chance with probability 1/1000
 
 
@@ -31,7 +32,8 @@ class CollapseDetector:
     During the first `settle` steps the running statistics of batch norm are not accurate yet.
     Healthy runs without warm-up fell to .42 of the rank there. So the limits are .2 of the rank and
     .3 of the std. Rank also falls while classes form, as in supervised training. It is ignored when
-    kNN rose by .05 and std did not fall.
+    kNN rose by .05 and std did not fall. Rank and std are ignored while the method solves its task
+    on held-out images, which constant features do not allow. In a healthy MAE rank halves.
     """
 
     patience: int = 3
@@ -58,8 +60,9 @@ class CollapseDetector:
     ) -> str | None:
         """Add one observation; returns a warning when it is the first bad one or the collapse.
 
-        features: the dict of `measure`, with "knn" where there are labels. `collapsed_loss` is the
-        loss of a network with constant output: ln(K + 1) with K negatives, ln(K) with K clusters.
+        features: the dict of `measure`, with "knn" where there are labels, and "pretext" and
+        "pretext_chance" where a task is graded. `collapsed_loss` is the loss of a network with
+        constant output: ln(K + 1) with K negatives, ln(K) with K clusters.
         """
         std, rank = features["std"], features["rank"]
         if not (math.isfinite(std) and math.isfinite(rank)):
@@ -103,11 +106,13 @@ class CollapseDetector:
             and features["knn"] >= self.start["knn"] + 0.05
             and features["std"] >= self.start["std"]
         )
+        solved = features.get("pretext", 0.0) > features.get("pretext_chance", math.inf) + SOLVED
         return [
             f"{words[name]} {features[name]:.2g}, {self.start[name]:.2g} at the start"
             for name, (of_start, of_best) in fractions.items()
             if features[name] < max(of_start * self.start[name], of_best * self.best[name])
             and not (name == "rank" and classes_form)
+            and not solved
         ] + self._list_knn_sign(step, features)
 
     def _list_knn_sign(self, step: int, features: Mapping[str, float]) -> list[str]:

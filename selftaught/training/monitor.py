@@ -99,7 +99,8 @@ class Monitor:
         """Add a measurement to the detector; return a warning if the features collapse."""
         stage = self.session.stage
         collapsed = self.session.method.collapsed_loss(stage.batch // stage.accumulate)
-        return self.detector.observe(step, features, loss=loss, collapsed_loss=collapsed)
+        measures = {**features, **self.pretext}
+        return self.detector.observe(step, measures, loss=loss, collapsed_loss=collapsed)
 
     def improves(self, features: Mapping[str, float]) -> bool:
         """Whether these features are the best so far; if so, they become the new best."""

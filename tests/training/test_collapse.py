@@ -260,6 +260,20 @@ def test_a_loss_at_its_chance_level_lowers_the_bar_and_alone_says_nothing() -> N
     assert guard.observe(100, {"std": 0.4, "rank": 30.0}, loss=7.2, collapsed_loss=level) is None
 
 
+def test_a_task_that_is_solved_is_no_collapse() -> None:
+    guard = CollapseDetector()
+    low = {"std": 0.4, "rank": 8.0, "pretext_chance": 0.125}
+    assert guard.observe(0, {**low, "rank": 40.0, "pretext": 0.12}) is None
+    for step, accuracy in ((100, 0.15), (200, 0.3)):
+        assert guard.observe(step, {**low, "pretext": accuracy}) is None
+    warnings = [guard.observe(300 + i, {**low, "pretext": 0.13}) for i in range(3)]
+    assert [warning is not None for warning in warnings] == [True, False, True]
+    assert guard.collapsed
+    guard = CollapseDetector()  # without a known chance nothing is solved
+    guard.observe(0, {"std": 0.4, "rank": 40.0, "pretext": 0.1})
+    assert guard.observe(100, {"std": 0.4, "rank": 8.0, "pretext": 0.9}) is not None
+
+
 def test_classes_that_form_are_no_collapse() -> None:
     """In supervised training features gather in as many points as there are classes."""
     guard = CollapseDetector(patience=1)
