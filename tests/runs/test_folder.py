@@ -34,6 +34,8 @@ from selftaught.visualize import snapshots
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
+pytestmark = pytest.mark.usefixtures("quick_scores")
+
 HERE = ["--workers", "0"]
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32", *HERE]
 SCORED = ["--protocol", "knn", "--labels", "all", "--against", "random", *HERE]
