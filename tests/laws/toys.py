@@ -40,7 +40,7 @@ HARD: dict[str, HardExample] = {
 
 
 # Methods of two players take no hard examples.
-TWO_PLAYER = {name for name, method in METHODS.items() if method.Config().two_player}
+TWO_PLAYER = [name for name, method in METHODS.items() if method.Config().two_player]
 WITH_HARD = [name for name in METHODS if name not in TWO_PLAYER]
 
 
