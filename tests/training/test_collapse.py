@@ -261,9 +261,9 @@ def test_a_loss_at_its_chance_level_lowers_the_bar_and_alone_says_nothing() -> N
 
 
 def test_a_task_that_is_solved_is_no_collapse() -> None:
-    guard = CollapseDetector()
-    low = {"std": 0.4, "rank": 8.0, "pretext_chance": 0.125}
-    assert guard.observe(0, {**low, "rank": 40.0, "pretext": 0.12}) is None
+    guard = CollapseDetector(voters=1000)
+    low = {"std": 0.4, "rank": 8.0, "knn": 0.2, "pretext_chance": 0.125}
+    assert guard.observe(0, {**low, "rank": 40.0, "knn": 0.3, "pretext": 0.12}) is None
     for step, accuracy in ((100, 0.15), (200, 0.3)):
         assert guard.observe(step, {**low, "pretext": accuracy}) is None
     warnings = [guard.observe(300 + i, {**low, "pretext": 0.13}) for i in range(3)]
