@@ -64,8 +64,10 @@ class LinearProbe(FeatureProtocol):
             " images"
         )
 
+    @torch.no_grad()
     def settle(self, train: Features) -> "LinearProbe":
-        return replace(self, penalties=(self._choose(train),))
+        problem = _Problem(self.sample(train), self.iterations)
+        return replace(self, penalties=(self.choose_penalty(problem),))
 
     def score_features(self, train: Features, test: Tensor) -> Scores:
         problem, weights, penalty = self._fit(train)
@@ -79,18 +81,15 @@ class LinearProbe(FeatureProtocol):
     @torch.no_grad()
     def _fit(self, train: Features) -> tuple["_Problem", Tensor, float]:
         """The standardised images, weights and biases [C, D + 1], and the penalty."""
-        penalty = self._choose(train)
-        problem = _Problem(train, self.iterations)
+        problem, sample = _Problem(train, self.iterations), self.sample(train)
+        few = problem if sample is train else _Problem(sample, self.iterations)
+        penalty = self.choose_penalty(few)
         return problem, problem.fit(penalty, torch.tensor([-1]))[0], penalty
 
-    @torch.no_grad()
-    def _choose(self, train: Features) -> float:
-        """The penalty for these images."""
-        few = len(train.labels) <= self.choose_on
-        return self.choose_penalty(_Problem(train if few else self.sample(train), self.iterations))
-
     def sample(self, train: Features) -> Features:
-        """Draw `choose_on` training images, by the seed."""
+        """Draw `choose_on` training images, by the seed; of fewer all are returned."""
+        if len(train.labels) <= self.choose_on:
+            return train
         order = torch.randperm(
             len(train.labels), generator=torch.Generator().manual_seed(self.seed)
         )
