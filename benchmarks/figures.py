@@ -47,7 +47,6 @@ SIZES = {"cpc": 96, "densecl": 96, "feature-distillation": 128, "mae": 128}
 SIZE = 64
 SHOWN = ("cat", "coffee", "pagoda")  # the photographs whose views are drawn
 NETWORK = "test_resnet"
-NETWORKS = {"ibot": "test_vit", "dinov2": "test_vit", "mae": "test_vit"}  # which mask patches
 SMALL = {
     "queue": 8,
     "negatives": 16,
@@ -111,7 +110,9 @@ class Photographs:
 def trained(name: str, data: Photographs) -> Method:
     """The method after a brief training, in training mode as its loss sees it."""
     torch.manual_seed(0)
-    backbone = backbone_module.create(NETWORKS.get(name, NETWORK), image_size=data.size)
+    backbone = backbone_module.create(
+        "test_vit" if METHODS[name].masks_patches else NETWORK, image_size=data.size
+    )
     batch = len(data.names) * data.times
     known = METHODS[name].Config()
     fitting = {k: v for k, v in SMALL.items() if hasattr(known, k)}

@@ -22,7 +22,6 @@ from selftaught.data import demo_images
 from selftaught.errors import Collapsed
 from selftaught.loggers import jsonl
 from selftaught.methods import METHODS
-from selftaught.methods.parts.masked_distillation import MaskedDistillation
 from selftaught.runs import folder as run_folder
 from selftaught.training.runtime import Runtime
 from selftaught.training.trainer import train
@@ -120,7 +119,7 @@ if __name__ == "__main__":
         default=[
             name
             for name, m in METHODS.items()
-            if m.labels != "required" and not issubclass(m, MaskedDistillation)  # with a ResNet
+            if m.labels != "required" and not m.masks_patches  # with a ResNet
         ],
     )
     parser.add_argument("--steps", type=int, default=60)

@@ -34,7 +34,6 @@ from selftaught.cli.main import main
 from selftaught.cli.malloc import keep_freed
 from selftaught.config.registry import find_name
 from selftaught.methods import METHODS
-from selftaught.methods.parts.masked_distillation import MaskedDistillation
 from selftaught.runs import folder as run_folder
 
 HEXA = ("adversarial", "cutmix")
@@ -45,7 +44,7 @@ NAMES = [
     if not (
         m.labels == "required"
         or hasattr(m.Config, "teacher")
-        or issubclass(m, MaskedDistillation)
+        or m.masks_patches
         or m.recommended_stage is not None
     )
 ]

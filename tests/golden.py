@@ -39,7 +39,6 @@ TRAINABLE = [name for name, m in METHODS.items() if not issubclass(m.Config, Tea
 RUNS = [(name, hard) for name, hard in CASES if name in TRAINABLE]
 # which need a map of more than one place
 SMALL_STRIDE = {"colorization", "context-encoder", "denoising-autoencoder", "densecl"}
-VITS = {"ibot", "dinov2", "mae"}  # which mask patches
 WIDTHS = {"hidden": 64, "dim": 32}  # of heads, which would take most of the time
 RUN = [
     "--backbone",
@@ -79,7 +78,7 @@ def hash_weights(name: str, hard: str, images: Path, out: Path) -> str:
     fields = {f.name for f in dataclasses.fields(METHODS[name].Config)}
     flags += [f"--method.{field}={width}" for field, width in WIDTHS.items() if field in fields]
     flags += ["--stem", "cifar"] if name in SMALL_STRIDE else []
-    flags += ["--backbone", "test_vit"] if name in VITS else []
+    flags += ["--backbone", "test_vit"] if METHODS[name].masks_patches else []
     torch.set_num_threads(1)
     assert (
         main(["pretrain", "--data", str(images), "--out", str(out), "--method", name, *RUN, *flags])

@@ -1340,6 +1340,6 @@ def test_a_stage_takes_a_part_of_its_data(images: Path, brought: Path) -> None:
 
 
 def test_a_plan_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "plan.yaml").write_text("stages: " + "[" * 2000)
+    (tmp_path / "plan.yaml").write_text("stages: " + "[" * 5000)
     with pytest.raises(UserError, match="nested too deeply"):
         plan.read(tmp_path / "plan.yaml")

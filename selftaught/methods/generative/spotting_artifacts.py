@@ -30,7 +30,7 @@ from selftaught.methods.parts.code_repair import (
 )
 from selftaught.methods.parts.place_discriminator import PlaceDiscriminator, rank_places
 from selftaught.methods.parts.teacher_config import TeacherConfig
-from selftaught.methods.parts.two_player import ADAM, call_detached
+from selftaught.methods.parts.two_player import ADAM, BETAS, call_detached
 from selftaught.ranges import Count, NonNegative, Share
 
 Inputs = tuple[Tensor, Fixed]  # a view [B, 3, H, W], and its mask [B, 1, h, w]: 1 = kept
@@ -167,8 +167,7 @@ class SpottingArtifacts(Method):
             p.grad = None  # the optimizer then leaves it as it is, without decay
 
     def parameter_groups(self) -> Mapping[str, GroupOptions]:
-        own: GroupOptions = {"betas": ADAM["betas"]}
-        return {"backbone": own, "discriminator": own, "autoencoder": ADAM, "repair": ADAM}
+        return {"backbone": BETAS, "discriminator": BETAS, "autoencoder": ADAM, "repair": ADAM}
 
     def grade(self, predictions: Predictions, targets: Targets) -> Tensor:
         """The AUROC of the places of each repaired picture."""

@@ -22,6 +22,7 @@ from selftaught.methods.parts.gan_networks import Generator, PairDiscriminator
 from selftaught.methods.parts.noise import draw_normal
 from selftaught.methods.parts.two_player import (
     ADAM,
+    BETAS,
     call_detached,
     call_pure,
     update_spectral_norms,
@@ -108,9 +109,8 @@ class BidirectionalGAN(Method):
         return batch.views[0]
 
     def parameter_groups(self) -> dict[str, GroupOptions]:
-        own: GroupOptions = {"betas": ADAM["betas"]}
         faster: GroupOptions = {**ADAM, "lr_factor": DISCRIMINATOR_RATE}
-        return {"backbone": own, "encoder": own, "generator": ADAM, "discriminator": faster}
+        return {"backbone": BETAS, "encoder": BETAS, "generator": ADAM, "discriminator": faster}
 
     def grade(self, predictions: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         """The share of the batch's other images that are farther from G(E(x)) than x is."""

@@ -16,8 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from selftaught.method import GroupOptions, pause_recording
 
 # Of AdamW, for networks that play: with the usual momentum they circle around each other (Radford
-# et al., 2015, section 3).
-ADAM: GroupOptions = {"betas": (0.5, 0.999), "weight_decay": 0.0}
+# et al., 2015, section 3). BETAS is for an encoder, which keeps its weight decay.
+BETAS: GroupOptions = {"betas": (0.5, 0.999)}
+ADAM: GroupOptions = {**BETAS, "weight_decay": 0.0}
 
 
 def call_pure(network: nn.Module, *inputs: Any) -> Any:
