@@ -658,7 +658,9 @@ def draw(name: str, out: Path = OUT) -> Path:
             axis.axis("off")
             if row == 0:
                 middle = 0.05 + column * left / len(seen) + drawn / 2
-                figure.text(middle / WIDTH, 1 - 0.2 / HEIGHT, title, ha="center", fontsize=7)
+                lines = title.replace(" ", "\n") if len(seen) > 6 else title  # narrow pictures
+                height = 1 - 0.22 / HEIGHT
+                figure.text(middle / WIDTH, height, lines, ha="center", va="center", fontsize=7)
     room = (WIDTH - left - 0.2) / len(panels)
     for i, panel in enumerate(panels):
         rows, columns = panel.values.shape
