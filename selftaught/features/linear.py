@@ -80,7 +80,7 @@ class LinearProbe(FeatureProtocol):
 
     @torch.no_grad()
     def _fit(self, train: Features) -> tuple["_Problem", Tensor, float]:
-        """The standardised images, weights and biases [C, D + 1], and the penalty."""
+        """The standardised images, weights and biases [C, R + 1], and the penalty."""
         problem, sample = _Problem(train, self.iterations), self.sample(train)
         few = problem if sample is train else _Problem(sample, self.iterations)
         penalty = self.choose_penalty(few)
@@ -136,7 +136,10 @@ def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
 
 
 class _Problem:
-    """The standardised training images of one probe; fits several folds at once."""
+    """The standardised training images of one probe; fits several folds at once.
+
+    Weights [..., R + 1] are along the principal axes of the features, with a bias at the end.
+    """
 
     def __init__(self, train: Features, iterations: int) -> None:
         vectors, self.labels, self.iterations = train.vectors, train.labels, iterations
@@ -152,10 +155,10 @@ class _Problem:
         floor = 0.01 * deviation.square().mean().sqrt()
         self.mean = mean.to(self.dtype)
         self.scale = 1 / deviation.clamp_min(floor.clamp_min(1e-12)).to(self.dtype)
-        self.vectors, self.standardised = vectors, None
-        if vectors.numel() <= 2**26:
-            self.standardised = (vectors.to(self.dtype) - self.mean) * self.scale
+        self.vectors, self.projected = vectors, None
         self.basis, self.spectrum = self._principal_axes()
+        if vectors.numel() <= 2**26:
+            self.projected = self._standardise(vectors) @ self.basis
 
     def _principal_axes(self) -> tuple[Tensor, Tensor]:
         """Principal axes [D, R] and variances [R], R = min(N, D), of the standardised features.
@@ -166,22 +169,37 @@ class _Problem:
         """
         step = max(1, len(self.vectors) // max(20000, self.vectors.shape[1]))
         rows = torch.arange(0, len(self.vectors), step, device=self.vectors.device)
-        x = (self.vectors[rows].to(self.dtype) - self.mean) * self.scale
+        x = self._standardise(self.vectors[rows])
         if len(x) >= x.shape[1]:
             variances, axes = torch.linalg.eigh(x.T @ x / len(x))
             return axes, variances.clamp_min(0)
         axes, variances, _ = torch.linalg.svd(x.T, full_matrices=False)
         return axes, variances.square() / len(x)
 
+    def _standardise(self, vectors: Tensor) -> Tensor:
+        return (vectors.to(self.dtype) - self.mean) * self.scale
+
     def blocks(self, width: int) -> Iterator[tuple[slice, Tensor]]:
-        """Standardised features [rows, D], in blocks whose [rows, width] products stay small."""
+        """Rows of features, in blocks whose [rows, width] products stay small.
+
+        They are projected on the principal axes, [rows, R]. Features too large for a second copy
+        in memory are standardised alone, [rows, D]: then weights are projected (`to_rows`).
+        """
         size = max(256, min(65536, 2**24 // max(1, width)))
         for first in range(0, len(self.vectors), size):
             rows = slice(first, min(first + size, len(self.vectors)))
-            if self.standardised is not None:
-                yield rows, self.standardised[rows]
-            else:  # too large for a second copy in memory
-                yield rows, (self.vectors[rows].to(self.dtype) - self.mean) * self.scale
+            if self.projected is not None:
+                yield rows, self.projected[rows]
+            else:
+                yield rows, self._standardise(self.vectors[rows])
+
+    def to_rows(self, weight: Tensor) -> Tensor:
+        """Weights along the principal axes [..., R] as those of the rows that `blocks` gives."""
+        return weight if self.projected is not None else weight @ self.basis.T
+
+    def from_rows(self, slope: Tensor) -> Tensor:
+        """The gradient of weights of rows as that of weights along the principal axes."""
+        return slope if self.projected is not None else slope @ self.basis
 
     def fit(
         self,
@@ -192,7 +210,7 @@ class _Problem:
         start: Tensor | None = None,
         tolerance: float = 1e-5,
     ) -> Tensor:
-        """Fit weights and biases [P, C, D + 1]; problem p leaves out the fold kept_out[p]."""
+        """Fit weights and biases [P, C, R + 1]; problem p leaves out the fold kept_out[p]."""
         device, classes, count = self.vectors.device, self.classes, len(self.vectors)
         kept_out = kept_out.to(device)
         sizes = torch.full((len(kept_out),), float(count), dtype=torch.float64, device=device)
@@ -205,9 +223,9 @@ class _Problem:
 
         def objective(flat: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
             parameters = flat.reshape(len(which), classes, -1)
-            weight = (parameters[..., :-1] * stretch) @ self.basis.T
+            weight = parameters[..., :-1] * stretch
             bias = parameters[..., -1] * bias_stretch
-            flat_weight = weight.reshape(-1, weight.shape[2])
+            flat_weight = self.to_rows(weight.flatten(0, 1))
             weight_slope, bias_slope = torch.zeros_like(flat_weight), torch.zeros_like(bias)
             value = torch.zeros(len(which), dtype=torch.float64, device=device)
             for rows, x in self.blocks(len(flat_weight)):
@@ -220,10 +238,8 @@ class _Problem:
                 weight_slope += residual.reshape(len(x), -1).T @ x
                 bias_slope += residual.sum(0)
             value += 0.5 * penalty * weight.square().sum((1, 2), dtype=torch.float64)
-            weight_slope = weight_slope.reshape_as(weight) + penalty * weight
-            slope = torch.cat(
-                [weight_slope @ self.basis * stretch, bias_slope[..., None] * bias_stretch], dim=2
-            )
+            weight_slope = self.from_rows(weight_slope).reshape_as(weight) + penalty * weight
+            slope = torch.cat([weight_slope * stretch, bias_slope[..., None] * bias_stretch], dim=2)
             # Divided by the number of images, so that one tolerance suits all problems.
             size = sizes[which]
             return value / size, (slope / size[:, None, None].to(self.dtype)).reshape_as(flat)
@@ -233,13 +249,10 @@ class _Problem:
                 len(kept_out), classes, len(self.spectrum) + 1, dtype=self.dtype, device=device
             )
         else:
-            flat = torch.cat(
-                [start[..., :-1] @ self.basis / stretch, start[..., -1:] / bias_stretch], dim=2
-            )
+            flat = torch.cat([start[..., :-1] / stretch, start[..., -1:] / bias_stretch], dim=2)
         flat = minimise(objective, flat.flatten(1), iterations=self.iterations, tolerance=tolerance)
         solution = flat.reshape(len(kept_out), classes, -1)
-        weight = (solution[..., :-1] * stretch) @ self.basis.T
-        return torch.cat([weight, solution[..., -1:] * bias_stretch], dim=2)
+        return torch.cat([solution[..., :-1] * stretch, solution[..., -1:] * bias_stretch], dim=2)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy [B, P] of logits [B, P, C], and its gradient [B, P, C]."""
@@ -254,7 +267,7 @@ class _Problem:
         return loss, residual.scatter_add_(2, index, -torch.ones_like(index, dtype=logits.dtype))
 
     def kept_out_loss(self, weights: Tensor, kept_out: Tensor, fold: Tensor) -> float:
-        """Mean cross-entropy of weights [P, C, D + 1], each on its own held-out fold.
+        """Mean cross-entropy of weights [P, C, R + 1], each on its own held-out fold.
 
         Images whose class occurs only in their fold are left out. inf if no image is left.
         """
@@ -270,7 +283,7 @@ class _Problem:
         for rows, x in self.blocks(self.classes):
             for problem, out in zip(weights, kept_out.tolist(), strict=True):
                 held_out = (fold[rows] == out) & has_class[rows]
-                logits = x[held_out] @ problem[:, :-1].T + problem[:, -1]
+                logits = x[held_out] @ self.to_rows(problem[:, :-1]).T + problem[:, -1]
                 losses, _ = self._loss(logits[:, None], self.labels[rows][held_out])
                 loss += float(losses.sum(dtype=torch.float64))
                 count += int(held_out.sum())
@@ -278,14 +291,11 @@ class _Problem:
 
     def predict(self, test: Tensor, weights: Tensor) -> Tensor:
         """Logits [M, C] float32 of test features [M, D]."""
-        weight, bias = weights[:, :-1], weights[:, -1]
-        parts = [
-            ((b.to(self.dtype) - self.mean) * self.scale) @ weight.T + bias
-            for b in test.split(65536)
-        ]
+        weight, bias = weights[:, :-1] @ self.basis.T, weights[:, -1]
+        parts = [self._standardise(b) @ weight.T + bias for b in test.split(65536)]
         return torch.cat(parts).float()
 
     def undo_standardisation(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Weight [C, D] and bias [C] float64 for features that are not standardised."""
-        weight = weights[:, :-1].double() * self.scale
+        weight = (weights[:, :-1] @ self.basis.T).double() * self.scale
         return weight, weights[:, -1].double() - weight @ self.mean.double()

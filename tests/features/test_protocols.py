@@ -156,9 +156,10 @@ def test_probe_minimises_sklearns_objective(count: int, penalty: float) -> None:
         loss = F.cross_entropy(x @ weight.T + bias, y, reduction="sum")
         return float(loss + 0.5 * penalty * weight.square().sum())
 
-    ours = _Problem(train, 300).fit(penalty, torch.tensor([-1]))[0]
+    problem = _Problem(train, 300)
+    ours = problem.fit(penalty, torch.tensor([-1]))[0]
     least = objective(torch.from_numpy(peer.coef_), torch.from_numpy(peer.intercept_))
-    assert objective(ours[:, :-1], ours[:, -1]) == pytest.approx(least, rel=1e-4)
+    assert objective(ours[:, :-1] @ problem.basis.T, ours[:, -1]) == pytest.approx(least, rel=1e-4)
     if penalty >= 1:  # below, the data are all but separable and the optimum is flat
         values = (
             LinearProbe(penalties=(penalty,)).score_features(train, test.vectors).values.double()
@@ -187,7 +188,7 @@ def test_long_banks_are_standardised_block_by_block(monkeypatch: pytest.MonkeyPa
     train, test = blobs(3000, dimensions=30), blobs(50, dimensions=30, seed=1)
     eager = _Problem(train, 300)
     lazy = _Problem(train, 300)
-    lazy.standardised = None
+    lazy.projected = None
     for problem in (eager, lazy):
         problem.values = problem.predict(test.vectors, problem.fit(1.0, torch.tensor([-1]))[0])  # type: ignore[attr-defined]
     torch.testing.assert_close(eager.values, lazy.values)  # type: ignore[attr-defined]
@@ -199,7 +200,7 @@ def test_single_precision_is_enough() -> None:
     double = LinearProbe(penalties=(1.0,)).score_features(train, test.vectors).values
     problem = _Problem(train, 300)
     problem.dtype = torch.float32
-    for name in ("mean", "scale", "basis", "spectrum", "standardised"):
+    for name in ("mean", "scale", "basis", "spectrum", "projected"):
         setattr(problem, name, getattr(problem, name).float())
     single = problem.predict(test.vectors, problem.fit(1.0, torch.tensor([-1]))[0])
     torch.testing.assert_close(single, double, rtol=1e-2, atol=1e-2)
