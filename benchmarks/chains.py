@@ -97,18 +97,17 @@ class Job:
 
 
 def jobs(seeds: int) -> list[Job]:
-    """All jobs, in the order in which they are begun."""
-    bases = [Job("base", base) for base in METHODS]
-    chains, targets = [], {}
+    """All jobs, in the order in which they are begun: a chain follows what it needs."""
+    bases = {base: Job("base", base) for base in METHODS}
+    result: dict[str, Job] = {}
     for seed in range(seeds):
         for base, names in CHAINS.items():
             for name in names:
-                target = Job("target", NETWORKS[base], name, seed)
-                targets[target.name] = target
-                needs = (target.name, *(b.name for b in bases if b.base == base))
-                chains.append(Job("chain", base, name, seed, needs))
-    first = sorted(targets.values(), key=lambda job: (job.seed, job.base))
-    return [*bases, *(t for t in first if not t.seed), *(t for t in first if t.seed), *chains]
+                needs = [Job("target", NETWORKS[base], name, seed)]
+                needs += [bases[base]] if base in bases else []
+                chain = Job("chain", base, name, seed, tuple(need.name for need in needs))
+                result |= {job.name: job for job in (*needs, chain)}
+    return list(result.values())
 
 
 def common(s: Settings, seed: int) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def image_seeds(seed: int, first: int, count: int) -> Tensor:
 class Encoder(nn.Module):
     """A backbone as methods use it: pixels [B, 3, H, W] in [0, 1] -> features [B, `features`].
 
-    `forward(pixels, mapped=True)` returns the same pair as `with_map`.
+    `forward(pixels, mapped=True)` returns the pair of `with_map`, and `staged=True` the three of
+    `with_stages`.
     """
 
     features: int
@@ -103,10 +104,11 @@ class Encoder(nn.Module):
         features, feature_map = self(pixels, mapped=True)
         return features, feature_map
 
-    def maps(self, pixels: Tensor) -> dict[str, Tensor]:
-        """The map [B, C, h, w] of every stage, by the stage's name, from the first to the last.
+    def with_stages(self, pixels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The pair of `with_map`, and the map [B, C, h, w] of every stage.
 
-        Raises NotImplementedError where the network has no stages.
+        Stages are by name, from the first to the last; their maps are before any last norm. Raises
+        NotImplementedError where the network has no stages.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no maps of its stages")
 
@@ -149,24 +151,25 @@ class CallRecorder:
         call: Callable[..., Any],
         pixels: Tensor,
         mapped: bool = False,
+        staged: bool = False,
         tokens: tuple[Tensor | None, ...] | None = None,
-        **options: Any,
     ) -> Any:
         """Call the backbone, and return what the caller expects."""
-        if any(options.values()):  # maps of all stages have no pooled features
-            return call(pixels, mapped=mapped, tokens=tokens, **options)
         places = None
         if tokens is not None:
             output = features, patches = call(pixels, tokens=tokens)
             if self.maps and tokens[-1] is None:  # some of the patches are no map
                 places = patches.transpose(1, 2)
+        elif staged:
+            output = features, feature_map, _ = call(pixels, staged=True)
+            places = feature_map.flatten(2) if self.maps else None
         elif mapped or self.maps:
             output = features, feature_map = call(pixels, mapped=True)
             places = feature_map.flatten(2) if self.maps else None
         else:
             features = call(pixels)
         self.calls.append(Call(pixels.detach(), features, places))
-        return output if mapped or tokens is not None else features
+        return output if mapped or staged or tokens is not None else features
 
 
 @contextmanager

@@ -232,16 +232,20 @@ def build_subjects(
 
         return extract_cached
 
-    def layer_features(name: str, backbone: Backbone) -> dict[str, Callable[[Tensor], Tensor]]:
-        """The features of each stage; one pass over the images computes those of all stages."""
-        network = StageFeatures(backbone, stage_widths(backbone))
-        together = FeatureExtractor(extractor(name, network, *network.widths), *sets)
-        ends = list(accumulate(network.widths.values(), initial=0))
+    def build_readers(name: str, backbone: Backbone) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The final features, and those of each stage if `staged`; one pass computes them all."""
+        if not staged:
+            return {LAST: FeatureExtractor(extractor(name, backbone), *sets)}
+        network = StageFeatures(backbone, stage_widths(backbone), final=True)
+        names = [*network.widths, LAST]
+        together = FeatureExtractor(extractor(name, network, *names), *sets)
+        ends = list(accumulate([*network.widths.values(), backbone.features], initial=0))
         return {
             stage: partial(together, columns=slice(*columns))
-            for stage, columns in zip(network.widths, pairwise(ends), strict=True)
+            for stage, columns in zip(names, pairwise(ends), strict=True)
         }
 
+    readers = {name: build_readers(name, backbone) for name, backbone in compared.items()}
     return [
         Subject(
             name=name,
@@ -250,8 +254,8 @@ def build_subjects(
             size=size,
             device=device,
             precision=precision,
-            features=FeatureExtractor(extractor(name, backbone), *sets),
-            layers=layer_features(name, backbone) if staged else {},
+            features=readers[name][LAST],
+            layers={stage: read for stage, read in readers[name].items() if stage != LAST},
             workers=workers,
             classes=index.classes,
             first=number == 0,

@@ -87,7 +87,7 @@ class Backbone(Encoder):
     ) -> Any:
         """Return features [B, D].
 
-        `mapped`: return the pair of `with_map` instead. `staged`: return the maps of `maps`.
+        `mapped`: return the pair of `with_map` instead. `staged`: return those of `with_stages`.
         `tokens`: return the pair of `tokens`; mask, mask token and patches to keep. Raises
         UserError where the network has no maps.
         """
@@ -101,18 +101,24 @@ class Backbone(Encoder):
         if tokens is not None:
             return compute_tokens(network, normal, *tokens)
         if staged:
-            maps = network.forward_intermediates(normal, intermediates_only=True)
+            output, maps = network.forward_intermediates(normal)
             names = [info["module"] for info in network.feature_info]
-            return dict(zip(names, maps, strict=True))
+            stages = dict(zip(names, maps, strict=True))
+            return network.forward_head(output), _to_map(network, output, pixels), stages
         if not mapped:
             return network(normal)
         output = network.forward_features(normal)
         return network.forward_head(output), _to_map(network, output, pixels)
 
+    def with_stages(self, pixels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `Encoder.with_stages`. Names of stages are timm's."""
+        # through __call__, because torch.compile and FSDP wrap the calls of a network
+        features, feature_map, stages = self(pixels, staged=True)
+        return features, feature_map, stages
+
     def maps(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return the map [B, C, h, w] of every stage, by timm's names, before any last norm."""
-        maps: dict[str, Tensor] = self(pixels, staged=True)
-        return maps
+        return self.with_stages(pixels)[2]
 
     def tokens(
         self,

@@ -1,11 +1,13 @@
 """Features of the stages of a backbone: their maps, averaged over all places."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
+from selftaught.method import Encoder
 from selftaught.models.backbone import Backbone
 
 
@@ -40,18 +42,35 @@ def stage_at(backbone: Backbone, depth: float | None) -> str | None:
     return names[round(depth * (len(names) - 1))] if names and depth is not None else None
 
 
+def stage_of_stride(encoder: Encoder, stride: int) -> tuple[str, int] | None:
+    """Return the last stage whose places are at most `stride` pixels apart, and its channels.
+
+    None where there is no such stage, or there are no stages.
+    """
+    if not isinstance(encoder, Backbone) or not (widths := stage_widths(encoder)):
+        return None
+    network: Any = encoder.network
+    largest = stride * (4 if encoder.stem == "cifar" else 1)  # of the imagenet stem
+    fine = [str(one["module"]) for one in network.feature_info if one["reduction"] <= largest]
+    return (fine[-1], widths[fine[-1]]) if fine else None
+
+
 class StageFeatures(nn.Module):
     """Pixels [B, 3, H, W] -> pooled maps [B, D] of some stages, side by side.
 
-    widths: the channels of each stage by name. features: D, their sum.
+    widths: the channels of each stage by name. final: whether the final features come after them.
+    features: D, the sum of all widths.
     """
 
-    def __init__(self, backbone: Backbone, widths: Mapping[str, int]) -> None:
+    def __init__(
+        self, backbone: Backbone, widths: Mapping[str, int], *, final: bool = False
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.final = backbone, final
         self.widths = dict(widths)
-        self.features = sum(widths.values())
+        self.features = sum(widths.values()) + (backbone.features if final else 0)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        maps = self.backbone.maps(pixels)
-        return torch.cat([maps[name].mean((2, 3)) for name in self.widths], 1)
+        features, _, maps = self.backbone.with_stages(pixels)
+        pooled = [maps[name].mean((2, 3)) for name in self.widths]
+        return torch.cat([*pooled, features] if self.final else pooled, 1)

@@ -85,7 +85,7 @@ class SpottingArtifacts(Method):
         self.share = 0.0 if config.teacher else config.autoencoder_share
         self.autoencoder = Autoencoder(config.width, config.blocks)
         self.repair = Repair(self.autoencoder.widths[::-1])
-        self.discriminator = PlaceDiscriminator(setup.backbone)
+        self.discriminator = PlaceDiscriminator(setup.backbone, 2**config.blocks)
         if config.teacher:
             load_autoencoder(self.autoencoder, setup.previous, config.teacher)
         elif not self.share:

@@ -6,23 +6,22 @@ Jenni & Favaro, 2018, https://arxiv.org/abs/1806.05024, section 3.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftaught.errors import UserError
 from selftaught.method import Encoder
 from selftaught.models.layers import resize
-
-FINER = 2  # rows of places for one of the map: a ResNet's map has half of the rows of a code
+from selftaught.models.stages import stage_of_stride
 
 
 class PlaceDiscriminator(nn.Module):
     """Pixels [B, 3, H, W] -> logits of "real" [B], and of "real" at each place [B, h, w].
 
-    Raises UserError for a backbone without a map.
+    Places are those of the last stage that has one every `stride` pixels at least. They are those
+    of the final map for a backbone without stages. Raises UserError for one without a map.
     """
 
-    def __init__(self, backbone: Encoder) -> None:
+    def __init__(self, backbone: Encoder, stride: int) -> None:
         super().__init__()
         if not backbone.has_map:
             raise UserError(
@@ -31,12 +30,16 @@ class PlaceDiscriminator(nn.Module):
             )
         self.backbone = backbone
         self.real = nn.Linear(backbone.features, 1)
-        self.places = nn.Conv2d(backbone.channels, FINER**2, 1)
+        self.stage, channels = stage_of_stride(backbone, stride) or (None, backbone.channels)
+        self.places = nn.Conv2d(channels, 1, 1)
 
     def forward(self, pixels: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        features, feature_map = self.backbone.with_map(pixels)
-        places = F.pixel_shuffle(self.places(feature_map), FINER)
-        return self.real(features)[:, 0], resize(places, size)[:, 0]
+        if self.stage is None:
+            features, feature_map = self.backbone.with_map(pixels)
+        else:
+            features, _, stages = self.backbone.with_stages(pixels)
+            feature_map = stages[self.stage]
+        return self.real(features)[:, 0], resize(self.places(feature_map), size)[:, 0]
 
 
 def rank_places(scores: Tensor, positive: Tensor) -> Tensor:
