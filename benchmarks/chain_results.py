@@ -1,0 +1,139 @@
+"""The table and the figure of `benchmarks.chains`: is adapting at or above Base and Target?
+
+    python -m benchmarks.chain_results runs/chains
+
+Reads the chains that are done. Writes results/chains.json, the tables of docs/hpt.md, and the
+figure of all chains. A mark is that of the paired 95 % interval of `adapt` minus the base as it
+came: ▲ above 0, ▼ below 0.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chains import CHAINS, results
+from benchmarks.common import RESULTS, write
+from benchmarks.methods import fill
+
+Row = dict[str, Any]
+
+ROOT = Path(__file__).parents[1]
+FIGURE = ROOT / "docs" / "figures" / "hpt-chains.png"
+SUBJECTS = ("base", "Base", "Target", "HPT", "HPT-BN", "adapt")
+SCORES = [(protocol, labels) for labels in ("20", "all") for protocol in ("knn", "linear")]
+TITLES = {"knn": "kNN", "linear": "linear probe"}
+LABELS = {"20": "20 labels a class", "all": "all labels"}
+
+
+def read(folder: Path) -> list[Row]:
+    """One row for each chain that is done: its scores, and the gains of `adapt` over others."""
+    order = [(base, target) for base, targets in CHAINS.items() for target in targets]
+    rows = []
+    for chain in results(folder):
+        scores = [r for r in chain["rows"] if r["metric"] == "balanced_accuracy"]
+        gains = [r for r in chain["differences"] if r["metric"] == "balanced_accuracy"]
+        names = ("protocol", "labels", "mean", "low", "high")
+        row = {name: chain[name] for name in ("base", "target", "seed", "seconds")}
+        row["kept"] = kept(chain["facts"]["adapt"]["choice"])
+        row["scores"] = [{"of": r["backbone"], **{n: r[n] for n in names}} for r in scores]
+        row["gains"] = [{"over": r["against"], **{n: r[n] for n in names}} for r in gains]
+        rows.append(row)
+    return sorted(rows, key=lambda r: (order.index((r["base"], r["target"])), r["seed"]))
+
+
+def kept(choice: Row) -> str:
+    if choice["kept"] == 0:
+        return "start"
+    return "end" if choice["share"] == 1 else f"{choice['share']:g}"
+
+
+def find(rows: Sequence[Row], **where: str) -> Row | None:
+    return next((r for r in rows if all(r[k] == v for k, v in where.items())), None)
+
+
+def mark(gain: Row | None) -> str:
+    if gain is None:
+        return ""
+    return " ▲" if gain["low"] > 0 else " ▼" if gain["high"] < 0 else ""
+
+
+def cell(row: Row, subject: str, labels: str) -> str:
+    parts = []
+    for protocol in TITLES:
+        where = {"protocol": protocol, "labels": labels}
+        score = find(row["scores"], of=subject, **where)
+        gain = find(row["gains"], over="base", **where) if subject == "adapt" else None
+        parts.append(f"{100 * score['mean']:.1f}{mark(gain)}" if score else "")
+    return " / ".join(parts)
+
+
+def table(rows: Sequence[Row], labels: str) -> list[str]:
+    """The scores with these labels, in Markdown: kNN / linear probe."""
+    titles = "base as it came", "Base", "Target", "HPT", "HPT-BN", "adapt"
+    text = [f"| chain, {LABELS[labels]} | {' | '.join(titles)} | kept |"]
+    text.append("| --- " * (len(titles) + 2) + "|")
+    for row in rows:
+        name = f"{row['target']} from {row['base']}"
+        name += f", seed {row['seed']}" if row["seed"] else ""
+        cells = [name, *(cell(row, s, labels) for s in SUBJECTS), row["kept"]]
+        text.append(f"| {' | '.join(cells)} |")
+    return text
+
+
+def count(rows: Sequence[Row]) -> list[str]:
+    """In how many chains `adapt` is not below another, and in how many it is above."""
+    text = ["| `adapt` beside | " + " | ".join(f"{TITLES[p]}, {LABELS[n]}" for p, n in SCORES)]
+    text[0] += " |"
+    text.append("| --- " * (len(SCORES) + 1) + "|")
+    for other in SUBJECTS[:-1]:
+        cells = [other if other != "base" else "base as it came"]
+        for protocol, labels in SCORES:
+            gains = [find(r["gains"], over=other, protocol=protocol, labels=labels) for r in rows]
+            there = [g for g in gains if g is not None]
+            above = sum(g["low"] > 0 for g in there)
+            level = sum(g["high"] >= 0 for g in there)
+            cells.append(f"{level} of {len(there)}, {above} above" if there else "")
+        text.append(f"| {' | '.join(cells)} |")
+    return text
+
+
+def draw(rows: Sequence[Row], file: Path) -> None:
+    """Draw the gain over the base of every chain, with its interval: one panel a score."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        1, len(SCORES), figsize=(11, 1.2 + 0.27 * len(rows)), sharey=True, layout="constrained"
+    )
+    colours = dict(zip(CHAINS, ("tab:blue", "tab:orange", "tab:green"), strict=True))
+    for axes, (protocol, labels) in zip(panels, SCORES, strict=True):
+        for place, row in enumerate(rows):
+            gain = find(row["gains"], over="base", protocol=protocol, labels=labels)
+            if gain is None:
+                continue
+            mean, low, high = (100 * gain[n] for n in ("mean", "low", "high"))
+            colour = colours[row["base"]]
+            axes.plot([low, high], [place, place], color=colour)
+            axes.plot(mean, place, "o", color=colour)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_title(f"{TITLES[protocol]},\n{LABELS[labels]}", fontsize=10)
+        axes.set_xlabel("points over the base")
+        axes.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(rows)), [f"{r['target']} from {r['base']}" for r in rows])
+    panels[0].invert_yaxis()
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    rows = read(Path(sys.argv[1]))
+    write("chains", {"rows": rows})
+    rows = json.loads((RESULTS / "chains.json").read_text())["rows"]
+    text = [*count(rows), "", *table(rows, "all"), "", *table(rows, "20")]
+    print("\n".join(text))
+    fill(ROOT / "docs" / "hpt.md", text, "chains")
+    draw(rows, FIGURE)
