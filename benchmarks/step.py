@@ -8,13 +8,15 @@ A step is all that `fit` does for a batch: views already made, forward, loss, ba
 teacher, queue, memory. The bare network is every call that the step made of its backbone and its
 teacher's, replayed with the same shapes: forward, and backward where gradients were asked for.
 Interleaved; prints the ratio's median [least, most] and the memory of a step on a GPU, and writes
-results/step.json. `network:pixels:batch`.
+results/step.json. `network:pixels:batch`. `simclr+pooled`: with an anchor of that kind, whose pass
+counts among those of the network. A teacher of features is another network of the same kind.
 
 With --compile: a step, compiled, beside the same step as it is (on a CPU in CPU time: give it one
 thread), and how long the first two took; in results/compile_bf16.json (or _fp32).
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +31,9 @@ from selftaught.config.defaults import defaults_for, views_for
 from selftaught.hard.base import HardExample
 from selftaught.method import Batch, Method, Setting, Setup, image_seeds
 from selftaught.methods import METHODS
+from selftaught.methods.parts.teacher_config import TeacherConfig
 from selftaught.models import backbone as backbone_module
+from selftaught.models.anchor import Anchor, AnchorLoss
 from selftaught.optim import SGD, Cosine
 from selftaught.training.compile import compile_backbones
 from selftaught.training.loop import Loop, fit
@@ -55,18 +59,19 @@ class Trained:
         compiled: bool = False,
     ) -> None:
         torch.manual_seed(0)
+        name, _, anchor = name.partition("+")
         kind = METHODS[name]
         self.bf16 = bf16
         stem: Any = "cifar" if size <= 40 and network.startswith("resnet") else "imagenet"
         backbone = backbone_module.create(network, stem=stem, image_size=size)
         setting = Setting(images=IMAGES, batch=batch, steps=10_000, features=backbone.features)
         own = defaults_for(kind, setting)
-        self.step = (
-            Step(kind(own.config, Setup(backbone, IMAGES, 10)), hard)
-            .to(DEVICE)
-            .to(memory_format=torch.channels_last)
-            .train()
-        )
+        teaches = issubclass(kind.Config, TeacherConfig) and kind.Config.part == "backbone"
+        setup = Setup(backbone, IMAGES, 10, copy.deepcopy(backbone) if teaches else None)
+        step = Step(kind(own.config, setup), hard)
+        self.step = step.to(DEVICE).to(memory_format=torch.channels_last).train()
+        if anchor:
+            self.step.anchor = AnchorLoss(Anchor(kind=anchor), self.method.backbone)  # type: ignore[arg-type]
         if compiled:
             compile_backbones(self.step, DEVICE)
         views = views_for(kind, own.views, size, Views())
@@ -118,7 +123,9 @@ def calls(module: nn.Module, into: list[Call]) -> Iterator[None]:
 def bare(trained: Trained) -> Callable[[], None]:
     """The same passes of the network alone."""
     found: list[Call] = []
-    with calls(trained.step, found):
+    anchor = trained.step.anchor
+    networks = nn.ModuleList([trained.step, *([anchor.start] if anchor else [])])
+    with calls(networks, found):
         trained.once()
     assert found, "the method never called its backbone"
     images = [

@@ -76,7 +76,11 @@ def fill(values: Tensor | None, images: int, classes: int) -> Tensor:
 
 
 def goodness(labels: Tensor, values: Tensor) -> float:
-    """Balanced accuracy of scores [M, C]; AUROC for several classes an image."""
+    """Balanced accuracy of scores [M, C]; AUROC for several classes an image.
+
+    -1 where no class of several has images on both sides.
+    """
     if labels.ndim == 2:
-        return auroc(labels, values)[0]
+        area, skipped = auroc(labels, values)
+        return area if skipped < labels.shape[1] else -1.0
     return balanced_accuracy(labels, values)

@@ -6,14 +6,13 @@ network best (Kolesnikov et al., 2019, https://arxiv.org/abs/1901.09005).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
-import torch
 from torch import Tensor
 
 from selftaught.errors import UserError
 from selftaught.evaluation.compare import refusal
-from selftaught.evaluation.cross_validation import Part, fill, hold_out
-from selftaught.features.metrics import auroc, balanced_accuracy
+from selftaught.evaluation.cross_validation import choose, hold_out
 from selftaught.features.protocol import (
     FeatureProtocol,
     Features,
@@ -21,7 +20,6 @@ from selftaught.features.protocol import (
     Protocol,
     Scores,
     Subject,
-    class_count,
 )
 from selftaught.models.backbone import Backbone
 from selftaught.models.stages import require_stages
@@ -87,25 +85,18 @@ class AtBestLayer(Protocol):
         """Choose the stage with the best score on kept-out training images."""
         parts = FOLDS if len(train.labels) <= CROSS_VALIDATE else 1
         splits = hold_out(train, FOLDS, parts, self.seed, is_scorable)
-        if not splits:
-            return LAST
         names = [LAST, *reversed(list(subject.layers))]
-        quality = {name: self.rate(at_layer(subject, name), train, splits) for name in names}
-        return max(names, key=quality.__getitem__)  # the first one of equals
+        at = {name: at_layer(subject, name) for name in names}
 
-    def rate(self, subject: Subject, train: LabelledImages, splits: Sequence[Part]) -> float:
-        """Score the kept-out images of all splits together; -1 where no score can be computed."""
-        classes = max(class_count(rest.labels) for rest, _ in splits)
-        features = Features(subject.features(train.positions), train.labels)
-        protocol, values = self.protocol.settle(features), []
-        for rest, kept in splits:
-            scores = protocol.score(subject, rest, kept.positions).values.cpu()
-            values.append(fill(scores, len(scores), classes))
-        labels = torch.cat([kept.labels for _, kept in splits]).cpu()
-        if labels.ndim == 2:
-            area, skipped = auroc(labels, torch.cat(values))
-            return area if skipped < labels.shape[1] else -1.0
-        return balanced_accuracy(labels, torch.cat(values))
+        @cache
+        def settled(name: str) -> FeatureProtocol:
+            vectors = at[name].features(train.positions)
+            return self.protocol.settle(Features(vectors, train.labels))
+
+        def score(rest: LabelledImages, held_out: Tensor, stages: Sequence[str]) -> list[Tensor]:
+            return [settled(s).score(at[s], rest, held_out).values.cpu() for s in stages]
+
+        return choose(names, splits, score)
 
 
 def is_scorable(train: LabelledImages, test: LabelledImages) -> bool:
