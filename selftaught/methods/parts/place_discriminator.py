@@ -30,8 +30,9 @@ class PlaceDiscriminator(nn.Module):
             )
         self.backbone = backbone
         self.real = nn.Linear(backbone.features, 1)
-        self.stage, channels = stage_of_stride(backbone, stride) or (None, backbone.channels)
-        self.places = nn.Conv2d(channels, 1, 1)
+        stage = stage_of_stride(backbone, stride)
+        self.stage = stage[0] if stage else None
+        self.places = nn.Conv2d(stage[1] if stage else backbone.channels, 1, 1)
 
     def forward(self, pixels: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         if self.stage is None:
