@@ -533,3 +533,9 @@ def test_warnings_of_pillow_stay_away_while_another_thread_ends() -> None:
 def test_a_png_with_fewer_rows_than_it_states_is_damaged(rows: int, is_damaged: bool) -> None:
     data = png(400, 40, 8, 2, bytes(rows * (1 + 3 * 400)))
     assert (find_damage("PNG", data) is not None) == is_damaged
+
+
+def test_fill_bytes_and_markers_without_a_length_hide_no_end_of_a_jpeg() -> None:
+    data = JPEGS[0][:2] + b"\xff\xff\xff\x01" + JPEGS[0][2:]
+    assert find_damage("JPEG", data) is None
+    assert find_damage("JPEG", data[:-2]) is not None
