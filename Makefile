@@ -27,7 +27,7 @@ help:
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m selftaught demo --out demo
 
-# Compiled tests are kept: to compile them is most of the time that collecting them takes.
+# Compiled tests are kept: compiling them is a large part of the time that collecting them takes.
 test: lint
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
