@@ -27,8 +27,9 @@ help:
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m selftaught demo --out demo
 
+# Compiled tests are kept: compiling them is a large part of the time that collecting them takes.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 abuse: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.abuse.table

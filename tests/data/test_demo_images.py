@@ -1,7 +1,5 @@
 """The demo's photo patches: no pixel in both parts, the same every time, without the network."""
 
-import hashlib
-import importlib.util
 import socket
 from itertools import product
 from pathlib import Path
@@ -18,12 +16,9 @@ from selftaught.errors import UserError
 SMALL = {"size": 24, "train_per_class": 13, "test_per_class": 5}
 
 
-def digest(folder: Path) -> dict[str, str]:
+def digest(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +49,15 @@ def test_a_patch_is_a_square_inside_its_cell(width, height, seed):
         assert right - left == bottom - top >= 1
         assert column * width // 4 <= left < right <= (column + 1) * width // 4
         assert row * height // 4 <= top < bottom <= (row + 1) * height // 4
-    cells = {
-        split: {patch.cell for patch in plan if patch.split == split} for split in ("train", "test")
-    }
-    assert sorted(cells["train"] | cells["test"]) == list(product(range(4), range(4)))
-    assert not cells["train"] & cells["test"]
-    assert [sorted(axis) for axis in zip(*cells["test"], strict=True)] == [
-        [0, 1, 2, 3],
-        [0, 1, 2, 3],
-    ]
+    train, test = ({p.cell for p in plan if p.split == split} for split in ("train", "test"))
+    assert sorted(train | test) == list(product(range(4), range(4)))
+    assert not train & test
+    assert [sorted(axis) for axis in zip(*test, strict=True)] == [[0, 1, 2, 3]] * 2
 
 
 def test_scale_is_random_between_half_a_cell_and_a_whole_one():
-    sides = [
-        p.box[2] - p.box[0] for p in demo_images.plan("any", 800, 800, seed=0, train=300, test=0)
-    ]
+    plan = demo_images.plan("any", 800, 800, seed=0, train=300, test=0)
+    sides = [p.box[2] - p.box[0] for p in plan]
     assert min(sides) in range(100, 105)
     assert max(sides) in range(196, 201)
 
@@ -80,16 +69,13 @@ def test_resizing_lets_nothing_in_from_outside_the_box(tmp_path, monkeypatch):
     plan = demo_images.plan("cat", 203, 187, seed=0, train=40, test=20)
     photo = np.full((187, 203, 3), 255, np.uint8)
     for row, column in {patch.cell for patch in plan if patch.split == "test"}:
-        photo[
-            row * 187 // 4 : (row + 1) * 187 // 4, column * 203 // 4 : (column + 1) * 203 // 4
-        ] = 0
+        rows = slice(row * 187 // 4, (row + 1) * 187 // 4)
+        photo[rows, column * 203 // 4 : (column + 1) * 203 // 4] = 0
     Image.fromarray(photo).save(tmp_path / "photo.png")
     monkeypatch.setattr(demo_images, "photographs", lambda: {"cat": tmp_path / "photo.png"})
-    patches_folder = demo_images.write(
-        tmp_path / "out", size=32, train_per_class=40, test_per_class=20
-    )
+    out = demo_images.write(tmp_path / "out", size=32, train_per_class=40, test_per_class=20)
     for split, value in (("train", 255), ("test", 0)):
-        files = sorted((patches_folder / split / "cat").iterdir())
+        files = sorted((out / split / "cat").iterdir())
         assert files
         for file in files:
             with Image.open(file) as image:
@@ -97,11 +83,10 @@ def test_resizing_lets_nothing_in_from_outside_the_box(tmp_path, monkeypatch):
 
 
 def test_layout(folder):
+    names = sorted(demo_images.PHOTOGRAPHS)
     for split, count in (("train", 13), ("test", 5)):
-        assert sorted(path.name for path in (folder / split).iterdir()) == sorted(
-            demo_images.PHOTOGRAPHS
-        )
-        for name in demo_images.PHOTOGRAPHS:
+        assert sorted(path.name for path in (folder / split).iterdir()) == names
+        for name in names:
             files = sorted((folder / split / name).glob("*.png"))
             assert len(files) == count
             with Image.open(files[0]) as image:
@@ -110,9 +95,7 @@ def test_layout(folder):
 
 
 def test_every_photograph_is_another_one():
-    contents = {
-        hashlib.sha256(path.read_bytes()).hexdigest() for path in demo_images.photographs().values()
-    }
+    contents = {path.read_bytes() for path in demo_images.photographs().values()}
     assert len(contents) == len(demo_images.PHOTOGRAPHS) == 16
 
 
@@ -127,47 +110,34 @@ def test_same_arguments_same_bytes_without_the_network(folder, tmp_path, monkeyp
 
 
 def test_another_seed_gives_other_patches(folder, tmp_path):
-    other = digest(demo_images.write(tmp_path / "other", **SMALL, seed=1))
-    mine = digest(folder)
+    other, mine = digest(demo_images.write(tmp_path, **SMALL, seed=1)), digest(folder)
     assert other.keys() == mine.keys()
     assert sum(other[key] != mine[key] for key in mine) > 0.9 * len(mine)
 
 
-def test_a_second_call_writes_nothing(tmp_path):
-    first = demo_images.write(tmp_path / "p", **SMALL)
-    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
-    assert demo_images.write(tmp_path / "p", **SMALL) == first
-    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
-
-
-def test_an_empty_folder_is_filled(tmp_path):
-    (tmp_path / "p").mkdir()
-    assert len(list(demo_images.write(tmp_path / "p", **SMALL).glob("*/*/*.png"))) == 16 * 18
-
-
 def test_something_else_is_never_overwritten(tmp_path):
-    mine = tmp_path / "holiday.txt"
-    mine.write_text("mine")
+    (tmp_path / "holiday.txt").write_text("mine")
     with pytest.raises(UserError, match="something else"):
         demo_images.write(tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
 
 
-def test_other_arguments_or_a_missing_patch_are_refused(tmp_path):
-    patches_folder = demo_images.write(tmp_path / "p", **SMALL)
+def test_an_empty_folder_is_filled_and_a_second_call_writes_nothing_or_is_refused(tmp_path):
+    (tmp_path / "p").mkdir()
+    first = demo_images.write(tmp_path / "p", **SMALL)
+    assert len(list(first.glob("*/*/*.png"))) == 16 * 18
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    assert demo_images.write(tmp_path / "p", **SMALL) == first
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
     with pytest.raises(UserError, match="something else"):
-        demo_images.write(patches_folder, **{**SMALL, "size": 32})
-    (patches_folder / "train" / "cat" / "0000.png").unlink()
+        demo_images.write(first, **{**SMALL, "size": 32})
+    (first / "train" / "cat" / "0000.png").unlink()
     with pytest.raises(UserError, match="something else"):
-        demo_images.write(patches_folder, **SMALL)
+        demo_images.write(first, **SMALL)
 
 
 def test_without_scikit_image_it_says_how_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        demo_images,
-        "find_spec",
-        lambda name: None if name == "skimage" else importlib.util.find_spec(name),
-    )
+    monkeypatch.setattr(demo_images, "find_spec", lambda name: name != "skimage" or None)
     with pytest.raises(UserError, match=r"pip install 'selftaught\[demo\]'"):
         demo_images.write(tmp_path / "p", **SMALL)
     assert not list(tmp_path.iterdir())

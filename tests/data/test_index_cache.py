@@ -6,19 +6,20 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from selftaught.data.index import build, cache
 from selftaught.data.index.build import Index, build_index
+from tests.data.image_files import same_index
 
 OLD = time.time() - 1000
 
 
-def settled(root: Path) -> None:
+def settle(root: Path) -> None:
     """As if nothing had been written for a while."""
     for folder, _, _ in os.walk(root):
         os.utime(folder, (OLD, OLD))
@@ -33,20 +34,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i in range(12):
             Image.new("RGB", (8 + i, 9), (i, 0, 0)).save(root / name / f"{i:02}.png")
     (root / "cat" / "torn.png").write_bytes(b"no image")
-    settled(root)
+    settle(root)
     return root
 
 
-def same(one: Index, other: Index) -> bool:
-    plain = ("classes", "split", "unreadable", "fingerprint", "notes")
-    tensors = all(
-        torch.equal(getattr(one, n), getattr(other, n)) for n in ("sizes", "labels", "test")
-    )
-    return (
-        tensors
-        and list(one.paths) == list(other.paths)
-        and all(getattr(one, n) == getattr(other, n) for n in plain)
-    )
+@pytest.fixture
+def index(root: Path, tmp_path: Path) -> Callable[..., Index]:
+    """Indexes the root with a cache."""
+    return partial(build_index, [root], cache=tmp_path / "cache")
 
 
 @pytest.fixture
@@ -58,28 +53,21 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return done
 
 
-def test_the_second_index_is_recalled_and_the_same(
-    root: Path, tmp_path: Path, scans: list[int]
+def test_the_second_index_is_recalled_and_the_same_and_a_damaged_memory_is_as_none(
+    root: Path, tmp_path: Path, index: Callable[..., Index], scans: list[int]
 ) -> None:
-    first = build_index([root], cache=tmp_path / "cache")
+    first = index()
     assert len(first.unreadable) == 1
-    assert same(build_index([root], cache=tmp_path / "cache"), first)
+    assert same_index(index(), first)
     assert len(scans) == 1
+    (file,) = (tmp_path / "cache" / "index").glob("*.whole.npz")
+    file.write_bytes(file.read_bytes()[:-100])
+    assert same_index(index(), first)
+    assert len(scans) == 2
     for other in ({"seed": 1}, {"holdout": 0.5}, {"labels": "folders"}):
-        build_index([root], cache=tmp_path / "cache", **other)  # type: ignore[arg-type]
-    assert len(scans) == 4
+        index(**other)
     build_index([root / "cat"], cache=tmp_path / "cache", labels="none")
-    assert len(scans) == 5
-
-
-def mend(root: Path) -> None:
-    Image.new("RGB", (5, 5)).save(root / "cat" / "torn.png")
-
-
-def label(root: Path) -> None:
-    (root / "labels.csv").write_text(
-        "image,class\n" + "".join(f"cat/{i:02}.png,{'ab'[i % 2]}\n" for i in range(12))
-    )
+    assert len(scans) == 6
 
 
 def repaint(root: Path) -> None:
@@ -92,78 +80,62 @@ def repaint(root: Path) -> None:
     os.utime(file.parent, ns=(folder.st_atime_ns, folder.st_mtime_ns))
 
 
+TABLE = "image,class\n" + "".join(f"cat/{i:02}.png,{'ab'[i % 2]}\n" for i in range(12))
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "added": lambda root: Image.new("RGB", (5, 5)).save(root / "cat" / "new.png"),
-    "removed": lambda root: (root / "dog" / "03.png").unlink(),
+    "added": lambda root: Image.new("RGB", (5, 5)).save(root / "cat/new.png"),
+    "removed": lambda root: (root / "dog/03.png").unlink(),
     "renamed": lambda root: (root / "dog").rename(root / "wolf"),
-    "written anew in its place": lambda root: Image.new("RGB", (30, 30)).save(
-        root / "dog" / "04.png"
-    ),
+    "written anew in its place": lambda root: Image.new("RGB", (30, 30)).save(root / "dog/04.png"),
     "other pixels in its place": repaint,
-    "an unreadable one mended in its place": mend,
-    "a table of labels": label,
+    "an unreadable one mended": lambda root: Image.new("RGB", (5, 5)).save(root / "cat/torn.png"),
+    "a table of labels": lambda root: (root / "labels.csv").write_text(TABLE),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_is_followed(
-    root: Path, tmp_path: Path, change: str, scans: list[int]
+    root: Path, tmp_path: Path, index: Callable[..., Index], change: str, scans: list[int]
 ) -> None:
-    before = build_index([root], cache=tmp_path / "cache")
+    before = index()
     CHANGES[change](root)
-    after = build_index([root], cache=tmp_path / "cache")
+    after = index()
     assert len(scans) == 2
-    assert same(after, build_index([root], cache=tmp_path / "other"))
+    assert same_index(after, index(cache=tmp_path / "other"))
     assert after.fingerprint != before.fingerprint
 
 
 @pytest.mark.parametrize(
-    "file", ["labels.csv", "cat/labels.csv", "cat/metadata.csv", "cat/metadata.jsonl"]
+    ("file", "before"),
+    [
+        ("labels.csv", "image,class\ncat/00.png,a\ncat/01.png,b\n"),
+        ("cat/labels.csv", "image,class\ncat/00.png,a\ncat/01.png,b\n"),
+        ("cat/metadata.csv", "file_name,text\n00.png,a\n02.png,b\n"),
+        ("cat/metadata.jsonl", '{"file_name": "00.png"}\n'),
+    ],
 )
 def test_a_table_written_anew_in_its_place_is_read_again(
-    root: Path, tmp_path: Path, file: str, scans: list[int]
+    root: Path, index: Callable[..., Index], file: str, before: str, scans: list[int]
 ) -> None:
-    """Also one that had no classes."""
-    (root / file).write_text(
-        '{"file_name": "00.png"}\n'
-        if file.endswith("jsonl")
-        else "file_name,text\n00.png,a\n02.png,b\n"
-    )
-    if file.endswith("labels.csv"):
-        (root / file).write_text("image,class\ncat/00.png,a\ncat/01.png,b\n")
-    settled(root)
-    before = build_index([root], cache=tmp_path / "cache")
-    assert same(build_index([root], cache=tmp_path / "cache"), before)
+    (root / file).write_text(before)
+    settle(root)
+    assert same_index(index(), index())
     assert len(scans) == 1
     rows = [("00.png", "x"), ("01.png", "y")]
     if file.endswith("jsonl"):
-        (root / file).write_text(
-            "".join(json.dumps({"file_name": name, "label": kind}) + "\n" for name, kind in rows)
-        )
+        lines = [json.dumps({"file_name": name, "label": kind}) for name, kind in rows]
     else:
-        (root / file).write_text(
-            "file_name,label\n" + "".join(f"cat/{name},{kind}\n" for name, kind in rows)
-        )
-    settled(root)
-    assert build_index([root], cache=tmp_path / "cache").classes == ("x", "y")
+        lines = ["file_name,label", *(f"cat/{name},{kind}" for name, kind in rows)]
+    (root / file).write_text("\n".join(lines) + "\n")
+    settle(root)
+    assert index().classes == ("x", "y")
     assert len(scans) == 2
 
 
 def test_what_may_change_unseen_is_not_remembered(
-    root: Path, tmp_path: Path, scans: list[int]
+    root: Path, tmp_path: Path, index: Callable[..., Index], scans: list[int]
 ) -> None:
     (root / "link").symlink_to(tmp_path)
-    for _ in range(2):
-        build_index([root], cache=tmp_path / "cache")
+    index(), index()
     (root / "link").unlink()  # and now the folder has only just changed
-    for _ in range(2):
-        build_index([root], cache=tmp_path / "cache")
+    index(), index()
     assert len(scans) == 4
-
-
-def test_a_damaged_memory_is_as_none(root: Path, tmp_path: Path, scans: list[int]) -> None:
-    first = build_index([root], cache=tmp_path / "cache")
-    (file,) = (tmp_path / "cache" / "index").glob("*.whole.npz")
-    file.write_bytes(file.read_bytes()[:-100])
-    assert same(build_index([root], cache=tmp_path / "cache"), first)
-    assert len(scans) == 2

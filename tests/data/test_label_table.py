@@ -47,20 +47,25 @@ def files_of(folders: Sequence[Path], names: Sequence[Sequence[str]]) -> Files:
     return files
 
 
-def name_labels(tables: TableLabels, files: Files) -> dict[str, object]:
-    """Of every image the name of its class, a list of names where there may be several, or None."""
+def read_tables(
+    folders: Sequence[Path], names: Sequence[Sequence[str]], labels: str | Path = "auto"
+) -> tuple[list[object], TableLabels, list[str]]:
+    """Of every image the name of its class, a list of names where there may be several, or None;
+    the labels as they are; and the notes.
+    """
+    notes: list[str] = []
+    tables = label_by_tables(str(labels), roots_of(*folders), files_of(folders, names), notes)
+    assert tables is not None
     assert tables.labels is not None
 
-    def one(row: np.ndarray) -> object:
+    def name_classes(row: np.ndarray) -> object:
+        if row.min() < 0:
+            return None
         if row.ndim == 0:
-            return tables.classes[int(row)] if row >= 0 else None
-        return (
-            [name for name, flag in zip(tables.classes, row, strict=True) if flag]
-            if row.min() >= 0
-            else None
-        )
+            return tables.classes[int(row)]
+        return [name for name, flag in zip(tables.classes, row, strict=True) if flag]
 
-    return {path: one(row) for path, row in zip(files.paths, tables.labels, strict=True)}
+    return [name_classes(row) for row in tables.labels], tables, notes
 
 
 @pytest.fixture
@@ -75,16 +80,9 @@ def read(
 ) -> tuple[dict[str, object], TableLabels, list[str]]:
     """What a table in `root` says of images of these names: by name, whole, and the notes."""
     path = root / file
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    files, notes = files_of([root], [names]), []  # type: tuple[Files, list[str]]
-    tables = label_by_tables("auto", roots_of(root), files, notes)
-    assert tables is not None
-    return (
-        {os.path.relpath(path, root): name for path, name in name_labels(tables, files).items()},
-        tables,
-        notes,
-    )
+    labels, tables, notes = read_tables([root], [names])
+    return dict(zip(names, labels, strict=True)), tables, notes
 
 
 # One set of labels in many dialects
@@ -110,7 +108,7 @@ def dialect(
     quoting: int = csv.QUOTE_MINIMAL,
 ) -> bytes:
     text = io.StringIO()
-    writer = csv.writer(text, delimiter=separator, lineterminator=end, quoting=quoting)  # type: ignore[arg-type]
+    writer = csv.writer(text, delimiter=separator, lineterminator=end, quoting=quoting)
     if header:
         writer.writerow(header)
     for i, (name, kind) in enumerate(TRUTH.items()):
@@ -121,12 +119,14 @@ def dialect(
 KINDS = ["Kater", "Öl", "see; lake"]
 
 
+def numbered(i: int, path: str, name: str) -> list[str]:
+    return [str(7 * i + 1), path, name]
+
+
 def one_hot(yes: str, no: str, unknown: str) -> bytes:
     def row(i: int, path: str, name: str) -> list[str]:
-        return [
-            path,
-            *(unknown if name == "nan" else yes if name == kind else no for kind in KINDS),
-        ]
+        cells = [yes if name == kind else no for kind in KINDS]
+        return [path, *([unknown] * len(KINDS) if name == "nan" else cells)]
 
     return dialect(header=["image", *KINDS], row=row)
 
@@ -144,35 +144,18 @@ DIALECTS: dict[str, bytes] = {
     "old Macintosh": dialect(end="\r"),
     "all quoted": dialect(quoting=csv.QUOTE_ALL),
     "spaces around": dialect(
-        header=(" image ", " class "), row=lambda i, path, name: [f" {path}  ", f" {name} "]
+        header=(" image ", " class "), row=lambda i, p, c: [f" {p}  ", f" {c} "]
     ),
-    "pandas with index": dialect(
-        header=("", "image", "class"), row=lambda i, path, name: [str(i), path, name]
-    ),
+    "pandas with index": dialect(header=("", "image", "class"), row=numbered),
     "pandas with a stored index": dialect(
-        header=("Unnamed: 0", "file_name", "label"),
-        row=lambda i, path, name: [str(7 * i), path, name],
+        header=("Unnamed: 0", "file_name", "label"), row=numbered
     ),
-    "R": dialect(
-        header=("", "path", "y"),
-        row=lambda i, path, name: [str(i + 1), path, name],
-        quoting=csv.QUOTE_ALL,
-    ),
-    "R's row numbers": dialect(
-        header=("path", "y"), row=lambda i, path, name: [str(i + 1), path, name]
-    ),
+    "R": dialect(header=("", "path", "y"), row=numbered, quoting=csv.QUOTE_ALL),
+    "R's row numbers": dialect(header=("path", "y"), row=numbered),
     "class first": dialect(header=("class", "image"), row=lambda i, path, name: [name, path]),
     "other columns": dialect(
         header=("id", "width", "patient", "file", "comment", "Class Name", "date"),
-        row=lambda i, path, name: [
-            f"{i + 100}",
-            "640",
-            f"p{i % 2}",
-            path,
-            "sharp, well lit",
-            name,
-            "2020-01-01",
-        ],
+        row=lambda i, p, c: [f"{i + 100}", "640", f"p{i % 2}", p, "sharp, lit", c, "2020-01-01"],
     ),
     "unknown names of columns": dialect(header=("was", "wohin"), unknown="NA"),
     "no header": dialect(header=None, unknown="?"),
@@ -216,13 +199,9 @@ def test_one_set_of_labels_in_many_dialects(root: Path, name: str) -> None:
     "name", ["plain", "Excel's CSV", "pandas with index", "no header", "columns of truth"]
 )
 def test_a_table_elsewhere_says_the_same(root: Path, tmp_path: Path, name: str) -> None:
-    table = tmp_path / "elsewhere" / "t.txt"
-    table.parent.mkdir()
-    table.write_bytes(DIALECTS[name])
-    files = files_of([root], [list(TRUTH)])
-    tables = label_by_tables(str(table), roots_of(root), files, [])
-    assert tables is not None
-    assert list(name_labels(tables, files).values()) == list(TRUTH.values())
+    (tmp_path / "t.txt").write_bytes(DIALECTS[name])
+    labels, _, _ = read_tables([root], [list(TRUTH)], tmp_path / "t.txt")
+    assert labels == list(TRUTH.values())
 
 
 # Reading text
@@ -261,11 +240,9 @@ def test_the_separator_shows(text: str, separator: str) -> None:
 
 def test_rows_of_other_widths() -> None:
     assert split_rows("a,b\n,\n\nc,\n") == [(1, ["a", "b"]), (4, ["c", ""])]
-    assert fit_rows([(1, ["image", "class"]), (2, ["a", "b", "", ""])]) == (
-        ["image", "class"],
-        [(2, ["a", "b"])],
-    )
-    assert fit_rows([(1, ["image", "class"]), (2, ["7", "a", "b"])])[0] == ["", "image", "class"]
+    header = ["image", "class"]
+    assert fit_rows([(1, header), (2, ["a", "b", "", ""])]) == (header, [(2, ["a", "b"])])
+    assert fit_rows([(1, header), (2, ["7", "a", "b"])])[0] == ["", *header]
 
 
 @pytest.mark.parametrize(
@@ -303,41 +280,35 @@ def lookup(
     return [[files.paths[i].removeprefix("/d/") for i in match.images] for match in matches]
 
 
-@pytest.mark.parametrize(
-    ("cell", "expected"),
-    [
-        ("a/1.png", ["a/1.png"]),  # from the table's folder
-        ("b/1.png", ["b/1.png"]),
-        ("x/2.png", ["a/x/2.png"]),  # from a root
-        ("1.png", ["a/1.png", "b/1.png"]),
-        ("1", ["a/1.png", "b/1.png"]),
-        ("2", ["a/x/2.png"]),  # by its name
-        ("3.png", ["a/x/3.png", "a/y/3.png"]),
-        ("y/3", ["a/y/3.png"]),
-        ("z/3.png", []),  # another folder
-        ("/elsewhere/a/x/2.png", ["a/x/2.png"]),
-        ("/elsewhere/x/2.png", []),
-        ("B.PNG", ["b/B.png"]),
-        ("b.png", ["b/b.png"]),
-        ("b.jpg", []),  # another suffix
-        ("7", ["a/007.png"]),
-        ("7.0", ["a/007.png"]),
-        ("7.png", []),
-        ("../d/a/1.png", ["a/1.png"]),
-        ("", []),
-    ],
-)
-def test_which_image_a_path_means(cell: str, expected: list[str]) -> None:
-    assert lookup(
-        [cell], [["1.png", "x/2.png", "x/3.png", "y/3.png", "007.png"], ["1.png", "B.png", "b.png"]]
-    ) == [expected]
+def test_which_image_a_path_means() -> None:
+    names = [["1.png", "x/2.png", "x/3.png", "y/3.png", "007.png"], ["1.png", "B.png", "b.png"]]
+    meanings = {
+        "a/1.png": ["a/1.png"],  # from the table's folder
+        "b/1.png": ["b/1.png"],
+        "x/2.png": ["a/x/2.png"],  # from a root
+        "1.png": ["a/1.png", "b/1.png"],
+        "1": ["a/1.png", "b/1.png"],
+        "2": ["a/x/2.png"],  # by its name
+        "3.png": ["a/x/3.png", "a/y/3.png"],
+        "y/3": ["a/y/3.png"],
+        "z/3.png": [],  # another folder
+        "/elsewhere/a/x/2.png": ["a/x/2.png"],
+        "/elsewhere/x/2.png": [],
+        "B.PNG": ["b/B.png"],
+        "b.png": ["b/b.png"],
+        "b.jpg": [],  # another suffix
+        "7": ["a/007.png"],
+        "7.0": ["a/007.png"],
+        "7.png": [],
+        "../d/a/1.png": ["a/1.png"],
+        "": [],
+    }
+    assert {cell: lookup([cell], names)[0] for cell in meanings} == meanings
 
 
 def test_a_table_in_a_root_means_that_root_first() -> None:
-    assert lookup(["1.png", "2.png"], [["1.png"], ["1.png", "2.png"]], "/d/a") == [
-        ["a/1.png"],
-        ["b/2.png"],
-    ]
+    names = [["1.png"], ["1.png", "2.png"]]
+    assert lookup(["1.png", "2.png"], names, "/d/a") == [["a/1.png"], ["b/2.png"]]
 
 
 # What a column holds
@@ -429,10 +400,8 @@ def test_columns_of_yes_and_no(text: str, rows: list[object], blank_is_no: bool)
 @pytest.mark.parametrize(
     ("cells", "rows"),
     [
-        (
-            ["x", "", "nan", "NaN", "NA", "None", "null", "-1", "?", "y"],
-            [("x",), *[None] * 8, ("y",)],
-        ),
+        (["x", "", "nan", "NaN", "NA", "y"], [("x",), *[None] * 4, ("y",)]),
+        (["x", "None", "null", "-1", "?", "y"], [("x",), *[None] * 4, ("y",)]),
         (["none", "unknown", "mild"], [("none",), ("unknown",), ("mild",)]),
         (["1.0", "2.0", "1", "nan"], [("1",), ("2",), ("1",), None]),
         (["1,0", "2,0"], [("1",), ("2",)]),
@@ -450,75 +419,61 @@ def test_cells_of_classes(cells: list[str], rows: list[object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "cells",
+    ("form", "n", "classes"),
     [
-        [f"{i}.25" for i in range(24)],
-        [f"{i}.5" for i in range(4)],
-        [str(i) for i in range(24)],
-        [f"a picture of {i}" for i in range(24)],
-        [f"{i % 60}" for i in range(100)],
+        ("{}.25", 24, 99),
+        ("{}.5", 4, 99),
+        ("{}", 24, 99),
+        ("a picture of {}", 24, 99),
+        ("{}", 100, 60),
     ],
 )
-def test_measurements_are_no_classes(root: Path, cells: list[str]) -> None:
-    names = [f"{i}.png" for i in range(len(cells))]
+def test_measurements_are_no_classes(root: Path, form: str, n: int, classes: int) -> None:
+    rows = [f"{i}.png,{form.format(i % classes)}\n" for i in range(n)]
     with pytest.raises(UserError, match="too many"):
-        read(
-            root,
-            names,
-            "image,value\n"
-            + "".join(f"{name},{cell}\n" for name, cell in zip(names, cells, strict=True)),
-        )
+        read(root, [f"{i}.png" for i in range(n)], "image,value\n" + "".join(rows))
 
 
 def test_few_images_a_class_in_one_of_two_tables(root: Path) -> None:
     (root / "test").mkdir()
-    names = [f"{i}.png" for i in range(40)]
-    (root / "test" / "labels.csv").write_text(
-        "image,class\n" + "".join(f"{i}.png,{i}\n" for i in range(20))
-    )
-    _, tables, _ = read(
-        root,
-        [*names, *(f"test/{i}.png" for i in range(20))],
-        "image,class\n" + "".join(f"{i}.png,{i % 20}\n" for i in range(40)),
-    )
-    assert len(tables.classes) == 20
+    rows = [f"{i}.png,{i % 20}\n" for i in range(40)]
+    (root / "test" / "labels.csv").write_text("image,class\n" + "".join(rows[:20]))
+    names = [f"{i}.png" for i in range(40)] + [f"test/{i}.png" for i in range(20)]
+    assert len(read(root, names, "image,class\n" + "".join(rows))[1].classes) == 20
 
 
 def test_numbers_of_classes() -> None:
-    assert [
-        normalize_number(value)
-        for value in ("1", "1.0", "1,0", "1.5", "-2.0", "cat", "1e400", "007")
-    ] == ["1", "1", "1", "1.5", "-2", "cat", "1e400", "007"]
+    numbers = {"1": "1", "1.0": "1", "1,0": "1", "1.5": "1.5", "-2.0": "-2"}
+    numbers |= {"cat": "cat", "1e400": "1e400", "007": "007"}
+    assert {text: normalize_number(text) for text in numbers} == numbers
 
 
 # Rows
 
 
 def test_rows_that_contradict_each_other(root: Path) -> None:
-    names = ["a.png", "b.png", "c.png"]
+    def read_rows(rows: str) -> tuple[dict[str, object], list[str]]:
+        table = "image,class\n" + "".join(f"{row}\n" for row in rows.split(" "))
+        labels_by_name, _, notes = read(root, ["a.png", "b.png", "c.png"], table)
+        return labels_by_name, notes
+
     with pytest.raises(UserError, match=r"line 5: \./a.png has another class"):
-        read(root, names, "image,class\na.png,x\nb.png,y\nc.png,x\n./a.png,y\n")
-    labels_by_name, _, _ = read(
-        root, names, "image,class\na.png,x\nb.png,y\nc.png,x\n./a.png,\na.png,x\n"
-    )
+        read_rows("a.png,x b.png,y c.png,x ./a.png,y")
+    labels_by_name, _ = read_rows("a.png,x b.png,y c.png,x ./a.png, a.png,x")
     assert labels_by_name == {"a.png": "x", "b.png": "y", "c.png": "x"}
-    labels_by_name, _, notes = read(
-        root, names, "image,class\nA.png,x\nb.png,y\nc.png,x\na.PNG,y\n"
-    )
+    labels_by_name, notes = read_rows("A.png,x b.png,y c.png,x a.PNG,y")
     assert labels_by_name == {"a.png": None, "b.png": "y", "c.png": "x"}
     assert any("different classes" in note and "a.png" in note for note in notes)
     # the one as it is written counts
-    labels_by_name, _, _ = read(root, names, "image,class\na,x\na.png,y\nb.png,y\nc.png,x\n")
-    assert labels_by_name["a.png"] == "y"
+    assert read_rows("a,x a.png,y b.png,y c.png,x")[0]["a.png"] == "y"
 
 
 def test_columns_of_one_class_an_image_and_of_several(root: Path) -> None:
-    one, tables, _ = read(
-        root, ["0.png", "1.png", "2.png"], "image,b,a\n0.png,1,0\n1.png,0,1\n2.png,,1\n"
-    )
+    names = ["0.png", "1.png", "2.png"]
+    one, tables, _ = read(root, names, "image,b,a\n0.png,1,0\n1.png,0,1\n2.png,,1\n")
     assert one == {"0.png": "b", "1.png": "a", "2.png": None}
     assert tables.classes == ("b", "a")  # as the header has them
-    several, _, _ = read(root, ["0.png", "1.png"], "image,b,a\n0.png,1,1\n1.png,0,1\n")
+    several, _, _ = read(root, names[:2], "image,b,a\n0.png,1,1\n1.png,0,1\n")
     assert several == {"0.png": ["b", "a"], "1.png": ["a"]}
 
 
@@ -526,22 +481,12 @@ def test_what_is_not_labelled_is_told(root: Path) -> None:
     names = [f"{i}.png" for i in range(6)]
     rows = "image,class,remark\n0.png,x,\n1.png,nan,\n2.png,unknown,?\n3.png,y,good\n4.png,y,\n"
     labels_by_name, _, notes = read(root, names, rows)
-    assert labels_by_name == {
-        "0.png": "x",
-        "1.png": None,
-        "2.png": "unknown",
-        "3.png": "y",
-        "4.png": "y",
-        "5.png": None,
-    }
+    assert list(labels_by_name.values()) == ["x", None, "unknown", "y", "y", None]
     text = "\n".join(notes)
-    for part in (
-        "1 row with no class (nan)",
-        "unknown is taken as a class",
-        "not used: remark",
-        "1 of 6 images have no row",
-    ):
-        assert part in text
+    assert "1 row with no class (nan)" in text
+    assert "unknown is taken as a class" in text
+    assert "not used: remark" in text
+    assert "1 of 6 images have no row" in text
 
 
 @pytest.mark.parametrize(
@@ -550,6 +495,8 @@ def test_what_is_not_labelled_is_told(root: Path) -> None:
         ("image,class\na.png,nan\nb.png,\n", "no image has a known class"),
         ("image,x,y\na.png,1,\nb.png,,0\n", "no image has a known class"),
         ("image,class\na.png,x\nb.png,\n", "line 3: no class for b.png"),
+        ("image,class\na.png,x\nb.png\n", "line 3: 1 columns, but the header has 2"),
+        ("file\na.png\nb.png\n", "two columns"),
         ("image,class\n3.png,x\n4.png,y\n", "none of 2 images"),
         ('image,class\na.png,x\n"b.png,y\nc.png,z\n', "quotation mark"),
         ('image,class\na.png,x\nb.png,"y\nc.png,z\n', "quotation mark"),
@@ -569,55 +516,39 @@ def test_tables_without_labels_are_refused(root: Path, text: str, message: str) 
 
 
 @pytest.mark.parametrize("file", ["labels.csv", "metadata.csv", "metadata.jsonl"])
-def test_every_root_has_its_own_table(tmp_path: Path, file: str) -> None:
-    folders = [tmp_path / "a", tmp_path / "b"]
+def test_every_root_has_its_own_table(two: list[Path], file: str) -> None:
     names = [f"{i}.png" for i in range(4)]
-    for folder, classes in zip(folders, ("xyxy", "yxyx"), strict=True):
-        folder.mkdir()
+    for folder, classes in zip(two, ("xyxy", "yxyx"), strict=True):
         pairs = list(zip(names, classes, strict=True))
         lines = ["file_name,label", *(f"{name},{kind}" for name, kind in pairs)]
         if file.endswith("jsonl"):
-            lines = [
-                json.dumps({"file_name": name, "label": kind, "objects": {"bbox": []}})
-                for name, kind in pairs
-            ]
+            rows = [{"file_name": n, "label": kind, "objects": {"bbox": []}} for n, kind in pairs]
+            lines = [json.dumps(row) for row in rows]
         (folder / file).write_text("\n".join(lines))
-    files, notes = files_of(folders, [names, names]), []  # type: tuple[Files, list[str]]
-    tables = label_by_tables("auto", roots_of(*folders), files, notes)
-    assert tables is not None
-    assert list(name_labels(tables, files).values()) == list("xyxyyxyx")
+    labels, _, notes = read_tables(two, [names, names])
+    assert labels == list("xyxyyxyx")
     assert any(f"b/{file} (4 images)" in note for note in notes)
 
 
-def test_an_image_without_a_row_in_its_own_table_takes_none_of_another(tmp_path: Path) -> None:
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder, text in zip(
-        folders, ("image,class\n0.png,x\n1.png,y\n", "image,class\n1.png,x\n"), strict=True
-    ):
-        folder.mkdir()
-        (folder / "labels.csv").write_text(text)
-    files, notes = files_of(folders, [["0.png", "1.png"]] * 2), []  # type: tuple[Files, list[str]]
-    tables = label_by_tables("auto", roots_of(*folders), files, notes)
-    assert tables is not None
-    assert list(name_labels(tables, files).values()) == ["x", "y", None, "x"]
+def test_an_image_without_a_row_in_its_own_table_takes_none_of_another(two: list[Path]) -> None:
+    (two[0] / "labels.csv").write_text("image,class\n0.png,x\n1.png,y\n")
+    (two[1] / "labels.csv").write_text("image,class\n1.png,x\n")
+    labels, _, notes = read_tables(two, [["0.png", "1.png"]] * 2)
+    assert labels == ["x", "y", None, "x"]
     assert any("1 of 4 images have no row" in note for note in notes)
 
 
 def test_the_nearest_table_above_an_image_decides(root: Path) -> None:
     names = [
-        f"{folder}{i}.png" for folder in ("", "train/", "train/deep/", "test/x/") for i in range(2)
+        f"{folder}{i}.png" for folder in ("", "train/", "train/deep/", "test/x/") for i in (0, 1)
     ]
+    below = "image,class\n0.png,c\n1.png,d\ntrain/deep/0.png,d\ndeep/1.png,c\n"
+    above = "image,class\n0.png,a\n1.png,b\ntrain/0.png,a\ntest/x/0.png,b\n"
     (root / "train").mkdir()
-    (root / "train" / "labels.csv").write_text(
-        "image,class\n0.png,c\n1.png,d\ntrain/deep/0.png,d\ndeep/1.png,c\n"
-    )
-    labels_by_name, _, notes = read(
-        root, names, "image,class\n0.png,a\n1.png,b\ntrain/0.png,a\ntest/x/0.png,b\n"
-    )
+    (root / "train" / "labels.csv").write_text(below)
+    labels_by_name, _, notes = read(root, names, above)
     assert list(labels_by_name.values()) == ["a", "b", "c", "d", "d", "c", "b", None]
-    assert any(
-        "labels.csv (3 images)" in note and "labels.csv (4 images)" in note for note in notes
-    )
+    assert any("labels.csv (3 images)" in n and "labels.csv (4 images)" in n for n in notes)
     assert any("1 row of" in note for note in notes)  # train/0.png in the table above
 
 
@@ -627,10 +558,8 @@ def test_metadata_without_classes_is_passed_over(root: Path) -> None:
     (root / "metadata.csv").write_text("file_name,label\n0.png,zzz\n")
     labels_by_name, _, notes = read(root, ["0.png", "x/0.png"], "image,class\n0.png,a\nx/0.png,b\n")
     assert labels_by_name == {"0.png": "a", "x/0.png": "b"}
-    assert (
-        sum("not read for labels" in note and note.count("metadata.csv") == 2 for note in notes)
-        == 1
-    )
+    (note,) = [note for note in notes if "not read for labels" in note]
+    assert note.count("metadata.csv") == 2
 
 
 def test_a_spreadsheet_beside_the_images_is_told(root: Path) -> None:
@@ -644,30 +573,31 @@ def test_a_spreadsheet_beside_the_images_is_told(root: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_one_table_for_several_roots(tmp_path: Path, inside: bool) -> None:
+def test_one_table_for_several_roots(tmp_path: Path, two: list[Path], inside: bool) -> None:
     """A name that two roots have labels neither, but where the table lies in one of them."""
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-    files, notes = files_of(folders, [["0.png", "1.png"], ["0.png", "2.png"]]), []  # type: tuple[Files, list[str]]
-    table = (folders[0] if inside else tmp_path) / "t.csv"
-    table.write_text("image,class\n0.png,x\n1.png,y\n2.png,x\n")
-    tables = label_by_tables(str(table), roots_of(*folders), files, notes)
-    assert tables is not None
-    assert list(name_labels(tables, files).values()) == ["x" if inside else None, "y", None, "x"]
+    table = (two[0] if inside else tmp_path) / "t.csv"
+
+    def read_rows(*rows: str) -> tuple[list[object], list[str]]:
+        table.write_text("\n".join(["image,class", *rows]))
+        labels, _, notes = read_tables(two, [["0.png", "1.png"], ["0.png", "2.png"]], table)
+        return labels, notes
+
+    labels, notes = read_rows("0.png,x", "1.png,y", "2.png,x")
+    assert labels == ["x" if inside else None, "y", None, "x"]
     assert any("several images" in note for note in notes) != inside
-    table.write_text(
-        "image,class\na/0.png,x\n1.png,y\nb/0.png,y\n"
-        if not inside
-        else "image,class\n0.png,x\n1.png,y\nb/0.png,y\n"
-    )
-    tables = label_by_tables(str(table), roots_of(*folders), files, notes)
-    assert tables is not None
-    assert list(name_labels(tables, files).values()) == ["x", "y", "y", None]
+    labels, _ = read_rows("0.png,x" if inside else "a/0.png,x", "1.png,y", "b/0.png,y")
+    assert labels == ["x", "y", "y", None]
     if not inside:
-        table.write_text("image,class\n0.png,x\n0.png,x\n")
         with pytest.raises(UserError, match="several folders"):
-            label_by_tables(str(table), roots_of(*folders), files, notes)
+            read_rows("0.png,x", "0.png,x")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    """The folders of two roots."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    return [tmp_path / "a", tmp_path / "b"]
 
 
 # A column of the split
@@ -677,7 +607,7 @@ def test_one_table_for_several_roots(tmp_path: Path, inside: bool) -> None:
     ("text", "test"),
     [
         ("split\ntrain\ntest\nTrain\nval\n", [False, True, False, True]),
-        ("subset\ntraining\n\nvalidation\n", None),
+        ("subset,n\ntraining,1\n,2\nvalidation,3\n", [False, False, True]),
         ("split\ntrain\ntrain\n", None),
         ("split\n0\n1\n", None),
         ("split\ntrain\ntest\nspare\n", None),
@@ -685,11 +615,7 @@ def test_one_table_for_several_roots(tmp_path: Path, inside: bool) -> None:
     ],
 )
 def test_a_column_of_the_split(text: str, test: list[bool] | None) -> None:
-    columns = columns_of(text)
-    if text.startswith("subset"):
-        columns = [Column(0, "subset", ["training", "", "validation"])]
-        test = [False, False, True]
-    split = read_split(columns)
+    split = read_split(columns_of(text))
     assert (split[1] if split else None) == test
 
 

@@ -13,7 +13,7 @@ from selftaught.data.index.masks import remove_masks
 from selftaught.data.index.scan import Files, Root
 
 HERE = [Root("/r", "/r", is_file=True)]  # so that no labels.csv is looked for
-HELD_OUT = "held out"
+NONE = (None, False)  # no label, and not held out
 
 
 def few(*folders: str, n: int = 4, suffix: str = "png") -> list[str]:
@@ -52,34 +52,18 @@ def expected(names: list[str], place: int, held_out: str = "") -> dict[str, tupl
 # Splits
 
 SIDES = [
-    ("train", "test"),
-    ("Train", "TEST"),
-    ("training", "testing"),
-    ("train2017", "val2017"),
-    ("training_set", "test_set"),
-    ("train-images", "test-images"),
-    ("imgs_train", "imgs_val"),
-    ("train", "val_set"),
-    ("train", "dev"),
-    ("train", "eval"),
-    ("training", "evaluation"),
-    ("trainset", "testset"),
-    ("TrainingSet", "ValidationSet"),
-    ("train data", "valid data"),
-    ("seg_train", "seg_test"),
-    ("bounding_box_train", "bounding_box_test"),
-    ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
-    ("DIV2K_train_HR", "DIV2K_valid_HR"),
-    ("01_train", "02_test"),
-    ("train_256", "test_256"),
-    ("labeled", "test"),
-    ("trainval", "test"),
-    ("TRAIN", "Holdout"),
-    ("my_train_data", "my_test_data"),
+    *("train | test", "Train | TEST", "training | testing", "train2017 | val2017"),
+    *("training_set | test_set", "train-images | test-images", "imgs_train | imgs_val"),
+    *("train | val_set", "train | dev", "train | eval", "training | evaluation"),
+    *("trainset | testset", "TrainingSet | ValidationSet", "train data | valid data"),
+    *("seg_train | seg_test", "bounding_box_train | bounding_box_test"),
+    *("ILSVRC2012_img_train | ILSVRC2012_img_val", "DIV2K_train_HR | DIV2K_valid_HR"),
+    *("01_train | 02_test", "train_256 | test_256", "labeled | test", "trainval | test"),
+    *("TRAIN | Holdout", "my_train_data | my_test_data"),
 ]
 
 
-@pytest.mark.parametrize(("train", "test"), SIDES)
+@pytest.mark.parametrize(("train", "test"), [pair.split(" | ") for pair in SIDES])
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_split_by_any_of_its_names(train: str, test: str, twice: bool) -> None:
     """Also where an archive of each side was unpacked into a folder of its own name."""
@@ -93,49 +77,31 @@ def test_a_split_by_any_of_its_names(train: str, test: str, twice: bool) -> None
 @pytest.mark.parametrize(
     "folders",
     [
-        ("train", "bus", "plane"),
-        ("trains", "tests", "buses"),
-        ("trainers", "boots", "test_tube"),
-        ("test_tube", "train_station"),
-        ("valley", "hill"),
-        ("devices", "trainers"),
-        ("valid", "invalid"),
-        ("evaluations", "training_ground", "val_d_isere"),
-        ("test", "exam"),
-        ("Trainspotting", "latest"),
+        *("train bus plane", "trains tests buses", "trainers boots test_tube", "valid invalid"),
+        *("test_tube train_station", "valley hill", "devices trainers", "test exam"),
+        *("evaluations training_ground val_d_isere", "Trainspotting latest"),
     ],
 )
 @pytest.mark.parametrize("around", ["", "set/"])
-def test_classes_that_only_look_like_a_split(folders: tuple[str, ...], around: str) -> None:
-    names = few(*(around + folder for folder in folders))
+def test_classes_that_only_look_like_a_split(folders: str, around: str) -> None:
+    names = few(*(around + folder for folder in folders.split()))
     assert read(names) == expected(names, 1 if around else 0)
 
 
 def test_a_class_called_train_in_a_split_and_beside_its_val() -> None:
-    inside = [name for side in ("train", "test") for name in classes(side, "train", "bus", "plane")]
-    assert read(inside) == expected(inside, 1, HELD_OUT) | {
-        name: (name.split("/")[1], True) for name in inside if name.startswith("test/")
-    }
-    beside = [*few("train", "bus", "plane"), *classes("val", "train", "bus", "plane")]
-    labels_by_path = read(beside)
-    assert {name for name, (_, held_out) in labels_by_path.items() if held_out} == set(
-        classes("val", "train", "bus", "plane")
-    )
-    assert {labels_by_path[name][0] for name in beside} == {"train", "bus", "plane"}
-    assert all(own == name.split("/")[-2] for name, (own, _) in labels_by_path.items())
+    three = ("train", "bus", "plane")
+    inside = [name for side in ("train", "test") for name in classes(side, *three)]
+    assert read(inside) == {name: (name.split("/")[1], name.startswith("test/")) for name in inside}
+    beside, held_out = few(*three), classes("val", *three)
+    assert read([*beside, *held_out]) == expected(beside, 0) | expected(held_out, 1, "val")
 
 
-@pytest.mark.parametrize("side", ["train", "test"])
-def test_a_side_without_class_folders(side: str) -> None:
+def test_a_side_without_class_folders() -> None:
     """As many competitions give their test images: these have no labels, and the others keep
     theirs.
     """
-    names = [*classes("train"), *few("test", n=20)]
-    labels_by_path = read(names)
-    assert {
-        name: own for name, own in labels_by_path.items() if name.startswith("train")
-    } == expected(classes("train"), 1)
-    assert all(labels_by_path[name] == (None, True) for name in few("test", n=20))
+    names, more = classes("train"), few("test", n=20)
+    assert read([*names, *more]) == expected(names, 1) | dict.fromkeys(more, (None, True))
 
 
 def test_one_class_to_train_on_and_more_to_test() -> None:
@@ -173,43 +139,31 @@ def test_folders_of_scenes_that_train_and_test_do_not_share_are_no_classes() -> 
     ["unlabeled", "unlabelled", "Unlabeled2017", "unlabeled_images", "unsup", "extra", "misc"],
 )
 def test_unlabelled_images_beside_a_split(folder: str) -> None:
-    labelled = [*classes("train"), *classes("test")]
-    notes: list[str] = []
-    labels_by_path = read([*labelled, *few(folder, n=40)], notes)
-    assert labels_by_path == expected(labelled, 1, "test") | {
-        name: (None, False) for name in few(folder, n=40)
-    }
+    names, more, notes = [*classes("train"), *classes("test")], few(folder, n=40), list[str]()
+    assert read([*names, *more], notes) == expected(names, 1, "test") | dict.fromkeys(more, NONE)
     assert any("40" in note and folder in note for note in notes)
 
 
 @pytest.mark.parametrize(
     ("labelled", "folder"),
     [
-        ("train", "unlabeled"),
-        ("train", "extra"),
-        ("labeled", "unlabeled"),
-        ("Train2017", "unlabeled2017"),
-        ("test", "unsup"),
+        *(("train", "unlabeled"), ("train", "extra"), ("labeled", "unlabeled")),
+        *(("Train2017", "unlabeled2017"), ("test", "unsup")),
     ],
 )
 @pytest.mark.parametrize("around", ["", "set/"])
 def test_unlabelled_images_beside_one_side_alone(labelled: str, folder: str, around: str) -> None:
-    names = classes(around + labelled)
-    labels_by_path = read([*names, *few(around + folder, n=40)])
-    assert labels_by_path == expected(names, 2 if around else 1) | {
-        name: (None, False) for name in few(around + folder, n=40)
-    }
+    names, more = classes(around + labelled), few(around + folder, n=40)
+    place = 2 if around else 1
+    assert read([*names, *more]) == expected(names, place) | dict.fromkeys(more, NONE)
 
 
 def test_unlabelled_images_among_classes() -> None:
-    for folder in ("", "train/"):
-        names, more = few(f"{folder}a", f"{folder}b"), few(f"{folder}unlabelled")
-        held_out = classes("test") if folder else []
-        labels_by_path = read([*names, *more, *held_out])
-        place = 1 if folder else 0
-        assert labels_by_path == expected([*names, *held_out], place, "test") | {
-            name: (None, False) for name in more
-        }
+    for folder, place in (("", 0), ("train/", 1)):
+        more, names = few(f"{folder}unlabelled"), few(f"{folder}a", f"{folder}b")
+        names += classes("test") if folder else []
+        unlabelled = dict.fromkeys(more, NONE)
+        assert read([*names, *more]) == expected(names, place, "test") | unlabelled
 
 
 def test_more_images_of_the_same_classes_keep_their_labels() -> None:
@@ -221,15 +175,13 @@ def test_more_images_of_the_same_classes_keep_their_labels() -> None:
 
 
 def test_a_loose_image_beside_class_folders_has_no_label() -> None:
-    for loose in (["x.png"], ["x.png", "y.png", "z.png"]):
-        names, notes = few("a", "b"), list[str]()
-        assert read([*names, *loose], notes) == expected(names, 0) | {
-            name: (None, False) for name in loose
-        }
-        assert any("x.png" in note for note in notes)
     names = few("a", "b")
+    for loose in (["x.png"], ["x.png", "y.png", "z.png"]):
+        notes: list[str] = []
+        assert read([*names, *loose], notes) == expected(names, 0) | dict.fromkeys(loose, NONE)
+        assert any("x.png" in note for note in notes)
     many = [f"{i}.png" for i in range(9)]
-    assert set(read([*names, *many]).values()) == {(None, False)}  # these folders are no classes
+    assert set(read([*names, *many]).values()) == {NONE}  # these folders are no classes
 
 
 # What an archive was unpacked into
@@ -244,21 +196,14 @@ def test_a_wrapping_folder_is_looked_into(around: str, loose: list[str]) -> None
         (classes(around), ""),
     ):
         notes: list[str] = []
-        labels_by_path = read([*names, *loose], notes)
-        place = depth + bool(held_out)
-        assert labels_by_path == expected(names, place, held_out) | {
-            name: (None, False) for name in loose
-        }
+        wanted = expected(names, depth + bool(held_out), held_out) | dict.fromkeys(loose, NONE)
+        assert read([*names, *loose], notes) == wanted
         assert any(f"/r/{around}" in note for note in notes)
 
 
 def test_figures_beside_the_set_are_no_class() -> None:
-    names = [*classes("set/train"), *classes("set/test")]
-    labels_by_path = read([*names, "docs/figure.png", "x.png"])
-    assert labels_by_path == expected(names, 2, "test") | {
-        "docs/figure.png": (None, False),
-        "x.png": (None, False),
-    }
+    names, more = [*classes("set/train"), *classes("set/test")], ["docs/figure.png", "x.png"]
+    assert read([*names, *more]) == expected(names, 2, "test") | dict.fromkeys(more, NONE)
 
 
 @pytest.mark.parametrize("inside", ["images", "JPEGImages", "img"])
@@ -272,6 +217,14 @@ def test_a_folder_of_images_inside_each_side(inside: str) -> None:
 # Masks
 
 VOC = few("JPEGImages", suffix="jpg")
+GOOD_AND_BROKEN = few("bottle/train/good", "bottle/test/good", "bottle/test/broken")
+ENDS = ("_GT", "-mask", "_label", "_seg", "_mask_1")
+
+
+def many(form: str, n: int = 4) -> list[str]:
+    return [form.format(i) for i in range(n)]
+
+
 MASKS = [
     (VOC, few("SegmentationClass")),
     (VOC, few("SegmentationClass", "SegmentationObject", "Annotations")),
@@ -286,43 +239,24 @@ MASKS = [
     (few("train", "test"), few("train_masks")),
     (few("train", "test"), few("masks/train")),
     (few("images"), few("annotations/trimaps")),
-    (
-        few("bottle/train/good", "bottle/test/good", "bottle/test/broken"),
-        few("bottle/ground_truth/broken"),
-    ),
+    (GOOD_AND_BROKEN, few("bottle/ground_truth/broken")),
     (few("cat/images", "dog/images"), few("cat/masks", "dog/masks")),
-    (
-        [f"leftImg8bit/val/ulm/{i}_leftImg8bit.png" for i in "012"],
-        [f"gtFine/val/ulm/{i}_gtFine_color.png" for i in "012"],
-    ),
-    (few("Training_Input"), [f"Training_GroundTruth/{i}_segmentation.png" for i in range(4)]),
+    (many("leftImg8bit/val/ulm/{}_leftImg8bit.png"), many("gtFine/val/ulm/{}_gtFine_color.png")),
+    (few("Training_Input"), many("Training_GroundTruth/{}_segmentation.png")),
     (few("whatever", suffix="jpg"), few("mask")),  # called like no other, and of the same stems
     (few("whatever"), few("masks")),
-    (few("cat", "dog"), [*few("masks/cat"), *few("masks/dog")]),
+    (few("cat", "dog"), few("masks/cat", "masks/dog")),
     (["cat/1.jpg", "cat/2.jpg", "dog/1.jpg"], ["cat/mask/1.png", "dog/mask/1.png"]),
-    (few("a", "b", suffix="jpg"), [f"{c}/{i}_mask.png" for c in "ab" for i in range(4)]),
-    (
-        few("a", suffix="jpg"),
-        [
-            f"a/{i}{end}.png"
-            for i in range(4)
-            for end in ("_GT", "-mask", "_label", "_seg", "_mask_1")
-        ],
-    ),
+    (few("a", "b", suffix="jpg"), many("a/{}_mask.png") + many("b/{}_mask.png")),
+    (few("a", suffix="jpg"), [name for end in ENDS for name in many(f"a/{{}}{end}.png")]),
     (few("img_dir/train", "img_dir/val"), few("ann_dir/train", "ann_dir/val")),
     (few("input"), few("target")),
     (few("rgb"), few("depth", "instances")),
-    (
-        [f"Class1/{i:04}.PNG" for i in range(4)],
-        [f"Class1/Label/{i:04}_label.PNG" for i in range(2)],
-    ),
+    (many("Class1/{:04}.PNG"), many("Class1/Label/{:04}_label.PNG", 2)),
     (few("cat", "dog"), ["cat/mask/1.png", "dog/mask/1.png"]),
-    (
-        [f"benign/benign ({i}).png" for i in range(3)],
-        ["benign/benign (0)_mask.png", "benign/benign (0)_mask_1.png"],
-    ),
-    ([f"{i}_sat.jpg" for i in range(3)], [f"{i}_mask.png" for i in range(3)]),
-    ([f"image_{i}.jpg" for i in range(3)], [f"mask_{i}.png" for i in range(3)]),
+    (many("b/b ({}).png", 3), ["b/b (0)_mask.png", "b/b (0)_mask_1.png"]),
+    (many("{}_sat.jpg"), many("{}_mask.png")),
+    (many("image_{}.jpg"), many("mask_{}.png")),
 ]
 
 
@@ -341,24 +275,14 @@ def test_masks_beside_their_photographs_are_left_out_and_counted(
 @pytest.mark.parametrize(
     "folders",
     [
-        ("mask", "no_mask"),
-        ("with_mask", "without_mask"),
-        ("mask", "glasses", "hat"),
-        ("face", "face_mask", "face_shield"),
-        ("labels", "bottles", "caps"),
-        ("Ford GT Coupe", "BMW X5"),
-        ("tile", "brick"),
-        ("photo", "scan"),
-        ("edge", "depth"),
-        ("masked", "unmasked"),
-        ("mask", "face"),
-        ("manual", "automatic"),
-        ("target", "background"),
-        ("target", "non_target"),
+        *("mask no_mask", "with_mask without_mask", "mask glasses hat", "labels bottles caps"),
+        *("face face_mask face_shield", "Ford+GT+Coupe BMW+X5", "tile brick", "photo scan"),
+        *("edge depth", "masked unmasked", "mask face", "manual automatic"),
+        *("target background", "target non_target"),
     ],
 )
-def test_classes_that_only_look_like_masks(folders: tuple[str, ...]) -> None:
-    names = few(*folders)
+def test_classes_that_only_look_like_masks(folders: str) -> None:
+    names = few(*(folder.replace("+", " ") for folder in folders.split()))
     assert read(names) == expected(names, 0)
     split = [f"{side}/{name}" for side in ("train", "test") for name in names]
     assert read(split) == expected(split, 1, "test")
