@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from selftaught.losses import cosine_distance, info_nce, nt_xent, sinkhorn, soft_cross_entropy
 from tests.formulas import (
     Rows,
+    answer,
     close,
+    data64,
     dot,
     double,
     few,
+    loss_of,
     normal,
     plain_byol,
     plain_cross_entropy,
@@ -49,11 +52,9 @@ def plain_nt_xent(first: Rows, second: Rows, temperature: float) -> float:
 @few
 @given(sizes, widths, st.integers(0, 9), temperatures, seeds)
 def test_info_nce_is_its_formula(b: int, d: int, k: int, temperature: float, seed: int) -> None:
-    query, key, negatives = (
-        unit(b, d, seed=seed),
-        unit(b, d, seed=seed + 1),
-        unit(k, d, seed=seed + 2),
-    )
+    query = unit(b, d, seed=seed)
+    key = unit(b, d, seed=seed + 1)
+    negatives = unit(k, d, seed=seed + 2)
     pairs = zip(query.tolist(), key.tolist(), strict=True)
     formula = sum(plain_info_nce(q, own, negatives.tolist(), temperature) for q, own in pairs) / b
     close(info_nce(query, key, negatives, temperature), formula)
@@ -105,23 +106,21 @@ def test_hard_labels_are_a_case_of_soft_ones() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
 def test_supervised_is_its_formula(smoothing: float) -> None:
     """Szegedy et al., 2015, section 7: the label has 1 - s, and all classes share s."""
-    method, data = double("supervised", smoothing=smoothing), batch(dtype=torch.float64)
+    method, data = double("supervised", smoothing=smoothing), data64()
     target = [
         [(1 - smoothing) * (k == label) + smoothing / 5 for k in range(5)]
         for label in data.label.tolist()
     ]
-    predictions = method.predict(method.inputs(data))
     formula = plain_cross_entropy(method.network(data.views[0]).tolist(), target)
-    close(method.loss(predictions, method.targets(data, predictions)), formula)
+    close(loss_of(method, data), formula)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_with_several_labels_an_image_each_class_is_asked_for_itself(smoothing: float) -> None:
     """One logistic loss a class, averaged over images and classes; s is shared by yes and no."""
-    method, data = double("supervised", smoothing=smoothing), batch(dtype=torch.float64)
+    method, data = double("supervised", smoothing=smoothing), data64()
     label = torch.randint(2, (8, 5), generator=rng(), dtype=torch.int8)
     data = dataclasses.replace(data, label=label)
-    predictions = method.predict(method.inputs(data))
     pairs = zip(
         method.network(data.views[0]).flatten().tolist(), label.flatten().tolist(), strict=True
     )
@@ -130,7 +129,7 @@ def test_with_several_labels_an_image_each_class_is_asked_for_itself(smoothing: 
         for logit, there in pairs
         for sign, share in ((-1, there), (1, 1 - there))
     ]
-    close(method.loss(predictions, method.targets(data, predictions)), sum(costs) / 40)
+    close(loss_of(method, data), sum(costs) / 40)
 
 
 # Gradients
@@ -173,12 +172,10 @@ def test_the_order_of_the_batch_does_not_matter(
 def test_turning_all_embeddings_changes_nothing(
     b: int, d: int, temperature: float, seed: int
 ) -> None:
-    x, y, z, turn = (
-        unit(b, d, seed=seed),
-        unit(b, d, seed=seed + 1),
-        unit(5, d, seed=seed + 2),
-        rotation(d, seed + 3),
-    )
+    x = unit(b, d, seed=seed)
+    y = unit(b, d, seed=seed + 1)
+    z = unit(5, d, seed=seed + 2)
+    turn = rotation(d, seed + 3)
     close(info_nce(x @ turn, y @ turn, z @ turn, temperature), info_nce(x, y, z, temperature))
     close(nt_xent(x @ turn, y @ turn, temperature), nt_xent(x, y, temperature))
     close(cosine_distance(x @ turn, y @ turn), cosine_distance(x, y))
@@ -253,7 +250,7 @@ def test_simclr_without_its_keys_gradient() -> None:
     beside a query moves.
     """
     free, still = (build("simclr", norm=False, dtype=torch.float64) for _ in range(2))
-    still.stop_gradient, data = True, batch(dtype=torch.float64)
+    still.stop_gradient, data = True, data64()
     x, y = free.predict(free.inputs(data))
     parts = [nt_xent(x, y.detach(), free.temperature), nt_xent(y, x.detach(), free.temperature)]
     expected = torch.autograd.grad(sum(parts) / 2, list(free.parameters()))
@@ -267,7 +264,7 @@ def test_simclr_without_its_keys_gradient() -> None:
 
 
 def test_simclr_is_lightlys() -> None:
-    method, data = build("simclr", norm=False, dtype=torch.float64), batch(dtype=torch.float64)
+    method, data = build("simclr", norm=False, dtype=torch.float64), data64()
     predictions = method.predict(method.inputs(data))
     theirs = pytest.importorskip("lightly.loss").NTXentLoss(temperature=method.temperature)
     close(method.loss(predictions, method.targets(data, predictions)), theirs(*predictions))
@@ -283,8 +280,7 @@ def test_moco_is_lightlys_step_after_step() -> None:
     theirs.memory_bank.bank = queue.clone()
     for step in range(5):
         data = batch(8, seed=step)
-        predictions = method.predict(method.inputs(data))
-        targets = method.targets(data, predictions)
+        predictions, targets = answer(method, data)
         mine, peers = method.loss(predictions, targets), theirs(predictions[0], targets[0])
         close(mine, peers, 1e-5)
         parameters = [p for p in method.parameters() if p.requires_grad]

@@ -215,10 +215,8 @@ def test_hard_examples_are_made_of_the_crops_they_ask_for(
 
 @pytest.mark.parametrize("name", ["swav", "deepcluster-v2"])
 def test_an_attack_on_large_crops_raises_their_loss(name: str) -> None:
-    step, data = (
-        Step(build(name, norm=False, dtype=torch.float64), (Adversarial(eps=8),)),
-        with_small(),
-    )
+    step = Step(build(name, norm=False, dtype=torch.float64), (Adversarial(eps=8),))
+    data = with_small()
     data = Batch(tuple(v.double() for v in data.views), data.index, data.label, data.seed)
     outcome = step(data, rng())
     large = objective(step.method, outcome.predictions[:2], outcome.targets)

@@ -18,7 +18,6 @@ from selftaught.method import Batch, Method, Setting, Setup
 from selftaught.methods import METHODS
 from selftaught.methods.contrastive.cmc import CMC
 from selftaught.methods.contrastive.infomin import InfoMin
-from selftaught.methods.contrastive.instance_discrimination import InstanceDiscrimination
 from selftaught.methods.contrastive.margin_contrastive import MarginContrastive
 from selftaught.methods.contrastive.moco_v2 import MoCoV2
 from selftaught.methods.contrastive.pirl import PIRL
@@ -31,7 +30,7 @@ from selftaught.methods.parts.jigsaw_head import (
 )
 from selftaught.methods.parts.lab import coloured, light_and_colour
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
-from tests.formulas import Row, Rows, close, dot, few, normal, rotation, seeds, unit
+from tests.formulas import Row, Rows, answer, close, data64, dot, few, normal, rotation, seeds, unit
 from tests.laws.toys import IMAGES, Toy, batch, build, config, rng
 
 sizes, widths = st.integers(2, 7), st.integers(2, 6)
@@ -119,11 +118,9 @@ def test_gradients_are_the_numerical_ones() -> None:
 @few
 @given(sizes, widths, st.floats(0.1, 2.0), seeds)
 def test_neither_order_nor_a_turn_matters(b: int, d: int, margin: float, seed: int) -> None:
-    x, y, p = (
-        unit(b, d, seed=seed),
-        unit(b, d, seed=seed + 1),
-        torch.randperm(b, generator=rng(seed)),
-    )
+    x = unit(b, d, seed=seed)
+    y = unit(b, d, seed=seed + 1)
+    p = torch.randperm(b, generator=rng(seed))
     turn = rotation(d, seed + 2)
     for loss in (margin_contrastive, triplet):
         close(loss(x[p], y[p], margin), loss(x, y, margin), 1e-7)
@@ -176,11 +173,11 @@ def test_constant_embeddings_have_the_chance_loss(name: str) -> None:
 )
 def test_both_views_are_asked_and_both_move(name: str, formula: object) -> None:
     method = build(name, norm=False, dtype=torch.float64)
-    predictions = method.predict(method.inputs(batch(dtype=torch.float64)))
+    predictions = method.predict(method.inputs(data64()))
     targets = method.targets(batch(), predictions)
     assert all(t.requires_grad for t in targets)
     first, second = (p.detach().tolist() for p in predictions)
-    both = [formula(x, y, method.margin) for x, y in ((first, second), (second, first))]  # type: ignore[operator]
+    both = [formula(x, y, method.margin) for x, y in ((first, second), (second, first))]
     close(method.loss(predictions, targets), sum(both) / 2, 1e-6)
 
 
@@ -189,7 +186,7 @@ def test_both_views_are_asked_and_both_move(name: str, formula: object) -> None:
 )
 def test_a_margin_that_makes_no_sense_is_refused(kind: type[Method], margin: float) -> None:
     with pytest.raises(UserError, match=r"--method\.margin"):
-        kind(kind.Config(margin=margin), Setup(Toy(norm=False), IMAGES))  # type: ignore[call-arg]
+        kind(kind.Config(margin=margin), Setup(Toy(norm=False), IMAGES))
 
 
 # The memory
@@ -199,7 +196,7 @@ def memory(images: int = 12, seen: int = 9, **change: object) -> MemoryBank:
     """In double precision; images from `seen` on were never shown."""
     torch.manual_seed(0)
     values = {"dim": 4, "negatives": 5, "loss": "softmax", "temperature": 0.3, **change}
-    it = MemoryBank(MemoryConfig(**values), images).double()  # type: ignore[arg-type]
+    it = MemoryBank(MemoryConfig(**values), images).double()
     it.fill([(torch.arange(seen), unit(seen, 4, seed=7))])
     return it
 
@@ -273,11 +270,9 @@ def test_the_softmax_is_its_formula(negatives: int, temperature: float, seed: in
 
 
 def test_with_all_rows_it_is_classification_of_images() -> None:
-    it, embedding, index = (
-        memory(negatives=12, seen=12),
-        unit(4, 4, seed=1),
-        torch.tensor([3, 11, 0, 5]),
-    )
+    it = memory(negatives=12, seen=12)
+    embedding = unit(4, 4, seed=1)
+    index = torch.tensor([3, 11, 0, 5])
     close(it.loss(embedding, index), F.cross_entropy(embedding @ it.rows.T / 0.3, index))
 
 
@@ -299,10 +294,8 @@ def test_noise_contrastive_estimation_is_its_formula(
     """Wu et al., 2018, equations 2 to 7: P(i|v) = exp(v_i f / T) / Z, Z from the first batch, and
     constant.
     """
-    it, embedding = (
-        memory(negatives=negatives, temperature=temperature, loss="nce"),
-        unit(3, 4, seed=seed),
-    )
+    it = memory(negatives=negatives, temperature=temperature, loss="nce")
+    embedding = unit(3, 4, seed=seed)
     start = unit(9, 4, seed=7).tolist()  # what it was filled with
     z = 12 * sum(math.exp(dot(f, v) / temperature) for f in start for v in start) / 81
     it.remember(torch.tensor([4]), unit(1, 4, seed=seed + 1))
@@ -361,7 +354,7 @@ def test_it_is_filled_once() -> None:
         raise AssertionError("a pass over the data that nobody needs")
         yield
 
-    it.fill(never())  # type: ignore[arg-type]
+    it.fill(never())
 
 
 def tinted(first: int, seed: int, tint: float) -> Batch:
@@ -379,17 +372,16 @@ def tinted(first: int, seed: int, tint: float) -> Batch:
 @pytest.mark.parametrize("name", REMEMBERING)
 @pytest.mark.parametrize("loss", ["nce", "softmax"])
 def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
-    change = dataclasses.replace(config(name), negatives=IMAGES, loss=loss)  # type: ignore[call-arg]
+    change = dataclasses.replace(config(name), negatives=IMAGES, loss=loss)
     torch.manual_seed(0)
     method = METHODS[name](change, Setup(Toy(norm=True), IMAGES))
     optimizer, found = torch.optim.SGD(method.parameters(), lr=0.03, momentum=0.5), []
     tint = 0.8 if name == "cmc" else 0.2  # which lightness must be guessed from
     method.before_epoch([tinted(16 * s, s, tint) for s in range(4)])
-    rows = method.lights.rows if isinstance(method, CMC) else method.memory.rows  # type: ignore[union-attr]
+    rows = method.lights.rows if isinstance(method, CMC) else method.memory.rows
     for step in range(120):
         data = tinted(16 * (step % 4), step, tint)
-        predictions = method.predict(method.inputs(data))
-        targets = method.targets(data, predictions)
+        predictions, targets = answer(method, data)
         optimizer.zero_grad()
         method.loss(predictions, targets).backward()
         optimizer.step()
@@ -406,7 +398,7 @@ def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
 
 @pytest.mark.parametrize("name", REMEMBERING)
 def test_one_row_for_all_images_costs_what_chance_costs(name: str) -> None:
-    change = dataclasses.replace(config(name), negatives=IMAGES, loss="softmax")  # type: ignore[call-arg]
+    change = dataclasses.replace(config(name), negatives=IMAGES, loss="softmax")
     method = METHODS[name](change, Setup(Toy(norm=True), IMAGES))
     same = unit(1, 8, seed=0).float()
     for it in method.modules():
@@ -417,7 +409,7 @@ def test_one_row_for_all_images_costs_what_chance_costs(name: str) -> None:
             )
     nce_method = METHODS[name](
         dataclasses.replace(change, loss="nce"), Setup(Toy(norm=True), IMAGES)
-    )  # type: ignore[call-arg]
+    )
     assert nce_method.collapsed_loss(8) is None  # it depends on Z
 
 
@@ -429,13 +421,13 @@ def test_small_data_are_compared_with_all_of_themselves(name: str) -> None:
         0.5,
         0.07,
         128,
-    )  # type: ignore[attr-defined]
+    )
     small, large = (
         default.defaults(Setting(images=n, batch=128, steps=999, features=9)).config
         for n in (900, 10**7)
     )
-    assert (small.negatives, small.loss) == (900, "softmax")  # type: ignore[attr-defined]
-    assert (large.negatives, large.loss) == (65536, "softmax")  # type: ignore[attr-defined]
+    assert (small.negatives, small.loss) == (900, "softmax")
+    assert (large.negatives, large.loss) == (65536, "softmax")
     assert not math.isnan(
         METHODS[name](small, Setup(Toy(norm=True), 900)).collapsed_loss(8) or math.nan
     )
@@ -443,7 +435,6 @@ def test_small_data_are_compared_with_all_of_themselves(name: str) -> None:
 
 def test_an_image_is_its_own_class() -> None:
     method = build("instance-discrimination")
-    assert isinstance(method, InstanceDiscrimination)
     data = batch(first=8)
     predictions = method.predict(method.inputs(data))
     assert predictions.norm(dim=1).allclose(torch.ones(8))
@@ -475,10 +466,8 @@ def test_pieces_are_the_middles_of_nine_cells(size: int, side: int) -> None:
 
 def test_each_image_has_an_order_of_its_own() -> None:
     view, noise = torch.rand(6, 3, 33, 33, generator=rng()), torch.rand(6, 9, generator=rng())
-    plain, shuffled = (
-        shuffled_pieces(view, torch.arange(9.0).expand(6, -1)),
-        shuffled_pieces(view, noise),
-    )
+    plain = shuffled_pieces(view, torch.arange(9.0).expand(6, -1))
+    shuffled = shuffled_pieces(view, noise)
     orders = []
     for i in range(6):
         found = [
@@ -528,7 +517,7 @@ def test_pirl_weighs_the_whole_and_its_pieces(share: float) -> None:
 @pytest.mark.parametrize("kind", [PIRL, InfoMin])
 def test_a_share_above_one_is_refused(kind: type[Method]) -> None:
     with pytest.raises(UserError, match=r"--method\.jigsaw"):
-        kind(dataclasses.replace(kind.Config(), jigsaw=1.5), Toy(norm=False), 10**6)  # type: ignore[call-arg]
+        kind(dataclasses.replace(kind.Config(), jigsaw=1.5), Toy(norm=False), 10**6)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -539,8 +528,8 @@ def test_infomin_is_moco_with_pieces_step_after_step(symmetric: bool, share: flo
     """
     change = {"hidden": 16, "dim": 8, "queue": 16, "symmetric": symmetric, "temperature": 0.15}
     torch.manual_seed(0)
-    method = InfoMin(InfoMin.Config(jigsaw=share, **change), Setup(Toy(norm=False), IMAGES))  # type: ignore[arg-type]
-    moco = MoCoV2(MoCoV2.Config(**change), Setup(Toy(norm=False), IMAGES))  # type: ignore[arg-type]
+    method = InfoMin(InfoMin.Config(jigsaw=share, **change), Setup(Toy(norm=False), IMAGES))
+    moco = MoCoV2(MoCoV2.Config(**change), Setup(Toy(norm=False), IMAGES))
     moco.load_state_dict(method.moco.state_dict())
     for step in range(3):
         data = batch(seed=step)
@@ -621,7 +610,6 @@ def some_grey(n: int = 8, seed: int = 1) -> Batch:
 
 def test_each_asks_the_memory_of_the_other() -> None:
     method = build("cmc")
-    assert isinstance(method, CMC)
     data = batch()
     light, colour = predictions = method.predict(method.inputs(data))
     torch.testing.assert_close(
@@ -640,9 +628,7 @@ def test_each_asks_the_memory_of_the_other() -> None:
 
 def test_a_view_without_colour_teaches_nothing() -> None:
     method, data = build("cmc"), some_grey()
-    assert isinstance(method, CMC)
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    predictions, targets = answer(method, data)
     assert targets.tolist() == [-1, 1, -1, 3, -1, 5, -1, 7]
     slopes = torch.autograd.grad(method.loss(predictions, targets), predictions)
     for slope in slopes:
@@ -653,7 +639,7 @@ def test_a_view_without_colour_teaches_nothing() -> None:
 
 
 def test_images_without_colour_are_refused() -> None:
-    method, data = CMC(config("cmc"), Setup(Toy(norm=True), IMAGES)), batch()  # type: ignore[arg-type]
+    method, data = CMC(config("cmc"), Setup(Toy(norm=True), IMAGES)), batch()
     grey = Batch((data.views[0][:, :1].expand(-1, 3, -1, -1),), data.index, data.label, data.seed)
     with pytest.raises(UserError, match="cmc"):
         method.before_epoch([grey])

@@ -19,7 +19,7 @@ from selftaught.methods.parts import standardize
 from selftaught.methods.parts.standardize import Standardize
 from selftaught.models import backbone as backbone_module
 from selftaught.models.layers import resize
-from tests.formulas import close, cosine, double, few, normal, seeds
+from tests.formulas import close, cosine, data64, double, few, normal, seeds
 from tests.laws.toys import IMAGES, Coarse, Toy, batch, build, rng
 
 NAME = "feature-distillation"
@@ -130,7 +130,7 @@ def test_the_teacher_takes_no_part_in_training() -> None:
 @pytest.mark.parametrize("kind", [CutMix, MixUp])
 def test_each_place_of_a_mixed_image_has_the_targets_of_what_it_shows(kind: type) -> None:
     method = scaled(double(NAME))
-    data = batch(4, dtype=torch.float64)
+    data = data64(4)
     inputs = method.inputs(data)
     clean = method.predict(inputs)
     targets = method.targets(data, clean)
@@ -157,7 +157,7 @@ def test_each_place_of_a_mixed_image_has_the_targets_of_what_it_shows(kind: type
 
 def test_pooled_features_alone_are_mixed_as_any_target() -> None:
     method = scaled(double(NAME, patches=0.0))
-    data = batch(4, dtype=torch.float64)
+    data = data64(4)
     inputs = method.inputs(data)
     targets = method.targets(data, method.predict(inputs))
     assert len(targets) == len(method.projections) == 1
@@ -248,7 +248,7 @@ def test_a_teacher_of_another_size_is_refused_with_the_remedy() -> None:
 def test_other_weights_of_both_parts_change_nothing_but_the_share() -> None:
     one, two = double(NAME, pooled=1.0, patches=3.0), double(NAME, pooled=0.5, patches=1.5)
     assert dataclasses.asdict(one.config) != dataclasses.asdict(two.config)
-    data = batch(dtype=torch.float64)
+    data = data64()
     losses = []
     for method in (one, two):
         predictions = method.predict(data.views[0])

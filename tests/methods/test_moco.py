@@ -31,11 +31,14 @@ from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models import backbone as backbone_module
 from selftaught.optim import OPTIMIZERS
 from tests.formulas import (
+    answer,
     close,
     cosine,
+    data64,
     double,
     drifted,
     few,
+    loss_of,
     normal,
     plain_info_nce,
     seeds,
@@ -100,7 +103,7 @@ def test_moco_is_its_formula(name: str, symmetric: bool) -> None:
     """He et al., 2019, equation 1. `symmetric`: the mean of both ways, and the keys of both views
     go into the queue.
     """
-    method, data = double(name, symmetric=symmetric, temperature=0.3), batch(5, dtype=torch.float64)
+    method, data = double(name, symmetric=symmetric, temperature=0.3), data64(5)
     drifted(method.teacher)
     q1, q2 = (method.network(view).tolist() for view in data.views)
     k1, k2 = (method.teacher.network(view) for view in data.views)
@@ -111,8 +114,7 @@ def test_moco_is_its_formula(name: str, symmetric: bool) -> None:
         for qs, ks in ways
         for q, k in zip(qs, ks.tolist(), strict=True)
     ]
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    predictions, targets = answer(method, data)
     close(method.loss(predictions, targets), sum(costs) / len(costs))
     assert not any(t.requires_grad for t in targets)
     method.after_step(data, detach(predictions), targets)
@@ -143,8 +145,7 @@ def test_moco_v1_is_lightlys_step_after_step() -> None:
     theirs.memory_bank.bank = method.queue.clone()
     for step in range(5):
         data = batch(8, seed=step)
-        predictions = method.predict(method.inputs(data))
-        targets = method.targets(data, predictions)
+        predictions, targets = answer(method, data)
         close(method.loss(predictions, targets), theirs(predictions[0], targets[0]), 1e-5)
         method.after_step(data, predictions, targets)
         torch.testing.assert_close(method.queue, theirs.memory_bank.bank)
@@ -165,9 +166,8 @@ def test_the_queue_forgets_its_oldest_keys(room: int, batches: list[int]) -> Non
 
 @pytest.mark.parametrize("name", ["moco-v1", "densecl"])
 def test_the_key_encoder_follows(name: str) -> None:
-    method, data = double(name, momentum=0.75), batch(dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    method, data = double(name, momentum=0.75), data64()
+    predictions, targets = answer(method, data)
     with torch.no_grad():
         for p in method.network.parameters():
             p += 1
@@ -190,10 +190,9 @@ def test_moco_v3_is_algorithm_1() -> None:
     """Chen et al., 2021: ctr(q1, k2) + ctr(q2, k1), where ctr = 2 * temperature * cross entropy
     over the batch.
     """
-    method, data = double("moco-v3", temperature=0.3), batch(5, dtype=torch.float64)
+    method, data = double("moco-v3", temperature=0.3), data64(5)
     drifted(method.teacher)
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    predictions, targets = answer(method, data)
     assert not any(t.requires_grad for t in targets)
     q1, q2 = (method.predictor[0](method.network(v)) for v in data.views)
     k1, k2 = (method.teacher.network[0](v) for v in data.views)
@@ -258,8 +257,7 @@ def test_a_vits_patch_projection_stays_as_it_began(freeze: bool, optimizer: str)
     data = batch(4, size=32)
     for _ in range(2):
         built.zero_grad(set_to_none=True)
-        predictions = method.predict(method.inputs(data))
-        method.loss(predictions, method.targets(data, predictions)).backward()
+        loss_of(method, data).backward()
         method.after_backward()
         built.step()
     still = [k for k, p in backbone.named_parameters() if torch.equal(p, before[k])]
@@ -284,7 +282,7 @@ def test_simclr_v2_has_three_layers_with_batch_norm_between() -> None:
 
 
 def test_simclr_v2s_loss_is_lightlys() -> None:
-    method, data = double("simclr-v2"), batch(dtype=torch.float64)
+    method, data = double("simclr-v2"), data64()
     predictions = method.predict(method.inputs(data))
     theirs = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.1)
     close(method.loss(predictions, method.targets(data, predictions)), theirs(*predictions))
@@ -359,13 +357,10 @@ def plain_densecl(query: tuple[Tensor, ...], key: tuple[Tensor, ...], method: De
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_densecl_is_its_formula(symmetric: bool) -> None:
-    method, data = (
-        double("densecl", symmetric=symmetric, dense=0.3),
-        batch(3, dtype=torch.float64, size=8),
-    )
+    method = double("densecl", symmetric=symmetric, dense=0.3)
+    data = batch(3, dtype=torch.float64, size=8)
     drifted(method.teacher)
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    predictions, targets = answer(method, data)
     assert len(predictions) == 1 + symmetric
     formula = [plain_densecl(q, k, method) for q, k in zip(predictions, targets, strict=True)]
     close(method.loss(predictions, targets), sum(formula) / len(formula))
@@ -413,7 +408,7 @@ def test_densecls_parts_are_lightlys() -> None:
 
 
 def test_the_order_of_a_keys_places_does_not_matter() -> None:
-    method, data = double("densecl"), batch(4, dtype=torch.float64)
+    method, data = double("densecl"), data64(4)
     predictions = method.predict(method.inputs(data))
     ((key, places, found),) = targets = method.targets(data, predictions)
     p = shuffle(places.shape[2], 0)
@@ -424,9 +419,8 @@ def test_the_order_of_a_keys_places_does_not_matter() -> None:
 
 
 def test_places_count_from_their_start_on() -> None:
-    method, data = double("densecl", dense_start=0.2), batch(dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    method, data = double("densecl", dense_start=0.2), data64()
+    predictions, targets = answer(method, data)
     losses = []
     for method.progress in (0.1, 0.2):
         losses.append(method.loss(predictions, targets))
@@ -439,14 +433,14 @@ def test_places_count_from_their_start_on() -> None:
 
 def test_the_map_is_matched_by_and_not_learnt_through() -> None:
     method = double("densecl")
-    ((query, places, found),) = method.predict(method.inputs(batch(dtype=torch.float64)))
+    ((query, places, found),) = method.predict(method.inputs(data64()))
     assert query.requires_grad
     assert places.requires_grad
     assert not found.requires_grad
 
 
 def test_the_dense_queue_holds_the_mean_place_of_each_key() -> None:
-    method, data = double("densecl"), batch(8, dtype=torch.float64)
+    method, data = double("densecl"), data64(8)
     keys = method.teacher(data.views[1])
     predictions = method.predict(method.inputs(data))
     method.after_step(data, predictions, method.targets(data, predictions))
@@ -494,7 +488,7 @@ def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> Non
     batch.
     """
     method = double("cpc", directions=directions, nearest=nearest, farthest=farthest, side=4)
-    data = batch(3, dtype=torch.float64)
+    data = data64(3)
     said, patches = predictions = method.predict(method.inputs(data))
     side = patches.shape[1]
     assert side == 7
@@ -515,18 +509,16 @@ def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> Non
 
 
 def test_cpcs_targets_carry_gradient() -> None:
-    method, data = double("cpc"), batch(dtype=torch.float64)
+    method, data = double("cpc"), data64()
     assert method.targets(data, method.predict(method.inputs(data))).requires_grad
 
 
 @few
 @given(seeds)
 def test_the_order_of_the_batch_does_not_matter_to_cpc(seed: int) -> None:
-    method, data, p = (
-        double("cpc"),
-        batch(5, dtype=torch.float64, seed=seed % 1000),
-        shuffle(5, seed),
-    )
+    method = double("cpc")
+    data = batch(5, dtype=torch.float64, seed=seed % 1000)
+    p = shuffle(5, seed)
     shuffled = Batch(tuple(v[p] for v in data.views), data.index[p], data.label[p], data.seed[p])
     losses = []
     for some in (data, shuffled):
@@ -540,7 +532,7 @@ def test_the_order_of_the_batch_does_not_matter_to_cpc(seed: int) -> None:
 def test_what_is_said_of_patches_was_not_seen(turns: int, blocks: int) -> None:
     """A change of one patch reaches what its own row and those after it say, and no row before."""
     method, side = double("cpc", directions=4, blocks=blocks, side=4, colour_drop=0.0), 7
-    patches = method.inputs(batch(1, dtype=torch.float64))
+    patches = method.inputs(data64(1))
     said = method.predict(patches)[0]
     for i in range(side):
         row, column = turned((i, 3), turns, side)
@@ -613,10 +605,9 @@ def test_a_share_of_patches_loses_its_colours(share: float, seed: int) -> None:
 
 
 def test_views_that_make_too_few_rows_are_refused() -> None:
-    method, data = double("cpc", side=8, stride=8), batch(dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
+    method, data = double("cpc", side=8, stride=8), data64()
     with pytest.raises(UserError, match="take smaller patches"):
-        method.loss(predictions, method.targets(data, predictions))
+        loss_of(method, data)
     with pytest.raises(UserError, match="do not fit"):
         double("cpc", side=17).inputs(data)
     with pytest.raises(UserError, match="farthest"):
@@ -627,7 +618,7 @@ def test_rows_that_a_view_lacks_leave_no_parameter_out() -> None:
     """Three rows, but predictors for up to five rows below: many processes demand a gradient of
     each parameter.
     """
-    method, data = double("cpc", farthest=5), batch(dtype=torch.float64)
+    method, data = double("cpc", farthest=5), data64()
     predictions = method.predict(method.inputs(data))
     assert predictions[1].shape[1] == 3
     method.loss(predictions, method.targets(data, predictions)).backward()

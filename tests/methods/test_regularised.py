@@ -24,12 +24,15 @@ from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.formulas import (
     Rows,
+    answer,
     close,
     cosine,
+    data64,
     dot,
     double,
     drifted,
     few,
+    loss_of,
     make,
     normal,
     plain_byol,
@@ -169,12 +172,10 @@ def test_no_matrix_is_larger_than_the_embeddings(
 def test_the_order_of_the_batch_and_of_the_dimensions_does_not_matter(
     b: int, d: int, seed: int
 ) -> None:
-    x, y, p, turn = (
-        normal(b, d, seed=seed),
-        normal(b, d, seed=seed + 1),
-        shuffle(b, seed),
-        shuffle(d, seed),
-    )
+    x = normal(b, d, seed=seed)
+    y = normal(b, d, seed=seed + 1)
+    p = shuffle(b, seed)
+    turn = shuffle(d, seed)
     for xs, ys in ((x[p], y[p]), (x[:, turn], y[:, turn]), (y, x)):
         close(barlow(xs, ys, 0.1), barlow(x, y, 0.1))
     for xs in (x[p], x[:, turn], x + 3, -x):
@@ -214,7 +215,7 @@ def test_barlow_is_lightlys() -> None:
 def test_methods_are_lightlys(name: str) -> None:
     """The loss and its gradient: with both views as targets of each other, or held still."""
     peer = pytest.importorskip("lightly.loss")
-    method, data = build(name, norm=False, dtype=torch.float64), batch(dtype=torch.float64)
+    method, data = build(name, norm=False, dtype=torch.float64), data64()
     # embeddings of some spread: every term of the loss has a say
     method.network[1][-1].weight.data.mul_(300)
     predictions = method.predict(method.inputs(data))
@@ -247,7 +248,7 @@ def test_methods_are_lightlys(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["barlow-twins", "vicreg", "simsiam", "byol", "directpred"])
 def test_constant_embeddings_have_the_chance_loss(name: str) -> None:
-    method, data = make(name), batch(dtype=torch.float64)
+    method, data = make(name), data64()
     same = method.predict(method.inputs(data))
     for leaf in leaves(same):
         leaf.data.copy_(unit(1, leaf.shape[1], seed=0))
@@ -265,18 +266,12 @@ def test_vicreg_is_its_formula() -> None:
     """Each term with a weight of its own, on embeddings of which every term has something to
     say.
     """
-    method, data = (
-        double("vicreg", invariance=3.0, variance=5.0, covariance=7.0),
-        batch(dtype=torch.float64),
-    )
+    method = double("vicreg", invariance=3.0, variance=5.0, covariance=7.0)
+    data = data64()
     method.network[1][-1].weight.data.mul_(100)
     x, y = (method.network(view).tolist() for view in data.views)
     assert 0 < plain_variance(x) < 1
-    predictions = method.predict(method.inputs(data))
-    close(
-        method.loss(predictions, method.targets(data, predictions)),
-        plain_vicreg(x, y, method.config),
-    )
+    close(loss_of(method, data), plain_vicreg(x, y, method.config))
 
 
 # BYOL
@@ -286,25 +281,20 @@ def test_byol_is_its_formula() -> None:
     """Grill et al., 2020, section 3.1: each view predicts the teacher's projection of the other;
     both ways are added up.
     """
-    method, data = double("byol"), batch(5, dtype=torch.float64)
+    method, data = double("byol"), data64(5)
     drifted(method.teacher)
     q1, q2 = (method.predictor(method.network(view)).tolist() for view in data.views)
     z1, z2 = (method.teacher.network(view).tolist() for view in data.views)
-    predictions = method.predict(method.inputs(data))
-    close(
-        method.loss(predictions, method.targets(data, predictions)),
-        plain_byol(q1, z2) + plain_byol(q2, z1),
-    )
+    close(loss_of(method, data), plain_byol(q1, z2) + plain_byol(q2, z1))
 
 
 def test_no_gradient_reaches_byols_teacher() -> None:
     """Nor passes through it, to the views: targets stand still, and all that predicts them
     learns.
     """
-    method, data = double("byol"), batch(dtype=torch.float64)
+    method, data = double("byol"), data64()
     data = dataclasses.replace(data, views=tuple(view.requires_grad_() for view in data.views))
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    predictions, targets = answer(method, data)
     assert not any(t.requires_grad for t in targets)
     method.loss(predictions, targets).backward()
     taught = set(method.teacher.parameters())
@@ -322,7 +312,7 @@ def test_the_teachers_momentum_rises_along_a_cosine(
     """Grill et al., 2020: 1 - (1 - m) (cos(pi k / K) + 1) / 2. After a third, a straight line would
     lie elsewhere.
     """
-    method, data = double(name, momentum=0.9), batch(dtype=torch.float64)
+    method, data = double(name, momentum=0.9), data64()
     method.progress = progress
     predictions = detach(method.predict(method.inputs(data)))
     drifted(method.network)
@@ -339,12 +329,11 @@ def test_the_teachers_momentum_rises_along_a_cosine(
 
 
 def test_simsiam_is_its_formula() -> None:
-    method, data = double("simsiam"), batch(5, dtype=torch.float64)
+    method, data = double("simsiam"), data64(5)
     z1, z2 = (method.network(view) for view in data.views)
     p1, p2 = (method.predictor(z).tolist() for z in (z1, z2))
-    predictions = method.predict(method.inputs(data))
     formula = plain_simsiam(p1, p2, z1.tolist(), z2.tolist())
-    close(method.loss(predictions, method.targets(data, predictions)), formula)
+    close(loss_of(method, data), formula)
 
 
 def test_simsiam_ends_in_a_norm_without_parameters() -> None:
@@ -359,8 +348,7 @@ def test_simsiam_ends_in_a_norm_without_parameters() -> None:
 
 def test_simsiam_stops_the_gradient_of_targets_alone() -> None:
     method, data = build("simsiam", norm=False), batch()
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    predictions, targets = answer(method, data)
     assert not any(t.requires_grad for t in targets)
     torch.testing.assert_close(targets[0], predictions[1][1])
     torch.testing.assert_close(targets[1], predictions[0][1])
@@ -456,7 +444,7 @@ def test_the_correlation_is_a_moving_average_and_the_predictor_waits_its_turn() 
 
 
 def test_directpred_is_byol_with_that_predictor() -> None:
-    method, data = build("directpred", norm=False, dtype=torch.float64), batch(dtype=torch.float64)
+    method, data = build("directpred", norm=False, dtype=torch.float64), data64()
     method.predictor.copy_(normal(8, 8, seed=0))
     z, t = method.predict(method.inputs(data)), tuple(method.teacher(v) for v in data.views)
     expected = sum(
@@ -478,7 +466,7 @@ def test_no_direction_may_be_lost_for_good() -> None:
 @pytest.mark.parametrize("name", ["barlow-twins", "vicreg"])
 def test_hard_views_are_compared_with_clean_ones(name: str) -> None:
     """Both hard views learn, and each from the other view's clean embedding."""
-    method, data = build(name, norm=False, dtype=torch.float64), batch(dtype=torch.float64)
+    method, data = build(name, norm=False, dtype=torch.float64), data64()
     clean = detach(method.predict(method.inputs(data)))
     targets = method.targets(data, clean)
     hard = tuple((z + 0.1 * normal(*z.shape, seed=5)).requires_grad_() for z in clean)

@@ -25,7 +25,18 @@ from selftaught.methods.parts.prototype_distillation import PrototypeDistillatio
 from selftaught.methods.parts.prototypes import PrototypeHead
 from selftaught.methods.self_distillation.dino import DINO
 from selftaught.optim import OPTIMIZERS, Optimizer
-from tests.formulas import Rows, close, double, drifted, multi_crop, normal, plain_sinkhorn
+from tests.formulas import (
+    Rows,
+    answer,
+    close,
+    data64,
+    double,
+    drifted,
+    loss_of,
+    multi_crop,
+    normal,
+    plain_sinkhorn,
+)
 from tests.laws.toys import IMAGES, Toy, batch, config, rng
 
 NAMES = ["dino", "ibot", "dinov2"]
@@ -34,13 +45,11 @@ MASKED = ["ibot", "dinov2"]
 
 def make(name: str, **fields: Any) -> PrototypeDistillation:
     method = double(name, **fields)
-    assert isinstance(method, PrototypeDistillation)
     return method
 
 
 def masked(name: str, **fields: Any) -> MaskedDistillation:
     method = make(name, **fields)
-    assert isinstance(method, MaskedDistillation)
     return method
 
 
@@ -103,8 +112,7 @@ def test_dino_is_its_formula(small: int, progress: float) -> None:
         data = multi_crop(6, small, seed=step)
         outputs = [method.teacher(v).tolist() for v in data.views[:2]]
         students = [method.network(v).tolist() for v in data.views]
-        predictions = method.predict(method.inputs(data))
-        targets = method.targets(data, predictions)
+        predictions, targets = answer(method, data)
         expected = plain_dino([plain_centered(o, center, tau) for o in outputs], students, 0.1)
         close(method.loss(predictions, targets), expected)
         method.after_step(data, detach(predictions), targets)
@@ -122,11 +130,7 @@ def test_dino_balances_both_large_views_at_once() -> None:
     outputs = torch.cat([method.teacher(v) for v in data.views[:2]]).tolist()
     balanced = plain_sinkhorn(outputs, 0.07, 2)
     students = [method.network(v).tolist() for v in data.views]
-    predictions = method.predict(method.inputs(data))
-    close(
-        method.loss(predictions, method.targets(data, predictions)),
-        plain_dino([balanced[:6], balanced[6:]], students, 0.1),
-    )
+    close(loss_of(method, data), plain_dino([balanced[:6], balanced[6:]], students, 0.1))
 
 
 def hidden(method: MaskedDistillation, data: Batch) -> tuple[list[int], list[list[int]]]:
@@ -148,7 +152,7 @@ def test_masked_methods_are_their_formulas(name: str, small: int) -> None:
         method.patch_centering.center += normal(6, seed=2) / 10
     views, patches = hidden(method, data)
     net, teacher = method.network, method.teacher.network
-    logits, features, guesses, outputs, codes = [[], []], [], [], [[], []], []  # type: ignore[var-annotated]
+    logits, features, guesses, outputs, codes = [[], []], [], [], [[], []], []
     for i in range(6):
         for v in (0, 1):
             pixels = data.views[v][i : i + 1]
@@ -181,12 +185,11 @@ def test_masked_methods_are_their_formulas(name: str, small: int) -> None:
     expected = plain_dino(targets, students, 0.1) + of_patches
     if name == "dinov2":
         expected += 0.1 * plain_koleo(features)
-    predictions = method.predict(method.inputs(data))
-    close(method.loss(predictions, method.targets(data, predictions)), expected, 1e-6)
+    close(loss_of(method, data), expected, 1e-6)
 
 
 def test_the_center_of_patches_is_the_mean_of_masked_ones() -> None:
-    method, data = masked("ibot", center_momentum=0.7), batch(6, dtype=torch.float64)
+    method, data = masked("ibot", center_momentum=0.7), data64(6)
     predictions = detach(method.predict(method.inputs(data)))
     targets = method.targets(data, predictions)
     views, patches = hidden(method, data)
@@ -212,7 +215,7 @@ def test_koleo_is_its_formula_and_spreads() -> None:
     assert koleo(normal(1, 5, seed=0)) == 0
     same = torch.ones(4, 5, requires_grad=True)
     koleo(same).backward()
-    assert torch.isfinite(same.grad).all()  # type: ignore[arg-type]
+    assert torch.isfinite(same.grad).all()
 
 
 def test_samples_that_are_not_valid_have_no_part_in_the_balance() -> None:
@@ -263,11 +266,11 @@ def test_masked_places_are_the_masked_patches() -> None:
 
 @pytest.mark.parametrize("name", MASKED)
 def test_what_is_masked_has_no_influence(name: str) -> None:
-    method, data = masked(name), batch(6, dtype=torch.float64)
+    method, data = masked(name), data64(6)
     inputs = method.inputs(data)
     noise = [torch.rand_like(v) for v in data.views]
     changed, seen = [], []
-    for (view, mask), other in zip(inputs, noise, strict=True):  # type: ignore[misc]
+    for (view, mask), other in zip(inputs, noise, strict=True):
         assert isinstance(mask, Fixed)
         pixels = F.interpolate(mask.value.view(-1, 1, 4, 4).double(), size=16) > 0
         changed.append((torch.where(pixels, other, view), mask))
@@ -284,13 +287,13 @@ def test_what_is_masked_has_no_influence(name: str) -> None:
 
 @pytest.mark.parametrize("kind", [CutMix, MixUp])
 def test_a_patch_of_a_mixed_image_has_the_shares_of_its_own_pixels(kind: type[CutMix]) -> None:
-    method, data = masked("ibot"), batch(6, dtype=torch.float64)
+    method, data = masked("ibot"), data64(6)
     predictions = method.predict(method.inputs(data))
     own = method.targets(data, predictions)
     swap = torch.arange(6) ^ 1
     other = (tuple(t[swap] for t in own[0]), *(t[swap] for t in own[1:]))
     mask = kind().mask(rng(3), (16, 16))
-    views, patches, numbers, weight = method.mix_targets(own, other, mask)  # type: ignore[arg-type]
+    views, patches, numbers, weight = method.mix_targets(own, other, mask)
     assert torch.equal(numbers, own[2])
     assert torch.equal(weight, own[3])
     whole = float(mask.mean())
@@ -300,7 +303,7 @@ def test_a_patch_of_a_mixed_image_has_the_shares_of_its_own_pixels(kind: type[Cu
         for m, number in enumerate(numbers[i].tolist()):
             row, column = divmod(number, 4)
             share = pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].mean()
-            expected = share * own[1][i, m].exp() + (1 - share) * other[1][i, m].exp()  # type: ignore[index]
+            expected = share * own[1][i, m].exp() + (1 - share) * other[1][i, m].exp()
             close(patches[i, m].exp(), expected)
     assert patch_shares(torch.ones(1, 1), numbers, (4, 4)).eq(1).all()
 
@@ -320,16 +323,15 @@ def test_the_backbone_waits_for_the_heads(name: str, kind: type[Optimizer]) -> N
     def moved(progress: float) -> tuple[bool, bool, bool]:
         method.progress = progress
         watched = [next(method.backbone.parameters()), head.prototypes.weight, head.mlp[0].weight]
-        before = [p.detach().clone() for p in watched]  # type: ignore[union-attr]
+        before = [p.detach().clone() for p in watched]
         for group in optimizer.param_groups:
             group["lr"] = group["peak"]
         optimizer.zero_grad(set_to_none=True)
-        data = batch(6, dtype=torch.float64)
-        predictions = method.predict(method.inputs(data))
-        method.loss(predictions, method.targets(data, predictions)).backward()
+        data = data64(6)
+        loss_of(method, data).backward()
         method.after_backward()
         optimizer.step()
-        return tuple(not torch.equal(p, q) for p, q in zip(watched, before, strict=True))  # type: ignore[return-value, arg-type]
+        return tuple(not torch.equal(p, q) for p, q in zip(watched, before, strict=True))
 
     assert moved(0.1) == (False, False, True)
     assert moved(0.3) == (False, True, True)
@@ -345,10 +347,10 @@ def test_weights_that_exist_wait_for_new_heads_and_move_slowly(name: str) -> Non
         .Config()
         .defaults(Setting(images=10_000, batch=64, steps=400, features=384, pretrained=True))
     )
-    assert new.config.head_warmup == 0 < old.config.head_warmup  # type: ignore[attr-defined]
+    assert new.config.head_warmup == 0 < old.config.head_warmup
     assert old.lr < new.lr
-    assert old.config.head_lr > new.config.head_lr == 1  # type: ignore[attr-defined]
-    assert new.config.prototypes == 500  # type: ignore[attr-defined]
+    assert old.config.head_lr > new.config.head_lr == 1
+    assert new.config.prototypes == 500
     assert new.optimizer == "adamw"
 
 
@@ -360,7 +362,7 @@ def test_the_teacher_is_judged_and_begins_from_the_same_weights(name: str) -> No
     for own, theirs in zip(method.judged().parameters(), method.backbone.parameters(), strict=True):
         assert torch.equal(own, theirs)
     drifted(method.network)
-    data = batch(6, dtype=torch.float64)
+    data = data64(6)
     predictions = detach(method.predict(method.inputs(data)))
     before = next(method.judged().parameters()).clone()
     method.after_step(data, predictions, detach(method.targets(data, predictions)))

@@ -555,10 +555,8 @@ class TestConversions:
         torch.testing.assert_close(fresh.network.pos_embed.detach(), expected, atol=1e-6, rtol=1e-6)
 
     def test_another_patch_size(self, tmp_path: Path) -> None:
-        source, fresh = (
-            small("vit_base_patch16_224", 64, patch_size=8),
-            small("vit_base_patch16_224", 128),
-        )
+        source = small("vit_base_patch16_224", 64, patch_size=8)
+        fresh = small("vit_base_patch16_224", 128)
         state = dict(source.network.state_dict())
         assert "from 8x8 to 16x16" in weights_io.load_weights(fresh, saved(tmp_path, state))
         expected = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), fresh.network)
@@ -575,10 +573,8 @@ class TestConversions:
     @pytest.mark.parametrize("kind", ["swin", "convnextv2"])
     def test_convolutions_and_windows(self, tmp_path: Path, kind: str) -> None:
         if kind == "swin":
-            name, options = (
-                "swin_tiny_patch4_window7_224",
-                {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)},
-            )
+            name = "swin_tiny_patch4_window7_224"
+            options = {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
             options["img_size"] = 56
         else:
             name, options = "convnextv2_atto", {"dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1)}

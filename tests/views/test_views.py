@@ -288,11 +288,9 @@ def test_the_order_of_chance_is_fixed() -> None:
 
 
 def test_handling_few_images_or_many_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels, aspect, augment = (
-        pictures(7, 100),
-        torch.linspace(0.5, 2, 7),
-        Augment(Views(small=1), 72),
-    )
+    pixels = pictures(7, 100)
+    aspect = torch.linspace(0.5, 2, 7)
+    augment = Augment(Views(small=1), 72)
     result = []
     for cache in (1, 10**9):
         monkeypatch.setattr(batched, "CACHE", cache)
@@ -324,11 +322,9 @@ def test_images_of_their_own_sizes_give_nearly_the_views_of_their_squares(pipeli
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_views_are_those_of_any_device() -> None:
-    pixels, aspect, augment = (
-        pictures(9, 200),
-        torch.linspace(0.5, 2, 9),
-        Augment(Views(small=1), 96),
-    )
+    pixels = pictures(9, 200)
+    aspect = torch.linspace(0.5, 2, 9)
+    augment = Augment(Views(small=1), 96)
     here, there = augment(pixels, aspect, seeded()), augment(pixels.cuda(), aspect, seeded())
     for one, two in zip(here, there, strict=True):
         assert two.device.type == "cuda"
