@@ -296,6 +296,7 @@ def test_what_has_no_autoencoder_of_the_same_sizes_is_refused() -> None:
         make(blocks=4).draw_mask(batch(2))
 
 
+@pytest.mark.usefixtures("quick_scores")
 def test_a_stage_of_a_plan_trains_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
