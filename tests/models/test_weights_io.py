@@ -260,21 +260,17 @@ CHANGES = [
 ]
 # other contents, and the words of the refusal
 OTHERS = {
-    "resnet34": (lambda: timm.create_model("resnet34").state_dict(), r"looks like resnet34\."),
-    "resnet50": (lambda: timm.create_model("resnet50").state_dict(), r"looks like resnet50\."),
+    "resnet34": (lambda: timm.create_model("resnet34"), r"looks like resnet34\."),
+    "resnet50": (lambda: timm.create_model("resnet50"), r"looks like resnet50\."),
     "stem": (
-        lambda: backbone_module.create("resnet18", stem="cifar").network.state_dict(),
+        lambda: backbone_module.create("resnet18", stem="cifar").network,
         "looks like resnet18 with the cifar stem",
     ),
     "vit": (
-        lambda: timm.create_model("vit_tiny_patch16_224").state_dict(),
+        lambda: timm.create_model("vit_tiny_patch16_224"),
         "looks like a ViT of width 192, depth 12, patch 16",
     ),
-    "torchvision": (
-        lambda: torchvision.models.squeezenet1_1().state_dict(),
-        "network of torchvision",
-    ),
-    "none": (lambda: {"epoch": 3, "model": {"name": "resnet18"}}, "holds no state dict"),
+    "torchvision": (torchvision.models.squeezenet1_1, "network of torchvision"),
 }
 
 
@@ -297,8 +293,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize("other", OTHERS)
     def test_says_what_it_looks_like(self, tmp_path, other):
-        content, match = OTHERS[other]
-        self.refused(tmp_path, content(), match)
+        network, match = OTHERS[other]
+        self.refused(tmp_path, network().state_dict(), match)
+
+    def test_no_state_dict(self, tmp_path):
+        self.refused(tmp_path, {"epoch": 3, "model": {"name": "resnet18"}}, "holds no state dict")
 
     def test_half_a_network_behind_a_prefix_does_not_pass(self, tmp_path, state):
         part = {key: value for key, value in state.items() if "layer4" not in key}
