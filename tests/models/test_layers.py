@@ -163,10 +163,14 @@ def test_frozen_statistics_leave_other_norms_alone() -> None:
     used.running_mean.fill_(5.0)
     x = torch.rand(4, 3, generator=rng())
     outside = used(x)
-    with pytest.raises(ZeroDivisionError), frozen_statistics(nn.ModuleList([used, bare])):
+    both = nn.ModuleList([used, bare])
+    with frozen_statistics(both):
         assert torch.equal(used(x), outside)
         bare(x)
+    norm = nn.BatchNorm1d(3)
+    with pytest.raises(ZeroDivisionError), frozen_statistics(norm):
         raise ZeroDivisionError
+    assert norm.track_running_stats
     assert used.track_running_stats
     assert not bare.track_running_stats
 
@@ -186,14 +190,13 @@ def test_swapped_norms_stand_in_and_go() -> None:
     network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm1d(3)))
     before = list(network.modules())
     others = nn.ModuleList(copy.deepcopy(norm) for _, _, norm in batch_norms(network))
-    with pytest.raises(ZeroDivisionError), swap_batch_norms(network, others):
+    with swap_batch_norms(network, others):
         assert network[1] is others[0]
         assert network[2][0] is others[1]
         assert list(network._modules) == ["0", "1", "2"]  # in their places
-        raise ZeroDivisionError
     assert list(network.modules()) == before
-    with swap_batch_norms(network, others):
-        pass
+    with pytest.raises(ZeroDivisionError), swap_batch_norms(network, others):
+        raise ZeroDivisionError
     assert list(network.modules()) == before
     with pytest.raises(ValueError, match="shorter"), swap_batch_norms(network, others[:1]):
         pass
