@@ -39,7 +39,6 @@ from tests.formulas import (
     plain_cross_entropy,
     plain_sinkhorn,
     rotation,
-    same_gradients,
     seeds,
     shuffle,
     surprise,
@@ -467,22 +466,6 @@ def test_swav_is_its_formula(small: int, queue: int) -> None:
     pools = [views[view] + plain_scores(method.queue[view], method) for view in (0, 1)]
     assert len(pools[0]) == 6 + queue
     close(loss_of(method, data), plain_swav(views, pools, method))
-
-
-@both
-@queues
-def test_swav_is_lightlys(small: int, queue: int) -> None:
-    """The loss and its gradient: with and without small views, and with the help of a queue."""
-    method, data = swav(queue=queue), multi_crop(small=small)
-    taught(method, 3, 6)
-    c = method.config
-    theirs = pytest.importorskip("lightly.loss").SwaVLoss(c.temperature, c.iterations, c.epsilon)
-    predictions, targets = answer(method, data)
-    scores = [method.scores(z) for z in predictions]
-    past = [method.scores(rows) for rows in method.queue] if queue else None
-    mine, peers = method.loss(predictions, targets), theirs(scores[:2], scores[2:], past).squeeze()
-    close(mine, peers)
-    same_gradients(mine, peers, method.parameters())
 
 
 @pytest.mark.parametrize("rows", [4, 16])

@@ -258,7 +258,6 @@ def test_matches_know_no_length_and_follow_a_permutation(
     assert torch.equal(most_similar(length * x, y / length), found)
     assert torch.equal(most_similar(x[:, :, p], y), found[:, p])
     assert torch.equal(p[most_similar(x, y[:, :, p])], found)
-    assert torch.equal(most_similar(x, x[:, :, p]), p.argsort().expand(2, -1))
 
 
 def plain_densecl(query: tuple[Tensor, ...], key: tuple[Tensor, ...], method: DenseCL) -> float:
@@ -309,22 +308,6 @@ def test_densecls_gradient_is_the_numerical_one() -> None:
     assert torch.autograd.gradcheck(loss, (query, places))
     slopes = torch.autograd.grad(loss(query, places), (query, places))
     assert all(slope.flatten(1).any(1).all() for slope in slopes)
-
-
-@pytest.mark.parametrize("dense", [0.0, 1.0])
-def test_densecls_parts_are_lightlys(dense: float) -> None:
-    """Whole views alone, and places alone, whose matches are given to the peer as pairs."""
-    loss = pytest.importorskip("lightly.loss").NTXentLoss
-    method = double("densecl", dense=dense)
-    predictions, targets = answer(method, data64(4, seed=3))
-    ((query, places, found),), ((key, key_places, key_found),) = predictions, targets
-    theirs = loss(temperature=0.2, memory_bank_size=tuple(method.queue.shape))
-    if dense:
-        match = most_similar(found, key_found)[:, None].expand_as(key_places)
-        query = places.mT.flatten(0, 1)
-        key = key_places.gather(2, match).mT.flatten(0, 1)
-    theirs.memory_bank.bank = (method.dense_queue if dense else method.queue).clone()
-    close(method.loss(predictions, targets), theirs(query, key), 1e-5)
 
 
 def test_the_order_of_a_keys_places_does_not_matter() -> None:
@@ -425,8 +408,7 @@ def test_what_is_said_of_patches_was_not_seen(turns: int, blocks: int) -> None:
         changed[0, row, column] = 1 - changed[0, row, column]
         moved = (method.predict(changed)[0] != said)[0, turns].any(-1).any(0)
         assert not moved[:i].any()
-        assert moved[i].any()
-        assert moved[min(i + 1, side - 1)].any()
+        assert moved[i : i + 2].all()
 
 
 def test_a_layer_norm_looks_at_one_place_and_a_batch_norm_at_all() -> None:
@@ -520,14 +502,19 @@ def test_defaults_follow_small_data(kind: Any, pretrained: bool, fields: Any) ->
     assert kind.Config().defaults(setting).config == kind.Config(**fields)
 
 
-def test_queues_hold_keys_that_are_young_or_whose_encoder_moves_little() -> None:
-    def queue(**changes: Any) -> int:
-        return MoCoV2.Config().defaults(dataclasses.replace(SETTING, **changes)).config.queue
-
-    # 128 * 100 / 10 keys: a tenth of the hundred steps that a momentum of .99 remembers
-    assert queue() == 1024
-    assert queue(images=10**6, batch=256, steps=10**6) == 16384  # 256 * 1000 / 10
-    assert queue(images=1000) == 256  # half an epoch, as a power of two
-    assert queue(batch=4096) == 4096  # a batch of keys comes in whole
-    assert queue(pretrained=True) == 2048
-    assert queue(images=10**6, pretrained=True) == MoCoV2.Config.queue
+@pytest.mark.parametrize(
+    ("changes", "queue"),
+    [
+        ({}, 1024),  # 128 * 100 / 10 keys: a tenth of the steps that a momentum of .99 remembers
+        ({"images": 10**6, "batch": 256, "steps": 10**6}, 16384),  # 256 * 1000 / 10
+        ({"images": 1000}, 256),  # half an epoch, as a power of two
+        ({"batch": 4096}, 4096),  # a batch of keys comes in whole
+        ({"pretrained": True}, 2048),
+        ({"images": 10**6, "pretrained": True}, MoCoV2.Config.queue),
+    ],
+)
+def test_queues_hold_keys_that_are_young_or_whose_encoder_moves_little(
+    changes: dict[str, Any], queue: int
+) -> None:
+    setting = dataclasses.replace(SETTING, **changes)
+    assert MoCoV2.Config().defaults(setting).config.queue == queue

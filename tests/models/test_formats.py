@@ -61,19 +61,26 @@ def lightning(state: State) -> dict[str, Any]:
 
 
 def layout(
-    own: str, says: str, others: str = "", beside: str = "", mlp: bool = False, **more: Any
+    own: str,
+    says: str,
+    others: str = "",
+    beside: str = "",
+    mlp: bool = False,
+    light: bool = False,
+    **more: Any,
 ) -> tuple[Callable[[State], Any], str]:
     """The content of a file around a backbone, and words of the line that loading it returns.
 
     `own` are the places of the backbone, `others` those of a network that must not be loaded, and
-    `beside` those of other tensors: each as keys/of/dicts|prefix. With `mlp` both have a head.
+    `beside` those of other tensors: each as keys/of/dicts|prefix, or a prefix in the state dict.
+    With `mlp` both networks have a head.
     """
 
     def build(state: State) -> Any:
         content: dict[str, Any] = {}
 
         def put(where: str, tensors: State) -> None:
-            place, _, prefix = where.partition("|")
+            place, _, prefix = where.rpartition("|") if "|" in where else ("state_dict", "", where)
             inside = content
             for key in filter(None, place.split("/")):
                 inside = inside.setdefault(key, {})
@@ -86,7 +93,7 @@ def layout(
             put(where, {key: torch.zeros_like(value) for key, value in (state | heads).items()})
         for where in beside.split():
             put(where, {} if where.endswith("|") else {"": torch.ones(3)})
-        return content | more
+        return content | more | (LIGHTNING if light else {})
 
     return build, says
 
@@ -96,28 +103,28 @@ def head(*names: str) -> State:
 
 
 PROJECTOR = "model|module.projector.0.weight model|module.projector.1.running_mean"
-EMBEDDING = "state_dict|{}_embedding_model.wrapped_model._features."
+EMBEDDING = "{}_embedding_model.wrapped_model._features."
 LAYOUTS = {
     "plain": layout("|", "tensors"),
     "timm": layout(
         "state_dict|", "not looked at: state_dict_ema", "state_dict_ema|", arch="resnet50d"
     ),
-    "torch.compile": layout("state_dict|_orig_mod.", "tensors"),
+    "torch.compile": layout("_orig_mod.", "tensors"),
     "moco": layout(
-        "state_dict|module.encoder_q.",
+        "module.encoder_q.",
         "MoCo v1 or v2 (the query encoder)",
-        "state_dict|module.encoder_k.",
-        "state_dict|module.queue state_dict|module.queue_ptr",
+        "module.encoder_k.",
+        "module.queue module.queue_ptr",
         mlp=True,
         epoch=200,
         arch="resnet18",
         optimizer={"state": {0: {"momentum_buffer": torch.ones(2)}}},
     ),
     "moco v3": layout(
-        "state_dict|module.base_encoder.",
+        "module.base_encoder.",
         "MoCo v3 (the query encoder)",
-        "state_dict|module.momentum_encoder.",
-        "state_dict|module.predictor.0.weight",
+        "module.momentum_encoder.",
+        "module.predictor.0.weight",
         mlp=True,
     ),
     "swav": layout(
@@ -126,10 +133,9 @@ LAYOUTS = {
         beside="|module.projection_head.0.weight |module.prototypes.weight",
     ),
     "deepcluster": layout(
-        "state_dict|module.",
+        "module.",
         "left aside outside of it: 2 (prototypes, projection_head)",
-        beside="state_dict|module.projection_head.0.bias"
-        " state_dict|module.prototypes.prototypes0.weight",
+        beside="module.projection_head.0.bias module.prototypes.prototypes0.weight",
     ),
     "dino": layout(
         "teacher|backbone.",
@@ -153,12 +159,7 @@ LAYOUTS = {
     "vicreg": layout(
         "model|module.backbone.", "VICReg", beside=f"{PROJECTOR} model|module.projector.3.weight"
     ),
-    "simsiam": layout(
-        "state_dict|module.encoder.",
-        "SimSiam",
-        beside="state_dict|module.predictor.0.weight",
-        mlp=True,
-    ),
+    "simsiam": layout("module.encoder.", "SimSiam", beside="module.predictor.0.weight", mlp=True),
     "byol yaox12": layout(
         "online_backbone|module.", "(the online network)", "target_backbone|module.", optimizer={}
     ),
@@ -181,76 +182,66 @@ LAYOUTS = {
         beside="classy_state_dict/base_model/model/heads|0.clf.weight classy_state_dict/loss|",
         iteration=3,
     ),
-    "openselfsup": layout(
-        "state_dict|backbone.", "backbone.", author="OpenSelfSup", meta={"epoch": 1}
-    ),
-    "openselfsup byol": layout(
-        "state_dict|online_net.0. state_dict|backbone.",
-        "(the online network)",
-        "state_dict|target_net.0.",
-    ),
+    "openselfsup": layout("backbone.", "backbone.", author="OpenSelfSup", meta={"epoch": 1}),
+    "openselfsup byol": layout("online_net.0. backbone.", "(the online network)", "target_net.0."),
     "mmselfsup moco": layout(
-        "state_dict|backbone.",
+        "backbone.",
         "(the query encoder)",
-        "state_dict|encoder_k.0.",
-        "state_dict|queue state_dict|neck.mlp.0.weight state_dict|queue_ptr",
+        "encoder_k.0.",
+        "queue neck.mlp.0.weight queue_ptr",
         meta={},
     ),
-    "mmselfsup": layout(
-        "state_dict|backbone.",
-        "mmselfsup",
-        beside="state_dict|neck.0.bias state_dict|data_preprocessor.mean",
-    ),
+    "mmselfsup": layout("backbone.", "mmselfsup", beside="neck.0.bias data_preprocessor.mean"),
     "lightly": layout(
-        "state_dict|backbone.",
+        "backbone.",
         "lightly",
-        beside="state_dict|projection_head.layers.0.weight state_dict|criterion.memory_bank.bank",
-        **LIGHTNING,
+        beside="projection_head.layers.0.weight criterion.memory_bank.bank",
+        light=True,
     ),
     "lightly byol": layout(
-        "state_dict|backbone.",
+        "backbone.",
         "lightly (the online network)",
-        "state_dict|backbone_momentum.",
-        "state_dict|projection_head_momentum.0.bias",
-        **LIGHTNING,
+        "backbone_momentum.",
+        "projection_head_momentum.0.bias",
+        light=True,
     ),
     "lightly dino": layout(
-        "state_dict|teacher_backbone.",
+        "teacher_backbone.",
         "lightly (the teacher)",
-        "state_dict|student_backbone.",
-        "state_dict|student_head.0.bias",
-        **LIGHTNING,
+        "student_backbone.",
+        "student_head.0.bias",
+        light=True,
     ),
     "lightly-train": layout(
         EMBEDDING.format("teacher"),
         "lightly-train (the teacher)",
         EMBEDDING.format("student"),
-        "state_dict|student_projection_head.layers.0.weight state_dict|criterion.center.center",
+        "student_projection_head.layers.0.weight criterion.center.center",
         lightly_train={"models": {"model": nn.Linear(2, 2)}},
-        **LIGHTNING,
+        light=True,
     ),
     "solo-learn": layout(
-        "state_dict|backbone.",
+        "backbone.",
         "solo-learn (the online network)",
-        "state_dict|momentum_backbone.",
-        "state_dict|classifier.bias state_dict|projector.0.bias",
-        **LIGHTNING,
+        "momentum_backbone.",
+        "classifier.bias projector.0.bias",
+        light=True,
     ),
     "solo-learn without momentum": layout(
-        "state_dict|backbone.", "solo-learn", beside="state_dict|classifier.weight", **LIGHTNING
+        "backbone.", "solo-learn", beside="classifier.weight", light=True
     ),
     "stable-pretraining": layout(
-        "state_dict|backbone.",
+        "backbone.",
         "stable-pretraining",
-        beside="state_dict|projector.0.weight state_dict|callbacks_modules.linear_probe.weight",
-        **LIGHTNING,
+        beside="projector.0.weight callbacks_modules.linear_probe.weight",
+        light=True,
     ),
     "stable-pretraining with a teacher": layout(
-        "state_dict|backbone.teacher.",
+        "backbone.teacher.",
         "stable-pretraining (the teacher)",
-        "state_dict|backbone.student.",
-        "state_dict|projector.0.weight",
-        **LIGHTNING,
+        "backbone.student.",
+        "projector.0.weight",
+        light=True,
     ),
 }
 
