@@ -25,10 +25,8 @@ from tests.formulas import (
     plain_cross_entropy,
     plain_info_nce,
     plain_sinkhorn,
-    rotation,
     same_gradients,
     seeds,
-    shuffle,
     unit,
 )
 from tests.laws.toys import batch, build, rng
@@ -65,15 +63,10 @@ def test_contrastive_losses_are_their_formulas(
 
 
 @few
-@given(sizes, widths, st.floats(0.01, 100), seeds)
-def test_cosine_distance_is_its_formula_and_ignores_length(
-    b: int, d: int, length: float, seed: int
-) -> None:
+@given(sizes, widths, seeds)
+def test_cosine_distance_is_its_formula(b: int, d: int, seed: int) -> None:
     x, y = normal(b, d, seed=seed), normal(b, d, seed=seed + 1)
     close(cosine_distance(x, y), plain_byol(x.tolist(), y.tolist()))
-    close(cosine_distance(length * x, y / length), cosine_distance(x, y), 1e-6)
-    close(cosine_distance(x, length * x), 0.0)
-    close(cosine_distance(x, -length * x), 4.0)
 
 
 @few
@@ -142,26 +135,6 @@ def test_gradients_are_the_numerical_ones() -> None:
     assert not sinkhorn(x, 0.05, 3).requires_grad  # assignments
 
 
-# Invariances
-
-
-@few
-@given(sizes, widths, temperatures, seeds)
-def test_neither_the_order_of_the_batch_nor_a_turn_matters(
-    b: int, d: int, temperature: float, seed: int
-) -> None:
-    x, y, z = (unit(b, d, seed=seed + s) for s in range(3))
-    p, turn = shuffle(b, seed), rotation(d, seed + 3)
-    for xs, ys, zs in ((x[p], y[p], z[p.flip(0)]), (x @ turn, y @ turn, z @ turn)):
-        close(info_nce(xs, ys, zs, temperature), info_nce(x, y, z, temperature))
-        close(nt_xent(xs, ys, temperature), nt_xent(x, y, temperature))
-        close(cosine_distance(xs, ys), cosine_distance(x, y))
-    close(soft_cross_entropy(x[p], y.softmax(1)[p]), soft_cross_entropy(x, y.softmax(1)))
-    close(sinkhorn(x[p], 0.2, 3), sinkhorn(x, 0.2, 3)[p], 1e-6)
-    columns = shuffle(d, seed)
-    close(sinkhorn(x[:, columns], 0.2, 3), sinkhorn(x, 0.2, 3)[:, columns], 1e-6)
-
-
 @few
 @given(st.integers(2, 16), widths, st.sampled_from([torch.float32, torch.float64]), seeds)
 def test_assignments_sum_to_one_and_use_prototypes_more_and_more_equally(
@@ -174,15 +147,6 @@ def test_assignments_sum_to_one_and_use_prototypes_more_and_more_equally(
         torch.testing.assert_close(q.sum(1), torch.ones(b, dtype=dtype))
     uneven = [(q.sum(0) - b / k).abs().sum().item() for q in assignments]
     assert all(after <= before + 1e-4 for before, after in pairwise(uneven))
-
-
-def test_prototypes_are_used_equally_in_the_end() -> None:
-    scores = unit(32, 8, seed=0) @ unit(5, 8, seed=1).T
-    scores[:, 0] += 0.5  # everyone's favourite
-    assert (scores / 0.1).softmax(1).sum(0).max() > 2 * 32 / 5
-    torch.testing.assert_close(
-        sinkhorn(scores, 0.1, 50).sum(0), torch.full((5,), 32 / 5).double(), rtol=0.01, atol=0
-    )
 
 
 # A peer's losses (an oracle for development; the package never imports it)

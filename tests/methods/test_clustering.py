@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from selftaught.losses import concentration, proto_nce
-from selftaught.method import Batch, Method, Setting, Setup, detach
+from selftaught.method import Batch, Setting, Setup, detach
 from selftaught.methods import METHODS
 from selftaught.methods.clustering.pcl import PCL
 from selftaught.methods.clustering.swav import SwAV
@@ -38,7 +38,6 @@ from tests.formulas import (
     normal,
     plain_cross_entropy,
     plain_sinkhorn,
-    rotation,
     seeds,
     shuffle,
     surprise,
@@ -128,30 +127,10 @@ def test_the_gradient_is_the_numerical_one() -> None:
     )
 
 
-@few
-@given(several, st.integers(2, 5), st.integers(2, 9), seeds)
-def test_proto_nce_turns_with_everything_and_knows_no_order(
-    b: int, d: int, k: int, seed: int
-) -> None:
-    query, prototypes, phi = drawn(b, d, k, seed)
-    label, others = torch.randint(k, (b,), generator=rng(seed)), torch.arange(k)
-    loss = proto_nce(query, prototypes, phi, label, others)
-    p, turn = shuffle(b, seed), rotation(d, seed)
-    close(proto_nce(query @ turn, prototypes @ turn, phi, label, others), loss)
-    close(proto_nce(query[p], prototypes, phi, label[p], others.flip(0)), loss)
-    # with all prototypes to tell it from
-    close(loss, F.cross_entropy(query @ prototypes.T / phi, label))
-
-
-def test_concentrations_where_points_coincide_and_where_they_spread() -> None:
-    points, axes = unit(1, 3, seed=0).expand(8, -1), torch.eye(3, dtype=torch.float64)
+def test_concentrations_of_points_in_one_place_are_all_alike() -> None:
+    points = unit(1, 3, seed=0).expand(8, -1)
     phi = concentration(points, points[:3], torch.zeros(8).long(), 0.2, 10)
     close(phi, torch.full((3,), 0.2, dtype=torch.float64))
-    label = torch.tensor([0] * 9 + [1] * 9)
-    spread = torch.where(label[:, None] == 0, 0.01, 0.3) * normal(18, 3, seed=0)
-    points = F.normalize(axes[label] + spread, dim=1)
-    tight, loose = concentration(points, axes[:2], label, 0.2, 10)
-    assert loose > 2 * tight
 
 
 # DeepCluster
@@ -336,39 +315,16 @@ def test_deepcluster_v2_is_its_formula(small: int) -> None:
 
 def test_deepcluster_v2s_gradient_is_the_numerical_one() -> None:
     """It flows into the embeddings of images that have a cluster, and not into centroids."""
-    method, views = clustered(seed=0), tuple(normal(4, 8, seed=s).requires_grad_() for s in (1, 2))
+    method, views = (
+        double("deepcluster-v2"),
+        [normal(4, 8, seed=s).requires_grad_() for s in (1, 2)],
+    )
+    method.prototypes.copy_(F.normalize(normal(3, 5, 8, seed=0), dim=2))
     label = torch.tensor([[0, 4, 1], [2, -1, 3], [-1, -1, -1], [1, 1, 0]])
     assert torch.autograd.gradcheck(lambda *z: method.loss(z, label), views)
-    for slope in torch.autograd.grad(method.loss(views, label), views):
+    for slope in torch.autograd.grad(method.loss(tuple(views), label), views):
         assert slope.any(1).tolist() == [True, True, False, True]
     assert "prototypes" not in dict(method.named_parameters())
-
-
-def clustered(seed: int) -> Method:
-    """As if after an epoch: with centroids anywhere on the sphere."""
-    method = double("deepcluster-v2")
-    method.prototypes.copy_(F.normalize(normal(3, 5, 8, seed=seed), dim=2))
-    return method
-
-
-@few
-@given(several, seeds)
-def test_deepcluster_v2_knows_no_order(b: int, seed: int) -> None:
-    """Of images, of views, of clusterings, of clusters, whose numbers mean nothing, nor of
-    dimensions.
-    """
-    method, views = clustered(seed), (unit(b, 8, seed=seed), unit(b, 8, seed=seed + 1))
-    label = torch.randint(-1, 5, (b, 3), generator=rng(seed))
-    loss, prototypes = method.loss(views, label), method.prototypes.clone()
-    p, names, turn = shuffle(b, seed), shuffle(5, seed), rotation(8, seed)
-    close(method.loss((views[0][p], views[1][p]), label[p]), loss)
-    close(method.loss(views[::-1], label), loss)
-    method.prototypes.copy_(prototypes.flip(0))
-    close(method.loss(views, label.flip(1)), loss)
-    method.prototypes.copy_(prototypes[:, names])
-    close(method.loss(views, torch.where(label < 0, -1, names.argsort()[label])), loss)
-    method.prototypes.copy_(prototypes @ turn)
-    close(method.loss((views[0] @ turn, views[1] @ turn), label), loss)
 
 
 def test_clusterings_take_the_views_by_turns() -> None:

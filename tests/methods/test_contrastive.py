@@ -40,9 +40,7 @@ from tests.formulas import (
     few,
     normal,
     plain_info_nce,
-    rotation,
     seeds,
-    shuffle,
     unit,
     whole,
 )
@@ -100,14 +98,6 @@ def test_nce_is_its_formula(b: int, k: int, images: int, seed: int) -> None:
     close(nce(own, noise, images), plain_nce(own.exp().tolist(), noise.exp().tolist(), images))
 
 
-def test_nce_where_nothing_is_known_is_a_toss() -> None:
-    """Where the model says of every image what the noise says, K + 1 times heads or tails is
-    asked.
-    """
-    even = torch.full((3, 5), math.log(4 / 50), dtype=torch.float64)
-    close(nce(even[:, 0], even[:, 1:], 50), 5 * math.log(2))
-
-
 @few
 @given(sizes, widths, st.floats(0.05, 2.0), seeds)
 def test_losses_of_margins_are_their_formulas(b: int, d: int, margin: float, seed: int) -> None:
@@ -124,48 +114,6 @@ def test_gradients_are_the_numerical_ones() -> None:
         assert torch.autograd.gradcheck(
             lambda a, b, loss=loss: loss(F.normalize(a, dim=1), F.normalize(b, dim=1), 1.2), (x, y)
         )
-
-
-@few
-@given(sizes, widths, st.floats(0.1, 2.0), seeds)
-def test_neither_order_nor_a_turn_matters(b: int, d: int, margin: float, seed: int) -> None:
-    x, y = unit(b, d, seed=seed), unit(b, d, seed=seed + 1)
-    p, turn = shuffle(b, seed), rotation(d, seed + 2)
-    for loss in (margin_contrastive, triplet):
-        close(loss(x[p], y[p], margin), loss(x, y, margin), 1e-7)
-        close(loss(x @ turn, y @ turn, margin), loss(x, y, margin), 1e-6)
-    own, noise = normal(b, seed=seed), normal(b, d, seed=seed)
-    close(nce(own[p], noise[p].flip(1), 40), nce(own, noise, 40))
-
-
-def test_only_others_within_the_margin_are_pushed() -> None:
-    x = torch.eye(2, dtype=torch.float64)  # 2 ** .5 apart
-    assert margin_contrastive(x, x, 1.4) == 0
-    close(margin_contrastive(x, x, 1.5), (1.5 - math.sqrt(2)) ** 2 / 2)
-
-
-@pytest.mark.parametrize(
-    ("others", "chosen"),
-    [
-        ({"nearer": 0.3, "beyond": 0.6, "far": 2.0}, "beyond"),
-        ({"nearest": 0.1, "nearer": 0.3}, "nearer"),
-        ({"beyond": -0.7, "far": 3.0}, "beyond"),
-    ],
-)
-def test_of_the_others_the_nearest_beyond_the_partner_counts(
-    others: dict[str, float], chosen: str
-) -> None:
-    """Or the farthest, where all are nearer than the partner. The anchor's slope tells which one it
-    was.
-    """
-
-    def at(angle: float) -> Tensor:
-        return torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
-
-    y = torch.stack([at(0.5), *map(at, others.values())])
-    x = torch.stack([at(0.0), *map(at, others.values())]).requires_grad_()
-    (slope,) = torch.autograd.grad(triplet(x, y, 1.0), x)
-    torch.testing.assert_close(slope[0] * len(x) / 2 + y[0], at(others[chosen]))
 
 
 @pytest.mark.parametrize(

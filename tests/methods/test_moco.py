@@ -43,7 +43,6 @@ from tests.formulas import (
     normal,
     plain_info_nce,
     seeds,
-    shuffle,
     unit,
 )
 from tests.laws.toys import IMAGES, Toy, batch, build, config, rng
@@ -56,33 +55,17 @@ SETTING = Setting(images=5000, batch=128, steps=2000, features=512)
 # Picking a key from candidates
 
 
-def drawn(n: int, m: int, d: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, candidates, and the number of each query's key among them."""
-    key = torch.randint(m, (n,), generator=rng(seed))
-    return unit(n, d, seed=seed), unit(m, d, seed=seed + 1), key
-
-
 @few
 @given(sizes, sizes, widths, temperatures, seeds)
 def test_pick_nce_is_its_formula(n: int, m: int, d: int, temperature: float, seed: int) -> None:
-    query, candidates, key = drawn(n, m, d, seed)
+    query, candidates = unit(n, d, seed=seed), unit(m, d, seed=seed + 1)
+    key = torch.randint(m, (n,), generator=rng(seed))
     rows = candidates.tolist()
     formula = [
         plain_info_nce(q, rows[k], rows[:k] + rows[k + 1 :], temperature)
         for q, k in zip(query.tolist(), key.tolist(), strict=True)
     ]
     close(pick_nce(query, candidates, key, temperature), sum(formula) / n)
-
-
-@few
-@given(sizes, sizes, widths, seeds)
-def test_the_order_of_queries_and_candidates_does_not_matter(
-    n: int, m: int, d: int, seed: int
-) -> None:
-    query, candidates, key = drawn(n, m, d, seed)
-    p, r = shuffle(n, seed), shuffle(m, seed + 1)
-    moved = pick_nce(query[p], candidates[r], r.argsort()[key[p]], 0.2)
-    close(moved, pick_nce(query, candidates, key, 0.2))
 
 
 def test_pick_nce_has_the_numerical_gradient() -> None:
@@ -129,7 +112,7 @@ def test_versions_differ_in_head_and_temperature_alone() -> None:
 
 
 def test_a_configuration_knows_its_method() -> None:
-    for name in ("moco-v1", "moco-v2", "densecl", "simclr", "simclr-v2"):
+    for name in METHODS:
         assert method_of(METHODS[name].Config()) is METHODS[name]
 
 
@@ -172,14 +155,6 @@ def test_moco_v3_is_algorithm_1() -> None:
         return 2 * 0.3 * sum(costs) / 5
 
     close(method.loss(predictions, targets), ctr(q1, k2) + ctr(q2, k1))
-
-
-def test_moco_v3s_temperature_does_not_scale_the_gradient_much() -> None:
-    query, key, slopes = unit(64, 8, seed=0).requires_grad_(), unit(64, 8, seed=1), []
-    for temperature in (0.1, 1.0):
-        loss = double("moco-v3", temperature=temperature).loss((query, query), (key, key))
-        slopes.append(torch.autograd.grad(loss, query)[0].norm().item())
-    assert 0.5 < slopes[0] / slopes[1] < 2
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -248,18 +223,6 @@ def test_places_match_the_most_similar_ones(b: int, c: int, s: int, t: int, seed
             assert alike[match] >= max(alike) - 1e-12
 
 
-@few
-@given(widths, st.integers(2, 6), st.floats(0.01, 100), seeds)
-def test_matches_know_no_length_and_follow_a_permutation(
-    c: int, s: int, length: float, seed: int
-) -> None:
-    x, y, p = normal(2, c, s, seed=seed), normal(2, c, s, seed=seed + 1), shuffle(s, seed)
-    found = most_similar(x, y)
-    assert torch.equal(most_similar(length * x, y / length), found)
-    assert torch.equal(most_similar(x[:, :, p], y), found[:, p])
-    assert torch.equal(p[most_similar(x, y[:, :, p])], found)
-
-
 def plain_densecl(query: tuple[Tensor, ...], key: tuple[Tensor, ...], method: DenseCL) -> float:
     """Wang et al., 2020, equations 1 to 3 and 5, a place at a time."""
     t, weight = method.config.temperature, method.config.dense
@@ -308,15 +271,6 @@ def test_densecls_gradient_is_the_numerical_one() -> None:
     assert torch.autograd.gradcheck(loss, (query, places))
     slopes = torch.autograd.grad(loss(query, places), (query, places))
     assert all(slope.flatten(1).any(1).all() for slope in slopes)
-
-
-def test_the_order_of_a_keys_places_does_not_matter() -> None:
-    method = double("densecl")
-    predictions, targets = answer(method, data64(4))
-    ((key, places, found),) = targets
-    p = shuffle(places.shape[2], 0)
-    moved = ((key, places[:, :, p], found[:, :, p]),)
-    close(method.loss(predictions, moved), method.loss(predictions, targets))
 
 
 def test_places_count_from_their_start_on() -> None:
@@ -386,13 +340,6 @@ def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> Non
             terms.append(plain_info_nce(guess, candidates[own], others, 0.1))
     close(method.loss(predictions, targets), sum(terms) / len(terms))
     assert targets.requires_grad
-
-
-@few
-@given(seeds)
-def test_the_order_of_the_batch_does_not_matter_to_cpc(seed: int) -> None:
-    method, data, p = double("cpc"), data64(5, seed=seed % 1000), shuffle(5, seed)
-    close(loss_of(method, data.map(lambda x: x[p])), loss_of(method, data))
 
 
 @pytest.mark.parametrize("turns", range(4))
