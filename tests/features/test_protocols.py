@@ -3,14 +3,12 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from selftaught.errors import UserError
@@ -66,17 +64,6 @@ def test_knn_is_the_formula(neighbours: int, temperature: float) -> None:
     expected = torch.tensor(knn_in_loops(train, test, neighbours, temperature))
     values = knn.score_features(train, test).values
     torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_knn_agrees_with_sklearn() -> None:
-    train, test = blobs(300), blobs(100, seed=1)
-    peer = KNeighborsClassifier(
-        15, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1)
-    )
-    peer.fit(train.vectors.numpy(), train.labels.numpy())
-    expected = torch.from_numpy(peer.predict_proba(test.vectors.numpy()))
-    values = KNN(neighbours=15, temperature=0.1).score_features(train, test.vectors).values
-    torch.testing.assert_close(values, expected.float(), rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

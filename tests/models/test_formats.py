@@ -1,8 +1,8 @@
 """Layouts and key maps: files as each tool writes them give equal features."""
 
 import argparse
+import re
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,189 +60,105 @@ def lightning(state: State) -> dict[str, Any]:
     return {"state_dict": state, **LIGHTNING}
 
 
-def layout(
-    own: str,
-    says: str,
-    others: str = "",
-    beside: str = "",
-    mlp: bool = False,
-    light: bool = False,
-    **more: Any,
-) -> tuple[Callable[[State], Any], str]:
-    """The content of a file around a backbone, and words of the line that loading it returns.
+def build(layout: str, state: State) -> tuple[Any, str]:
+    """The content of a file around a backbone, and words of the line that loading it returns."""
+    says, own, others, beside, *flags = LAYOUTS[layout]
+    content: dict[str, Any] = {}
 
-    `own` are the places of the backbone, `others` those of a network that must not be loaded, and
-    `beside` those of other tensors: each as keys/of/dicts|prefix, or a prefix in the state dict.
-    With `mlp` both networks have a head.
-    """
+    def put(where: str, tensors: State) -> None:
+        place, bar, prefix = where.rpartition("|")
+        inside = content
+        for key in filter(None, (place if bar else "state_dict").split("/")):
+            inside = inside.setdefault(key, {})
+        inside.update(at(prefix, tensors))
 
-    def build(state: State) -> Any:
-        content: dict[str, Any] = {}
-
-        def put(where: str, tensors: State) -> None:
-            place, _, prefix = where.rpartition("|") if "|" in where else ("state_dict", "", where)
-            inside = content
-            for key in filter(None, place.split("/")):
-                inside = inside.setdefault(key, {})
-            inside.update(at(prefix, tensors))
-
-        heads = head("fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias") if mlp else {}
-        for where in own.split():
-            put(where, {**state, **heads})
-        for where in others.split():
-            put(where, {key: torch.zeros_like(value) for key, value in (state | heads).items()})
-        for where in beside.split():
-            put(where, {} if where.endswith("|") else {"": torch.ones(3)})
-        return content | more | (LIGHTNING if light else {})
-
-    return build, says
+    mlp = head("fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias") if "mlp" in flags else {}
+    for where in own.split():
+        put(where, {**state, **mlp})
+    for where in others.split():
+        put(where, {key: torch.zeros_like(value) for key, value in (state | mlp).items()})
+    for where in beside.split():
+        put(where, {} if where.endswith("|") else {"": torch.ones(3)})
+    content |= LIGHTNING if "lightning" in flags else {}
+    return content | MORE.get(layout, {}), says
 
 
 def head(*names: str) -> State:
     return {name: torch.ones(3) for name in names}
 
 
-PROJECTOR = "model|module.projector.0.weight model|module.projector.1.running_mean"
-EMBEDDING = "{}_embedding_model.wrapped_model._features."
-LAYOUTS = {
-    "plain": layout("|", "tensors"),
-    "timm": layout(
-        "state_dict|", "not looked at: state_dict_ema", "state_dict_ema|", arch="resnet50d"
-    ),
-    "torch.compile": layout("_orig_mod.", "tensors"),
-    "moco": layout(
-        "module.encoder_q.",
-        "MoCo v1 or v2 (the query encoder)",
-        "module.encoder_k.",
-        "module.queue module.queue_ptr",
-        mlp=True,
-        epoch=200,
-        arch="resnet18",
-        optimizer={"state": {0: {"momentum_buffer": torch.ones(2)}}},
-    ),
-    "moco v3": layout(
-        "module.base_encoder.",
-        "MoCo v3 (the query encoder)",
-        "module.momentum_encoder.",
-        "module.predictor.0.weight",
-        mlp=True,
-    ),
-    "swav": layout(
-        "|module.",
-        "SwAV or DeepCluster-v2",
-        beside="|module.projection_head.0.weight |module.prototypes.weight",
-    ),
-    "deepcluster": layout(
-        "module.",
-        "left aside outside of it: 2 (prototypes, projection_head)",
-        beside="module.projection_head.0.bias module.prototypes.prototypes0.weight",
-    ),
-    "dino": layout(
-        "teacher|backbone.",
-        "DINO (the teacher)",
-        "student|module.backbone.",
-        "student|module.head.mlp.0.weight teacher|head.mlp.0.weight"
-        " teacher|head.last_layer.weight_v",
-        args=argparse.Namespace(arch="resnet18"),
-        dino_loss=head("center"),
-        epoch=1,
-    ),
-    "dino student": layout(
-        "student|module.backbone.", "no teacher", beside="student|module.head.mlp.0.weight"
-    ),
-    "barlow": layout(
-        "model|module.backbone.",
-        "Barlow Twins",
-        beside=f"{PROJECTOR} model|module.projector.3.weight model|module.bn.running_mean",
-        epoch=1,
-    ),
-    "vicreg": layout(
-        "model|module.backbone.", "VICReg", beside=f"{PROJECTOR} model|module.projector.3.weight"
-    ),
-    "simsiam": layout("module.encoder.", "SimSiam", beside="module.predictor.0.weight", mlp=True),
-    "byol yaox12": layout(
-        "online_backbone|module.", "(the online network)", "target_backbone|module.", optimizer={}
-    ),
-    "byol sthalles": layout(
-        "online_network_state_dict|encoder.",
-        "BYOL for PyTorch (sthalles) (the online network)",
-        "target_network_state_dict|encoder.",
-        "online_network_state_dict|projetion.net.0.weight"
-        " target_network_state_dict|projetion.net.0.weight",
-    ),
-    "byol lucidrains": layout(
-        "|net. |online_encoder.net.",
-        "BYOL (lucidrains) (the online network)",
-        "|target_encoder.net.",
-        "|online_encoder.projector.0.weight |online_predictor.0.weight",
-    ),
-    "vissl": layout(
-        "classy_state_dict/base_model/model/trunk|_feature_blocks.",
-        "VISSL",
-        beside="classy_state_dict/base_model/model/heads|0.clf.weight classy_state_dict/loss|",
-        iteration=3,
-    ),
-    "openselfsup": layout("backbone.", "backbone.", author="OpenSelfSup", meta={"epoch": 1}),
-    "openselfsup byol": layout("online_net.0. backbone.", "(the online network)", "target_net.0."),
-    "mmselfsup moco": layout(
-        "backbone.",
-        "(the query encoder)",
-        "encoder_k.0.",
-        "queue neck.mlp.0.weight queue_ptr",
-        meta={},
-    ),
-    "mmselfsup": layout("backbone.", "mmselfsup", beside="neck.0.bias data_preprocessor.mean"),
-    "lightly": layout(
-        "backbone.",
-        "lightly",
-        beside="projection_head.layers.0.weight criterion.memory_bank.bank",
-        light=True,
-    ),
-    "lightly byol": layout(
-        "backbone.",
-        "lightly (the online network)",
-        "backbone_momentum.",
-        "projection_head_momentum.0.bias",
-        light=True,
-    ),
-    "lightly dino": layout(
-        "teacher_backbone.",
-        "lightly (the teacher)",
-        "student_backbone.",
-        "student_head.0.bias",
-        light=True,
-    ),
-    "lightly-train": layout(
-        EMBEDDING.format("teacher"),
-        "lightly-train (the teacher)",
-        EMBEDDING.format("student"),
-        "student_projection_head.layers.0.weight criterion.center.center",
-        lightly_train={"models": {"model": nn.Linear(2, 2)}},
-        light=True,
-    ),
-    "solo-learn": layout(
-        "backbone.",
-        "solo-learn (the online network)",
-        "momentum_backbone.",
-        "classifier.bias projector.0.bias",
-        light=True,
-    ),
-    "solo-learn without momentum": layout(
-        "backbone.", "solo-learn", beside="classifier.weight", light=True
-    ),
-    "stable-pretraining": layout(
-        "backbone.",
-        "stable-pretraining",
-        beside="projector.0.weight callbacks_modules.linear_probe.weight",
-        light=True,
-    ),
-    "stable-pretraining with a teacher": layout(
-        "backbone.teacher.",
-        "stable-pretraining (the teacher)",
-        "backbone.student.",
-        "projector.0.weight",
-        light=True,
-    ),
+def read_layouts(table: str) -> dict[str, list[str]]:
+    """Rows of fields between semicolons; an indented line goes on with the row above it."""
+    rows = re.sub(r"\n +", " ", table.strip()).splitlines()
+    fields = [[field.strip() for field in row.split(";")] for row in rows]
+    return {name: values + [""] * (4 - len(values)) for name, *values in fields}
+
+
+# Of each layout: its name, words of the line, the places of the backbone, those of a network that
+# must not be loaded, those of other tensors, and whether both have an MLP and Lightning's fields.
+# A place is keys/of/dicts|prefix, or a prefix in the state dict.
+LAYOUTS = read_layouts("""
+plain; tensors; |
+timm; not looked at: state_dict_ema; state_dict|; state_dict_ema|
+torch.compile; tensors; _orig_mod.
+moco; MoCo v1 or v2 (the query encoder); module.encoder_q.; module.encoder_k.;
+    module.queue module.queue_ptr; mlp
+moco v3; MoCo v3 (the query encoder); module.base_encoder.; module.momentum_encoder.;
+    module.predictor.0.weight; mlp
+swav; SwAV or DeepCluster-v2; |module.;;
+    |module.projection_head.0.weight |module.prototypes.weight
+deepcluster; left aside outside of it: 2 (prototypes, projection_head); module.;;
+    module.projection_head.0.bias module.prototypes.prototypes0.weight
+dino; DINO (the teacher); teacher|backbone.; student|module.backbone.;
+    student|module.head.mlp.0.weight teacher|head.mlp.0.weight teacher|head.last_layer.weight_v
+dino student; no teacher; student|module.backbone.;; student|module.head.mlp.0.weight
+barlow; Barlow Twins; model|module.backbone.;; model|module.projector.0.weight
+    model|module.projector.1.running_mean model|module.projector.3.weight
+    model|module.bn.running_mean
+vicreg; VICReg; model|module.backbone.;; model|module.projector.0.weight
+    model|module.projector.1.running_mean model|module.projector.3.weight
+simsiam; SimSiam; module.encoder.;; module.predictor.0.weight; mlp
+byol yaox12; (the online network); online_backbone|module.; target_backbone|module.
+byol sthalles; BYOL for PyTorch (sthalles) (the online network);
+    online_network_state_dict|encoder.; target_network_state_dict|encoder.;
+    online_network_state_dict|projetion.net.0.weight
+    target_network_state_dict|projetion.net.0.weight
+byol lucidrains; BYOL (lucidrains) (the online network); |net. |online_encoder.net.;
+    |target_encoder.net.; |online_encoder.projector.0.weight |online_predictor.0.weight
+vissl; VISSL; classy_state_dict/base_model/model/trunk|_feature_blocks.;;
+    classy_state_dict/base_model/model/heads|0.clf.weight classy_state_dict/loss|
+openselfsup; backbone.; backbone.
+openselfsup byol; (the online network); online_net.0. backbone.; target_net.0.
+mmselfsup moco; (the query encoder); backbone.; encoder_k.0.; queue neck.mlp.0.weight queue_ptr
+mmselfsup; mmselfsup; backbone.;; neck.0.bias data_preprocessor.mean
+lightly; lightly; backbone.;;
+    projection_head.layers.0.weight criterion.memory_bank.bank; lightning
+lightly byol; lightly (the online network); backbone.; backbone_momentum.;
+    projection_head_momentum.0.bias; lightning
+lightly dino; lightly (the teacher); teacher_backbone.; student_backbone.;
+    student_head.0.bias; lightning
+lightly-train; lightly-train (the teacher);
+    teacher_embedding_model.wrapped_model._features.;
+    student_embedding_model.wrapped_model._features.;
+    student_projection_head.layers.0.weight criterion.center.center; lightning
+solo-learn; solo-learn (the online network); backbone.; momentum_backbone.;
+    classifier.bias projector.0.bias; lightning
+solo-learn without momentum; solo-learn; backbone.;; classifier.weight; lightning
+stable-pretraining; stable-pretraining; backbone.;;
+    projector.0.weight callbacks_modules.linear_probe.weight; lightning
+stable-pretraining with a teacher; stable-pretraining (the teacher); backbone.teacher.;
+    backbone.student.; projector.0.weight; lightning
+""")
+MORE: dict[str, dict[str, Any]] = {  # beside the tensors
+    "timm": {"arch": "resnet50d"},
+    "moco": {"epoch": 200, "arch": "resnet18", "optimizer": {"state": {0: torch.ones(2)}}},
+    "dino": {"args": argparse.Namespace(arch="resnet18"), "dino_loss": head("center"), "epoch": 1},
+    "barlow": {"epoch": 1},
+    "byol yaox12": {"optimizer": {}},
+    "vissl": {"iteration": 3},
+    "openselfsup": {"author": "OpenSelfSup", "meta": {"epoch": 1}},
+    "mmselfsup moco": {"meta": {}},
+    "lightly-train": {"lightly_train": {"models": {"model": nn.Linear(2, 2)}}},
 }
 
 
@@ -269,20 +185,19 @@ def refuse(path: Path, name: str, match: str = "", stem: str = "imagenet") -> No
 class TestLayouts:
     @pytest.mark.parametrize("name", LAYOUTS)
     def test_the_backbone_is_taken_exactly(self, tmp_path, small, name):
-        build, says = LAYOUTS[name]
-        content = build(dict(small.state_dict()))
+        content, says = build(name, dict(small.state_dict()))
         assert says in taken_over(tmp_path, content, small, "test_resnet", suffix=".pth")
 
     @pytest.mark.parametrize("name", ["moco", "barlow", "vissl", "lightly-train"])
     def test_a_resnet_of_torchvision(self, tmp_path, resnet, name):
-        build, says = LAYOUTS[name]
-        assert says in taken_over(tmp_path, build(dict(resnet.state_dict())), resnet, "resnet18")
+        content, says = build(name, dict(resnet.state_dict()))
+        assert says in taken_over(tmp_path, content, resnet, "resnet18")
 
     @pytest.mark.parametrize(
         "name", [n for n in LAYOUTS if n not in ("plain", "timm", "torch.compile")]
     )
     def test_other_tensors_than_listed_are_refused(self, tmp_path, small, name):
-        content = LAYOUTS[name][0](dict(small.state_dict()))
+        content, _ = build(name, dict(small.state_dict()))
         self.disturb(content)
         torch.save(content, tmp_path / "a.pth")
         with pytest.raises(UserError, match=r"1 left over .*unheard"):
@@ -301,18 +216,13 @@ class TestLayouts:
         "name", ["dino", "moco v3", "dino student", "solo-learn", "lightly dino"]
     )
     def test_a_vit(self, tmp_path, vit, name):
-        content = LAYOUTS[name][0](dict(vit.state_dict()))
+        content, _ = build(name, dict(vit.state_dict()))
         taken_over(tmp_path, content, vit, "vit_tiny_patch16_224", 224)
 
     def test_mae(self, tmp_path, vit):
         names = "mask_token decoder_pos_embed decoder_embed.weight decoder_blocks.0.norm1.weight"
         content = {"model": {**vit.state_dict(), **head(*words(names))}}
         assert "MAE" in taken_over(tmp_path, content, vit, "vit_tiny_patch16_224", 224)
-
-    @pytest.mark.parametrize("suffix", [".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".torch"])
-    def test_suffixes(self, tmp_path, small, suffix):
-        content = {"state_dict": small.state_dict()}
-        taken_over(tmp_path, content, small, "test_resnet", suffix=suffix)
 
     def test_the_small_vit_of_moco_v3_has_other_heads(self, tmp_path):
         name = "vit_small_patch16_224"

@@ -183,7 +183,9 @@ def test_missing_paths(name: str, tmp_path: Path) -> None:
         weights_io.load_backbone(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin", ".ckpt"])
+@pytest.mark.parametrize(
+    "suffix", [".pth", ".pt", ".pth.tar", ".torch", ".safetensors", ".bin", ".ckpt"]
+)
 @pytest.mark.parametrize("kind", [torch.save, safetensors.torch.save_file])
 def test_the_format_is_that_of_the_content(
     tmp_path: Path, backbone: Backbone, state: State, kind: Any, suffix: str
