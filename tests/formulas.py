@@ -94,7 +94,7 @@ def same_gradients(
         torch.autograd.grad(theirs, of),
         strict=True,
     ):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol / 1000)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol / 100)
 
 
 def drifted(network: nn.Module) -> None:

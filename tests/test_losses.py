@@ -99,7 +99,7 @@ def test_soft_cross_entropy_is_its_formula(b: int, k: int, seed: int) -> None:
 def test_supervised_is_its_formula(smoothing: float) -> None:
     """Szegedy et al., 2015, section 7: the label has 1 - s, and all classes share s."""
     method, data = double("supervised", smoothing=smoothing), data64()
-    target = (1 - smoothing) * F.one_hot(data.label, 5) + smoothing / 5
+    target = (1 - smoothing) * F.one_hot(data.label, 5).double() + smoothing / 5
     formula = plain_cross_entropy(method.network(data.views[0]).tolist(), target.tolist())
     close(loss_of(method, data), formula)
 

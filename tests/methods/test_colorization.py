@@ -108,14 +108,6 @@ def test_regression_is_the_mean_square() -> None:
     assert method.grade(predictions, targets) is None
 
 
-def test_the_expected_weight_is_one_and_rare_colours_weigh_more() -> None:
-    bins = ready().bins
-    codes = torch.cat([bins.encode(colours(b.views[0])[:, :, ::4, ::4]) for b in whole()])
-    close(codes.sum(1), torch.ones_like(codes[:, 0]))
-    assert not codes[:, ~bins.occupied].any()
-    assert bins.weights[bins.occupied].max() > 1 > bins.weights[bins.occupied].min() > 0
-
-
 def test_colours_far_from_every_bin_have_a_code() -> None:
     bins = ColourBins()
     bins.occupied.zero_()

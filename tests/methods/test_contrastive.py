@@ -287,7 +287,7 @@ def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
     tint = 0.8 if name == "cmc" else 0.2  # which lightness must be guessed from
     method.before_epoch([tinted(16 * s, s, tint) for s in range(4)])
     rows = method.lights.rows if name == "cmc" else method.memory.rows
-    for step in range(120):
+    for step in range(80):
         data = tinted(16 * (step % 4), step, tint)
         predictions, targets = answer(method, data)
         optimizer.zero_grad()

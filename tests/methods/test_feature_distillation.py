@@ -218,8 +218,3 @@ def test_a_teacher_of_another_size_is_refused_with_the_remedy() -> None:
     teacher = backbone_module.create("gmixer_12_224")
     with pytest.raises(UserError, match=r"64 pixels.*--method\.teacher-size"):
         with_teacher(Toy(norm=True), teacher).before_epoch([batch(2, size=64)])
-
-
-def test_other_weights_of_both_parts_change_nothing_but_the_share() -> None:
-    weights = ((1.0, 3.0), (0.5, 1.5))
-    close(*(loss_of(double(NAME, pooled=a, patches=b), data64()) for a, b in weights))

@@ -327,11 +327,11 @@ def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> Non
     batch.
     """
     method = double("cpc", directions=directions, nearest=nearest, farthest=farthest, side=4)
-    (said, patches), targets = predictions, _ = answer(method, data64(3))
+    (said, patches), targets = predictions, _ = answer(method, data64(2))
     side = patches.shape[1]
     assert side == 7
     candidates, terms = patches.flatten(0, 2).tolist(), []
-    for image, turns, below in product(range(3), range(directions), range(nearest, farthest + 1)):
+    for image, turns, below in product(range(2), range(directions), range(nearest, farthest + 1)):
         for i, j in product(range(side - below), range(side)):
             row, column = turned((i + below, j), turns, side)
             own = (image * side + row) * side + column

@@ -323,7 +323,7 @@ def test_the_predictor_has_the_correlations_eigenvectors(
 def test_directcopy_is_the_correlation_itself() -> None:
     f, c = correlation(), DirectPred.Config(predictor="directcopy", eps=0.05)
     length = math.sqrt(sum(v * v for v in f.flatten().tolist()))
-    close(direct_predictor(f, c), f / length + 0.05 * torch.eye(6))
+    close(direct_predictor(f, c), f / length + 0.05 * torch.eye(6).double())
 
 
 @few

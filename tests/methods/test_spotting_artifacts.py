@@ -18,7 +18,7 @@ from selftaught.errors import UserError
 from selftaught.method import Batch, Setup, record_calls
 from selftaught.methods.generative import spotting_artifacts
 from selftaught.methods.generative.spotting_artifacts import SpottingArtifacts
-from selftaught.methods.parts.code_repair import damage_code, enlarge_mask, kept_errors
+from selftaught.methods.parts.code_repair import enlarge_mask, kept_errors
 from selftaught.methods.parts.place_discriminator import rank_places
 from selftaught.methods.parts.two_player import call_detached
 from selftaught.models.anchor import Anchor, AnchorLoss
@@ -102,27 +102,11 @@ def test_the_autoencoder_learns_first_by_the_square_error_of_all_pixels() -> Non
     close(loss_of(method, data), 10 * sum(plain_square_error(*p, everywhere) for p in pairs))
 
 
-def test_damage_is_that_of_the_plain_loops() -> None:
-    code = torch.rand(2, 3, 5, 5, generator=rng(0), dtype=torch.float64)
-    mask = (torch.rand(2, 1, 5, 5, generator=rng(1)) < 0.3).double()
-    close(damage_code(code, mask), plain_damage(code, mask))
-
-
 def test_the_share_of_kept_places_is_their_probability() -> None:
     mask = make(keep=0.3).draw_mask(batch(200))
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert mask.mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / mask.numel()))
     assert make(keep=1.0).draw_mask(batch(2)).all()
-
-
-def test_what_is_kept_is_repaired_nowhere() -> None:
-    """With nothing lost, the repaired picture is the decoded one, and both look alike."""
-    method, data = make(keep=1.0), data64(3)
-    scores, deceit, kept, repaired = method.predict(method.inputs(data))
-    close(repaired, method.autoencoder(data.views[0])[1])
-    close(scores[:, 0], scores[:, 1])
-    close(deceit, scores[:, 1])
-    close(kept[:, 0], kept[:, 1])
 
 
 def test_views_of_any_size_are_decoded_to_their_size() -> None:
@@ -265,7 +249,7 @@ def test_damage_of_other_images_is_found_and_where_there_is_none_none_is(
         monkeypatch.setattr(spotting_artifacts, "damage_code", lambda code, mask: code)
     method = new(width=8, autoencoder_share=0.5, places=1.0)
     method.repair.change = lambda mask: lambda number, x: x
-    assert low < held_out_grade(method, squares, 80, held_out=range(100, 104)) < high
+    assert low < held_out_grade(method, squares, 60, held_out=range(100, 104)) < high
 
 
 # An autoencoder of an earlier run
