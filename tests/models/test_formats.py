@@ -297,7 +297,9 @@ class TestDialects:
         state = getattr(torchvision.models, theirs)(num_classes=2).state_dict()
         refuse(write(tmp_path / "a.pth", state), ours)
 
-    def test_openmmlabs_vit(self, tmp_path, vit):
+    def test_openmmlabs_vit(self, tmp_path):
+        name = "vit_base_patch32_224"
+        vit = lived_in(timm.create_model(name, num_classes=0))
         names = {
             r"patch_embed\.proj": "patch_embed.projection",
             r"blocks\.": "layers.",
@@ -308,7 +310,7 @@ class TestDialects:
         }
         state = {replace_all(key, names): value for key, value in vit.state_dict().items()}
         content = {"state_dict": at("backbone.", state), "meta": {}}
-        taken_over(tmp_path, content, vit, "vit_tiny_patch16_224", 224)
+        taken_over(tmp_path, content, vit, name, 224)
 
     @pytest.fixture(scope="class")
     def lite0(self) -> OrderedDict[str, torch.Tensor]:
