@@ -4,6 +4,7 @@ numbers to try them on.
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -68,6 +69,32 @@ def double(name: str, **fields: Any) -> Method:
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 setattr(module, child, nn.Identity())
     return method
+
+
+def answer(method: Method, data: Batch) -> tuple[Any, Any]:
+    """The predictions and targets of a batch."""
+    predictions = method.predict(method.inputs(data))
+    return predictions, method.targets(data, predictions)
+
+
+def loss_of(method: Method, data: Batch) -> Tensor:
+    return method.loss(*answer(method, data))
+
+
+def data64(n: int = 8, seed: int = 1, size: int = 16) -> Batch:
+    return batch(n, seed, dtype=torch.float64, size=size)
+
+
+def same_gradients(
+    mine: Tensor, theirs: Tensor, parameters: Iterable[Tensor], rtol: float = 1e-6
+) -> None:
+    of = [p for p in parameters if p.requires_grad]
+    for a, b in zip(
+        torch.autograd.grad(mine, of, retain_graph=True),
+        torch.autograd.grad(theirs, of),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol / 100)
 
 
 def drifted(network: nn.Module) -> None:

@@ -1,5 +1,10 @@
 """Small networks and what tests of them share."""
 
+import re
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -39,3 +44,31 @@ def normalised(
 
 def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
     torch.testing.assert_close(dict(one.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
+
+
+State = dict[str, torch.Tensor]
+
+
+def at(prefix: str, state: State) -> State:
+    """A state dict whose names begin with a prefix."""
+    return {prefix + key: value for key, value in state.items()}
+
+
+def write(path: Path, content: Any) -> Path:
+    """A file of safetensors, or else of torch."""
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(content, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+def replace_all(text: str, names: dict[str, str]) -> str:
+    """Replace regular expressions, one after the other."""
+    for pattern, name in names.items():
+        text = re.sub(pattern, name, text)
+    return text
+
+
+def words(text: str) -> list[str]:
+    return text.split()

@@ -1,59 +1,56 @@
 """kNN against plain loops and scikit-learn; the linear probe against its objective."""
 
 import math
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from selftaught.errors import UserError
 from selftaught.features.knn import KNN, find_largest, nearest
 from selftaught.features.lbfgs import minimise
 from selftaught.features.linear import LinearProbe, _Problem, stratified_folds
-from selftaught.features.protocol import Features
+from selftaught.features.protocol import Features, Protocol
+from tests.formulas import Rows, cosine
+
+protocols = pytest.mark.parametrize("protocol", [KNN(), LinearProbe()])
+
+
+def numbers(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def blobs(
     count: int, classes: int = 4, dimensions: int = 12, spread: float = 1.5, seed: int = 0
 ) -> Features:
     """Overlapping classes with very unequal variances, as features have."""
-    rng = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, dimensions, generator=torch.Generator().manual_seed(99))
     labels = torch.arange(count) % classes
-    noise = torch.randn(count, dimensions, generator=rng) * torch.logspace(0, -1.5, dimensions)
-    return Features(centres[labels] * torch.logspace(0, -1.5, dimensions) + spread * noise, labels)
+    vectors = numbers(classes, dimensions, seed=99)[labels]
+    vectors = vectors + spread * numbers(count, dimensions, seed=seed)
+    return Features(vectors * torch.logspace(0, -1.5, dimensions), labels)
 
 
 def several(count: int, classes: int = 5, dimensions: int = 16, seed: int = 0) -> Features:
     rng = torch.Generator().manual_seed(seed)
     vectors = torch.randn(count, dimensions, generator=rng)
-    weights = torch.randn(dimensions, classes, generator=torch.Generator().manual_seed(7))
     noise = torch.randn(count, classes, generator=rng)
-    return Features(vectors, (vectors @ weights + noise > 1).to(torch.uint8))
+    scores = vectors @ numbers(dimensions, classes, seed=7) + noise
+    return Features(vectors, (scores > 1).to(torch.uint8))
 
 
-def knn_in_loops(
-    train: Features, test: Tensor, neighbours: int, temperature: float
-) -> list[list[float]]:
-    classes = int(train.labels.max()) + 1
+def knn_in_loops(train: Features, test: Tensor, neighbours: int, temperature: float) -> Rows:
     rows = []
     for query in test.tolist():
-        norm = math.sqrt(sum(x * x for x in query))
-        similar = []
-        for vector, label in zip(train.vectors.tolist(), train.labels.tolist(), strict=True):
-            length = math.sqrt(sum(x * x for x in vector))
-            similar.append(
-                (sum(a * b for a, b in zip(query, vector, strict=True)) / norm / length, label)
-            )
-        votes = [0.0] * classes
-        for cosine, label in sorted(similar, reverse=True)[:neighbours]:
-            votes[label] += math.exp(cosine / temperature)
+        pairs = zip(train.vectors.tolist(), train.labels.tolist(), strict=True)
+        similar = sorted(((cosine(query, vector), label) for vector, label in pairs), reverse=True)
+        votes = [0.0] * (int(train.labels.max()) + 1)
+        for alike, label in similar[:neighbours]:
+            votes[label] += math.exp(alike / temperature)
         rows.append([vote / sum(votes) for vote in votes])
     return rows
 
@@ -62,25 +59,11 @@ def knn_in_loops(
     ("neighbours", "temperature"), [(1, 0.07), (7, 0.07), (20, 0.5), (1000, 0.1)]
 )
 def test_knn_is_the_formula(neighbours: int, temperature: float) -> None:
-    train, test = blobs(60), blobs(15, seed=1)
-    values = (
-        KNN(neighbours=neighbours, temperature=temperature)
-        .score_features(train, test.vectors)
-        .values
-    )
-    expected = torch.tensor(knn_in_loops(train, test.vectors, neighbours, temperature))
+    train, test = blobs(60), blobs(15, seed=1).vectors
+    knn = KNN(neighbours=neighbours, temperature=temperature)
+    expected = torch.tensor(knn_in_loops(train, test, neighbours, temperature))
+    values = knn.score_features(train, test).values
     torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_knn_agrees_with_sklearn() -> None:
-    train, test = blobs(300), blobs(100, seed=1)
-    peer = KNeighborsClassifier(
-        15, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1)
-    )
-    peer.fit(train.vectors.numpy(), train.labels.numpy())
-    expected = torch.from_numpy(peer.predict_proba(test.vectors.numpy()))
-    values = KNN(neighbours=15, temperature=0.1).score_features(train, test.vectors).values
-    torch.testing.assert_close(values, expected.float(), rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,8 +71,7 @@ def test_knn_agrees_with_sklearn() -> None:
 def test_blocks_change_nothing(
     bank: int, neighbours: int, query_block: int, bank_block: int
 ) -> None:
-    vectors = torch.randn(bank, 8, generator=torch.Generator().manual_seed(bank))
-    queries = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
+    vectors, queries = numbers(bank, 8, seed=bank), numbers(30, 8, seed=1)
     whole = nearest(queries, vectors, neighbours)
     parts = nearest(queries, vectors, neighbours, query_block=query_block, bank_block=bank_block)
     torch.testing.assert_close(parts[0], whole[0])
@@ -101,10 +83,10 @@ def test_blocks_change_nothing(
 def test_the_largest_by_groups_are_the_largest(
     columns: int, k: int, width: int, equal: bool
 ) -> None:
-    scores = torch.randn(7, columns, generator=torch.Generator().manual_seed(columns))
+    scores, k = numbers(7, columns, seed=columns), min(k, columns)
     scores = scores.round() if equal else scores
-    result, at = find_largest(scores, min(k, columns), width=width)
-    assert torch.equal(result, scores.topk(min(k, columns), dim=1).values)
+    result, at = find_largest(scores, k, width=width)
+    assert torch.equal(result, scores.topk(k, dim=1).values)
     assert torch.equal(scores.gather(1, at), result)
     assert all(len(set(row)) == len(row) for row in at.tolist())
 
@@ -125,12 +107,9 @@ def test_knn_survives_a_temperature_that_would_overflow() -> None:
 
 
 def test_lbfgs_solves_each_problem_of_a_batch() -> None:
-    rng = torch.Generator().manual_seed(0)
-    root = torch.randn(6, 20, 20, generator=rng, dtype=torch.float64)
-    matrix = root @ root.mT + torch.logspace(-1, 2, 6, dtype=torch.float64)[
-        :, None, None
-    ] * torch.eye(20)
-    target = torch.randn(6, 20, generator=rng, dtype=torch.float64)
+    root, target = numbers(6, 20, 20, seed=0).double(), numbers(6, 20, seed=1).double()
+    scale = torch.logspace(-1, 2, 6, dtype=torch.float64)[:, None, None]
+    matrix = root @ root.mT + scale * torch.eye(20)
 
     def objective(x: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
         slope = (matrix[which] @ x[..., None]).squeeze(2)
@@ -145,12 +124,21 @@ def standardise(train: Features, vectors: Tensor) -> Tensor:
     return (vectors.double() - x.mean(0)) / x.std(0, correction=0)
 
 
+def peer_logits(
+    train: Features, labels: Tensor, penalty: float, vectors: Tensor
+) -> tuple[Any, Tensor]:
+    """scikit-learn's regression, and its logits."""
+    peer = LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=10000)
+    peer.fit(standardise(train, train.vectors).numpy(), labels.numpy())
+    return peer, torch.from_numpy(peer.decision_function(standardise(train, vectors).numpy()))
+
+
 @pytest.mark.parametrize("count", [24, 400], ids=["fewer images than dimensions", "more"])
 @pytest.mark.parametrize("penalty", [0.1, 3.0, 300.0])
 def test_probe_minimises_sklearns_objective(count: int, penalty: float) -> None:
-    train, test = blobs(count, dimensions=30), blobs(50, dimensions=30, seed=1)
+    train, test = blobs(count, dimensions=30), blobs(50, dimensions=30, seed=1).vectors
     x, y = standardise(train, train.vectors), train.labels
-    peer = LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=10000).fit(x.numpy(), y.numpy())
+    peer, expected = peer_logits(train, y, penalty, test)
 
     def objective(weight: Tensor, bias: Tensor) -> float:
         loss = F.cross_entropy(x @ weight.T + bias, y, reduction="sum")
@@ -161,37 +149,26 @@ def test_probe_minimises_sklearns_objective(count: int, penalty: float) -> None:
     least = objective(torch.from_numpy(peer.coef_), torch.from_numpy(peer.intercept_))
     assert objective(ours[:, :-1] @ problem.basis.T, ours[:, -1]) == pytest.approx(least, rel=1e-4)
     if penalty >= 1:  # below, the data are all but separable and the optimum is flat
-        values = (
-            LinearProbe(penalties=(penalty,)).score_features(train, test.vectors).values.double()
-        )
-        expected = torch.from_numpy(
-            peer.decision_function(standardise(train, test.vectors).numpy())
-        )
+        values = LinearProbe(penalties=(penalty,)).score_features(train, test).values.double()
         # sklearn's logits are centred, ours free
         values, expected = (v - v.mean(1, keepdim=True) for v in (values, expected))
         torch.testing.assert_close(values, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_probe_of_several_classes_is_one_regression_a_class() -> None:
-    train, test = several(300), several(40, seed=1)
-    values = LinearProbe(penalties=(2.0,)).score_features(train, test.vectors).values
-    for c in range(5):
-        x, y = standardise(train, train.vectors).numpy(), train.labels[:, c].numpy()
-        peer = LogisticRegression(C=0.5, tol=1e-10, max_iter=10000).fit(x, y)
-        expected = torch.from_numpy(
-            peer.decision_function(standardise(train, test.vectors).numpy())
-        )
-        torch.testing.assert_close(values[:, c].double(), expected, rtol=2e-3, atol=2e-3)
+    train, test = several(300), several(40, seed=1).vectors
+    values = LinearProbe(penalties=(2.0,)).score_features(train, test).values
+    for own, labels in zip(values.T, train.labels.T, strict=True):
+        expected = peer_logits(train, labels, 2.0, test)[1]
+        torch.testing.assert_close(own.double(), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_long_banks_are_standardised_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_banks_are_standardised_block_by_block() -> None:
     train, test = blobs(3000, dimensions=30), blobs(50, dimensions=30, seed=1)
-    eager = _Problem(train, 300)
-    lazy = _Problem(train, 300)
+    eager, lazy = _Problem(train, 300), _Problem(train, 300)
     lazy.projected = None
-    for problem in (eager, lazy):
-        problem.values = problem.predict(test.vectors, problem.fit(1.0, torch.tensor([-1]))[0])  # type: ignore[attr-defined]
-    torch.testing.assert_close(eager.values, lazy.values)  # type: ignore[attr-defined]
+    values = [p.predict(test.vectors, p.fit(1.0, torch.tensor([-1]))[0]) for p in (eager, lazy)]
+    torch.testing.assert_close(*values)
     assert sum(len(x) for _, x in lazy.blocks(10**9)) == 3000
 
 
@@ -220,42 +197,36 @@ def test_folds_are_stratified(classes: list[int], folds: int, seed: int) -> None
 
 
 def test_choice_is_the_smallest_kept_out_loss() -> None:
-    train = blobs(60, dimensions=30, spread=3.0)
+    train, losses = blobs(60, dimensions=30, spread=3.0), {}
     linear = LinearProbe(penalties=(1.0, 100.0, 10.0))
     fold = stratified_folds(train.labels, 5, 0)
-    losses = {}
+    x = standardise(train, train.vectors)  # as the probe does: by all training images
     for penalty in linear.penalties:
-        total = 0.0
-        x = standardise(train, train.vectors)  # as the probe does: by all training images
+        losses[penalty] = 0.0
         for k in range(5):
             peer = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=10000)
             peer.fit(x[fold != k].numpy(), train.labels[fold != k].numpy())
             logs = torch.from_numpy(peer.predict_log_proba(x[fold == k].numpy()))
-            total -= float(logs.gather(1, train.labels[fold == k, None]).sum())
-        losses[penalty] = total
+            losses[penalty] -= float(logs.gather(1, train.labels[fold == k, None]).sum())
     chosen = linear.score_features(train, train.vectors).chosen["penalty"]
     assert chosen == min(losses, key=losses.__getitem__)
 
 
 @pytest.mark.parametrize("count", [40, 2500], ids=["cross-validation", "one part kept out"])
-def test_test_images_choose_nothing(count: int) -> None:
+@protocols
+def test_test_images_choose_nothing(protocol: Protocol, count: int) -> None:
     """The score of a test image depends on neither other test images nor on test labels."""
-    train, test = blobs(count), blobs(30, seed=1)
-    for protocol in (KNN(), LinearProbe()):
-        together = protocol.score_features(train, test.vectors)
-        alone = protocol.score_features(train, test.vectors[:1])
-        shifted = protocol.score_features(
-            train, torch.cat([test.vectors[:1], 1000 + 100 * test.vectors[1:]])
-        )
-        assert together.chosen == alone.chosen == shifted.chosen
-        torch.testing.assert_close(together.values[:1], alone.values)
-        torch.testing.assert_close(together.values[:1], shifted.values[:1])
+    train, test = blobs(count), blobs(30, seed=1).vectors
+    shifted = torch.cat([test[:1], 1000 + 100 * test[1:]])
+    together, *others = (protocol.score_features(train, x) for x in (test, test[:1], shifted))
+    for scores in others:
+        assert scores.chosen == together.chosen
+        torch.testing.assert_close(scores.values[:1], together.values[:1])
 
 
 def test_one_image_a_class_uses_the_fallback() -> None:
-    assert LinearProbe(fallback=42.0).score_features(blobs(4), blobs(9).vectors).chosen == {
-        "penalty": 42.0
-    }
+    scores = LinearProbe(fallback=42.0).score_features(blobs(4), blobs(9).vectors)
+    assert scores.chosen == {"penalty": 42.0}
 
 
 def test_a_penalty_chosen_on_some_images_is_fitted_to_all() -> None:
@@ -266,10 +237,10 @@ def test_a_penalty_chosen_on_some_images_is_fitted_to_all() -> None:
     torch.testing.assert_close(scores.values, again.values, rtol=1e-3, atol=1e-3)
 
 
-def test_constant_features_are_scored_and_not_refused() -> None:
+@protocols
+def test_constant_features_are_scored_and_not_refused(protocol: Protocol) -> None:
     train = Features(torch.ones(20, 6), torch.arange(20) % 2)
-    for protocol in (KNN(), LinearProbe()):
-        assert torch.isfinite(protocol.score_features(train, torch.ones(5, 6)).values).all()
+    assert torch.isfinite(protocol.score_features(train, torch.ones(5, 6)).values).all()
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,20 @@ from selftaught.methods.parts.colour_bins import ColourBins, bins_of_rgb
 from selftaught.methods.parts.decoder import Decoder
 from selftaught.methods.parts.lab import colours, lightness, paint
 from selftaught.methods.pretext.colorization import Colorization
-from selftaught.training.loop import Loop, fit
-from selftaught.training.step import Step
-from tests.formulas import close, double, few, normal, seeds, surprise, whole
+from tests.formulas import (
+    answer,
+    close,
+    data64,
+    double,
+    few,
+    loss_of,
+    normal,
+    seeds,
+    surprise,
+    whole,
+)
 from tests.laws.toys import IMAGES, Toy, batch, build, config, rng
+from tests.methods.controls import held_out_grade
 
 Place = tuple[float, float]
 
@@ -28,20 +38,18 @@ Place = tuple[float, float]
 def ready(**fields: object) -> Colorization:
     """In double precision, without batch norm, with measured bins."""
     method = double("colorization", **fields)
-    assert isinstance(method, Colorization)
     method.before_epoch(whole())
     return method
 
 
+def new(network: Encoder | None = None) -> Colorization:
+    return Colorization(config("colorization"), Setup(network or Toy(norm=True), IMAGES))
+
+
 def places(view: Tensor, stride: int = 4) -> list[Place]:
     """The mean a and b of each square of an image [3, H, W], row by row."""
-    ab = colours(view[None])[0]
-    found = []
-    for y in range(0, view.shape[1], stride):
-        for x in range(0, view.shape[2], stride):
-            means = ab[:, y : y + stride, x : x + stride].mean((1, 2)).tolist()
-            found.append((means[0], means[1]))
-    return found
+    squares = colours(view[None])[0].unfold(1, stride, stride).unfold(2, stride, stride)
+    return [tuple(pair) for pair in squares.mean((3, 4)).flatten(1).T.tolist()]
 
 
 def squared(one: Place, other: Place) -> float:
@@ -77,43 +85,27 @@ def plain_weights(data: list[Place], rebalance: float) -> dict[Place, float]:
 @pytest.mark.parametrize("rebalance", [0.5, 1.0])
 def test_colorization_is_its_formula(rebalance: float) -> None:
     """Zhang et al., 2016, equation 2: cross entropy of soft codes, rare colours weighted up."""
-    method = ready(rebalance=rebalance)
+    method, data = ready(rebalance=rebalance), data64(4)
     weights = plain_weights([p for b in whole() for v in b.views[0] for p in places(v)], rebalance)
-    bins, everything = list(weights), bins_of_rgb()
-    data = batch(4, dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
-    total, count = 0.0, 0
-    for view, logits in zip(data.views[0], predictions, strict=True):
+    bins, everything, costs = list(weights), bins_of_rgb(), []
+    for view, logits in zip(data.views[0], method.predict(method.inputs(data)), strict=True):
         for place, row in zip(places(view), logits.flatten(1).T.tolist(), strict=True):
-            known = [row[everything.index(c)] for c in bins]  # type: ignore[arg-type]
+            known = [row[everything.index(c)] for c in bins]
             code = plain_code(place, bins)
             weight = weights[max(code, key=lambda c: code[c])]
-            total += weight * sum(s * surprise(known, bins.index(c)) for c, s in code.items())
-            count += 1
+            costs.append(weight * sum(s * surprise(known, bins.index(c)) for c, s in code.items()))
     # weights are kept in the precision of the data; the logits of other bins are not minus infinity
-    close(method.loss(predictions, method.targets(data, predictions)), total / count, rtol=1e-6)
+    close(loss_of(method, data), sum(costs) / len(costs), rtol=1e-6)
 
 
 def test_regression_is_the_mean_square() -> None:
-    method = ready(regression=True)
-    data = batch(4, dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
-    total, count = 0.0, 0
-    for view, answer in zip(data.views[0], predictions, strict=True):
-        for place, row in zip(places(view), answer.flatten(1).T.tolist(), strict=True):
-            total += sum((p - t / 110) ** 2 for p, t in zip(row, place, strict=True))
-            count += 2
-    targets = method.targets(data, predictions)
-    close(method.loss(predictions, targets), total / count)
+    method, data, errors = ready(regression=True), data64(4), []
+    predictions, targets = answer(method, data)
+    for view, said in zip(data.views[0], predictions, strict=True):
+        for place, row in zip(places(view), said.flatten(1).T.tolist(), strict=True):
+            errors += [(p - t / 110) ** 2 for p, t in zip(row, place, strict=True)]
+    close(method.loss(predictions, targets), sum(errors) / len(errors))
     assert method.grade(predictions, targets) is None
-
-
-def test_the_expected_weight_is_one_and_rare_colours_weigh_more() -> None:
-    bins = ready().bins
-    codes = torch.cat([bins.encode(colours(b.views[0])[:, :, ::4, ::4]) for b in whole()])
-    close(codes.sum(1), torch.ones_like(codes[:, 0]))
-    assert not codes[:, ~bins.occupied].any()
-    assert bins.weights[bins.occupied].max() > 1 > bins.weights[bins.occupied].min() > 0
 
 
 def test_colours_far_from_every_bin_have_a_code() -> None:
@@ -170,51 +162,41 @@ def test_an_annealed_mean_is_between_mean_and_mode() -> None:
 
 
 def test_colour_that_is_written_into_the_input_is_not_seen() -> None:
-    method, data = ready(), batch(4, dtype=torch.float64)
+    method, data = ready(), data64(4)
     grey = method.inputs(data)
     tint = torch.tensor([0.1, -0.2, 0.1], dtype=torch.float64)[:, None, None]
     close(method.predict(grey + tint), method.predict(grey))
 
 
 def test_a_cut_and_mixed_place_has_the_code_of_its_own_image() -> None:
-    method, data = ready(), batch(4, dtype=torch.float64)
+    method, data = ready(), data64(4)
     own = method.targets(data, ())
     mask = torch.zeros(16, 16, dtype=torch.float64)
     mask[4:12, :8] = 1
     mixed = method.mix_targets(own, partner(own), mask)
     close(mixed, torch.where(spread(mask[::4, ::4], own) > 0, own, partner(own)))
-    inputs = method.inputs(data)
-    loss = CutMix().loss(method, inputs, own, rng(), None)
-    assert torch.isfinite(loss)
+    assert torch.isfinite(CutMix().loss(method, method.inputs(data), own, rng(), None))
 
 
 def grey(data: Batch) -> Batch:
-    view = data.views[0]
-    return dataclasses.replace(data, views=(view[:, :1].expand_as(view),))
+    return dataclasses.replace(data, views=(data.views[0][:, :1].expand_as(data.views[0]),))
 
 
-def test_images_without_colour_are_refused() -> None:
-    for views in ([grey(batch())], [dataclasses.replace(batch(), views=(constant(8),))]):
-        method = Colorization(config("colorization"), Setup(Toy(norm=True), IMAGES))  # type: ignore[arg-type]
-        with pytest.raises(UserError, match="colorization"):
-            method.before_epoch(views)
-
-
-def constant(n: int) -> Tensor:
-    return torch.tensor([0.8, 0.3, 0.2])[:, None, None].expand(n, 3, 16, 16)
+@pytest.mark.parametrize("colours", [0, 1])
+def test_images_without_colour_are_refused(colours: int) -> None:
+    one = torch.tensor([0.8, 0.3, 0.2])[:, None, None].expand(8, 3, 16, 16)
+    data = dataclasses.replace(batch(), views=(one,)) if colours else grey(batch())
+    with pytest.raises(UserError, match="colorization"):
+        new().before_epoch([data])
 
 
 def test_a_grey_view_teaches_nothing_and_is_no_answer() -> None:
     method, data = build("colorization"), batch(4)
-    assert isinstance(method, Colorization)
-    view = data.views[0].clone()
-    view[0] = view[0, :1]
-    data = dataclasses.replace(data, views=(view,))
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    data.views[0][0] = data.views[0][0, :1].clone()
+    predictions, targets = answer(method, data)
     (slope,) = torch.autograd.grad(method.loss(predictions, targets), predictions)
     assert slope.flatten(1).any(1).tolist() == [False, True, True, True]
-    assert method.grade(predictions, targets)[0].item() == method.chance()  # type: ignore[index]
+    assert method.grade(predictions, targets)[0].item() == method.chance()
 
 
 def test_a_network_without_a_map_is_refused() -> None:
@@ -229,7 +211,7 @@ def test_a_network_without_a_map_is_refused() -> None:
 
 def test_only_the_first_images_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(colour_bins, "IMAGES", 20)
-    method = Colorization(config("colorization"), Setup(Toy(norm=True), IMAGES))  # type: ignore[arg-type]
+    method = new()
     batches = iter([batch(16, seed=s) for s in range(4)])
     method.before_epoch(batches)
     assert len(list(batches)) == 2
@@ -243,19 +225,17 @@ def test_only_the_first_images_are_measured(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_accuracy_is_the_share_of_the_best_constant_predictions_loss() -> None:
     method = ready()
-    data = [method.targets(b, ()) for b in whole()]
-    everything = torch.cat(data)
+    everything = torch.cat([method.targets(b, ()) for b in whole()])
     share = everything.sum((0, 2, 3)) / everything.sum()
     close(method.bins.marginal, share, rtol=1e-5)  # in single precision
     constant = method.bins.marginal.clamp_min(1e-9).log()[None, :, None, None]
     constant = constant.expand_as(everything)
     assert method.chance() == 0
-    assert method.grade(constant, everything).mean().item() == pytest.approx(0, abs=1e-6)  # type: ignore[union-attr]
-    generator = rng(0)
-    noise = torch.randn(everything.shape, dtype=torch.float64, generator=generator)
-    for predictions in (noise, constant + noise, everything.clamp_min(1e-9).log()):
+    noise = torch.randn(everything.shape, dtype=torch.float64, generator=rng(0))
+    for predictions in (constant, noise, constant + noise, everything.clamp_min(1e-9).log()):
         expected = 1 - method.loss(predictions, everything) / method.loss(constant, everything)
-        close(method.grade(predictions, everything).mean(), expected, rtol=1e-5)  # type: ignore[union-attr]
+        grade = method.grade(predictions, everything).mean().item()
+        assert grade == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
     assert expected > 0.5
 
 
@@ -275,40 +255,20 @@ def tied(seed: int) -> Batch:
     return dataclasses.replace(data, views=(view.clamp(0, 1),))
 
 
-def held_out_grade(network: Encoder, roll: int) -> tuple[float, float]:
-    """The grade of other images after a brief training on targets of the `roll`-th next image."""
+@pytest.mark.parametrize(("roll", "low", "high"), [(0, 0.2, 1.0), (1, -9.0, 0.02)])
+def test_colours_that_follow_the_lightness_are_learnt_and_those_of_others_are_not(
+    roll: int, low: float, high: float
+) -> None:
     torch.manual_seed(0)
-    method = Colorization(config("colorization"), Setup(network, IMAGES))  # type: ignore[arg-type]
-    answers = method.targets
-    step = Step(method)
-    optimizer = torch.optim.Adam([{"params": step.parameters(), "peak": 0.01}], lr=0)
-    loop = Loop(steps=40, steps_per_epoch=40, schedule=lambda p: 1.0)
-    method.targets = lambda data, said: answers(data, said).roll(roll, 0)  # type: ignore[method-assign]
-    for _ in fit(step, method, lambda *_: [tied(s) for s in range(40)], optimizer, loop):
-        pass
-    method.eval()
-    data = tied(99)
-    with torch.no_grad():
-        predictions = method.predict(method.inputs(data))
-    grade, chance = method.grade(predictions, answers(data, ())), method.chance()
-    assert grade is not None
-    assert chance is not None
-    return grade.mean().item(), chance
-
-
-def test_colours_that_follow_the_lightness_are_learnt_and_those_of_others_are_not() -> None:
-    grade, chance = held_out_grade(Loud(norm=True), roll=0)
-    assert grade > 0.2
-    grade, chance = held_out_grade(Loud(norm=True), roll=1)
-    assert grade < chance + 0.02
+    method = new(Loud(norm=True))
+    assert low < held_out_grade(method, tied, 40, lambda t: t.roll(roll, 0)) < high
 
 
 def test_pictures_have_the_lightness_of_the_truth() -> None:
     method, data = build("colorization").eval(), batch(3)
     with torch.no_grad():
-        predictions = method.predict(method.inputs(data))
-        shown = method.illustrate(data, predictions, method.targets(data, predictions))
-    assert [list(one.pictures) for one in shown] == [["input", "prediction", "truth"]] * 3
+        shown = method.illustrate(data, *answer(method, data))
     for one, view in zip(shown, data.views[0], strict=True):
+        assert list(one.pictures) == ["input", "prediction", "truth"]
         assert torch.equal(one.pictures["truth"], view)
         assert all(x.min() >= 0 and x.max() <= 1 + 1e-5 for x in one.pictures.values())

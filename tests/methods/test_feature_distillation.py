@@ -1,7 +1,7 @@
 """Distillation of features, against its formula in plain loops."""
 
-import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,37 +13,37 @@ from selftaught.errors import UserError
 from selftaught.hard import CutMix, MixUp
 from selftaught.hard.base import objective
 from selftaught.hard.mixed import partner
-from selftaught.method import Method, Setup
+from selftaught.method import Encoder, Method, Setup
 from selftaught.methods.distillation.feature_maps import FeatureDistillation
 from selftaught.methods.parts import standardize
 from selftaught.methods.parts.standardize import Standardize
 from selftaught.models import backbone as backbone_module
 from selftaught.models.layers import resize
-from tests.formulas import close, cosine, double, few, normal, seeds
+from tests.formulas import answer, close, cosine, data64, double, few, loss_of, normal, seeds
 from tests.laws.toys import IMAGES, Coarse, Toy, batch, build, rng
 
 NAME = "feature-distillation"
 
 
+def with_teacher(student: Encoder, teacher: Encoder, **fields: Any) -> FeatureDistillation:
+    torch.manual_seed(0)
+    config = FeatureDistillation.Config(teacher="x", **fields)
+    return FeatureDistillation(config, Setup(student, IMAGES, 0, teacher))
+
+
 def plain_resize(x: Tensor, height: int, width: int) -> Tensor:
     """The mean of the pixels below a triangle, which is as wide as two pixels of the result."""
 
-    def weights(into: int, out: int) -> list[list[float]]:
+    def weights(into: int, out: int) -> Tensor:
         scale = out / into
         reach = max(scale, 1.0)
         rows = []
         for i in range(into):
             row = [max(0.0, 1 - abs(j + 0.5 - (i + 0.5) * scale) / reach) for j in range(out)]
             rows.append([w / sum(row) for w in row])
-        return rows
+        return torch.tensor(rows, dtype=x.dtype)
 
-    result = x.new_zeros(*x.shape[:2], height, width)
-    for i, row in enumerate(weights(height, x.shape[2])):
-        for j, column in enumerate(weights(width, x.shape[3])):
-            for k, down in enumerate(row):
-                for n, across in enumerate(column):
-                    result[:, :, i, j] += down * across * x[:, :, k, n]
-    return result
+    return weights(height, x.shape[2]) @ x @ weights(width, x.shape[3]).T
 
 
 def scaled(method: Method, seed: int = 0) -> Method:
@@ -61,66 +61,57 @@ def test_resizing_is_a_mean_below_a_triangle(h: int, w: int, y: int, x: int, see
     assert resize(image, (h, w)) is image
 
 
+def plain_places(said: Tensor, targets: Tensor) -> list[float]:
+    """The cosine distance of each place of maps [B, 9, 3, 3], image by image and row by row."""
+    pairs = zip(*(x.flatten(2).mT.flatten(0, 1).tolist() for x in (said, targets)), strict=True)
+    return [1 - cosine(a, b) for a, b in pairs]
+
+
 @few
 @given(st.integers(1, 3), st.floats(0.1, 3), st.floats(0.1, 3), seeds)
 def test_the_loss_in_plain_loops(b: int, pooled: float, patches: float, seed: int) -> None:
     method = scaled(double(NAME, pooled=pooled, patches=patches), seed)
-    data = batch(b, seed=seed, dtype=torch.float64)
+    data = data64(b, seed)
     teacher, view = method.teacher.network, data.views[0]
     features, places = teacher.with_map(view)
     mean0, std0, mean1, std1 = method.standardize.buffers()
-    predictions = method.predict(view)
-    own, grid = predictions
+    own, grid = method.predict(view)
     assert (features.shape[1:], places.shape[1:]) == ((9,), (9, 3, 3))
     assert (own.shape[1:], grid.shape[1:]) == ((9,), (9, 7, 7))
-    small = plain_resize(grid, 3, 3)
-    whole = local = 0.0
-    for i in range(b):
-        target = [(features[i, c] - mean0[c]) / std0[c] for c in range(9)]
-        whole += (1 - cosine([v.item() for v in target], own[i].tolist())) / b
-        for y in range(3):
-            for x in range(3):
-                target = [(places[i, c, y, x] - mean1[c]) / std1[c] for c in range(9)]
-                said = small[i, :, y, x].tolist()
-                local += (1 - cosine([v.item() for v in target], said)) / (9 * b)
-    expected = (pooled * whole + patches * local) / (pooled + patches)
-    close(method.loss(predictions, method.targets(data, predictions)), expected)
+    target = (features - mean0) / std0
+    whole = [1 - cosine(x, y) for x, y in zip(own.tolist(), target.tolist(), strict=True)]
+    target = (places - mean1[:, None, None]) / std1[:, None, None]
+    local = plain_places(plain_resize(grid, 3, 3), target)
+    expected = pooled * sum(whole) / b + patches * sum(local) / (9 * b)
+    close(loss_of(method, data), expected / (pooled + patches))
 
 
 def test_a_finer_teacher_is_resized() -> None:
     """The coarser of both grids is that of the student here."""
-    torch.manual_seed(0)
-    config = FeatureDistillation.Config(teacher="x")
-    method = FeatureDistillation(config, Setup(Coarse(norm=True), IMAGES, 0, Toy(norm=True)))
-    predictions = method.predict(batch().views[0])
-    targets = method.targets(batch(), predictions)
+    method = with_teacher(Coarse(norm=True), Toy(norm=True))
+    targets = answer(method, batch())[1]
     assert [x.shape[2:] for x in targets] == [(), (3, 3)]
     torch.testing.assert_close(targets[1].norm(dim=1), torch.ones(8, 3, 3))
 
 
 def test_a_student_in_the_place_of_its_teacher_learns_nothing() -> None:
-    torch.manual_seed(0)
     twin = Toy(norm=False)
-    config = FeatureDistillation.Config(teacher="x")
-    method = FeatureDistillation(config, Setup(Toy(norm=False), IMAGES, 0, twin))
+    method = with_teacher(Toy(norm=False), twin)
     method.backbone.load_state_dict(twin.state_dict())
     for projection in method.projections:
         torch.nn.init.eye_(projection[0].weight)
         torch.nn.init.zeros_(projection[0].bias)
-    predictions = method.predict(batch().views[0])
-    loss = method.loss(predictions, method.targets(batch(), predictions))
+    loss = loss_of(method, batch())
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert all(p.grad.abs().max() < 1e-5 for p in method.backbone.parameters())
 
 
 def test_the_teacher_takes_no_part_in_training() -> None:
-    method = build(NAME).train()
+    method, data = build(NAME).train(), batch()
     assert not any(part.training for part in method.teacher.modules())
     assert not any(p.requires_grad for p in method.teacher.parameters())
-    data = batch()
-    predictions = method.predict(data.views[0])
-    together = method.targets(data, predictions)
+    predictions, together = answer(method, data)
     alone = method.targets(data.map(lambda x: x[:1]), tuple(x[:1] for x in predictions))
     for x, y in zip(alone, together, strict=True):
         assert not x.requires_grad
@@ -129,37 +120,30 @@ def test_the_teacher_takes_no_part_in_training() -> None:
 
 @pytest.mark.parametrize("kind", [CutMix, MixUp])
 def test_each_place_of_a_mixed_image_has_the_targets_of_what_it_shows(kind: type) -> None:
-    method = scaled(double(NAME))
-    data = batch(4, dtype=torch.float64)
-    inputs = method.inputs(data)
-    clean = method.predict(inputs)
-    targets = method.targets(data, clean)
-    hard = kind()
+    method, data, hard = scaled(double(NAME)), data64(4), kind()
+    inputs, targets = method.inputs(data), answer(method, data)[1]
     mask = hard.mask(rng(3), (16, 16))
-    mixed, share = kind().mix(inputs, rng(3))
-    predictions = method.predict(mixed)
-    small = plain_resize(predictions[1], 3, 3)
-    others = [partner(x) for x in targets]
-    whole = local = 0.0
-    for i in range(4):
-        for weight, target in ((share, targets), (1 - share, others)):
-            whole += weight * (1 - cosine(predictions[0][i].tolist(), target[0][i].tolist())) / 4
-        for y in range(3):
-            for x in range(3):
-                # 16 pixels do not divide into 3 places: neighbours share a row of pixels
-                rows, columns = (slice(k * 16 // 3, -(-(k + 1) * 16 // 3)) for k in (y, x))
-                part = (mask if mask.numel() == 1 else mask[rows, columns]).mean().item()
-                for weight, target in ((part, targets), (1 - part, others)):
-                    said = small[i, :, y, x].tolist()
-                    local += weight * (1 - cosine(said, target[1][i, :, y, x].tolist())) / 36
-    close(hard.loss(method, inputs, targets, rng(3), None), (whole + local) / 2)
+    mixed, share = hard.mix(inputs, rng(3))
+    own, grid = method.predict(mixed)
+    # 16 pixels do not divide into 3 places: neighbours share a row of pixels
+    cuts = [slice(k * 16 // 3, -(-(k + 1) * 16 // 3)) for k in range(3)]
+    pixels = mask.expand(16, 16)
+    parts = [pixels[rows, columns].mean().item() for rows in cuts for columns in cuts] * 4
+    total = 0.0
+    for (features, places), weight, shares in (
+        (targets, share, parts),
+        ([partner(x) for x in targets], 1 - share, [1 - part for part in parts]),
+    ):
+        pairs = zip(own.tolist(), features.tolist(), strict=True)
+        total += weight * sum(1 - cosine(x, y) for x, y in pairs) / 4
+        local = plain_places(plain_resize(grid, 3, 3), places)
+        total += sum(s * d for s, d in zip(shares, local, strict=True)) / 36
+    close(hard.loss(method, inputs, targets, rng(3), None), total / 2)
 
 
 def test_pooled_features_alone_are_mixed_as_any_target() -> None:
-    method = scaled(double(NAME, patches=0.0))
-    data = batch(4, dtype=torch.float64)
-    inputs = method.inputs(data)
-    targets = method.targets(data, method.predict(inputs))
+    method, data = scaled(double(NAME, patches=0.0)), data64(4)
+    inputs, targets = method.inputs(data), answer(method, data)[1]
     assert len(targets) == len(method.projections) == 1
     mixed, share = CutMix().mix(inputs, rng(3))
     predictions = method.predict(mixed)
@@ -171,9 +155,7 @@ def test_pooled_features_alone_are_mixed_as_any_target() -> None:
 def test_the_map_is_left_out_where_a_network_has_none() -> None:
     teacher = Toy(norm=True)
     teacher.has_map = False
-    config = FeatureDistillation.Config(teacher="x")
-    method = FeatureDistillation(config, Setup(Toy(norm=True), IMAGES, 0, teacher))
-    assert len(method.predict(batch().views[0])) == 1
+    assert len(with_teacher(Toy(norm=True), teacher).predict(batch().views[0])) == 1
 
 
 def test_statistics_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,43 +196,25 @@ def test_a_channel_that_never_changes_stays_finite() -> None:
 
 def test_the_size_of_a_view_fits_the_teacher() -> None:
     nearest = backbone_module.nearest_size
-    vit = backbone_module.create("test_vit")
-    assert vit.network.patch_embed.patch_size == (16, 16)
+    with torch.device("meta"):
+        names = ("test_vit", "test_resnet", "beit_base_patch16_224")
+        vit, resnet, fixed = map(backbone_module.create, names)
     sizes = [nearest(vit, (side, side))[0] for side in (5, 16, 30, 40, 41, 64)]
     assert sizes == [16, 16, 32, 32, 48, 64]
-    assert nearest(backbone_module.create("test_resnet"), (37, 41)) == (37, 41)
-    assert nearest(Toy(norm=True), (37, 41)) == (37, 41)
-    with torch.device("meta"):
-        fixed = backbone_module.create("beit_base_patch16_224")
+    for network in (resnet, Toy(norm=True)):
+        assert nearest(network, (37, 41)) == (37, 41)
     assert nearest(fixed, (64, 64)) == (224, 224)
 
 
 @pytest.mark.parametrize(("asked", "seen"), [(0, 48), (30, 32), (64, 64)])
 def test_the_teacher_sees_the_view_at_its_own_size(asked: int, seen: int) -> None:
-    torch.manual_seed(0)
-    config = FeatureDistillation.Config(teacher="x", teacher_size=asked)
     teacher = backbone_module.create("test_vit")
-    method = FeatureDistillation(config, Setup(Toy(norm=True), IMAGES, 0, teacher))
-    data = batch(2, size=50)
+    method, data = with_teacher(Toy(norm=True), teacher, teacher_size=asked), batch(2, size=50)
     assert method.fit_view(data.views[0]).shape == (2, 3, seen, seen)
-    predictions = method.predict(data.views[0])
-    assert method.targets(data, predictions)[1].shape[2:] == (seen // 16, seen // 16)
+    assert answer(method, data)[1][1].shape[2:] == (seen // 16, seen // 16)
 
 
 def test_a_teacher_of_another_size_is_refused_with_the_remedy() -> None:
     teacher = backbone_module.create("gmixer_12_224")
-    config = FeatureDistillation.Config(teacher="x")
-    method = FeatureDistillation(config, Setup(Toy(norm=True), IMAGES, 0, teacher))
     with pytest.raises(UserError, match=r"64 pixels.*--method\.teacher-size"):
-        method.before_epoch([batch(2, size=64)])
-
-
-def test_other_weights_of_both_parts_change_nothing_but_the_share() -> None:
-    one, two = double(NAME, pooled=1.0, patches=3.0), double(NAME, pooled=0.5, patches=1.5)
-    assert dataclasses.asdict(one.config) != dataclasses.asdict(two.config)
-    data = batch(dtype=torch.float64)
-    losses = []
-    for method in (one, two):
-        predictions = method.predict(data.views[0])
-        losses.append(method.loss(predictions, method.targets(data, predictions)))
-    close(*losses)
+        with_teacher(Toy(norm=True), teacher).before_epoch([batch(2, size=64)])

@@ -3,7 +3,8 @@ is particular to each.
 """
 
 import dataclasses
-import math
+from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from selftaught.config.stage import method_of
 from selftaught.errors import UserError
 from selftaught.losses import most_similar, pick_nce
-from selftaught.method import Batch, Setting, Setup, detach
+from selftaught.method import Setting, Setup, detach
 from selftaught.methods import METHODS
 from selftaught.methods.contrastive.cpc import CPC
 from selftaught.methods.contrastive.densecl import DenseCL
@@ -31,18 +32,20 @@ from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models import backbone as backbone_module
 from selftaught.optim import OPTIMIZERS
 from tests.formulas import (
+    answer,
     close,
     cosine,
+    data64,
     double,
     drifted,
     few,
+    loss_of,
     normal,
     plain_info_nce,
     seeds,
-    shuffle,
     unit,
 )
-from tests.laws.toys import IMAGES, Toy, batch, build, config
+from tests.laws.toys import IMAGES, Toy, batch, build, config, rng
 
 sizes, widths = st.integers(1, 6), st.integers(2, 5)
 temperatures = st.floats(0.05, 2.0)
@@ -56,7 +59,7 @@ SETTING = Setting(images=5000, batch=128, steps=2000, features=512)
 @given(sizes, sizes, widths, temperatures, seeds)
 def test_pick_nce_is_its_formula(n: int, m: int, d: int, temperature: float, seed: int) -> None:
     query, candidates = unit(n, d, seed=seed), unit(m, d, seed=seed + 1)
-    key = torch.randint(m, (n,), generator=torch.Generator().manual_seed(seed))
+    key = torch.randint(m, (n,), generator=rng(seed))
     rows = candidates.tolist()
     formula = [
         plain_info_nce(q, rows[k], rows[:k] + rows[k + 1 :], temperature)
@@ -65,30 +68,10 @@ def test_pick_nce_is_its_formula(n: int, m: int, d: int, temperature: float, see
     close(pick_nce(query, candidates, key, temperature), sum(formula) / n)
 
 
-@few
-@given(sizes, sizes, widths, seeds)
-def test_the_order_of_queries_and_candidates_does_not_matter(
-    n: int, m: int, d: int, seed: int
-) -> None:
-    query, candidates = unit(n, d, seed=seed), unit(m, d, seed=seed + 1)
-    key = torch.randint(m, (n,), generator=torch.Generator().manual_seed(seed))
-    p, r = shuffle(n, seed), shuffle(m, seed + 1)
-    close(
-        pick_nce(query[p], candidates[r], r.argsort()[key[p]], 0.2),
-        pick_nce(query, candidates, key, 0.2),
-    )
-
-
 def test_pick_nce_has_the_numerical_gradient() -> None:
     query, candidates = normal(4, 3, seed=0).requires_grad_(), normal(5, 3, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda q, c: pick_nce(q, c, torch.tensor([0, 4, 4, 2]), 0.3), (query, candidates)
-    )
-
-
-def test_candidates_that_are_all_the_same_cost_their_logarithm() -> None:
-    same = unit(1, 4, seed=0).expand(7, -1)
-    close(pick_nce(same[:3], same, torch.tensor([0, 1, 6]), 0.1), math.log(7))
+    loss = lambda q, c: pick_nce(q, c, torch.tensor([0, 4, 4, 2]), 0.3)  # noqa: E731
+    assert torch.autograd.gradcheck(loss, (query, candidates))
 
 
 # MoCo v1, beside v2
@@ -100,7 +83,7 @@ def test_moco_is_its_formula(name: str, symmetric: bool) -> None:
     """He et al., 2019, equation 1. `symmetric`: the mean of both ways, and the keys of both views
     go into the queue.
     """
-    method, data = double(name, symmetric=symmetric, temperature=0.3), batch(5, dtype=torch.float64)
+    method, data = double(name, symmetric=symmetric, temperature=0.3), data64(5)
     drifted(method.teacher)
     q1, q2 = (method.network(view).tolist() for view in data.views)
     k1, k2 = (method.teacher.network(view) for view in data.views)
@@ -111,14 +94,12 @@ def test_moco_is_its_formula(name: str, symmetric: bool) -> None:
         for qs, ks in ways
         for q, k in zip(qs, ks.tolist(), strict=True)
     ]
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    predictions, targets = answer(method, data)
     close(method.loss(predictions, targets), sum(costs) / len(costs))
     assert not any(t.requires_grad for t in targets)
     method.after_step(data, detach(predictions), targets)
     keys = torch.cat([k for _, k in ways])
-    close(method.queue[: len(keys)], keys)
-    assert torch.equal(method.queue[len(keys) :], before[len(keys) :])
+    close(method.queue, torch.cat([keys, before[len(keys) :]]))
     assert int(method.oldest) == len(keys)
 
 
@@ -131,23 +112,8 @@ def test_versions_differ_in_head_and_temperature_alone() -> None:
 
 
 def test_a_configuration_knows_its_method() -> None:
-    for name in ("moco-v1", "moco-v2", "densecl", "simclr", "simclr-v2"):
+    for name in METHODS:
         assert method_of(METHODS[name].Config()) is METHODS[name]
-
-
-def test_moco_v1_is_lightlys_step_after_step() -> None:
-    method = build("moco-v1", norm=False)
-    theirs = pytest.importorskip("lightly.loss").NTXentLoss(
-        temperature=0.07, memory_bank_size=tuple(method.queue.shape)
-    )
-    theirs.memory_bank.bank = method.queue.clone()
-    for step in range(5):
-        data = batch(8, seed=step)
-        predictions = method.predict(method.inputs(data))
-        targets = method.targets(data, predictions)
-        close(method.loss(predictions, targets), theirs(predictions[0], targets[0]), 1e-5)
-        method.after_step(data, predictions, targets)
-        torch.testing.assert_close(method.queue, theirs.memory_bank.bank)
 
 
 @given(st.integers(1, 7), st.lists(st.integers(1, 9), min_size=1, max_size=6))
@@ -164,20 +130,6 @@ def test_the_queue_forgets_its_oldest_keys(room: int, batches: list[int]) -> Non
 
 
 @pytest.mark.parametrize("name", ["moco-v1", "densecl"])
-def test_the_key_encoder_follows(name: str) -> None:
-    method, data = double(name, momentum=0.75), batch(dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
-    with torch.no_grad():
-        for p in method.network.parameters():
-            p += 1
-    before = [p.clone() for p in method.teacher.parameters()]
-    method.after_step(data, predictions, targets)
-    for old, new in zip(before, method.teacher.parameters(), strict=True):
-        close(new, old + 0.25)
-
-
-@pytest.mark.parametrize("name", ["moco-v1", "densecl"])
 def test_a_queue_longer_than_the_data_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="negatives of themselves"):
         METHODS[name](METHODS[name].Config(queue=100), Setup(Toy(norm=True), 99))
@@ -190,52 +142,19 @@ def test_moco_v3_is_algorithm_1() -> None:
     """Chen et al., 2021: ctr(q1, k2) + ctr(q2, k1), where ctr = 2 * temperature * cross entropy
     over the batch.
     """
-    method, data = double("moco-v3", temperature=0.3), batch(5, dtype=torch.float64)
+    method, data = double("moco-v3", temperature=0.3), data64(5)
     drifted(method.teacher)
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    predictions, targets = answer(method, data)
     assert not any(t.requires_grad for t in targets)
     q1, q2 = (method.predictor[0](method.network(v)) for v in data.views)
     k1, k2 = (method.teacher.network[0](v) for v in data.views)
 
     def ctr(query: Tensor, key: Tensor) -> float:
         q, k = (F.normalize(x, dim=1).tolist() for x in (query, key))
-        return (
-            2 * 0.3 * sum(plain_info_nce(q[i], k[i], k[:i] + k[i + 1 :], 0.3) for i in range(5)) / 5
-        )
+        costs = [plain_info_nce(q[i], k[i], k[:i] + k[i + 1 :], 0.3) for i in range(5)]
+        return 2 * 0.3 * sum(costs) / 5
 
     close(method.loss(predictions, targets), ctr(q1, k2) + ctr(q2, k1))
-
-
-def test_moco_v3_at_chance() -> None:
-    method = build("moco-v3")
-    same = unit(1, 8, seed=0).expand(6, -1)
-    close(method.loss((same, same), (same, same)), method.collapsed_loss(6))
-
-
-@pytest.mark.parametrize(("progress", "momentum"), [(0.0, 0.9), (0.5, 0.95), (1.0, 1.0)])
-def test_moco_v3s_momentum_rises_along_a_cosine(progress: float, momentum: float) -> None:
-    method = double("moco-v3", momentum=0.9)
-    method.progress = progress
-    before = [p.clone() for p in method.teacher.parameters()]
-    with torch.no_grad():
-        for p in method.network.parameters():
-            p += 1
-    method.after_step(batch(), (), ())
-    for old, new in zip(before, method.teacher.parameters(), strict=True):
-        close(new, old + (1 - momentum))
-
-
-def test_moco_v3s_temperature_does_not_scale_the_gradient_much() -> None:
-    def gradient(temperature: float) -> float:
-        method = build("moco-v3")
-        method.config = dataclasses.replace(method.config, temperature=temperature)
-        query = unit(64, 8, seed=0).requires_grad_()
-        key = unit(64, 8, seed=1)
-        (slope,) = torch.autograd.grad(method.loss((query, query), (key, key)), query)
-        return float(slope.norm())
-
-    assert 0.5 < gradient(0.1) / gradient(1.0) < 2
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -245,31 +164,26 @@ def test_a_vits_patch_projection_stays_as_it_began(freeze: bool, optimizer: str)
     either.
     """
     torch.manual_seed(0)
-    backbone = backbone_module.create("vit_tiny_patch16_224", image_size=32)
-    backbone.network.blocks = backbone.network.blocks[:1]
+    backbone = backbone_module.create("test_vit", image_size=32)
     method = MoCoV3(MoCoV3.Config(hidden=16, dim=8, freeze_patches=freeze), Setup(backbone, IMAGES))
     backbone_module.set_trainable(backbone, "all")
     before = {k: p.clone() for k, p in backbone.named_parameters()}
-    built = dataclasses.replace(OPTIMIZERS[optimizer](), weight_decay=0.1).build(
-        method.named_parameters()
-    )
+    built = OPTIMIZERS[optimizer](lr=0.1, weight_decay=0.1).build(method.named_parameters())
     for group in built.param_groups:
         group["lr"] = 0.1
-    data = batch(4, size=32)
     for _ in range(2):
         built.zero_grad(set_to_none=True)
-        predictions = method.predict(method.inputs(data))
-        method.loss(predictions, method.targets(data, predictions)).backward()
+        loss_of(method, batch(4, size=32)).backward()
         method.after_backward()
         built.step()
-    still = [k for k, p in backbone.named_parameters() if torch.equal(p, before[k])]
-    assert still == (
-        ["network.patch_embed.proj.weight", "network.patch_embed.proj.bias"] if freeze else []
-    )
+    still = {k for k, p in backbone.named_parameters() if torch.equal(p, before[k])}
+    projection = {f"network.patch_embed.proj.{part}" for part in ("weight", "bias")}
+    assert still == (projection if freeze else set())
 
 
 def test_other_networks_patches_learn() -> None:
-    swin = backbone_module.create("swin_tiny_patch4_window7_224", image_size=224)
+    with torch.device("meta"):
+        swin = backbone_module.create("swin_tiny_patch4_window7_224", image_size=224)
     assert not _patch_projection(swin)
 
 
@@ -283,24 +197,15 @@ def test_simclr_v2_has_three_layers_with_batch_norm_between() -> None:
     assert dataclasses.asdict(SimCLR.Config(layers=3)) == dataclasses.asdict(SimCLRV2.Config())
 
 
-def test_simclr_v2s_loss_is_lightlys() -> None:
-    method, data = double("simclr-v2"), batch(dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
-    theirs = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.1)
-    close(method.loss(predictions, method.targets(data, predictions)), theirs(*predictions))
-
-
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_fine_tuning_goes_on_from_a_middle_layer(layers: int) -> None:
     method = build("simclr-v2")
-    config = Supervised.Config(head_layers=layers)
-    tuned = Supervised(
-        config, Setup(method.backbone, IMAGES, 5, nn.Sequential(method.backbone, method.head))
-    ).eval()
-    head = method.head.eval()
+    previous = nn.Sequential(method.backbone, method.head)
+    setup = Setup(method.backbone, IMAGES, 5, previous)
+    tuned = Supervised(Supervised.Config(head_layers=layers), setup).eval()
     pixels = batch().views[0]
     expected = method.backbone(pixels)
-    for layer in head[: 3 * layers]:  # linear, batch norm, ReLU
+    for layer in method.head.eval()[: 3 * layers]:  # linear, batch norm, ReLU
         expected = layer(expected)
     close(tuned.predict(pixels), tuned.classifier[-1](expected))
 
@@ -312,27 +217,10 @@ def test_fine_tuning_goes_on_from_a_middle_layer(layers: int) -> None:
 @given(sizes, widths, sizes, sizes, seeds)
 def test_places_match_the_most_similar_ones(b: int, c: int, s: int, t: int, seed: int) -> None:
     x, y = normal(b, c, s, seed=seed), normal(b, c, t, seed=seed + 1)
-    found = most_similar(x, y)
-    for image in range(b):
-        for place in range(s):
-            alike = [
-                cosine(x[image, :, place].tolist(), y[image, :, other].tolist())
-                for other in range(t)
-            ]
-            assert alike[found[image, place]] >= max(alike) - 1e-12
-
-
-@few
-@given(widths, st.integers(2, 6), st.floats(0.01, 100), seeds)
-def test_matches_know_no_length_and_follow_a_permutation(
-    c: int, s: int, length: float, seed: int
-) -> None:
-    x, y, p = normal(2, c, s, seed=seed), normal(2, c, s, seed=seed + 1), shuffle(s, seed)
-    found = most_similar(x, y)
-    assert torch.equal(most_similar(length * x, y / length), found)
-    assert torch.equal(most_similar(x[:, :, p], y), found[:, p])
-    assert torch.equal(p[most_similar(x, y[:, :, p])], found)
-    assert torch.equal(most_similar(x, x[:, :, p]), p.argsort().expand(2, -1))
+    for own, others, found in zip(x.mT.tolist(), y.mT.tolist(), most_similar(x, y), strict=True):
+        for place, match in zip(own, found.tolist(), strict=True):
+            alike = [cosine(place, other) for other in others]
+            assert alike[match] >= max(alike) - 1e-12
 
 
 def plain_densecl(query: tuple[Tensor, ...], key: tuple[Tensor, ...], method: DenseCL) -> float:
@@ -340,35 +228,31 @@ def plain_densecl(query: tuple[Tensor, ...], key: tuple[Tensor, ...], method: De
     t, weight = method.config.temperature, method.config.dense
     negatives, dense_negatives = method.queue.tolist(), method.dense_queue.tolist()
     total = 0.0
-    for image in range(len(query[0])):
-        whole = plain_info_nce(query[0][image].tolist(), key[0][image].tolist(), negatives, t)
-        places = 0.0
-        count = query[1].shape[2]
-        for s in range(count):
-            alike = [
-                cosine(query[2][image, :, s].tolist(), key[2][image, :, o].tolist())
-                for o in range(count)
-            ]
-            match = alike.index(max(alike))
-            places += plain_info_nce(
-                query[1][image, :, s].tolist(), key[1][image, :, match].tolist(), dense_negatives, t
-            )
-        total += (1 - weight) * whole + weight * places / count
+    for q, places, own, k, key_places, others in zip(
+        *(x.mT.tolist() if x.ndim == 3 else x.tolist() for x in (*query, *key)), strict=True
+    ):
+        costs = []
+        for place, found in zip(places, own, strict=True):
+            alike = [cosine(found, other) for other in others]
+            match = key_places[alike.index(max(alike))]
+            costs.append(plain_info_nce(place, match, dense_negatives, t))
+        total += (1 - weight) * plain_info_nce(q, k, negatives, t)
+        total += weight * sum(costs) / len(costs)
     return total / len(query[0])
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_densecl_is_its_formula(symmetric: bool) -> None:
-    method, data = (
-        double("densecl", symmetric=symmetric, dense=0.3),
-        batch(3, dtype=torch.float64, size=8),
-    )
+    method = double("densecl", symmetric=symmetric, dense=0.3)
     drifted(method.teacher)
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    predictions, targets = answer(method, data64(3, size=8))
     assert len(predictions) == 1 + symmetric
     formula = [plain_densecl(q, k, method) for q, k in zip(predictions, targets, strict=True)]
     close(method.loss(predictions, targets), sum(formula) / len(formula))
+    for q, places, found in predictions:
+        assert q.requires_grad
+        assert places.requires_grad
+        assert not found.requires_grad  # the map is matched by, and not learnt through
 
 
 def test_densecls_gradient_is_the_numerical_one() -> None:
@@ -389,67 +273,21 @@ def test_densecls_gradient_is_the_numerical_one() -> None:
     assert all(slope.flatten(1).any(1).all() for slope in slopes)
 
 
-def test_densecls_parts_are_lightlys() -> None:
-    """Whole views alone, and places alone, whose matches are given to the peer as pairs."""
-    loss = pytest.importorskip("lightly.loss").NTXentLoss
-    data = batch(4, seed=3)
-    for dense in (0.0, 1.0):
-        torch.manual_seed(0)
-        method = DenseCL(
-            dataclasses.replace(config("densecl"), dense=dense), Setup(Toy(norm=False), IMAGES)
-        )
-        method.progress = 0.5
-        ((query, places, found),) = predictions = method.predict(method.inputs(data))
-        ((key, key_places, key_found),) = targets = method.targets(data, predictions)
-        theirs = loss(temperature=0.2, memory_bank_size=tuple(method.queue.shape))
-        if dense:
-            match = most_similar(found, key_found)
-            query = torch.stack([places[i, :, s] for i in range(4) for s in range(places.shape[2])])
-            key = torch.stack(
-                [key_places[i, :, match[i, s]] for i in range(4) for s in range(places.shape[2])]
-            )
-        theirs.memory_bank.bank = (method.dense_queue if dense else method.queue).clone()
-        close(method.loss(predictions, targets), theirs(query, key), 1e-5)
-
-
-def test_the_order_of_a_keys_places_does_not_matter() -> None:
-    method, data = double("densecl"), batch(4, dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
-    ((key, places, found),) = targets = method.targets(data, predictions)
-    p = shuffle(places.shape[2], 0)
-    close(
-        method.loss(predictions, ((key, places[:, :, p], found[:, :, p]),)),
-        method.loss(predictions, targets),
-    )
-
-
 def test_places_count_from_their_start_on() -> None:
-    method, data = double("densecl", dense_start=0.2), batch(dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
-    losses = []
+    method, losses = double("densecl", dense_start=0.2), []
+    predictions, targets = answer(method, data64())
     for method.progress in (0.1, 0.2):
         losses.append(method.loss(predictions, targets))
-    without = double("densecl", dense=0.0)
-    close(losses[0], without.loss(predictions, targets))
+    close(losses[0], double("densecl", dense=0.0).loss(predictions, targets))
     assert losses[0] != losses[1]
     losses[0].backward()  # and every parameter still takes part, as many processes demand
     assert all(p.grad is not None for p in method.network.parameters())
 
 
-def test_the_map_is_matched_by_and_not_learnt_through() -> None:
-    method = double("densecl")
-    ((query, places, found),) = method.predict(method.inputs(batch(dtype=torch.float64)))
-    assert query.requires_grad
-    assert places.requires_grad
-    assert not found.requires_grad
-
-
 def test_the_dense_queue_holds_the_mean_place_of_each_key() -> None:
-    method, data = double("densecl"), batch(8, dtype=torch.float64)
+    method, data = double("densecl"), data64(8)
     keys = method.teacher(data.views[1])
-    predictions = method.predict(method.inputs(data))
-    method.after_step(data, predictions, method.targets(data, predictions))
+    method.after_step(data, *answer(method, data))
     close(method.queue[:8], keys[0])
     close(method.dense_queue[:8], F.normalize(keys[1].mean(2), dim=1))
     assert int(method.oldest) == 8
@@ -459,15 +297,10 @@ def test_the_dense_queue_holds_the_mean_place_of_each_key() -> None:
     ("size", "stem", "side"), [(64, "imagenet", 2), (32, "cifar", 4), (32, "imagenet", 1)]
 )
 def test_a_resnets_places(size: int, stem: str, side: int) -> None:
-    method = DenseCL(
-        config("densecl"), Setup(backbone_module.create("resnet18", stem=stem), IMAGES)
-    )
-    pixels = batch(2, size=size).views[0]
-    if side == 1:
-        with pytest.raises(UserError, match="larger views"):
-            method.network(pixels)
-    else:
-        assert method.network(pixels)[1].shape == (2, 8, side * side)
+    network = backbone_module.create("test_resnet", stem=stem)
+    method = DenseCL(config("densecl"), Setup(network, IMAGES))
+    with pytest.raises(UserError, match="larger views") if side == 1 else nullcontext():
+        assert method.network(batch(2, size=size).views[0])[1].shape == (2, 8, side * side)
 
 
 def test_a_weight_above_one_is_refused() -> None:
@@ -494,45 +327,19 @@ def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> Non
     batch.
     """
     method = double("cpc", directions=directions, nearest=nearest, farthest=farthest, side=4)
-    data = batch(3, dtype=torch.float64)
-    said, patches = predictions = method.predict(method.inputs(data))
+    (said, patches), targets = predictions, _ = answer(method, data64(2))
     side = patches.shape[1]
     assert side == 7
-    candidates = patches.flatten(0, 2).tolist()
-    terms = []
-    for image in range(3):
-        for turns in range(directions):
-            for below in range(nearest, min(farthest, side - 1) + 1):
-                for i in range(side - below):
-                    for j in range(side):
-                        row, column = turned((i + below, j), turns, side)
-                        own = (image * side + row) * side + column
-                        guess = said[image, turns, below - nearest, i, j].tolist()
-                        others = candidates[:own] + candidates[own + 1 :]
-                        terms.append(plain_info_nce(guess, candidates[own], others, 0.1))
-    close(method.loss(predictions, method.targets(data, predictions)), sum(terms) / len(terms))
-    close(torch.tensor(method.collapsed_loss(3)), math.log(3 * 49))
-
-
-def test_cpcs_targets_carry_gradient() -> None:
-    method, data = double("cpc"), batch(dtype=torch.float64)
-    assert method.targets(data, method.predict(method.inputs(data))).requires_grad
-
-
-@few
-@given(seeds)
-def test_the_order_of_the_batch_does_not_matter_to_cpc(seed: int) -> None:
-    method, data, p = (
-        double("cpc"),
-        batch(5, dtype=torch.float64, seed=seed % 1000),
-        shuffle(5, seed),
-    )
-    shuffled = Batch(tuple(v[p] for v in data.views), data.index[p], data.label[p], data.seed[p])
-    losses = []
-    for some in (data, shuffled):
-        predictions = method.predict(method.inputs(some))
-        losses.append(method.loss(predictions, method.targets(some, predictions)))
-    close(losses[1], losses[0])
+    candidates, terms = patches.flatten(0, 2).tolist(), []
+    for image, turns, below in product(range(2), range(directions), range(nearest, farthest + 1)):
+        for i, j in product(range(side - below), range(side)):
+            row, column = turned((i + below, j), turns, side)
+            own = (image * side + row) * side + column
+            guess = said[image, turns, below - nearest, i, j].tolist()
+            others = candidates[:own] + candidates[own + 1 :]
+            terms.append(plain_info_nce(guess, candidates[own], others, 0.1))
+    close(method.loss(predictions, targets), sum(terms) / len(terms))
+    assert targets.requires_grad
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -540,7 +347,7 @@ def test_the_order_of_the_batch_does_not_matter_to_cpc(seed: int) -> None:
 def test_what_is_said_of_patches_was_not_seen(turns: int, blocks: int) -> None:
     """A change of one patch reaches what its own row and those after it say, and no row before."""
     method, side = double("cpc", directions=4, blocks=blocks, side=4, colour_drop=0.0), 7
-    patches = method.inputs(batch(1, dtype=torch.float64))
+    patches = method.inputs(data64(1))
     said = method.predict(patches)[0]
     for i in range(side):
         row, column = turned((i, 3), turns, side)
@@ -548,8 +355,7 @@ def test_what_is_said_of_patches_was_not_seen(turns: int, blocks: int) -> None:
         changed[0, row, column] = 1 - changed[0, row, column]
         moved = (method.predict(changed)[0] != said)[0, turns].any(-1).any(0)
         assert not moved[:i].any()
-        assert moved[i].any()
-        assert moved[min(i + 1, side - 1)].any()
+        assert moved[i : i + 2].any(1).all()
 
 
 def test_a_layer_norm_looks_at_one_place_and_a_batch_norm_at_all() -> None:
@@ -571,54 +377,44 @@ def test_patches_suit_the_view(size: int, side: int, rows: int) -> None:
     assert patches.shape == (1, rows, rows, 3, side, side)
 
 
-@pytest.mark.parametrize("size", range(8, 260, 7))
-def test_patches_of_any_view_leave_something_to_predict(size: int) -> None:
-    side = automatic_side(size)
-    stride = max(side // 2, 1)
-    rows = cut(torch.zeros(1, 3, size, size), side, stride).shape[1]
-    assert rows >= 3
-    if side % 2 == 0:
+def test_patches_of_any_view_leave_something_to_predict() -> None:
+    for size in range(8, 260, 7):
+        side = automatic_side(size)
+        stride = max(side // 2, 1)
+        assert cut(torch.zeros(1, 3, size, size), side, stride).shape[1] >= 3
         # what is predicted shares no pixel with what it is predicted from
-        assert CPC.Config().nearest * stride >= side
+        assert side % 2 or CPC.Config().nearest * stride >= side
 
 
 def test_patches_lie_where_they_were() -> None:
     view = batch(2).views[0]
     patches = cut(view, 8, 4)
     assert patches.shape[1:3] == (3, 3)
-    for row in range(3):
-        for column in range(3):
-            assert torch.equal(
-                patches[:, row, column],
-                view[:, :, 4 * row : 4 * row + 8, 4 * column : 4 * column + 8],
-            )
+    for row, column in product(range(3), range(3)):
+        expected = view[:, :, 4 * row : 4 * row + 8, 4 * column : 4 * column + 8]
+        assert torch.equal(patches[:, row, column], expected)
 
 
 @given(st.floats(0, 1), seeds)
 @few
 def test_a_share_of_patches_loses_its_colours(share: float, seed: int) -> None:
-    rng = torch.Generator().manual_seed(seed)
-    patches = torch.rand(64, 7, 7, 3, 2, 2, generator=rng)
-    dropped = drop_colours(patches, torch.rand(64, 7, 7, generator=rng), share)
+    generator = rng(seed)
+    patches = torch.rand(64, 7, 7, 3, 2, 2, generator=generator)
+    dropped = drop_colours(patches, torch.rand(64, 7, 7, generator=generator), share)
     grey = (dropped == dropped[:, :, :, :1]).flatten(3).all(3)
     assert abs(grey.float().mean().item() - share) < 0.08
     assert torch.equal(dropped[~grey], patches[~grey])
-    sources = [
-        (dropped[grey][:, :1] == patches[grey][:, c : c + 1]).flatten(1).all(1) for c in range(3)
-    ]
-    assert torch.stack(sources).any(0).all()
-    if share > 0.2:
-        # each channel is kept about as often
-        assert min(s.float().mean().item() for s in sources) > 0.2
+    kept = (dropped[grey] == patches[grey]).flatten(2).all(2)  # of each patch, which channel
+    assert kept.any(1).all()
+    # each channel is kept about as often
+    assert share <= 0.2 or kept.float().mean(0).min() > 0.2
 
 
 def test_views_that_make_too_few_rows_are_refused() -> None:
-    method, data = double("cpc", side=8, stride=8), batch(dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
     with pytest.raises(UserError, match="take smaller patches"):
-        method.loss(predictions, method.targets(data, predictions))
+        loss_of(double("cpc", side=8, stride=8), data64())
     with pytest.raises(UserError, match="do not fit"):
-        double("cpc", side=17).inputs(data)
+        double("cpc", side=17).inputs(data64())
     with pytest.raises(UserError, match="farthest"):
         CPC.Config(nearest=4)
 
@@ -627,39 +423,45 @@ def test_rows_that_a_view_lacks_leave_no_parameter_out() -> None:
     """Three rows, but predictors for up to five rows below: many processes demand a gradient of
     each parameter.
     """
-    method, data = double("cpc", farthest=5), batch(dtype=torch.float64)
-    predictions = method.predict(method.inputs(data))
+    method = double("cpc", farthest=5)
+    predictions, targets = answer(method, data64())
     assert predictions[1].shape[1] == 3
-    method.loss(predictions, method.targets(data, predictions)).backward()
+    method.loss(predictions, targets).backward()
     assert all(p.grad is not None for p in method.parameters())
 
 
 # Defaults
 
 
-def test_defaults_follow_small_data() -> None:
-    assert MoCoV1.Config().defaults(SETTING).config == MoCoV1.Config(queue=1024, momentum=0.99)
-    assert DenseCL.Config().defaults(SETTING).config == DenseCL.Config(
-        queue=1024, momentum=0.99, hidden=512
-    )
-    assert MoCoV3.Config().defaults(SETTING).config == MoCoV3.Config(hidden=1024, momentum=0.98)
-    assert SimCLRV2.Config().defaults(SETTING).config == SimCLRV2.Config(
-        hidden=512, stop_gradient=True
-    )
-    assert SimCLRV2.Config().defaults(
-        dataclasses.replace(SETTING, pretrained=True)
-    ).config == SimCLRV2.Config(hidden=512)
-    assert CPC.Config().defaults(SETTING).config == CPC.Config()
+@pytest.mark.parametrize(
+    ("kind", "pretrained", "fields"),
+    [
+        (MoCoV1, False, {"queue": 1024, "momentum": 0.99}),
+        (DenseCL, False, {"queue": 1024, "momentum": 0.99, "hidden": 512}),
+        (MoCoV3, False, {"hidden": 1024, "momentum": 0.98}),
+        (SimCLRV2, False, {"hidden": 512, "stop_gradient": True}),
+        (SimCLRV2, True, {"hidden": 512}),
+        (CPC, False, {}),
+    ],
+)
+def test_defaults_follow_small_data(kind: Any, pretrained: bool, fields: Any) -> None:
+    setting = dataclasses.replace(SETTING, pretrained=pretrained)
+    assert kind.Config().defaults(setting).config == kind.Config(**fields)
 
 
-def test_queues_hold_keys_that_are_young_or_whose_encoder_moves_little() -> None:
-    def queue(**changes: Any) -> int:
-        return MoCoV2.Config().defaults(dataclasses.replace(SETTING, **changes)).config.queue
-
-    # 128 * 100 / 10 keys: a tenth of the hundred steps that a momentum of .99 remembers
-    assert queue() == 1024
-    assert queue(images=10**6, batch=256, steps=10**6) == 16384  # 256 * 1000 / 10
-    assert queue(images=1000) == 256  # half an epoch, as a power of two
-    assert queue(batch=4096) == 4096  # a batch of keys comes in whole
-    assert queue(pretrained=True) == 2048
-    assert queue(images=10**6, pretrained=True) == MoCoV2.Config.queue
+@pytest.mark.parametrize(
+    ("changes", "queue"),
+    [
+        ({}, 1024),  # 128 * 100 / 10 keys: a tenth of the steps that a momentum of .99 remembers
+        ({"images": 10**6, "batch": 256, "steps": 10**6}, 16384),  # 256 * 1000 / 10
+        ({"images": 1000}, 256),  # half an epoch, as a power of two
+        ({"batch": 4096}, 4096),  # a batch of keys comes in whole
+        ({"pretrained": True}, 2048),
+        ({"images": 10**6, "pretrained": True}, MoCoV2.Config.queue),
+    ],
+)
+def test_queues_hold_keys_that_are_young_or_whose_encoder_moves_little(
+    changes: dict[str, Any], queue: int
+) -> None:
+    setting = dataclasses.replace(SETTING, **changes)
+    assert MoCoV2.Config().defaults(setting).config.queue == queue

@@ -1,58 +1,47 @@
-"""Pretext tasks: each against its paper's formula in plain loops, and two controls of what it can
-know: images without content, and answers that belong to other images.
+"""Rotation against its formula in plain loops. Of all tasks whose answer is one of several, two
+controls of what it can know: images without content, and answers that belong to other images.
 """
 
-import dataclasses
-import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
-from selftaught.cli.main import main
 from selftaught.data import demo_images
 from selftaught.hard.mixed import partner
-from selftaught.method import Batch, image_seeds
-from selftaught.methods.pretext.rotation import Rotation
+from selftaught.methods import METHODS
 from selftaught.visualize import snapshots
-from tests.formulas import close, double, surprise
+from tests.formulas import close, data64, double, loss_of, surprise
 from tests.laws.toys import batch
+from tests.methods.controls import limits, run_accuracy, write_noise
 
 # Rotation
 
 
-def turn_in_loops(view: list[list[float]], turns: int) -> list[list[float]]:
-    """Against the clock: the last column becomes the first row."""
-    for _ in range(turns):
-        side = len(view)
-        view = [[view[row][side - 1 - column] for row in range(side)] for column in range(side)]
-    return view
-
-
 def turned_view(view: Tensor, turns: int) -> Tensor:
-    rows = [turn_in_loops(channel, turns) for channel in view.tolist()]
-    return torch.tensor(rows, dtype=view.dtype)
+    """Against the clock: the last column becomes the first row."""
+    channels = view.tolist()
+    for _ in range(turns):
+        channels = [list(zip(*rows, strict=True))[::-1] for rows in channels]
+    return torch.tensor(channels, dtype=view.dtype)
 
 
 def test_rotation_is_its_formula() -> None:
     """Gidaris et al., 2018, equations 2 and 3: the mean over all four turns of every image."""
-    method, data = double("rotation"), batch(5, dtype=torch.float64)
+    method, data = double("rotation"), data64(5)
     total = 0.0
     for view in data.views[0]:
         for turns in range(4):
-            turned = turned_view(view, turns)
-            total += surprise(method.network(turned[None])[0].tolist(), turns)
-    predictions = method.predict(method.inputs(data))
-    close(method.loss(predictions, method.targets(data, predictions)), total / 20)
+            total += surprise(method.network(turned_view(view, turns)[None])[0].tolist(), turns)
+    close(loss_of(method, data), total / 20)
 
 
 @pytest.mark.parametrize("turns", ["all", "one"])
 def test_every_input_is_turned_as_its_target_says(turns: str) -> None:
-    method, data = double("rotation", turns=turns), batch(12, dtype=torch.float64)
+    method, data = double("rotation", turns=turns), data64(12)
     inputs, targets = method.inputs(data), method.targets(data, ())
     assert inputs.shape == (12, 4 if turns == "all" else 1, 3, 16, 16)
     for view, copies, angles in zip(data.views[0], inputs, targets.tolist(), strict=True):
@@ -62,63 +51,30 @@ def test_every_input_is_turned_as_its_target_says(turns: str) -> None:
     assert len(set(targets[:, 0].tolist())) > 1
 
 
-def test_mixing_partners_are_turned_by_different_angles() -> None:
-    """Two images that are turned alike would mix into one of the same angle: nothing is harder."""
-    targets = double("rotation").targets(batch(4000), ())
+@pytest.mark.parametrize(
+    ("name", "share"), [("rotation", 3 / 4), ("jigsaw", 63 / 64), ("context-prediction", 7 / 8)]
+)
+def test_partners_have_other_answers(name: str, share: float) -> None:
+    """Two images of one answer would mix into one of the same answer: nothing is harder."""
+    targets = double(name).targets(batch(4000), ())
     apart = (targets != partner(targets)).double().mean().item()
-    assert apart == pytest.approx(0.75, abs=0.04)
+    assert apart == pytest.approx(share, abs=0.03)
 
 
 def test_its_grade_is_the_share_of_right_angles_of_each_image() -> None:
     method = double("rotation")
     targets = torch.tensor([[0, 1, 2, 3], [2, 3, 0, 1]])
-    predictions = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2, 3], [2, 3, 3, 3]]), 4)
-    assert method.grade(predictions.double(), targets).tolist() == [1.0, 0.5]  # type: ignore[union-attr]
+    predictions = F.one_hot(torch.tensor([[0, 1, 2, 3], [2, 3, 3, 3]]), 4).double()
+    assert method.grade(predictions, targets).tolist() == [1.0, 0.5]
     assert method.chance() == 0.25
-    assert method.collapsed_loss(8) == pytest.approx(math.log(4))
 
 
-def test_angles_depend_on_the_image_alone() -> None:
-    method, data = double("rotation"), batch(8)
-    whole = method.targets(data, ())
-    parts = [method.targets(data.map(lambda x, s=s: x[s]), ()) for s in (slice(0, 3), slice(3, 8))]  # type: ignore[misc]
-    assert torch.equal(torch.cat(parts), whole)
-    other = dataclasses.replace(data, seed=image_seeds(9, 0, 8))
-    assert not torch.equal(method.targets(other, ()), whole)
+# Controls
 
-
-# Controls: what a network may not know, it does not know of held-out images
-
-
-def noise(
-    root: Path, mark: bool = False, shape: tuple[int, int] = (24, 24), count: int = 160
-) -> Path:
-    """Images of independent uniform noise; with a mark, their upper rows are brighter."""
-    rng = np.random.default_rng(0)
-    root.mkdir(parents=True)
-    for i in range(count):
-        pixels = rng.uniform(0, 255, (*shape, 3))
-        if mark:
-            pixels[: shape[0] // 4] = 128 + pixels[: shape[0] // 4] / 2
-        Image.fromarray(pixels.astype(np.uint8)).save(root / f"{i:03}.png")
-    return root
-
-
-def accuracy(images: Path, out: Path, size: int = 24, steps: int = 24) -> tuple[float, int]:
-    """Held-out accuracy of a rotation run at its end, and the number of held-out images."""
-    flags = ["--method", "rotation", "--backbone", "test_resnet", "--size", str(size)]
-    flags += ["--batch", "16", "--precision", "fp32", "--workers", "0", "--steps", str(steps)]
-    flags += ["--optimizer", "adamw", "--optimizer.lr", "0.003", "--on-collapse", "warn"]
-    assert main(["pretrain", "--data", str(images), "--out", str(out), *flags]) == 0
-    facts = json.loads((out / "run.json").read_text())
-    assert facts["pretext_chance"] == 0.25
-    return facts["pretext"], facts["data"]["held_out"]
-
-
-def limits(count: int) -> tuple[float, float]:
-    """Chance, less and more four standard errors of `count` answers."""
-    error = math.sqrt(0.25 * 0.75 / count)
-    return 0.25 - 4 * error, 0.25 + 4 * error
+ANSWERS = {"rotation": 4, "jigsaw": 1, "context-prediction": 8}  # of an image
+SIDE = {"rotation": 24, "jigsaw": 48, "context-prediction": 48}
+names = pytest.mark.parametrize("name", ANSWERS)
+pytestmark = pytest.mark.usefixtures("no_album")
 
 
 @pytest.fixture
@@ -126,53 +82,92 @@ def no_album(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "draw", lambda session, folder: None)
 
 
-def moved(self: Rotation, data: Batch, predictions: Tensor) -> Tensor:
-    """The angles of other images."""
-    return self.draw_turns(data).roll(1, 0)
+def accuracy(
+    name: str, images: Path, out: Path, steps: int, *flags: str, size: int = 0
+) -> tuple[float, float, int]:
+    adamw = ["--optimizer", "adamw", "--optimizer.lr", "0.003", "--steps", str(steps)]
+    size = size or SIDE[name]
+    return run_accuracy(name, images, out, size, "--backbone", "test_resnet", *adamw, *flags)
 
 
-@pytest.mark.usefixtures("no_album")
-def test_of_noise_nothing_can_be_known(tmp_path: Path) -> None:
+def mark_places(pixels: np.ndarray) -> np.ndarray:
+    """Each row and column has waves of its own; in small images the upper rows are brighter."""
+    side = len(pixels)
+    place = np.arange(side)
+    waves = np.sin(2 * np.pi * place / np.array([9.0, 5.0, 3.0])[place * 3 // side])
+    if side == SIDE["rotation"]:
+        return np.where(place[:, None, None] < side // 4, 128 + pixels / 2, pixels)
+    return 128 + 40 * (waves[:, None, None] + waves[None, :, None]) + pixels / 8
+
+
+def move_answers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the targets be those of other images."""
+    own = METHODS[name].targets
+    monkeypatch.setattr(METHODS[name], "targets", lambda *given: own(*given).roll(1, 0))
+
+
+@names
+def test_of_noise_nothing_can_be_known(name: str, tmp_path: Path) -> None:
     """What exceeds chance would be a leak of the pipeline: borders, resampling, padding."""
-    reached, count = accuracy(noise(tmp_path / "noise"), tmp_path / "run")
-    low, high = limits(4 * count)
+    images = write_noise(tmp_path / "noise", (SIDE[name], SIDE[name]))
+    reached, chance, count = accuracy(name, images, tmp_path / "run", 16)
+    low, high = limits(chance, ANSWERS[name] * count)
     assert low < reached < high
 
 
-@pytest.mark.usefixtures("no_album")
-def test_a_mark_is_found_and_its_angles_on_other_images_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "steps", "least"),
+    [
+        ("rotation", 24, 0.7),
+        ("context-prediction", 24, 0.5),
+        pytest.param("jigsaw", 60, 0.15, marks=pytest.mark.slow),
+    ],
+)
+def test_marked_places_are_found_and_those_of_other_images_are_not(
+    name: str, steps: int, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """These few steps do find what tells the angle; and no answer, if it belongs elsewhere."""
-    images = noise(tmp_path / "marked", mark=True)
-    assert accuracy(images, tmp_path / "right")[0] > 0.7
-    monkeypatch.setattr(Rotation, "targets", moved)
-    reached, count = accuracy(images, tmp_path / "moved")
-    low, high = limits(count)
+    """These few steps do find what tells the answer; and no answer, if it belongs elsewhere."""
+    images = write_noise(tmp_path / "marked", (SIDE[name], SIDE[name]), mark=mark_places)
+    whole = ["--views.scale", "1", "1", "--views.flip", "0"] if name != "rotation" else []
+    assert accuracy(name, images, tmp_path / "right", steps, *whole)[0] > least
+    move_answers(monkeypatch, name)
+    reached, chance, count = accuracy(name, images, tmp_path / "moved", steps, *whole)
+    low, high = limits(chance, count)
     assert low < reached < high
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_album")
-@pytest.mark.parametrize("shape", [(64, 64), (48, 64)])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *(("rotation", shape) for shape in ((64, 64), (48, 64))),
+        *((name, (side, side)) for name in ("jigsaw", "context-prediction") for side in (48, 100)),
+    ],
+)
 def test_of_noise_nothing_is_known_after_long_training(
-    tmp_path: Path, shape: tuple[int, int]
+    name: str, shape: tuple[int, int], tmp_path: Path
 ) -> None:
-    images = noise(tmp_path / "noise", shape=shape, count=640)
-    reached, count = accuracy(images, tmp_path / "run", size=32, steps=400)
-    low, high = limits(4 * count)
+    images = write_noise(tmp_path / "noise", shape, 640)
+    size = 32 if name == "rotation" else 48
+    reached, chance, count = accuracy(name, images, tmp_path / "run", 400, size=size)
+    low, high = limits(chance, ANSWERS[name] * count)
     assert low < reached < high
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_album")
-def test_real_images_are_known_and_their_angles_on_others_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "size", "steps", "moved"),
+    # a jigsaw of 64 orders needs a larger network and more steps
+    [("rotation", 32, 300, 300), ("context-prediction", 64, 600, 300)],
+)
+def test_real_images_are_known_and_answers_of_others_are_not(
+    name: str, size: int, steps: int, moved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = demo_images.write(tmp_path / "images", size=32, train_per_class=60, test_per_class=20)
-    reached, count = accuracy(images, tmp_path / "right", size=32, steps=300)
-    assert reached > limits(4 * count)[1]
-    monkeypatch.setattr(Rotation, "targets", moved)
-    reached, count = accuracy(images, tmp_path / "moved", size=32, steps=300)
-    low, high = limits(count)
+    folder = tmp_path / "images"
+    images = demo_images.write(folder, size=size, train_per_class=60, test_per_class=20)
+    reached, chance, count = accuracy(name, images, tmp_path / "right", steps, size=size)
+    assert reached > limits(chance, ANSWERS[name] * count)[1]
+    move_answers(monkeypatch, name)
+    reached, chance, count = accuracy(name, images, tmp_path / "moved", moved, size=size)
+    low, high = limits(chance, count)
     assert low < reached < high

@@ -2,7 +2,6 @@
 of what can be known, and an autoencoder of an earlier run.
 """
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -19,47 +18,34 @@ from selftaught.errors import UserError
 from selftaught.method import Batch, Setup, record_calls
 from selftaught.methods.generative import spotting_artifacts
 from selftaught.methods.generative.spotting_artifacts import SpottingArtifacts
-from selftaught.methods.parts.code_repair import damage_code, enlarge_mask, kept_errors
+from selftaught.methods.parts.code_repair import enlarge_mask, kept_errors
 from selftaught.methods.parts.place_discriminator import rank_places
 from selftaught.methods.parts.two_player import call_detached
 from selftaught.models.anchor import Anchor, AnchorLoss
-from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from selftaught.visualize import snapshots
-from tests.formulas import close, double
+from tests.formulas import answer, close, data64, double, loss_of
 from tests.laws.toys import IMAGES, Toy, batch, rng
+from tests.methods.controls import held_out_grade
 from tests.pictures import folder
 
 
 def make(**fields: Any) -> SpottingArtifacts:
-    method = double("spotting-artifacts", **{"width": 4, **fields})
-    assert isinstance(method, SpottingArtifacts)
-    return method
+    return double("spotting-artifacts", **{"width": 4, **fields})
 
 
-def data64(n: int = 3, seed: int = 1) -> Batch:
-    return batch(n, seed, dtype=torch.float64)
-
-
-# The formula
+def new(previous: Any = None, **fields: Any) -> SpottingArtifacts:
+    torch.manual_seed(0)
+    config = SpottingArtifacts.Config(**{"width": 4, "blocks": 1, **fields})
+    return SpottingArtifacts(config, Setup(Toy(norm=True), IMAGES, previous=previous))
 
 
 def plain_damage(code: Tensor, mask: Tensor) -> Tensor:
     """A lost place becomes the mean of the places around it, itself among them."""
     damaged = code.clone()
-    side = code.shape[2]
-    for image in range(len(code)):
-        for y in range(side):
-            for x in range(side):
-                if mask[image, 0, y, x]:
-                    continue
-                near = [
-                    code[image, :, v, u]
-                    for v in (y - 1, y, y + 1)
-                    for u in (x - 1, x, x + 1)
-                    if 0 <= v < side and 0 <= u < side
-                ]
-                damaged[image, :, y, x] = sum(near) / len(near)  # type: ignore[operator]
+    for image, _, y, x in (mask == 0).nonzero().tolist():
+        near = code[image, :, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+        damaged[image, :, y, x] = sum(near.flatten(1).T) / near[0].numel()
     return damaged
 
 
@@ -81,57 +67,39 @@ def log_sigmoid(x: float) -> float:
 
 def plain_square_error(picture: Tensor, view: Tensor, mask: Tensor) -> float:
     """Of an image in [-1, 1], at pixels of places that are kept."""
-    total, count = 0.0, 0
-    for y in range(16):
-        for x in range(16):
-            if mask[0, y // 2, x // 2]:
-                for one, other in zip(picture[:, y, x], view[:, y, x], strict=True):
-                    total += ((2 * one.item() - 1) - (2 * other.item() - 1)) ** 2
-                    count += 1
-    return total / count
+    kept = mask.repeat_interleave(2, 1).repeat_interleave(2, 2).expand(3, -1, -1) > 0
+    pairs = zip(picture[kept].tolist(), view[kept].tolist(), strict=True)
+    errors = [((2 * one - 1) - (2 * other - 1)) ** 2 for one, other in pairs]
+    return sum(errors) / len(errors)
 
 
 def test_the_loss_is_its_formula() -> None:
     """Jenni & Favaro, 2018, section 3: the discriminator's two losses and the repair's two."""
-    method, data = make(), data64()
+    method, data, total = make(), data64(3), 0.0
     view, mask = data.views[0], method.draw_mask(data)
     assert mask.shape == (3, 1, 8, 8)
     code = method.autoencoder.encoder(view)
     decoded = method.autoencoder.decoder(code, (16, 16))
     repaired = plain_repair(method, plain_damage(code, mask), mask)
-    total = 0.0
     for i in range(3):
         for picture, label in ((decoded[i], 1.0), (repaired[i], -1.0)):
             score, kept = method.discriminator(picture[None], (8, 8))
             total -= log_sigmoid(label * score.item()) / 2
-            for y in range(8):
-                for x in range(8):
-                    lost = label < 0 and not mask[i, 0, y, x]
-                    logit = kept[0, y, x].item()
-                    total -= 0.1 * log_sigmoid(-logit if lost else logit) / 128
-        score, _ = method.discriminator(repaired[i][None], (8, 8))
-        total -= log_sigmoid(score.item()) / 2
+            lost = [label < 0 and not place for place in mask[i].flatten().tolist()]
+            for logit, gone in zip(kept.flatten().tolist(), lost, strict=True):
+                total -= 0.1 * log_sigmoid(-logit if gone else logit) / 128
+        total -= log_sigmoid(score.item()) / 2  # of the repaired picture
         total += 30 * plain_square_error(repaired[i], view[i], mask[i])
-    predictions = method.predict(method.inputs(data))
-    close(method.loss(predictions, method.targets(data, predictions)), total / 3)
+    close(loss_of(method, data), total / 3)
 
 
 def test_the_autoencoder_learns_first_by_the_square_error_of_all_pixels() -> None:
-    method, data = make(), data64()
+    method, data = make(), data64(3)
     method.progress = 0.1
-    view = data.views[0]
-    picture = method.autoencoder.decoder(method.autoencoder.encoder(view), (16, 16))
-    expected = 30 * sum(
-        plain_square_error(x, y, torch.ones(1, 8, 8)) for x, y in zip(picture, view, strict=True)
-    )
-    predictions = method.predict(method.inputs(data))
-    close(method.loss(predictions, method.targets(data, predictions)), expected / 3)
-
-
-def test_damage_is_that_of_the_plain_loops() -> None:
-    code = torch.rand(2, 3, 5, 5, generator=rng(0), dtype=torch.float64)
-    mask = (torch.rand(2, 1, 5, 5, generator=rng(1)) < 0.3).double()
-    close(damage_code(code, mask), plain_damage(code, mask))
+    view, everywhere = data.views[0], torch.ones(1, 8, 8)
+    pictures = method.autoencoder.decoder(method.autoencoder.encoder(view), (16, 16))
+    pairs = zip(pictures, view, strict=True)
+    close(loss_of(method, data), 10 * sum(plain_square_error(*p, everywhere) for p in pairs))
 
 
 def test_the_share_of_kept_places_is_their_probability() -> None:
@@ -139,22 +107,6 @@ def test_the_share_of_kept_places_is_their_probability() -> None:
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert mask.mean().item() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / mask.numel()))
     assert make(keep=1.0).draw_mask(batch(2)).all()
-
-
-def test_masks_depend_on_the_image_alone() -> None:
-    method, data = make(), batch(8)
-    parts = [method.draw_mask(data.map(lambda x, s=s: x[s])) for s in (slice(0, 3), slice(3, 8))]  # type: ignore[misc]
-    assert torch.equal(torch.cat(parts), method.draw_mask(data))
-
-
-def test_what_is_kept_is_repaired_nowhere() -> None:
-    """With nothing lost, the repaired picture is the decoded one, and both look alike."""
-    method, data = make(keep=1.0), data64()
-    scores, deceit, kept, repaired = method.predict(method.inputs(data))
-    close(repaired, method.autoencoder(data.views[0])[1])
-    close(scores[:, 0], scores[:, 1])
-    close(deceit, scores[:, 1])
-    close(kept[:, 0], kept[:, 1])
 
 
 def test_views_of_any_size_are_decoded_to_their_size() -> None:
@@ -178,63 +130,47 @@ def gradients(method: SpottingArtifacts, loss: Tensor) -> dict[str, Tensor]:
 
 
 def test_each_player_learns_from_its_own_loss() -> None:
-    method, data = make(), data64()
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
+    method, data = make(), data64(3)
+    predictions, targets = answer(method, data)
     both = gradients(method, method.loss(predictions, targets))
     assert {key.split(".")[0] for key in both} == {"backbone", "discriminator", "repair"}
 
     # the discriminator alone, of a picture that no gradient passes
-    decoded = method.autoencoder(data.views[0])[1].detach()
-    repaired = predictions[3].detach()
-    (real, kept), (fake, found) = (method.discriminator(x, (8, 8)) for x in (decoded, repaired))
-    mask = targets[1][:, 0]
-    own = (F.softplus(-real) + F.softplus(fake)).mean() / 2 + 0.1 * (
-        F.softplus(-kept).mean() + F.binary_cross_entropy_with_logits(found, mask)
-    ) / 2
-    alone = gradients(method, own)
+    pictures = (method.autoencoder(data.views[0])[1].detach(), predictions[3].detach())
+    (real, kept), (fake, found) = (method.discriminator(x, (8, 8)) for x in pictures)
+    own = (F.softplus(-real) + F.softplus(fake)).mean() / 2
+    places = F.binary_cross_entropy_with_logits(found, targets[1][:, 0])
+    alone = gradients(method, own + 0.1 * (F.softplus(-kept).mean() + places) / 2)
     # the repair alone, against the discriminator itself
     again = method.predict(method.inputs(data))[3]
-    score = method.discriminator(again, (8, 8))[0]
-    fooled = F.softplus(-score).mean() / 2
+    fooled = F.softplus(-method.discriminator(again, (8, 8))[0]).mean() / 2
     fooled = fooled + 30 * kept_errors(again, data.views[0], targets[1]).mean()
     against = gradients(method, fooled)
     for key, gradient in both.items():
         close(gradient, (against if key.startswith("repair") else alone)[key])
 
 
-def step_once(progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    torch.manual_seed(0)
-    method = SpottingArtifacts(
-        SpottingArtifacts.Config(width=4, blocks=1), Setup(Toy(norm=True), IMAGES)
-    )
-    method.progress = progress
-    step = Step(method)
-    optimizer = torch.optim.AdamW(method.parameters(), lr=0.01, weight_decay=0.1)
-    before = {key: value.clone() for key, value in method.state_dict().items()}
-    step(batch(8), rng()).loss.backward()
-    method.after_backward()
-    optimizer.step()
-    return before, method.state_dict()
-
-
 @pytest.mark.parametrize("progress", [0.0, 0.29, 0.3, 0.9])
 def test_the_autoencoder_learns_before_the_others_and_never_again(progress: float) -> None:
     """What does not learn is not decayed, and counts no statistics either."""
-    before, after = step_once(progress)
-    first = progress < 0.3
+    method = new()
+    method.progress = progress
+    optimizer = torch.optim.AdamW(method.parameters(), lr=0.01, weight_decay=0.1)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    Step(method)(batch(8), rng()).loss.backward()
+    method.after_backward()
+    optimizer.step()
     for key, value in before.items():
-        moves = key.startswith("autoencoder.") == first
-        assert torch.equal(value, after[key]) != moves, key
+        moves = key.startswith("autoencoder.") == (progress < 0.3)
+        assert torch.equal(value, method.state_dict()[key]) != moves, key
 
 
 def test_an_anchor_holds_the_backbone_once_it_learns() -> None:
-    torch.manual_seed(0)
     method = make()
     step = Step(method, anchor=AnchorLoss(Anchor(), Toy(norm=False).double()))
-    assert "anchor" in step(data64(), rng()).parts
-    method.progress = 0.0
-    assert "anchor" not in step(data64(), rng()).parts
+    for progress in (0.5, 0.0):
+        method.progress = progress
+        assert ("anchor" in step(data64(3), rng()).parts) == (progress > 0)
 
 
 def test_a_detached_call_is_not_recorded_and_changes_no_statistics() -> None:
@@ -262,24 +198,24 @@ def test_a_grade_is_the_share_of_pairs_in_the_right_order() -> None:
 
 
 def test_a_guess_has_the_grade_of_chance() -> None:
-    method, data = make(), batch(400)
-    targets = method.targets(data, ())
+    method, none = make(), torch.zeros(400)
+    targets = method.targets(batch(400), ())
+
+    def grade(kept: Tensor) -> Tensor:
+        return method.grade((none, none, kept, none), targets)
+
     guess = torch.rand(400, 2, 8, 8, generator=rng(0))
-    none = torch.zeros(400)
-    grades = method.grade((none, none, guess, none), targets)
-    assert grades.mean().item() == pytest.approx(0.5, abs=4 * grades.std().item() / 20)
-    assert method.grade((none, none, torch.zeros_like(guess), none), targets).eq(0.5).all()
-    assert method.grade((none, none, targets[1].expand(-1, 2, -1, -1), none), targets).eq(1).all()
+    error = 4 * grade(guess).std().item() / 20
+    assert grade(guess).mean().item() == pytest.approx(0.5, abs=error)
+    assert grade(torch.zeros_like(guess)).eq(0.5).all()
+    assert grade(targets[1].expand(-1, 2, -1, -1)).eq(1).all()
     assert method.chance() == 0.5
 
 
 def test_its_pictures_show_every_stage_of_the_repair() -> None:
-    method, data = make(), data64()
-    method.eval()
-    predictions = method.predict(method.inputs(data))
-    targets = method.targets(data, predictions)
-    answers = method.illustrate(data, predictions, targets)
-    for i, one in enumerate(answers):
+    method, data = make().eval(), data64(3)
+    predictions, targets = answer(method, data)
+    for i, one in enumerate(method.illustrate(data, predictions, targets)):
         assert len(one.pictures) == 6
         assert all(x.shape == (3, 16, 16) for x in one.pictures.values())
         assert all(0 <= x.min() <= x.max() <= 1 for x in one.pictures.values())
@@ -300,80 +236,51 @@ def squares(seed: int) -> Batch:
     return Batch((view,), data.index, data.label, data.seed)
 
 
-def leave(mask: Tensor) -> Any:
-    return lambda number, x: x
-
-
-def held_out_grade() -> float:
-    """The grade of other images after a brief training.
-
-    Nothing is repaired: a toy is no match for a repair.
-    """
-    torch.manual_seed(0)
-    fields = SpottingArtifacts.Config(width=8, blocks=1, autoencoder_share=0.5, places=1.0)
-    method = SpottingArtifacts(fields, Setup(Toy(norm=True), IMAGES))
-    method.repair.change = leave  # type: ignore[method-assign]
-    step = Step(method)
-    optimizer = torch.optim.Adam([{"params": step.parameters(), "peak": 0.01}], lr=0)
-    loop = Loop(steps=80, steps_per_epoch=80, schedule=lambda p: 1.0)
-    for _ in fit(step, method, lambda *_: [squares(s) for s in range(80)], optimizer, loop):
-        pass
-    method.eval()
-    grades = []
-    with torch.no_grad():
-        for data in map(squares, range(100, 104)):
-            predictions = method.predict(method.inputs(data))
-            grades.append(method.grade(predictions, method.targets(data, predictions)))
-    return torch.cat(grades).mean().item()
-
-
-def test_damage_of_other_images_is_found() -> None:
-    assert held_out_grade() > 0.6
-
-
-def test_where_there_is_no_damage_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("damaged", "low", "high"), [(1, 0.6, 1), (0, 0.5 - CHANCE, 0.5 + CHANCE)])
+def test_damage_of_other_images_is_found_and_where_there_is_none_none_is(
+    damaged: int, low: float, high: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The control: a mask that tells nothing of the picture.
 
     The masks of other images are none. Pictures without damage still tell how damage looks.
+    Nothing is repaired: a toy is no match for a repair.
     """
-    monkeypatch.setattr(spotting_artifacts, "damage_code", lambda code, mask: code)
-    assert held_out_grade() == pytest.approx(0.5, abs=CHANCE)
+    if not damaged:
+        monkeypatch.setattr(spotting_artifacts, "damage_code", lambda code, mask: code)
+    method = new(width=8, autoencoder_share=0.5, places=1.0)
+    method.repair.change = lambda mask: lambda number, x: x
+    assert low < held_out_grade(method, squares, 60, held_out=range(100, 104)) < high
 
 
 # An autoencoder of an earlier run
 
 
 def test_an_autoencoder_is_taken_as_it_is() -> None:
-    torch.manual_seed(0)
-    config = SpottingArtifacts.Config(width=4, blocks=1)
-    old = SpottingArtifacts(config, Setup(Toy(norm=True), IMAGES))
-    config = dataclasses.replace(config, teacher="old")
-    new = SpottingArtifacts(config, Setup(Toy(norm=True), IMAGES, previous=old.state_dict()))
+    old = new()
+    for parameter in old.parameters():
+        parameter.data += 0.1
+    other = new(old.state_dict(), teacher="old")
     assert old.trains_autoencoder
-    assert not new.trains_autoencoder  # from the first step on
-    for one, other in zip(new.autoencoder.parameters(), old.autoencoder.parameters(), strict=True):
-        assert torch.equal(one, other)
-    assert not torch.equal(new.repair.blocks[0][1].weight, old.repair.blocks[0][1].weight)  # type: ignore[index]
+    assert not other.trains_autoencoder  # from the first step on
+    for one, two in zip(other.autoencoder.parameters(), old.autoencoder.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert not torch.equal(other.repair.blocks[0][1].weight, old.repair.blocks[0][1].weight)
 
 
 def test_what_has_no_autoencoder_of_the_same_sizes_is_refused() -> None:
-    def begin(state: Any, **fields: Any) -> None:
-        config = SpottingArtifacts.Config(**{"width": 4, "blocks": 1, **fields})
-        SpottingArtifacts(config, Setup(Toy(norm=True), IMAGES, previous=state))
-
     with pytest.raises(UserError, match="old"):
-        begin({"backbone.conv.weight": torch.zeros(1)}, teacher="old")
-    other = SpottingArtifacts.Config(width=8, blocks=1)
-    state = SpottingArtifacts(other, Setup(Toy(norm=True), IMAGES)).state_dict()
-    begin(state, teacher="old", width=8)
+        new({"backbone.conv.weight": torch.zeros(1)}, teacher="old")
+    state = new(width=8).state_dict()
+    new(state, teacher="old", width=8)
     with pytest.raises(UserError, match=r"--method\.width"):
-        begin(state, teacher="old")
+        new(state, teacher="old")
     with pytest.raises(UserError, match=r"--method\.teacher"):
-        begin(None, autoencoder_share=0.0)
+        new(autoencoder_share=0.0)
     with pytest.raises(UserError, match="--size"):
         make(blocks=4).draw_mask(batch(2))
 
 
+@pytest.mark.usefixtures("quick_scores")
 def test_a_stage_of_a_plan_trains_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -382,15 +289,13 @@ def test_a_stage_of_a_plan_trains_it(
     common = {"data": images, "size": 32, "batch": 8, "precision": "fp32", "steps": 2}
     common |= {"method": "spotting-artifacts", "method.width": 4, "backbone": "test_resnet"}
     stages = {"first": {"method.autoencoder-share": 1.0}, "second": {"teacher": "first"}}
-    file = tmp_path / "plan.yaml"
+    file, out = tmp_path / "plan.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump({"defaults": common, "stages": stages}, sort_keys=False))
-    out = tmp_path / "out"
     assert main(["adapt", "--plan", str(file), "--out", str(out), "--workers", "0"]) == 0
     plan = json.loads((out / "plan.json").read_text())["stages"]
     places = [out / plan[name]["folder"] for name in stages]
-    first, second = (
-        torch.load(place / "checkpoints" / "last.pt", weights_only=True)["step"] for place in places
-    )
+    files = [place / "checkpoints" / "last.pt" for place in places]
+    first, second = (torch.load(file, weights_only=True)["step"] for file in files)
     assert first.keys() == second.keys()
     for key, value in first.items():
         same = torch.equal(value, second[key])
@@ -398,13 +303,13 @@ def test_a_stage_of_a_plan_trains_it(
 
     words = ["pretrain", "--data", images, "--out", str(tmp_path / "run"), "--steps", "1"]
     words += ["--method", "spotting-artifacts", "--backbone", "test_resnet", "--size", "32"]
-    teacher = ["--method.teacher", str(places[0])]
+    words += ["--batch", "8", "--workers", "0"]
     for refused, named in (
         (["--method.teacher", str(tmp_path / "gone")], "gone"),
-        ([*teacher, "--method.width", "8"], "--method.width"),
+        (["--method.teacher", str(places[0]), "--method.width", "8"], "--method.width"),
         (["--hard", "cutmix"], "--hard"),
     ):
         capsys.readouterr()
-        assert main([*words, "--batch", "8", "--workers", "0", *refused]) == 2
+        assert main([*words, *refused]) == 2
         assert named in capsys.readouterr().err
         assert not (tmp_path / "run").exists()

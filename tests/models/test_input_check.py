@@ -48,17 +48,19 @@ def backbone(file: Path) -> Backbone:
     ids=["floats", "uint8", "doubles", "channels last", "overshoot", "black"],
 )
 def test_valid_pixels_are_converted(file: Path, backbone: Backbone, value: Tensor) -> None:
-    expected = weights_io.load_backbone(file).eval()(
-        (value / 255 if value.dtype == torch.uint8 else value).float()
-    )
+    floats = (value / 255 if value.dtype == torch.uint8 else value).float()
+    expected = weights_io.load_backbone(file).eval()(floats)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(2):
-            assert torch.allclose(backbone(value), expected, atol=1e-5)
-        assert torch.allclose(backbone(pixels=value), expected, atol=1e-5)
-        assert torch.allclose(backbone.with_map(value)[0], expected, atol=1e-5)
-        assert torch.allclose(copy.deepcopy(backbone)(value), expected, atol=1e-5)
-        assert torch.allclose(pickle.loads(pickle.dumps(backbone))(value), expected, atol=1e-5)
+        for found in (
+            backbone(value),
+            backbone(value),
+            backbone(pixels=value),
+            backbone.with_map(value)[0],
+            copy.deepcopy(backbone)(value),
+            pickle.loads(pickle.dumps(backbone))(value),
+        ):
+            assert torch.allclose(found, expected, atol=1e-5)
 
 
 @torch.no_grad()

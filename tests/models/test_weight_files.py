@@ -1,6 +1,5 @@
 """Files and folders of weights, and the errors for files that are no weights."""
 
-import contextlib
 import gzip
 import io
 import json
@@ -8,6 +7,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,26 +18,29 @@ from selftaught.cli.main import main
 from selftaught.errors import UserError
 from selftaught.models import backbone as backbone_module
 from selftaught.models import heads
+from selftaught.models.backbone import Backbone
 from selftaught.models.weights import io as weights_io
 from selftaught.models.weights import weight_files
-from tests.networks import RESNET, assert_same_weights, lived_in
+from tests.networks import RESNET, State, assert_same_weights, at, lived_in, write
 
 
 @pytest.fixture(scope="module")
-def backbone() -> backbone_module.Backbone:
-    network = backbone_module.create(
-        RESNET, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_size=32
-    )
+def backbone() -> Backbone:
+    statistics = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    network = backbone_module.create(RESNET, image_size=32, **statistics)
     lived_in(network.network)
     return network
 
 
 @pytest.fixture
-def state(backbone: backbone_module.Backbone) -> dict[str, torch.Tensor]:
+def state(backbone: Backbone) -> State:
     return dict(backbone.network.state_dict())
 
 
-def load_and_compare(source: Path, backbone: backbone_module.Backbone) -> str:
+Capture = pytest.CaptureFixture[str]
+
+
+def load_and_compare(source: Path, backbone: Backbone) -> str:
     """Load `source` into a fresh network, and compare."""
     fresh = backbone_module.create(RESNET)
     line = weights_io.load_weights(fresh, source)
@@ -117,16 +120,22 @@ def test_other_kinds_of_files_are_named(tmp_path: Path, kind: str, suffix: str) 
     content, word = NO_WEIGHTS[kind]
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    for read in (
-        weights_io.guess,
-        weights_io.load_backbone,
-        lambda p: weights_io.load_weights(backbone_module.create(RESNET), p),
-    ):
-        with pytest.raises(UserError) as error:
-            read(path)
-        assert str(path) in str(error.value)
-        assert word in str(error.value)
-        assert "\n" not in str(error.value)
+    for read in (weights_io.guess, weights_io.load_backbone, load):
+        error = refused(read, path)
+        assert str(path) in error
+        assert word in error
+
+
+def load(source: Path | str) -> str:
+    return weights_io.load_weights(backbone_module.create(RESNET), source)
+
+
+def refused(read: Callable[[Path], Any], path: Path, match: str = "") -> str:
+    """The one line of the error."""
+    with pytest.raises(UserError, match=match) as error:
+        read(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +144,12 @@ def test_other_kinds_of_files_are_named(tmp_path: Path, kind: str, suffix: str) 
 def test_kinds_of_files_known_by_suffix(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(range(200, 256)))
-    with pytest.raises(UserError) as error:
-        weight_files.read(path)
-    assert "\n" not in str(error.value)
+    refused(weight_files.read, path)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_cut_off(tmp_path: Path, state: dict[str, torch.Tensor], kind: str, share: float) -> None:
+def test_cut_off(tmp_path: Path, state: State, kind: str, share: float) -> None:
     path = tmp_path / "weights.pth"
     if kind == "safetensors":
         safetensors.torch.save_file(state, path)
@@ -150,50 +157,41 @@ def test_cut_off(tmp_path: Path, state: dict[str, torch.Tensor], kind: str, shar
         torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(UserError) as error:
-        weight_files.read(path)
-    assert "\n" not in str(error.value)
+    refused(weight_files.read, path)
 
 
-def test_unreadable_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]
-) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(state, path)
+def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State) -> None:
+    path = write(tmp_path / "weights.pth", state)
+    (tmp_path / "link.pth").symlink_to(tmp_path / "absent")
+    refused(weight_files.read, tmp_path / "link.pth", "absent")
 
     def closed(self: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", closed)
-    with pytest.raises(UserError, match="Permission denied"):
-        weight_files.read(path)
+    refused(weight_files.read, path, "Permission denied")
 
 
 @pytest.mark.parametrize(
-    "name", ["https://example.org/a.pth", "hf-hub:timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"]
+    "name",
+    ["https://example.org/a.pth", "hf-hub:timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k", "a.pth"],
 )
-def test_missing_paths(name: str) -> None:
+def test_missing_paths(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
-        weights_io.load_weights(backbone_module.create(RESNET), name)
+        load(name)
+    with pytest.raises(UserError, match="no file"):
+        weights_io.load_backbone(tmp_path)
 
 
-def test_a_link_to_nothing(tmp_path: Path) -> None:
-    (tmp_path / "weights.pth").symlink_to(tmp_path / "absent")
-    with pytest.raises(UserError, match="absent"):
-        weight_files.read(tmp_path / "weights.pth")
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin", ".ckpt"])
-@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+@pytest.mark.parametrize(
+    "suffix", [".pth", ".pt", ".pth.tar", ".torch", ".safetensors", ".bin", ".ckpt"]
+)
+@pytest.mark.parametrize("kind", [torch.save, safetensors.torch.save_file])
 def test_the_format_is_that_of_the_content(
-    tmp_path: Path,
-    backbone: backbone_module.Backbone,
-    state: dict[str, torch.Tensor],
-    kind: str,
-    suffix: str,
+    tmp_path: Path, backbone: Backbone, state: State, kind: Any, suffix: str
 ) -> None:
     path = tmp_path / f"weights{suffix}"
-    safetensors.torch.save_file(state, path) if kind == "safetensors" else torch.save(state, path)
+    kind(state, path)
     load_and_compare(path, backbone)
 
 
@@ -202,28 +200,21 @@ class TestFolders:
         "name", ["model.safetensors", "pytorch_model.bin", "checkpoint.pth", "anything.ckpt"]
     )
     def test_one_file_of_weights(
-        self,
-        tmp_path: Path,
-        backbone: backbone_module.Backbone,
-        state: dict[str, torch.Tensor],
-        name: str,
+        self, tmp_path: Path, backbone: Backbone, state: State, name: str
     ) -> None:
         (tmp_path / "README.md").write_text("about it")
-        save = safetensors.torch.save_file if name.endswith(".safetensors") else torch.save
-        save(state, tmp_path / name)
+        write(tmp_path / name, state)
         load_and_compare(tmp_path, backbone)
 
     def test_a_snapshot_of_timm_on_the_hub(
-        self, tmp_path: Path, backbone: backbone_module.Backbone, state: dict[str, torch.Tensor]
+        self, tmp_path: Path, backbone: Backbone, state: State
     ) -> None:
         folder = tmp_path / "models--timm--test" / "snapshots" / "0123abc"
         folder.mkdir(parents=True)
-        safetensors.torch.save_file(state, folder / "model.safetensors")
-        torch.save({"other": torch.ones(1)}, folder / "pytorch_model.bin")
-        config = {
-            "architecture": RESNET,
-            "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]},
-        }
+        write(folder / "model.safetensors", state)
+        write(folder / "pytorch_model.bin", {"other": torch.ones(1)})
+        statistics = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
+        config = {"architecture": RESNET, "pretrained_cfg": statistics}
         (folder / "config.json").write_text(json.dumps(config))
         for source in (folder, folder.parents[1], folder / "model.safetensors"):
             assert weights_io.guess(source) == (RESNET, "imagenet")
@@ -231,111 +222,83 @@ class TestFolders:
             weights_io.load_weights(fresh, source)
             assert_same_weights(fresh.network, backbone.network)
             torch.testing.assert_close(fresh.mean, torch.tensor([0.5, 0.4, 0.3]))
-        assert set(weight_files.sources(folder)) == {
-            folder / "model.safetensors",
-            folder / "config.json",
-        }
+        expected = {folder / "model.safetensors", folder / "config.json"}
+        assert set(weight_files.sources(folder)) == expected
 
     @pytest.mark.parametrize("usable", [True, False])
     def test_the_statistics_of_a_preprocessor(
-        self, tmp_path: Path, state: dict[str, torch.Tensor], usable: bool
+        self, tmp_path: Path, state: State, usable: bool
     ) -> None:
-        safetensors.torch.save_file(state, tmp_path / "model.safetensors")
-        written = {
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.2, 0.2, 0.2] if usable else [0.2, 0, float("nan")],
-        }
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
+        write(tmp_path / "model.safetensors", state)
+        std = [0.2, 0.2, 0.2] if usable else [0.2, 0, float("nan")]
+        statistics = json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": std})
+        (tmp_path / "preprocessor_config.json").write_text(statistics)
         fresh = backbone_module.create(RESNET)
         weights_io.load_weights(fresh, tmp_path)
         assert bool(fresh.mean[0] == 0.5) == usable
 
     @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
     def test_several_files_that_weights_are_spread_over(
-        self,
-        tmp_path: Path,
-        backbone: backbone_module.Backbone,
-        state: dict[str, torch.Tensor],
-        suffix: str,
+        self, tmp_path: Path, backbone: Backbone, state: State, suffix: str
     ) -> None:
         stem = "model" if suffix == "safetensors" else "pytorch_model"
         names = [f"{stem}-0000{i}-of-00003.{suffix}" for i in (1, 2, 3)]
         keys = list(state)
         for i, name in enumerate(names):
-            part = {key: state[key] for key in keys[i::3]}
-            safetensors.torch.save_file(
-                part, tmp_path / name
-            ) if suffix == "safetensors" else torch.save(part, tmp_path / name)
+            write(tmp_path / name, {key: state[key] for key in keys[i::3]})
         index = tmp_path / f"{stem}.{suffix}.index.json"
-        index.write_text(
-            json.dumps({"weight_map": {key: names[i % 3] for i, key in enumerate(keys)}})
-        )
+        places = {key: names[i % 3] for i, key in enumerate(keys)}
+        index.write_text(json.dumps({"weight_map": places}))
         load_and_compare(tmp_path, backbone)
         load_and_compare(index, backbone)
-        with pytest.raises(UserError, match="one of several"):
-            weight_files.read(tmp_path / names[0])
+        refused(weight_files.read, tmp_path / names[0], "one of several")
         (tmp_path / names[1]).unlink()
-        with pytest.raises(UserError, match="00002"):
-            weight_files.read(tmp_path)
+        refused(weight_files.read, tmp_path, "00002")
 
-    def test_several_to_choose_from_are_listed(
-        self, tmp_path: Path, state: dict[str, torch.Tensor]
-    ) -> None:
+    def test_several_to_choose_from_are_listed(self, tmp_path: Path, state: State) -> None:
         for name in ("a.pth", "b.pth"):
-            torch.save(state, tmp_path / name)
-        with pytest.raises(UserError, match=r"a\.pth.*b\.pth"):
-            weight_files.read(tmp_path)
+            write(tmp_path / name, state)
+        refused(weight_files.read, tmp_path, r"a\.pth.*b\.pth")
 
     @pytest.mark.parametrize(
-        "below", [(), ("x.txt",), ("runs/backbone.safetensors",), ("tf_model.h5",)]
+        ("below", "match"),
+        [
+            ("", "no file"),
+            ("x.txt", r"x\.t"),
+            ("runs/backbone.safetensors", "bac"),
+            ("tf_model.h5", "tf_"),
+            ("__0_0.distcp", "dcp_to_torch"),  # a checkpoint of several processes
+        ],
     )
-    def test_none(self, tmp_path: Path, below: tuple[str, ...]) -> None:
-        for name in below:
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text("x")
-        with pytest.raises(
-            UserError, match=below[0].split("/")[-1][:3] if below else "no file"
-        ) as error:
-            weights_io.guess(tmp_path)
-        assert "\n" not in str(error.value)
-
-    def test_a_checkpoint_of_several_processes(self, tmp_path: Path) -> None:
-        (tmp_path / "__0_0.distcp").write_text("x")
-        with pytest.raises(UserError, match="dcp_to_torch"):
-            weight_files.read(tmp_path)
+    def test_none(self, tmp_path: Path, below: str, match: str) -> None:
+        if below:
+            (tmp_path / below).parent.mkdir(exist_ok=True)
+            (tmp_path / below).write_text("x")
+        refused(weights_io.guess, tmp_path, match)
 
 
 class TestRuns:
     """The folder of a run, with every file that it wrote."""
 
     @pytest.fixture
-    def folder(self, tmp_path: Path, backbone: backbone_module.Backbone) -> Path:
+    def folder(self, tmp_path: Path, backbone: Backbone) -> Path:
         folder = tmp_path / "run"
         (folder / "checkpoints").mkdir(parents=True)
         weights_io.save_backbone(backbone, folder / "backbone.safetensors", {"size": "32"})
         config = {"backbone": backbone.name, "stem": backbone.stem, "size": 32}
         (folder / "run.json").write_text(json.dumps({"config": config}))
-        step = {f"method.backbone.{key}": value for key, value in backbone.state_dict().items()}
-        step |= {
-            f"method.network.0.{key}": torch.zeros_like(value)
-            for key, value in backbone.state_dict().items()
-        }
+        own = dict(backbone.state_dict())
+        other = {key: torch.zeros_like(value) for key, value in own.items()}
+        step = {**at("method.backbone.", own), **at("method.network.0.", other)}
         step["method.projection.0.weight"] = torch.ones(2)
-        state = {
-            "guard": {},
-            "next": 2,
-            "skipped": 0,
-            "seconds": 1.0,
-            "step": step,
-            "optimizer": {"state": {}},
-        }
-        torch.save(state, folder / "checkpoints" / "last.pt")
+        state = {"guard": {}, "next": 2, "skipped": 0, "seconds": 1.0, "optimizer": {"state": {}}}
+        write(folder / "checkpoints" / "last.pt", {**state, "step": step})
         return folder
 
     @pytest.mark.parametrize(
         "file", ["", "run.json", "backbone.safetensors", "checkpoints/last.pt"]
     )
-    def test_it_is_taken(self, folder: Path, backbone: backbone_module.Backbone, file: str) -> None:
+    def test_it_is_taken(self, folder: Path, backbone: Backbone, file: str) -> None:
         source = folder / file
         assert "with its mean and std" in load_and_compare(source, backbone)
         assert weights_io.guess(source) == (RESNET, "imagenet")
@@ -344,90 +307,71 @@ class TestRuns:
         assert again.image_size == 32
 
     def test_a_checkpoint_that_was_moved(
-        self, folder: Path, tmp_path: Path, backbone: backbone_module.Backbone
+        self, folder: Path, tmp_path: Path, backbone: Backbone
     ) -> None:
         moved = (folder / "checkpoints" / "last.pt").rename(tmp_path / "step.pt")
         assert "with its mean and std" in load_and_compare(moved, backbone)
-        with pytest.raises(UserError, match="which network"):
-            weights_io.load_backbone(moved)
+        refused(weights_io.load_backbone, moved, "which network")
 
-    def test_a_plan(self, folder: Path, tmp_path: Path, backbone: backbone_module.Backbone) -> None:
-        stages = {"target": {"folder": "run"}}
-        (tmp_path / "plan.json").write_text(json.dumps({"outcome": "target", "stages": stages}))
+    def test_a_plan(self, folder: Path, tmp_path: Path, backbone: Backbone) -> None:
+        plan = tmp_path / "plan.json"
+        plan.write_text('{"outcome": "target", "stages": {"target": {"folder": "run"}}}')
         load_and_compare(tmp_path, backbone)
-        load_and_compare(tmp_path / "plan.json", backbone)
-        stages["target"]["folder"] = "gone"
-        (tmp_path / "plan.json").write_text(json.dumps({"outcome": "target", "stages": stages}))
-        with pytest.raises(UserError, match="gone"):
-            weight_files.locate(tmp_path)
+        load_and_compare(plan, backbone)
+        plan.write_text(plan.read_text().replace("run", "gone"))
+        refused(weight_files.locate, tmp_path, "gone")
 
     def test_an_unfinished_one_names_its_checkpoints(self, folder: Path) -> None:
         (folder / "backbone.safetensors").unlink()
-        with pytest.raises(UserError, match=r"--resume.*last\.pt"):
-            weight_files.locate(folder)
+        refused(weight_files.locate, folder, r"--resume.*last\.pt")
 
     @pytest.mark.parametrize(
-        "disturb",
+        "change",
         [
-            lambda state: {"guard": {}, "next": 2, "skipped": 0, "shards": "last-2"},
-            lambda state: {
-                **state,
-                "step": {
-                    "method.backbone.network.blocks.0.attn.qkv.base_layer.weight": torch.ones(2)
-                },
-            },
+            {"step": None, "shards": "last-2"},
+            {"step": {"method.backbone.blocks.0.attn.qkv.base_layer.weight": torch.ones(2)}},
         ],
         ids=["shards", "lora"],
     )
-    def test_checkpoints_without_plain_weights(
-        self, folder: Path, disturb: Callable[[dict], dict]
-    ) -> None:
+    def test_checkpoints_without_plain_weights(self, folder: Path, change: dict[str, Any]) -> None:
         file = folder / "checkpoints" / "last.pt"
-        torch.save(disturb(torch.load(file)), file)
-        with pytest.raises(UserError, match=r"backbone\.safetensors"):
-            weight_files.read(file)
+        content = {
+            key: value for key, value in (torch.load(file) | change).items() if value is not None
+        }
+        torch.save(content, file)
+        refused(weight_files.read, file, r"backbone\.safetensors")
 
     @pytest.mark.parametrize("file", ["head.safetensors", "evaluation.json", "journal.jsonl"])
     def test_other_files_of_it_name_the_right_one(self, folder: Path, file: str) -> None:
-        heads.save_head(
-            torch.nn.Sequential(torch.nn.Linear(2, 3)), (), False, folder / "head.safetensors"
-        )
+        head = torch.nn.Sequential(torch.nn.Linear(2, 3))
+        heads.save_head(head, (), False, folder / "head.safetensors")
         for name in ("evaluation.json", "journal.jsonl"):
             (folder / name).write_text('{"step": 0}\n')
-        with pytest.raises(UserError, match=r"run's (folder|head)"):
-            weight_files.read(folder / file)
+        refused(weight_files.read, folder / file, r"run's (folder|head)")
 
 
 class TestExport:
     @pytest.fixture
-    def source(self, tmp_path: Path, backbone: backbone_module.Backbone) -> Path:
+    def source(self, tmp_path: Path, backbone: Backbone) -> Path:
         weights_io.save_backbone(backbone, tmp_path / "b.safetensors")
         return tmp_path / "b.safetensors"
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
     def test_the_same_weights_are_the_same_file(
-        self, source: Path, tmp_path: Path, suffix: str
+        self, source: Path, tmp_path: Path, backbone: Backbone, suffix: str, capsys: Capture
     ) -> None:
+        """An existing file is replaced with a note."""
         names = [tmp_path / f"{name}{suffix}" for name in "xyz"]
+        names[0].write_text("old")
         for name in names:
             assert main(["export", str(source), "--to", str(name)]) == 0
+            assert ("replaces" in capsys.readouterr().err) == (name == names[0])
         assert len({name.read_bytes() for name in names}) == 1
-
-    def test_an_existing_file_is_replaced_with_a_note(
-        self,
-        source: Path,
-        tmp_path: Path,
-        backbone: backbone_module.Backbone,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        (tmp_path / "x.pth").write_text("old")
-        assert main(["export", str(source), "--to", str(tmp_path / "x.pth")]) == 0
-        assert "replaces" in capsys.readouterr().err
-        load_and_compare(tmp_path / "x.pth", backbone)
+        load_and_compare(names[0], backbone)
 
     @pytest.mark.parametrize("to", ["", "b.safetensors", "b.onnx", "file/x.pth", "name"])
     def test_where_nothing_can_be_written(
-        self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str
+        self, source: Path, tmp_path: Path, capsys: Capture, to: str
     ) -> None:
         (tmp_path / "file").write_text("x")
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -444,13 +388,13 @@ class TestExport:
         source: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
+        capsys: Capture,
         old: bool,
         suffix: str,
     ) -> None:
         to = tmp_path / f"x{suffix}"
-        with contextlib.nullcontext() if old else contextlib.suppress(FileNotFoundError):
-            to.write_text("old") if old else to.unlink()
+        if old:
+            to.write_text("old")
         before = sorted(tmp_path.iterdir())
 
         def full(*_: object) -> None:
@@ -458,9 +402,8 @@ class TestExport:
 
         monkeypatch.setattr(weights_io.os, "fsync", full)
         assert main(["export", str(source), "--to", str(to)]) == 2
-        output = capsys.readouterr().err.strip().splitlines()
-        assert len(output) == 1
-        assert "no space left" in output[0].lower()
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "no space left" in line.lower()
         assert sorted(tmp_path.iterdir()) == before
         assert not old or to.read_text() == "old"
 
@@ -468,5 +411,5 @@ class TestExport:
 def test_a_reason_is_no_bare_key(tmp_path: Path) -> None:
     # whose reader fails with a KeyError, which says nothing
     (tmp_path / "junk.pth").write_bytes(b"junk\x00\n")
-    with pytest.raises(UserError, match=r"is broken, or no PyTorch file: \w+\.$"):
-        weights_io.load_backbone(tmp_path / "junk.pth")
+    match = r"is broken, or no PyTorch file: \w+\.$"
+    refused(weights_io.load_backbone, tmp_path / "junk.pth", match)
