@@ -10,6 +10,7 @@ import pytest
 
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
+from tests.commands import argv
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -25,21 +26,7 @@ def test_nothing_held_out_is_fine(images: Path, tmp_path: Path) -> None:
     words = ["--data", str(images), "--out", str(tmp_path / "run"), "--holdout", "0", *SMALL]
     assert main(["pretrain", *words]) == 0
     other = folder(tmp_path / "other", seed=5)
-    assert (
-        main(
-            [
-                "evaluate",
-                str(tmp_path / "run"),
-                "--data",
-                str(other),
-                "--labels",
-                "all",
-                "--workers",
-                "0",
-            ]
-        )
-        == 0
-    )
+    assert main(argv(f"evaluate {tmp_path}/run --data {other} --labels all --workers 0")) == 0
 
 
 def test_several_classes_an_image_from_start_to_end(tmp_path: Path) -> None:
@@ -49,15 +36,7 @@ def test_several_classes_an_image_from_start_to_end(tmp_path: Path) -> None:
         for i, file in enumerate(sorted(images.rglob("*.png")))
     ]
     (images / "labels.csv").write_text("\n".join(["path,label", *rows]))
-    words = [
-        "--data",
-        str(images),
-        "--method",
-        "supervised",
-        "--out",
-        str(tmp_path / "run"),
-        *SMALL,
-    ]
+    words = [*argv(f"--data {images} --method supervised --out {tmp_path}/run"), *SMALL]
     assert main(["pretrain", *words]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--labels", "all", "--workers", "0"]) == 0
     rows_found = json.loads((tmp_path / "run" / "evaluation.json").read_text())[0]["rows"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from selftaught.cli.main import main
+from tests.commands import argv
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -75,12 +76,7 @@ def test_a_share_above_one_is_refused(
 ) -> None:
     """A teacher of momentum 1.5 diverged, a warmup of 3 never clustered: in silence."""
     words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(tmp_path / "run"),
-        "--method",
+        *argv(f"pretrain --data {images} --out {tmp_path}/run --method"),
         method,
         f"--method.{flag}",
         "1.5",
@@ -153,16 +149,7 @@ def test_a_plan_is_checked_whole_before_its_first_stage_is_trained(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The source was trained for hours before the target was refused."""
-    words = [
-        "--source",
-        str(images),
-        "--target",
-        str(images),
-        "--source-steps",
-        "2",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    words = argv(f"--source {images} --target {images} --source-steps 2 --out {tmp_path}/out")
     assert main(["adapt", *words, *SMALL, *flags]) == 2
     assert essential in capsys.readouterr().err.strip().splitlines()[-1]
     assert not list((tmp_path / "out").rglob("backbone.safetensors"))

@@ -18,6 +18,7 @@ from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
 from selftaught.training import signals, trainer
 from selftaught.training.signals import STOPPING
+from tests.commands import argv
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -259,22 +260,8 @@ def test_several_processes_look_for_signals_at_the_last_step_too(
         "pretrain",
         "--data",
         str(folder(tmp_path / "images")),
-        "--backbone",
-        "test_resnet",
-        "--size",
-        "32",
-        "--batch",
-        "8",
-        "--steps",
-        "11",
-        "--precision",
-        "fp32",
-        "--device",
-        "cpu",
-        "--workers",
-        "0",
-        "--out",
-        str(tmp_path / "run"),
+        *argv("--backbone test_resnet --size 32 --batch 8 --steps 11 --precision fp32"),
+        *argv(f"--device cpu --workers 0 --out {tmp_path}/run"),
     ]
     with stopped_at(10, by=signal.SIGUSR1) as made:
         assert main(words) == 0

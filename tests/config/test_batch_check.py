@@ -18,20 +18,13 @@ from selftaught.method import Setting
 from selftaught.methods import METHODS
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
+from tests.commands import argv
 from tests.laws.toys import batch, config, setup
 from tests.pictures import folder
 
 SMALL = [
-    "--backbone",
-    "resnet10t",
-    "--stem",
-    "imagenet",
-    "--size",
-    "32",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
+    *argv("--backbone resnet10t --stem imagenet --size 32 --precision fp32"),
+    *argv("--workers 0"),
 ]
 CLUSTERING = [name for name, method in METHODS.items() if hasattr(method.Config(), "clusters")]
 
@@ -174,17 +167,6 @@ def test_a_set_of_one_image_or_two_by_default(
     each: int, holdout: str, code: int, tmp_path: Path
 ) -> None:
     data, out = folder(tmp_path / "data", classes=1, each=each), tmp_path / "run"
-    words = [
-        "pretrain",
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--steps",
-        "2",
-        "--holdout",
-        holdout,
-        *SMALL,
-    ]
+    words = [*argv(f"pretrain --data {data} --out {out} --steps 2 --holdout"), holdout, *SMALL]
     assert main(words) == code
     assert out.exists() == (code == 0)

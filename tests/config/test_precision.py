@@ -16,6 +16,7 @@ from selftaught.config.precision import by_features, cpu_flags, cpu_name, load_o
 from selftaught.errors import UserError
 from selftaught.evaluation import evaluate
 from selftaught.runs import folder as run_folder
+from tests.commands import argv
 from tests.pictures import folder
 
 XEON = """processor : 0
@@ -145,10 +146,7 @@ def test_an_evaluation_is_made_in_the_precision_of_the_run(
     words = [
         "--data",
         str(folder(tmp_path / "images", each=8)),
-        "--out",
-        str(tmp_path / "run"),
-        "--steps",
-        "0",
+        *argv(f"--out {tmp_path}/run --steps 0"),
     ]
     words += ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--workers", "0"]
     monkeypatch.setattr(precision, "choose_on_cpu", lambda *_: (False, "a reason"))

@@ -21,6 +21,7 @@ from selftaught.method import Defaults, Setting
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.views.spec import Views
+from tests.commands import argv
 from tests.laws.toys import WITH_HARD
 from tests.pictures import folder
 
@@ -77,31 +78,10 @@ def stage(images: Path, *words: str, base: Stage | None = None) -> Stage:
 def test_every_field_is_a_flag(images: Path) -> None:
     made = stage(
         images,
-        "--method",
-        "simclr",
-        "--method.temperature",
-        "0.3",
-        "--hard",
-        "cutmix",
-        "adversarial",
-        "--hard.adversarial.eps",
-        "2",
-        "--optimizer",
-        "adamw",
-        "--optimizer.lr",
-        "0.01",
-        "--views",
-        "reference",
-        "--views.flip",
-        "0.1",
-        "--schedule.warmup",
-        "0.2",
-        "--epochs",
-        "2",
-        "--batch",
-        "8",
-        "--seed",
-        "7",
+        *argv("--method simclr --method.temperature 0.3 --hard cutmix adversarial"),
+        *argv("--hard.adversarial.eps 2 --optimizer adamw --optimizer.lr 0.01"),
+        *argv("--views reference --views.flip 0.1 --schedule.warmup 0.2 --epochs 2"),
+        *argv("--batch 8 --seed 7"),
     )
     assert isinstance(made.method, METHODS["simclr"].Config)
     assert made.method.temperature == 0.3
@@ -176,13 +156,7 @@ def test_simclr_stops_its_keys_gradient_where_it_begins_from_random_weights(imag
 
 def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
     base = stage(
-        images,
-        "--hard",
-        "adversarial",
-        "--hard.adversarial.eps",
-        "3",
-        "--method.temperature",
-        "0.5",
+        images, *argv("--hard adversarial --hard.adversarial.eps 3 --method.temperature 0.5")
     )
     assert stage(images, base=base) == base
     other = stage(images, "--steps", "5", "--hard.adversarial.eps", "4", base=base)

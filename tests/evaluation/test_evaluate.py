@@ -11,20 +11,10 @@ from selftaught.evaluation.evaluate import evaluate_run
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
 from selftaught.features.protocol import Protocol
+from tests.commands import argv
 from tests.pictures import folder
 
-SMALL = [
-    "--backbone",
-    "test_resnet",
-    "--size",
-    "32",
-    "--batch",
-    "8",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
-]
+SMALL = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0")
 SHORT = FineTune(steps=(1,), epochs=(), rates=(0.01,), batch=8)
 
 
@@ -63,14 +53,9 @@ def test_the_starting_weights_are_called_so(
     """As a run leaves them that kept its start; pixels may be normalised in another way."""
     other = folder(tmp_path / "other", classes=2, size=48, seed=3)
     words = [
-        "--init",
-        str(begun),
-        "--statistics",
+        *argv(f"--init {begun} --statistics"),
         statistics,
-        "--seed",
-        "1",
-        "--out",
-        str(tmp_path / "run"),
+        *argv(f"--seed 1 --out {tmp_path}/run"),
     ]
     assert main(["pretrain", "--data", str(other), "--steps", "0", *words, *SMALL]) == 0
     found = evaluate_run(tmp_path / "run", protocols=[KNN()], labels=["all"], workers=0)

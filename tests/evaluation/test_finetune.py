@@ -37,6 +37,7 @@ from selftaught.features.extract import extract
 from selftaught.features.linear import LinearProbe
 from selftaught.features.protocol import FeatureExtractor, LabelledImages, Scores, Subject
 from selftaught.models import backbone as backbone_module
+from tests.commands import argv
 from tests.networks import RESNET, assert_same_weights
 from tests.pictures import folder
 
@@ -584,45 +585,15 @@ def test_the_command_fine_tunes_a_run_beside_others(
 ) -> None:
     images = folder(tmp_path / "images", each=8)
     out = tmp_path / "run"
-    small = [
-        "--backbone",
-        RESNET,
-        "--size",
-        "32",
-        "--batch",
-        "8",
-        "--precision",
-        "fp32",
-        "--workers",
-        "0",
-    ]
+    small = ["--backbone", RESNET, *argv("--size 32 --batch 8 --precision fp32 --workers 0")]
     assert main(["pretrain", "--data", str(images), "--out", str(out), "--steps", "2", *small]) == 0
     before = (out / "backbone.safetensors").read_bytes()
     asked = [
-        "--finetune.steps",
-        "2",
-        "--finetune.epochs",
-        "--finetune.rates",
-        "0.1",
-        "0.01",
-        "--finetune.batch",
-        "8",
-        "--finetune.folds",
-        "2",
+        *argv("--finetune.steps 2 --finetune.epochs --finetune.rates 0.1 0.01"),
+        *argv("--finetune.batch 8 --finetune.folds 2"),
         *more,
     ]
-    words = [
-        "evaluate",
-        str(out),
-        "--protocol",
-        "finetune",
-        "--labels",
-        "5",
-        "--draws",
-        "2",
-        "--against",
-        "random",
-    ]
+    words = argv(f"evaluate {out} --protocol finetune --labels 5 --draws 2 --against random")
     capsys.readouterr()
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert main([*words, *asked, "--json", "--workers", "0"]) == 0

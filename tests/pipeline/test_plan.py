@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ from selftaught.training.runtime import Runtime
 from selftaught.training.session import build_session
 from selftaught.views.augment import centre
 from selftaught.visualize import snapshots
+from tests.commands import argv
 from tests.pictures import folder
 from tests.several import spawned
 from tests.stopping import stopped_at
@@ -75,14 +77,7 @@ def brought(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that a user has already."""
     out = tmp_path_factory.mktemp("runs") / "brought"
     words = [
-        "--data",
-        str(images / "base"),
-        "--backbone",
-        "test_resnet",
-        "--steps",
-        "3",
-        "--seed",
-        "5",
+        *argv(f"--data {images}/base --backbone test_resnet --steps 3 --seed 5"),
         *SMALL,
         *HERE,
     ]
@@ -96,33 +91,17 @@ def chain(
 ) -> tuple[list[str], Path, str]:
     """Base -> Source -> Target: the command, its folder, and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "hpt"
-    data = [
-        "--init",
-        str(brought),
-        "--source",
-        str(images / "source"),
-        "--target",
-        str(images / "target"),
-    ]
-    words = [
-        "adapt",
-        *data,
-        "--method",
-        "moco-v2",
-        "--hard",
-        "cutmix",
-        "--source-steps",
-        "5",
-        "--steps",
-        "12",
-    ]
+    data = argv(f"--init {brought} --source {images}/source --target {images}/target")
+    words = ["adapt", *data, *argv("--method moco-v2 --hard cutmix --source-steps 5 --steps 12")]
     words += [*SMALL, *HERE, "--out", str(out)]
-    return words, out, printed(words)
 
+    def draw(_: Any, album: Path) -> None:
+        album.mkdir()
+        Image.new("RGB", (8, 8)).save(album / "views.png")
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "draw", draw)
+        return words, out, printed(words)
 
 
 def to_target(brought: Path, images: Path) -> list[str]:
@@ -261,18 +240,7 @@ def test_evaluate_report_and_export_take_the_outcome(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, out, _ = chain
-    words = [
-        "evaluate",
-        str(out),
-        "--against",
-        "random",
-        "init",
-        "--protocol",
-        "knn",
-        "--labels",
-        "all",
-        "--json",
-    ]
+    words = argv(f"evaluate {out} --against random init --protocol knn --labels all --json")
     assert main([*words, *HERE]) == 0
     assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {
         str(out),
@@ -342,7 +310,7 @@ def test_another_plan_that_began_there_meanwhile_is_not_told_of(
 
 
 def test_a_plans_folder_is_weights_to_begin_from(
-    chain: tuple[list[str], Path, str], images: Path, tmp_path: Path, no_pictures: None
+    chain: tuple[list[str], Path, str], images: Path, tmp_path: Path
 ) -> None:
     _, out, _ = chain
     words = ["--init", str(out), "--target", str(images / "base"), "--steps", "1", *SMALL, *HERE]
@@ -398,23 +366,11 @@ def test_another_outcome_takes_its_place(
     tmp_path: Path,
     images: Path,
     brought: Path,
-    no_pictures: None,
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(chain[1], out)
     before = tensors(out)
-    words = [
-        "--init",
-        str(brought),
-        "--target",
-        str(images / "base"),
-        "--steps",
-        "1",
-        "--keep",
-        "last",
-        *SMALL,
-        *HERE,
-    ]
+    words = [*argv(f"--init {brought} --target {images}/base --steps 1 --keep last"), *SMALL, *HERE]
     with stopped_at(1):
         assert main(["adapt", *words, "--out", str(out)]) == 0
     assert same(tensors(out), before)  # the one that is finished stays till the next one is
@@ -512,14 +468,7 @@ def test_a_stage_is_named_by_what_decides_it(
         a == b for a, b in zip(names(written_plan(tmp_path / "copy", brought)), first, strict=True)
     ] == [True, False]
     words = [
-        "--data",
-        str(images / "base"),
-        "--backbone",
-        "test_resnet",
-        "--steps",
-        "0",
-        "--seed",
-        "6",
+        *argv(f"--data {images}/base --backbone test_resnet --steps 0 --seed 6"),
         *SMALL,
         *HERE,
     ]
@@ -555,7 +504,7 @@ def test_labels_count_by_what_they_say_and_not_by_where_they_lie(
 # plans
 
 
-def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path, no_pictures: None) -> None:
+def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(f"""
         init: {brought}
@@ -760,7 +709,7 @@ def check_norms_alone(before: dict[str, Tensor], after: dict[str, Tensor]) -> No
 
 
 def test_hpt_bn_moves_the_norms_alone(
-    images: Path, brought: Path, tmp_path: Path, no_pictures: None
+    images: Path, brought: Path, tmp_path: Path
 ) -> None:
     words = [*to_target(brought, images), "--trainable", "norm", "--steps", "4"]
     hard = ["--hard", "adversarial", "cutmix"]
@@ -778,7 +727,6 @@ def state_after(words: list[str], out: Path) -> dict[str, Tensor]:
     trainer.build_session = lambda *args, **more: (
         known.append(build_session(*args, **more)) or known[0]
     )  # type: ignore[assignment, func-returns-value]
-    snapshots.draw = lambda *_: None  # type: ignore[assignment]
     # so that what each process saw is still to be seen in its norms
     trainer.broadcast_tensors = selection.broadcast_tensors = lambda _: None
     stage = flags.stage_from(["--out", "x", *words], None, "cpu", index_of)
@@ -789,17 +737,7 @@ def state_after(words: list[str], out: Path) -> dict[str, Tensor]:
 def test_hpt_bn_moves_the_norms_alone_in_two_processes(
     images: Path, brought: Path, tmp_path: Path
 ) -> None:
-    words = [
-        "--init",
-        str(brought),
-        "--data",
-        str(images / "target"),
-        "--trainable",
-        "norm",
-        "--steps",
-        "4",
-        *SMALL,
-    ]
+    words = [*argv(f"--init {brought} --data {images}/target --trainable norm --steps 4"), *SMALL]
     words += ["--backbone", "test_resnet", "--method", "simclr"]
     one, other = spawned(state_after, tmp_path, words, tmp_path / "run")
     check_norms_alone(tensors(brought), tensors(tmp_path / "run"))
@@ -810,18 +748,9 @@ def test_hpt_bn_moves_the_norms_alone_in_two_processes(
 
 
 def test_none_refreshes_the_statistics_and_moves_nothing_else(
-    images: Path, brought: Path, tmp_path: Path, no_pictures: None
+    images: Path, brought: Path, tmp_path: Path
 ) -> None:
-    words = [
-        "--init",
-        str(brought),
-        "--data",
-        str(images / "target"),
-        "--trainable",
-        "none",
-        "--size",
-        "32",
-    ]
+    words = argv(f"--init {brought} --data {images}/target --trainable none --size 32")
     # all at once
     whole = ["--batch", "39", "--steps", "1", "--precision", "fp32", "--statistics", "data"]
     assert main(["pretrain", *words, *whole, *HERE, "--out", str(tmp_path / "refreshed")]) == 0
@@ -861,7 +790,7 @@ def test_none_refreshes_the_statistics_and_moves_nothing_else(
 
 
 def test_none_over_several_batches_is_their_mean(
-    images: Path, brought: Path, tmp_path: Path, no_pictures: None
+    images: Path, brought: Path, tmp_path: Path
 ) -> None:
     words = [*to_target(brought, images), "--trainable", "none", "--keep", "last"]
     assert (
@@ -887,7 +816,7 @@ def test_none_over_several_batches_is_their_mean(
 
 @pytest.mark.parametrize("rate", ["50", "1e30"])  # that makes it no better; that breaks it
 def test_when_training_makes_it_worse_the_start_is_returned(
-    rate: str, images: Path, brought: Path, tmp_path: Path, no_pictures: None
+    rate: str, images: Path, brought: Path, tmp_path: Path
 ) -> None:
     words = [*to_target(brought, images), "--steps", "10", "--on-collapse", "warn"]
     text = printed(
@@ -910,7 +839,6 @@ def test_a_collapse_hands_out_the_start_and_is_said(
     images: Path,
     brought: Path,
     tmp_path: Path,
-    no_pictures: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = [*to_target(brought, images), "--steps", "30", "--optimizer.lr", "1e30"]
@@ -924,7 +852,7 @@ def test_a_collapse_hands_out_the_start_and_is_said(
 
 
 def test_without_labels_the_rank_decides(
-    images: Path, brought: Path, tmp_path: Path, no_pictures: None
+    images: Path, brought: Path, tmp_path: Path
 ) -> None:
     words = [*to_target(brought, images), "--labels-from", "none", "--steps", "12"]
     text = printed(["adapt", *words, *SMALL, *HERE, "--out", str(tmp_path / "out")])
@@ -940,7 +868,7 @@ def test_without_labels_the_rank_decides(
 
 
 def test_the_best_weights_between_start_and_end_are_kept(
-    images: Path, brought: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+    images: Path, brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.7, 0.6, 0.8, 0.9, 0.65])  # start, end, and a quarter, half and more of the way
     monkeypatch.setattr(
@@ -969,7 +897,7 @@ def test_an_adapted_backbone_is_anchored(chain: tuple[list[str], Path, str]) -> 
 
 
 def test_a_source_that_made_it_worse_is_noticed(
-    images: Path, brought: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+    images: Path, brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the user brought competes with what came of the stage in between, and with the target's
     checkpoints.
@@ -978,21 +906,11 @@ def test_a_source_that_made_it_worse_is_noticed(
     monkeypatch.setattr(
         selection, "label_scores", lambda *_: dict.fromkeys(("knn", "linear"), next(scores))
     )
-    words = [
-        "--init",
-        str(brought),
-        "--source",
-        str(images / "source"),
-        "--target",
-        str(images / "target"),
-    ]
+    words = argv(f"--init {brought} --source {images}/source --target {images}/target")
     asked = [
         "adapt",
         *words,
-        "--source-steps",
-        "2",
-        "--steps",
-        "12",
+        *argv("--source-steps 2 --steps 12"),
         *SMALL,
         *HERE,
         "--out",
@@ -1085,7 +1003,7 @@ class Crash(Exception):
 
 
 def test_broken_off_anywhere_it_ends_as_if_it_never_broke(
-    images: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [
         "adapt",
@@ -1140,7 +1058,7 @@ def finished(out: Path) -> bool:
 
 
 def test_what_a_signal_stopped_is_shown_and_gone_on_with(
-    images: Path, tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [
         "adapt",
@@ -1160,20 +1078,7 @@ def test_what_a_signal_stopped_is_shown_and_gone_on_with(
     ] == ["stopped", "not begun", "not begun"]
     assert "target: not begun" in printed(["show", str(tmp_path / "out")])
     assert main(["evaluate", str(tmp_path / "out")]) == 2
-    assert (
-        main(
-            [
-                "adapt",
-                "--init",
-                str(tmp_path / "out"),
-                "--target",
-                str(images / "target"),
-                "--out",
-                "x",
-            ]
-        )
-        == 2
-    )
+    assert main(argv(f"adapt --init {tmp_path}/out --target {images}/target --out x")) == 2
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ from selftaught.runs import folder as run_folder
 from selftaught.training import checkpoint, loop, selection
 from selftaught.training.session import Session, build_session
 from selftaught.training.step import Step
-from selftaught.visualize import snapshots
+from tests.commands import argv
 from tests.laws.toys import IMAGES, Toy, batch, build, rng
 from tests.pictures import folder
 
@@ -51,11 +51,6 @@ SMALL = ["--size", "32", "--batch", "8", "--precision", "fp32", "--steps", "2", 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder(tmp_path_factory.mktemp("images") / "three")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
 
 
 def three_steps(images: Path, file: Path, **change: dict[str, Any]) -> Path:
@@ -88,9 +83,7 @@ def three_steps(images: Path, file: Path, **change: dict[str, Any]) -> Path:
 def done(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "semi"
     file = three_steps(images, out.with_suffix(".yaml"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshots, "draw", lambda *_: None)
-        assert main(["adapt", "--plan", str(file), "--out", str(out), *HERE]) == 0
+    assert main(["adapt", "--plan", str(file), "--out", str(out), *HERE]) == 0
     return out
 
 
@@ -249,49 +242,24 @@ def test_the_teacher_is_what_was_fine_tuned(done: Path, images: Path) -> None:
 def test_without_a_plan_it_is_the_same(done: Path, images: Path, tmp_path: Path) -> None:
     place = stages(done)
     words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--size",
-        "32",
-        "--batch",
-        "8",
-        "--precision",
-        "fp32",
-        "--steps",
-        "4",
+        *argv(f"pretrain --data {images} --size 32 --batch 8 --precision fp32 --steps 4"),
         *HERE,
     ]
     tuned = [
-        "--method",
-        "supervised",
-        "--init",
-        str(place["pretrain"]),
-        "--method.head-layers",
-        "1",
-        "--subset",
-        "6",
+        *argv(f"--method supervised --init {place['pretrain']} --method.head-layers 1"),
+        *argv("--subset 6"),
     ]
     assert main([*words, *tuned, "--statistics", "data", "--out", str(tmp_path / "tuned")]) == 0
     student = [
-        "--method",
-        "distillation",
-        "--method.teacher",
-        str(tmp_path / "tuned"),
-        "--backbone",
-        "test_vit",
+        *argv(f"--method distillation --method.teacher {tmp_path}/tuned"),
+        *argv("--backbone test_vit"),
     ]
     assert (
         main(
             [
                 *words,
                 *student,
-                "--statistics",
-                "data",
-                "--labels-from",
-                "none",
-                "--out",
-                str(tmp_path / "student"),
+                *argv(f"--statistics data --labels-from none --out {tmp_path}/student"),
             ]
         )
         == 0
@@ -326,15 +294,9 @@ def test_the_kept_head_is_that_of_the_kept_backbone(
 
     monkeypatch.setattr(selection, "choose", choose)
     words = [
-        "--data",
-        str(images),
-        "--init",
-        str(stages(done)["pretrain"]),
+        *argv(f"--data {images} --init {stages(done)['pretrain']}"),
         *SMALL,
-        "--steps",
-        "4",
-        "--keep",
-        "best",
+        *argv("--steps 4 --keep best"),
     ]
     assert main(["pretrain", *words, "--method", "supervised", "--out", str(tmp_path / "run")]) == 0
     kept, there = tmp_path / "run" / "head.safetensors", tmp_path / "run" / "checkpoints"
@@ -585,11 +547,7 @@ def test_a_bad_command_is_refused(
     assert (
         main(
             [
-                "pretrain",
-                "--method",
-                "distillation",
-                "--method.teacher",
-                str(place["tuned"]),
+                *argv(f"pretrain --method distillation --method.teacher {place['tuned']}"),
                 *other,
                 "--labels-from",
                 "none",

@@ -18,17 +18,11 @@ from selftaught.models.weights import io as weights_io
 from selftaught.pipeline import execute, plan
 from selftaught.runs import folder as run_folder
 from selftaught.training.session import Session, build_session
-from selftaught.visualize import snapshots
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
 SMALL += ["--steps", "3", "--workers", "0"]
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +39,6 @@ def taught(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         backbone_module.create("test_vit", image_size=32), place / "vit.safetensors"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshots, "draw", lambda *_: None)
         patch.chdir(place)
         assert main(words(images, "vit.safetensors", place / "run")) == 0
     return place / "run"

@@ -31,6 +31,7 @@ from selftaught.runs import reader
 from selftaught.training import checkpoint, runtime, trainer
 from selftaught.training.checkpoint_folder import CHECKPOINTS, Checkpoints
 from selftaught.visualize import snapshots
+from tests.commands import argv
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -223,18 +224,7 @@ def test_an_older_checkpoint_loses_no_candidate(
 ) -> None:
     """The best one is saved before the weights of its step compete for being kept."""
     monkeypatch.chdir(project)
-    words = [
-        "pretrain",
-        "--data",
-        "photos",
-        "--steps",
-        "14",
-        "--keep",
-        "best",
-        "--labels-from",
-        "none",
-        *SMALL,
-    ]
+    words = [*argv("pretrain --data photos --steps 14 --keep best --labels-from none"), *SMALL]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     assert main([*words, "--out", str(tmp_path / "parts")]) == 0
     (tmp_path / "parts" / "checkpoints" / "last.pt").write_bytes(b"")
@@ -449,20 +439,7 @@ def test_a_run_is_used_from_another_folder(
     assert main(["pretrain", "--config", f"{o}/run.json", "--out", "again", *HERE]) == 0
     assert weights(tmp_path / "again") == weights(project / "o")
     assert (
-        main(
-            [
-                "pretrain",
-                "--init",
-                o,
-                "--data",
-                str(project / "photos"),
-                "--steps",
-                "1",
-                "--out",
-                "n",
-                *SMALL,
-            ]
-        )
+        main(["pretrain", "--init", o, *argv(f"--data {project}/photos --steps 1 --out n"), *SMALL])
         == 0
     )
 
@@ -480,22 +457,7 @@ def test_a_run_is_resumed_from_another_folder(
         assert main(words) == 0
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
-    assert (
-        main(
-            [
-                "pretrain",
-                "--out",
-                "../p/o",
-                "--data",
-                "../p/photos",
-                "--resume",
-                "--seed",
-                "1",
-                *HERE,
-            ]
-        )
-        == 2
-    )
+    assert main([*argv("pretrain --out ../p/o --data ../p/photos --resume --seed 1"), *HERE]) == 2
     line = last_line(capsys)
     assert "seed" in line
     assert "data" not in line.partition("settings")[2]
@@ -677,18 +639,7 @@ def test_killed_at_any_write_it_ends_the_same(
 ) -> None:
     monkeypatch.chdir(project)
     out, real = tmp_path / "o", Path.replace
-    words = [
-        "pretrain",
-        "--data",
-        "photos",
-        "--out",
-        str(out),
-        "--steps",
-        "3",
-        "--save-every",
-        "0",
-        *SMALL,
-    ]
+    words = [*argv(f"pretrain --data photos --out {out} --steps 3 --save-every 0"), *SMALL]
     assert main([*words[:3], "--out", str(tmp_path / "whole"), *words[5:]]) == 0
     calls, at = 0, 0
 
@@ -745,17 +696,9 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
 
     def words(out: str) -> list[str]:
         new = [
-            "pretrain",
-            "--data",
-            "photos",
-            "--out",
+            *argv("pretrain --data photos --out"),
             out,
-            "--steps",
-            "60",
-            "--keep",
-            "best",
-            "--save-every",
-            "0.1",
+            *argv("--steps 60 --keep best --save-every 0.1"),
             *SMALL,
         ]
         if command == "pretrain":

@@ -7,6 +7,7 @@ import torch
 
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
+from tests.commands import argv
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -32,16 +33,7 @@ def test_resuming_on_other_images_is_refused(
 
 
 def test_a_start_that_failed_does_not_occupy_its_folder(images: Path, tmp_path: Path) -> None:
-    words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(tmp_path / "run"),
-        "--method",
-        "moco-v2",
-        *SMALL,
-    ]
+    words = [*argv(f"pretrain --data {images} --out {tmp_path}/run --method moco-v2"), *SMALL]
     assert main([*words, "--method.queue", "0"]) == 2
     assert main(words) == 0
 
@@ -49,15 +41,9 @@ def test_a_start_that_failed_does_not_occupy_its_folder(images: Path, tmp_path: 
 def test_the_last_checkpoint_is_that_of_the_last_step(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(out),
+        *argv(f"pretrain --data {images} --out {out}"),
         *SMALL[:-1],
-        "60",
-        "--save-every",
-        "0",
+        *argv("60 --save-every 0"),
     ]
     assert main(words) == 0
     assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["next"] == 60
@@ -69,15 +55,7 @@ def test_a_collapse_stays_one_when_it_is_resumed(
     """With no step left the run was called done, and the exit code was 0."""
     out = tmp_path / "run"
     words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(out),
-        "--method",
-        "simsiam",
-        "--optimizer.lr",
-        "100",
+        *argv(f"pretrain --data {images} --out {out} --method simsiam --optimizer.lr 100"),
         *SMALL,
     ]
     assert main([*words, "--steps", "60"]) == 3

@@ -34,6 +34,7 @@ from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths,
 from selftaught.study.runner import Shard
 from selftaught.training.runtime import Runtime
 from selftaught.views.spec import Views
+from tests.commands import argv
 from tests.pictures import folder
 from tests.several import together
 from tests.stopping import stopped_at
@@ -473,15 +474,7 @@ def test_a_shard_that_is_none_is_refused(
 ) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(WELL))
-    words = [
-        "study",
-        "data",
-        "--plan",
-        str(file),
-        "--out",
-        str(tmp_path / "out"),
-        f"--shard={shard}",
-    ]
+    words = [*argv(f"study data --plan {file} --out {tmp_path}/out"), f"--shard={shard}"]
     assert main(words) == 2
     assert "which part of how many" in capsys.readouterr().err
 
@@ -494,32 +487,10 @@ def test_a_shard_that_is_none_is_refused(
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of one target, one base and one seed."""
     root = tmp_path_factory.mktemp("study")
-    small = [
-        "--backbone",
-        "test_resnet",
-        "--size",
-        "32",
-        "--batch",
-        "8",
-        "--precision",
-        "fp32",
-        "--workers",
-        "0",
-    ]
+    small = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0")
     base = folder(root / "base", seed=1)
     assert (
-        main(
-            [
-                "pretrain",
-                "--data",
-                str(base),
-                "--steps",
-                "2",
-                *small,
-                "--out",
-                str(root / "brought"),
-            ]
-        )
+        main([*argv(f"pretrain --data {base} --steps 2"), *small, "--out", str(root / "brought")])
         == 0
     )
     written = {

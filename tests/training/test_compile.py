@@ -26,6 +26,7 @@ from selftaught.training import session
 from selftaught.training.compile import compile_backbones
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
+from tests.commands import argv
 from tests.networks import RESNET, VIT
 from tests.pictures import folder
 from tests.stopping import stopped_at
@@ -184,20 +185,7 @@ def test_a_compiled_network_is_the_same(case: str, bf16: bool) -> None:
     same(*CASES[case], bf16, "inductor")
 
 
-SMALL = [
-    "--backbone",
-    RESNET,
-    "--size",
-    "32",
-    "--batch",
-    "8",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
-    "--steps",
-    "6",
-]
+SMALL = ["--backbone", RESNET, *argv("--size 32 --batch 8 --precision fp32 --workers 0 --steps 6")]
 
 
 @pytest.mark.slow
@@ -217,10 +205,7 @@ def test_a_compiled_run_goes_on_as_it_began(
         "--data",
         str(folder(tmp_path / "images")),
         *SMALL,
-        "--method",
-        "byol",
-        "--hard",
-        "cutmix",
+        *argv("--method byol --hard cutmix"),
     ]
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
     assert graphs == []
@@ -253,9 +238,7 @@ def test_without_a_compiler_it_says_so_before_anything_is_written(
         "--data",
         str(folder(tmp_path / "images")),
         *SMALL,
-        "--compile",
-        "--out",
-        str(tmp_path / "run"),
+        *argv(f"--compile --out {tmp_path}/run"),
     ]
     # as torch reads it from the variable CXX when it is imported
     with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "none"))}):

@@ -19,37 +19,15 @@ from selftaught.optim import SGD, AdamW, Optimizer
 from selftaught.runs import folder as run_folder
 from selftaught.training import checkpoint, fsdp
 from selftaught.training.step import Step
+from tests.commands import argv
 from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder
 from tests.several import begin, kill, run_command, spawned, together
 
-SMALL = [
-    "--backbone",
-    "test_vit",
-    "--size",
-    "32",
-    "--batch",
-    "16",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
-]
+SMALL = argv("--backbone test_vit --size 32 --batch 16 --precision fp32 --workers 0")
 TRAINING = [
-    "--method",
-    "byol",
-    "--hard",
-    "cutmix",
-    "--steps",
-    "12",
-    "--keep",
-    "best",
-    "--accumulate",
-    "2",
-    "--clip",
-    "1",
-    "--optimizer.lr",
-    "0.004",  # low: rounding grows with each step
+    *argv("--method byol --hard cutmix --steps 12 --keep best --accumulate 2 --clip 1"),
+    *argv("--optimizer.lr 0.004"),  # low: rounding grows with each step
 ]
 
 
@@ -189,14 +167,10 @@ def shared_out(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shards") / "run"
     said = together(
         out.with_suffix(".log"),
-        "pretrain",
-        "--data",
-        str(images),
+        *argv(f"pretrain --data {images}"),
         *TRAINING,
         *SMALL,
-        "--out",
-        str(out),
-        "--fsdp",
+        *argv(f"--out {out} --fsdp"),
     )
     assert "Warning" not in said
     return out

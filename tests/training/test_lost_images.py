@@ -11,21 +11,12 @@ import pytest
 from selftaught.cli.main import main
 from selftaught.loggers import jsonl
 from selftaught.training import trainer
+from tests.commands import argv
 from tests.pictures import folder
 
 SMALL = [
-    "--backbone",
-    "test_resnet",
-    "--size",
-    "32",
-    "--batch",
-    "8",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
-    "--steps",
-    "3",
+    *argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0"),
+    *argv("--steps 3"),
 ]
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.commands import argv
 from tests.pictures import folder
 from tests.several import together
 
@@ -57,30 +58,11 @@ def hosts() -> Iterator[list[str]]:
 
 
 def words(data: Path, out: Path, steps: int) -> list[str]:
-    asked = [
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--backbone",
-        "resnet10t",
-        "--size",
-        "32",
-        "--stem",
-        "imagenet",
-    ]
+    asked = argv(f"--data {data} --out {out} --backbone resnet10t --size 32 --stem imagenet")
     return [
         "pretrain",
         *asked,
-        "--batch",
-        "8",
-        "--steps",
-        str(steps),
-        "--save-every",
-        "1",
-        "--precision",
-        "fp32",
-        "--resume",
+        *argv(f"--batch 8 --steps {steps} --save-every 1 --precision fp32 --resume"),
     ]
 
 
@@ -88,22 +70,14 @@ def node(host: str, nodes: str, command: list[str], log: Path) -> subprocess.Pop
     """One machine's torchrun; the first machine is where they meet."""
     torchrun = [
         sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
+        *argv("-m torch.distributed.run --nnodes"),
         nodes,
         "--nproc-per-node",
         "1",
     ]
     torchrun += [
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "10.77.0.1:29500",
-        "--rdzv-id",
-        "test",
-        "--max-restarts",
-        "3",
+        *argv("--rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29500 --rdzv-id test"),
+        *argv("--max-restarts 3"),
     ]
     first = host.endswith("a")
     torchrun += [

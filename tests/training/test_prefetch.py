@@ -16,6 +16,7 @@ from selftaught.errors import UserError
 from selftaught.method import Batch
 from selftaught.training import loop, prefetch, session
 from selftaught.training.prefetch import Prefetcher, idle
+from tests.commands import argv
 from tests.laws.toys import batch
 from tests.pictures import folder
 from tests.stopping import stopped_at
@@ -187,18 +188,7 @@ def test_waiting_counts_while_the_device_has_nothing_to_do(streams: Streams) -> 
         assert idle(GPU, lambda: "raw") == ("raw", 0.0)
 
 
-SMALL = [
-    "--backbone",
-    "test_resnet",
-    "--size",
-    "32",
-    "--batch",
-    "8",
-    "--precision",
-    "fp32",
-    "--steps",
-    "7",
-]
+SMALL = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --steps 7")
 
 
 @pytest.mark.parametrize(

@@ -25,21 +25,11 @@ from selftaught.training.threads import (
     measure_load,
     threads_of_run,
 )
+from tests.commands import argv
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
-SMALL = [
-    "--backbone",
-    "test_resnet",
-    "--size",
-    "32",
-    "--batch",
-    "8",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
-]
+SMALL = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0")
 
 
 @pytest.fixture(autouse=True)
@@ -307,16 +297,7 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
     monkeypatch.setattr(
         threads.WaitDetector, "check", lambda self: used.append(torch.get_num_threads())
     )
-    words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(tmp_path / "run"),
-        "--steps",
-        "4",
-        *SMALL,
-    ]
+    words = [*argv(f"pretrain --data {images} --out {tmp_path}/run --steps 4"), *SMALL]
     with stopped_at(2):
         assert main([*words, "--threads", "1"]) == 0
     assert run_folder.read_run(tmp_path / "run").facts["threads"] == 1
@@ -356,16 +337,7 @@ def test_threads_are_as_before_after_an_error(two_cores: None) -> None:
 def test_an_evaluation_computes_with_the_threads_asked_for(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_cores: None
 ) -> None:
-    words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(tmp_path / "run"),
-        "--steps",
-        "1",
-        *SMALL,
-    ]
+    words = [*argv(f"pretrain --data {images} --out {tmp_path}/run --steps 1"), *SMALL]
     assert main([*words, "--threads", "1"]) == 0
     used: list[tuple[int, int]] = []
 
