@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from selftaught.features.extract import extract
 from selftaught.features.linear import LinearProbe
 from selftaught.features.protocol import FeatureExtractor, LabelledImages, Scores, Subject
 from selftaught.models import backbone as backbone_module
-from tests.commands import argv
+from tests.commands import argv, succeed
 from tests.networks import RESNET, assert_same_weights
 from tests.pictures import folder
 
@@ -366,11 +367,8 @@ def test_test_labels_change_no_prediction(
 def test_one_setting_needs_no_choice(
     subject: Subject, train: LabelledImages, test: LabelledImages, fitted: list[dict[str, Any]]
 ) -> None:
-    assert QUICK.score(subject, train, test.positions).chosen == {
-        "steps": 3,
-        "rate": 0.05,
-        "blend": 1,
-    }
+    chosen = QUICK.score(subject, train, test.positions).chosen
+    assert chosen == {"steps": 3, "rate": 0.05, "blend": 1}
     assert len(fitted) == 1
 
 
@@ -471,15 +469,10 @@ def test_norms_keep_their_statistics_unless_asked(
     for norms in ("frozen", "batch"):
         asked = replace(SHORT, norms=norms, blends=(1.0,))
         asked.score(probed, train, test.positions)
-    frozen, batch = (
-        torch.equal(
-            dict(each["method"].backbone.named_buffers())[name],
-            dict(probed.backbone.named_buffers())[name],
-        )
-        for each, name in zip(fitted, ["network.bn1.running_mean"] * 2, strict=True)
-    )
-    assert frozen
-    assert not batch
+    networks = [probed.backbone, *(each["method"].backbone for each in fitted)]
+    start, frozen, batch = (n.get_buffer("network.bn1.running_mean") for n in networks)
+    assert torch.equal(frozen, start)
+    assert not torch.equal(batch, start)
 
 
 def test_every_class_is_drawn_equally_often() -> None:
@@ -575,18 +568,23 @@ def test_a_fold_that_lacks_a_class_is_judged_all_the_same() -> None:
 # command
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("run")
+    small = argv("--size 32 --batch 8 --precision fp32 --workers 0 --steps 2 --backbone", RESNET)
+    succeed("pretrain", "--data", folder(place / "images", each=8), "--out", place / "run", *small)
+    return place / "run"
+
+
 @pytest.mark.parametrize(
     "more",
-    [[], ["--finetune.start", "random", "--finetune.blends", "1", "--finetune.norms", "batch"]],
+    [[], argv("--finetune.start random --finetune.blends 1 --finetune.norms batch")],
     ids=["probe", "random"],
 )
 def test_the_command_fine_tunes_a_run_beside_others(
-    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = folder(tmp_path / "images", each=8)
-    out = tmp_path / "run"
-    small = ["--backbone", RESNET, *argv("--size 32 --batch 8 --precision fp32 --workers 0")]
-    assert main(["pretrain", "--data", str(images), "--out", str(out), "--steps", "2", *small]) == 0
+    out = Path(shutil.copytree(run, tmp_path / "run"))
     before = (out / "backbone.safetensors").read_bytes()
     asked = [
         *argv("--finetune.steps 2 --finetune.epochs --finetune.rates 0.1 0.01"),

@@ -34,7 +34,7 @@ from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths,
 from selftaught.study.runner import Shard
 from selftaught.training.runtime import Runtime
 from selftaught.views.spec import Views
-from tests.commands import argv
+from tests.commands import argv, succeed
 from tests.pictures import folder
 from tests.several import together
 from tests.stopping import stopped_at
@@ -489,10 +489,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("study")
     small = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0")
     base = folder(root / "base", seed=1)
-    assert (
-        main([*argv(f"pretrain --data {base} --steps 2"), *small, "--out", str(root / "brought")])
-        == 0
-    )
+    succeed(*argv(f"pretrain --data {base} --steps 2"), *small, "--out", root / "brought")
     written = {
         "bases": {"own": str(root / "brought")},
         "targets": {"stripes": {"data": str(folder(root / "target")), "source": str(base)}},
