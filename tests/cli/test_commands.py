@@ -11,6 +11,7 @@ import pytest
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
 from tests.commands import argv
+from tests.fixtures import Capture, Places
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -18,7 +19,7 @@ SMALL += ["--workers", "0", "--steps", "3"]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
@@ -43,9 +44,7 @@ def test_several_classes_an_image_from_start_to_end(tmp_path: Path) -> None:
     assert {row["metric"] for row in rows_found} == {"auroc"}
 
 
-def test_messages_for_what_is_not_there(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_messages_for_what_is_not_there(images: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(tmp_path / "typo"), "--data", str(images)]) == 2
     assert "there is no" in capsys.readouterr().err
     assert main(["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL]) == 0

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from selftaught.cli.malloc import keep_freed
+from tests.fixtures import Patch
 
 FOREIGN = ("MALLOC_", "GLIBC_", "LD_PRELOAD")
 # Prints the pages that the kernel brings in for buffers that the process has had before, first as
@@ -43,6 +44,6 @@ def test_what_is_freed_is_there_for_the_next_step() -> None:
     assert kept < plain / 10
 
 
-def test_what_the_user_has_set_up_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_has_set_up_is_left_alone(monkeypatch: Patch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
     assert not keep_freed()

@@ -19,6 +19,7 @@ from selftaught.runs import folder as run_folder
 from selftaught.training import signals, trainer
 from selftaught.training.signals import STOPPING
 from tests.commands import argv
+from tests.fixtures import Patch
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -250,7 +251,7 @@ def test_slurm_sends_sigterm_twice_and_neither_kills() -> None:
 
 
 def test_several_processes_look_for_signals_at_the_last_step_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """They look at every eighth step; one that came after the last of these was lost, and a plan's
     next stage began.

@@ -19,6 +19,7 @@ from selftaught.methods import METHODS
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.commands import argv
+from tests.fixtures import Capture, Places
 from tests.laws.toys import batch, config, setup
 from tests.pictures import folder
 
@@ -130,7 +131,7 @@ def test_a_backbone_that_takes_no_image_alone(fields: dict[str, Any], takes: boo
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"), classes=2, each=6)
 
 
@@ -149,7 +150,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=" ".join,
 )
 def test_the_command_line_refuses_before_it_begins(
-    words: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "run"
     assert (

@@ -22,6 +22,7 @@ from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.views.spec import Views
 from tests.commands import argv
+from tests.fixtures import Capture, Patch, Places
 from tests.laws.toys import WITH_HARD
 from tests.pictures import folder
 
@@ -64,7 +65,7 @@ def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, object],
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
@@ -119,9 +120,7 @@ def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
     assert stage(images, "--method", "vicreg", "--clip", "0").clip == stage(images).clip == 0.0
 
 
-def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(monkeypatch: Patch) -> None:
     # a rate below the common one, as none has now
     slow = dataclasses.replace(RECIPES["simsiam"], lr=0.05)
     monkeypatch.setitem(RECIPES, "simsiam", slow)
@@ -174,7 +173,7 @@ def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
     ],
 )
 def test_an_unknown_word_is_refused(
-    images: Path, words: list[str], near: str, capsys: pytest.CaptureFixture[str]
+    images: Path, words: list[str], near: str, capsys: Capture
 ) -> None:
     with pytest.raises((UserError, SystemExit)) as refused:
         stage(images, *words)

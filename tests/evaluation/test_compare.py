@@ -28,6 +28,7 @@ from selftaught.features.protocol import (
     Protocol,
     Scores,
 )
+from tests.commands import argv
 
 one_class = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(torch.tensor)
 several_classes = st.integers(1, 5).flatmap(
@@ -180,16 +181,7 @@ def test_rows_have_exactly_the_agreed_keys_and_survive_json() -> None:
     )
     assert len(results.rows) == 2 * 2 * 3
     for row in results.rows:
-        assert list(to_fields(row)) == [
-            "backbone",
-            "protocol",
-            "labels",
-            "metric",
-            "mean",
-            "low",
-            "high",
-            "draws",
-        ]
+        assert list(to_fields(row)) == argv("backbone protocol labels metric mean low high draws")
         assert 0 <= row.low <= row.mean <= row.high <= 1
         assert row.draws == (1 if row.labels == "all" else 3)
         assert row.metric == "balanced_accuracy"

@@ -12,6 +12,7 @@ from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
 from selftaught.features.protocol import Protocol
 from tests.commands import argv
+from tests.fixtures import Patch, Places
 from tests.pictures import folder
 
 SMALL = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0")
@@ -19,12 +20,12 @@ SHORT = FineTune(steps=(1,), epochs=(), rates=(0.01,), batch=8)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"), classes=2)
 
 
 @pytest.fixture(scope="module")
-def begun(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def begun(images: Path, tmp_path_factory: Places) -> Path:
     """A run of no step: what it began from is what it leaves."""
     out = tmp_path_factory.mktemp("runs") / "begun"
     assert main(["pretrain", "--data", str(images), "--out", str(out), "--steps", "0", *SMALL]) == 0
@@ -67,7 +68,7 @@ def test_the_starting_weights_are_called_so(
 
 
 def test_training_images_of_one_class_are_refused_before_any_is_looked_at(
-    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     folder(tmp_path / "data" / "train", classes=1)
     folder(tmp_path / "data" / "test", classes=2, each=4)

@@ -39,6 +39,7 @@ from selftaught.features.linear import LinearProbe
 from selftaught.features.protocol import FeatureExtractor, LabelledImages, Scores, Subject
 from selftaught.models import backbone as backbone_module
 from tests.commands import argv, succeed
+from tests.fixtures import Capture, Patch, Places
 from tests.networks import RESNET, assert_same_weights
 from tests.pictures import folder
 
@@ -46,7 +47,7 @@ QUICK = replace(HPT, steps=(3,), epochs=(), rates=(0.05,), batch=16)
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+def index(tmp_path_factory: Places) -> Index:
     """Three classes of 16 images, 3 of each held out."""
     return build.build_index([folder(tmp_path_factory.mktemp("images") / "set")])
 
@@ -115,7 +116,7 @@ def several(index: Index) -> Tensor:
 
 
 @pytest.fixture
-def fitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def fitted(monkeypatch: Patch) -> list[dict[str, Any]]:
     """What was given to every training: the optimizer's groups, the method, and its parameters at
     the beginning.
     """
@@ -301,7 +302,7 @@ def test_a_setting_is_chosen_on_kept_out_training_images(
     subject: Subject,
     train: LabelledImages,
     test: LabelledImages,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     """And what was chosen is then trained on all of them. Test images are looked at once, at the
     end.
@@ -345,7 +346,7 @@ def index_labels(*parts: LabelledImages) -> Tensor:
 
 
 def test_test_labels_change_no_prediction(
-    subject: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: Patch
 ) -> None:
     said: list[Scores] = []
     real = FineTune.score
@@ -533,7 +534,7 @@ def test_with_one_label_a_class_it_is_the_probe(
 
 
 def test_a_wild_rate_leaves_the_probe(
-    probed: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: pytest.MonkeyPatch
+    probed: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: Patch
 ) -> None:
     """Whether it diverges while it is chosen, or only with all labels."""
     wild = replace(SHORT, rates=(1e30,), steps=(12,))
@@ -569,7 +570,7 @@ def test_a_fold_that_lacks_a_class_is_judged_all_the_same() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: Places) -> Path:
     place = tmp_path_factory.mktemp("run")
     small = argv("--size 32 --batch 8 --precision fp32 --workers 0 --steps 2 --backbone", RESNET)
     succeed("pretrain", "--data", folder(place / "images", each=8), "--out", place / "run", *small)
@@ -582,7 +583,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["probe", "random"],
 )
 def test_the_command_fine_tunes_a_run_beside_others(
-    more: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], run: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = Path(shutil.copytree(run, tmp_path / "run"))
     before = (out / "backbone.safetensors").read_bytes()

@@ -52,6 +52,7 @@ from selftaught.training.session import build_session
 from selftaught.views.augment import centre
 from selftaught.visualize import snapshots
 from tests.commands import argv, succeed
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 from tests.several import spawned
 from tests.stopping import stopped_at
@@ -65,7 +66,7 @@ Chain = tuple[list[str], Path, str]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     """Three data sets."""
     root = tmp_path_factory.mktemp("images")
     for seed, name in enumerate(("base", "source", "target")):
@@ -74,7 +75,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def brought(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def brought(images: Path, tmp_path_factory: Places) -> Path:
     """The run that a user has already."""
     out = tmp_path_factory.mktemp("runs") / "brought"
     words = [*argv(f"--data {images}/base --backbone test_resnet --steps 3 --seed 5"), *SMALL]
@@ -83,7 +84,7 @@ def brought(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chain(images: Path, brought: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+def chain(images: Path, brought: Path, tmp_path_factory: Places) -> Chain:
     """Base -> Source -> Target: the command, its folder, and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "hpt"
     data = argv(f"--init {brought} --source {images}/source --target {images}/target")
@@ -229,7 +230,7 @@ def test_show_tells_the_lineage(chain: Chain, brought: Path) -> None:
 
 
 def test_evaluate_report_and_export_take_the_outcome(
-    chain: Chain, brought: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chain: Chain, brought: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     _, out, _ = chain
     words = argv(f"evaluate {out} --against random init --protocol knn --labels all --json")
@@ -285,7 +286,7 @@ def test_what_is_done_is_not_done_again(chain: Chain, images: Path, brought: Pat
 
 
 def test_another_plan_that_began_there_meanwhile_is_not_told_of(
-    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chain: Chain, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Two plans may share a folder and its stages; each says at its end what it did itself."""
     words, out, text = chain
@@ -327,7 +328,7 @@ def test_a_plans_folder_is_weights_to_begin_from(
 
 @pytest.mark.parametrize("links", [True, False])
 def test_the_outcome_lies_in_the_plans_own_folder(
-    chain: Chain, tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+    chain: Chain, tmp_path: Path, links: bool, monkeypatch: Patch
 ) -> None:
     out, place = tmp_path / "out", stages(chain[1])["target"]
     shutil.copytree(chain[1], out)
@@ -377,7 +378,7 @@ def test_another_outcome_takes_its_place(
 
 
 def test_a_plan_and_a_run_do_not_share_a_folder(
-    chain: Chain, images: Path, brought: Path, capsys: pytest.CaptureFixture[str]
+    chain: Chain, images: Path, brought: Path, capsys: Capture
 ) -> None:
     _, out, _ = chain
     before = times(out)
@@ -392,7 +393,7 @@ def test_a_plan_and_a_run_do_not_share_a_folder(
 
 
 def test_a_stage_of_an_older_version_is_gone_on_with(
-    images: Path, brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, brought: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """It is named by the sizes of its images."""
 
@@ -424,7 +425,7 @@ def written_plan(images: Path, brought: Path, **change: Any) -> dict[str, Any]:
 
 
 def test_a_stage_is_named_by_what_decides_it(
-    images: Path, brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, brought: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     probed = itertools.cycle([True, False, False])
     monkeypatch.setattr(defaults, "faster_in_bf16", lambda *_: next(probed))
@@ -582,7 +583,7 @@ GOOD = "data: {target}, backbone: test_resnet, size: 32, batch: 8, precision: fp
     ],
 )
 def test_a_bad_plan_is_refused_before_anything_is_trained(
-    text: str, words: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str, words: list[str], images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "plan.yaml"
     text = text.replace("GOOD", GOOD).replace("{target}", f'"{images / "target"}"')
@@ -614,12 +615,7 @@ def test_a_bad_plan_is_refused_before_anything_is_trained(
     ],
 )
 def test_a_bad_command_is_refused(
-    words: list[str],
-    word: str,
-    images: Path,
-    brought: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], word: str, images: Path, brought: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     known = {"{target}": str(images / "target"), "{brought}": str(brought)}
     asked = ["adapt", "--out", str(tmp_path / "out"), *HERE, *(known.get(w, w) for w in words)]
@@ -802,7 +798,7 @@ def test_when_training_makes_it_worse_the_start_is_returned(
 
 
 def test_a_collapse_hands_out_the_start_and_is_said(
-    images: Path, brought: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, brought: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     words = [*to_target(brought, images), "--steps", "30", "--optimizer.lr", "1e30"]
     assert main(["adapt", *words, *SMALL, "--out", str(tmp_path / "out")]) == 3
@@ -829,7 +825,7 @@ def test_without_labels_the_rank_decides(images: Path, brought: Path, tmp_path: 
 
 
 def test_the_best_weights_between_start_and_end_are_kept(
-    images: Path, brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, brought: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     scores = iter([0.7, 0.6, 0.8, 0.9, 0.65])  # start, end, and a quarter, half and more of the way
     monkeypatch.setattr(
@@ -858,7 +854,7 @@ def test_an_adapted_backbone_is_anchored(chain: Chain) -> None:
 
 
 def test_a_source_that_made_it_worse_is_noticed(
-    images: Path, brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, brought: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """What the user brought competes with what came of the stage in between, and with the target's
     checkpoints.
@@ -930,7 +926,7 @@ class Crash(Exception):
 
 
 def test_broken_off_anywhere_it_ends_as_if_it_never_broke(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     file = three_stages(images, tmp_path / "plan.yaml", (4, 3, 5), labels_from="none")
     words = argv(f"adapt --plan {file}", *HERE)
@@ -981,7 +977,7 @@ def finished(out: Path) -> bool:
 
 
 def test_what_a_signal_stopped_is_shown_and_gone_on_with(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     words = [
         "adapt",
@@ -1070,7 +1066,7 @@ def reached(out: Path) -> tuple[tuple[str, int], ...]:
 
 
 @pytest.fixture(scope="module")
-def uneven(tmp_path_factory: pytest.TempPathFactory) -> Index:
+def uneven(tmp_path_factory: Places) -> Index:
     """40, 40, 40 and 4 images."""
     root = folder(tmp_path_factory.mktemp("uneven"), each=40, size=16)
     for i in range(4):

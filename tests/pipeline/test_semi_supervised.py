@@ -39,6 +39,7 @@ from selftaught.training import checkpoint, loop, selection
 from selftaught.training.session import Session, build_session
 from selftaught.training.step import Step
 from tests.commands import argv, succeed
+from tests.fixtures import Capture, Patch, Places
 from tests.laws.toys import IMAGES, Toy, batch, build, rng
 from tests.pictures import folder
 
@@ -49,7 +50,7 @@ SMALL = ["--size", "32", "--batch", "8", "--precision", "fp32", "--steps", "2", 
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images") / "three")
 
 
@@ -80,7 +81,7 @@ def three_steps(images: Path, file: Path, **change: dict[str, Any]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(images: Path, tmp_path_factory: Places) -> Path:
     out = tmp_path_factory.mktemp("runs") / "semi"
     file = three_steps(images, out.with_suffix(".yaml"))
     assert main(["adapt", "--plan", str(file), "--out", str(out), *HERE]) == 0
@@ -102,7 +103,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refused(words: list[str], capsys: Capture) -> str:
     """The line in which a command is refused."""
     capsys.readouterr()
     assert main(words) == 2
@@ -263,7 +264,7 @@ def test_where_nothing_was_learnt_no_head_is_left(done: Path, images: Path, tmp_
 
 @pytest.mark.parametrize("best", [0, 2])
 def test_the_kept_head_is_that_of_the_kept_backbone(
-    best: int, done: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    best: int, done: Path, images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     def choose(candidates: list[Any]) -> Any:
         kept = next(c for c in candidates if c.step == best)
@@ -342,7 +343,7 @@ class Crash(Exception):
 
 
 def test_broken_off_anywhere_it_ends_the_same(
-    done: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Path, images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     words = [
         "adapt",
@@ -387,9 +388,7 @@ def test_broken_off_anywhere_it_ends_the_same(
 # classifier's accuracy
 
 
-def test_the_own_classifier_is_scored(
-    done: Path, images: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_own_classifier_is_scored(done: Path, images: Path, capsys: Capture) -> None:
     place = stages(done)
     words = ["evaluate", str(place["tuned"]), "--protocol", "classifier", "--json", *HERE]
     capsys.readouterr()
@@ -414,7 +413,7 @@ def test_the_own_classifier_is_scored(
 
 
 def test_columns_go_by_the_names_of_classes(
-    done: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Path, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """A classifier whose classes are in another order says the same."""
     tuned, other = stages(done)["tuned"], tmp_path / "other"
@@ -468,11 +467,7 @@ def test_columns_go_by_the_names_of_classes(
     ],
 )
 def test_a_bad_plan_is_refused_before_anything_is_trained(
-    change: dict[str, Any],
-    words: list[str],
-    images: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any], words: list[str], images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     other = folder(tmp_path / "other", classes=2)
     change = {
@@ -486,7 +481,7 @@ def test_a_bad_plan_is_refused_before_anything_is_trained(
 
 
 def test_a_bad_command_is_refused(
-    done: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Path, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     place = stages(done)
     out = ["--data", str(images), *SMALL, "--out", str(tmp_path / "out")]

@@ -18,6 +18,7 @@ from selftaught.models.weights import io as weights_io
 from selftaught.pipeline import execute, plan
 from selftaught.runs import folder as run_folder
 from selftaught.training.session import Session, build_session
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -26,12 +27,12 @@ SMALL += ["--steps", "3", "--workers", "0"]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images") / "three")
 
 
 @pytest.fixture(scope="module")
-def taught(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taught(images: Path, tmp_path_factory: Places) -> Path:
     """A run of a student whose teacher is a file of this package, a ViT."""
     place = tmp_path_factory.mktemp("taught")
     torch.manual_seed(1)
@@ -62,7 +63,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def refused(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refused(line: list[str], capsys: Capture) -> str:
     capsys.readouterr()
     assert main(line) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
@@ -96,9 +97,7 @@ def test_a_file_of_another_tool_teaches(images: Path, tmp_path: Path) -> None:
     assert torch.equal(network.network.conv1.weight, state["conv1.weight"])
 
 
-def test_weights_of_timm_teach(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_of_timm_teach(images: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     create_model, asked = timm.create_model, []
 
     def download(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -177,7 +176,7 @@ def test_a_student_is_named_by_its_teachers_content(images: Path, tmp_path: Path
 
 
 def test_a_resumed_run_ends_as_the_whole_one(
-    taught: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: Path, images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """It finds its teacher from another working directory, too."""
     shutil.copy(taught.parent / "vit.safetensors", tmp_path)
@@ -199,7 +198,7 @@ def test_a_resumed_run_ends_as_the_whole_one(
 
 
 def test_what_cannot_teach_is_refused(
-    taught: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    taught: Path, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "out"
 
@@ -227,7 +226,7 @@ def test_what_cannot_teach_is_refused(
 
 
 def test_a_teacher_that_went_away_is_missed_when_a_run_is_resumed(
-    taught: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    taught: Path, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     shutil.copy(taught.parent / "vit.safetensors", tmp_path / "vit.safetensors")
     with stopped_at(2):
@@ -240,7 +239,7 @@ def test_a_teacher_that_went_away_is_missed_when_a_run_is_resumed(
 
 
 def test_a_plan_refuses_a_teacher_before_anything_is_trained(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     student = {"method": "feature-distillation", "method.teacher": str(tmp_path / "gone.pth")}
     common = {"data": str(images), "size": 32, "batch": 8, "steps": 1, "backbone": "test_resnet"}

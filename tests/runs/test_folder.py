@@ -31,6 +31,7 @@ from selftaught.runs import reader
 from selftaught.training import checkpoint, runtime, trainer
 from selftaught.training.checkpoint_folder import CHECKPOINTS, Checkpoints
 from tests.commands import argv, succeed
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -43,7 +44,7 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: Places) -> Path:
     """A folder with photos/, a run o/ that was begun there with relative words, and what was
     adapted from it, r/.
     """
@@ -67,7 +68,7 @@ def weights(out: Path) -> dict[str, bytes]:
     return {key: value.numpy().tobytes() for key, value in state.items()}
 
 
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+def last_line(capsys: Capture) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -110,12 +111,7 @@ def harm(file: Path, how: str) -> None:
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(
-    copied: Path,
-    file: str,
-    command: str,
-    how: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    copied: Path, file: str, command: str, how: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     harm(copied / file, how)
     before = {p for p in copied.rglob("*") if p.suffix != ".lock"}
@@ -129,7 +125,7 @@ def test_a_damaged_file_is_named_in_one_line(
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_what_is_only_remembered_is_made_again(
-    copied: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, how: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(copied)
     assert main(["evaluate", "o", *SCORED, "--json"]) == 0
@@ -146,9 +142,7 @@ def test_what_is_only_remembered_is_made_again(
     assert main(["report", "o", "--out", "page.html"]) == 0
 
 
-def test_a_damaged_evaluation_is_shown_as_such(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_evaluation_is_shown_as_such(copied: Path, capsys: Capture) -> None:
     (copied / "o" / "evaluation.json").write_text("[{}]")
     assert main(["show", str(copied / "o")]) == 0
     assert "evaluation.json" in capsys.readouterr().out
@@ -158,7 +152,7 @@ def test_a_damaged_evaluation_is_shown_as_such(
     "how", ["empty", "half", "binary", "folder", "missing", "another", "lacking"]
 )
 def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
-    copied: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, how: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """An older one leads to the same end."""
     monkeypatch.chdir(copied)
@@ -191,7 +185,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
 
 @pytest.mark.parametrize("how", ["empty", "half", "binary", "folder"])
 def test_without_a_whole_checkpoint_it_says_what_to_do(
-    copied: Path, how: str, capsys: pytest.CaptureFixture[str]
+    copied: Path, how: str, capsys: Capture
 ) -> None:
     for name in CHECKPOINTS:
         harm(copied / "o" / "checkpoints" / name, how)
@@ -203,7 +197,7 @@ def test_without_a_whole_checkpoint_it_says_what_to_do(
 
 
 def test_an_older_checkpoint_loses_no_candidate(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """The best one is saved before the weights of its step compete for being kept."""
     monkeypatch.chdir(project)
@@ -218,9 +212,7 @@ def test_an_older_checkpoint_loses_no_candidate(
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_journal_keeps_its_whole_lines(
-    copied: Path, how: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_journal_keeps_its_whole_lines(copied: Path, how: str, capsys: Capture) -> None:
     file = copied / "o" / "journal.jsonl"
     whole = file.read_bytes().splitlines(keepends=True)
     if DAMAGE[how] is None:
@@ -251,12 +243,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(("size", "name"), [(400_000, "best.pt"), (1_000, "run.json")])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
-    project: Path,
-    tmp_path: Path,
-    size: int,
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    project: Path, tmp_path: Path, size: int, name: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(project)
     out = tmp_path / "o"
@@ -274,10 +261,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
 
 
 def test_the_last_good_checkpoint_stays(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    project: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(project)
     out = tmp_path / "o"
@@ -309,11 +293,7 @@ ERRORS = [
     ],
 )
 def test_whatever_the_disk_says_it_is_one_line(
-    copied: Path,
-    number: int,
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    copied: Path, number: int, name: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(copied)
     real = Path.replace
@@ -335,7 +315,7 @@ def test_whatever_the_disk_says_it_is_one_line(
 
 @pytest.mark.parametrize("command", ["report", "export", "pack", "study"])
 def test_other_commands_say_it_in_one_line_too(
-    copied: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, command: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(copied)
     (copied / "file").write_text("in the way")
@@ -356,7 +336,7 @@ def test_other_commands_say_it_in_one_line_too(
 
 
 def test_a_colleagues_run_is_evaluated_shown_and_exported(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """Where nothing can be written (root may write everywhere, so that files lie in the way
     here).
@@ -377,7 +357,7 @@ def test_a_colleagues_run_is_evaluated_shown_and_exported(
 
 
 def test_a_cache_that_cannot_be_written_is_said_once(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(copied)
     (copied / "cache").write_text("in the way")
@@ -392,10 +372,7 @@ def test_a_cache_that_cannot_be_written_is_said_once(
 
 
 def test_a_run_is_used_from_another_folder(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    project: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     (tmp_path / "photos").mkdir()  # of another kind
     monkeypatch.chdir(tmp_path)
@@ -415,10 +392,7 @@ def test_a_run_is_used_from_another_folder(
 
 
 def test_a_run_is_resumed_from_another_folder(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    project: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     place = Path(shutil.copytree(project / "photos", tmp_path / "p" / "photos")).parent
     monkeypatch.chdir(place)
@@ -439,7 +413,7 @@ def test_a_run_is_resumed_from_another_folder(
 
 
 def test_a_project_that_was_moved_is_found_beside_its_runs(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
@@ -450,10 +424,7 @@ def test_a_project_that_was_moved_is_found_beside_its_runs(
 
 
 def test_missing_images_are_named_with_the_way_to_name_new_ones(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    project: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     shutil.copytree(project / "photos", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
@@ -473,16 +444,14 @@ def test_missing_images_are_named_with_the_way_to_name_new_ones(
     assert main(["evaluate", "elsewhere", *SCORED]) == 0
 
 
-def test_other_images_are_no_new_place(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_images_are_no_new_place(copied: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.chdir(copied)
     folder(copied / "other", classes=2, seed=5)
     assert main(["pretrain", "--out", "o", "--resume", "--data", "other", *HERE]) == 2
     assert "changed" in last_line(capsys)
 
 
-def test_a_run_of_an_older_version_is_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_an_older_version_is_read(copied: Path, monkeypatch: Patch) -> None:
     """It knows its images by their sizes, and no absolute places."""
     monkeypatch.chdir(copied)
     file = copied / "o" / "run.json"
@@ -501,7 +470,7 @@ def test_a_run_of_an_older_version_is_read(copied: Path, monkeypatch: pytest.Mon
 
 
 def test_a_run_that_is_being_trained_is_not_trained_beside_that(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(copied)
     with files.hold_run(copied / "o"):
@@ -541,9 +510,7 @@ def test_a_lock_ends_with_its_process_whoever_it_has_forked(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_disk_without_locks_is_said_once(
-    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_locks_is_said_once(tmp_path: Path, number: int, monkeypatch: Patch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -560,7 +527,7 @@ def test_a_disk_without_locks_is_said_once(
 
 
 def test_a_run_that_came_to_be_meanwhile_is_not_overwritten(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(copied)
     stage = run_folder.read_run(Path("o")).stage
@@ -573,7 +540,7 @@ def test_a_run_that_came_to_be_meanwhile_is_not_overwritten(
 
 
 def test_a_clock_that_jumps_back_changes_nothing(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     clock = iter(range(10**9, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
@@ -596,7 +563,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("after", [False, True], ids=["before it is in its place", "after"])
 def test_killed_at_any_write_it_ends_the_same(
-    project: Path, tmp_path: Path, after: bool, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path: Path, after: bool, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(project)
     out, real = tmp_path / "o", Path.replace

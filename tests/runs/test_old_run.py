@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 
 from selftaught import load
 from selftaught.cli.main import main
+from tests.fixtures import Patch
 
 OLD = Path(__file__).parent / "old_run"
 
 
 @pytest.fixture
-def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def old_run(tmp_path: Path, monkeypatch: Patch) -> Path:
     shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "run"

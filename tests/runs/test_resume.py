@@ -8,6 +8,7 @@ import torch
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
 from tests.commands import argv
+from tests.fixtures import Capture, Places
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -15,13 +16,11 @@ SMALL += ["--workers", "0", "--steps", "3"]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
-def test_resuming_on_other_images_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_on_other_images_is_refused(tmp_path: Path, capsys: Capture) -> None:
     images = folder(tmp_path / "images")
     out = tmp_path / "run"
     assert main(["pretrain", "--data", str(images), "--out", str(out), *SMALL]) == 0
@@ -50,7 +49,7 @@ def test_the_last_checkpoint_is_that_of_the_last_step(images: Path, tmp_path: Pa
 
 
 def test_a_collapse_stays_one_when_it_is_resumed(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """With no step left the run was called done, and the exit code was 0."""
     out = tmp_path / "run"

@@ -35,6 +35,7 @@ from selftaught.study.runner import Shard
 from selftaught.training.runtime import Runtime
 from selftaught.views.spec import Views
 from tests.commands import argv, succeed
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 from tests.several import together
 from tests.stopping import stopped_at
@@ -432,10 +433,7 @@ WELL = {"bases": {"own": "resnet18.a1_in1k"}, "targets": {"t": "t"}, "settings":
     ],
 )
 def test_a_plan_that_does_not_fit_gets_one_line(
-    text: str | dict[str, Any] | None,
-    words: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    text: str | dict[str, Any] | None, words: str, tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "plan.yaml"
     if text is not None:
@@ -456,11 +454,7 @@ def test_a_plan_that_does_not_fit_gets_one_line(
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(
-    study: str,
-    change: dict[str, Any],
-    words: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    study: str, change: dict[str, Any], words: str, tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump({**WELL, **change}))
@@ -469,9 +463,7 @@ def test_what_cannot_be_carried_out_is_refused(
 
 
 @pytest.mark.parametrize("shard", ["3/2", "1", "x/2", "1/0", "-1/2"])
-def test_a_shard_that_is_none_is_refused(
-    shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_shard_that_is_none_is_refused(shard: str, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(WELL))
     words = [*argv(f"study data --plan {file} --out {tmp_path}/out"), f"--shard={shard}"]
@@ -484,7 +476,7 @@ def test_a_shard_that_is_none_is_refused(
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plan(tmp_path_factory: Places) -> Path:
     """Of one target, one base and one seed."""
     root = tmp_path_factory.mktemp("study")
     small = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0")
@@ -516,7 +508,7 @@ def said(words: list[str], code: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def done(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def done(plan: Path, tmp_path_factory: Places) -> tuple[Path, dict[str, Any]]:
     """A study that was stopped in the middle of a stage, looked at, and brought to its end; and how
     it was between.
     """
@@ -544,7 +536,7 @@ def done(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     ],
 )
 def test_what_does_not_fit_comes_to_light_before_anything_is_trained(
-    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: dict[str, Any], told: str
+    plan: Path, tmp_path: Path, capsys: Capture, wrong: dict[str, Any], told: str
 ) -> None:
     """A second target's typo showed after the whole of the first."""
     written = yaml.safe_load(plan.read_text())
@@ -629,7 +621,7 @@ def test_every_stage_is_trained_once(done: tuple[Path, dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def trainings(monkeypatch: Patch) -> list[str]:
     """The stages that are trained."""
     seen: list[str] = []
     real = execute.train
@@ -643,7 +635,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def judged(monkeypatch: Patch) -> list[str]:
     """The cells that are judged."""
     seen: list[str] = []
     real = runner.evaluate
@@ -755,9 +747,7 @@ def test_another_study_takes_the_stages_that_are_there(
     assert (out / "labels-finetune.png").is_file()
 
 
-def test_nothing_done_is_nothing_to_gather(
-    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_done_is_nothing_to_gather(plan: Path, tmp_path: Path, capsys: Capture) -> None:
     said(words("data", plan, tmp_path, "--shard", "0/4"), code=2)
     assert "no cell of data is done yet" in capsys.readouterr().err
 
@@ -802,7 +792,7 @@ def test_a_training_that_came_to_no_good_is_a_result_that_is_told(
     done: tuple[Path, dict[str, Any]],
     plan: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     """What would follow is left out, and what there is, is scored."""
     real = execute.execute_stage
@@ -834,7 +824,7 @@ ROW = {"protocol": "knn", "labels": "all", "metric": "auroc", "mean": 0.5, "low"
 
 
 def test_what_ends_a_cell_leaves_no_half_of_it(
-    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     def broken(*_: Any) -> Any:
         raise errors.Stopped("in the middle")
@@ -889,12 +879,7 @@ def test_points_are_means_with_their_range_in_the_studys_order() -> None:
         assert point["mean"] == pytest.approx(0.6)
         assert (point["low"], point["high"], point["seeds"]) == (0.5, 0.7, 3)
     few = made_up("labels", replace(ONE, few=("all", "total:20", "total:100", "5")), lambda c: 0.5)
-    assert [p["labels"] for p in few if p["variant"] == "HPT"] == [
-        "5",
-        "total:20",
-        "total:100",
-        "all",
-    ]
+    assert [p["labels"] for p in few if p["variant"] == "HPT"] == argv("5 total:20 total:100 all")
     assert next(csv.reader(io.StringIO(tables.as_csv(points)))) == [
         *tables.GROUP,
         "mean",
@@ -974,7 +959,7 @@ def test_auroc_speaks_where_there_is_no_accuracy() -> None:
 
 
 @pytest.fixture
-def panels(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def panels(monkeypatch: Patch) -> list[Any]:
     """The figures that are drawn, as matplotlib has them."""
     import matplotlib as mpl
 
@@ -1075,9 +1060,7 @@ def test_what_is_not_done_yet_is_no_error(tmp_path: Path, panels: list[Any]) -> 
     assert texts == {"not done yet"}
 
 
-def test_without_matplotlib_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UserError, match="pip install"):
         figures.draw("data", made_up("data", ONE, lambda c: 0.5), tmp_path)

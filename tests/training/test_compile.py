@@ -27,6 +27,7 @@ from selftaught.training.compile import compile_backbones
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
 from tests.commands import argv
+from tests.fixtures import Capture, Patch
 from tests.networks import RESNET, VIT
 from tests.pictures import folder
 from tests.stopping import stopped_at
@@ -190,7 +191,7 @@ SMALL = ["--backbone", RESNET, *argv("--size 32 --batch 8 --precision fp32 --wor
 
 @pytest.mark.slow
 def test_a_compiled_run_goes_on_as_it_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """Of four steps an epoch; stopped and resumed, without saying --compile again."""
     graphs = []
@@ -230,7 +231,7 @@ def test_a_compiled_run_goes_on_as_it_began(
 
 
 def test_without_a_compiler_it_says_so_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     words = [

@@ -20,6 +20,7 @@ from selftaught.runs import folder as run_folder
 from selftaught.training import checkpoint, fsdp
 from selftaught.training.step import Step
 from tests.commands import argv
+from tests.fixtures import Places
 from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder
 from tests.several import begin, kill, run_command, spawned, together
@@ -147,7 +148,7 @@ def test_shards_of_a_network_that_waits_are_restored(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"), each=16)
 
 
@@ -156,7 +157,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def shared_out(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_out(images: Path, tmp_path_factory: Places) -> Path:
     out = tmp_path_factory.mktemp("shards") / "run"
     log = out.with_suffix(".log")
     words = argv(f"pretrain --data {images} --out {out} --fsdp", *TRAINING, *SMALL)

@@ -12,6 +12,7 @@ from selftaught.cli.main import main
 from selftaught.loggers import jsonl
 from selftaught.training import trainer
 from tests.commands import argv
+from tests.fixtures import Capture, Patch
 from tests.pictures import folder
 
 SMALL = [
@@ -21,7 +22,7 @@ SMALL = [
 
 
 @pytest.fixture
-def lose(monkeypatch: pytest.MonkeyPatch) -> Any:
+def lose(monkeypatch: Patch) -> Any:
     """`lose(files)` deletes files when all is indexed and nothing is loaded."""
 
     def arrange(files: list[Path]) -> None:
@@ -37,9 +38,7 @@ def lose(monkeypatch: pytest.MonkeyPatch) -> Any:
     return arrange
 
 
-def test_few_lost_images_are_reported(
-    tmp_path: Path, lose: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_few_lost_images_are_reported(tmp_path: Path, lose: Any, capsys: Capture) -> None:
     images, out = folder(tmp_path / "images"), tmp_path / "run"
     gone = sorted(images.rglob("*.png"))[3:5]
     lose(gone)
@@ -52,9 +51,7 @@ def test_few_lost_images_are_reported(
     assert "2 images" in last
 
 
-def test_many_lost_images_stop_a_run(
-    tmp_path: Path, lose: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_many_lost_images_stop_a_run(tmp_path: Path, lose: Any, capsys: Capture) -> None:
     images, out = folder(tmp_path / "images"), tmp_path / "run"
     lose(sorted(images.rglob("*.png"))[:6])
     assert main(["pretrain", "--data", str(images), "--out", str(out), *SMALL]) == 2

@@ -17,6 +17,7 @@ from selftaught.method import Batch
 from selftaught.training import loop, prefetch, session
 from selftaught.training.prefetch import Prefetcher, idle
 from tests.commands import argv
+from tests.fixtures import Patch
 from tests.laws.toys import batch
 from tests.pictures import folder
 from tests.stopping import stopped_at
@@ -88,7 +89,7 @@ class Seen:
 
 
 @pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Streams]:
+def streams(monkeypatch: Patch) -> Iterator[Streams]:
     found = Streams()
     monkeypatch.setattr(prefetch, "streams", lambda device: found)
     prefetch.side.cache_clear()
@@ -195,7 +196,7 @@ SMALL = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --step
     "more", [["--workers", "2"], ["--workers", "0", "--accumulate", "2", "--views", "reference"]]
 )
 def test_a_run_is_the_same_bit_for_bit(
-    more: list[str], streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: list[str], streams: Streams, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Epochs of four steps; stopped in the middle of one, with a batch made that was not used
     yet.

@@ -28,6 +28,7 @@ from selftaught.runs import folder as run_folder
 from selftaught.training.collapse import CollapseDetector
 from selftaught.training.monitor import Monitor
 from tests.commands import argv
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 from tests.several import begin, kill, together
 from tests.stopping import stopped_at
@@ -36,12 +37,12 @@ SMALL = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --work
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def trained(images: Path, tmp_path_factory: pytest.TempPathFactory, pictures: None) -> Path:
+def trained(images: Path, tmp_path_factory: Places, pictures: None) -> Path:
     """A HEXA run of a few steps, with its pictures."""
     out = tmp_path_factory.mktemp("runs") / "hexa"
     words = ["pretrain", "--data", str(images), "--out", str(out), "--steps", "6", *SMALL]
@@ -55,7 +56,7 @@ def weights(out: Path) -> bytes:
 
 
 def test_the_guard_compares_the_clean_loss_with_chance(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Together with hard ones it would never sit there."""
     told: list[float | None] = []
@@ -117,7 +118,7 @@ def test_stopped_and_resumed_it_ends_as_if_it_never_stopped(
 
 
 def test_a_run_goes_on_as_it_began_with_less_memory_too(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Views of images that memory holds differ a little from those of images that are read anew."""
     words = ["--data", str(images), "--steps", "6", *SMALL]
@@ -153,7 +154,7 @@ def test_killed_in_two_processes_and_resumed_it_ends_the_same(images: Path, tmp_
 
 
 def test_another_folder_is_not_overwritten_nor_resumed_differently(
-    images: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, trained: Path, capsys: Capture
 ) -> None:
     before = weights(trained)
     words = ["pretrain", "--data", str(images), "--out", str(trained), *SMALL]
@@ -187,9 +188,7 @@ def test_only_the_norms_move(images: Path, trained: Path, tmp_path: Path) -> Non
     assert {row["backbone"] for row in rows} == {str(out), "random", "init"}
 
 
-def test_a_collapse_is_stopped_with_its_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_collapse_is_stopped_with_its_reason(tmp_path: Path, capsys: Capture) -> None:
     images = folder(tmp_path / "images", each=40)
     words = [*argv(f"--data {images} --out {tmp_path}/run --method simclr --steps 400"), *SMALL]
     assert main(["pretrain", *words, "--optimizer.lr", "20"]) in (2, 3)
@@ -201,10 +200,7 @@ def test_a_collapse_is_stopped_with_its_reason(
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_reason(
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    images: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(moco, "info_nce", lambda query, *_: query.sum() * torch.nan)
     words = [*argv(f"--data {images} --out {tmp_path}/run --method moco-v2 --steps 40"), *SMALL]
@@ -218,7 +214,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_reason(
 
 
 def test_what_looks_like_a_collapse_is_looked_at_again_soon(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     def measure(monitor: Monitor) -> dict[str, float]:
         sound = monitor.measured_at in (0, 25)
@@ -242,9 +238,7 @@ def measured(out: Path) -> list[int]:
     return [e["step"] for e in jsonl.read_journal(out / "journal.jsonl") if e["features"]]
 
 
-def test_bad_files_are_named_and_the_rest_is_trained_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_files_are_named_and_the_rest_is_trained_on(tmp_path: Path, capsys: Capture) -> None:
     images = folder(tmp_path / "images", each=30)
     place = images / "class 0"
     good = (place / "000.png").read_bytes()
@@ -291,7 +285,7 @@ def test_bad_files_are_named_and_the_rest_is_trained_on(
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(
-    change: list[str], word: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: list[str], word: str, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     if "cuda" in change and torch.cuda.is_available():
         pytest.skip("there is one here")
@@ -305,9 +299,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_without_labels_no_accuracy_is_shown(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_labels_no_accuracy_is_shown(images: Path, tmp_path: Path, capsys: Capture) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     for i, file in enumerate(sorted(images.rglob("*.png"))):
@@ -320,7 +312,7 @@ def test_without_labels_no_accuracy_is_shown(
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
 
 
-def test_evaluate_prints_one_json_list(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_prints_one_json_list(trained: Path, capsys: Capture) -> None:
     words = argv(f"evaluate {trained} --labels 2 all total:9 --json --draws 2")
     assert main(words) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -357,7 +349,7 @@ def test_its_checkpoint_holds_the_same_weights(trained: Path) -> None:
 
 
 def test_export_gives_timm_the_same_features(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     pixels = torch.rand(4, 3, 32, 32)
     own = selftaught.load(trained).eval()
@@ -370,9 +362,7 @@ def test_export_gives_timm_the_same_features(
         assert torch.equal(scope["features"](pixels), own(pixels))
 
 
-def test_report_and_methods(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_and_methods(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["report", str(trained), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "hexa" in page

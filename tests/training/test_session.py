@@ -11,6 +11,7 @@ from selftaught.runs import folder as run_folder
 from selftaught.training.loop import Loop, fit
 from selftaught.training.session import build_session
 from selftaught.training.step import Step
+from tests.fixtures import Places
 from tests.laws.toys import batch, build
 from tests.pictures import folder
 
@@ -19,7 +20,7 @@ SMALL += ["--workers", "0", "--steps", "3"]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
