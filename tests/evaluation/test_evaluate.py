@@ -53,11 +53,7 @@ def test_the_starting_weights_are_called_so(
 ) -> None:
     """As a run leaves them that kept its start; pixels may be normalised in another way."""
     other = folder(tmp_path / "other", classes=2, size=48, seed=3)
-    words = [
-        *argv(f"--init {begun} --statistics"),
-        statistics,
-        *argv(f"--seed 1 --out {tmp_path}/run"),
-    ]
+    words = argv(f"--init {begun} --statistics {statistics} --seed 1 --out {tmp_path}/run")
     assert main(["pretrain", "--data", str(other), "--steps", "0", *words, *SMALL]) == 0
     found = evaluate_run(tmp_path / "run", protocols=[KNN()], labels=["all"], workers=0)
     assert found.verdict.startswith("These are the starting weights")

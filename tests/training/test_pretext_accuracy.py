@@ -32,9 +32,9 @@ def images(tmp_path_factory: Places) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(images: Path, tmp_path_factory: Places) -> Path:
+def trained(images: Path, tmp_path_factory: Places, pictures: None) -> Path:
     out = tmp_path_factory.mktemp("runs") / "rotation"
-    words = ["--data", str(images), "--out", str(out), "--method", "rotation", "--steps", "12"]
+    words = ["--data", str(images), "--out", str(out), "--method", "rotation", "--steps", "4"]
     assert main(["pretrain", *words, *SMALL]) == 0
     return out
 
