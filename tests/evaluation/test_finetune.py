@@ -75,15 +75,8 @@ def subject(images: Images, backbone: backbone_module.Backbone) -> Subject:
     def refuse(positions: Tensor) -> Tensor:
         pytest.fail("frozen features are no part of it")
 
-    return Subject(
-        name="own",
-        backbone=backbone,
-        images=images,
-        size=32,
-        device="cpu",
-        precision="fp32",
-        features=FeatureExtractor(refuse),
-    )
+    of: dict[str, Any] = {"name": "own", "size": 32, "device": "cpu", "precision": "fp32"}
+    return Subject(**of, backbone=backbone, images=images, features=FeatureExtractor(refuse))
 
 
 @pytest.fixture
@@ -168,11 +161,8 @@ def test_the_probe_is_the_first_setting_and_every_blend_is_tried() -> None:
 
 def test_few_images_have_more_passes() -> None:
     asked = FineTune(epochs=(10.0,), batch=32, min_steps=80, rates=(0.1,), blends=(1.0,))
-    assert [asked.settings(n) for n in (6, 140, 2000)] == [
-        [Setting(80, 0.1, 1.0)],
-        [Setting(80, 0.1, 1.0)],
-        [Setting(620, 0.1, 1.0)],
-    ]
+    for number, steps in ((6, 80), (140, 80), (2000, 620)):
+        assert asked.settings(number) == [Setting(steps, 0.1, 1.0)]
     assert FineTune().settings(50)[0] == PROBE
 
 
@@ -587,11 +577,8 @@ def test_the_command_fine_tunes_a_run_beside_others(
 ) -> None:
     out = Path(shutil.copytree(run, tmp_path / "run"))
     before = (out / "backbone.safetensors").read_bytes()
-    asked = [
-        *argv("--finetune.steps 2 --finetune.epochs --finetune.rates 0.1 0.01"),
-        *argv("--finetune.batch 8 --finetune.folds 2"),
-        *more,
-    ]
+    asked = argv("--finetune.steps 2 --finetune.epochs --finetune.rates 0.1 0.01", *more)
+    asked += argv("--finetune.batch 8 --finetune.folds 2")
     words = argv(f"evaluate {out} --protocol finetune --labels 5 --draws 2 --against random")
     capsys.readouterr()
     with contextlib.redirect_stdout(io.StringIO()) as said:

@@ -204,11 +204,8 @@ def test_a_plan_leaves_its_folder(chain: Chain, brought: Path) -> None:
     )
     assert not list(out.rglob(".*"))  # no drafts left
     assert list(out.rglob("*.png"))
-    assert not [
-        name
-        for name in Scan([Root.parse(out.parent)]).files.names
-        if name.startswith(f"{out.name}/")
-    ]
+    names = Scan([Root.parse(out.parent)]).files.names
+    assert not [name for name in names if name.startswith(f"{out.name}/")]
 
 
 def test_show_tells_the_lineage(chain: Chain, brought: Path) -> None:
@@ -235,11 +232,8 @@ def test_evaluate_report_and_export_take_the_outcome(
     _, out, _ = chain
     words = argv(f"evaluate {out} --against random init --protocol knn --labels all --json")
     assert main([*words, *HERE]) == 0
-    assert {row["backbone"] for row in json.loads(capsys.readouterr().out)} == {
-        str(out),
-        "random",
-        "init",
-    }
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["backbone"] for row in rows} == {str(out), "random", "init"}
     assert (stages(out)["target"] / "evaluation.json").is_file()
     compared = evaluate.load_backbones(
         out, run_folder.read_run(out), ["random", "init"], Progress(show=False)
@@ -265,18 +259,10 @@ def test_what_is_done_is_not_done_again(chain: Chain, images: Path, brought: Pat
     written = out.parent / "plan.yaml"  # another plan, in other words, that shares the first stage
     common = {"method": "moco-v2", "size": 32, "batch": 8, "precision": "fp32"}
     first = {"data": [str(images / "source")], "steps": 2}
-    second = {
-        "after": "one",
-        "data": str(images / "target"),
-        "steps": 2,
-        "trainable": "norm",
-        "keep": "last",
-    }
-    written.write_text(
-        yaml.safe_dump(
-            {"init": str(brought), "defaults": common, "stages": {"one": first, "two": second}}
-        )
-    )
+    second = {"after": "one", "data": str(images / "target"), "steps": 2, "trainable": "norm"}
+    content = {"one": first, "two": {**second, "keep": "last"}}
+    plan_ = {"init": str(brought), "defaults": common, "stages": content}
+    written.write_text(yaml.safe_dump(plan_))
     assert main(["adapt", "--plan", str(written), "--out", str(out), *HERE]) == 0
     assert stages(out)["one"] == source
     assert before.items() <= times(out / "stages").items()
@@ -506,12 +492,9 @@ def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path) -> None:
     }
     assert found["left"].stage.hard[0].weight == 0.5
     assert found["alone"].stage.optimizer.lr == 0.001
-    assert {name: r.stage.keep for name, r in found.items()} == {
-        "source": "last",
-        "left": "best",
-        "alone": "last",
-        "right": "last",
-    }
+    assert [found[n].stage.keep for n in ("source", "left", "alone", "right")] == [
+        *("last", "best", "last", "last")
+    ]
     assert run_folder.read_run(out).folder == known["right"]  # the last leaf is the outcome
     assert json.loads((out / "plan.json").read_text())["base"] == str(brought)
     rows = json.loads(printed(["show", str(out), "--json"]))
@@ -521,11 +504,8 @@ def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path) -> None:
 
 def test_yes_and_no_are_flags_of_their_own() -> None:
     words = ["--out", "x", "--method", "moco-v2", "--compile", "--method.no-symmetric"]
-    assert flags.overrides_of(words, flags.parse(words)) == {
-        "method": "moco-v2",
-        "compile": True,
-        "method.symmetric": False,
-    }
+    expected = {"method": "moco-v2", "compile": True, "method.symmetric": False}
+    assert flags.overrides_of(words, flags.parse(words)) == expected
 
 
 GOOD = "data: {target}, backbone: test_resnet, size: 32, batch: 8, precision: fp32, steps: 2"
@@ -719,11 +699,8 @@ def test_none_refreshes_the_statistics_and_moves_nothing_else(
     whole = ["--batch", "39", "--steps", "1", "--precision", "fp32", "--statistics", "data"]
     assert main(["pretrain", *words, *whole, *HERE, "--out", str(tmp_path / "refreshed")]) == 0
     before, after = tensors(brought), tensors(tmp_path / "refreshed")
-    seen = {
-        key
-        for key in before
-        if key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
-    }
+    ends = (".running_mean", ".running_var", ".num_batches_tracked")
+    seen = {key for key in before if key.endswith(ends)}
     assert same(
         {k: v for k, v in before.items() if k not in seen},
         {k: v for k, v in after.items() if k not in seen},
@@ -837,11 +814,8 @@ def test_the_best_weights_between_start_and_end_are_kept(
     assert (found["kept"], found["share"], found["worse"]) == (6, 0.5, False)
     assert text.splitlines()[0] == found["text"]
     place = stages(tmp_path / "out")["target"]
-    start, end, kept = (
-        tensors(brought),
-        tensors(place / "checkpoints/step-6.safetensors"),
-        tensors(place),
-    )
+    start, kept = tensors(brought), tensors(place)
+    end = tensors(place / "checkpoints/step-6.safetensors")
     assert not same(start, end)
     for name, value in kept.items():
         if value.is_floating_point():
@@ -979,14 +953,8 @@ def finished(out: Path) -> bool:
 def test_what_a_signal_stopped_is_shown_and_gone_on_with(
     images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    words = [
-        "adapt",
-        "--plan",
-        str(three_stages(images, tmp_path / "plan.yaml")),
-        *HERE,
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    file = three_stages(images, tmp_path / "plan.yaml")
+    words = argv(f"adapt --plan {file} --out {tmp_path}/out", *HERE)
     with stopped_at(1, by=signal.SIGUSR1):
         assert main(words) == 0
     said = capsys.readouterr()
@@ -1005,14 +973,8 @@ def test_what_a_signal_stopped_is_shown_and_gone_on_with(
 def test_killed_at_ten_random_moments_it_ends_as_if_it_never_was(
     images: Path, tmp_path: Path
 ) -> None:
-    words = [
-        "adapt",
-        "--plan",
-        str(three_stages(images, tmp_path / "plan.yaml", (60, 50, 60))),
-        *HERE,
-        "--save-every",
-        "0.2",
-    ]
+    file = three_stages(images, tmp_path / "plan.yaml", (60, 50, 60))
+    words = argv(f"adapt --plan {file} --save-every 0.2", *HERE)
     log = tmp_path / "log"
 
     def start(out: Path) -> subprocess.Popen[bytes]:
@@ -1113,12 +1075,8 @@ def test_every_class_is_there(uneven: Index) -> None:
 
 def test_a_share_is_of_the_training_images(uneven: Index) -> None:
     count = len(uneven.train)
-    assert [len(uneven.subset(p, 0).train) for p in ("0.1%", "10%", "12.5%", "100%")] == [
-        1,
-        round(0.1 * count),
-        round(0.125 * count),
-        count,
-    ]
+    sizes = [len(uneven.subset(p, 0).train) for p in ("0.1%", "10%", "12.5%", "100%")]
+    assert sizes == [1, round(0.1 * count), round(0.125 * count), count]
     assert uneven.subset("all", 0) is uneven
     index = uneven.subset("10%", 0)
     assert f"10% of the training images: {len(index.train)} of {count}" in index.describe()
@@ -1145,14 +1103,8 @@ def test_labels_cannot_be_counted_where_there_are_none(uneven: Index) -> None:
 
 
 def test_a_stage_takes_a_part_of_its_data(images: Path, brought: Path) -> None:
-    only = {
-        "data": str(images / "target"),
-        "size": 32,
-        "batch": 4,
-        "precision": "fp32",
-        "steps": 2,
-        "subset": "50%",
-    }
+    only = {"data": str(images / "target"), "size": 32, "batch": 4, "precision": "fp32"}
+    only |= {"steps": 2, "subset": "50%"}
     half, all_of_it = (
         settled({"init": str(brought), "stages": {"only": s}})["only"]
         for s in (only, {**only, "subset": "all"})

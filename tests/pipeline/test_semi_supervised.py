@@ -54,24 +54,18 @@ def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images") / "three")
 
 
+FIRST = {"method.head-layers": 1}
+UNLABELLED = {"backbone": "test_vit", "labels_from": "none"}
+
+
 def three_steps(images: Path, file: Path, **change: dict[str, Any]) -> Path:
     """Pretrain, fine-tune from the head's first layer with six labels a class, distil into another
     network.
     """
     written: dict[str, dict[str, Any]] = {
         "pretrain": {"method": "simclr-v2", "backbone": "test_resnet"},
-        "tuned": {
-            "after": "pretrain",
-            "method": "supervised",
-            "method.head-layers": 1,
-            "subset": 6,
-        },
-        "student": {
-            "teacher": "tuned",
-            "method": "distillation",
-            "backbone": "test_vit",
-            "labels_from": "none",
-        },
+        "tuned": {"after": "pretrain", "method": "supervised", "subset": 6, **FIRST},
+        "student": {"teacher": "tuned", "method": "distillation", **UNLABELLED},
     }
     for name, more in change.items():
         written[name] = {**written.get(name, {}), **more}
@@ -201,11 +195,8 @@ def test_the_heads_first_layer_crosses(done: Path) -> None:
     tuned = begun(place["tuned"]).method
     kinds = [type(layer) for layer in tuned.classifier]
     assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
-    first = {
-        key: value
-        for key, value in tuned.classifier.state_dict().items()
-        if not key.startswith("3.")
-    }
+    state = tuned.classifier.state_dict()
+    first = {key: value for key, value in state.items() if not key.startswith("3.")}
     assert same(first, {key: value for key, value in left.items() if key[0] in "012"})
     assert tuned.classifier[3].out_features == 3
     plain = begun(
@@ -286,12 +277,8 @@ def test_a_classifier_is_kept_as_it_ended(images: Path, tmp_path: Path) -> None:
     asked = with_defaults(
         plan.read(three_steps(images, tmp_path / "p.yaml", other={"after": "pretrain"}))
     )
-    assert {node.name: node.overrides.get("keep") == "best" for node in asked.nodes} == {
-        "pretrain": False,
-        "tuned": False,
-        "student": False,
-        "other": True,
-    }
+    assert len(asked.nodes) == 4
+    assert [n.name for n in asked.nodes if n.overrides.get("keep") == "best"] == ["other"]
     assert [node.name for node in asked.leaves] == ["student", "other"]
 
 
@@ -345,14 +332,8 @@ class Crash(Exception):
 def test_broken_off_anywhere_it_ends_the_same(
     done: Path, images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    words = [
-        "adapt",
-        "--plan",
-        str(three_steps(images, tmp_path / "plan.yaml")),
-        "--out",
-        str(tmp_path / "out"),
-        *HERE,
-    ]
+    file = three_steps(images, tmp_path / "plan.yaml")
+    words = argv(f"adapt --plan {file} --out {tmp_path}/out", *HERE)
     left = set()
 
     def crash(module: Any, name: str, *at: int) -> None:
@@ -519,16 +500,8 @@ def test_a_bad_command_is_refused(
     assert "2 hidden layers" in refused([*tuned, "--init", str(place["pretrain"])], capsys)
     score = ["evaluate", "--protocol", "classifier", "--against", *HERE]
     assert "no classes" in refused([*score[:1], str(place["pretrain"]), *score[1:]], capsys)
-    assert "a backbone alone" in refused(
-        [
-            *score[:1],
-            str(place["tuned"] / "backbone.safetensors"),
-            *score[1:],
-            "--data",
-            str(images),
-        ],
-        capsys,
-    )
+    alone = [str(place["tuned"] / "backbone.safetensors"), *score[1:], "--data", str(images)]
+    assert "a backbone alone" in refused([*score[:1], *alone], capsys)
     said = refused([*score[:1], str(place["tuned"]), *score[1:], "--data", other[1]], capsys)
     assert "3 classes" in said
     assert "--labels-from" not in said

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selftaught.cli.main import main
+from selftaught.config.stage import Data
 from selftaught.models import backbone as backbone_module
 from selftaught.models.weights import io as weights_io
 from selftaught.pipeline import execute, plan
@@ -143,27 +144,13 @@ def test_a_student_is_named_by_its_teachers_content(images: Path, tmp_path: Path
         torch.manual_seed(seed)
         weights_io.save_backbone(backbone_module.create("test_resnet"), file)
 
+    common = {"data": str(images), "backbone": "test_resnet", "size": 32, "batch": 8}
+    common |= {"precision": "fp32", "steps": 2}
+
     def identity(teacher: Path | str) -> str:
-        content = {
-            "stages": {
-                "student": {
-                    "method": "feature-distillation",
-                    "method.teacher": str(teacher),
-                    "data": str(images),
-                    "backbone": "test_resnet",
-                    "size": 32,
-                    "batch": 8,
-                    "precision": "fp32",
-                    "steps": 2,
-                }
-            }
-        }
-        stages = execute.resolve_plan(
-            plan.from_mapping(content, "plan"),
-            tmp_path / "out",
-            "cpu",
-            lambda data, seed: data.index(seed),
-        )
+        student = {"method": "feature-distillation", "method.teacher": str(teacher), **common}
+        asked = plan.from_mapping({"stages": {"student": student}}, "plan")
+        stages = execute.resolve_plan(asked, tmp_path / "out", "cpu", Data.index)
         return stages["student"].identity
 
     first = identity(weights)

@@ -67,14 +67,8 @@ def same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 def test_cosine_at_its_landmarks() -> None:
     course = Cosine(warmup=0.1, final=0.2)
-    expected = {
-        0.0: 0.0,
-        0.05: 0.5,
-        0.1: 1.0,
-        0.325: 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2,
-        0.55: 0.6,
-        1.0: 0.2,
-    }
+    expected = {0.0: 0.0, 0.05: 0.5, 0.1: 1.0, 0.55: 0.6, 1.0: 0.2}
+    expected[0.325] = 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2
     for progress, factor in expected.items():
         assert course(progress) == pytest.approx(factor), progress
     assert Cosine(warmup=0.0)(0.0) == 1.0
@@ -157,15 +151,8 @@ def test_one_step_of_sgd_is_its_formula() -> None:
     data, twin = batch(dtype=torch.float64), copy.deepcopy(step)
     twin(data, torch.Generator()).loss.backward()
     optimizer = SGD(lr=0.1, weight_decay=0.3).build(step.named_parameters())
-    list(
-        fit(
-            step,
-            step.method,
-            lambda e, f: [data],
-            optimizer,
-            Loop(steps=1, steps_per_epoch=1, schedule=lambda p: 0.5),
-        )
-    )
+    loop = Loop(steps=1, steps_per_epoch=1, schedule=lambda p: 0.5)
+    list(fit(step, step.method, lambda e, f: [data], optimizer, loop))
     for p, q in zip(step.parameters(), twin.parameters(), strict=True):
         assert q.grad is not None
         decay = 0.3 * q if q.ndim > 1 else 0.0

@@ -100,12 +100,9 @@ def streams(monkeypatch: Patch) -> Iterator[Streams]:
 def source(streams: Streams, n: int) -> Iterator[Batch]:
     for i in range(n):
         streams.told.append((f"batch {i} made on", streams.now))
-        yield Batch(
-            *[
-                (seen(streams, i, "a"), seen(streams, i, "b")),
-                *(seen(streams, i, part) for part in "cde"),
-            ]
-        )  # type: ignore[arg-type, misc]
+        views: Any = (seen(streams, i, "a"), seen(streams, i, "b"))
+        rest: Any = [seen(streams, i, part) for part in "cde"]
+        yield Batch(views, *rest)
 
 
 def seen(streams: Streams, i: int, part: str) -> Seen:
@@ -201,15 +198,8 @@ def test_a_run_is_the_same_bit_for_bit(
     """Epochs of four steps; stopped in the middle of one, with a batch made that was not used
     yet.
     """
-    words = [
-        "pretrain",
-        "--data",
-        str(folder(tmp_path / "images")),
-        *SMALL,
-        *more,
-        "--method",
-        "byol",
-    ]
+    images = folder(tmp_path / "images")
+    words = argv(f"pretrain --data {images} --method byol", *SMALL, *more)
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
     monkeypatch.setattr(loop, "Prefetcher", lambda batches, device: Prefetcher(batches, GPU))
     monkeypatch.setattr(session, "idle", lambda device, wait: idle(GPU, wait))

@@ -60,11 +60,8 @@ def test_the_guard_compares_the_clean_loss_with_chance(
 ) -> None:
     """Together with hard ones it would never sit there."""
     told: list[float | None] = []
-    monkeypatch.setattr(
-        CollapseDetector,
-        "observe",
-        lambda self, step, features, *, loss, collapsed_loss: told.append(loss),
-    )
+    observe = lambda self, step, features, *, loss, collapsed_loss: told.append(loss)  # noqa: E731
+    monkeypatch.setattr(CollapseDetector, "observe", observe)
     words = [*argv(f"pretrain --data {images} --out {tmp_path} --steps 4 --combine sum"), *SMALL]
     assert main([*words, "--hard", "cutmix"]) == 0
     last = jsonl.read_journal(tmp_path / "journal.jsonl")[-1]

@@ -22,13 +22,8 @@ def test_a_step_that_is_not_finite_leaves_no_trace(name: str) -> None:
         (bad.views[0].clone().fill_(torch.nan), *bad.views[1:]), bad.index, bad.label, bad.seed
     )
     optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 0.01}], lr=0)
-    reports = fit(
-        step,
-        step.method,
-        lambda *_: iter([good, bad, good]),
-        optimizer,
-        Loop(steps=3, steps_per_epoch=3, schedule=lambda p: 1),
-    )
+    loop = Loop(steps=3, steps_per_epoch=3, schedule=lambda p: 1)
+    reports = fit(step, step.method, lambda *_: iter([good, bad, good]), optimizer, loop)
     next(reports)
     before = copy.deepcopy(step.state_dict())
     assert next(reports).skipped
