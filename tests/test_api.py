@@ -25,15 +25,8 @@ from selftaught.errors import UserError
 from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 
-SMALL: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "size": 32,
-    "batch": 8,
-    "steps": 2,
-    "precision": "fp32",
-    "workers": 0,
-    "threads": 1,
-}
+SMALL: dict[str, Any] = {"size": 32, "batch": 8, "steps": 2, "precision": "fp32", "workers": 0}
+SMALL |= {"backbone": "test_resnet", "threads": 1}
 WORDS = ["--size", "32", "--batch", "8", "--steps", "2", "--precision", "fp32", "--workers", "0"]
 
 
@@ -274,12 +267,9 @@ def test_weights_are_adapted(run: st.Run, images: Path, tmp_path: Path) -> None:
     rows = st.evaluate(adapted, labels=("all",), protocols=(st.KNN(),)).rows
     assert {row["backbone"] for row in rows} == {str(adapted), "random", "init"}
     settings = {k: v for k, v in SMALL.items() if k not in ("workers", "threads")}
-    plan = {
-        "stages": {
-            "one": {"data": images, "method": st.methods.BYOL, **settings},
-            "two": {"data": [images], "after": "one", "hard": (st.hard.MixUp(),), **settings},
-        }
-    }
+    one = {"data": images, "method": st.methods.BYOL, **settings}
+    two = {"data": [images], "after": "one", "hard": (st.hard.MixUp(),), **settings}
+    plan = {"stages": {"one": one, "two": two}}
     other = st.adapt(plan=plan, out=tmp_path / "c", workers=0, threads=1)
     assert other.stage.hard == (st.hard.MixUp(),)
     assert (tmp_path / "c" / "backbone.safetensors").is_file()

@@ -70,11 +70,6 @@ def test_one_of_several_processes_ends_without_being_taken_apart() -> None:
     )
     for words, code in ((["--version"], 0), (["prétrain"], 2)):
         asked = [sys.executable, "-c", program, *words]
-        done = subprocess.run(
-            asked,
-            env={**os.environ, "WORLD_SIZE": "2"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        env = {**os.environ, "WORLD_SIZE": "2"}
+        done = subprocess.run(asked, env=env, capture_output=True, text=True, check=False)
         assert (done.returncode, "tidied up" in done.stdout) == (code, True), done.stderr

@@ -72,12 +72,8 @@ def test_a_share_above_one_is_refused(
     method: str, flag: str, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """A teacher of momentum 1.5 diverged, a warmup of 3 never clustered: in silence."""
-    words = [
-        *argv(f"pretrain --data {images} --out {tmp_path}/run --method"),
-        method,
-        f"--method.{flag}",
-        "1.5",
-    ]
+    words = argv(f"pretrain --data {images} --out {tmp_path}/run --method {method}")
+    words += [f"--method.{flag}", "1.5"]
     assert main([*words, *SMALL]) == 2
     error = capsys.readouterr().err
     assert f"--method.{flag}" in error

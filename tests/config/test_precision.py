@@ -142,11 +142,8 @@ def test_a_gpu_is_asked_what_it_computes_in(able: bool, monkeypatch: Patch) -> N
 def test_an_evaluation_is_made_in_the_precision_of_the_run(
     tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    words = [
-        "--data",
-        str(folder(tmp_path / "images", each=8)),
-        *argv(f"--out {tmp_path}/run --steps 0"),
-    ]
+    images = folder(tmp_path / "images", each=8)
+    words = argv(f"--data {images} --out {tmp_path}/run --steps 0")
     words += ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--workers", "0"]
     monkeypatch.setattr(precision, "choose_on_cpu", lambda *_: (False, "a reason"))
     assert main(["pretrain", *words]) == 0

@@ -43,18 +43,10 @@ KNN = "scores/knn/all/balanced_accuracy/run"
 
 def values(loss: float) -> dict[str, Any]:
     """An entry of the journal."""
-    return {
-        "epoch": 0,
-        "loss": loss,
-        "losses": {"clean": loss},
-        "lr": 0.1,
-        "images_per_s": None,
-        "wait": None,
-        "skipped": 0,
-        "lost": 0,
-        "seconds": 1.0,
-        "features": {"std": 0.5, "rank": 20.0},
-    }
+    numbers = {"epoch": 0, "loss": loss, "lr": 0.1, "skipped": 0, "lost": 0, "seconds": 1.0}
+    features = {"std": 0.5, "rank": 20.0}
+    unknown = {"images_per_s": None, "wait": None}
+    return {**numbers, **unknown, "losses": {"clean": loss}, "features": features}
 
 
 ROWS = [

@@ -663,11 +663,9 @@ def test_neighbours_are_those_of_largest_cosine(tmp_path: Path) -> None:
     vectors[3] = torch.nan  # is left out
     thumbnails = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 3, 16, 16) * 10
     labels = torch.arange(20) % 2
-    content = json.loads(
-        album.write_neighbours(
-            tmp_path, thumbnails, vectors, labels, 4, 3, classes=("x", "y")
-        ).read_text()
-    )
+    names = ("x", "y")
+    file = album.write_neighbours(tmp_path, thumbnails, vectors, labels, 4, 3, classes=names)
+    content = json.loads(file.read_text())
 
     def which(name: str) -> int:
         with Image.open(tmp_path / name) as picture:
@@ -703,20 +701,14 @@ def test_a_collapsed_embedding_and_several_classes_at_once(tmp_path: Path) -> No
     labels = torch.zeros(30, 3, dtype=torch.uint8)
     labels[0, 2] = labels[1, 0] = labels[1, 1] = 1
     thumbnails = torch.zeros(30, 3, 8, 8, dtype=torch.uint8)
-    content = json.loads(
-        album.write_map(
-            tmp_path, vectors, thumbnails, labels, ("p", "q", "r"), limit=25
-        ).read_text()
-    )
+    names = ("p", "q", "r")
+    file = album.write_map(tmp_path, vectors, thumbnails, labels, names, limit=25)
+    content = json.loads(file.read_text())
     assert content["method"] == "all features are equal"
     assert len(content["points"]) == 25
     assert content["of"] == 30
     assert album.single_labels(labels)[:3].tolist() == [2, -1, -1]
-    assert [album.label_text(labels[i], ("p", "q", "r")) for i in range(3)] == [
-        "r",
-        "p | q",
-        "none",
-    ]
+    assert [album.label_text(labels[i], names) for i in range(3)] == ["r", "p | q", "none"]
 
 
 def test_views_stand_beside_their_image(tmp_path: Path) -> None:

@@ -582,16 +582,13 @@ def test_killed_at_any_write_it_ends_the_same(
         return done
 
     monkeypatch.setattr(Path, "replace", replace)
+    resume = argv(f"pretrain --out {out} --resume --save-every 0", *HERE)
     kills = 0
     while not (out / "run.json").exists() or not run_folder.read_run(out).facts["finished"]:
         calls, at = 0, 1 + kills
         begun = run_folder.has_run(out)
         with contextlib.suppress(Killed):
-            succeed(
-                *["pretrain", "--out", str(out), "--resume", "--save-every", "0", *HERE]
-                if begun
-                else words
-            )
+            succeed(*(resume if begun else words))
             break
         kills += 1
     assert kills >= 5
@@ -620,19 +617,11 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
             )
 
     def words(out: str) -> list[str]:
-        new = [
-            *argv("pretrain --data photos --out"),
-            out,
-            *argv("--steps 60 --keep best --save-every 0.1"),
-            *SMALL,
-        ]
         if command == "pretrain":
-            begun = run_folder.has_run(tmp_path / out)
-            return (
-                ["pretrain", "--out", out, "--resume", "--save-every", "0.1", *HERE]
-                if begun
-                else new
-            )
+            either = argv(f"pretrain --out {out} --save-every 0.1", *HERE)
+            if run_folder.has_run(tmp_path / out):
+                return [*either, "--resume"]
+            return [*either, *argv("--data photos --steps 60 --keep best", *SMALL[:-2])]
         if command == "pack":
             return ["pack", "photos", "--out", out, "--size", "24", "--shard", "1"]
         return ["evaluate", out, "--labels", "all", "--against", "random", *HERE]
@@ -648,12 +637,8 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
         return [{**row, "backbone": ""} for row in run_folder.evaluations(out)[-1]["rows"]]
 
     if command == "evaluate":
-        assert (
-            start("pretrain", "--data", "photos", "--out", "whole", "--steps", "3", *SMALL).wait(
-                600
-            )
-            == 0
-        )
+        trained = start(*argv("pretrain --data photos --out whole --steps 3", *SMALL))
+        assert trained.wait(600) == 0
         shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     whole = start(*words("whole"))
     began = time.perf_counter()
@@ -674,12 +659,8 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
         assert "Traceback" not in log.read_text()
     assert start(*words("parts")).wait(600) == 0, log.read_text()
     assert result(tmp_path / "parts") == result(tmp_path / "whole")
-    drafts = [
-        file
-        for file in (tmp_path / "parts").rglob(f"*{files.DRAFT}*")
-        if file.parent.name != "features"
-    ]
-    assert not drafts
+    drafts = (tmp_path / "parts").rglob(f"*{files.DRAFT}*")
+    assert not [file for file in drafts if file.parent.name != "features"]
 
 
 # ------------------------------------------------------------------------------------------------

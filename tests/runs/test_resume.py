@@ -39,11 +39,7 @@ def test_a_start_that_failed_does_not_occupy_its_folder(images: Path, tmp_path: 
 
 def test_the_last_checkpoint_is_that_of_the_last_step(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = [
-        *argv(f"pretrain --data {images} --out {out}"),
-        *SMALL[:-1],
-        *argv("60 --save-every 0"),
-    ]
+    words = argv(f"pretrain --data {images} --out {out} --save-every 0", *SMALL[:-1], "60")
     assert main(words) == 0
     assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["next"] == 60
 
