@@ -101,19 +101,14 @@ def test_a_word_that_makes_no_sense_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "command",
-    [
-        ["pretrain", "--data", "{images}"],
-        ["adapt", "--init", "test_resnet.r160_in1k", "--target", "{images}"],
-    ],
+    "command", ["pretrain --data", "adapt --init test_resnet.r160_in1k --target"]
 )
 def test_a_file_in_the_place_of_out_is_refused_before_any_image_is_read(
-    command: list[str], images: Path, tmp_path: Path, capsys: Capture
+    command: str, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "file"
     file.write_text("here already")
-    words = [word.format(images=images) for word in command]
-    assert main([*words, "--out", str(file), *SMALL]) == 2
+    assert main(argv(command, images, "--out", file, *SMALL)) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert str(file) in error

@@ -246,11 +246,8 @@ def test_scores_for_a_logger_that_is_not_installed_are_left_out_with_a_line(
     assert "selftaught[wandb]" in record.getMessage()
 
 
-def test_tensorboard_of_a_run_that_is_resumed_and_evaluated(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_tensorboard_of_a_run_that_is_resumed_and_evaluated(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
     images, out = folder(tmp_path / "images", classes=2), tmp_path / "run"
     words = ["--data", str(images), "--out", str(out), "--steps", "2", *SMALL, *HERE]
     assert main(["pretrain", *words, "--log", "tensorboard"]) == 0

@@ -30,11 +30,8 @@ def old_run(tmp_path: Path, monkeypatch: Patch) -> Path:
 def test_it_goes_on_to_its_end(old_run: Path) -> None:
     assert main(["pretrain", "--out", "run", "--resume"]) == 0
     record = json.loads((old_run / "run.json").read_text())
-    steps = [
-        json.loads(line)["step"]
-        for line in (old_run / "journal.jsonl").read_text().splitlines()
-        if '"loss"' in line
-    ]
+    lines = (old_run / "journal.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if '"loss"' in line]
     assert record["finished"]
     assert max(steps) == 80
     assert steps == sorted(set(steps)), "it went on where it had stopped"

@@ -39,9 +39,9 @@ def test_a_start_that_failed_does_not_occupy_its_folder(images: Path, tmp_path: 
 
 def test_the_last_checkpoint_is_that_of_the_last_step(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = argv(f"pretrain --data {images} --out {out} --save-every 0", *SMALL[:-1], "60")
+    words = argv(f"pretrain --data {images} --out {out} --save-every 0", *SMALL[:-1], "12")
     assert main(words) == 0
-    assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["next"] == 60
+    assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["next"] == 12
 
 
 def test_a_collapse_stays_one_when_it_is_resumed(
@@ -49,10 +49,8 @@ def test_a_collapse_stays_one_when_it_is_resumed(
 ) -> None:
     """With no step left the run was called done, and the exit code was 0."""
     out = tmp_path / "run"
-    words = [
-        *argv(f"pretrain --data {images} --out {out} --method simsiam --optimizer.lr 100"),
-        *SMALL,
-    ]
+    words = argv(f"pretrain --data {images} --out {out} --method simsiam", *SMALL)
+    words += ["--optimizer.lr", "100"]
     assert main([*words, "--steps", "60"]) == 3
     reason = run_folder.read_run(out).facts["reason"]
     capsys.readouterr()
