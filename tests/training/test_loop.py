@@ -239,7 +239,7 @@ def test_accumulating_is_the_large_batch(name: str) -> None:
     ("name", "kind"), list(zip(METHODS, itertools.cycle(OPTIMIZERS.values()), strict=False))
 )
 def test_a_step_that_is_not_finite_teaches_nothing(name: str, kind: type[Optimizer]) -> None:
-    """Not weights, not the optimizer's buffers, not a teacher, queue or memory, not batch norm's."""
+    """Not weights or norms, not the optimizer's buffers, not a teacher, queue or memory."""
     step = Step(build(name), hards_of(name, "adversarial", "cutmix"))
     optimizer = kind(lr=0.01).build(step.named_parameters())
     stream = [batch(seed=0), spoilt(batch(seed=1)), spoilt(batch(seed=2)), batch(seed=3)]
