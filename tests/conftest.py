@@ -1,10 +1,13 @@
 """One thread a test process: small tensors gain nothing from more, and lose much on a busy
-machine.
+machine. Nothing waits for the disk, and runs draw no pictures unless a test asks for them: half of
+a tiny training would go there.
 """
 
 import gc
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +24,28 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def real_draw() -> Iterator[Callable[..., None]]:
+    """The function that draws an album, which tests replace by one that does nothing."""
+    from selftaught.visualize import snapshots
+
+    with pytest.MonkeyPatch.context() as patch:
+        real = snapshots.draw
+        patch.setattr(os, "fsync", lambda handle: None)
+        patch.setattr(snapshots, "draw", lambda *_: None)
+        yield real
+
+
+@pytest.fixture(scope="module")
+def pictures(real_draw: Callable[..., Any]) -> Iterator[None]:
+    """Runs draw their albums."""
+    from selftaught.visualize import snapshots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "draw", real_draw)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,9 @@ def run_command(log: Path, *words: str) -> list[int]:
 
 def _command(log: str, environment: dict[str, str], words: tuple[str, ...]) -> None:
     from selftaught.cli.main import main
+    from selftaught.visualize import snapshots
 
+    snapshots.draw = lambda *_: None  # as in all tests
     os.environ.update(environment)
     with open(log, "ab", buffering=0) as said:
         os.dup2(said.fileno(), 1)

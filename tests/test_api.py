@@ -22,17 +22,11 @@ from torch.utils.data import Dataset
 import selftaught as st
 from selftaught.cli.main import main
 from selftaught.errors import UserError
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 
-SMALL: dict[str, Any] = {
-    "backbone": "test_resnet",
-    "size": 32,
-    "batch": 8,
-    "steps": 2,
-    "precision": "fp32",
-    "workers": 0,
-    "threads": 1,
-}
+SMALL: dict[str, Any] = {"size": 32, "batch": 8, "steps": 2, "precision": "fp32", "workers": 0}
+SMALL |= {"backbone": "test_resnet", "threads": 1}
 WORDS = ["--size", "32", "--batch", "8", "--steps", "2", "--precision", "fp32", "--workers", "0"]
 
 
@@ -70,12 +64,12 @@ class Pictures(Dataset[Any]):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> st.Run:
+def run(images: Path, tmp_path_factory: Places) -> st.Run:
     """A run that was asked for in values."""
     return st.pretrain(
         images,
@@ -222,9 +216,7 @@ def test_a_module_that_is_no_backbone_is_refused(images: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["tensor", "array", "pil"])
-def test_a_dataset_is_a_set_of_images(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_is_a_set_of_images(kind: str, tmp_path: Path, monkeypatch: Patch) -> None:
     data = Pictures(kind)
     run = st.pretrain(data, out=tmp_path / "run", **SMALL)
     facts = run.facts["data"]
@@ -275,12 +267,9 @@ def test_weights_are_adapted(run: st.Run, images: Path, tmp_path: Path) -> None:
     rows = st.evaluate(adapted, labels=("all",), protocols=(st.KNN(),)).rows
     assert {row["backbone"] for row in rows} == {str(adapted), "random", "init"}
     settings = {k: v for k, v in SMALL.items() if k not in ("workers", "threads")}
-    plan = {
-        "stages": {
-            "one": {"data": images, "method": st.methods.BYOL, **settings},
-            "two": {"data": [images], "after": "one", "hard": (st.hard.MixUp(),), **settings},
-        }
-    }
+    one = {"data": images, "method": st.methods.BYOL, **settings}
+    two = {"data": [images], "after": "one", "hard": (st.hard.MixUp(),), **settings}
+    plan = {"stages": {"one": one, "two": two}}
     other = st.adapt(plan=plan, out=tmp_path / "c", workers=0, threads=1)
     assert other.stage.hard == (st.hard.MixUp(),)
     assert (tmp_path / "c" / "backbone.safetensors").is_file()
@@ -335,10 +324,7 @@ def forget(name: str = "mypackage") -> None:
 
 
 def test_what_is_ones_own_works_like_the_rest(
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    images: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     write_module(tmp_path / "mypackage")
     monkeypatch.syspath_prepend(tmp_path)
@@ -390,7 +376,7 @@ def test_what_is_ones_own_works_like_the_rest(
 
 
 def test_what_is_ones_own_is_an_object_in_python(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     write_module(tmp_path / "mypackage")
     monkeypatch.syspath_prepend(tmp_path)
@@ -426,7 +412,7 @@ def test_what_is_ones_own_is_an_object_in_python(
 
 
 def test_the_page_on_python_runs(
-    run: st.Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: st.Run, images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Each block as it stands; trainings are cut short, and the weights to adapt are a run's."""
     for name in ("photos", "labelled"):
@@ -451,7 +437,7 @@ def test_the_page_on_python_runs(
     assert namespace["again"].stage.seed == 1
 
 
-def test_the_page_on_ones_own_loop_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_on_ones_own_loop_runs(capsys: Capture) -> None:
     plain, lightning = blocks("your-own-loop")
     namespace: dict[str, Any] = {}
     exec(plain, namespace)

@@ -41,27 +41,22 @@ def test_synchronised_norms_keep_the_activations_of_a_backbone_held_twice() -> N
 
 def test_norms_stay_apart_where_keys_are_dealt_to_other_company() -> None:
     """Synchronised ones gave query and key one batch's statistics: what dealing is to prevent."""
-    for name, apart in (
-        ("moco-v2", True),
-        ("densecl", True),
-        ("pcl", True),
-        ("infomin", True),
-        ("simclr", False),
-    ):
+    for name in ("moco-v2", "densecl", "pcl", "infomin", "simclr"):
         step = Step(build(name, norm=True))
         synchronise_norms(step, torch.device("cuda"))
-        assert apart != any(isinstance(m, torch.nn.SyncBatchNorm) for m in step.modules())
+        synced = [m for m in step.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+        assert bool(synced) == (name == "simclr")
 
 
 def measure_wait() -> float:
-    """With collectives that may take two seconds, once all have joined, while rank 0 takes six."""
+    """With collectives that may take two seconds, once all have joined, while rank 0 takes four."""
     dist.barrier()
     two = timedelta(seconds=2)
     getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)(two)
     dist.distributed_c10d._get_default_store().set_timeout(two)
     began = time.perf_counter()
     if dist.get_rank() == 0:
-        time.sleep(6)
+        time.sleep(4)
     distributed.wait_for_rank0()
     return time.perf_counter() - began
 
@@ -70,4 +65,4 @@ def test_others_wait_for_rank_0_as_long_as_it_takes(tmp_path: Path) -> None:
     """While it looks through a large set, or waits for another job; ten minutes were the end of
     that.
     """
-    assert min(spawned(measure_wait, tmp_path)) > 3
+    assert min(spawned(measure_wait, tmp_path)) > 2.5

@@ -10,6 +10,8 @@ import pytest
 
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
+from tests.commands import argv
+from tests.fixtures import Capture, Places
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -17,7 +19,7 @@ SMALL += ["--workers", "0", "--steps", "3"]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
@@ -25,21 +27,7 @@ def test_nothing_held_out_is_fine(images: Path, tmp_path: Path) -> None:
     words = ["--data", str(images), "--out", str(tmp_path / "run"), "--holdout", "0", *SMALL]
     assert main(["pretrain", *words]) == 0
     other = folder(tmp_path / "other", seed=5)
-    assert (
-        main(
-            [
-                "evaluate",
-                str(tmp_path / "run"),
-                "--data",
-                str(other),
-                "--labels",
-                "all",
-                "--workers",
-                "0",
-            ]
-        )
-        == 0
-    )
+    assert main(argv(f"evaluate {tmp_path}/run --data {other} --labels all --workers 0")) == 0
 
 
 def test_several_classes_an_image_from_start_to_end(tmp_path: Path) -> None:
@@ -49,24 +37,14 @@ def test_several_classes_an_image_from_start_to_end(tmp_path: Path) -> None:
         for i, file in enumerate(sorted(images.rglob("*.png")))
     ]
     (images / "labels.csv").write_text("\n".join(["path,label", *rows]))
-    words = [
-        "--data",
-        str(images),
-        "--method",
-        "supervised",
-        "--out",
-        str(tmp_path / "run"),
-        *SMALL,
-    ]
+    words = [*argv(f"--data {images} --method supervised --out {tmp_path}/run"), *SMALL]
     assert main(["pretrain", *words]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--labels", "all", "--workers", "0"]) == 0
     rows_found = json.loads((tmp_path / "run" / "evaluation.json").read_text())[0]["rows"]
     assert {row["metric"] for row in rows_found} == {"auroc"}
 
 
-def test_messages_for_what_is_not_there(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_messages_for_what_is_not_there(images: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(tmp_path / "typo"), "--data", str(images)]) == 2
     assert "there is no" in capsys.readouterr().err
     assert main(["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL]) == 0
@@ -92,11 +70,6 @@ def test_one_of_several_processes_ends_without_being_taken_apart() -> None:
     )
     for words, code in ((["--version"], 0), (["prétrain"], 2)):
         asked = [sys.executable, "-c", program, *words]
-        done = subprocess.run(
-            asked,
-            env={**os.environ, "WORLD_SIZE": "2"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        env = {**os.environ, "WORLD_SIZE": "2"}
+        done = subprocess.run(asked, env=env, capture_output=True, text=True, check=False)
         assert (done.returncode, "tidied up" in done.stdout) == (code, True), done.stderr

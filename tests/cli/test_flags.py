@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from selftaught.cli.main import main
+from tests.commands import argv
+from tests.fixtures import Capture, Places
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -12,7 +14,7 @@ SMALL += ["--workers", "0", "--steps", "3"]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
@@ -46,11 +48,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_what_makes_no_sense_is_refused(
-    words: list[str],
-    essential: str,
-    images: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], essential: str, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     assert (
         main(["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL, *words])
@@ -71,20 +69,11 @@ def test_epochs_that_are_no_number_are_refused(images: Path, tmp_path: Path) -> 
     [("byol", "momentum"), ("pcl", "warmup"), ("swav", "queue-start"), ("densecl", "dense")],
 )
 def test_a_share_above_one_is_refused(
-    method: str, flag: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, flag: str, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """A teacher of momentum 1.5 diverged, a warmup of 3 never clustered: in silence."""
-    words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(tmp_path / "run"),
-        "--method",
-        method,
-        f"--method.{flag}",
-        "1.5",
-    ]
+    words = argv(f"pretrain --data {images} --out {tmp_path}/run --method {method}")
+    words += [f"--method.{flag}", "1.5"]
     assert main([*words, *SMALL]) == 2
     error = capsys.readouterr().err
     assert f"--method.{flag}" in error
@@ -102,7 +91,7 @@ def test_a_share_above_one_is_refused(
     ],
 )
 def test_a_word_that_makes_no_sense_is_one_line(
-    words: list[str], essential: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    words: list[str], essential: tuple[str, ...], capsys: Capture
 ) -> None:
     for command in (["pretrain", "--data", "here"], ["adapt", "--target", "here"]):
         assert main([*command, "--out", "there", *words]) == 2
@@ -112,19 +101,14 @@ def test_a_word_that_makes_no_sense_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "command",
-    [
-        ["pretrain", "--data", "{images}"],
-        ["adapt", "--init", "test_resnet.r160_in1k", "--target", "{images}"],
-    ],
+    "command", ["pretrain --data", "adapt --init test_resnet.r160_in1k --target"]
 )
 def test_a_file_in_the_place_of_out_is_refused_before_any_image_is_read(
-    command: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "file"
     file.write_text("here already")
-    words = [word.format(images=images) for word in command]
-    assert main([*words, "--out", str(file), *SMALL]) == 2
+    assert main(argv(command, images, "--out", file, *SMALL)) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert str(file) in error
@@ -132,9 +116,7 @@ def test_a_file_in_the_place_of_out_is_refused_before_any_image_is_read(
     assert file.read_text() == "here already"
 
 
-def test_a_bad_flag_makes_no_run(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_flag_makes_no_run(images: Path, tmp_path: Path, capsys: Capture) -> None:
     out = ["--out", str(tmp_path / "run")]
     assert main(["pretrain", "--data", str(images), *out, *SMALL, "--save-every", "-1"]) == 2
     assert "--save-every" in capsys.readouterr().err
@@ -146,29 +128,16 @@ def test_a_bad_flag_makes_no_run(
     [(["--trainable", "lora"], "lora"), (["--batch", "8", "--accumulate", "3"], "--accumulate")],
 )
 def test_a_plan_is_checked_whole_before_its_first_stage_is_trained(
-    flags: list[str],
-    essential: str,
-    images: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    flags: list[str], essential: str, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """The source was trained for hours before the target was refused."""
-    words = [
-        "--source",
-        str(images),
-        "--target",
-        str(images),
-        "--source-steps",
-        "2",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    words = argv(f"--source {images} --target {images} --source-steps 2 --out {tmp_path}/out")
     assert main(["adapt", *words, *SMALL, *flags]) == 2
     assert essential in capsys.readouterr().err.strip().splitlines()[-1]
     assert not list((tmp_path / "out").rglob("backbone.safetensors"))
 
 
-def test_the_help_of_adapt_says_what_adapt_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_adapt_says_what_adapt_does(capsys: Capture) -> None:
     def default(command: str, flag: str) -> str:
         with pytest.raises(SystemExit):
             main([command, "--help"])

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
 from selftaught.training import signals, trainer
 from selftaught.training.signals import STOPPING
+from tests.commands import argv
+from tests.fixtures import Patch
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -73,25 +76,12 @@ class Job:
         state: str = "JobState=RUNNING Reason=None",
         **more: str,
     ) -> subprocess.CompletedProcess[str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMP_"))}
-        env = {
-            **kept,
-            "PATH": f"{self.place / 'bin'}:{kept['PATH']}",
-            "SLURM_JOB_ID": "7",
-            "SLURM_JOB_NODELIST": "one,two",
-            "SLURM_CPUS_PER_TASK": "3",
-            "END": end,
-            "STATE": state,
-            **more,
-        }
-        process = subprocess.Popen(
-            ["bash", str(TEMPLATE), *words],
-            cwd=self.place,
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMP_"))}
+        env |= {"PATH": f"{self.place / 'bin'}:{env['PATH']}", "END": end, "STATE": state}
+        env |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "one,two", "SLURM_CPUS_PER_TASK": "3"}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = ["bash", str(TEMPLATE), *words]
+        process = subprocess.Popen(command, cwd=self.place, env=env | more, text=True, **pipes)
         try:
             for _ in range(400):
                 if send is None or (self.place / "ready").exists():
@@ -108,11 +98,8 @@ class Job:
         return (self.place / name).read_text().splitlines()
 
     def requeued(self) -> list[str]:
-        return [
-            line.removeprefix("requeue ")
-            for line in self.lines("asked")
-            if line.startswith("requeue")
-        ]
+        asked = self.lines("asked")
+        return [line.removeprefix("requeue ") for line in asked if line.startswith("requeue")]
 
 
 @pytest.fixture
@@ -202,21 +189,9 @@ def test_a_study_is_split_by_the_array(job: Job) -> None:
     shutil.copytree(ROOT / "examples", job.place / "examples")
     more = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
     path = f"{job.place / 'bin'}:{os.environ['PATH']}"
-    env = {
-        **os.environ,
-        "PATH": path,
-        "SLURM_JOB_ID": "9",
-        "SLURM_JOB_NODELIST": "one",
-        "END": "done",
-        **more,
-    }
-    subprocess.run(
-        ["bash", "examples/slurm/study.sbatch", "data", "--out", "y"],
-        cwd=job.place,
-        env=env,
-        check=True,
-        timeout=60,
-    )
+    more |= {"SLURM_JOB_ID": "9", "SLURM_JOB_NODELIST": "one", "END": "done", "PATH": path}
+    command = argv("bash examples/slurm/study.sbatch data --out y")
+    subprocess.run(command, cwd=job.place, env=os.environ | more, check=True, timeout=60)
     assert job.lines("called")[-1].endswith("| study data --out y --shard 3/8")
 
 
@@ -231,14 +206,9 @@ def test_slurm_sends_sigterm_twice_and_neither_kills() -> None:
     before = {number: signal.signal(number, dies) for number in STOPPING}
     try:
         with signals.signals() as received:
-            for number in (
-                signal.SIGTERM,
-                signal.SIGTERM,
-                signal.SIGUSR1,
-                signal.SIGUSR1,
-                signal.SIGINT,
-            ):
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR1):
                 signal.raise_signal(number)
+            signal.raise_signal(signal.SIGINT)
             with pytest.raises(RuntimeError):  # a second Ctrl-C
                 signal.raise_signal(signal.SIGINT)
         assert len(received) == 5
@@ -249,33 +219,15 @@ def test_slurm_sends_sigterm_twice_and_neither_kills() -> None:
 
 
 def test_several_processes_look_for_signals_at_the_last_step_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """They look at every eighth step; one that came after the last of these was lost, and a plan's
     next stage began.
     """
     monkeypatch.setattr(trainer, "world_size", lambda: 2)
-    words = [
-        "pretrain",
-        "--data",
-        str(folder(tmp_path / "images")),
-        "--backbone",
-        "test_resnet",
-        "--size",
-        "32",
-        "--batch",
-        "8",
-        "--steps",
-        "11",
-        "--precision",
-        "fp32",
-        "--device",
-        "cpu",
-        "--workers",
-        "0",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    words = argv(f"pretrain --data {folder(tmp_path / 'images')} --out {tmp_path}/run --device cpu")
+    words += argv("--backbone test_resnet --size 32 --batch 8 --steps 11 --precision fp32")
+    words += ["--workers", "0"]
     with stopped_at(10, by=signal.SIGUSR1) as made:
         assert main(words) == 0
         assert run_folder.read_run(tmp_path / "run").facts["outcome"] == "stopped"

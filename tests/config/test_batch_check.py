@@ -18,20 +18,14 @@ from selftaught.method import Setting
 from selftaught.methods import METHODS
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
+from tests.commands import argv
+from tests.fixtures import Capture, Places
 from tests.laws.toys import batch, config, setup
 from tests.pictures import folder
 
 SMALL = [
-    "--backbone",
-    "resnet10t",
-    "--stem",
-    "imagenet",
-    "--size",
-    "32",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
+    *argv("--backbone resnet10t --stem imagenet --size 32 --precision fp32"),
+    *argv("--workers 0"),
 ]
 CLUSTERING = [name for name, method in METHODS.items() if hasattr(method.Config(), "clusters")]
 
@@ -137,7 +131,7 @@ def test_a_backbone_that_takes_no_image_alone(fields: dict[str, Any], takes: boo
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"), classes=2, each=6)
 
 
@@ -156,7 +150,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=" ".join,
 )
 def test_the_command_line_refuses_before_it_begins(
-    words: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "run"
     assert (
@@ -174,17 +168,6 @@ def test_a_set_of_one_image_or_two_by_default(
     each: int, holdout: str, code: int, tmp_path: Path
 ) -> None:
     data, out = folder(tmp_path / "data", classes=1, each=each), tmp_path / "run"
-    words = [
-        "pretrain",
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--steps",
-        "2",
-        "--holdout",
-        holdout,
-        *SMALL,
-    ]
+    words = [*argv(f"pretrain --data {data} --out {out} --steps 2 --holdout"), holdout, *SMALL]
     assert main(words) == code
     assert out.exists() == (code == 0)

@@ -16,6 +16,8 @@ from selftaught.config.precision import by_features, cpu_flags, cpu_name, load_o
 from selftaught.errors import UserError
 from selftaught.evaluation import evaluate
 from selftaught.runs import folder as run_folder
+from tests.commands import argv
+from tests.fixtures import Capture, Patch
 from tests.pictures import folder
 
 XEON = """processor : 0
@@ -76,9 +78,7 @@ def test_convolutions_are_told_apart() -> None:
     assert precision.grouping(nn.Sequential(grouped, nn.Conv2d(8, 16, 3, groups=8))) == "depthwise"
 
 
-def chosen(
-    monkeypatch: pytest.MonkeyPatch, cpuinfo: str, machine: str, backbone: str
-) -> tuple[bool, str]:
+def chosen(monkeypatch: Patch, cpuinfo: str, machine: str, backbone: str) -> tuple[bool, str]:
     precision.choose_on_cpu.cache_clear()
     monkeypatch.setattr(precision, "cpu_description", lambda: cpuinfo)
     monkeypatch.setattr(precision.platform, "machine", lambda: machine)
@@ -89,7 +89,7 @@ def chosen(
         precision.choose_on_cpu.cache_clear()
 
 
-def test_what_features_settle_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_features_settle_is_not_timed(monkeypatch: Patch) -> None:
     monkeypatch.setattr(precision, "is_faster", lambda *_: pytest.fail("timed"))
     assert chosen(monkeypatch, XEON, "x86_64", "resnet18") == (
         True,
@@ -100,7 +100,7 @@ def test_what_features_settle_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_they_do_not_settle_is_timed_once_for_a_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     timings = iter([True, False, False])  # a noisy machine
@@ -130,7 +130,7 @@ def test_without_a_place_to_remember_it_is_timed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("able", [True, False])
-def test_a_gpu_is_asked_what_it_computes_in(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_asked_what_it_computes_in(able: bool, monkeypatch: Patch) -> None:
     monkeypatch.setattr(
         torch.cuda,
         "is_bf16_supported",
@@ -140,16 +140,10 @@ def test_a_gpu_is_asked_what_it_computes_in(able: bool, monkeypatch: pytest.Monk
 
 
 def test_an_evaluation_is_made_in_the_precision_of_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    words = [
-        "--data",
-        str(folder(tmp_path / "images", each=8)),
-        "--out",
-        str(tmp_path / "run"),
-        "--steps",
-        "0",
-    ]
+    images = folder(tmp_path / "images", each=8)
+    words = argv(f"--data {images} --out {tmp_path}/run --steps 0")
     words += ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--workers", "0"]
     monkeypatch.setattr(precision, "choose_on_cpu", lambda *_: (False, "a reason"))
     assert main(["pretrain", *words]) == 0

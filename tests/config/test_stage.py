@@ -21,6 +21,8 @@ from selftaught.method import Defaults, Setting
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Cosine
 from selftaught.views.spec import Views
+from tests.commands import argv
+from tests.fixtures import Capture, Patch, Places
 from tests.laws.toys import WITH_HARD
 from tests.pictures import folder
 
@@ -63,7 +65,7 @@ def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, object],
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
@@ -77,31 +79,10 @@ def stage(images: Path, *words: str, base: Stage | None = None) -> Stage:
 def test_every_field_is_a_flag(images: Path) -> None:
     made = stage(
         images,
-        "--method",
-        "simclr",
-        "--method.temperature",
-        "0.3",
-        "--hard",
-        "cutmix",
-        "adversarial",
-        "--hard.adversarial.eps",
-        "2",
-        "--optimizer",
-        "adamw",
-        "--optimizer.lr",
-        "0.01",
-        "--views",
-        "reference",
-        "--views.flip",
-        "0.1",
-        "--schedule.warmup",
-        "0.2",
-        "--epochs",
-        "2",
-        "--batch",
-        "8",
-        "--seed",
-        "7",
+        *argv("--method simclr --method.temperature 0.3 --hard cutmix adversarial"),
+        *argv("--hard.adversarial.eps 2 --optimizer adamw --optimizer.lr 0.01"),
+        *argv("--views reference --views.flip 0.1 --schedule.warmup 0.2 --epochs 2"),
+        *argv("--batch 8 --seed 7"),
     )
     assert isinstance(made.method, METHODS["simclr"].Config)
     assert made.method.temperature == 0.3
@@ -139,9 +120,7 @@ def test_a_method_knows_its_rate_and_whether_to_clip(images: Path) -> None:
     assert stage(images, "--method", "vicreg", "--clip", "0").clip == stage(images).clip == 0.0
 
 
-def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(monkeypatch: Patch) -> None:
     # a rate below the common one, as none has now
     slow = dataclasses.replace(RECIPES["simsiam"], lr=0.05)
     monkeypatch.setitem(RECIPES, "simsiam", slow)
@@ -176,13 +155,7 @@ def test_simclr_stops_its_keys_gradient_where_it_begins_from_random_weights(imag
 
 def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
     base = stage(
-        images,
-        "--hard",
-        "adversarial",
-        "--hard.adversarial.eps",
-        "3",
-        "--method.temperature",
-        "0.5",
+        images, *argv("--hard adversarial --hard.adversarial.eps 3 --method.temperature 0.5")
     )
     assert stage(images, base=base) == base
     other = stage(images, "--steps", "5", "--hard.adversarial.eps", "4", base=base)
@@ -200,7 +173,7 @@ def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
     ],
 )
 def test_an_unknown_word_is_refused(
-    images: Path, words: list[str], near: str, capsys: pytest.CaptureFixture[str]
+    images: Path, words: list[str], near: str, capsys: Capture
 ) -> None:
     with pytest.raises((UserError, SystemExit)) as refused:
         stage(images, *words)

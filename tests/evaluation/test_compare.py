@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from selftaught.features.protocol import (
     Protocol,
     Scores,
 )
+from tests.commands import argv
 
 one_class = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(torch.tensor)
 several_classes = st.integers(1, 5).flatmap(
@@ -180,16 +182,7 @@ def test_rows_have_exactly_the_agreed_keys_and_survive_json() -> None:
     )
     assert len(results.rows) == 2 * 2 * 3
     for row in results.rows:
-        assert list(to_fields(row)) == [
-            "backbone",
-            "protocol",
-            "labels",
-            "metric",
-            "mean",
-            "low",
-            "high",
-            "draws",
-        ]
+        assert list(to_fields(row)) == argv("backbone protocol labels metric mean low high draws")
         assert 0 <= row.low <= row.mean <= row.high <= 1
         assert row.draws == (1 if row.labels == "all" else 3)
         assert row.metric == "balanced_accuracy"
@@ -217,11 +210,8 @@ def test_a_backbone_is_not_distinguishable_from_itself_and_pairing_sees_small_di
     slightly = test.vectors.clone()
     # forty of four hundred test images spoilt: less than the intervals of either alone
     slightly[:40] = 0
-    backbones = {
-        "ours": (train, test),
-        "same": (train, test),
-        "spoilt": (train, Features(slightly, test.labels)),
-    }
+    spoilt = (train, Features(slightly, test.labels))
+    backbones = {"ours": (train, test), "same": (train, test), "spoilt": spoilt}
     results = evaluate_features(backbones, [KNN()], labels=("20",), draws=5, resamples=300)
     same, spoilt = results.differences
     assert same.mean == 0
@@ -234,13 +224,9 @@ def test_a_backbone_is_not_distinguishable_from_itself_and_pairing_sees_small_di
 
 
 def test_two_classes_have_an_auroc_too_and_several_only_that() -> None:
-    two = evaluate_features(
-        {"a": features(1.0, classes=2)},
-        [KNN(), LinearProbe()],
-        labels=("5",),
-        draws=2,
-        resamples=30,
-    )
+    few = {"draws": 2, "resamples": 30}
+    both = [KNN(), LinearProbe()]
+    two = evaluate_features({"a": features(1.0, classes=2)}, both, labels=("5",), **few)
     assert [row.metric for row in two.rows] == ["balanced_accuracy", "auroc"] * 2
     train, test = features(1.0, classes=4)
 
@@ -250,13 +236,7 @@ def test_two_classes_have_an_auroc_too_and_several_only_that() -> None:
             torch.stack([x.labels == 0, x.labels < 2, x.labels == 3], dim=1).to(torch.uint8),
         )
 
-    many = evaluate_features(
-        {"a": (multi(train), multi(test))},
-        [KNN(), LinearProbe()],
-        labels=("5", "all"),
-        draws=2,
-        resamples=30,
-    )
+    many = evaluate_features({"a": (multi(train), multi(test))}, both, labels=("5", "all"), **few)
     assert [row.metric for row in many.rows] == ["auroc"] * 4
     assert all(
         row.low <= row.mean <= row.high and row.mean > 0.6 for row in (*two.rows, *many.rows)
@@ -289,10 +269,7 @@ def test_noise_on_few_test_images_is_not_called_better_and_the_verdict_says_how_
     train, test = torch.arange(3).repeat(10), torch.arange(3).repeat(a_class)
     for _ in range(20):
         one, other = (
-            (
-                Features(torch.randn(30, 8, generator=rng), train),
-                Features(torch.randn(len(test), 8, generator=rng), test),
-            )
+            tuple(Features(torch.randn(len(x), 8, generator=rng), x) for x in (train, test))
             for _ in range(2)
         )
         results = evaluate_features(
@@ -309,11 +286,8 @@ def test_noise_on_few_test_images_is_not_called_better_and_the_verdict_says_how_
 
 
 def test_enough_test_images_need_no_more() -> None:
-    results = evaluate_features(
-        {"a": features(1.0, count=1600), "b": features(1.0, count=1600, seed=1)},
-        [KNN()],
-        labels=("all",),
-    )
+    backbones = {"a": features(1.0, count=1600), "b": features(1.0, count=1600, seed=1)}
+    results = evaluate_features(backbones, [KNN()], labels=("all",))
     assert [d.needed for d in results.differences] == [0]
     assert "too few" not in verdict(results)
 
@@ -382,11 +356,8 @@ def test_a_class_that_no_training_image_has_is_left_out_of_aurocs() -> None:
     vectors = labels + 0.1 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     lacking = labels.clone()
     lacking[:, 1] = 0
-    results = evaluate_features(
-        {"a": (Features(vectors, lacking), Features(vectors, labels))},
-        [KNN(), LinearProbe()],
-        labels=("all",),
-    )
+    backbones = {"a": (Features(vectors, lacking), Features(vectors, labels))}
+    results = evaluate_features(backbones, [KNN(), LinearProbe()], labels=("all",))
     assert [row.mean for row in results.rows] == pytest.approx([1, 1])
     assert any(
         "1 of 2 classes are not in AUROC: no training image" in note for note in results.notes
@@ -431,14 +402,9 @@ def test_features_are_extracted_once_and_must_be_finite() -> None:
 
 def test_progress_reaches_its_end() -> None:
     seen: list[tuple[int, int]] = []
-    evaluate_features(
-        {"a": features(1.0), "b": features(0.5)},
-        [KNN()],
-        labels=("2", "all"),
-        draws=3,
-        resamples=10,
-        on_progress=lambda done, of: seen.append((done, of)),
-    )
+    asked: dict[str, Any] = {"labels": ("2", "all"), "draws": 3, "resamples": 10}
+    asked["on_progress"] = lambda done, of: seen.append((done, of))
+    evaluate_features({"a": features(1.0), "b": features(0.5)}, [KNN()], **asked)
     assert seen[-1] == (8, 8)
 
 
@@ -448,16 +414,9 @@ def test_progress_reaches_its_end() -> None:
 def difference(
     against: str, mean: float, low: float, high: float, labels: str = "5", protocol: str = "linear"
 ) -> Difference:
-    return Difference(
-        backbone="runs/b",
-        against=against,
-        protocol=protocol,
-        labels=labels,
-        metric="balanced_accuracy",
-        mean=mean,
-        low=low,
-        high=high,
-    )
+    of: dict[str, Any] = {"backbone": "runs/b", "metric": "balanced_accuracy"}
+    of |= {"against": against, "protocol": protocol, "labels": labels}
+    return Difference(**of, mean=mean, low=low, high=high)
 
 
 def words(*differences: Difference) -> str:
@@ -518,16 +477,8 @@ def test_verdict_of_auroc_only_where_there_is_no_accuracy() -> None:
 
 
 def test_a_row_that_is_not_a_number_cannot_be_written() -> None:
-    row = Row(
-        backbone="a",
-        protocol="knn",
-        labels="5",
-        metric="auroc",
-        mean=float("nan"),
-        low=0.0,
-        high=1.0,
-        draws=5,
-    )
+    of: dict[str, Any] = {"backbone": "a", "protocol": "knn", "labels": "5", "metric": "auroc"}
+    row = Row(**of, mean=float("nan"), low=0.0, high=1.0, draws=5)
     with pytest.raises(ValueError, match="not JSON compliant"):
         Results(rows=(row,)).to_json()
     empty = {"rows": [], "differences": [], "notes": [], "choices": []}
@@ -572,15 +523,9 @@ def test_features_come_in_order_in_evaluation_mode(workers: int) -> None:
     assert statistics is not None
     before, seen = statistics.clone(), []
     positions = torch.tensor([9, 0, 200, 3, 3])
-    vectors = extract(
-        backbone,
-        Canvases(250),
-        positions,
-        size=4,
-        batch=2,
-        workers=workers,
-        on_progress=lambda done, of: seen.append((done, of)),
-    )
+    asked: dict[str, Any] = {"size": 4, "batch": 2, "workers": workers}
+    asked["on_progress"] = lambda done, of: seen.append((done, of))
+    vectors = extract(backbone, Canvases(250), positions, **asked)
     expected = (positions / 255 / (1 + 1e-5) ** 0.5)[:, None].expand(5, 4)
     torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(statistics, before)
@@ -599,13 +544,8 @@ def test_features_of_no_images_are_an_empty_table() -> None:
 
 def test_bf16_gives_single_precision_features() -> None:
     pytest.importorskip("selftaught.views.augment")
-    vectors = extract(
-        nn.Sequential(Tiny(), nn.Linear(4, 3)),
-        Canvases(3),
-        torch.arange(3),
-        size=4,
-        precision="bf16",
-    )
+    network = nn.Sequential(Tiny(), nn.Linear(4, 3))
+    vectors = extract(network, Canvases(3), torch.arange(3), size=4, precision="bf16")
     assert vectors.dtype == torch.float32
 
 
@@ -653,17 +593,13 @@ def test_features_that_are_damaged_are_made_again(tmp_path: Path, harm: str) -> 
             data[-5] ^= 1
             file.write_bytes(data)
         else:
-            other = load_or_make(
-                tmp_path / "other",
-                "key" if harm == "another shape" else "other",
-                lambda: torch.rand(49, 3),
-            )
+            key = "key" if harm == "another shape" else "other"
+            other = load_or_make(tmp_path / "other", key, lambda: torch.rand(49, 3))
             file.write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
             assert len(other) == 49
     assert torch.equal(load_or_make(folder, "key", lambda: vectors, 50, told.append), vectors)
     assert len(told) == (2 if harm == "a folder" else 1)
     if harm in ("flipped", "another shape", "another key"):
-        assert torch.equal(
-            load_or_make(folder, "key", lambda: torch.zeros(1), 50, told.append), vectors
-        )
+        again = load_or_make(folder, "key", lambda: torch.zeros(1), 50, told.append)
+        assert torch.equal(again, vectors)
         assert len(told) == 1

@@ -11,30 +11,21 @@ from selftaught.evaluation.evaluate import evaluate_run
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
 from selftaught.features.protocol import Protocol
+from tests.commands import argv
+from tests.fixtures import Patch, Places
 from tests.pictures import folder
 
-SMALL = [
-    "--backbone",
-    "test_resnet",
-    "--size",
-    "32",
-    "--batch",
-    "8",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
-]
+SMALL = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0")
 SHORT = FineTune(steps=(1,), epochs=(), rates=(0.01,), batch=8)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"), classes=2)
 
 
 @pytest.fixture(scope="module")
-def begun(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def begun(images: Path, tmp_path_factory: Places) -> Path:
     """A run of no step: what it began from is what it leaves."""
     out = tmp_path_factory.mktemp("runs") / "begun"
     assert main(["pretrain", "--data", str(images), "--out", str(out), "--steps", "0", *SMALL]) == 0
@@ -62,16 +53,7 @@ def test_the_starting_weights_are_called_so(
 ) -> None:
     """As a run leaves them that kept its start; pixels may be normalised in another way."""
     other = folder(tmp_path / "other", classes=2, size=48, seed=3)
-    words = [
-        "--init",
-        str(begun),
-        "--statistics",
-        statistics,
-        "--seed",
-        "1",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    words = argv(f"--init {begun} --statistics {statistics} --seed 1 --out {tmp_path}/run")
     assert main(["pretrain", "--data", str(other), "--steps", "0", *words, *SMALL]) == 0
     found = evaluate_run(tmp_path / "run", protocols=[KNN()], labels=["all"], workers=0)
     assert found.verdict.startswith("These are the starting weights")
@@ -82,7 +64,7 @@ def test_the_starting_weights_are_called_so(
 
 
 def test_training_images_of_one_class_are_refused_before_any_is_looked_at(
-    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     folder(tmp_path / "data" / "train", classes=1)
     folder(tmp_path / "data" / "test", classes=2, each=4)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from selftaught.features.extract import extract
 from selftaught.features.linear import LinearProbe
 from selftaught.features.protocol import FeatureExtractor, LabelledImages, Scores, Subject
 from selftaught.models import backbone as backbone_module
+from tests.commands import argv, succeed
+from tests.fixtures import Capture, Patch, Places
 from tests.networks import RESNET, assert_same_weights
 from tests.pictures import folder
 
@@ -44,7 +47,7 @@ QUICK = replace(HPT, steps=(3,), epochs=(), rates=(0.05,), batch=16)
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+def index(tmp_path_factory: Places) -> Index:
     """Three classes of 16 images, 3 of each held out."""
     return build.build_index([folder(tmp_path_factory.mktemp("images") / "set")])
 
@@ -72,15 +75,8 @@ def subject(images: Images, backbone: backbone_module.Backbone) -> Subject:
     def refuse(positions: Tensor) -> Tensor:
         pytest.fail("frozen features are no part of it")
 
-    return Subject(
-        name="own",
-        backbone=backbone,
-        images=images,
-        size=32,
-        device="cpu",
-        precision="fp32",
-        features=FeatureExtractor(refuse),
-    )
+    of: dict[str, Any] = {"name": "own", "size": 32, "device": "cpu", "precision": "fp32"}
+    return Subject(**of, backbone=backbone, images=images, features=FeatureExtractor(refuse))
 
 
 @pytest.fixture
@@ -113,7 +109,7 @@ def several(index: Index) -> Tensor:
 
 
 @pytest.fixture
-def fitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def fitted(monkeypatch: Patch) -> list[dict[str, Any]]:
     """What was given to every training: the optimizer's groups, the method, and its parameters at
     the beginning.
     """
@@ -165,11 +161,8 @@ def test_the_probe_is_the_first_setting_and_every_blend_is_tried() -> None:
 
 def test_few_images_have_more_passes() -> None:
     asked = FineTune(epochs=(10.0,), batch=32, min_steps=80, rates=(0.1,), blends=(1.0,))
-    assert [asked.settings(n) for n in (6, 140, 2000)] == [
-        [Setting(80, 0.1, 1.0)],
-        [Setting(80, 0.1, 1.0)],
-        [Setting(620, 0.1, 1.0)],
-    ]
+    for number, steps in ((6, 80), (140, 80), (2000, 620)):
+        assert asked.settings(number) == [Setting(steps, 0.1, 1.0)]
     assert FineTune().settings(50)[0] == PROBE
 
 
@@ -299,7 +292,7 @@ def test_a_setting_is_chosen_on_kept_out_training_images(
     subject: Subject,
     train: LabelledImages,
     test: LabelledImages,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     """And what was chosen is then trained on all of them. Test images are looked at once, at the
     end.
@@ -343,7 +336,7 @@ def index_labels(*parts: LabelledImages) -> Tensor:
 
 
 def test_test_labels_change_no_prediction(
-    subject: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: Patch
 ) -> None:
     said: list[Scores] = []
     real = FineTune.score
@@ -365,11 +358,8 @@ def test_test_labels_change_no_prediction(
 def test_one_setting_needs_no_choice(
     subject: Subject, train: LabelledImages, test: LabelledImages, fitted: list[dict[str, Any]]
 ) -> None:
-    assert QUICK.score(subject, train, test.positions).chosen == {
-        "steps": 3,
-        "rate": 0.05,
-        "blend": 1,
-    }
+    chosen = QUICK.score(subject, train, test.positions).chosen
+    assert chosen == {"steps": 3, "rate": 0.05, "blend": 1}
     assert len(fitted) == 1
 
 
@@ -470,15 +460,10 @@ def test_norms_keep_their_statistics_unless_asked(
     for norms in ("frozen", "batch"):
         asked = replace(SHORT, norms=norms, blends=(1.0,))
         asked.score(probed, train, test.positions)
-    frozen, batch = (
-        torch.equal(
-            dict(each["method"].backbone.named_buffers())[name],
-            dict(probed.backbone.named_buffers())[name],
-        )
-        for each, name in zip(fitted, ["network.bn1.running_mean"] * 2, strict=True)
-    )
-    assert frozen
-    assert not batch
+    networks = [probed.backbone, *(each["method"].backbone for each in fitted)]
+    start, frozen, batch = (n.get_buffer("network.bn1.running_mean") for n in networks)
+    assert torch.equal(frozen, start)
+    assert not torch.equal(batch, start)
 
 
 def test_every_class_is_drawn_equally_often() -> None:
@@ -539,7 +524,7 @@ def test_with_one_label_a_class_it_is_the_probe(
 
 
 def test_a_wild_rate_leaves_the_probe(
-    probed: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: pytest.MonkeyPatch
+    probed: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: Patch
 ) -> None:
     """Whether it diverges while it is chosen, or only with all labels."""
     wild = replace(SHORT, rates=(1e30,), steps=(12,))
@@ -574,55 +559,27 @@ def test_a_fold_that_lacks_a_class_is_judged_all_the_same() -> None:
 # command
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: Places) -> Path:
+    place = tmp_path_factory.mktemp("run")
+    small = argv("--size 32 --batch 8 --precision fp32 --workers 0 --steps 2 --backbone", RESNET)
+    succeed("pretrain", "--data", folder(place / "images", each=8), "--out", place / "run", *small)
+    return place / "run"
+
+
 @pytest.mark.parametrize(
     "more",
-    [[], ["--finetune.start", "random", "--finetune.blends", "1", "--finetune.norms", "batch"]],
+    [[], argv("--finetune.start random --finetune.blends 1 --finetune.norms batch")],
     ids=["probe", "random"],
 )
 def test_the_command_fine_tunes_a_run_beside_others(
-    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], run: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    images = folder(tmp_path / "images", each=8)
-    out = tmp_path / "run"
-    small = [
-        "--backbone",
-        RESNET,
-        "--size",
-        "32",
-        "--batch",
-        "8",
-        "--precision",
-        "fp32",
-        "--workers",
-        "0",
-    ]
-    assert main(["pretrain", "--data", str(images), "--out", str(out), "--steps", "2", *small]) == 0
+    out = Path(shutil.copytree(run, tmp_path / "run"))
     before = (out / "backbone.safetensors").read_bytes()
-    asked = [
-        "--finetune.steps",
-        "2",
-        "--finetune.epochs",
-        "--finetune.rates",
-        "0.1",
-        "0.01",
-        "--finetune.batch",
-        "8",
-        "--finetune.folds",
-        "2",
-        *more,
-    ]
-    words = [
-        "evaluate",
-        str(out),
-        "--protocol",
-        "finetune",
-        "--labels",
-        "5",
-        "--draws",
-        "2",
-        "--against",
-        "random",
-    ]
+    asked = argv("--finetune.steps 2 --finetune.epochs --finetune.rates 0.1 0.01", *more)
+    asked += argv("--finetune.batch 8 --finetune.folds 2")
+    words = argv(f"evaluate {out} --protocol finetune --labels 5 --draws 2 --against random")
     capsys.readouterr()
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert main([*words, *asked, "--json", "--workers", "0"]) == 0

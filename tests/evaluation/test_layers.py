@@ -21,6 +21,7 @@ from selftaught.features.protocol import FeatureExtractor, Features, LabelledIma
 from selftaught.report import scores
 from selftaught.runs import folder as run_folder
 from selftaught.training.session import build_session
+from tests.fixtures import Capture, Places
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -28,12 +29,12 @@ SMALL += ["--workers", "0"]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(images: Path, tmp_path_factory: Places) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     words = ["--data", str(images), "--out", str(out), "--steps", "3", *SMALL]
     assert main(["pretrain", *words]) == 0
@@ -44,9 +45,7 @@ def stages_of(run: Path) -> list[str]:
     return list(selftaught.load(run).maps(torch.rand(1, 3, 32, 32)))
 
 
-def test_all_stages_have_rows_and_so_have_the_baselines(
-    trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_stages_have_rows_and_so_have_the_baselines(trained: Path, capsys: Capture) -> None:
     words = ["evaluate", str(trained), "--labels", "all", "--protocol", "knn", "--json"]
     assert main([*words, "--layers", "all"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -89,7 +88,7 @@ def test_a_stage_is_its_map_averaged_over_places(trained: Path) -> None:
 
 
 def test_the_best_stage_is_in_the_rows_and_the_report(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     words = ["--labels", "5", "all", "--draws", "2", "--json", "--layers", "best"]
     assert main(["evaluate", str(trained), *words]) == 0
@@ -223,7 +222,7 @@ def test_columns_of_an_extractor() -> None:
     ],
 )
 def test_layers_that_cannot_be_scored_are_refused(
-    trained: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+    trained: Path, words: list[str], capsys: Capture
 ) -> None:
     assert main(["evaluate", str(trained), *words]) == 2
     assert "--layers" in capsys.readouterr().err
@@ -233,9 +232,7 @@ def own_network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def test_a_network_without_stages_is_refused(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_network_without_stages_is_refused(images: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ["--data", str(images), "--out", str(tmp_path / "run"), "--steps", "2", *SMALL[2:]]
     words += ["--backbone", "tests.evaluation.test_layers:own_network", "--method", "rotation"]
     assert main(["pretrain", *words]) == 0  # which monitors the final features

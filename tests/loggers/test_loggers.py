@@ -32,6 +32,7 @@ from selftaught.training.run_record import RunRecord
 from selftaught.training.runtime import Runtime
 from selftaught.training.trainer import train
 from selftaught.visualize import snapshots
+from tests.fixtures import Capture, Patch
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -42,18 +43,10 @@ KNN = "scores/knn/all/balanced_accuracy/run"
 
 def values(loss: float) -> dict[str, Any]:
     """An entry of the journal."""
-    return {
-        "epoch": 0,
-        "loss": loss,
-        "losses": {"clean": loss},
-        "lr": 0.1,
-        "images_per_s": None,
-        "wait": None,
-        "skipped": 0,
-        "lost": 0,
-        "seconds": 1.0,
-        "features": {"std": 0.5, "rank": 20.0},
-    }
+    numbers = {"epoch": 0, "loss": loss, "lr": 0.1, "skipped": 0, "lost": 0, "seconds": 1.0}
+    features = {"std": 0.5, "rank": 20.0}
+    unknown = {"images_per_s": None, "wait": None}
+    return {**numbers, **unknown, "losses": {"clean": loss}, "features": features}
 
 
 ROWS = [
@@ -166,9 +159,7 @@ def test_the_journal_and_the_terminal_are_loggers(tmp_path: Path) -> None:
         log_run(progress, tmp_path)
 
 
-def test_messages_of_the_package_are_shown_while_the_terminal_is_open(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_messages_of_the_package_are_shown_while_the_terminal_is_open(capsys: Capture) -> None:
     package = logging.getLogger("selftaught.training.anything")
     with Progress():
         package.info("100 % is shown")
@@ -180,7 +171,7 @@ def test_messages_of_the_package_are_shown_while_the_terminal_is_open(
 
 @pytest.mark.parametrize("name", LOGGERS)
 def test_an_extra_that_is_not_installed_is_refused_before_anything(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(logger_module, "find_spec", lambda package: None)
     with pytest.raises(UserError, match=rf"selftaught\[{name}\]"):
@@ -191,7 +182,7 @@ def test_an_extra_that_is_not_installed_is_refused_before_anything(
     assert not out.exists()
 
 
-def test_another_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_name_is_refused(tmp_path: Path, capsys: Capture) -> None:
     words = ["--data", "nowhere", "--out", str(tmp_path / "run"), "--log", "tensorbord"]
     assert main(["pretrain", *words]) == 2
     assert "tensorboard" in capsys.readouterr().err
@@ -202,7 +193,7 @@ def test_another_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_training_logs_and_no_logger_stops_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Patch
 ) -> None:
     """Its metrics, its pictures and its outcome; weights are the same with and without."""
 
@@ -233,7 +224,7 @@ def test_a_training_logs_and_no_logger_stops_it(
     assert plain == logged
 
 
-def test_rank_0_alone_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_0_alone_logs(tmp_path: Path, monkeypatch: Patch) -> None:
     recorder, nothing = Recorder(), cast(Any, None)
     monkeypatch.setattr(run_record, "rank", lambda: 1)
     record = RunRecord(nothing, tmp_path, Runtime(loggers=(recorder,)), nothing)
@@ -246,7 +237,7 @@ def test_rank_0_alone_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_scores_for_a_logger_that_is_not_installed_are_left_out_with_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(logger_module, "find_spec", lambda package: None)
     run = run_folder.Run(tmp_path, cast(Any, None), {"log": ["wandb", "unknown"]})
@@ -255,11 +246,8 @@ def test_scores_for_a_logger_that_is_not_installed_are_left_out_with_a_line(
     assert "selftaught[wandb]" in record.getMessage()
 
 
-def test_tensorboard_of_a_run_that_is_resumed_and_evaluated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_of_a_run_that_is_resumed_and_evaluated(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
     images, out = folder(tmp_path / "images", classes=2), tmp_path / "run"
     words = ["--data", str(images), "--out", str(out), "--steps", "2", *SMALL, *HERE]
     assert main(["pretrain", *words, "--log", "tensorboard"]) == 0
@@ -320,7 +308,7 @@ def wandb_records(file: Path) -> list[Any]:
     return records
 
 
-def test_wandb_files(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_files(tmp_path: Path, picture: Path, monkeypatch: Patch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     (logger,) = build_loggers(["wandb"])
@@ -349,7 +337,7 @@ def test_wandb_files(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPa
     assert summary[KNN] == 0.75
 
 
-def test_mlflow_store(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_store(tmp_path: Path, picture: Path, monkeypatch: Patch) -> None:
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selftaught.cli.main import main
+from selftaught.config.stage import Data
 from selftaught.models import backbone as backbone_module
 from selftaught.models.weights import io as weights_io
 from selftaught.pipeline import execute, plan
 from selftaught.runs import folder as run_folder
 from selftaught.training.session import Session, build_session
-from selftaught.visualize import snapshots
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -26,18 +27,13 @@ SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precisi
 SMALL += ["--steps", "3", "--workers", "0"]
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
-
-
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images") / "three")
 
 
 @pytest.fixture(scope="module")
-def taught(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taught(images: Path, tmp_path_factory: Places) -> Path:
     """A run of a student whose teacher is a file of this package, a ViT."""
     place = tmp_path_factory.mktemp("taught")
     torch.manual_seed(1)
@@ -45,7 +41,6 @@ def taught(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         backbone_module.create("test_vit", image_size=32), place / "vit.safetensors"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshots, "draw", lambda *_: None)
         patch.chdir(place)
         assert main(words(images, "vit.safetensors", place / "run")) == 0
     return place / "run"
@@ -69,7 +64,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def refused(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refused(line: list[str], capsys: Capture) -> str:
     capsys.readouterr()
     assert main(line) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
@@ -103,9 +98,7 @@ def test_a_file_of_another_tool_teaches(images: Path, tmp_path: Path) -> None:
     assert torch.equal(network.network.conv1.weight, state["conv1.weight"])
 
 
-def test_weights_of_timm_teach(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_of_timm_teach(images: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     create_model, asked = timm.create_model, []
 
     def download(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -151,27 +144,13 @@ def test_a_student_is_named_by_its_teachers_content(images: Path, tmp_path: Path
         torch.manual_seed(seed)
         weights_io.save_backbone(backbone_module.create("test_resnet"), file)
 
+    common = {"data": str(images), "backbone": "test_resnet", "size": 32, "batch": 8}
+    common |= {"precision": "fp32", "steps": 2}
+
     def identity(teacher: Path | str) -> str:
-        content = {
-            "stages": {
-                "student": {
-                    "method": "feature-distillation",
-                    "method.teacher": str(teacher),
-                    "data": str(images),
-                    "backbone": "test_resnet",
-                    "size": 32,
-                    "batch": 8,
-                    "precision": "fp32",
-                    "steps": 2,
-                }
-            }
-        }
-        stages = execute.resolve_plan(
-            plan.from_mapping(content, "plan"),
-            tmp_path / "out",
-            "cpu",
-            lambda data, seed: data.index(seed),
-        )
+        student = {"method": "feature-distillation", "method.teacher": str(teacher), **common}
+        asked = plan.from_mapping({"stages": {"student": student}}, "plan")
+        stages = execute.resolve_plan(asked, tmp_path / "out", "cpu", Data.index)
         return stages["student"].identity
 
     first = identity(weights)
@@ -184,7 +163,7 @@ def test_a_student_is_named_by_its_teachers_content(images: Path, tmp_path: Path
 
 
 def test_a_resumed_run_ends_as_the_whole_one(
-    taught: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: Path, images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """It finds its teacher from another working directory, too."""
     shutil.copy(taught.parent / "vit.safetensors", tmp_path)
@@ -206,7 +185,7 @@ def test_a_resumed_run_ends_as_the_whole_one(
 
 
 def test_what_cannot_teach_is_refused(
-    taught: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    taught: Path, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "out"
 
@@ -234,7 +213,7 @@ def test_what_cannot_teach_is_refused(
 
 
 def test_a_teacher_that_went_away_is_missed_when_a_run_is_resumed(
-    taught: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    taught: Path, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     shutil.copy(taught.parent / "vit.safetensors", tmp_path / "vit.safetensors")
     with stopped_at(2):
@@ -247,7 +226,7 @@ def test_a_teacher_that_went_away_is_missed_when_a_run_is_resumed(
 
 
 def test_a_plan_refuses_a_teacher_before_anything_is_trained(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     student = {"method": "feature-distillation", "method.teacher": str(tmp_path / "gone.pth")}
     common = {"data": str(images), "size": 32, "batch": 8, "steps": 1, "backbone": "test_resnet"}

@@ -23,6 +23,7 @@ from selftaught.errors import UserError
 from selftaught.report import charts, console_tables, page, samples, scores
 from selftaught.runs.reader import RunContent, load_all
 from selftaught.visualize import album, snapshots
+from tests.fixtures import Places
 
 PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "rocket.jpg")
 
@@ -67,29 +68,14 @@ def fake_album(
         clean = pixels[i].float() / 255
         if i % 2 == 0:
             noise = torch.randn(3, 64, 64, generator=generator).sign() * 2 / 255
-            entries.append(
-                {
-                    "kind": "adversarial",
-                    "clean": clean,
-                    "hard": (clean + noise).clamp(0, 1),
-                    "loss_before": 4.31,
-                    "loss_after": 6.02,
-                }
-            )
+            harder = {"kind": "adversarial", "clean": clean, "hard": (clean + noise).clamp(0, 1)}
+            entries.append({**harder, "loss_before": 4.31, "loss_after": 6.02})
         else:
             mixed = clean.clone()
             mixed[:, 8:40, 20:60] = pixels[i + 6, :, 8:40, 20:60].float() / 255
-            entries.append(
-                {
-                    "kind": "cutmix",
-                    "clean": clean,
-                    "partner": pixels[i + 6].float() / 255,
-                    "hard": mixed,
-                    "loss_before": 4.5,
-                    "loss_after": 5.9,
-                    "note": "69 % of the area kept",
-                }
-            )
+            partner, note = pixels[i + 6].float() / 255, "69 % of the area kept"
+            harder = {"kind": "cutmix", "clean": clean, "partner": partner, "hard": mixed}
+            entries.append({**harder, "loss_before": 4.5, "loss_after": 5.9, "note": note})
     album.write_hard(folder, entries)
     centres = torch.randn(len(classes), 32, generator=generator)
     vectors = spread * centres[labels] + 0.6 * torch.randn(n, 32, generator=generator)
@@ -109,11 +95,9 @@ def journal(
     for i, step in enumerate(range(0, steps + 1, every)):
         share = step / steps
         clean = 4.2 - 1.6 * (1 - math.exp(-4 * share)) + 0.08 * noise[i][0] + level
-        parts = (
-            {"clean": clean, "adversarial": clean + 0.9 + 0.05 * noise[i][1], "cutmix": clean + 0.5}
-            if hard
-            else {"clean": clean}
-        )
+        parts = {"clean": clean}
+        if hard:
+            parts |= {"adversarial": clean + 0.9 + 0.05 * noise[i][1], "cutmix": clean + 0.5}
         features = None
         if step % (every * 10) == 0:
             features = {
@@ -147,41 +131,13 @@ def evaluation(
     for protocol in ("knn", "linear"):
         for labels, base in (("5", 0.48), ("20", 0.60), ("all", 0.74)):
             setting = {"protocol": protocol, "labels": labels, "metric": "balanced_accuracy"}
-            for name, mean in (
-                (trained, base + lift + shift),
-                ("random", base),
-                ("init", base + lift - 0.01),
-            ):
-                rows.append(
-                    {
-                        "backbone": name,
-                        **setting,
-                        "mean": mean,
-                        "low": mean - 0.02,
-                        "high": mean + 0.021,
-                        "draws": 5,
-                    }
-                )
-            differences.append(
-                {
-                    "backbone": trained,
-                    "against": "random",
-                    **setting,
-                    "mean": lift,
-                    "low": lift - 0.02,
-                    "high": lift + 0.02,
-                }
-            )
-            differences.append(
-                {
-                    "backbone": trained,
-                    "against": "init",
-                    **setting,
-                    "mean": 0.01,
-                    "low": -0.01,
-                    "high": 0.03,
-                }
-            )
+            own = base + lift
+            for name, mean in ((trained, own + shift), ("random", base), ("init", own - 0.01)):
+                score = {"mean": mean, "low": mean - 0.02, "high": mean + 0.021}
+                rows.append({"backbone": name, **setting, **score, "draws": 5})
+            for other, gain in (("random", lift), ("init", 0.01)):
+                score = {"mean": gain, "low": gain - 0.02, "high": gain + 0.02}
+                differences.append({"backbone": trained, "against": other, **setting, **score})
     return {
         "data": data,
         "fingerprint": "e" * 64,
@@ -198,6 +154,9 @@ def evaluation(
     }
 
 
+HARD = ({"name": "adversarial", "eps": 2, "steps": 1}, {"name": "cutmix", "beta": 1.0})
+
+
 def fake_run(
     folder: Path,
     *,
@@ -205,7 +164,7 @@ def fake_run(
     hard: bool = True,
     records: Sequence[dict[str, Any]] | None = None,
     evaluations: Sequence[dict[str, Any]] | None = None,
-    pictures: bool = False,
+    pictures: int = 0,
     **changes: Any,
 ) -> Path:
     """A run folder as `selftaught pretrain` leaves it; `changes` replace parts of run.json."""
@@ -215,16 +174,8 @@ def fake_run(
         "versions": {"python": "3.11.7", "torch": "2.9.0", "timm": "1.0.22"},
         "config": {
             "method": {"name": "moco-v2", "temperature": 0.2, "queue": 4096, "symmetric": True},
-            "hard": (
-                [{"name": "adversarial", "eps": 2, "steps": 1}, {"name": "cutmix", "beta": 1.0}]
-                if hard
-                else []
-            ),
-            "backbone": "resnet18",
-            "stem": "cifar",
-            "size": 64,
-            "batch": 128,
-            "epochs": 27,
+            "hard": [dict(h) for h in HARD if hard],
+            **{"backbone": "resnet18", "stem": "cifar", "size": 64, "batch": 128, "epochs": 27},
             "optimizer": {"name": "sgd", "lr": 0.06, "momentum": 0.9, "weight_decay": 0.0005},
             "views": {"pipeline": "fast", "scale": [0.2, 1.0], "large": 2},
         },
@@ -252,7 +203,7 @@ def fake_run(
     if evaluations is not None:
         (folder / "evaluation.json").write_text(json.dumps(list(evaluations)))
     if pictures:
-        fake_album(folder / "album", labelled=labelled, hard=hard)
+        fake_album(folder / "album", n=pictures, labelled=labelled, hard=hard)
     return folder
 
 
@@ -299,31 +250,18 @@ def written(*runs: Path) -> Page:
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def full(tmp_path_factory: Places) -> Path:
     return fake_run(
-        tmp_path_factory.mktemp("runs") / "hexa", evaluations=[evaluation()], pictures=True
+        tmp_path_factory.mktemp("runs") / "hexa", evaluations=[evaluation()], pictures=60
     )
 
 
 def test_the_verdict_comes_first(full: Path) -> None:
     document = written(full)
-    assert (
-        0
-        < document.text.index("+12.0 points over random initialisation")
-        < document.text.index("Before and after")
-    )
-    for part in (
-        "scores",
-        "training",
-        "speed",
-        "views",
-        "hard",
-        "neighbours",
-        "map",
-        "data",
-        "configuration",
-        "reproduce",
-    ):
+    verdict = document.text.index("+12.0 points over random initialisation")
+    assert 0 < verdict < document.text.index("Before and after")
+    parts = "scores training speed views hard neighbours map data configuration reproduce"
+    for part in parts.split():
         assert any(section.get("id") == part for section in document.all("section")), part
     for words in (
         "▲ better",
@@ -380,20 +318,20 @@ def test_pictures_and_tables_can_be_heard(full: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["evaluation.json", "journal.jsonl", "album/views.png", "album/hard.json", "album"]
+    ("missing", "sentence"),
+    [
+        ("evaluation.json", "Not evaluated yet"),
+        ("journal.jsonl", "No step has been logged yet"),
+        ("album/views.png", "No example views were saved"),
+        ("album/hard.json", "The run trains on hard examples, but none were saved"),
+        ("album", "No map was saved"),
+    ],
 )
-def test_a_missing_part_is_named(full: Path, tmp_path: Path, missing: str) -> None:
+def test_a_missing_part_is_named(full: Path, tmp_path: Path, missing: str, sentence: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(full, run)
     shutil.rmtree(run / missing) if (run / missing).is_dir() else (run / missing).unlink()
-    sentence = {
-        "evaluation.json": "Not evaluated yet",
-        "journal.jsonl": "No step has been logged yet",
-        "album/views.png": "No example views were saved",
-        "album/hard.json": "The run trains on hard examples, but none were saved",
-        "album": "No map was saved",
-    }
-    assert sentence[missing] in written(run).text
+    assert sentence in written(run).text
 
 
 def test_an_almost_empty_run_is_a_page(tmp_path: Path) -> None:
@@ -449,17 +387,10 @@ def test_banners_of_each_outcome(tmp_path: Path) -> None:
 
 
 def test_the_look_before_the_first_step_is_no_alarm(tmp_path: Path) -> None:
-    first: dict[str, Any] = {
-        "step": 0,
-        "epoch": 0,
-        "loss": None,
-        "losses": {},
-        "images_per_s": None,
-        "wait": None,
-        "skipped": 0,
-    }
+    first: dict[str, Any] = {"step": 0, "epoch": 0, "losses": {}, "skipped": 0}
+    first |= dict.fromkeys(("loss", "images_per_s", "wait"))
     run = fake_run(tmp_path / "plain", records=[first, *journal(50)[1:]], hard=False)
-    fake_album(run / "album", hard=True)
+    fake_album(run / "album", n=16, hard=True)
     text = written(run).text
     assert "Problem" not in text
     assert "skipped" not in text
@@ -469,7 +400,7 @@ def test_the_look_before_the_first_step_is_no_alarm(tmp_path: Path) -> None:
 
 
 def test_without_labels_no_accuracy_is_shown(tmp_path: Path) -> None:
-    run = fake_run(tmp_path / "plain", labelled=False, pictures=True)
+    run = fake_run(tmp_path / "plain", labelled=False, pictures=16)
     text = written(run).text
     assert "ccuracy" not in text.replace("this page shows no accuracy of training", "")
     assert "kNN" not in text
@@ -480,11 +411,12 @@ def test_without_labels_no_accuracy_is_shown(tmp_path: Path) -> None:
 
 def test_untrusted_text_is_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script>\'"&<img src=x onerror=y>'
+    bad = [[evil, evil]]
     run = fake_run(
         tmp_path / "evil & <b>co",
         records=[{"step": 1, "loss": 1.0, "losses": {evil: 1.0, "clean": 2.0}, "features": None}],
         evaluations=[evaluation(data=evil, trained=evil) | {"verdict": evil, "command": evil}],
-        pictures=True,
+        pictures=16,
         config={"method": evil, "hard": [{"name": evil}], evil: evil},
         versions={evil: evil},
         command=evil,
@@ -492,13 +424,7 @@ def test_untrusted_text_is_escaped(tmp_path: Path) -> None:
         outcome=evil,
         warnings=[evil],
         lineage=[{"init": evil, "data": evil, "steps": 3}],
-        data={
-            "classes": [evil],
-            "labels": True,
-            "unreadable": [[evil, evil]],
-            "roots": [evil],
-            "images": 3,
-        },
+        data={"classes": [evil], "labels": True, "images": 3, "roots": [evil], "unreadable": bad},
     )
     for name in ("map", "neighbours"):
         file = run / "album" / f"{name}.json"
@@ -571,14 +497,8 @@ def scored(own: str, mean: float, against: str = "random", gain: float = 0.1) ->
             for b, m in rows
         ],
         "differences": [
-            {
-                "backbone": own,
-                "against": against,
-                **setting,
-                "mean": gain,
-                "low": gain - 0.02,
-                "high": gain + 0.02,
-            }
+            {"backbone": own, "against": against, **setting}
+            | {"mean": gain, "low": gain - 0.02, "high": gain + 0.02}
         ],
     }
 
@@ -646,32 +566,19 @@ def test_no_run_is_a_clear_line(full: Path, tmp_path: Path) -> None:
 def test_best_needs_a_distinguishable_score() -> None:
     def run(rows: list[tuple[str, float]], gains: list[tuple[str, float]]) -> RunContent:
         setting = {"protocol": "knn", "labels": "all", "metric": "auroc"}
+
+        def score(mean: float, width: float) -> dict[str, Any]:
+            return {**setting, "mean": mean, "low": mean - width, "high": mean + width}
+
         content = {
             "data": "d",
-            "rows": [
-                {"backbone": b, **setting, "mean": m, "low": m - 0.02, "high": m + 0.02}
-                for b, m in rows
-            ],
+            "rows": [{"backbone": b, **score(m, 0.02)} for b, m in rows],
             "differences": [
-                {
-                    "backbone": "trained",
-                    "against": b,
-                    **setting,
-                    "mean": m,
-                    "low": m - 0.01,
-                    "high": m + 0.01,
-                }
-                for b, m in gains
+                {"backbone": "trained", "against": b, **score(m, 0.01)} for b, m in gains
             ],
         }
-        empty: dict[str, Any] = {
-            "journal": (),
-            "torn": 0,
-            "repeated": 0,
-            "unreadable": (),
-            "album": {},
-            "about": {},
-        }
+        empty: dict[str, Any] = {"torn": 0, "repeated": 0, "journal": (), "unreadable": ()}
+        empty |= {"album": {}, "about": {}}
         return RunContent(folder=Path("x"), name="x", evaluations=(content,), **empty)
 
     def best(*runs: RunContent) -> list[str]:
@@ -688,21 +595,15 @@ def test_best_needs_a_distinguishable_score() -> None:
     )
     assert best(*two) == []
     assert scores.overall(two[0].evaluations[0]) == "better"
-    assert (
-        "not distinguishable in the one setting"
-        in scores.between(two, ["A", "B"], scores.tables(two, ["A", "B"]))[0]
-    )
+    said = scores.between(two, ["A", "B"], scores.tables(two, ["A", "B"]))
+    assert "not distinguishable in the one setting" in said[0]
 
 
 def test_settings_read_from_few_labels_to_many() -> None:
     labels = ["all", "total:1000", "20", "5"]
     settings = [scores.Setting(metric="auroc", protocol="knn", labels=label) for label in labels]
-    assert [s.labels for s in sorted(settings, key=lambda s: s.order)] == [
-        "5",
-        "20",
-        "total:1000",
-        "all",
-    ]
+    in_order = [s.labels for s in sorted(settings, key=lambda s: s.order)]
+    assert in_order == ["5", "20", "total:1000", "all"]
     assert [scores.labels_words(label) for label in ("1", "5", "total:1000", "all")] == [
         "1 label a class",
         "5 labels a class",
@@ -714,14 +615,9 @@ def test_settings_read_from_few_labels_to_many() -> None:
 
 def test_curves_break_at_gaps_and_labels_keep_apart() -> None:
     x = list(range(10))
+    gaps = [1.0, 2.0, None, 3.0, 4.0, None, 5.0, None, 6.0, 6.0]
     series = [
-        charts.Series(
-            label="a",
-            name="a",
-            colour=0,
-            x=x,
-            y=[1.0, 2.0, None, 3.0, 4.0, None, 5.0, None, 6.0, 6.0],
-        ),
+        charts.Series(label="a", name="a", colour=0, x=x, y=gaps),
         charts.Series(label="b", name="b", colour=1, x=x, y=[6.0] * 10),
         charts.Series(label="c", name="c", colour=2, x=x[:5], y=[3.0] * 5),
     ]
@@ -767,11 +663,9 @@ def test_neighbours_are_those_of_largest_cosine(tmp_path: Path) -> None:
     vectors[3] = torch.nan  # is left out
     thumbnails = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 3, 16, 16) * 10
     labels = torch.arange(20) % 2
-    content = json.loads(
-        album.write_neighbours(
-            tmp_path, thumbnails, vectors, labels, 4, 3, classes=("x", "y")
-        ).read_text()
-    )
+    names = ("x", "y")
+    file = album.write_neighbours(tmp_path, thumbnails, vectors, labels, 4, 3, classes=names)
+    content = json.loads(file.read_text())
 
     def which(name: str) -> int:
         with Image.open(tmp_path / name) as picture:
@@ -807,20 +701,14 @@ def test_a_collapsed_embedding_and_several_classes_at_once(tmp_path: Path) -> No
     labels = torch.zeros(30, 3, dtype=torch.uint8)
     labels[0, 2] = labels[1, 0] = labels[1, 1] = 1
     thumbnails = torch.zeros(30, 3, 8, 8, dtype=torch.uint8)
-    content = json.loads(
-        album.write_map(
-            tmp_path, vectors, thumbnails, labels, ("p", "q", "r"), limit=25
-        ).read_text()
-    )
+    names = ("p", "q", "r")
+    file = album.write_map(tmp_path, vectors, thumbnails, labels, names, limit=25)
+    content = json.loads(file.read_text())
     assert content["method"] == "all features are equal"
     assert len(content["points"]) == 25
     assert content["of"] == 30
     assert album.single_labels(labels)[:3].tolist() == [2, -1, -1]
-    assert [album.label_text(labels[i], ("p", "q", "r")) for i in range(3)] == [
-        "r",
-        "p | q",
-        "none",
-    ]
+    assert [album.label_text(labels[i], names) for i in range(3)] == ["r", "p | q", "none"]
 
 
 def test_views_stand_beside_their_image(tmp_path: Path) -> None:
@@ -853,18 +741,9 @@ def test_tables_for_the_terminal() -> None:
     content = evaluation()
     console.print(console_tables.evaluation(content["rows"], content["differences"]))
     console.print(console_tables.evaluation([]))
-    console.print(
-        console_tables.methods(
-            [
-                {
-                    "name": "moco[v2]",
-                    "kind": "method",
-                    "summary": "Momentum [bold]contrast",
-                    "fields": [{"name": "t", "type": "float", "default": 0.2}],
-                }
-            ]
-        )
-    )
+    method = {"name": "moco[v2]", "kind": "method", "summary": "Momentum [bold]contrast"}
+    fields = [{"name": "t", "type": "float", "default": 0.2}]
+    console.print(console_tables.methods([{**method, "fields": fields}]))
     text = console.export_text()
     for words in (
         "Balanced accuracy",

@@ -30,7 +30,8 @@ from selftaught.runs import folder as run_folder
 from selftaught.runs import reader
 from selftaught.training import checkpoint, runtime, trainer
 from selftaught.training.checkpoint_folder import CHECKPOINTS, Checkpoints
-from selftaught.visualize import snapshots
+from tests.commands import argv, succeed
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
@@ -42,30 +43,17 @@ SCORED = ["--protocol", "knn", "--labels", "all", "--against", "random", *HERE]
 STEPS = 12
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "draw", lambda *_: None)
-
-
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: Places) -> Path:
     """A folder with photos/, a run o/ that was begun there with relative words, and what was
     adapted from it, r/.
     """
     place = tmp_path_factory.mktemp("project")
     folder(place / "photos", classes=2)
-    with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshots, "draw", lambda *_: None)
-        assert (
-            main(["pretrain", "--data", "photos", "--out", "o", "--steps", str(STEPS), *SMALL]) == 0
-        )
+    with contextlib.chdir(place):
+        succeed("pretrain", "--data", "photos", "--out", "o", "--steps", STEPS, *SMALL)
         assert main(["evaluate", "o", *SCORED]) == 0
-        assert (
-            main(
-                ["adapt", "--init", "o", "--target", "photos", "--out", "r", "--steps", "2", *SMALL]
-            )
-            == 0
-        )
+        succeed("adapt", "--init", "o", "--target", "photos", "--out", "r", "--steps", "2", *SMALL)
     return place
 
 
@@ -76,13 +64,11 @@ def copied(project: Path, tmp_path: Path) -> Path:
 
 
 def weights(out: Path) -> dict[str, bytes]:
-    return {
-        key: value.numpy().tobytes()
-        for key, value in load_file(out / "backbone.safetensors").items()
-    }
+    state = load_file(out / "backbone.safetensors")
+    return {key: value.numpy().tobytes() for key, value in state.items()}
 
 
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+def last_line(capsys: Capture) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -109,32 +95,28 @@ def harm(file: Path, how: str) -> None:
         file.write_bytes(change(old))
 
 
-@pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize(
-    ("file", "command"),
+    ("file", "command", "how"),
     [
-        ("o/run.json", ["evaluate", "o"]),
-        ("o/run.json", ["show", "o"]),
-        ("o/run.json", ["export", "o", "--to", "b.pth"]),
-        ("o/run.json", ["pretrain", "--out", "o", "--resume"]),
-        ("o/run.json", ["pretrain", "--init", "o", "--data", "photos", "--out", "n", *SMALL]),
-        ("o/backbone.safetensors", ["export", "o", "--to", "b.pth"]),
-        ("r/plan.json", ["evaluate", "r"]),
-        ("r/plan.json", ["show", "r"]),
+        *(("o/run.json", "show o", how) for how in DAMAGE),
+        *(("o/backbone.safetensors", "export o --to b.pth", how) for how in DAMAGE),
+        *(("r/plan.json", "show r", how) for how in DAMAGE),
+        ("r/plan.json", "evaluate r", "half"),
+        ("o/run.json", "evaluate o", "binary"),
+        ("o/run.json", "export o --to b.pth", "object"),
+        ("o/run.json", "pretrain --out o --resume", "list"),
+        ("o/run.json", "pretrain --out o --resume", "folder"),
+        ("o/run.json", "pretrain --data photos --out n --init o", "null"),
+        ("o/run.json", "pretrain --data photos --out n --init o", "empty"),
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(
-    copied: Path,
-    file: str,
-    command: list[str],
-    how: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    copied: Path, file: str, command: str, how: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     harm(copied / file, how)
     before = {p for p in copied.rglob("*") if p.suffix != ".lock"}
     monkeypatch.chdir(copied)
-    assert main(command) == 2
+    assert main(argv(command, *(SMALL if "--init" in command else ()))) == 2
     line = last_line(capsys)
     assert line.startswith("selftaught: ")
     assert file in line
@@ -143,7 +125,7 @@ def test_a_damaged_file_is_named_in_one_line(
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_what_is_only_remembered_is_made_again(
-    copied: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, how: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(copied)
     assert main(["evaluate", "o", *SCORED, "--json"]) == 0
@@ -160,9 +142,7 @@ def test_what_is_only_remembered_is_made_again(
     assert main(["report", "o", "--out", "page.html"]) == 0
 
 
-def test_a_damaged_evaluation_is_shown_as_such(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_evaluation_is_shown_as_such(copied: Path, capsys: Capture) -> None:
     (copied / "o" / "evaluation.json").write_text("[{}]")
     assert main(["show", str(copied / "o")]) == 0
     assert "evaluation.json" in capsys.readouterr().out
@@ -172,7 +152,7 @@ def test_a_damaged_evaluation_is_shown_as_such(
     "how", ["empty", "half", "binary", "folder", "missing", "another", "lacking"]
 )
 def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
-    copied: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, how: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """An older one leads to the same end."""
     monkeypatch.chdir(copied)
@@ -199,15 +179,13 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_whole(
         assert main(["pretrain", "--out", "o", "--resume", *HERE]) == 0
         assert how == "missing" or "best.pt" in capsys.readouterr().err
     assert weights(copied / "o") == expected
-    entries = [
-        json.loads(line) for line in (copied / "o" / "journal.jsonl").read_text().splitlines()
-    ]
+    entries = read_journal(copied / "o" / "journal.jsonl")
     assert [e["step"] for e in entries] == list(range(STEPS + 1))
 
 
 @pytest.mark.parametrize("how", ["empty", "half", "binary", "folder"])
 def test_without_a_whole_checkpoint_it_says_what_to_do(
-    copied: Path, how: str, capsys: pytest.CaptureFixture[str]
+    copied: Path, how: str, capsys: Capture
 ) -> None:
     for name in CHECKPOINTS:
         harm(copied / "o" / "checkpoints" / name, how)
@@ -219,37 +197,22 @@ def test_without_a_whole_checkpoint_it_says_what_to_do(
 
 
 def test_an_older_checkpoint_loses_no_candidate(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """The best one is saved before the weights of its step compete for being kept."""
     monkeypatch.chdir(project)
-    words = [
-        "pretrain",
-        "--data",
-        "photos",
-        "--steps",
-        "14",
-        "--keep",
-        "best",
-        "--labels-from",
-        "none",
-        *SMALL,
-    ]
+    words = [*argv("pretrain --data photos --steps 14 --keep best --labels-from none"), *SMALL]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
-    assert main([*words, "--out", str(tmp_path / "parts")]) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     (tmp_path / "parts" / "checkpoints" / "last.pt").write_bytes(b"")
     assert main(["pretrain", "--out", str(tmp_path / "parts"), "--resume", *HERE]) == 0
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
-    one, other = (
-        run_folder.read_run(tmp_path / name).facts["choice"] for name in ("whole", "parts")
-    )
-    assert one == other
+    kept = [run_folder.read_run(tmp_path / name).facts["choice"] for name in ("whole", "parts")]
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_journal_keeps_its_whole_lines(
-    copied: Path, how: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_journal_keeps_its_whole_lines(copied: Path, how: str, capsys: Capture) -> None:
     file = copied / "o" / "journal.jsonl"
     whole = file.read_bytes().splitlines(keepends=True)
     if DAMAGE[how] is None:
@@ -280,12 +243,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(("size", "name"), [(400_000, "best.pt"), (1_000, "run.json")])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
-    project: Path,
-    tmp_path: Path,
-    size: int,
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    project: Path, tmp_path: Path, size: int, name: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(project)
     out = tmp_path / "o"
@@ -303,18 +261,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
 
 
 def test_the_last_good_checkpoint_stays(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    project: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(project)
     out = tmp_path / "o"
     with stopped_at(5):
-        assert (
-            main(["pretrain", "--data", "photos", "--out", str(out), "--steps", str(STEPS), *SMALL])
-            == 0
-        )
+        succeed("pretrain", "--data", "photos", "--out", out, "--steps", STEPS, *SMALL)
     last = (out / "checkpoints" / "last.pt").read_bytes()
     with files_of_at_most(400_000):
         assert main(["pretrain", "--out", str(out), "--resume", "--save-every", "0", *HERE]) == 2
@@ -327,13 +279,8 @@ def test_the_last_good_checkpoint_stays(
 
 
 ERRORS = [
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
+    getattr(errno, name)
+    for name in ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO"]
 ]
 
 
@@ -346,11 +293,7 @@ ERRORS = [
     ],
 )
 def test_whatever_the_disk_says_it_is_one_line(
-    copied: Path,
-    number: int,
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    copied: Path, number: int, name: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(copied)
     real = Path.replace
@@ -372,7 +315,7 @@ def test_whatever_the_disk_says_it_is_one_line(
 
 @pytest.mark.parametrize("command", ["report", "export", "pack", "study"])
 def test_other_commands_say_it_in_one_line_too(
-    copied: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, command: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(copied)
     (copied / "file").write_text("in the way")
@@ -393,7 +336,7 @@ def test_other_commands_say_it_in_one_line_too(
 
 
 def test_a_colleagues_run_is_evaluated_shown_and_exported(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """Where nothing can be written (root may write everywhere, so that files lie in the way
     here).
@@ -414,7 +357,7 @@ def test_a_colleagues_run_is_evaluated_shown_and_exported(
 
 
 def test_a_cache_that_cannot_be_written_is_said_once(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(copied)
     (copied / "cache").write_text("in the way")
@@ -429,10 +372,7 @@ def test_a_cache_that_cannot_be_written_is_said_once(
 
 
 def test_a_run_is_used_from_another_folder(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    project: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     (tmp_path / "photos").mkdir()  # of another kind
     monkeypatch.chdir(tmp_path)
@@ -448,30 +388,11 @@ def test_a_run_is_used_from_another_folder(
     assert main(["show", r]) == 0
     assert main(["pretrain", "--config", f"{o}/run.json", "--out", "again", *HERE]) == 0
     assert weights(tmp_path / "again") == weights(project / "o")
-    assert (
-        main(
-            [
-                "pretrain",
-                "--init",
-                o,
-                "--data",
-                str(project / "photos"),
-                "--steps",
-                "1",
-                "--out",
-                "n",
-                *SMALL,
-            ]
-        )
-        == 0
-    )
+    succeed("pretrain", "--init", o, *argv(f"--data {project}/photos --steps 1 --out n"), *SMALL)
 
 
 def test_a_run_is_resumed_from_another_folder(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    project: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     place = Path(shutil.copytree(project / "photos", tmp_path / "p" / "photos")).parent
     monkeypatch.chdir(place)
@@ -480,22 +401,7 @@ def test_a_run_is_resumed_from_another_folder(
         assert main(words) == 0
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
-    assert (
-        main(
-            [
-                "pretrain",
-                "--out",
-                "../p/o",
-                "--data",
-                "../p/photos",
-                "--resume",
-                "--seed",
-                "1",
-                *HERE,
-            ]
-        )
-        == 2
-    )
+    assert main([*argv("pretrain --out ../p/o --data ../p/photos --resume --seed 1"), *HERE]) == 2
     line = last_line(capsys)
     assert "seed" in line
     assert "data" not in line.partition("settings")[2]
@@ -507,7 +413,7 @@ def test_a_run_is_resumed_from_another_folder(
 
 
 def test_a_project_that_was_moved_is_found_beside_its_runs(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
@@ -517,44 +423,35 @@ def test_a_project_that_was_moved_is_found_beside_its_runs(
     assert main(["evaluate", "../copied/o", *SCORED]) == 0
 
 
-@pytest.mark.parametrize("command", ["evaluate", "resume"])
 def test_missing_images_are_named_with_the_way_to_name_new_ones(
-    project: Path,
-    tmp_path: Path,
-    command: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    project: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     shutil.copytree(project / "photos", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     with stopped_at(5):
-        assert (
-            main(["pretrain", "--data", "photos", "--out", "o", "--steps", str(STEPS), *SMALL]) == 0
-        )
+        succeed("pretrain", "--data", "photos", "--out", "o", "--steps", STEPS, *SMALL)
     (tmp_path / "photos").rename(tmp_path / "new")
     (tmp_path / "o").rename(tmp_path / "elsewhere")
     resume = ["pretrain", "--out", "elsewhere", "--resume", *HERE]
-    words = resume if command == "resume" else ["evaluate", "elsewhere", *SCORED]
-    assert main(words) == 2
-    line = last_line(capsys)
-    assert str(tmp_path / "photos") in line
-    assert "--data" in line
+    for words in (resume, ["evaluate", "elsewhere", *SCORED]):
+        assert main(words) == 2
+        line = last_line(capsys)
+        assert str(tmp_path / "photos") in line
+        assert "--data" in line
     assert main([*resume, "--data", "new"]) == 0  # the same images
     assert weights(tmp_path / "elsewhere") == weights(project / "o")
     assert run_folder.read_run(Path("elsewhere")).facts["data"]["roots"] == ["new"]
     assert main(["evaluate", "elsewhere", *SCORED]) == 0
 
 
-def test_other_images_are_no_new_place(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_images_are_no_new_place(copied: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.chdir(copied)
     folder(copied / "other", classes=2, seed=5)
     assert main(["pretrain", "--out", "o", "--resume", "--data", "other", *HERE]) == 2
     assert "changed" in last_line(capsys)
 
 
-def test_a_run_of_an_older_version_is_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_an_older_version_is_read(copied: Path, monkeypatch: Patch) -> None:
     """It knows its images by their sizes, and no absolute places."""
     monkeypatch.chdir(copied)
     file = copied / "o" / "run.json"
@@ -573,7 +470,7 @@ def test_a_run_of_an_older_version_is_read(copied: Path, monkeypatch: pytest.Mon
 
 
 def test_a_run_that_is_being_trained_is_not_trained_beside_that(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(copied)
     with files.hold_run(copied / "o"):
@@ -581,10 +478,8 @@ def test_a_run_that_is_being_trained_is_not_trained_beside_that(
         line = last_line(capsys)
         assert str(os.getpid()) in line
         assert os.uname().nodename in line
-        stage, index = (
-            run_folder.read_run(Path("o")).stage,
-            run_folder.read_run(Path("o")).stage.data.index(0),
-        )
+        stage = run_folder.read_run(Path("o")).stage
+        index = stage.data.index(0)
         with pytest.raises(UserError, match=str(os.getpid())):
             trainer.train(stage, Path("o"), runtime.Runtime(workers=0, resume=True), index)
         assert main(["evaluate", "o", *SCORED]) == 0  # looking is allowed
@@ -615,9 +510,7 @@ def test_a_lock_ends_with_its_process_whoever_it_has_forked(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_disk_without_locks_is_said_once(
-    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_locks_is_said_once(tmp_path: Path, number: int, monkeypatch: Patch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -634,7 +527,7 @@ def test_a_disk_without_locks_is_said_once(
 
 
 def test_a_run_that_came_to_be_meanwhile_is_not_overwritten(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(copied)
     stage = run_folder.read_run(Path("o")).stage
@@ -647,7 +540,7 @@ def test_a_run_that_came_to_be_meanwhile_is_not_overwritten(
 
 
 def test_a_clock_that_jumps_back_changes_nothing(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     clock = iter(range(10**9, 0, -1000))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
@@ -655,10 +548,7 @@ def test_a_clock_that_jumps_back_changes_nothing(
     monkeypatch.chdir(project)
     words = ["pretrain", "--data", "photos", "--steps", str(STEPS), "--save-every", "0", *SMALL]
     assert main([*words, "--out", str(tmp_path / "o")]) == 0
-    seconds = [
-        json.loads(line)["seconds"]
-        for line in (tmp_path / "o" / "journal.jsonl").read_text().splitlines()
-    ]
+    seconds = [entry["seconds"] for entry in read_journal(tmp_path / "o" / "journal.jsonl")]
     assert seconds == sorted(seconds)
     assert weights(tmp_path / "o") == weights(project / "o")
 
@@ -673,22 +563,11 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("after", [False, True], ids=["before it is in its place", "after"])
 def test_killed_at_any_write_it_ends_the_same(
-    project: Path, tmp_path: Path, after: bool, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path: Path, after: bool, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(project)
     out, real = tmp_path / "o", Path.replace
-    words = [
-        "pretrain",
-        "--data",
-        "photos",
-        "--out",
-        str(out),
-        "--steps",
-        "3",
-        "--save-every",
-        "0",
-        *SMALL,
-    ]
+    words = [*argv(f"pretrain --data photos --out {out} --steps 2 --save-every 0"), *SMALL]
     assert main([*words[:3], "--out", str(tmp_path / "whole"), *words[5:]]) == 0
     calls, at = 0, 0
 
@@ -703,19 +582,13 @@ def test_killed_at_any_write_it_ends_the_same(
         return done
 
     monkeypatch.setattr(Path, "replace", replace)
+    resume = argv(f"pretrain --out {out} --resume --save-every 0", *HERE)
     kills = 0
     while not (out / "run.json").exists() or not run_folder.read_run(out).facts["finished"]:
         calls, at = 0, 1 + kills
         begun = run_folder.has_run(out)
         with contextlib.suppress(Killed):
-            assert (
-                main(
-                    ["pretrain", "--out", str(out), "--resume", "--save-every", "0", *HERE]
-                    if begun
-                    else words
-                )
-                == 0
-            )
+            succeed(*(resume if begun else words))
             break
         kills += 1
     assert kills >= 5
@@ -744,27 +617,11 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
             )
 
     def words(out: str) -> list[str]:
-        new = [
-            "pretrain",
-            "--data",
-            "photos",
-            "--out",
-            out,
-            "--steps",
-            "60",
-            "--keep",
-            "best",
-            "--save-every",
-            "0.1",
-            *SMALL,
-        ]
         if command == "pretrain":
-            begun = run_folder.has_run(tmp_path / out)
-            return (
-                ["pretrain", "--out", out, "--resume", "--save-every", "0.1", *HERE]
-                if begun
-                else new
-            )
+            either = argv(f"pretrain --out {out} --save-every 0.1", *HERE)
+            if run_folder.has_run(tmp_path / out):
+                return [*either, "--resume"]
+            return [*either, *argv("--data photos --steps 60 --keep best", *SMALL[:-2])]
         if command == "pack":
             return ["pack", "photos", "--out", out, "--size", "24", "--shard", "1"]
         return ["evaluate", out, "--labels", "all", "--against", "random", *HERE]
@@ -780,12 +637,8 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
         return [{**row, "backbone": ""} for row in run_folder.evaluations(out)[-1]["rows"]]
 
     if command == "evaluate":
-        assert (
-            start("pretrain", "--data", "photos", "--out", "whole", "--steps", "3", *SMALL).wait(
-                600
-            )
-            == 0
-        )
+        trained = start(*argv("pretrain --data photos --out whole --steps 3", *SMALL))
+        assert trained.wait(600) == 0
         shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     whole = start(*words("whole"))
     began = time.perf_counter()
@@ -806,12 +659,8 @@ def test_killed_at_25_random_moments_it_ends_the_same(tmp_path: Path, command: s
         assert "Traceback" not in log.read_text()
     assert start(*words("parts")).wait(600) == 0, log.read_text()
     assert result(tmp_path / "parts") == result(tmp_path / "whole")
-    drafts = [
-        file
-        for file in (tmp_path / "parts").rglob(f"*{files.DRAFT}*")
-        if file.parent.name != "features"
-    ]
-    assert not drafts
+    drafts = (tmp_path / "parts").rglob(f"*{files.DRAFT}*")
+    assert not [file for file in drafts if file.parent.name != "features"]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -836,12 +685,7 @@ def test_a_journal_is_torn_at_most_at_its_end(tmp_path: Path) -> None:
 def test_an_evaluation_moves_a_damaged_one_aside_under_its_lock(
     tmp_path: Path, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    index = (
-        run_folder.read_run(project / "o").stage.data.index(0)
-        if (project / "photos").exists()
-        else None
-    )
-    assert index is not None
+    index = run_folder.read_run(project / "o").stage.data.index(0)
     (tmp_path / run_folder.EVALUATIONS).write_text("[1, 2")
     nothing = evaluate.Evaluation(results=evaluate.Results(rows=()), verdict="")
     for command in ("one", "two"):

@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 
 from selftaught import load
 from selftaught.cli.main import main
+from tests.fixtures import Patch
 
 OLD = Path(__file__).parent / "old_run"
 
 
 @pytest.fixture
-def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def old_run(tmp_path: Path, monkeypatch: Patch) -> Path:
     shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "run"
@@ -29,11 +30,8 @@ def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_goes_on_to_its_end(old_run: Path) -> None:
     assert main(["pretrain", "--out", "run", "--resume"]) == 0
     record = json.loads((old_run / "run.json").read_text())
-    steps = [
-        json.loads(line)["step"]
-        for line in (old_run / "journal.jsonl").read_text().splitlines()
-        if '"loss"' in line
-    ]
+    lines = (old_run / "journal.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if '"loss"' in line]
     assert record["finished"]
     assert max(steps) == 80
     assert steps == sorted(set(steps)), "it went on where it had stopped"

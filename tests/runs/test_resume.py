@@ -7,6 +7,8 @@ import torch
 
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
+from tests.commands import argv
+from tests.fixtures import Capture, Places
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -14,13 +16,11 @@ SMALL += ["--workers", "0", "--steps", "3"]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
-def test_resuming_on_other_images_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_on_other_images_is_refused(tmp_path: Path, capsys: Capture) -> None:
     images = folder(tmp_path / "images")
     out = tmp_path / "run"
     assert main(["pretrain", "--data", str(images), "--out", str(out), *SMALL]) == 0
@@ -32,54 +32,25 @@ def test_resuming_on_other_images_is_refused(
 
 
 def test_a_start_that_failed_does_not_occupy_its_folder(images: Path, tmp_path: Path) -> None:
-    words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(tmp_path / "run"),
-        "--method",
-        "moco-v2",
-        *SMALL,
-    ]
+    words = [*argv(f"pretrain --data {images} --out {tmp_path}/run --method moco-v2"), *SMALL]
     assert main([*words, "--method.queue", "0"]) == 2
     assert main(words) == 0
 
 
 def test_the_last_checkpoint_is_that_of_the_last_step(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(out),
-        *SMALL[:-1],
-        "60",
-        "--save-every",
-        "0",
-    ]
+    words = argv(f"pretrain --data {images} --out {out} --save-every 0", *SMALL[:-1], "12")
     assert main(words) == 0
-    assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["next"] == 60
+    assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["next"] == 12
 
 
 def test_a_collapse_stays_one_when_it_is_resumed(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """With no step left the run was called done, and the exit code was 0."""
     out = tmp_path / "run"
-    words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(out),
-        "--method",
-        "simsiam",
-        "--optimizer.lr",
-        "100",
-        *SMALL,
-    ]
+    words = argv(f"pretrain --data {images} --out {out} --method simsiam", *SMALL)
+    words += ["--optimizer.lr", "100"]
     assert main([*words, "--steps", "60"]) == 3
     reason = run_folder.read_run(out).facts["reason"]
     capsys.readouterr()

@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths,
 from selftaught.study.runner import Shard
 from selftaught.training.runtime import Runtime
 from selftaught.views.spec import Views
+from tests.commands import argv, succeed
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 from tests.several import together
 from tests.stopping import stopped_at
@@ -50,6 +53,7 @@ SETUP = Setup(
     few=("total:100", "all"),
     shares=("10%", "100%"),
 )
+Done = tuple[Path, dict[str, Any]]
 ONE = replace(
     SETUP, bases={"moco": Base(init="nowhere")}, targets={"tile": SETUP.targets["tile"]}, seeds=(0,)
 )
@@ -75,21 +79,15 @@ def flags(cell: Cell) -> list[dict[str, str]]:
 # designs
 
 
+TARGETS = ["Target 50", "Target 200"]
+
+
 @pytest.mark.parametrize(
     ("study", "expected"),
     [
         (
             "separability",
-            [
-                "random",
-                "base as is",
-                "Base",
-                "HPT 12",
-                "HPT 50",
-                "HPT-BN 20",
-                "Target 50",
-                "Target 200",
-            ],
+            ["random", "base as is", "Base", "HPT 12", "HPT 50", "HPT-BN 20", *TARGETS],
         ),
         ("labels", ["random", "Base", "HPT", "HPT-BN", "Target"]),
         ("sequential", ["B", "B+S", "B+T", "B+S+T"]),
@@ -118,34 +116,21 @@ def test_a_study_has_the_articles_cells(study: str, expected: list[str]) -> None
 
 def test_what_each_way_does() -> None:
     found = ways("separability")
-    (hpt,), (bn,), (target,), (base,), (as_is,), (random,) = (
-        flags(found[way])
-        for way in (
-            ("HPT", "50"),
-            ("HPT-BN", "20"),
-            ("Target", "200"),
-            ("Base", ""),
-            ("base as is", ""),
-            ("random", ""),
-        )
-    )
+    ways_of = [("HPT", "50"), ("HPT-BN", "20"), ("Target", "200"), ("Base", "")]
+    ways_of += [("base as is", ""), ("random", "")]
+    hpt, bn, target, base, as_is, random = (flags(found[way])[0] for way in ways_of)
     assert (hpt["steps"], bn["steps"], target["steps"], base["steps"]) == ("50", "20", "200", "5")
     assert (as_is["steps"], random["steps"]) == ("0", "0")
     assert (bn["trainable"], base["trainable"]) == ("norm", "none")
     assert not any("trainable" in stage for stage in (hpt, target, as_is, random))
     inits = {way: cell.nodes[0].init for way, cell in found.items()}
-    assert {way for way, init in inits.items() if init is None} == {
-        ("random", ""),
-        ("Target", "50"),
-        ("Target", "200"),
-    }
+    fresh = {("random", ""), ("Target", "50"), ("Target", "200")}
+    assert {way for way, init in inits.items() if init is None} == fresh
     assert {init for init in inits.values() if init} == {"nowhere"}
     for cell in found.values():
         assert len(cell.nodes) == 1
-        assert (
-            flags(cell)[0].items()
-            >= {"data": "t", "size": "32", "seed": "0", "statistics": "data"}.items()
-        )
+        common = {"data": "t", "size": "32", "seed": "0", "statistics": "data"}
+        assert flags(cell)[0].items() >= common.items()
 
 
 def test_a_source_comes_in_between_once() -> None:
@@ -178,9 +163,8 @@ def test_augmentations_go_in_the_articles_order() -> None:
     kinds = {"jitter", "gray", "blur", "flip"}
     left = {}
     for name, fewer in AUGMENTATIONS.items():
-        views = replace(
-            default, **{flag.removeprefix("views."): value for flag, value in fewer.items()}
-        )
+        changed = {flag.removeprefix("views."): value for flag, value in fewer.items()}
+        views = replace(default, **changed)
         assert views.scale == default.scale  # the crop stays
         left[name] = {kind for kind in kinds if getattr(views, kind) > 0}
     assert list(left.items()) == [
@@ -192,18 +176,15 @@ def test_augmentations_go_in_the_articles_order() -> None:
     ]
     found = ways("augmentations")
     assert [x for variant, x in found if variant == "HPT"] == list(AUGMENTATIONS)
-    assert (
-        flags(found["Target", "crop"])[0].items() >= {"views.blur": "0", "views.flip": "0"}.items()
-    )
+    none = {"views.blur": "0", "views.flip": "0"}
+    assert flags(found["Target", "crop"])[0].items() >= none.items()
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_hard_examples_are_of_every_training_on_the_target(study: str) -> None:
     plain, hard = ways(study), ways(study, replace(ONE, hard=("adversarial", "cutmix")))
     added = [way for way in hard if way not in plain]
-    assert {way: hard[way].nodes for way in plain} == {
-        way: cell.nodes for way, cell in plain.items()
-    }
+    assert all(hard[way].nodes == cell.nodes for way, cell in plain.items())
     assert added == [(f"{v} + hard", x) for v, x in plain if v not in design.REFERENCES[study]]
     for variant, x in added:
         *before, last = hard[variant, x].nodes
@@ -219,14 +200,11 @@ def test_from_random_weights_it_is_the_bases_network() -> None:
         found = ways("separability", replace(ONE, bases={"b": Base(init=init)}))
         for variant, x in (("random", ""), ("Target", "50")):
             asked = flags(found[variant, x])[0]
-            assert (asked.get("backbone"), asked.get("stem")) == (
-                ("resnet18", "imagenet") if known else (None, None)
-            )
+            network = ("resnet18", "imagenet") if known else (None, None)
+            assert (asked.get("backbone"), asked.get("stem")) == network
         assert "backbone" not in flags(found["HPT", "12"])[0]  # its weights say
-    said = ways(
-        "separability",
-        replace(ONE, bases={"b": Base(init="resnet18.a1_in1k", backbone="resnet18d")}),
-    )
+    base = Base(init="resnet18.a1_in1k", backbone="resnet18d")
+    said = ways("separability", replace(ONE, bases={"b": base}))
     assert {flags(cell)[0]["backbone"] for cell in said.values()} == {"resnet18d"}
     asked = replace(ONE, bases={"b": Base(init="resnet18.a1_in1k")}, settings={"stem": "cifar"})
     assert flags(ways("separability", asked)["Target", "50"])[0]["stem"] == "cifar"
@@ -241,21 +219,13 @@ def test_test_images_are_the_same_for_training_and_judging(tmp_path: Path) -> No
         "path,class\n" + "".join(f"{f},{'ab'[i % 5 == 0]}\n" for i, f in enumerate(files))
     )
     target = Target(data=(str(images),), labels=str(table))
-    (cell,) = [
-        c
-        for c in design.cells("data", replace(ONE, targets={"t": target}))
-        if (c.variant, c.x) == ("Target", "10%")
-    ]
+    cell = ways("data", replace(ONE, targets={"t": target}))["Target", "10%"]
     small = {"backbone": "test_resnet", "batch": 2, "precision": "fp32"}
     overrides = {**cell.nodes[0].overrides, **small}
     plan = Plan(nodes=(replace(cell.nodes[0], overrides=overrides),))
-    (settled,) = execute.resolve_plan(
-        plan, tmp_path, "cpu", lambda data, seed: data.index(seed)
-    ).values()
-    trained_on, judged_on = (
-        settled.stage.data.index(0),
-        build.build_index([images], labels=cell.labels_from),
-    )
+    (settled,) = execute.resolve_plan(plan, tmp_path, "cpu", Data.index).values()
+    trained_on = settled.stage.data.index(0)
+    judged_on = build.build_index([images], labels=cell.labels_from)
     by_folders = build.build_index([images])
 
     def names(index: Index, held_out: bool) -> set[str]:
@@ -277,9 +247,8 @@ def test_keys_are_stable_and_distinct() -> None:
     assert keys == [cell.key for cell in everything(SETUP)]
     assert len(set(keys)) == len({repr(cell.inputs) for cell in everything(SETUP)})
     for study in STUDIES:
-        assert len({cell.key for cell in design.cells(study, SETUP)}) == len(
-            design.cells(study, SETUP)
-        )
+        cells = design.cells(study, SETUP)
+        assert len({cell.key for cell in cells}) == len(cells)
     assert all(len(key) == 12 and key.isalnum() for key in keys)
 
 
@@ -352,10 +321,8 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
         "finetune: {steps: [100], epochs: []}\n"
     )
     setup = design.read(file)
-    assert setup.bases == {
-        "moco": Base(init="base"),
-        "lite0": Base(init="l.pth", backbone="tf_efficientnet_lite0"),
-    }
+    lite = Base(init="l.pth", backbone="tf_efficientnet_lite0")
+    assert setup.bases == {"moco": Base(init="base"), "lite0": lite}
     assert setup.targets["a"] == Target(data=("x", "y"))
     assert setup.targets["b"] == Target(
         data=("z",), source=("w",), labels="t.csv", settings={"size": 32}
@@ -363,13 +330,9 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     assert (setup.hard, setup.few, setup.labels) == (("cutmix",), ("total:100",), ("all",))
     assert setup.steps == Lengths(hpt=(12, 50))
     assert setup.finetune == FineTune(steps=(100,), epochs=())
-    cell = next(
-        c for c in design.cells("sequential", replace(setup, targets={"b": setup.targets["b"]}))
-    )
-    assert (
-        flags(cell)[0].items()
-        >= {"size": "32", "method": "moco-v2", "views.blur": "0", "labels-from": "t.csv"}.items()
-    )
+    cell, *_ = design.cells("sequential", replace(setup, targets={"b": setup.targets["b"]}))
+    asked = {"size": "32", "method": "moco-v2", "views.blur": "0", "labels-from": "t.csv"}
+    assert flags(cell)[0].items() >= asked.items()
 
 
 @pytest.mark.parametrize("name", ["hpt", "hpt_moco", "hpt_hexa"])
@@ -423,18 +386,12 @@ WELL = {"bases": {"own": "resnet18.a1_in1k"}, "targets": {"t": "t"}, "settings":
             "device, labels-from is for the study to decide",
         ),
         ({"settings": {"fsdp": True}}, "fsdp is for the study to decide"),
-        (
-            {"targets": {"t": {"data": "t", "settings": {"seed": 3}}}},
-            "seed is for the study to decide",
-        ),
+        ({"targets": {"t": {"data": "t", "settings": {"seed": 3}}}}, "seed is for the study"),
         ({"settings": {"optimizer": {"lr": 1}}}, "optimizer.lr"),
     ],
 )
 def test_a_plan_that_does_not_fit_gets_one_line(
-    text: str | dict[str, Any] | None,
-    words: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    text: str | dict[str, Any] | None, words: str, tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "plan.yaml"
     if text is not None:
@@ -455,11 +412,7 @@ def test_a_plan_that_does_not_fit_gets_one_line(
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(
-    study: str,
-    change: dict[str, Any],
-    words: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    study: str, change: dict[str, Any], words: str, tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump({**WELL, **change}))
@@ -468,20 +421,10 @@ def test_what_cannot_be_carried_out_is_refused(
 
 
 @pytest.mark.parametrize("shard", ["3/2", "1", "x/2", "1/0", "-1/2"])
-def test_a_shard_that_is_none_is_refused(
-    shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_shard_that_is_none_is_refused(shard: str, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(WELL))
-    words = [
-        "study",
-        "data",
-        "--plan",
-        str(file),
-        "--out",
-        str(tmp_path / "out"),
-        f"--shard={shard}",
-    ]
+    words = [*argv(f"study data --plan {file} --out {tmp_path}/out"), f"--shard={shard}"]
     assert main(words) == 2
     assert "which part of how many" in capsys.readouterr().err
 
@@ -491,37 +434,12 @@ def test_a_shard_that_is_none_is_refused(
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plan(tmp_path_factory: Places) -> Path:
     """Of one target, one base and one seed."""
     root = tmp_path_factory.mktemp("study")
-    small = [
-        "--backbone",
-        "test_resnet",
-        "--size",
-        "32",
-        "--batch",
-        "8",
-        "--precision",
-        "fp32",
-        "--workers",
-        "0",
-    ]
+    small = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0")
     base = folder(root / "base", seed=1)
-    assert (
-        main(
-            [
-                "pretrain",
-                "--data",
-                str(base),
-                "--steps",
-                "2",
-                *small,
-                "--out",
-                str(root / "brought"),
-            ]
-        )
-        == 0
-    )
+    succeed(*argv(f"pretrain --data {base} --steps 2"), *small, "--out", root / "brought")
     written = {
         "bases": {"own": str(root / "brought")},
         "targets": {"stripes": {"data": str(folder(root / "target")), "source": str(base)}},
@@ -548,7 +466,7 @@ def said(words: list[str], code: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def done(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def done(plan: Path, tmp_path_factory: Places) -> Done:
     """A study that was stopped in the middle of a stage, looked at, and brought to its end; and how
     it was between.
     """
@@ -576,7 +494,7 @@ def done(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     ],
 )
 def test_what_does_not_fit_comes_to_light_before_anything_is_trained(
-    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: dict[str, Any], told: str
+    plan: Path, tmp_path: Path, capsys: Capture, wrong: dict[str, Any], told: str
 ) -> None:
     """A second target's typo showed after the whole of the first."""
     written = yaml.safe_load(plan.read_text())
@@ -594,7 +512,7 @@ def test_what_does_not_fit_comes_to_light_before_anything_is_trained(
     assert not list((tmp_path / "out").rglob("backbone.safetensors"))
 
 
-def test_a_stopped_study_says_how_much_is_there(done: tuple[Path, dict[str, Any]]) -> None:
+def test_a_stopped_study_says_how_much_is_there(done: Done) -> None:
     _, between = done
     assert len(between["cells"]) == 4  # random, base as is, Base, HPT (2)
     assert len(between["unfinished"]) == 1
@@ -602,23 +520,14 @@ def test_a_stopped_study_says_how_much_is_there(done: tuple[Path, dict[str, Any]
     assert "4 of 7 cells are done" in between["page"]
 
 
-def test_a_study_leaves_table_figures_and_page(
-    done: tuple[Path, dict[str, Any]], plan: Path
-) -> None:
+def test_a_study_leaves_table_figures_and_page(done: Done, plan: Path) -> None:
     out, _ = done
     assert len(list((out / "cells").iterdir())) == 7
     facts = json.loads((out / "separability.json").read_text())
     assert (facts["done"], facts["cells"], facts["plan"]) == (7, 7, plan.read_text())
     assert facts["command"].startswith("selftaught study separability --plan ")
-    ways = [
-        ("random", ""),
-        ("base as is", ""),
-        ("Base", ""),
-        ("HPT", "2"),
-        ("HPT", "4"),
-        ("HPT-BN", "3"),
-        ("Target", "4"),
-    ]
+    ways = [("random", ""), ("base as is", ""), ("Base", ""), ("HPT", "2"), ("HPT", "4")]
+    ways += [("HPT-BN", "3"), ("Target", "4")]
     assert {(r["variant"], r["x"], r["protocol"]) for r in facts["rows"]} == {
         (*way, protocol) for way in ways for protocol in ("knn", "linear")
     }
@@ -628,9 +537,7 @@ def test_a_study_leaves_table_figures_and_page(
         assert 0 <= row["low"] <= row["mean"] <= row["high"] <= 1
     with (out / "separability.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [(r["variant"], r["x"]) for r in table] == [
-        way for way in ways for _ in ("knn", "linear")
-    ]
+    assert [(r["variant"], r["x"]) for r in table] == [w for w in ways for _ in range(2)]
     assert {r["seeds"] for r in table} == {"1"}
     for name in ("knn.png", "knn.svg", "linear.png", "linear.svg"):
         assert (out / f"separability-{name}").stat().st_size > 8000
@@ -644,7 +551,7 @@ def test_a_study_leaves_table_figures_and_page(
     assert facts["findings"][0].replace("'", "&#39;") in text
 
 
-def test_every_stage_is_trained_once(done: tuple[Path, dict[str, Any]]) -> None:
+def test_every_stage_is_trained_once(done: Done) -> None:
     out, _ = done
     stages = [json.loads(f.read_text())["config"] for f in out.glob("stages/*/run.json")]
     assert not list(out.glob("stages/*/checkpoints")), "hundreds of stages would fill a disk"
@@ -661,7 +568,19 @@ def test_every_stage_is_trained_once(done: tuple[Path, dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def undrawn(monkeypatch: Patch) -> None:
+    """Figures take longer than the cells."""
+    monkeypatch.setattr(figures, "draw", lambda *_: [])
+
+
+@pytest.fixture
+def own(done: Done, tmp_path: Path) -> Path:
+    """A copy of the study that is done, which may be harmed."""
+    return Path(shutil.copytree(done[0], tmp_path / "own"))
+
+
+@pytest.fixture
+def trainings(monkeypatch: Patch) -> list[str]:
     """The stages that are trained."""
     seen: list[str] = []
     real = execute.train
@@ -675,7 +594,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def judged(monkeypatch: Patch) -> list[str]:
     """The cells that are judged."""
     seen: list[str] = []
     real = runner.evaluate
@@ -688,53 +607,36 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_a_second_time_does_nothing(
-    done: tuple[Path, dict[str, Any]], plan: Path, trainings: list[str], judged: list[str]
-) -> None:
-    out, _ = done
-    table = (out / "separability.csv").read_bytes()
-    said(words("separability", plan, out))
-    assert not trainings
-    assert not judged
-    assert (out / "separability.csv").read_bytes() == table
-
-
-@pytest.mark.parametrize("harm", ["gone", "empty", "half", "no scores", "of other images"])
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("harm", ["none", "gone", "empty", "half", "no scores", "of other images"])
 def test_a_cell_that_is_gone_or_damaged_is_judged_again_and_no_other(
-    done: tuple[Path, dict[str, Any]],
-    plan: Path,
-    trainings: list[str],
-    judged: list[str],
-    harm: str,
+    own: Path, done: Done, plan: Path, trainings: list[str], judged: list[str], harm: str
 ) -> None:
-    out, _ = done
-    table = (out / "separability.csv").read_bytes()
-    (cell,) = [c for c in design.cells("separability", design.read(plan)) if c.variant == "HPT-BN"]
+    out, table = own, (own / "separability.csv").read_bytes()
+    cell = cell_of(plan, "separability", "HPT-BN", "3")
     file = out / "cells" / f"{cell.key}.json"
     text = file.read_text()
     before = json.loads(text)
     if harm == "gone":
         file.unlink()
     elif harm == "of other images":
-        file.write_text(
-            json.dumps(
-                {**before, "images": [{**i, "fingerprint": "another"} for i in before["images"]]}
-            )
-        )
-    else:
+        others = [{**i, "fingerprint": "another"} for i in before["images"]]
+        file.write_text(json.dumps({**before, "images": others}))
+    elif harm != "none":
         file.write_text({"empty": "", "half": text[: len(text) // 2], "no scores": "{}"}[harm])
         # what is there is gathered all the same
         said(words("separability", plan, out, "--shard", "0/1"))
         assert len(json.loads((out / "separability.json").read_text())["rows"]) > 0
     said(words("separability", plan, out))
-    assert judged == [cell.key]
+    assert judged == ([] if harm == "none" else [cell.key])
     assert not trainings
-    assert json.loads(file.read_text()) == before
+    assert json.loads(file.read_text().replace(str(own), str(done[0]))) == before
     assert (out / "separability.csv").read_bytes() == table
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_in_parts_and_never_stopped_it_is_the_same(
-    done: tuple[Path, dict[str, Any]], plan: Path, tmp_path: Path, judged: list[str]
+    done: Done, plan: Path, tmp_path: Path, judged: list[str]
 ) -> None:
     out, _ = done
     said(words("separability", plan, tmp_path, "--shard", "2/2"))
@@ -756,9 +658,7 @@ def backbones(out: Path) -> dict[str, dict[str, bytes]]:
 
 
 @pytest.mark.slow
-def test_several_processes_do_a_study_as_one_does(
-    done: tuple[Path, dict[str, Any]], plan: Path, tmp_path: Path
-) -> None:
+def test_several_processes_do_a_study_as_one_does(done: Done, plan: Path, tmp_path: Path) -> None:
     """What one writes the others must not yet read, nor take away."""
     together(tmp_path / "log", *words("separability", plan, tmp_path / "two", "--shard", "2/2"))
     found, expected = (
@@ -772,24 +672,21 @@ def test_several_processes_do_a_study_as_one_does(
 
 
 def test_another_study_takes_the_stages_that_are_there(
-    done: tuple[Path, dict[str, Any]], plan: Path, trainings: list[str]
+    own: Path, plan: Path, trainings: list[str]
 ) -> None:
     """And fine-tunes them, with few labels and with all."""
-    out, _ = done
-    said(words("labels", plan, out))
+    said(words("labels", plan, own))
     assert not trainings
-    rows = json.loads((out / "labels.json").read_text())["rows"]
+    rows = json.loads((own / "labels.json").read_text())["rows"]
     assert {(r["variant"], r["labels"], r["protocol"], r["metric"]) for r in rows} == {
         (variant, labels, "finetune", "balanced_accuracy")
         for variant in ("random", "Base", "HPT", "HPT-BN", "Target")
         for labels in ("2", "all")
     }
-    assert (out / "labels-finetune.png").is_file()
+    assert (own / "labels-finetune.png").is_file()
 
 
-def test_nothing_done_is_nothing_to_gather(
-    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_done_is_nothing_to_gather(plan: Path, tmp_path: Path, capsys: Capture) -> None:
     said(words("data", plan, tmp_path, "--shard", "0/4"), code=2)
     assert "no cell of data is done yet" in capsys.readouterr().err
 
@@ -803,15 +700,12 @@ def test_a_source_is_the_same_stage_with_and_without_what_follows(
         return known.setdefault((data, seed), data.index(seed))
 
     cells = {c.variant: c for c in design.cells("sequential", design.read(plan))}
-    identities = {
-        variant: [
-            s.identity
-            for s in execute.resolve_plan(
-                Plan(nodes=cell.nodes), tmp_path, "cpu", index_of
-            ).values()
-        ]
-        for variant, cell in cells.items()
-    }
+
+    def names(cell: Cell) -> list[str]:
+        stages = execute.resolve_plan(Plan(nodes=cell.nodes), tmp_path, "cpu", index_of)
+        return [stage.identity for stage in stages.values()]
+
+    identities = {variant: names(cell) for variant, cell in cells.items()}
     assert identities["B+S+T"][:1] == identities["B+S"]
     # B, S, T after B, T after S
     assert len({identity for found in identities.values() for identity in found}) == 4
@@ -829,12 +723,7 @@ def cell_of(plan: Path, study: str, variant: str, x: str = "") -> Cell:
 
 @pytest.mark.parametrize(("end", "outcome"), [(Collapsed, "collapsed"), (Diverged, "diverged")])
 def test_a_training_that_came_to_no_good_is_a_result_that_is_told(
-    end: type[UserError],
-    outcome: str,
-    done: tuple[Path, dict[str, Any]],
-    plan: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    end: type[UserError], outcome: str, done: Done, plan: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """What would follow is left out, and what there is, is scored."""
     real = execute.execute_stage
@@ -854,19 +743,17 @@ def test_a_training_that_came_to_no_good_is_a_result_that_is_told(
     # the source
     assert json.loads((tmp_path / row["folder"] / "run.json").read_text())["config"]["steps"] == 2
     assert len(list((tmp_path / "stages").glob("*/run.json"))) == 1
-    assert tables.fallen([row]) == [
-        "stripes from own, B+S+T, seed 0: " + f"{outcome} in training, and scored so."
-    ]
-    assert (
-        tables.fallen(runner.gather(design.cells("separability", design.read(plan)), done[0])) == []
-    )
+    said = f"stripes from own, B+S+T, seed 0: {outcome} in training, and scored so."
+    assert tables.fallen([row]) == [said]
+    sound = runner.gather(design.cells("separability", design.read(plan)), done[0])
+    assert tables.fallen(sound) == []
 
 
 ROW = {"protocol": "knn", "labels": "all", "metric": "auroc", "mean": 0.5, "low": 0.4, "high": 0.6}
 
 
 def test_what_ends_a_cell_leaves_no_half_of_it(
-    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     def broken(*_: Any) -> Any:
         raise errors.Stopped("in the middle")
@@ -891,16 +778,8 @@ def made_up(
     """Points of a study by hand; a cell without a score is not done yet."""
     cells = design.cells(study, setup)
     rows = [
-        {
-            "target": c.target,
-            "base": c.base,
-            "variant": c.variant,
-            "x": c.x,
-            "protocol": protocol,
-            "labels": labels,
-            "metric": metric,
-            "mean": value,
-        }
+        {"target": c.target, "base": c.base, "variant": c.variant, "x": c.x}
+        | {"protocol": protocol, "labels": labels, "metric": metric, "mean": value}
         for c in cells
         for protocol in c.protocols
         for labels in c.labels
@@ -921,33 +800,17 @@ def test_points_are_means_with_their_range_in_the_studys_order() -> None:
         assert point["mean"] == pytest.approx(0.6)
         assert (point["low"], point["high"], point["seeds"]) == (0.5, 0.7, 3)
     few = made_up("labels", replace(ONE, few=("all", "total:20", "total:100", "5")), lambda c: 0.5)
-    assert [p["labels"] for p in few if p["variant"] == "HPT"] == [
-        "5",
-        "total:20",
-        "total:100",
-        "all",
-    ]
-    assert next(csv.reader(io.StringIO(tables.as_csv(points)))) == [
-        *tables.GROUP,
-        "mean",
-        "low",
-        "high",
-        "seeds",
-    ]
+    assert [p["labels"] for p in few if p["variant"] == "HPT"] == argv("5 total:20 total:100 all")
+    head = next(csv.reader(io.StringIO(tables.as_csv(points))))
+    assert head == [*tables.GROUP, "mean", "low", "high", "seeds"]
     assert tables.as_csv([]).startswith("target,base,variant")
 
 
 def finding(hpt: tuple[float, float], target: tuple[float, float]) -> str:
-    scores = {
-        ("HPT", "12"): hpt[0],
-        ("HPT", "50"): hpt[1],
-        ("Target", "50"): target[0],
-        ("Target", "200"): target[1],
-    }
-    (line,) = tables.findings(
-        "separability",
-        linear(made_up("separability", ONE, lambda c: scores.get((c.variant, c.x), 0.4))),
-    )
+    scores = {("HPT", "12"): hpt[0], ("HPT", "50"): hpt[1]}
+    scores |= {("Target", "50"): target[0], ("Target", "200"): target[1]}
+    points = made_up("separability", ONE, lambda c: scores.get((c.variant, c.x), 0.4))
+    (line,) = tables.findings("separability", linear(points))
     return line
 
 
@@ -1006,7 +869,7 @@ def test_auroc_speaks_where_there_is_no_accuracy() -> None:
 
 
 @pytest.fixture
-def panels(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def panels(monkeypatch: Patch) -> list[Any]:
     """The figures that are drawn, as matplotlib has them."""
     import matplotlib as mpl
 
@@ -1107,9 +970,7 @@ def test_what_is_not_done_yet_is_no_error(tmp_path: Path, panels: list[Any]) -> 
     assert texts == {"not done yet"}
 
 
-def test_without_matplotlib_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UserError, match="pip install"):
         figures.draw("data", made_up("data", ONE, lambda c: 0.5), tmp_path)

@@ -105,12 +105,8 @@ def test_a_failed_first_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_comes_back_as_it_was_and_runs_no_code(tmp_path: Path) -> None:
-    state = {
-        "step": {"w": torch.rand(3), "n": torch.tensor(3)},
-        "next": 7,
-        "best": None,
-        "peaks": [0.1, 0.2],
-    }
+    state = {"step": {"w": torch.rand(3), "n": torch.tensor(3)}, "next": 7, "best": None}
+    state["peaks"] = [0.1, 0.2]
     back = checkpoint.load_checkpoint(checkpoint.save_checkpoint(tmp_path / "last.pt", state))
     assert torch.equal(back["step"]["w"], state["step"]["w"])  # type: ignore[index]
     assert {k: v for k, v in back.items() if k != "step"} == {
@@ -138,14 +134,8 @@ def test_one_bad_number_anywhere_is_found(bad: float) -> None:
 
 
 def test_what_holds_no_fractions_is_finite() -> None:
-    assert all_finite(
-        {
-            "n": torch.tensor(2**62),
-            "flags": torch.tensor([True]),
-            "none": [],
-            "empty": torch.zeros(0),
-        }
-    )
+    sound = {"n": torch.tensor(2**62), "flags": torch.tensor([True]), "none": []}
+    assert all_finite({**sound, "empty": torch.zeros(0)})
 
 
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:

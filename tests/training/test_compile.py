@@ -2,8 +2,10 @@
 
 import copy
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,8 @@ from selftaught.training import session
 from selftaught.training.compile import compile_backbones
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
+from tests.commands import argv
+from tests.fixtures import Capture, Patch
 from tests.networks import RESNET, VIT
 from tests.pictures import folder
 from tests.stopping import stopped_at
@@ -50,11 +54,8 @@ def step_of(name: str, hard: tuple[HardExample, ...], network: str = RESNET) -> 
     kind = METHODS[name]
     setting = Setting(images=64, batch=8, steps=10, features=backbone.features)
     config = defaults_for(kind, setting).config
-    return (
-        Step(kind(config, Setup(backbone, 64, 5)), hard)
-        .to(memory_format=torch.channels_last)
-        .train()
-    )
+    step = Step(kind(config, Setup(backbone, 64, 5)), hard)
+    return step.to(memory_format=torch.channels_last).train()
 
 
 def batch(seed: int, small: int = 0) -> Batch:
@@ -71,13 +72,11 @@ def trained(
     """
     optimizer = torch.optim.SGD([{"params": step.parameters(), "peak": 1e-3}], lr=0)
     loop = Loop(steps=steps, steps_per_epoch=steps, schedule=lambda progress: 1.0, bf16=bf16)
-    reports = fit(
-        step,
-        step.method,
-        lambda number, first: (batch(i, small) for i in range(first, steps)),
-        optimizer,
-        loop,
-    )
+
+    def epochs(number: int, first: int) -> Iterator[Batch]:
+        return (batch(i, small) for i in range(first, steps))
+
+    reports = fit(step, step.method, epochs, optimizer, loop)
     losses = [next(reports).losses]
     with torch.compiler.set_stance("fail_on_recompile"):
         losses += [report.losses for report in reports]
@@ -102,32 +101,20 @@ def same(
 ) -> None:
     plain, compiled = step_of(name, hard, network), step_of(name, hard, network)
     compile_backbones(compiled, CPU, backend)
-    there = [
-        part._compiled_call_impl is not None
-        for part in compiled.modules()
-        if isinstance(part, Backbone)
-    ]
+    parts = [part for part in compiled.modules() if isinstance(part, Backbone)]
+    there = [part._compiled_call_impl is not None for part in parts]
     assert there == [True] * (1 if name == "swav" else 2)  # the teacher's copy, too
-    (losses, gradients), (theirs, others) = (
-        trained(plain, small, bf16),
-        trained(compiled, small, bf16),
-    )
+    losses, gradients = trained(plain, small, bf16)
+    theirs, others = trained(compiled, small, bf16)
     torch.testing.assert_close(theirs, losses, rtol=3e-2 if bf16 else 1e-4, atol=1e-5)
-    flat, other = (
-        torch.cat([g.flatten() for g in gradients]),
-        torch.cat([g.flatten() for g in others]),
-    )
+    flat, other = (torch.cat([g.flatten() for g in each]) for each in (gradients, others))
     assert torch.nn.functional.cosine_similarity(flat, other, dim=0) > (0.95 if bf16 else 0.999)
     state, its = plain.state_dict(), compiled.state_dict()
     assert list(its) == list(state)
     for key, value in state.items():  # what batch norms remember: of clean images alone
-        torch.testing.assert_close(
-            its[key],
-            value,
-            rtol=2e-2,
-            atol=2e-2 if bf16 else 2e-3,
-            msg=lambda m, key=key: f"{key}: {m}",
-        )
+        message: Any = lambda m, key=key: f"{key}: {m}"  # noqa: E731
+        close = {"rtol": 2e-2, "atol": 2e-2 if bf16 else 2e-3}
+        torch.testing.assert_close(its[key], value, msg=message, **close)
 
 
 @pytest.mark.parametrize(("case", "bf16"), [("byol", False)])
@@ -154,14 +141,8 @@ class Tiny(nn.Sequential):
 
 @needs_compiler
 def test_a_compiled_backbone_is_the_same() -> None:
-    layers = (
-        nn.Conv2d(3, 8, 3, 4),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-    network = Tiny(*layers)  # a compiler takes seconds for each layer
+    layers = (nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    network = Tiny(*layers, nn.Flatten())  # a compiler takes seconds for each layer
     plain, compiled = (
         Backbone(copy.deepcopy(network), name="", stem="", mean=[0.5], std=[0.2]).train()
         for _ in range(2)
@@ -184,25 +165,12 @@ def test_a_compiled_network_is_the_same(case: str, bf16: bool) -> None:
     same(*CASES[case], bf16, "inductor")
 
 
-SMALL = [
-    "--backbone",
-    RESNET,
-    "--size",
-    "32",
-    "--batch",
-    "8",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
-    "--steps",
-    "6",
-]
+SMALL = ["--backbone", RESNET, *argv("--size 32 --batch 8 --precision fp32 --workers 0 --steps 6")]
 
 
 @pytest.mark.slow
 def test_a_compiled_run_goes_on_as_it_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """Of four steps an epoch; stopped and resumed, without saying --compile again."""
     graphs = []
@@ -212,16 +180,8 @@ def test_a_compiled_run_goes_on_as_it_began(
         return graph
 
     monkeypatch.setattr(session, "compile_backbones", partial(compile_backbones, backend=counted))
-    words = [
-        "pretrain",
-        "--data",
-        str(folder(tmp_path / "images")),
-        *SMALL,
-        "--method",
-        "byol",
-        "--hard",
-        "cutmix",
-    ]
+    images = folder(tmp_path / "images")
+    words = argv(f"pretrain --data {images} --method byol --hard cutmix", *SMALL)
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
     assert graphs == []
     assert main([*words, "--compile", "--out", str(tmp_path / "whole")]) == 0
@@ -245,18 +205,11 @@ def test_a_compiled_run_goes_on_as_it_began(
 
 
 def test_without_a_compiler_it_says_so_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    words = [
-        "pretrain",
-        "--data",
-        str(folder(tmp_path / "images")),
-        *SMALL,
-        "--compile",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    images = folder(tmp_path / "images")
+    words = argv(f"pretrain --data {images} --compile --out {tmp_path}/run", *SMALL)
     # as torch reads it from the variable CXX when it is imported
     with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "none"))}):
         assert main(words) == 2

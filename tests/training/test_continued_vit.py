@@ -37,16 +37,8 @@ def tiny_patch14_reg4_dinov2(pretrained: bool = False, **options: Any) -> Any:
     kept = {
         k: v for k, v in options.items() if k in ("num_classes", "img_size", "dynamic_img_size")
     }
-    return vision_transformer.VisionTransformer(
-        patch_size=14,
-        embed_dim=32,
-        depth=2,
-        num_heads=2,
-        init_values=1e-5,
-        reg_tokens=4,
-        no_embed_class=True,
-        **kept,
-    )
+    kept |= {"patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 1e-5}
+    return vision_transformer.VisionTransformer(reg_tokens=4, no_embed_class=True, **kept)
 
 
 @pytest.mark.parametrize(

@@ -19,37 +19,16 @@ from selftaught.optim import SGD, AdamW, Optimizer
 from selftaught.runs import folder as run_folder
 from selftaught.training import checkpoint, fsdp
 from selftaught.training.step import Step
+from tests.commands import argv
+from tests.fixtures import Places
 from tests.laws.toys import Deep, batch, build, mine, rng
 from tests.pictures import folder
 from tests.several import begin, kill, run_command, spawned, together
 
-SMALL = [
-    "--backbone",
-    "test_vit",
-    "--size",
-    "32",
-    "--batch",
-    "16",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
-]
+SMALL = argv("--backbone test_vit --size 32 --batch 16 --precision fp32 --workers 0")
 TRAINING = [
-    "--method",
-    "byol",
-    "--hard",
-    "cutmix",
-    "--steps",
-    "12",
-    "--keep",
-    "best",
-    "--accumulate",
-    "2",
-    "--clip",
-    "1",
-    "--optimizer.lr",
-    "0.004",  # low: rounding grows with each step
+    *argv("--method byol --hard cutmix --steps 12 --keep best --accumulate 2 --clip 1"),
+    *argv("--optimizer.lr 0.004"),  # low: rounding grows with each step
 ]
 
 
@@ -83,17 +62,13 @@ def everything(step: Step, optimizer: torch.optim.Optimizer) -> list[Any]:
     """
     names = {p: name for name, p in step.named_parameters()}
     moments = {names[p]: of for p, of in optimizer.state.items()}
-    return [
-        {name: full_tensor(value).clone() for name, value in step.state_dict().items()},
-        {
-            name: {k: full_tensor(v).clone() for k, v in sorted(of.items())}
-            for name, of in sorted(moments.items())
-        },
-        [
-            {k: v for k, v in group.items() if k not in ("params", "fused", "foreach")}
-            for group in optimizer.param_groups
-        ],
-    ]
+
+    def whole(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: full_tensor(value).clone() for name, value in sorted(values.items())}
+
+    other = ("params", "fused", "foreach")
+    groups = [{k: v for k, v in g.items() if k not in other} for g in optimizer.param_groups]
+    return [whole(step.state_dict()), {k: whole(v) for k, v in sorted(moments.items())}, groups]
 
 
 def saved_and_restored(place: Path, plain: dict[str, Any], asked: Optimizer) -> list[Any]:
@@ -115,13 +90,10 @@ def saved_and_restored(place: Path, plain: dict[str, Any], asked: Optimizer) -> 
     return [was, everything(*again), restored]
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        pytest.param(AdamW(lr=0.01), marks=pytest.mark.slow, id="adamw"),
-        pytest.param(SGD(lr=0.01), id="sgd"),
-    ],
-)
+ADAMW = pytest.param(AdamW(lr=0.01), marks=pytest.mark.slow, id="adamw")
+
+
+@pytest.mark.parametrize("asked", [ADAMW, pytest.param(SGD(lr=0.01), id="sgd")])
 def test_shards_and_whole_checkpoints_become_each_other(asked: Optimizer, tmp_path: Path) -> None:
     alone = trained(0, 2, False, asked)
     found = spawned(saved_and_restored, tmp_path, tmp_path, alone[1].state_dict(), asked)
@@ -176,7 +148,7 @@ def test_shards_of_a_network_that_waits_are_restored(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"), each=16)
 
 
@@ -185,20 +157,12 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def shared_out(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_out(images: Path, tmp_path_factory: Places) -> Path:
     out = tmp_path_factory.mktemp("shards") / "run"
-    said = together(
-        out.with_suffix(".log"),
-        "pretrain",
-        "--data",
-        str(images),
-        *TRAINING,
-        *SMALL,
-        "--out",
-        str(out),
-        "--fsdp",
-    )
-    assert "Warning" not in said
+    log = out.with_suffix(".log")
+    words = argv(f"pretrain --data {images} --out {out} --fsdp", *TRAINING, *SMALL)
+    assert run_command(log, *words) == [0, 0]
+    assert "Warning" not in log.read_text()
     return out
 
 
@@ -211,11 +175,8 @@ def test_shared_out_or_not_it_is_the_same_training(
     torch.testing.assert_close(weights(shared_out), weights(out), rtol=1e-4, atol=1e-6)
     kept = [run_folder.read_run(folder).facts["choice"] for folder in (shared_out, out)]
     assert kept[0]["kept"] == kept[1]["kept"]
-    kinds = [
-        {f.is_dir() for f in (folder / "checkpoints").glob("last-*")}
-        for folder in (shared_out, out)
-    ]
-    assert kinds == [{True}, set()]
+    assert {f.is_dir() for f in (shared_out / "checkpoints").glob("last-*")} == {True}
+    assert not list((out / "checkpoints").glob("last-*"))
 
 
 @pytest.mark.slow
@@ -261,9 +222,7 @@ def run_evaluations(out: Path) -> list[dict[str, Any]]:
 
 
 def test_compiled_it_is_not_shared_out(images: Path, tmp_path: Path) -> None:
-    log, words = (
-        tmp_path / "log",
-        ["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), "--steps", "2", *SMALL],
-    )
+    log = tmp_path / "log"
+    words = argv(f"pretrain --data {images} --out {tmp_path}/run --steps 2", *SMALL)
     assert 0 not in run_command(log, *words, "--fsdp", "--compile")
     assert "--compile and --fsdp do not go together" in log.read_text()

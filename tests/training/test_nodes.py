@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.commands import argv
 from tests.pictures import folder
 from tests.several import together
 
@@ -57,61 +58,18 @@ def hosts() -> Iterator[list[str]]:
 
 
 def words(data: Path, out: Path, steps: int) -> list[str]:
-    asked = [
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--backbone",
-        "resnet10t",
-        "--size",
-        "32",
-        "--stem",
-        "imagenet",
-    ]
-    return [
-        "pretrain",
-        *asked,
-        "--batch",
-        "8",
-        "--steps",
-        str(steps),
-        "--save-every",
-        "1",
-        "--precision",
-        "fp32",
-        "--resume",
-    ]
+    network = argv("--backbone resnet10t --size 32 --stem imagenet --precision fp32")
+    asked = f"pretrain --data {data} --out {out} --batch 8 --steps {steps} --save-every 1 --resume"
+    return argv(asked, *network)
 
 
 def node(host: str, nodes: str, command: list[str], log: Path) -> subprocess.Popen[bytes]:
     """One machine's torchrun; the first machine is where they meet."""
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
-        nodes,
-        "--nproc-per-node",
-        "1",
-    ]
-    torchrun += [
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "10.77.0.1:29500",
-        "--rdzv-id",
-        "test",
-        "--max-restarts",
-        "3",
-    ]
     first = host.endswith("a")
-    torchrun += [
-        "--local-addr",
-        "10.77.0.1" if first else "10.77.0.2",
-        "--rdzv-conf",
-        f"is_host={int(first)}",
-    ]
+    torchrun = [sys.executable, *argv(f"-m torch.distributed.run --nnodes {nodes}")]
+    torchrun += argv("--nproc-per-node 1 --max-restarts 3 --rdzv-backend c10d --rdzv-id test")
+    torchrun += argv(f"--rdzv-endpoint 10.77.0.1:29500 --rdzv-conf is_host={int(first)}")
+    torchrun += ["--local-addr", "10.77.0.1" if first else "10.77.0.2"]
     return subprocess.Popen(
         ["ip", "netns", "exec", host, *torchrun, "-m", "selftaught", *command],
         env=os.environ

@@ -16,6 +16,8 @@ from selftaught.errors import UserError
 from selftaught.method import Batch
 from selftaught.training import loop, prefetch, session
 from selftaught.training.prefetch import Prefetcher, idle
+from tests.commands import argv
+from tests.fixtures import Patch
 from tests.laws.toys import batch
 from tests.pictures import folder
 from tests.stopping import stopped_at
@@ -87,7 +89,7 @@ class Seen:
 
 
 @pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Streams]:
+def streams(monkeypatch: Patch) -> Iterator[Streams]:
     found = Streams()
     monkeypatch.setattr(prefetch, "streams", lambda device: found)
     prefetch.side.cache_clear()
@@ -98,12 +100,9 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[Streams]:
 def source(streams: Streams, n: int) -> Iterator[Batch]:
     for i in range(n):
         streams.told.append((f"batch {i} made on", streams.now))
-        yield Batch(
-            *[
-                (seen(streams, i, "a"), seen(streams, i, "b")),
-                *(seen(streams, i, part) for part in "cde"),
-            ]
-        )  # type: ignore[arg-type, misc]
+        views: Any = (seen(streams, i, "a"), seen(streams, i, "b"))
+        rest: Any = [seen(streams, i, part) for part in "cde"]
+        yield Batch(views, *rest)
 
 
 def seen(streams: Streams, i: int, part: str) -> Seen:
@@ -187,38 +186,20 @@ def test_waiting_counts_while_the_device_has_nothing_to_do(streams: Streams) -> 
         assert idle(GPU, lambda: "raw") == ("raw", 0.0)
 
 
-SMALL = [
-    "--backbone",
-    "test_resnet",
-    "--size",
-    "32",
-    "--batch",
-    "8",
-    "--precision",
-    "fp32",
-    "--steps",
-    "7",
-]
+SMALL = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --steps 7")
 
 
 @pytest.mark.parametrize(
     "more", [["--workers", "2"], ["--workers", "0", "--accumulate", "2", "--views", "reference"]]
 )
 def test_a_run_is_the_same_bit_for_bit(
-    more: list[str], streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: list[str], streams: Streams, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Epochs of four steps; stopped in the middle of one, with a batch made that was not used
     yet.
     """
-    words = [
-        "pretrain",
-        "--data",
-        str(folder(tmp_path / "images")),
-        *SMALL,
-        *more,
-        "--method",
-        "byol",
-    ]
+    images = folder(tmp_path / "images")
+    words = argv(f"pretrain --data {images} --method byol", *SMALL, *more)
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
     monkeypatch.setattr(loop, "Prefetcher", lambda batches, device: Prefetcher(batches, GPU))
     monkeypatch.setattr(session, "idle", lambda device, wait: idle(GPU, wait))

@@ -19,6 +19,7 @@ from selftaught.training import pretext_accuracy
 from selftaught.training.monitor import Monitor
 from selftaught.training.pretext_accuracy import measure_accuracy
 from selftaught.training.session import Session, build_session
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 
 SMALL = ["--backbone", "test_resnet", "--size", "32", "--batch", "8", "--precision", "fp32"]
@@ -26,14 +27,14 @@ SMALL += ["--workers", "0"]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(images: Path, tmp_path_factory: Places, pictures: None) -> Path:
     out = tmp_path_factory.mktemp("runs") / "rotation"
-    words = ["--data", str(images), "--out", str(out), "--method", "rotation", "--steps", "12"]
+    words = ["--data", str(images), "--out", str(out), "--method", "rotation", "--steps", "4"]
     assert main(["pretrain", *words, *SMALL]) == 0
     return out
 
@@ -72,9 +73,7 @@ def test_a_method_without_grades_logs_none(images: Path, tmp_path: Path) -> None
         assert not {"pretext", "pretext_chance"} & entry.keys()
 
 
-def test_a_right_network_has_all_points_and_modes_stay(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_right_network_has_all_points_and_modes_stay(trained: Path, monkeypatch: Patch) -> None:
     session = session_of(trained)
     session.method.train()
     session.method.network[1].eval()
@@ -91,7 +90,7 @@ def test_a_right_network_has_all_points_and_modes_stay(
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_processes_measure_what_one_does(
-    trained: Path, world: int, monkeypatch: pytest.MonkeyPatch
+    trained: Path, world: int, monkeypatch: Patch
 ) -> None:
     session = session_of(trained)
     positions = session.index.held_out
@@ -107,9 +106,7 @@ def test_several_processes_measure_what_one_does(
     assert measure_accuracy(session, positions) == alone
 
 
-def test_the_report_and_export_name_it(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_and_export_name_it(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["report", str(trained), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     facts = json.loads((trained / "run.json").read_text())
@@ -140,7 +137,7 @@ def test_the_recommended_stage_is_monitored(trained: Path) -> None:
     ("depth", "stages", "name"), [(0, 5, 0), (1, 5, 4), (0.75, 5, 3), (0.75, 4, 2), (0.75, 12, 8)]
 )
 def test_a_depth_is_the_same_part_of_every_network(
-    depth: float, stages: int, name: int, monkeypatch: pytest.MonkeyPatch
+    depth: float, stages: int, name: int, monkeypatch: Patch
 ) -> None:
     widths = {str(i): 8 for i in range(stages)}
     monkeypatch.setattr("selftaught.models.stages.stage_widths", lambda backbone: widths)
@@ -148,9 +145,7 @@ def test_a_depth_is_the_same_part_of_every_network(
     assert stage_at(None, None) is None  # type: ignore[arg-type]
 
 
-def test_without_held_out_images_it_says_so(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_held_out_images_it_says_so(images: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ["--data", str(images), "--out", str(tmp_path / "run"), "--method", "rotation"]
     assert main(["pretrain", *words, "--steps", "2", "--holdout", "0", *SMALL]) == 0
     assert "held-out" in capsys.readouterr().err

@@ -4,6 +4,7 @@ any.
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -31,13 +32,8 @@ def unlabelled(step: int, rank: float) -> Candidate:
 
 
 def test_the_best_by_labels_wins_whatever_its_rank() -> None:
-    found = choose(
-        [
-            labelled(0, 0.6, 0.7, rank=9),
-            labelled(10, 0.7, 0.9, rank=3),
-            labelled(50, 0.8, 0.7, rank=20),
-        ]
-    )
+    start, best, last = (0.6, 0.7, 9), (0.7, 0.9, 3), (0.8, 0.7, 20)
+    found = choose([labelled(0, *start), labelled(10, *best), labelled(50, *last)])
     assert (found.kept.step, found.worse) == (10, False)
     assert (
         found.text
@@ -60,11 +56,8 @@ def test_what_got_worse_is_said_first() -> None:
 
 def test_a_tie_is_no_reason_to_change() -> None:
     assert choose([labelled(0, 1, 1), labelled(10, 1, 1)]).worse
-    # the earlier
-    assert (
-        choose([labelled(0, 0.5, 0.5), labelled(10, 0.9, 0.7), labelled(20, 0.8, 0.8)]).kept.step
-        == 10
-    )
+    equal = choose([labelled(0, 0.5, 0.5), labelled(10, 0.9, 0.7), labelled(20, 0.8, 0.8)])
+    assert equal.kept.step == 10  # the earlier
 
 
 def test_without_labels_the_rank_decides_and_the_text_admits_it() -> None:
@@ -182,17 +175,10 @@ def test_the_same_features_score_the_same() -> None:
 
 def index(labels: Tensor | None, count: int) -> Index:
     paths = Paths([f"{i}.png" for i in range(count)])
-    return Index(
-        paths=paths,
-        names=paths,
-        sizes=torch.ones(count, 2, dtype=torch.long),
-        labels=labels,
-        classes=("a", "b"),
-        test=torch.arange(count) % 5 == 0,
-        split="drawn",
-        unreadable=(),
-        fingerprint="",
-    )
+    rest: dict[str, Any] = {"split": "drawn", "unreadable": (), "fingerprint": ""}
+    test, sizes = torch.arange(count) % 5 == 0, torch.ones(count, 2, dtype=torch.long)
+    rest |= {"paths": paths, "names": paths, "sizes": sizes, "test": test}
+    return Index(labels=labels, classes=("a", "b"), **rest)
 
 
 def test_labelled_training_images_are_scored_and_no_held_out_one() -> None:

@@ -1,7 +1,9 @@
 """Steps with hard examples."""
 
+import pytest
 import torch
 
+from selftaught.errors import UserError
 from selftaught.hard import Adversarial, CutMix
 from selftaught.method import Setup
 from selftaught.methods.contrastive.simclr import SimCLR
@@ -33,3 +35,8 @@ def test_an_attack_passes_over_inputs_that_nothing_is_predicted_from() -> None:
         batch(), torch.Generator().manual_seed(0)
     ).parts
     assert set(losses) == {"clean", "adversarial"}
+
+
+def test_a_kind_of_hard_example_is_given_once() -> None:
+    with pytest.raises(UserError, match="cutmix"):
+        Step(build("simclr"), (CutMix(), CutMix(weight=2)))

@@ -25,25 +25,16 @@ from selftaught.training.threads import (
     measure_load,
     threads_of_run,
 )
+from tests.commands import argv
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 from tests.stopping import stopped_at
 
-SMALL = [
-    "--backbone",
-    "test_resnet",
-    "--size",
-    "32",
-    "--batch",
-    "8",
-    "--precision",
-    "fp32",
-    "--workers",
-    "0",
-]
+SMALL = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0")
 
 
 @pytest.fixture(autouse=True)
-def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+def undecided(monkeypatch: Patch) -> None:
     """No environment variable decides, whatever the tests were started with."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -202,7 +193,7 @@ def test_what_is_asked_for_is_taken() -> None:
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
 def test_an_environment_variable_decides_and_nothing_is_measured(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: Patch
 ) -> None:
     def measure() -> Load:
         raise AssertionError("measured")
@@ -226,30 +217,28 @@ def test_the_first_line_says_why_there_are_fewer() -> None:
     assert "(" not in choose("auto", 0, 8, lambda: Load(cores=8)).text
 
 
+NONSENSE = [f"--threads={word}" for word in ("0", "-2", "many", "1.5", "9999999")]
+NONSENSE += ["--workers=-1", "--workers=some"]
+
+
 @pytest.mark.parametrize(
-    "command", [["pretrain"], ["adapt"], ["evaluate", "x"], ["study", "data", "--plan", "x"]]
-)
-@pytest.mark.parametrize(
-    ("flag", "word"),
+    ("command", "flag"),
     [
-        ("--threads", "0"),
-        ("--threads", "-2"),
-        ("--threads", "many"),
-        ("--threads", "1.5"),
-        ("--threads", "9999999"),
-        ("--workers", "-1"),
-        ("--workers", "some"),
+        *(("evaluate x", flag) for flag in NONSENSE),
+        *(("pretrain --out a", flag) for flag in NONSENSE),
+        *(("adapt --out a", flag) for flag in NONSENSE[3::2]),
+        *(("study data --plan x --out a", flag) for flag in NONSENSE[2::3]),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(
-    command: list[str], flag: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, flag: str, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    out = [] if command[0] == "evaluate" else ["--out", str(tmp_path / "out")]
-    assert main([*command, *out, f"{flag}={word}"]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert main(argv(command, flag)) == 2
     said = capsys.readouterr().err
-    assert flag in said
+    assert flag.partition("=")[0] in said
     assert "auto" in said
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flag", ["threads", "workers"])
@@ -261,7 +250,7 @@ def test_a_plan_leaves_the_machine_to_the_command(flag: str) -> None:
 
 @pytest.mark.parametrize(("threads", "expected"), [(3, True), ("auto", False)])
 def test_the_demo_hands_its_threads_on(
-    threads: int | str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    threads: int | str, expected: bool, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """To all that computes; with "auto", what goes on keeps its own."""
     typed: list[list[str]] = []
@@ -285,12 +274,12 @@ def test_the_demo_hands_its_threads_on(
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: Places) -> Path:
     return folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture
-def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_cores(monkeypatch: Patch) -> None:
     """Torch takes its threads for two, and computes with one: in tests on a busy machine two would
     be slow.
     """
@@ -301,22 +290,13 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_goes_on_with_the_threads_that_it_began_with(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_cores: None
+    images: Path, tmp_path: Path, monkeypatch: Patch, two_cores: None
 ) -> None:
     used: list[int] = []
     monkeypatch.setattr(
         threads.WaitDetector, "check", lambda self: used.append(torch.get_num_threads())
     )
-    words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(tmp_path / "run"),
-        "--steps",
-        "4",
-        *SMALL,
-    ]
+    words = [*argv(f"pretrain --data {images} --out {tmp_path}/run --steps 4"), *SMALL]
     with stopped_at(2):
         assert main([*words, "--threads", "1"]) == 0
     assert run_folder.read_run(tmp_path / "run").facts["threads"] == 1
@@ -354,18 +334,9 @@ def test_threads_are_as_before_after_an_error(two_cores: None) -> None:
 
 
 def test_an_evaluation_computes_with_the_threads_asked_for(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_cores: None
+    images: Path, tmp_path: Path, monkeypatch: Patch, two_cores: None
 ) -> None:
-    words = [
-        "pretrain",
-        "--data",
-        str(images),
-        "--out",
-        str(tmp_path / "run"),
-        "--steps",
-        "1",
-        *SMALL,
-    ]
+    words = [*argv(f"pretrain --data {images} --out {tmp_path}/run --steps 1"), *SMALL]
     assert main([*words, "--threads", "1"]) == 0
     used: list[tuple[int, int]] = []
 
