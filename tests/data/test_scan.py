@@ -96,7 +96,7 @@ def test_what_is_named_itself_is_read(photos: Path) -> None:
         build_index([photos / "runs"])
 
 
-@pytest.mark.usefixtures("quick_scores")
+@pytest.mark.usefixtures("quick_scores", "pictures")
 def test_a_run_kept_among_the_images_changes_nothing(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
