@@ -447,7 +447,7 @@ def plan(tmp_path_factory: Places) -> Path:
         "steps": {"hpt": [2, 4], "target": [4], "hpt_bn": [3], "source": 2, "refresh": 2},
         "seeds": [0],
         "few": ["2", "all"],
-        "finetune": {"steps": [2], "epochs": [], "rates": [0.01], "batch": 8},
+        "finetune": {"steps": [2], "epochs": [], "rates": [0.01], "batch": 8, "folds": 2},
     }
     file = root / "plan.yaml"
     file.write_text(yaml.safe_dump(written))
