@@ -1,10 +1,10 @@
 """Tuned learning rates of the methods for training from random weights, with their source.
 
-A number tuned on a data set is a fact about that data set. So the methods' classes hold the paper's
-values, and only this table holds tuned ones. The rates were chosen by kNN and linear probe on imagenette128,
-those of jigsaw and context-prediction by the accuracy of their task on held-out training images.
-The tables of docs/benchmarks.md use the same test images (docs/LOG.md: "Learning rates in a short
-training", "Rates once more" and the sections between).
+A number tuned on a data set is a fact about that data set. So the methods' classes hold published
+values, and only this table holds tuned ones. The rates were chosen by kNN and linear probe on
+imagenette128, and those of jigsaw and context-prediction by the accuracy of their task on held-out
+training images. The tables of docs/benchmarks.md use the same test images (docs/LOG.md: "Learning
+rates in a short training", "Rates once more" and the sections between).
 """
 
 from dataclasses import dataclass
