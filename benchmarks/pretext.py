@@ -199,8 +199,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     colours = pyplot.get_cmap("tab10").colors  # type: ignore[attr-defined]
     drawn = [(row, "run", row["method"]) for row in plain]
-    standard = next(row for row in plain if row["method"] not in SIZES)
-    drawn.append((standard, "random", "random weights"))
+    by_size = {row["size"]: row for row in plain}
+    drawn += [(by_size[n], "random", f"random weights, {n} px") for n in sorted(by_size)]
     for number, (row, of, label) in enumerate(drawn):
         scores = [
             s
@@ -210,7 +210,9 @@ def draw(rows: Sequence[Row], file: Path) -> None:
         scores.sort(key=lambda s: (s["layer"] == "last", s["layer"]))
         values = [100 * s["mean"] for s in scores]
         style = "--" if of == "random" else ":" if row["method"] in BESIDE else "-"
-        colour = "black" if of == "random" else colours[number % len(colours)]
+        colour = colours[number % len(colours)]
+        if of == "random":
+            colour = "black" if row["size"] == min(by_size) else "grey"
         axes.plot(range(len(values)), values, style, color=colour, marker="o", label=label)
         axes.set_xticks(range(len(values)), [s["layer"] for s in scores])
     axes.set_ylabel("linear probe, balanced accuracy in %")
