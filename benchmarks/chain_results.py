@@ -39,6 +39,9 @@ def read(folder: Path) -> list[Row]:
         row["kept"] = kept(chain["facts"]["adapt"]["choice"])
         row["scores"] = [{"of": r["backbone"], **{n: r[n] for n in names}} for r in scores]
         row["gains"] = [{"over": r["against"], **{n: r[n] for n in names}} for r in gains]
+        if row["kept"] == "start":  # equal weights are not compared
+            same = {"over": "base", "mean": 0.0, "low": 0.0, "high": 0.0}
+            row["gains"] += [{**same, "protocol": p, "labels": n} for p, n in SCORES]
         rows.append(row)
     return sorted(rows, key=lambda r: (order.index((r["base"], r["target"])), r["seed"]))
 
