@@ -85,6 +85,7 @@ def trained(
 
 CASES = {
     "byol": ("byol", (), 0),
+    "two-players": ("bigan", (), 0),
     "swav-multi-crop": ("swav", (Adversarial(), CutMix()), 3),
     "densecl": ("densecl", (), 0),
     "moco-several-attacks": ("moco-v2", (Adversarial(steps=2, eps=4), CutMix(norm="auxiliary")), 0),
@@ -103,7 +104,7 @@ def same(
     compile_backbones(compiled, CPU, backend)
     parts = [part for part in compiled.modules() if isinstance(part, Backbone)]
     there = [part._compiled_call_impl is not None for part in parts]
-    assert there == [True] * (1 if name == "swav" else 2)  # the teacher's copy, too
+    assert there == [True] * (1 if name in ("swav", "bigan") else 2)  # the teacher's copy, too
     losses, gradients = trained(plain, small, bf16)
     theirs, others = trained(compiled, small, bf16)
     torch.testing.assert_close(theirs, losses, rtol=3e-2 if bf16 else 1e-4, atol=1e-5)
