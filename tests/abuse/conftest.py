@@ -2,17 +2,29 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import util
 from pathlib import Path
 
 import pytest
 
+from selftaught.visualize import snapshots
 from tests.abuse.harness import SMALL, Sandbox, assert_done, copied, inside, photos
+
+FSYNC = os.fsync  # before tests replace it
 
 # The socket of the server that forks commands lies in this folder. Created later, it would lie in a
 # sandbox: a stray file, with a path that can be too long for a socket.
 util.get_temp_dir()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def whole_runs(real_draw: Callable[..., None]) -> Iterator[None]:
+    """Runs write all their files, and wait for the disk: here that is what is tried."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", FSYNC)
+        patch.setattr(snapshots, "draw", real_draw)
+        yield
 
 
 @pytest.fixture
