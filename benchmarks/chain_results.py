@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chains import CHAINS, results
-from benchmarks.common import RESULTS, write
+from benchmarks.common import RESULTS, find, mark, write
 from benchmarks.methods import fill
 
 Row = dict[str, Any]
@@ -52,16 +52,6 @@ def kept(choice: Row) -> str:
     return "end" if choice["share"] == 1 else f"{choice['share']:g}"
 
 
-def find(rows: Sequence[Row], **where: str) -> Row | None:
-    return next((r for r in rows if all(r[k] == v for k, v in where.items())), None)
-
-
-def mark(gain: Row | None) -> str:
-    if gain is None:
-        return ""
-    return " ▲" if gain["low"] > 0 else " ▼" if gain["high"] < 0 else ""
-
-
 def cell(row: Row, subject: str, labels: str) -> str:
     parts = []
     for protocol in TITLES:
@@ -87,8 +77,8 @@ def table(rows: Sequence[Row], labels: str) -> list[str]:
 
 def count(rows: Sequence[Row]) -> list[str]:
     """In how many chains `adapt` is not below another, and in how many it is above."""
-    text = ["| `adapt` beside | " + " | ".join(f"{TITLES[p]}, {LABELS[n]}" for p, n in SCORES)]
-    text[0] += " |"
+    titles = [f"{TITLES[protocol]}, {LABELS[labels]}" for protocol, labels in SCORES]
+    text = [f"| `adapt` beside | {' | '.join(titles)} |"]
     text.append("| --- " * (len(SCORES) + 1) + "|")
     for other in SUBJECTS[:-1]:
         cells = [other if other != "base" else "base as it came"]

@@ -57,7 +57,7 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "simclr": ("rsscn7", "magnetic_tile", "flowers32", "pacs_cartoon", "fashion"),
 }
 METHODS = {"moco": "moco-v2", "simclr": "simclr"}
-# HPT without anchor, its best weights too; HPT-BN; HPT by MoCo-v2; Base; fewer steps; via a source
+# HPT without anchor; and its best weights; HPT-BN; HPT by MoCo-v2; Base; fewer steps; by a source
 PARTS = ("plain", "best", "bn", "moco", "base", "short", "source")
 NETWORKS = {"lite0": "tf_efficientnet_lite0", "moco": "resnet18", "simclr": "resnet18"}
 
@@ -222,12 +222,11 @@ def chain_job(job: Job, s: Settings) -> dict[str, Any]:
         "anchor .75": place_of(anchored, 0.75),
         "Target": s.to / "targets" / Job("target", NETWORKS[job.base], job.target, job.seed).name,
     }
-    if "plain" in s.parts:
-        if "best" in s.parts:
-            best = adapt("best", anchor=0)
-            subjects |= {"HPT": end(best), "HPT best": best}
-        else:
-            subjects["HPT"] = adapt("plain", anchor=0, keep="last")
+    if "best" in s.parts:
+        best = adapt("best", anchor=0)
+        subjects |= {"HPT": end(best), "HPT best": best}
+    elif "plain" in s.parts:
+        subjects["HPT"] = adapt("plain", anchor=0, keep="last")
     if "bn" in s.parts:
         subjects["HPT-BN"] = adapt("bn", anchor=0, trainable="norm", keep="last")
     if "moco" in s.parts:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,18 @@ def kept(file: Path, make: Callable[..., Any], *arguments: Any) -> Any:
     if not file.exists():
         file.write_text(json.dumps(make(*arguments)))
     return json.loads(file.read_text())
+
+
+def find(rows: Sequence[Mapping[str, Any]], **where: str) -> Any:
+    """The first row with these values, or None."""
+    return next((r for r in rows if all(r[k] == v for k, v in where.items())), None)
+
+
+def mark(gain: Mapping[str, float] | None) -> str:
+    """▲ or ▼ where the interval of a gain excludes 0."""
+    if gain is None:
+        return ""
+    return " ▲" if gain["low"] > 0 else " ▼" if gain["high"] < 0 else ""
 
 
 def evaluated(what: Path, *more: str) -> list[dict[str, Any]]:

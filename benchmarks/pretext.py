@@ -24,7 +24,7 @@ import timm
 from torch import nn
 
 import selftaught as st
-from benchmarks.common import RESULTS, kept, training_seconds, write
+from benchmarks.common import RESULTS, find, kept, mark, training_seconds, write
 from benchmarks.methods import fill
 from selftaught.runs import folder as run_folder
 
@@ -144,19 +144,11 @@ def collect(asked: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def find(row: Row, **where: str) -> Row | None:
-    """The score with these values, if there is one."""
-    return next((s for s in row["scores"] if all(s[k] == v for k, v in where.items())), None)
-
-
 def cell(row: Row, protocol: str, layers: str, layer: str) -> str:
     """A score in %, with a mark where the interval of the gain over random weights excludes 0."""
     where = {"protocol": protocol, "layers": layers, "layer": layer}
-    own, gain = find(row, of="run", **where), find(row, of="over random", **where)
-    if own is None:
-        return ""
-    mark = "" if gain is None else " ▲" if gain["low"] > 0 else " ▼" if gain["high"] < 0 else ""
-    return f"{100 * own['mean']:.1f}{mark}"
+    own, gain = (find(row["scores"], of=of, **where) for of in ("run", "over random"))
+    return f"{100 * own['mean']:.1f}{mark(gain)}" if own else ""
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -177,7 +169,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             for place in (("all", "last"), ("best", "best"))
         )
         best_rows = [
-            find(row, of=of, layers="best", protocol=p)
+            find(row["scores"], of=of, layers="best", protocol=p)
             for of in ("run", "random")
             for p in ("knn", "linear")
         ]
