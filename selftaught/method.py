@@ -112,6 +112,10 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} gives no maps of its stages")
 
+    def maps(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The maps of `with_stages` alone."""
+        return self.with_stages(pixels)[2]
+
     def tokens(
         self,
         pixels: Tensor,

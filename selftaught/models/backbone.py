@@ -116,10 +116,6 @@ class Backbone(Encoder):
         features, feature_map, stages = self(pixels, staged=True)
         return features, feature_map, stages
 
-    def maps(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the map [B, C, h, w] of every stage, by timm's names, before any last norm."""
-        return self.with_stages(pixels)[2]
-
     def tokens(
         self,
         pixels: Tensor,
