@@ -17,10 +17,10 @@ KEEP_TORCH := import importlib.metadata as m; \
 
 help:
 	@echo "make demo       train on the photographs that come along, and write demo/report.html (some minutes)"
-	@echo "make test       ruff, mypy and the test suite: all that a change must pass"
+	@echo "make test       ruff, pyrefly and the test suite: all that a change must pass"
 	@echo "make abuse      bad inputs, kills and full disks, for a release; writes docs/reliability.md (half an hour)"
 	@echo "make docs       build the documentation as a site, in site/; warnings are errors"
-	@echo "make lint       ruff and mypy alone"
+	@echo "make lint       ruff and pyrefly alone"
 	@echo "make format     let ruff put the code into shape"
 	@echo "make clean      remove caches and what was built; make distclean removes .venv too"
 
@@ -40,7 +40,7 @@ docs: $(VENV)/installed-docs
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
@@ -69,7 +69,7 @@ $(BIN)/python:
 		"install its venv module (on Debian and Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
 
 clean:
-	rm -rf build dist demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist demo site .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -106,7 +106,7 @@ def said(ratio: Mapping[str, float]) -> str:
 def typed() -> str:
     """The command that runs, its paths without this machine's folders."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return shlex.join(["python", "-m", sys.modules["__main__"].__spec__.name, *words])  # type: ignore[union-attr]
+    return shlex.join(["python", "-m", sys.modules["__main__"].__spec__.name, *words])
 
 
 def write(name: str, result: dict[str, Any]) -> Path:

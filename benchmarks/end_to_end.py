@@ -98,9 +98,9 @@ def train_peer(data: str, size: int, batch: int, steps: int, precision: str) -> 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
     network = resnet18()
-    network.fc = torch.nn.Identity()  # type: ignore[assignment]
+    network.fc = torch.nn.Identity()
     made = moco(network, size)
-    modules = made.modules.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    modules = made.modules.to(device).to(memory_format=layout)
     optimizer = made.optimizer(p for p in modules.parameters() if p.requires_grad)
     index = build_index([Path(data)])
     pictures = Pictures([index.paths[i] for i in index.train.tolist()], made.transform)

@@ -72,7 +72,7 @@ def one(
         stage = flags.stage_from([*words, "--optimizer.lr", str(rate)], None, "cpu", shared_index)
     said: list[str] = []
     messages, package = logging.Handler(), logging.getLogger("selftaught")
-    messages.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    messages.emit = lambda record: said.append(record.getMessage())
     package.addHandler(messages)
     try:
         train(stage, folder, Runtime(workers=0))

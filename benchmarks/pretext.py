@@ -189,7 +189,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
     plain = [row for row in rows if row["part"] == "plain" and row["method"] != "mae"]
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
-    colours = pyplot.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    colours = pyplot.get_cmap("tab10").colors
     drawn = [(row, "run", row["method"]) for row in plain]
     by_size = {row["size"]: row for row in plain}
     drawn += [(by_size[n], "random", f"random weights, {n} px") for n in sorted(by_size)]

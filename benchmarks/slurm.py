@@ -395,9 +395,9 @@ def batch_signal(plan: Path) -> None:
     selftaught("adapt", "--plan", str(plan), "--out", str(whole), *HERE)
     job = sbatch("--cpus-per-task=1", "adapt", "--plan", str(plan), "--out", str(out), *HERE)
     for number, name in enumerate(("source", "target"), 1):
-        until(f"training in {name}", lambda name=name: step(out, name) >= 20)  # type: ignore[misc]
+        until(f"training in {name}", lambda name=name: step(out, name) >= 20)
         call("scancel", "--signal=USR1", "--batch", job)
-        until("a requeue", lambda number=number: restarts(job) == number)  # type: ignore[misc]
+        until("a requeue", lambda number=number: restarts(job) == number)
         require(
             outcome(out, name) == "stopped", f"{name} is saved and the job is back in the queue"
         )

@@ -71,7 +71,7 @@ class Trained:
         step = Step(kind(own.config, setup), hard)
         self.step = step.to(DEVICE).to(memory_format=torch.channels_last).train()
         if anchor:
-            self.step.anchor = AnchorLoss(Anchor(kind=anchor), self.method.backbone)  # type: ignore[arg-type]
+            self.step.anchor = AnchorLoss(Anchor(kind=anchor), self.method.backbone)
         if compiled:
             compile_backbones(self.step, DEVICE)
         views = views_for(kind, own.views, size, Views())
@@ -83,7 +83,7 @@ class Trained:
         optimizer = SGD(lr=1e-4).build(self.step.named_parameters())
         loop = Loop(steps=10**6, steps_per_epoch=10**6, schedule=Cosine(), bf16=bf16)
         method = self.method
-        method.before_epoch = lambda batches: None  # type: ignore[method-assign] # clustering an epoch is no part of a step
+        method.before_epoch = lambda batches: None  # clustering an epoch is no part of a step
         self.running = fit(self.step, method, lambda number, first: self.forever(), optimizer, loop)
 
     @property

@@ -233,7 +233,8 @@ def shard(root: nn.Module, units: Iterable[nn.Module], device: torch.device) -> 
     warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
     # FSDP takes the module that is called first for the root. Features are extracted before the
     # first step, so the root is initialised here.
-    fully_shard.state(root)._lazy_init()  # type: ignore[attr-defined]
+    # pyrefly: ignore[missing-attribute]
+    fully_shard.state(root)._lazy_init()
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:

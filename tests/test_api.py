@@ -105,7 +105,7 @@ def test_names_do_as_well(images: Path, tmp_path: Path) -> None:
         **SMALL,
     )
     stage = run.stage
-    assert stage.method.temperature == 0.3  # type: ignore[attr-defined]
+    assert stage.method.temperature == 0.3
     assert stage.hard == (st.hard.CutMix(weight=2.0),)
     assert isinstance(stage.optimizer, st.AdamW)
 
@@ -192,7 +192,7 @@ def test_a_module_is_a_backbone(images: Path, tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
     learnt = st.load(run, backbone=net)
     assert learnt(torch.rand(2, 3, 32, 32)).shape == (2, 12)
-    assert not torch.equal(learnt.network.conv.weight, net.conv.weight)  # type: ignore[union-attr]
+    assert not torch.equal(learnt.network.conv.weight, net.conv.weight)
     rows = st.evaluate(run, labels=("all",), backbone=net).rows
     assert {row["backbone"] for row in rows} == {str(run), "random"}
     file = st.export(run, tmp_path / "net.safetensors", backbone=net)
@@ -457,4 +457,4 @@ def test_what_is_no_in_python_is_no(images: Path, tmp_path: Path) -> None:
     run = st.pretrain(
         images, out=tmp_path / "run", method="moco-v3", method__freeze_patches=False, **settings
     )
-    assert run.stage.method.freeze_patches is False  # type: ignore[attr-defined]
+    assert run.stage.method.freeze_patches is False

@@ -27,8 +27,8 @@ def roots_of(data: Any, folder: Path, progress: Progress) -> tuple[str, ...]:
     UserError for other types.
     """
     roots: list[str] = []
-    for number, item in enumerate(data if isinstance(data, list | tuple) else (data,)):
-        if isinstance(item, str | os.PathLike):
+    for number, item in enumerate(data if isinstance(data, (list, tuple)) else (data,)):
+        if isinstance(item, (str, os.PathLike)):
             roots.append(os.fspath(item))
         elif hasattr(item, "__getitem__") and hasattr(item, "__len__"):
             roots.append(str(write_images(item, folder / f"dataset-{number}", progress)))
@@ -87,7 +87,7 @@ def items(dataset: Any) -> Iterator[tuple[Any, int | None]]:
     """Yield images and labels; the label is None if an item has none."""
     for i in range(len(dataset)):
         item = dataset[i]
-        if not isinstance(item, tuple | list):
+        if not isinstance(item, (list, tuple)):
             yield item, None
             continue
         if len(item) != 2:

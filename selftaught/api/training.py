@@ -313,7 +313,7 @@ def describe_call(function: str, data: tuple[Any, ...], **settings: Any) -> str:
     """The call as Python code, for run.json. Other objects are written as their class."""
 
     def format_value(value: Any) -> str:
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             return f"({', '.join(map(format_value, value))},)"
         if isinstance(value, os.PathLike):
             return repr(os.fspath(value))

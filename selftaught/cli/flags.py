@@ -26,6 +26,7 @@ from selftaught.views.spec import Views
 
 ABOUT = "Teach a backbone from images without labels, or adapt one that you have."
 
+# pyrefly: ignore[invalid-literal]
 OPTIMIZER_NAME: Any = Literal[tuple(OPTIMIZERS)]
 
 OWN = "package.module:Class"  # a class of the user

@@ -21,7 +21,6 @@ class Methods:
 def methods(words: list[str]) -> int:
     """Run the command; return the exit code."""
     options = tyro.cli(Methods, prog="selftaught methods", args=words)
-    from selftaught.cli.methods import catalogue
     from selftaught.report import console_tables
 
     if options.json:

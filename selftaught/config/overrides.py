@@ -6,6 +6,8 @@ The same names come from flags, from YAML and from Python's keywords. A dash is 
 """
 
 import dataclasses
+import functools
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -110,7 +112,7 @@ def read_overrides(settings: Mapping[str, Any]) -> Overrides:
 def read_value(name: str, content: Any) -> Any:
     """Convert the value of a whole field. A class becomes its name; a name stays a name."""
     if name == "hard":
-        content = content if isinstance(content, list | tuple) else (content,)
+        content = content if isinstance(content, (list, tuple)) else (content,)
         return tuple(_read_kind(one, HardExample, HARD, name) for one in content)
     if name == "method":
         if isinstance(content, type) and issubclass(content, Method):
@@ -140,10 +142,10 @@ def coerce(name: str, content: Any, kind: Any) -> Any:
     if NoneType in get_args(kind):
         if content is None:
             return None
-        rest = tuple(k for k in get_args(kind) if k is not NoneType)
-        kind = rest[0] if len(rest) == 1 else Union[rest]  # noqa: UP007
+        rest = [k for k in get_args(kind) if k is not NoneType]
+        kind = functools.reduce(operator.or_, rest)
     if get_origin(kind) is tuple:
-        several = content if isinstance(content, list | tuple) else (content,)
+        several = content if isinstance(content, (list, tuple)) else (content,)
         kinds = get_args(kind)
         if kinds[-1] is ...:
             return tuple(coerce(name, one, kinds[0]) for one in several)
@@ -154,7 +156,7 @@ def coerce(name: str, content: Any, kind: Any) -> Any:
         if not isinstance(content, bool):
             raise UserError(f"{name} takes yes or no, and not '{content}'")
         return content
-    if isinstance(content, list | tuple):
+    if isinstance(content, (list, tuple)):
         raise UserError(f"{name} takes one value, and not {len(content)}")
     if kind is str:
         return os.fspath(content) if isinstance(content, os.PathLike) else str(content)

@@ -354,7 +354,8 @@ def _count_pages(image: Image.Image, data: bytes) -> int:
         if image.format == "TIFF":
             n = tiff.count_pages(data)
         elif image.format == "MPO":
-            entries = image.mpinfo[0xB002]  # type: ignore[attr-defined]
+            # pyrefly: ignore[missing-attribute]
+            entries = image.mpinfo[0xB002]
             n = sum(
                 not str(entry["Attribute"]["MPType"]).startswith("Large Thumbnail")
                 for entry in entries

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -120,7 +120,7 @@ def write(
     # complete or absent, even after an interruption
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        patches_by_name: dict[str, list[dict[str, object]]] = {}
+        patches_by_name: dict[str, list[dict[str, Any]]] = {}
         for name, source in sources.items():
             with Image.open(source) as file:
                 photo = file.convert("L" if file.mode == "L" else "RGB")

@@ -43,11 +43,13 @@ def set_raw_modes(image: Image.Image, low_bytes: bool = False) -> int:
     if image.mode == "L" and tiff.read_tag(image, tiff.FORMAT) == tiff.SIGNED:
         kind = INTEGERS
     tiles = []
-    for tile in image.tile:  # type: ignore[attr-defined]
+    # pyrefly: ignore[missing-attribute]
+    for tile in image.tile:
         name, *_, args = tile
         raw: str = args if isinstance(args, str) else args[0]
         if planes and ";" not in raw:
-            raw += ";16" + ("L" if image.tag_v2.prefix == b"II" else "B")  # type: ignore[attr-defined]
+            # pyrefly: ignore[missing-attribute]
+            raw += ";16" + ("L" if image.tag_v2.prefix == b"II" else "B")
             kind = INTEGERS if image.mode in ("RGB", "RGBA") else kind
         elif raw.startswith(_COLOUR_MODES) or raw == "LA;16B":
             kind = INTEGERS
@@ -63,13 +65,15 @@ def set_raw_modes(image: Image.Image, low_bytes: bool = False) -> int:
             raw = "RGBA" if raw == "LA;16B" else raw[:-1] + _SWAPPED[raw[-1].replace("N", _NATIVE)]
         args = raw if isinstance(args, str) else (raw, *args[1:])
         tiles.append(tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:-1], args))
-    image.tile = tiles  # type: ignore[attr-defined]
+    # pyrefly: ignore[missing-attribute]
+    image.tile = tiles
     return kind
 
 
 def is_grey_with_alpha(image: Image.Image) -> bool:
     """Whether an opened PNG of 16 bits holds grey with alpha, which Pillow opens as RGBA."""
-    return any(tile[-1] == "LA;16B" for tile in image.tile)  # type: ignore[attr-defined]
+    # pyrefly: ignore[missing-attribute]
+    return any(tile[-1] == "LA;16B" for tile in image.tile)
 
 
 def _value_kind(mode: str) -> int:

@@ -107,6 +107,7 @@ class Results:
             differences=tuple(Difference(**difference) for difference in fields["differences"]),
             notes=tuple(fields.get("notes", ())),
             choices=tuple(
+                # pyrefly: ignore[bad-argument-type]
                 Choice(**{**choice, "chosen": tuple(choice["chosen"])})
                 for choice in fields.get("choices", ())
             ),

@@ -6,13 +6,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from selftaught.distributed import any_rank, gather, local_share, rank
 from selftaught.errors import FileError, UserError, find_dead_worker
@@ -98,7 +98,7 @@ def _canvases(
         return
     if workers > 0 and not getattr(images, "hold", False):
         # DataLoader needs only indexing and stacking.
-        subset: Subset[Tensor] = Subset(images, positions.tolist())  # type: ignore[arg-type]
+        subset = Subset(cast(Dataset[Tensor], images), positions.tolist())
         loader = DataLoader(subset, batch, num_workers=workers)
         try:
             yield from zip(loader, positions.split(batch), strict=True)

@@ -72,7 +72,8 @@ class Backbone(Encoder):
         self.options = dict(options or {})
         self.network = replace_strided_convs(network)
         self.features = _width(network)
-        self.channels = int(network.num_features)  # type: ignore[arg-type]
+        # pyrefly: ignore[bad-argument-type]
+        self.channels = int(network.num_features)
         self.has_map = hasattr(network, "forward_features")
         self.patch_size = find_patch_size(network) if has_tokens(network) else None
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
@@ -275,7 +276,8 @@ def redraw(network: nn.Module, name: str) -> None:
             " package.module:function"
         )
     for layer in layers:
-        layer.reset_parameters()  # type: ignore[operator]
+        # pyrefly: ignore[not-callable]
+        layer.reset_parameters()
 
 
 def is_given(name: str) -> bool:

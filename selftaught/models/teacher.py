@@ -22,6 +22,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
         """Update in place: teacher = momentum * teacher + (1 - momentum) * student."""
+        # pyrefly: ignore[no-matching-overload]
         torch._foreach_lerp_(
             list(self.network.parameters()), list(student.parameters()), 1 - momentum
         )

@@ -62,7 +62,8 @@ def set_trainable(backbone: nn.Module, what: str) -> None:
         parameter.requires_grad_(True)
     resting = frozenset() if kind in ("all", "norm") else frozenset(_list_frozen_norms(network))
     if hasattr(backbone, "resting"):
-        backbone.resting = resting  # type: ignore[assignment]
+        # pyrefly: ignore[bad-argument-type]
+        backbone.resting = resting
         backbone.train(backbone.training)
 
 

@@ -295,7 +295,7 @@ def write_plan(out: Path, plan: Plan, stages: dict[str, ResolvedStage], command:
 
 def as_json(value: Any) -> Any:
     """A value of an override for JSON; objects become their repr."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [as_json(item) for item in value]
     plain = value is None or isinstance(value, str | int | float | bool)
     return value if plain else str(value) if isinstance(value, Path) else repr(value)

@@ -25,7 +25,7 @@ def publish_outcome(out: Path, stage: Path, say: Callable[[str], None] = lambda 
     with files.locked(out / "outcome.lock", log=say):
         for name in FILES:
             if (stage / name).is_file():
-                files.atomic(out / name, lambda draft, source=stage / name: link(source, draft))  # type: ignore[misc]
+                files.atomic(out / name, lambda draft, source=stage / name: link(source, draft))
             else:
                 (out / name).unlink(missing_ok=True)
         files.write_json(out / "run.json", facts)

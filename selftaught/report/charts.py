@@ -77,7 +77,7 @@ def chart(
     values += [bound for bound in bounds if bound is not None]
     steps = [x for s in series for x, y in zip(s.x, s.y, strict=True) if y is not None]
     if min(values) == max(values) == bounds[0]:
-        values.append(bounds[0] + 1)  # all values are at the bound, so the axis starts there
+        values.append(values[0] + 1)  # all values are at the bound, so the axis starts there
     y_marks = ticks(min(values), max(values), 4)
     low, high = min(min(values), y_marks[0]), max(max(values), y_marks[-1])
     first, last = min(steps), max(steps)

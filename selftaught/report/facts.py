@@ -79,7 +79,7 @@ def describe_data(run: RunContent) -> dict[str, Any]:
     names = [str(name) for name in classes] if isinstance(classes, list) else []
     unreadable = []
     for entry in as_list(data.get("unreadable")):
-        has_reason = isinstance(entry, list | tuple) and len(entry) == 2
+        has_reason = isinstance(entry, (list, tuple)) and len(entry) == 2
         unreadable.append((str(entry[0]), str(entry[1])) if has_reason else (str(entry), ""))
     count = number(classes) if not isinstance(classes, list) else len(names)
     split = {

@@ -35,14 +35,14 @@ def format_count(amount: int, noun: str) -> str:
 
 def as_list(value: Any) -> list[Any]:
     """A list as a list, an empty value as an empty list, any other value as a list of one."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return list(value)
     return [] if value in (None, "", {}) else [value]
 
 
 def format_value(value: Any, join: Callable[[list[str]], str] = ", ".join) -> str:
     """A value of the configuration as text; lists are joined by `join`."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return join([format_value(part) for part in value])
     if isinstance(value, dict):
         return part_title(value)

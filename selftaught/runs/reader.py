@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from selftaught.errors import UserError
@@ -63,7 +64,7 @@ def load(folder: Path, name: str) -> RunContent:
     damaged: list[str] = []
     journal, torn, repeated = _journal(folder / "journal.jsonl")
     evaluations = _json(folder, "evaluation.json", damaged)
-    if not isinstance(evaluations, list | None):
+    if not isinstance(evaluations, (list, NoneType)):
         damaged.append("evaluation.json")
     album = {
         part: _json(folder, f"album/{part}.json", damaged)

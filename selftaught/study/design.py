@@ -170,7 +170,7 @@ def node_facts(node: Node) -> dict[str, Any]:
             group, dot, last = name.rpartition(".")
             words.append(flag(name) if value else flag(f"{group}{dot}no-{last}"))
             continue
-        values = value if isinstance(value, list | tuple) else [value]
+        values = value if isinstance(value, (list, tuple)) else [value]
         words += [flag(name), *map(str, values)]
     facts = {"after": node.after, "teacher": node.teacher, "init": node.init}
     return {"name": node.name, "words": words, **facts}
@@ -209,7 +209,7 @@ def _converter() -> cattrs.Converter:
         return Base(init=value) if isinstance(value, str) else plain.structure(value, Base)
 
     def target(value: Any, _: type) -> Target:
-        return plain.structure({"data": value} if isinstance(value, str | list) else value, Target)
+        return plain.structure({"data": value} if isinstance(value, (str, list)) else value, Target)
 
     converter.register_structure_hook(Base, base)
     converter.register_structure_hook(Target, target)
@@ -223,7 +223,7 @@ def reason(error: BaseException, kind: type | None) -> str:
 
 def several(value: Any) -> tuple[str, ...]:
     """A value or a list of values, as a tuple of texts."""
-    return tuple(str(v) for v in (value if isinstance(value, list | tuple) else [value]))
+    return tuple(str(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 # Chains of stages

@@ -140,6 +140,7 @@ def is_done(
         say(f"{error}; the cell is done again")
         return False
     for images in done.get("images", ()) if done else ():
+        # pyrefly: ignore[bad-argument-type]
         data = Data(**{**images["data"], "roots": tuple(images["data"]["roots"])})
         try:
             same = index_of(data, images["seed"]).fingerprint == images["fingerprint"]

@@ -76,4 +76,4 @@ def all_finite(state: Any) -> bool:
         return not state.is_floating_point() or bool(torch.isfinite(local_shard(state)).all())
     if isinstance(state, dict):
         return all(all_finite(v) for v in state.values())
-    return not isinstance(state, list | tuple) or all(all_finite(v) for v in state)
+    return not isinstance(state, (list, tuple)) or all(all_finite(v) for v in state)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,7 @@ def backward(
     step: nn.Module,
     batches: list[Batch],
     rng: torch.Generator,
-    autocast: contextlib.AbstractContextManager[None],
+    autocast: contextlib.AbstractContextManager[Any],
     meanwhile: Callable[[], None],
 ) -> Results:
     """Accumulate the mean gradient of several batches; the processes exchange gradients once.

@@ -124,7 +124,8 @@ class Step(nn.Module):
         The running statistics of the clean pass do not change.
         """
         if hard.norm == "auxiliary":
-            with swap_batch_norms(self.method, self.norms[part_name(hard)]):  # type: ignore[arg-type]
+            # pyrefly: ignore[bad-argument-type]
+            with swap_batch_norms(self.method, self.norms[part_name(hard)]):
                 yield
         else:
             with frozen_statistics(self.method):

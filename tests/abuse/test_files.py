@@ -83,7 +83,7 @@ def file(name: str, content: bytes | str) -> Callable[[Path], object]:
 def saved(
     name: str, image: Callable[[], Image.Image], **options: object
 ) -> Callable[[Path], object]:
-    return lambda folder: image().save(folder / name, **options)  # type: ignore[arg-type]
+    return lambda folder: image().save(folder / name, **options)
 
 
 def grey(values: np.ndarray) -> Callable[[], Image.Image]:
@@ -98,7 +98,7 @@ def several(name: str, **options: object) -> Callable[[Path], object]:
     pages = [picture(seed=k) for k in range(3)]
     return lambda folder: pages[0].save(
         folder / name, save_all=True, append_images=pages[1:], **options
-    )  # type: ignore[arg-type]
+    )
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -495,7 +495,7 @@ def sixteen(suffix: str, content: bytes) -> Callable[[Path], object]:
 def distinct(suffix: str, **options: object) -> Callable[[Path], object]:
     return lambda folder: [
         picture(seed=k).save(folder / f"{k}{suffix}", **options) for k in range(16)
-    ]  # type: ignore[arg-type]
+    ]
 
 
 ALONE = [

@@ -30,7 +30,7 @@ def project(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, tmp_path)
     bin = tmp_path / ".venv" / "bin"
     bin.mkdir(parents=True)
-    for name, script in (("python", PYTHON), ("ruff", "#!/bin/sh\n"), ("mypy", "#!/bin/sh\n")):
+    for name, script in (("python", PYTHON), ("ruff", "#!/bin/sh\n"), ("pyrefly", "#!/bin/sh\n")):
         (bin / name).write_text(script)
         (bin / name).chmod(0o755)
     return tmp_path

@@ -53,7 +53,7 @@ def test_as_few_images_as_it_declares_train_it(name: str, images: int) -> None:
     torch.manual_seed(0)
     small = {"clusters": shown, "queue": 1, "negatives": images}
     wanted = config(name)
-    wanted = dataclasses.replace(wanted, **{k: v for k, v in small.items() if hasattr(wanted, k)})  # type: ignore[arg-type]
+    wanted = dataclasses.replace(wanted, **{k: v for k, v in small.items() if hasattr(wanted, k)})
     method = METHODS[name](wanted, setup(name, images=images))
     step = Step(method).train()
     batches = [batch(size, seed=i, first=i * size) for i in range(shown // size)]

@@ -87,7 +87,7 @@ def test_every_field_is_a_flag(images: Path) -> None:
     assert isinstance(made.method, METHODS["simclr"].Config)
     assert made.method.temperature == 0.3
     assert [registry.hard_name(h) for h in made.hard] == ["cutmix", "adversarial"]
-    assert made.hard[1].eps == 2  # type: ignore[attr-defined]
+    assert made.hard[1].eps == 2
     assert (made.optimizer.lr, made.views.pipeline, made.views.flip) == (0.01, "reference", 0.1)
     assert (made.schedule.warmup, made.seed, made.batch) == (0.2, 7, 8)
     assert made.steps == 2 * (39 // 8)  # 80 % of 48 images are trained on, whole batches
@@ -96,8 +96,8 @@ def test_every_field_is_a_flag(images: Path) -> None:
 def test_defaults_follow_the_data(images: Path) -> None:
     made = stage(images)
     assert made.size == 32
-    assert made.method.hidden == defaults.features_of("test_resnet")  # type: ignore[attr-defined]  # as wide as the features
-    assert stage(images, "--method", "moco-v2").method.queue <= 39  # type: ignore[attr-defined]
+    assert made.method.hidden == defaults.features_of("test_resnet")  # as wide as the features
+    assert stage(images, "--method", "moco-v2").method.queue <= 39
     assert made.batch <= 39
     assert made.steps > 0
 
@@ -139,8 +139,8 @@ def test_tuned_rates_stand_in_one_table() -> None:
 
 
 def test_a_method_from_elsewhere_brings_its_own_rate() -> None:
-    class Own(METHODS["byol"]):  # type: ignore[misc, name-defined]
-        class Config(METHODS["byol"].Config):  # type: ignore[misc, name-defined]
+    class Own(METHODS["byol"]):
+        class Config(METHODS["byol"].Config):
             def defaults(self, setting: Setting) -> Defaults[Any]:
                 return dataclasses.replace(super().defaults(setting), lr=0.3, clip=2.0)
 
@@ -149,9 +149,9 @@ def test_a_method_from_elsewhere_brings_its_own_rate() -> None:
 
 
 def test_simclr_stops_its_keys_gradient_where_it_begins_from_random_weights(images: Path) -> None:
-    assert stage(images).method.stop_gradient  # type: ignore[attr-defined]
-    assert not stage(images, "--init", "weights.pth").method.stop_gradient  # type: ignore[attr-defined]
-    assert not stage(images, "--method.no-stop-gradient").method.stop_gradient  # type: ignore[attr-defined]
+    assert stage(images).method.stop_gradient
+    assert not stage(images, "--init", "weights.pth").method.stop_gradient
+    assert not stage(images, "--method.no-stop-gradient").method.stop_gradient
 
 
 def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
     assert stage(images, base=base) == base
     other = stage(images, "--steps", "5", "--hard.adversarial.eps", "4", base=base)
     assert differences(other, base) == ["hard", "steps"]
-    assert other.hard == (dataclasses.replace(base.hard[0], eps=4),)  # type: ignore[call-arg]
+    assert other.hard == (dataclasses.replace(base.hard[0], eps=4),)
 
 
 @pytest.mark.parametrize(

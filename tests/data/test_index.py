@@ -260,7 +260,7 @@ def test_a_damaged_cache_is_built_anew(
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 255))
-def test_no_damage_to_the_cache_changes_an_index(tmp_path_factory, place: int, value: int) -> None:  # type: ignore[no-untyped-def]
+def test_no_damage_to_the_cache_changes_an_index(tmp_path_factory, place: int, value: int) -> None:
     folder = tmp_path_factory.getbasetemp() / "damage"
     if not folder.exists():
         put(folder / "images", *numbered("a", 3))

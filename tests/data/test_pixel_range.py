@@ -522,7 +522,7 @@ def test_large_images_wait_for_memory_and_are_the_same(
 
     def noting(*arguments: object) -> Image.Image:
         at_once.append(memory._reserved)
-        return reduce(*arguments)  # type: ignore[arg-type]
+        return reduce(*arguments)
 
     monkeypatch.setattr(decode_module, "_to_upright", noting)
     results: dict[int, torch.Tensor] = {}

@@ -106,7 +106,7 @@ def test_the_best_stage_is_in_the_rows_and_the_report(
     assert all(d["layer"] == "best" for d in saved["differences"])
     restored = Results.from_json(json.dumps({k: saved[k] for k in ("rows", "differences")}))
     assert json.loads(restored.to_json())["rows"] == rows
-    assert {scores.read_score(row)[0].layer for row in rows} == {"best"}  # type: ignore[index]
+    assert {scores.read_score(row)[0].layer for row in rows} == {"best"}
     assert main(["report", str(trained), "--out", str(tmp_path / "page.html")]) == 0
     assert f"({rows[-2]['stage']})" in (tmp_path / "page.html").read_text()
 
@@ -126,8 +126,8 @@ def subject(layers: dict[str, Tensor], final: Tensor, seen: list[Tensor] | None 
     absent: object = None
     return Subject(
         name="made up",
-        backbone=absent,  # type: ignore[arg-type]
-        images=absent,  # type: ignore[arg-type]
+        backbone=absent,
+        images=absent,
         size=0,
         device="cpu",
         precision="fp32",

@@ -50,7 +50,7 @@ def test_a_constant_network_has_the_collapsed_loss(name: str) -> None:
     """
     method = build(name, dtype=torch.float64)
     if hasattr(config(name), "loss"):  # the exact loss of a memory, over all of its rows
-        change: Any = dataclasses.replace(config(name), loss="softmax", negatives=IMAGES)  # type: ignore[call-arg]
+        change: Any = dataclasses.replace(config(name), loss="softmax", negatives=IMAGES)
         method = METHODS[name](change, setup(name)).double()
         method.before_epoch(
             [batch(16, seed=s, first=16 * s, dtype=torch.float64) for s in range(4)]
@@ -141,7 +141,7 @@ def test_random_numbers_are_the_same_however_a_batch_is_split() -> None:
     data = batch(12)
     whole = data.random((3, 2), "a")
     for cuts in ([slice(0, 5), slice(5, 12)], [slice(i, i + 1) for i in range(12)]):
-        parts = [data.map(lambda x, s=s: x[s]).random((3, 2), "a") for s in cuts]  # type: ignore[misc]
+        parts = [data.map(lambda x, s=s: x[s]).random((3, 2), "a") for s in cuts]
         assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(data.random((3, 2), "a"), whole)
     assert not torch.equal(data.random((3, 2), "b"), whole)
@@ -180,8 +180,8 @@ def test_several_processes_draw_what_one_draws(world: int, monkeypatch: pytest.M
             waited=0.0,
             batch=lambda raw, seed, seeds: seeds,
         )
-        found = [x for x in session.Session.epochs(fake, 3, first)]  # type: ignore[misc]
-        return torch.stack(found).view(-1, 8 // world)  # type: ignore[arg-type]
+        found = [x for x in session.Session.epochs(fake, 3, first)]
+        return torch.stack(found).view(-1, 8 // world)
 
     alone = seeds(0, 1)
     assert torch.equal(torch.cat([seeds(r, world) for r in range(world)], dim=1), alone)

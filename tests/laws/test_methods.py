@@ -97,9 +97,9 @@ def test_an_attack_raises_the_loss_inside_its_ball(name: str, hard: HardExample)
     inputs = method.inputs(batch())
     predictions = method.predict(inputs)
     targets = detach(method.targets(batch(), predictions))
-    attacked = hard.attack(method, inputs, targets, rng())  # type: ignore[attr-defined]
+    attacked = hard.attack(method, inputs, targets, rng())
     for x, moved in zip(leaves(inputs), leaves(attacked), strict=True):
-        assert (x - moved).abs().max() <= hard.eps / 255 + 1e-6  # type: ignore[attr-defined]
+        assert (x - moved).abs().max() <= hard.eps / 255 + 1e-6
         assert moved.min() >= 0
         assert moved.max() <= 1
     with frozen_statistics(method):
@@ -119,7 +119,7 @@ def test_the_reused_gradient_is_the_attacks_own(name: str) -> None:
     method = step.method
     inputs = method.inputs(batch(dtype=torch.float64))
     targets = detach(method.targets(batch(dtype=torch.float64), method.predict(inputs)))
-    attacked = hard.attack(method, inputs, targets, rng())  # type: ignore[attr-defined]
+    attacked = hard.attack(method, inputs, targets, rng())
     torch.testing.assert_close(reused, objective(method, method.predict(attacked), targets))
 
 
@@ -127,7 +127,7 @@ class Frozen:
     """Targets without their gradient: SimCLR's own carry one, which attacks hold fixed."""
 
     def __init__(self, method: object, of: Batch) -> None:
-        self.value = detach(method.targets(of, method.predict(method.inputs(of))))  # type: ignore[attr-defined]
+        self.value = detach(method.targets(of, method.predict(method.inputs(of))))
 
     def __call__(self, *_: object) -> object:
         return self.value
@@ -139,13 +139,13 @@ def test_known_gradients_are_the_true_ones(name: str, combine: str) -> None:
     """Handing out the clean pass's gradients later changes none: with eps 0 the loss is as if
     counted twice.
     """
-    still = dataclasses.replace(HARD["adversarial"], eps=0, stride=0, weight=0.5)  # type: ignore[call-arg]
+    still = dataclasses.replace(HARD["adversarial"], eps=0, stride=0, weight=0.5)
     data = batch(dtype=torch.float64)
-    mine = Step(build(name, norm=False, dtype=torch.float64), (still,), combine)  # type: ignore[arg-type]
-    mine.method.targets = Frozen(mine.method, data)  # type: ignore[method-assign]
+    mine = Step(build(name, norm=False, dtype=torch.float64), (still,), combine)
+    mine.method.targets = Frozen(mine.method, data)
     mine(data, rng()).loss.backward()
     plain = Step(build(name, norm=False, dtype=torch.float64))
-    plain.method.targets = Frozen(plain.method, data)  # type: ignore[method-assign]
+    plain.method.targets = Frozen(plain.method, data)
     (plain(data, rng()).loss * (1.0 if combine == "mean" else 1.5)).backward()
     for (key, p), q in zip(mine.named_parameters(), plain.parameters(), strict=True):
         if q.grad is not None:
@@ -155,7 +155,7 @@ def test_known_gradients_are_the_true_ones(name: str, combine: str) -> None:
 @with_hard
 @pytest.mark.parametrize("kind", [CutMix, MixUp])
 def test_mixing_with_a_share_of_one_changes_nothing(name: str, kind: type) -> None:
-    class Whole(kind):  # type: ignore[misc, valid-type]
+    class Whole(kind):
         def mask(self, rng: torch.Generator, size: tuple[int, ...]) -> torch.Tensor:
             return torch.ones(1, 1)
 
@@ -181,7 +181,7 @@ def test_accumulating_is_the_large_batch(name: str, hard: tuple[HardExample, ...
         data = batch(8, dtype=torch.float64)
         for piece in range(parts):
             s = slice(piece * 8 // parts, (piece + 1) * 8 // parts)
-            part = data.map(lambda x, s=s: x[s])  # type: ignore[misc]
+            part = data.map(lambda x, s=s: x[s])
             (step(part, rng()).loss / parts).backward()
         return {k: p.grad for k, p in step.named_parameters() if p.grad is not None}
 

@@ -670,7 +670,7 @@ def state_after(words: list[str], out: Path) -> dict[str, Tensor]:
     known: list[Any] = []
     trainer.build_session = lambda *args, **more: (
         known.append(build_session(*args, **more)) or known[0]
-    )  # type: ignore[assignment, func-returns-value]
+    )
     # so that what each process saw is still to be seen in its norms
     trainer.broadcast_tensors = selection.broadcast_tensors = lambda _: None
     stage = flags.stage_from(["--out", "x", *words], None, "cpu", index_of)

@@ -669,7 +669,7 @@ def test_neighbours_are_those_of_largest_cosine(tmp_path: Path) -> None:
 
     def which(name: str) -> int:
         with Image.open(tmp_path / name) as picture:
-            return int(picture.getpixel((8, 8))[0]) // 10  # type: ignore[index]
+            return int(picture.getpixel((8, 8))[0]) // 10
 
     assert content["of"] == 20
     assert len(content["groups"]) == 4

@@ -220,7 +220,7 @@ def test_a_damaged_journal_keeps_its_whole_lines(copied: Path, how: str, capsys:
         assert main(["pretrain", "--out", str(copied / "o"), "--resume", *HERE]) == 2
         assert "journal.jsonl" in last_line(capsys)
         return
-    file.write_bytes(b"".join([whole[0], DAMAGE[how](whole[1]) + b"\n", *whole[2:]]))  # type: ignore[misc]
+    file.write_bytes(b"".join([whole[0], DAMAGE[how](whole[1]) + b"\n", *whole[2:]]))
     assert main(["pretrain", "--out", str(copied / "o"), "--resume", *HERE]) == 0
     assert file.read_bytes().splitlines(keepends=True) == [whole[0], *whole[2:]]
     assert (how == "empty") or "journal.jsonl" in capsys.readouterr().err

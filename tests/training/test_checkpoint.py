@@ -108,7 +108,7 @@ def test_a_checkpoint_comes_back_as_it_was_and_runs_no_code(tmp_path: Path) -> N
     state = {"step": {"w": torch.rand(3), "n": torch.tensor(3)}, "next": 7, "best": None}
     state["peaks"] = [0.1, 0.2]
     back = checkpoint.load_checkpoint(checkpoint.save_checkpoint(tmp_path / "last.pt", state))
-    assert torch.equal(back["step"]["w"], state["step"]["w"])  # type: ignore[index]
+    assert torch.equal(back["step"]["w"], state["step"]["w"])
     assert {k: v for k, v in back.items() if k != "step"} == {
         k: v for k, v in state.items() if k != "step"
     }

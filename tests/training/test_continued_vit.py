@@ -77,12 +77,12 @@ def test_a_published_layout_is_loaded_fitted_and_trained(
     assert stage["optimizer"]["name"] == "adamw"
     trained = weights_io.load_backbone(out / "backbone.safetensors")
     assert trained.network.state_dict().keys() == network.state_dict().keys()
-    assert not torch.equal(trained.network.blocks[0].norm1.weight, network.blocks[0].norm1.weight)  # type: ignore[index, union-attr]
+    assert not torch.equal(trained.network.blocks[0].norm1.weight, network.blocks[0].norm1.weight)
     # nothing moves before the heads have learnt
     words[words.index("0.5")], words[words.index(str(out))] = "1", str(tmp_path / "still")
     assert main(["pretrain", *words]) == 0
     still = weights_io.load_backbone(tmp_path / "still" / "backbone.safetensors")
-    assert_same_weights(still.network.blocks, network.blocks)  # type: ignore[arg-type]
+    assert_same_weights(still.network.blocks, network.blocks)
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)

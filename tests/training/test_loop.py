@@ -36,7 +36,7 @@ def flat(progress: float) -> float:
 
 
 def parts(data: Batch, n: int) -> list[Batch]:
-    return [data.map(lambda x, k=k: x.chunk(n)[k]) for k in range(n)]  # type: ignore[misc]
+    return [data.map(lambda x, k=k: x.chunk(n)[k]) for k in range(n)]
 
 
 def spoilt(data: Batch) -> Batch:

@@ -119,7 +119,7 @@ def used(i: int) -> list[Any]:
 def test_each_batch_is_made_beside_waited_for_and_kept(streams: Streams) -> None:
     batches = Prefetcher(source(streams, 3), GPU)
     for i in range(3):
-        assert next(batches).index.name == f"{i}c"  # type: ignore[attr-defined]
+        assert next(batches).index.name == f"{i}c"
         streams.told.append(f"step {i}")
         batches.prepare()
     with pytest.raises(StopIteration):

@@ -141,8 +141,8 @@ def test_a_depth_is_the_same_part_of_every_network(
 ) -> None:
     widths = {str(i): 8 for i in range(stages)}
     monkeypatch.setattr("selftaught.models.stages.stage_widths", lambda backbone: widths)
-    assert stage_at(None, depth) == str(name)  # type: ignore[arg-type]
-    assert stage_at(None, None) is None  # type: ignore[arg-type]
+    assert stage_at(None, depth) == str(name)
+    assert stage_at(None, None) is None
 
 
 def test_without_held_out_images_it_says_so(images: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -377,6 +377,6 @@ def test_report_and_methods(trained: Path, tmp_path: Path, capsys: Capture) -> N
 def test_four_lines_of_python(images: Path, tmp_path: Path) -> None:
     small = {"steps": 2, "backbone": "test_resnet", "batch": 8, "size": 32}
     out = selftaught.pretrain(images, out=tmp_path / "run", method__temperature=0.3, **small)
-    assert out.stage.method.temperature == 0.3  # type: ignore[attr-defined]
+    assert out.stage.method.temperature == 0.3
     assert selftaught.evaluate(out, labels=("all",)).verdict
     assert selftaught.load(out)(torch.rand(2, 3, 32, 32)).shape == (2, 96)

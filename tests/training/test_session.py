@@ -41,7 +41,7 @@ def test_pseudo_labels_are_made_of_other_views_than_those_that_must_predict_them
 
     seen: list[str] = []
     step = Step(build("simclr"))
-    step.method.before_epoch = seen.extend  # type: ignore[assignment, method-assign, arg-type]
+    step.method.before_epoch = seen.extend
     loop = Loop(steps=2, steps_per_epoch=1, schedule=lambda progress: 1)
     optimizer = SGD(lr=0.01).build(step.named_parameters())
     names: Any = lambda n: [f"of {n}"]  # noqa: E731

@@ -213,7 +213,7 @@ def test_the_first_line_says_why_there_are_fewer() -> None:
         (Load(cores=8, quota=2.5), "2.5"),
         (Load(cores=8, processes=4), "4 processes"),
     ):
-        assert part in choose("auto", 0, 8, lambda load=load: load).text  # type: ignore[misc]
+        assert part in choose("auto", 0, 8, lambda load=load: load).text
     assert "(" not in choose("auto", 0, 8, lambda: Load(cores=8)).text
 
 

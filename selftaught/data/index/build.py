@@ -358,7 +358,7 @@ def _fingerprints(
         if numbers is not None:
             image_labels = (numbers[i],) if numbers[i] >= 0 else ()
         elif rows is not None:
-            image_labels = np.flatnonzero(rows[i]) if np.min(rows[i]) >= 0 else ()
+            image_labels = np.flatnonzero(rows[i]).tolist() if np.min(rows[i]) >= 0 else ()
         label_text = "|".join(classes[c] for c in image_labels)
         path, suffix = os.fsencode(name), f"{label_text}\n".encode()
         sizes.update(b"%b\0%d\0%b" % (path, files.bytes[i], suffix))

@@ -143,6 +143,7 @@ def save_index(
 
     def write(draft: Path) -> None:
         with draft.open("wb") as out:
+            # pyrefly: ignore[bad-argument-type]
             np.savez(out, **arrays)
 
     write_cache_file(_file(cache, name), write, notes)

@@ -23,7 +23,7 @@ class Folder:
 
     def walk(self) -> Iterator[Folder]:
         """Iterate over this folder and all below it."""
-        pending = [self]
+        pending: list[Folder] = [self]
         while pending:
             folder = pending.pop()
             yield folder

@@ -94,7 +94,7 @@ def read_rows(
 
 def _read_small_columns(files: Sequence[str]) -> tuple[list[Shard], list[Any]]:
     """Open some files and read their small columns. Raises UserError for a file without images."""
-    shards: list[Shard] = [None] * len(files)  # type: ignore[list-item]
+    shards: list[Any] = [None] * len(files)
     tables: list[Any] = [None] * len(files)
 
     def read(i: int) -> None:

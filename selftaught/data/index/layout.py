@@ -205,10 +205,10 @@ def _find_uses(folder: Folder) -> dict[str, Use]:
         *(_unwrap(folder.folders[name], others)[0].folders for name in tests)
     )
     if len(others) > 1 and test_classes and test_classes <= others:  # val/ beside the class folders
-        uses: dict[str, Use] = {
-            name: "outside" if _is_unlabelled(name) else "class" for name in others
-        }
-        return uses | {name: "test" for name in tests}
+        uses: dict[str, Use] = dict.fromkeys(tests, "test")
+        for name in others:
+            uses[name] = "outside" if _is_unlabelled(name) else "class"
+        return uses
     sides = split_sides(folder.folders)
     if sides:
         return {name: sides.get(name, "outside") for name in folder.folders}

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def _is_manifest(content: Any) -> bool:
         "split": str,
         "masks": int,
         "shards": list,
-        "index": dict | None,
+        "index": (dict, NoneType),
         "finished": bool,
     }
     if not isinstance(content, dict) or not all(

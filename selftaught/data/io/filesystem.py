@@ -207,7 +207,8 @@ def _retry(location: str, request: Callable[[Any, str], T]) -> T:
             if isinstance(error, FileNotFoundError):
                 if _is_missing(error):
                     raise
-                error = error.__cause__  # type: ignore[assignment]
+                if isinstance(error.__cause__, Exception):
+                    error = error.__cause__
             if not tries_left or not _is_transient(error):
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 attempts = "" if tries_left else f" after {_TRIES} tries"

@@ -316,9 +316,9 @@ def _encode_images(
 ) -> Iterator[tuple[int, Encoded]]:
     for at in range(0, len(positions), _BATCH):
         part = positions[at : at + _BATCH]
-        encoded: list[Encoded] = [None] * len(part)  # type: ignore[list-item]
+        encoded: list[Any] = [None] * len(part)
 
-        def encode_one(j: int, part: list[int] = part, encoded: list[Encoded] = encoded) -> None:
+        def encode_one(j: int, part: list[int] = part, encoded: list[Any] = encoded) -> None:
             i = part[j]
             height, width = plan.index.sizes[i].tolist()
             encoded[j] = encode(
@@ -329,7 +329,7 @@ def _encode_images(
                 plan.index.pixel_range,
             )
 
-        run_parallel(len(part), encode_one, on_progress=lambda n, _, at=at: progress(at + n))  # type: ignore[misc]
+        run_parallel(len(part), encode_one, on_progress=lambda n, _, at=at: progress(at + n))
         yield from zip(part, encoded, strict=True)
 
 

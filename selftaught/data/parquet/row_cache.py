@@ -94,7 +94,7 @@ class _RowCache:
             if cached is not None and cached.done():
                 request_group(address)
             else:  # the footer may be remote, too
-                self._submit(lambda address=address: request_group(address))  # type: ignore[misc]
+                self._submit(lambda address=address: request_group(address))
 
     def pin(self, addresses: Sequence[RowAddress]) -> None:
         for at in range(0, len(addresses), 64):

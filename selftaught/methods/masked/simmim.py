@@ -85,7 +85,8 @@ class _MaskedNetwork(nn.Module):
         self.backbone = backbone
         self.stride = backbone.patch_size or measure_stride(backbone)
         self.head = nn.Conv2d(backbone.channels, 3 * self.stride[0] * self.stride[1], 1)
-        nn.init.constant_(self.head.bias, 0.5)  # type: ignore[arg-type]  # grey
+        # pyrefly: ignore[bad-argument-type]
+        nn.init.constant_(self.head.bias, 0.5)  # grey
         width = 3 if backbone.patch_size is None else backbone.channels
         self.mask_token = nn.Embedding(1, width)  # as a layer, FSDP gathers it
         nn.init.normal_(self.mask_token.weight, 0.5 if backbone.patch_size is None else 0.0, 0.02)

@@ -20,7 +20,7 @@ from selftaught.models.teacher import Teacher
 from selftaught.ranges import Share
 
 # two large views with a mask each, then the small views
-Inputs = tuple[tuple[Tensor, Fixed] | Tensor, ...]
+Inputs = tuple[tuple[Tensor, Fixed], tuple[Tensor, Fixed], *tuple[Tensor, ...]]
 # similarities [B, K] of each view and [B, M, K] of patches; features [B, D] of the first view
 Predictions = tuple[tuple[Tensor, ...], Tensor, Tensor]
 # log-probabilities [B, K] of each large view and [B, M, K] of patches; the patches' numbers [B, M],
@@ -63,7 +63,7 @@ class MaskedDistillation(PrototypeDistillation):
         logits, patches, features = self.network(
             torch.cat([first, second]), torch.cat(masks), places
         )
-        small = on_views(self.network.of_views, inputs[2:])  # type: ignore[arg-type]
+        small = on_views(self.network.of_views, inputs[2:])
         return (*logits.chunk(2), *small), patches, features.chunk(2)[0]
 
     @torch.no_grad()

@@ -247,10 +247,7 @@ def _skeleton(name: str, stem: str) -> nn.Module:
     try:
         with torch.device("meta"):
             return create(name, stem=stem).network
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ):  # some networks compute with values when they are built
+    except RuntimeError:  # some networks compute with values when they are built
         with torch.random.fork_rng(devices=[]):
             return create(name, stem=stem).network
 
