@@ -8,10 +8,14 @@ came: ▲ above 0, ▼ below 0.
 """
 
 import json
+import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 from benchmarks.chains import CHAINS, results
 from benchmarks.common import RESULTS, find, mark, write
@@ -76,7 +80,9 @@ def table(rows: Sequence[Row], labels: str) -> list[str]:
 
 
 def count(rows: Sequence[Row]) -> list[str]:
-    """In how many chains `adapt` is not below another, and in how many it is above."""
+    """In how many chains `adapt` is not below another, and in how many it is above; its mean gain,
+    with the 95 % interval by Student's t over chains.
+    """
     titles = [f"{TITLES[protocol]}, {LABELS[labels]}" for protocol, labels in SCORES]
     text = [f"| `adapt` beside | {' | '.join(titles)} |"]
     text.append("| --- " * (len(SCORES) + 1) + "|")
@@ -87,9 +93,21 @@ def count(rows: Sequence[Row]) -> list[str]:
             there = [g for g in gains if g is not None]
             above = sum(g["low"] > 0 for g in there)
             level = sum(g["high"] >= 0 for g in there)
-            cells.append(f"{level} of {len(there)}, {above} above" if there else "")
+            told = f"{level} of {len(there)}, {above} above"
+            if len(there) > 1:
+                low, mean, high = (100 * x for x in mean_interval([g["mean"] for g in there]))
+                told += f"; {mean:+.1f} ({low:+.1f} to {high:+.1f})"
+            cells.append(told.replace("-", "−") if there else "")
         text.append(f"| {' | '.join(cells)} |")
     return text
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean between the ends of its 95 % interval."""
+    middle = statistics.mean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = error * float(stats.t.ppf(0.975, len(values) - 1))
+    return middle - half, middle, middle + half
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
