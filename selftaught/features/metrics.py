@@ -3,24 +3,15 @@
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from sklearn.metrics import recall_score, roc_auc_score
 from torch import Tensor
 
 
 def balanced_accuracy(labels: Tensor, values: Tensor) -> float:
     """Mean recall over the classes in `labels` [M], for the predictions values.argmax [M, C]."""
-    present = labels.unique().tolist()
-    # Unlike balanced_accuracy_score of sklearn, this does not warn of predicted classes without
-    # images.
-    return float(
-        recall_score(
-            labels.numpy(),
-            values.argmax(1).numpy(),
-            labels=present,
-            average="macro",
-            zero_division=0,
-        )
-    )
+    counts = torch.bincount(labels)
+    hits = torch.bincount(labels[values.argmax(1) == labels], minlength=len(counts))
+    present = counts > 0
+    return float((hits[present].double() / counts[present]).mean())
 
 
 def auroc(labels: Tensor, values: Tensor) -> tuple[float, int]:
@@ -30,11 +21,18 @@ def auroc(labels: Tensor, values: Tensor) -> tuple[float, int]:
     class is skipped if no image has it, or every image. nan if all classes are skipped.
     """
     areas = [
-        float(roc_auc_score(truth.numpy(), score.numpy()))
+        _area(truth.numpy(), score.numpy())
         for truth, score in _questions(labels, values, skip=True)
     ]
     skipped = (1 if labels.ndim == 1 else labels.shape[1]) - len(areas)
     return (float(np.mean(areas)) if areas else float("nan")), skipped
+
+
+def _area(truth: np.ndarray, score: np.ndarray) -> float:
+    """AUROC of one binary problem: the share of pairs, one positive and one negative, in order."""
+    positives = int(truth.sum())
+    above = rankdata(score)[truth].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * (len(truth) - positives)))
 
 
 def _questions(labels: Tensor, values: Tensor, *, skip: bool) -> list[tuple[Tensor, Tensor]]:
