@@ -17,6 +17,7 @@ from selftaught.training.step import Step
 from tests.laws.toys import (
     HARD,
     IMAGES,
+    PAIRS,
     TWO_PLAYER,
     WITH_HARD,
     batch,
@@ -29,7 +30,6 @@ from tests.laws.toys import (
 
 methods = pytest.mark.parametrize("name", METHODS)
 with_hard = pytest.mark.parametrize("name", WITH_HARD)
-PAIRS = [(name, hard) for name in WITH_HARD for hard in HARD]
 pairs = pytest.mark.parametrize(
     ("name", "hard"), [(n, HARD[h]) for n, h in PAIRS], ids=["-".join(p) for p in PAIRS]
 )

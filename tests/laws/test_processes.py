@@ -17,13 +17,12 @@ from selftaught.optim import SGD
 from selftaught.training.fsdp import shard
 from selftaught.training.loop import clip_gradients
 from selftaught.training.step import Step
-from tests.laws.toys import HARD, TWO_PLAYER, WITH_HARD, Deep, batch, build, mine, rng
+from tests.laws.toys import HARD, PAIRS, TWO_PLAYER, Deep, batch, build, mine, rng
 from tests.several import WORLD, load_results, spawned
 
 CASES = [(name, ()) for name in METHODS] + [
     (name, (hard,))
-    for name in WITH_HARD
-    for hard in HARD
+    for name, hard in PAIRS
     if hard != "adversarial-random"  # its noise is each batch's own
 ]
 # An anchor adds a mean over images to any loss, so few methods are enough.

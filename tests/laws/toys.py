@@ -42,6 +42,15 @@ HARD: dict[str, HardExample] = {
 # Methods of two players take no hard examples.
 TWO_PLAYER = [name for name, method in METHODS.items() if method.Config().two_player]
 WITH_HARD = [name for name in METHODS if name not in TWO_PLAYER]
+# The number of an attack's steps and its start are the same code for every method: these differ in
+# what an attack meets (compared samples, a queue, small views, tiles, masks).
+ATTACKED = ("simclr", "moco-v2", "swav", "jigsaw", "mae")
+PAIRS = [
+    (name, hard)
+    for name in WITH_HARD
+    for hard in HARD
+    if name in ATTACKED or hard not in ("adversarial-3", "adversarial-random")
+]
 
 
 def hards(*names: str) -> tuple[HardExample, ...]:
