@@ -4,10 +4,11 @@ rates far too high.
     python -m benchmarks.guard --out runs/guard [--steps 60] [--only moco-v2 byol] [--factors 1 100]
     [--name guard]
 
-Trains on the demo's photo patches (ResNet-10-t, 32 px, batch 64): each method in its own recipe,
-which must end without a warning; and in the same recipe at 100 times its rate, which must be
-stopped with the reason, unless it recovers while the rate falls (try more steps). Prints a table
-with kNN before and after, and writes results/NAME.json. What is done already is not done again.
+Trains on the demo's photo patches (ResNet-10-t, 32 px or more, batch 64; a ViT-Ti where patches are
+masked): each method in its own recipe, which must end without a warning; and in the same recipe at
+100 times its rate, which must be stopped with the reason, unless it recovers while the rate falls
+(try more steps). Prints a table with kNN before and after, and writes results/NAME.json. What is
+done already is not done again.
 """
 
 import argparse
@@ -40,13 +41,16 @@ COMMON = (
     "fp32",
 )
 
-LARGER = ["--size", "64"]
-PLACES = {
-    "colorization",
-    "context-encoder",
-    "denoising-autoencoder",
-    "densecl",
-}  # 32 pixels leave one place
+# 32 pixels leave one place of a map, and tiles of few pixels
+SIZES = {
+    "colorization": "64",
+    "context-encoder": "64",
+    "context-prediction": "96",
+    "denoising-autoencoder": "64",
+    "densecl": "64",
+    "jigsaw": "96",
+    "spotting-artifacts": "64",
+}
 
 
 def one(
@@ -65,7 +69,10 @@ def one(
         str(seed),
         *COMMON,
     ]
-    words += LARGER if method in PLACES else []
+    if METHODS[method].masks_patches:
+        words += ["--backbone", "vit_tiny_patch16_224", "--size", "64"]
+    if method in SIZES:
+        words += ["--size", SIZES[method]]
     stage = flags.stage_from(words, None, "cpu", shared_index)
     if factor != 1:
         rate = stage.optimizer.lr * factor
@@ -114,13 +121,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
-        "--only",
-        nargs="*",
-        default=[
-            name
-            for name, m in METHODS.items()
-            if m.labels != "required" and not m.masks_patches  # with a ResNet
-        ],
+        "--only", nargs="*", default=[name for name, m in METHODS.items() if m.labels != "required"]
     )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--factors", type=float, nargs="*", default=[1, FACTOR])
