@@ -13,7 +13,7 @@ from selftaught.features import statistics
 from selftaught.features.extract import extract
 from selftaught.features.metrics import effective_count
 from selftaught.models.stages import StageFeatures, stage_at, stage_widths
-from selftaught.training.collapse import CollapseDetector
+from selftaught.training.collapse import CollapseDetector, is_solved
 from selftaught.training.pretext_accuracy import has_grades, measure_accuracy
 from selftaught.training.session import Session
 
@@ -94,6 +94,17 @@ class Monitor:
         """Entries of run.json: the last accuracy of the task, and the recommended stage."""
         stage = {} if self.stage is None else {"recommended_stage": self.stage}
         return {**self.pretext, **stage}
+
+    def warn_of_task(self) -> str | None:
+        """Return a warning if the method's task is at chance on held-out images."""
+        chance = self.pretext.get("pretext_chance")
+        if chance is None or is_solved(self.pretext):
+            return None
+        return (
+            f"the pretext task is not learnt: {100 * self.pretext['pretext']:.1f} % on held-out"
+            f" images, {100 * chance:.1f} % by chance. Train for longer, or try another learning"
+            " rate (--optimizer.lr)"
+        )
 
     def observe(self, step: int, features: Mapping[str, float], loss: float | None) -> str | None:
         """Add a measurement to the detector; return a warning if the features collapse."""

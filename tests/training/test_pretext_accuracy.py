@@ -15,7 +15,7 @@ from selftaught.loggers import jsonl
 from selftaught.methods.pretext.rotation import Rotation
 from selftaught.models.stages import StageFeatures, stage_at
 from selftaught.runs import folder as run_folder
-from selftaught.training import pretext_accuracy
+from selftaught.training import monitor, pretext_accuracy
 from selftaught.training.monitor import Monitor
 from selftaught.training.pretext_accuracy import measure_accuracy
 from selftaught.training.session import Session, build_session
@@ -62,6 +62,17 @@ def test_a_resumed_run_keeps_it(images: Path, trained: Path, tmp_path: Path) -> 
     again = json.loads((trained / "run.json").read_text())
     keys = ("pretext", "pretext_chance", "recommended_stage")
     assert [again[key] for key in keys] == [facts[key] for key in keys]
+
+
+@pytest.mark.parametrize(("accuracy", "warns"), [(0.25, True), (0.255, True), (0.3, False)])
+def test_a_task_that_is_not_learnt_is_said_at_the_end(
+    images: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture, accuracy: float, warns: bool
+) -> None:
+    measured = {"pretext": accuracy, "pretext_chance": 0.25}
+    monkeypatch.setattr(monitor, "measure_accuracy", lambda *_: measured)
+    words = ["--data", str(images), "--out", str(tmp_path / "run"), "--method", "rotation"]
+    assert main(["pretrain", *words, "--steps", "2", *SMALL]) == 0
+    assert ("not learnt" in capsys.readouterr().err) == warns
 
 
 def test_a_method_without_grades_logs_none(images: Path, tmp_path: Path) -> None:
