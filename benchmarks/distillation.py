@@ -5,7 +5,7 @@ random weights.
     python -m benchmarks.distillation --data rsscn7_128/ --weights efficientnet_lite0.pth
                                       --out runs/distillation [--only distilled simclr]
                                       [--steps 300] [--seeds 0] [--size 64] [--batch 64]
-                                      [--name distillation]
+                                      [--precision fp32] [--name distillation]
 
 `python -m benchmarks.hpt prepare` makes both, the images and the weights. Trains whatever is not
 done yet (a run that was cut off goes on), scores all that is done by kNN and linear probe on the
@@ -52,7 +52,7 @@ def done(folder: Path) -> bool:
 
 def common(asked: argparse.Namespace) -> list[str]:
     words = ["--data", asked.data, "--size", str(asked.size), "--batch", str(asked.batch)]
-    return [*words, "--precision", "bf16", "--workers", "0"]
+    return [*words, "--precision", asked.precision, "--workers", "0"]
 
 
 def take_teacher(asked: argparse.Namespace) -> Path:
@@ -130,6 +130,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--name", default="distillation", help="of the file in results/")
     asked = parser.parse_args()
     teacher = take_teacher(asked)
