@@ -42,13 +42,13 @@ def pick_nce(query: Tensor, candidates: Tensor, key: Tensor, temperature: float)
     return F.cross_entropy(query @ candidates.T / temperature, key)
 
 
-def discriminator_loss(real: Tensor, made: Tensor) -> Tensor:
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Log loss of a discriminator's scores (Goodfellow et al., 2014, equation 1), of any shape.
 
-    With real and made ones swapped it is the loss of their maker, in the form that does not
+    With real and fake ones swapped it is the loss of the generator, in the form that does not
     saturate (section 3).
     """
-    return F.softplus(-real).mean() + F.softplus(made).mean()
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
 def cosine_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -209,6 +209,7 @@ class Setting:
     batch: int  # images a step, over all processes
     steps: int  # in the whole stage
     features: int  # width of the backbone's output
+    size: int = 224  # pixels of a side of a view
     parts: int = 1  # parts that a batch is split into; each loss is computed on one part
     pretrained: bool = False  # the backbone starts from trained weights, not from random ones
     classes: int = 0  # number of classes in the labels of the training set

@@ -136,8 +136,8 @@ def patch_of(backbone: str) -> int:
 @lru_cache
 def _shape_of(backbone: str) -> tuple[int, int]:
     with torch.device("meta"):
-        made = backbone_module.create(backbone)
-    return made.features, patch_side(made.network)
+        network = backbone_module.create(backbone)
+    return network.features, patch_side(network.network)
 
 
 def faster_in_bf16(

@@ -75,6 +75,7 @@ def resolve_stage(
         batch=batch,
         steps=steps,
         features=recipe.features_of(backbone),
+        size=size,
         parts=max(accumulate, 1),
         pretrained=pretrained,
         classes=len(index.classes),

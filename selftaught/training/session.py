@@ -233,11 +233,11 @@ def build_session(
     # Before the method copies the backbone for a teacher.
     backbone_module.set_trainable(backbone, stage.trainable)
     setup = Setup(backbone, len(positions), len(index.classes), previous)
-    made = method(stage.method, setup)
-    step = Step(made, stage.hard, stage.combine)
+    instance = method(stage.method, setup)
+    step = Step(instance, stage.hard, stage.combine)
     step.to(device).to(memory_format=torch.channels_last)
     if stage.anchor:
-        step.anchor = AnchorLoss(stage.anchor, made.backbone)
+        step.anchor = AnchorLoss(stage.anchor, instance.backbone)
     if stage.compile:
         compile_backbones(step, device)
         if step.anchor:

@@ -84,9 +84,9 @@ class ContextEncoder(Reconstruction):
         if self.discriminator is None:
             return error
         view, keep, _ = targets
-        real, made = self.cut_fill(view, keep), self.cut_fill(predictions, keep)
-        scores = call_pure(self.discriminator, torch.cat([real, made.detach()])).chunk(2)
-        passed = call_detached(self.discriminator, made)
+        real, fake = self.cut_fill(view, keep), self.cut_fill(predictions, keep)
+        scores = call_pure(self.discriminator, torch.cat([real, fake.detach()])).chunk(2)
+        passed = call_detached(self.discriminator, fake)
         fooling = F.softplus(-passed).mean()
         return error + discriminator_loss(*scores) + self.config.adversarial * fooling
 

@@ -1,5 +1,6 @@
 """Spotting artifacts (Jenni & Favaro, 2018, https://arxiv.org/abs/1806.05024)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -66,11 +67,15 @@ class SpottingArtifacts(Method):
         teachers = "a run of spotting-artifacts"
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
-            """Use a narrower autoencoder for a narrow backbone, and mild views."""
-            config = replace(self, width=min(self.width, max(setting.features // 16, 8)))
+            """Use a narrower autoencoder for a narrow backbone, and mild views. A code has at
+            least as many places as the paper's, 6 x 6.
+            """
+            width = min(self.width, max(setting.features // 16, 8))
+            blocks = min(self.blocks, max(int(math.log2(setting.size / 6)), 1))
+            config = replace(self, width=width, blocks=blocks)
             mild = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
             views = {"scale": (1 / 3, 1.0), "gray": 0.0, "blur": 0.0, **mild}
-            return Defaults(config=config, views=views, optimizer="adamw", lr=6e-4)
+            return Defaults(config=config, views=views, optimizer="adamw", lr=4e-3)
 
         def previous(self, init: str | None) -> Previous | None:
             return super().previous(init) if self.teacher else None
@@ -132,16 +137,21 @@ class SpottingArtifacts(Method):
             view.shape[2:],
             self.repair.change(mask),
         )
-        scores, kept = self.discriminator(torch.cat([decoded, repaired.detach()]), size)
+        scores, place_logits = self.discriminator(torch.cat([decoded, repaired.detach()]), size)
         # the same batch, as batch norms see all of it
         deceit = call_detached(self.discriminator, torch.cat([decoded, repaired]), size)[0][count:]
-        return scores.view(2, -1).T, deceit, kept.unflatten(0, (2, -1)).transpose(0, 1), repaired
+        return (
+            scores.view(2, -1).T,
+            deceit,
+            place_logits.unflatten(0, (2, -1)).transpose(0, 1),
+            repaired,
+        )
 
     def targets(self, batch: Batch, predictions: Predictions) -> Targets:
         return batch.views[0], self.draw_mask(batch)
 
     def loss(self, predictions: Predictions, targets: Targets) -> Tensor:
-        scores, deceit, kept, picture = predictions
+        scores, deceit, place_logits, picture = predictions
         view, mask = targets
         everywhere = torch.ones_like(mask)
         # Several processes average the gradients of all parameters, so each needs one.
@@ -150,10 +160,12 @@ class SpottingArtifacts(Method):
             return self.config.pixels * kept_errors(picture, view, everywhere).mean() + rest
         real, repaired = scores.unbind(1)
         judged = discriminator_loss(real, repaired) / 2
-        found = F.binary_cross_entropy_with_logits(kept, torch.cat([everywhere, mask], 1))
+        place_loss = F.binary_cross_entropy_with_logits(
+            place_logits, torch.cat([everywhere, mask], 1)
+        )
         deceived = F.softplus(-deceit).mean() / 2
         errors = kept_errors(picture, view, mask).mean()
-        discriminator = judged + self.config.places * found
+        discriminator = judged + self.config.places * place_loss
         return discriminator + deceived + self.config.pixels * errors + rest
 
     def idle_parameters(self) -> list[nn.Parameter]:
@@ -179,9 +191,11 @@ class SpottingArtifacts(Method):
     def illustrate(
         self, batch: Batch, predictions: Predictions, targets: Targets
     ) -> Sequence[Illustration]:
-        scores, _, kept, repaired = predictions
+        scores, _, place_logits, repaired = predictions
         view, mask = targets
-        rows = illustrate_repairs(self.autoencoder, view, mask, repaired, kept[:, 1:].sigmoid())
+        rows = illustrate_repairs(
+            self.autoencoder, view, mask, repaired, place_logits[:, 1:].sigmoid()
+        )
         grades, shares = self.grade(predictions, targets), scores.sigmoid()
         return [
             Illustration(

@@ -29,8 +29,8 @@ class Repair(nn.Module):
         """Return the change; mask [B, 1, h, w]: 1 at places of the code that were kept."""
 
         def apply(number: int, x: Tensor) -> Tensor:
-            kept = enlarge_mask(mask, x.shape[2:])
-            repaired: Tensor = x + (1 - kept) * self.blocks[number](torch.cat([x, kept.to(x)], 1))
+            keep = enlarge_mask(mask, x.shape[2:])
+            repaired: Tensor = x + (1 - keep) * self.blocks[number](torch.cat([x, keep.to(x)], 1))
             return repaired
 
         return apply
@@ -55,23 +55,23 @@ def kept_errors(picture: Tensor, view: Tensor, mask: Tensor) -> Tensor:
 
     It is 0 where nothing is kept. picture, view: [B, 3, H, W] in [0, 1]; mask: [B, 1, h, w].
     """
-    kept = enlarge_mask(mask, view.shape[2:])
+    keep = enlarge_mask(mask, view.shape[2:])
     squares = 4 * (picture - view).square().mean(1, keepdim=True)
-    return (kept * squares).sum((1, 2, 3)) / kept.sum((1, 2, 3)).clamp_min(1)
+    return (keep * squares).sum((1, 2, 3)) / keep.sum((1, 2, 3)).clamp_min(1)
 
 
 @torch.no_grad()
 def illustrate_repairs(
-    autoencoder: Autoencoder, view: Tensor, mask: Tensor, repaired: Tensor, kept: Tensor
+    autoencoder: Autoencoder, view: Tensor, mask: Tensor, repaired: Tensor, keep: Tensor
 ) -> list[dict[str, Tensor]]:
     """Pictures of each image by title, from the view to the damage and its prediction.
 
-    kept: the predicted probability [B, 1, h, w] of each place. The autoencoder is set to evaluation
+    keep: the predicted probability [B, 1, h, w] of each place. The autoencoder is set to evaluation
     mode.
     """
     code, decoded = autoencoder.eval()(view)
     damaged = autoencoder.decoder(damage_code(code, mask), view.shape[2:])
-    maps = [enlarge_mask(1 - x, view.shape[2:]).expand(-1, 3, -1, -1) for x in (mask, kept)]
+    maps = [enlarge_mask(1 - x, view.shape[2:]).expand(-1, 3, -1, -1) for x in (mask, keep)]
     titles = ("picture", "decoded", "damaged", "repaired", "damage", "predicted damage")
     rows = zip(view, decoded, damaged, repaired, *maps, strict=True)
     return [dict(zip(titles, row, strict=True)) for row in rows]

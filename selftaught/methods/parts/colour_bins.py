@@ -91,9 +91,11 @@ class ColourBins(nn.Module):
         self.occupied.copy_(counts >= max(RARE * counts.sum().item(), 1))
         bins = int(self.occupied.sum())
         if share < LEAST or bins < 2:
-            found = f"{share:.1%} of the images have colour" if bins != 1 else "there is one colour"
+            content = (
+                f"{share:.1%} of the images have colour" if bins != 1 else "there is one colour"
+            )
             raise UserError(
-                f"colorization needs images of many colours, and {found}: take another --method"
+                f"colorization needs images of many colours, and {content}: take another --method"
             )
         frequency = torch.zeros_like(counts)
         for ab in coloured:

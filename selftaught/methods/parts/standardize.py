@@ -32,13 +32,13 @@ class Standardize(nn.Module):
         """
         if self.images.value:
             return
-        found: list[list[Tensor]] = []
+        moments_of_passes: list[list[Tensor]] = []
         for outputs in batches:
-            found.append([channel_moments(x) for x in outputs])
+            moments_of_passes.append([channel_moments(x) for x in outputs])
             self.images.value += len(outputs[0]) * world_size()
             if self.images.value >= IMAGES:
                 break
-        for i, moments in enumerate(zip(*found, strict=True)):
+        for i, moments in enumerate(zip(*moments_of_passes, strict=True)):
             count, total, squares = all_reduce_sum(torch.stack(moments).sum(0))
             mean = total / count
             std = (squares / count - mean.square()).clamp_min(0).sqrt()

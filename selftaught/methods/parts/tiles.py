@@ -75,8 +75,8 @@ def tile_side(size: int, tile: int, backbone: Encoder) -> int:
         raise UserError(
             f"views of {size} pixels are too small for nine tiles: --size {GRID * SMALLEST} or more"
         )
-    wanted = tile or round(SHARE * cell)
-    side, patch, limit = (nearest_size(backbone, (n, n))[0] for n in (wanted, 1, 2**20))
+    target = tile or round(SHARE * cell)
+    side, patch, limit = (nearest_size(backbone, (n, n))[0] for n in (target, 1, 2**20))
     if patch == limit:
         raise UserError(
             f"this backbone takes images of {patch} pixels and no tiles: choose another --backbone"

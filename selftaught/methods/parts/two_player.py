@@ -3,8 +3,8 @@
 A generator makes pictures, and a discriminator tells them from real ones (Goodfellow et al., 2014,
 https://arxiv.org/abs/1406.2661). One backward pass serves both losses:
 
-    d = call_pure(discriminator, real, made.detach())  # for the discriminator's loss
-    g = call_detached(discriminator, made)  # for the generator's loss
+    d = call_pure(discriminator, real, fake.detach())  # for the discriminator's loss
+    g = call_detached(discriminator, fake)  # for the generator's loss
 """
 
 from typing import Any
