@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 from unittest import mock
 
-from benchmarks.common import evaluated, kept, write
+from benchmarks.common import evaluate_rows, make_once, write
 from selftaught.cli.main import main
 
 # bytes of memory that seem to be free: images are held there, or read anew in every epoch
@@ -50,7 +50,7 @@ def one(
     precision = () if "--precision" in more else ("--precision", "bf16")
     with mock.patch("selftaught.data.loading.images.free_memory", return_value=memory):
         main([*words, *precision, *more])
-    rows = evaluated(folder / "run", "--labels", "all", "--workers", "0")
+    rows = evaluate_rows(folder / "run", "--labels", "all", "--workers", "0")
     return [
         {
             "kind": "random" if row["backbone"] == "random" else kind,
@@ -72,22 +72,22 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
-    asked = parser.parse_args()
-    found: list[dict[str, Any]] = []
-    for seed in asked.seeds:
-        for kind in asked.only:
-            folder = asked.out / f"{kind.replace(' ', '-')}-{seed}"
+    args = parser.parse_args()
+    result: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        for kind in args.only:
+            folder = args.out / f"{kind.replace(' ', '-')}-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
-            found += kept(
-                folder / "rows.json", one, kind, asked.data, folder, asked.steps, asked.size, seed
+            result += make_once(
+                folder / "rows.json", one, kind, args.data, folder, args.steps, args.size, seed
             )
-    for kind in ("random", *asked.only):
+    for kind in ("random", *args.only):
         for protocol in ("knn", "linear"):
             scores = [
-                100 * r["mean"] for r in found if r["kind"] == kind and r["protocol"] == protocol
+                100 * r["mean"] for r in result if r["kind"] == kind and r["protocol"] == protocol
             ]
             print(
                 f"{kind:18} {protocol:6} {mean(scores):5.1f} %"
                 f" ({', '.join(f'{s:.1f}' for s in scores)})"
             )
-    write("alike", {"rows": found})
+    write("alike", {"rows": result})

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.common import photo_patches, said, spread, write
+from benchmarks.common import format_ratio, photo_patches, spread, write
 from selftaught.data.io.parallel import count_cores
 
 AIMS = {"busy: default by one thread": 0.9, "alone: default by all threads": 0.95}
@@ -100,11 +100,11 @@ if __name__ == "__main__":
     parser.add_argument("--load", choices=list(LOADS), default="spin")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--quick", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     if count_cores() < 2:
         raise SystemExit("one core: there is nothing to choose")
-    if asked.quick:
-        asked.size, asked.batch, asked.steps, asked.rounds, asked.backbone = (
+    if args.quick:
+        args.size, args.batch, args.steps, args.rounds, args.backbone = (
             32,
             32,
             5,
@@ -115,36 +115,36 @@ if __name__ == "__main__":
         "--method",
         "moco-v2",
         "--backbone",
-        asked.backbone,
+        args.backbone,
         "--stem",
         "imagenet",
         "--size",
-        str(asked.size),
+        str(args.size),
     ]
-    words += ["--batch", str(asked.batch), "--steps", str(asked.steps)]
+    words += ["--batch", str(args.batch), "--steps", str(args.steps)]
     cases = {"default": "auto", "one thread": "1", "all threads": str(count_cores())}
     runs: dict[str, list[Run]] = {}
     with photo_patches() as (scratch, data):
-        for folder in [data, *data.rglob("*/")] if asked.quick else []:
+        for folder in [data, *data.rglob("*/")] if args.quick else []:
             for file in sorted(f for f in folder.iterdir() if f.is_file())[FEW:]:
                 file.unlink()
-        for number in range(asked.rounds):
-            for place, programs in (("alone", 0), ("busy", asked.busy)):
-                with busy(programs, asked.load):
+        for number in range(args.rounds):
+            for place, programs in (("alone", 0), ("busy", args.busy)):
+                with busy(programs, args.load):
                     for name, threads in cases.items():
                         out = scratch / f"{place}-{threads}-{number}"
                         run = trained(data, out, words, threads)
                         runs.setdefault(f"{place}: {name}", []).append(run)
                         print(number, place, name, f"{run['images_per_s']:.0f}", flush=True)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, done in runs.items():
-        found[name] = {
+        result[name] = {
             "images_per_s": spread([run["images_per_s"] for run in done]),
             "threads": sorted({int(run["threads"]) for run in done}),
         }
         print(
-            f"{name:20} {said(found[name]['images_per_s'])} images/s, threads"
-            f" {found[name]['threads']}"
+            f"{name:20} {format_ratio(result[name]['images_per_s'])} images/s, threads"
+            f" {result[name]['threads']}"
         )
     ratios = {}
     for title in (*AIMS, "busy: all threads by one thread", "alone: one thread by all threads"):
@@ -152,10 +152,10 @@ if __name__ == "__main__":
         case, reference = pair.split(" by ")
         ratios[title] = ratio(runs, f"{place}: {case}", f"{place}: {reference}")
         aim = f" (aim: {AIMS[title]})" if title in AIMS else ""
-        print(f"{title:34} {said(ratios[title])}{aim}")
-    if not asked.quick:
+        print(f"{title:34} {format_ratio(ratios[title])}{aim}")
+    if not args.quick:
         settings = {
-            name: getattr(asked, name)
+            name: getattr(args, name)
             for name in ("size", "batch", "steps", "rounds", "busy", "load", "backbone")
         }
-        write("busy", {"settings": settings, "runs": found, "ratios": ratios, "aims": AIMS})
+        write("busy", {"settings": settings, "runs": result, "ratios": ratios, "aims": AIMS})

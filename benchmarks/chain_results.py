@@ -40,7 +40,7 @@ def read(folder: Path) -> list[Row]:
         gains = [r for r in chain["differences"] if r["metric"] == "balanced_accuracy"]
         names = ("protocol", "labels", "mean", "low", "high")
         row = {name: chain[name] for name in ("base", "target", "seed", "seconds")}
-        row["kept"] = kept(chain["facts"]["adapt"]["choice"])
+        row["kept"] = describe_choice(chain["facts"]["adapt"]["choice"])
         row["scores"] = [{"of": r["backbone"], **{n: r[n] for n in names}} for r in scores]
         row["gains"] = [{"over": r["against"], **{n: r[n] for n in names}} for r in gains]
         if row["kept"] == "start":  # equal weights are not compared
@@ -50,7 +50,7 @@ def read(folder: Path) -> list[Row]:
     return sorted(rows, key=lambda r: (order.index((r["base"], r["target"])), r["seed"]))
 
 
-def kept(choice: Row) -> str:
+def describe_choice(choice: Row) -> str:
     if choice["kept"] == 0:
         return "start"
     return "end" if choice["share"] == 1 else f"{choice['share']:g}"
@@ -93,11 +93,11 @@ def count(rows: Sequence[Row]) -> list[str]:
             there = [g for g in gains if g is not None]
             above = sum(g["low"] > 0 for g in there)
             level = sum(g["high"] >= 0 for g in there)
-            told = f"{level} of {len(there)}, {above} above"
+            cell_text = f"{level} of {len(there)}, {above} above"
             if len(there) > 1:
                 low, mean, high = (100 * x for x in mean_interval([g["mean"] for g in there]))
-                told += f"; {mean:+.1f} ({low:+.1f} to {high:+.1f})"
-            cells.append(told.replace("-", "−") if there else "")
+                cell_text += f"; {mean:+.1f} ({low:+.1f} to {high:+.1f})"
+            cells.append(cell_text.replace("-", "−") if there else "")
         text.append(f"| {' | '.join(cells)} |")
     return text
 

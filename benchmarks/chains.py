@@ -195,13 +195,13 @@ def chain_job(job: Job, s: Settings) -> dict[str, Any]:
     out = s.to / "chains" / job.name
     own = s.bases / f"{job.base}.pth" if s.bases else s.to / "bases" / job.base
     init = s.weights if job.base == "lite0" else own
-    given = {**common(s, job.seed), "backbone": NETWORKS[job.base]}
+    arguments = {**common(s, job.seed), "backbone": NETWORKS[job.base]}
     facts: dict[str, Any] = {}
 
     def adapt(name: str, data: str = job.target, start: Path = init, **settings: Any) -> Path:
         began = time.time()
         settings = {"steps": s.steps, **settings}
-        st.adapt(init=start, target=s.data / data, out=out / name, **{**given, **settings})
+        st.adapt(init=start, target=s.data / data, out=out / name, **{**arguments, **settings})
         place = run_folder.resolve_run(out / name)
         facts[name] = {"seconds": round(time.time() - began, 1)}
         choice = run_folder.read_run(place).facts.get("choice")
@@ -319,25 +319,25 @@ if __name__ == "__main__":
     parser.add_argument("--bases", type=Path, help="weights of the ResNet-18, not trained again")
     parser.add_argument("--only", default="", help="chains whose name has this text")
     parser.add_argument("--quick", action="store_true", help="a few steps, to try it")
-    asked = parser.parse_args()
-    if asked.quick:
-        asked.steps, asked.target_steps, asked.base_steps, asked.batch = 4, 4, 4, 16
+    args = parser.parse_args()
+    if args.quick:
+        args.steps, args.target_steps, args.base_steps, args.batch = 4, 4, 4, 16
     settings = Settings(
         *(
-            asked.data.resolve(),
-            asked.weights.resolve(),
-            asked.to.resolve(),
-            asked.size,
-            asked.batch,
-            asked.steps,
-            asked.target_steps,
-            asked.base_steps,
-            asked.device,
-            asked.precision,
-            asked.quick,
-            tuple(asked.parts),
-            asked.bases.resolve() if asked.bases else None,
+            args.data.resolve(),
+            args.weights.resolve(),
+            args.to.resolve(),
+            args.size,
+            args.batch,
+            args.steps,
+            args.target_steps,
+            args.base_steps,
+            args.device,
+            args.precision,
+            args.quick,
+            tuple(args.parts),
+            args.bases.resolve() if args.bases else None,
         )
     )
-    run(settings, asked.seeds, asked.workers, asked.only)
+    run(settings, args.seeds, args.workers, args.only)
     sys.exit(0)

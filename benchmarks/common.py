@@ -61,7 +61,7 @@ def interleaved(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
     """Every case once a round, in turn: what disturbs the machine disturbs all of them alike."""
-    found: Times = {name: [] for name in cases}
+    actual: Times = {name: [] for name in cases}
     for number in range(-warmup, rounds):
         for name, case in cases.items():
             wait_for_gpu()
@@ -69,8 +69,8 @@ def interleaved(
             case()
             wait_for_gpu()
             if number >= 0:
-                found[name].append(clock() - began)
-    return found
+                actual[name].append(clock() - began)
+    return actual
 
 
 def wait_for_gpu() -> None:
@@ -99,11 +99,11 @@ def ratios(times: Times, case: str, reference: str) -> dict[str, float]:
     return spread([a / b for a, b in zip(times[case], times[reference], strict=True)])
 
 
-def said(ratio: Mapping[str, float]) -> str:
+def format_ratio(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
-def typed() -> str:
+def command_line() -> str:
     """The command that runs, its paths without this machine's folders."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     return shlex.join(["python", "-m", sys.modules["__main__"].__spec__.name, *words])
@@ -115,15 +115,15 @@ def write(name: str, result: dict[str, Any]) -> Path:
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{name}.json"
-    command = result.get("command") or typed()
+    command = result.get("command") or command_line()
     file.write_text(
         json.dumps({"machine": machine(), **result, "command": command}, indent=1) + "\n"
     )
     return file
 
 
-def kept(file: Path, make: Callable[..., Any], *arguments: Any) -> Any:
-    """What `make` gives of the arguments, as JSON in `file`: what is there is not made again."""
+def make_once(file: Path, make: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `make(*arguments)`, or what an earlier call wrote into `file`, as JSON."""
     if not file.exists():
         file.write_text(json.dumps(make(*arguments)))
     return json.loads(file.read_text())
@@ -141,7 +141,7 @@ def mark(gain: Mapping[str, float] | None) -> str:
     return " ▲" if gain["low"] > 0 else " ▼" if gain["high"] < 0 else ""
 
 
-def evaluated(what: Path, *more: str) -> list[dict[str, Any]]:
+def evaluate_rows(what: Path, *more: str) -> list[dict[str, Any]]:
     """The rows of `selftaught evaluate`."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

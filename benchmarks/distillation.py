@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import evaluated, kept, training_seconds, write
+from benchmarks.common import evaluate_rows, make_once, training_seconds, write
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
 
@@ -50,23 +50,23 @@ def done(folder: Path) -> bool:
     )
 
 
-def common(asked: argparse.Namespace) -> list[str]:
-    words = ["--data", asked.data, "--size", str(asked.size), "--batch", str(asked.batch)]
-    return [*words, "--precision", asked.precision, "--workers", "0"]
+def common(args: argparse.Namespace) -> list[str]:
+    words = ["--data", args.data, "--size", str(args.size), "--batch", str(args.batch)]
+    return [*words, "--precision", args.precision, "--workers", "0"]
 
 
-def take_teacher(asked: argparse.Namespace) -> Path:
+def take_teacher(args: argparse.Namespace) -> Path:
     """The weights as a run, which can be scored as the others are."""
-    folder: Path = asked.out / "teacher"
+    folder: Path = args.out / "teacher"
     if not done(folder):
-        words = ["pretrain", "--out", str(folder), "--init", asked.weights, "--steps", "0"]
-        main([*words, *common(asked)])
+        words = ["pretrain", "--out", str(folder), "--init", args.weights, "--steps", "0"]
+        main([*words, *common(args)])
     return folder
 
 
-def train(name: str, asked: argparse.Namespace, seed: int) -> None:
+def train(name: str, args: argparse.Namespace, seed: int) -> None:
     """Nothing where it is done, or where what its length depends on is not done."""
-    folder, steps = place(asked.out, name, seed), asked.steps
+    folder, steps = place(args.out, name, seed), args.steps
     plain = LONG.get(name, name)
     if done(folder):
         return
@@ -74,7 +74,7 @@ def train(name: str, asked: argparse.Namespace, seed: int) -> None:
         main(["pretrain", "--out", str(folder), "--resume", "--workers", "0"])
         return
     if name in LONG:
-        folders = [place(asked.out, one, seed) for one in (REFERENCE, plain)]
+        folders = [place(args.out, one, seed) for one in (REFERENCE, plain)]
         if not all(map(done, folders)):
             print(f"{name} waits for {REFERENCE} and {plain}")
             return
@@ -82,17 +82,17 @@ def train(name: str, asked: argparse.Namespace, seed: int) -> None:
         steps = max(round(steps * reference / own), 1)
     method, more = CONFIGURATIONS[plain]
     if method == METHOD:
-        more = ["--method.teacher", str(asked.out / "teacher"), *more]
+        more = ["--method.teacher", str(args.out / "teacher"), *more]
     words = ["pretrain", "--out", str(folder), "--method", method, "--steps", str(steps)]
     words += ["--seed", str(seed), "--backbone", "resnet18", "--stem", "imagenet"]
-    main([*words, *common(asked), *more])
+    main([*words, *common(args), *more])
 
 
 def collect(out: Path, data: str) -> dict[str, Any]:
     """Scores by run, and those of random weights."""
     found: dict[str, Any] = {}
     for folder in filter(done, sorted(path for path in out.iterdir() if path.is_dir())):
-        rows = kept(folder / "rows.json", evaluated, folder, "--labels", "20", "all")
+        rows = make_once(folder / "rows.json", evaluate_rows, folder, "--labels", "20", "all")
         for row in rows:
             # those of the teacher's architecture are another network
             random = row["backbone"] == "random"
@@ -132,12 +132,12 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--name", default="distillation", help="of the file in results/")
-    asked = parser.parse_args()
-    teacher = take_teacher(asked)
-    for seed in asked.seeds:
-        for name in asked.only:
-            train(name, asked, seed)
-    result = collect(asked.out, asked.data)
+    args = parser.parse_args()
+    teacher = take_teacher(args)
+    for seed in args.seeds:
+        for name in args.only:
+            train(name, args, seed)
+    result = collect(args.out, args.data)
     print("\n".join(table(result)))
     images = run_folder.read_run(teacher).facts["data"]["train"]
-    write(asked.name, {"images": images, "runs": result})
+    write(args.name, {"images": images, "runs": result})

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import said, spread, write
+from benchmarks.common import format_ratio, spread, write
 from selftaught.data.io.parallel import count_cores
 
 SKIP = 2  # steps that are not counted
@@ -85,8 +85,8 @@ def peer(data: str, size: int, batch: int, steps: int, precision: str) -> Run:
         capture_output=True,
         text=True,
     )
-    found: Run = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: Run = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def train_peer(data: str, size: int, batch: int, steps: int, precision: str) -> Run:
@@ -99,11 +99,11 @@ def train_peer(data: str, size: int, batch: int, steps: int, precision: str) -> 
     layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
     network = resnet18()
     network.fc = torch.nn.Identity()
-    made = moco(network, size)
-    modules = made.modules.to(device).to(memory_format=layout)
-    optimizer = made.optimizer(p for p in modules.parameters() if p.requires_grad)
+    product = moco(network, size)
+    modules = product.modules.to(device).to(memory_format=layout)
+    optimizer = product.optimizer(p for p in modules.parameters() if p.requires_grad)
     index = build_index([Path(data)])
-    pictures = Pictures([index.paths[i] for i in index.train.tolist()], made.transform)
+    pictures = Pictures([index.paths[i] for i in index.train.tolist()], product.transform)
     loader = torch.utils.data.DataLoader(
         pictures, batch, shuffle=True, drop_last=True, num_workers=count_cores()
     )
@@ -114,7 +114,7 @@ def train_peer(data: str, size: int, batch: int, steps: int, precision: str) -> 
             arrived = time.perf_counter()
             views = [view.to(device, memory_format=layout) for view in views]
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                loss = made.loss(views, step / steps)
+                loss = product.loss(views, step / steps)
             loss.float().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -140,26 +140,26 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", choices=["fp32", "bf16"], help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    what = (asked.data, asked.size, asked.batch, asked.steps)
-    if asked.peer:
-        print(json.dumps(train_peer(*what, asked.peer)))
+    args = parser.parse_args()
+    what = (args.data, args.size, args.batch, args.steps)
+    if args.peer:
+        print(json.dumps(train_peer(*what, args.peer)))
         sys.exit()
     runs: dict[str, list[Run]] = {}
-    for _ in range(asked.rounds):  # in turns: what disturbs the machine disturbs all alike
+    for _ in range(args.rounds):  # in turns: what disturbs the machine disturbs all alike
         for precision in ("bf16", "fp32"):
             runs.setdefault(f"selftaught {precision}", []).append(ours(*what, precision))
             runs.setdefault(f"lightly {precision}", []).append(peer(*what, precision))
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         name: {
             quantity: spread([run[quantity] for run in done])
             for quantity in ("images_per_s", "wait")
         }
         for name, done in runs.items()
     }
-    for name, values in found.items():
+    for name, values in result.items():
         print(
-            f"{name:18} {said(values['images_per_s'])} images/s, waiting for data"
+            f"{name:18} {format_ratio(values['images_per_s'])} images/s, waiting for data"
             f" {100 * values['wait']['median']:.1f} %"
         )
     compared = {}
@@ -170,6 +170,6 @@ if __name__ == "__main__":
     ):
         pairs = zip(runs[one], runs[other], strict=True)
         compared[title] = spread([a["images_per_s"] / b["images_per_s"] for a, b in pairs])
-        print(f"{title:12} {said(compared[title])} times lightly")
+        print(f"{title:12} {format_ratio(compared[title])} times lightly")
     threads = os.environ.get("OMP_NUM_THREADS", "unset")
-    write("end_to_end", {"omp_num_threads": threads, "runs": found, "times_lightly": compared})
+    write("end_to_end", {"omp_num_threads": threads, "runs": result, "times_lightly": compared})

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import interleaved, ratios, said, spread, write
+from benchmarks.common import format_ratio, interleaved, ratios, spread, write
 from selftaught.features.knn import KNN
 from selftaught.features.linear import LinearProbe
 from selftaught.features.metrics import balanced_accuracy
@@ -59,13 +59,13 @@ def knn_cases(train: Features, test: Features) -> dict[str, Case]:
         return vote(torch.from_numpy(similarity), train.labels[torch.from_numpy(places)])
 
     def by_lightly() -> Tensor:
-        found = [
+        result = [
             knn_predict(part, bank, train.labels, CLASSES, knn_k=NEIGHBOURS, knn_t=TEMPERATURE)[
                 :, 0
             ]
             for part in test.vectors.split(512)
         ]
-        return F.one_hot(torch.cat(found), CLASSES).float()
+        return F.one_hot(torch.cat(result), CLASSES).float()
 
     def by_sklearn() -> Tensor:
         """Without weights: it has none of this kind."""
@@ -125,15 +125,15 @@ def kmeans_cases(points: Tensor, clusters: int) -> dict[str, Case]:
         return float((points @ F.normalize(centroids, dim=1).T).amax(1).mean())
 
     def by_faiss() -> float:
-        found = faiss.Kmeans(points.shape[1], clusters, niter=ITERATIONS, spherical=True, seed=0)
-        found.train(points.numpy())
-        return objective(torch.from_numpy(found.centroids))
+        result = faiss.Kmeans(points.shape[1], clusters, niter=ITERATIONS, spherical=True, seed=0)
+        result.train(points.numpy())
+        return objective(torch.from_numpy(result.centroids))
 
     def by_sklearn() -> float:
-        found = KMeans(
+        result = KMeans(
             clusters, init="random", n_init=1, max_iter=ITERATIONS, tol=0, random_state=0
         ).fit(points)
-        return objective(torch.from_numpy(found.cluster_centers_).float())
+        return objective(torch.from_numpy(result.cluster_centers_).float())
 
     def ours() -> float:
         torch.manual_seed(0)
@@ -154,21 +154,21 @@ def compare(
         return run
 
     times = interleaved({name: keeping(name) for name in cases}, rounds, warmup=0)
-    found = {}
+    result = {}
     print(title)
     for name in cases:
         ratio = ratios(times, name, "selftaught")
-        found[name] = {
+        result[name] = {
             "seconds": spread(times[name]),
             "times_ours": ratio,
             "quality": quality(kept[name]),
         }
         print(
-            f"  {name:26} {found[name]['seconds']['median']:8.2f} s  {said(ratio):>22} "
-            f" {found[name]['quality']:.4f}",
+            f"  {name:26} {result[name]['seconds']['median']:8.2f} s  {format_ratio(ratio):>22} "
+            f" {result[name]['quality']:.4f}",
             flush=True,
         )
-    return found
+    return result
 
 
 if __name__ == "__main__":
@@ -177,8 +177,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    s = asked.scale
+    args = parser.parse_args()
+    s = args.scale
     train, test = features(int(50_000 * s), 512, 1), features(int(10_000 * s), 512, 2)
 
     def accuracy(values: Tensor) -> float:
@@ -188,15 +188,15 @@ if __name__ == "__main__":
         "seconds, times ours: median [least, most]; balanced accuracy, or mean cosine to the"
         " centroid"
     )
-    found = {
-        "knn": compare("kNN", knn_cases(train, test), asked.rounds, accuracy),
-        "linear": compare("linear probe", linear_cases(train, test), asked.rounds, accuracy),
+    result = {
+        "knn": compare("kNN", knn_cases(train, test), args.rounds, accuracy),
+        "linear": compare("linear probe", linear_cases(train, test), args.rounds, accuracy),
         "kmeans": compare(
             "k-means",
             kmeans_cases(features(int(100_000 * s), 128, 3).vectors, int(3000 * s)),
-            asked.rounds,
+            args.rounds,
             lambda objective: objective,
         ),
     }
     packages = {name: version(name) for name in ("faiss-cpu", "scikit-learn", "lightly")}
-    write("evaluate", {"packages": packages, "results": found})
+    write("evaluate", {"packages": packages, "results": result})

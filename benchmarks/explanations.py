@@ -78,11 +78,11 @@ def draw_spread() -> None:
     }
     _, panels = pyplot.subplots(1, 3, figsize=(WIDTH, HEIGHT))
     for axes, (name, points) in zip(panels, clouds.items(), strict=True):
-        found = measure(points)
+        result = measure(points)
         unit = torch.nn.functional.normalize(points, dim=1)
         axes.add_patch(pyplot.Circle((0, 0), 1, fill=False, color="0.8"))
         axes.scatter(*unit.T, s=14, color=COLOURS[0], alpha=0.7)
-        title = f"{name}:\nspread {found['std']:.2f}, effective rank {found['rank']:.2f}"
+        title = f"{name}:\nspread {result['std']:.2f}, effective rank {result['rank']:.2f}"
         axes.set_title(title, fontsize=9)
         axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), xticks=[], yticks=[], aspect="equal")
     save("spread.png")

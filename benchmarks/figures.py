@@ -114,10 +114,10 @@ def trained(name: str, data: Photographs) -> Method:
         "test_vit" if METHODS[name].masks_patches else NETWORK, image_size=data.size
     )
     batch = len(data.names) * data.times
-    known = METHODS[name].Config()
-    fitting = {k: v for k, v in SMALL.items() if hasattr(known, k)}
+    config_of_paper = METHODS[name].Config()
+    fitting = {k: v for k, v in SMALL.items() if hasattr(config_of_paper, k)}
     setting = Setting(images=len(data.names), batch=batch, steps=STEPS, features=backbone.features)
-    config = dataclasses.replace(known.defaults(setting).config, **fitting)
+    config = dataclasses.replace(config_of_paper.defaults(setting).config, **fitting)
     previous: Any = None
     if name == "distillation":
         # such that more than one class is to be seen
@@ -224,8 +224,8 @@ def infomin(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
 
 
 def densecl(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
-    (query, places, found), (key, key_places, key_found) = said[0], targets[0]
-    match = most_similar(found, key_found)[0]
+    (query, places, result), (key, key_places, key_found) = said[0], targets[0]
+    match = most_similar(result, key_found)[0]
     marks = tuple(enumerate(match.tolist()))
     side = int(places.shape[2] ** 0.5)
     return [
@@ -259,10 +259,10 @@ def memory(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
                 panel("shuffled pieces", said[1], method.memory, "pieces of view 2"),
             ]
         return [panel("cosine similarity", said, method.memory, "view")]
-    told = [(int(i), int(i)) for i in targets if i >= 0]
+    marks = [(int(i), int(i)) for i in targets if i >= 0]
     lights = panel("colour asks lightness", said[1], method.lights, "ab", "remembered L")
     colours = panel("lightness asks colour", said[0], method.colours, "L", "remembered ab")
-    return [dataclasses.replace(p, marks=tuple(told)) for p in (colours, lights)]
+    return [dataclasses.replace(p, marks=tuple(marks)) for p in (colours, lights)]
 
 
 def assigned(title: str, logits: Tensor, labels: Tensor, rows: str = "view 1") -> Panel:
@@ -577,19 +577,19 @@ def pictures(method: Method, batch: Batch, said: Any, targets: Any) -> list[tupl
     if hasattr(method, "draw_masks"):
         masks = method.draw_masks(batch)
         seen[:2] = [hide(x, mask, method) for x, mask in zip(seen, masks, strict=False)]
-    found = []
+    result = []
     for x in [*seen, *alone]:
         if x.ndim == 6:
-            found.append(
+            result.append(
                 (f"{x.shape[1]} x {x.shape[2]} patches", mosaic(x.flatten(1, 2), x.shape[1]))
             )
         elif x.ndim == 5 and x.shape[1] == 4:
-            found.append(("four turns", mosaic(x, 2)))
+            result.append(("four turns", mosaic(x, 2)))
         elif x.ndim == 5:
             kind = "patches" if hasattr(method, "draw_places") else "shuffled pieces"
-            found.append((kind, mosaic(x, 3)))
+            result.append((kind, mosaic(x, 3)))
         elif type(method).__name__ == "CMC":
-            found.append(("L" if not found else "ab", x))
+            result.append(("L" if not result else "ab", x))
         else:
             small = x.shape[-1] < batch.views[0].shape[-1]
             kind = (
@@ -599,11 +599,11 @@ def pictures(method: Method, batch: Batch, said: Any, targets: Any) -> list[tupl
                 if any(x is one for one in alone)
                 else "view"
             )
-            found.append((kind, x))
-    kinds = [kind for kind, _ in found]
+            result.append((kind, x))
+    kinds = [kind for kind, _ in result]
     return [
         (f"{kind} {kinds[: i + 1].count(kind)}" if kinds.count(kind) > 1 else kind, x)
-        for i, (kind, x) in enumerate(found)
+        for i, (kind, x) in enumerate(result)
     ]
 
 
@@ -646,10 +646,10 @@ def draw(name: str, out: Path = OUT) -> Path:
 
     side = 0.92 * left / len(seen)
     for column, (title, x) in enumerate(seen):
-        drawn = side * (0.5 if title.startswith("small") else 1.0)
+        extent = side * (0.5 if title.startswith("small") else 1.0)
         for row, photograph in enumerate(SHOWN):
             axis = place(
-                0.05 + column * left / len(seen), HEIGHT - 0.32 - row * TILE - side, drawn, drawn
+                0.05 + column * left / len(seen), HEIGHT - 0.32 - row * TILE - side, extent, extent
             )
             axis.imshow(
                 x[data.names.index(photograph)].permute(1, 2, 0).clamp(0, 1).numpy(),
@@ -657,7 +657,7 @@ def draw(name: str, out: Path = OUT) -> Path:
             )
             axis.axis("off")
             if row == 0:
-                middle = 0.05 + column * left / len(seen) + drawn / 2
+                middle = 0.05 + column * left / len(seen) + extent / 2
                 lines = title.replace(" ", "\n") if len(seen) > 6 else title  # narrow pictures
                 height = 1 - 0.22 / HEIGHT
                 figure.text(middle / WIDTH, height, lines, ha="center", va="center", fontsize=7)

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.common import kept, write
+from benchmarks.common import make_once, write
 from benchmarks.hpt import flowers, lite0_weights
 from selftaught.cli.main import main
 from selftaught.evaluation.evaluate import evaluate_run
@@ -51,34 +51,34 @@ METHODS: dict[str, Protocol] = {
 Row = dict[str, Any]
 
 
-def prepare(name: str, asked: argparse.Namespace) -> Path:
+def prepare(name: str, args: argparse.Namespace) -> Path:
     """The folder of a run with the backbone; trains it if it is not there."""
-    folder = asked.out / f"{name}-{asked.size}"
-    words = ["pretrain", "--data", str(asked.data / SETS["imagenette"]), "--out", str(folder)]
-    words += ["--size", str(asked.size), "--device", asked.device]
+    folder = args.out / f"{name}-{args.size}"
+    words = ["pretrain", "--data", str(args.data / SETS["imagenette"]), "--out", str(folder)]
+    words += ["--size", str(args.size), "--device", args.device]
     if name == "lite0":
-        weights = str(asked.weights or lite0_weights())
+        weights = str(args.weights or lite0_weights())
         words += ["--init", weights, "--backbone", "tf_efficientnet_lite0", "--steps", "0"]
     else:
         words += ["--backbone", "resnet18", "--method", name, "--batch", "128"]
-        words += ["--steps", str(asked.ssl_steps)]
+        words += ["--steps", str(args.ssl_steps)]
     if not (folder / "backbone.safetensors").exists() and (code := main(words)):
         raise SystemExit(code)
     return folder
 
 
-def images(name: str, asked: argparse.Namespace) -> Path | None:
+def images(name: str, args: argparse.Namespace) -> Path | None:
     """The folder of a set; None if it is not there."""
     if name == "flowers32":
-        parquet = asked.data / "flowers32.parquet"
-        if not (asked.out / name).exists() and parquet.exists():
-            flowers(parquet, asked.out / name)
-        return asked.out / name if (asked.out / name).exists() else None
-    folder = asked.data / SETS[name]
+        parquet = args.data / "flowers32.parquet"
+        if not (args.out / name).exists() and parquet.exists():
+            flowers(parquet, args.out / name)
+        return args.out / name if (args.out / name).exists() else None
+    folder = args.data / SETS[name]
     return folder if folder.exists() else None
 
 
-def score(folder: Path, data: Path, cell: Row, asked: argparse.Namespace) -> Row:
+def score(folder: Path, data: Path, cell: Row, args: argparse.Namespace) -> Row:
     """Balanced accuracy of one method with one draw of the labels."""
     protocol = METHODS[cell["method"]]
     if isinstance(protocol, FineTune):
@@ -90,10 +90,10 @@ def score(folder: Path, data: Path, cell: Row, asked: argparse.Namespace) -> Row
         protocols=[protocol],
         labels=[cell["labels"]],
         against=(),
-        size=32 if cell["set"] == "flowers32" else asked.size,
+        size=32 if cell["set"] == "flowers32" else args.size,
         draws=1,
         seed=cell["seed"],
-        device=asked.device,
+        device=args.device,
         workers=0,
     )
     seconds = round(time.perf_counter() - began, 1)
@@ -106,18 +106,18 @@ def score(folder: Path, data: Path, cell: Row, asked: argparse.Namespace) -> Row
 def table(rows: Sequence[Row]) -> str:
     """One line for each set, backbone and number of labels: the mean over seeds, in %."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    found: dict[tuple[str, ...], list[Row]] = {}
+    result: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         place = tuple(row[name] for name in ("set", "backbone", "labels", "method"))
-        found.setdefault(place, []).append(row)
+        result.setdefault(place, []).append(row)
     lines = [
         f"| set, backbone | labels | {' | '.join(methods)} |",
         "| --- " * (len(methods) + 2) + "|",
     ]
-    for of, backbone, labels in dict.fromkeys(place[:3] for place in found):
+    for of, backbone, labels in dict.fromkeys(place[:3] for place in result):
         texts = []
         for method in methods:
-            several = found.get((of, backbone, labels, method), [])
+            several = result.get((of, backbone, labels, method), [])
             score, seconds = (
                 mean(r[name] for r in several) if several else float("nan")
                 for name in ("mean", "seconds")
@@ -127,20 +127,20 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def run(asked: argparse.Namespace) -> None:
-    cells = asked.out / "cells"
+def run(args: argparse.Namespace) -> None:
+    cells = args.out / "cells"
     cells.mkdir(parents=True, exist_ok=True)
-    for seed, backbone in product(asked.seeds, asked.backbones):
-        folder = prepare(backbone, asked)
-        for name, labels, method in product(asked.sets, asked.labels, asked.methods):
-            data = images(name, asked)
+    for seed, backbone in product(args.seeds, args.backbones):
+        folder = prepare(backbone, args)
+        for name, labels, method in product(args.sets, args.labels, args.methods):
+            data = images(name, args)
             if data is None:
                 continue
-            values = (name, backbone, labels, method, seed, asked.size)
+            values = (name, backbone, labels, method, seed, args.size)
             names = ("set", "backbone", "labels", "method", "seed", "size")
             cell = dict(zip(names, values, strict=True))
             file = cells / f"{'-'.join(str(value).replace(':', '') for value in values)}.json"
-            done = kept(file, score, folder, data, cell, asked)
+            done = make_once(file, score, folder, data, cell, args)
             print(f"{file.stem}: {100 * done['mean']:.1f} {done['chosen']}", flush=True)
     rows = [json.loads(file.read_text()) for file in sorted(cells.glob("*.json"))]
     print(table(rows))

@@ -16,7 +16,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import kept, write
+from benchmarks.common import make_once, write
 from selftaught.cli import flags
 from selftaught.config.stage import shared_index
 from selftaught.data import demo_images
@@ -77,14 +77,14 @@ def one(
     if factor != 1:
         rate = stage.optimizer.lr * factor
         stage = flags.stage_from([*words, "--optimizer.lr", str(rate)], None, "cpu", shared_index)
-    said: list[str] = []
+    text: list[str] = []
     messages, package = logging.Handler(), logging.getLogger("selftaught")
-    messages.emit = lambda record: said.append(record.getMessage())
+    messages.emit = lambda record: text.append(record.getMessage())
     package.addHandler(messages)
     try:
         train(stage, folder, Runtime(workers=0))
     except Collapsed as collapsed:
-        said.append(str(collapsed))
+        text.append(str(collapsed))
     finally:
         package.removeHandler(messages)
     entries = [e["features"] for e in jsonl.read_journal(folder / "journal.jsonl") if e["features"]]
@@ -94,7 +94,7 @@ def one(
         "seed": seed,
         "outcome": run_folder.read_run(folder).facts["outcome"],
         "step": jsonl.read_journal(folder / "journal.jsonl")[-1]["step"],
-        "warnings": said,
+        "warnings": text,
         "knn": [entries[0].get("knn"), entries[-1].get("knn")],
         "rank": [entries[0].get("rank"), entries[-1].get("rank")],
     }
@@ -127,22 +127,21 @@ if __name__ == "__main__":
     parser.add_argument("--factors", type=float, nargs="*", default=[1, FACTOR])
     parser.add_argument("--name", default="guard")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-    asked = parser.parse_args()
-    images = asked.out / "images"
+    args = parser.parse_args()
+    images = args.out / "images"
     if not images.exists():
         demo_images.write(images, seed=0)
     results = []
-    for factor in asked.factors:
-        for name in asked.only:
-            for seed in asked.seeds:
-                file = asked.out / f"{name}-x{factor:g}-{seed}" / "guard.json"
+    for factor in args.factors:
+        for name in args.only:
+            for seed in args.seeds:
+                file = args.out / f"{name}-x{factor:g}-{seed}" / "guard.json"
                 results.append(
-                    kept(file, one, name, factor, images, file.parent, asked.steps, seed)
+                    make_once(file, one, name, factor, images, file.parent, args.steps, seed)
                 )
                 print(table(results[-1:]).splitlines()[1], flush=True)
     print(table(results))
     command = (
-        f"python -m benchmarks.guard --out runs/{asked.name} --steps {asked.steps} --name"
-        f" {asked.name}"
+        f"python -m benchmarks.guard --out runs/{args.name} --steps {args.steps} --name {args.name}"
     )
-    write(asked.name, {"command": command, "runs": results})
+    write(args.name, {"command": command, "runs": results})

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import interleaved, peak_memory, ratios, said, spread, write
+from benchmarks.common import format_ratio, interleaved, peak_memory, ratios, spread, write
 from benchmarks.step import DEVICE, Trained, parsed
 from selftaught.hard import Adversarial, CutMix, MixUp
 from selftaught.hard.base import HardExample
@@ -50,11 +50,11 @@ if __name__ == "__main__":
     parser.add_argument("--networks", nargs="*", default=["resnet50:96:16", "resnet18:64:32"])
     parser.add_argument("--methods", nargs="*", default=["moco-v2", "deepcluster-v2"])
     parser.add_argument("--rounds", type=int, default=7)
-    asked = parser.parse_args()
-    found: dict[str, Any] = {}
+    args = parser.parse_args()
+    result: dict[str, Any] = {}
     spawn = multiprocessing.get_context("spawn")
-    for network in asked.networks:
-        for method in asked.methods:
+    for network in args.networks:
+        for method in args.methods:
             print(
                 f"{method} on {network}: a step's seconds / those of a plain step; peak memory of"
                 " the process"
@@ -62,13 +62,13 @@ if __name__ == "__main__":
             trained = {
                 case: Trained(method, *parsed(network), True, hard) for case, hard in CASES.items()
             }
-            times = interleaved({case: one.once for case, one in trained.items()}, asked.rounds)
+            times = interleaved({case: one.once for case, one in trained.items()}, args.rounds)
             del trained
             for case in CASES:
                 with spawn.Pool(1) as pool:
                     peak = pool.apply(memory, (method, network, case, torch.get_num_threads()))
                 ratio = ratios(times, case, PLAIN)
                 row = {"ratio": ratio, "seconds": spread(times[case]), "peak_bytes": peak}
-                found.setdefault(network, {}).setdefault(method, {})[case] = row
-                print(f"  {case:40} {said(ratio)} {peak / 2**20:8.0f} MiB", flush=True)
-    write("hexa", {"device": DEVICE.type, "results": found})
+                result.setdefault(network, {}).setdefault(method, {})[case] = row
+                print(f"  {case:40} {format_ratio(ratio)} {peak / 2**20:8.0f} MiB", flush=True)
+    write("hexa", {"device": DEVICE.type, "results": result})

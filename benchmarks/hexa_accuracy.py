@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import evaluated, kept, training_seconds, write
+from benchmarks.common import evaluate_rows, make_once, training_seconds, write
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
 
@@ -98,7 +98,7 @@ def collect(out: Path, data: str) -> dict[str, Any]:
         if not (folder / "backbone.safetensors").exists():
             continue
         facts = run_folder.read_run(folder)
-        rows = kept(folder / "rows.json", evaluated, folder, "--labels", "20", "all")
+        rows = make_once(folder / "rows.json", evaluate_rows, folder, "--labels", "20", "all")
         for row in rows:
             name = "random" if row["backbone"] == "random" else folder.name
             entry = found.setdefault(name, {})
@@ -136,24 +136,24 @@ if __name__ == "__main__":
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", default="64")
     parser.add_argument("--name", default="hexa_accuracy", help="of the file in results/")
-    asked = parser.parse_args()
-    for seed in asked.seeds:
-        for name in asked.only:
+    args = parser.parse_args()
+    for seed in args.seeds:
+        for name in args.only:
             train(
                 name,
-                asked.data,
-                asked.out,
-                asked.steps,
+                args.data,
+                args.out,
+                args.steps,
                 seed,
-                ["--backbone", asked.backbone, "--size", asked.size],
+                ["--backbone", args.backbone, "--size", args.size],
             )
-    result = collect(asked.out, asked.data)
+    result = collect(args.out, args.data)
     print(table(result))
-    seeds = " ".join(map(str, asked.seeds))
+    seeds = " ".join(map(str, args.seeds))
     command = (
-        f"python -m benchmarks.hexa_accuracy --data images/ --out runs/hexa --steps {asked.steps}"
+        f"python -m benchmarks.hexa_accuracy --data images/ --out runs/hexa --steps {args.steps}"
         f" --seeds {seeds}"
     )
-    command += f" --backbone {asked.backbone} --size {asked.size} --name {asked.name}"
-    images = run_folder.read_run(next(asked.out.glob("*/"))).facts["data"]["train"]
-    write(asked.name, {"command": command, "images": images, "runs": result})
+    command += f" --backbone {args.backbone} --size {args.size} --name {args.name}"
+    images = run_folder.read_run(next(args.out.glob("*/"))).facts["data"]["train"]
+    write(args.name, {"command": command, "images": images, "runs": result})

@@ -82,7 +82,7 @@ def collect(folders: list[Path]) -> None:
     """
     figures = RESULTS.parents[1] / "docs" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for folder in folders:
         prefix = "" if folder == folders[0] else f"{folder.name}-"
         for file in sorted(folder.glob("*.json")):
@@ -90,11 +90,11 @@ def collect(folders: list[Path]) -> None:
             if study["done"] < study["cells"]:
                 print(f"{file} is left out: {study['done']} of {study['cells']} cells are done")
                 continue
-            found[prefix + file.stem] = study
+            result[prefix + file.stem] = study
             for picture in folder.glob(f"{file.stem}-*.png"):
                 shutil.copyfile(picture, figures / f"hpt-{prefix}{picture.name}")
     command = "python -m benchmarks.hpt collect --studies runs/hpt/studies runs/hpt/studies/hexa"
-    write("hpt", {"command": command, "studies": found})
+    write("hpt", {"command": command, "studies": result})
 
 
 if __name__ == "__main__":
@@ -107,8 +107,8 @@ if __name__ == "__main__":
     one.add_argument("--to", type=Path, required=True)
     two = commands.add_parser("collect")
     two.add_argument("--studies", type=Path, nargs="+", required=True)
-    asked = parser.parse_args()
-    if asked.command == "prepare":
-        prepare(asked.archives, asked.to)
+    args = parser.parse_args()
+    if args.command == "prepare":
+        prepare(args.archives, args.to)
     else:
-        collect(asked.studies)
+        collect(args.studies)

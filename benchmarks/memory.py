@@ -41,13 +41,13 @@ if __name__ == "__main__":
     parser.add_argument("--batches", type=int, nargs="*", default=[64, 128, 256])
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--hard", nargs="*", default=[])
-    asked = parser.parse_args()
-    found: dict[str, Any] = {}
+    args = parser.parse_args()
+    result: dict[str, Any] = {}
     with photo_patches() as (scratch, data):
-        for size in asked.sizes:
-            for batch in asked.batches:
+        for size in args.sizes:
+            for batch in args.batches:
                 words = ["pretrain", "--data", str(data), "--out", str(scratch / f"{size}-{batch}")]
-                words += ["--method", "moco-v2", "--backbone", asked.backbone, "--size", str(size)]
+                words += ["--method", "moco-v2", "--backbone", args.backbone, "--size", str(size)]
                 words += [
                     "--batch",
                     str(batch),
@@ -58,15 +58,15 @@ if __name__ == "__main__":
                     "--precision",
                     "bf16",
                 ]
-                resident, on_gpu = peak([*words, "--hard", *asked.hard] if asked.hard else words)
-                found[f"{size} px, batch {batch}"] = {
+                resident, on_gpu = peak([*words, "--hard", *args.hard] if args.hard else words)
+                result[f"{size} px, batch {batch}"] = {
                     "resident_bytes": resident,
                     "gpu_bytes": on_gpu,
                 }
                 gpu = f", {on_gpu / 2**20:.0f} MiB on the GPU" if on_gpu else ""
                 print(
-                    f"{asked.backbone}, {size} px, batch {batch}: {resident / 2**20:.0f} MiB{gpu}",
+                    f"{args.backbone}, {size} px, batch {batch}: {resident / 2**20:.0f} MiB{gpu}",
                     flush=True,
                 )
-    print(json.dumps({name: round(row["resident_bytes"] / 2**20) for name, row in found.items()}))
-    write("memory", {"peak": found})
+    print(json.dumps({name: round(row["resident_bytes"] / 2**20) for name, row in result.items()}))
+    write("memory", {"peak": result})

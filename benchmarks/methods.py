@@ -29,7 +29,7 @@ from scipy import stats
 
 import selftaught
 from benchmarks import peers
-from benchmarks.common import RESULTS, kept, machine, training_seconds, write
+from benchmarks.common import RESULTS, machine, make_once, training_seconds, write
 from selftaught.cli.main import main
 from selftaught.cli.malloc import keep_freed
 from selftaught.config.registry import find_name
@@ -62,8 +62,8 @@ ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
 
 
-def place(asked: argparse.Namespace, name: str, part: str, seed: int) -> Path:
-    return Path(asked.out) / f"{name}-{part}-{seed}"
+def place(args: argparse.Namespace, name: str, part: str, seed: int) -> Path:
+    return Path(args.out) / f"{name}-{part}-{seed}"
 
 
 def done(folder: Path) -> bool:
@@ -75,9 +75,9 @@ def done(folder: Path) -> bool:
     return (folder / "backbone.safetensors").exists() and not stopped
 
 
-def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
+def train(name: str, part: str, args: argparse.Namespace, seed: int) -> None:
     """Nothing where it is done, or where there is no such run."""
-    folder, steps = place(asked, name, part, seed), asked.steps
+    folder, steps = place(args, name, part, seed), args.steps
     hard = list(HEXA) if part == "hexa" and not METHODS[name].Config().two_player else []
     if (
         done(folder)
@@ -87,11 +87,11 @@ def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
         return
     if part == "peer":
         peers.train(
-            name, asked.data, folder, size=asked.size, batch=asked.batch, steps=steps, seed=seed
+            name, args.data, folder, size=args.size, batch=args.batch, steps=steps, seed=seed
         )
         return
     if part == "long":
-        plain, hexa = (place(asked, name, p, seed) for p in ("plain", "hexa"))
+        plain, hexa = (place(args, name, p, seed) for p in ("plain", "hexa"))
         if not (done(plain) and done(hexa)):
             print(f"{folder.name} waits for {plain.name} and {hexa.name}")
             return
@@ -102,17 +102,17 @@ def train(name: str, part: str, asked: argparse.Namespace, seed: int) -> None:
     else:
         words += [
             "--data",
-            asked.data,
+            args.data,
             "--method",
             name,
             "--backbone",
             "resnet18",
             "--size",
-            str(asked.size),
+            str(args.size),
         ]
         words += [
             "--batch",
-            str(asked.batch),
+            str(args.batch),
             "--steps",
             str(steps),
             "--seed",
@@ -179,17 +179,17 @@ def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     return [rows[key] for key in sorted(rows)]
 
 
-def collect(asked: argparse.Namespace) -> list[Row]:
+def collect(args: argparse.Namespace) -> list[Row]:
     """One row for each run and each way of scoring it; `over` is what it gains over its
     counterpart.
     """
-    found, cpu = [], machine()["cpu"]
-    for folder in sorted(Path(asked.out).iterdir()):
+    result, cpu = [], machine()["cpu"]
+    for folder in sorted(Path(args.out).iterdir()):
         if not done(folder):
             continue
         name, part, number = folder.name.rsplit("-", 2)
         seed, counterpart = int(number), COUNTERPART[part]
-        other = place(asked, name, counterpart, seed) if counterpart else None
+        other = place(args, name, counterpart, seed) if counterpart else None
         if other and not done(other):
             print(f"{folder.name} is left out: {other.name} is not done")
             continue
@@ -200,7 +200,7 @@ def collect(asked: argparse.Namespace) -> list[Row]:
             else peers.facts(folder)
         )
         seconds = training_seconds(folder) if ours else facts["seconds"]
-        judged = kept(folder / "judged.json", evaluate, folder, other, asked.data, asked.size)
+        judged = make_once(folder / "judged.json", evaluate, folder, other, args.data, args.size)
         about = {
             "method": name,
             "seed": seed,
@@ -221,12 +221,12 @@ def collect(asked: argparse.Namespace) -> list[Row]:
                     else None
                 )
                 more = {"over": {k: gain[k] for k in ("mean", "low", "high")}} if gain else {}
-                found.append({**about, "part": which, **scored, **more})
-    return [r for r in found if r["metric"] == "balanced_accuracy"]
+                result.append({**about, "part": which, **scored, **more})
+    return [r for r in result if r["metric"] == "balanced_accuracy"]
 
 
 def chosen(rows: Sequence[Row], **where: Any) -> list[Row]:
-    """Those whose fields are as asked."""
+    """Those whose fields are as args."""
     return [r for r in rows if all(r[k] == v for k, v in where.items())]
 
 
@@ -278,11 +278,11 @@ def lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     return text
 
 
-def setting(asked: argparse.Namespace, command: str, rows: Sequence[Row]) -> str:
+def setting(args: argparse.Namespace, command: str, rows: Sequence[Row]) -> str:
     machines = " and ".join(sorted({r["cpu"] for r in rows}))
     return (
-        f"{Path(asked.data).name}, ResNet-18 from scratch, {asked.size} px, {asked.steps} steps of"
-        f" {asked.batch} images (minutes on one core of {machines}, undisturbed); balanced accuracy"
+        f"{Path(args.data).name}, ResNet-18 from scratch, {args.size} px, {args.steps} steps of"
+        f" {args.batch} images (minutes on one core of {machines}, undisturbed); balanced accuracy"
         " in % of frozen features on the test images; means over seeds where there are several."
         f" `{command}`"
     )
@@ -333,7 +333,7 @@ def helped(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Methods that HEXA makes better, worse, or neither that can be told, at equal steps (linear
     probe, all labels).
     """
-    found: dict[str, list[str]] = {"better": [], "worse": [], "level": []}
+    result: dict[str, list[str]] = {"better": [], "worse": [], "level": []}
     for name in NAMES:
         gains = [
             r["over"]
@@ -341,8 +341,8 @@ def helped(rows: Sequence[Row]) -> dict[str, list[str]]:
         ]
         if gains:
             better, worse = all(g["low"] > 0 for g in gains), all(g["high"] < 0 for g in gains)
-            found["better" if better else "worse" if worse else "level"].append(name)
-    return found
+            result["better" if better else "worse" if worse else "level"].append(name)
+    return result
 
 
 def gained(rows: Sequence[Row], protocol: str) -> str:
@@ -380,9 +380,9 @@ def on_top(rows: Sequence[Row]) -> list[str]:
     """What HEXA adds to each method at equal steps, and what plain training in its time, where that
     was run, has over it.
     """
-    found = helped(rows)
-    names = [name for which in found.values() for name in which]
-    counts = ", ".join(f"{which} for {len(of)}" for which, of in found.items())
+    result = helped(rows)
+    names = [name for which in result.values() for name in which]
+    counts = ", ".join(f"{which} for {len(of)}" for which, of in result.items())
     heads = ["", "minutes", "HEXA's minutes", "kNN: HEXA over plain", "linear: HEXA over plain"]
     longer = any(r["part"] == "long" for r in rows)
     heads += ["linear: plain in HEXA's time over HEXA"] if longer else []
@@ -423,16 +423,16 @@ def fill(file: Path, text: Sequence[str], benchmark: str = "methods") -> None:
     file.write_text("\n".join([before + mark, *text, end]) + rest.partition(end)[2])
 
 
-def write_docs(asked: argparse.Namespace, command: str, rows: Sequence[Row]) -> None:
+def write_docs(args: argparse.Namespace, command: str, rows: Sequence[Row]) -> None:
     """The tables of the documentation, from rows that were measured before."""
     rows = [r for r in rows if r["part"] != "peer"]
     docs = ROOT / "docs"
-    fill(docs / "benchmarks.md", [setting(asked, command, rows), "", *overview(rows, NAMES)])
-    hexa = setting(asked, command, chosen(rows, part="hexa"))
+    fill(docs / "benchmarks.md", [setting(args, command, rows), "", *overview(rows, NAMES)])
+    hexa = setting(args, command, chosen(rows, part="hexa"))
     fill(docs / "methods" / "hexa.md", [hexa, "", *on_top(rows)])
     for name in NAMES:
         if of := chosen(rows, method=name):
-            table = [setting(asked, command, of), "", *lines(rows, [name])]
+            table = [setting(args, command, of), "", *lines(rows, [name])]
             fill(docs / "methods" / f"{name}.md", table)
 
 
@@ -452,21 +452,21 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--train-only", action="store_true", help="leave evaluating to another")
     parser.add_argument("--docs", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     keep_freed()  # as the command line does
-    for seed in asked.seeds:
-        for part in asked.parts:
-            for name in asked.only:
-                train(find_name(name, NAMES, "method"), part, asked, seed)
-    if asked.train_only:
+    for seed in args.seeds:
+        for part in args.parts:
+            for name in args.only:
+                train(find_name(name, NAMES, "method"), part, args, seed)
+    if args.train_only:
         raise SystemExit
-    budget = f"--steps {asked.steps} --size {asked.size} --batch {asked.batch}"
+    budget = f"--steps {args.steps} --size {args.size} --batch {args.batch}"
     command = (
-        f"python -m benchmarks.methods --data {Path(asked.data).name}/ --out runs/methods {budget}"
+        f"python -m benchmarks.methods --data {Path(args.data).name}/ --out runs/methods {budget}"
     )
-    rows = joined(recorded(command), collect(asked))
+    rows = joined(recorded(command), collect(args))
     print("\n".join(lines(rows, NAMES)))
     print({which: len(names) for which, names in helped(rows).items()}, helped(rows))
     write("methods", {"command": command, "rows": rows})
-    if asked.docs:
-        write_docs(asked, command, rows)
+    if args.docs:
+        write_docs(args, command, rows)

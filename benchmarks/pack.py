@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import kept, write
+from benchmarks.common import make_once, write
 from selftaught.cli import flags
 from selftaught.config.stage import shared_index
 from selftaught.data.index.build import Index, build_index
@@ -104,7 +104,7 @@ def speed(data: Path, packs: dict[str, Path], rounds: int, port: int) -> dict[st
             "pack over HTTP": f"{url}/{place.name}",
         }
         indices = {name: build_index([where]) for name, where in sets.items()}
-        found: dict[str, Any] = {
+        actual: dict[str, Any] = {
             "warm": {name: [] for name in sets},
             "cold": {name: [] for name in sets},
         }
@@ -118,12 +118,12 @@ def speed(data: Path, packs: dict[str, Path], rounds: int, port: int) -> dict[st
                         )
                     rate = once(index, number)
                     if number:  # the first round warms everything up
-                        found[state][name].append(rate)
-    for state, rates in found.items():
+                        actual[state][name].append(rate)
+    for state, rates in actual.items():
         median = {name: statistics.median(values) for name, values in rates.items()}
         pairs = {name: zip(values, rates["folder"], strict=True) for name, values in rates.items()}
         ratios = {name: statistics.median(a / b for a, b in pair) for name, pair in pairs.items()}
-        found[state] = {
+        actual[state] = {
             name: {"images_per_s": median[name], "of_folder": ratios[name]} for name in rates
         }
         print(
@@ -131,7 +131,7 @@ def speed(data: Path, packs: dict[str, Path], rounds: int, port: int) -> dict[st
             {name: f"{median[name]:,.0f}/s x{ratios[name]:.2f}" for name in rates},
             flush=True,
         )
-    return found
+    return actual
 
 
 def shuffling() -> dict[str, float]:
@@ -206,7 +206,7 @@ def accuracy(
                 (size // 4, size // 8) if "windows" in name else before
             )
             folder = out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-            results.append(kept(folder / "pack.json", one, name, place, folder, steps, seed))
+            results.append(make_once(folder / "pack.json", one, name, place, folder, steps, seed))
             print(results[-1], flush=True)
     row_groups.CACHE, row_groups.WINDOW = before
     return results
@@ -223,21 +223,21 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--only", nargs="*", default=["speed", "shuffling", "accuracy"])
-    asked = parser.parse_args()
-    packs = {"pack": asked.out / "as-is.pack", "pack, resized": asked.out / "resized.pack"}
+    args = parser.parse_args()
+    packs = {"pack": args.out / "as-is.pack", "pack, resized": args.out / "resized.pack"}
     for place, encoding in zip(packs.values(), (Encoding(), Encoding(size=CANVAS)), strict=True):
-        pack([asked.data], place, encoding)
+        pack([args.data], place, encoding)
     command = (
-        f"python -m benchmarks.pack --data {asked.data.name}/ --out runs/pack --steps {asked.steps}"
+        f"python -m benchmarks.pack --data {args.data.name}/ --out runs/pack --steps {args.steps}"
     )
-    result: dict[str, Any] = {"command": command, "images": len(build_index([asked.data]))}
-    if "speed" in asked.only:
-        result["speed"] = speed(asked.data, packs, asked.rounds, asked.port)
-    if "shuffling" in asked.only:
+    result: dict[str, Any] = {"command": command, "images": len(build_index([args.data]))}
+    if "speed" in args.only:
+        result["speed"] = speed(args.data, packs, args.rounds, args.port)
+    if "shuffling" in args.only:
         result["clumping"] = shuffling()
         print(result["clumping"], flush=True)
-    if "accuracy" in asked.only:
+    if "accuracy" in args.only:
         result["accuracy"] = accuracy(
-            asked.data, packs["pack, resized"], asked.out, asked.steps, asked.seeds
+            args.data, packs["pack, resized"], args.out, args.steps, args.seeds
         )
     print(write("pack", result))

@@ -286,5 +286,5 @@ def train(
 
 def facts(folder: Path) -> dict[str, Any]:
     """Of a peer that `train` has left there: seconds, steps, loss, outcome."""
-    found: dict[str, Any] = json.loads((folder / "peer.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((folder / "peer.json").read_text())
+    return result

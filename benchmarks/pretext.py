@@ -24,7 +24,7 @@ import timm
 from torch import nn
 
 import selftaught as st
-from benchmarks.common import RESULTS, find, kept, mark, training_seconds, write
+from benchmarks.common import RESULTS, find, make_once, mark, training_seconds, write
 from benchmarks.methods import fill
 from selftaught.runs import folder as run_folder
 
@@ -69,22 +69,22 @@ def vit_tiny_patch8() -> nn.Module:
     return module
 
 
-def train(method: str, part: str, asked: argparse.Namespace) -> Path:
+def train(method: str, part: str, args: argparse.Namespace) -> Path:
     """Train a method, unless it is done; return the run's folder."""
-    folder = Path(asked.out) / f"{method}-{part}"
+    folder = Path(args.out) / f"{method}-{part}"
     share_features(folder)
     run = run_folder.read_run(folder) if run_folder.has_run(folder) else None
     if run is None or run.facts["outcome"] not in ("done", "collapsed"):
         st.pretrain(
-            asked.data,
+            args.data,
             out=folder,
             resume=run is not None,
             method=method,
             backbone="benchmarks.pretext:vit_tiny_patch8" if method == "mae" else "resnet18",
             hard=HARD[method] if part == "hexa" else (),
             size=SIZES.get(method, 48),
-            batch=asked.batch,
-            steps=asked.steps,
+            batch=args.batch,
+            steps=args.steps,
             seed=1,
             workers=0,
             threads=1,
@@ -120,17 +120,17 @@ def score(folder: Path, method: str, data: str) -> list[Row]:
                 subject = "over random" if "against" in row else "run"
                 subject = "random" if row.get("backbone") == "random" else subject
                 place = {"layers": layers, "layer": row.get("layer", "last")}
-                found = {name: row[name] for name in names}
-                rows.append({"of": subject, **place, "stage": row.get("stage", ""), **found})
+                result = {name: row[name] for name in names}
+                rows.append({"of": subject, **place, "stage": row.get("stage", ""), **result})
     return rows
 
 
-def collect(asked: argparse.Namespace) -> list[Row]:
+def collect(args: argparse.Namespace) -> list[Row]:
     """One row for each run: its scores and its answers to the task on held-out images."""
     rows = []
     for method in METHODS:
         for part in ("plain", "hexa"):
-            folder = Path(asked.out) / f"{method}-{part}"
+            folder = Path(args.out) / f"{method}-{part}"
             file = folder / "stages.json"
             if not file.exists():
                 continue
@@ -190,10 +190,10 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     plain = [row for row in rows if row["part"] == "plain" and row["method"] != "mae"]
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     colours = pyplot.get_cmap("tab10").colors
-    drawn = [(row, "run", row["method"]) for row in plain]
+    curves = [(row, "run", row["method"]) for row in plain]
     by_size = {row["size"]: row for row in plain}
-    drawn += [(by_size[n], "random", f"random weights, {n} px") for n in sorted(by_size)]
-    for number, (row, of, label) in enumerate(drawn):
+    curves += [(by_size[n], "random", f"random weights, {n} px") for n in sorted(by_size)]
+    for number, (row, of, label) in enumerate(curves):
         scores = [
             s
             for s in row["scores"]
@@ -225,20 +225,20 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--docs", action="store_true")
-    asked = parser.parse_args()
-    for part in asked.parts:
-        for method in asked.only:
+    args = parser.parse_args()
+    for part in args.parts:
+        for method in args.only:
             if part == "plain" or method in HARD:
-                folder = train(method, part, asked)
-                kept(folder / "stages.json", score, folder, method, asked.data)
+                folder = train(method, part, args)
+                make_once(folder / "stages.json", score, folder, method, args.data)
     command = (
-        f"python -m benchmarks.pretext --data {Path(asked.data).name}/ --out runs/pretext"
-        f" --steps {asked.steps} --batch {asked.batch}"
+        f"python -m benchmarks.pretext --data {Path(args.data).name}/ --out runs/pretext"
+        f" --steps {args.steps} --batch {args.batch}"
     )
-    results = collect(asked)
+    results = collect(args)
     print("\n".join(table(results)))
     write("pretext", {"command": command, "rows": results})
-    if asked.docs:
+    if args.docs:
         stored = json.loads((RESULTS / "pretext.json").read_text())["rows"]
         fill(ROOT / "docs" / "methods" / "pretext.md", table(stored), "pretext")
         draw(stored, FIGURE)

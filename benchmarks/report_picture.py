@@ -48,6 +48,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path)
     parser.add_argument("--browser")
-    asked = parser.parse_args()
-    arrange(*photograph(asked.report, asked.browser)).quantize(256).save(OUT, optimize=True)
+    args = parser.parse_args()
+    arrange(*photograph(args.report, args.browser)).quantize(256).save(OUT, optimize=True)
     print(OUT)

@@ -110,18 +110,16 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
-    asked = parser.parse_args()
-    found: dict[str, Any] = {}
+    args = parser.parse_args()
+    result: dict[str, Any] = {}
     with photo_patches() as (scratch, data):
-        for n in asked.processes:
-            found[str(n)] = speed(
-                data, scratch / f"run-{n}", n, asked.size, asked.batch, asked.steps
-            )
-            efficiency = found[str(n)] / found[str(asked.processes[0])] / n * asked.processes[0]
+        for n in args.processes:
+            result[str(n)] = speed(data, scratch / f"run-{n}", n, args.size, args.batch, args.steps)
+            efficiency = result[str(n)] / result[str(args.processes[0])] / n * args.processes[0]
             print(
-                f"{n} process(es): {found[str(n)]:.0f} images/s, efficiency {efficiency:.2f}",
+                f"{n} process(es): {result[str(n)]:.0f} images/s, efficiency {efficiency:.2f}",
                 flush=True,
             )
-    paper = on_paper(max(found.values()), asked.processes[-1])
+    paper = on_paper(max(result.values()), args.processes[-1])
     print("\n".join(paper))
-    write("scaling", {"images_per_s": found, "on_paper": paper})
+    write("scaling", {"images_per_s": result, "on_paper": paper})

@@ -191,10 +191,10 @@ def idle(daemons: list[tuple[str, "subprocess.Popen[bytes]"]]) -> bool:
     for name, daemon in daemons:
         if daemon.poll() is not None:
             raise Wrong(f"{name} ended with {daemon.returncode}")
-    asked = subprocess.run(
+    args = subprocess.run(
         ["sinfo", "--noheader", "-o", "%T"], capture_output=True, text=True, check=False
     )
-    return "idle" in asked.stdout.split()
+    return "idle" in args.stdout.split()
 
 
 def stop(name: str, daemon: "subprocess.Popen[bytes]") -> None:
@@ -296,10 +296,10 @@ def went_on(job: str, *lengths: int) -> None:
     begun = [text.count(f"step 0 of {steps:,} ") for steps in lengths]
     # each process says so
     stops = dict.fromkeys(re.findall(r"stopped at step (\d+) of (\d+)", text))
-    told = ", ".join(f"{at} of {of}" for at, of in stops) or "none"
+    message = ", ".join(f"{at} of {of}" for at, of in stops) or "none"
     require(
         begun == [1] * len(lengths),
-        f"every stage began once; stops at step {told}; {restarts(job)} restarts",
+        f"every stage began once; stops at step {message}; {restarts(job)} restarts",
     )
 
 
@@ -556,7 +556,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help="leave the folder with runs and logs behind"
     )
-    asked = parser.parse_args()
+    args = parser.parse_args()
     if reason := missing():
         print(f"cannot run here: {reason}", file=sys.stderr)
         return 2
@@ -595,7 +595,7 @@ def main() -> int:
         return 1
     finally:
         os.chdir("/")
-        if asked.keep:
+        if args.keep:
             say(f"runs and logs are in {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)

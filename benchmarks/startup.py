@@ -104,9 +104,9 @@ def first_step(data: Path, cache: Path, out: Path) -> float:
             break
         time.sleep(0.02)
     seconds = time.perf_counter() - began
-    _, said = running.communicate()
+    _, output = running.communicate()
     if running.returncode:
-        raise SystemExit(said.decode())
+        raise SystemExit(output.decode())
     return seconds
 
 
@@ -116,10 +116,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--images", type=int, nargs="*", default=[16, 10_000, 1_000_000])
     parser.add_argument("--scratch", type=Path, required=True)
-    asked = parser.parse_args()
-    found: dict[str, Any] = {}
-    for number in asked.images:
-        folder = asked.scratch / str(number)
+    args = parser.parse_args()
+    result: dict[str, Any] = {}
+    for number in args.images:
+        folder = args.scratch / str(number)
         images(folder / "images", number)
         cache = folder / f"cache-{time.time_ns()}"  # no index is remembered
         row = {
@@ -127,10 +127,10 @@ if __name__ == "__main__":
             "index again": indexed(folder / "images", cache),
         }
         row["first step"] = first_step(folder / "images", cache, folder / f"run-{time.time_ns()}")
-        found[str(number)] = row
+        result[str(number)] = row
         print(
             f"{number:9,} images: "
             + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in row.items()),
             flush=True,
         )
-    write("startup", {"seconds": found})
+    write("startup", {"seconds": result})

@@ -6,7 +6,7 @@ same view passes.
 
 A step is all that `fit` does for a batch: views already made, forward, loss, backward, optimizer,
 teacher, queue, memory. The bare network is every call that the step made of its backbone and its
-teacher's, replayed with the same shapes: forward, and backward where gradients were asked for.
+teacher's, replayed with the same shapes: forward, and backward where gradients were args for.
 Interleaved; prints the ratio's median [least, most] and the memory of a step on a GPU, and writes
 results/step.json. `network:pixels:batch`. `simclr+pooled`: with an anchor of that kind, whose pass
 counts among those of the network. A teacher of features is another network of the same kind.
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import interleaved, ratios, said, spread, write
+from benchmarks.common import format_ratio, interleaved, ratios, spread, write
 from selftaught.config.defaults import defaults_for, views_for
 from selftaught.hard.base import HardExample
 from selftaught.method import Batch, Method, Setting, Setup, image_seeds
@@ -122,21 +122,21 @@ def calls(module: nn.Module, into: list[Call]) -> Iterator[None]:
 
 def bare(trained: Trained) -> Callable[[], None]:
     """The same passes of the network alone."""
-    found: list[Call] = []
+    result: list[Call] = []
     anchor = trained.step.anchor
     networks = nn.ModuleList([trained.step, *([anchor.start] if anchor else [])])
-    with calls(networks, found):
+    with calls(networks, result):
         trained.once()
-    assert found, "the method never called its backbone"
+    assert result, "the method never called its backbone"
     images = [
         torch.rand(shape, device=DEVICE).contiguous(memory_format=torch.channels_last)
-        for _, shape, _ in found
+        for _, shape, _ in result
     ]
 
     def replay() -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=trained.bf16):
             total: Any = 0.0
-            for (module, _, grad), x in zip(found, images, strict=True):
+            for (module, _, grad), x in zip(result, images, strict=True):
                 with torch.set_grad_enabled(grad):
                     out = module(x)
                 total = total + out.float().mean() if grad else total
@@ -180,31 +180,34 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--compile", action="store_true")
-    asked = parser.parse_args()
-    found: dict[str, Any] = {}
-    for network in asked.networks:
-        beside = "the same not compiled" if asked.compile else "its network passes alone"
-        print(f"{network}, {asked.precision}: a step's seconds / those of {beside}")
-        for name in asked.only:
-            made = partial(Trained, name, *parsed(network), asked.precision == "bf16")
-            if asked.compile:
-                found.setdefault(network, {})[name] = one = beside_compiled(made, asked.rounds)
+    args = parser.parse_args()
+    result: dict[str, Any] = {}
+    for network in args.networks:
+        beside = "the same not compiled" if args.compile else "its network passes alone"
+        print(f"{network}, {args.precision}: a step's seconds / those of {beside}")
+        for name in args.only:
+            made = partial(Trained, name, *parsed(network), args.precision == "bf16")
+            if args.compile:
+                result.setdefault(network, {})[name] = one = beside_compiled(made, args.rounds)
                 print(
-                    f"  {name:24} {said(one['ratio'])}  {1e3 * one['seconds']['median']:8.0f} ms,"
-                    f" first {one['first']:.0f} s"
+                    f"  {name:24} {format_ratio(one['ratio'])}"
+                    f"  {1e3 * one['seconds']['median']:8.0f} ms, first {one['first']:.0f} s"
                 )
                 continue
             try:
                 trained = made()
-                times = interleaved({"step": trained.once, "bare": bare(trained)}, asked.rounds)
+                times = interleaved({"step": trained.once, "bare": bare(trained)}, args.rounds)
             except Exception as error:  # such as DenseCL's places, of which 32 pixels leave none
                 print(f"  {name:24} not done: {' '.join(str(error).split())[:80]}")
                 continue
             ratio = ratios(times, "step", "bare")
-            found.setdefault(network, {})[name] = {"ratio": ratio, "seconds": spread(times["step"])}
+            result.setdefault(network, {})[name] = {
+                "ratio": ratio,
+                "seconds": spread(times["step"]),
+            }
             print(
-                f"  {name:24} {said(ratio)} "
-                f" {1e3 * found[network][name]['seconds']['median']:8.0f} ms",
+                f"  {name:24} {format_ratio(ratio)} "
+                f" {1e3 * result[network][name]['seconds']['median']:8.0f} ms",
                 flush=True,
             )
-    write(f"compile_{asked.precision}" if asked.compile else "step", {"results": found})
+    write(f"compile_{args.precision}" if args.compile else "step", {"results": result})

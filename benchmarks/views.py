@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import interleaved, ratios, said, write
+from benchmarks.common import format_ratio, interleaved, ratios, write
 from selftaught.cli.malloc import keep_freed
 from selftaught.config.defaults import views_for
 from selftaught.data import demo_images
@@ -41,10 +41,10 @@ def photographs(folder: Path, number: int) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rng, sources = np.random.default_rng(0), []
     for package, file in demo_images.PHOTOGRAPHS.values():
-        found = importlib.util.find_spec(package)
-        assert found is not None
-        assert found.origin is not None
-        sources.append(decode(Path(found.origin).parent / file))
+        result = importlib.util.find_spec(package)
+        assert result is not None
+        assert result.origin is not None
+        sources.append(decode(Path(result.origin).parent / file))
     files = []
     for i in range(number):
         image = sources[i % len(sources)]
@@ -84,8 +84,8 @@ def each(
 
     def epoch() -> None:
         for low in range(0, len(sources), 64):
-            made: list[Any] = [transform(load(source)) for source in sources[low : low + 64]]
-            for view in zip(*made, strict=True):
+            product: list[Any] = [transform(load(source)) for source in sources[low : low + 64]]
+            for view in zip(*product, strict=True):
                 torch.stack(list(view))
 
     return epoch
@@ -141,8 +141,8 @@ def torchvision_v2(size: int) -> Callable[[Any], object]:
 def lightly(size: int) -> Callable[[Any], object]:
     from lightly.transforms import MoCoV2Transform
 
-    made: Callable[[Any], object] = MoCoV2Transform(input_size=size)
-    return made
+    product: Callable[[Any], object] = MoCoV2Transform(input_size=size)
+    return product
 
 
 def albumentations(size: int) -> Callable[[Any], object]:
@@ -216,30 +216,30 @@ if __name__ == "__main__":
     parser.add_argument("--sizes", type=int, nargs="*", default=[224, 96, 32])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=128)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed()  # as the command line does, and here for all of them
     packages = ("torchvision", "lightly", "kornia", "albumentations", "pillow")
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     print(
         "source images a second and core (median), and how many times lightly's: median [least,"
-        f" most] of {asked.rounds}"
+        f" most] of {args.rounds}"
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        files = photographs(folder, asked.images)
+        files = photographs(folder, args.images)
 
         def report(where: str, times: dict[str, list[float]], number: Callable[[str], int]) -> None:
-            found[where] = {}
+            result[where] = {}
             for name, seconds in times.items():
                 ratio = ratios(
                     {n: [s / number(n) for s in times[n]] for n in times}, "lightly", name
                 )
                 speed = number(name) / sorted(seconds)[len(seconds) // 2]
-                found[where][name] = {"images_per_s": speed, "times_lightly": ratio}
-                print(f"{where:22} {name:16} {speed:8.0f} {said(ratio):>22}", flush=True)
+                result[where][name] = {"images_per_s": speed, "times_lightly": ratio}
+                print(f"{where:22} {name:16} {speed:8.0f} {format_ratio(ratio):>22}", flush=True)
 
-        for size in asked.sizes:
+        for size in args.sizes:
             cases = {
                 "selftaught": ours(files, size, folder),
                 "lightly": each(lightly(size), rgb, files),
@@ -248,12 +248,12 @@ if __name__ == "__main__":
                 "kornia": kornia(files, size),
                 "albumentations": each(albumentations(size), rgb, files),
             }
-            times = interleaved(cases, asked.rounds, clock=time.process_time)
+            times = interleaved(cases, args.rounds, clock=time.process_time)
             report(f"{size} px from JPEG", times, lambda _: len(files))
-        times = interleaved(held(files), asked.rounds, clock=time.process_time)
+        times = interleaved(held(files), args.rounds, clock=time.process_time)
         report(
             "32 px from memory",
             times,
             lambda name: len(files) * (16 if name == "selftaught" else 1),
         )
-    write("views", {"packages": {p: version(p) for p in packages}, "results": found})
+    write("views", {"packages": {p: version(p) for p in packages}, "results": result})

@@ -80,12 +80,12 @@ def _worker(
 
 def begin(log: Path, *words: str) -> subprocess.Popen[bytes]:
     """`selftaught WORDS` in two processes; what they say goes to the end of `log`."""
-    with log.open("ab") as said:
+    with log.open("ab") as text:
         return subprocess.Popen(
             [*TORCHRUN, *words],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=said,
-            stderr=said,
+            stdout=text,
+            stderr=text,
             start_new_session=True,
         )
 
@@ -126,9 +126,9 @@ def _command(log: str, environment: dict[str, str], words: tuple[str, ...]) -> N
 
     snapshots.draw = lambda *_: None  # as in all tests
     os.environ.update(environment)
-    with open(log, "ab", buffering=0) as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
+    with open(log, "ab", buffering=0) as text:
+        os.dup2(text.fileno(), 1)
+        os.dup2(text.fileno(), 2)
     code = main(list(words))
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code)  # gloo workers can hang at interpreter exit

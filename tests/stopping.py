@@ -15,14 +15,14 @@ def stopped_at(*steps: int, by: signal.Signals = signal.SIGTERM) -> Iterator[lis
     """`by` is raised in these of the steps that are made inside, counted from 1; grows by an entry
     a step.
     """
-    real, made = loop.backward, list[int]()
+    real, numbers = loop.backward, list[int]()
 
     def interrupted(*args: Any) -> Any:
-        made.append(len(made) + 1)
-        if made[-1] in steps:
+        numbers.append(len(numbers) + 1)
+        if numbers[-1] in steps:
             signal.raise_signal(by)
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "backward", interrupted)
-        yield made
+        yield numbers

@@ -138,11 +138,11 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_a_run_is_scored_embedded_exported_and_reported(run: st.Run, tmp_path: Path) -> None:
-    found = st.evaluate(
+    result = st.evaluate(
         run, protocols=(st.KNN(), st.LinearProbe()), labels=("all",), against=("random", run)
     )
-    assert {row["protocol"] for row in found.rows} == {"knn", "linear"}
-    assert run.scores == found.rows
+    assert {row["protocol"] for row in result.rows} == {"knn", "linear"}
+    assert run.scores == result.rows
     assert st.report(run, out=tmp_path / "report.html").stat().st_size > 10_000
     assert st.report is not sys.modules["selftaught.report"]
     file = st.export(run, tmp_path / "backbone.safetensors")

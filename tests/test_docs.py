@@ -84,11 +84,11 @@ def walk() -> dict[Path, list[str]]:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     table = text.partition("## The first walk")[2].partition("\nAfter that")[0]
     rows = [line.split("|") for line in table.splitlines() if "](selftaught/" in line]
-    found = {}
+    result = {}
     for _, _, file, names, *_ in rows:
         (link,) = re.findall(r"\]\(([^)]+)\)", file)
-        found[ROOT / link] = re.findall(r"`([^`]+)`", names)
-    return found
+        result[ROOT / link] = re.findall(r"`([^`]+)`", names)
+    return result
 
 
 def lines_of(tree: ast.Module, name: str) -> int:

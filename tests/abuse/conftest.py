@@ -32,14 +32,14 @@ def sandbox(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Sandbox]:
     """An empty one. Its case is noted for the page."""
-    with inside(tmp_path / "sandbox", monkeypatch) as made:
+    with inside(tmp_path / "sandbox", monkeypatch) as box:
         case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
         if case is not None:
             group = " ".join((request.module.__doc__ or "").split("\n\n")[0].split())
             promise = f"{case.promise}{f': {case.right}' if case.right else ''}"
-            made.report |= {"group": group, "id": case.id, "what": case.what, "promise": promise}
-            request.node.user_properties.append(("abuse", made.report))
-        yield made
+            box.report |= {"group": group, "id": case.id, "what": case.what, "promise": promise}
+            request.node.user_properties.append(("abuse", box.report))
+        yield box
         for folder, *_ in os.walk(tmp_path):
             with contextlib.suppress(OSError):
                 os.chmod(folder, 0o755)  # or pytest could not remove it
@@ -49,7 +49,7 @@ def sandbox(
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps on images of two classes, which lie beside it."""
     place = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch, inside(place, patch) as made:
+    with pytest.MonkeyPatch.context() as patch, inside(place, patch) as box:
         photos(place / "photos", ("a", "b"))
         words = [
             "pretrain",
@@ -63,7 +63,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--save-every",
             "0",
         ]
-        assert_done(made.run(*words))
+        assert_done(box.run(*words))
     return place
 
 

@@ -104,11 +104,11 @@ class Outcome:
 
 def assert_no_harm(outcome: Outcome) -> None:
     """What is promised of every outcome, a good one or not."""
-    said = outcome.out + outcome.err
-    assert "Traceback (most recent call last)" not in said, said
-    assert not re.search(r"\.py:\d+: \w*Warning", said), f"a library's warning is shown: {said}"
+    text = outcome.out + outcome.err
+    assert "Traceback (most recent call last)" not in text, text
+    assert not re.search(r"\.py:\d+: \w*Warning", text), f"a library's warning is shown: {text}"
     assert not outcome.strays, f"written outside of --out and the cache: {outcome.strays}"
-    assert "\x1b" not in said, "an escape sequence of a name or a file reached the terminal"
+    assert "\x1b" not in text, "an escape sequence of a name or a file reached the terminal"
 
 
 def assert_done(outcome: Outcome) -> None:
@@ -136,9 +136,9 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
     another now.
     """
     assert_one_line(outcome)
-    said = outcome.err if outcome.in_a_box else outcome.message
-    missing = [word for word in words if word.lower() not in said.lower()]
-    assert not missing, f"{missing} not in: {said}"
+    text = outcome.err if outcome.in_a_box else outcome.message
+    missing = [word for word in words if word.lower() not in text.lower()]
+    assert not missing, f"{missing} not in: {text}"
     assert not outcome.lost, f"lost in --out: {outcome.lost}"
 
 
@@ -311,12 +311,12 @@ def named_places(words: Sequence[str]) -> list[str]:
 
 def snapshot(root: Path) -> dict[str, str]:
     """Everything below a folder: path -> kind and content. Pipes and devices are not opened."""
-    found = {}
+    result = {}
     for folder, folders, names in os.walk(root):
         for name in (*folders, *names):
             path = os.path.join(folder, name)
-            found[os.path.relpath(path, root)] = _state(path)
-    return found
+            result[os.path.relpath(path, root)] = _state(path)
+    return result
 
 
 def _state(path: str) -> str:
@@ -475,11 +475,11 @@ def full_disk(after: int) -> Iterator[list[str]]:
 @contextlib.contextmanager
 def at_step(number: int, event: Callable[[], object]) -> Iterator[None]:
     """`event()` happens in the `number`-th training step that is made inside."""
-    real, made = loop.backward, list[int]()
+    real, numbers = loop.backward, list[int]()
 
     def interrupted(*args: Any) -> Any:
-        made.append(len(made) + 1)
-        if made[-1] == number:
+        numbers.append(len(numbers) + 1)
+        if numbers[-1] == number:
             event()
         return real(*args)
 

@@ -58,11 +58,11 @@ class Outcomes:
         self.rows: dict[str, dict[str, Any]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        told = dict(report.user_properties).get("abuse")
-        if not isinstance(told, dict) or "id" not in told:
+        properties = dict(report.user_properties).get("abuse")
+        if not isinstance(properties, dict) or "id" not in properties:
             return
         row = self.rows.setdefault(report.nodeid, {"passed": True, "skipped": False})
-        row |= told
+        row |= properties
         row["passed"] &= not report.failed
         row["skipped"] |= report.skipped
 

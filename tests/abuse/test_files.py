@@ -56,16 +56,16 @@ def odd(
         write(sandbox / "photos")
 
     def check(sandbox: Sandbox, outcome: Outcome) -> None:
-        found = facts(sandbox)
-        taken, unreadable = found["images"], found["unreadable"]
+        result = facts(sandbox)
+        count, unreadable = result["images"], result["unreadable"]
         if fate == TAKEN:
-            assert (taken, unreadable) == (images or 17, [])
+            assert (count, unreadable) == (images or 17, [])
         elif fate == LEFT_OUT:
-            assert (taken, len(unreadable)) == (16, 1), unreadable
+            assert (count, len(unreadable)) == (16, 1), unreadable
         elif fate == PASSED_OVER:
-            assert (taken, unreadable) == (images or 16, [])
+            assert (count, unreadable) == (images or 16, [])
         else:
-            assert taken + len(unreadable) >= 17, (taken, unreadable)
+            assert count + len(unreadable) >= 17, (count, unreadable)
         for path, reason in unreadable:
             assert reason.strip(), path
             assert os.path.basename(path) in outcome.err

@@ -37,9 +37,9 @@ def holds(
     """What the run says of its images."""
 
     def check(sandbox: Sandbox, outcome: Outcome) -> None:
-        found = facts(sandbox)
-        assert (found["images"], tuple(found["classes"])) == (images, classes)
-        assert held_out is None or found["held_out"] == held_out
+        result = facts(sandbox)
+        assert (result["images"], tuple(result["classes"])) == (images, classes)
+        assert held_out is None or result["held_out"] == held_out
 
     return check
 

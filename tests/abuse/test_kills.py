@@ -125,19 +125,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, trained_once: Path) -> Path
 
 @pytest.fixture(scope="session")
 def wholes(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
-    known: dict[str, Whole] = {}
+    cache: dict[str, Whole] = {}
 
     def whole(name: str) -> Whole:
-        if name not in known:
+        if name not in cache:
             with (
                 pytest.MonkeyPatch.context() as patch,
-                inside(tmp_path_factory.mktemp(f"whole {name}"), patch) as made,
+                inside(tmp_path_factory.mktemp(f"whole {name}"), patch) as box,
             ):
-                _filled(made, inputs)
-                outcome = start(made, *COMMANDS[name].words).wait(writes=("run",))
+                _filled(box, inputs)
+                outcome = start(box, *COMMANDS[name].words).wait(writes=("run",))
                 assert_done(outcome)
-                known[name] = Whole(outcome.seconds, COMMANDS[name].outcome(made))
-        return known[name]
+                cache[name] = Whole(outcome.seconds, COMMANDS[name].outcome(box))
+        return cache[name]
 
     return whole
 

@@ -73,12 +73,12 @@ def row(id: str, what: str, promise: str, right: str = "", seconds: int = 60) ->
 
 def children() -> list[int]:
     """The processes that this one has started, and that live."""
-    found = []
+    result = []
     for task in Path("/proc/self/task").iterdir():
-        found += [int(pid) for pid in (task / "children").read_text().split()]
+        result += [int(pid) for pid in (task / "children").read_text().split()]
     return [
         pid
-        for pid in found
+        for pid in result
         if "forkserver" not in (name := _name(pid)) and "resource_tracker" not in name
     ]
 

@@ -166,16 +166,16 @@ def zipped(file: Path) -> None:
 
 
 def nested(levels: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"weight": torch.zeros(2)}
+    result: dict[str, Any] = {"weight": torch.zeros(2)}
     for _ in range(levels):
-        found = {"model": found}
-    return found
+        result = {"model": result}
+    return result
 
 
 def circle() -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    found["model"] = found
-    return found
+    result: dict[str, Any] = {}
+    result["model"] = result
+    return result
 
 
 def header(said: Any, length: int | None = None, data: bytes = b"") -> bytes:

@@ -69,7 +69,7 @@ def test_one_of_several_processes_ends_without_being_taken_apart() -> None:
         " 'tidied up')\nsys.argv = ['selftaught', *sys.argv[1:]]\nsys.exit(main())"
     )
     for words, code in ((["--version"], 0), (["prétrain"], 2)):
-        asked = [sys.executable, "-c", program, *words]
+        command = [sys.executable, "-c", program, *words]
         env = {**os.environ, "WORLD_SIZE": "2"}
-        done = subprocess.run(asked, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert (done.returncode, "tidied up" in done.stdout) == (code, True), done.stderr

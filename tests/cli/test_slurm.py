@@ -98,8 +98,8 @@ class Job:
         return (self.place / name).read_text().splitlines()
 
     def requeued(self) -> list[str]:
-        asked = self.lines("asked")
-        return [line.removeprefix("requeue ") for line in asked if line.startswith("requeue")]
+        requests = self.lines("asked")
+        return [line.removeprefix("requeue ") for line in requests if line.startswith("requeue")]
 
 
 @pytest.fixture
@@ -166,21 +166,23 @@ def test_a_task_of_an_array_requeues_itself_alone(job: Job) -> None:
 
 @linux
 def test_pretrain_goes_on_once_it_was_restarted_and_there_is_a_run(job: Job) -> None:
-    def words(*given: str, **more: str) -> str:
-        job.run(*given, **more)
+    def words(*arguments: str, **more: str) -> str:
+        job.run(*arguments, **more)
         return job.lines("called")[-1].partition(" | ")[2]
 
-    given = ("pretrain", "--data", "a", "b", "--out", "runs/x")
-    assert words(*given) == words(*given, SLURM_RESTART_COUNT="1") == " ".join(given)
+    arguments = ("pretrain", "--data", "a", "b", "--out", "runs/x")
+    assert words(*arguments) == words(*arguments, SLURM_RESTART_COUNT="1") == " ".join(arguments)
     (job.place / "runs" / "x").mkdir(parents=True)
     (job.place / "runs" / "x" / "run.json").touch()
-    assert words(*given) == " ".join(given)  # somebody's: refused, as ever
-    assert words(*given, SLURM_RESTART_COUNT="1") == " ".join([*given, "--resume"])
+    assert words(*arguments) == " ".join(arguments)  # somebody's: refused, as ever
+    assert words(*arguments, SLURM_RESTART_COUNT="1") == " ".join([*arguments, "--resume"])
     assert (
         words("pretrain", "--out=runs/x", SLURM_RESTART_COUNT="1")
         == "pretrain --out=runs/x --resume"
     )
-    assert words(*given, "--resume", SLURM_RESTART_COUNT="1") == " ".join([*given, "--resume"])
+    assert words(*arguments, "--resume", SLURM_RESTART_COUNT="1") == " ".join(
+        [*arguments, "--resume"]
+    )
     assert words("adapt", "--out", "runs/x", SLURM_RESTART_COUNT="1") == "adapt --out runs/x"
 
 
@@ -228,12 +230,12 @@ def test_several_processes_look_for_signals_at_the_last_step_too(
     words = argv(f"pretrain --data {folder(tmp_path / 'images')} --out {tmp_path}/run --device cpu")
     words += argv("--backbone test_resnet --size 32 --batch 8 --steps 11 --precision fp32")
     words += ["--workers", "0"]
-    with stopped_at(10, by=signal.SIGUSR1) as made:
+    with stopped_at(10, by=signal.SIGUSR1) as numbers:
         assert main(words) == 0
         assert run_folder.read_run(tmp_path / "run").facts["outcome"] == "stopped"
         assert main([*words, "--resume"]) == 0
     assert run_folder.read_run(tmp_path / "run").facts["outcome"] == "done"
-    assert len(made) == 11
+    assert len(numbers) == 11
 
 
 # --------------------------------------------------------------------------------------------------

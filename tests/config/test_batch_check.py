@@ -52,9 +52,11 @@ def test_as_few_images_as_it_declares_train_it(name: str, images: int) -> None:
         pytest.skip("refused: fewer images than a batch")
     torch.manual_seed(0)
     small = {"clusters": shown, "queue": 1, "negatives": images}
-    wanted = config(name)
-    wanted = dataclasses.replace(wanted, **{k: v for k, v in small.items() if hasattr(wanted, k)})
-    method = METHODS[name](wanted, setup(name, images=images))
+    settings = config(name)
+    settings = dataclasses.replace(
+        settings, **{k: v for k, v in small.items() if hasattr(settings, k)}
+    )
+    method = METHODS[name](settings, setup(name, images=images))
     step = Step(method).train()
     batches = [batch(size, seed=i, first=i * size) for i in range(shown // size)]
     optimizer = torch.optim.SGD(
@@ -121,13 +123,13 @@ def test_mixing_needs_a_second_image(hard: CutMix | MixUp) -> None:
     ],
 )
 def test_a_backbone_that_takes_no_image_alone(fields: dict[str, Any], takes: bool) -> None:
-    asked = stage("supervised", batch=1, **fields)
-    assert takes_one_image(asked) == takes
+    request = stage("supervised", batch=1, **fields)
+    assert takes_one_image(request) == takes
     if takes:
-        check_counts(asked, images=12)
+        check_counts(request, images=12)
     else:
         with pytest.raises(UserError, match="--batch 2 "):
-            check_counts(asked, images=12)
+            check_counts(request, images=12)
 
 
 @pytest.fixture(scope="module")

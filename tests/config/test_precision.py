@@ -56,8 +56,8 @@ def test_features_of_the_processor_decide(
     cpuinfo: str, machine: str, plain: bool | None, grouped: bool | None, depthwise: bool | None
 ) -> None:
     def chosen(convolutions: Any, onednn: bool = True) -> bool | None:
-        found = by_features(cpu_flags(cpuinfo), machine, onednn, convolutions)
-        return None if found is None else found[0]
+        result = by_features(cpu_flags(cpuinfo), machine, onednn, convolutions)
+        return None if result is None else result[0]
 
     assert [chosen("plain"), chosen("grouped"), chosen("depthwise")] == [plain, grouped, depthwise]
     assert chosen("plain", onednn=False) is False

@@ -77,29 +77,33 @@ def stage(images: Path, *words: str, base: Stage | None = None) -> Stage:
 
 
 def test_every_field_is_a_flag(images: Path) -> None:
-    made = stage(
+    result = stage(
         images,
         *argv("--method simclr --method.temperature 0.3 --hard cutmix adversarial"),
         *argv("--hard.adversarial.eps 2 --optimizer adamw --optimizer.lr 0.01"),
         *argv("--views reference --views.flip 0.1 --schedule.warmup 0.2 --epochs 2"),
         *argv("--batch 8 --seed 7"),
     )
-    assert isinstance(made.method, METHODS["simclr"].Config)
-    assert made.method.temperature == 0.3
-    assert [registry.hard_name(h) for h in made.hard] == ["cutmix", "adversarial"]
-    assert made.hard[1].eps == 2
-    assert (made.optimizer.lr, made.views.pipeline, made.views.flip) == (0.01, "reference", 0.1)
-    assert (made.schedule.warmup, made.seed, made.batch) == (0.2, 7, 8)
-    assert made.steps == 2 * (39 // 8)  # 80 % of 48 images are trained on, whole batches
+    assert isinstance(result.method, METHODS["simclr"].Config)
+    assert result.method.temperature == 0.3
+    assert [registry.hard_name(h) for h in result.hard] == ["cutmix", "adversarial"]
+    assert result.hard[1].eps == 2
+    assert (result.optimizer.lr, result.views.pipeline, result.views.flip) == (
+        0.01,
+        "reference",
+        0.1,
+    )
+    assert (result.schedule.warmup, result.seed, result.batch) == (0.2, 7, 8)
+    assert result.steps == 2 * (39 // 8)  # 80 % of 48 images are trained on, whole batches
 
 
 def test_defaults_follow_the_data(images: Path) -> None:
-    made = stage(images)
-    assert made.size == 32
-    assert made.method.hidden == defaults.features_of("test_resnet")  # as wide as the features
+    result = stage(images)
+    assert result.size == 32
+    assert result.method.hidden == defaults.features_of("test_resnet")  # as wide as the features
     assert stage(images, "--method", "moco-v2").method.queue <= 39
-    assert made.batch <= 39
-    assert made.steps > 0
+    assert result.batch <= 39
+    assert result.steps > 0
 
 
 SETTING = Setting(images=1000, batch=100, steps=100, features=512)
@@ -134,8 +138,8 @@ def test_tuned_rates_stand_in_one_table() -> None:
     published = {"jigsaw": 0.1, "context-prediction": 0.1}
     assert set(RECIPES) < set(METHODS)
     for name in RECIPES:
-        made = METHODS[name].Config().defaults(SETTING)
-        assert (made.lr, made.clip) == (published.get(name, Defaults.lr), Defaults.clip)
+        result = METHODS[name].Config().defaults(SETTING)
+        assert (result.lr, result.clip) == (published.get(name, Defaults.lr), Defaults.clip)
 
 
 def test_a_method_from_elsewhere_brings_its_own_rate() -> None:
@@ -144,8 +148,8 @@ def test_a_method_from_elsewhere_brings_its_own_rate() -> None:
             def defaults(self, setting: Setting) -> Defaults[Any]:
                 return dataclasses.replace(super().defaults(setting), lr=0.3, clip=2.0)
 
-    made = defaults.defaults_for(Own, SETTING)
-    assert (made.lr, made.clip) == (0.3, 2.0)
+    result = defaults.defaults_for(Own, SETTING)
+    assert (result.lr, result.clip) == (0.3, 2.0)
 
 
 def test_simclr_stops_its_keys_gradient_where_it_begins_from_random_weights(images: Path) -> None:
@@ -192,9 +196,9 @@ def test_steps_and_epochs_exclude_each_other(images: Path) -> None:
 @pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.masks_patches])
 def test_a_method_that_masks_patches_gets_a_vit(images: Path, name: str) -> None:
     words = ["--out", "x", "--precision", "fp32", "--data", str(images), "--method", name]
-    made = flags.stage_from(words, None, "cpu", lambda data, seed: data.index(seed))
-    assert made.backbone == "vit_tiny_patch16_224"
-    assert made.size % 16 == 0
+    result = flags.stage_from(words, None, "cpu", lambda data, seed: data.index(seed))
+    assert result.backbone == "vit_tiny_patch16_224"
+    assert result.size % 16 == 0
 
 
 def test_a_method_has_its_own_augmentations(images: Path) -> None:

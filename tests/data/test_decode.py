@@ -333,12 +333,12 @@ def test_pixels_are_those_of_decode(tmp_path: Path, kind: str, orientation: int)
     path = write_file(tmp_path, "a.jpg", encoded(image, "JPEG", quality=90, exif=exif))
     whole = decode(path)
     for at_least in (1, 60, 10**4):
-        made = pixels(path, at_least)
-        short = min(made.shape[1:])
+        pixel_values = pixels(path, at_least)
+        short = min(pixel_values.shape[1:])
         assert short >= min(at_least, 110)
         if short == 110:
-            assert np.array_equal(made.permute(1, 2, 0).numpy(), np.asarray(whole))
-        assert (made.shape[2] > made.shape[1]) == (whole.width > whole.height)
+            assert np.array_equal(pixel_values.permute(1, 2, 0).numpy(), np.asarray(whole))
+        assert (pixel_values.shape[2] > pixel_values.shape[1]) == (whole.width > whole.height)
 
 
 @pytest.mark.parametrize("kind", ["RGB", "L"])
@@ -358,8 +358,8 @@ def test_the_quick_decoder_gives_pillow_s_values(
         without.setattr(decode_module, "_load", lambda *_: pytest.fail("by Pillow"))
         quick = [pixels(path, side) for side in sides]
     monkeypatch.setattr(decode_module, "decode_jpeg", None)
-    for side, made in zip(sides, quick, strict=True):
-        assert torch.equal(made, pixels(path, side)), side
+    for side, pixel_values in zip(sides, quick, strict=True):
+        assert torch.equal(pixel_values, pixels(path, side)), side
 
 
 def test_an_image_of_the_canvas_s_size_is_not_resampled(tmp_path: Path) -> None:

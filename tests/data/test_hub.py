@@ -131,10 +131,10 @@ def test_rows_that_no_path_tells_apart_are_held_out_by_the_seed(
     for i in range(files):
         write(root / f"part-{i}.parquet", n=40 // files, path=path, labels=False)
     indices = [build_index([root], seed=seed) for seed in range(4)]
-    drawn = {tuple(index.held_out.tolist()) for index in indices}
-    assert len(drawn) == 4
-    assert all(len(held_out) == 8 for held_out in drawn)
-    assert min(map(max, drawn)) > 8  # not the first ones
+    samples = {tuple(index.held_out.tolist()) for index in indices}
+    assert len(samples) == 4
+    assert all(len(held_out) == 8 for held_out in samples)
+    assert min(map(max, samples)) > 8  # not the first ones
     assert len(set(indices[0].names)) == 40
     # the files are no classes
     assert indices[0].classes == (("a", "b") if name == "{}/image.png" else ())

@@ -98,8 +98,8 @@ def test_links_are_followed_and_every_image_counts_once(root: Path, tmp_path: Pa
         (root / name).symlink_to(tmp_path / "blob")
     put(root, *(f"real/more{i}.png" for i in range(15)))
     index = build_index([root])
-    found = [name for name in names(index, root) if "more" not in name]
-    assert found == ["far/c.png", "far/deep/d.png", "named again.png", "real/a.png", "real/b.png"]
+    actual = [name for name in names(index, root) if "more" not in name]
+    assert actual == ["far/c.png", "far/deep/d.png", "named again.png", "real/a.png", "real/b.png"]
     assert [Path(path).name for path, _ in index.unreadable] == ["self.png"]
     assert has_note(index, "counted already")
     both = build_index([root, tmp_path / "elsewhere"])

@@ -196,8 +196,8 @@ def test_a_wrapping_folder_is_looked_into(around: str, loose: list[str]) -> None
         (classes(around), ""),
     ):
         notes: list[str] = []
-        wanted = expected(names, depth + bool(held_out), held_out) | dict.fromkeys(loose, NONE)
-        assert read([*names, *loose], notes) == wanted
+        target = expected(names, depth + bool(held_out), held_out) | dict.fromkeys(loose, NONE)
+        assert read([*names, *loose], notes) == target
         assert any(f"/r/{around}" in note for note in notes)
 
 

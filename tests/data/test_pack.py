@@ -155,8 +155,8 @@ def test_a_pack_has_the_index_of_its_folder(
     assert build_index([folder], labels="none").fingerprint != other.fingerprint
     assert build_index([packed], labels="none").labels is None
     assert torch.equal(build_index([packed], labels="folders").labels, one.labels)
-    drawn = pack([folder / "train"], tmp_path / "drawn.pack", PNG)
-    tests = [build_index([place], seed=4).test for place in (drawn, folder / "train")]
+    sample = pack([folder / "train"], tmp_path / "drawn.pack", PNG)
+    tests = [build_index([place], seed=4).test for place in (sample, folder / "train")]
     assert torch.equal(*tests)
 
 
@@ -288,9 +288,9 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(
     assert len(list(whole.glob("train-*-of-00006.parquet"))) == 6
     out, real = tmp_path / "parts.pack", write.encode
 
-    def slow(*asked: Any) -> Any:
+    def slow(*arguments: Any) -> Any:
         time.sleep(0.02)
-        return real(*asked)
+        return real(*arguments)
 
     monkeypatch.setattr(write, "encode", slow)
     fork, shards = get_context("fork"), {"shard": 20}
@@ -537,16 +537,16 @@ def test_a_large_store_is_shuffled_in_windows_as_well_as_all_at_once() -> None:
 
     def fetches(readers: int) -> float:
         """Of a group, with as many groups kept as a process keeps."""
-        modified, found = row_groups.CACHE // (64 * 16_000), 0
+        modified, actual = row_groups.CACHE // (64 * 16_000), 0
         for reader in range(readers):
             latest: dict[int, None] = {}
             for step in of[table.view(len(table), readers, -1)[:, reader]].tolist():
                 for group in step:
-                    found += latest.pop(group, 0) is not None
+                    actual += latest.pop(group, 0) is not None
                     latest[group] = None
                     if len(latest) > modified:
                         del latest[next(iter(latest))]
-        return found / len(groups.bytes)
+        return actual / len(groups.bytes)
 
     assert fetches(1) == 1
     assert fetches(2) < 1.5

@@ -115,8 +115,8 @@ def test_equal_models_are_called_better_or_worse_one_time_in_twenty(
     for accuracy in (0.5, 0.9):
         ability = (accuracy + 0.05 * rng.standard_normal((2, trials, 1, 5))).clip(0, 1)
         gap = np.subtract(*((own[..., None] < ability) * 1.0))
-        drawn = limits(gap.mean(2), groups, paired=True, points=gap.mean(1))
-        assert told_apart(drawn) <= at_most(0.05, trials), accuracy
+        interval = limits(gap.mean(2), groups, paired=True, points=gap.mean(1))
+        assert told_apart(interval) <= at_most(0.05, trials), accuracy
 
 
 @pytest.mark.parametrize(

@@ -402,9 +402,9 @@ def test_features_are_extracted_once_and_must_be_finite() -> None:
 
 def test_progress_reaches_its_end() -> None:
     seen: list[tuple[int, int]] = []
-    asked: dict[str, Any] = {"labels": ("2", "all"), "draws": 3, "resamples": 10}
-    asked["on_progress"] = lambda done, of: seen.append((done, of))
-    evaluate_features({"a": features(1.0), "b": features(0.5)}, [KNN()], **asked)
+    options: dict[str, Any] = {"labels": ("2", "all"), "draws": 3, "resamples": 10}
+    options["on_progress"] = lambda done, of: seen.append((done, of))
+    evaluate_features({"a": features(1.0), "b": features(0.5)}, [KNN()], **options)
     assert seen[-1] == (8, 8)
 
 
@@ -523,9 +523,9 @@ def test_features_come_in_order_in_evaluation_mode(workers: int) -> None:
     assert statistics is not None
     before, seen = statistics.clone(), []
     positions = torch.tensor([9, 0, 200, 3, 3])
-    asked: dict[str, Any] = {"size": 4, "batch": 2, "workers": workers}
-    asked["on_progress"] = lambda done, of: seen.append((done, of))
-    vectors = extract(backbone, Canvases(250), positions, **asked)
+    options: dict[str, Any] = {"size": 4, "batch": 2, "workers": workers}
+    options["on_progress"] = lambda done, of: seen.append((done, of))
+    vectors = extract(backbone, Canvases(250), positions, **options)
     expected = (positions / 255 / (1 + 1e-5) ** 0.5)[:, None].expand(5, 4)
     torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(statistics, before)
@@ -550,10 +550,10 @@ def test_bf16_gives_single_precision_features() -> None:
 
 
 def test_features_are_made_once_for_a_key(tmp_path: Path) -> None:
-    made: list[int] = []
+    computations: list[int] = []
 
     def make() -> Tensor:
-        made.append(1)
+        computations.append(1)
         return torch.arange(6.0).reshape(2, 3).T
 
     folder = tmp_path / "not yet there"
@@ -561,15 +561,15 @@ def test_features_are_made_once_for_a_key(tmp_path: Path) -> None:
         assert torch.equal(
             load_or_make(folder, "weights A, data B", make), torch.arange(6.0).reshape(2, 3).T
         )
-    assert len(made) == 1
+    assert len(computations) == 1
     load_or_make(folder, "weights A, data C", make)
-    assert len(made) == 2
+    assert len(computations) == 2
     for file in folder.iterdir():
         file.write_bytes(b"torn")
     load_or_make(folder, "weights A, data B", make)
-    assert len(made) == 3
+    assert len(computations) == 3
     load_or_make(folder, "weights A, data B", make, count=3)
-    assert len(made) == 3
+    assert len(computations) == 3
     assert [file.suffix for file in folder.iterdir()] == [".safetensors"] * 2
 
 
@@ -577,7 +577,7 @@ def test_features_are_made_once_for_a_key(tmp_path: Path) -> None:
     "harm", ["a folder", "flipped", "another shape", "another key", "unwritable"]
 )
 def test_features_that_are_damaged_are_made_again(tmp_path: Path, harm: str) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     vectors = torch.rand(50, 3)
     folder = tmp_path / "features"
     if harm == "unwritable":
@@ -597,9 +597,9 @@ def test_features_that_are_damaged_are_made_again(tmp_path: Path, harm: str) -> 
             other = load_or_make(tmp_path / "other", key, lambda: torch.rand(49, 3))
             file.write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
             assert len(other) == 49
-    assert torch.equal(load_or_make(folder, "key", lambda: vectors, 50, told.append), vectors)
-    assert len(told) == (2 if harm == "a folder" else 1)
+    assert torch.equal(load_or_make(folder, "key", lambda: vectors, 50, messages.append), vectors)
+    assert len(messages) == (2 if harm == "a folder" else 1)
     if harm in ("flipped", "another shape", "another key"):
-        again = load_or_make(folder, "key", lambda: torch.zeros(1), 50, told.append)
+        again = load_or_make(folder, "key", lambda: torch.zeros(1), 50, messages.append)
         assert torch.equal(again, vectors)
-        assert len(told) == 1
+        assert len(messages) == 1

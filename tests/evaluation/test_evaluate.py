@@ -38,13 +38,13 @@ def test_weights_that_are_no_others_have_rows_but_no_difference(
 ) -> None:
     copied = tmp_path / "copied.safetensors"
     shutil.copyfile(begun / "backbone.safetensors", copied)
-    found = evaluate_run(
+    result = evaluate_run(
         begun, protocols=[protocol], labels=["all"], against=["random", str(copied)], workers=0
     )
-    assert {row.backbone for row in found.results.rows} == {str(begun), "random", str(copied)}
-    assert found.results.differences == ()
-    assert "these are the random weights" in found.verdict.lower()
-    assert f"{copied} has the same weights".lower() in found.verdict.lower()
+    assert {row.backbone for row in result.results.rows} == {str(begun), "random", str(copied)}
+    assert result.results.differences == ()
+    assert "these are the random weights" in result.verdict.lower()
+    assert f"{copied} has the same weights".lower() in result.verdict.lower()
 
 
 @pytest.mark.parametrize("statistics", ["weights", "data"])
@@ -55,10 +55,10 @@ def test_the_starting_weights_are_called_so(
     other = folder(tmp_path / "other", classes=2, size=48, seed=3)
     words = argv(f"--init {begun} --statistics {statistics} --seed 1 --out {tmp_path}/run")
     assert main(["pretrain", "--data", str(other), "--steps", "0", *words, *SMALL]) == 0
-    found = evaluate_run(tmp_path / "run", protocols=[KNN()], labels=["all"], workers=0)
-    assert found.verdict.startswith("These are the starting weights")
-    assert ("mean and std" in found.verdict) == (statistics == "data")
-    assert {d.against for d in found.results.differences} == {"random"} | (
+    result = evaluate_run(tmp_path / "run", protocols=[KNN()], labels=["all"], workers=0)
+    assert result.verdict.startswith("These are the starting weights")
+    assert ("mean and std" in result.verdict) == (statistics == "data")
+    assert {d.against for d in result.results.differences} == {"random"} | (
         {"init"} if statistics == "data" else set()
     )
 

@@ -65,9 +65,9 @@ def backbone() -> backbone_module.Backbone:
 
 
 def labelled(index: Index, positions: Tensor, labels: Tensor | None = None) -> LabelledImages:
-    known = index.labels if labels is None else labels
-    assert known is not None
-    return LabelledImages(positions, known[positions])
+    targets = index.labels if labels is None else labels
+    assert targets is not None
+    return LabelledImages(positions, targets[positions])
 
 
 @pytest.fixture
@@ -338,19 +338,19 @@ def index_labels(*parts: LabelledImages) -> Tensor:
 def test_test_labels_change_no_prediction(
     subject: Subject, train: LabelledImages, test: LabelledImages, monkeypatch: Patch
 ) -> None:
-    said: list[Scores] = []
+    text: list[Scores] = []
     real = FineTune.score
 
     def score(self: FineTune, *args: Any) -> Scores:
-        said.append(real(self, *args))
-        return said[-1]
+        text.append(real(self, *args))
+        return text[-1]
 
     monkeypatch.setattr(FineTune, "score", score)
     asked = replace(QUICK, rates=(0.1, 0.0001))
     mixed = LabelledImages(test.positions, test.labels.roll(4))
     for held_out in (test, mixed):
         evaluate([subject], train, held_out, [asked], labels=("4",), draws=1, resamples=10)
-    one, other = said
+    one, other = text
     assert torch.equal(one.values, other.values)
     assert one.chosen == other.chosen
 
@@ -388,8 +388,10 @@ def test_a_rate_that_diverges_is_scored_as_chance(
     steps: int, subject: Subject, train: LabelledImages, test: LabelledImages
 ) -> None:
     wild = replace(HPT, steps=(steps,), epochs=(), rates=(1e30,), batch=16)
-    found = evaluate([subject], train, test, [wild], labels=("all",), resamples=10)
-    assert [(r.metric, r.mean) for r in found.rows] == [("balanced_accuracy", pytest.approx(1 / 3))]
+    result = evaluate([subject], train, test, [wild], labels=("all",), resamples=10)
+    assert [(r.metric, r.mean) for r in result.rows] == [
+        ("balanced_accuracy", pytest.approx(1 / 3))
+    ]
 
 
 def test_a_rate_that_diverges_is_chance_for_several_classes_too(
@@ -400,8 +402,8 @@ def test_a_rate_that_diverges_is_chance_for_several_classes_too(
     train, test = (
         labelled(index, positions, labels) for positions in (index.train, index.held_out)
     )
-    found = evaluate([subject], train, test, [wild], labels=("all",), resamples=10)
-    assert [(r.metric, r.mean) for r in found.rows] == [("auroc", 0.5)]
+    result = evaluate([subject], train, test, [wild], labels=("all",), resamples=10)
+    assert [(r.metric, r.mean) for r in result.rows] == [("auroc", 0.5)]
 
 
 def test_of_a_wild_rate_and_a_tame_one_the_tame_one_is_taken(
@@ -581,9 +583,9 @@ def test_the_command_fine_tunes_a_run_beside_others(
     asked += argv("--finetune.batch 8 --finetune.folds 2")
     words = argv(f"evaluate {out} --protocol finetune --labels 5 --draws 2 --against random")
     capsys.readouterr()
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as text:
         assert main([*words, *asked, "--json", "--workers", "0"]) == 0
-    rows = json.loads(said.getvalue())
+    rows = json.loads(text.getvalue())
     assert {(r["backbone"], r["protocol"], r["labels"], r["metric"], r["draws"]) for r in rows} == {
         (name, "finetune", "5", "balanced_accuracy", 2) for name in (str(out), "random")
     }

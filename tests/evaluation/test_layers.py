@@ -62,7 +62,7 @@ def test_all_stages_have_rows_and_so_have_the_baselines(trained: Path, capsys: C
 
 def test_a_stage_is_its_map_averaged_over_places(trained: Path) -> None:
     name = stages_of(trained)[-2]
-    found = selftaught.evaluate(
+    result = selftaught.evaluate(
         trained, protocols=[KNN()], labels=["all"], against=[], layers=name
     ).rows
 
@@ -84,7 +84,7 @@ def test_a_stage_is_its_map_averaged_over_places(trained: Path) -> None:
     assert index.labels is not None
     values = KNN().score_features(Features(train, index.labels[index.train]), test).values
     expected = balanced_accuracy(index.labels[index.held_out], values)
-    assert found[0]["mean"] == pytest.approx(expected)
+    assert result[0]["mean"] == pytest.approx(expected)
 
 
 def test_the_best_stage_is_in_the_rows_and_the_report(
@@ -96,10 +96,10 @@ def test_the_best_stage_is_in_the_rows_and_the_report(
     rows = json.loads(captured.out)
     assert len(rows) == 2 * 2
     assert {row["layer"] for row in rows} == {"best"}
-    known = {*stages_of(trained), "last"}
+    stage_names = {*stages_of(trained), "last"}
     for row in rows:
         for part in row["stage"].split(", "):
-            assert part.split(" ")[0] in known
+            assert part.split(" ")[0] in stage_names
     assert rows[-1]["stage"] in captured.err  # the table
     saved = run_folder.evaluations(trained)[-1]
     assert saved["rows"] == rows

@@ -55,7 +55,7 @@ def test_a_hard_example_leaves_it_as_it_is(hard: HardExample) -> None:
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
     order = method.targets(data, Tensor())
     assert len(method.told) >= 2
-    assert all(torch.equal(told, order) for told in method.told)
+    assert all(torch.equal(seen, order) for seen in method.told)
 
 
 def test_the_functions_on_trees_pass_it_on() -> None:

@@ -195,14 +195,14 @@ def test_hard_examples_are_made_of_the_crops_they_ask_for(
     monkeypatch.setattr(method, "predict", spy)
     torch.manual_seed(0)
     outcome = step(data, rng())
-    wanted = [16, 16, 9, 9, 9] if crops == "all" else [16, 16]
+    target = [16, 16, 9, 9, 9] if crops == "all" else [16, 16]
     assert seen[0] == [16, 16, 9, 9, 9]
     assert len(seen) > 1
-    assert all(sizes == wanted for sizes in seen[1:])
+    assert all(sizes == target for sizes in seen[1:])
     attack = isinstance(hard, Adversarial)
     if not getattr(hard, "random_start", 0) and not (attack and crops == "large"):
         # else the input_grad is the whole clean loss's
-        inputs = method.inputs(data)[: len(wanted)]
+        inputs = method.inputs(data)[: len(target)]
         alone = hard.loss(method, inputs, outcome.targets, rng(), None)
         torch.testing.assert_close(outcome.parts[type(hard).__name__.lower()], alone)
     outcome.loss.backward()
@@ -280,8 +280,8 @@ def test_an_attack_on_auxiliary_norms_has_their_gradient() -> None:
     step = Step(build("moco-v2"), (attack,))
     for p in step.norms.parameters():
         torch.nn.init.uniform_(p, -2, 2)
-    found = step(batch(), rng()).parts["adversarial"]
+    result = step(batch(), rng()).parts["adversarial"]
     method, inputs = step.method, step.method.inputs(batch())
     targets = detach(method.targets(batch(), method.predict(inputs)))
     with step._norms_of(attack):
-        torch.testing.assert_close(found, attack.loss(method, inputs, targets, rng(), None))
+        torch.testing.assert_close(result, attack.loss(method, inputs, targets, rng(), None))

@@ -77,8 +77,8 @@ def test_a_constant_network_has_the_collapsed_loss(name: str) -> None:
 @methods
 def test_a_config_survives_json(name: str) -> None:
     for setting in SETTINGS[::7]:
-        made = METHODS[name].Config().defaults(setting).config
-        stage = Stage(data=Data(roots=("unread",)), size=32, method=made)
+        instance = METHODS[name].Config().defaults(setting).config
+        stage = Stage(data=Data(roots=("unread",)), size=32, method=instance)
         assert (
             serialization.from_json(json.loads(json.dumps(serialization.to_json(stage)))) == stage
         )
@@ -96,10 +96,10 @@ def test_a_method_of_two_players_takes_no_hard_examples(name: str) -> None:
 @methods
 def test_defaults_keep_every_field_in_its_range(name: str) -> None:
     for setting in SETTINGS:
-        made = METHODS[name].Config().defaults(setting)
-        check_ranges(made.config, "method")
-        assert made.lr > 0
-        assert made.clip >= 0
+        instance = METHODS[name].Config().defaults(setting)
+        check_ranges(instance.config, "method")
+        assert instance.lr > 0
+        assert instance.clip >= 0
 
 
 @methods
@@ -180,8 +180,8 @@ def test_several_processes_draw_what_one_draws(world: int, monkeypatch: pytest.M
             waited=0.0,
             batch=lambda raw, seed, seeds: seeds,
         )
-        found = [x for x in session.Session.epochs(fake, 3, first)]
-        return torch.stack(found).view(-1, 8 // world)
+        result = [x for x in session.Session.epochs(fake, 3, first)]
+        return torch.stack(result).view(-1, 8 // world)
 
     alone = seeds(0, 1)
     assert torch.equal(torch.cat([seeds(r, world) for r in range(world)], dim=1), alone)
@@ -199,6 +199,6 @@ def test_a_batch_maps_all_that_it_holds() -> None:
 
 
 def test_what_a_method_is_built_on() -> None:
-    made = Setup(setup("simclr").backbone, 64)
-    assert (made.classes, made.previous) == (0, None)
-    assert METHODS["simclr"](config("simclr"), made).judged() is made.backbone
+    instance = Setup(setup("simclr").backbone, 64)
+    assert (instance.classes, instance.previous) == (0, None)
+    assert METHODS["simclr"](config("simclr"), instance).judged() is instance.backbone

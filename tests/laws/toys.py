@@ -73,9 +73,9 @@ class Toy(Encoder):
         self.norm = nn.BatchNorm2d(6) if norm else nn.Identity()
 
     def forward(self, x: Tensor, mapped: bool = False) -> Any:
-        found = self.map(x)
-        pooled = found.mean(dim=(2, 3))
-        return (pooled, found) if mapped else pooled
+        result = self.map(x)
+        pooled = result.mean(dim=(2, 3))
+        return (pooled, result) if mapped else pooled
 
     def map(self, x: Tensor) -> Tensor:
         return torch.tanh(self.norm(self.conv(x)))
@@ -130,8 +130,8 @@ class Tokens(Toy):
         patches = self.deepen(torch.tanh(patches + context))
         if tokens is not None:
             return patches.mean(1), patches
-        found = patches.transpose(1, 2).unflatten(2, (h, w))
-        return (patches.mean(1), found) if mapped else patches.mean(1)
+        result = patches.transpose(1, 2).unflatten(2, (h, w))
+        return (patches.mean(1), result) if mapped else patches.mean(1)
 
     def tokens(
         self,

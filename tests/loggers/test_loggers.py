@@ -315,10 +315,12 @@ def test_wandb_files(tmp_path: Path, picture: Path, monkeypatch: Patch) -> None:
     place = tmp_path / "run"
     place.mkdir()
     log_run(logger, place, picture)
-    known = json.loads((place / "loggers.json").read_text())["wandb"]
+    wandb_record = json.loads((place / "loggers.json").read_text())["wandb"]
     files = sorted((place / "wandb").glob("offline-run-*/*.wandb"))
     assert files
-    assert {file.stem for file in files} == {f"run-{known['id']}"}  # one run, however often begun
+    assert {file.stem for file in files} == {
+        f"run-{wandb_record['id']}"
+    }  # one run, however often begun
     records = [record for file in files for record in wandb_records(file)]
     history = [
         {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}

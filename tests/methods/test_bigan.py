@@ -69,7 +69,7 @@ def test_each_side_learns_from_its_own_loss(name: str) -> None:
     method, data = double(name).eval(), data64(4)  # plain calls then change no spectral norm
     predictions = method.predict(method.inputs(data))
     method.loss(predictions, data.views[0]).backward()
-    found = {key: p.grad for key, p in method.named_parameters()}
+    result = {key: p.grad for key, p in method.named_parameters()}
     view, codes, noise = method.inputs(data)
     own = method.find_codes(method.encoder(method.backbone(view)), noise.value)
     picture = method.generator(codes.value, (16, 16))
@@ -82,7 +82,7 @@ def test_each_side_learns_from_its_own_loss(name: str) -> None:
         second = (real - made).sum(1).mean()
     for key, parameter in method.named_parameters():
         loss = first if key.startswith("discriminator.") else second
-        close(found[key], torch.autograd.grad(loss, parameter, retain_graph=True)[0])
+        close(result[key], torch.autograd.grad(loss, parameter, retain_graph=True)[0])
 
 
 # Random numbers
@@ -93,8 +93,8 @@ def test_codes_have_their_distribution(name: str) -> None:
     method, tolerance = double(name, dim=50), 4 / 100  # of 10,000 numbers
     codes, noise = (x.value for x in method.inputs(data64(200))[1:])
     std = 1.0 if name == "bigbigan" else 1 / math.sqrt(3)
-    for found, expected in ((codes.mean(), 0), (codes.std(), std), (noise.std(), 1)):
-        assert found.item() == pytest.approx(expected, abs=tolerance)
+    for result, expected in ((codes.mean(), 0), (codes.std(), std), (noise.std(), 1)):
+        assert result.item() == pytest.approx(expected, abs=tolerance)
     assert abs(torch.corrcoef(torch.stack([codes, noise]).flatten(1))[0, 1]) < tolerance
     assert (codes.abs().max() <= 1) == (name == "bigan")
 

@@ -76,8 +76,8 @@ def plain_concentration(
         distance = sum(math.dist(p, c) for p in members)
         n = len(members)
         width.append(distance / (n * math.log(n + alpha)) if n > 1 else None)
-    known = [w for w in width if w is not None]
-    full = [max(known) if w is None else w for w in width]
+    finite_sizes = [w for w in width if w is not None]
+    full = [max(finite_sizes) if w is None else w for w in width]
     sorted_ = sorted(full)
 
     def percentile(share: float) -> float:
@@ -201,17 +201,17 @@ def test_the_weighted_loss_is_its_formula_and_has_the_numerical_gradient() -> No
     """
     method, label = make("deepcluster"), torch.tensor([0, 4, -1, 2, 2])
     method.before_epoch(whole())
-    said = tuple(normal(5, 5, seed=s).requires_grad_() for s in (0, 1))
+    text = tuple(normal(5, 5, seed=s).requires_grad_() for s in (0, 1))
     sizes = [method.assigned.tolist().count(k) for k in range(5)]
     assert len(set(sizes)) > 1
     costs = [
         IMAGES / (5 * sizes[k]) * surprise(row, k)
-        for logits in said
+        for logits in text
         for row, k in zip(logits.tolist(), label.tolist(), strict=True)
         if k >= 0
     ]
-    close(method.loss(said, label), sum(costs) / 10, 1e-6)  # weights are of single precision
-    assert torch.autograd.gradcheck(lambda *logits: method.loss(logits, label), said)
+    close(method.loss(text, label), sum(costs) / 10, 1e-6)  # weights are of single precision
+    assert torch.autograd.gradcheck(lambda *logits: method.loss(logits, label), text)
 
 
 def test_each_epoch_has_a_new_classifier_and_images_it_does_not_show_count_nothing() -> None:
@@ -449,8 +449,8 @@ def test_swavs_queue_helps_when_it_is_full_and_its_time_has_come(
     taught(method, steps, 6)
     method.progress = progress
     predictions, codes = answer(method, data)
-    for code, said, past in zip(codes, predictions, method.queue, strict=True):
-        pool = plain_scores(torch.cat([said, past]) if used else said, method)
+    for code, text, past in zip(codes, predictions, method.queue, strict=True):
+        pool = plain_scores(torch.cat([text, past]) if used else text, method)
         close(code, torch.tensor(plain_sinkhorn(pool, 0.05, 3)[:6], dtype=torch.float64))
         assert not code.requires_grad
 

@@ -90,10 +90,12 @@ def test_colorization_is_its_formula(rebalance: float) -> None:
     bins, everything, costs = list(weights), bins_of_rgb(), []
     for view, logits in zip(data.views[0], method.predict(method.inputs(data)), strict=True):
         for place, row in zip(places(view), logits.flatten(1).T.tolist(), strict=True):
-            known = [row[everything.index(c)] for c in bins]
+            reference = [row[everything.index(c)] for c in bins]
             code = plain_code(place, bins)
             weight = weights[max(code, key=lambda c: code[c])]
-            costs.append(weight * sum(s * surprise(known, bins.index(c)) for c, s in code.items()))
+            costs.append(
+                weight * sum(s * surprise(reference, bins.index(c)) for c, s in code.items())
+            )
     # weights are kept in the precision of the data; the logits of other bins are not minus infinity
     close(loss_of(method, data), sum(costs) / len(costs), rtol=1e-6)
 
@@ -101,8 +103,8 @@ def test_colorization_is_its_formula(rebalance: float) -> None:
 def test_regression_is_the_mean_square() -> None:
     method, data, errors = ready(regression=True), data64(4), []
     predictions, targets = answer(method, data)
-    for view, said in zip(data.views[0], predictions, strict=True):
-        for place, row in zip(places(view), said.flatten(1).T.tolist(), strict=True):
+    for view, text in zip(data.views[0], predictions, strict=True):
+        for place, row in zip(places(view), text.flatten(1).T.tolist(), strict=True):
             errors += [(p - t / 110) ** 2 for p, t in zip(row, place, strict=True)]
     close(method.loss(predictions, targets), sum(errors) / len(errors))
     assert method.grade(predictions, targets) is None
@@ -124,8 +126,8 @@ def test_bins_are_those_of_rgb() -> None:
     assert not (bins % 10).any()
     pixels = torch.rand(1, 3, 64, 64, generator=rng(), dtype=torch.float64)
     nearest = (colours(pixels) / 10).round().long() * 10
-    known = set(bins_of_rgb())
-    assert all((int(a), int(b)) in known for a, b in nearest[0].flatten(1).T.tolist())
+    reference = set(bins_of_rgb())
+    assert all((int(a), int(b)) in reference for a, b in nearest[0].flatten(1).T.tolist())
 
 
 # Lab

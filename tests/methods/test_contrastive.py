@@ -239,13 +239,13 @@ def test_noise_contrastive_estimation_is_its_formula(
 
 def test_half_precision_leaves_the_constant_of_nce_as_it_is() -> None:
     """It is found once, before the first epoch, under autocast."""
-    found = []
+    result = []
     for bf16 in (False, True):
         it = MemoryBank(MemoryConfig(dim=4, loss="nce", temperature=0.07), 64)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             it.fill([(torch.arange(64), unit(64, 4, seed=3).float())])
-        found.append(it.log_z)
-    torch.testing.assert_close(*found)
+        result.append(it.log_z)
+    torch.testing.assert_close(*result)
 
 
 @pytest.mark.parametrize("loss", ["nce", "softmax"])
@@ -282,7 +282,7 @@ def tinted(first: int, seed: int, tint: float) -> Batch:
 @pytest.mark.parametrize("name", REMEMBERING)
 @pytest.mark.parametrize("loss", ["nce", "softmax"])
 def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
-    method, found = memory_method(name, loss=loss), []
+    method, result = memory_method(name, loss=loss), []
     optimizer = torch.optim.SGD(method.parameters(), lr=0.03, momentum=0.5)
     tint = 0.8 if name == "cmc" else 0.2  # which lightness must be guessed from
     method.before_epoch([tinted(16 * s, s, tint) for s in range(4)])
@@ -299,8 +299,8 @@ def test_images_become_easier_to_tell_apart(name: str, loss: str) -> None:
         alike = asking @ rows.T
         own = alike.gather(1, data.index[:, None])
         # of 64, how many rows are nearer than the image's own
-        found.append((alike > own).sum(1).float().mean().item())
-    assert sum(found[-8:]) < 0.9 * sum(found[:8])
+        result.append((alike > own).sum(1).float().mean().item())
+    assert sum(result[-8:]) < 0.9 * sum(result[:8])
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
@@ -375,7 +375,7 @@ def test_pirl_weighs_the_whole_and_its_pieces(share: float) -> None:
     same(pieces, method.jigsaw(shuffled_pieces(data.views[1], draw_order(data))))
     same(whole, method.network(data.views[0]))
     assert torch.equal(targets, data.index)
-    parts = [method.memory.loss(said, data.index) for said in predictions]
+    parts = [method.memory.loss(text, data.index) for text in predictions]
     same(method.loss(predictions, targets), (1 - share) * parts[0] + share * parts[1])
     rows = method.memory.rows.clone()
     method.after_step(data, predictions, targets)
@@ -466,8 +466,8 @@ def test_each_asks_the_memory_of_the_other() -> None:
     banks = (method.lights, method.colours)
     rows = [m.rows[:8].clone() for m in banks]
     method.after_step(data, predictions, targets)
-    for bank, old, said in zip(banks, rows, predictions, strict=True):
-        close(bank.rows[:8], F.normalize(old + said.detach(), dim=1))
+    for bank, old, text in zip(banks, rows, predictions, strict=True):
+        close(bank.rows[:8], F.normalize(old + text.detach(), dim=1))
 
 
 def test_a_view_without_colour_teaches_nothing() -> None:

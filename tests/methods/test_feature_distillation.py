@@ -161,11 +161,11 @@ def test_the_map_is_left_out_where_a_network_has_none() -> None:
 def test_statistics_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     features, places = 3 * normal(24, 2, seed=0) + 5, normal(24, 3, 2, 2, seed=1)
     scale = Standardize([2, 3]).double()
-    taken: list[int] = []
+    indices: list[int] = []
 
     def outputs() -> Iterator[tuple[Tensor, ...]]:
         for i in range(0, 24, 8):
-            taken.append(i)
+            indices.append(i)
             yield features[i : i + 8], places[i : i + 8]
 
     scale.measure(outputs())
@@ -178,14 +178,14 @@ def test_statistics_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     close(one.mean(0), torch.zeros(2))
     close(other.std((0, 2, 3), correction=0), torch.ones(3))
     scale.measure(outputs())
-    assert taken == [0, 8, 16]
+    assert indices == [0, 8, 16]
     monkeypatch.setattr(standardize, "IMAGES", 16)
     again = Standardize([2, 3])
     again.load_state_dict(scale.state_dict())
     again.measure(outputs())  # of a resumed run
-    assert taken == [0, 8, 16]
+    assert indices == [0, 8, 16]
     Standardize([2, 3]).measure(outputs())
-    assert taken == [0, 8, 16, 0, 8]  # and no more than are needed
+    assert indices == [0, 8, 16, 0, 8]  # and no more than are needed
 
 
 def test_a_channel_that_never_changes_stays_finite() -> None:

@@ -72,15 +72,15 @@ def test_it_finds_clusters_that_are_plain_to_see() -> None:
     """Where no two centroids start in one cluster: k-means is a local search."""
     truth = torch.arange(60) % 3
     points = F.normalize(torch.eye(8)[truth] + 0.1 * torch.randn(60, 8, generator=rng(0)), dim=1)
-    found = 0
+    result = 0
     for seed in range(60):
         if len(start(truth, 3, seed).unique()) == 3:
             centroids, assignment = kmeans(points, 3, 10, rng(seed))
             pairs = set(zip(truth.tolist(), assignment.tolist(), strict=True))
             assert len(pairs) == 3
             assert all(centroids[a, k] > 0.95 for k, a in pairs)
-            found += 1
-    assert found > 5
+            result += 1
+    assert result > 5
 
 
 def test_as_many_clusters_as_points_gives_each_its_own() -> None:

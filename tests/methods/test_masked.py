@@ -42,8 +42,8 @@ class Strided(Tokens):
 
 def make(name: str, network: type[Toy] = Tokens, **fields: Any) -> Any:
     torch.manual_seed(0)
-    made = dataclasses.replace(config(name), **fields)
-    return METHODS[name](made, Setup(network(norm=False), IMAGES)).double()
+    settings = dataclasses.replace(config(name), **fields)
+    return METHODS[name](settings, Setup(network(norm=False), IMAGES)).double()
 
 
 def test_mae_is_its_formula() -> None:
@@ -228,8 +228,8 @@ def test_a_grade_is_the_share_of_the_error_that_is_avoided(name: str) -> None:
     truth, guess = method.encode(view), method.guess(view, hidden).expand_as(view)
     half = 0.75 if name == "mae" else 0.5  # squares, and absolute values
     worse = guess + 3 * (guess - truth)
-    for said, share in ((truth, 1), (guess, 0), (worse, 0), ((guess + truth) / 2, half)):
-        close(method.grade(said, targets), torch.full((4,), share))
+    for output, share in ((truth, 1), (guess, 0), (worse, 0), ((guess + truth) / 2, half)):
+        close(method.grade(output, targets), torch.full((4,), share))
     assert method.chance() == 0
     flat = (torch.full_like(view, 0.3), hidden)  # images of one colour
     assert torch.isfinite(method.grade(guess, flat)).all()
@@ -279,9 +279,9 @@ def test_the_decoder_follows_the_data_and_the_backbone(
     features: int, images: int, width: int, depth: int
 ) -> None:
     setting = Setting(images=images, batch=64, steps=1000, features=features)
-    made = MAE.Config().defaults(setting)
-    assert (made.config.width, made.config.depth) == (width, depth)
-    assert made.optimizer == "adamw"
+    settings = MAE.Config().defaults(setting)
+    assert (settings.config.width, settings.config.depth) == (width, depth)
+    assert settings.optimizer == "adamw"
 
 
 # Controls: what a network may not know of hidden pixels, it does not know

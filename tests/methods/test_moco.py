@@ -217,8 +217,8 @@ def test_fine_tuning_goes_on_from_a_middle_layer(layers: int) -> None:
 @given(sizes, widths, sizes, sizes, seeds)
 def test_places_match_the_most_similar_ones(b: int, c: int, s: int, t: int, seed: int) -> None:
     x, y = normal(b, c, s, seed=seed), normal(b, c, t, seed=seed + 1)
-    for own, others, found in zip(x.mT.tolist(), y.mT.tolist(), most_similar(x, y), strict=True):
-        for place, match in zip(own, found.tolist(), strict=True):
+    for own, others, result in zip(x.mT.tolist(), y.mT.tolist(), most_similar(x, y), strict=True):
+        for place, match in zip(own, result.tolist(), strict=True):
             alike = [cosine(place, other) for other in others]
             assert alike[match] >= max(alike) - 1e-12
 
@@ -232,8 +232,8 @@ def plain_densecl(query: tuple[Tensor, ...], key: tuple[Tensor, ...], method: De
         *(x.mT.tolist() if x.ndim == 3 else x.tolist() for x in (*query, *key)), strict=True
     ):
         costs = []
-        for place, found in zip(places, own, strict=True):
-            alike = [cosine(found, other) for other in others]
+        for place, result in zip(places, own, strict=True):
+            alike = [cosine(result, other) for other in others]
             match = key_places[alike.index(max(alike))]
             costs.append(plain_info_nce(place, match, dense_negatives, t))
         total += (1 - weight) * plain_info_nce(q, k, negatives, t)
@@ -249,25 +249,25 @@ def test_densecl_is_its_formula(symmetric: bool) -> None:
     assert len(predictions) == 1 + symmetric
     formula = [plain_densecl(q, k, method) for q, k in zip(predictions, targets, strict=True)]
     close(method.loss(predictions, targets), sum(formula) / len(formula))
-    for q, places, found in predictions:
+    for q, places, result in predictions:
         assert q.requires_grad
         assert places.requires_grad
-        assert not found.requires_grad  # the map is matched by, and not learnt through
+        assert not result.requires_grad  # the map is matched by, and not learnt through
 
 
 def test_densecls_gradient_is_the_numerical_one() -> None:
     """It flows through whole views and places of the query, also where two places match one."""
     method = double("densecl", dense=0.3)
-    key, key_places, found, key_found = (
+    key, key_places, result, key_found = (
         unit(2, *shape, seed=s) for s, shape in enumerate([(8,), (8, 4), (6, 4), (6, 4)])
     )
     key_found[:, :, 3] = -key_found[:, :, 1]  # far from most places: some match is chosen twice
     query, places = normal(2, 8, seed=5).requires_grad_(), normal(2, 8, 4, seed=6).requires_grad_()
 
     def loss(query: Tensor, places: Tensor) -> Tensor:
-        return method.loss(((query, places, found),), ((key, key_places, key_found),))
+        return method.loss(((query, places, result),), ((key, key_places, key_found),))
 
-    assert len(set(most_similar(found, key_found)[0].tolist())) < 4
+    assert len(set(most_similar(result, key_found)[0].tolist())) < 4
     assert torch.autograd.gradcheck(loss, (query, places))
     slopes = torch.autograd.grad(loss(query, places), (query, places))
     assert all(slope.flatten(1).any(1).all() for slope in slopes)
@@ -327,7 +327,7 @@ def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> Non
     batch.
     """
     method = double("cpc", directions=directions, nearest=nearest, farthest=farthest, side=4)
-    (said, patches), targets = predictions, _ = answer(method, data64(2))
+    (text, patches), targets = predictions, _ = answer(method, data64(2))
     side = patches.shape[1]
     assert side == 7
     candidates, terms = patches.flatten(0, 2).tolist(), []
@@ -335,7 +335,7 @@ def test_cpc_is_its_formula(nearest: int, farthest: int, directions: int) -> Non
         for i, j in product(range(side - below), range(side)):
             row, column = turned((i + below, j), turns, side)
             own = (image * side + row) * side + column
-            guess = said[image, turns, below - nearest, i, j].tolist()
+            guess = text[image, turns, below - nearest, i, j].tolist()
             others = candidates[:own] + candidates[own + 1 :]
             terms.append(plain_info_nce(guess, candidates[own], others, 0.1))
     close(method.loss(predictions, targets), sum(terms) / len(terms))
@@ -348,12 +348,12 @@ def test_what_is_said_of_patches_was_not_seen(turns: int, blocks: int) -> None:
     """A change of one patch reaches what its own row and those after it say, and no row before."""
     method, side = double("cpc", directions=4, blocks=blocks, side=4, colour_drop=0.0), 7
     patches = method.inputs(data64(1))
-    said = method.predict(patches)[0]
+    text = method.predict(patches)[0]
     for i in range(side):
         row, column = turned((i, 3), turns, side)
         changed = patches.clone()
         changed[0, row, column] = 1 - changed[0, row, column]
-        moved = (method.predict(changed)[0] != said)[0, turns].any(-1).any(0)
+        moved = (method.predict(changed)[0] != text)[0, turns].any(-1).any(0)
         assert not moved[:i].any()
         assert moved[i : i + 2].any(1).all()
 

@@ -103,7 +103,7 @@ def mark_places(pixels: np.ndarray) -> np.ndarray:
 def move_answers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let the targets be those of other images."""
     own = METHODS[name].targets
-    monkeypatch.setattr(METHODS[name], "targets", lambda *given: own(*given).roll(1, 0))
+    monkeypatch.setattr(METHODS[name], "targets", lambda *arguments: own(*arguments).roll(1, 0))
 
 
 @names

@@ -95,8 +95,8 @@ def test_the_adversarial_loss_is_its_formula(hole: str) -> None:
     predictions, targets = answer(method, data)
     for picture, view, keep in zip(predictions, data.views[0], targets[1], strict=True):
         scores = [method.discriminator(plain_fill(x, keep, hole)[None]) for x in (view, picture)]
-        real, made = (1 / (1 + math.exp(-score.item())) for score in scores)
-        total += -math.log(real) - math.log(1 - made) - 0.3 * math.log(made)
+        real, fake = (1 / (1 + math.exp(-score.item())) for score in scores)
+        total += -math.log(real) - math.log(1 - fake) - 0.3 * math.log(fake)
         total += plain_error(picture, view, plain_weights(keep[0].tolist(), 10.0))
     close(method.loss(predictions, targets), total / 4)
 
@@ -107,14 +107,14 @@ def test_each_side_learns_from_its_own_loss(hole: str) -> None:
     data, softplus = data64(4), torch.nn.functional.softplus
     loss_of(method, data).backward()
     predictions, targets = answer(method, data)
-    real, made = (
+    real, fake = (
         method.discriminator(
             torch.stack([plain_fill(*one, hole) for one in zip(x, targets[1], strict=True)])
         )
         for x in (data.views[0], predictions)
     )
-    first = softplus(-real).mean() + softplus(made).mean()
-    second = method.error(predictions, targets) + 0.3 * softplus(-made).mean()
+    first = softplus(-real).mean() + softplus(fake).mean()
+    second = method.error(predictions, targets) + 0.3 * softplus(-fake).mean()
     for key, parameter in method.named_parameters():
         loss = first if key.startswith("discriminator.") else second
         close(parameter.grad, torch.autograd.grad(loss, parameter, retain_graph=True)[0])

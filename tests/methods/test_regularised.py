@@ -53,12 +53,12 @@ def plain_barlow(x: Rows, y: Rows, redundancy: float) -> float:
     """
 
     def columns(rows: Rows) -> Rows:
-        found = []
+        result = []
         for values in zip(*rows, strict=True):
             mean = sum(values) / len(values)
             length = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values) + 1e-5)
-            found.append([(v - mean) / length for v in values])
-        return found
+            result.append([(v - mean) / length for v in values])
+        return result
 
     total = 0.0
     for i, a in enumerate(columns(x)):
@@ -133,8 +133,8 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        made = out if isinstance(out, (tuple, list)) else (out,)
-        self.numbers = max([self.numbers, *(t.numel() for t in made if isinstance(t, Tensor))])
+        outputs = out if isinstance(out, (tuple, list)) else (out,)
+        self.numbers = max([self.numbers, *(t.numel() for t in outputs if isinstance(t, Tensor))])
         return out
 
 

@@ -194,9 +194,9 @@ def test_koleo_is_its_formula() -> None:
 
 def test_samples_that_are_not_valid_have_no_part_in_the_balance() -> None:
     scores, valid = normal(9, 4, seed=0), torch.arange(9) % 3 > 0
-    found = sinkhorn(scores, 0.3, 3, valid.double())
-    close(found[valid], sinkhorn(scores[valid], 0.3, 3))
-    assert (found[~valid] == 0).all()
+    result = sinkhorn(scores, 0.3, 3, valid.double())
+    close(result[valid], sinkhorn(scores[valid], 0.3, 3))
+    assert (result[~valid] == 0).all()
     assert (sinkhorn(scores, 0.3, 3, torch.zeros(9)) == 0).all()
 
 
@@ -340,8 +340,8 @@ def test_a_head_can_be_copied_and_its_prototypes_have_unit_norm() -> None:
 @pytest.mark.parametrize(("name", "heads"), [("ibot", 1), ("dinov2", 2)])
 def test_heads_are_shared_or_separate(name: str, heads: int) -> None:
     method = double(name)
-    found = {m for m in method.network.modules() if isinstance(m, PrototypeHead)}
-    assert len(found) == heads
+    result = {m for m in method.network.modules() if isinstance(m, PrototypeHead)}
+    assert len(result) == heads
 
 
 @pytest.mark.parametrize("name", NAMES)

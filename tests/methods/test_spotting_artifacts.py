@@ -125,8 +125,8 @@ def test_views_of_any_size_are_decoded_to_their_size() -> None:
 
 def gradients(method: SpottingArtifacts, loss: Tensor) -> dict[str, Tensor]:
     named = dict(method.named_parameters())
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return {k: g for k, g in zip(named, found, strict=True) if g is not None and g.any()}
+    result = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {k: g for k, g in zip(named, result, strict=True) if g is not None and g.any()}
 
 
 def test_each_player_learns_from_its_own_loss() -> None:
@@ -137,9 +137,9 @@ def test_each_player_learns_from_its_own_loss() -> None:
 
     # the discriminator alone, of a picture that no gradient passes
     pictures = (method.autoencoder(data.views[0])[1].detach(), predictions[3].detach())
-    (real, kept), (fake, found) = (method.discriminator(x, (8, 8)) for x in pictures)
+    (real, kept), (fake, result) = (method.discriminator(x, (8, 8)) for x in pictures)
     own = (F.softplus(-real) + F.softplus(fake)).mean() / 2
-    places = F.binary_cross_entropy_with_logits(found, targets[1][:, 0])
+    places = F.binary_cross_entropy_with_logits(result, targets[1][:, 0])
     alone = gradients(method, own + 0.1 * (F.softplus(-kept).mean() + places) / 2)
     # the repair alone, against the discriminator itself
     again = method.predict(method.inputs(data))[3]

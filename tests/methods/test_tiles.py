@@ -131,8 +131,8 @@ def test_colours_are_removed() -> None:
 def test_green_and_magenta_become_grey() -> None:
     colours = [(0.4, 0.4, 0.4), (0.0, 0.6, 0.0), (0.6, 0.0, 0.6), (0.8, 0.5, 0.2)]
     expected = torch.tensor([colours[0], (0.2, 0.2, 0.2), (0.4, 0.4, 0.4), colours[3]])
-    found = remove_green(torch.tensor(colours)[:, :, None, None])[:, :, 0, 0]
-    torch.testing.assert_close(found, expected)
+    result = remove_green(torch.tensor(colours)[:, :, None, None])[:, :, 0, 0]
+    torch.testing.assert_close(result, expected)
 
 
 def test_flat_tiles_are_grey() -> None:

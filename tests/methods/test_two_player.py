@@ -37,14 +37,14 @@ def test_one_backward_pass_gives_each_its_own_loss() -> None:
     generator, discriminator = players()
     real, codes = normal(6, 5, seed=1), normal(6, 3, seed=2)
     discriminator.eval()  # plain calls then change nothing either
-    made = generator(codes)
-    first = discriminator_loss(discriminator(real), discriminator(made))
-    second = F.softplus(-discriminator(made)).mean()
+    fake = generator(codes)
+    first = discriminator_loss(discriminator(real), discriminator(fake))
+    second = F.softplus(-discriminator(fake)).mean()
     expected = [*gradients(first, discriminator), *gradients(second, generator)]
-    loss = discriminator_loss(*(call_pure(discriminator, x) for x in (real, made.detach())))
-    (loss + F.softplus(-call_detached(discriminator, made)).mean()).backward()
-    found = [p.grad for p in (*discriminator.parameters(), *generator.parameters())]
-    for own, theirs in zip(found, expected, strict=True):
+    loss = discriminator_loss(*(call_pure(discriminator, x) for x in (real, fake.detach())))
+    (loss + F.softplus(-call_detached(discriminator, fake)).mean()).backward()
+    result = [p.grad for p in (*discriminator.parameters(), *generator.parameters())]
+    for own, theirs in zip(result, expected, strict=True):
         close(own, theirs)
 
 

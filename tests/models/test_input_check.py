@@ -52,7 +52,7 @@ def test_valid_pixels_are_converted(file: Path, backbone: Backbone, value: Tenso
     expected = weights_io.load_backbone(file).eval()(floats)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for found in (
+        for result in (
             backbone(value),
             backbone(value),
             backbone(pixels=value),
@@ -60,7 +60,7 @@ def test_valid_pixels_are_converted(file: Path, backbone: Backbone, value: Tenso
             copy.deepcopy(backbone)(value),
             pickle.loads(pickle.dumps(backbone))(value),
         ):
-            assert torch.allclose(found, expected, atol=1e-5)
+            assert torch.allclose(result, expected, atol=1e-5)
 
 
 @torch.no_grad()

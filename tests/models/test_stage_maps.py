@@ -23,8 +23,8 @@ def test_every_stage_has_a_map(name: str, size: int, stages: int, last: tuple[in
     with torch.no_grad():
         maps = backbone.maps(torch.rand(2, 3, size, size))
     assert len(maps) == stages
-    assert all(found.shape[0] == 2 and found.ndim == 4 for found in maps.values())
-    sides = [found.shape[-1] for found in maps.values()]
+    assert all(result.shape[0] == 2 and result.ndim == 4 for result in maps.values())
+    sides = [result.shape[-1] for result in maps.values()]
     assert sides == sorted(sides, reverse=True)
     assert tuple(list(maps.values())[-1].shape) == (2, last[0], last[1], last[1])
 
@@ -58,8 +58,8 @@ def test_a_stage_is_found_by_its_stride(name: str, stem: str, stride: int, side:
     stage = stage_of_stride(backbone, stride)
     assert stage is not None
     with torch.no_grad():
-        found = backbone.maps(torch.rand(1, 3, 64, 64))[stage[0]]
-    assert tuple(found.shape[1:]) == (stage[1], side, side)
+        result = backbone.maps(torch.rand(1, 3, 64, 64))[stage[0]]
+    assert tuple(result.shape[1:]) == (stage[1], side, side)
 
 
 def test_no_stage_is_that_fine() -> None:

@@ -72,8 +72,8 @@ class TestTrainable:
 
     def test_prelu_inside_a_norm_layer_is_no_norm_parameter(self):
         layer = timm.layers.BatchNormAct2d(4, act_layer=nn.PReLU)
-        found = {id(p) for p in trainable.norm_parameters(layer)}
-        assert found == {id(layer.weight), id(layer.bias)}
+        result = {id(p) for p in trainable.norm_parameters(layer)}
+        assert result == {id(layer.weight), id(layer.bias)}
 
     @pytest.mark.parametrize(("what", "match"), [("norm", "no norm layer"), ("head", '"head"')])
     def test_what_is_refused(self, what, match):

@@ -1,7 +1,5 @@
 """Plans of stages: what a stage takes over, what moves, which weights are kept, and that breaking
 off changes nothing.
-
-One file, over 200 lines: the stages are tiny, and most tests look at the same three runs.
 """
 
 import contextlib
@@ -140,8 +138,8 @@ def times(root: Path) -> dict[str, int]:
 def stated(file: Path) -> tuple[list[float], list[float]]:
     """The mean and std that a file's pixels are normalised by."""
     with safe_open(file, framework="pt") as opened:
-        said = opened.metadata()
-    return json.loads(said["mean"]), json.loads(said["std"])
+        output = opened.metadata()
+    return json.loads(output["mean"]), json.loads(output["std"])
 
 
 def of_data(stage: Stage) -> tuple[list[float], list[float]]:
@@ -387,15 +385,15 @@ def test_a_stage_of_an_older_version_is_gone_on_with(
         index = real(*args, **more)
         return replace(index, fingerprint=index.listing)
 
-    real, asked, out = build.build_index, written_plan(images, brought), tmp_path / "out"
-    new = [s.identity for s in settled(asked, out).values()]
+    real, request, out = build.build_index, written_plan(images, brought), tmp_path / "out"
+    new = [s.identity for s in settled(request, out).values()]
     with monkeypatch.context() as patch:
         patch.setattr(build, "build_index", build_as_before)
-        older = [s.identity for s in settled(asked, out).values()]
+        older = [s.identity for s in settled(request, out).values()]
     assert not set(older) & set(new)
     for identity in older:
         shutil.copytree(brought, out / "stages" / identity)
-    assert [s.identity for s in settled(asked, out).values()] == older
+    assert [s.identity for s in settled(request, out).values()] == older
 
 
 # --------------------------------------------------------------------------------------------------
@@ -484,18 +482,18 @@ def test_a_tree_from_yaml(images: Path, brought: Path, tmp_path: Path) -> None:
     """)
     out = tmp_path / "out"
     assert main(["adapt", "--plan", str(file), "--out", str(out), *HERE]) == 0
-    known = stages(out)
-    found = {name: run_folder.read_run(place) for name, place in known.items()}
-    source = str(known["source"])
-    assert {name: r.stage.init for name, r in found.items()} == {
+    lookup = stages(out)
+    result = {name: run_folder.read_run(place) for name, place in lookup.items()}
+    source = str(lookup["source"])
+    assert {name: r.stage.init for name, r in result.items()} == {
         **{"source": str(brought), "left": source, "alone": None, "right": source}
     }
-    assert found["left"].stage.hard[0].weight == 0.5
-    assert found["alone"].stage.optimizer.lr == 0.001
-    assert [found[n].stage.keep for n in ("source", "left", "alone", "right")] == [
+    assert result["left"].stage.hard[0].weight == 0.5
+    assert result["alone"].stage.optimizer.lr == 0.001
+    assert [result[n].stage.keep for n in ("source", "left", "alone", "right")] == [
         *("last", "best", "last", "last")
     ]
-    assert run_folder.read_run(out).folder == known["right"]  # the last leaf is the outcome
+    assert run_folder.read_run(out).folder == lookup["right"]  # the last leaf is the outcome
     assert json.loads((out / "plan.json").read_text())["base"] == str(brought)
     rows = json.loads(printed(["show", str(out), "--json"]))
     assert [r["from"] for r in rows] == [str(brought), "source", "random weights", "source"]
@@ -597,9 +595,9 @@ def test_a_bad_plan_is_refused_before_anything_is_trained(
 def test_a_bad_command_is_refused(
     words: list[str], word: str, images: Path, brought: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    known = {"{target}": str(images / "target"), "{brought}": str(brought)}
-    asked = ["adapt", "--out", str(tmp_path / "out"), *HERE, *(known.get(w, w) for w in words)]
-    assert main(asked) == 2
+    lookup = {"{target}": str(images / "target"), "{brought}": str(brought)}
+    request = ["adapt", "--out", str(tmp_path / "out"), *HERE, *(lookup.get(w, w) for w in words)]
+    assert main(request) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("selftaught: ")
     assert word in last
@@ -667,15 +665,15 @@ def test_hpt_bn_moves_the_norms_alone(images: Path, brought: Path, tmp_path: Pat
 
 
 def state_after(words: list[str], out: Path) -> dict[str, Tensor]:
-    known: list[Any] = []
+    lookup: list[Any] = []
     trainer.build_session = lambda *args, **more: (
-        known.append(build_session(*args, **more)) or known[0]
+        lookup.append(build_session(*args, **more)) or lookup[0]
     )
     # so that what each process saw is still to be seen in its norms
     trainer.broadcast_tensors = selection.broadcast_tensors = lambda _: None
     stage = flags.stage_from(["--out", "x", *words], None, "cpu", index_of)
     trainer.train(stage, out, Runtime(workers=0))
-    return dict(known[0].step.state_dict())
+    return dict(lookup[0].step.state_dict())
 
 
 def test_hpt_bn_moves_the_norms_alone_in_two_processes(
@@ -765,11 +763,11 @@ def test_when_training_makes_it_worse_the_start_is_returned(
         ("training did not help: ", "nothing that was trained could be scored; kept: the start")
     )
     assert "kept: the start" in text.splitlines()[0]
-    found = run_folder.read_run(tmp_path / "out")
-    assert found.facts["choice"]["worse"]
-    assert same(tensors(found.folder), tensors(brought))
+    result = run_folder.read_run(tmp_path / "out")
+    assert result.facts["choice"]["worse"]
+    assert same(tensors(result.folder), tensors(brought))
     json.loads(
-        (found.folder / "run.json").read_text(),
+        (result.folder / "run.json").read_text(),
         parse_constant=lambda word: pytest.fail(f"{word} is no JSON"),
     )
 
@@ -782,9 +780,9 @@ def test_a_collapse_hands_out_the_start_and_is_said(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("selftaught: target: ")
     assert "--optimizer.lr" in last
-    found = run_folder.read_run(tmp_path / "out")
-    assert not found.facts["finished"]
-    assert same(tensors(found.folder), tensors(brought))
+    result = run_folder.read_run(tmp_path / "out")
+    assert not result.facts["finished"]
+    assert same(tensors(result.folder), tensors(brought))
 
 
 def test_without_labels_the_rank_decides(images: Path, brought: Path, tmp_path: Path) -> None:
@@ -794,11 +792,11 @@ def test_without_labels_the_rank_decides(images: Path, brought: Path, tmp_path: 
         "effective rank: without labels, or with too few to score by, nothing better can be said"
         in text.splitlines()[0]
     )
-    found = run_folder.read_run(tmp_path / "out")
-    chosen = found.facts["choice"]
+    result = run_folder.read_run(tmp_path / "out")
+    chosen = result.facts["choice"]
     assert "linear" not in chosen["start"]
     assert chosen["worse"] == (chosen["best"]["rank"] <= chosen["start"]["rank"])
-    assert same(tensors(found.folder), tensors(found.folder / chosen["file"]))
+    assert same(tensors(result.folder), tensors(result.folder / chosen["file"]))
 
 
 def test_the_best_weights_between_start_and_end_are_kept(
@@ -810,9 +808,9 @@ def test_the_best_weights_between_start_and_end_are_kept(
     )
     words = [*to_target(brought, images), "--steps", "6", *SMALL]
     text = printed(["adapt", *words, "--out", str(tmp_path / "out")])
-    found = run_folder.read_run(tmp_path / "out").facts["choice"]
-    assert (found["kept"], found["share"], found["worse"]) == (6, 0.5, False)
-    assert text.splitlines()[0] == found["text"]
+    result = run_folder.read_run(tmp_path / "out").facts["choice"]
+    assert (result["kept"], result["share"], result["worse"]) == (6, 0.5, False)
+    assert text.splitlines()[0] == result["text"]
     place = stages(tmp_path / "out")["target"]
     start, kept = tensors(brought), tensors(place)
     end = tensors(place / "checkpoints/step-6.safetensors")
@@ -850,8 +848,8 @@ def test_zero_steps_take_the_weights_in_and_write_them(
 ) -> None:
     words = ["--init", str(brought), "--steps", "0", *SMALL]
     succeed("pretrain", *words, "--data", images / "target", "--out", tmp_path / "taken")
-    asked = ["adapt", *words, "--target", str(images / "target")]
-    text = printed([*asked, "--statistics", "weights", "--out", str(tmp_path / "adapted")])
+    request = ["adapt", *words, "--target", str(images / "target")]
+    text = printed([*request, "--statistics", "weights", "--out", str(tmp_path / "adapted")])
     assert text.startswith("the backbone is in ")  # nothing was chosen
     pixels = torch.rand(4, 3, 32, 32)
     expected = selftaught.load(brought)(pixels)
@@ -859,7 +857,7 @@ def test_zero_steps_take_the_weights_in_and_write_them(
         assert same(tensors(run_folder.read_run(tmp_path / place).folder), tensors(brought))
         assert torch.equal(selftaught.load(tmp_path / place)(pixels), expected)
     # the same weights, the pixels by their own data
-    assert main([*asked, "--out", str(tmp_path / "own")]) == 0
+    assert main([*request, "--out", str(tmp_path / "own")]) == 0
     own = run_folder.read_run(tmp_path / "own")
     assert same(tensors(own.folder), tensors(brought))
     assert stated(own.folder / "backbone.safetensors")[0] == pytest.approx(
@@ -919,9 +917,9 @@ def test_broken_off_anywhere_it_ends_as_if_it_never_broke(
             counts[label] = number = counts.get(label, 0) + 1
             left.discard((label, number))
             if number in at:
-                if (asked := at[number]) is None:
+                if (request := at[number]) is None:
                     raise Crash
-                signal.raise_signal(asked)
+                signal.raise_signal(request)
             return real(*args, **more)
 
         monkeypatch.setattr(module, name, broken)
@@ -957,9 +955,9 @@ def test_what_a_signal_stopped_is_shown_and_gone_on_with(
     words = argv(f"adapt --plan {file} --out {tmp_path}/out", *HERE)
     with stopped_at(1, by=signal.SIGUSR1):
         assert main(words) == 0
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "the same command goes on with it" in said.err.strip().splitlines()[-1]
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "the same command goes on with it" in output.err.strip().splitlines()[-1]
     assert [
         r["outcome"] for r in json.loads(printed(["show", str(tmp_path / "out"), "--json"]))
     ] == ["stopped", "not begun", "not begun"]
@@ -1019,8 +1017,8 @@ def test_killed_at_ten_random_moments_it_ends_as_if_it_never_was(
 
 def reached(out: Path) -> tuple[tuple[str, int], ...]:
     """Where a plan was broken off: its stages' journals."""
-    found = sorted(out.glob("stages/*/journal.jsonl"))
-    return tuple((file.parent.name, len(file.read_bytes())) for file in found)
+    result = sorted(out.glob("stages/*/journal.jsonl"))
+    return tuple((file.parent.name, len(file.read_bytes())) for file in result)
 
 
 # ------------------------------------------------------------------------------------------------ a

@@ -1,8 +1,5 @@
 """SimCLR-v2's three steps: the head crosses from stage to stage, the teacher teaches, and
 classifiers can be scored.
-
-One file, over 200 lines: all tests look at one small plan of three stages and at runs that begin
-from it.
 """
 
 import contextlib
@@ -148,8 +145,8 @@ def test_the_gradient_is_the_losses() -> None:
 
 def test_what_the_teacher_says_adds_up_in_half_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        said = build("distillation").targets(batch(), None)
-    torch.testing.assert_close(said.sum(1), torch.ones(len(said)))
+        text = build("distillation").targets(batch(), None)
+    torch.testing.assert_close(text.sum(1), torch.ones(len(text)))
 
 
 def test_the_teacher_rests() -> None:
@@ -221,10 +218,10 @@ def test_the_teacher_is_what_was_fine_tuned(done: Path, images: Path) -> None:
     assert len(student.index.train) > len(begun(place["tuned"]).batches.positions) == 18
     assert heads.classifier(place["student"]).classes == ("class 0", "class 1", "class 2")
     assert not heads.load_head(place["pretrain"]).classes
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
         assert main(["show", str(done)]) == 0
-    assert f"taught by {place['tuned']}" in said.getvalue()
+    assert f"taught by {place['tuned']}" in text.getvalue()
     written = json.loads((done / "plan.json").read_text())
     assert (written["outcome"], written["stages"]["student"]["teacher"]) == ("student", "tuned")
 
@@ -274,12 +271,12 @@ def test_a_classifier_is_kept_as_it_ended(images: Path, tmp_path: Path) -> None:
     """The best by features need not be the best classifier: a plan does not choose among them
     unasked.
     """
-    asked = with_defaults(
+    request = with_defaults(
         plan.read(three_steps(images, tmp_path / "p.yaml", other={"after": "pretrain"}))
     )
-    assert len(asked.nodes) == 4
-    assert [n.name for n in asked.nodes if n.overrides.get("keep") == "best"] == ["other"]
-    assert [node.name for node in asked.leaves] == ["student", "other"]
+    assert len(request.nodes) == 4
+    assert [n.name for n in request.nodes if n.overrides.get("keep") == "best"] == ["other"]
+    assert [node.name for node in request.leaves] == ["student", "other"]
 
 
 # ---------------------------------------------------------------------------------------- identity,
@@ -288,9 +285,9 @@ def test_a_classifier_is_kept_as_it_ended(images: Path, tmp_path: Path) -> None:
 
 def test_a_student_is_named_by_its_teacher_too(done: Path, images: Path, tmp_path: Path) -> None:
     def names(out: str = "out", of: Path = images, **change: dict[str, Any]) -> dict[str, str]:
-        asked = with_defaults(plan.read(three_steps(of, tmp_path / "plan.yaml", **change)))
+        request = with_defaults(plan.read(three_steps(of, tmp_path / "plan.yaml", **change)))
         settled = execute.resolve_plan(
-            asked, tmp_path / out, "cpu", lambda data, seed: data.index(seed)
+            request, tmp_path / out, "cpu", lambda data, seed: data.index(seed)
         )
         return {name: s.identity for name, s in settled.items()}
 
@@ -374,12 +371,12 @@ def test_the_own_classifier_is_scored(done: Path, images: Path, capsys: Capture)
     words = ["evaluate", str(place["tuned"]), "--protocol", "classifier", "--json", *HERE]
     capsys.readouterr()
     assert main([*words, "--against", "random", str(place["student"])]) == 0
-    said = capsys.readouterr()
-    rows = json.loads(said.out)
+    text = capsys.readouterr()
+    rows = json.loads(text.out)
     assert [(r["backbone"], r["protocol"], r["labels"], r["draws"]) for r in rows] == [
         (str(place[name]), "classifier", "own", 1) for name in ("tuned", "student")
     ]
-    assert "random has no classifier of its own" in said.err
+    assert "random has no classifier of its own" in text.err
     stage = run_folder.read_run(place["tuned"]).stage
     index = replace(stage.data, subset="all").index(stage.seed)
     shown = Images(index.paths, index.sizes, default_canvas(index.sizes, 32))
@@ -399,12 +396,15 @@ def test_columns_go_by_the_names_of_classes(
     """A classifier whose classes are in another order says the same."""
     tuned, other = stages(done)["tuned"], tmp_path / "other"
     shutil.copytree(tuned, other)
-    known = heads.load_head(tuned)
+    head_content = heads.load_head(tuned)
     order = [2, 0, 1]
-    last = known.network[1][-1]
+    last = head_content.network[1][-1]
     last.weight.data, last.bias.data = last.weight.data[order], last.bias.data[order]
     heads.save_head(
-        known.network[1], tuple(known.classes[i] for i in order), False, other / "head.safetensors"
+        head_content.network[1],
+        tuple(head_content.classes[i] for i in order),
+        False,
+        other / "head.safetensors",
     )
     means = []
     for place in (tuned, other):
@@ -456,8 +456,8 @@ def test_a_bad_plan_is_refused_before_anything_is_trained(
         for name, of in change.items()
     }
     file = three_steps(images, tmp_path / "plan.yaml", **change)
-    said = refused(["adapt", "--plan", str(file), "--out", str(tmp_path / "out"), *HERE], capsys)
-    assert all(word in said for word in words), said
+    text = refused(["adapt", "--plan", str(file), "--out", str(tmp_path / "out"), *HERE], capsys)
+    assert all(word in text for word in words), text
     assert not (tmp_path / "out").exists()
 
 
@@ -475,8 +475,10 @@ def test_a_bad_command_is_refused(
     (broken / "head.safetensors").write_bytes(b"no head")
     several = tmp_path / "several"
     shutil.copytree(place["tuned"], several)
-    known = heads.load_head(place["tuned"])
-    heads.save_head(known.network[1], known.classes, True, several / "head.safetensors")
+    head_content = heads.load_head(place["tuned"])
+    heads.save_head(
+        head_content.network[1], head_content.classes, True, several / "head.safetensors"
+    )
 
     def distil(teacher: Path, of: list[str] = out) -> str:
         return refused(
@@ -502,6 +504,6 @@ def test_a_bad_command_is_refused(
     assert "no classes" in refused([*score[:1], str(place["pretrain"]), *score[1:]], capsys)
     alone = [str(place["tuned"] / "backbone.safetensors"), *score[1:], "--data", str(images)]
     assert "a backbone alone" in refused([*score[:1], *alone], capsys)
-    said = refused([*score[:1], str(place["tuned"]), *score[1:], "--data", other[1]], capsys)
-    assert "3 classes" in said
-    assert "--labels-from" not in said
+    text = refused([*score[:1], str(place["tuned"]), *score[1:], "--data", other[1]], capsys)
+    assert "3 classes" in text
+    assert "--labels-from" not in text

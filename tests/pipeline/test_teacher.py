@@ -99,19 +99,19 @@ def test_a_file_of_another_tool_teaches(images: Path, tmp_path: Path) -> None:
 
 
 def test_weights_of_timm_teach(images: Path, tmp_path: Path, monkeypatch: Patch) -> None:
-    create_model, asked = timm.create_model, []
+    create_model, request = timm.create_model, []
 
     def download(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
         network: nn.Module = create_model(name, **options)
         if pretrained:
-            asked.append(name)
+            request.append(name)
             nn.init.constant_(network.conv1.weight, 0.25)
         return network
 
     monkeypatch.setattr(timm, "create_model", download)
     assert main(words(images, "resnet18.a1_in1k", tmp_path / "run")) == 0
     session = begun(tmp_path / "run")
-    assert set(asked) == {"resnet18.a1_in1k"}
+    assert set(request) == {"resnet18.a1_in1k"}
     network = session.method.teacher.network
     assert network.network.conv1.weight.eq(0.25).all()
     torch.testing.assert_close(network.mean, torch.tensor(backbone_module.IMAGENET_MEAN))
@@ -149,8 +149,8 @@ def test_a_student_is_named_by_its_teachers_content(images: Path, tmp_path: Path
 
     def identity(teacher: Path | str) -> str:
         student = {"method": "feature-distillation", "method.teacher": str(teacher), **common}
-        asked = plan.from_mapping({"stages": {"student": student}}, "plan")
-        stages = execute.resolve_plan(asked, tmp_path / "out", "cpu", Data.index)
+        request = plan.from_mapping({"stages": {"student": student}}, "plan")
+        stages = execute.resolve_plan(request, tmp_path / "out", "cpu", Data.index)
         return stages["student"].identity
 
     first = identity(weights)
@@ -190,9 +190,9 @@ def test_what_cannot_teach_is_refused(
     out = tmp_path / "out"
 
     def distil(teacher: Path | str) -> str:
-        said = refused(words(images, teacher, out), capsys)
+        text = refused(words(images, teacher, out), capsys)
         assert not out.exists()
-        return said
+        return text
 
     without = words(images, "x", out)
     assert "--method.teacher" in refused(without[:-2], capsys)
@@ -203,9 +203,9 @@ def test_what_cannot_teach_is_refused(
     (tmp_path / "text.pth").write_text("no weights")
     assert "text.pth" in distil(tmp_path / "text.pth")
     save_file({"strange.weight": torch.ones(3)}, tmp_path / "strange.safetensors")
-    said = distil(tmp_path / "strange.safetensors")
-    assert "--backbone" in said
-    assert "--steps 0" in said
+    text = distil(tmp_path / "strange.safetensors")
+    assert "--backbone" in text
+    assert "--steps 0" in text
     # a run that has begun is not overwritten, though it could teach
     assert "--resume" in refused(words(images, taught, taught), capsys)
     resumed = ["pretrain", "--out", str(taught), "--resume", "--method.teacher", str(taught)]
@@ -220,8 +220,8 @@ def test_a_teacher_that_went_away_is_missed_when_a_run_is_resumed(
         main(words(images, tmp_path / "vit.safetensors", tmp_path / "run"))
     (tmp_path / "vit.safetensors").unlink()
     last = (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes()
-    said = refused(["pretrain", "--out", str(tmp_path / "run"), "--resume"], capsys)
-    assert str(tmp_path / "vit.safetensors") in said
+    text = refused(["pretrain", "--out", str(tmp_path / "run"), "--resume"], capsys)
+    assert str(tmp_path / "vit.safetensors") in text
     assert (tmp_path / "run" / "checkpoints" / "last.pt").read_bytes() == last
 
 
@@ -233,7 +233,7 @@ def test_a_plan_refuses_a_teacher_before_anything_is_trained(
     file = tmp_path / "plan.yaml"
     stages = {"first": {"method": "moco-v2"}, "student": student}
     file.write_text(yaml.safe_dump({"defaults": common, "stages": stages}, sort_keys=False))
-    said = refused(["adapt", "--plan", str(file), "--out", str(tmp_path / "out")], capsys)
-    assert "stage student" in said
-    assert "gone.pth" in said
+    text = refused(["adapt", "--plan", str(file), "--out", str(tmp_path / "out")], capsys)
+    assert "stage student" in text
+    assert "gone.pth" in text
     assert not (tmp_path / "out").exists()

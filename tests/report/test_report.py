@@ -595,8 +595,8 @@ def test_best_needs_a_distinguishable_score() -> None:
     )
     assert best(*two) == []
     assert scores.overall(two[0].evaluations[0]) == "better"
-    said = scores.between(two, ["A", "B"], scores.tables(two, ["A", "B"]))
-    assert "not distinguishable in the one setting" in said[0]
+    output = scores.between(two, ["A", "B"], scores.tables(two, ["A", "B"]))
+    assert "not distinguishable in the one setting" in output[0]
 
 
 def test_settings_read_from_few_labels_to_many() -> None:
@@ -621,13 +621,13 @@ def test_curves_break_at_gaps_and_labels_keep_apart() -> None:
         charts.Series(label="b", name="b", colour=1, x=x, y=[6.0] * 10),
         charts.Series(label="c", name="c", colour=2, x=x[:5], y=[3.0] * 5),
     ]
-    drawn = charts.chart("t", series)
-    assert drawn is not None
-    assert len(drawn.curves[0].paths) == 3
-    assert len(drawn.curves[0].dots) == 1
-    assert abs(drawn.curves[0].label_at[1] - drawn.curves[1].label_at[1]) >= 13
+    drawing = charts.chart("t", series)
+    assert drawing is not None
+    assert len(drawing.curves[0].paths) == 3
+    assert len(drawing.curves[0].dots) == 1
+    assert abs(drawing.curves[0].label_at[1] - drawing.curves[1].label_at[1]) >= 13
     # a shorter run's label stands where it ends
-    assert drawn.curves[2].label_at[0] < drawn.curves[0].label_at[0]
+    assert drawing.curves[2].label_at[0] < drawing.curves[0].label_at[0]
     assert charts.chart("t", [charts.Series(label="", name="", colour=0, x=[], y=[])]) is None
     alone = charts.chart("t", [charts.Series(label="", name="", colour=0, x=[3.0], y=[2.0])])
     assert alone is not None

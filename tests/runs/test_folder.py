@@ -133,9 +133,9 @@ def test_what_is_only_remembered_is_made_again(
     for file in [*(copied / "o" / "features").iterdir(), copied / "o" / "evaluation.json"]:
         harm(file, how)
     assert main(["evaluate", "o", *SCORED, "--json"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out) == rows
-    assert "features" in told.err
+    output = capsys.readouterr()
+    assert json.loads(output.out) == rows
+    assert "features" in output.err
     assert len(run_folder.evaluations(copied / "o")) == 1
     assert (copied / "o" / "evaluation.json.damaged").exists()
     assert main(["show", "o"]) == 0
@@ -348,9 +348,9 @@ def test_a_colleagues_run_is_evaluated_shown_and_exported(
     (copied / "o" / "features").write_text("in the way")
     (copied / "o" / "evaluation.lock").mkdir()
     assert main(["evaluate", "o", *SCORED, "--json"]) == 0
-    told = capsys.readouterr()
-    assert {row["backbone"] for row in json.loads(told.out)} == {"o", "random"}
-    assert told.err.count("not kept") == 2  # the features, once, and the scores
+    output = capsys.readouterr()
+    assert {row["backbone"] for row in json.loads(output.out)} == {"o", "random"}
+    assert output.err.count("not kept") == 2  # the features, once, and the scores
     assert main(["show", "o"]) == 0
     assert main(["report", "o", "--out", "page.html"]) == 0
     assert main(["export", "o", "--to", "b.pth"]) == 0
@@ -417,8 +417,8 @@ def test_a_project_that_was_moved_is_found_beside_its_runs(
 ) -> None:
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path / "else")
-    found = run_folder.read_run(Path("../copied/o"))
-    assert found.stage.data.roots == (str(copied / "photos"),)
+    actual = run_folder.read_run(Path("../copied/o"))
+    assert actual.stage.data.roots == (str(copied / "photos"),)
     assert run_folder.read_run(Path("../copied/r")).base == str(copied / "o")
     assert main(["evaluate", "../copied/o", *SCORED]) == 0
 
@@ -515,15 +515,15 @@ def test_a_disk_without_locks_is_said_once(tmp_path: Path, number: int, monkeypa
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(files.fcntl, "flock", refuse)
-    told: list[str] = []
+    output: list[str] = []
     for _ in range(2):
         with (
-            files.hold_run(tmp_path, told.append),
-            files.locked(tmp_path / "other.lock", log=told.append),
+            files.hold_run(tmp_path, output.append),
+            files.locked(tmp_path / "other.lock", log=output.append),
         ):
             files.refuse_busy(tmp_path)
             files.write_json(tmp_path / "run.json", {})
-    assert len(told) == 1
+    assert len(output) == 1
 
 
 def test_a_run_that_came_to_be_meanwhile_is_not_overwritten(

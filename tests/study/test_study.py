@@ -1,7 +1,5 @@
 """The five studies: the cells they consist of, carrying them out, and what is said and drawn of
 them.
-
-One file, over 200 lines: two tiny studies are carried out once, and most tests look at them.
 """
 
 import contextlib
@@ -61,9 +59,9 @@ ONE = replace(
 
 def ways(study: str, setup: Setup = ONE) -> dict[tuple[str, str], Cell]:
     """Cells by variant and x."""
-    found = design.cells(study, setup)
-    assert len({(c.variant, c.x) for c in found}) == len(found)
-    return {(c.variant, c.x): c for c in found}
+    result = design.cells(study, setup)
+    assert len({(c.variant, c.x) for c in result}) == len(result)
+    return {(c.variant, c.x): c for c in result}
 
 
 def flags(cell: Cell) -> list[dict[str, str]]:
@@ -102,55 +100,55 @@ TARGETS = ["Target 50", "Target 200"]
     ],
 )
 def test_a_study_has_the_articles_cells(study: str, expected: list[str]) -> None:
-    found = ways(study)
-    assert [f"{variant} {x}".strip() for variant, x in found] == expected
+    result = ways(study)
+    assert [f"{variant} {x}".strip() for variant, x in result] == expected
     tuned = study in ("labels", "sequential")
-    for cell in found.values():
+    for cell in result.values():
         assert cell.protocols == (("finetune",) if tuned else ("knn", "linear"))
         assert cell.labels == (("total:100", "all") if tuned else ("all",))
         assert (cell.finetune is None) == (not tuned)
     assert len(design.cells(study, SETUP)) == 8 * len(expected)  # two targets, two bases, two seeds
     for reference in design.REFERENCES[study]:
-        assert not found[reference, ""].x
+        assert not result[reference, ""].x
 
 
 def test_what_each_way_does() -> None:
-    found = ways("separability")
+    result = ways("separability")
     ways_of = [("HPT", "50"), ("HPT-BN", "20"), ("Target", "200"), ("Base", "")]
     ways_of += [("base as is", ""), ("random", "")]
-    hpt, bn, target, base, as_is, random = (flags(found[way])[0] for way in ways_of)
+    hpt, bn, target, base, as_is, random = (flags(result[way])[0] for way in ways_of)
     assert (hpt["steps"], bn["steps"], target["steps"], base["steps"]) == ("50", "20", "200", "5")
     assert (as_is["steps"], random["steps"]) == ("0", "0")
     assert (bn["trainable"], base["trainable"]) == ("norm", "none")
     assert not any("trainable" in stage for stage in (hpt, target, as_is, random))
-    inits = {way: cell.nodes[0].init for way, cell in found.items()}
+    inits = {way: cell.nodes[0].init for way, cell in result.items()}
     fresh = {("random", ""), ("Target", "50"), ("Target", "200")}
     assert {way for way, init in inits.items() if init is None} == fresh
     assert {init for init in inits.values() if init} == {"nowhere"}
-    for cell in found.values():
+    for cell in result.values():
         assert len(cell.nodes) == 1
         common = {"data": "t", "size": "32", "seed": "0", "statistics": "data"}
         assert flags(cell)[0].items() >= common.items()
 
 
 def test_a_source_comes_in_between_once() -> None:
-    found = ways("sequential")
-    source, chain = found["B+S", ""].nodes, found["B+S+T", ""].nodes
+    result = ways("sequential")
+    source, chain = result["B+S", ""].nodes, result["B+S+T", ""].nodes
     assert chain[:-1] == source  # the very stage
     assert (chain[-1].after, chain[-1].init) == (source[0].name, None)
-    assert flags(found["B+S", ""])[0].items() >= {"data": "s", "steps": "30"}.items()
-    assert "labels-from" not in flags(found["B+S", ""])[0]
-    assert found["B+T", ""].nodes[0].overrides == chain[-1].overrides
-    assert {cell.data for cell in found.values()} == {("t",)}  # all are judged on the target
+    assert flags(result["B+S", ""])[0].items() >= {"data": "s", "steps": "30"}.items()
+    assert "labels-from" not in flags(result["B+S", ""])[0]
+    assert result["B+T", ""].nodes[0].overrides == chain[-1].overrides
+    assert {cell.data for cell in result.values()} == {("t",)}  # all are judged on the target
 
 
 def test_studies_share_what_they_can() -> None:
     longest = ways("separability")
     for study, way in (("labels", ""), ("augmentations", "all"), ("data", "100%")):
-        found = ways(study)
-        assert found["HPT", way].nodes == longest["HPT", "50"].nodes
-        assert found["Target", way].nodes == longest["Target", "200"].nodes
-        assert found["Base", ""].nodes == longest["Base", ""].nodes
+        result = ways(study)
+        assert result["HPT", way].nodes == longest["HPT", "50"].nodes
+        assert result["Target", way].nodes == longest["Target", "200"].nodes
+        assert result["Base", ""].nodes == longest["Base", ""].nodes
     assert ways("sequential")["B+T", ""].nodes == longest["HPT", "50"].nodes
     assert ways("sequential")["B", ""].nodes == longest["Base", ""].nodes
     assert ways("data")["HPT-BN", "100%"].nodes == longest["HPT-BN", "20"].nodes
@@ -174,10 +172,10 @@ def test_augmentations_go_in_the_articles_order() -> None:
         ("crop and blur", {"blur"}),
         ("crop", set()),
     ]
-    found = ways("augmentations")
-    assert [x for variant, x in found if variant == "HPT"] == list(AUGMENTATIONS)
+    result = ways("augmentations")
+    assert [x for variant, x in result if variant == "HPT"] == list(AUGMENTATIONS)
     none = {"views.blur": "0", "views.flip": "0"}
-    assert flags(found["Target", "crop"])[0].items() >= none.items()
+    assert flags(result["Target", "crop"])[0].items() >= none.items()
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -197,17 +195,17 @@ def test_from_random_weights_it_is_the_bases_network() -> None:
     networks.
     """
     for init, known in (("nowhere", False), ("resnet18.a1_in1k", True)):
-        found = ways("separability", replace(ONE, bases={"b": Base(init=init)}))
+        result = ways("separability", replace(ONE, bases={"b": Base(init=init)}))
         for variant, x in (("random", ""), ("Target", "50")):
-            asked = flags(found[variant, x])[0]
+            options = flags(result[variant, x])[0]
             network = ("resnet18", "imagenet") if known else (None, None)
-            assert (asked.get("backbone"), asked.get("stem")) == network
-        assert "backbone" not in flags(found["HPT", "12"])[0]  # its weights say
+            assert (options.get("backbone"), options.get("stem")) == network
+        assert "backbone" not in flags(result["HPT", "12"])[0]  # its weights say
     base = Base(init="resnet18.a1_in1k", backbone="resnet18d")
     said = ways("separability", replace(ONE, bases={"b": base}))
     assert {flags(cell)[0]["backbone"] for cell in said.values()} == {"resnet18d"}
-    asked = replace(ONE, bases={"b": Base(init="resnet18.a1_in1k")}, settings={"stem": "cifar"})
-    assert flags(ways("separability", asked)["Target", "50"])[0]["stem"] == "cifar"
+    options = replace(ONE, bases={"b": Base(init="resnet18.a1_in1k")}, settings={"stem": "cifar"})
+    assert flags(ways("separability", options)["Target", "50"])[0]["stem"] == "cifar"
 
 
 def test_test_images_are_the_same_for_training_and_judging(tmp_path: Path) -> None:
@@ -297,9 +295,9 @@ def test_fine_tuning_is_drawn_anew_with_each_seed() -> None:
 def test_shards_share_the_cells_out(n: int) -> None:
     cells = design.cells("separability", SETUP)
     parts = [Shard(i, n).of(cells) for i in range(1, n + 1)]
-    found = list(itertools.chain.from_iterable(parts))
-    assert len(found) == len(cells)
-    assert {c.key for c in found} == {c.key for c in cells}
+    result = list(itertools.chain.from_iterable(parts))
+    assert len(result) == len(cells)
+    assert {c.key for c in result} == {c.key for c in cells}
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -331,8 +329,8 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     assert setup.steps == Lengths(hpt=(12, 50))
     assert setup.finetune == FineTune(steps=(100,), epochs=())
     cell, *_ = design.cells("sequential", replace(setup, targets={"b": setup.targets["b"]}))
-    asked = {"size": "32", "method": "moco-v2", "views.blur": "0", "labels-from": "t.csv"}
-    assert flags(cell)[0].items() >= asked.items()
+    options = {"size": "32", "method": "moco-v2", "views.blur": "0", "labels-from": "t.csv"}
+    assert flags(cell)[0].items() >= options.items()
 
 
 @pytest.mark.parametrize("name", ["hpt", "hpt_moco", "hpt_hexa"])
@@ -661,14 +659,14 @@ def backbones(out: Path) -> dict[str, dict[str, bytes]]:
 def test_several_processes_do_a_study_as_one_does(done: Done, plan: Path, tmp_path: Path) -> None:
     """What one writes the others must not yet read, nor take away."""
     together(tmp_path / "log", *words("separability", plan, tmp_path / "two", "--shard", "2/2"))
-    found, expected = (
+    result, expected = (
         json.loads((out / "separability.json").read_text()) for out in (tmp_path / "two", done[0])
     )
-    assert found["done"] == len(Shard(2, 2).of(design.cells("separability", design.read(plan))))
-    assert {(r["variant"], r["x"]) for r in found["rows"]} < {
+    assert result["done"] == len(Shard(2, 2).of(design.cells("separability", design.read(plan))))
+    assert {(r["variant"], r["x"]) for r in result["rows"]} < {
         (r["variant"], r["x"]) for r in expected["rows"]
     }
-    assert {r["outcome"] for r in found["rows"]} == {"done"}
+    assert {r["outcome"] for r in result["rows"]} == {"done"}
 
 
 def test_another_study_takes_the_stages_that_are_there(
@@ -708,7 +706,7 @@ def test_a_source_is_the_same_stage_with_and_without_what_follows(
     identities = {variant: names(cell) for variant, cell in cells.items()}
     assert identities["B+S+T"][:1] == identities["B+S"]
     # B, S, T after B, T after S
-    assert len({identity for found in identities.values() for identity in found}) == 4
+    assert len({identity for result in identities.values() for identity in result}) == 4
 
 
 def quiet() -> tuple[Runtime, Progress]:

@@ -81,8 +81,8 @@ def test_a_run_that_recovers_is_warned_of_and_not_stopped() -> None:
 def test_patience_counts_observations_in_a_row() -> None:
     guard = CollapseDetector(patience=5)
     guard.observe(0, {"std": 0.4, "rank": 40.0})
-    said = [guard.observe(100 + i, {"std": 0.01, "rank": 1.0}) is not None for i in range(6)]
-    assert said == [True, False, False, False, True, False]
+    text = [guard.observe(100 + i, {"std": 0.01, "rank": 1.0}) is not None for i in range(6)]
+    assert text == [True, False, False, False, True, False]
     assert guard.collapsed
 
 
@@ -156,8 +156,8 @@ def test_features_that_become_worse_than_random_ones_are_called_so(
 ) -> None:
     guard, warnings = CollapseDetector(voters=voters), []
     for step, std, rank, vote in HARMED:
-        said = guard.observe(step, {"std": std, "rank": rank} | ({"knn": vote} if knn else {}))
-        warnings += [said] if said else []
+        text = guard.observe(step, {"std": std, "rank": rank} | ({"knn": vote} if knn else {}))
+        warnings += [text] if text else []
     assert guard.collapsed == stopped
     assert (
         any("kNN 55.1 %, 67.4 % at the start" in w and "--optimizer.lr" in w for w in warnings)
@@ -287,12 +287,12 @@ def test_alignment_and_uniformity_are_the_papers() -> None:
     rng = torch.Generator().manual_seed(0)
     a, b = torch.randn(30, 8, generator=rng), torch.randn(30, 8, generator=rng)
     x, y = F.normalize(a, dim=1), F.normalize(b, dim=1)
-    found = measure(a, b)
-    assert found["alignment"] == pytest.approx(float((x - y).norm(dim=1).pow(2).mean()), rel=1e-5)
+    result = measure(a, b)
+    assert result["alignment"] == pytest.approx(float((x - y).norm(dim=1).pow(2).mean()), rel=1e-5)
     pairs = [
         math.exp(-2 * float((x[i] - x[j]).square().sum())) for i in range(30) for j in range(i)
     ]
-    assert found["uniformity"] == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
+    assert result["uniformity"] == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
     assert measure(a, 3 * a)["alignment"] == pytest.approx(0, abs=1e-6)
     assert "alignment" not in measure(a)
 
@@ -305,9 +305,9 @@ def labelled(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def test_votes_are_those_of_knn() -> None:
     (bank, bank_labels), (vectors, labels) = labelled(90, 0), labelled(60, 1)
-    found = measure_knn(vectors, labels, bank, bank_labels)
+    result = measure_knn(vectors, labels, bank, bank_labels)
     values = KNN().score_features(Features(bank.double(), bank_labels), vectors.double()).values
-    assert found["knn"] == pytest.approx(balanced_accuracy(labels, values))
+    assert result["knn"] == pytest.approx(balanced_accuracy(labels, values))
     assert measure_knn(vectors * torch.nan, labels, bank, bank_labels) == {}
     several = F.one_hot(bank_labels, 3), F.one_hot(labels, 3)
     area = measure_knn(vectors, several[1], bank, several[0])["knn"]
@@ -315,6 +315,6 @@ def test_votes_are_those_of_knn() -> None:
 
 
 def test_measures_of_features_that_are_not_finite_are_nan() -> None:
-    found = measure(torch.tensor([[1.0, math.inf], [0.0, 1.0]]))
-    assert math.isnan(found["std"])
-    assert math.isnan(found["rank"])
+    result = measure(torch.tensor([[1.0, math.inf], [0.0, 1.0]]))
+    assert math.isnan(result["std"])
+    assert math.isnan(result["rank"])

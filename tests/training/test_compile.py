@@ -150,9 +150,9 @@ def test_a_compiled_backbone_is_the_same() -> None:
     )
     compile_backbones(compiled, CPU)
     pixels = torch.rand(8, 3, 32, 32)
-    found, wanted = compiled(pixels), plain(pixels)
-    found.square().sum().backward(), wanted.square().sum().backward()
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    result, expected = compiled(pixels), plain(pixels)
+    result.square().sum().backward(), expected.square().sum().backward()
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
     for p, q in zip(compiled.parameters(), plain.parameters(), strict=True):
         assert torch.linalg.norm(p.grad - q.grad) <= 1e-2 * torch.linalg.norm(q.grad) + 1e-3
 
@@ -215,9 +215,9 @@ def test_without_a_compiler_it_says_so_before_anything_is_written(
     with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "none"))}):
         assert main(words) == 2
     printed = capsys.readouterr().err
-    said = [line for line in printed.splitlines() if "--compile" in line]
-    assert len(said) == 1, printed
-    assert "No working C++ compiler" in said[0]
+    text = [line for line in printed.splitlines() if "--compile" in line]
+    assert len(text) == 1, printed
+    assert "No working C++ compiler" in text[0]
     assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()
 

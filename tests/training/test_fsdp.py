@@ -96,15 +96,15 @@ ADAMW = pytest.param(AdamW(lr=0.01), marks=pytest.mark.slow, id="adamw")
 @pytest.mark.parametrize("asked", [ADAMW, pytest.param(SGD(lr=0.01), id="sgd")])
 def test_shards_and_whole_checkpoints_become_each_other(asked: Optimizer, tmp_path: Path) -> None:
     alone = trained(0, 2, False, asked)
-    found = spawned(saved_and_restored, tmp_path, tmp_path, alone[1].state_dict(), asked)
-    for was, again, other in found:
+    result = spawned(saved_and_restored, tmp_path, tmp_path, alone[1].state_dict(), asked)
+    for was, again, other in result:
         torch.testing.assert_close(was, everything(*alone), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(again, was, rtol=0, atol=0)
         torch.testing.assert_close(other[0], was[0], rtol=0, atol=0)
         torch.testing.assert_close(other[1:], everything(*alone)[1:], rtol=0, atol=0)
     back = trained(1, 1, False, asked)
     fsdp.restore(*back, checkpoint.load_checkpoint(tmp_path / "last.pt"), tmp_path)
-    torch.testing.assert_close(everything(*back), found[0][0], rtol=0, atol=0)
+    torch.testing.assert_close(everything(*back), result[0][0], rtol=0, atol=0)
 
 
 def waited_and_restored(place: Path) -> float:
@@ -204,7 +204,7 @@ def test_evaluated_by_several_processes_it_scores_the_same(
     shared_out: Path, tmp_path: Path
 ) -> None:
     words = ["evaluate", str(shared_out), "--labels", "all", "--json", "--workers", "0"]
-    said = together(tmp_path / "log", *words)
+    text = together(tmp_path / "log", *words)
     assert len(run_evaluations(shared_out)) == 1
     for file in (shared_out / "features").iterdir():
         file.unlink()
@@ -213,12 +213,12 @@ def test_evaluated_by_several_processes_it_scores_the_same(
     assert [row["mean"] for row in together_["rows"]] == pytest.approx(
         [row["mean"] for row in alone["rows"]], abs=1e-6
     )
-    assert said.count('[{"backbone"') == 1
+    assert text.count('[{"backbone"') == 1
 
 
 def run_evaluations(out: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((out / "evaluation.json").read_text())
-    return found
+    result: list[dict[str, Any]] = json.loads((out / "evaluation.json").read_text())
+    return result
 
 
 def test_compiled_it_is_not_shared_out(images: Path, tmp_path: Path) -> None:

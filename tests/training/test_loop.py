@@ -49,11 +49,11 @@ def spoilt(data: Batch) -> Batch:
 
 def state(step: Step, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All that learns."""
-    found = {k: v.clone() for k, v in step.state_dict().items()}
+    result = {k: v.clone() for k, v in step.state_dict().items()}
     for i, p in enumerate(step.parameters()):
         for k, v in optimizer.state.get(p, {}).items():
-            found[f"{k} of {i}"] = torch.as_tensor(v).clone()
-    return found
+            result[f"{k} of {i}"] = torch.as_tensor(v).clone()
+    return result
 
 
 def same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -59,8 +59,10 @@ def hosts() -> Iterator[list[str]]:
 
 def words(data: Path, out: Path, steps: int) -> list[str]:
     network = argv("--backbone resnet10t --size 32 --stem imagenet --precision fp32")
-    asked = f"pretrain --data {data} --out {out} --batch 8 --steps {steps} --save-every 1 --resume"
-    return argv(asked, *network)
+    command_line = (
+        f"pretrain --data {data} --out {out} --batch 8 --steps {steps} --save-every 1 --resume"
+    )
+    return argv(command_line, *network)
 
 
 def node(host: str, nodes: str, command: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -88,10 +90,10 @@ def steps_done(out: Path) -> int:
 
 def kill(host: str) -> None:
     """Everything that runs there, at once: torchrun puts its workers into sessions of their own."""
-    found = subprocess.run(
+    result = subprocess.run(
         ["ip", "netns", "pids", host], check=True, capture_output=True, text=True
     ).stdout.split()
-    for process in found:
+    for process in result:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(process), signal.SIGKILL)
 
@@ -106,10 +108,10 @@ def test_two_machines_train_as_two_processes_of_one_do(tmp_path: Path, hosts: li
     for running, log in zip(both, logs, strict=True):
         assert running.wait(240) == 0, log.read_text()
     together(tmp_path / "one.log", *words(data, tmp_path / "one", 6))
-    made, expected = (
+    actual, expected = (
         load_file(tmp_path / name / "backbone.safetensors") for name in ("two", "one")
     )
-    assert all(torch.equal(made[key], expected[key]) for key in expected)
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 def test_a_machine_survives_the_loss_of_the_other(tmp_path: Path, hosts: list[str]) -> None:

@@ -90,10 +90,10 @@ class Seen:
 
 @pytest.fixture
 def streams(monkeypatch: Patch) -> Iterator[Streams]:
-    found = Streams()
-    monkeypatch.setattr(prefetch, "streams", lambda device: found)
+    result = Streams()
+    monkeypatch.setattr(prefetch, "streams", lambda device: result)
     prefetch.side.cache_clear()
-    yield found
+    yield result
     prefetch.side.cache_clear()
 
 
@@ -124,9 +124,9 @@ def test_each_batch_is_made_beside_waited_for_and_kept(streams: Streams) -> None
         batches.prepare()
     with pytest.raises(StopIteration):
         next(batches)
-    made = [(f"batch {i} made on", "side") for i in range(3)]
-    first = ["stream", made[0], *used(0), "step 0", made[1]]
-    assert streams.told == [*first, *used(1), "step 1", made[2], *used(2), "step 2"]
+    events = [(f"batch {i} made on", "side") for i in range(3)]
+    first = ["stream", events[0], *used(0), "step 0", events[1]]
+    assert streams.told == [*first, *used(1), "step 1", events[2], *used(2), "step 2"]
     assert streams.now == "main"
 
 
@@ -163,18 +163,18 @@ def test_an_error_comes_in_its_turn(streams: Streams) -> None:
 
 
 def test_on_a_cpu_nothing_is_made_before_it_is_asked_for() -> None:
-    made = []
+    events = []
 
     def source() -> Iterator[Batch]:
         for i in range(3):
-            made.append(i)
+            events.append(i)
             yield batch(seed=i)
 
     batches = Prefetcher(source(), torch.device("cpu"))
     for i in range(3):
         assert torch.equal(next(batches).views[0], batch(seed=i).views[0])
         batches.prepare()
-        assert made == list(range(i + 1))
+        assert events == list(range(i + 1))
     assert list(batches) == []
 
 

@@ -137,11 +137,11 @@ def test_the_recommended_stage_is_monitored(trained: Path) -> None:
     maps = backbone.maps(torch.rand(2, 3, 32, 32))
     assert monitor.stage == list(maps)[-2] == stage_at(backbone, 0.75)
     network = StageFeatures(backbone, {monitor.stage: maps[monitor.stage].shape[1]})
-    found = [
+    result = [
         extract(network, session.images, monitor.watched, size=32, share=share)
         for share in (1.0, 0.7)
     ]
-    assert monitor.measure().items() >= statistics.measure(*found).items()
+    assert monitor.measure().items() >= statistics.measure(*result).items()
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,13 @@ def test_the_guard_compares_the_clean_loss_with_chance(
     images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Together with hard ones it would never sit there."""
-    told: list[float | None] = []
-    observe = lambda self, step, features, *, loss, collapsed_loss: told.append(loss)  # noqa: E731
+    values: list[float | None] = []
+    observe = lambda self, step, features, *, loss, collapsed_loss: values.append(loss)  # noqa: E731
     monkeypatch.setattr(CollapseDetector, "observe", observe)
     words = [*argv(f"pretrain --data {images} --out {tmp_path} --steps 4 --combine sum"), *SMALL]
     assert main([*words, "--hard", "cutmix"]) == 0
     last = jsonl.read_journal(tmp_path / "journal.jsonl")[-1]
-    assert told[-1] == last["losses"]["clean"] < last["loss"]
+    assert values[-1] == last["losses"]["clean"] < last["loss"]
 
 
 def test_a_run_leaves_its_folder(trained: Path) -> None:
@@ -189,8 +189,8 @@ def test_a_collapse_is_stopped_with_its_reason(tmp_path: Path, capsys: Capture) 
     images = folder(tmp_path / "images", each=40)
     words = [*argv(f"--data {images} --out {tmp_path}/run --method simclr --steps 400"), *SMALL]
     assert main(["pretrain", *words, "--optimizer.lr", "20"]) in (2, 3)
-    said = capsys.readouterr().err
-    assert "--optimizer.lr" in said
+    text = capsys.readouterr().err
+    assert "--optimizer.lr" in text
     facts = run_folder.read_run(tmp_path / "run").facts
     assert facts["outcome"] in ("collapsed", "diverged")
     assert not facts["finished"]
@@ -254,12 +254,12 @@ def test_bad_files_are_named_and_the_rest_is_trained_on(tmp_path: Path, capsys: 
     rgb.save(place / "moves.gif", save_all=True, append_images=[rgb.rotate(90)])
     words = ["--data", str(images), "--out", str(tmp_path / "run"), "--steps", "3", *SMALL]
     assert main(["pretrain", *words]) == 0
-    said = capsys.readouterr().err
+    text = capsys.readouterr().err
     data = run_folder.read_run(tmp_path / "run").facts["data"]
     bad = {"cut.jpg", "cut.png", "empty.jpg", "words.jpg", "gone.png"}
     assert {Path(p).name for p, _ in data["unreadable"]} == bad
     assert data["images"] == 95
-    assert all(name in said for name in bad)
+    assert all(name in text for name in bad)
 
 
 @pytest.mark.parametrize(
@@ -290,9 +290,9 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     if "--data" not in change:
         words += ["--data", str(images)]
     assert main([*words, *change]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert said[-1].startswith("selftaught: ")
-    assert word in said[-1]
+    text = capsys.readouterr().err.strip().splitlines()
+    assert text[-1].startswith("selftaught: ")
+    assert word in text[-1]
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -33,25 +33,25 @@ def unlabelled(step: int, rank: float) -> Candidate:
 
 def test_the_best_by_labels_wins_whatever_its_rank() -> None:
     start, best, last = (0.6, 0.7, 9), (0.7, 0.9, 3), (0.8, 0.7, 20)
-    found = choose([labelled(0, *start), labelled(10, *best), labelled(50, *last)])
-    assert (found.kept.step, found.worse) == (10, False)
+    result = choose([labelled(0, *start), labelled(10, *best), labelled(50, *last)])
+    assert (result.kept.step, result.worse) == (10, False)
     assert (
-        found.text
+        result.text
         == "kept: step 10, 65.0 % at the start, 80.0 % there (mean AUROC of kNN and linear probe on"
         " training labels)"
     )
-    assert found.facts()["kept"] == 10
-    assert found.facts()["start"]["rank"] == 9
+    assert result.facts()["kept"] == 10
+    assert result.facts()["start"]["rank"] == 9
 
 
 def test_what_got_worse_is_said_first() -> None:
     # in any order
-    found = choose([labelled(50, 0.5, 0.6), labelled(0, 0.8, 0.8), labelled(10, 0.7, 0.7)])
-    assert (found.kept.step, found.best.step, found.worse) == (0, 10, True)
-    assert found.text.startswith(
+    result = choose([labelled(50, 0.5, 0.6), labelled(0, 0.8, 0.8), labelled(10, 0.7, 0.7)])
+    assert (result.kept.step, result.best.step, result.worse) == (0, 10, True)
+    assert result.text.startswith(
         "training did not help: 80.0 % at the start, 70.0 % at best, after 10 steps"
     )
-    assert found.text.endswith("kept: the start")
+    assert result.text.endswith("kept: the start")
 
 
 def test_a_tie_is_no_reason_to_change() -> None:
@@ -61,36 +61,36 @@ def test_a_tie_is_no_reason_to_change() -> None:
 
 
 def test_without_labels_the_rank_decides_and_the_text_admits_it() -> None:
-    found = choose([unlabelled(0, 7.0), unlabelled(10, 11.5), unlabelled(20, 6.0)])
-    assert (found.kept.step, found.worse) == (10, False)
-    assert "7.0 at the start, 11.5 there (effective rank: without labels, " in found.text
-    assert "or with too few to score by, nothing better can be said)" in found.text
+    result = choose([unlabelled(0, 7.0), unlabelled(10, 11.5), unlabelled(20, 6.0)])
+    assert (result.kept.step, result.worse) == (10, False)
+    assert "7.0 at the start, 11.5 there (effective rank: without labels, " in result.text
+    assert "or with too few to score by, nothing better can be said)" in result.text
     assert choose([unlabelled(0, 7.0), unlabelled(10, 5.0)]).worse
 
 
 def test_with_nothing_to_compare_the_start_stays() -> None:
-    found = choose([labelled(0, 0.5, 0.5)])
-    assert (found.kept.step, found.best.step, found.worse) == (0, 0, True)
-    assert found.text.startswith(
+    result = choose([labelled(0, 0.5, 0.5)])
+    assert (result.kept.step, result.best.step, result.worse) == (0, 0, True)
+    assert result.text.startswith(
         "nothing that was trained could be scored; kept: the start, with 50.0 %"
     )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_what_is_kept_is_never_below_the_start(scores: list[float]) -> None:
-    found = choose([labelled(10 * i, score, score) for i, score in enumerate(scores)])
-    assert found.kept.score == max(scores)
-    assert found.worse == (scores[0] == max(scores))
+    result = choose([labelled(10 * i, score, score) for i, score in enumerate(scores)])
+    assert result.kept.score == max(scores)
+    assert result.worse == (scores[0] == max(scores))
 
 
 def test_of_equal_candidates_the_nearest_to_the_start_is_kept() -> None:
     def between(share: float, score: float) -> Candidate:
         return replace(labelled(50, score, score), share=share)
 
-    found = choose([labelled(0, 0.5, 0.5), *(between(s, 0.8) for s in (1.0, 0.75, 0.5))])
-    assert (found.kept.step, found.kept.share) == (50, 0.5)
-    assert "50% of the way from the start to step 50" in found.text
-    assert found.facts()["share"] == 0.5
+    result = choose([labelled(0, 0.5, 0.5), *(between(s, 0.8) for s in (1.0, 0.75, 0.5))])
+    assert (result.kept.step, result.kept.share) == (50, 0.5)
+    assert "50% of the way from the start to step 50" in result.text
+    assert result.facts()["share"] == 0.5
     assert choose([labelled(0, 0.8, 0.8), between(0.25, 0.8)]).worse
 
 
@@ -133,8 +133,8 @@ def test_a_rare_class_counts_as_much_as_a_common_one() -> None:
 
 def test_a_class_of_one_image_does_not_stop_it() -> None:
     labels = torch.cat([torch.arange(60) % 3, torch.tensor([3])])
-    found = label_scores(clusters(labels), labels)
-    assert all(math.isfinite(score) and score > 0.6 for score in found.values())
+    result = label_scores(clusters(labels), labels)
+    assert all(math.isfinite(score) and score > 0.6 for score in result.values())
 
 
 def test_several_classes_an_image() -> None:

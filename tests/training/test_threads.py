@@ -141,8 +141,8 @@ DOCKER = {
 def test_the_least_quota_of_all_groups_counts(
     files: dict[str, str], quota: float | None, tmp_path: Path
 ) -> None:
-    found = threads.find_groups(machine(tmp_path, files))
-    assert min((g.quota for g in found.values()), default=None) == quota
+    result = threads.find_groups(machine(tmp_path, files))
+    assert min((g.quota for g in result.values()), default=None) == quota
     measured = measure_load(tmp_path, lambda seconds: None)
     assert measured.quota == (float("inf") if quota is None else quota)
     assert measured.busy == 0
@@ -173,8 +173,8 @@ def test_what_others_take_of_the_same_quota_is_gone(version: int, tmp_path: Path
 
 
 def share(load: Load, asked: Any = "auto", workers: Any = "auto", most: int = 8) -> tuple[int, int]:
-    found = choose(asked, workers, most, lambda: load)
-    return found.threads, found.workers
+    result = choose(asked, workers, most, lambda: load)
+    return result.threads, result.workers
 
 
 def test_auto_takes_the_free_cores_and_no_more_than_torch_has() -> None:
@@ -199,9 +199,9 @@ def test_an_environment_variable_decides_and_nothing_is_measured(
         raise AssertionError("measured")
 
     monkeypatch.setenv(name, "3")
-    found = choose("auto", "auto", 3, measure)
-    assert found.threads == 3
-    assert name in found.text
+    result = choose("auto", "auto", 3, measure)
+    assert result.threads == 3
+    assert name in result.text
     monkeypatch.delenv(name)
     assert choose("auto", "auto", 1, measure).threads == 1  # one thread is one, on whatever machine
     assert choose(2, 0, 4, measure).threads == 2
@@ -235,9 +235,9 @@ def test_numbers_that_make_no_sense_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(argv(command, flag)) == 2
-    said = capsys.readouterr().err
-    assert flag.partition("=")[0] in said
-    assert "auto" in said
+    messages = capsys.readouterr().err
+    assert flag.partition("=")[0] in messages
+    assert "auto" in messages
     assert not list(tmp_path.iterdir())
 
 
@@ -313,18 +313,18 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
 
 
 def test_a_run_of_old_takes_what_there_is(two_cores: None) -> None:
-    said: list[str] = []
-    assert threads_of_run(None, None, said.append) == 2
-    assert threads_of_run(None, 1, said.append) == 1
-    assert threads_of_run(2, None, said.append) == 2
-    assert said == []
+    messages: list[str] = []
+    assert threads_of_run(None, None, messages.append) == 2
+    assert threads_of_run(None, 1, messages.append) == 1
+    assert threads_of_run(2, None, messages.append) == 2
+    assert messages == []
 
 
 def test_it_is_said_where_the_threads_of_a_run_change(two_cores: None) -> None:
     for recorded, asked, number in ((1, None, 1), (1, 2, 2), (64, None, 2)):
-        said: list[str] = []
-        assert threads_of_run(recorded, asked, said.append) == number
-        assert len(said) == 1
+        messages: list[str] = []
+        assert threads_of_run(recorded, asked, messages.append) == number
+        assert len(messages) == 1
 
 
 def test_threads_are_as_before_after_an_error(two_cores: None) -> None:
@@ -358,12 +358,12 @@ def test_an_evaluation_computes_with_the_threads_asked_for(
 def detector(number: int, waits: list[dict[int, float]], seconds: float = 11.0) -> list[str | None]:
     """What it says at each look, `seconds` apart; `waits`: of each thread, so far."""
     clock, reads = [0.0], iter([{1: 5.0, 2: 5.0}, *waits])
-    made = WaitDetector(number, lambda: next(reads), lambda: clock[0])
-    said = []
+    wait_detector = WaitDetector(number, lambda: next(reads), lambda: clock[0])
+    messages = []
     for _ in waits:
         clock[0] += seconds
-        said.append(made.check())
-    return said
+        messages.append(wait_detector.check())
+    return messages
 
 
 def growing(each: float, looks: int, number: int = 2) -> list[dict[int, float]]:
@@ -373,15 +373,15 @@ def growing(each: float, looks: int, number: int = 2) -> list[dict[int, float]]:
 
 
 def test_threads_that_wait_are_said_once_with_the_remedy() -> None:
-    said = detector(2, growing(4.0, 6))
-    assert [text is not None for text in said] == [False, True, False, False, False, False]
-    assert "--threads 1" in str(said[1])
-    assert "--resume" in str(said[1])
+    messages = detector(2, growing(4.0, 6))
+    assert [text is not None for text in messages] == [False, True, False, False, False, False]
+    assert "--threads 1" in str(messages[1])
+    assert "--resume" in str(messages[1])
 
 
 def test_fewer_threads_are_advised_by_as_many_as_wait() -> None:
-    _, said = detector(16, growing(11 * 3.2 / 16, 2, 16))
-    assert "--threads 12" in str(said)
+    _, messages = detector(16, growing(11 * 3.2 / 16, 2, 16))
+    assert "--threads 12" in str(messages)
 
 
 @pytest.mark.parametrize(
@@ -400,10 +400,12 @@ def test_a_quiet_machine_is_not_spoken_of(waits: list[dict[int, float]]) -> None
 
 def test_one_thread_has_no_other_to_wait_for_and_steps_do_not_look_each_time() -> None:
     assert not any(detector(1, growing(10.0, 6)))
-    made = WaitDetector(2, itertools.repeat({1: 0.0}).__next__, iter([0.0, 1.0, 2.0]).__next__)
-    reads = made.delays
-    assert made.check() is None
-    assert made.delays is reads
+    wait_detector = WaitDetector(
+        2, itertools.repeat({1: 0.0}).__next__, iter([0.0, 1.0, 2.0]).__next__
+    )
+    reads = wait_detector.delays
+    assert wait_detector.check() is None
+    assert wait_detector.delays is reads
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="this system does not tell")

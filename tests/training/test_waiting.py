@@ -49,8 +49,8 @@ def test_a_step_reads_nothing_but_whether_its_gradients_are_finite(name: str) ->
     with Reads() as reads:
         for _ in range(STEPS):
             next(reports)
-    found = {name: count for name, count in reads.found.items() if count}
+    result = {name: count for name, count in reads.found.items() if count}
     if name in MASKED:
-        assert sum(found.values()) > STEPS, f"{name} does not read any more: take it from the list"
+        assert sum(result.values()) > STEPS, f"{name} does not read any more: take it from the list"
     else:
-        assert found == {"aten._local_scalar_dense.default": STEPS}
+        assert result == {"aten._local_scalar_dense.default": STEPS}

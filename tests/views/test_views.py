@@ -70,9 +70,9 @@ def test_crop_flip_resize_and_blur_are_torchvisions(canvas: int, size: int) -> N
     boxes = torch.tensor([whole, corner, last, [0, 7, canvas, 9]])
     flip = torch.tensor([False, True, True, False])
     sigma = torch.tensor([0.0, 1.3, 0.0, 2.0])
-    drawn = [draw(boxes / canvas, flip=flip, sigma=sigma)]
+    sample = [draw(boxes / canvas, flip=flip, sigma=sigma)]
     result, rounded = (
-        augment_module._render(pixels, drawn, [size], 6, singly_from)[0]
+        augment_module._render(pixels, sample, [size], 6, singly_from)[0]
         for singly_from in (10**6, 1)
     )
     torch.testing.assert_close(rounded, result, atol=1.01 / 255, rtol=0)  # to a grey level
@@ -173,15 +173,15 @@ def test_a_whole_view_is_torchvisions_one_by_one(canvas: int) -> None:
     pixels = pictures(24, canvas, 0.35, 0.6)
     settings = Views(brightness=0.2, contrast=0.4, saturation=0.4, hue=0.0, large=1)
     (view,) = Augment(settings, size)(pixels, aspect, seeded(5))
-    (drawn,) = sampling.sample_parameters(settings, aspect, [settings.scale], seeded(5))
+    (sample,) = sampling.sample_parameters(settings, aspect, [settings.scale], seeded(5))
     # The boxes are real-valued, which torchvision cannot do: crops are held to it above.
-    boxes = [draw(drawn.box, flip=drawn.flip)]
+    boxes = [draw(sample.box, flip=sample.flip)]
     (crop,) = augment_module._render(pixels, boxes, [size], 6, augment_module.SINGLY_FROM)
-    expected = coloured(crop, drawn.colour)
-    for index, sigma in enumerate(drawn.sigma.tolist()):
+    expected = coloured(crop, sample.colour)
+    for index, sigma in enumerate(sample.sigma.tolist()):
         if sigma:
             expected[index] = tv.gaussian_blur(expected[index], [13, 13], [sigma, sigma])
-    assert 0.2 < (drawn.sigma > 0).float().mean() < 0.8
+    assert 0.2 < (sample.sigma > 0).float().mean() < 0.8
     # Contrast's mean is taken after the blur, whose reflected border weighs a little differently.
     torch.testing.assert_close(view, expected.clamp(0, 1), atol=2e-3, rtol=0)
 
@@ -196,9 +196,9 @@ def test_crops_follow_the_law_of_random_resized_crop(
     image = image.expand(1, height, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        drawn = [crop.make_params([image]) for _ in range(1500)]
+        sample = [crop.make_params([image]) for _ in range(1500)]
     theirs = torch.tensor(
-        [[float(p[k]) for k in ("top", "left", "height", "width")] for p in drawn]
+        [[float(p[k]) for k in ("top", "left", "height", "width")] for p in sample]
     )
     aspects = torch.full((6000,), width / height)
     (parameters,) = sampling.sample_parameters(Views(), aspects, [scale], seeded())
@@ -243,12 +243,12 @@ def test_shape_range_and_layout_of_views(pipeline: Any) -> None:
 
 def test_the_order_of_chance_is_fixed() -> None:
     """The number of random numbers depends on neither pixels nor probabilities."""
-    drawn = []
+    sample = []
     for views in (Views(), Views(**PLAIN)):
         generator = seeded()
         parameters = sampling.sample_parameters(views, square(5), [views.scale] * 2, generator)
-        drawn.append((parameters[0].box, generator.get_state()))
-    same(*drawn)
+        sample.append((parameters[0].box, generator.get_state()))
+    same(*sample)
     few = Augment(Views(), 16)(pictures(3, 32), square(3), seeded())
     more = Augment(Views(small=2), 16)(pictures(3, 32), square(3), seeded())
     same(few, more[:2])
@@ -313,18 +313,18 @@ def test_nothing_asked_for_is_the_plain_resize(pipeline: Any, size: int, flip: f
 
 def test_how_often_things_happen() -> None:
     settings = Views(solarize=0.3)
-    (drawn,) = sampling.sample_parameters(settings, square(20000), [settings.scale], seeded())
-    plain = (drawn.colour[0] == torch.eye(3)).all((1, 2))
-    grey = (drawn.colour[0] - drawn.colour[0][:, :1]).abs().amax((1, 2)) < 1e-6
+    (sample,) = sampling.sample_parameters(settings, square(20000), [settings.scale], seeded())
+    plain = (sample.colour[0] == torch.eye(3)).all((1, 2))
+    grey = (sample.colour[0] - sample.colour[0][:, :1]).abs().amax((1, 2)) < 1e-6
     for happened, share in (
-        (drawn.flip, 0.5),
-        (drawn.sigma > 0, 0.5),
-        (drawn.solarize, 0.3),
+        (sample.flip, 0.5),
+        (sample.sigma > 0, 0.5),
+        (sample.solarize, 0.3),
         (grey, 0.2),
         (plain, 0.2 * 0.8),
     ):
         assert abs(happened.float().mean() - share) < 0.015
-    blurred = drawn.sigma[drawn.sigma > 0]
+    blurred = sample.sigma[sample.sigma > 0]
     assert blurred.min() >= 0.1
     assert blurred.max() <= 2
     assert abs(blurred.mean() - 1.05) < 0.03
