@@ -27,7 +27,7 @@ from selftaught.data.loading.images import Images
 from selftaught.losses import most_similar, standardize
 from selftaught.method import Batch, Method, Setting, Setup, image_seeds, leaves
 from selftaught.methods import METHODS
-from selftaught.methods.parts.reconstruction import error_avoided
+from selftaught.methods.parts.reconstruction import measure_avoided_error
 from selftaught.models import backbone as backbone_module
 from selftaught.models.layers import resize
 from selftaught.optim import AdamW, Cosine
@@ -437,7 +437,9 @@ def rebuilt(method: Any, said: Any, targets: Any, batch: Batch) -> list[Panel]:
     """What each picture explains of every view, where that view was damaged."""
     avoided = []
     for own in zip(*targets, strict=True):
-        avoided.append(error_avoided(said, tuple(x.expand(len(said), -1, -1, -1) for x in own)))
+        avoided.append(
+            measure_avoided_error(said, tuple(x.expand(len(said), -1, -1, -1) for x in own))
+        )
     return [avoided_errors(torch.stack(avoided, 1))]
 
 

@@ -298,7 +298,7 @@ def parse(args: Sequence[str], base: Stage | None = None) -> Any:
     """Parse the flags of `selftaught pretrain`. Raises UserError, or SystemExit by tyro."""
     check_words(args, "data")
     flags = pretrain_flags(*find_kinds(args, base))
-    default = flags(out=chosen(args, "out") or tyro.MISSING)
+    default = flags(out=find_value(args, "out") or tyro.MISSING)
     return tyro.cli(flags, prog="selftaught pretrain", args=list(args), default=default)
 
 
@@ -314,7 +314,7 @@ def parse_adapt(args: Sequence[str]) -> Any:
         flags,
         prog="selftaught adapt",
         args=list(args),
-        default=flags(out=chosen(args, "out") or tyro.MISSING),
+        default=flags(out=find_value(args, "out") or tyro.MISSING),
     )
 
 
@@ -332,11 +332,11 @@ def find_kinds(args: Sequence[str], base: Stage | None) -> tuple[str, str, list[
 
     Raises UserError for a flag of another method or optimizer.
     """
-    method = chosen(args, "method") or (registry.method_name(base) if base else DEFAULT)
-    optimizer = chosen(args, "optimizer") or (
+    method = find_value(args, "method") or (registry.method_name(base) if base else DEFAULT)
+    optimizer = find_value(args, "optimizer") or (
         registry.optimizer_name(base) if base else optimizer_of(registry.find_method(method))
     )
-    hard = [word for name, values in grouped(args) if name == "hard" for word in values]
+    hard = [word for name, values in group_words(args) if name == "hard" for word in values]
     hard = hard or [registry.hard_name(h) for h in (base.hard if base else ())]
     configs = {name: m.Config for name, m in METHODS.items()}
     for group, name, kind, among in (
@@ -380,15 +380,15 @@ def stage_from(
 # Words before they are parsed
 
 
-def chosen(args: Sequence[str], flag: str) -> str | None:
+def find_value(args: Sequence[str], flag: str) -> str | None:
     """The last value of `--flag`; None if it is absent."""
-    values = [words[0] for name, words in grouped(args) if name == flag and words]
+    values = [words[0] for name, words in group_words(args) if name == flag and words]
     return values[-1] if values else None
 
 
 def names(args: Sequence[str]) -> list[str]:
     """The names of the flags in `args`."""
-    return [name for name, _ in grouped(args)]
+    return [name for name, _ in group_words(args)]
 
 
 def field_of(name: str) -> tuple[str, str]:
@@ -400,7 +400,7 @@ def field_of(name: str) -> tuple[str, str]:
     return group, normalise(".".join([*above, last.removeprefix("no-")]))
 
 
-def grouped(args: Sequence[str]) -> list[tuple[str, list[str]]]:
+def group_words(args: Sequence[str]) -> list[tuple[str, list[str]]]:
     """The values of each flag: [("hard", ["adversarial", "cutmix"]), ...]."""
     groups: list[tuple[str, list[str]]] = []
     for word in args:

@@ -14,7 +14,7 @@ from selftaught.errors import Stopped
 def pretrain(words: list[str]) -> int:
     """Run the command; return the exit code."""
     words = words or ["--help"]
-    out, config = flags.chosen(words, "out"), flags.chosen(words, "config")
+    out, config = flags.find_value(words, "out"), flags.find_value(words, "config")
     start = find_start(
         Path(out) if out else None, "--resume" in words, Path(config) if config else None
     )

@@ -229,7 +229,7 @@ def _measure(train: LabelledImages, test: LabelledImages, scores: Scores) -> dic
     """Compute the metrics of one set of scores, by name."""
     labels, values = test.labels.cpu(), scores.values.cpu()
     if test.multi_label:
-        scored = _scored(train.labels.cpu(), labels)
+        scored = _list_scored_classes(train.labels.cpu(), labels)
         labels, values = labels[:, scored], values[:, scored]
         return {"auroc": _Measured(auroc(labels, values)[0], *placements(labels, values), sides=2)}
     right = (values.argmax(1) == labels)[:, None]
@@ -310,7 +310,7 @@ def refusal(train: Tensor, test: Tensor) -> str | None:
                 f"all {len(train)} training images have the same labels: nothing can be learnt,"
                 " give images with other labels"
             )
-        if not len(_scored(train, test)):
+        if not len(_list_scored_classes(train, test)):
             return (
                 "nothing can be scored: no class of the training images has test images with it and"
                 " others without it"
@@ -326,7 +326,7 @@ def refusal(train: Tensor, test: Tensor) -> str | None:
     return None
 
 
-def _scored(train: Tensor, test: Tensor) -> Tensor:
+def _list_scored_classes(train: Tensor, test: Tensor) -> Tensor:
     """The classes that can be learnt and scored, of labels [N, C]: indices.
 
     They have positive and negative images on both sides of the split.

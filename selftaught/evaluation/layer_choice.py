@@ -89,12 +89,12 @@ class AtBestLayer(Protocol):
         at = {name: at_layer(subject, name) for name in names}
 
         @cache
-        def settled(name: str) -> FeatureProtocol:
+        def settle(name: str) -> FeatureProtocol:
             vectors = at[name].features(train.positions)
             return self.protocol.settle(Features(vectors, train.labels))
 
         def score(rest: LabelledImages, held_out: Tensor, stages: Sequence[str]) -> list[Tensor]:
-            return [settled(s).score(at[s], rest, held_out).values.cpu() for s in stages]
+            return [settle(s).score(at[s], rest, held_out).values.cpu() for s in stages]
 
         return choose(names, splits, score)
 

@@ -25,13 +25,13 @@ def replace_strided_convs(network: nn.Module) -> nn.Module:
             type(module) is nn.Conv2d
             and max(module.stride) > 1
             and module.dilation == (1, 1)
-            and _centred(module)
+            and _is_centred(module)
         ):
             module.__class__ = StridedConv2d
     return network
 
 
-def _centred(conv: nn.Conv2d) -> bool:
+def _is_centred(conv: nn.Conv2d) -> bool:
     """Whether the padding puts the middle tap on the first pixel."""
     sides = () if isinstance(conv.padding, str) else tuple(2 * side + 1 for side in conv.padding)
     return conv.kernel_size == sides != (1, 1)

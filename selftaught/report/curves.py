@@ -54,9 +54,9 @@ def chart_losses(runs: Sequence[RunContent], letters: Sequence[str]) -> list[Cha
     )
     parts = parts if len(parts) > 1 else []  # a single part equals the loss
     if len(runs) == 1:
-        series = [_series(runs[0], "all" if parts else "", "loss", 0, _logged("loss"))]
+        series = [_series(runs[0], "all" if parts else "", "loss", 0, _entry("loss"))]
         series += [
-            _series(runs[0], p, f"{p} loss", i + 1, _logged("losses", p))
+            _series(runs[0], p, f"{p} loss", i + 1, _entry("losses", p))
             for i, p in enumerate(parts)
         ]
         return _present(
@@ -71,7 +71,7 @@ def chart_losses(runs: Sequence[RunContent], letters: Sequence[str]) -> list[Cha
             "Loss",
             runs,
             letters,
-            _logged("loss"),
+            _entry("loss"),
             note="The loss that training minimises. Only runs of one method are comparable.",
         ),
         *(
@@ -79,7 +79,7 @@ def chart_losses(runs: Sequence[RunContent], letters: Sequence[str]) -> list[Cha
                 f"Loss, {part}",
                 runs,
                 letters,
-                _logged("losses", part),
+                _entry("losses", part),
                 note=f"The part of {part} views.",
             )
             for part in parts
@@ -93,7 +93,7 @@ def chart_features(runs: Sequence[RunContent], letters: Sequence[str]) -> list[C
     for key, title, note, bounds in FEATURES:
         some = [run if key != "knn" or run.labelled else None for run in runs]
         charts.append(
-            overlay_runs(title, some, letters, _logged("features", key), note=note, bounds=bounds)
+            overlay_runs(title, some, letters, _entry("features", key), note=note, bounds=bounds)
         )
     return _present(*charts)
 
@@ -107,11 +107,11 @@ def chart_pretext(runs: Sequence[RunContent], letters: Sequence[str]) -> list[Ch
             "" if alone else letter,
             "accuracy" if alone else f"{letter} ({run.name})",
             i,
-            _logged("pretext"),
+            _entry("pretext"),
         )
         for i, (run, letter) in enumerate(zip(runs, letters, strict=True))
     ]
-    guesses = [_series(run, "chance", "chance", -1, _logged("pretext_chance")) for run in runs]
+    guesses = [_series(run, "chance", "chance", -1, _entry("pretext_chance")) for run in runs]
     distinct = {tuple(one.y[:1]): one for one in guesses if one.y}  # one line for each level
     series += [
         replace(one, colour=(len(runs) + i) % SERIES) for i, one in enumerate(distinct.values())
@@ -134,18 +134,18 @@ def chart_speed(runs: Sequence[RunContent], letters: Sequence[str]) -> list[Char
             "Images per second",
             runs,
             letters,
-            _logged("images_per_s"),
+            _entry("images_per_s"),
             note=rate,
             bounds=(0.0, None),
         ),
         overlay_runs(
-            "Waiting for data", runs, letters, _logged("wait"), note=waiting, bounds=(0.0, 0.5)
+            "Waiting for data", runs, letters, _entry("wait"), note=waiting, bounds=(0.0, 0.5)
         ),
         overlay_runs(
             "Learning rate",
             runs,
             letters,
-            _logged("lr"),
+            _entry("lr"),
             note="Learning rate of the optimizer at each step.",
             bounds=(0.0, None),
         ),
@@ -189,7 +189,7 @@ def _series(run: RunContent, label: str, name: str, colour: int, value: Value) -
     )
 
 
-def _logged(key: str, inner: str | None = None) -> Value:
+def _entry(key: str, inner: str | None = None) -> Value:
     if inner is None:
         return lambda record: record.get(key)
     return lambda record: _inner(record, key).get(inner)

@@ -119,7 +119,7 @@ def _bands(
 
 
 @lru_cache(maxsize=8)
-def _reflected(size: int, reach: int, device: torch.device) -> Tensor:
+def _reflect_positions(size: int, reach: int, device: torch.device) -> Tensor:
     """Positions [size, 2 reach + 1] around each pixel of a line, reflected at its ends."""
     near = torch.arange(size, device=device)[:, None] + torch.arange(
         -reach, reach + 1, device=device
@@ -139,7 +139,7 @@ def _blurs(sigma: Tensor, radius: int, size: int) -> Tensor:
     """Matrices [n, size, size] of Gaussian blurs along one axis, of sigma [n]."""
     reach = min(radius, size - 1)
     kernel = blur_kernels(sigma, reach)
-    places = _reflected(size, reach, sigma.device).expand(len(sigma), -1, -1)
+    places = _reflect_positions(size, reach, sigma.device).expand(len(sigma), -1, -1)
     return sigma.new_zeros(len(sigma), size, size).scatter_add_(
         2, places, kernel[:, None].expand_as(places)
     )

@@ -28,7 +28,7 @@ from selftaught.methods.parts.jigsaw_head import (
     joint_embedding,
     shuffled_pieces,
 )
-from selftaught.methods.parts.lab import coloured, light_and_colour
+from selftaught.methods.parts.lab import has_colour, light_and_colour
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from tests.formulas import (
     Rows,
@@ -446,7 +446,7 @@ def test_grey_has_no_colour() -> None:
     torch.testing.assert_close(light, grey, rtol=0, atol=1e-5)
     assert colour.std() < 1e-4
     both = torch.cat([grey, torch.rand(1, 3, 9, 9, generator=rng())])
-    assert coloured(both).tolist() == [False] * 3 + [True]
+    assert has_colour(both).tolist() == [False] * 3 + [True]
 
 
 def some_grey(start: int, step: int) -> Batch:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from selftaught.errors import UserError
 from selftaught.method import Batch, Defaults, Method, Setting, Setup
-from selftaught.methods.parts.lab import coloured, light_and_colour
+from selftaught.methods.parts.lab import has_colour, light_and_colour
 from selftaught.methods.parts.memory_bank import MemoryBank, MemoryConfig
 from selftaught.models.layers import Normalize, on_views
 from selftaught.ranges import Count
@@ -48,7 +48,7 @@ class CMC(Method):
 
     def targets(self, batch: Batch, predictions: tuple[Tensor, Tensor]) -> Tensor:
         # a grey view has no second modality, so it does not count
-        return torch.where(coloured(batch.views[0]), batch.index, -1)
+        return torch.where(has_colour(batch.views[0]), batch.index, -1)
 
     def loss(self, predictions: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         light, colour = predictions  # each is compared with the memory bank of the other

@@ -16,7 +16,7 @@ LIGHTNESS = 60.0  # of 100: at this lightness most colours fit into RGB
 GREY = 0.01  # mean difference of the channels up to which a view counts as grey
 
 
-def coloured(pixels: Tensor) -> Tensor:
+def has_colour(pixels: Tensor) -> Tensor:
     """Images [B, 3, H, W] -> bool [B]: whether an image has colour."""
     return (pixels.amax(1) - pixels.amin(1)).mean((1, 2)) > GREY
 

@@ -82,7 +82,7 @@ class Reconstruction(Method):
 
         The guess is the mean colour of the pixels that are left.
         """
-        return error_avoided(predictions, targets).clamp_min(0)
+        return measure_avoided_error(predictions, targets).clamp_min(0)
 
     def chance(self) -> float | None:
         return 0.0  # the grade of the guess
@@ -108,7 +108,7 @@ def image_errors(predictions: Tensor, view: Tensor, weights: Tensor) -> Tensor:
     return (weights * squares).sum((1, 2, 3)) / weights.sum((1, 2, 3))
 
 
-def error_avoided(predictions: Tensor, targets: Targets) -> Tensor:
+def measure_avoided_error(predictions: Tensor, targets: Targets) -> Tensor:
     """The share of a guess's error that each prediction avoids, [B]: below 0 it is worse.
 
     It is that of the pixels that were lost, or of all where none was.

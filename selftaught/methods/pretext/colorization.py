@@ -10,7 +10,7 @@ from torch import Tensor
 from selftaught.method import Batch, Defaults, Illustration, Method, Setting, Setup
 from selftaught.methods.parts.colour_bins import NEVER, ColourBins
 from selftaught.methods.parts.decoder import Decoder
-from selftaught.methods.parts.lab import coloured, colours, lightness, paint
+from selftaught.methods.parts.lab import colours, has_colour, lightness, paint
 from selftaught.models.layers import mix_areas, resize
 from selftaught.ranges import Count, Positive, Share
 
@@ -59,7 +59,7 @@ class Colorization(Method):
 
     def before_epoch(self, batches: Iterable[Batch]) -> None:
         views = (batch.views[0] for batch in batches)
-        rows = ((self.coarse_colours(view), coloured(view)) for view in views)
+        rows = ((self.coarse_colours(view), has_colour(view)) for view in views)
         self.bins.measure(rows, self.config.rebalance)
 
     def inputs(self, batch: Batch) -> Tensor:
@@ -79,7 +79,7 @@ class Colorization(Method):
         ab = self.coarse_colours(view)
         if self.config.regression:
             return ab / RANGE
-        return self.bins.weigh(self.bins.encode(ab)) * coloured(view)[:, None, None, None]
+        return self.bins.weigh(self.bins.encode(ab)) * has_colour(view)[:, None, None, None]
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         if self.config.regression:

@@ -56,7 +56,7 @@ class Supervised(Method):
         self.smoothing = config.smoothing
         previous = setup.previous
         assert previous is None or isinstance(previous, nn.Sequential)
-        layers = hidden(previous, config.head_layers) if previous else []
+        layers = list_hidden_layers(previous, config.head_layers) if previous else []
         width = [
             setup.backbone.features,
             *(layer.out_features for layer in layers if isinstance(layer, nn.Linear)),
@@ -84,7 +84,7 @@ class Supervised(Method):
         return self.classifier
 
 
-def hidden(previous: nn.Sequential, layers: int) -> list[nn.Module]:
+def list_hidden_layers(previous: nn.Sequential, layers: int) -> list[nn.Module]:
     """Return the first `layers` hidden layers of a head, each linear, batch norm and ReLU.
 
     `previous`: backbone and head. Raises UserError where the head has fewer hidden layers.

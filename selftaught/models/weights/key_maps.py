@@ -146,7 +146,7 @@ def _torchvision_efficientnet(state: State) -> State:
     return compile_rules(rules)(state)
 
 
-def _staged(ends: Sequence[Tensor]) -> list[str]:
+def _number_stages(ends: Sequence[Tensor]) -> list[str]:
     """Number consecutive blocks as `blocks.STAGE.BLOCK`.
 
     ends: the last convolution of each block. A stage ends where the width changes.
@@ -180,7 +180,7 @@ def _torchvision_mobilenet_v2(state: State) -> State:
     if any(end is None for end in ends):
         return state
     for i, (name, (theirs, ours)) in enumerate(
-        zip(_staged([e for e in ends if e is not None]), kinds, strict=True), 1
+        zip(_number_stages([e for e in ends if e is not None]), kinds, strict=True), 1
     ):
         rules += [
             (rf"features\.{i}\.conv\.{re.escape(t)}", f"{name}.{o}")
@@ -205,7 +205,7 @@ def _efficientnet_pytorch(state: State) -> State:
     ends = [state.get(f"_blocks.{i}._project_conv.weight") for i in range(count)]
     if any(end is None for end in ends):
         return state
-    for i, name in enumerate(_staged([end for end in ends if end is not None])):
+    for i, name in enumerate(_number_stages([end for end in ends if end is not None])):
         narrow, wide = (
             ("depthwise_conv", "bn1", "project_conv", "bn2"),
             ("expand_conv", "bn0", "depthwise_conv", "bn1"),
@@ -304,7 +304,7 @@ HF_CONVNEXT = [
 ]
 
 
-def _merged(
+def _merge_attention(
     rules: Rules, parts: Sequence[str] = ("query", "key", "value"), unbiased: str = ""
 ) -> Callable[[State], State]:
     """Rename by `rules`, then merge query, key and value to one layer.
@@ -340,7 +340,7 @@ def _merged(
 
 def _hf_dinov3(state: State) -> State:
     gated = any(".mlp.gate_proj." in key for key in state)
-    return _merged(
+    return _merge_attention(
         [*HF_DINOV3, *(_HF_GATED_MLP if gated else _HF_PLAIN_MLP)], ("q", "k", "v"), "k"
     )(state)
 
@@ -381,12 +381,12 @@ KEY_MAPS = (
     KeyMap(
         "transformers' ViT",
         ("embeddings.cls_token", "encoder.layer.0.layernorm_before.weight"),
-        _merged(HF_VIT),
+        _merge_attention(HF_VIT),
     ),
     KeyMap(
         "transformers' DINOv2",
         ("embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1"),
-        _merged(HF_DINOV2),
+        _merge_attention(HF_DINOV2),
     ),
     KeyMap(
         "transformers' DINOv3",
