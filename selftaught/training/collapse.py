@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SOLVED = 0.01  # accuracy of a pretext task above chance that constant features cannot have
+SOLVED = 0.01  # accuracy of a pretext task, above chance, that constant features cannot have
 MIN_LOST_VOTES = 10  # ten correct votes all become wrong by chance with probability 1/1000
 
 
@@ -72,13 +72,12 @@ class CollapseDetector:
             self.bad = max(self.bad + 1, self.patience)
             return f"step {step}: {self._describe_nan()}" if self.bad == self.patience else None
         if not self.start:
-            self.start = {
-                name: features[name] for name in ("std", "rank", "knn") if name in features
-            }
+            names = ("std", "rank", "knn", "pretext")
+            self.start = {name: features[name] for name in names if name in features}
             self.best = {"std": std, "rank": rank}
             return None
         collapsed = _equals(loss, collapsed_loss)
-        signs = [] if is_solved(features) else self._list_signs(step, features, collapsed)
+        signs = [] if self.is_solved(features) else self._list_signs(step, features, collapsed)
         if collapsed and collapsed_loss == 0:
             signs.append("the loss is that of constant outputs")
         was_healthy = self.bad == 0
@@ -95,6 +94,14 @@ class CollapseDetector:
         count = f" ({self.bad} of {self.patience} observations)"
         cause = self._suggest_remedy(step, collapsed, collapsed_loss)
         return f"step {step}: {state}{count}: {', '.join(signs)}. {cause}"
+
+    def is_solved(self, measures: Mapping[str, float]) -> bool:
+        """Whether a pretext task is solved above chance, and better than before training.
+
+        Random networks may be above chance: those of `spotting-artifacts` order places by blur.
+        """
+        least = max(measures.get("pretext_chance", math.inf), self.start.get("pretext", 0.0))
+        return measures.get("pretext", 0.0) > least + SOLVED
 
     def _list_signs(self, step: int, features: Mapping[str, float], collapsed: bool) -> list[str]:
         fractions = {"rank": (0.2, 0.0), "std": (0.3, 0.0)}  # of the start, of the best
@@ -161,11 +168,6 @@ class CollapseDetector:
         """Restore the state of `state_dict`."""
         self.start, self.best = dict(state["start"]), dict(state["best"])
         self.bad = int(state["bad"])
-
-
-def is_solved(measures: Mapping[str, float]) -> bool:
-    """Whether a pretext task is solved above chance; not if there is no task."""
-    return measures.get("pretext", 0.0) > measures.get("pretext_chance", math.inf) + SOLVED
 
 
 def wilson_low(share: float, count: float, errors: float = 3.0) -> float:

@@ -13,7 +13,7 @@ from selftaught.features import statistics
 from selftaught.features.extract import extract
 from selftaught.features.metrics import effective_count
 from selftaught.models.stages import StageFeatures, stage_at, stage_widths
-from selftaught.training.collapse import CollapseDetector, is_solved
+from selftaught.training.collapse import CollapseDetector
 from selftaught.training.pretext_accuracy import has_grades, measure_accuracy
 from selftaught.training.session import Session
 
@@ -96,14 +96,17 @@ class Monitor:
         return {**self.pretext, **stage}
 
     def warn_of_task(self) -> str | None:
-        """Return a warning if the method's task is at chance on held-out images."""
+        """Return a warning if the method's task is at chance on held-out images, or no better
+        solved than before training.
+        """
         chance = self.pretext.get("pretext_chance")
-        if chance is None or is_solved(self.pretext):
+        if chance is None or self.detector.is_solved(self.pretext):
             return None
+        before = self.detector.start.get("pretext", chance)
         return (
             f"the pretext task is not learnt: {100 * self.pretext['pretext']:.1f} % on held-out"
-            f" images, {100 * chance:.1f} % by chance. Train for longer, or try another learning"
-            " rate (--optimizer.lr)"
+            f" images, {100 * chance:.1f} % by chance, {100 * before:.1f} % before training. Train"
+            " for longer, or try another learning rate (--optimizer.lr)"
         )
 
     def observe(self, step: int, features: Mapping[str, float], loss: float | None) -> str | None:

@@ -125,6 +125,17 @@ def test_a_task_that_is_solved_is_no_collapse() -> None:
     assert guard.observe(100, {"std": 0.4, "rank": 8.0, "pretext": 0.9}) is not None
 
 
+def test_a_task_that_a_random_network_solves_is_not_learnt() -> None:
+    guard = CollapseDetector()
+    task = {"std": 0.4, "rank": 40.0, "pretext_chance": 0.5}
+    guard.observe(0, {**task, "pretext": 0.62})
+    assert not guard.is_solved({**task, "pretext": 0.62})
+    assert guard.is_solved({**task, "pretext": 0.7})
+    again = CollapseDetector()
+    again.load_state_dict(guard.state_dict())
+    assert not again.is_solved({**task, "pretext": 0.62})
+
+
 def test_classes_that_form_are_no_collapse() -> None:
     """In supervised training features gather in as many points as there are classes."""
     guard = CollapseDetector(patience=1)

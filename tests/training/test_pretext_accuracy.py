@@ -1,6 +1,7 @@
 """The accuracy of a pretext task on held-out images, and the stage that a method recommends."""
 
 import json
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,9 @@ def test_a_resumed_run_keeps_it(images: Path, trained: Path, tmp_path: Path) -> 
 def test_a_task_that_is_not_learnt_is_said_at_the_end(
     images: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture, accuracy: float, warns: bool
 ) -> None:
-    measured = {"pretext": accuracy, "pretext_chance": 0.25}
-    monkeypatch.setattr(monitor, "measure_accuracy", lambda *_: measured)
+    values = chain([0.25], repeat(accuracy))  # the first one before training
+    measure = lambda *_: {"pretext": next(values), "pretext_chance": 0.25}  # noqa: E731
+    monkeypatch.setattr(monitor, "measure_accuracy", measure)
     words = ["--data", str(images), "--out", str(tmp_path / "run"), "--method", "rotation"]
     assert main(["pretrain", *words, "--steps", "2", *SMALL]) == 0
     assert ("not learnt" in capsys.readouterr().err) == warns
