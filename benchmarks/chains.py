@@ -129,7 +129,10 @@ def work(job: Job, s: Settings) -> dict[str, Any]:
     import torch
 
     from selftaught.api import launch
+    from selftaught.cli.malloc import keep_freed
     from selftaught.training import selection
+
+    keep_freed()  # as the command line does
 
     torch.set_num_threads(1)
     logging.disable(logging.INFO)

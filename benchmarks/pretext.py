@@ -26,6 +26,7 @@ from torch import nn
 import selftaught as st
 from benchmarks.common import RESULTS, find, make_once, mark, training_seconds, write
 from benchmarks.methods import fill
+from selftaught.cli.malloc import keep_freed
 from selftaught.runs import folder as run_folder
 
 METHODS = (
@@ -226,6 +227,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--docs", action="store_true")
     args = parser.parse_args()
+    keep_freed()  # as the command line does
     for part in args.parts:
         for method in args.only:
             if part == "plain" or method in HARD:
