@@ -27,7 +27,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "report": report,
 }
-METHOD = ["--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "128"]
+METHOD = ["--method", "moco-v2", "--size", "64", "--backbone", "resnet10t", "--batch", "64"]
 HEXA = ["--hard", "adversarial", "cutmix"]
 LABELS = ["--labels", "5", "all"]
 
