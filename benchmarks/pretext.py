@@ -136,7 +136,7 @@ def collect(args: argparse.Namespace) -> list[Row]:
             if not file.exists():
                 continue
             run = run_folder.read_run(folder)
-            names = ("outcome", "pretext", "pretext_chance", "recommended_stage")
+            names = ("outcome", "pretext", "pretext_error", "pretext_chance", "recommended_stage")
             facts = {name: run.facts.get(name) for name in names}
             about = {"method": method, "part": part, "size": run.stage.size}
             seconds = round(training_seconds(folder))
@@ -164,6 +164,8 @@ def table(rows: Sequence[Row]) -> list[str]:
         if row["pretext"] is not None:
             chance = row["pretext_chance"]
             answers = f"{100 * row['pretext']:.1f}"
+            if row.get("pretext_error") is not None:
+                answers += f" ± {196 * row['pretext_error']:.1f}"
             answers += "" if chance is None else f" ({100 * chance:.1f})"
         final, best = (
             " / ".join(cell(row, protocol, *place) for protocol in ("knn", "linear"))

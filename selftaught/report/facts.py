@@ -39,8 +39,10 @@ def list_facts(run: RunContent) -> list[tuple[str, str]]:
     ]
     waits = [wait for record in run.journal if (wait := number(record.get("wait"))) is not None]
     loss = number(last.get("loss"))
-    accuracy, chance = (number(run.about.get(key)) for key in ("pretext", "pretext_chance"))
-    beside = "" if chance is None else f" (chance {100 * chance:.1f} %)"
+    names = ("pretext", "pretext_error", "pretext_chance")
+    accuracy, error, chance = (number(run.about.get(name)) for name in names)
+    beside = "" if error is None else f" ± {196 * error:.1f}"
+    beside += " %" if chance is None else f" % (chance {100 * chance:.1f} %)"
     facts = [
         ("Method", part_title(config.get("method"))),
         (
@@ -59,7 +61,7 @@ def list_facts(run: RunContent) -> list[tuple[str, str]]:
         ),
         ("Waiting for data", f"{100 * statistics.fmean(waits):.0f} % of the time" if waits else ""),
         ("Last loss", f"{loss:.4g}" if loss is not None else ""),
-        ("Pretext task", f"{100 * accuracy:.1f} %{beside}" if accuracy is not None else ""),
+        ("Pretext task", f"{100 * accuracy:.1f}{beside}" if accuracy is not None else ""),
         ("Recommended stage", str(run.about.get("recommended_stage") or "")),
         ("Device", str(run.about.get("device") or "")),
         ("Seed", str(run.about.get("seed", ""))),

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 MEASURES = 20  # measurements in a run, at regular intervals
 RARELY = 50  # minimum interval in steps, as a measurement costs as much as about four steps
 EARLY = (10, 25, 50, 100, 200, 400)  # additional steps, as collapse usually begins early
+GRADED = 2048  # held-out images that the task is graded on after the last step
 SOON = 5  # steps until the next measurement after a bad one
 
 
@@ -39,6 +40,10 @@ class Monitor:
         self.best = -1.0
         self.bank, self.voted, self.watched = sample(session.index, number)
         self.held_out = self.watched[: len(session.index.held_out)]
+        order = torch.randperm(
+            len(session.index.held_out), generator=torch.Generator().manual_seed(0)
+        )
+        self.graded = session.index.held_out[order[: max(GRADED, len(self.held_out))]]
         self.stage = recommended_stage(session)
         self.pretext: dict[str, float] = {}  # the last one of `measure_pretext`
         if has_grades(session.method) and not len(self.held_out):
@@ -86,8 +91,12 @@ class Monitor:
         return measures
 
     def measure_pretext(self) -> dict[str, float]:
-        """Measure the accuracy of the method's task on held-out images; empty if it has none."""
-        self.pretext = measure_accuracy(self.session, self.held_out)
+        """Measure the accuracy of the method's task on held-out images; empty if it has none.
+
+        After the last step it is measured on more images.
+        """
+        last = self.measured_at == self.session.stage.steps
+        self.pretext = measure_accuracy(self.session, self.graded if last else self.held_out)
         return self.pretext
 
     def facts(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Accuracy of a pretext task on held-out images: a loss alone does not show what was learnt."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,8 @@ def has_grades(method: Method) -> bool:
 def measure_accuracy(session: Session, positions: Tensor) -> dict[str, float]:
     """Measure the mean grade of the images at `positions` [n]; empty if the method gives none.
 
-    Returns `pretext` and, where it is known, `pretext_chance`. The random numbers of an image are
+    Returns `pretext`, its standard error over images `pretext_error` and, where it is known,
+    `pretext_chance`. The random numbers of an image are
     the same in every measurement. Every rank grades its share, and all get the whole.
     """
     method, count = session.method, len(positions)
@@ -37,7 +40,9 @@ def measure_accuracy(session: Session, positions: Tensor) -> dict[str, float]:
         if grade is None:
             return {}
         grades.append(grade.double())
-    accuracy = {"pretext": float(gather(torch.cat(grades))[:count].mean())}
+    all_grades = gather(torch.cat(grades))[:count]
+    error = float(all_grades.std(correction=min(count - 1, 1))) / math.sqrt(count)
+    accuracy = {"pretext": float(all_grades.mean()), "pretext_error": error}
     chance = method.chance()
     return accuracy if chance is None else {**accuracy, "pretext_chance": chance}
 

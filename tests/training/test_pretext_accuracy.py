@@ -57,6 +57,24 @@ def test_it_is_logged_beside_chance(trained: Path) -> None:
     assert facts["pretext_chance"] == 0.25
 
 
+def test_after_the_last_step_more_images_are_graded(trained: Path) -> None:
+    monitor = Monitor(session_of(trained), 4)
+    assert (len(monitor.held_out), len(monitor.graded)) == (4, len(monitor.session.index.held_out))
+    assert monitor.measure_pretext() == measure_accuracy(monitor.session, monitor.held_out)
+    monitor.measured_at = monitor.session.stage.steps
+    assert monitor.measure_pretext() == measure_accuracy(monitor.session, monitor.graded)
+
+
+def test_the_error_is_that_of_a_mean(trained: Path, monkeypatch: Patch) -> None:
+    session = session_of(trained)
+    grades = torch.tensor([0.0, 1, 1, 0, 1])
+    monkeypatch.setattr(Rotation, "grade", lambda *_: grades)
+    measured = measure_accuracy(session, session.index.held_out[:5])
+    assert measured["pretext_error"] == pytest.approx(grades.std().item() / 5**0.5)
+    monkeypatch.setattr(Rotation, "grade", lambda *_: grades[:1])
+    assert measure_accuracy(session, session.index.held_out[:1])["pretext_error"] == 0
+
+
 def test_a_resumed_run_keeps_it(images: Path, trained: Path, tmp_path: Path) -> None:
     facts = json.loads((trained / "run.json").read_text())
     assert main(["pretrain", "--out", str(trained), "--resume"]) == 0
@@ -123,7 +141,8 @@ def test_the_report_and_export_name_it(trained: Path, tmp_path: Path, capsys: Ca
     assert main(["report", str(trained), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     facts = json.loads((trained / "run.json").read_text())
-    assert f"{100 * facts['pretext']:.1f} % (chance 25.0 %)" in page
+    error = 196 * facts["pretext_error"]
+    assert f"{100 * facts['pretext']:.1f} ± {error:.1f} % (chance 25.0 %)" in page
     assert '<section id="task">' in page
     assert page.count("truth ") >= 8
     stage = facts["recommended_stage"]
