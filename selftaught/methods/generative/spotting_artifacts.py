@@ -75,7 +75,7 @@ class SpottingArtifacts(Method):
             config = replace(self, width=width, blocks=blocks)
             mild = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
             views = {"scale": (1 / 3, 1.0), "gray": 0.0, "blur": 0.0, **mild}
-            return Defaults(config=config, views=views, optimizer="adamw", lr=4e-3)
+            return Defaults(config=config, views=views, optimizer="adamw", lr=6e-4)
 
         def previous(self, init: str | None) -> Previous | None:
             return super().previous(init) if self.teacher else None
