@@ -226,7 +226,7 @@ def collect(args: argparse.Namespace) -> list[Row]:
 
 
 def chosen(rows: Sequence[Row], **where: Any) -> list[Row]:
-    """Those whose fields are as args."""
+    """The rows with these values."""
     return [r for r in rows if all(r[k] == v for k, v in where.items())]
 
 

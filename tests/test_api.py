@@ -277,6 +277,10 @@ def test_weights_are_adapted(run: st.Run, images: Path, tmp_path: Path) -> None:
         st.adapt(plan=plan, out=tmp_path / "c", steps=3)
     with pytest.raises(UserError, match="init"):
         st.adapt(target=images, out=tmp_path / "d")
+    with pytest.raises(UserError, match="not as data"):
+        st.adapt(init=adapted, target=images, data=images, out=tmp_path / "d")
+    with pytest.raises(UserError, match="plan"):
+        st.adapt(plan=plan, out=tmp_path / "c", source_steps=3)
 
 
 def test_a_stage_is_carried_out_as_it_is(run: st.Run, tmp_path: Path) -> None:

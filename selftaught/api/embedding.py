@@ -18,6 +18,7 @@ from selftaught.data.loading.images import Images, default_canvas
 from selftaught.errors import UserError, require
 from selftaught.features.extract import extract
 from selftaught.loggers.terminal import Progress
+from selftaught.models.backbone import refuse_size
 from selftaught.models.weights import weight_files
 from selftaught.runs import folder as run_folder
 
@@ -124,8 +125,10 @@ def embed_images(
     pixel_range = own.pixel_range if own else backbone.pixel_range
     index = data.index(seed, progress.of("reading images"), pixel_range)
     progress.say(index.describe())
-    width = size or (own.stage.size if own else backbone.image_size or 224)
+    usual = own.stage.size if own else backbone.image_size or 224
+    width = usual if size is None else size
     require(width >= 8, "--size", "8 pixels or more", width)
+    refuse_size(backbone, str(learnt), width)
     images = Images(
         index.paths,
         index.sizes,

@@ -85,8 +85,10 @@ def adapt(
     """
     overrides, launch = split_settings(settings)
     place = Path(out)
+    if "data" in overrides:
+        raise UserError("adapt takes its images as target and source, not as data")
     if plan is not None:
-        if overrides or target or source or init:
+        if overrides or target or source or init or source_steps is not None:
             raise UserError("settings and a plan do not go together: write them into the plan")
         stages = read_plan(plan)
     else:

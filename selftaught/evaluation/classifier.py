@@ -44,6 +44,11 @@ class Classifier(Protocol):
                 )
             log.info(f"{subject.name} has no classifier of its own: omitted")
             return False
+        run = run_folder.resolve_run(Path(subject.name))
+        has_classes = (run / heads.FILE).is_file() and bool(heads.load_head(run).classes)
+        if not (has_classes or subject.first):
+            log.info(f"{subject.name} has no classifier: omitted")
+            return False
         heads.refuse_other(subject.name, load_classifier(subject).classes, subject.classes)
         return True
 

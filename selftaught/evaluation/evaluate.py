@@ -32,7 +32,7 @@ from selftaught.features.linear import LinearProbe
 from selftaught.features.protocol import FeatureExtractor, LabelledImages, Protocol, Subject
 from selftaught.loggers.logger import Logger, Loggers, RunFacts, build_loggers
 from selftaught.loggers.terminal import Progress
-from selftaught.models.backbone import Backbone
+from selftaught.models.backbone import Backbone, refuse_size
 from selftaught.models.stages import StageFeatures, stage_widths
 from selftaught.models.weights import weight_files
 from selftaught.runs import folder as run_folder
@@ -106,6 +106,8 @@ def evaluate_run(
         else compared[str(learnt)].image_size or 224
     )
     require(width >= 8, "--size", "8 pixels or more", width)
+    for name, backbone in compared.items():
+        refuse_size(backbone, name, width)
     log.info(f"images of {width} pixels")
     images = Images(
         index.paths,

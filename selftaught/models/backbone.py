@@ -349,6 +349,14 @@ def nearest_size(encoder: nn.Module, size: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
+def refuse_size(encoder: nn.Module, name: str, size: int) -> None:
+    """Raise UserError if a network takes no square images of `size` pixels; it names the nearest
+    size.
+    """
+    if (nearest := nearest_size(encoder, (size, size))) != (size, size):
+        raise UserError(f"{name} takes no images of {size} pixels: --size {nearest[0]}")
+
+
 def _small_stem(network: Any, name: str) -> None:
     if not isinstance(network, ResNet):
         raise UserError(

@@ -5,7 +5,7 @@
 - last-K: the last K blocks of a transformer or stages of a convolutional network, and all layers
   that follow them
 - lora-R: low-rank additions of rank R to a ViT's linear layers (Hu et al., 2021); `lora` is lora-8
-- none: no parameter; only the method's own head is trained
+- none: no parameter; statistics of the norms are set to those of the data
 """
 
 import re

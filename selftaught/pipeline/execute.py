@@ -44,6 +44,7 @@ class ResolvedStage:
     identity: str
     root: str | None  # the weights that its chain starts from; None for random ones
     classes: tuple[str, ...]  # the classes that it predicts; empty if none
+    several: bool = False  # its images have several classes each
 
     def folder(self, out: Path) -> Path:
         """The stage's folder below the plan's folder."""
@@ -124,7 +125,8 @@ def resolve_node(
     ):
         identity = older
     stage = restore_precision(stage, out / "stages" / identity)
-    return ResolvedStage(node, stage, identity, root, classes)
+    several = index.labels is not None and index.labels.ndim == 2
+    return ResolvedStage(node, stage, identity, root, classes, several)
 
 
 def network_of_stage(stage: Stage) -> dict[str, Any]:
@@ -157,6 +159,11 @@ def find_teacher_folder(teacher: ResolvedStage, overrides: Mapping[str, Any], ou
         raise UserError(
             f"{teacher.node.name} tells no classes and cannot teach: name a stage of supervised or"
             " distillation"
+        )
+    if config.part == "classifier" and teacher.several:
+        raise UserError(
+            f"{teacher.node.name} predicts several classes an image and cannot teach: name a stage"
+            " that predicts one"
         )
     return str(teacher.folder(out))
 

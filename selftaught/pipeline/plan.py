@@ -201,7 +201,11 @@ def chain(
         init=None if source else init,
     )
     if not source:
+        if source_steps is not None:
+            raise UserError("--source-steps does nothing without --source: name its images")
         return Plan(nodes=(last,))
+    if not init:  # random weights, which nothing should hold
+        common = {k: v for k, v in common.items() if k.partition(".")[0] != "anchor"}
     first = Node(
         name="source", overrides={**common, "data": source, "steps": source_steps}, init=init
     )

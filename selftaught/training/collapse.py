@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SOLVED = 0.01  # accuracy of a pretext task, above chance, that constant features cannot have
+SOLVED = 0.01  # accuracy of a pretext task above chance; or two standard errors, if that is more
 MIN_LOST_VOTES = 10  # ten correct votes all become wrong by chance with probability 1/1000
 
 
@@ -101,7 +101,8 @@ class CollapseDetector:
         Random networks may be above chance: those of `spotting-artifacts` order places by blur.
         """
         least = max(measures.get("pretext_chance", math.inf), self.start.get("pretext", 0.0))
-        return measures.get("pretext", 0.0) > least + SOLVED
+        margin = max(SOLVED, 2 * measures.get("pretext_error", 0.0))
+        return measures.get("pretext", 0.0) > least + margin
 
     def _list_signs(self, step: int, features: Mapping[str, float], collapsed: bool) -> list[str]:
         fractions = {"rank": (0.2, 0.0), "std": (0.3, 0.0)}  # of the start, of the best
@@ -124,7 +125,7 @@ class CollapseDetector:
         ] + self._list_knn_sign(step, features)
 
     def _list_knn_sign(self, step: int, features: Mapping[str, float]) -> list[str]:
-        if step < self.settle or not self.voters or "pretext_chance" in features:
+        if step < self.settle or not self.voters:
             return []
         if "knn" not in features or "knn" not in self.start:
             return []

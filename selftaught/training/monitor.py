@@ -50,6 +50,8 @@ class Monitor:
             log.info("there are no held-out images: the accuracy of the task is not measured")
         labels = session.index.labels
         judged = labels is not None and not session.stage.init and len(self.voted) > 0
+        # Features for a task may lose colours before they solve it.
+        judged = judged and not has_grades(session.method)
         self.detector = CollapseDetector(
             voters=effective_count(labels[self.voted]) if labels is not None and judged else 0
         )

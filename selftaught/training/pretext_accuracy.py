@@ -26,8 +26,9 @@ def measure_accuracy(session: Session, positions: Tensor) -> dict[str, float]:
     """Measure the mean grade of the images at `positions` [n]; empty if the method gives none.
 
     Returns `pretext`, its standard error over images `pretext_error` and, where it is known,
-    `pretext_chance`. The random numbers of an image are
-    the same in every measurement. Every rank grades its share, and all get the whole.
+    `pretext_chance`. The random numbers of an image follow its place in `positions`, so equal
+    positions get equal numbers. Every rank grades its share, and all get the whole. Grades that
+    compare the images of a batch differ a little with the number of ranks.
     """
     method, count = session.method, len(positions)
     if not count or not has_grades(method):

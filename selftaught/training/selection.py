@@ -99,6 +99,8 @@ class Choice:
             else ("as it was brought", "what was brought")
         )
         before, after = f"{score_text(self.start)} {place}", score_text(self.best)
+        if self.best is self.start and self.start.step > 0:
+            return f"kept: step {self.start.step:,}, {score_text(self.start)} ({metric})"
         if self.best is self.start:
             return (
                 f"nothing that was trained could be scored; kept: {name}, with"
@@ -158,7 +160,9 @@ class Candidates:
     def __init__(self, session: Session, folder: Path) -> None:
         self.session, self.folder = session, folder
         best = session.stage.keep == "best"
-        self.steps = {0, session.stage.steps} if best else set()
+        # Random weights are no start to go back to.
+        start = {0} if session.stage.init is not None else set()
+        self.steps = start | {session.stage.steps} if best else set()
         self.positions = sample(session.index) if best else torch.empty(0, dtype=torch.long)
         self.candidates: list[Candidate] = []
 
@@ -170,18 +174,24 @@ class Candidates:
         """Score the weights of this step.
 
         At step 0 the weights that the chain of stages started from are scored too, and at the end
-        those between start and end. Random weights are no start to go back to.
+        those between start and end. After an error none of the step is a candidate, so that a
+        resumed run scores all of them.
         """
         broadcast_tensors(running_statistics(self.session.step))
         stage = self.session.stage
+        candidates = []
         if step == 0 and stage.base is not None:
-            self.score(self.load(stage.base), BASE)
-        self.score(self.session.backbone, step)
-        present = {c.step: self.folder / c.file for c in self.candidates if c.share == 1}
+            candidates += self.score(self.load(stage.base), BASE)
+        candidates += self.score(self.session.backbone, step)
+        present = {
+            c.step: self.folder / c.file for c in [*self.candidates, *candidates] if c.share == 1
+        }
         if step > 0 and stage.init is not None and {0, step} <= present.keys():
             wait_for_rank0()  # it writes the files
             for share in SHARES:
-                self.score(self.interpolate(present[0], present[step], share), step, share)
+                between = self.interpolate(present[0], present[step], share)
+                candidates += self.score(between, step, share)
+        self.candidates += candidates
 
     def load(self, weights: str | Path) -> Backbone:
         """Build a copy of the backbone with other weights, on the device."""
@@ -198,26 +208,30 @@ class Candidates:
         backbone.load_state_dict(interpolate_states(*states, share))
         return backbone
 
-    def score(self, backbone: Backbone, step: int, share: float = 1.0) -> None:
-        """Score weights, and save them in the run's folder, if they are finite."""
+    def score(self, backbone: Backbone, step: int, share: float = 1.0) -> list[Candidate]:
+        """Score weights, and save them in the run's folder; an empty list if they are not
+        finite.
+        """
         labels = self.session.index.labels
         vectors, closer = (
             extract_features(self.session, self.positions, share, backbone) for share in (1.0, 0.7)
         )
         sharded = is_sharded(self.session.step.parameters())
         if not is_finite([backbone.state_dict(), vectors, closer], sharded):
-            return
+            return []
         scores = statistics.measure(vectors, closer)
-        if labels is not None:
+        if labels is not None and bool(self.session.index.labelled[self.positions].all()):
             scores |= label_scores(vectors, labels[self.positions])
         name = "base" if step == BASE else f"step-{step}"
         if share < 1:
             name += f"-share-{share:g}"
         file = f"checkpoints/{name}.safetensors"
-        head = self.folder / f"checkpoints/{name}-{heads.FILE}" if step > 0 else None
+        learnt = step > 0 and self.session.stage.trainable != "none"
+        head = self.folder / f"checkpoints/{name}-{heads.FILE}" if learnt else None
         save_weights(self.session, backbone, self.folder / file, head)
-        self.candidates.append(Candidate(step=step, share=share, file=file, scores=scores))
-        log.info(f"{name}: {score_text(self.candidates[-1])}")
+        candidate = Candidate(step=step, share=share, file=file, scores=scores)
+        log.info(f"{name}: {score_text(candidate)}")
+        return [candidate]
 
     def keep_best(self) -> Choice:
         """Choose the best weights, and copy them to the run's backbone.safetensors."""

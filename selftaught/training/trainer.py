@@ -341,7 +341,8 @@ def run(trainer: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
                         " continue with --resume"
                     )
         trainer.save()
-        if trainer.first and stage.steps and (warning := trainer.monitor.warn_of_task()):
+        learns = stage.steps and stage.trainable != "none"
+        if trainer.first and learns and (warning := trainer.monitor.warn_of_task()):
             log.warning(warning)
         return trainer.finish("done")
     except UserError as error:  # perhaps on this rank only, so no collective may follow

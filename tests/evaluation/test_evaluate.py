@@ -12,7 +12,7 @@ from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
 from selftaught.features.protocol import Protocol
 from tests.commands import argv
-from tests.fixtures import Patch, Places
+from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
 
 SMALL = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --workers 0")
@@ -78,3 +78,18 @@ def test_training_images_of_one_class_are_refused_before_any_is_looked_at(
         )
     words = ["evaluate", str(begun), "--data", str(tmp_path / "data"), "--workers", "0"]
     assert main(words) == 2
+
+
+@pytest.mark.parametrize("command", ["evaluate", "embed"])
+def test_a_size_that_no_vit_takes_is_refused(
+    command: str, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = argv(
+        f"--data {images} --out {tmp_path}/vit --size 64 --backbone", "test_vit", *SMALL[4:]
+    )
+    assert main(["pretrain", *words, "--steps", "0"]) == 0
+    words = ["--data", str(images), "--size", "50"]
+    words += ["--out", str(tmp_path / "table.npz")] if command == "embed" else []
+    assert main([command, str(tmp_path / "vit"), *words]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "takes no images of 50 pixels: --size 48" in last

@@ -590,6 +590,7 @@ def test_a_bad_plan_is_refused_before_anything_is_trained(
             ["--init", "{brought}", "--target", "{target}", "--steps", "2", "--epochs", "2"],
             "not both",
         ),
+        (["--init", "{brought}", "--target", "{target}", "--source-steps", "7"], "--source-steps"),
     ],
 )
 def test_a_bad_command_is_refused(
@@ -602,6 +603,15 @@ def test_a_bad_command_is_refused(
     assert last.startswith("selftaught: ")
     assert word in last
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [{"anchor": 1.0}, {"anchor": 1.0, "anchor.kind": "gram"}])
+def test_a_source_from_random_weights_has_no_anchor(flags: dict[str, Any]) -> None:
+    source, target = plan.chain(flags, target="t", source="s").nodes
+    assert not any(name.startswith("anchor") for name in source.overrides)
+    assert flags.items() <= target.overrides.items()
+    source, _ = plan.chain(flags, target="t", source="s", init="w.pth").nodes
+    assert flags.items() <= source.overrides.items()
 
 
 # ------------------------------------------------------------------------------------- what

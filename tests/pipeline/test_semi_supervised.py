@@ -390,6 +390,30 @@ def test_the_own_classifier_is_scored(done: Path, images: Path, capsys: Capture)
     assert "Own classifier, as it was trained" in (done / "page.html").read_text()
 
 
+def test_a_run_without_classifier_is_left_out(done: Path, capsys: Capture) -> None:
+    place = stages(done)
+    words = ["evaluate", str(place["tuned"]), "--protocol", "classifier", "--json", *HERE]
+    assert main([*words, "--against", str(place["pretrain"])]) == 0
+    text = capsys.readouterr()
+    assert [row["backbone"] for row in json.loads(text.out)] == [str(place["tuned"])]
+    assert f"{place['pretrain']} has no classifier: omitted" in text.err
+
+
+def test_a_teacher_of_several_classes_an_image_is_refused_at_once(
+    images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    rows = [
+        f"{file.relative_to(images)},{i % 2},{i // 2 % 2}"
+        for i, file in enumerate(sorted(images.rglob("*.png")))
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(["file,a,b", *rows]) + "\n")
+    labels = {"labels_from": str(tmp_path / "table.csv")}
+    file = three_steps(images, tmp_path / "plan.yaml", tuned={**labels, "subset": "all"})
+    assert main(["adapt", "--plan", str(file), "--out", str(tmp_path / "out"), *HERE]) == 2
+    assert "tuned predicts several classes an image" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "stages").exists()
+
+
 def test_columns_go_by_the_names_of_classes(
     done: Path, images: Path, tmp_path: Path, capsys: Capture
 ) -> None:

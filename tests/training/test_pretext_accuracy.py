@@ -1,6 +1,7 @@
 """The accuracy of a pretext task on held-out images, and the stage that a method recommends."""
 
 import json
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from selftaught.cli.main import main
 from selftaught.features import statistics
 from selftaught.features.extract import extract
 from selftaught.loggers import jsonl
+from selftaught.methods import METHODS
 from selftaught.methods.pretext.rotation import Rotation
 from selftaught.models.stages import StageFeatures, stage_at
 from selftaught.runs import folder as run_folder
@@ -149,6 +151,24 @@ def test_the_report_and_export_name_it(trained: Path, tmp_path: Path, capsys: Ca
     assert stage in page
     assert main(["export", str(trained), "--to", str(tmp_path / "backbone.pth")]) == 0
     assert stage in capsys.readouterr().err
+
+
+def test_features_for_a_task_may_tell_less_of_classes(trained: Path, tmp_path: Path) -> None:
+    """kNN is no sign of a collapse there: before a puzzle is learnt, features lose colours."""
+    graded = session_of(trained)
+    assert Monitor(graded, 16).detector.voters == 0
+    plain = replace(graded.stage, method=METHODS["simclr"].Config())
+    session = build_session(plain, graded.index, torch.device("cpu"), 0)
+    assert Monitor(session, 16).detector.voters > 0
+
+
+def test_where_nothing_is_trained_no_task_is_learnt(
+    images: Path, trained: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["--data", str(images), "--out", str(tmp_path / "run"), "--method", "rotation"]
+    words += ["--init", str(trained), "--trainable", "none", "--steps", "2"]
+    assert main(["pretrain", *words, *SMALL[2:]]) == 0
+    assert "not learnt" not in capsys.readouterr().err
 
 
 def test_the_recommended_stage_is_monitored(trained: Path) -> None:

@@ -4,6 +4,7 @@ any.
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from selftaught.cli import flags
+from selftaught.config.stage import shared_index
 from selftaught.data.index.build import Index
 from selftaught.data.io.paths import Paths
+from selftaught.errors import FileError
 from selftaught.training import selection
-from selftaught.training.selection import Candidate, choose, label_scores
+from selftaught.training.selection import Candidate, Candidates, choose, label_scores
+from selftaught.training.session import build_session
+from tests.commands import argv, succeed
+from tests.fixtures import Patch, Places
+from tests.pictures import folder
+
+RUN = argv("--backbone test_resnet --size 32 --batch 8 --precision fp32 --steps 3")
 
 
 def labelled(step: int, knn: float, linear: float, rank: float = 1.0) -> Candidate:
@@ -200,3 +210,85 @@ def test_no_more_images_than_needed(labels: Tensor | None, most: int) -> None:
     assert len(positions.unique()) == most
     assert (positions % 5 != 0).all()
     assert torch.equal(positions, selection.sample(index(labels, 5000)))
+
+
+# Candidates of a run
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: Places) -> Path:
+    return folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def start(images: Path, tmp_path_factory: Places) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "start"
+    succeed("pretrain", "--data", images, "--out", out, *RUN)
+    return out
+
+
+def candidates_of(images: Path, out: Path, **fields: Any) -> Candidates:
+    """Those of a run that is not trained: its first and last weights are equal."""
+    words = [*argv(f"--data {images} --out {out}"), *RUN, *argv("--keep best")]
+    words += [f"--{name}={value}" for name, value in fields.items()]
+    stage = flags.stage_from(words, None, "cpu", shared_index)
+    index = stage.data.index(stage.seed)
+    session = build_session(stage, index, torch.device("cpu"), 0)
+    (out / "checkpoints").mkdir(parents=True)
+    return Candidates(session, out)
+
+
+def scored(candidates: Candidates) -> list[tuple[int, float]]:
+    for step in (0, 3):
+        if candidates.due(step):
+            candidates.score_candidates(step)
+    return [(c.step, c.share) for c in candidates.candidates]
+
+
+def test_random_weights_are_no_candidate(images: Path, tmp_path: Path) -> None:
+    candidates = candidates_of(images, tmp_path / "run")
+    assert scored(candidates) == [(3, 1.0)]
+    choice = candidates.keep_best()
+    assert (choice.kept.step, choice.text.startswith("kept: step 3, ")) == (3, True)
+
+
+def test_a_step_that_failed_is_scored_whole(
+    images: Path, start: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    candidates = candidates_of(images, tmp_path / "run", init=start)
+    save, full = selection.save_weights, [True]
+
+    def refuse(session: Any, backbone: Any, file: Path, head: Path | None) -> None:
+        if "share-0.5" in file.name and full:
+            raise FileError("the disk is full")
+        save(session, backbone, file, head)
+
+    monkeypatch.setattr(selection, "save_weights", refuse)
+    with pytest.raises(FileError):
+        scored(candidates)
+    again = Candidates(candidates.session, candidates.folder)
+    again.load_state_dict(candidates.state_dict())
+    full.clear()
+    assert scored(again) == [(0, 1.0), (3, 1.0), *((3, share) for share in selection.SHARES)]
+
+
+def test_a_head_that_is_not_trained_is_not_saved(images: Path, start: Path, tmp_path: Path) -> None:
+    for name, trainable in (("all", "all"), ("none", "none")):
+        fields = {"init": start, "trainable": trainable, "method": "simclr"}
+        candidates = candidates_of(images, tmp_path / name, **fields)
+        scored(candidates)
+        heads = list((tmp_path / name / "checkpoints").glob("step-3*head*"))
+        assert bool(heads) == (name == "all")
+
+
+def test_labels_of_held_out_images_alone_score_nothing(start: Path, tmp_path: Path) -> None:
+    """Each image has several classes, and the training images have no labels."""
+    images = folder(tmp_path / "images" / "train", classes=1)
+    folder(tmp_path / "images" / "test", classes=1, seed=1)
+    rows = [f"test/class 0/{i:03}.png,{i % 2},{i // 2 % 2}" for i in range(16)]
+    table = "\n".join(["file,a,b", *rows])
+    (images.parent / "labels.csv").write_text(table + "\n")
+    candidates = candidates_of(images.parent, tmp_path / "run", init=start)
+    assert candidates.session.index.labels.ndim == 2
+    scored(candidates)
+    assert not any(c.by_labels for c in candidates.candidates)

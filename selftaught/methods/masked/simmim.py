@@ -1,7 +1,7 @@
 """SimMIM (Xie et al., 2022, https://arxiv.org/abs/2111.09886)."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from selftaught.methods.parts.masked_pixels import (
     spread_mask,
 )
 from selftaught.models.layers import resize
-from selftaught.ranges import Count, Share
+from selftaught.ranges import Range, Share
 
 
 class SimMIM(MaskedPixels):
@@ -29,7 +29,8 @@ class SimMIM(MaskedPixels):
     @dataclass(frozen=True, kw_only=True)
     class Config(MaskedPixels.Config):
         mask_ratio: Share = 0.6  # share of the squares that are masked
-        cells: Count = 7  # squares along a side of the view: of 32 pixels in 224, as in the paper
+        # squares along a side of the view: of 32 pixels in 224, as in the paper
+        cells: Annotated[int, Range(2)] = 7
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Crop and mirror views only. Short trainings need a rate above the paper's."""
