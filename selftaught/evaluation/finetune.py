@@ -83,7 +83,7 @@ class FineTune(Protocol):
     start: Literal["probe", "random"] = "probe"
     # shares of the way from the start to the trained weights; 0 is the linear probe
     blends: tuple[float, ...] = (0.0, 0.5, 1.0)
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adamw"] = "adamw"  # sgd: with momentum .9
     schedule: Literal["cosine", "drops"] = "cosine"  # drops: to a tenth after each third
     norms: Literal["frozen", "batch"] = "frozen"  # statistics of batch norm in training
     crops: tuple[float, float] = (0.35, 1.0)  # share of the image's area in a random crop

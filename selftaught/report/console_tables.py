@@ -68,7 +68,7 @@ def evaluation(
 def methods(entries: Sequence[Mapping[str, Any]]) -> Table:
     """A table of entries {name, kind?, summary?, paper?, fields?}.
 
-    Fields are {name, type, default}. `kind` ("method", "hard example", ...) gets a column if any
+    Fields are {name, type, range, default}. `kind` ("method", "hard example", ...) gets a column if any
     entry has one.
     """
     kinds = any(entry.get("kind") for entry in entries)
@@ -84,8 +84,8 @@ def methods(entries: Sequence[Mapping[str, Any]]) -> Table:
         for field in entry.get("fields") or ():
             description.append(f"\n  {field.get('name')}", style="cyan")
             description.append(f" = {field.get('default')}")
-            if field.get("type"):
-                description.append(f"  {field['type']}", style="dim")
+            about = " ".join(filter(None, (field.get("type"), field.get("range"))))
+            description.append(f"  {about}", style="dim")
         name = Text(str(entry.get("name")), style="bold")
         kind = [Text(str(entry.get("kind") or ""))] if kinds else []
         table.add_row(name, *kind, description)

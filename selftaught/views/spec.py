@@ -28,7 +28,7 @@ class Views:
     blur: float = 0.5  # probability
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # in pixels of the view
     solarize: float = 0.0  # probability
-    large: int = 2  # number of views of the full size
+    large: int = 2  # number of views of the full size; the method sets it
     small: int = 0  # number of smaller views (multi-crop: Caron et al., 2020, arXiv:2006.09882)
     small_size: int = 0  # in pixels; 0 = half the full size, rounded down to an even number
     small_scale: tuple[float, float] = (0.05, 0.2)

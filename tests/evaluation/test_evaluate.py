@@ -93,3 +93,13 @@ def test_a_size_that_no_vit_takes_is_refused(
     assert main([command, str(tmp_path / "vit"), *words]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "takes no images of 50 pixels: --size 48" in last
+
+
+@pytest.mark.parametrize("flag", ["--finetune.epochs", "--knn.neighbours"])
+def test_flags_of_a_protocol_that_is_not_used_are_refused(
+    flag: str, begun: Path, capsys: Capture
+) -> None:
+    assert main(["evaluate", str(begun), "--protocol", "linear", flag, "3"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    name = flag.partition(".")[0][2:]
+    assert f"--protocol {name}" in last
