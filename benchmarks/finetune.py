@@ -25,8 +25,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.common import make_once, write
+from benchmarks.common import find, make_once, write
 from benchmarks.hpt import flowers, lite0_weights
+from benchmarks.methods import fill
 from selftaught.cli.main import main
 from selftaught.evaluation.evaluate import evaluate_run
 from selftaught.evaluation.finetune import HPT, FineTune
@@ -127,6 +128,29 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def docs_table(rows: Sequence[Row]) -> list[str]:
+    """Probe and fine-tuning with the same labels, of one seed and one backbone, in Markdown."""
+    text = ["| set | labels | probe | fine-tuning | steps, rate, share of the way | minutes |"]
+    text.append("| --- " * 6 + "|")
+    rows = sorted(rows, key=lambda r: (r["labels"].startswith("total"), list(SETS).index(r["set"])))
+    for row in rows:
+        if row["method"] != "finetune":
+            continue
+        where = {name: row[name] for name in ("set", "labels", "backbone", "seed")}
+        probe = find(rows, method="probe", **where)
+        scores = [
+            f"{100 * r['mean']:.1f} ({100 * r['low']:.1f}–{100 * r['high']:.1f})"
+            for r in (probe, row)
+        ]
+        labels = row["labels"].removeprefix("total:")
+        labels += "" if row["labels"].startswith("total") else " a class"
+        chosen = row["chosen"]
+        setting = f"{chosen['steps']}, {chosen['rate']:g}, {chosen['blend']:g}"
+        cells = [row["set"], labels, *scores, setting, f"{row['seconds'] / 60:.0f}"]
+        text.append(f"| {' | '.join(cells)} |")
+    return text
+
+
 def run(args: argparse.Namespace) -> None:
     cells = args.out / "cells"
     cells.mkdir(parents=True, exist_ok=True)
@@ -145,6 +169,9 @@ def run(args: argparse.Namespace) -> None:
     rows = [json.loads(file.read_text()) for file in sorted(cells.glob("*.json"))]
     print(table(rows))
     write("finetune", {"rows": rows})
+    if args.docs:
+        page = Path(__file__).parents[1] / "docs" / "evaluation.md"
+        fill(page, docs_table(rows), "finetune")
 
 
 if __name__ == "__main__":
@@ -164,4 +191,5 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--ssl-steps", type=int, default=700)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--docs", action="store_true", help="write docs/evaluation.md, too")
     run(parser.parse_args())
