@@ -68,8 +68,8 @@ def evaluation(
 def methods(entries: Sequence[Mapping[str, Any]]) -> Table:
     """A table of entries {name, kind?, summary?, paper?, fields?}.
 
-    Fields are {name, type, range, default}. `kind` ("method", "hard example", ...) gets a column if any
-    entry has one.
+    Fields are {name, type, range, default}. `kind` ("method", "hard example", ...) gets a column if
+    any entry has one.
     """
     kinds = any(entry.get("kind") for entry in entries)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=False)
