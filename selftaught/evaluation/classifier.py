@@ -45,11 +45,13 @@ class Classifier(Protocol):
             log.info(f"{subject.name} has no classifier of its own: omitted")
             return False
         run = run_folder.resolve_run(Path(subject.name))
-        has_classes = (run / heads.FILE).is_file() and bool(heads.load_head(run).classes)
-        if not (has_classes or subject.first):
+        classes = heads.load_head(run).classes if (run / heads.FILE).is_file() else ()
+        if not classes:
+            if subject.first:
+                load_classifier(subject)  # raises the error
             log.info(f"{subject.name} has no classifier: omitted")
             return False
-        heads.refuse_other(subject.name, load_classifier(subject).classes, subject.classes)
+        heads.refuse_other(subject.name, classes, subject.classes)
         return True
 
     def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
