@@ -1,19 +1,16 @@
 """Does HEXA help? Plain methods and their HEXA versions, at equal steps and at equal time, beside
 random weights.
 
-    python -m benchmarks.hexa_accuracy --data imagenette128/ --out runs/hexa [--only moco-v2
-    hexa-moco] [--steps 300]
-                                       [--seeds 0] [--backbone resnet18] [--size 64] [--name
-                                       hexa_accuracy]
+    python -m benchmarks.hexa_accuracy --data imagenette128/ --out runs/hexa
+        [--only moco-v2 hexa-moco] [--steps 300] [--seeds 0] [--backbone resnet18] [--size 64]
+        [--subset 200] [--long STEPS] [--device cuda] [--name hexa_accuracy]
 
 Runs whatever is not done yet (a run that was cut off goes on), evaluates all that is done by kNN
-and linear probe on the data's own test split, prints a table and writes results/hexa_accuracy.json.
-Several may work on one folder, each on its own `--only`. "long" is the plain method for as many
-steps as take the time of its HEXA version.
+and linear probe on the data's own test split, prints a table and writes results/NAME.json. "long"
+is the plain method for as many steps as take the time of its HEXA version.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,47 +55,55 @@ LONG = {
     "deepcluster-v2, long": ("deepcluster-v2", "hexa-dcluster"),
 }
 COMMON = ["--batch", "128", "--precision", "bf16", "--workers", "0"]
-NETWORK = ["--backbone", "resnet18", "--size", "64"]
 
 
-def train(
-    name: str, data: str, out: Path, steps: int, seed: int, network: Sequence[str] = NETWORK
-) -> None:
-    folder = out / f"{name.replace(', ', '-').replace(' + ', '+').replace(' ', '-')}-{seed}"
+def train(name: str, seed: int, args: argparse.Namespace) -> Path:
+    """Train one configuration, unless it is done; return the run's folder."""
+    folder: Path = args.out / folder_name(name, seed)
+    if (folder / "backbone.safetensors").exists():
+        return folder
+    if (folder / "run.json").exists():
+        main(["pretrain", "--out", str(folder), "--resume", "--workers", "0"])
+        return folder
+    steps = args.steps
     if name in LONG:
-        plain, hexa = (out / f"{n}-{seed}" for n in LONG[name])
-        if not all((f / "backbone.safetensors").exists() for f in (plain, hexa)):
-            return
-        steps = round(steps * training_seconds(hexa) / training_seconds(plain))
+        plain, hexa = (args.out / folder_name(n, seed) for n in LONG[name])
+        steps = args.long or round(steps * training_seconds(hexa) / training_seconds(plain))
         method, more = LONG[name][0], []
     else:
         method, more = CONFIGURATIONS[name]
-    if (folder / "backbone.safetensors").exists():
-        return
-    if (folder / "run.json").exists():
-        main(["pretrain", "--out", str(folder), "--resume", "--workers", "0"])
-        return
-    words = [
-        "pretrain",
-        "--data",
-        data,
-        "--out",
-        str(folder),
-        "--method",
-        method,
-        "--steps",
-        str(steps),
-    ]
-    main([*words, "--seed", str(seed), *network, *COMMON, *more])
+    settings = {
+        "data": args.data,
+        "out": folder,
+        "method": method,
+        "steps": steps,
+        "seed": seed,
+        "backbone": args.backbone,
+        "size": args.size,
+        "subset": args.subset,
+        "device": args.device,
+    }
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    main(["pretrain", *flags, *COMMON, *more])
+    return folder
 
 
-def collect(out: Path, data: str) -> dict[str, Any]:
+def folder_name(name: str, seed: int) -> str:
+    return f"{name.replace(', ', '-').replace(' + ', '+').replace(' ', '-')}-{seed}"
+
+
+def score(folder: Path, device: str) -> list[dict[str, Any]]:
+    """kNN and the linear probe, with 20 labels a class and with all."""
+    return evaluate_rows(folder, "--labels", "20", "all", "--device", device)
+
+
+def collect(out: Path, data: str, device: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder in sorted(out.iterdir()):
         if not (folder / "backbone.safetensors").exists():
             continue
         facts = run_folder.read_run(folder)
-        rows = make_once(folder / "rows.json", evaluate_rows, folder, "--labels", "20", "all")
+        rows = make_once(folder / "rows.json", score, folder, device)
         for row in rows:
             name = "random" if row["backbone"] == "random" else folder.name
             entry = found.setdefault(name, {})
@@ -135,25 +140,19 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", default="64")
+    parser.add_argument("--subset", default="all", help="of the training images")
+    parser.add_argument("--long", type=int, help="steps of the long runs (HEXA's time)")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--name", default="hexa_accuracy", help="of the file in results/")
     args = parser.parse_args()
     for seed in args.seeds:
         for name in args.only:
-            train(
-                name,
-                args.data,
-                args.out,
-                args.steps,
-                seed,
-                ["--backbone", args.backbone, "--size", args.size],
-            )
-    result = collect(args.out, args.data)
+            train(name, seed, args)
+    result = collect(args.out, args.data, args.device)
     print(table(result))
-    seeds = " ".join(map(str, args.seeds))
-    command = (
-        f"python -m benchmarks.hexa_accuracy --data images/ --out runs/hexa --steps {args.steps}"
-        f" --seeds {seeds}"
-    )
-    command += f" --backbone {args.backbone} --size {args.size} --name {args.name}"
+    shown = ("steps", "backbone", "size", "subset", "name")
+    command = "python -m benchmarks.hexa_accuracy --data images/ --out runs/hexa"
+    command += f" --seeds {' '.join(map(str, args.seeds))}"
+    command += "".join(f" --{key} {getattr(args, key)}" for key in shown)
     images = run_folder.read_run(next(args.out.glob("*/"))).facts["data"]["train"]
     write(args.name, {"command": command, "images": images, "runs": result})

@@ -26,12 +26,12 @@ from selftaught.errors import UserError
 from selftaught.evaluation.cross_validation import choose, hold_out
 from selftaught.features.linear import LinearClassifier, LinearProbe
 from selftaught.features.protocol import (
-    Features,
     LabelledImages,
     Protocol,
     Scores,
     Subject,
     class_count,
+    labelled_features,
 )
 from selftaught.method import Batch, Setup, image_seeds
 from selftaught.methods.supervised.supervised import Supervised
@@ -164,8 +164,7 @@ class FineTune(Protocol):
         """
         head = None
         if self.start == "probe":
-            features = Features(subject.features(train.positions), train.labels)
-            head = LinearProbe(seed=self.seed).fit(features)
+            head = LinearProbe(seed=self.seed).fit(labelled_features(subject, train))
         scores: list[Tensor | None] = []
         for (steps, rate), group in groupby(settings, lambda setting: setting[:2]):
             method = self.build(subject, train, head)

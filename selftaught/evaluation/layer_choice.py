@@ -15,11 +15,11 @@ from selftaught.evaluation.compare import refusal
 from selftaught.evaluation.cross_validation import choose, hold_out
 from selftaught.features.protocol import (
     FeatureProtocol,
-    Features,
     LabelledImages,
     Protocol,
     Scores,
     Subject,
+    labelled_features,
 )
 from selftaught.models.backbone import Backbone
 from selftaught.models.stages import require_stages
@@ -90,8 +90,7 @@ class AtBestLayer(Protocol):
 
         @cache
         def settle(name: str) -> FeatureProtocol:
-            vectors = at[name].features(train.positions)
-            return self.protocol.settle(Features(vectors, train.labels))
+            return self.protocol.settle(labelled_features(at[name], train))
 
         def score(rest: LabelledImages, held_out: Tensor, stages: Sequence[str]) -> list[Tensor]:
             return [settle(s).score(at[s], rest, held_out).values.cpu() for s in stages]

@@ -179,8 +179,8 @@ class FeatureProtocol(Protocol):
     """A protocol that learns from frozen features alone."""
 
     def score(self, subject: Subject, train: LabelledImages, test: Tensor) -> Scores:
-        vectors = Features(subject.features(train.positions), train.labels)
-        return self.score_features(vectors, subject.features(test))
+        features = labelled_features(subject, train)
+        return self.score_features(features, subject.features(test).to(features.vectors.device))
 
     def settle(self, train: Features) -> "FeatureProtocol":
         """The same protocol with the settings that it chooses for these features, as fixed ones."""
@@ -189,6 +189,18 @@ class FeatureProtocol(Protocol):
     @abstractmethod
     def score_features(self, train: Features, test: Tensor) -> Scores:
         """Learns from `train`; scores the test vectors [M, D]."""
+
+
+def labelled_features(subject: Subject, images: LabelledImages) -> Features:
+    """The final features of labelled images, where they are computed with fastest.
+
+    That is the subject's GPU, unless they are larger than an eighth of its free memory: a linear
+    probe holds several copies.
+    """
+    vectors, device = subject.features(images.positions), torch.device(subject.device)
+    if device.type == "cuda" and vectors.nbytes > torch.cuda.mem_get_info(device)[0] // 8:
+        device = vectors.device
+    return Features(vectors.to(device), images.labels.to(device))
 
 
 def class_count(labels: Tensor) -> int:
