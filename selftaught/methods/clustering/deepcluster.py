@@ -99,6 +99,7 @@ class DeepCluster(Method):
         counts = torch.bincount(clusters, minlength=self.config.clusters).to(self.weight)
         share = len(indices) / (counts > 0).sum()  # images for each cluster that is not empty
         self.weight.copy_(torch.where(counts > 0, share / counts.clamp_min(1), 0))
-        # the new clusters do not correspond to the old ones
-        nn.init.normal_(self.classifier.weight, std=0.01)
+        # The new clusters do not correspond to the old ones. A GPU would draw other weights.
+        weight = self.classifier.weight
+        weight.copy_(torch.empty(weight.shape, dtype=weight.dtype).normal_(std=0.01))
         nn.init.zeros_(self.classifier.bias)
