@@ -424,7 +424,7 @@ class Method(nn.Module, ABC):
         return ()
 
     @property
-    def backbone_rests(self) -> bool:
+    def backbone_is_idle(self) -> bool:
         """Whether the backbone takes no part in the present step, so that no anchor holds it."""
         return False
 

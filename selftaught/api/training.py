@@ -145,7 +145,7 @@ def train(
         if start.begun:
             refuse_other(stage, start.base, place)
         with launcher.start(describe_call("train", (), out=str(out))) as (runtime, _):
-            stage = run_folder.resolved(stage)
+            stage = run_folder.resolve_names(stage)
             trainer.train(stage, place, replace(runtime, resume=resume and start.begun))
     return Run(place)
 
@@ -216,7 +216,7 @@ def pretrain_run(
         stage = broadcast_object(
             resolve_stage(overrides, base, runtime.device, index_of, progress.say)
         )
-        stage = run_folder.resolved(stage)
+        stage = run_folder.resolve_names(stage)
         if start.run:
             refuse_other(stage, start.run.stage, out)
         if not start.run:
@@ -263,7 +263,7 @@ def refuse_other(stage: Stage, base: Stage | None, out: Path) -> None:
     table = base.data.labels not in run_folder.LABELS and stage.data.labels not in run_folder.LABELS
     labels = stage.data.labels if table else base.data.labels
     base = replace(base, data=replace(base.data, roots=stage.data.roots, labels=labels))
-    if other := differences(run_folder.absolute(stage), run_folder.absolute(base)):
+    if other := differences(run_folder.make_absolute(stage), run_folder.make_absolute(base)):
         raise UserError(
             f"{out} was begun with other settings ({', '.join(other)}): omit those flags to"
             " continue it, or start a new run in another --out"
@@ -278,7 +278,7 @@ def read_config(file: Path) -> Stage:
         raise UserError(f"--config: {error}") from error
     stage = serialization.from_json(content.get("config", content))
     return run_folder.with_places(
-        stage, lambda name: run_folder.located(name, content, file.parent)
+        stage, lambda name: run_folder.find_path(name, content, file.parent)
     )
 
 

@@ -57,7 +57,7 @@ def study(words: list[str]) -> int:
     command = shlex.join(["selftaught", "study", *words])
     cells = design.cells(options.study, setup)
     with launch.start(command) as (runtime, progress):
-        runtime = dataclasses.replace(runtime, watched=64, draw=None)  # hundreds of stages
+        runtime = dataclasses.replace(runtime, monitor_images=64, draw=None)  # hundreds of stages
         own_cells = runner.Shard(i, n).of(cells) if i else []
         start, first = time.perf_counter(), count_done(own_cells, out)
 

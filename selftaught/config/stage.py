@@ -100,10 +100,15 @@ class Stage:
                 "this method has a discriminator, which would take hard examples for real images:"
                 " leave out --hard"
             )
-        if self.compile and self.trainable == "none":
+        if self.compile and not self.learns:
             raise UserError(
                 "--compile does nothing with --trainable none, which trains no step: leave it out"
             )
+
+    @property
+    def learns(self) -> bool:
+        """Whether steps change weights, and not only the statistics of norms."""
+        return self.trainable != "none"
 
 
 def method_of(config: Method.Config) -> type[Method]:

@@ -81,34 +81,34 @@ class Outcomes:
         The sum over images is 0.
         """
         place, count = self._places
-        trust = (count - 1) / (count + KNOWN)  # weight of the group's own mean
-        scale = (1 - trust * (2 - trust) / count) ** -0.5
-        doubt = (1 - trust) * scale
-        centre = self._means @ (doubt / doubt.sum())
-        expected = trust * self._means + (1 - trust) * centre[:, None]
+        own_share = (count - 1) / (count + KNOWN)  # weight of the group's own mean
+        scale = (1 - own_share * (2 - own_share) / count) ** -0.5
+        pooled_share = (1 - own_share) * scale
+        centre = self._means @ (pooled_share / pooled_share.sum())
+        expected = own_share * self._means + (1 - own_share) * centre[:, None]
         deviations = (self.values - expected[:, place]) * (scale[place] * self.shares)
         return np.asarray(self.sides * deviations.sum(2))
 
     @cached_property
-    def heavy(self) -> Array:
+    def relative_squares(self) -> Array:
         """[M]: squared weight of each image relative to the largest weight."""
         return np.asarray((self.weights / self.weights.max()) ** 2)
 
     @cached_property
     def extra(self) -> float:
         """Maximum weight of the extra image: that of all images of the largest weight together."""
-        turns = 1 + (self.sides - 1) * min(1.0, 4 / self.heavy.sum())
-        return float(turns * self.heavy.sum() * self.weights.max())
+        turns = 1 + (self.sides - 1) * min(1.0, 4 / self.relative_squares.sum())
+        return float(turns * self.relative_squares.sum() * self.weights.max())
 
     @cached_property
     def replaced(self) -> Array:
         """[K]: mean outcome of the images that the extra image replaces."""
         own = (self.values * self.shares).sum(2) / self.weights
-        return np.asarray(own @ (self.heavy / self.heavy.sum()))
+        return np.asarray(own @ (self.relative_squares / self.relative_squares.sum()))
 
     def errors(self, widest: float = 1.0) -> Array:
         """[K]: standard errors. `widest`: range of the outcomes, 2 for differences."""
-        extra = widest * self.extra / (1 + self.heavy.sum())
+        extra = widest * self.extra / (1 + self.relative_squares.sum())
         return np.sqrt((self.influences**2).sum(1) + extra**2)
 
 
@@ -142,7 +142,7 @@ def intervals(
     single draw (all labels) only the test images vary.
     """
     rng = np.random.default_rng(seed)
-    base, swing = [], []
+    base, extra_shares = [], []
     count = outcomes.weights.size
     rows = max(1, block // count)
     for first in range(0, resamples, rows):
@@ -153,9 +153,11 @@ def intervals(
         )
         total = masses @ outcomes.weights + outcomes.weights.max() * extra_mass
         base.append(outcomes.influences @ (masses / total[:, None]).T)
-        swing.append(outcomes.extra * extra_mass / (masses @ outcomes.heavy + extra_mass))
+        extra_shares.append(
+            outcomes.extra * extra_mass / (masses @ outcomes.relative_squares + extra_mass)
+        )
     values = outcomes.scores[:, None] + np.concatenate(base, 1)
-    extra = np.concatenate(swing)
+    extra = np.concatenate(extra_shares)
     worst, replaced = np.where(paired, -1.0, 0.0)[:, None], outcomes.replaced[:, None]
     against = np.arange(resamples) % 4 < 4 * np.where(paired, PAIRED, AGAINST)[:, None]
     lower = values + extra * (np.where(against, worst, 1.0) - replaced)

@@ -51,7 +51,7 @@ class Backbone(Encoder):
     std: Tensor
     pixel_range: PixelRange | None = None
     # names of frozen parts of the network, which stay in evaluation mode
-    resting: frozenset[str] = frozenset()
+    frozen_parts: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Backbone(Encoder):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for name in self.resting:
+        for name in self.frozen_parts:
             self.network.get_submodule(name).eval()
         return self
 

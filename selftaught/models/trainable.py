@@ -60,10 +60,12 @@ def set_trainable(backbone: nn.Module, what: str) -> None:
         parameter.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    resting = frozenset() if kind in ("all", "norm") else frozenset(_list_frozen_norms(network))
-    if hasattr(backbone, "resting"):
+    frozen_parts = (
+        frozenset() if kind in ("all", "norm") else frozenset(_list_frozen_norms(network))
+    )
+    if hasattr(backbone, "frozen_parts"):
         # pyrefly: ignore[bad-argument-type]
-        backbone.resting = resting
+        backbone.frozen_parts = frozen_parts
         backbone.train(backbone.training)
 
 

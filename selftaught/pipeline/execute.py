@@ -94,7 +94,7 @@ def resolve_node(
         overrides["init"] = str(run_folder.resolve_run(Path(node.init)))
     if not overrides.get("data"):
         raise UserError("it has no images: give it data")
-    stage = run_folder.resolved(
+    stage = run_folder.resolve_names(
         broadcast_object(resolve_stage(overrides, None, device, index_of, say))
     )
     root = before.root if before else stage.init
@@ -285,7 +285,7 @@ def write_plan(out: Path, plan: Plan, stages: dict[str, ResolvedStage], command:
             "command": command,
             "base": root.init,
             "outcome": last.name,
-            **run_folder.whereabouts(out, *(node.init for node in plan.nodes if node.init)),
+            **run_folder.record_paths(out, *(node.init for node in plan.nodes if node.init)),
             "stages": {
                 name: {
                     "folder": f"stages/{s.identity}",

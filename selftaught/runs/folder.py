@@ -199,7 +199,7 @@ def write_run(folder: Path, stage: Stage, index: Index, outcome: str, note: dict
             "unreadable": [list(pair) for pair in index.unreadable],
             "pixel_range": None if index.pixel_range is None else index.pixel_range.to_json(),
         },
-        **whereabouts(folder, *names_of(stage)),
+        **record_paths(folder, *names_of(stage)),
         "seed": stage.seed,
         "lineage": lineage(stage),
         "outcome": outcome,
@@ -322,7 +322,7 @@ def read_run(folder: Path) -> Run:
     folder, base = weight_files.folder_of(folder), None
     if is_plan(folder):
         plan = read_plan(folder)
-        base = plan["base"] and located(str(plan["base"]), plan, folder)
+        base = plan["base"] and find_path(str(plan["base"]), plan, folder)
         folder = resolve_run(folder)
     file = folder / "run.json"
     if not os.path.lexists(file):
@@ -341,7 +341,7 @@ def read_run(folder: Path) -> Run:
         raise MissingObject(f"{file}: {error}") from error
     except UserError as error:
         raise damage_error(file, error, _RESTORE) from error
-    return Run(folder, with_places(stage, lambda name: located(name, facts, folder)), facts, base)
+    return Run(folder, with_places(stage, lambda name: find_path(name, facts, folder)), facts, base)
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
@@ -389,13 +389,13 @@ def names_of(stage: Stage) -> list[str]:
     return names
 
 
-def absolute(stage: Stage) -> Stage:
+def make_absolute(stage: Stage) -> Stage:
     """Return the same stage with absolute paths."""
     return with_places(stage, lambda name: os.path.abspath(name) if _is_relative(name) else name)
 
 
-def whereabouts(folder: Path, *names: str) -> dict[str, Any]:
-    """Return records from which `located` finds the paths `names`, also from other folders.
+def record_paths(folder: Path, *names: str) -> dict[str, Any]:
+    """Return records from which `find_path` finds the paths `names`, also from other folders.
 
     They are the absolute path of `folder`, and that of each relative name.
     """
@@ -403,11 +403,11 @@ def whereabouts(folder: Path, *names: str) -> dict[str, Any]:
     return {"folder": os.path.realpath(folder), "places": places}
 
 
-def located(name: str, written: dict[str, Any], folder: Path) -> str:
+def find_path(name: str, written: dict[str, Any], folder: Path) -> str:
     """Return the present path of `name`, which a user typed in another working directory.
 
-    `written`: the records of `whereabouts`. The first of these paths that exists is the result: the
-    same place relative to `folder`, which may have been moved; the absolute path of then; and
+    `written`: the records of `record_paths`. The first of these paths that exists is the result:
+    the same place relative to `folder`, which may have been moved; the absolute path of then; and
     `name` from here. The result is `name` itself where that means the same.
     """
     places, old_folder = written.get("places"), written.get("folder")
@@ -428,7 +428,7 @@ def _is_relative(name: str) -> bool:
     return os.path.exists(name) or not timm.is_model(name)
 
 
-def resolved(stage: Stage) -> Stage:
+def resolve_names(stage: Stage) -> Stage:
     """Return the same stage with each plan's folder replaced by the run of its outcome.
 
     Raises FileError where the record of such a run is damaged.

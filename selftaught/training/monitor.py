@@ -38,27 +38,27 @@ class Monitor:
         self.every = max(session.stage.steps // MEASURES, RARELY)
         self.measured_at = 0  # step
         self.best = -1.0
-        self.bank, self.voted, self.watched = sample(session.index, number)
-        self.held_out = self.watched[: len(session.index.held_out)]
+        self.bank, self.queries, self.images = sample(session.index, number)
+        self.held_out = self.images[: len(session.index.held_out)]
         order = torch.randperm(
             len(session.index.held_out), generator=torch.Generator().manual_seed(0)
         )
-        self.graded = session.index.held_out[order[: max(GRADED, len(self.held_out))]]
+        self.graded_images = session.index.held_out[order[: max(GRADED, len(self.held_out))]]
         self.stage = recommended_stage(session)
         self.pretext: dict[str, float] = {}  # the last one of `measure_pretext`
         if has_grades(session.method) and not len(self.held_out):
             log.info("there are no held-out images: the accuracy of the task is not measured")
         labels = session.index.labels
-        judged = labels is not None and not session.stage.init and len(self.voted) > 0
+        uses_knn = labels is not None and not session.stage.init and len(self.queries) > 0
         # Features for a task may lose colours before they solve it.
-        judged = judged and not has_grades(session.method)
+        uses_knn = uses_knn and not has_grades(session.method)
         self.detector = CollapseDetector(
-            voters=effective_count(labels[self.voted]) if labels is not None and judged else 0
+            voters=effective_count(labels[self.queries]) if labels is not None and uses_knn else 0
         )
 
     def positions(self) -> list[Tensor]:
         """Positions of all images that are measured, as three tensors."""
-        return [self.bank, self.voted, self.watched]
+        return [self.bank, self.queries, self.images]
 
     def due(self, step: int) -> bool:
         """Whether the features are measured after `step` steps."""
@@ -81,15 +81,18 @@ class Monitor:
             backbone = self.session.backbone
             network = StageFeatures(backbone, {self.stage: stage_widths(backbone)[self.stage]})
         whole, closer = (
-            extract_features(self.session, self.watched, share, network) for share in (1.0, 0.7)
+            extract_features(self.session, self.images, share, network) for share in (1.0, 0.7)
         )
         measures = statistics.measure(whole, closer)
         labels = self.session.index.labels
-        if labels is not None and len(self.bank) and len(self.voted):
-            bank, voted = (
-                extract_features(self.session, p, backbone=network) for p in (self.bank, self.voted)
+        if labels is not None and len(self.bank) and len(self.queries):
+            bank, queries = (
+                extract_features(self.session, p, backbone=network)
+                for p in (self.bank, self.queries)
             )
-            measures |= statistics.measure_knn(voted, labels[self.voted], bank, labels[self.bank])
+            measures |= statistics.measure_knn(
+                queries, labels[self.queries], bank, labels[self.bank]
+            )
         return measures
 
     def measure_pretext(self) -> dict[str, float]:
@@ -98,7 +101,7 @@ class Monitor:
         After the last step it is measured on more images.
         """
         last = self.measured_at == self.session.stage.steps
-        self.pretext = measure_accuracy(self.session, self.graded if last else self.held_out)
+        self.pretext = measure_accuracy(self.session, self.graded_images if last else self.held_out)
         return self.pretext
 
     def facts(self) -> dict[str, Any]:
@@ -202,9 +205,9 @@ def sample(index: Index, number: int) -> tuple[Tensor, Tensor, Tensor]:
     labelled = index.labelled
     bank = some(index.train[labelled[index.train]], 5 * number)
     held_out = some(index.held_out, number)
-    voted = held_out[labelled[held_out]]
-    if not len(voted):
+    queries = held_out[labelled[held_out]]
+    if not len(queries):
         half = min(number, len(bank) // 2)
-        bank, voted = bank[half:], bank[:half]
-    watched = torch.cat([held_out, some(index.train, number)])[:number]
-    return bank[: 4 * number], voted, watched
+        bank, queries = bank[half:], bank[:half]
+    images = torch.cat([held_out, some(index.train, number)])[:number]
+    return bank[: 4 * number], queries, images

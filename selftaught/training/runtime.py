@@ -8,7 +8,7 @@ from typing import Any, Literal
 from selftaught.loggers.logger import Logger
 from selftaught.training.session import Session
 
-WATCHED = 256  # held-out images whose features are measured
+MONITOR_IMAGES = 256  # held-out images whose features are measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Runtime:
     # shards weights, gradients and optimizer state over the processes
     fsdp: bool = False
     # images whose features are measured; the kNN bank has up to four times as many
-    watched: int = WATCHED
+    monitor_images: int = MONITOR_IMAGES
     draw: Callable[[Session, Path | None], None] | None = None  # draws the album
     resume: bool = False
     # receive the metrics on rank 0, as the run's journal does

@@ -226,8 +226,8 @@ class Candidates:
         if share < 1:
             name += f"-share-{share:g}"
         file = f"checkpoints/{name}.safetensors"
-        learnt = step > 0 and self.session.stage.trainable != "none"
-        head = self.folder / f"checkpoints/{name}-{heads.FILE}" if learnt else None
+        has_head = step > 0 and self.session.stage.learns
+        head = self.folder / f"checkpoints/{name}-{heads.FILE}" if has_head else None
         save_weights(self.session, backbone, self.folder / file, head)
         candidate = Candidate(step=step, share=share, file=file, scores=scores)
         log.info(f"{name}: {score_text(candidate)}")

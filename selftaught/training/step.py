@@ -86,7 +86,7 @@ class Step(nn.Module):
         reusing = [h for h in hard if learning and h.reuses_gradient and h.norm == "shared"]
         if reusing:
             inputs = map_tensors(lambda x: x.detach().requires_grad_(), inputs)
-        anchored = torch.is_grad_enabled() and not method.backbone_rests
+        anchored = torch.is_grad_enabled() and not method.backbone_is_idle
         anchor = self.anchor if anchored else None
         with anchor.record(method.backbone) if anchor else nullcontext([]) as calls:
             predictions = method.predict(inputs)

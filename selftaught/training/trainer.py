@@ -70,7 +70,7 @@ class Trainer:
         self.checkpoints = Checkpoints(
             session.step, optimizer, folder / "checkpoints", runtime.save_every
         )
-        self.monitor = Monitor(session, runtime.watched)
+        self.monitor = Monitor(session, runtime.monitor_images)
         self.candidates = Candidates(session, folder)
         self.lost = LostImages(session)
         self.record = RunRecord(session, folder, runtime, self.lost)
@@ -178,8 +178,8 @@ class Trainer:
         if self.candidates.candidates and self.step and outcome != "stopped":
             more["choice"] = self.candidates.keep_best().facts()
         elif is_finite(session.method.state_dict(), self.checkpoints.sharded):
-            learnt = self.step and session.stage.trainable != "none"
-            head_file = self.folder / heads.FILE if learnt else None
+            has_head = self.step and session.stage.learns
+            head_file = self.folder / heads.FILE if has_head else None
             save_weights(session, session.backbone, file, head_file)
         self.record.close(outcome, **more)
         return file
@@ -314,7 +314,7 @@ def run(trainer: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
     try:
         start = trainer.begin()
         step.train()
-        if stage.trainable == "none" and start < stage.steps:
+        if not stage.learns and start < stage.steps:
             session.refresh(stage.steps)
             start = trainer.step = stage.steps
             trainer.monitor_features(None)
@@ -341,7 +341,7 @@ def run(trainer: Trainer, optimizer: torch.optim.Optimizer, loop: Loop) -> Path:
                         " continue with --resume"
                     )
         trainer.save()
-        learns = stage.steps and stage.trainable != "none"
+        learns = stage.steps and stage.learns
         if trainer.first and learns and (warning := trainer.monitor.warn_of_task()):
             log.warning(warning)
         return trainer.finish("done")

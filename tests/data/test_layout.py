@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from selftaught.data.index.folder_names import is_masks
+from selftaught.data.folder_names import is_masks
 from selftaught.data.index.labels import assign_labels
 from selftaught.data.index.layout import read_layout
 from selftaught.data.index.masks import remove_masks

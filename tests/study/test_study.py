@@ -710,7 +710,7 @@ def test_a_source_is_the_same_stage_with_and_without_what_follows(
 
 
 def quiet() -> tuple[Runtime, Progress]:
-    return Runtime(workers=0, watched=64), Progress(show=False)
+    return Runtime(workers=0, monitor_images=64), Progress(show=False)
 
 
 def cell_of(plan: Path, study: str, variant: str, x: str = "") -> Cell:

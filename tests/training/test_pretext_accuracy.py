@@ -61,10 +61,13 @@ def test_it_is_logged_beside_chance(trained: Path) -> None:
 
 def test_after_the_last_step_more_images_are_graded(trained: Path) -> None:
     monitor = Monitor(session_of(trained), 4)
-    assert (len(monitor.held_out), len(monitor.graded)) == (4, len(monitor.session.index.held_out))
+    assert (len(monitor.held_out), len(monitor.graded_images)) == (
+        4,
+        len(monitor.session.index.held_out),
+    )
     assert monitor.measure_pretext() == measure_accuracy(monitor.session, monitor.held_out)
     monitor.measured_at = monitor.session.stage.steps
-    assert monitor.measure_pretext() == measure_accuracy(monitor.session, monitor.graded)
+    assert monitor.measure_pretext() == measure_accuracy(monitor.session, monitor.graded_images)
 
 
 def test_the_error_is_that_of_a_mean(trained: Path, monkeypatch: Patch) -> None:
@@ -179,7 +182,7 @@ def test_the_recommended_stage_is_monitored(trained: Path) -> None:
     assert monitor.stage == list(maps)[-2] == stage_at(backbone, 0.75)
     network = StageFeatures(backbone, {monitor.stage: maps[monitor.stage].shape[1]})
     result = [
-        extract(network, session.images, monitor.watched, size=32, share=share)
+        extract(network, session.images, monitor.images, size=32, share=share)
         for share in (1.0, 0.7)
     ]
     assert monitor.measure().items() >= statistics.measure(*result).items()

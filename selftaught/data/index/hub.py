@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from selftaught.data.index.folder_names import plain_side, split_sides
+from selftaught.data.folder_names import plain_side, split_sides
 from selftaught.errors import UserError
 from selftaught.text import printable
 

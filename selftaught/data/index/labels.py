@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selftaught.data.index.folder_names import is_set_part, plain_side, split_sides
+from selftaught.data.folder_names import is_set_part, plain_side, split_sides
 from selftaught.data.index.layout import Layout
 from selftaught.data.index.scan import Files, Root
 from selftaught.errors import UserError

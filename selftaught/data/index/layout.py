@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from selftaught.data.index.folder_names import is_additional, is_photos, plain_side, split_sides
+from selftaught.data.folder_names import is_additional, is_photos, plain_side, split_sides
 from selftaught.data.index.folders import Folder, build_trees
 from selftaught.data.index.scan import Files
 from selftaught.text import count_text, printable

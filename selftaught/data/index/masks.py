@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from selftaught.data.index.folder_names import (
+from selftaught.data.folder_names import (
     TEST_WORDS,
     TRAIN_WORDS,
     distinctive_words,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from selftaught.data.index.folder_names import is_hidden
+from selftaught.data.folder_names import is_hidden
 from selftaught.data.io.filesystem import file_stamp, is_url, normalize_location
 from selftaught.data.io.integrity import Unreadable, describe_error
 from selftaught.errors import UserError

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selftaught.data.index.folder_names import is_hidden, plain_side
+from selftaught.data.folder_names import is_hidden, plain_side
 from selftaught.errors import UserError
 from selftaught.text import printable
 

@@ -105,7 +105,7 @@ class SpottingArtifacts(Method):
         return self.training and self.progress < self.share
 
     @property
-    def backbone_rests(self) -> bool:
+    def backbone_is_idle(self) -> bool:
         return self.trains_autoencoder
 
     def draw_mask(self, batch: Batch) -> Tensor:
@@ -139,10 +139,12 @@ class SpottingArtifacts(Method):
         )
         scores, place_logits = self.discriminator(torch.cat([decoded, repaired.detach()]), size)
         # the same batch, as batch norms see all of it
-        deceit = call_detached(self.discriminator, torch.cat([decoded, repaired]), size)[0][count:]
+        repaired_scores = call_detached(self.discriminator, torch.cat([decoded, repaired]), size)[
+            0
+        ][count:]
         return (
             scores.view(2, -1).T,
-            deceit,
+            repaired_scores,
             place_logits.unflatten(0, (2, -1)).transpose(0, 1),
             repaired,
         )
@@ -151,22 +153,22 @@ class SpottingArtifacts(Method):
         return batch.views[0], self.draw_mask(batch)
 
     def loss(self, predictions: Predictions, targets: Targets) -> Tensor:
-        scores, deceit, place_logits, picture = predictions
+        scores, repaired_scores, place_logits, picture = predictions
         view, mask = targets
         everywhere = torch.ones_like(mask)
         # Several processes average the gradients of all parameters, so each needs one.
-        rest = 0 * torch.stack([p.sum() for p in self.idle_parameters()]).sum()
+        zero = 0 * torch.stack([p.sum() for p in self.idle_parameters()]).sum()
         if self.trains_autoencoder:
-            return self.config.pixels * kept_errors(picture, view, everywhere).mean() + rest
+            return self.config.pixels * kept_errors(picture, view, everywhere).mean() + zero
         real, repaired = scores.unbind(1)
-        judged = discriminator_loss(real, repaired) / 2
+        picture_loss = discriminator_loss(real, repaired) / 2
         place_loss = F.binary_cross_entropy_with_logits(
             place_logits, torch.cat([everywhere, mask], 1)
         )
-        deceived = F.softplus(-deceit).mean() / 2
+        repair_loss = F.softplus(-repaired_scores).mean() / 2
         errors = kept_errors(picture, view, mask).mean()
-        discriminator = judged + self.config.places * place_loss
-        return discriminator + deceived + self.config.pixels * errors + rest
+        discriminator = picture_loss + self.config.places * place_loss
+        return discriminator + repair_loss + self.config.pixels * errors + zero
 
     def idle_parameters(self) -> list[nn.Parameter]:
         """The parameters that do not learn in this step."""

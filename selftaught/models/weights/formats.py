@@ -9,6 +9,7 @@ Of several networks in a file, the layout takes the one that the tool's authors 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -319,6 +320,7 @@ FOLLOWERS = (("", "momentum"), ("", "ema"), ("", "averaged"), ("", "swa"))
 AVERAGES = {"ema", "swa", "averaged", "shadow", "average"}
 
 
+@lru_cache(maxsize=1 << 16)  # a search asks for the same names under each prefix
 def is_auxiliary(name: str) -> bool:
     """Whether a name is that of a head, a loss, a queue or another part outside of a backbone."""
     return any(_BESIDE.search(part) for part in name.split("."))
