@@ -1,5 +1,8 @@
 """Checks before training that a batch and a training set have enough images for a stage."""
 
+from functools import cache
+
+import timm
 import torch
 
 from selftaught.config.registry import method_name
@@ -67,11 +70,21 @@ def takes_one_image(stage: Stage) -> bool:
 
     A batch norm cannot where an image has one value a channel.
     """
+    name = stage.backbone
+    # The stages of a study have few networks. A name of Python may mean another one each time.
+    check = _takes_one_image_cached if timm.is_model(name) else _takes_one_image
+    return check(name, stage.stem, stage.size, stage.trainable)
+
+
+def _takes_one_image(name: str, stem: str, size: int, trainable: str) -> bool:
     with torch.device("meta"):
-        backbone = backbone_module.create(stage.backbone, stem=stage.stem, image_size=stage.size)
-        backbone_module.set_trainable(backbone, stage.trainable)
+        backbone = backbone_module.create(name, stem=stem, image_size=size)
+        backbone_module.set_trainable(backbone, trainable)
         try:
-            backbone.train()(torch.zeros(1, 3, stage.size, stage.size))
+            backbone.train()(torch.zeros(1, 3, size, size))
         except ValueError:  # torch's "Expected more than 1 value per channel"
             return False
     return True
+
+
+_takes_one_image_cached = cache(_takes_one_image)

@@ -90,7 +90,7 @@ def test_a_stage_is_its_map_averaged_over_places(trained: Path) -> None:
 def test_the_best_stage_is_in_the_rows_and_the_report(
     trained: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    words = ["--labels", "5", "--draws", "2", "--json", "--layers", "best"]
+    words = ["--labels", "2", "--draws", "2", "--json", "--layers", "best"]
     assert main(["evaluate", str(trained), *words]) == 0
     captured = capsys.readouterr()
     rows = json.loads(captured.out)

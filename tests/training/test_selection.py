@@ -252,6 +252,13 @@ def test_random_weights_are_no_candidate(images: Path, tmp_path: Path) -> None:
     assert (choice.kept.step, choice.text.startswith("kept: step 3, ")) == (3, True)
 
 
+@pytest.fixture
+def equal_scores(monkeypatch: Patch) -> None:
+    """All candidates score the same."""
+    monkeypatch.setattr(selection, "label_scores", lambda *_: {"knn": 0.5, "linear": 0.5})
+
+
+@pytest.mark.usefixtures("equal_scores")
 def test_a_step_that_failed_is_scored_whole(
     images: Path, start: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
@@ -272,6 +279,7 @@ def test_a_step_that_failed_is_scored_whole(
     assert scored(again) == [(0, 1.0), (3, 1.0), *((3, share) for share in selection.SHARES)]
 
 
+@pytest.mark.usefixtures("equal_scores")
 def test_a_head_that_is_not_trained_is_not_saved(images: Path, start: Path, tmp_path: Path) -> None:
     for name, trainable in (("all", "all"), ("none", "none")):
         fields = {"init": start, "trainable": trainable, "method": "simclr"}
