@@ -47,6 +47,8 @@ CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
         "moco-v2",
         [*BOTH, "--hard.adversarial.start", "0.33", "--hard.cutmix.start", "0.33"],
     ),
+    "simclr": ("simclr", []),
+    "simclr + cutmix": ("simclr", ["--hard", "cutmix"]),
     "deepcluster-v2 + cutmix": ("deepcluster-v2", ["--hard", "cutmix"]),
     "deepcluster-v2 + adversarial": ("deepcluster-v2", ["--hard", "adversarial"]),
 }
