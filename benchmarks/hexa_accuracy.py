@@ -56,7 +56,7 @@ LONG = {
     "moco-v2, long": ("moco-v2", "hexa-moco"),
     "deepcluster-v2, long": ("deepcluster-v2", "hexa-dcluster"),
 }
-COMMON = ["--batch", "128", "--precision", "bf16", "--workers", "0"]
+COMMON = ["--batch", "128", "--precision", "auto", "--workers", "0"]
 
 
 def train(name: str, seed: int, args: argparse.Namespace) -> Path:
