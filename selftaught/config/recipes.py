@@ -39,7 +39,7 @@ RECIPES: dict[str, Recipe] = {
     "directpred": Recipe(lr=0.48, commit="e09dd392", seeds=2),
     "feature-distillation": Recipe(
         lr=0.96,
-        commit="00000000",
+        commit="43ce82a6",
         seeds=1,
         data="rsscn7, 48 px, ResNet-18, teacher EfficientNet-Lite0; on training images",
         steps=200,
