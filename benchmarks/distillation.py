@@ -11,7 +11,8 @@ random weights.
 done yet (a run that was cut off goes on), scores all that is done by kNN and linear probe on the
 data's own test split, with 20 labels a class and with all, prints a table and writes
 results/distillation.json. "long" is a training for as many steps as take the time of `distilled`.
-Supervised training gets 20 labels a class, or all. "teacher" is the teacher itself, not trained.
+Supervised training gets 20 labels a class, or all. "teacher" is the teacher itself, not trained;
+"adapted" is what `selftaught adapt` makes of it in 80 steps, which teaches one more student.
 """
 
 import argparse
@@ -27,10 +28,11 @@ METHOD = "feature-distillation"
 CONFIGURATIONS: dict[str, tuple[str, list[str]]] = {
     "simclr": ("simclr", []),
     "distilled": (METHOD, []),
+    "distilled, adapted teacher": (METHOD, []),
     "distilled, pooled features alone": (METHOD, ["--method.patches", "0"]),
     "distilled, hidden layer": (METHOD, ["--method.hidden", "512"]),
     "distilled, teacher at 128": (METHOD, ["--method.teacher-size", "128"]),
-    "distilled, lr x4": (METHOD, ["--optimizer.lr", "0.06"]),  # of the default for 64 images a step
+    "distilled, lr / 4": (METHOD, ["--optimizer.lr", "0.06"]),
     "supervised 20": ("supervised", ["--subset", "20"]),
     "supervised all": ("supervised", []),
 }
@@ -64,6 +66,15 @@ def take_teacher(args: argparse.Namespace) -> Path:
     return folder
 
 
+def adapt_teacher(args: argparse.Namespace) -> Path:
+    """The run of the teacher that was adapted to the images."""
+    folder: Path = args.out / "adapted"
+    network = ["--backbone", "tf_efficientnet_lite0", "--steps", "80"]
+    target = ["--init", args.weights, "--target", args.data, "--out", str(folder)]
+    main(["adapt", *target, *network, *common(args)[2:]])  # nothing where it is done
+    return run_folder.resolve_run(folder)
+
+
 def train(name: str, args: argparse.Namespace, seed: int) -> None:
     """Nothing where it is done, or where what its length depends on is not done."""
     folder, steps = place(args.out, name, seed), args.steps
@@ -82,7 +93,9 @@ def train(name: str, args: argparse.Namespace, seed: int) -> None:
         steps = max(round(steps * reference / own), 1)
     method, more = CONFIGURATIONS[plain]
     if method == METHOD:
-        more = ["--method.teacher", str(args.out / "teacher"), *more]
+        adapted = name == "distilled, adapted teacher"
+        teacher = adapt_teacher(args) if adapted else args.out / "teacher"
+        more = ["--method.teacher", str(teacher), *more]
     words = ["pretrain", "--out", str(folder), "--method", method, "--steps", str(steps)]
     words += ["--seed", str(seed), "--backbone", "resnet18", "--stem", "imagenet"]
     main([*words, *common(args), *more])
@@ -91,18 +104,25 @@ def train(name: str, args: argparse.Namespace, seed: int) -> None:
 def collect(out: Path, data: str) -> dict[str, Any]:
     """Scores by run, and those of random weights."""
     found: dict[str, Any] = {}
-    for folder in filter(done, sorted(path for path in out.iterdir() if path.is_dir())):
+    folders = {path.name: path for path in sorted(out.iterdir()) if path.is_dir()}
+    if "adapted" in folders:
+        folders["adapted"] = run_folder.resolve_run(folders["adapted"])
+    for label, folder in folders.items():
+        if not done(folder):
+            continue
         rows = make_once(folder / "rows.json", evaluate_rows, folder, "--labels", "20", "all")
         for row in rows:
+            if row["backbone"] == "init":
+                continue
             # those of the teacher's architecture are another network
             random = row["backbone"] == "random"
-            name = f"random {run_folder.read_run(folder).stage.backbone}" if random else folder.name
+            name = f"random {run_folder.read_run(folder).stage.backbone}" if random else label
             entry = found.setdefault(name, {})
             entry[f"{row['protocol']} {row['labels']}"] = [row["mean"], row["low"], row["high"]]
         run = run_folder.read_run(folder)
         if run.stage.steps:
             command = run.facts["command"].replace(str(out), "runs/distillation")
-            found[folder.name] |= {
+            found[label] |= {
                 "steps": run.stage.steps,
                 "seconds": training_seconds(folder),
                 "command": command.replace(data, "images/"),
