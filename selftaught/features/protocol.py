@@ -192,9 +192,9 @@ class FeatureProtocol(Protocol):
 
 
 def labelled_features(subject: Subject, images: LabelledImages) -> Features:
-    """The final features of labelled images, where they are computed with fastest.
+    """The final features of labelled images, on the subject's GPU if there is one.
 
-    That is the subject's GPU, unless they are larger than an eighth of its free memory: a linear
+    Features that are larger than an eighth of its free memory stay on the CPU, because a linear
     probe holds several copies.
     """
     vectors, device = subject.features(images.positions), torch.device(subject.device)

@@ -139,12 +139,10 @@ class SpottingArtifacts(Method):
         )
         scores, place_logits = self.discriminator(torch.cat([decoded, repaired.detach()]), size)
         # the same batch, as batch norms see all of it
-        repaired_scores = call_detached(self.discriminator, torch.cat([decoded, repaired]), size)[
-            0
-        ][count:]
+        again, _ = call_detached(self.discriminator, torch.cat([decoded, repaired]), size)
         return (
             scores.view(2, -1).T,
-            repaired_scores,
+            again[count:],
             place_logits.unflatten(0, (2, -1)).transpose(0, 1),
             repaired,
         )
