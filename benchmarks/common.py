@@ -105,8 +105,12 @@ def format_ratio(ratio: Mapping[str, float]) -> str:
 
 def command_line() -> str:
     """The command that runs, its paths without this machine's folders."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return shlex.join(["python", "-m", sys.modules["__main__"].__spec__.name, *words])
+    return hide_folders(["python", "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]])
+
+
+def hide_folders(words: Sequence[str]) -> str:
+    """A command, its absolute paths by their last part."""
+    return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in words)
 
 
 def write(name: str, result: dict[str, Any]) -> Path:

@@ -16,11 +16,12 @@ Supervised training gets 20 labels a class, or all. "teacher" is the teacher its
 """
 
 import argparse
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import evaluate_rows, make_once, training_seconds, write
+from benchmarks.common import evaluate_rows, hide_folders, make_once, training_seconds, write
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
 
@@ -125,7 +126,7 @@ def collect(out: Path, data: str) -> dict[str, Any]:
             found[label] |= {
                 "steps": run.stage.steps,
                 "seconds": training_seconds(folder),
-                "command": command.replace(data, "images/"),
+                "command": hide_folders(shlex.split(command.replace(data, "images/"))),
             }
     return found
 
