@@ -6,7 +6,7 @@ same view passes.
 
 A step is all that `fit` does for a batch: views already made, forward, loss, backward, optimizer,
 teacher, queue, memory. The bare network is every call that the step made of its backbone and its
-teacher's, replayed with the same shapes: forward, and backward where gradients were args for.
+teacher's, replayed with the same shapes: forward, and backward where gradients were asked for.
 Interleaved; prints the ratio's median [least, most] and the memory of a step on a GPU, and writes
 results/step.json. `network:pixels:batch`. `simclr+pooled`: with an anchor of that kind, whose pass
 counts among those of the network. A teacher of features is another network of the same kind.
