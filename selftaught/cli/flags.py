@@ -75,7 +75,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "hard",
         tuple[str, ...] | None,
         " ".join((*HARD, OWN)),
-        "hard examples, trained on in addition; cutmix helps from about 100 passes on",
+        "hard examples, trained on in addition; cutmix helps after hundreds of passes",
         "none",
     ),
     ("backbone", str | None, "NAME", "a timm network, or package.module:function", SUITED),
