@@ -22,6 +22,7 @@ from selftaught.cli.main import main
 from selftaught.data import demo_images
 from selftaught.loggers import jsonl
 from selftaught.runs import folder as run_folder
+from selftaught.runs.folder import Run
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -111,6 +112,12 @@ def command_line() -> str:
 def hide_folders(words: Sequence[str]) -> str:
     """A command, its absolute paths by their last part."""
     return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in words)
+
+
+def command_of(run: Run, out: Path, name: str, data: str) -> str:
+    """The command of a run in `out`, which is named `name`, without this machine's folders."""
+    command = run.facts["command"].replace(str(out), name).replace(data, "images/")
+    return hide_folders(shlex.split(command))
 
 
 def write(name: str, result: dict[str, Any]) -> Path:

@@ -16,12 +16,11 @@ Supervised training gets 20 labels a class, or all. "teacher" is the teacher its
 """
 
 import argparse
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import evaluate_rows, hide_folders, make_once, training_seconds, write
+from benchmarks.common import command_of, evaluate_rows, make_once, training_seconds, write
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
 
@@ -122,11 +121,10 @@ def collect(out: Path, data: str) -> dict[str, Any]:
             entry[f"{row['protocol']} {row['labels']}"] = [row["mean"], row["low"], row["high"]]
         run = run_folder.read_run(folder)
         if run.stage.steps:
-            command = run.facts["command"].replace(str(out), "runs/distillation")
             found[label] |= {
                 "steps": run.stage.steps,
                 "seconds": training_seconds(folder),
-                "command": hide_folders(shlex.split(command.replace(data, "images/"))),
+                "command": command_of(run, out, "runs/distillation", data),
             }
     return found
 

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import evaluate_rows, make_once, training_seconds, write
+from benchmarks.common import command_of, evaluate_rows, make_once, training_seconds, write
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
 
@@ -117,8 +117,7 @@ def collect(out: Path, data: str, device: str) -> dict[str, Any]:
                     "seconds": training_seconds(folder),
                     "outcome": facts.facts["outcome"],
                 }
-                command = facts.facts["command"].replace(str(out), "runs/hexa")
-                entry["command"] = command.replace(data, "images/")
+                entry["command"] = command_of(facts, out, "runs/hexa", data)
     return found
 
 
@@ -152,7 +151,7 @@ if __name__ == "__main__":
             train(name, seed, args)
     result = collect(args.out, args.data, args.device)
     print(table(result))
-    shown = ("steps", "backbone", "size", "subset", "name")
+    shown = ["steps", "backbone", "size", "subset", "name", *(["long"] if args.long else [])]
     command = "python -m benchmarks.hexa_accuracy --data images/ --out runs/hexa"
     command += f" --seeds {' '.join(map(str, args.seeds))}"
     command += "".join(f" --{key} {getattr(args, key)}" for key in shown)

@@ -17,10 +17,8 @@ from selftaught.optim import SGD
 from selftaught.training.fsdp import shard
 from selftaught.training.loop import clip_gradients
 from selftaught.training.step import Step
-from tests.laws.toys import ATTACKED, HARD, PAIRS, TWO_PLAYER, Deep, batch, build, mine, rng
+from tests.laws.toys import HARD, PAIRS, TWO_PLAYER, Deep, batch, build, mine, rng
 from tests.several import WORLD, load_results, spawned
-
-Run = tuple[tuple[str, tuple[str, ...]], bool]  # a method, its hard examples; sharded weights
 
 CASES = [(name, ()) for name in METHODS] + [
     (name, (hard,))
@@ -37,14 +35,12 @@ CASES += [
 ANCHORS = ("pooled", "gram")
 # Weights that are sharded are gathered in the same way for all hard examples of one kind.
 UNSHARDED = {("adversarial-3",), ("mixup",), ("cutmix-all-auxiliary",)}
-WHOLE = [(case, False) for case in CASES]
-SHARDED = [
-    ((name, hard), True) for name, hard in CASES if hard not in UNSHARDED and name not in TWO_PLAYER
+RUNS = [(case, sharded) for case in CASES for sharded in (False, True)]
+RUNS = [
+    ((name, hard), sharded)
+    for (name, hard), sharded in RUNS
+    if not (sharded and (hard in UNSHARDED or name in TWO_PLAYER))
 ]
-# Hard examples add passes, which gather a method's weights as its plain step does. So in each test
-# run a few methods meet both, and the others in the slow one.
-QUICK = [run for run in SHARDED if not run[0][1] or run[0][0] in ATTACKED]
-SLOW = [run for run in SHARDED if run not in QUICK]
 
 
 def outcome(name: str, hard: tuple[str, ...], sharded: bool = False) -> dict[str, Any]:
@@ -87,36 +83,25 @@ def outcome(name: str, hard: tuple[str, ...], sharded: bool = False) -> dict[str
     }
 
 
-def all_outcomes(runs: list[Run]) -> dict[str, Any]:
+def all_outcomes() -> dict[str, Any]:
     cards = mine(batch(8)).views[0]
     assert torch.equal(unshuffle_batch(shuffle_batch(cards)), cards)
     assert not torch.equal(shuffle_batch(cards), cards)
-    return {f"{case} {sharded}": outcome(*case, sharded) for case, sharded in runs}
-
-
-def spawned_once(
-    tmp_path_factory: pytest.TempPathFactory, name: str, runs: list[Run]
-) -> list[dict[str, Any]]:
-    """The outcomes of each rank, computed once for all workers of pytest-xdist."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    folder.mkdir(exist_ok=True)
-    with files.locked(folder / "lock"):
-        if not (folder / "done").exists():
-            results = spawned(all_outcomes, folder, runs)
-            (folder / "done").touch()
-            return results
-    return load_results(folder)
+    return {f"{case} {sharded}": outcome(*case, sharded) for case, sharded in RUNS}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return spawned_once(tmp_path_factory, "processes", WHOLE + QUICK)
-
-
-@pytest.fixture(scope="module")
-def slow_results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return spawned_once(tmp_path_factory, "slow-processes", SLOW)
+    """The outcomes of each rank, computed once for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "processes"
+    folder.mkdir(exist_ok=True)
+    with files.locked(folder / "lock"):
+        if not (folder / "done").exists():
+            results = spawned(all_outcomes, folder)
+            (folder / "done").touch()
+            return results
+    return load_results(folder)
 
 
 @cache
@@ -125,27 +110,12 @@ def outcome_alone(case: tuple[str, tuple[str, ...]]) -> dict[str, Any]:
     return outcome(*case)
 
 
-def parametrize(runs: list[Run]) -> pytest.MarkDecorator:
-    names = ["-".join([c[0], *c[1], "sharded" if sharded else "whole"]) for c, sharded in runs]
-    return pytest.mark.parametrize(("case", "sharded"), runs, ids=names)
-
-
-@parametrize(WHOLE + QUICK)
+@pytest.mark.parametrize(
+    ("case", "sharded"),
+    RUNS,
+    ids=["-".join([c[0], *c[1], "sharded" if sharded else "whole"]) for c, sharded in RUNS],
+)
 def test_many_processes_are_one(
-    case: tuple[str, tuple[str, ...]], sharded: bool, results: list[dict[str, Any]]
-) -> None:
-    compare(case, sharded, results)
-
-
-@pytest.mark.slow
-@parametrize(SLOW)
-def test_many_processes_with_hard_examples_are_one(
-    case: tuple[str, tuple[str, ...]], sharded: bool, slow_results: list[dict[str, Any]]
-) -> None:
-    compare(case, sharded, slow_results)
-
-
-def compare(
     case: tuple[str, tuple[str, ...]], sharded: bool, results: list[dict[str, Any]]
 ) -> None:
     alone = outcome_alone(case)
