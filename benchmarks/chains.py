@@ -219,6 +219,8 @@ def chain_job(job: Job, s: Settings) -> dict[str, Any]:
     def place_of(place: Path, share: float) -> Path:
         return place / "checkpoints" / f"step-{s.steps}-share-{share}.safetensors"
 
+    # The article has no anchor, and every stage takes its own images' statistics.
+    article: dict[str, Any] = {"anchor": 0, "statistics": "data", "norm_statistics": "data"}
     anchored = adapt("adapt")
     subjects: dict[str, Path] = {
         "anchor": end(anchored),
@@ -226,16 +228,16 @@ def chain_job(job: Job, s: Settings) -> dict[str, Any]:
         "Target": s.to / "targets" / Job("target", NETWORKS[job.base], job.target, job.seed).name,
     }
     if "best" in s.parts:
-        best = adapt("best", anchor=0)
+        best = adapt("best", **article)
         subjects |= {"HPT": end(best), "HPT best": best}
     elif "plain" in s.parts:
-        subjects["HPT"] = adapt("plain", anchor=0, keep="last")
+        subjects["HPT"] = adapt("plain", keep="last", **article)
     if "bn" in s.parts:
-        subjects["HPT-BN"] = adapt("bn", anchor=0, trainable="norm", keep="last")
+        subjects["HPT-BN"] = adapt("bn", trainable="norm", keep="last", **article)
     if "moco" in s.parts:
-        subjects["HPT moco"] = adapt("moco", anchor=0, method="moco-v2", keep="last")
+        subjects["HPT moco"] = adapt("moco", method="moco-v2", keep="last", **article)
     if "base" in s.parts:
-        subjects["Base"] = adapt("refreshed", anchor=0, trainable="none", keep="last", steps=20)
+        subjects["Base"] = adapt("refreshed", trainable="none", keep="last", steps=20, **article)
     for steps in (30, 100):
         if "short" in s.parts and steps < s.steps and not job.seed:
             subjects[f"adapt {steps}"] = adapt(f"short-{steps}", steps=steps)

@@ -274,7 +274,8 @@ def train(
                 )
             if step == steps:
                 break
-    weights_io.save_backbone(backbone, folder / "backbone.safetensors", {"size": str(size)})
+    backbone.view_size = size
+    weights_io.save_backbone(backbone, folder / "backbone.safetensors")
     seconds = time.perf_counter() - began
     (folder / "peer.json").write_text(
         json.dumps(

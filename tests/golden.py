@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -55,6 +56,9 @@ RUN = [
     "fp32",
     "--workers",
     "0",
+    # float32 sums depend on the number of threads, whose default depends on the machine's load
+    "--threads",
+    "1",
 ]
 
 
@@ -79,7 +83,6 @@ def hash_weights(name: str, hard: str, images: Path, out: Path) -> str:
     flags += [f"--method.{field}={width}" for field, width in WIDTHS.items() if field in fields]
     flags += ["--stem", "cifar"] if name in SMALL_STRIDE else []
     flags += ["--backbone", "test_vit"] if METHODS[name].masks_patches else []
-    torch.set_num_threads(1)
     assert (
         main(["pretrain", "--data", str(images), "--out", str(out), "--method", name, *RUN, *flags])
         == 0
@@ -92,19 +95,16 @@ def hash_weights(name: str, hard: str, images: Path, out: Path) -> str:
 
 
 def machine() -> str:
-    """What the bits of a float32 training depend on: the processor and the build of torch."""
-    cpu = "unknown"
+    """What the bits of a float32 training depend on: the processor and the build of torch.
+
+    Virtual machines give many processors the same name, so family and model count too.
+    """
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        cpu = next(
-            (
-                line.split(":", 1)[1].strip()
-                for line in info.open()
-                if line.startswith("model name")
-            ),
-            cpu,
-        )
-    return f"{cpu or platform.processor()}, torch {torch.__version__}"
+    lines = info.read_text().split("\n\n", 1)[0].splitlines() if info.is_file() else []
+    fields = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    cpu = fields.get("model name", platform.processor() or "unknown")
+    kind = ", ".join(f"{k} {fields[k]}" for k in ("cpu family", "model") if k in fields)
+    return ", ".join(filter(None, (cpu, kind, f"torch {torch.__version__}")))
 
 
 def record(weights: bool = True) -> None:

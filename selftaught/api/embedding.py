@@ -125,7 +125,7 @@ def embed_images(
     pixel_range = own.pixel_range if own else backbone.pixel_range
     index = data.index(seed, progress.of("reading images"), pixel_range)
     progress.say(index.describe())
-    usual = own.stage.size if own else backbone.image_size or 224
+    usual = own.stage.size if own else backbone.usual_size
     width = usual if size is None else size
     require(width >= 8, "--size", "8 pixels or more", width)
     refuse_size(backbone, str(learnt), width)

@@ -108,6 +108,13 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "all",
     ),
     (
+        "norm_statistics",
+        Literal["weights", "data"] | None,
+        "weights|data",
+        "statistics of batch norms: weights = keep those of --init",
+        "data",
+    ),
+    (
         "keep",
         Literal["last", "best"] | None,
         "last|best",
@@ -217,7 +224,7 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
     ),
 )
 # defaults of `adapt` that differ from those of `pretrain`
-OTHERWISE = {"statistics": "data", "keep": "best", "anchor": f"{Anchor().weight:g}"}
+OTHERWISE = {"norm_statistics": "weights", "keep": "best", "anchor": f"{Anchor().weight:g}"}
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 DEFAULTS: dict[str, Any] = {
     "data": (),

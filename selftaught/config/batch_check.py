@@ -73,13 +73,16 @@ def takes_one_image(stage: Stage) -> bool:
     name = stage.backbone
     # The stages of a study have few networks. A name of Python may mean another one each time.
     check = _takes_one_image_cached if timm.is_model(name) else _takes_one_image
-    return check(name, stage.stem, stage.size, stage.trainable)
+    keeps = stage.norm_statistics == "weights"
+    return check(name, stage.stem, stage.size, stage.trainable, keeps)
 
 
-def _takes_one_image(name: str, stem: str, size: int, trainable: str) -> bool:
+def _takes_one_image(
+    name: str, stem: str, size: int, trainable: str, keep_statistics: bool
+) -> bool:
     with torch.device("meta"):
         backbone = backbone_module.create(name, stem=stem, image_size=size)
-        backbone_module.set_trainable(backbone, trainable)
+        backbone_module.set_trainable(backbone, trainable, keep_statistics)
         try:
             backbone.train()(torch.zeros(1, 3, size, size))
         except ValueError:  # torch's "Expected more than 1 value per channel"

@@ -1,6 +1,7 @@
 """Defaults of a stage, from the data and the hardware."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -13,16 +14,24 @@ from selftaught.config.recipes import find_recipe
 from selftaught.data.index.build import Index
 from selftaught.method import Defaults, Method, Setting
 from selftaught.models import backbone as backbone_module
+from selftaught.models.batch_norm import running_statistics
 from selftaught.models.vit import patch_side
 from selftaught.optim import LARS, SGD, AdamW, Optimizer
 from selftaught.views.spec import Views
 
+FIXED_NORMS_CLIP = 1.0  # chosen on training labels (docs/LOG.md)
 
-def size_for(index: Index, device: str) -> int:
-    """Choose the pixels of a view, by the images' median side and the device's speed."""
+
+def size_for(index: Index, device: str, begun: bool) -> int:
+    """Choose the pixels of a view, by the images' median side and the device's speed.
+
+    Trained weights get at least 64 pixels on a CPU and 128 on a GPU: images that are enlarged to
+    the size that the weights know have better features than small ones (docs/LOG.md).
+    """
     side = int(index.sizes.min(dim=1).values.float().median())
-    most = 224 if device == "cuda" else 64
-    return next((s for s in (224, 128, 96, 64) if s <= min(side, most)), 32)
+    most, least = (224, 128) if device == "cuda" else (64, 64)
+    size = next((s for s in (224, 128, 96, 64) if s <= min(side, most)), 32)
+    return max(size, least) if begun else size
 
 
 def backbone_for(index: Index, size: int, device: str, method: type[Method]) -> str:
@@ -84,16 +93,20 @@ def optimizer_of(method: type[Method]) -> str:
     return method.Config().defaults(usual).optimizer
 
 
-def defaults_for(method: type[Method], setting: Setting) -> Defaults[Any]:
+def defaults_for(
+    method: type[Method], setting: Setting, fixed_norms: bool = False
+) -> Defaults[Any]:
     """Return the method's own defaults, with the tuned rate and clip where `recipes` has some.
 
-    Trained weights get the common rate at most.
+    Trained weights get the common rate at most. Where their batch norms do not normalise by the
+    batch (`fixed_norms`), nothing bounds their activations, so gradients are clipped.
     """
     defaults: Defaults[Any] = method.Config().defaults(setting)
     if recipe := find_recipe(method):
         defaults = dataclasses.replace(defaults, lr=recipe.lr, clip=recipe.clip)
     lr = min(defaults.lr, Defaults.lr) if setting.pretrained else defaults.lr
-    return dataclasses.replace(defaults, lr=lr)
+    clip = min(defaults.clip or math.inf, FIXED_NORMS_CLIP) if fixed_norms else defaults.clip
+    return dataclasses.replace(defaults, lr=lr, clip=clip)
 
 
 def views_for(method: type[Method], fields: Mapping[str, Any], size: int, views: Views) -> Views:
@@ -133,11 +146,16 @@ def patch_of(backbone: str) -> int:
     return _shape_of(backbone)[1]
 
 
+def has_batch_norm(backbone: str) -> bool:
+    """Whether a backbone has norms with running statistics."""
+    return _shape_of(backbone)[2]
+
+
 @lru_cache
-def _shape_of(backbone: str) -> tuple[int, int]:
+def _shape_of(backbone: str) -> tuple[int, int, bool]:
     with torch.device("meta"):
         network = backbone_module.create(backbone)
-    return network.features, patch_side(network.network)
+    return network.features, patch_side(network.network), bool(running_statistics(network))
 
 
 def faster_in_bf16(

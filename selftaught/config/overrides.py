@@ -43,6 +43,7 @@ FIELDS: dict[str, Any] = {
     "init": str,
     "statistics": Literal["weights", "data"],
     "trainable": str,
+    "norm_statistics": Literal["weights", "data"],
     "keep": Literal["last", "best"],
     "size": int,
     "batch": int,

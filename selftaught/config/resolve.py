@@ -54,7 +54,7 @@ def resolve_stage(
         """Return the override, else the base's value, else the default."""
         return values[name] if name in values else getattr(base, name) if base else default()
 
-    size = pick("size", lambda: recipe.size_for(index, device))
+    size = pick("size", lambda: recipe.size_for(index, device, pretrained))
     backbone = pick("backbone", lambda: recipe.backbone_for(index, size, device, method))
     if "size" not in values and not base:
         size = recipe.fit_size(backbone, size)
@@ -80,7 +80,10 @@ def resolve_stage(
         pretrained=pretrained,
         classes=len(index.classes),
     )
-    own = recipe.defaults_for(method, setting)
+    norm_statistics = pick("norm_statistics", lambda: "data")
+    own = recipe.defaults_for(
+        method, setting, norm_statistics == "weights" and recipe.has_batch_norm(backbone)
+    )
     config = replace_fields("method", config or own.config, request.fields["method"])
     if getattr(config, "classes", len(index.classes)) != len(index.classes):
         if "classes" in request.fields["method"]:
@@ -106,6 +109,7 @@ def resolve_stage(
         init=pick("init", lambda: None),
         statistics=pick("statistics", lambda: "weights"),
         trainable=pick("trainable", lambda: "all"),
+        norm_statistics=norm_statistics,
         base=base.base if base else None,
         keep=pick("keep", lambda: "last"),
         method=config,

@@ -67,6 +67,8 @@ class Stage:
     statistics: Literal["weights", "data"] = "weights"
     # all, norm (HPT-BN), last-K blocks, lora-R, or none: only statistics of norms are updated
     trainable: str = "all"
+    # running statistics of batch norms: those of the weights, which stay, or of the data
+    norm_statistics: Literal["weights", "data"] = "data"
     method: Method.Config = field(default_factory=METHODS[DEFAULT].Config)
     hard: tuple[HardExample, ...] = ()
     combine: Literal["mean", "sum"] = "mean"  # of the clean and the hard losses
@@ -95,6 +97,13 @@ class Stage:
         require(self.clip >= 0, "--clip", "0 or more", self.clip)
         if self.anchor and self.init is None:
             raise UserError("--anchor holds weights that are given: name them by --init")
+        if self.norm_statistics == "weights" and self.init is None:
+            raise UserError("--norm-statistics weights needs weights: name them by --init")
+        if self.norm_statistics == "weights" and not self.learns:
+            raise UserError(
+                "--trainable none sets the statistics of norms to those of the data: leave out"
+                " --norm-statistics weights"
+            )
         if self.method.two_player and any(h.weight for h in self.hard):
             raise UserError(
                 "this method has a discriminator, which would take hard examples for real images:"

@@ -98,13 +98,9 @@ def evaluate_run(
     index = build_labelled_index(
         own, [str(root) for root in data], labels_from, max_pixels, seed, pixel_range, progress
     )
-    width = (
-        size
-        if size is not None
-        else own.stage.size
-        if own
-        else compared[str(learnt)].image_size or 224
-    )
+    width = size
+    if width is None:
+        width = own.stage.size if own else compared[str(learnt)].usual_size
     require(width >= 8, "--size", "8 pixels or more", width)
     for name, backbone in compared.items():
         refuse_size(backbone, name, width)

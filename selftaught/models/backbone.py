@@ -44,12 +44,13 @@ class Backbone(Encoder):
 
     name, stem, image_size: the arguments of `create`. features: D. network: timm's model, pooled,
     without a classifier. mean, std: [3], of pixels in [0, 1]. pixel_range: the values of more than
-    8 bits that were 0 and 1 in training.
+    8 bits that were 0 and 1 in training. view_size: pixels of the views in training, if known.
     """
 
     mean: Tensor
     std: Tensor
     pixel_range: PixelRange | None = None
+    view_size: int | None = None
     # names of frozen parts of the network, which stay in evaluation mode
     frozen_parts: frozenset[str] = frozenset()
 
@@ -139,6 +140,11 @@ class Backbone(Encoder):
             self.network.get_submodule(name).eval()
         return self
 
+    @property
+    def usual_size(self) -> int:
+        """Pixels of a side of the images that it is evaluated on, unless others are asked for."""
+        return self.view_size or self.image_size or 224
+
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Replace the normalisation: [3] numbers each, of pixels in [0, 1]."""
         self.mean.copy_(torch.tensor(mean))
@@ -216,6 +222,12 @@ def create(
     return Backbone(
         network, name=name, stem=stem, mean=mean, std=std, image_size=image_size, options=options
     )
+
+
+def usual_statistics(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std of pixels, [3] each, of timm's own weights of a network; else of ImageNet."""
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return (config.mean, config.std) if config else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _own_network(name: str, size: int) -> nn.Module:

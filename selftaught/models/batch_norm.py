@@ -58,11 +58,14 @@ def running_statistics(network: nn.Module) -> list[Tensor]:
 
 @contextmanager
 def swap_batch_norms(network: nn.Module, others: nn.ModuleList) -> Iterator[None]:
-    """Inside, `others` replace the network's batch norms, in the order of `batch_norms`."""
+    """Inside, `others` replace the network's batch norms, in the order of `batch_norms`.
+
+    They use running statistics where those that they replace do.
+    """
     places = list(batch_norms(network))
     try:
-        for (parent, name, _), other in zip(places, others, strict=True):
-            setattr(parent, name, other)
+        for (parent, name, norm), other in zip(places, others, strict=True):
+            setattr(parent, name, other.train(norm.training))
         yield
     finally:
         for parent, name, norm in places:

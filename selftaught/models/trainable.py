@@ -46,12 +46,13 @@ def parse(what: str) -> tuple[str, int]:
     return (last, int(count)) if last else (lora, int(rank or RANK))
 
 
-def set_trainable(backbone: nn.Module, what: str) -> None:
+def set_trainable(backbone: nn.Module, what: str, keep_statistics: bool = False) -> None:
     """Make the part `what` of a backbone trainable, and freeze the rest.
 
     Call it before the backbone is copied, because lora adds parameters. Batch norm that none,
     last-K or lora freeze stays in evaluation mode, so its running statistics do not change either.
-    With norm, batch norm is trained and updates its statistics.
+    With norm, batch norm is trained and updates its statistics. `keep_statistics`: every batch norm
+    stays in evaluation mode; its affine parameters are trained as `what` says.
     """
     kind, number = parse(what)
     network = getattr(backbone, "network", backbone)
@@ -60,8 +61,11 @@ def set_trainable(backbone: nn.Module, what: str) -> None:
         parameter.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    frozen_parts = (
-        frozenset() if kind in ("all", "norm") else frozenset(_list_frozen_norms(network))
+    frozen_parts = frozenset(
+        name
+        for name, norm in network.named_modules()
+        if getattr(norm, "running_mean", None) is not None
+        and (keep_statistics or (kind not in ("all", "norm") and not _is_trained(norm)))
     )
     if hasattr(backbone, "frozen_parts"):
         # pyrefly: ignore[bad-argument-type]
@@ -161,10 +165,5 @@ def _add_low_rank(network: Any, rank: int) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if id(parameter) not in before]
 
 
-def _list_frozen_norms(network: nn.Module) -> Iterator[str]:
-    """Names of the norm layers with running statistics and no trainable parameter."""
-    for name, part in network.named_modules():
-        if getattr(part, "running_mean", None) is not None and not any(
-            p.requires_grad for p in part.parameters()
-        ):
-            yield name
+def _is_trained(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())

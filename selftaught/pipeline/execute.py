@@ -130,19 +130,20 @@ def resolve_node(
 
 
 def network_of_stage(stage: Stage) -> dict[str, Any]:
-    """The network of a stage, as overrides."""
-    return {"backbone": stage.backbone, "stem": stage.stem}
+    """The network of a stage and the size of its views, as overrides."""
+    return {"backbone": stage.backbone, "stem": stage.stem, "size": stage.size}
 
 
 def network_of(init: str) -> dict[str, Any]:
-    """The network of some weights, as overrides; empty if they do not state it."""
+    """The network of some weights and the size of their views, as overrides of what they state."""
     path = Path(init)
-    network = None
+    network, size = None, None
     if path.exists():
-        network = weights_io.guess(path)
+        network, size = weights_io.guess(path), weights_io.view_size(path)
     elif timm.is_model(init):
         network = (init.partition(".")[0], "imagenet")
-    return dict(zip(("backbone", "stem"), network, strict=True)) if network else {}
+    overrides: dict[str, Any] = {"size": size} if size else {}
+    return overrides | (dict(zip(("backbone", "stem"), network, strict=True)) if network else {})
 
 
 def find_teacher_folder(teacher: ResolvedStage, overrides: Mapping[str, Any], out: Path) -> str:

@@ -56,6 +56,8 @@ def identify(stage: Stage, fingerprint: str, start: str, teacher: str, precise: 
         values.pop("compile")
     if stage.anchor is None:
         values.pop("anchor")
+    if stage.norm_statistics == "data":
+        values.pop("norm_statistics")
     if not precise:
         values.pop("precision")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -205,7 +205,8 @@ def chain(
             raise UserError("--source-steps does nothing without --source: name its images")
         return Plan(nodes=(last,))
     if not init:  # random weights, which nothing should hold
-        common = {k: v for k, v in common.items() if k.partition(".")[0] != "anchor"}
+        held = ("anchor", "norm_statistics")
+        common = {k: v for k, v in common.items() if k.partition(".")[0] not in held}
     first = Node(
         name="source", overrides={**common, "data": source, "steps": source_steps}, init=init
     )
@@ -215,14 +216,18 @@ def chain(
 def with_defaults(plan: Plan) -> Plan:
     """Add the defaults of adapting to a plan.
 
-    Each stage normalises pixels by its own data. Stages that start from weights have an anchor. The
-    last ones keep the best weights, so the outcome is not worse than the start.
+    Stages that start from weights have an anchor, and keep the statistics of their batch norms:
+    those of another data set can cost more than training gains (docs/LOG.md). The last stages keep
+    the best weights, so the outcome is not worse than the start.
     """
 
     def add_defaults(node: Node) -> Node:
-        overrides: dict[str, Any] = {"statistics": "data"}
+        overrides: dict[str, Any] = {}
         if (node.after or node.init) and not _classifies(node):
             overrides["anchor"] = Anchor().weight
+            # HPT-BN and Base are about these statistics.
+            if node.overrides.get("trainable") not in ("norm", "none"):
+                overrides["norm_statistics"] = "weights"
             if node in plan.leaves:
                 # Candidates are scored by features, which does not select the best classifier.
                 overrides["keep"] = "best"

@@ -270,7 +270,8 @@ def save_weights(session: Session, backbone: Backbone, file: Path, head_file: Pa
         labels = session.index.labels
         several = labels is not None and labels.dim() == 2
         heads.save_head(head, session.classes, several, head_file)
-    weights_io.save_backbone(backbone, file, {"size": str(session.stage.size)})
+    backbone.view_size = session.stage.size
+    weights_io.save_backbone(backbone, file)
 
 
 def label_scores(vectors: Tensor, labels: Tensor) -> dict[str, float]:

@@ -215,7 +215,11 @@ def build_session(
         own_size=device.type == "cpu",
     )
     torch.manual_seed(key(stage.seed, "weights"))
-    mean, std = statistics(images, index.train)
+    mean, std = (
+        backbone_module.usual_statistics(stage.backbone)  # if the weights state none
+        if stage.init and stage.statistics == "weights"
+        else statistics(images, index.train)
+    )
     backbone = backbone_module.create(
         stage.backbone, stem=stage.stem, mean=mean, std=std, image_size=stage.size
     )
@@ -231,7 +235,9 @@ def build_session(
         )
     torch.manual_seed(key(stage.seed, "head"))
     # Before the method copies the backbone for a teacher.
-    backbone_module.set_trainable(backbone, stage.trainable)
+    backbone_module.set_trainable(
+        backbone, stage.trainable, keep_statistics=stage.norm_statistics == "weights"
+    )
     setup = Setup(backbone, len(positions), len(index.classes), previous)
     instance = method(stage.method, setup)
     step = Step(instance, stage.hard, stage.combine)

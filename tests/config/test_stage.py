@@ -106,6 +106,17 @@ def test_defaults_follow_the_data(images: Path) -> None:
     assert result.steps > 0
 
 
+@pytest.mark.parametrize(
+    ("device", "begun", "size"),
+    [("cpu", False, 32), ("cuda", False, 32), ("cpu", True, 64), ("cuda", True, 128)],
+)
+def test_small_images_are_enlarged_for_trained_weights(
+    images: Path, device: str, begun: bool, size: int
+) -> None:
+    index = Data(roots=(str(images),)).index(0)
+    assert defaults.size_for(index, device, begun) == size
+
+
 SETTING = Setting(images=1000, batch=100, steps=100, features=512)
 
 
@@ -156,6 +167,27 @@ def test_simclr_stops_its_keys_gradient_where_it_begins_from_random_weights(imag
     assert stage(images).method.stop_gradient
     assert not stage(images, "--init", "weights.pth").method.stop_gradient
     assert not stage(images, "--method.no-stop-gradient").method.stop_gradient
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"), [({}, "--init"), ({"init": "w.pth", "trainable": "none"}, "none")]
+)
+def test_statistics_to_keep_need_weights_that_train(fields: dict[str, str], word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        Stage(data=Data(roots=("a",)), size=32, norm_statistics="weights", **fields)
+
+
+@pytest.mark.parametrize(
+    ("words", "clip"),
+    [("", 0.0), ("--norm-statistics weights", 1.0), ("--norm-statistics weights --clip 2", 2.0)],
+)
+def test_gradients_are_clipped_where_norms_keep_their_statistics(
+    images: Path, words: str, clip: float
+) -> None:
+    begun = argv("--init weights.pth", *argv(words))
+    assert stage(images, *begun).clip == clip
+    if "--clip" not in words:  # a ViT has no batch norms
+        assert stage(images, *begun, "--backbone", "test_vit").clip == 0
 
 
 def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:

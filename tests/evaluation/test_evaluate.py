@@ -11,6 +11,7 @@ from selftaught.evaluation.evaluate import evaluate_run
 from selftaught.evaluation.finetune import FineTune
 from selftaught.features.knn import KNN
 from selftaught.features.protocol import Protocol
+from selftaught.runs.folder import read_run
 from tests.commands import argv
 from tests.fixtures import Capture, Patch, Places
 from tests.pictures import folder
@@ -61,6 +62,19 @@ def test_the_starting_weights_are_called_so(
     assert {d.against for d in result.results.differences} == {"random"} | (
         {"init"} if statistics == "data" else set()
     )
+
+
+def test_exported_weights_keep_the_size_of_their_views(
+    images: Path, begun: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "b.pth"
+    assert main(["export", str(begun), "--to", str(file)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(file), "--data", str(images), "--protocol", "knn"]) == 0
+    assert "images of 32 pixels" in capsys.readouterr().err
+    words = argv(f"--data {images} --init {file} --batch 8 --steps 0 --precision fp32 --workers 0")
+    assert main(["pretrain", *words, "--out", str(tmp_path / "run")]) == 0
+    assert read_run(tmp_path / "run").stage.size == 32
 
 
 def test_training_images_of_one_class_are_refused_before_any_is_looked_at(

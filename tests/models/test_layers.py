@@ -193,8 +193,12 @@ def test_swapped_norms_stand_in_and_go() -> None:
     with swap_batch_norms(network, others):
         assert network[1] is others[0]
         assert network[2][0] is others[1]
+        assert others[0].training
         assert list(network._modules) == ["0", "1", "2"]  # in their places
     assert list(network.modules()) == before
+    network[1].eval()  # a norm that keeps its statistics has a stand-in that does
+    with swap_batch_norms(network, others.train()):
+        assert [norm.training for norm in others] == [False, True]
     with pytest.raises(ZeroDivisionError), swap_batch_norms(network, others):
         raise ZeroDivisionError
     assert list(network.modules()) == before

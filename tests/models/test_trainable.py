@@ -63,6 +63,16 @@ class TestTrainable:
         assert all(parameter.requires_grad for parameter in backbone.parameters())
         assert backbone.network.bn1.training
 
+    @pytest.mark.parametrize("what", ["all", "norm", "last-1"])
+    def test_statistics_that_are_kept(self, what):
+        backbone = create(RESNET)
+        trainable.set_trainable(backbone, what, keep_statistics=True)
+        expected = moving(create(RESNET, what))
+        assert moving(backbone) == expected
+        changed = trained(backbone)
+        assert not any("running" in key or "num_batches" in key for key in changed)
+        assert any("bn" in key for key in changed)
+
     def test_a_step_moves_norms_alone(self):
         backbone = create(RESNET, "norm")
         changed = trained(backbone) & dict(backbone.named_parameters()).keys()

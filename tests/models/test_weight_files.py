@@ -284,7 +284,7 @@ class TestRuns:
     def folder(self, tmp_path: Path, backbone: Backbone) -> Path:
         folder = tmp_path / "run"
         (folder / "checkpoints").mkdir(parents=True)
-        weights_io.save_backbone(backbone, folder / "backbone.safetensors", {"size": "32"})
+        weights_io.save_backbone(backbone, folder / "backbone.safetensors")
         config = {"backbone": backbone.name, "stem": backbone.stem, "size": 32}
         (folder / "run.json").write_text(json.dumps({"config": config}))
         own = dict(backbone.state_dict())

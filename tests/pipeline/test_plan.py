@@ -605,10 +605,13 @@ def test_a_bad_command_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flags", [{"anchor": 1.0}, {"anchor": 1.0, "anchor.kind": "gram"}])
-def test_a_source_from_random_weights_has_no_anchor(flags: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [{"anchor": 1.0}, {"anchor": 1.0, "anchor.kind": "gram"}, {"norm_statistics": "weights"}],
+)
+def test_a_source_from_random_weights_has_nothing_to_hold(flags: dict[str, Any]) -> None:
     source, target = plan.chain(flags, target="t", source="s").nodes
-    assert not any(name.startswith("anchor") for name in source.overrides)
+    assert not source.overrides.keys() & flags.keys()
     assert flags.items() <= target.overrides.items()
     source, _ = plan.chain(flags, target="t", source="s", init="w.pth").nodes
     assert flags.items() <= source.overrides.items()
@@ -624,20 +627,19 @@ def test_only_the_backbone_crosses(chain: Chain, brought: Path) -> None:
     begun = target / "checkpoints" / "step-0.safetensors"
     assert same(tensors(begun), tensors(source))
     assert any(key.endswith("running_var") for key in tensors(begun))
-    for place in (brought, source, target):
-        for one, other in zip(
-            stated(place / "backbone.safetensors"),
-            of_data(run_folder.read_run(place).stage),
-            strict=True,
-        ):
-            assert one == pytest.approx(other, rel=1e-6)
-    kept, earlier = (stated(place / "backbone.safetensors") for place in (target, source))
-    assert stated(begun) == kept != earlier
+    for one, other in zip(
+        stated(brought / "backbone.safetensors"),
+        of_data(run_folder.read_run(brought).stage),
+        strict=True,
+    ):
+        assert one == pytest.approx(other, rel=1e-6)
+    first, *others = (stated(place / "backbone.safetensors") for place in (brought, source, target))
+    assert others == [first, first] == [stated(begun)] * 2
     stage = run_folder.read_run(target).stage
     index = stage.data.index(stage.seed)
     heir, new = (
         dict(build_session(s, index, torch.device("cpu"), 0).step.state_dict())
-        for s in (stage, replace(stage, init=None, anchor=None))
+        for s in (stage, replace(stage, init=None, anchor=None, norm_statistics="data"))
     )
     crossed = {key for key in heir if not torch.equal(heir[key], new[key])}
     assert any("running_var" in key for key in crossed)
@@ -830,9 +832,27 @@ def test_the_best_weights_between_start_and_end_are_kept(
             torch.testing.assert_close(value, (start[name] + end[name]) / 2)
 
 
-def test_an_adapted_backbone_is_anchored(chain: Chain) -> None:
-    source, target = (run_folder.read_run(place).stage for place in stages(chain[1]).values())
-    assert source.anchor == target.anchor == Anchor()
+def test_an_adapted_backbone_is_anchored_and_keeps_its_norms_statistics(
+    chain: Chain, brought: Path
+) -> None:
+    before = tensors(brought)
+    for place in stages(chain[1]).values():
+        assert run_folder.read_run(place).stage.anchor == Anchor()
+        for file in (place / "checkpoints").glob("step-*.safetensors"):
+            after = tensors(file)
+            ends = (".running_mean", ".running_var", ".num_batches_tracked")
+            for name in (name for name in before if name.endswith(ends)):
+                assert torch.equal(before[name], after[name])
+
+
+@pytest.mark.parametrize("what", ["norm", "none"])
+def test_statistics_follow_the_data_where_the_stage_is_about_them(what: str) -> None:
+    begun, other = (
+        plan.with_defaults(plan.chain({"trainable": t}, "t", init="w.pth")).nodes[0]
+        for t in (what, "last-1")
+    )
+    assert "norm_statistics" not in begun.overrides
+    assert other.overrides["norm_statistics"] == "weights"
 
 
 def test_a_source_that_made_it_worse_is_noticed(
@@ -859,7 +879,7 @@ def test_zero_steps_take_the_weights_in_and_write_them(
     words = ["--init", str(brought), "--steps", "0", *SMALL]
     succeed("pretrain", *words, "--data", images / "target", "--out", tmp_path / "taken")
     request = ["adapt", *words, "--target", str(images / "target")]
-    text = printed([*request, "--statistics", "weights", "--out", str(tmp_path / "adapted")])
+    text = printed([*request, "--out", str(tmp_path / "adapted")])
     assert text.startswith("the backbone is in ")  # nothing was chosen
     pixels = torch.rand(4, 3, 32, 32)
     expected = selftaught.load(brought)(pixels)
@@ -867,7 +887,7 @@ def test_zero_steps_take_the_weights_in_and_write_them(
         assert same(tensors(run_folder.read_run(tmp_path / place).folder), tensors(brought))
         assert torch.equal(selftaught.load(tmp_path / place)(pixels), expected)
     # the same weights, the pixels by their own data
-    assert main([*request, "--out", str(tmp_path / "own")]) == 0
+    assert main([*request, "--statistics", "data", "--out", str(tmp_path / "own")]) == 0
     own = run_folder.read_run(tmp_path / "own")
     assert same(tensors(own.folder), tensors(brought))
     assert stated(own.folder / "backbone.safetensors")[0] == pytest.approx(

@@ -23,7 +23,7 @@ from selftaught import files
 from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import full_tensor, rank
 from selftaught.errors import UserError
-from selftaught.models.backbone import Backbone, base, build, create, nearest
+from selftaught.models.backbone import Backbone, base, build, create, nearest, usual_statistics
 from selftaught.models.trainable import plain_state
 from selftaught.models.weights import formats
 from selftaught.models.weights.architecture import has_small_stem, list_candidates
@@ -44,16 +44,14 @@ _PICKLED = (".pth", ".pt")
 # Writing
 
 
-def save_backbone(
-    backbone: Backbone, path: str | Path, extra: Mapping[str, str] | None = None
-) -> None:
+def save_backbone(backbone: Backbone, path: str | Path) -> None:
     """Write the network's weights under timm's names, atomically, as `.safetensors` or `.pth`.
 
-    The metadata are name, stem, mean, std, image_size, pixel_range and `extra`, as strings. In a
+    The metadata are name, stem, mean, std, image_size, pixel_range and size, as strings. In a
     `.pth` they are the entry "metadata" beside "state_dict"; `torch.load(weights_only=True)` reads
     it. `backbone.recipe` gives Python code that uses the weights without this package. If the
     network is sharded, all processes call this function; rank 0 writes. Raises UserError for
-    another suffix, and ValueError if `extra` has the key of another entry.
+    another suffix.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", *_PICKLED):
@@ -68,9 +66,8 @@ def save_backbone(
     }
     if backbone.pixel_range is not None:
         metadata["pixel_range"] = json.dumps(backbone.pixel_range.to_json())
-    if clash := metadata.keys() & (extra or {}).keys():
-        raise ValueError(f"extra must not replace {', '.join(sorted(clash))}")
-    metadata.update(extra or {})
+    if backbone.view_size is not None:
+        metadata["size"] = str(backbone.view_size)
     state = portable(plain_state(backbone.network))
     if rank() != 0:
         return
@@ -132,6 +129,7 @@ def load_backbone(path: str | Path) -> Backbone:
     _fill(backbone.network, find_fit(content, backbone.network, name).state, str(content))
     if "pixel_range" in content.metadata:
         backbone.pixel_range = _pixel_range(content)
+    backbone.view_size = _view_size(content)
     return backbone
 
 
@@ -144,8 +142,9 @@ def load_network(source: str | Path) -> Backbone:
     if Path(source).exists() and read(source).is_ours:
         return load_backbone(source)
     name, stem = find_network(source)
+    mean, std = usual_statistics(name)
     with torch.random.fork_rng(devices=[]):
-        backbone = create(name, stem=stem)
+        backbone = create(name, stem=stem, mean=mean, std=std)
     load_weights(backbone, source)
     return backbone
 
@@ -201,7 +200,11 @@ def load_weights(backbone: Backbone, source: str | Path, own_statistics: bool = 
         backbone.set_statistics(*statistics)
         notes.append("with its mean and std")
     else:
-        notes.append("mean and std kept, as the file states none")
+        mean, std = (
+            " ".join(f"{value:.3g}" for value in values.tolist())
+            for values in (backbone.mean, backbone.std)
+        )
+        notes.append(f"mean {mean} and std {std}, as the file states none")
     return f"{backbone.name} starts from {content}: {', '.join(notes)}."
 
 
@@ -235,6 +238,12 @@ def guess(source: str | Path) -> tuple[str, str] | None:
         if unlike:
             return None
     return None
+
+
+def view_size(source: str | Path) -> int | None:
+    """Return the pixels of the views that weights were trained with, if selftaught wrote them."""
+    content = read(source)
+    return _view_size(content) if content.is_ours else None
 
 
 def _search(data: Any) -> list[Reading]:
@@ -344,6 +353,11 @@ def _pixel_range(content: Content) -> PixelRange:
         raise UserError(
             f"{content} states no usable pixel_range: {content.metadata['pixel_range']}."
         ) from None
+
+
+def _view_size(content: Content) -> int | None:
+    size = content.metadata.get("size", "")
+    return int(size) if size.isdecimal() else None
 
 
 def _check_same_kind(backbone: Backbone, content: Content) -> None:

@@ -301,6 +301,7 @@ def _read_checkpoint(path: Path, data: dict[str, Any]) -> Content:
             "name": config["backbone"],
             "stem": config["stem"],
             "image_size": str(config["size"]),
+            "size": str(config["size"]),
         }
     except (OSError, ValueError, KeyError):
         pass  # the checkpoint was moved, so the user must name the network
