@@ -143,7 +143,4 @@ if __name__ == "__main__":
                 )
                 print(table(results[-1:]).splitlines()[1], flush=True)
     print(table(results))
-    command = (
-        f"python -m benchmarks.guard --out runs/{args.name} --steps {args.steps} --name {args.name}"
-    )
-    write(args.name, {"command": command, "runs": results})
+    write(args.name, {"runs": results})

@@ -228,7 +228,7 @@ def test_the_teacher_is_what_was_fine_tuned(done: Path, images: Path) -> None:
 
 def test_without_a_plan_it_is_the_same(done: Path, images: Path, tmp_path: Path) -> None:
     place = stages(done)
-    words = argv(f"pretrain --data {images} --statistics data", *SMALL, "--steps", "4")
+    words = argv(f"pretrain --data {images}", *SMALL, "--steps", "4")
     start = argv(f"--init {place['pretrain']} --method.head-layers 1 --subset 6")
     succeed(*words, "--method", "supervised", *start, "--out", tmp_path / "tuned")
     student = argv(f"--method distillation --method.teacher {tmp_path}/tuned --backbone test_vit")

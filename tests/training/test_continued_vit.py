@@ -73,7 +73,7 @@ def test_a_published_layout_is_loaded_fitted_and_trained(
     assert main(["pretrain", *words]) == 0
     stage = json.loads((out / "run.json").read_text())["config"]
     assert stage["backbone"] == name
-    assert (stage["size"], stage["views"]["small_size"]) == (28, 0)  # half of it is a patch
+    assert (stage["size"], stage["views"]["small_size"]) == (56, 0)  # half of it are two patches
     assert stage["optimizer"]["name"] == "adamw"
     trained = weights_io.load_backbone(out / "backbone.safetensors")
     assert trained.network.state_dict().keys() == network.state_dict().keys()

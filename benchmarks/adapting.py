@@ -1,0 +1,94 @@
+"""`selftaught adapt` with its defaults: is it above the start, and never below it?
+
+    python -m benchmarks.adapting --weights efficientnet_lite0.pth --out runs/adapting --docs \\
+        fashion/ flowers32/ pacs128/cartoon
+
+Each folder of labelled images is a target. `adapt --init WEIGHTS --target FOLDER` is followed by
+`evaluate --against init --labels 20 all`. Differences have paired 95 % intervals over the held-out
+images. What is in --out is not done again. Writes results/adapting.json; --docs also writes the
+table of docs/hpt.md.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import find, make_once, mark, training_seconds, write
+from benchmarks.methods import fill
+from selftaught.cli.main import main
+from selftaught.runs import folder as run_folder
+
+ROOT = Path(__file__).parents[1]
+SCORES = [(protocol, labels) for protocol in ("knn", "linear") for labels in ("20", "all")]
+TITLES = {"knn": "kNN", "linear": "probe"}
+
+Row = dict[str, Any]
+
+
+def adapt(target: Path, place: Path, args: argparse.Namespace) -> Row:
+    """Adapt the weights to one target, and score them beside the start."""
+    words = ["--init", str(args.weights), "--backbone", args.backbone, "--out", str(place)]
+    if not (place / "outcome.lock").exists():
+        assert main(["adapt", *words, "--target", str(target), "--threads", args.threads]) == 0
+    words = [str(place), "--data", str(target), "--threads", args.threads]
+    assert main(["evaluate", *words, "--against", "init", "--labels", "20", "all"]) == 0
+    run = run_folder.read_run(place)
+    choice = run.facts["choice"]
+    scores = json.loads((run.folder / "evaluation.json").read_text())[-1]
+    names = ("protocol", "labels", "metric", "mean", "low", "high")
+    return {
+        "target": target.name,
+        "size": run.stage.size,
+        "steps": run.stage.steps,
+        "batch": run.stage.batch,
+        "training_minutes": round(training_seconds(run.folder) / 60, 1),
+        "kept": 0 if choice["worse"] else choice["share"],
+        "scores": [
+            {"of": "start" if r["backbone"] == "init" else "adapt", **{n: r[n] for n in names}}
+            for r in scores["rows"]
+        ],
+        "gains": [{name: d[name] for name in names} for d in scores["differences"]],
+    }
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Balanced accuracy at the start and after adapting, and the interval of the gain."""
+    titles = [f"{TITLES[p]}, {'all' if n == 'all' else f'{n} a class'}" for p, n in SCORES]
+    text = [f"| target | steps | kept | {' | '.join(titles)} |", "| --- " * 7 + "|"]
+    for row in rows:
+        cells = []
+        for protocol, labels in SCORES:
+            where = {"protocol": protocol, "labels": labels, "metric": "balanced_accuracy"}
+            start, end = (find(row["scores"], of=of, **where) for of in ("start", "adapt"))
+            gain = find(row["gains"], **where)
+            cell = f"{100 * start['mean']:.1f} → {100 * end['mean']:.1f}{mark(gain)}"
+            if gain:
+                cell += f" ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+            cells.append(cell.replace("-", "−"))
+        kept = {0: "the start", 1: "the end"}.get(row["kept"], f"{row['kept']:g} of the way")
+        text.append(f"| {row['target']} | {row['steps']} | {kept} | {' | '.join(cells)} |")
+    return text
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", type=Path, nargs="+")
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", default="auto")
+    parser.add_argument("--docs", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for target in args.targets:
+        place = args.out / target.name
+        results.append(make_once(args.out / f"{target.name}.json", adapt, target, place, args))
+        print("\n".join(table(results[-1:])), flush=True)
+    write("adapting", {"rows": results})
+    if args.docs:
+        fill(ROOT / "docs" / "hpt.md", table(results), "adapting")
