@@ -115,6 +115,12 @@ class Stage:
             )
 
     @property
+    def norm_size(self) -> int | None:
+        """Pixels of the views that the trained batch norms have statistics of, if it is certain."""
+        follow = self.norm_statistics == "data" and self.trainable in ("all", "norm", "none")
+        return self.size if self.init is None or (follow and self.steps) else None
+
+    @property
     def learns(self) -> bool:
         """Whether steps change weights, and not only the statistics of norms."""
         return self.trainable != "none"

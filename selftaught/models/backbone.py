@@ -45,12 +45,14 @@ class Backbone(Encoder):
     name, stem, image_size: the arguments of `create`. features: D. network: timm's model, pooled,
     without a classifier. mean, std: [3], of pixels in [0, 1]. pixel_range: the values of more than
     8 bits that were 0 and 1 in training. view_size: pixels of the views in training, if known.
+    norm_size: pixels of the views that the batch norms have statistics of, if known.
     """
 
     mean: Tensor
     std: Tensor
     pixel_range: PixelRange | None = None
     view_size: int | None = None
+    norm_size: int | None = None
     # names of frozen parts of the network, which stay in evaluation mode
     frozen_parts: frozenset[str] = frozenset()
 

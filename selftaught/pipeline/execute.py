@@ -24,7 +24,7 @@ from selftaught.methods.parts.teacher_config import TeacherConfig
 from selftaught.models import heads
 from selftaught.models.weights import io as weights_io
 from selftaught.pipeline.fingerprint import identify, origin
-from selftaught.pipeline.plan import Node, Plan
+from selftaught.pipeline.plan import BY_WEIGHTS, Node, Plan
 from selftaught.pipeline.publish import publish_outcome
 from selftaught.runs import folder as run_folder
 from selftaught.training import checkpoint
@@ -92,6 +92,11 @@ def resolve_node(
     elif node.init is not None:
         overrides = {**network_of(node.init), **overrides}
         overrides["init"] = str(run_folder.resolve_run(Path(node.init)))
+    if overrides.get("norm_statistics") == BY_WEIGHTS:
+        size = before.stage.norm_size if before else norm_size_of(str(node.init))
+        # Norms of views of this size can follow the next data without harm (docs/LOG.md).
+        fit = size is not None and str(overrides.get("size")) == str(size)
+        overrides["norm_statistics"] = "data" if fit else "weights"
     if not overrides.get("data"):
         raise UserError("it has no images: give it data")
     stage = run_folder.resolve_names(
@@ -129,6 +134,11 @@ def resolve_node(
     return ResolvedStage(node, stage, identity, root, classes, several)
 
 
+def norm_size_of(init: str) -> int | None:
+    """Pixels of the views that the batch norms of some weights have statistics of, if stated."""
+    return weights_io.stated_size(init, "norm_size") if Path(init).exists() else None
+
+
 def network_of_stage(stage: Stage) -> dict[str, Any]:
     """The network of a stage and the size of its views, as overrides."""
     return {"backbone": stage.backbone, "stem": stage.stem, "size": stage.size}
@@ -139,7 +149,7 @@ def network_of(init: str) -> dict[str, Any]:
     path = Path(init)
     network, size = None, None
     if path.exists():
-        network, size = weights_io.guess(path), weights_io.view_size(path)
+        network, size = weights_io.guess(path), weights_io.stated_size(path, "size")
     elif timm.is_model(init):
         network = (init.partition(".")[0], "imagenet")
     overrides: dict[str, Any] = {"size": size} if size else {}

@@ -163,6 +163,7 @@ def from_mapping(content: Any, where: str) -> Plan:
     return Plan(nodes=tuple(nodes))
 
 
+BY_WEIGHTS = "by the weights"  # norm_statistics that depend on the weights of the start
 # settings of a chain that hold for its target only
 _TARGET_ALONE = ("trainable", "steps", "epochs", "keep", "subset", "labels_from")
 
@@ -216,9 +217,9 @@ def chain(
 def with_defaults(plan: Plan) -> Plan:
     """Add the defaults of adapting to a plan.
 
-    Stages that start from weights have an anchor, and keep the statistics of their batch norms:
-    those of another data set can cost more than training gains (docs/LOG.md). The last stages keep
-    the best weights, so the outcome is not worse than the start.
+    Stages that start from weights have an anchor, and may keep the statistics of their batch norms
+    (`execute.resolve_node` decides). The last stages keep the best weights, so the outcome is not
+    worse than the start.
     """
 
     def add_defaults(node: Node) -> Node:
@@ -227,7 +228,7 @@ def with_defaults(plan: Plan) -> Plan:
             overrides["anchor"] = Anchor().weight
             # HPT-BN and Base are about these statistics.
             if node.overrides.get("trainable") not in ("norm", "none"):
-                overrides["norm_statistics"] = "weights"
+                overrides["norm_statistics"] = BY_WEIGHTS
             if node in plan.leaves:
                 # Candidates are scored by features, which does not select the best classifier.
                 overrides["keep"] = "best"

@@ -228,7 +228,7 @@ class Candidates:
         file = f"checkpoints/{name}.safetensors"
         has_head = step > 0 and self.session.stage.learns
         head = self.folder / f"checkpoints/{name}-{heads.FILE}" if has_head else None
-        save_weights(self.session, backbone, self.folder / file, head)
+        save_weights(self.session, backbone, self.folder / file, head, trained=step > 0)
         candidate = Candidate(step=step, share=share, file=file, scores=scores)
         log.info(f"{name}: {score_text(candidate)}")
         return [candidate]
@@ -260,10 +260,12 @@ class Candidates:
         self.candidates = [Candidate(**candidate) for candidate in state["candidates"]]
 
 
-def save_weights(session: Session, backbone: Backbone, file: Path, head_file: Path | None) -> None:
+def save_weights(
+    session: Session, backbone: Backbone, file: Path, head_file: Path | None, trained: bool = True
+) -> None:
     """Save a backbone, and the method's head in `head_file` if the method has one.
 
-    Later stages can start from the head.
+    Later stages can start from the head. `trained`: these are not the weights of the start.
     """
     head = session.method.head
     if head is not None and head_file is not None:
@@ -271,6 +273,7 @@ def save_weights(session: Session, backbone: Backbone, file: Path, head_file: Pa
         several = labels is not None and labels.dim() == 2
         heads.save_head(head, session.classes, several, head_file)
     backbone.view_size = session.stage.size
+    backbone.norm_size = session.stage.norm_size if trained else None
     weights_io.save_backbone(backbone, file)
 
 

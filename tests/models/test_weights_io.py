@@ -94,7 +94,7 @@ class TestRoundTrip:
 
     def test_metadata_is_strings(self, tmp_path, suffix):
         path, backbone = tmp_path / f"b{suffix}", backbone_module.create(RESNET, image_size=48)
-        backbone.view_size = 96
+        backbone.view_size, backbone.norm_size = 96, 64
         weights_io.save_backbone(backbone, path)
         if suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
@@ -109,8 +109,10 @@ class TestRoundTrip:
             "std": "[0.229, 0.224, 0.225]",
             "image_size": "48",
             "size": "96",
+            "norm_size": "64",
         }
-        assert weights_io.load_backbone(path).usual_size == weights_io.view_size(path) == 96
+        assert weights_io.load_backbone(path).usual_size == weights_io.stated_size(path, "size")
+        assert weights_io.stated_size(path, "norm_size") == 64
 
     def test_init_takes_over_weights_and_statistics(self, tmp_path, suffix):
         path, source = tmp_path / f"b{suffix}", statistics()

@@ -23,7 +23,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import selftaught
@@ -639,7 +639,7 @@ def test_only_the_backbone_crosses(chain: Chain, brought: Path) -> None:
     index = stage.data.index(stage.seed)
     heir, new = (
         dict(build_session(s, index, torch.device("cpu"), 0).step.state_dict())
-        for s in (stage, replace(stage, init=None, anchor=None, norm_statistics="data"))
+        for s in (stage, replace(stage, init=None, anchor=None))
     )
     crossed = {key for key in heir if not torch.equal(heir[key], new[key])}
     assert any("running_var" in key for key in crossed)
@@ -832,17 +832,36 @@ def test_the_best_weights_between_start_and_end_are_kept(
             torch.testing.assert_close(value, (start[name] + end[name]) / 2)
 
 
-def test_an_adapted_backbone_is_anchored_and_keeps_its_norms_statistics(
-    chain: Chain, brought: Path
+def test_an_adapted_backbone_is_anchored(chain: Chain) -> None:
+    source, target = (run_folder.read_run(place).stage for place in stages(chain[1]).values())
+    assert source.anchor == target.anchor == Anchor()
+    # a run of the same size: its norms follow the data
+    assert source.norm_statistics == target.norm_statistics == "data"
+
+
+def test_norms_of_weights_from_elsewhere_keep_their_statistics(
+    images: Path, brought: Path, tmp_path: Path
 ) -> None:
+    """Also in a later stage, and where a run is adapted at another size."""
+    foreign = tmp_path / "w.safetensors"  # as timm would write it
+    save_file(load_file(brought / "backbone.safetensors"), foreign)
+    steps = argv("--steps 2 --source-steps 2 --backbone test_resnet")
+    words = ["--init", foreign, "--source", images / "source", "--target", images / "target"]
+    succeed("adapt", *words, *steps, "--out", tmp_path / "out", *SMALL)
     before = tensors(brought)
-    for place in stages(chain[1]).values():
-        assert run_folder.read_run(place).stage.anchor == Anchor()
-        for file in (place / "checkpoints").glob("step-*.safetensors"):
-            after = tensors(file)
-            ends = (".running_mean", ".running_var", ".num_batches_tracked")
-            for name in (name for name in before if name.endswith(ends)):
-                assert torch.equal(before[name], after[name])
+    ends = (".running_mean", ".running_var", ".num_batches_tracked")
+    source, target = stages(tmp_path / "out").values()
+    for place, after in (
+        (source, tensors(source)),
+        (target, tensors(target / "checkpoints" / "step-2.safetensors")),
+    ):
+        assert run_folder.read_run(place).stage.norm_statistics == "weights"
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed
+        assert not any(name.endswith(ends) for name in changed)
+    words = ["--init", brought, "--target", images / "target", "--steps", 0, "--size", 40]
+    succeed("adapt", *words, "--out", tmp_path / "size", *SMALL[2:])
+    assert run_folder.read_run(tmp_path / "size").stage.norm_statistics == "weights"
 
 
 @pytest.mark.parametrize("what", ["norm", "none"])
@@ -852,7 +871,7 @@ def test_statistics_follow_the_data_where_the_stage_is_about_them(what: str) -> 
         for t in (what, "last-1")
     )
     assert "norm_statistics" not in begun.overrides
-    assert other.overrides["norm_statistics"] == "weights"
+    assert other.overrides["norm_statistics"] == plan.BY_WEIGHTS
 
 
 def test_a_source_that_made_it_worse_is_noticed(

@@ -265,10 +265,10 @@ def test_a_step_that_failed_is_scored_whole(
     candidates = candidates_of(images, tmp_path / "run", init=start)
     save, full = selection.save_weights, [True]
 
-    def refuse(session: Any, backbone: Any, file: Path, head: Path | None) -> None:
+    def refuse(session: Any, backbone: Any, file: Path, head: Path | None, trained: bool) -> None:
         if "share-0.5" in file.name and full:
             raise FileError("the disk is full")
-        save(session, backbone, file, head)
+        save(session, backbone, file, head, trained)
 
     monkeypatch.setattr(selection, "save_weights", refuse)
     with pytest.raises(FileError):

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import timm
@@ -47,7 +47,7 @@ _PICKLED = (".pth", ".pt")
 def save_backbone(backbone: Backbone, path: str | Path) -> None:
     """Write the network's weights under timm's names, atomically, as `.safetensors` or `.pth`.
 
-    The metadata are name, stem, mean, std, image_size, pixel_range and size, as strings. In a
+    The metadata are name, stem, mean, std, image_size, pixel_range and sizes, as strings. In a
     `.pth` they are the entry "metadata" beside "state_dict"; `torch.load(weights_only=True)` reads
     it. `backbone.recipe` gives Python code that uses the weights without this package. If the
     network is sharded, all processes call this function; rank 0 writes. Raises UserError for
@@ -66,8 +66,9 @@ def save_backbone(backbone: Backbone, path: str | Path) -> None:
     }
     if backbone.pixel_range is not None:
         metadata["pixel_range"] = json.dumps(backbone.pixel_range.to_json())
-    if backbone.view_size is not None:
-        metadata["size"] = str(backbone.view_size)
+    for name, size in (("size", backbone.view_size), ("norm_size", backbone.norm_size)):
+        if size is not None:
+            metadata[name] = str(size)
     state = portable(plain_state(backbone.network))
     if rank() != 0:
         return
@@ -129,7 +130,8 @@ def load_backbone(path: str | Path) -> Backbone:
     _fill(backbone.network, find_fit(content, backbone.network, name).state, str(content))
     if "pixel_range" in content.metadata:
         backbone.pixel_range = _pixel_range(content)
-    backbone.view_size = _view_size(content)
+    backbone.view_size = _stated_size(content, "size")
+    backbone.norm_size = _stated_size(content, "norm_size")
     return backbone
 
 
@@ -240,10 +242,10 @@ def guess(source: str | Path) -> tuple[str, str] | None:
     return None
 
 
-def view_size(source: str | Path) -> int | None:
-    """Return the pixels of the views that weights were trained with, if selftaught wrote them."""
+def stated_size(source: str | Path, name: Literal["size", "norm_size"]) -> int | None:
+    """Return a size that weights of this package state: see `Backbone.view_size`, `norm_size`."""
     content = read(source)
-    return _view_size(content) if content.is_ours else None
+    return _stated_size(content, name) if content.is_ours else None
 
 
 def _search(data: Any) -> list[Reading]:
@@ -355,8 +357,8 @@ def _pixel_range(content: Content) -> PixelRange:
         ) from None
 
 
-def _view_size(content: Content) -> int | None:
-    size = content.metadata.get("size", "")
+def _stated_size(content: Content, name: str) -> int | None:
+    size = content.metadata.get(name, "")
     return int(size) if size.isdecimal() else None
 
 
