@@ -2,7 +2,8 @@
 
     python -m benchmarks.chain_results runs/chains
 
-Reads the chains that are done. Writes results/chains.json, the tables of docs/hpt.md, and the
+Reads the chains that are done. Those that the folder lacks keep their earlier results; each names
+its commit. Writes results/chains.json, the tables of docs/hpt.md, and the
 figure of all chains. A mark is that of the paired 95 % interval of `adapt` minus the base as it
 came: ▲ above 0, ▼ below 0.
 """
@@ -18,7 +19,7 @@ from typing import Any
 from scipy import stats
 
 from benchmarks.chains import CHAINS, results
-from benchmarks.common import RESULTS, find, mark, write
+from benchmarks.common import RESULTS, find, machine, mark, write
 from benchmarks.methods import fill
 
 Row = dict[str, Any]
@@ -33,7 +34,6 @@ LABELS = {"20": "20 labels a class", "all": "all labels"}
 
 def read(folder: Path) -> list[Row]:
     """One row for each chain that is done: its scores, and the gains of `adapt` over others."""
-    order = [(base, target) for base, targets in CHAINS.items() for target in targets]
     rows = []
     for chain in results(folder):
         scores = [r for r in chain["rows"] if r["metric"] == "balanced_accuracy"]
@@ -47,6 +47,20 @@ def read(folder: Path) -> list[Row]:
             same = {"over": "base", "mean": 0.0, "low": 0.0, "high": 0.0}
             row["gains"] += [{**same, "protocol": p, "labels": n} for p, n in SCORES]
         rows.append(row)
+    return sort(rows)
+
+
+def merge(rows: Sequence[Row], earlier: Row) -> list[Row]:
+    """The rows, and earlier results of other chains, in the order of CHAINS."""
+    rows = [{**row, "commit": machine()["commit"]} for row in rows]
+    done = {(r["base"], r["target"], r["seed"]) for r in rows}
+    others = [r for r in earlier["rows"] if (r["base"], r["target"], r["seed"]) not in done]
+    rows += [{"commit": earlier["machine"]["commit"], **row} for row in others]
+    return sort(rows)
+
+
+def sort(rows: Sequence[Row]) -> list[Row]:
+    order = [(base, target) for base, targets in CHAINS.items() for target in targets]
     return sorted(rows, key=lambda r: (order.index((r["base"], r["target"])), r["seed"]))
 
 
@@ -141,9 +155,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    rows = read(Path(sys.argv[1]))
+    rows = merge(read(Path(sys.argv[1])), json.loads((RESULTS / "chains.json").read_text()))
     write("chains", {"rows": rows})
-    rows = json.loads((RESULTS / "chains.json").read_text())["rows"]
     text = [*count(rows), "", *table(rows, "all"), "", *table(rows, "20")]
     print("\n".join(text))
     fill(ROOT / "docs" / "hpt.md", text, "chains")
