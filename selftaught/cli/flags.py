@@ -224,7 +224,11 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
     ),
 )
 # defaults of `adapt` that differ from those of `pretrain`
-OTHERWISE = {"norm_statistics": "by the weights", "keep": "best", "anchor": f"{Anchor().weight:g}"}
+OTHERWISE = {
+    "norm_statistics": "weights, but for own ones of this size",
+    "keep": "best",
+    "anchor": f"{Anchor().weight:g}",
+}
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 DEFAULTS: dict[str, Any] = {
     "data": (),
