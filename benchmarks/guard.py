@@ -7,11 +7,12 @@ rates far too high.
 Trains on the demo's photo patches (ResNet-10-t, 32 px or more, batch 64; a ViT-Ti where patches are
 masked): each method in its own recipe, which must end without a warning; and in the same recipe at
 100 times its rate, which must be stopped with the reason, unless it recovers while the rate falls
-(try more steps). Prints a table with kNN before and after, and writes results/NAME.json. What is
-done already is not done again.
+(try more steps). Prints a table with kNN before and after, and writes all runs of --out into
+results/NAME.json. What is done already is not done again.
 """
 
 import argparse
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -143,4 +144,6 @@ if __name__ == "__main__":
                 )
                 print(table(results[-1:]).splitlines()[1], flush=True)
     print(table(results))
-    write(args.name, {"runs": results})
+    # Several calls may share --out, each with its own methods and seeds.
+    done = [json.loads(file.read_text()) for file in sorted(args.out.glob("*/guard.json"))]
+    write(args.name, {"runs": done})
