@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import selftaught as st
 from benchmarks.common import find, make_once, mark, training_seconds, write
 from benchmarks.methods import fill
 from selftaught.cli.main import main
@@ -30,13 +31,12 @@ Row = dict[str, Any]
 def adapt(target: Path, place: Path, args: argparse.Namespace) -> Row:
     """Adapt the weights to one target, and score them beside the start."""
     words = ["--init", str(args.weights), "--backbone", args.backbone, "--out", str(place)]
-    if not (place / "outcome.lock").exists():
-        assert main(["adapt", *words, "--target", str(target), "--threads", args.threads]) == 0
-    words = [str(place), "--data", str(target), "--threads", args.threads]
-    assert main(["evaluate", *words, "--against", "init", "--labels", "20", "all"]) == 0
+    if main(["adapt", *words, "--target", str(target), "--threads", args.threads]):
+        raise SystemExit(f"{target}: adapting failed")
+    evaluation = st.evaluate(place, target, labels=("20", "all"), against=("init",))
+    scores = json.loads(evaluation.results.to_json())
     run = run_folder.read_run(place)
     choice = run.facts["choice"]
-    scores = json.loads((run.folder / "evaluation.json").read_text())[-1]
     names = ("protocol", "labels", "metric", "mean", "low", "high")
     return {
         "target": target.name,

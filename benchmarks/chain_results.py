@@ -3,8 +3,8 @@
     python -m benchmarks.chain_results runs/chains
 
 Reads the chains that are done. Those that the folder lacks keep their earlier results; each names
-its commit. Writes results/chains.json, the tables of docs/hpt.md, and the
-figure of all chains. A mark is that of the paired 95 % interval of `adapt` minus the base as it
+its commit. Writes results/chains.json, the tables of docs/hpt.md, and the figure of all chains. A
+mark is that of the paired 95 % interval of `adapt` minus the base as it
 came: ▲ above 0, ▼ below 0.
 """
 
@@ -47,19 +47,16 @@ def read(folder: Path) -> list[Row]:
             same = {"over": "base", "mean": 0.0, "low": 0.0, "high": 0.0}
             row["gains"] += [{**same, "protocol": p, "labels": n} for p, n in SCORES]
         rows.append(row)
-    return sort(rows)
+    return rows
 
 
 def merge(rows: Sequence[Row], earlier: Row) -> list[Row]:
     """The rows, and earlier results of other chains, in the order of CHAINS."""
-    rows = [{**row, "commit": machine()["commit"]} for row in rows]
+    commit = machine()["commit"]
+    rows = [{**row, "commit": commit} for row in rows]
     done = {(r["base"], r["target"], r["seed"]) for r in rows}
     others = [r for r in earlier["rows"] if (r["base"], r["target"], r["seed"]) not in done]
     rows += [{"commit": earlier["machine"]["commit"], **row} for row in others]
-    return sort(rows)
-
-
-def sort(rows: Sequence[Row]) -> list[Row]:
     order = [(base, target) for base, targets in CHAINS.items() for target in targets]
     return sorted(rows, key=lambda r: (order.index((r["base"], r["target"])), r["seed"]))
 

@@ -146,4 +146,7 @@ if __name__ == "__main__":
     print(table(results))
     # Several calls may share --out, each with its own methods and seeds.
     done = [json.loads(file.read_text()) for file in sorted(args.out.glob("*/guard.json"))]
-    write(args.name, {"runs": done})
+    factors = " ".join(f"{factor:g}" for factor in args.factors)
+    command = f"python -m benchmarks.guard --out runs/{args.name} --steps {args.steps}"
+    command += f" --factors {factors} --name {args.name}"
+    write(args.name, {"command": command, "runs": done})

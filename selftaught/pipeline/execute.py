@@ -86,16 +86,19 @@ def resolve_node(
     overrides = dict(node.overrides)
     if teacher:
         overrides["method.teacher"] = find_teacher_folder(teacher, overrides, out)
+    norm_size = None
     if before:
         overrides = {**network_of_stage(before.stage), **overrides}
         overrides["init"] = str(before.folder(out))
+        norm_size = before.stage.norm_size
     elif node.init is not None:
-        overrides = {**network_of(node.init), **overrides}
+        stated = describe(node.init)
+        overrides = {**as_overrides(stated), **overrides}
         overrides["init"] = str(run_folder.resolve_run(Path(node.init)))
+        norm_size = stated.norm_size
     if overrides.get("norm_statistics") == BY_WEIGHTS:
-        size = before.stage.norm_size if before else norm_size_of(str(node.init))
         # Norms of views of this size can follow the next data without harm (docs/LOG.md).
-        fit = size is not None and str(overrides.get("size")) == str(size)
+        fit = norm_size is not None and str(overrides.get("size")) == str(norm_size)
         overrides["norm_statistics"] = "data" if fit else "weights"
     if not overrides.get("data"):
         raise UserError("it has no images: give it data")
@@ -134,11 +137,6 @@ def resolve_node(
     return ResolvedStage(node, stage, identity, root, classes, several)
 
 
-def norm_size_of(init: str) -> int | None:
-    """Pixels of the views that the batch norms of some weights have statistics of, if stated."""
-    return weights_io.stated_size(init, "norm_size") if Path(init).exists() else None
-
-
 def network_of_stage(stage: Stage) -> dict[str, Any]:
     """The network of a stage and the size of its views, as overrides."""
     return {"backbone": stage.backbone, "stem": stage.stem, "size": stage.size}
@@ -146,14 +144,21 @@ def network_of_stage(stage: Stage) -> dict[str, Any]:
 
 def network_of(init: str) -> dict[str, Any]:
     """The network of some weights and the size of their views, as overrides of what they state."""
-    path = Path(init)
-    network, size = None, None
-    if path.exists():
-        network, size = weights_io.guess(path), weights_io.stated_size(path, "size")
-    elif timm.is_model(init):
-        network = (init.partition(".")[0], "imagenet")
-    overrides: dict[str, Any] = {"size": size} if size else {}
-    return overrides | (dict(zip(("backbone", "stem"), network, strict=True)) if network else {})
+    return as_overrides(describe(init))
+
+
+def describe(init: str) -> weights_io.Stated:
+    """What some weights state; nothing if there are none of this name, which fails later."""
+    known = Path(init).exists() or timm.is_model(init)
+    return weights_io.describe(init) if known else weights_io.Stated(None)
+
+
+def as_overrides(stated: weights_io.Stated) -> dict[str, Any]:
+    """What weights state, as overrides."""
+    overrides: dict[str, Any] = {"size": stated.size} if stated.size else {}
+    if stated.network:
+        overrides["backbone"], overrides["stem"] = stated.network
+    return overrides
 
 
 def find_teacher_folder(teacher: ResolvedStage, overrides: Mapping[str, Any], out: Path) -> str:

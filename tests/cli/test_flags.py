@@ -145,6 +145,8 @@ def test_the_help_of_adapt_says_what_adapt_does(capsys: Capture) -> None:
         return words.partition(f"--{flag} ")[2].partition("(")[2].partition(")")[0]
 
     assert default("pretrain", "norm-statistics") == "data"
-    assert default("adapt", "norm-statistics").startswith("weights, but")
+    own = "weights, but for own ones of this size"
+    assert default("adapt", "norm-statistics") == own
+    assert default("pretrain", "statistics") == default("adapt", "statistics") == "weights"
     assert default("pretrain", "keep") == "last"
     assert default("adapt", "keep") == "best"

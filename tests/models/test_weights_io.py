@@ -111,8 +111,8 @@ class TestRoundTrip:
             "size": "96",
             "norm_size": "64",
         }
-        assert weights_io.load_backbone(path).usual_size == weights_io.stated_size(path, "size")
-        assert weights_io.stated_size(path, "norm_size") == 64
+        assert weights_io.load_backbone(path).usual_size == 96
+        assert weights_io.describe(path) == ((RESNET, "imagenet"), 96, 64)
 
     def test_init_takes_over_weights_and_statistics(self, tmp_path, suffix):
         path, source = tmp_path / f"b{suffix}", statistics()

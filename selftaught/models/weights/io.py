@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import timm
@@ -39,6 +39,17 @@ from selftaught.models.weights.weight_files import (
 )
 
 _PICKLED = (".pth", ".pt")
+
+
+class Stated(NamedTuple):
+    """What weights state: timm's name and the stem of their network, and two sizes in pixels.
+
+    Only weights of this package state sizes: see `Backbone.view_size` and `norm_size`.
+    """
+
+    network: tuple[str, str] | None
+    size: int | None = None
+    norm_size: int | None = None
 
 
 # Writing
@@ -216,10 +227,21 @@ def guess(source: str | Path) -> tuple[str, str] | None:
     None if no network fits, or if several networks of equal shapes compute different things, as
     efficientnet_b0 and tf_efficientnet_b0 do. Raises UserError if the file is missing or broken.
     """
-    path = Path(source)
-    if not path.exists() and timm.is_model(str(source)):
-        return base(str(source)), "imagenet"
+    return describe(source).network
+
+
+def describe(source: str | Path) -> Stated:
+    """Return what weights state of their network. Raises UserError as `guess` does."""
+    if not Path(source).exists() and timm.is_model(str(source)):
+        return Stated((base(str(source)), "imagenet"))
     content = read(source)
+    network = _guess(content)
+    if not content.is_ours:
+        return Stated(network)
+    return Stated(network, _stated_size(content, "size"), _stated_size(content, "norm_size"))
+
+
+def _guess(content: Content) -> tuple[str, str] | None:
     if content.is_ours:
         check_values(content.data.get("state_dict", content.data), str(content))
         return content.metadata["name"], content.metadata["stem"]
@@ -240,12 +262,6 @@ def guess(source: str | Path) -> tuple[str, str] | None:
         if unlike:
             return None
     return None
-
-
-def stated_size(source: str | Path, name: Literal["size", "norm_size"]) -> int | None:
-    """Return a size that weights of this package state: see `Backbone.view_size`, `norm_size`."""
-    content = read(source)
-    return _stated_size(content, name) if content.is_ours else None
 
 
 def _search(data: Any) -> list[Reading]:
