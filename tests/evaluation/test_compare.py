@@ -70,7 +70,7 @@ def test_a_draw_in_all_has_every_class(labels: Tensor, total: int, seed: int) ->
     assert set(chosen.tolist()) <= set(draw(labels, total=total + 3, seed=seed).tolist())
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=200)
 @given(several_classes, st.integers(1, 5), st.integers(0, 5))
 def test_draws_of_several_classes_an_image_reach_every_class(
     labels: Tensor, number: int, seed: int
@@ -80,8 +80,10 @@ def test_draws_of_several_classes_an_image_reach_every_class(
     assert torch.equal(chosen, chosen.unique())
     assert (labels[chosen].sum(0) >= there.clamp(max=number)).all()
     assert len(chosen) <= int(there.clamp(max=number).sum())
-    total = int((there > 0).sum()) + number
-    assume(total < len(labels))
+    least = int((there > 0).sum())
+    total = min(least + number, len(labels) - 1)
+    if total < max(least, 1):
+        return
     chosen = draw(labels, total=total, seed=seed)
     assert len(chosen) == total
     assert torch.equal(labels[chosen].sum(0) > 0, there > 0)
