@@ -268,7 +268,8 @@ def count_steps(
     if "epochs" in values:
         epochs = values["epochs"]
     else:
-        epochs = recipe.epochs_for(index, device, bool(values.get("init")))
+        keeps = values.get("norm_statistics") == "weights"
+        epochs = recipe.epochs_for(index, device, bool(values.get("init")), keeps)
     require(epochs > 0, "--epochs", "above 0", epochs)
     steps = round(epochs * (len(index.train) // batch))
     if steps < 1:

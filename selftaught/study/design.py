@@ -33,6 +33,8 @@ DECIDED = {
     "epochs",
     "seed",
 }
+# flags of which trained weights have other defaults than random ones
+SHARED = ("size", "batch")
 
 # Views with fewer and fewer augmentations, in the order of the paper, where "no colour" has grey.
 AUGMENTATIONS: dict[str, Flags] = {
@@ -116,6 +118,13 @@ class Setup:
                 named = ", ".join(name.replace("_", "-") for name in sorted(reserved))
                 raise UserError(f"settings: {named} is for the study to decide, or for its command")
             read_overrides(flags)  # raises UserError for unknown flags
+        for name, target in self.targets.items():
+            named = {normalise(str(flag)) for flag in (*self.settings, *target.settings)}
+            if missing := [flag for flag in SHARED if flag not in named]:
+                raise UserError(
+                    f"settings: {name} needs {' and '.join(missing)}, as in size: 64, batch: 128:"
+                    " defaults of trained and of random weights differ, and a study compares both"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,6 +117,15 @@ def test_small_images_are_enlarged_for_trained_weights(
     assert defaults.size_for(index, device, begun) == size
 
 
+@pytest.mark.parametrize(("statistics", "seen"), [("weights", 5_000), ("data", 15_000)])
+def test_weights_are_trained_longer_where_their_norms_follow_the_data(
+    images: Path, statistics: str, seen: int
+) -> None:
+    words = ["--init", "w.pth", "--norm-statistics", statistics, "--batch", "8"]
+    epochs = round(seen / 39)
+    assert stage(images, *words).steps == epochs * (39 // 8)
+
+
 SETTING = Setting(images=1000, batch=100, steps=100, features=512)
 
 

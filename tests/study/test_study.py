@@ -45,7 +45,7 @@ SETUP = Setup(
         "tile": Target(data=("t",), source=("s",)),
         "field": Target(data=("f",), source=("s",), labels="f.csv"),
     },
-    settings={"size": 32},
+    settings={"size": 32, "batch": 16},
     steps=Lengths(hpt=(12, 50), target=(50, 200), hpt_bn=(20,), source=30, refresh=5),
     seeds=(0, 1),
     few=("total:100", "all"),
@@ -204,7 +204,11 @@ def test_from_random_weights_it_is_the_bases_network() -> None:
     base = Base(init="resnet18.a1_in1k", backbone="resnet18d")
     said = ways("separability", replace(ONE, bases={"b": base}))
     assert {flags(cell)[0]["backbone"] for cell in said.values()} == {"resnet18d"}
-    options = replace(ONE, bases={"b": Base(init="resnet18.a1_in1k")}, settings={"stem": "cifar"})
+    options = replace(
+        ONE,
+        bases={"b": Base(init="resnet18.a1_in1k")},
+        settings={**SETUP.settings, "stem": "cifar"},
+    )
     assert flags(ways("separability", options)["Target", "50"])[0]["stem"] == "cifar"
 
 
@@ -261,7 +265,7 @@ def test_one_chain_is_judged_once_whatever_studies_call_it() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"settings": {"size": 64}},
+        {"settings": {"size": 64, "batch": 16}},
         {"bases": {"moco": Base(init="elsewhere")}},
         {"targets": {"tile": replace(ONE.targets["tile"], data=("u",))}},
         {"targets": {"tile": replace(ONE.targets["tile"], labels="other.csv")}},
@@ -314,7 +318,7 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     file.write_text(
         "bases: {moco: base, lite0: {init: l.pth, backbone: tf_efficientnet_lite0}}\n"
         "targets:\n  a: [x, y]\n  b: {data: z, source: w, labels: t.csv, settings: {size: 32}}\n"
-        "settings: {method: moco-v2, views.blur: 0}\n"
+        "settings: {method: moco-v2, size: 48, batch: 16, views.blur: 0}\n"
         "steps: {hpt: [12, 50]}\nhard: cutmix\nfew: total:100\n"
         "finetune: {steps: [100], epochs: []}\n"
     )
@@ -341,7 +345,9 @@ def test_the_plans_of_the_benchmark_fit(name: str) -> None:
 
 def test_without_a_word_it_is_the_articles_protocol() -> None:
     setup = Setup(
-        bases={"b": Base(init="nowhere")}, targets={"t": Target(data=("t",))}, settings={}
+        bases={"b": Base(init="nowhere")},
+        targets={"t": Target(data=("t",))},
+        settings={"size": 224, "batch": 256},
     )
     assert setup.steps.hpt == (50, 500, 5000, 50_000)
     assert setup.steps.target == (5000, 50_000, 100_000, 200_000)
@@ -349,7 +355,11 @@ def test_without_a_word_it_is_the_articles_protocol() -> None:
     assert (setup.few, setup.shares) == (("total:1000", "all"), ("1%", "10%", "25%", "100%"))
 
 
-WELL = {"bases": {"own": "resnet18.a1_in1k"}, "targets": {"t": "t"}, "settings": {"size": 32}}
+WELL = {
+    "bases": {"own": "resnet18.a1_in1k"},
+    "targets": {"t": "t"},
+    "settings": {"size": 32, "batch": 16},
+}
 
 
 @pytest.mark.parametrize(
@@ -378,6 +388,8 @@ WELL = {"bases": {"own": "resnet18.a1_in1k"}, "targets": {"t": "t"}, "settings":
         ({"finetune": {"rates": []}}, "fine-tuning needs a length and a rate"),
         ({"finetune": {"batch": 0}}, "above 0"),
         ({"finetune": {"sizes": 3}}, "sizes"),
+        ({"settings": {}}, "t needs size and batch"),
+        ({"settings": {"size": 32}}, "t needs batch"),
         ({"settings": {"data": "x"}}, "data is for the study to decide"),
         (
             {"settings": {"labels_from": "x", "device": "cuda"}},
@@ -406,7 +418,7 @@ def test_a_plan_that_does_not_fit_gets_one_line(
     [
         ("sequential", {}, "a source for every target"),
         ("separability", {}, "stage random: "),  # there is no folder t
-        ("separability", {"settings": {"sise": 32}}, "--sise"),
+        ("separability", {"settings": {**WELL["settings"], "sise": 32}}, "--sise"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(
