@@ -227,7 +227,7 @@ ADAPT: tuple[tuple[str, Any, str, str, str], ...] = (
 OTHERWISE = {
     "norm_statistics": "weights, but for own ones of this size",
     "keep": "best",
-    "anchor": f"{Anchor().weight:g}, but 0 for own ones of this size",
+    "anchor": f"{Anchor().weight:g}",
 }
 ADAPTING = {"target", "source", "source-steps", "plan", "init", "data"}
 DEFAULTS: dict[str, Any] = {

@@ -22,7 +22,6 @@ from selftaught.errors import UserError
 from selftaught.method import Method
 from selftaught.methods.parts.teacher_config import TeacherConfig
 from selftaught.models import heads
-from selftaught.models.anchor import Anchor
 from selftaught.models.weights import io as weights_io
 from selftaught.pipeline.fingerprint import identify, origin
 from selftaught.pipeline.plan import BY_WEIGHTS, Node, Plan
@@ -97,13 +96,10 @@ def resolve_node(
         overrides = {**as_overrides(stated), **overrides}
         overrides["init"] = str(run_folder.resolve_run(Path(node.init)))
         norm_size = stated.norm_size
-    # Own weights of views of this size can follow the next images without harm (docs/LOG.md).
-    fit = norm_size is not None and str(overrides.get("size")) == str(norm_size)
     if overrides.get("norm_statistics") == BY_WEIGHTS:
+        # Norms of views of this size can follow the next data without harm (docs/LOG.md).
+        fit = norm_size is not None and str(overrides.get("size")) == str(norm_size)
         overrides["norm_statistics"] = "data" if fit else "weights"
-    if overrides.get("anchor") == BY_WEIGHTS:
-        described = any(name.startswith("anchor.") for name in overrides)
-        overrides["anchor"] = 0 if fit and not described else Anchor().weight
     if not overrides.get("data"):
         raise UserError("it has no images: give it data")
     stage = run_folder.resolve_names(

@@ -15,6 +15,7 @@ import yaml
 from selftaught.config.overrides import CONDUCT, flag, normalise
 from selftaught.config.resolve import find_method
 from selftaught.errors import UserError
+from selftaught.models.anchor import Anchor
 
 RESERVED = {"out", "resume", "config"}  # flags that a plan sets itself
 TOP = {"init", "defaults", "stages"}
@@ -162,7 +163,7 @@ def from_mapping(content: Any, where: str) -> Plan:
     return Plan(nodes=tuple(nodes))
 
 
-BY_WEIGHTS = "by the weights"  # an anchor, or norm_statistics, that depend on the start's weights
+BY_WEIGHTS = "by the weights"  # norm_statistics that depend on the weights of the start
 # settings of a chain that hold for its target only
 _TARGET_ALONE = ("trainable", "steps", "epochs", "keep", "subset", "labels_from")
 
@@ -216,15 +217,15 @@ def chain(
 def with_defaults(plan: Plan) -> Plan:
     """Add the defaults of adapting to a plan.
 
-    Stages that start from weights may have an anchor, and may keep the statistics of their batch
-    norms (`execute.resolve_node` decides). The last stages keep the best weights, so the outcome is
-    not worse than the start.
+    Stages that start from weights have an anchor, and may keep the statistics of their batch norms
+    (`execute.resolve_node` decides). The last stages keep the best weights, so the outcome is not
+    worse than the start.
     """
 
     def add_defaults(node: Node) -> Node:
         overrides: dict[str, Any] = {}
         if (node.after or node.init) and not _classifies(node):
-            overrides["anchor"] = BY_WEIGHTS
+            overrides["anchor"] = Anchor().weight
             # HPT-BN and Base are about these statistics.
             if node.overrides.get("trainable") not in ("norm", "none"):
                 overrides["norm_statistics"] = BY_WEIGHTS
