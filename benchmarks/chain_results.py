@@ -40,6 +40,7 @@ def read(folder: Path) -> list[Row]:
         gains = [r for r in chain["differences"] if r["metric"] == "balanced_accuracy"]
         names = ("protocol", "labels", "mean", "low", "high")
         row = {name: chain[name] for name in ("base", "target", "seed", "seconds")}
+        row["steps"] = max(c["step"] for c in chain["facts"]["adapt"]["candidates"])
         row["kept"] = describe_choice(chain["facts"]["adapt"]["choice"])
         row["scores"] = [{"of": r["backbone"], **{n: r[n] for n in names}} for r in scores]
         row["gains"] = [{"over": r["against"], **{n: r[n] for n in names}} for r in gains]
@@ -80,12 +81,13 @@ def cell(row: Row, subject: str, labels: str) -> str:
 def table(rows: Sequence[Row], labels: str) -> list[str]:
     """The scores with these labels, in Markdown: kNN / linear probe."""
     titles = "base as it came", "Base", "Target", "HPT", "HPT-BN", "adapt"
-    text = [f"| chain, {LABELS[labels]} | {' | '.join(titles)} | kept |"]
-    text.append("| --- " * (len(titles) + 2) + "|")
+    text = [f"| chain, {LABELS[labels]} | steps | {' | '.join(titles)} | kept |"]
+    text.append("| --- " * (len(titles) + 3) + "|")
     for row in rows:
         name = f"{row['target']} from {row['base']}"
         name += f", seed {row['seed']}" if row["seed"] else ""
-        cells = [name, *(cell(row, s, labels) for s in SUBJECTS), row["kept"]]
+        scores = [cell(row, subject, labels) for subject in SUBJECTS]
+        cells = [name, str(row["steps"]), *scores, row["kept"]]
         text.append(f"| {' | '.join(cells)} |")
     return text
 

@@ -250,7 +250,7 @@ def chain_job(job: Job, s: Settings) -> dict[str, Any]:
         protocols=kinds,
         labels=("5",) if s.quick else ("20", "all"),
         against=("init", *subjects.values()),
-        draws=1 if s.quick else 3,
+        draws=1 if s.quick else 10,
         device=s.device,
         workers=0,
     )
