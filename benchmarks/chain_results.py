@@ -4,8 +4,7 @@
 
 Reads the chains that are done. Those that the folder lacks keep their earlier results; each names
 its commit. Writes results/chains.json, the tables of docs/hpt.md, and the figure of all chains. A
-mark is that of the paired 95 % interval of `adapt` minus the base as it
-came: ▲ above 0, ▼ below 0.
+mark is that of the paired 95 % interval of `adapt` minus the base as it came: ▲ above 0, ▼ below 0.
 """
 
 import json

@@ -60,13 +60,13 @@ def batch_for(index: Index, device: str, begun: bool) -> int:
     return max(2, min(most, 2 ** (len(index.train).bit_length() - 3)))
 
 
-def epochs_for(index: Index, device: str, begun: bool, keeps_statistics: bool = False) -> int:
+def epochs_for(index: Index, device: str, begun: bool, keeps_statistics: bool) -> int:
     """Choose 10 to 400 epochs: 4,000,000 images in all on a GPU, 300,000 on a CPU.
 
     Trained weights need less (Reed et al., 2021): a third of that on a GPU. On a CPU they get about
-    15,000 images, or 5,000 where their batch norms keep their statistics, and one epoch at least.
-    That is some minutes. More images lifted the latter no further on training labels
-    (docs/LOG.md).
+    15,000 images, or 5,000 with `norm_statistics="weights"`, and one epoch at least. That is some
+    minutes. With such statistics twice as many images lifted EfficientNet-Lite0 no further on
+    training labels (docs/LOG.md).
     """
     if begun and device != "cuda":
         images = 5_000 if keeps_statistics else 15_000

@@ -119,11 +119,11 @@ class Setup:
                 raise UserError(f"settings: {named} is for the study to decide, or for its command")
             read_overrides(flags)  # raises UserError for unknown flags
         for name, target in self.targets.items():
-            named = {normalise(str(flag)) for flag in (*self.settings, *target.settings)}
-            if missing := [flag for flag in SHARED if flag not in named]:
+            given = {normalise(str(word)) for word in (*self.settings, *target.settings)}
+            if missing := [word for word in SHARED if word not in given]:
                 raise UserError(
-                    f"settings: {name} needs {' and '.join(missing)}, as in size: 64, batch: 128:"
-                    " defaults of trained and of random weights differ, and a study compares both"
+                    f"settings: {name} needs {' and '.join(missing)}, as in size: 64, batch: 128."
+                    " Defaults of trained and of random weights differ, and a study compares both"
                 )
 
 
