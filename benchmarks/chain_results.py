@@ -3,8 +3,10 @@
     python -m benchmarks.chain_results runs/chains
 
 Reads the chains that are done. Those that the folder lacks keep their earlier results; each names
-its commit. Writes results/chains.json, the tables of docs/hpt.md, and the figure of all chains. A
-mark is that of the paired 95 % interval of `adapt` minus the base as it came: ▲ above 0, ▼ below 0.
+its commit. Writes results/chains.json, the tables of docs/hpt.md, and the figure of all chains.
+Scores are means over the seeds of a chain. So are the ends of intervals: such an interval is as
+wide as that of one seed. A mark is that of the paired 95 % interval of `adapt` minus the base as it
+came: ▲ above 0, ▼ below 0.
 """
 
 import json
@@ -61,6 +63,35 @@ def merge(rows: Sequence[Row], earlier: Row) -> list[Row]:
     return sorted(rows, key=lambda r: (order.index((r["base"], r["target"])), r["seed"]))
 
 
+def average(rows: Sequence[Row]) -> list[Row]:
+    """One row for each chain: the means over its seeds, of the ends of intervals too."""
+    chains: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        chains.setdefault((row["base"], row["target"]), []).append(row)
+    result = []
+    for (base, target), seeds in chains.items():
+        kept = dict.fromkeys(row["kept"] for row in seeds)
+        steps = dict.fromkeys(str(row["steps"]) for row in seeds)
+        row = {"base": base, "target": target, "kept": ", ".join(kept), "steps": ", ".join(steps)}
+        row["scores"] = average_values([r for each in seeds for r in each["scores"]])
+        row["gains"] = average_values([r for each in seeds for r in each["gains"]])
+        result.append(row)
+    return result
+
+
+def average_values(rows: Sequence[Row]) -> list[Row]:
+    """The mean of `mean`, `low` and `high` of the rows that are equal in all else."""
+    numbers = ("mean", "low", "high")
+    groups: dict[tuple[tuple[str, Any], ...], list[Row]] = {}
+    for row in rows:
+        about = tuple(sorted((name, row[name]) for name in row.keys() - set(numbers)))
+        groups.setdefault(about, []).append(row)
+    return [
+        {**dict(about), **{n: statistics.mean(row[n] for row in group) for n in numbers}}
+        for about, group in groups.items()
+    ]
+
+
 def describe_choice(choice: Row) -> str:
     if choice["kept"] == 0:
         return "start"
@@ -84,9 +115,8 @@ def table(rows: Sequence[Row], labels: str) -> list[str]:
     text.append("| --- " * (len(titles) + 3) + "|")
     for row in rows:
         name = f"{row['target']} from {row['base']}"
-        name += f", seed {row['seed']}" if row["seed"] else ""
         scores = [cell(row, subject, labels) for subject in SUBJECTS]
-        cells = [name, str(row["steps"]), *scores, row["kept"]]
+        cells = [name, row["steps"], *scores, row["kept"]]
         text.append(f"| {' | '.join(cells)} |")
     return text
 
@@ -155,7 +185,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 if __name__ == "__main__":
     rows = merge(read(Path(sys.argv[1])), json.loads((RESULTS / "chains.json").read_text()))
     write("chains", {"rows": rows})
-    text = [*count(rows), "", *table(rows, "all"), "", *table(rows, "20")]
+    chains = average(rows)
+    text = [*count(chains), "", *table(chains, "all"), "", *table(chains, "20")]
     print("\n".join(text))
     fill(ROOT / "docs" / "hpt.md", text, "chains")
-    draw(rows, FIGURE)
+    draw(chains, FIGURE)

@@ -8,6 +8,7 @@ import cattrs
 
 from selftaught.config import registry
 from selftaught.config.defaults import OLD_MAX_PIXELS
+from selftaught.config.mismatch import describe_mismatch
 from selftaught.config.stage import Stage, method_of
 from selftaught.errors import UserError
 from selftaught.hard.base import HardExample
@@ -15,15 +16,17 @@ from selftaught.method import Method
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS, Optimizer
 
-# For each kind that a stage stores by name: the function that finds the class by its name, and the
-# function that returns the name of a value.
-_KINDS: dict[type, tuple[Callable[[str], type], Callable[[Any], str]]] = {
+# For each kind that a stage stores by name: its noun, the function that finds the class by its
+# name, and the function that returns the name of a value.
+_KINDS: dict[type, tuple[str, Callable[[str], type], Callable[[Any], str]]] = {
     Method.Config: (
+        "method",
         lambda name: registry.find_method(name).Config,
         lambda config: registry.kind_name(method_of(config), METHODS),
     ),
-    HardExample: (registry.find_hard, registry.hard_name),
+    HardExample: ("hard example", registry.find_hard, registry.hard_name),
     Optimizer: (
+        "optimizer",
         registry.find_optimizer,
         lambda optimizer: registry.kind_name(type(optimizer), OPTIMIZERS),
     ),
@@ -39,12 +42,16 @@ def _converter() -> cattrs.Converter:
     """
     plain = cattrs.Converter(forbid_extra_keys=True)
     converter = plain.copy()
-    for base, (find, name_of) in _KINDS.items():
+    for base, (noun, find, name_of) in _KINDS.items():
 
         def unstructure(value: Any, name_of: Callable[[Any], str] = name_of) -> dict[str, Any]:
             return {"name": name_of(value), **plain.unstructure(value)}
 
-        def structure(value: dict[str, Any], _: type, find: Callable[[str], type] = find) -> Any:
+        def structure(
+            value: Any, _: type, noun: str = noun, find: Callable[[str], type] = find
+        ) -> Any:
+            if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+                raise UserError(f'{noun}: give an object with "name" and its fields')
             kind = find(value["name"])
             return plain.structure({k: v for k, v in value.items() if k != "name"}, kind)
 
@@ -73,12 +80,7 @@ def from_json(content: dict[str, Any]) -> Stage:
     try:
         return _converter().structure(content, Stage)
     except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
-        reasons = (
-            cattrs.transform_error(error)
-            if isinstance(error, cattrs.BaseValidationError)
-            else [repr(error)]
-        )
-        raise UserError(f"this configuration does not fit: {'; '.join(reasons)}") from error
+        raise UserError(f"this configuration does not fit: {describe_mismatch(error)}") from error
 
 
 def import_own(content: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from selftaught.config.overrides import CONDUCT, flag, normalise
 from selftaught.config.resolve import find_method
-from selftaught.errors import UserError
+from selftaught.errors import UserError, read_error
 from selftaught.models.anchor import Anchor
 
 RESERVED = {"out", "resume", "config"}  # flags that a plan sets itself
@@ -98,8 +98,11 @@ def read_yaml(file: Path) -> Any:
     """Read the content of a plan's file. Raises UserError if it is no YAML."""
     try:
         return yaml.load(file.read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--plan {file} cannot be read: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise read_error(f"--plan {file}", error) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "")
+        raise UserError(f"--plan {file} cannot be read as YAML: {reason}") from error
     except RecursionError:
         raise UserError(f"--plan {file} cannot be read: its lists are nested too deeply") from None
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
-from cattrs.v import format_exception
 
+from selftaught.config.mismatch import describe_mismatch
 from selftaught.config.overrides import CONDUCT, flag, normalise, read_overrides
 from selftaught.data.index.label_budget import Budget
 from selftaught.errors import UserError
@@ -195,12 +195,7 @@ def read(file: Path) -> Setup:
     try:
         return _converter().structure(content, Setup)
     except (cattrs.BaseValidationError, TypeError, ValueError) as error:
-        reasons = (
-            cattrs.transform_error(error, format_exception=reason)
-            if isinstance(error, cattrs.BaseValidationError)
-            else [repr(error)]
-        )
-        raise UserError(f"{file} does not fit: {'; '.join(reasons)}") from error
+        raise UserError(f"{file} does not fit: {describe_mismatch(error)}") from error
 
 
 def _converter() -> cattrs.Converter:
@@ -223,11 +218,6 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(Base, base)
     converter.register_structure_hook(Target, target)
     return converter
-
-
-def reason(error: BaseException, kind: type | None) -> str:
-    """The text of an error for cattrs."""
-    return str(error) if isinstance(error, UserError) else format_exception(error, kind)
 
 
 def several(value: Any) -> tuple[str, ...]:

@@ -52,15 +52,28 @@ def test_a_stage_written_and_read_is_the_same(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"mehtod": {}}, "mehtod"),
-        ({"method": {"name": "moco"}}, "moco-v2"),
-        ({"method": {"name": "moco-v2", "temprature": 1}}, "temprature"),
-        ({"steps": "many"}, "steps"),
+        ({"mehtod": {}}, "there is no field mehtod"),
+        ({"method": {"name": "moco"}}, "there is no method 'moco'; .*moco-v2"),
+        ({"method": {"name": "moco-v2", "temprature": 1}}, "method has no field temprature"),
+        ({"method": [1]}, 'method: give an object with "name"'),
+        ({"optimizer": {}}, 'optimizer: give an object with "name"'),
+        ({"hard": "cutmix"}, 'hard example: give an object with "name"'),
+        ({"optimizer": {"name": "sgd", "lr": "fast"}}, "optimizer.lr takes a number"),
+        ({"steps": "many"}, "steps takes a whole number"),
+        ({"stem": "vgg"}, "stem takes imagenet or cifar"),
+        ({"views": 5}, "views takes fields with names"),
+        ({"views": {"scale": 5}}, "views.scale takes a list"),
+        ({"views": {"scale": ["a", 1]}}, r"views.scale\[0\] takes a number"),
+        ({"data": {"rots": 3}}, "data.roots is missing; data has no field rots"),
+        ({"anchor": 5}, "anchor takes fields with names"),
+        ({"size": 0}, "--size must be 8"),
+        ({name: 1 for name in "abcdef"}, "there is no field a, b, c, d, e, f"),
+        ({"size": "a", "batch": "b", "steps": "c", "seed": "d", "stem": "e"}, "and 1 more"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(change: dict[str, object], word: str) -> None:
     written = serialization.to_json(Stage(data=Data(roots=("a",)), size=32)) | change
-    with pytest.raises(UserError, match=word):
+    with pytest.raises(UserError, match=f"does not fit: .*{word}"):
         serialization.from_json(written)
 
 
