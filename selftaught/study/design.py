@@ -18,7 +18,7 @@ from selftaught.data.index.label_budget import Budget
 from selftaught.errors import UserError
 from selftaught.evaluation.finetune import FineTune
 from selftaught.pipeline.execute import network_of
-from selftaught.pipeline.plan import RESERVED, Node, read_yaml
+from selftaught.pipeline.plan import RESERVED, Node, Plan, read_yaml, with_defaults
 
 Flags = Mapping[str, Any]
 # flags that the study or its command sets
@@ -295,6 +295,11 @@ class Chains:
             self.node("target", self.target.data, {"steps": steps, **flags}, after, self.base.init),
         )
 
+    def adapted_by_default(self, steps: int, flags: Flags) -> tuple[Node, ...]:
+        """B+T with the defaults of `selftaught adapt`: an anchor, and the best weights kept."""
+        nodes = self.adapted(steps, {"statistics": "weights", **flags})
+        return with_defaults(Plan(nodes=nodes)).nodes
+
     def anew(self, steps: int, flags: Flags) -> tuple[Node, ...]:
         """Target: the same network, trained from random weights."""
         return (self.node("target", self.target.data, {"steps": steps, **flags}, None, None),)
@@ -319,6 +324,7 @@ def labels(c: Chains, flags: Flags) -> Variants:
     steps = c.setup.steps
     yield "HPT", "", c.adapted(max(steps.hpt), flags)
     yield "HPT-BN", "", c.adapted(max(steps.hpt_bn), {**flags, "trainable": "norm"})
+    yield "adapt", "", c.adapted_by_default(max(steps.hpt), flags)
     yield "Target", "", c.anew(max(steps.target), flags)
 
 
@@ -356,7 +362,7 @@ STUDIES: dict[str, Callable[[Chains, Flags], Variants]] = {
 # variants that do not depend on the axis of the study; figures show them as lines
 REFERENCES: dict[str, tuple[str, ...]] = {
     "separability": ("random", "base as is", "Base"),
-    "labels": ("random", "Base"),
+    "labels": ("random", "base as is", "Base"),
     "sequential": ("B", "B+S"),
     "augmentations": ("Base",),
     "data": ("Base",),

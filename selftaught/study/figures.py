@@ -12,6 +12,7 @@ from selftaught.study.tables import Rows, budget, labelled
 COLOURS = {
     "HPT": "#0072B2",
     "HPT-BN": "#56B4E9",
+    "adapt": "#CC79A7",
     "Target": "#D55E00",
     "Base": "#009E73",
     "base as is": "#8FBC8F",

@@ -27,7 +27,7 @@ from selftaught.errors import Collapsed, Diverged, UserError
 from selftaught.evaluation.finetune import FineTune
 from selftaught.loggers.terminal import Progress
 from selftaught.pipeline import execute
-from selftaught.pipeline.plan import Plan
+from selftaught.pipeline.plan import BY_WEIGHTS, Plan
 from selftaught.study import design, figures, report, runner, tables
 from selftaught.study.design import AUGMENTATIONS, STUDIES, Base, Cell, Lengths, Setup, Target
 from selftaught.study.runner import Shard
@@ -87,7 +87,7 @@ TARGETS = ["Target 50", "Target 200"]
             "separability",
             ["random", "base as is", "Base", "HPT 12", "HPT 50", "HPT-BN 20", *TARGETS],
         ),
-        ("labels", ["random", "Base", "HPT", "HPT-BN", "Target"]),
+        ("labels", ["random", "base as is", "Base", "HPT", "HPT-BN", "adapt", "Target"]),
         ("sequential", ["B", "B+S", "B+T", "B+S+T"]),
         (
             "augmentations",
@@ -129,6 +129,15 @@ def test_what_each_way_does() -> None:
         assert len(cell.nodes) == 1
         common = {"data": "t", "size": "32", "seed": "0", "statistics": "data"}
         assert flags(cell)[0].items() >= common.items()
+
+
+def test_the_study_of_few_labels_has_a_stage_with_the_defaults_of_adapt() -> None:
+    result = ways("labels")
+    (node,) = result["adapt", ""].nodes
+    (hpt,) = result["HPT", ""].nodes
+    expected = {"anchor": 2.0, "norm_statistics": BY_WEIGHTS, "keep": "best"}
+    assert node.overrides == {**hpt.overrides, "statistics": "weights", **expected}
+    assert (node.init, hpt.init) == ("nowhere", "nowhere")
 
 
 def test_a_source_comes_in_between_once() -> None:
@@ -337,7 +346,7 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     assert flags(cell)[0].items() >= options.items()
 
 
-@pytest.mark.parametrize("name", ["hpt", "hpt_moco", "hpt_hexa"])
+@pytest.mark.parametrize("name", ["hpt", "hpt_labels", "hpt_moco", "hpt_hexa"])
 def test_the_plans_of_the_benchmark_fit(name: str) -> None:
     setup = design.read(Path(__file__).parents[2] / "benchmarks" / "plans" / f"{name}.yaml")
     assert all(design.cells(study, setup) for study in STUDIES)
@@ -684,13 +693,13 @@ def test_several_processes_do_a_study_as_one_does(done: Done, plan: Path, tmp_pa
 def test_another_study_takes_the_stages_that_are_there(
     own: Path, plan: Path, trainings: list[str]
 ) -> None:
-    """And fine-tunes them, with few labels and with all."""
+    """And fine-tunes them, with few labels and with all. The stage of `adapt` alone is new."""
     said(words("labels", plan, own))
-    assert not trainings
+    assert len(trainings) == 1
     rows = json.loads((own / "labels.json").read_text())["rows"]
     assert {(r["variant"], r["labels"], r["protocol"], r["metric"]) for r in rows} == {
         (variant, labels, "finetune", "balanced_accuracy")
-        for variant in ("random", "Base", "HPT", "HPT-BN", "Target")
+        for variant in ("random", "base as is", "Base", "HPT", "HPT-BN", "adapt", "Target")
         for labels in ("2", "all")
     }
     assert (own / "labels-finetune.png").is_file()
