@@ -60,16 +60,16 @@ def batch_for(index: Index, device: str, begun: bool) -> int:
     return max(2, min(most, 2 ** (len(index.train).bit_length() - 3)))
 
 
-def epochs_for(index: Index, device: str, begun: bool, keeps_statistics: bool) -> int:
+def epochs_for(index: Index, device: str, begun: bool, fixed_norms: bool) -> int:
     """Choose 10 to 400 epochs: 4,000,000 images in all on a GPU, 300,000 on a CPU.
 
     Trained weights need less (Reed et al., 2021): a third of that on a GPU. On a CPU they get about
-    15,000 images, or 5,000 with `norm_statistics="weights"`, and one epoch at least. That is some
-    minutes. With such statistics twice as many images lifted EfficientNet-Lite0 no further on
-    training labels (docs/LOG.md).
+    15,000 images, or 5,000 where batch norms do not normalise by the batch (`fixed_norms`), and one
+    epoch at least. That is some minutes. With such norms twice as many images lifted
+    EfficientNet-Lite0 no further on training labels (docs/LOG.md).
     """
     if begun and device != "cuda":
-        images = 5_000 if keeps_statistics else 15_000
+        images = 5_000 if fixed_norms else 15_000
         return min(max(round(images / len(index.train)), 1), 400)
     total = (4_000_000 if device == "cuda" else 300_000) // (3 if begun else 1)
     return int(min(max(total / len(index.train), 10), 400))

@@ -68,7 +68,9 @@ def resolve_stage(
         raise UserError(
             f"{images} training images are fewer than a batch of {batch}: --batch {images} or less"
         )
-    steps = count_steps(values, base, index, batch, device)
+    norm_statistics = pick("norm_statistics", lambda: "data")
+    fixed_norms = norm_statistics == "weights" and recipe.has_batch_norm(backbone)
+    steps = count_steps(values, base, index, batch, device, fixed_norms)
     accumulate = pick("accumulate", lambda: 1)
     setting = Setting(
         images=images,
@@ -80,10 +82,7 @@ def resolve_stage(
         pretrained=pretrained,
         classes=len(index.classes),
     )
-    norm_statistics = pick("norm_statistics", lambda: "data")
-    own = recipe.defaults_for(
-        method, setting, norm_statistics == "weights" and recipe.has_batch_norm(backbone)
-    )
+    own = recipe.defaults_for(method, setting, fixed_norms)
     config = replace_fields("method", config or own.config, request.fields["method"])
     if getattr(config, "classes", len(index.classes)) != len(index.classes):
         if "classes" in request.fields["method"]:
@@ -253,7 +252,12 @@ def refuse_idle(
 
 
 def count_steps(
-    values: Mapping[str, Any], base: Stage | None, index: Index, batch: int, device: str
+    values: Mapping[str, Any],
+    base: Stage | None,
+    index: Index,
+    batch: int,
+    device: str,
+    fixed_norms: bool,
 ) -> int:
     """Return the steps of a stage, from --steps, --epochs, the base or the default epochs.
 
@@ -268,8 +272,7 @@ def count_steps(
     if "epochs" in values:
         epochs = values["epochs"]
     else:
-        keeps = values.get("norm_statistics") == "weights"
-        epochs = recipe.epochs_for(index, device, bool(values.get("init")), keeps)
+        epochs = recipe.epochs_for(index, device, bool(values.get("init")), fixed_norms)
     require(epochs > 0, "--epochs", "above 0", epochs)
     steps = round(epochs * (len(index.train) // batch))
     if steps < 1:

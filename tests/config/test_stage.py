@@ -130,11 +130,19 @@ def test_small_images_are_enlarged_for_trained_weights(
     assert defaults.size_for(index, device, begun) == size
 
 
-@pytest.mark.parametrize(("statistics", "seen"), [("weights", 5_000), ("data", 15_000)])
-def test_weights_are_trained_longer_where_their_norms_follow_the_data(
-    images: Path, statistics: str, seen: int
+@pytest.mark.parametrize(
+    ("statistics", "backbone", "seen"),
+    [
+        ("weights", "test_resnet", 5_000),
+        ("data", "test_resnet", 15_000),
+        ("weights", "test_vit", 15_000),  # it has no batch norms
+    ],
+)
+def test_weights_are_trained_shorter_where_their_batch_norms_stay(
+    images: Path, statistics: str, backbone: str, seen: int
 ) -> None:
     words = ["--init", "w.pth", "--norm-statistics", statistics, "--batch", "8"]
+    words += ["--backbone", backbone]
     epochs = round(seen / 39)
     assert stage(images, *words).steps == epochs * (39 // 8)
 
