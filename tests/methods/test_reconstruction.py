@@ -178,7 +178,7 @@ def test_a_discriminator_keeps_the_laws(hole: str) -> None:
 
 
 def test_the_hole_is_the_middle_quarter() -> None:
-    keep, add = double("context-encoder").draw_damage(data64(4))
+    keep, add = double("context-encoder", hole="centre").draw_damage(data64(4))
     hole = torch.zeros(16, 16, dtype=torch.float64)
     hole[4:12, 4:12] = 1
     assert (keep == 1 - hole).all()
@@ -282,9 +282,12 @@ def slopes(seed: int) -> Batch:
 @pytest.mark.parametrize(
     ("name", "fields", "noise", "roll", "low", "high"),
     [
-        ("context-encoder", {}, False, 0, 0.35, 1.0),
-        ("context-encoder", {}, False, 1, -9.0, 0.1),
-        ("context-encoder", {}, True, 0, -9.0, 0.02),
+        ("context-encoder", {"hole": "centre"}, False, 0, 0.35, 1.0),
+        ("context-encoder", {"hole": "centre"}, False, 1, -9.0, 0.1),
+        ("context-encoder", {"hole": "centre"}, True, 0, -9.0, 0.02),
+        ("context-encoder", {"hole": "random"}, False, 0, 0.35, 1.0),
+        ("context-encoder", {"hole": "random"}, False, 1, -9.0, 0.1),
+        ("context-encoder", {"hole": "random"}, True, 0, -9.0, 0.02),
         ("denoising-autoencoder", {"noise": "gaussian"}, False, 0, 0.35, 1.0),
         ("denoising-autoencoder", {"noise": "gaussian"}, False, 1, -9.0, 0.1),
     ],
@@ -301,10 +304,16 @@ def test_what_follows_from_the_rest_is_learnt(
     assert low < grade < high
 
 
-def test_pictures_keep_what_is_seen() -> None:
-    method, data = double("context-encoder"), data64(3)
+@HOLES
+def test_pictures_keep_what_is_seen(hole: str) -> None:
+    method, data = double("context-encoder", hole=hole), data64(3)
     shown = method.illustrate(data, *answer(method, data))
-    for one, view in zip(shown, data.views[0], strict=True):
+    keep, _ = method.draw_damage(data)
+    for one, view, kept, weight in zip(
+        shown, data.views[0], keep[:, 0], method.weigh(keep)[:, 0], strict=True
+    ):
         assert list(one.pictures) == ["input", "prediction", "truth"]
-        assert all(torch.equal(x[:, :3], view[:, :3]) for x in one.pictures.values())
-        assert (one.pictures["input"][:, 4:12, 4:12] == 0.5).all()
+        seen = weight == 0  # neither the hole nor the ring around it
+        assert seen.any()
+        assert all(torch.equal(x[:, seen], view[:, seen]) for x in one.pictures.values())
+        assert (one.pictures["input"][:, kept == 0] == 0.5).all()

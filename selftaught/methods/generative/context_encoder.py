@@ -33,8 +33,9 @@ class ContextEncoder(Reconstruction):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Reconstruction.Config):
-        # the square in the middle; or regions of any shape, drawn for each image
-        hole: Literal["centre", "random"] = "centre"
+        # regions of any shape, drawn for each image; or the square in the middle. The paper's
+        # features are of the first kind, its pictures of the second.
+        hole: Literal["centre", "random"] = "random"
         rim: NonNegative = 10.0  # weight of the visible pixels around a hole; one of the hole has 1
         # weight of the loss at a discriminator of fills; .001 makes sharper ones. 0: there is none
         adversarial: NonNegative = 0.0
