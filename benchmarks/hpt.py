@@ -12,7 +12,8 @@ collect what came out.
     cd ../..
     python -m benchmarks.hpt collect --studies runs/hpt/studies runs/hpt/studies/hexa
 
-The studies `labels` and `sequential` take hpt.yaml too, and `data` takes hpt_moco.yaml.
+The studies `labels` and `sequential` take hpt.yaml or the shorter hpt_labels.yaml, and `data` takes
+hpt_moco.yaml.
 `prepare` makes data/ in `--to`, with class folders in train/ and test/: imagenette128, rsscn7_128
 and magnetic_tile from their archives, flowers32 from its parquet file, elpv (solar cells, defective
 or not) from its package, a fifth of it held out by a hash of the cell's number; and weights/ with

@@ -49,14 +49,15 @@ def _sentence(error: BaseException, place: str, kind: Any) -> str:
         return f"{place} has no field {fields}" if place else f"there is no field {fields}"
     if isinstance(error, KeyError):
         return f"{place or error} is missing"
-    return f"{place} takes {_describe_kind(kind)}" if place else str(error)
+    return f"{place} takes {describe_kind(kind)}" if place else str(error)
 
 
-def _describe_kind(kind: Any) -> str:
+def describe_kind(kind: Any) -> str:
+    """Say what a field of this type takes."""
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(kind) in (Union, UnionType):
-        kinds = [_describe_kind(one) for one in get_args(kind) if one is not NoneType]
+        kinds = [describe_kind(one) for one in get_args(kind) if one is not NoneType]
         return " or ".join(kinds)
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))

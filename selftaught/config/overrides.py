@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from selftaught.config import registry
+from selftaught.config.mismatch import describe_kind
 from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.hard.base import HardExample
@@ -155,7 +156,7 @@ def coerce(name: str, content: Any, kind: Any) -> Any:
         return tuple(coerce(name, *pair) for pair in zip(several, kinds, strict=True))
     if kind is bool:
         if not isinstance(content, bool):
-            raise UserError(f"{name} takes yes or no, and not '{content}'")
+            raise UserError(f"{name} takes {describe_kind(bool)}, and not '{content}'")
         return content
     if isinstance(content, (list, tuple)):
         raise UserError(f"{name} takes one value, and not {len(content)}")
@@ -186,8 +187,8 @@ def value(flag: str, word: str, kind: Any) -> Any:
     try:
         return kind(word)
     except ValueError:
-        number = f"a {'whole ' if kind is int else ''}number"
-        raise UserError(f"{flag} takes {' or '.join((*names, number))}, and not '{word}'") from None
+        kinds = " or ".join((*names, describe_kind(kind)))
+        raise UserError(f"{flag} takes {kinds}, and not '{word}'") from None
 
 
 def replace_fields(group: str, value: Any, fields: Mapping[str, Any]) -> Any:
