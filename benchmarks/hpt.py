@@ -12,8 +12,13 @@ collect what came out.
     cd ../..
     python -m benchmarks.hpt collect --studies runs/hpt/studies runs/hpt/studies/hexa
 
-The studies `labels` and `sequential` take hpt.yaml or the shorter hpt_labels.yaml, and `data` takes
-hpt_moco.yaml.
+The studies `labels` and `sequential` take hpt_labels.yaml, and `data` takes hpt_moco.yaml.
+hpt_labels.yaml begins from weights/moco.pth, the base of benchmarks.chains on two cores:
+
+    selftaught pretrain --data data/imagenette128 --method moco-v2 --backbone resnet18 \\
+        --stem imagenet --size 48 --batch 128 --steps 600 --out chain_base
+    selftaught export chain_base --to weights/moco.pth
+
 `prepare` makes data/ in `--to`, with class folders in train/ and test/: imagenette128, rsscn7_128
 and magnetic_tile from their archives, flowers32 from its parquet file, elpv (solar cells, defective
 or not) from its package, a fifth of it held out by a hash of the cell's number; and weights/ with
@@ -31,7 +36,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.common import RESULTS, write
+from benchmarks.common import RESULTS, machine, write
 
 
 def prepare(archives: Path, to: Path) -> None:
@@ -81,11 +86,16 @@ def cells(folder: Path) -> None:
 
 def collect(folders: list[Path]) -> None:
     """Findings and numbers of every study that is whole, into results/; figures into docs/figures/.
-    A study of a folder after the first is told apart by the folder's name.
+    A study of a folder after the first is told apart by the folder's name. Those that the folders
+    lack keep their earlier results; each names its commit.
     """
     figures = RESULTS.parents[1] / "docs" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {}
+    earlier = json.loads((RESULTS / "hpt.json").read_text())
+    result: dict[str, Any] = earlier["studies"]
+    for study in result.values():
+        study.setdefault("commit", earlier["machine"]["commit"])
+    commit = machine()["commit"]
     for folder in folders:
         prefix = "" if folder == folders[0] else f"{folder.name}-"
         for file in sorted(folder.glob("*.json")):
@@ -93,7 +103,7 @@ def collect(folders: list[Path]) -> None:
             if study["done"] < study["cells"]:
                 print(f"{file} is left out: {study['done']} of {study['cells']} cells are done")
                 continue
-            result[prefix + file.stem] = study
+            result[prefix + file.stem] = study | {"commit": commit}
             for picture in folder.glob(f"{file.stem}-*.png"):
                 shutil.copyfile(picture, figures / f"hpt-{prefix}{picture.name}")
     command = "python -m benchmarks.hpt collect --studies runs/hpt/studies runs/hpt/studies/hexa"
