@@ -7,10 +7,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selftaught.method import Batch
 from selftaught.methods.parts.bidirectional import BidirectionalGAN, rank_own
+from selftaught.methods.parts.gan_networks import PairDiscriminator
+from selftaught.methods.parts.two_player import call_pure, update_spectral_norms
 from selftaught.optim import AdamW
 from selftaught.training.loop import Loop, fit
 from selftaught.training.step import Step
@@ -83,6 +86,26 @@ def test_each_side_learns_from_its_own_loss(name: str) -> None:
     for key, parameter in method.named_parameters():
         loss = first if key.startswith("discriminator.") else second
         close(result[key], torch.autograd.grad(loss, parameter, retain_graph=True)[0])
+
+
+@names
+def test_the_discriminator_sees_whether_a_code_fits_its_picture(name: str) -> None:
+    """Colours and codes of colours: only the pair tells a code from another picture's."""
+    torch.manual_seed(0)
+    discriminator = PairDiscriminator(3, 32, alone=name == "bigbigan")
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=3e-3, betas=(0.0, 0.999))
+    losses = []
+    for _ in range(150):
+        codes, others = 2 * torch.rand(2, 64, 3) - 1
+        pictures = (codes[:, :, None, None] + 1).expand(-1, -1, 8, 8) / 2
+        right, wrong = (call_pure(discriminator, pictures, c)[:, -1] for c in (codes, others))
+        loss = F.softplus(-right).mean() + F.softplus(wrong).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        update_spectral_norms(discriminator)
+        losses.append(loss.item())
+    assert sum(losses[-20:]) / 20 < 1  # chance is 2 ln 2, 1.39
 
 
 # Random numbers

@@ -20,19 +20,16 @@ from selftaught.method import (
 )
 from selftaught.methods.parts.gan_networks import Generator, PairDiscriminator
 from selftaught.methods.parts.noise import draw_normal
-from selftaught.methods.parts.two_player import (
-    ADAM,
-    BETAS,
-    call_detached,
-    call_pure,
-    update_spectral_norms,
-)
+from selftaught.methods.parts.two_player import call_detached, call_pure, update_spectral_norms
 from selftaught.models.layers import Counter
 from selftaught.ranges import Count
 
 # The discriminator's rate, of the others' (two time scales: Heusel et al., 2017). Encoder and
 # generator move towards each other, and can pass each other before a slow discriminator notices.
 DISCRIMINATOR_RATE = 4.0
+# Of AdamW, as in BigBiGAN: momentum lets both sides circle around each other.
+BETAS: GroupOptions = {"betas": (0.0, 0.999)}
+ADAM: GroupOptions = {**BETAS, "weight_decay": 0.0}
 
 Inputs = tuple[Tensor, Fixed, Fixed]  # views [B, 3, H, W]; codes and noise, [B, dim] each
 
@@ -51,14 +48,14 @@ class BidirectionalGAN(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
         dim: Count = 64  # numbers of a code
-        hidden: Count = 128  # channels of the generator's first map, width of the discriminator
+        hidden: Count = 64  # channels of the generator's first map, width of the discriminator
         # updates of the discriminator for each one of encoder and generator
         discriminator_steps: Count = 1
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Use crops and flips alone."""
             views = {"scale": (0.5, 1.0), "jitter": 0.0, "gray": 0.0, "blur": 0.0}
-            return Defaults(config=self, views=views, optimizer="adamw", lr=8e-4)
+            return Defaults(config=self, views=views, optimizer="adamw", lr=4e-4)
 
         @property
         def two_player(self) -> bool:

@@ -5,6 +5,7 @@ Discriminators have spectral norms (Miyato et al., 2018, https://arxiv.org/abs/1
 batch norm. So they are called by `two_player.call_pure`.
 """
 
+import math
 from itertools import pairwise
 
 import torch
@@ -69,7 +70,9 @@ class PairDiscriminator(nn.Module):
     """Pictures [B, 3, H, W] and codes [B, `dim`] -> scores, high for images with their codes.
 
     The scores are [B, 1], of the pairs. With `alone` they are [B, 3]: of the pictures alone, of the
-    codes alone, and of the pairs.
+    codes alone, and of the pairs. The score of a pair also has the inner product of its two parts
+    (Miyato & Koyama, 2018, https://arxiv.org/abs/1802.05637). Without it the score is a sum of a
+    picture's and of a code's, and says nothing of whether they fit each other.
     """
 
     def __init__(self, dim: int, hidden: int, alone: bool) -> None:
@@ -77,6 +80,11 @@ class PairDiscriminator(nn.Module):
         self.pictures = PictureFeatures(hidden)
         self.codes = nn.ModuleList(spectral_norm(nn.Linear(i, hidden)) for i in (dim, hidden))
         self.pair = spectral_norm(nn.Linear(2 * hidden, hidden))
+        self.fit_picture, self.fit_code = (
+            spectral_norm(nn.Linear(hidden, hidden)) for _ in range(2)
+        )
+        # Spectral norms bound both parts, and their products cancel out in part.
+        self.fit_scale = math.sqrt(hidden)
         # Hinges that are all active leave a bias without a gradient.
         self.scores = nn.ModuleList(
             spectral_norm(nn.Linear(hidden, 1, bias=False)) for _ in range(3 if alone else 1)
@@ -88,7 +96,9 @@ class PairDiscriminator(nn.Module):
             of_code = leak(layer(of_code))
         of_pair = leak(self.pair(torch.cat([of_picture, of_code], 1)))
         features = (of_picture, of_code, of_pair)[-len(self.scores) :]
-        return torch.cat([score(x) for score, x in zip(self.scores, features, strict=True)], 1)
+        *alone, pair = (score(x) for score, x in zip(self.scores, features, strict=True))
+        fit = (self.fit_picture(of_picture) * self.fit_code(of_code)).sum(1, keepdim=True)
+        return torch.cat([*alone, pair + self.fit_scale * fit], 1)
 
 
 def leak(x: Tensor) -> Tensor:
