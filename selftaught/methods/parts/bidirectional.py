@@ -55,7 +55,7 @@ class BidirectionalGAN(Method):
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Use crops and flips alone."""
             views = {"scale": (0.5, 1.0), "jitter": 0.0, "gray": 0.0, "blur": 0.0}
-            return Defaults(config=self, views=views, optimizer="adamw", lr=4e-4)
+            return Defaults(config=self, views=views, optimizer="adamw", lr=1.6e-3)
 
         @property
         def two_player(self) -> bool:
