@@ -8,12 +8,12 @@ Each folder of labelled images is a target. `adapt --init WEIGHTS --target FOLDE
 images. What is in --out is not done again. Writes results/adapting.json; --docs also writes the
 table of docs/hpt.md.
 
-Other methods than the default one, from a ViT-Ti that was trained here, for the table of
-docs/foundation-models.md:
+Other methods than the default one, for example from a ViT-Ti that was trained here; this writes
+results/adapting_methods.json:
 
-    selftaught pretrain --data imagenette128/ --method mae --size 64 --steps 1000 --batch 64 \\
+    selftaught pretrain --data imagenette128/ --method mae --size 64 --steps 400 --batch 64 \\
         --backbone benchmarks.pretext:vit_tiny_patch8 --out runs/vit
-    python -m benchmarks.adapting rsscn7/ --weights runs/vit --out runs/adapting_vit --docs \\
+    python -m benchmarks.adapting rsscn7/ --weights runs/vit --out runs/adapting_vit \\
         --backbone benchmarks.pretext:vit_tiny_patch8 --methods simclr dino ibot dinov2 --steps 100
 """
 
@@ -108,7 +108,6 @@ if __name__ == "__main__":
         file = args.out / f"{name}.json"
         results.append(make_once(file, adapt, target, method, args.out / name, args))
         print("\n".join(table(results[-1:])), flush=True)
-    name, page = ("adapting_vit", "foundation-models") if args.methods else ("adapting", "hpt")
-    write(name, {"rows": results})
-    if args.docs:
-        fill(ROOT / "docs" / f"{page}.md", table(results), name)
+    write("adapting_methods" if args.methods else "adapting", {"rows": results})
+    if args.docs and not args.methods:
+        fill(ROOT / "docs" / "hpt.md", table(results), "adapting")
