@@ -37,6 +37,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.common import RESULTS, machine, write
+from selftaught.study.runner import MARKER
 
 
 def prepare(archives: Path, to: Path) -> None:
@@ -99,6 +100,8 @@ def collect(folders: list[Path]) -> None:
     for folder in folders:
         prefix = "" if folder == folders[0] else f"{folder.name}-"
         for file in sorted(folder.glob("*.json")):
+            if file.name == MARKER:
+                continue
             study = json.loads(file.read_text())
             if study["done"] < study["cells"]:
                 print(f"{file} is left out: {study['done']} of {study['cells']} cells are done")

@@ -112,12 +112,12 @@ def style(variant: str) -> dict[str, Any]:
 
 
 def whiskers(of: Rows) -> list[list[float]]:
-    """Distances of the lowest and the highest seed from the mean, in percent."""
+    """Distances of `low` and `high` from the mean, in percent."""
     return [[100 * (p["mean"] - p["low"]) for p in of], [100 * (p["high"] - p["mean"]) for p in of]]
 
 
 def curves(study: str, axis: Any, panel: Rows) -> None:
-    """Draw curves over the axis of the study, with the range over seeds.
+    """Draw curves over the axis of the study, with the range from `low` to `high`.
 
     A single point is a diamond, and references are horizontal lines.
     """
@@ -170,7 +170,7 @@ def curves(study: str, axis: Any, panel: Rows) -> None:
 
 
 def dots(axis: Any, panel: Rows) -> None:
-    """Draw a group of dots for each number of labels, with the range over seeds.
+    """Draw a group of dots for each number of labels, with the range from `low` to `high`.
 
     Dots, and not bars, allow an axis that does not start at 0.
     """

@@ -15,11 +15,11 @@ GROUP = ("target", "base", "variant", "x", "protocol", "labels", "metric")
 def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
     """One row for each point: the mean over seeds, and the lowest and highest seed.
 
-    order: that of the pairs (variant, x).
+    Of a single seed it is the interval over the test images. order: that of the pairs (variant, x).
     """
-    groups: dict[tuple[str, ...], list[float]] = {}
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[k] for k in GROUP), []).append(row["mean"])
+        groups.setdefault(tuple(row[k] for k in GROUP), []).append(row)
 
     def place(key: tuple[str, ...]) -> tuple[Any, ...]:
         target, base, variant, x, protocol, labels, metric = key
@@ -29,12 +29,12 @@ def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str,
     return [
         {
             **dict(zip(GROUP, key, strict=True)),
-            "mean": mean(v),
-            "low": min(v),
-            "high": max(v),
-            "seeds": len(v),
+            "mean": mean(row["mean"] for row in of),
+            "low": min(row["mean" if len(of) > 1 else "low"] for row in of),
+            "high": max(row["mean" if len(of) > 1 else "high"] for row in of),
+            "seeds": len(of),
         }
-        for key, v in sorted(groups.items(), key=lambda item: place(item[0]))
+        for key, of in sorted(groups.items(), key=lambda item: place(item[0]))
     ]
 
 

@@ -798,7 +798,8 @@ def made_up(
     cells = design.cells(study, setup)
     rows = [
         {"target": c.target, "base": c.base, "variant": c.variant, "x": c.x}
-        | {"protocol": protocol, "labels": labels, "metric": metric, "mean": value}
+        | {"protocol": protocol, "labels": labels, "metric": metric}
+        | dict.fromkeys(("mean", "low", "high"), value)
         for c in cells
         for protocol in c.protocols
         for labels in c.labels
@@ -820,6 +821,8 @@ def test_points_are_means_with_their_range_in_the_studys_order() -> None:
         assert (point["low"], point["high"], point["seeds"]) == (0.5, 0.7, 3)
     few = made_up("labels", replace(ONE, few=("all", "total:20", "total:100", "5")), lambda c: 0.5)
     assert [p["labels"] for p in few if p["variant"] == "HPT"] == argv("5 total:20 total:100 all")
+    one = tables.by_seed([{**ROW, "target": "t", "base": "b", "variant": "HPT", "x": ""}])
+    assert (one[0]["low"], one[0]["mean"], one[0]["high"], one[0]["seeds"]) == (0.4, 0.5, 0.6, 1)
     head = next(csv.reader(io.StringIO(tables.as_csv(points))))
     assert head == [*tables.GROUP, "mean", "low", "high", "seeds"]
     assert tables.as_csv([]).startswith("target,base,variant")
