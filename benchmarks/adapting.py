@@ -8,8 +8,8 @@ Each folder of labelled images is a target. `adapt --init WEIGHTS --target FOLDE
 images. What is in --out is not done again. Writes results/adapting.json; --docs also writes the
 table of docs/hpt.md.
 
-Other methods than the default one, for example from a ViT-Ti that was trained here; this writes
-results/adapting_methods.json:
+Other methods or lengths than the default ones, for example from a ViT-Ti that was trained here;
+these go to results/adapting_methods.json, and --docs is refused:
 
     selftaught pretrain --data imagenette128/ --method mae --size 64 --steps 400 --batch 64 \\
         --backbone benchmarks.pretext:vit_tiny_patch8 --out runs/vit
@@ -101,6 +101,9 @@ if __name__ == "__main__":
     parser.add_argument("--threads", default="auto")
     parser.add_argument("--docs", action="store_true")
     args = parser.parse_args()
+    default = not (args.methods or args.steps)
+    if args.docs and not default:
+        parser.error("--docs writes the table of the defaults: leave out --methods and --steps")
     args.out.mkdir(parents=True, exist_ok=True)
     results = []
     for target, method in product(args.targets, args.methods or [None]):
@@ -108,6 +111,6 @@ if __name__ == "__main__":
         file = args.out / f"{name}.json"
         results.append(make_once(file, adapt, target, method, args.out / name, args))
         print("\n".join(table(results[-1:])), flush=True)
-    write("adapting_methods" if args.methods else "adapting", {"rows": results})
-    if args.docs and not args.methods:
+    write("adapting" if default else "adapting_methods", {"rows": results})
+    if args.docs:
         fill(ROOT / "docs" / "hpt.md", table(results), "adapting")

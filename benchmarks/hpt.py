@@ -88,15 +88,14 @@ def cells(folder: Path) -> None:
 def collect(folders: list[Path]) -> None:
     """Findings and numbers of every study that is whole, into results/; figures into docs/figures/.
     A study of a folder after the first is told apart by the folder's name. Those that the folders
-    lack keep their earlier results; each names its commit.
+    lack keep their earlier results; each names its machine and commit.
     """
     figures = RESULTS.parents[1] / "docs" / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     earlier = json.loads((RESULTS / "hpt.json").read_text())
     result: dict[str, Any] = earlier["studies"]
     for study in result.values():
-        study.setdefault("commit", earlier["machine"]["commit"])
-    commit = machine()["commit"]
+        study.setdefault("machine", earlier["machine"])
     for folder in folders:
         prefix = "" if folder == folders[0] else f"{folder.name}-"
         for file in sorted(folder.glob("*.json")):
@@ -106,7 +105,7 @@ def collect(folders: list[Path]) -> None:
             if study["done"] < study["cells"]:
                 print(f"{file} is left out: {study['done']} of {study['cells']} cells are done")
                 continue
-            result[prefix + file.stem] = study | {"commit": commit}
+            result[prefix + file.stem] = study | {"machine": machine()}
             for picture in folder.glob(f"{file.stem}-*.png"):
                 shutil.copyfile(picture, figures / f"hpt-{prefix}{picture.name}")
     command = "python -m benchmarks.hpt collect --studies runs/hpt/studies runs/hpt/studies/hexa"

@@ -15,7 +15,8 @@ GROUP = ("target", "base", "variant", "x", "protocol", "labels", "metric")
 def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
     """One row for each point: the mean over seeds, and the lowest and highest seed.
 
-    Of a single seed it is the interval over the test images. order: that of the pairs (variant, x).
+    A single seed has its interval over the test images instead. order: that of the pairs
+    (variant, x).
     """
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -30,12 +31,19 @@ def by_seed(rows: Rows, order: Sequence[tuple[str, str]] = ()) -> list[dict[str,
         {
             **dict(zip(GROUP, key, strict=True)),
             "mean": mean(row["mean"] for row in of),
-            "low": min(row["mean" if len(of) > 1 else "low"] for row in of),
-            "high": max(row["mean" if len(of) > 1 else "high"] for row in of),
+            **spread(of),
             "seeds": len(of),
         }
         for key, of in sorted(groups.items(), key=lambda item: place(item[0]))
     ]
+
+
+def spread(seeds: Rows) -> dict[str, float]:
+    """The lowest and highest of several seeds, or the interval of one."""
+    if len(seeds) == 1:
+        return {end: seeds[0][end] for end in ("low", "high")}
+    means = [row["mean"] for row in seeds]
+    return {"low": min(means), "high": max(means)}
 
 
 def budget(labels: str) -> tuple[int, int]:

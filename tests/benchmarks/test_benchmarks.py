@@ -1,8 +1,13 @@
 """What benchmarks do with their numbers, where that is more than printing them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks import common, hpt
+from selftaught.study.runner import MARKER
 
 
 def row(part: str, seed: int, mean: float, **more: Any) -> dict[str, Any]:
@@ -64,3 +69,27 @@ def test_random_weights_of_a_seed_count_once_however_many_runs_they_stood_beside
     ]
     assert methods.average(rows, protocol="knn", labels="all") == pytest.approx(30)
     assert methods.average(rows, protocol="linear") is None
+
+
+def test_a_study_is_collected_beside_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The marker of a folder of studies is no study, and one that is not whole is left out."""
+    results, studies = tmp_path / "benchmarks" / "results", tmp_path / "studies"
+    for folder in (results, studies):
+        folder.mkdir(parents=True)
+    for module in (common, hpt):
+        monkeypatch.setattr(module, "RESULTS", results)
+    earlier = {"machine": {"commit": "a"}, "studies": {"data": {"rows": [1]}, "labels": {}}}
+    (results / "hpt.json").write_text(json.dumps(earlier))
+    (studies / MARKER).write_text(json.dumps({"selftaught": "1"}))
+    (studies / "labels.json").write_text(json.dumps({"done": 2, "cells": 2, "rows": [2]}))
+    (studies / "sequential.json").write_text(json.dumps({"done": 1, "cells": 2, "rows": [3]}))
+    hpt.collect([studies])
+    collected = json.loads((results / "hpt.json").read_text())["studies"]
+    assert {name: study["rows"] for name, study in collected.items()} == {
+        "data": [1],
+        "labels": [2],
+    }
+    assert collected["data"]["machine"] == {"commit": "a"}
+    assert collected["labels"]["machine"]["python"]

@@ -20,16 +20,20 @@ from selftaught.method import (
 )
 from selftaught.methods.parts.gan_networks import Generator, PairDiscriminator
 from selftaught.methods.parts.noise import draw_normal
-from selftaught.methods.parts.two_player import call_detached, call_pure, update_spectral_norms
+from selftaught.methods.parts.two_player import (
+    ADAM,
+    call_detached,
+    call_pure,
+    update_spectral_norms,
+)
 from selftaught.models.layers import Counter
 from selftaught.ranges import Count
 
 # The discriminator's rate, of the others' (two time scales: Heusel et al., 2017). Encoder and
 # generator move towards each other, and can pass each other before a slow discriminator notices.
 DISCRIMINATOR_RATE = 4.0
-# Of AdamW, as in BigBiGAN: momentum lets both sides circle around each other.
-BETAS: GroupOptions = {"betas": (0.0, 0.999)}
-ADAM: GroupOptions = {**BETAS, "weight_decay": 0.0}
+# of AdamW, as in BigBiGAN
+NO_MOMENTUM: GroupOptions = {"betas": (0.0, 0.999)}
 
 Inputs = tuple[Tensor, Fixed, Fixed]  # views [B, 3, H, W]; codes and noise, [B, dim] each
 
@@ -106,8 +110,13 @@ class BidirectionalGAN(Method):
         return batch.views[0]
 
     def parameter_groups(self) -> dict[str, GroupOptions]:
-        faster: GroupOptions = {**ADAM, "lr_factor": DISCRIMINATOR_RATE}
-        return {"backbone": BETAS, "encoder": BETAS, "generator": ADAM, "discriminator": faster}
+        generator: GroupOptions = {**ADAM, **NO_MOMENTUM}
+        return {
+            "backbone": NO_MOMENTUM,
+            "encoder": NO_MOMENTUM,
+            "generator": generator,
+            "discriminator": {**generator, "lr_factor": DISCRIMINATOR_RATE},
+        }
 
     def grade(self, predictions: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         """The share of the batch's other images that are farther from G(E(x)) than x is."""

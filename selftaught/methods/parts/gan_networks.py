@@ -71,8 +71,8 @@ class PairDiscriminator(nn.Module):
 
     The scores are [B, 1], of the pairs. With `alone` they are [B, 3]: of the pictures alone, of the
     codes alone, and of the pairs. The score of a pair also has the inner product of its two parts
-    (Miyato & Koyama, 2018, https://arxiv.org/abs/1802.05637). Without it the score is a sum of a
-    picture's and of a code's, and says nothing of whether they fit each other.
+    (Miyato & Koyama, 2018, https://arxiv.org/abs/1802.05637). Without it the score is nearly a
+    picture's plus a code's, and says next to nothing of whether they fit each other.
     """
 
     def __init__(self, dim: int, hidden: int, alone: bool) -> None:
