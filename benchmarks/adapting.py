@@ -22,10 +22,9 @@ import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import selftaught as st
-from benchmarks.common import find, make_once, mark, training_seconds, write
+from benchmarks.common import Row, find, make_once, mark, training_seconds, write
 from benchmarks.methods import fill
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
@@ -33,8 +32,6 @@ from selftaught.runs import folder as run_folder
 ROOT = Path(__file__).parents[1]
 SCORES = [(protocol, labels) for protocol in ("knn", "linear") for labels in ("20", "all")]
 TITLES = {"knn": "kNN", "linear": "probe"}
-
-Row = dict[str, Any]
 
 
 def adapt(target: Path, method: str | None, place: Path, args: argparse.Namespace) -> Row:

@@ -9,7 +9,6 @@ wide as that of one seed. A mark is that of the paired 95 % interval of `adapt` 
 came: ▲ above 0, ▼ below 0.
 """
 
-import json
 import math
 import statistics
 import sys
@@ -20,10 +19,8 @@ from typing import Any
 from scipy import stats
 
 from benchmarks.chains import CHAINS, results
-from benchmarks.common import RESULTS, find, machine, mark, write
+from benchmarks.common import Row, find, mark, merge_earlier, write
 from benchmarks.methods import fill
-
-Row = dict[str, Any]
 
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs" / "figures" / "hpt-chains.png"
@@ -52,15 +49,10 @@ def read(folder: Path) -> list[Row]:
     return rows
 
 
-def merge(rows: Sequence[Row], earlier: Row) -> list[Row]:
-    """The rows, and earlier results of other chains, in the order of CHAINS."""
-    commit = machine()["commit"]
-    rows = [{**row, "commit": commit} for row in rows]
-    done = {(r["base"], r["target"], r["seed"]) for r in rows}
-    others = [r for r in earlier["rows"] if (r["base"], r["target"], r["seed"]) not in done]
-    rows += [{"commit": earlier["machine"]["commit"], **row} for row in others]
+def place(row: Row) -> tuple[int, int]:
+    """Where a row stands among all: in the order of CHAINS, and of seeds."""
     order = [(base, target) for base, targets in CHAINS.items() for target in targets]
-    return sorted(rows, key=lambda r: (order.index((r["base"], r["target"])), r["seed"]))
+    return order.index((row["base"], row["target"])), row["seed"]
 
 
 def average(rows: Sequence[Row]) -> list[Row]:
@@ -183,7 +175,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    rows = merge(read(Path(sys.argv[1])), json.loads((RESULTS / "chains.json").read_text()))
+    rows = merge_earlier("chains", read(Path(sys.argv[1])), ("base", "target", "seed"))
+    rows.sort(key=place)
     write("chains", {"rows": rows})
     chains = average(rows)
     text = [*count(chains), "", *table(chains, "all"), "", *table(chains, "20")]

@@ -52,6 +52,7 @@ def machine() -> dict[str, Any]:
     }
 
 
+Row = dict[str, Any]
 Times = dict[str, list[float]]  # by case, the seconds of each round
 
 
@@ -131,6 +132,23 @@ def write(name: str, result: dict[str, Any]) -> Path:
         json.dumps({"machine": machine(), **result, "command": command}, indent=1) + "\n"
     )
     return file
+
+
+def merge_earlier(name: str, rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+    """`rows`, and those of results/NAME.json that differ from all of them in `keys`.
+
+    Each names its processor, GPU and commit: they may come from several machines.
+    """
+    facts = ("cpu", "gpu", "commit")
+    here = machine()
+    result = [{**{fact: here[fact] for fact in facts}, **row} for row in rows]
+    done = {tuple(row[key] for key in keys) for row in rows}
+    if (file := RESULTS / f"{name}.json").exists():
+        earlier = json.loads(file.read_text())
+        there = {fact: earlier["machine"][fact] for fact in facts}
+        others = (r for r in earlier["rows"] if tuple(r[key] for key in keys) not in done)
+        result += [{**there, **row} for row in others]
+    return result
 
 
 def make_once(file: Path, make: Callable[..., Any], *arguments: Any) -> Any:

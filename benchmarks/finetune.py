@@ -23,9 +23,8 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-from benchmarks.common import find, make_once, write
+from benchmarks.common import Row, find, make_once, write
 from benchmarks.hpt import flowers, lite0_weights
 from benchmarks.methods import fill
 from selftaught.cli.main import main
@@ -48,8 +47,6 @@ METHODS: dict[str, Protocol] = {
     "study": replace(HPT, steps=(30, 90), epochs=(), batch=16),
     "hpt": HPT,
 }
-
-Row = dict[str, Any]
 
 
 def prepare(name: str, args: argparse.Namespace) -> Path:

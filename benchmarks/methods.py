@@ -29,7 +29,7 @@ from scipy import stats
 
 import selftaught
 from benchmarks import peers
-from benchmarks.common import RESULTS, machine, make_once, training_seconds, write
+from benchmarks.common import RESULTS, Row, machine, make_once, training_seconds, write
 from selftaught.cli.main import main
 from selftaught.cli.malloc import keep_freed
 from selftaught.config.registry import find_name
@@ -58,8 +58,6 @@ WORDS = {
 }
 COLUMNS = [(protocol, labels) for protocol in ("knn", "linear") for labels in ("20", "all")]
 ROOT = Path(__file__).parents[1]
-
-Row = dict[str, Any]
 
 
 def place(args: argparse.Namespace, name: str, part: str, seed: int) -> Path:

@@ -12,7 +12,8 @@ with all labels, and so is the best stage, which is chosen on training images. E
 compared with random weights of the same network, at images of the same size.
 
 Runs and scores that are in --out are not made again. Several processes may share --out, each with
-its own --only. Writes results/NAME.json. `--docs` writes the table into docs/methods/pretext.md and
+its own --only. Writes results/NAME.json, where rows of runs that --out lacks stay: each names its
+machine. `--docs` writes the table into docs/methods/pretext.md and
 draws the figure.
 """
 
@@ -20,13 +21,21 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import timm
 from torch import nn
 
 import selftaught as st
-from benchmarks.common import find, make_once, mark, training_seconds, write
+from benchmarks.common import (
+    RESULTS,
+    Row,
+    find,
+    make_once,
+    mark,
+    merge_earlier,
+    training_seconds,
+    write,
+)
 from benchmarks.methods import fill
 from selftaught.cli.malloc import keep_freed
 from selftaught.runs import folder as run_folder
@@ -60,8 +69,6 @@ HARD = {
 }
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs" / "figures" / "pretext-stages.png"
-
-Row = dict[str, Any]
 
 
 def vit_tiny_patch8() -> nn.Module:
@@ -232,17 +239,21 @@ if __name__ == "__main__":
     parser.add_argument("--docs", action="store_true")
     parser.add_argument("--name", default="pretext", help="of the file in results/")
     args = parser.parse_args()
+    command = (
+        f"python -m benchmarks.pretext --data {Path(args.data).name}/ --out runs/pretext"
+        f" --steps {args.steps} --batch {args.batch}"
+    )
+    earlier = RESULTS / f"{args.name}.json"
+    if earlier.exists() and json.loads(earlier.read_text())["command"] != command:
+        raise SystemExit(f"{earlier} holds runs of another length: give another --name")
     keep_freed()  # as the command line does
     for part in args.parts:
         for method in args.only:
             if part == "plain" or method in HARD:
                 folder = train(method, part, args)
                 make_once(folder / "stages.json", score, folder, method, args.data)
-    command = (
-        f"python -m benchmarks.pretext --data {Path(args.data).name}/ --out runs/pretext"
-        f" --steps {args.steps} --batch {args.batch}"
-    )
-    results = collect(args)
+    results = merge_earlier(args.name, collect(args), ("method", "part"))
+    results.sort(key=lambda row: (METHODS.index(row["method"]), row["part"] == "hexa"))
     print("\n".join(table(results)))
     write(args.name, {"command": command, "rows": results})
     if args.docs:

@@ -71,6 +71,22 @@ def test_random_weights_of_a_seed_count_once_however_many_runs_they_stood_beside
     assert methods.average(rows, protocol="linear") is None
 
 
+def test_earlier_rows_stay_unless_they_were_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    rows = [{"method": "jigsaw", "seed": 0, "mean": 0.1}, {"method": "mae", "seed": 0, "mean": 0.2}]
+    assert len(common.merge_earlier("table", rows, ("method", "seed"))) == 2  # the first time
+    there = {"cpu": "another", "gpu": "large", "commit": "abc"}
+    own = {"method": "mae", "seed": 1, "mean": 0.4, "gpu": None}  # from a third machine
+    (tmp_path / "table.json").write_text(json.dumps({"machine": there, "rows": [*rows, own]}))
+    new = {"method": "jigsaw", "seed": 0, "mean": 0.3}
+    result = common.merge_earlier("table", [new], ("method", "seed"))
+    assert [row["mean"] for row in result] == [0.3, 0.2, 0.4]
+    assert [row["cpu"] for row in result] == [common.machine()["cpu"], "another", "another"]
+    assert [row["gpu"] for row in result[1:]] == ["large", None]
+
+
 def test_a_study_is_collected_beside_earlier_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
