@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from selftaught.config import precision
 from selftaught.config.recipes import find_recipe
@@ -20,6 +21,10 @@ from selftaught.optim import LARS, SGD, AdamW, Optimizer
 from selftaught.views.spec import Views
 
 FIXED_NORMS_CLIP = 1.0  # chosen on training labels (docs/LOG.md)
+# AdamW's for networks with layer norms: DINO's for ViTs, and a fifth of it for trained weights
+LAYER_NORM_LR = 5e-4
+LAYER_NORM_TRAINED_LR = 1e-4
+LAYER_NORM_CLIP = 3.0
 
 
 def size_for(index: Index, device: str, begun: bool) -> int:
@@ -90,21 +95,25 @@ def fit_small_size(backbone: str, size: int, views: Views) -> Views:
 
 
 def optimizer_of(method: type[Method]) -> str:
-    """Return the name of the optimizer that a method is trained with by default."""
+    """Return the name of the optimizer that a ResNet is trained with by default."""
     usual = Setting(images=10_000, batch=64, steps=1000, features=512)
     return method.Config().defaults(usual).optimizer
 
 
 def defaults_for(
-    method: type[Method], setting: Setting, fixed_norms: bool = False
+    method: type[Method], setting: Setting, *, fixed_norms: bool = False, layer_norms: bool = False
 ) -> Defaults[Any]:
     """Return the method's own defaults, with the tuned rate and clip where `recipes` has some.
 
     Trained weights get the common rate at most. Where their batch norms do not normalise by the
-    batch (`fixed_norms`), nothing bounds their activations, so gradients are clipped.
+    batch (`fixed_norms`), nothing bounds their activations, so gradients are clipped. A network
+    with layer norms, such as a ViT, gets AdamW in place of SGD: SGD's rates are those of ResNets.
     """
     defaults: Defaults[Any] = method.Config().defaults(setting)
-    if recipe := find_recipe(method):
+    if layer_norms and defaults.optimizer == "sgd":
+        lr = LAYER_NORM_TRAINED_LR if setting.pretrained else LAYER_NORM_LR
+        defaults = dataclasses.replace(defaults, optimizer="adamw", lr=lr, clip=LAYER_NORM_CLIP)
+    elif recipe := find_recipe(method):
         defaults = dataclasses.replace(defaults, lr=recipe.lr, clip=recipe.clip)
     lr = min(defaults.lr, Defaults.lr) if setting.pretrained else defaults.lr
     clip = min(defaults.clip or math.inf, FIXED_NORMS_CLIP) if fixed_norms else defaults.clip
@@ -153,11 +162,18 @@ def has_batch_norm(backbone: str) -> bool:
     return _shape_of(backbone)[2]
 
 
+def has_layer_norm(backbone: str) -> bool:
+    """Whether a backbone has layer norms, as ViTs and ConvNeXts have."""
+    return _shape_of(backbone)[3]
+
+
 @lru_cache
-def _shape_of(backbone: str) -> tuple[int, int, bool]:
+def _shape_of(backbone: str) -> tuple[int, int, bool, bool]:
     with torch.device("meta"):
         network = backbone_module.create(backbone)
-    return network.features, patch_side(network.network), bool(running_statistics(network))
+    layer_norms = any(isinstance(layer, nn.LayerNorm) for layer in network.modules())
+    batch_norms = bool(running_statistics(network))
+    return network.features, patch_side(network.network), batch_norms, layer_norms
 
 
 def faster_in_bf16(

@@ -19,7 +19,7 @@ from selftaught.data.index.build import Index
 from selftaught.data.io.filesystem import normalize_location
 from selftaught.errors import UserError, require
 from selftaught.hard.base import HardExample
-from selftaught.method import Method, Setting
+from selftaught.method import Defaults, Method, Setting
 from selftaught.methods import DEFAULT, METHODS
 from selftaught.models.anchor import Anchor
 from selftaught.models.backbone import is_own
@@ -43,7 +43,6 @@ def resolve_stage(
     values = request.values
     method, config = _find_method(request, base)
     method_name = registry.kind_name(method, METHODS)
-    optimizer_name = _optimizer_name(request, base, method)
     hard = _hard(request, base)
     refuse_idle(request.fields, method, method_name, [registry.hard_word(type(h)) for h in hard])
     data = _data(values, base)
@@ -82,7 +81,8 @@ def resolve_stage(
         pretrained=pretrained,
         classes=len(index.classes),
     )
-    own = recipe.defaults_for(method, setting, fixed_norms)
+    layer_norms = recipe.has_layer_norm(backbone)
+    own = recipe.defaults_for(method, setting, fixed_norms=fixed_norms, layer_norms=layer_norms)
     config = replace_fields("method", config or own.config, request.fields["method"])
     if getattr(config, "classes", len(index.classes)) != len(index.classes):
         if "classes" in request.fields["method"]:
@@ -90,6 +90,7 @@ def resolve_stage(
                 f"these images have {len(index.classes)} classes: leave out --method.classes"
             )
         config = dataclasses.replace(config, classes=len(index.classes))
+    optimizer_name = _optimizer_name(request, base, own)
     optimizer = values.get("optimizer")
     if not isinstance(optimizer, Optimizer):
         if base and registry.optimizer_name(base) == optimizer_name:
@@ -168,12 +169,12 @@ def _find_method(
     return method, config
 
 
-def _optimizer_name(request: Overrides, base: Stage | None, method: type[Method]) -> str:
+def _optimizer_name(request: Overrides, base: Stage | None, own: Defaults[Any]) -> str:
     choice = request.values.get("optimizer")
     if isinstance(choice, Optimizer):
         name = registry.kind_name(type(choice), OPTIMIZERS)
     else:
-        name = choice or (registry.optimizer_name(base) if base else recipe.optimizer_of(method))
+        name = choice or (registry.optimizer_name(base) if base else own.optimizer)
     kind = registry.find_optimizer(name)
     refuse_others(request.fields["optimizer"], "optimizer", name, kind, OPTIMIZERS)
     return name

@@ -19,7 +19,7 @@ from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.method import Defaults, Setting
 from selftaught.methods import METHODS
-from selftaught.optim import OPTIMIZERS, Cosine
+from selftaught.optim import OPTIMIZERS, SGD, AdamW, Cosine
 from selftaught.views.spec import Views
 from tests.commands import argv
 from tests.fixtures import Capture, Patch, Places
@@ -174,6 +174,26 @@ def test_weights_that_are_there_are_moved_at_the_common_rate_at_most(monkeypatch
     assert own("simclr", pretrained=False).lr == 0.24
 
 
+@pytest.mark.parametrize(("init", "lr"), [([], 5e-4), (["--init", "w.pth"], 1e-4)])
+def test_a_network_with_layer_norms_gets_adamw(images: Path, init: list[str], lr: float) -> None:
+    """SimCLR at SGD's rate collapsed a ViT-Ti that MAE had trained, in 35 steps."""
+    words = ["--method", "simclr", "--batch", "16", *init]
+    vit = stage(images, *words, "--backbone", "test_vit")
+    assert isinstance(vit.optimizer, AdamW)
+    assert vit.optimizer.lr == pytest.approx(lr * 16 / 256, rel=0.02)
+    assert vit.clip == 3.0
+    resnet = stage(images, *words, "--backbone", "test_resnet")
+    assert isinstance(resnet.optimizer, SGD)
+    chosen = stage(images, *words, "--backbone", "test_vit", "--optimizer", "sgd")
+    assert isinstance(chosen.optimizer, SGD)
+
+
+def test_a_rate_of_adamw_that_a_method_brings_holds_for_vits_too(images: Path) -> None:
+    mae = stage(images, "--method", "mae", "--batch", "16", "--backbone", "test_vit")
+    own = METHODS["mae"].Config().defaults(SETTING)
+    assert mae.optimizer.lr == pytest.approx(own.lr * 16 / 256, rel=0.02)
+
+
 def test_tuned_rates_stand_in_one_table() -> None:
     """A class holds published values: no method has a tuned rate of its own."""
     published = {"jigsaw": 0.1, "context-prediction": 0.1}
@@ -217,7 +237,7 @@ def test_gradients_are_clipped_where_norms_keep_their_statistics(
     begun = argv("--init weights.pth", *argv(words))
     assert stage(images, *begun).clip == clip
     if "--clip" not in words:  # a ViT has no batch norms
-        assert stage(images, *begun, "--backbone", "test_vit").clip == 0
+        assert stage(images, *begun, "--backbone", "test_vit").clip == 3.0
 
 
 def test_a_base_is_kept_but_for_what_is_given(images: Path) -> None:
