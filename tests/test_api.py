@@ -379,6 +379,22 @@ def test_what_is_ones_own_works_like_the_rest(
     assert "PYTHONPATH" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_weights_of_a_network_that_is_not_there_are_not_called_damaged(
+    images: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    write_module(tmp_path / "mypackage")
+    monkeypatch.syspath_prepend(tmp_path)
+    forget()
+    out = tmp_path / "run"
+    words = ["--out", str(out), *WORDS, "--backbone", f"{OWN}:build"]
+    assert main(["pretrain", "--data", str(images), *words]) == 0
+    monkeypatch.undo()
+    forget()
+    assert main(["evaluate", str(out)]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.endswith("put its folder on PYTHONPATH")
+
+
 def test_what_is_ones_own_is_an_object_in_python(
     images: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:

@@ -46,7 +46,11 @@ class Run:
     base: str | None = None  # the weights that the first stage of a plan started from
 
     def backbone(self) -> Backbone:
-        """Load the trained backbone. Raises UserError where it is missing or damaged."""
+        """Load the trained backbone.
+
+        Raises UserError where it is missing or damaged, and MissingObject where its class cannot be
+        imported.
+        """
         file = self.folder / "backbone.safetensors"
         if not file.exists():
             raise UserError(
@@ -56,6 +60,8 @@ class Run:
             raise read_error(file, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
         try:
             return weights_io.load_backbone(file)
+        except MissingObject:
+            raise  # training again would not help
         except UserError as error:
             raise UserError(
                 f"{str(error).rstrip('.')}; --out {self.folder} --resume writes it anew"

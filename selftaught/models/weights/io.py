@@ -24,6 +24,7 @@ from selftaught.data.pixel_range import PixelRange
 from selftaught.distributed import full_tensor, rank
 from selftaught.errors import UserError
 from selftaught.models.backbone import Backbone, base, build, create, nearest, usual_statistics
+from selftaught.models.python_objects import MissingObject
 from selftaught.models.trainable import plain_state
 from selftaught.models.weights import formats
 from selftaught.models.weights.architecture import has_small_stem, list_candidates
@@ -121,7 +122,7 @@ def load_backbone(path: str | Path) -> Backbone:
     """Load the backbone in a file of `save_backbone`, or in a run's folder.
 
     The state of torch's random generator does not change. Raises UserError if the file does not
-    state its network.
+    state its network, and MissingObject if the network's class cannot be imported.
     """
     content = read(path)
     if not content.is_ours:
@@ -136,6 +137,8 @@ def load_backbone(path: str | Path) -> Backbone:
     try:
         with torch.random.fork_rng(devices=[]):
             backbone = create(name, stem=stem, mean=mean, std=std, image_size=image_size)
+    except MissingObject as error:
+        raise MissingObject(f"{content}: {error}") from error
     except UserError as error:
         raise UserError(f"{content}: {error}") from error
     _fill(backbone.network, find_fit(content, backbone.network, name).state, str(content))
