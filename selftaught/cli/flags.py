@@ -138,7 +138,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         OPTIMIZER_NAME | None,
         "|".join(OPTIMIZERS),
         "its settings are --optimizer.lr and others",
-        "the method's",
+        "the method's; adamw for networks with layer norms",
     ),
     (
         "combine",
@@ -278,7 +278,7 @@ def pretrain_flags(
     }
     depends = {
         "method": f"of {method}; defaults depend on the data",
-        "optimizer": "the default rate depends on the method and the batch",
+        "optimizer": "the default rate depends on the method, the network and the batch",
         "views": "defaults depend on the method",
     }
     nested = []
