@@ -49,8 +49,8 @@ def read(folder: Path) -> list[Row]:
     return rows
 
 
-def place(row: Row) -> tuple[int, int]:
-    """Where a row stands among all: in the order of CHAINS, and of seeds."""
+def position(row: Row) -> tuple[int, int]:
+    """The key to sort rows by: the order of CHAINS, then the seed."""
     order = [(base, target) for base, targets in CHAINS.items() for target in targets]
     return order.index((row["base"], row["target"])), row["seed"]
 
@@ -176,7 +176,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 if __name__ == "__main__":
     rows = merge_earlier("chains", read(Path(sys.argv[1])), ("base", "target", "seed"))
-    rows.sort(key=place)
+    rows.sort(key=position)
     write("chains", {"rows": rows})
     chains = average(rows)
     text = [*count(chains), "", *table(chains, "all"), "", *table(chains, "20")]

@@ -21,8 +21,8 @@ from selftaught.optim import LARS, SGD, AdamW, Optimizer
 from selftaught.views.spec import Views
 
 FIXED_NORMS_CLIP = 1.0  # chosen on training labels (docs/LOG.md)
-# AdamW's, for networks with layer norms: from random weights DINO's, from others by training labels
-# (docs/LOG.md)
+# AdamW's values for networks with layer norms. From random weights: DINO's. The rate from trained
+# weights was chosen on training labels (docs/LOG.md).
 LAYER_NORM_LR = 5e-4
 LAYER_NORM_TRAINED_LR = 4e-4
 LAYER_NORM_CLIP = 3.0
