@@ -96,6 +96,7 @@ def collect(folders: list[Path]) -> None:
     result: dict[str, Any] = earlier["studies"]
     for study in result.values():
         study.setdefault("machine", earlier["machine"])
+    here = machine()
     for folder in folders:
         prefix = "" if folder == folders[0] else f"{folder.name}-"
         for file in sorted(folder.glob("*.json")):
@@ -105,7 +106,7 @@ def collect(folders: list[Path]) -> None:
             if study["done"] < study["cells"]:
                 print(f"{file} is left out: {study['done']} of {study['cells']} cells are done")
                 continue
-            result[prefix + file.stem] = study | {"machine": machine()}
+            result[prefix + file.stem] = study | {"machine": here}
             for picture in folder.glob(f"{file.stem}-*.png"):
                 shutil.copyfile(picture, figures / f"hpt-{prefix}{picture.name}")
     command = "python -m benchmarks.hpt collect --studies runs/hpt/studies runs/hpt/studies/hexa"

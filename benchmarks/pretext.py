@@ -13,8 +13,7 @@ compared with random weights of the same network, at images of the same size.
 
 Runs and scores that are in --out are not made again. Several processes may share --out, each with
 its own --only. Writes results/NAME.json, where rows of runs that --out lacks stay: each names its
-machine. `--docs` writes the table into docs/methods/pretext.md and
-draws the figure.
+machine. `--docs` writes the table into docs/methods/pretext.md and draws the figure.
 """
 
 import argparse
@@ -245,7 +244,9 @@ if __name__ == "__main__":
     )
     earlier = RESULTS / f"{args.name}.json"
     if earlier.exists() and json.loads(earlier.read_text())["command"] != command:
-        raise SystemExit(f"{earlier} holds runs of another length: give another --name")
+        raise SystemExit(
+            f"{earlier} holds runs of other images or another length: give another --name"
+        )
     keep_freed()  # as the command line does
     for part in args.parts:
         for method in args.only:

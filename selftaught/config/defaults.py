@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -150,31 +150,43 @@ def optimizer_for(name: str, own: Defaults[Any], batch: int) -> Optimizer:
 
 def features_of(backbone: str) -> int:
     """Return the width of a backbone's features."""
-    return _shape_of(backbone)[0]
+    return _shape_of(backbone).features
 
 
 def patch_of(backbone: str) -> int:
     """Return the pixels of which the side of an image must be a multiple."""
-    return _shape_of(backbone)[1]
+    return _shape_of(backbone).patch
 
 
 def has_batch_norm(backbone: str) -> bool:
     """Whether a backbone has norms with running statistics."""
-    return _shape_of(backbone)[2]
+    return _shape_of(backbone).batch_norm
 
 
 def has_layer_norm(backbone: str) -> bool:
     """Whether a backbone has layer norms, as ViTs and ConvNeXts have."""
-    return _shape_of(backbone)[3]
+    return _shape_of(backbone).layer_norm
+
+
+class _Shape(NamedTuple):
+    """The facts of a backbone that defaults depend on."""
+
+    features: int  # their width
+    patch: int  # pixels of a side; 1 for networks without patches
+    batch_norm: bool  # with running statistics
+    layer_norm: bool
 
 
 @lru_cache
-def _shape_of(backbone: str) -> tuple[int, int, bool, bool]:
+def _shape_of(backbone: str) -> _Shape:
     with torch.device("meta"):
         network = backbone_module.create(backbone)
-    layer_norms = any(isinstance(layer, nn.LayerNorm) for layer in network.modules())
-    batch_norms = bool(running_statistics(network))
-    return network.features, patch_side(network.network), batch_norms, layer_norms
+    return _Shape(
+        features=network.features,
+        patch=patch_side(network.network),
+        batch_norm=bool(running_statistics(network)),
+        layer_norm=any(isinstance(layer, nn.LayerNorm) for layer in network.modules()),
+    )
 
 
 def faster_in_bf16(
