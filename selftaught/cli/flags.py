@@ -347,9 +347,10 @@ def find_kinds(args: Sequence[str], base: Stage | None) -> tuple[str, str, list[
     Raises UserError for a flag of another method or optimizer.
     """
     method = find_value(args, "method") or (registry.method_name(base) if base else DEFAULT)
-    optimizer = find_value(args, "optimizer") or (
-        registry.optimizer_name(base) if base else optimizer_of(registry.find_method(method))
-    )
+    usual = registry.optimizer_name(base) if base else optimizer_of(registry.find_method(method))
+    optimizer = find_value(args, "optimizer")
+    if optimizer is None:
+        optimizer = usual if base else optimizer_with(fields_of(args, "optimizer"), usual)
     hard = [word for name, values in group_words(args) if name == "hard" for word in values]
     hard = hard or [registry.hard_name(h) for h in (base.hard if base else ())]
     configs = {name: m.Config for name, m in METHODS.items()}
@@ -357,11 +358,24 @@ def find_kinds(args: Sequence[str], base: Stage | None) -> tuple[str, str, list[
         ("method", method, registry.find_method(method).Config, configs),
         ("optimizer", optimizer, registry.find_optimizer(optimizer), OPTIMIZERS),
     ):
-        fields = [field for of, field in map(field_of, names(args)) if of == group]
-        refuse_others(fields, group, name, kind, among)
+        refuse_others(fields_of(args, group), group, name, kind, among)
     for word in hard:
         registry.find_hard(word)  # raises UserError for unknown ones
     return method, optimizer, hard
+
+
+def optimizer_with(fields: Sequence[str], usual: str) -> str:
+    """Return `usual` if it has all `fields`, else the first optimizer that does, else `usual`.
+
+    The default depends on the network, which is not known before the images are read. Then
+    `resolve_stage` refuses fields that the stage's optimizer lacks.
+    """
+    able = [
+        name
+        for name in (usual, *OPTIMIZERS)
+        if {*fields} <= {field.name for field in dataclasses.fields(registry.find_optimizer(name))}
+    ]
+    return able[0] if able else usual
 
 
 def overrides_of(args: Sequence[str], options: Any) -> dict[str, Any]:
@@ -403,6 +417,11 @@ def find_value(args: Sequence[str], flag: str) -> str | None:
 def names(args: Sequence[str]) -> list[str]:
     """The names of the flags in `args`."""
     return [name for name, _ in group_words(args)]
+
+
+def fields_of(args: Sequence[str], group: str) -> list[str]:
+    """The fields of a group that `args` name: ["betas"] for --optimizer.betas 0.9 0.95."""
+    return [field for of, field in map(field_of, names(args)) if of == group]
 
 
 def field_of(name: str) -> tuple[str, str]:

@@ -188,6 +188,18 @@ def test_a_network_with_layer_norms_gets_adamw(images: Path, init: list[str], lr
     assert isinstance(chosen.optimizer, SGD)
 
 
+def test_settings_of_a_default_optimizer_need_no_name_of_it(images: Path) -> None:
+    """The default optimizer depends on the network: only its own settings are taken."""
+    betas, momentum = ["--optimizer.betas", "0.9", "0.95"], ["--optimizer.momentum", "0.8"]
+    vit, resnet = (["--batch", "16", "--backbone", name] for name in ("test_vit", "test_resnet"))
+    assert stage(images, *vit, *betas).optimizer.betas == (0.9, 0.95)
+    assert stage(images, *resnet, *momentum).optimizer.momentum == 0.8
+    with pytest.raises(UserError, match=r"sgd has no --optimizer\.betas: it is of adamw"):
+        stage(images, *resnet, *betas)
+    with pytest.raises(UserError, match=r"adamw has no --optimizer\.momentum"):
+        stage(images, *vit, *momentum)
+
+
 def test_a_rate_of_adamw_that_a_method_brings_holds_for_vits_too(images: Path) -> None:
     mae = stage(images, "--method", "mae", "--batch", "16", "--backbone", "test_vit")
     own = METHODS["mae"].Config().defaults(SETTING)
