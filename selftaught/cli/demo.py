@@ -6,13 +6,10 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from selftaught.cli.adapt import adapt
 from selftaught.cli.evaluate import evaluate
-from selftaught.cli.flag_values import reader
+from selftaught.cli.parser import THREADS, option, parse_options
 from selftaught.cli.pretrain import pretrain
 from selftaught.cli.report import report
 from selftaught.config.overrides import Count
@@ -36,17 +33,17 @@ LABELS = ["--labels", "5", "all"]
 class Demo:
     """Train a method and its HEXA version on the included photographs, adapt, and compare."""
 
-    out: str = "demo"
-    steps: int = 120
-    """steps of each of the two trainings; adapting takes half as many"""
-    seed: int = 0
-    threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
-    """compute threads; auto: one for each free core"""
+    out: str = option("FOLDER", "folder of images, runs and pages", default="demo")
+    steps: int = option(
+        "STEPS", "steps of each of the two trainings; adapting takes half as many", default=120
+    )
+    seed: int = option("NUMBER", "the same seed gives the same runs", default=0)
+    threads: Count = option("auto|THREADS", THREADS, default="auto")
 
 
 def demo(words: list[str]) -> int:
     """Run the command; return the exit code."""
-    options = tyro.cli(Demo, prog="selftaught demo", args=words)
+    options = parse_options(Demo, "demo", words)
     print(run_demo(Path(options.out), options.steps, options.seed, options.threads))
     return 0
 

@@ -1,13 +1,18 @@
 """`selftaught embed`: the features of images as a table."""
 
 import dataclasses
-from typing import Annotated, Literal
-
-import tyro
-from tyro.conf import Positional, arg
 
 from selftaught.cli.console import tell
-from selftaught.cli.flag_values import reader
+from selftaught.cli.parser import (
+    DEVICE,
+    LABELS_FROM,
+    MAX_PIXELS,
+    THREADS,
+    WORKERS,
+    Device,
+    option,
+    parse_options,
+)
 from selftaught.config.overrides import Count
 
 
@@ -15,28 +20,25 @@ from selftaught.config.overrides import Count
 class Embed:
     """Write the features of images as a table, with one row for each image."""
 
-    run: Annotated[str, Positional]
-    """a run's folder, or a backbone's file"""
-    data: tuple[str, ...] = ()
-    """images: folders, files, packs, Parquet files, or URLs; by default a run's own data"""
-    out: str
-    """the table: FILE.csv, FILE.parquet or FILE.npz"""
-    labels_from: Annotated[str, arg(name="labels-from")] = "auto"
-    """auto, folders, none, or a CSV file"""
-    max_pixels: Annotated[int | None, arg(name="max-pixels")] = None
-    """maximum size of an image; larger ones are omitted; by default that of the run"""
-    size: int | None = None
-    """pixels; by default those of the run"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
-    """compute threads; auto: one for each free core"""
-    workers: Annotated[Count, reader("workers", Count, "auto|PROCESSES")] = "auto"
-    """processes that decode images, if these are not in memory; auto: at most 2"""
+    run: str = option("RUN", "a run's folder, or a backbone's file", positional=True)
+    data: tuple[str, ...] = option(
+        "PATH ...",
+        "folders of images, files, packs, Parquet files, or URLs",
+        "the run's own data",
+        default=(),
+    )
+    out: str = option("FILE", "file of the table: .csv, .parquet or .npz")
+    labels_from: str = option("auto|folders|none|FILE.csv", LABELS_FROM, default="auto")
+    max_pixels: int | None = option("PIXELS", MAX_PIXELS, "the run's", default=None)
+    size: int | None = option("PIXELS", "side of an image", "the run's", default=None)
+    device: Device = option("auto|cpu|cuda", DEVICE, default="auto")
+    threads: Count = option("auto|THREADS", THREADS, default="auto")
+    workers: Count = option("auto|PROCESSES", WORKERS, default="auto")
 
 
 def embed(words: list[str]) -> int:
     """Run the command; return the exit code."""
-    options = tyro.cli(Embed, prog="selftaught embed", args=words)
+    options = parse_options(Embed, "embed", words)
     from selftaught.api.scoring import embed as embed_images
 
     table = embed_images(

@@ -3,13 +3,21 @@
 import dataclasses
 import json
 import shlex
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Suppress
 
 from selftaught.cli.console import tell
-from selftaught.cli.flag_values import reader
+from selftaught.cli.parser import (
+    DEVICE,
+    LABELS_FROM,
+    MAX_PIXELS,
+    THREADS,
+    WORKERS,
+    Device,
+    option,
+    parse_options,
+)
 from selftaught.config.overrides import Count
 from selftaught.errors import UserError
 from selftaught.evaluation.classifier import Classifier
@@ -22,46 +30,53 @@ from selftaught.features.linear import LinearProbe
 class Evaluate:
     """Score frozen features with few labels, against random and starting weights."""
 
-    run: Annotated[str, Positional]
-    """a run's folder, or a backbone's file"""
-    data: tuple[str, ...] = ()
-    """labelled images: class folders, a labels.csv, a pack, Parquet files, or a URL; by default a
-    run's own data
-    """
-    labels_from: Annotated[str, arg(name="labels-from")] = "auto"
-    """auto, folders, or a CSV file"""
-    max_pixels: Annotated[int | None, arg(name="max-pixels")] = None
-    """maximum size of an image; larger ones are omitted; by default that of the run"""
-    protocol: tuple[Literal["knn", "linear", "finetune", "classifier"], ...] = ("knn", "linear")
-    labels: tuple[str, ...] = ("5", "20", "all")
-    """number of labels: 5 = five a class; total:1000 = a thousand in all; all"""
-    against: tuple[str, ...] = ("random", "init")
-    """other backbones: random, init (the starting weights), a run, or a backbone's file"""
-    layers: str = "last"
-    """features to score: last (the final ones), all (every stage, too), best (of each backbone, the
-    stage that is the best on training images), or the name of a stage
-    """
+    run: str = option("RUN", "a run's folder, or a backbone's file", positional=True)
+    data: tuple[str, ...] = option(
+        "PATH ...",
+        "labelled images: class folders, a labels.csv, a pack, Parquet files, or a URL",
+        "the run's own data",
+        default=(),
+    )
+    labels_from: str = option("auto|folders|FILE.csv", LABELS_FROM, default="auto")
+    max_pixels: int | None = option("PIXELS", MAX_PIXELS, "the run's", default=None)
+    protocol: tuple[Literal["knn", "linear", "finetune", "classifier"], ...] = option(
+        "knn|linear|finetune|classifier ...",
+        "what is trained on the features; finetune also trains the backbone; classifier is the"
+        " run's own, of `--method distillation` or `supervised`",
+        default=("knn", "linear"),
+    )
+    labels: tuple[str, ...] = option(
+        "LABELS ...",
+        "number of labels: 5 = five a class; total:1000 = a thousand in all; all",
+        default=("5", "20", "all"),
+    )
+    against: tuple[str, ...] = option(
+        "random|init|RUN ...",
+        "other backbones: random, init (the starting weights), a run, or a backbone's file",
+        default=("random", "init"),
+    )
+    layers: str = option(
+        "last|all|best|STAGE",
+        "features to score: last (the final ones), all (every stage, too), best (of each backbone,"
+        " the stage that is the best on training images), or the name of a stage",
+        default="last",
+    )
     knn: KNN = dataclasses.field(default_factory=KNN)
     linear: LinearProbe = dataclasses.field(default_factory=LinearProbe)
     finetune: FineTune = dataclasses.field(default_factory=FineTune)
-    classifier: tyro.conf.Suppress[Classifier] = dataclasses.field(default_factory=Classifier)
-    size: int | None = None
-    """pixels; by default those of the run"""
-    draws: int = 5
-    """random draws of the labels, if not all are used"""
-    seed: int = 0
-    json: bool = False
-    """print a JSON list of results to standard output"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
-    """compute threads; auto: one for each free core"""
-    workers: Annotated[Count, reader("workers", Count, "auto|PROCESSES")] = "auto"
-    """processes that decode images, if these are not in memory; auto: at most 2"""
+    classifier: Suppress[Classifier] = dataclasses.field(default_factory=Classifier)
+    size: int | None = option("PIXELS", "side of an image", "the run's", default=None)
+    draws: int = option("DRAWS", "random draws of the labels, if not all are used", default=5)
+    seed: int = option("NUMBER", "of the draws", default=0)
+    json: bool = option("", "print a JSON list of results to standard output", default=False)
+    device: Device = option("auto|cpu|cuda", DEVICE, default="auto")
+    threads: Count = option("auto|THREADS", THREADS, default="auto")
+    workers: Count = option("auto|PROCESSES", WORKERS, default="auto")
 
 
 def evaluate(words: list[str]) -> int:
     """Run the command; return the exit code."""
-    options = tyro.cli(Evaluate, prog="selftaught evaluate", args=words)
+    options = parse_options(Evaluate, "evaluate", words)
     from selftaught.api.launch import Launch
     from selftaught.distributed import rank
     from selftaught.evaluation.evaluate import evaluate_run

@@ -2,25 +2,22 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
-
-import tyro
-from tyro.conf import Positional
 
 from selftaught.cli.console import tell
+from selftaught.cli.parser import option, parse_options
 
 
 @dataclasses.dataclass(kw_only=True)
 class Export:
     """Write a run's backbone with timm's names, as .safetensors or .pth."""
 
-    run: Annotated[str, Positional]
-    to: str
+    run: str = option("RUN", "a run's folder", positional=True)
+    to: str = option("FILE", "file of weights: .safetensors or .pth")
 
 
 def export(words: list[str]) -> int:
     """Run the command; return the exit code."""
-    options = tyro.cli(Export, prog="selftaught export", args=words)
+    options = parse_options(Export, "export", words)
     from selftaught.api.scoring import export_backbone
     from selftaught.models import backbone as backbone_module
 

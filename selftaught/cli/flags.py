@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-import tyro
 from tyro.conf import arg
 
-from selftaught.cli.flag_values import reader
+from selftaught.cli.parser import Option, annotate, group_words, parse_annotated, words_before
 from selftaught.config import registry
 from selftaught.config.defaults import optimizer_of
 from selftaught.config.overrides import FIELDS, GROUPS, Count, normalise, refuse_others
@@ -258,16 +257,8 @@ def pretrain_flags(
         default = (
             dataclasses.field(default=DEFAULTS.get(name)) if name != "out" else dataclasses.field()
         )
-        flag = name.replace("_", "-")
-        about = arg(
-            name=flag, help=text, metavar=metavar or None, help_behavior_hint=f"({without})"
-        )
-        annotation = (
-            Annotated[kind, about]
-            if kind is bool
-            else Annotated[kind, about, reader(flag, kind, metavar)]
-        )
-        plain.append((name, annotation, default))
+        about = Option(metavar, text, without, positional=False)
+        plain.append((name, annotate(name, kind, about), default))
     kinds: dict[str, type] = {
         "method": registry.find_method(method).Config,
         "hard": hard_fields(hard),
@@ -309,36 +300,29 @@ def summarise(kind: type) -> str:
 
 
 def parse(args: Sequence[str], base: Stage | None = None) -> Any:
-    """Parse the flags of `selftaught pretrain`. Raises UserError, or SystemExit by tyro."""
-    check_words(args, "data")
-    flags = pretrain_flags(*find_kinds(args, base))
-    default = flags(out=find_value(args, "out") or tyro.MISSING)
-    return tyro.cli(flags, prog="selftaught pretrain", args=list(args), default=default)
+    """Parse the flags of `selftaught pretrain`. Raises UserError; SystemExit after the help."""
+    refuse_first_word(args, "data")
+    return parse_annotated(pretrain_flags(*find_kinds(args, base)), "pretrain", args)
 
 
 def parse_adapt(args: Sequence[str]) -> Any:
     """Parse the flags of `selftaught adapt`: its own ones, and those of its stages."""
-    check_words(args, "target")
+    refuse_first_word(args, "target")
     if "data" in names(args):
         raise UserError("adapt has no --data: name the images by --target, and others by --source")
     shared = [row for row in PLAIN if row[0] not in ("data", "config", "resume")]
     table = [*ADAPT, *((*row[:4], OTHERWISE.get(row[0], row[4])) for row in shared)]
-    flags = pretrain_flags(*find_kinds(args, None), table)
-    return tyro.cli(
-        flags,
-        prog="selftaught adapt",
-        args=list(args),
-        default=flags(out=find_value(args, "out") or tyro.MISSING),
-    )
+    return parse_annotated(pretrain_flags(*find_kinds(args, None), table), "adapt", args)
 
 
-def check_words(args: Sequence[str], images: str) -> None:
+def refuse_first_word(args: Sequence[str], images: str) -> None:
     """Raise UserError for a word before the first flag.
 
     images: the flag that names images.
     """
-    if args and not args[0].startswith("-"):
-        raise UserError(f"'{args[0]}' belongs to no flag: name images by --{images}")
+    for word in words_before(args)[:1]:
+        if word != "-h":
+            raise UserError(f"'{word}' belongs to no flag: name images by --{images}")
 
 
 def find_kinds(args: Sequence[str], base: Stage | None) -> tuple[str, str, list[str]]:
@@ -431,15 +415,3 @@ def field_of(name: str) -> tuple[str, str]:
         return "", ""
     *above, last = field.split(".")
     return group, normalise(".".join([*above, last.removeprefix("no-")]))
-
-
-def group_words(args: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """The values of each flag: [("hard", ["adversarial", "cutmix"]), ...]."""
-    groups: list[tuple[str, list[str]]] = []
-    for word in args:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            groups.append((name.replace("_", "-"), [value] if equals else []))
-        elif groups:
-            groups[-1][1].append(word)
-    return groups

@@ -4,8 +4,7 @@ import dataclasses
 import json
 from typing import Annotated, Any, get_args, get_origin
 
-import tyro
-
+from selftaught.cli.parser import option, parse_options
 from selftaught.hard import HARD
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS
@@ -16,12 +15,12 @@ from selftaught.ranges import ranges_of
 class Methods:
     """List methods, hard examples and optimizers, with their fields and papers."""
 
-    json: bool = False
+    json: bool = option("", "print a JSON list", default=False)
 
 
 def methods(words: list[str]) -> int:
     """Run the command; return the exit code."""
-    options = tyro.cli(Methods, prog="selftaught methods", args=words)
+    options = parse_options(Methods, "methods", words)
     from selftaught.report import console_tables
 
     if options.json:

@@ -2,12 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-from tyro.conf import Positional, arg
-
-from selftaught.data.io.integrity import MAX_PIXELS
+from selftaught.cli.parser import LABELS_FROM, MAX_PIXELS, option, parse_options
+from selftaught.data.io import integrity
 from selftaught.data.pack.encode import Encoding, Format
 from selftaught.errors import UserError, require
 
@@ -18,31 +15,37 @@ class Pack:
     S3. The same command continues after an interruption. See docs/pack.md.
     """
 
-    images: Annotated[tuple[str, ...], Positional] = ()
-    """folders of images, or Parquet files to pack again"""
-    out: str | None = None
-    """the pack's folder, such as photos.pack"""
-    size: int | None = None
-    """pixels of the short side, never enlarged; by default unchanged"""
-    format: Format = "jpeg"
-    """format of images that are resized or have another format"""
-    quality: int | None = None
-    """of jpeg and webp, 1 to 100; by default 90"""
-    labels_from: Annotated[str, arg(name="labels-from")] = "auto"
-    """auto, folders, none, or a CSV file"""
-    masks: str | None = None
-    """a folder of masks, each under the path of its image"""
-    shard: int = 256
-    """approximate size of a file in megabytes"""
-    max_pixels: Annotated[int, arg(name="max-pixels")] = MAX_PIXELS
-    """maximum size of an image; larger ones are omitted"""
-    verify: str | None = None
-    """a pack, or its URL: only compare files with their checksums"""
+    images: tuple[str, ...] = option(
+        "PATH ...",
+        "folders of images, or Parquet files to pack again",
+        "required without --verify",
+        default=(),
+        positional=True,
+    )
+    out: str | None = option(
+        "FOLDER", "the pack, such as photos.pack", "required without --verify", default=None
+    )
+    size: int | None = option(
+        "PIXELS", "short side of an image, never enlarged", "unchanged", default=None
+    )
+    format: Format = option(
+        "jpeg|webp|png", "format of images that are resized or have another format", default="jpeg"
+    )
+    quality: int | None = option("1..100", "of jpeg and webp", "90", default=None)
+    labels_from: str = option("auto|folders|none|FILE.csv", LABELS_FROM, default="auto")
+    masks: str | None = option(
+        "FOLDER", "masks, each under the path of its image", "none", default=None
+    )
+    shard: int = option("MEGABYTES", "approximate size of a file", default=256)
+    max_pixels: int = option("PIXELS", MAX_PIXELS, default=integrity.MAX_PIXELS)
+    verify: str | None = option(
+        "PACK", "a pack, or its URL: only compare files with their checksums", "no", default=None
+    )
 
 
 def pack(words: list[str]) -> int:
     """Run the command; return the exit code."""
-    options = tyro.cli(Pack, prog="selftaught pack", args=words or ["--help"])
+    options = parse_options(Pack, "pack", words or ["--help"])
     from selftaught.data.pack import write
     from selftaught.loggers.terminal import Progress
 

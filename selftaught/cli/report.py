@@ -3,25 +3,22 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
-
-import tyro
-from tyro.conf import Positional
 
 from selftaught.cli.console import plain, tell
+from selftaught.cli.parser import option, parse_options
 
 
 @dataclasses.dataclass(kw_only=True)
 class Report:
     """Write one self-contained HTML page that compares runs."""
 
-    runs: Annotated[tuple[str, ...], Positional]
-    out: str = "report.html"
+    runs: tuple[str, ...] = option("RUN ...", "folders of runs", positional=True)
+    out: str = option("FILE.html", "the page", default="report.html")
 
 
 def report(words: list[str]) -> int:
     """Run the command; return the exit code."""
-    options = tyro.cli(Report, prog="selftaught report", args=words)
+    options = parse_options(Report, "report", words)
     from selftaught.report.page import write
 
     tell(str(write([Path(r) for r in options.runs], Path(options.out))))
@@ -32,14 +29,13 @@ def report(words: list[str]) -> int:
 class Show:
     """Show every stage that led to a run: its data, weights and scores."""
 
-    run: Annotated[str, Positional]
-    """a run's folder, or the folder of `selftaught adapt`"""
-    json: bool = False
+    run: str = option("RUN", "a run's folder, or the folder of `selftaught adapt`", positional=True)
+    json: bool = option("", "print a JSON list of the stages", default=False)
 
 
 def show(words: list[str]) -> int:
     """Run the command; return the exit code."""
-    options = tyro.cli(Show, prog="selftaught show", args=words)
+    options = parse_options(Show, "show", words)
     from rich.console import Console
     from rich.tree import Tree
 

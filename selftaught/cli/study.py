@@ -4,15 +4,12 @@ import dataclasses
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-from tyro.conf import Positional
+from typing import Literal
 
 from selftaught import files
 from selftaught.api.launch import Launch
 from selftaught.cli.console import tell
-from selftaught.cli.flag_values import reader
+from selftaught.cli.parser import DEVICE, THREADS, WORKERS, Device, option, parse_options
 from selftaught.config.overrides import Count
 from selftaught.distributed import rank
 from selftaught.errors import Stopped, UserError
@@ -27,27 +24,29 @@ class Study:
     The same command continues, and --shard splits a study over machines.
     """
 
-    study: Annotated[
-        Literal["separability", "labels", "sequential", "augmentations", "data"], Positional
-    ]
-    plan: str
-    """a YAML file: bases, targets, settings, steps, seeds (see docs/hpt.md)"""
-    out: str
-    """a folder for trained stages, cells, table, figures and page; several studies may share it"""
-    shard: str = "1/1"
-    """part i of n of the cells, as in 2/8; --shard 0/8 only collects the results"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[Count, reader("threads", Count, "auto|THREADS")] = "auto"
-    """compute threads; auto: one for each free core"""
-    workers: Annotated[Count, reader("workers", Count, "auto|PROCESSES")] = "auto"
-    """processes that decode images, if these are not in memory; auto: at most 2"""
-    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """loggers of metrics, pictures and scores of every stage"""
+    study: Literal["separability", "labels", "sequential", "augmentations", "data"] = option(
+        "STUDY", "separability, labels, sequential, augmentations or data", positional=True
+    )
+    plan: str = option("FILE.yaml", "bases, targets, settings, steps and seeds (see docs/hpt.md)")
+    out: str = option(
+        "FOLDER", "folder of stages, cells, table, figures and page; several studies may share it"
+    )
+    shard: str = option(
+        "I/N", "part i of n of the cells, as in 2/8; 0/8 only collects the results", default="1/1"
+    )
+    device: Device = option("auto|cpu|cuda", DEVICE, default="auto")
+    threads: Count = option("auto|THREADS", THREADS, default="auto")
+    workers: Count = option("auto|PROCESSES", WORKERS, default="auto")
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = option(
+        "tensorboard|wandb|mlflow ...",
+        "loggers of metrics, pictures and scores of every stage",
+        default=(),
+    )
 
 
 def study(words: list[str]) -> int:
     """Run the command; return the exit code."""
-    options = tyro.cli(Study, prog="selftaught study", args=words)
+    options = parse_options(Study, "study", words)
     launch = Launch(
         device=options.device, threads=options.threads, workers=options.workers, log=options.log
     )

@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, product
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from tyro.conf import arg
 
 from selftaught.errors import UserError
 from selftaught.evaluation.cross_validation import choose, hold_out
@@ -72,7 +73,8 @@ class FineTune(Protocol):
     blend is among `blends`. Raises UserError for values out of range.
     """
 
-    steps: tuple[int, ...] = ()  # lengths in steps
+    # lengths in steps
+    steps: Annotated[tuple[int, ...], arg(help_behavior_hint="(default: none)")] = ()
     epochs: tuple[float, ...] = (10.0,)  # lengths in passes over the labelled images
     min_steps: int = 80  # of a length in passes, as few images have few steps a pass
     rates: tuple[float, ...] = (0.0025, 0.008)  # learning rates of the backbone, for a batch of 256

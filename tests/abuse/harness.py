@@ -92,14 +92,7 @@ class Outcome:
     @property
     def message(self) -> str:
         """The line that says why a command was refused."""
-        if self.in_a_box:
-            return " ".join(re.sub("[╭╮╰╯│─]|--{3,}", " ", self.err).split())
         return next((line for line in reversed(self.err.splitlines()) if line.strip()), "")
-
-    @property
-    def in_a_box(self) -> bool:
-        """Whether a word is no flag: then several lines say which was meant."""
-        return "For full helptext" in self.err
 
 
 def assert_no_harm(outcome: Outcome) -> None:
@@ -117,18 +110,12 @@ def assert_done(outcome: Outcome) -> None:
 
 
 def assert_one_line(outcome: Outcome) -> None:
-    """Refused with exit code 2 and one line on standard error, behind which nothing is said.
-
-    A word that is no flag is told in a box of several lines.
-    """
+    """Refused with exit code 2 and one line on standard error, behind which nothing is said."""
     assert_no_harm(outcome)
     assert outcome.code == 2, f"exit code {outcome.code} instead of 2\n{outcome.err}"
-    if not outcome.in_a_box:
-        assert sum(line.startswith("selftaught:") for line in outcome.err.splitlines()) == 1, (
-            outcome.err
-        )
-        assert outcome.message.startswith("selftaught:"), outcome.err
-        assert len(outcome.message) < 1500, outcome.message
+    lines = [line for line in outcome.err.splitlines() if line.startswith("selftaught:")]
+    assert lines == [outcome.message], outcome.err
+    assert len(outcome.message) < 1500, outcome.message
 
 
 def assert_refused(outcome: Outcome, *words: str) -> None:
@@ -136,9 +123,8 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
     another now.
     """
     assert_one_line(outcome)
-    text = outcome.err if outcome.in_a_box else outcome.message
-    missing = [word for word in words if word.lower() not in text.lower()]
-    assert not missing, f"{missing} not in: {text}"
+    missing = [word for word in words if word.lower() not in outcome.message.lower()]
+    assert not missing, f"{missing} not in: {outcome.message}"
     assert not outcome.lost, f"lost in --out: {outcome.lost}"
 
 
