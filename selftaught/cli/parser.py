@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -150,19 +151,23 @@ def leaves(kind: type, prefix: str = "") -> Iterator[Leaf]:
 
 def check_words(kind: type, command: str, words: Sequence[str]) -> None:
     """Raise UserError for the first word that does not fit, or for a value that is missing."""
-    places = [leaf for leaf in leaves(kind) if leaf.positional]
+    positional = [leaf for leaf in leaves(kind) if leaf.positional]  # one at most
     flags = {leaf.name: leaf for leaf in leaves(kind) if not leaf.positional}
+    for word in words:
+        if re.match(r"-[^-\d.]", word):
+            raise UserError(f"there is no {word}: flags begin with --")
     groups = group_words(words)
-    loose = words_before(words)
+    others = words_before(words)  # words of no flag
     for name, values in groups:
-        loose += _check_flag(name, values, flags, command)
-    if len(loose) > len(places) and not any(_count(place.kind) is None for place in places):
-        raise UserError(f"'{loose[len(places)]}' belongs to no flag")
-    for place in places:
-        if loose:
-            _convert(place.metavar, loose, place.kind)
-        elif place.required:
-            raise UserError(f"{place.metavar} is missing: {place.text}")
+        others += _check_flag(name, values, flags, command)
+    count = sum(_count(leaf.kind) or len(others) for leaf in positional)
+    if len(others) > count:
+        raise UserError(f"'{others[count]}' belongs to no flag")
+    for leaf in positional:
+        if others:
+            _convert(leaf.metavar, others, leaf.kind)
+        elif leaf.required:
+            raise UserError(f"{leaf.metavar} is missing: {leaf.text}")
     for leaf in flags.values():
         if leaf.required and leaf.name not in dict(groups):
             raise UserError(f"--{leaf.name} {leaf.metavar} is missing: {leaf.text}")
@@ -200,8 +205,7 @@ def _count(kind: Any) -> int | None:
 
 def _convert(name: str, values: Sequence[str], kind: Any) -> None:
     """Raise UserError, which names the valid values, for words that are no value of `kind`."""
-    is_tuple = _count(kind) is None or len(values) > 1 or _count(kind) != 1
-    coerce(name, tuple(values) if is_tuple else values[0], kind)
+    coerce(name, tuple(values) if _count(kind) != 1 else values[0], kind)
 
 
 def _advise(name: str, flags: list[str], command: str) -> str:

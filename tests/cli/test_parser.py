@@ -50,6 +50,7 @@ def test_words_become_options() -> None:
         ("a --out", "--out has no value: give FILE"),
         ("a --out b c", "'c' belongs to no flag"),
         ("a c --out b", "'c' belongs to no flag"),
+        ("a -o b", "there is no -o: flags begin with --"),
         ("a --out b --json yes", "'yes' belongs to no flag"),
         ("a --out b --siez 3", "there is no --siez; did you mean --size?"),
         ("a --out b --zzz 3", "there is no --zzz: `selftaught toy --help` lists the flags"),
