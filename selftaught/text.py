@@ -25,7 +25,13 @@ def count_text(n: int, one: str, many: str | None = None) -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
+def find_near(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """The at most three names that are most similar to `name`. Capitals do not count."""
+    folded = {choice.casefold(): choice for choice in sorted(names)}
+    return [folded[one] for one in get_close_matches(name.casefold(), folded, n=3, cutoff=cutoff)]
+
+
 def suggest_names(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
     """The at most three names that are most similar to `name`; all, sorted, if none is."""
     choices = sorted(names)
-    return get_close_matches(name, choices, n=3, cutoff=cutoff) or choices
+    return find_near(name, choices, cutoff) or choices

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -19,6 +18,7 @@ from tyro.conf import Positional, arg
 
 from selftaught.config.overrides import coerce
 from selftaught.errors import UserError
+from selftaught.text import find_near
 
 T = TypeVar("T")
 _OPTION = "option"  # key in the metadata of a field
@@ -212,7 +212,7 @@ def _advise(name: str, flags: list[str], command: str) -> str:
     """Name the flags that may be meant."""
     group, dot, last = name.rpartition(".")
     alike = [flag for flag in flags if flag.rpartition(".")[2] == last]
-    near = alike or get_close_matches(name, flags, n=3, cutoff=0.6)
+    near = alike or find_near(name, flags)
     if dot and not near:
         near = [flag for flag in flags if flag.rpartition(".")[0] == group]
     if not near:

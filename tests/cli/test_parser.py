@@ -53,6 +53,7 @@ def test_words_become_options() -> None:
         ("a -o b", "there is no -o: flags begin with --"),
         ("a --out b --json yes", "'yes' belongs to no flag"),
         ("a --out b --siez 3", "there is no --siez; did you mean --size?"),
+        ("a --out b --Size 3", "there is no --Size; did you mean --size?"),
         ("a --out b --zzz 3", "there is no --zzz: `selftaught toy --help` lists the flags"),
         ("a --out b --no-size", "there is no --no-size; did you mean --size?"),
         ("a --out b --size big", "--size takes a whole number, and not 'big'"),
@@ -71,6 +72,7 @@ def test_words_that_do_not_fit_are_refused_in_one_line(words: str, line: str) ->
     ("words", "line"),
     [
         ("pretrain --out x --lr 1", "there is no --lr; did you mean --optimizer.lr?"),
+        ("pretrain --out x --method SimCLR", "there is no method 'SimCLR'; did you mean simclr o"),
         ("pretrain --out x --views.scale 1", "--views.scale takes 2 values, and not 1"),
         ("pretrain --out x --size", "--size has no value: give PIXELS"),
         ("adapt --target x", "--out FOLDER is missing: folder of the run"),
