@@ -9,7 +9,7 @@ from pathlib import Path
 
 from selftaught.cli.adapt import adapt
 from selftaught.cli.evaluate import evaluate
-from selftaught.cli.parser import THREADS, option, parse_options
+from selftaught.cli.options import THREADS, option, parse_options
 from selftaught.cli.pretrain import pretrain
 from selftaught.cli.report import report
 from selftaught.config.overrides import Count

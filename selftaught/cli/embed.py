@@ -3,7 +3,7 @@
 import dataclasses
 
 from selftaught.cli.console import tell
-from selftaught.cli.parser import (
+from selftaught.cli.options import (
     DEVICE,
     LABELS_FROM,
     MAX_PIXELS,

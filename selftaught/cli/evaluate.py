@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import Suppress
 
 from selftaught.cli.console import tell
-from selftaught.cli.parser import (
+from selftaught.cli.options import (
     DEVICE,
     LABELS_FROM,
     MAX_PIXELS,

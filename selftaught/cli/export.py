@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from selftaught.cli.console import tell
-from selftaught.cli.parser import option, parse_options
+from selftaught.cli.options import option, parse_options
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from selftaught.cli.parser import Option, annotate, group_words, parse_annotated, words_before
+from selftaught.cli.options import Option, annotate, parse_annotated
+from selftaught.cli.words import group_words, words_before
 from selftaught.config import registry
 from selftaught.config.defaults import optimizer_of
 from selftaught.config.overrides import FIELDS, GROUPS, Count, normalise, refuse_others

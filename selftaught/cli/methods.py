@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Annotated, Any, get_args, get_origin
 
-from selftaught.cli.parser import option, parse_options
+from selftaught.cli.options import option, parse_options
 from selftaught.hard import HARD
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from selftaught.cli.parser import LABELS_FROM, MAX_PIXELS, option, parse_options
+from selftaught.cli.options import LABELS_FROM, MAX_PIXELS, option, parse_options
 from selftaught.data.io import integrity
 from selftaught.data.pack.encode import Encoding, Format
 from selftaught.errors import UserError, require

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from selftaught.cli.console import plain, tell
-from selftaught.cli.parser import option, parse_options
+from selftaught.cli.options import option, parse_options
 
 
 @dataclasses.dataclass(kw_only=True)

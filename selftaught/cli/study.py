@@ -9,7 +9,7 @@ from typing import Literal
 from selftaught import files
 from selftaught.api.launch import Launch
 from selftaught.cli.console import tell
-from selftaught.cli.parser import DEVICE, THREADS, WORKERS, Device, option, parse_options
+from selftaught.cli.options import DEVICE, THREADS, WORKERS, Device, option, parse_options
 from selftaught.config.overrides import Count
 from selftaught.distributed import rank
 from selftaught.errors import Stopped, UserError

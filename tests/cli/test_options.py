@@ -8,7 +8,8 @@ import pytest
 
 from selftaught.cli.flags import pretrain_flags
 from selftaught.cli.main import COMMANDS, main
-from selftaught.cli.parser import check_words, leaves, option, parse_options
+from selftaught.cli.options import option, parse_options
+from selftaught.cli.words import check_words, leaves
 from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.methods import METHODS
