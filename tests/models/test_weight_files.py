@@ -110,7 +110,7 @@ NO_WEIGHTS: dict[str, tuple[bytes, str]] = {
     "jpeg": (b"\xff\xd8\xff\xe0" + bytes(50), "JPEG"),
     "pdf": (b"%PDF-1.7\n" + bytes(50), "PDF"),
     "parquet": (b"PAR1" + bytes(50), "Parquet"),
-    "rubbish": (bytes(range(1, 256)), ""),
+    "rubbish": (bytes(range(1, 256)), "broken"),
 }
 
 
@@ -130,11 +130,12 @@ def load(source: Path | str) -> str:
     return weights_io.load_weights(backbone_module.create(RESNET), source)
 
 
-def refused(read: Callable[[Path], Any], path: Path, match: str = "") -> str:
-    """The one line of the error."""
+def refused(read: Callable[[Path], Any], path: Path, match: str | None = None) -> str:
+    """The one line of the error, which names the file."""
     with pytest.raises(UserError, match=match) as error:
         read(path)
     assert "\n" not in str(error.value)
+    assert path.name in str(error.value)
     return str(error.value)
 
 

@@ -110,7 +110,7 @@ def coloured(images: Tensor, colour: Tensor) -> Tensor:
     return (colour[0] @ flat + colour[1] @ flat.mean(2, keepdim=True)).view_as(images)
 
 
-@pytest.mark.parametrize(("column", "name"), enumerate(["brightness", "contrast", "saturation"]))
+@pytest.mark.parametrize(("column", "name"), [*enumerate(["brightness", "contrast", "saturation"])])
 def test_each_jitter_is_torchvisions(column: int, name: str) -> None:
     images = pictures(16, 24, 0.3, 0.6).float() / 255  # such that nothing clamps
     strength, colour = colours(16, **{name: 0.4})
