@@ -9,7 +9,7 @@ from pathlib import Path
 
 from selftaught.cli.adapt import adapt
 from selftaught.cli.evaluate import evaluate
-from selftaught.cli.options import THREADS, option, parse_options
+from selftaught.cli.options import option, parse_options, threads_option
 from selftaught.cli.pretrain import pretrain
 from selftaught.cli.report import report
 from selftaught.config.overrides import Count
@@ -38,7 +38,7 @@ class Demo:
         "STEPS", "steps of each of the two trainings; adapting takes half as many", default=120
     )
     seed: int = option("NUMBER", "the same seed gives the same runs", default=0)
-    threads: Count = option("auto|THREADS", THREADS, default="auto")
+    threads: Count = threads_option()
 
 
 def demo(words: list[str]) -> int:

@@ -4,14 +4,14 @@ import dataclasses
 
 from selftaught.cli.console import tell
 from selftaught.cli.options import (
-    DEVICE,
-    LABELS_FROM,
-    MAX_PIXELS,
-    THREADS,
-    WORKERS,
+    MAX_PIXELS_HELP,
     Device,
+    device_option,
+    labels_option,
     option,
     parse_options,
+    threads_option,
+    workers_option,
 )
 from selftaught.config.overrides import Count
 
@@ -28,12 +28,12 @@ class Embed:
         default=(),
     )
     out: str = option("FILE", "file of the table: .csv, .parquet or .npz")
-    labels_from: str = option("auto|folders|none|FILE.csv", LABELS_FROM, default="auto")
-    max_pixels: int | None = option("PIXELS", MAX_PIXELS, "the run's", default=None)
+    labels_from: str = labels_option()
+    max_pixels: int | None = option("PIXELS", MAX_PIXELS_HELP, "the run's", default=None)
     size: int | None = option("PIXELS", "side of an image", "the run's", default=None)
-    device: Device = option("auto|cpu|cuda", DEVICE, default="auto")
-    threads: Count = option("auto|THREADS", THREADS, default="auto")
-    workers: Count = option("auto|PROCESSES", WORKERS, default="auto")
+    device: Device = device_option()
+    threads: Count = threads_option()
+    workers: Count = workers_option()
 
 
 def embed(words: list[str]) -> int:

@@ -9,14 +9,14 @@ from tyro.conf import Suppress
 
 from selftaught.cli.console import tell
 from selftaught.cli.options import (
-    DEVICE,
-    LABELS_FROM,
-    MAX_PIXELS,
-    THREADS,
-    WORKERS,
+    MAX_PIXELS_HELP,
     Device,
+    device_option,
+    labels_option,
     option,
     parse_options,
+    threads_option,
+    workers_option,
 )
 from selftaught.config.overrides import Count
 from selftaught.errors import UserError
@@ -37,8 +37,8 @@ class Evaluate:
         "the run's own data",
         default=(),
     )
-    labels_from: str = option("auto|folders|FILE.csv", LABELS_FROM, default="auto")
-    max_pixels: int | None = option("PIXELS", MAX_PIXELS, "the run's", default=None)
+    labels_from: str = labels_option("auto|folders|FILE.csv")
+    max_pixels: int | None = option("PIXELS", MAX_PIXELS_HELP, "the run's", default=None)
     protocol: tuple[Literal["knn", "linear", "finetune", "classifier"], ...] = option(
         "knn|linear|finetune|classifier ...",
         "what is trained on the features; finetune also trains the backbone; classifier is the"
@@ -69,9 +69,9 @@ class Evaluate:
     draws: int = option("DRAWS", "random draws of the labels, if not all are used", default=5)
     seed: int = option("NUMBER", "of the draws", default=0)
     json: bool = option("", "print a JSON list of results to standard output", default=False)
-    device: Device = option("auto|cpu|cuda", DEVICE, default="auto")
-    threads: Count = option("auto|THREADS", THREADS, default="auto")
-    workers: Count = option("auto|PROCESSES", WORKERS, default="auto")
+    device: Device = device_option()
+    threads: Count = threads_option()
+    workers: Count = workers_option()
 
 
 def evaluate(words: list[str]) -> int:

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from selftaught.cli.options import Option, annotate, parse_annotated
+from selftaught.cli.options import (
+    MAX_PIXELS_HELP,
+    THREADS_HELP,
+    WORKERS_DEFAULT,
+    WORKERS_HELP,
+    Option,
+    annotate,
+    parse_annotated,
+)
 from selftaught.cli.words import group_words, words_before
 from selftaught.config import registry
 from selftaught.config.defaults import optimizer_of
@@ -63,13 +71,7 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
         "share of held-out images, if the folders have no split",
         "0.2",
     ),
-    (
-        "max_pixels",
-        int | None,
-        "PIXELS",
-        "maximum of an image; larger ones are omitted",
-        f"{MAX_PIXELS}",
-    ),
+    ("max_pixels", int | None, "PIXELS", MAX_PIXELS_HELP, f"{MAX_PIXELS}"),
     ("method", str | None, "|".join((*METHODS, OWN)), "what to predict", DEFAULT),
     (
         "hard",
@@ -167,20 +169,8 @@ PLAIN: tuple[tuple[str, Any, str, str, str], ...] = (
     ("config", str | None, "FILE", "a run.json with other defaults", "none"),
     ("resume", bool, "", "continue the run in --out", "no"),
     ("device", Literal["auto", "cpu", "cuda"], "auto|cpu|cuda", "device of the training", "auto"),
-    (
-        "threads",
-        Count,
-        "auto|THREADS",
-        "compute threads; auto: one for each free core",
-        "auto; a resumed run keeps its own",
-    ),
-    (
-        "workers",
-        Count,
-        "auto|PROCESSES",
-        "processes that decode images, if these are not in memory",
-        "auto: at most 2",
-    ),
+    ("threads", Count, "auto|THREADS", THREADS_HELP, "auto; a resumed run keeps its own"),
+    ("workers", Count, "auto|PROCESSES", WORKERS_HELP, WORKERS_DEFAULT),
     (
         "on_collapse",
         Literal["stop", "warn"],

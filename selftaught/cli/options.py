@@ -20,12 +20,11 @@ T = TypeVar("T")
 _OPTION = "option"  # key in the metadata of a field
 
 # Help that several commands share
+THREADS_HELP = "compute threads; auto: one for each free core"
+WORKERS_HELP = "processes that decode images, if these are not in memory"
+WORKERS_DEFAULT = "auto: at most 2"
+MAX_PIXELS_HELP = "maximum of an image; larger ones are omitted"
 Device = Literal["auto", "cpu", "cuda"]
-DEVICE = "device of the computation"
-THREADS = "compute threads; auto: one for each free core"
-WORKERS = "processes that decode images, if these are not in memory; auto: at most 2"
-LABELS_FROM = "class folders or a CSV; auto: whatever is there"
-MAX_PIXELS = "maximum of an image; larger ones are omitted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +52,25 @@ def option(
     return dataclasses.field(default=default, metadata={_OPTION: about})
 
 
+# Fields that several commands have
+
+
+def device_option() -> Any:
+    return option("auto|cpu|cuda", "device of the computation", default="auto")
+
+
+def threads_option() -> Any:
+    return option("auto|THREADS", THREADS_HELP, default="auto")
+
+
+def workers_option() -> Any:
+    return option("auto|PROCESSES", WORKERS_HELP, WORKERS_DEFAULT, default="auto")
+
+
+def labels_option(metavar: str = "auto|folders|none|FILE.csv") -> Any:
+    return option(metavar, "class folders or a CSV; auto: whatever is there", default="auto")
+
+
 def _words_of(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
@@ -63,16 +81,13 @@ def _words_of(default: Any) -> str:
 
 def annotate(name: str, kind: Any, about: Option) -> Any:
     """Return the type of a field with what tyro's help says of it."""
-    if about.positional:
-        marks = arg(metavar=about.metavar, help=about.text, help_behavior_hint=f"({about.without})")
-        return Annotated[kind, marks, Positional]
     marks = arg(
-        name=name.replace("_", "-"),
+        name=None if about.positional else name.replace("_", "-"),
         help=about.text,
         metavar=about.metavar or None,
         help_behavior_hint=f"({about.without})",
     )
-    return Annotated[kind, marks]
+    return Annotated[kind, marks, Positional] if about.positional else Annotated[kind, marks]
 
 
 def parse_options(kind: type[T], command: str, words: Sequence[str]) -> T:

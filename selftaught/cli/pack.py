@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from selftaught.cli.options import LABELS_FROM, MAX_PIXELS, option, parse_options
+from selftaught.cli.options import MAX_PIXELS_HELP, labels_option, option, parse_options
 from selftaught.data.io import integrity
 from selftaught.data.pack.encode import Encoding, Format
 from selftaught.errors import UserError, require
@@ -32,12 +32,12 @@ class Pack:
         "jpeg|webp|png", "format of images that are resized or have another format", default="jpeg"
     )
     quality: int | None = option("1..100", "of jpeg and webp", "90", default=None)
-    labels_from: str = option("auto|folders|none|FILE.csv", LABELS_FROM, default="auto")
+    labels_from: str = labels_option()
     masks: str | None = option(
         "FOLDER", "masks, each under the path of its image", "none", default=None
     )
     shard: int = option("MEGABYTES", "approximate size of a file", default=256)
-    max_pixels: int = option("PIXELS", MAX_PIXELS, default=integrity.MAX_PIXELS)
+    max_pixels: int = option("PIXELS", MAX_PIXELS_HELP, default=integrity.MAX_PIXELS)
     verify: str | None = option(
         "PACK", "a pack, or its URL: only compare files with their checksums", "no", default=None
     )

@@ -9,7 +9,14 @@ from typing import Literal
 from selftaught import files
 from selftaught.api.launch import Launch
 from selftaught.cli.console import tell
-from selftaught.cli.options import DEVICE, THREADS, WORKERS, Device, option, parse_options
+from selftaught.cli.options import (
+    Device,
+    device_option,
+    option,
+    parse_options,
+    threads_option,
+    workers_option,
+)
 from selftaught.config.overrides import Count
 from selftaught.distributed import rank
 from selftaught.errors import Stopped, UserError
@@ -34,9 +41,9 @@ class Study:
     shard: str = option(
         "I/N", "part i of n of the cells, as in 2/8; 0/8 only collects the results", default="1/1"
     )
-    device: Device = option("auto|cpu|cuda", DEVICE, default="auto")
-    threads: Count = option("auto|THREADS", THREADS, default="auto")
-    workers: Count = option("auto|PROCESSES", WORKERS, default="auto")
+    device: Device = device_option()
+    threads: Count = threads_option()
+    workers: Count = workers_option()
     log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = option(
         "tensorboard|wandb|mlflow ...",
         "loggers of metrics, pictures and scores of every stage",

@@ -49,8 +49,9 @@ def leaves(kind: type, prefix: str = "") -> Iterator[Leaf]:
 
 def check_words(kind: type, command: str, words: Sequence[str]) -> None:
     """Raise UserError for the first word that does not fit, or for a value that is missing."""
-    positional = [leaf for leaf in leaves(kind) if leaf.positional]  # one at most
-    flags = {leaf.name: leaf for leaf in leaves(kind) if not leaf.positional}
+    known = list(leaves(kind))
+    positional = [leaf for leaf in known if leaf.positional]  # one at most
+    flags = {leaf.name: leaf for leaf in known if not leaf.positional}
     for word in words:
         if re.match(r"-[^-\d.]", word):
             raise UserError(f"there is no {word}: flags begin with --")
