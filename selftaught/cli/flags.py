@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from selftaught.cli.argv import group_words, words_before
 from selftaught.cli.options import (
     MAX_PIXELS_HELP,
     THREADS_HELP,
@@ -17,7 +18,6 @@ from selftaught.cli.options import (
     annotate,
     parse_annotated,
 )
-from selftaught.cli.words import group_words, words_before
 from selftaught.config import registry
 from selftaught.config.defaults import optimizer_of
 from selftaught.config.overrides import FIELDS, GROUPS, Count, normalise, refuse_others

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 from tyro.conf import Positional, arg
 
-from selftaught.cli.words import check_words
+from selftaught.cli.argv import check_words
 
 T = TypeVar("T")
 _OPTION = "option"  # key in the metadata of a field

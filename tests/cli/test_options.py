@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from selftaught.cli.argv import check_words, leaves
 from selftaught.cli.flags import pretrain_flags
 from selftaught.cli.main import COMMANDS, main
 from selftaught.cli.options import option, parse_options
-from selftaught.cli.words import check_words, leaves
 from selftaught.errors import UserError
 from selftaught.hard import HARD
 from selftaught.methods import METHODS
