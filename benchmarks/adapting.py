@@ -9,7 +9,7 @@ images. What is in --out is not done again. Writes results/adapting.json; --docs
 table of docs/hpt.md.
 
 Other methods or lengths than the default ones, for example from a ViT-Ti that was trained here;
-these go to results/adapting_methods.json, and --docs is refused:
+these go to results/adapting_methods.json, or another --name, and --docs is refused:
 
     selftaught pretrain --data imagenette128/ --method mae --size 64 --steps 400 --batch 64 \\
         --backbone benchmarks.pretext:vit_tiny_patch8 --out runs/vit
@@ -38,7 +38,8 @@ def adapt(target: Path, method: str | None, place: Path, args: argparse.Namespac
     """Adapt the weights to one target, and score them beside the start."""
     words = ["--init", str(args.weights), "--backbone", args.backbone, "--out", str(place)]
     words += ["--method", method] if method else []
-    words += ["--steps", str(args.steps)] if args.steps else []
+    for name in ("steps", "size", "batch"):
+        words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
     if main(["adapt", *words, "--target", str(target), "--threads", args.threads]):
         raise SystemExit(f"{target}: adapting failed")
     evaluation = st.evaluate(place, target, labels=("20", "all"), against=("init",))
@@ -94,13 +95,16 @@ if __name__ == "__main__":
     parser.add_argument("--backbone", default="tf_efficientnet_lite0")
     parser.add_argument("--methods", nargs="+", help="in place of the default one")
     parser.add_argument("--steps", type=int, help="in place of the default length")
+    parser.add_argument("--size", type=int, help="in place of the default one")
+    parser.add_argument("--batch", type=int, help="in place of the default one")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", default="auto")
+    parser.add_argument("--name", default="adapting_methods", help="of the file in results/")
     parser.add_argument("--docs", action="store_true")
     args = parser.parse_args()
-    default = not (args.methods or args.steps)
+    default = not (args.methods or args.steps or args.size or args.batch)
     if args.docs and not default:
-        parser.error("--docs writes the table of the defaults: leave out --methods and --steps")
+        parser.error("--docs writes the table of the defaults: give no method and no setting")
     args.out.mkdir(parents=True, exist_ok=True)
     results = []
     for target, method in product(args.targets, args.methods or [None]):
@@ -108,6 +112,6 @@ if __name__ == "__main__":
         file = args.out / f"{name}.json"
         results.append(make_once(file, adapt, target, method, args.out / name, args))
         print("\n".join(table(results[-1:])), flush=True)
-    write("adapting" if default else "adapting_methods", {"rows": results})
+    write("adapting" if default else args.name, {"rows": results})
     if args.docs:
         fill(ROOT / "docs" / "hpt.md", table(results), "adapting")
