@@ -122,6 +122,10 @@ def report(*runs: str | os.PathLike[str], out: str | os.PathLike[str] = "report.
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if not (home := _HOMES[name]):

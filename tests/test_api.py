@@ -83,6 +83,11 @@ def run(images: Path, tmp_path_factory: Places) -> st.Run:
     )
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"selftaught {st.__version__}\n"
+
+
 def test_values_are_taken_as_they_are(run: st.Run) -> None:
     stage = run.stage
     assert stage.method == st.methods.SimCLR.Config(temperature=0.2, hidden=16)
