@@ -79,6 +79,14 @@ def run_command(words: list[str]) -> int:
             soft_wrap=True,
         )
         return 2
+    except ModuleNotFoundError as error:
+        from importlib.metadata import PackageNotFoundError
+
+        if not isinstance(error, PackageNotFoundError):
+            raise
+        # A folder of the source on PYTHONPATH can be imported, but names no version.
+        err.print(f"[bold red]selftaught:[/] {error.name} is not installed: pip install it")
+        return 2
 
 
 def dispatch(words: list[str]) -> int:

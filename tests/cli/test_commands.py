@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,17 @@ def test_messages_for_what_is_not_there(images: Path, tmp_path: Path, capsys: Ca
         == 2
     )
     assert run_folder.has_run(tmp_path / "run")
+
+
+def test_source_that_is_not_installed(
+    images: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(run_folder, "version", version)
+    assert main(["pretrain", "--data", str(images), "--out", str(tmp_path / "run"), *SMALL]) == 2
+    assert "selftaught: selftaught is not installed" in capsys.readouterr().err
 
 
 def test_one_of_several_processes_ends_without_being_taken_apart() -> None:
