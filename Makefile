@@ -18,7 +18,7 @@ KEEP_TORCH := import importlib.metadata as m; \
 help:
 	@echo "make demo       train on the photographs that come along, and write demo/report.html (some minutes)"
 	@echo "make test       ruff, pyrefly and the test suite: all that a change must pass"
-	@echo "make abuse      bad inputs, kills and full disks, for a release; writes docs/reliability.md (half an hour)"
+	@echo "make abuse      bad inputs, kills and full disks, for a release; writes docs/reliability.md (ten minutes)"
 	@echo "make docs       build the documentation as a site, in site/; warnings are errors"
 	@echo "make lint       ruff and pyrefly alone"
 	@echo "make format     let ruff put the code into shape"

@@ -38,6 +38,8 @@ class Optimizer(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
     lr: Positive = 0.06
     weight_decay: NonNegative = 5e-4
     momentum: Share = 0.9
@@ -60,6 +62,8 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+
     lr: Positive = 1e-3
     weight_decay: NonNegative = 0.05
     betas: tuple[float, float] = (0.9, 0.999)

@@ -27,7 +27,7 @@ COMMANDS = {
     "show": ("report", "show the stages that led to a run: their data, weights and scores"),
     "embed": ("embed", "write the features of images as a table: .csv, .parquet or .npz"),
     "export": ("export", "write the backbone for timm or torch"),
-    "methods": ("methods", "list methods, hard examples and optimizers"),
+    "methods": ("methods", "list methods, hard examples and optimizers, or show what one takes"),
     "demo": ("demo", "run all of this on the included photographs, in some minutes"),
 }
 

@@ -1,21 +1,27 @@
-"""`selftaught methods`: a list of methods, hard examples and optimizers."""
+"""`selftaught methods`: methods, hard examples and optimizers, and the flags of their fields."""
 
 import dataclasses
 import json
-from typing import Annotated, Any, get_args, get_origin
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from selftaught.cli.options import option, parse_options
+from selftaught.config.registry import find_name
 from selftaught.hard import HARD
 from selftaught.methods import METHODS
 from selftaught.optim import OPTIMIZERS
 from selftaught.ranges import ranges_of
 
+HEXA = "Li et al., 2020, https://arxiv.org/abs/2012.13493"
+WORDS = {int: "whole number", float: "number", str: "text"}
+
 
 @dataclasses.dataclass(kw_only=True)
 class Methods:
-    """List methods, hard examples and optimizers, with their fields and papers."""
+    """List methods, hard examples and optimizers, or the fields of some of them."""
 
-    json: bool = option("", "print a JSON list", default=False)
+    names: tuple[str, ...] = option("NAME ...", "show their fields", positional=True, default=())
+    json: bool = option("", "print a JSON list, with all fields", default=False)
 
 
 def methods(words: list[str]) -> int:
@@ -23,41 +29,82 @@ def methods(words: list[str]) -> int:
     options = parse_options(Methods, "methods", words)
     from selftaught.report import console_tables
 
+    entries = catalogue(options.names)
     if options.json:
-        print(json.dumps(catalogue(), indent=2))
+        print(json.dumps(entries, indent=2))
+    elif options.names:
+        for entry in entries:
+            console_tables.show(console_tables.method_fields(entry))
+        print("Defaults can depend on the data and the network: run.json has those of a run.")
     else:
-        console_tables.show(console_tables.methods(catalogue()))
+        console_tables.show(console_tables.method_list(entries))
+        print("`selftaught methods NAME` shows the fields of one, and its paper.")
     return 0
 
 
-def catalogue() -> list[dict[str, Any]]:
-    """Rows {kind, name, summary, paper, fields: [{name, type, range, default}]}."""
-    methods = [row("method", name, m, m.Config, m.paper) for name, m in METHODS.items()]
-    hard = [
-        row("hard example", name, h, h, "Li et al., 2020, https://arxiv.org/abs/2012.13493")
-        for name, h in HARD.items()
+def catalogue(names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Entries {kind, family, name, summary, paper, fields: [{name, flag, values, default}]}.
+
+    names: those to return; all if empty. Raises UserError for a name that does not exist.
+    """
+    entries = [
+        entry("method", name, method, method.Config, "--method", find_family(method), method.paper)
+        for name, method in METHODS.items()
     ]
-    return [*methods, *hard, *(row("optimizer", name, o, o, "") for name, o in OPTIMIZERS.items())]
-
-
-def row(kind: str, name: str, cls: type, config: type, paper: str) -> dict[str, Any]:
-    """The row of one class; `config` is the dataclass of its fields."""
-    about = (cls.__doc__ or "").strip().splitlines()[0]
-    ranges = ranges_of(config)
-    fields = [
-        {
-            "name": f.name,
-            "type": describe_type(f.type),
-            "range": str(ranges.get(f.name, "")),
-            "default": f.default,
-        }
-        for f in dataclasses.fields(config)
+    entries += [
+        entry("hard example", name, hard, hard, f"--hard.{name}", paper=HEXA)
+        for name, hard in HARD.items()
     ]
-    return {"kind": kind, "name": name, "summary": about, "paper": paper, "fields": fields}
+    entries += [
+        entry("optimizer", name, optimizer, optimizer, "--optimizer")
+        for name, optimizer in OPTIMIZERS.items()
+    ]
+    by_name = {each["name"]: each for each in entries}
+    what = "method, hard example or optimizer"
+    return [by_name[find_name(name, by_name, what)] for name in names or by_name]
 
 
-def describe_type(kind: Any) -> str:
-    """The name of a field's type; of one with a range, that of its numbers."""
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    return kind.__name__ if isinstance(kind, type) else str(kind).removeprefix("typing.")
+def find_family(method: type) -> str:
+    """The family of a method, which its folder names: "self-distillation"."""
+    return method.__module__.split(".")[-2].replace("_", "-")
+
+
+def entry(
+    kind: str, name: str, cls: type, config: type, group: str, family: str = "", paper: str = ""
+) -> dict[str, Any]:
+    """The entry of one class. `config`: the dataclass of its fields; `group`: of their flags."""
+    hints, ranges = get_type_hints(config), ranges_of(config)
+    fields = []
+    for field in dataclasses.fields(config):
+        word, hint = field.name.replace("_", "-"), hints[field.name]
+        values = (
+            f"no value, or {group}.no-{word}"
+            if hint is bool
+            else describe_values(hint, str(ranges.get(field.name, "")))
+        )
+        fields.append(
+            {
+                "name": field.name,
+                "flag": f"{group}.{word}",
+                "values": values,
+                "default": field.default,
+            }
+        )
+    summary = (cls.__doc__ or "").strip().splitlines()[0]
+    return {
+        "kind": kind,
+        "family": family,
+        "name": name,
+        "summary": summary,
+        "paper": paper,
+        "fields": fields,
+    }
+
+
+def describe_values(kind: Any, limits: str = "") -> str:
+    """The values of a type and a range, as "number, above 0", or the choices, as "nce|softmax"."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return " ".join(map(describe_values, get_args(kind)))
+    return f"{WORDS[kind]}, {limits}" if limits else WORDS[kind]

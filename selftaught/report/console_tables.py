@@ -1,10 +1,10 @@
-"""Tables for the terminal: the results of an evaluation, and the list of methods."""
+"""Tables for the terminal: the results of an evaluation, the methods, and their fields."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -65,36 +65,46 @@ def evaluation(
     return table
 
 
-def methods(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of entries {name, kind?, summary?, paper?, fields?}.
-
-    Fields are {name, type, range, default}. `kind` ("method", "hard example", ...) gets a column if
-    any entry has one.
-    """
-    kinds = any(entry.get("kind") for entry in entries)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=False)
+def method_list(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of entries {name, kind, family, summary}: one line each, by family."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("Name", no_wrap=True)
-    if kinds:
-        table.add_column("Kind", no_wrap=True)
-    table.add_column("What it is, and its fields")
-    for entry in entries:
-        description = Text(str(entry.get("summary") or "").strip())
-        if entry.get("paper"):
-            description.append(f"\n{entry['paper']}", style="italic")
-        for field in entry.get("fields") or ():
-            description.append(f"\n  {field.get('name')}", style="cyan")
-            description.append(f" = {field.get('default')}")
-            about = " ".join(filter(None, (field.get("type"), field.get("range"))))
-            description.append(f"  {about}", style="dim")
-        name = Text(str(entry.get("name")), style="bold")
-        kind = [Text(str(entry.get("kind") or ""))] if kinds else []
-        table.add_row(name, *kind, description)
+    table.add_column("What it is")
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in sorted(entries, key=lambda entry: str(entry["family"] or "~")):
+        groups.setdefault(f"{entry['family']} {entry['kind']}s".strip(), []).append(entry)
+    for group, members in groups.items():
+        table.add_section()
+        table.add_row(Text(group, style="italic"), "")
+        for entry in members:
+            name = Text(f"  {entry['name']}", style="bold")
+            table.add_row(name, Text(str(entry["summary"])))
     return table
 
 
-def show(table: Table, *, stderr: bool = False) -> None:
-    """Print a table to standard output, or to standard error if the output is for programs."""
-    Console(stderr=stderr).print(table)
+def method_fields(entry: Mapping[str, Any]) -> Group:
+    """The fields of {name, kind, summary, paper, fields: [{flag, values, default}]}, as a table."""
+    about = Text(entry["name"], style="bold").append(f", {entry['kind']}", style="not bold")
+    for line in filter(None, (entry["summary"], entry["paper"])):
+        about.append(f"\n{line}", style="not bold")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Flag", no_wrap=True)
+    table.add_column("Default", no_wrap=True)
+    table.add_column("Values")
+    for field in entry["fields"]:
+        default = field["default"]
+        if isinstance(default, bool):
+            default = "yes" if default else "no"
+        elif isinstance(default, tuple):
+            default = " ".join(map(str, default))
+        flag = Text(field["flag"], style="cyan")
+        table.add_row(flag, Text(str(default)), Text(field["values"]))
+    return Group(about, table)
+
+
+def show(content: RenderableType, *, stderr: bool = False) -> None:
+    """Print to standard output, or to standard error if the output is for programs."""
+    Console(stderr=stderr).print(content)
 
 
 def _gain(gain: scores.Score | None) -> Text:

@@ -741,9 +741,15 @@ def test_tables_for_the_terminal() -> None:
     content = evaluation()
     console.print(console_tables.evaluation(content["rows"], content["differences"]))
     console.print(console_tables.evaluation([]))
-    method = {"name": "moco[v2]", "kind": "method", "summary": "Momentum [bold]contrast"}
-    fields = [{"name": "t", "type": "float", "default": 0.2}]
-    console.print(console_tables.methods([{**method, "fields": fields}]))
+    method = {"name": "moco[v2]", "kind": "method", "family": "contrastive", "paper": ""}
+    method["summary"] = "Momentum [bold]contrast"
+    fields = [
+        {"flag": "--method.t", "values": "number", "default": 0.2},
+        {"flag": "--method.betas", "values": "number number", "default": (0.9, 0.99)},
+        {"flag": "--method.on", "values": "yes or no", "default": True},
+    ]
+    console.print(console_tables.method_list([method]))
+    console.print(console_tables.method_fields({**method, "fields": fields}))
     text = console.export_text()
     for words in (
         "Balanced accuracy",
@@ -752,6 +758,9 @@ def test_tables_for_the_terminal() -> None:
         "≈ +1.0",
         "moco[v2]",
         "[bold]contrast",
-        "t = 0.2",
+        "contrastive methods",
+        "--method.t       0.2        number",
+        "0.9 0.99   number number",
+        "yes        yes or no",
     ):
         assert words in text, words
