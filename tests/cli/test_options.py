@@ -87,7 +87,8 @@ def test_words_that_do_not_fit_are_refused_in_one_line(words: str, line: str) ->
         ("show x y", "'y' belongs to no flag"),
         ("pack x --quality good", "--quality takes a whole number, and not 'good'"),
         ("demo --steps", "--steps has no value: give STEPS"),
-        ("methods simclr", "'simclr' belongs to no flag"),
+        ("demo simclr", "'simclr' belongs to no flag"),
+        ("methods simclr --steps 3", "there is no --steps: `selftaught methods --help`"),
     ],
 )
 def test_every_command_refuses_them_in_one_line(words: str, line: str, capsys: Capture) -> None:
