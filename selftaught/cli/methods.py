@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from selftaught.cli.comments import find_comments
 from selftaught.cli.options import option, parse_options
 from selftaught.config.registry import find_name
 from selftaught.hard import HARD
@@ -43,7 +44,8 @@ def methods(words: list[str]) -> int:
 
 
 def catalogue(names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Entries {kind, family, name, summary, paper, fields: [{name, flag, values, default}]}.
+    """Entries {kind, family, name, summary, paper, fields: [{name, flag, values, default,
+    meaning}]}.
 
     names: those to return; all if empty. Raises UserError for a name that does not exist.
     """
@@ -74,6 +76,7 @@ def entry(
 ) -> dict[str, Any]:
     """The entry of one class. `config`: the dataclass of its fields; `group`: of their flags."""
     hints, ranges = get_type_hints(config), ranges_of(config)
+    comments = find_comments(config)
     fields = []
     for field in dataclasses.fields(config):
         word, hint = field.name.replace("_", "-"), hints[field.name]
@@ -88,6 +91,7 @@ def entry(
                 "flag": f"{group}.{word}",
                 "values": values,
                 "default": field.default,
+                "meaning": comments.get(field.name, ""),
             }
         )
     summary = (cls.__doc__ or "").strip().splitlines()[0]

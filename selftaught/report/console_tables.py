@@ -83,7 +83,7 @@ def method_list(entries: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def method_fields(entry: Mapping[str, Any]) -> Group:
-    """The fields of {name, kind, summary, paper, fields: [{flag, values, default}]}, as a table."""
+    """The fields of {name, kind, summary, paper, fields: [{flag, values, default, meaning}]}."""
     about = Text(entry["name"], style="bold").append(f", {entry['kind']}", style="not bold")
     for line in filter(None, (entry["summary"], entry["paper"])):
         about.append(f"\n{line}", style="not bold")
@@ -98,7 +98,10 @@ def method_fields(entry: Mapping[str, Any]) -> Group:
         elif isinstance(default, tuple):
             default = " ".join(map(str, default))
         flag = Text(field["flag"], style="cyan")
-        table.add_row(flag, Text(str(default)), Text(field["values"]))
+        values = Text(field["values"])
+        if field["meaning"]:
+            values.append(f"\n{field['meaning']}", style="dim")
+        table.add_row(flag, Text(str(default)), values)
     return Group(about, table)
 
 

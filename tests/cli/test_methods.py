@@ -2,12 +2,19 @@
 
 import json
 import re
+from dataclasses import dataclass, fields
 
 import pytest
+from tyro._docstrings import get_field_docstring
 
+from selftaught.cli.comments import find_comments
 from selftaught.cli.main import main
 from selftaught.cli.methods import catalogue
+from selftaught.hard import HARD
 from selftaught.methods import METHODS
+from selftaught.models.anchor import Anchor
+from selftaught.optim import OPTIMIZERS, Cosine
+from selftaught.views.spec import Views
 from tests.fixtures import Capture
 
 
@@ -44,12 +51,59 @@ def test_json_of_those_that_are_named(capsys: Capture) -> None:
         "flag": "--method.centering",
         "values": "ema|sinkhorn",
         "default": "ema",
+        "meaning": "against one prototype for all images",
     }
 
 
 def test_a_name_that_does_not_exist(capsys: Capture) -> None:
     assert main(["methods", "simcrl"]) == 2
     assert "did you mean simclr" in capsys.readouterr().err
+
+
+@dataclass
+class Parent:
+    # an inherited one
+    first: int = 0
+
+
+@dataclass
+class Child(Parent):
+    """A class with comments of all kinds."""
+
+    beside: str = "#"  # on its line
+    # of two
+    # lines
+    above: tuple[int, ...] = (
+        1,  # no comment of the field
+        2,
+    )
+    none: int = 0
+
+    def method(self) -> None:
+        local: int = 0  # no field
+        del local
+
+
+def test_comments_of_fields() -> None:
+    assert find_comments(Child) == {
+        "first": "an inherited one",
+        "beside": "on its line",
+        "above": "of two lines",
+    }
+
+
+CONFIGS = {name: method.Config for name, method in METHODS.items()}
+CONFIGS |= HARD | OPTIMIZERS | {"views": Views, "schedule": Cosine, "anchor": Anchor}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_help_takes_no_comment_of_another_field(name: str) -> None:
+    """tyro's help takes a comment above a field for the fields below that field, too."""
+    config = CONFIGS[name]
+    comments = find_comments(config)
+    for field in fields(config):
+        words = get_field_docstring(config, field.name, ())
+        assert words in (None, comments.get(field.name)), field.name
 
 
 @pytest.mark.parametrize("entry", catalogue(), ids=lambda entry: entry["name"])

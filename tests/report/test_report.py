@@ -744,9 +744,14 @@ def test_tables_for_the_terminal() -> None:
     method = {"name": "moco[v2]", "kind": "method", "family": "contrastive", "paper": ""}
     method["summary"] = "Momentum [bold]contrast"
     fields = [
-        {"flag": "--method.t", "values": "number", "default": 0.2},
-        {"flag": "--method.betas", "values": "number number", "default": (0.9, 0.99)},
-        {"flag": "--method.on", "values": "yes or no", "default": True},
+        {"flag": "--method.t", "values": "number", "default": 0.2, "meaning": "of all"},
+        {
+            "flag": "--method.betas",
+            "values": "number number",
+            "default": (0.9, 0.99),
+            "meaning": "",
+        },
+        {"flag": "--method.on", "values": "yes or no", "default": True, "meaning": ""},
     ]
     console.print(console_tables.method_list([method]))
     console.print(console_tables.method_fields({**method, "fields": fields}))

@@ -35,12 +35,12 @@ class CPC(Method):
         blocks: Count = 5  # of the context network
         norm: Literal["layer", "batch"] = "layer"  # of the context network
         dim: Count = 64  # of embeddings
-        # distances, in rows, of the patches to predict; nearer ones share pixels with the context
+        # rows to the nearest patch to predict; nearer ones share pixels with the context
         nearest: Count = 2
-        farthest: Count = 3
+        farthest: Count = 3  # rows to the farthest patch to predict
         # directions of context: from above, then from the right, from below, from the left
         directions: Annotated[int, Range(1, 4)] = 4
-        temperature: Positive = 0.1
+        temperature: Positive = 0.1  # of the similarities
 
         def __post_init__(self) -> None:
             super().__post_init__()

@@ -32,9 +32,8 @@ class PrototypeDistillation(Method):
         prototypes: Count = 65536
         temperature: Positive = 0.1  # of the student
         teacher_temperature: Positive = 0.07
-        # the teacher's temperature at the start; it rises for this share of training
-        start_temperature: Positive = 0.04
-        temperature_warmup: Share = 0.3
+        start_temperature: Positive = 0.04  # of the teacher at the start
+        temperature_warmup: Share = 0.3  # share of training in which the teacher's rises
         centering: Literal["ema", "sinkhorn"] = "ema"  # against one prototype for all images
         center_momentum: Share = 0.9  # ema
         iterations: Count = 3  # sinkhorn
