@@ -6,13 +6,9 @@ default, meaning. All of that is read from the class when the site is built, so 
 date. Needs selftaught importable.
 """
 
-import ast
-import dataclasses
 import inspect
 import os
 import re
-import textwrap
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +76,7 @@ def outward_links(text: str, source: Path, repository: str | None) -> str:
 
 def method_head(name: str) -> str:
     """The head of a method's page, in Markdown; nothing for a page that is no method's."""
+    from selftaught.cli.methods import catalogue
     from selftaught.methods import METHODS
 
     method = METHODS.get(name)
@@ -96,79 +93,18 @@ def method_head(name: str) -> str:
         f"- **Compares the images of a batch**: {'yes' if method.couples_samples else 'no'}",
         "",
     ]
-    fields = dataclasses.fields(method.Config)
+    fields = catalogue([name])[0]["fields"]
     if not fields:
         return "\n".join([*lines, "It has no fields of its own."])
-    meanings = field_meanings(method.Config)
-    lines += ["| Field | Range | Default | Meaning |", "| --- | --- | --- | --- |"]
+    lines += ["| Field | Values | Default | Meaning |", "| --- | --- | --- | --- |"]
     for field in fields:
-        default = "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-        meaning = meanings.get(field.name, "").replace("|", "\\|")
-        lines.append(
-            f"| `{field.name}` | {range_of(method.Config, field)} | {default} | {meaning} |"
-        )
-    flag = fields[0].name.replace("_", "-")
+        values, meaning = (field[key].replace("|", "\\|") for key in ("values", "meaning"))
+        lines.append(f"| `{field['name']}` | {values} | `{field['default']!r}` | {meaning} |")
     return "\n".join(
         [
             *lines,
             "",
-            f"Each field is a flag (`--method.{flag}`). Defaults are those of the class. A run"
+            f"Each field is a flag (`{fields[0]['flag']}`). Defaults are those of the class. A run"
             " scales some of them to its data, and writes what it took into `run.json`.",
         ]
     )
-
-
-def range_of(config: type, field: dataclasses.Field[Any]) -> str:
-    """The values that a field takes: its choices, or the range in its type."""
-    from selftaught.ranges import ranges_of
-
-    kind = typing.get_type_hints(config, include_extras=True)[field.name]
-    if choices := choices_of(kind):
-        return ", ".join(f"`{choice}`" for choice in choices)
-    if field.name in ranges_of(config):
-        return str(ranges_of(config)[field.name])
-    return "yes or no" if isinstance(field.default, bool) else "text"
-
-
-def choices_of(kind: Any) -> tuple[Any, ...]:
-    """The values of a Literal, also inside an Annotated."""
-    if typing.get_origin(kind) is typing.Annotated:
-        return choices_of(typing.get_args(kind)[0])
-    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-
-
-def field_meanings(config: type) -> dict[str, str]:
-    """What the source says of each field: a comment on its line or above it, or a string below."""
-    found: dict[str, str] = {}
-    for owner in reversed(config.__mro__):
-        try:
-            text = textwrap.dedent(inspect.getsource(owner))
-        except (OSError, TypeError):  # object
-            continue
-        lines = text.splitlines()
-        node = ast.parse(text).body[0]
-        assert isinstance(node, ast.ClassDef)
-        for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
-            if not isinstance(statement, ast.AnnAssign):
-                continue
-            assert isinstance(statement.target, ast.Name)
-            said = comment_at(lines, statement)
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                said = " ".join(str(following.value.value).split())
-            if said:
-                found[statement.target.id] = said
-    return found
-
-
-def comment_at(lines: list[str], statement: ast.stmt) -> str:
-    """The comment behind a statement, or the ones on the lines above it."""
-    last = lines[(statement.end_lineno or statement.lineno) - 1]
-    behind = last[statement.end_col_offset or 0 :].strip()
-    if behind.startswith("#"):
-        return behind.lstrip("# ")
-    above: list[str] = []
-    number = statement.lineno - 2
-    while number >= 0 and lines[number].strip().startswith("#"):
-        above.insert(0, lines[number].strip().lstrip("# "))
-        number -= 1
-    return " ".join(above)

@@ -11,7 +11,7 @@ from timm.optim import Lars
 from torch import nn
 
 from selftaught.distributed import is_sharded
-from selftaught.ranges import NonNegative, Positive, Share, check_ranges
+from selftaught.ranges import BelowOne, NonNegative, Positive, Share, check_ranges
 
 Named = Iterable[tuple[str, nn.Parameter]]
 Parts = Mapping[str, Mapping[str, Any]]
@@ -42,7 +42,7 @@ class SGD(Optimizer):
 
     lr: Positive = 0.06
     weight_decay: NonNegative = 5e-4
-    momentum: Share = 0.9
+    momentum: BelowOne = 0.9
 
     def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
         param_groups = groups(parameters, self, parts)
@@ -66,7 +66,7 @@ class AdamW(Optimizer):
 
     lr: Positive = 1e-3
     weight_decay: NonNegative = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
 
     def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:
         param_groups = groups(parameters, self, parts)
@@ -87,7 +87,7 @@ class LARS(Optimizer):
 
     lr: Positive = 0.3
     weight_decay: NonNegative = 1e-6
-    momentum: Share = 0.9
+    momentum: BelowOne = 0.9
     trust: Positive = 0.001
 
     def build(self, parameters: Named, parts: Parts = NO_PARTS) -> torch.optim.Optimizer:

@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
 
-from selftaught.errors import require
+from selftaught.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,22 @@ Natural = Annotated[int, Range(0), arg(metavar="INT>=0")]
 Positive = Annotated[float, Range(0, open_low=True), arg(metavar="FLOAT>0")]
 NonNegative = Annotated[float, Range(0), arg(metavar="FLOAT>=0")]
 Share = Annotated[float, Range(0, 1), arg(metavar="0..1")]
+BelowOne = Annotated[float, Range(0, 1, open_high=True), arg(metavar="0..1")]
+NonzeroShare = Annotated[float, Range(0, 1, open_low=True), arg(metavar="0..1")]
+TwoOrMore = Annotated[int, Range(2), arg(metavar="INT>=2")]
 
 
 @lru_cache
 def ranges_of(kind: type) -> dict[str, Range]:
-    """Return the ranges of a dataclass's fields, by field name."""
-    return {
-        name: each
-        for name, hint in get_type_hints(kind, include_extras=True).items()
-        for each in getattr(hint, "__metadata__", ())
-        if isinstance(each, Range)
-    }
+    """Return the ranges of a dataclass's fields, by field name; of a tuple, that of its numbers."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: found for name, hint in hints.items() if (found := _find_range(hint))}
+
+
+def _find_range(hint: Any) -> Range | None:
+    found = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Range)), None)
+    bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return found or (_find_range(get_args(bare)[0]) if get_origin(bare) is tuple else None)
 
 
 def check_ranges(values: Any, group: str) -> None:
@@ -56,4 +61,26 @@ def check_ranges(values: Any, group: str) -> None:
     kind: type = type(values)
     for name, limits in ranges_of(kind).items():
         value = getattr(values, name)
-        require(value in limits, f"--{group}.{name.replace('_', '-')}", str(limits), value)
+        for number in (value,) if isinstance(value, int | float) else value:
+            require(number in limits, _flag(group, name), str(limits), number)
+
+
+def check_order(values: Any, group: str, *names: str) -> None:
+    """Raise UserError for the first pair of numbers, in the fields `names`, that falls."""
+    for name in names:
+        low, high = getattr(values, name)
+        if low > high:
+            raise UserError(
+                f"{_flag(group, name)} takes two numbers in rising order, and not {low:g} {high:g}"
+            )
+
+
+def check_given(values: Any, group: str, *names: str) -> None:
+    """Raise UserError for the first empty tuple in the fields `names`."""
+    for name in names:
+        if not getattr(values, name):
+            raise UserError(f"{_flag(group, name)} needs one number or more")
+
+
+def _flag(group: str, name: str) -> str:
+    return f"--{group}.{name.replace('_', '-')}"

@@ -171,7 +171,7 @@ def test_the_head_of_a_methods_page_comes_from_the_code(name: str) -> None:
         assert f"`{field.name}`" in line
         assert f"`{field.default!r}`" in line
         number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
-        assert not number or re.search(r"\| (from|above|[\d.]+ or more)", line), line
+        assert not number or re.search(r"number, (from|above|[\d.]+ or more)", line), line
     for address in re.findall(r"https?://[^\s,;)]+", METHODS[name].paper):
         assert address in head
 

@@ -39,6 +39,17 @@ from selftaught.methods.supervised.supervised import Supervised
 from selftaught.models.batch_norm import batch_norms
 from selftaught.models.interpolation import interpolate_states
 from selftaught.optim import OPTIMIZERS, Cosine
+from selftaught.ranges import (
+    Count,
+    Natural,
+    NonzeroShare,
+    Positive,
+    Share,
+    TwoOrMore,
+    check_given,
+    check_order,
+    check_ranges,
+)
 from selftaught.seeding import key
 from selftaught.training.loop import MOST_SKIPS, Loop, fit
 from selftaught.training.step import Step
@@ -74,40 +85,37 @@ class FineTune(Protocol):
     """
 
     # lengths in steps
-    steps: Annotated[tuple[int, ...], arg(help_behavior_hint="(default: none)")] = ()
-    epochs: tuple[float, ...] = (10.0,)  # lengths in passes over the labelled images
-    min_steps: int = 80  # of a length in passes, as few images have few steps a pass
-    rates: tuple[float, ...] = (0.0025, 0.008)  # learning rates of the backbone, for a batch of 256
-    head: float = 1.0  # factor of the rate for the head
-    batch: int = 32
+    steps: Annotated[tuple[Count, ...], arg(help_behavior_hint="(default: none)")] = ()
+    epochs: tuple[Positive, ...] = (10.0,)  # lengths in passes over the labelled images
+    min_steps: Count = 80  # of a length in passes, as few images have few steps a pass
+    # learning rates of the backbone, for a batch of 256
+    rates: tuple[Positive, ...] = (0.0025, 0.008)
+    head: Positive = 1.0  # factor of the rate for the head
+    batch: Count = 32  # images in a step
     seed: int = 0
     # the head at the beginning: the linear probe on frozen features, or random weights
     start: Literal["probe", "random"] = "probe"
     # shares of the way from the start to the trained weights; 0 is the linear probe
-    blends: tuple[float, ...] = (0.0, 0.5, 1.0)
+    blends: tuple[Share, ...] = (0.0, 0.5, 1.0)
     optimizer: Literal["sgd", "adamw"] = "adamw"  # sgd: with momentum .9
     schedule: Literal["cosine", "drops"] = "cosine"  # drops: to a tenth after each third
     norms: Literal["frozen", "batch"] = "frozen"  # statistics of batch norm in training
-    crops: tuple[float, float] = (0.35, 1.0)  # share of the image's area in a random crop
+    # share of the image's area in a random crop
+    crops: tuple[NonzeroShare, NonzeroShare] = (0.35, 1.0)
     balance: bool = True  # draw every class equally often; the score is balanced accuracy
-    folds: int = 3  # parts of the labelled images, of which one is held out
-    cross_validate: int = 500  # up to so many labelled images every part is held out once
+    folds: TwoOrMore = 3  # parts of the labelled images, of which one is held out
+    cross_validate: Natural = 500  # up to so many labelled images every part is held out once
 
     def __post_init__(self) -> None:
-        if not (self.steps or self.epochs) or not self.rates:
-            raise UserError("fine-tuning needs a length and a rate")
-        numbers = (*self.steps, *self.epochs, *self.rates, self.min_steps, self.head, self.batch)
-        if min(numbers) <= 0:
-            raise UserError("fine-tuning: lengths, rates and batch must be above 0")
-        if not self.blends or not all(0 <= blend <= 1 for blend in self.blends):
-            raise UserError("fine-tuning: blends must be one number or more from 0 to 1")
+        if not (self.steps or self.epochs):
+            raise UserError("fine-tuning has no length: give --finetune.steps or --finetune.epochs")
+        check_given(self, "finetune", "rates", "blends")
+        check_ranges(self, "finetune")
+        check_order(self, "finetune", "crops")
         if self.start == "random" and 0 in self.blends:
             raise UserError(
-                "fine-tuning: blend 0 is the linear probe; from a random head leave it out"
+                "--finetune.blends 0 is the linear probe: from a random head leave it out"
             )
-        if self.folds < 2:
-            raise UserError("fine-tuning needs at least two folds to choose a setting")
-        _ = self.views  # raises UserError for crops out of range
 
     @property
     def views(self) -> Views:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selftaught.errors import UserError
 from selftaught.features.protocol import FeatureProtocol, Features, Scores, class_count
+from selftaught.ranges import Count, Positive, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +19,11 @@ class KNN(FeatureProtocol):
     classes an image, each entry is in [0, 1]. Raises UserError for values out of range.
     """
 
-    neighbours: int = 20
-    temperature: float = 0.07
+    neighbours: Count = 20  # nearest training images, which vote
+    temperature: Positive = 0.07  # a vote has the weight exp(similarity / temperature)
 
     def __post_init__(self) -> None:
-        if self.neighbours < 1 or self.temperature <= 0:
-            raise UserError("kNN needs at least one neighbour and a temperature above zero")
+        check_ranges(self, "knn")
 
     @property
     def name(self) -> str:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selftaught.errors import UserError
 from selftaught.features.lbfgs import minimise
 from selftaught.features.protocol import FeatureProtocol, Features, Scores, class_count
+from selftaught.ranges import Count, Natural, Positive, TwoOrMore, check_given, check_ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +39,18 @@ class LinearProbe(FeatureProtocol):
     out, and the penalty is `fallback`.
     """
 
-    penalties: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0)
-    fallback: float = 1000.0
-    folds: int = 5
-    cross_validate: int = 2000
-    choose_on: int = 20000
-    iterations: int = 300
-    seed: int = 0
+    # those to choose from
+    penalties: tuple[Positive, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0)
+    fallback: Positive = 1000.0  # penalty with one image a class
+    folds: TwoOrMore = 5  # parts of the training images, of which one is held out
+    cross_validate: Natural = 2000  # up to so many training images every part is held out once
+    choose_on: Count = 20000  # at most so many training images choose the penalty
+    iterations: Count = 300  # of L-BFGS, at most
+    seed: int = 0  # of the parts
 
     def __post_init__(self) -> None:
-        if not self.penalties or min(*self.penalties, self.fallback) <= 0:
-            raise UserError("the linear probe needs penalties above zero")
-        if self.folds < 2:
-            raise UserError("the linear probe needs at least two folds to choose its penalty")
+        check_given(self, "linear", "penalties")
+        check_ranges(self, "linear")
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from selftaught.devices import upcast
 from selftaught.distributed import gather
 from selftaught.method import Method, Tensors, leaves, map_tensors
-from selftaught.ranges import NonNegative, Range, check_ranges
+from selftaught.ranges import BelowOne, NonNegative, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class HardExample(ABC):
 
     weight: NonNegative = 1.0  # of its loss; the clean loss has weight 1
     # share of training before the first hard example
-    start: Annotated[float, Range(0, 1, open_high=True)] = 0.0
+    start: BelowOne = 0.0
     # the multi-crop views to use: all of them, or only the large ones
     crops: Literal["large", "all"] = "large"
     # batch norms that hard examples use: those of the clean views, or an auxiliary set

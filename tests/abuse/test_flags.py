@@ -120,6 +120,7 @@ FLAGS = [
     wrong(["--views.blurr", "0"], "--views.blur"),
     wrong(["--optimizer.lrr", "0.1"], "--optimizer.lr"),
     wrong(["--optimizer.betas", "0.1", "0.2"], "adamw"),
+    wrong(["--optimizer", "adamw", "--optimizer.betas", "2", "3"], "--optimizer.betas"),
     wrong(["--hard.adversarial.eps", "2"], "--hard"),
     wrong(["--hard", "adversarial", "--hard.adversarial.epss", "2"], "--hard.adversarial.eps"),
     wrong(["--hard", "cutmix", "cutmix"], "cutmix", promise=EITHER),

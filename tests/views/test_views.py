@@ -406,7 +406,7 @@ def test_tiny_sizes_and_thin_crops(canvas: int) -> None:
     ],
 )
 def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"views: {name} is "):
+    with pytest.raises(UserError, match=f"--views.{name.replace('_', '-')} (must be|takes) "):
         Views(**{name: value})
 
 

@@ -1,7 +1,7 @@
 """SimMIM (Xie et al., 2022, https://arxiv.org/abs/2111.09886)."""
 
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from selftaught.methods.parts.masked_pixels import (
     spread_mask,
 )
 from selftaught.models.layers import resize
-from selftaught.ranges import Range, Share
+from selftaught.ranges import Share, TwoOrMore
 
 
 class SimMIM(MaskedPixels):
@@ -30,7 +30,7 @@ class SimMIM(MaskedPixels):
     class Config(MaskedPixels.Config):
         mask_ratio: Share = 0.6  # share of the squares that are masked
         # squares along a side of the view: of 32 pixels in 224, as in the paper
-        cells: Annotated[int, Range(2)] = 7
+        cells: TwoOrMore = 7
 
         def defaults(self, setting: Setting) -> Defaults[Self]:
             """Crop and mirror views only. Short trainings need a rate above the paper's."""

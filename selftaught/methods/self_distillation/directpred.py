@@ -1,7 +1,7 @@
 """DirectPred (Tian et al., 2021), DirectSet and DirectCopy (Wang et al., 2021)."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from selftaught.method import Batch, Setup
 from selftaught.methods.parts.teacher_student import TeacherStudent
 from selftaught.models.layers import Counter, mlp, on_views
 from selftaught.models.teacher import Teacher
-from selftaught.ranges import Count, NonNegative, Positive, Range
+from selftaught.ranges import BelowOne, Count, NonNegative, Positive
 
 
 class DirectPred(TeacherStudent):
@@ -32,7 +32,7 @@ class DirectPred(TeacherStudent):
         # reaches 0 would stay there
         eps: Positive = 0.1
         # weight of the past in the moving average of correlations
-        rho: Annotated[float, Range(0, 1, open_high=True)] = 0.3
+        rho: BelowOne = 0.3
         frequency: Count = 1  # steps from one update of the predictor to the next
         # exponent of DirectSet; that of DirectPred is 1/2, of DirectCopy 1
         alpha: NonNegative = 0.5
