@@ -238,11 +238,12 @@ def adapt_run(plan: Plan, out: Path, launch: Launch, command: str) -> list[str]:
         )
         if rank() != 0:
             return []
-        # plan.json may name the outcome of another plan by now.
         place = folders[plan.leaves[-1].name]
         facts = run_folder.read_run(place).facts
         choice = [facts["choice"]["text"]] if "choice" in facts else []
-        return [*choice, f"the backbone is in {place / 'backbone.safetensors'}{lost_in(place)}"]
+        # `out` may hold the outcome of another plan by now.
+        named = out if run_folder.resolve_run(out) == place else place
+        return [*choice, f"the backbone is in {named / 'backbone.safetensors'}{lost_in(place)}"]
 
 
 def lost_in(folder: Path) -> str:

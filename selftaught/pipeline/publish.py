@@ -29,7 +29,6 @@ def publish_outcome(out: Path, stage: Path, say: Callable[[str], None] = lambda 
             else:
                 (out / name).unlink(missing_ok=True)
         files.write_json(out / "run.json", facts)
-    say(f"the outcome is in {out / FILES[0]} too")
 
 
 def link(source: Path, draft: Path) -> None:

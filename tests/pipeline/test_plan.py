@@ -170,7 +170,7 @@ def test_the_first_line_says_what_was_kept(chain: Chain) -> None:
     first, second = text.splitlines()
     assert first == run_folder.read_run(out).facts["choice"]["text"]
     assert first.startswith(("kept: step ", "training did not help: "))
-    assert second == f"the backbone is in {stages(out)['target'] / 'backbone.safetensors'}"
+    assert second == f"the backbone is in {out / 'backbone.safetensors'}"
 
 
 def test_a_plan_leaves_its_folder(chain: Chain, brought: Path) -> None:
@@ -272,8 +272,11 @@ def test_what_is_done_is_not_done_again(chain: Chain, images: Path, brought: Pat
 def test_another_plan_that_began_there_meanwhile_is_not_told_of(
     chain: Chain, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    """Two plans may share a folder and its stages; each says at its end what it did itself."""
+    """Two plans may share a folder and its stages. Each says at its end what it did itself, and
+    names its stage's folder where the other's outcome may come into the shared one.
+    """
     words, out, text = chain
+    stage = stages(out)["target"].relative_to(out)
     shutil.copytree(out, tmp_path / "shared")
     real = execute.execute_plan
 
@@ -286,7 +289,7 @@ def test_another_plan_that_began_there_meanwhile_is_not_told_of(
 
     monkeypatch.setattr(execute, "execute_plan", disturbed)
     assert printed([*words[:-1], str(tmp_path / "shared")]) == text.replace(
-        str(out), str(tmp_path / "shared")
+        str(out), str(tmp_path / "shared" / stage)
     )
 
 
