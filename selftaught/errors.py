@@ -74,6 +74,26 @@ def _why(error: OSError) -> str:
     return f"{reason}; {remedy}"
 
 
+def describe_memory_error(error: BaseException) -> str | None:
+    """What is said of an allocation that failed, on a GPU or not; None for any other error.
+
+    torch raises its own class, or a RuntimeError that only its text tells from others.
+    """
+    text = str(error)
+    failed = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    torchs = isinstance(error, RuntimeError) and any(words in text for words in failed)
+    if not isinstance(error, MemoryError) and not torchs:
+        return None
+    device = " of the GPU" if "CU" in text else ""
+    asked = re.search(r"ried to allocate ([\d.]+) (\w+)", text)
+    if not asked:
+        return f"the memory{device} is full"
+    amount, unit = float(asked[1]), asked[2]
+    if unit == "bytes":
+        amount, unit = amount / 2**30, "GiB"
+    return f"the memory{device} is full: {amount:,.4g} {unit} more were asked for"
+
+
 def find_system_error(error: BaseException, until: BaseException | None = None) -> OSError | None:
     """Find the error of the system that caused `error`, or None.
 

@@ -38,6 +38,7 @@ Share = Annotated[float, Range(0, 1), arg(metavar="0..1")]
 BelowOne = Annotated[float, Range(0, 1, open_high=True), arg(metavar="0..1")]
 NonzeroShare = Annotated[float, Range(0, 1, open_low=True), arg(metavar="0..1")]
 TwoOrMore = Annotated[int, Range(2), arg(metavar="INT>=2")]
+Seed = Annotated[int, Range(-(2**63), 2**63 - 1), arg(metavar="INT")]
 
 
 @lru_cache

@@ -40,7 +40,7 @@ def outside(limits: Range) -> list[float]:
 
 @groups
 def test_every_number_has_a_range(group: str, kind: type) -> None:
-    names = {f.name for f in dataclasses.fields(kind)} - {"seed"}
+    names = {f.name for f in dataclasses.fields(kind)}
     numbers = {name for name, hint in get_type_hints(kind).items() if is_number(hint)}
     assert numbers & names == {*ranges_of(kind)}
 

@@ -16,6 +16,7 @@ from selftaught.config.overrides import Count
 from selftaught.data import demo_images
 from selftaught.errors import UserError
 from selftaught.runs.folder import has_run, read_run
+from selftaught.seeding import check_seed
 
 Command = Callable[[list[str]], int]
 COMMANDS: dict[str, Command] = {
@@ -53,6 +54,7 @@ def run_demo(out: Path, steps: int, seed: int, threads: Count = "auto") -> Path:
 
     Parts that are done are not repeated, so a demo that was stopped can continue.
     """
+    check_seed(seed)
     share = [] if threads == "auto" else ["--threads", str(threads)]
     images = demo_images.write(out / "images", seed=seed)
     night = demo_images.write_night(out / "night", images, seed)

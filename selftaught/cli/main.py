@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from selftaught.cli.console import err, plain
 from selftaught.cli.malloc import keep_freed
-from selftaught.errors import UserError, describe_error
+from selftaught.errors import UserError, describe_error, describe_memory_error
 
 # {name: (module, description)}
 COMMANDS = {
@@ -29,6 +29,12 @@ COMMANDS = {
     "export": ("export", "write the backbone for timm or torch"),
     "methods": ("methods", "list methods, hard examples and optimizers, or show what one takes"),
     "demo": ("demo", "run all of this on the included photographs, in some minutes"),
+}
+# what frees memory, by command
+REMEDIES = {
+    "pretrain": "end other programs that use it, or choose another --out and a lower --batch or"
+    " --size, or --accumulate 2",
+    "adapt": "end other programs that use it, or give a lower --batch or --size, or --accumulate 2",
 }
 
 
@@ -78,6 +84,13 @@ def run_command(words: list[str]) -> int:
             highlight=False,
             soft_wrap=True,
         )
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        full = describe_memory_error(error)
+        if full is None:
+            raise
+        remedy = REMEDIES.get(words[0], "end other programs that use it, or lower --size")
+        err.print(f"[bold red]selftaught:[/] {full}; {remedy}", highlight=False, soft_wrap=True)
         return 2
     except ModuleNotFoundError as error:
         from importlib.metadata import PackageNotFoundError

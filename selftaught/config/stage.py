@@ -16,6 +16,7 @@ from selftaught.methods import DEFAULT, METHODS
 from selftaught.models import trainable
 from selftaught.models.anchor import Anchor
 from selftaught.optim import SGD, Cosine, Optimizer
+from selftaught.seeding import check_seed
 from selftaught.views.spec import Views
 
 
@@ -41,6 +42,7 @@ class Data:
         pixel_range: PixelRange | None = PixelRange(),
     ) -> Index:
         """Build the index of the images. Arguments and errors are those of `build_index`."""
+        check_seed(seed)
         index = build.build_index(
             self.roots,
             labels=self.labels,
@@ -95,6 +97,7 @@ class Stage:
         require(self.accumulate >= 1, "--accumulate", "1 or more", self.accumulate)
         require(self.steps >= 0, "--steps", "0 or more", self.steps)
         require(self.clip >= 0, "--clip", "0 or more", self.clip)
+        check_seed(self.seed)
         if self.anchor and self.init is None:
             raise UserError("--anchor holds weights that are given: name them by --init")
         if self.norm_statistics == "weights" and self.init is None:

@@ -25,6 +25,7 @@ from selftaught.features.protocol import (
     Subject,
     class_count,
 )
+from selftaught.seeding import check_seed
 
 
 class NothingToScore(UserError):
@@ -49,6 +50,7 @@ def evaluate(
     one draw. The same seed gives the same results. The metric is balanced accuracy; for two classes
     also AUROC; for several classes an image AUROC only. Raises UserError if nothing can be scored.
     """
+    check_seed(seed)
     _check_images(subjects, train, test)
     if draws < 1 or resamples < 1:
         raise UserError("the numbers of draws and resamples must be 1 or more")

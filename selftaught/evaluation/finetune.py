@@ -44,6 +44,7 @@ from selftaught.ranges import (
     Natural,
     NonzeroShare,
     Positive,
+    Seed,
     Share,
     TwoOrMore,
     check_given,
@@ -92,7 +93,7 @@ class FineTune(Protocol):
     rates: tuple[Positive, ...] = (0.0025, 0.008)
     head: Positive = 1.0  # factor of the rate for the head
     batch: Count = 32  # images in a step
-    seed: int = 0
+    seed: Seed = 0
     # the head at the beginning: the linear probe on frozen features, or random weights
     start: Literal["probe", "random"] = "probe"
     # shares of the way from the start to the trained weights; 0 is the linear probe

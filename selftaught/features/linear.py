@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selftaught.features.lbfgs import minimise
 from selftaught.features.protocol import FeatureProtocol, Features, Scores, class_count
-from selftaught.ranges import Count, Natural, Positive, TwoOrMore, check_given, check_ranges
+from selftaught.ranges import Count, Natural, Positive, Seed, TwoOrMore, check_given, check_ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class LinearProbe(FeatureProtocol):
     cross_validate: Natural = 2000  # up to so many training images every part is held out once
     choose_on: Count = 20000  # at most so many training images choose the penalty
     iterations: Count = 300  # of L-BFGS, at most
-    seed: int = 0  # of the parts
+    seed: Seed = 0  # of the parts
 
     def __post_init__(self) -> None:
         check_given(self, "linear", "penalties")

@@ -124,6 +124,7 @@ FLAGS = [
     wrong(["--hard.adversarial.eps", "2"], "--hard"),
     wrong(["--hard", "adversarial", "--hard.adversarial.epss", "2"], "--hard.adversarial.eps"),
     wrong(["--hard", "cutmix", "cutmix"], "cutmix", promise=EITHER),
+    wrong(["--seed", "99999999999999999999"], "--seed"),
     wrong(["--subset", "banana"], "--subset"),
     wrong(["--subset", "0%"], "--subset"),
     wrong(["--subset", "200%"], "--subset"),

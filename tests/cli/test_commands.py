@@ -1,5 +1,6 @@
 """Commands from start to end: training, evaluation and export."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+import torch
 
 from selftaught.cli.main import main
 from selftaught.runs import folder as run_folder
@@ -58,6 +60,24 @@ def test_messages_for_what_is_not_there(images: Path, tmp_path: Path, capsys: Ca
         == 2
     )
     assert run_folder.has_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [("pretrain", "--accumulate 2"), ("adapt", "--accumulate 2"), ("evaluate", "--size")],
+)
+def test_memory_that_is_full(
+    command: str, remedy: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(words: list[str]) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    module = importlib.import_module(f"selftaught.cli.{command}")
+    monkeypatch.setattr(module, command, run)
+    assert main([command]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "the memory of the GPU is full: 20 MiB more were asked for; end other" in line
+    assert remedy in line
 
 
 def test_source_that_is_not_installed(
