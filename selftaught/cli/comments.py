@@ -9,7 +9,7 @@ from io import StringIO
 
 
 def find_comments(config: type) -> dict[str, str]:
-    """The comment of each field that has one, also of those that are inherited.
+    """Return the comment of each field that has one, also of those that are inherited.
 
     A comment stands on the line of its field, or alone on the lines above it.
     """

@@ -44,21 +44,23 @@ def methods(words: list[str]) -> int:
 
 
 def catalogue(names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Entries {kind, family, name, summary, paper, fields: [{name, flag, values, default,
-    meaning}]}.
+    """Return entries {kind, family, name, summary, paper, fields}.
 
-    names: those to return; all if empty. Raises UserError for a name that does not exist.
+    fields: [{name, flag, values, default, meaning}]. names: those to return; all if empty. Raises
+    UserError for a name that does not exist.
     """
     entries = [
-        entry("method", name, method, method.Config, "--method", find_family(method), method.paper)
+        describe(
+            "method", name, method, method.Config, "--method", find_family(method), method.paper
+        )
         for name, method in METHODS.items()
     ]
     entries += [
-        entry("hard example", name, hard, hard, f"--hard.{name}", paper=HEXA)
+        describe("hard example", name, hard, hard, f"--hard.{name}", paper=HEXA)
         for name, hard in HARD.items()
     ]
     entries += [
-        entry("optimizer", name, optimizer, optimizer, "--optimizer")
+        describe("optimizer", name, optimizer, optimizer, "--optimizer")
         for name, optimizer in OPTIMIZERS.items()
     ]
     by_name = {each["name"]: each for each in entries}
@@ -67,14 +69,17 @@ def catalogue(names: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 
 def find_family(method: type) -> str:
-    """The family of a method, which its folder names: "self-distillation"."""
+    """Return the family of a method, which its folder names: "self-distillation"."""
     return method.__module__.split(".")[-2].replace("_", "-")
 
 
-def entry(
+def describe(
     kind: str, name: str, cls: type, config: type, group: str, family: str = "", paper: str = ""
 ) -> dict[str, Any]:
-    """The entry of one class. `config`: the dataclass of its fields; `group`: of their flags."""
+    """Return the entry of one class.
+
+    config: the dataclass of its fields. group: that of their flags, as "--method".
+    """
     hints, ranges = get_type_hints(config), ranges_of(config)
     comments = find_comments(config)
     fields = []
@@ -106,9 +111,9 @@ def entry(
 
 
 def describe_values(kind: Any, limits: str = "") -> str:
-    """The values of a type and a range, as "number, above 0", or the choices, as "nce|softmax"."""
+    """Return the values of a type and a range, as "number, above 0", or choices: "nce|softmax"."""
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return " ".join(map(describe_values, get_args(kind)))
-    return f"{WORDS[kind]}, {limits}" if limits else WORDS[kind]
+    one = get_origin(kind) is not tuple
+    words = WORDS[kind] if one else " ".join(map(describe_values, get_args(kind)))
+    return f"{words}, {limits}" if limits else words

@@ -34,7 +34,7 @@ def test_fields_of_those_that_are_named(capsys: Capture) -> None:
         r"--method.norm +layer +layer\|batch",
         r"--method.stop-gradient +no +no value, or --method.no-stop-gradient",
         r"--hard.cutmix.crops +large +large\|all",
-        r"--optimizer.betas +0.9 0.999 +number number",
+        r"--optimizer.betas +0.9 0.999 +number number, from 0 to below 1",
         "van den Oord et al., 2018",
     ):
         assert re.search(words, text), words
