@@ -84,7 +84,7 @@ def describe_memory_error(error: BaseException) -> str | None:
     torchs = isinstance(error, RuntimeError) and any(words in text for words in failed)
     if not isinstance(error, MemoryError) and not torchs:
         return None
-    device = " of the GPU" if "CU" in text else ""
+    device = " of the GPU" if re.search("CUDA|CUBLAS|CUDNN", text) else ""
     asked = re.search(r"ried to allocate ([\d.]+) (\w+)", text)
     if not asked:
         return f"the memory{device} is full"

@@ -38,7 +38,8 @@ Share = Annotated[float, Range(0, 1), arg(metavar="0..1")]
 BelowOne = Annotated[float, Range(0, 1, open_high=True), arg(metavar="0..1")]
 NonzeroShare = Annotated[float, Range(0, 1, open_low=True), arg(metavar="0..1")]
 TwoOrMore = Annotated[int, Range(2), arg(metavar="INT>=2")]
-Seed = Annotated[int, Range(-(2**63), 2**63 - 1), arg(metavar="INT")]
+SEEDS = Range(-(2**63), 2**63 - 1)  # what torch takes
+Seed = Annotated[int, SEEDS, arg(metavar="INT")]
 
 
 @lru_cache
@@ -64,6 +65,11 @@ def check_ranges(values: Any, group: str) -> None:
         value = getattr(values, name)
         for number in (value,) if isinstance(value, int | float) else value:
             require(number in limits, _flag(group, name), str(limits), number)
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a number that torch takes for no seed."""
+    require(seed in SEEDS, "--seed", "a number of 64 bits", seed)
 
 
 def check_order(values: Any, group: str, *names: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from selftaught.errors import UserError, WorkerDied, describe_memory_error, find_dead_worker
-from selftaught.seeding import check_seed
+from selftaught.ranges import check_seed
 
 
 @pytest.mark.parametrize(

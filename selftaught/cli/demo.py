@@ -15,8 +15,8 @@ from selftaught.cli.report import report
 from selftaught.config.overrides import Count
 from selftaught.data import demo_images
 from selftaught.errors import UserError
+from selftaught.ranges import check_seed
 from selftaught.runs.folder import has_run, read_run
-from selftaught.seeding import check_seed
 
 Command = Callable[[list[str]], int]
 COMMANDS: dict[str, Command] = {

@@ -30,11 +30,10 @@ COMMANDS = {
     "methods": ("methods", "list methods, hard examples and optimizers, or show what one takes"),
     "demo": ("demo", "run all of this on the included photographs, in some minutes"),
 }
-# what frees memory, by command
-REMEDIES = {
-    "pretrain": "end other programs that use it, or choose another --out and a lower --batch or"
-    " --size, or --accumulate 2",
-    "adapt": "end other programs that use it, or give a lower --batch or --size, or --accumulate 2",
+# what takes less memory, by command
+MEMORY_REMEDIES = {
+    "pretrain": "choose another --out and a lower --batch or --size, or --accumulate 2",
+    "adapt": "give a lower --batch or --size, or --accumulate 2",
 }
 
 
@@ -71,35 +70,33 @@ def run_command(words: list[str]) -> int:
     except UserError as error:
         from selftaught.errors import Collapsed
 
-        err.print(f"[bold red]selftaught:[/] {plain(str(error))}", highlight=False, soft_wrap=True)
-        return 3 if isinstance(error, Collapsed) else 2
+        return refuse(str(error), 3 if isinstance(error, Collapsed) else 2)
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
         err.print("interrupted")
         return 130
     except OSError as error:
-        err.print(
-            f"[bold red]selftaught:[/] {plain(describe_error(error))}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return 2
+        return refuse(describe_error(error))
     except (MemoryError, RuntimeError) as error:
         full = describe_memory_error(error)
         if full is None:
             raise
-        remedy = REMEDIES.get(words[0], "end other programs that use it, or lower --size")
-        err.print(f"[bold red]selftaught:[/] {full}; {remedy}", highlight=False, soft_wrap=True)
-        return 2
+        remedy = MEMORY_REMEDIES.get(words[0], "lower --size")
+        return refuse(f"{full}; end other programs that use it, or {remedy}")
     except ModuleNotFoundError as error:
         from importlib.metadata import PackageNotFoundError
 
         if not isinstance(error, PackageNotFoundError):
             raise
         # A folder of the source on PYTHONPATH can be imported, but names no version.
-        err.print(f"[bold red]selftaught:[/] {error.name} is not installed: pip install it")
-        return 2
+        return refuse(f"{error.name} is not installed: pip install it")
+
+
+def refuse(text: str, code: int = 2) -> int:
+    """Print an error as one line; return the exit code."""
+    err.print(f"[bold red]selftaught:[/] {plain(text)}", highlight=False, soft_wrap=True)
+    return code
 
 
 def dispatch(words: list[str]) -> int:

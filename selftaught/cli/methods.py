@@ -49,23 +49,31 @@ def catalogue(names: Sequence[str] = ()) -> list[dict[str, Any]]:
     fields: [{name, flag, values, default, meaning}]. names: those to return; all if empty. Raises
     UserError for a name that does not exist.
     """
-    entries = [
-        describe(
-            "method", name, method, method.Config, "--method", find_family(method), method.paper
-        )
-        for name, method in METHODS.items()
-    ]
-    entries += [
-        describe("hard example", name, hard, hard, f"--hard.{name}", paper=HEXA)
-        for name, hard in HARD.items()
-    ]
-    entries += [
-        describe("optimizer", name, optimizer, optimizer, "--optimizer")
-        for name, optimizer in OPTIMIZERS.items()
-    ]
-    by_name = {each["name"]: each for each in entries}
+    known = [*METHODS, *HARD, *OPTIMIZERS]
     what = "method, hard example or optimizer"
-    return [by_name[find_name(name, by_name, what)] for name in names or by_name]
+    return [describe(find_name(name, known, what)) for name in names or known]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return the entry of a method, a hard example or an optimizer."""
+    if name in METHODS:
+        method = METHODS[name]
+        cls, config, group = method, method.Config, "--method"
+        kind, family, paper = "method", find_family(method), method.paper
+    elif name in HARD:
+        cls = config = HARD[name]
+        group, kind, family, paper = f"--hard.{name}", "hard example", "", HEXA
+    else:
+        cls = config = OPTIMIZERS[name]
+        group, kind, family, paper = "--optimizer", "optimizer", "", ""
+    return {
+        "kind": kind,
+        "family": family,
+        "name": name,
+        "summary": (cls.__doc__ or "").strip().splitlines()[0],
+        "paper": paper,
+        "fields": describe_fields(config, group),
+    }
 
 
 def find_family(method: type) -> str:
@@ -73,13 +81,8 @@ def find_family(method: type) -> str:
     return method.__module__.split(".")[-2].replace("_", "-")
 
 
-def describe(
-    kind: str, name: str, cls: type, config: type, group: str, family: str = "", paper: str = ""
-) -> dict[str, Any]:
-    """Return the entry of one class.
-
-    config: the dataclass of its fields. group: that of their flags, as "--method".
-    """
+def describe_fields(config: type, group: str) -> list[dict[str, Any]]:
+    """Return the fields of a dataclass; `group` is that of their flags, as "--method"."""
     hints, ranges = get_type_hints(config), ranges_of(config)
     comments = find_comments(config)
     fields = []
@@ -99,15 +102,7 @@ def describe(
                 "meaning": comments.get(field.name, ""),
             }
         )
-    summary = (cls.__doc__ or "").strip().splitlines()[0]
-    return {
-        "kind": kind,
-        "family": family,
-        "name": name,
-        "summary": summary,
-        "paper": paper,
-        "fields": fields,
-    }
+    return fields
 
 
 def describe_values(kind: Any, limits: str = "") -> str:

@@ -16,7 +16,7 @@ from selftaught.methods import DEFAULT, METHODS
 from selftaught.models import trainable
 from selftaught.models.anchor import Anchor
 from selftaught.optim import SGD, Cosine, Optimizer
-from selftaught.seeding import check_seed
+from selftaught.ranges import check_seed
 from selftaught.views.spec import Views
 
 

@@ -25,7 +25,7 @@ from selftaught.features.protocol import (
     Subject,
     class_count,
 )
-from selftaught.seeding import check_seed
+from selftaught.ranges import check_seed
 
 
 class NothingToScore(UserError):

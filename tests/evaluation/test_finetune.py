@@ -167,23 +167,23 @@ def test_few_images_have_more_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    ("asked", "words"),
     [
-        {"steps": (), "epochs": ()},
-        {"rates": ()},
-        {"rates": (0.0,)},
-        {"batch": 0},
-        {"head": -1.0},
-        {"steps": (0,)},
-        {"blends": ()},
-        {"blends": (0.5, 1.1)},
-        {"start": "random"},  # which has no probe to blend with
-        {"folds": 1},
-        {"min_steps": 0},
+        ({"steps": (), "epochs": ()}, "fine-tuning has no length: give --finetune.steps"),
+        ({"rates": ()}, "--finetune.rates needs one number or more"),
+        ({"rates": (0.0,)}, "--finetune.rates must be above 0"),
+        ({"batch": 0}, "--finetune.batch must be 1 or more"),
+        ({"head": -1.0}, "--finetune.head must be above 0"),
+        ({"steps": (0,)}, "--finetune.steps must be 1 or more"),
+        ({"blends": ()}, "--finetune.blends needs one number or more"),
+        ({"blends": (0.5, 1.1)}, "--finetune.blends must be from 0 to 1"),
+        ({"start": "random"}, "--finetune.blends 0 is the linear probe"),  # to blend with
+        ({"folds": 1}, "--finetune.folds must be 2 or more"),
+        ({"min_steps": 0}, "--finetune.min-steps must be 1 or more"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(asked: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"fine-tuning|--finetune\."):
+def test_settings_that_make_no_sense_are_refused(asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
         FineTune(**asked)
 
 
